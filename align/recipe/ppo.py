@@ -1,0 +1,99 @@
+"""The `ppo` section. Defaults: the Qwen report where it speaks, else the marked choice of docs and README."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from align.recipe.fields import Count, OptimSection, Positive, Section, Share, Source
+
+
+class RolloutSection(Section):
+    """How the policy is sampled. `engine: auto` takes vLLM where it is usable, else HF, and says which."""
+
+    engine: Literal["auto", "hf"] = "auto"
+    num_generations: Positive = 2
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    top_k: Count = 0
+    max_prompt_length: Positive = 1024
+    max_completion_length: Positive = 1024
+    min_completion_length: Count = 0
+    batch_size: Positive = 64
+
+
+class PolicyOptim(OptimSection):
+    learning_rate: float = Field(1e-6, gt=0)
+    adam_epsilon: float = Field(1e-5, gt=0)
+
+
+class CriticOptim(OptimSection):
+    learning_rate: float = Field(5e-6, gt=0)
+    adam_epsilon: float = Field(1e-5, gt=0)
+
+
+class EvalSection(Section):
+    """Evaluation on held-out prompts: `num_samples` replies a prompt at temperature 1 and top-p 1, and one greedy."""
+
+    num_samples: Count = 8
+    limit: Positive | None = None
+    every_steps: Positive | None = None
+
+
+class PPOSection(Section):
+    """PPO with a critic.
+
+    One iteration: `rollout_batch_size` prompts over all ranks give `rollout_batch_size * num_generations` responses,
+    which are trained on for `num_ppo_epochs` passes of `num_mini_batches` optimizer steps each. `micro_batch_size`
+    responses are held at once by a rank. `critic_warmup_steps` counts optimizer steps.
+    """
+
+    data: tuple[Source, ...] = Field(min_length=1)
+    eval_data: tuple[Source, ...] = ()
+    ptx_data: tuple[Source, ...] = ()
+    init_from: str | None = None
+    reward_from: str | None = None
+    critic_from: str | None = None
+
+    rollout: RolloutSection = RolloutSection()
+    policy: PolicyOptim = PolicyOptim()
+    critic: CriticOptim = CriticOptim()
+    evaluation: EvalSection = EvalSection()
+
+    num_iterations: Positive
+    rollout_batch_size: Positive = 256
+    num_ppo_epochs: Positive = 1
+    num_mini_batches: Positive = 8
+    micro_batch_size: Positive = 8
+    critic_warmup_steps: Count = 50
+
+    kl_coef: float = Field(0.04, ge=0)
+    kl_estimator: Literal["k1"] = "k1"
+    kl_in: Literal["reward"] = "reward"
+    normalize_reward: Literal["none", "running_mean"] = "running_mean"
+    reward_clip_range: float | None = Field(10.0, gt=0)
+    missing_eos_penalty: float | None = Field(1.0, ge=0)
+
+    gamma: Share = 1.0
+    lam: Share = 0.95
+    whiten_advantages: bool = True
+    cliprange: float = Field(0.2, gt=0)
+    cliprange_value: float | None = Field(0.15, gt=0)
+    vf_coef: float = Field(1.0, gt=0)
+
+    ptx_coef: float = Field(0.0, ge=0)
+    ptx_ratio: Count = 8
+    ptx_max_length: Positive = 2048
+    ptx_micro_batch_size: Positive | None = None
+
+    logging_steps: Positive = 1
+    save_steps: Positive | None = None
+    save_total_limit: Positive = 2
+    log_samples: Count = 8
+
+    @model_validator(mode="after")
+    def _ptx_needs_documents(self) -> PPOSection:
+        if self.ptx_coef > 0 and not self.ptx_data:
+            raise ValueError("ptx_coef is above 0 but ptx_data is empty: name the pretraining documents, or set ptx_coef to 0")
+        return self

@@ -1,0 +1,58 @@
+"""The sections of the supervised stages: base, sft, pmp, rm."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from align.recipe.fields import Count, OptimSection, Positive, Section, Share, Source
+
+
+class SupervisedSection(OptimSection):
+    """What base, sft, pmp and rm have in common.
+
+    `batch_size` is the number of rows (pairs for pmp and rm) of one optimizer step over all ranks, `micro_batch_size`
+    the number a rank holds at once; gradients do not depend on the latter. `max_steps` wins over `num_train_epochs`.
+    Without `eval_data`, the share `holdout` of `data` is held out by a hash of the prompt.
+    """
+
+    data: tuple[Source, ...] = Field(min_length=1)
+    eval_data: tuple[Source, ...] = ()
+    holdout: Share = 0.05
+    init_from: str | None = None
+    max_length: Positive
+    on_overlong: Literal["drop", "truncate", "error"] = "drop"
+    batch_size: Positive
+    micro_batch_size: Positive
+    eval_batch_size: Positive = 64
+    num_train_epochs: float = Field(1.0, gt=0)
+    max_steps: Positive | None = None
+    attention_dropout: Share = 0.0
+    logging_steps: Positive = 10
+    eval_steps: Positive | None = None
+    save_steps: Positive | None = None
+    save_total_limit: Positive = 2
+
+
+class BaseSection(SupervisedSection):
+    """(Continued) pretraining on documents, concatenated into blocks of `max_length` tokens."""
+
+
+class SFTSection(SupervisedSection):
+    """ChatML supervised finetuning; loss on assistant content and its `<|im_end|>`."""
+
+    eval_num_replies: Count = 64
+    max_completion_length: Positive = 128
+
+
+class RewardSection(SupervisedSection):
+    """Preference-model pretraining and reward-model finetuning: pairwise logistic loss on the end-token head.
+
+    `reference_data` are demonstrations whose replies get mean score 0 after training (`center_scores`).
+    """
+
+    pooling: Literal["end_token"] = "end_token"
+    center_scores: bool = False
+    reference_data: tuple[Source, ...] = ()
+    reference_size: Positive = 256

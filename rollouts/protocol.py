@@ -1,0 +1,80 @@
+"""What an engine is: token ids in, token ids out. It knows no tokenizer and no reward.
+
+Which rank calls what: every rank owns an engine and calls `generate` with its own shard of the prompts; `update_weights`
+is called by all ranks together, because gathering sharded weights is a collective operation. An in-process engine that
+shares the trainer's module (HF) has nothing to copy and only takes the new version number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to sample.
+
+    Attributes:
+        n: independent completions per prompt.
+        temperature: softmax temperature; 0 means greedy.
+        top_p: nucleus mass kept, 1.0 = off.
+        top_k: candidates kept, 0 = off.
+        stop_token_ids: a completion ends with (and contains) the first of these.
+        seed: makes a call reproducible: the same engine, weights, prompts and seed give the same completions.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One reply.
+
+    Attributes:
+        token_ids: generated ids, the stop token included when one was drawn.
+        logprobs: log-probability in nats of each id under the distribution it was drawn from (after temperature and
+            truncation), None when the engine was not asked for them. A diagnostic; the trainer recomputes its own.
+        finish_reason: "stop" when a stop token was drawn, "length" when `max_new_tokens` cut it.
+        weight_version: the version of the weights that made it.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    finish_reason: Literal["stop", "length"]
+    weight_version: int
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """The small protocol behind which rollouts happen."""
+
+    def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
+        """`params.n` completions per prompt, prompt-major: those of prompt i are at `[i * n, (i + 1) * n)`."""
+        ...
+
+    def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take new policy weights; completions from now on carry `version`."""
+        ...
+
+    def sleep(self) -> None:
+        """Free what can be freed while the trainer updates."""
+        ...
+
+    def wake(self) -> None:
+        """Be ready to generate again."""
+        ...
+
+    def close(self) -> None:
+        """Release everything; the engine is not used again."""
+        ...
