@@ -1,0 +1,60 @@
+"""Rows -> padded tensors. Masks come from lengths, never from comparing ids with the pad id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from align.data.encode import NO_LOSS, PairRow, Row
+
+
+def _pad(sequences: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
+    width = max((len(sequence) for sequence in sequences), default=0)
+    rows = [
+        [value] * (width - len(sequence)) + list(sequence) if left else list(sequence) + [value] * (width - len(sequence))
+        for sequence in sequences
+    ]
+    return torch.tensor(rows, dtype=torch.long).view(len(sequences), width)
+
+
+def _mask(sequences: Sequence[Sequence[int]], *, left: bool) -> Tensor:
+    return _pad([[1] * len(sequence) for sequence in sequences], 0, left=left)
+
+
+def pad_right(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """`ids_BT` and `mask_BT` (int64, 1 = real token), padding at the end; T is the longest sequence."""
+    return _pad(sequences, pad_id, left=False), _mask(sequences, left=False)
+
+
+def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """`ids_BT` and `mask_BT` (int64, 1 = real token), padding at the beginning, as generation needs it."""
+    return _pad(sequences, pad_id, left=True), _mask(sequences, left=True)
+
+
+class CausalCollator:
+    """Rows of `encode_demonstrations` -> `input_ids`, `attention_mask`, `labels`, each (B, T), padded on the right.
+
+    Rows without `labels` (blocks of documents) have loss on every token but the first.
+    """
+
+    def __init__(self, pad_id: int):
+        self.pad_id = pad_id
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        input_ids_BT, mask_BT = pad_right([row["input_ids"] for row in rows], self.pad_id)
+        labels_BT = _pad([row.get("labels") or [NO_LOSS, *row["input_ids"][1:]] for row in rows], NO_LOSS, left=False)
+        return {"input_ids": input_ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
+
+
+class PairCollator:
+    """Rows of `encode_comparisons` -> `input_ids`, `attention_mask` of shape (2B, T): all chosen, then all rejected."""
+
+    def __init__(self, pad_id: int):
+        self.pad_id = pad_id
+
+    def __call__(self, rows: Sequence[PairRow]) -> dict[str, Tensor]:
+        sequences = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
+        input_ids, mask = pad_right(sequences, self.pad_id)
+        return {"input_ids": input_ids, "attention_mask": mask}
