@@ -1,0 +1,144 @@
+"""Derived batch sizes. A recipe names the sizes that matter for learning; how they are cut over ranks and
+micro-batches is computed here, once, and never written back into the recipe.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from align.recipe.errors import RecipeError
+from align.recipe.ppo import PPOSection
+from align.recipe.schema import Recipe
+from align.recipe.stages import SupervisedSection
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """How one optimizer step of a stage is cut.
+
+    Attributes:
+        stage: the stage's name.
+        world_size: number of ranks.
+        batch_size: rows (pairs for pmp and rm, responses for ppo) of one optimizer step over all ranks.
+        rank_batch_size: the share of one rank, `batch_size / world_size`.
+        micro_batch_size: rows a rank holds at once.
+        accumulation: micro-batches a rank passes through per optimizer step; only ppo's last one may be smaller.
+        prompts: ppo: prompts of one iteration over all ranks.
+        responses: ppo: responses of one iteration over all ranks, `prompts * num_generations`.
+        steps_per_iteration: ppo: optimizer steps of one iteration, `num_ppo_epochs * num_mini_batches`.
+        ptx_batch_size: ppo: pretraining rows of one optimizer step over all ranks, `ptx_ratio * batch_size`.
+        ptx_micro_batch_size: ppo: pretraining rows a rank holds at once.
+    """
+
+    stage: str
+    world_size: int
+    batch_size: int
+    rank_batch_size: int
+    micro_batch_size: int
+    accumulation: int
+    prompts: int = 0
+    responses: int = 0
+    steps_per_iteration: int = 0
+    ptx_batch_size: int = 0
+    ptx_micro_batch_size: int = 0
+
+
+def launched_world_size() -> int:
+    """Number of ranks this process was launched with (`WORLD_SIZE`), 1 when it was not launched."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    return int(text) if text.isdigit() and int(text) > 0 else 1
+
+
+def _nearest_multiple(value: int, unit: int) -> int:
+    return max(unit, round(value / unit) * unit)
+
+
+def _largest_divisor(value: int, at_most: int) -> int:
+    return next(size for size in range(min(value, at_most), 0, -1) if value % size == 0)
+
+
+def _supervised_problem(section: SupervisedSection, stage: str, world_size: int) -> str | None:
+    rows, micro = section.batch_size, section.micro_batch_size
+    if rows % (world_size * micro) == 0:
+        return None
+    ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
+    wrong = f"{stage}.batch_size: {rows} rows cannot be cut into {ranks} x micro_batch_size {micro} x a whole accumulation"
+    if rows % world_size:
+        return f"{wrong} ({rows} / {world_size} is not whole); try {stage}.batch_size={_nearest_multiple(rows, world_size * micro)}"
+    fitting = _largest_divisor(rows // world_size, micro)
+    return (
+        f"{wrong} ({rows} / {world_size} = {rows // world_size} rows a rank); "
+        f"try {stage}.micro_batch_size={fitting} or {stage}.batch_size={_nearest_multiple(rows, world_size * micro)}"
+    )
+
+
+def _ppo_problem(section: PPOSection, world_size: int) -> str | None:
+    prompts, n, minis = section.rollout_batch_size, section.rollout.num_generations, section.num_mini_batches
+    responses = prompts * n
+    made = f"{prompts} prompts x {n} generations = {responses} responses"
+    if responses % minis:
+        return (
+            f"ppo.num_mini_batches: {made} cannot be cut into {minis} equal minibatches; "
+            f"try ppo.num_mini_batches={_largest_divisor(responses, minis)}"
+        )
+    if prompts % world_size:
+        return (
+            f"ppo.rollout_batch_size: {prompts} prompts cannot be shared equally by {world_size} ranks; "
+            f"try ppo.rollout_batch_size={_nearest_multiple(prompts, world_size * minis)}"
+        )
+    if (responses // minis) % world_size:
+        return (
+            f"ppo.num_mini_batches: {made} in {minis} minibatches give {responses // minis} a minibatch, which {world_size} "
+            f"ranks cannot share equally; try ppo.num_mini_batches={_largest_divisor(responses // world_size, minis)}"
+        )
+    share = responses // minis // world_size
+    if section.micro_batch_size > share:
+        return (
+            f"ppo.micro_batch_size: {section.micro_batch_size} is more than the {share} responses that a rank has of a minibatch "
+            f"({made} / {minis} minibatches / {world_size} ranks); try ppo.micro_batch_size={share}"
+        )
+    return None
+
+
+def batch_problem(recipe: Recipe, stage: str, world_size: int) -> str | None:
+    """What is wrong with the batch split of `stage`, or None."""
+    section = getattr(recipe, stage)
+    if isinstance(section, PPOSection):
+        return _ppo_problem(section, world_size)
+    return _supervised_problem(section, stage, world_size)
+
+
+def batch_plan(recipe: Recipe, stage: str, world_size: int | None = None) -> BatchPlan:
+    """The plan of `stage` on `world_size` ranks (default: as launched). Raises RecipeError for an impossible split."""
+    world_size = launched_world_size() if world_size is None else world_size
+    problem = batch_problem(recipe, stage, world_size)
+    if problem:
+        raise RecipeError([problem], recipe.name)
+    section = getattr(recipe, stage)
+    if isinstance(section, PPOSection):
+        return _ppo_plan(section, world_size)
+    share = section.batch_size // world_size
+    micro = section.micro_batch_size
+    return BatchPlan(stage, world_size, section.batch_size, share, micro, share // micro)
+
+
+def _ppo_plan(section: PPOSection, world_size: int) -> BatchPlan:
+    responses = section.rollout_batch_size * section.rollout.num_generations
+    minibatch = responses // section.num_mini_batches
+    share, micro = minibatch // world_size, section.micro_batch_size
+    ptx = section.ptx_ratio * minibatch if section.ptx_coef > 0 else 0
+    ptx_micro = min(section.ptx_micro_batch_size or micro, ptx // world_size)
+    return BatchPlan(
+        stage="ppo",
+        world_size=world_size,
+        batch_size=minibatch,
+        rank_batch_size=share,
+        micro_batch_size=micro,
+        accumulation=-(-share // micro),
+        prompts=section.rollout_batch_size,
+        responses=responses,
+        steps_per_iteration=section.num_ppo_epochs * section.num_mini_batches,
+        ptx_batch_size=ptx,
+        ptx_micro_batch_size=ptx_micro,
+    )

@@ -1,0 +1,178 @@
+"""From a YAML file and `key=value` overrides to a frozen `Recipe`, or to every error in them at once.
+
+Types are strict (`seed: "3"` is an error, `learning_rate: 1` is fine). pydantic stops short of the cross-field rules
+as soon as one field is wrong; so when errors are found, the offending keys are repaired (a misspelt key gets the
+suggested name, a bad value its default) in a private copy, and that copy is looked at again for rules and batch splits.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from align.recipe.batch import batch_problem, launched_world_size
+from align.recipe.errors import RecipeError
+from align.recipe.problems import Problem, describe, section_at
+from align.recipe.schema import Recipe
+from align.recipe.text import Lines, dump, parse
+from data_formats.errors import MissingFileError
+
+
+STAND_IN = "(missing)"  # put where a required text is missing, while looking for further problems
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What `inspect` found. `recipe` is complete when `problems` is empty, else repaired as far as possible, or None."""
+
+    recipe: Recipe | None
+    problems: tuple[str, ...]
+    source: str
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, world_size: int | None = None) -> Recipe:
+    """Load, override and validate a recipe.
+
+    Args:
+        path: a YAML file, or the name of a shipped recipe (`quickstart`).
+        overrides: `dotted.key=VALUE`, VALUE in YAML (`ppo.kl_coef=0.1`, `sft.data=[a.jsonl]`, `ppo=null` drops a stage);
+            a number picks an element of a list (`sft.data.0.limit=100`). The last one wins.
+        world_size: ranks to check the batch split for; default as launched.
+
+    Raises:
+        MissingFileError: no such file or shipped recipe.
+        RecipeError: with every problem found.
+    """
+    found = inspect(path, overrides, world_size=world_size)
+    if found.problems or found.recipe is None:
+        raise RecipeError(found.problems, found.source)
+    return found.recipe
+
+
+def inspect(path: str | Path, overrides: Sequence[str] = (), *, world_size: int | None = None) -> Inspection:
+    """As `load_recipe`, but hands the problems back. Raises only for what cannot be read at all."""
+    from align.recipe.shipped import find_recipe
+
+    file = find_recipe(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError([f"is not UTF-8 text (byte {error.start})"], str(path)) from None
+    except OSError as error:
+        raise MissingFileError(f"{file}: cannot be read ({error.strerror})") from None
+    data, lines = parse(text, str(path))
+    if not isinstance(data, dict):
+        raise RecipeError(["is empty" if data is None else "must be a YAML mapping of keys to values"], str(path))
+    problems = [problem for item in overrides if (problem := _override(data, item, lines))]
+    recipe, found = validate(data, launched_world_size() if world_size is None else world_size)
+    problems += [_with_line(problem, lines) for problem in found]
+    return Inspection(recipe, tuple(dict.fromkeys(problems)), str(path))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe, defaults included, as YAML that loads again to an equal `Recipe`."""
+    return dump(recipe.model_dump(mode="json"))
+
+
+def _with_line(problem: Problem | str, lines: Lines) -> str:
+    line = lines.get(problem.loc) if isinstance(problem, Problem) and problem.loc else None
+    return f"{problem} (line {line})" if line else str(problem)
+
+
+def _override(data: dict, item: str, lines: Lines) -> str | None:
+    """Put one `key=value` into `data`; a sentence when that is impossible."""
+    key, equals, text = item.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        return f"'{item}' is not an override; write key=value with a dotted key, for example ppo.kl_coef=0.1"
+    try:
+        value, _ = parse(text, key)
+    except RecipeError as error:
+        return f"{key}: the value {text!r} is not YAML ({error.problems[0]})"
+    loc: list[str | int] = []
+    here: Any = data
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        step: str | int = part
+        if isinstance(here, list):
+            if not part.isdigit() or int(part) >= len(here):
+                return f"{key}: '{'.'.join(map(str, loc))}' is a list of {len(here)}; write its element's number, 0 to {len(here) - 1}"
+            step = int(part)
+        elif not isinstance(here, dict):
+            return f"{key}: '{'.'.join(map(str, loc))}' is a plain value and has no keys"
+        loc.append(step)
+        if last:
+            here[step] = value
+        else:
+            if isinstance(here, dict) and here.get(step) is None:
+                here[step] = {}
+            here = here[step]
+    for known in [known for known in lines if known[: len(loc)] == tuple(loc)]:
+        del lines[known]
+    return None
+
+
+def _once(data: dict) -> tuple[Recipe | None, list[Problem]]:
+    try:
+        # JSON mode is the strict mode that still takes a list for a tuple.
+        return Recipe.model_validate_json(json.dumps(data), strict=True), []
+    except ValidationError as error:
+        return None, describe(Recipe, error.errors())
+    except (TypeError, ValueError) as error:
+        return None, [Problem((), "value", f"a key or value is no plain data: {error}")]
+
+
+def validate(data: dict, world_size: int) -> tuple[Recipe | None, list[Problem | str]]:
+    """Recipe and problems of plain data; with problems, the recipe is the repaired one (None where hopeless)."""
+    recipe, first = _once(data)
+    renamed = {(*p.loc[:-1], p.suggestion) for p in first if p.suggestion}
+    first = [p for p in first if p.kind != "missing" or p.loc not in renamed]
+    problems: list[Problem | str] = list(first)
+    doubtful = {p.loc[0] for p in first if p.loc and not p.suggestion}
+    work, pending = copy.deepcopy(data), first
+    for _ in range(4):
+        if recipe is not None or not all([_repair(work, problem) for problem in pending]):
+            break
+        recipe, pending = _once(work)
+        problems += [p for p in pending if p.kind == "rule" and (p.loc or not doubtful) and p not in problems]
+    if recipe is not None:
+        split = [batch_problem(recipe, stage, world_size) for stage in recipe.stages if stage not in doubtful]
+        problems += [problem for problem in split if problem]
+    return recipe, problems
+
+
+def _repair(data: dict, problem: Problem) -> bool:
+    """Change `data` so that `problem` goes away and as much as possible is left to look at; False when that is hopeless."""
+    if not problem.loc or problem.kind == "rule":
+        return False
+    here: Any = data
+    try:
+        for part in problem.loc[:-1]:
+            here = here[part]
+        value = here.pop(problem.loc[-1]) if problem.kind != "missing" else None
+    except (KeyError, IndexError, TypeError):
+        return True  # went away with an earlier repair
+    if problem.kind == "missing":
+        stand_in = _stand_in(problem.loc)
+        if stand_in is None:
+            return False
+        here[problem.loc[-1]] = stand_in
+    elif problem.suggestion and problem.suggestion not in here:
+        here[problem.suggestion] = value
+    return True
+
+
+def _stand_in(loc: tuple[str | int, ...]) -> Any:
+    section = section_at(Recipe, loc[:-1])
+    field = section.model_fields.get(str(loc[-1])) if section else None
+    kinds = {int: 1, float: 1.0, str: STAND_IN}
+    if field is None:
+        return None
+    return kinds.get(field.annotation, [{"path": STAND_IN}] if typing.get_origin(field.annotation) is tuple else None)

@@ -1,0 +1,136 @@
+"""pydantic's list of errors, told in full key paths and plain sentences, with "did you mean"."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+Loc = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong at `loc`; `suggestion` is the key that was probably meant."""
+
+    loc: Loc
+    kind: str
+    text: str
+    suggestion: str | None = None
+
+    def __str__(self) -> str:
+        return f"{dotted(self.loc)}: {self.text}" if self.loc else self.text
+
+
+def dotted(loc: Iterable[str | int]) -> str:
+    """`('sft', 'data', 0, 'path')` -> `sft.data.0.path`, the form that overrides use too."""
+    return ".".join(str(part) for part in loc)
+
+
+def did_you_mean(word: str, possible: Iterable[str]) -> str | None:
+    """The closest of `possible`, or None when nothing is near."""
+    return next(iter(difflib.get_close_matches(word.lower(), list(possible), n=1, cutoff=0.6)), None)
+
+
+def section_at(model: type[BaseModel], loc: Loc) -> type[BaseModel] | None:
+    """The section class that lives at `loc` below `model`."""
+    current: Any = model
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        field = current.model_fields.get(part)
+        current = None if field is None else next(_sections(field.annotation), None)
+        if current is None:
+            return None
+    return current
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
+        for part in typing.get_args(annotation):
+            yield from _sections(part)
+
+
+def _homes(model: type[BaseModel], key: str, path: Loc = ()) -> Iterator[Loc]:
+    for name, field in model.model_fields.items():
+        if name == key and path:
+            yield (*path, name)
+        for section in _sections(field.annotation):
+            yield from _homes(section, key, (*path, name))
+
+
+def _unknown(model: type[BaseModel], loc: Loc) -> Problem:
+    *parent, key = loc
+    section = section_at(model, tuple(parent)) or model
+    suggestion = did_you_mean(str(key), section.model_fields)
+    if suggestion:
+        return Problem(loc, "unknown", f"unknown key; did you mean '{suggestion}'?", suggestion)
+    homes = sorted({dotted(home) for home in _homes(model, str(key))})
+    place = f"the section '{dotted(parent)}'" if parent else "a recipe"
+    if homes and len(homes) <= 4:
+        return Problem(loc, "unknown", f"unknown key in {place}; it belongs at {' or '.join(homes)}")
+    return Problem(loc, "unknown", f"unknown key; {place} knows {', '.join(section.model_fields)}")
+
+
+_EXPECTED = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "finite_number": "a finite number",
+    "model_type": "a section (keys and values)",
+    "model_attributes_type": "a section (keys and values)",
+    "dict_type": "a section (keys and values)",
+}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list | tuple):
+        return "a section" if isinstance(value, dict) else "a list"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "null" if value is None else f"'{value}' (text)" if isinstance(value, str) else str(value)
+
+
+def _sentence(error: dict) -> str:
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    if kind in _EXPECTED:
+        return f"must be {_EXPECTED[kind]}, not {_shown(value)}"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "literal_error":
+        near = did_you_mean(value, [part.strip("'") for part in context["expected"].replace(" or ", ", ").split(", ")]) if (
+            isinstance(value, str)
+        ) else None
+        return f"must be {context['expected']}, not {_shown(value)}" + (f"; did you mean '{near}'?" if near else "")
+    bounds = {"greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"),
+              "less_than": ("lt", "below"), "less_than_equal": ("le", "at most")}
+    if kind in bounds:
+        name, word = bounds[kind]
+        return f"must be {word} {context[name]}, not {_shown(value)}"
+    if kind in ("too_short", "string_too_short"):
+        return "must not be empty"
+    return f"{error['msg']} (found {_shown(value)})"
+
+
+def describe(model: type[BaseModel], errors: Iterable[dict]) -> list[Problem]:
+    """Problems in the order pydantic found them."""
+    found = []
+    for error in errors:
+        loc = tuple(error["loc"])
+        if error["type"] == "extra_forbidden":
+            found.append(_unknown(model, loc))
+        elif error["type"] == "missing":
+            found.append(Problem(loc, "missing", "is required but missing"))
+        else:
+            found.append(Problem(loc, "rule" if error["type"] == "value_error" else "value", _sentence(error)))
+    return found
