@@ -1,13 +1,13 @@
 """ChatML, rendered piece by piece so that text can never become a control token.
 
-A turn is `<|im_start|>ROLE\\nCONTENT<|im_end|>\\n` (Qwen technical report, A.1.1). Control tokens are looked up by name; everything
-else is encoded by a copy of the tokenizer that knows no added token at all, so `<|im_end|>` typed by a user stays the
-characters it is. (Departure from tokenising the rendered string: no merge reaches across a piece's border, as in
+A turn is `<|im_start|>ROLE\\nCONTENT<|im_end|>\\n` (Qwen technical report, A.1.1). Control tokens are looked up by
+name; everything else is encoded by a copy of the tokenizer that knows no added token at all, so `<|im_end|>` typed by
+a user stays the characters it is. (Departure from tokenising the rendered string: no merge reaches across a piece's border, as in
 Qwen's own finetune.py; a tokenizer's `split_special_tokens=True` alone still lets through tokens that are merely
 "added", such as Qwen2.5's `<tool_call>`.)
 
-Tokenizers are duck-typed: anything with `backend_tokenizer` (tokenizers.Tokenizer) and `convert_tokens_to_ids`, i.e. every fast
-Hugging Face tokenizer.
+Tokenizers are duck-typed: anything with `backend_tokenizer` (tokenizers.Tokenizer) and `get_added_vocab`, i.e. every
+fast Hugging Face tokenizer.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _plain_tokenizer(tokenizer: Any) -> tuple[Any, frozenset[int]]:
         return known
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise DataError(f"tokenizer {type(tokenizer).__name__} is not a fast tokenizer; ChatML needs one with a tokenizer.json")
+        raise DataError(f"{type(tokenizer).__name__} is not a fast tokenizer; ChatML needs one with a tokenizer.json")
     state = json.loads(backend.to_str())
     state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
     _PLAIN[tokenizer] = type(backend).from_str(json.dumps(state)), frozenset(added.values())
@@ -100,7 +100,7 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     encoded = dict(zip(unique, (e.ids for e in plain.encode_batch_fast(unique, add_special_tokens=False)), strict=True))
     for text, ids in encoded.items():
         if not forbidden.isdisjoint(ids):
-            raise DataError(f"this tokenizer turns plain text into a control token (in {text[:60]!r}); use another tokenizer")
+            raise DataError(f"this tokenizer turns plain text into a control token (in {text[:60]!r}); use another one")
     return [encoded[text] for text in texts]
 
 

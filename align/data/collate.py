@@ -12,10 +12,8 @@ from align.data.encode import NO_LOSS, PairRow, Row
 
 def _pad(sequences: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
     width = max((len(sequence) for sequence in sequences), default=0)
-    rows = [
-        [value] * (width - len(sequence)) + list(sequence) if left else list(sequence) + [value] * (width - len(sequence))
-        for sequence in sequences
-    ]
+    fills = [[value] * (width - len(sequence)) for sequence in sequences]
+    rows = [fill + [*ids] if left else [*ids] + fill for fill, ids in zip(fills, sequences, strict=True)]
     return torch.tensor(rows, dtype=torch.long).view(len(sequences), width)
 
 

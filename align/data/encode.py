@@ -1,9 +1,10 @@
 """Records -> token ids and labels.
 
-Rows are plain dicts of integer lists. `labels` are aligned with `input_ids` (the model shifts, as Hugging Face models do), -100 where
-there is no loss. Over-long rows follow `on_overlong`: "drop" (counted), "error", or "truncate", which means
+Rows are plain dicts of integer lists. `labels` are aligned with `input_ids` (the model shifts, as Hugging Face models
+do), -100 where there is no loss. Over-long rows follow `on_overlong`: "drop" (counted), "error", or "truncate", i.e.
  - demonstrations: cut on the right, back to the last token with loss;
- - comparisons: the oldest turns of the prompt are left out one by one (a system turn and the last turn stay), replies stay whole.
+ - comparisons: the oldest turns of the prompt are left out, exchange by exchange (a system turn and the last user turn
+   stay), replies stay whole.
 What does not fit even so is dropped and counted.
 """
 
@@ -38,7 +39,8 @@ class PairRow(TypedDict):
 
 def _overlong_error(kind: str, index: int, length: int, max_length: int) -> DataError:
     return DataError(
-        f"{kind} {index} has {length} tokens but max_length is {max_length}; raise max_length, or set on_overlong to drop or truncate"
+        f"{kind} {index} has {length} tokens but max_length is {max_length}; "
+        "raise max_length, or set on_overlong to drop or truncate"
     )
 
 
@@ -134,7 +136,8 @@ def encode_comparisons(
         if len(prompt_ids) + longest > max_length:
             if on_overlong == "error":
                 raise _overlong_error("comparison", index, len(prompt_ids) + longest, max_length)
-            fitting = _fit_prompt(tokenizer, comparison.prompt, max_length - longest) if on_overlong == "truncate" else None
+            room = max_length - longest
+            fitting = _fit_prompt(tokenizer, comparison.prompt, room) if on_overlong == "truncate" else None
             if fitting is None:
                 counts["longer than max_length"] += 1
                 continue

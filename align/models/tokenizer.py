@@ -1,12 +1,14 @@
 """Tokenizers: training a small ChatML byte-level BPE, and loading any tokenizer that can speak ChatML.
 
-The trained one is an ordinary `Qwen2Tokenizer` (NFC, Qwen2's pre-tokenizer with digits split singly, byte-level BPE without unknown
-token), so that `AutoTokenizer`, vLLM and everything else load it like Qwen's own. Departures from Qwen's: the control tokens
-come first (ids 0, 1, 2), and the end token is `<|im_end|>` from the start.
+The trained one is an ordinary `Qwen2Tokenizer` (NFC, Qwen2's pre-tokenizer with digits split singly, byte-level BPE
+without unknown token), so that `AutoTokenizer`, vLLM and everything else load it like Qwen's own. Departures from
+Qwen's: the control tokens come first (ids 0, 1, 2), the end token is `<|im_end|>` from the start, and the role names
+are put into the training text, so that a small vocabulary spends one token on each.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from data_formats.errors import AlignError, MissingFileError
 
 CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END)
 SMALLEST_VOCAB = 256 + len(CONTROL_TOKENS)
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
+ROLE_LINES = "system\nuser\nassistant\n"
 
 
 class TokenizerError(AlignError, ValueError):
@@ -35,13 +39,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     Raises:
         TokenizerError: `vocab_size` is below 259.
     """
-    import json
-
     from tokenizers import pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
     if vocab_size < SMALLEST_VOCAB:
-        raise TokenizerError(f"vocab_size is {vocab_size}, but 256 bytes and the control tokens need at least {SMALLEST_VOCAB}")
+        raise TokenizerError(f"vocab_size is {vocab_size}, but 256 bytes and 3 control tokens need {SMALLEST_VOCAB}")
     backend = Qwen2Tokenizer(unk_token=None).backend_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -49,7 +51,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator((part for text in texts for part in (text, ROLE_LINES)), trainer)
     model = json.loads(backend.to_str())["model"]
     return Qwen2Tokenizer(
         vocab=model["vocab"],
@@ -66,8 +68,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
 def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False, revision: str | None = None) -> Any:
     """Load a tokenizer by folder or hub id and make sure that it speaks ChatML.
 
-    The end token becomes `<|im_end|>` and the chat template ours (no default system turn), so that what a saved model is served
-    with is what it was trained with; a missing pad token becomes `<|endoftext|>` (masks come from lengths, its id is never read).
+    The end token becomes `<|im_end|>` and the chat template ours (no default system turn), so that a saved model is
+    served with what it was trained with; a missing pad token becomes `<|endoftext|>` (masks come from lengths).
 
     Raises:
         MissingFileError: `path` looks like a folder and is not there, or holds no tokenizer.
@@ -78,17 +80,18 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False, revisio
     folder = Path(path)
     if not folder.is_dir() and (folder.is_absolute() or str(path).startswith(".") or str(path).count("/") > 1):
         raise MissingFileError(f"{path}: no such folder; expected a model folder with its tokenizer, or a hub id")
-    if folder.is_dir() and not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")):
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise MissingFileError(f"{path}: the folder holds no tokenizer (tokenizer.json)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code, revision=revision)
     except Exception as error:
         raise TokenizerError(f"{path}: the tokenizer cannot be loaded ({str(error).splitlines()[0]})") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise TokenizerError(f"{path}: {type(tokenizer).__name__} is not a fast tokenizer (no tokenizer.json); convert it first")
+        raise TokenizerError(f"{path}: {type(tokenizer).__name__} is not a fast tokenizer; save it with a tokenizer.json")
     missing = [token for token in CONTROL_TOKENS if token not in tokenizer.get_added_vocab()]
     if missing:
-        raise TokenizerError(f"{path}: the tokenizer lacks {', '.join(missing)}; use a model with ChatML tokens, such as Qwen2.5")
+        names = ", ".join(missing)
+        raise TokenizerError(f"{path}: the tokenizer lacks {names}; use a model with ChatML tokens, such as Qwen2.5")
     tokenizer.eos_token = IM_END
     if tokenizer.pad_token is None:
         tokenizer.pad_token = END_OF_TEXT
