@@ -1,0 +1,43 @@
+"""Pure tensor maths, torch alone: no models, no recipe, no state, nothing distributed.
+
+Legend of the shape suffixes used in the whole project:
+
+    B  batch: one row per sequence          V  vocabulary
+    T  time: token positions                N  anything flat
+
+so `rewards_BT` is (batch, time). A name without a suffix takes any shape. Masks are named `*_mask…`; 1 or True means
+*counts*. What stands at a masked position (NaN and infinity included) changes neither a value nor a gradient.
+
+Losses and statistics are SUMS over the tokens that count. The caller divides by the token count of the whole
+optimizer step over all ranks, so that nothing depends on micro-batch size, packing or the number of ranks.
+
+Inputs of half precision are computed with in float32, float64 stays float64; a result has the precision it was
+computed in. Shapes must agree exactly: nothing is broadcast in silence.
+"""
+
+from align.functional.advantages import gae
+from align.functional.kl import kl_estimate
+from align.functional.logprobs import token_entropy, token_logprobs
+from align.functional.masked import Moments, masked_mean, masked_sum, masked_var, whiten
+from align.functional.ppo import policy_loss, value_loss
+from align.functional.shaping import shape_rewards
+from align.functional.stats import explained_variance, merge_stats
+from align.functional.supervised import causal_nll_sum
+
+__all__ = [
+    "Moments",
+    "causal_nll_sum",
+    "explained_variance",
+    "gae",
+    "kl_estimate",
+    "masked_mean",
+    "masked_sum",
+    "masked_var",
+    "merge_stats",
+    "policy_loss",
+    "shape_rewards",
+    "token_entropy",
+    "token_logprobs",
+    "value_loss",
+    "whiten",
+]

@@ -1,0 +1,136 @@
+"""Log-probability of given tokens, and entropy, from logits; cheap in memory and exact enough to trust a ratio.
+
+`log p(id) = logit[id] - logsumexp(logits)`. Autograd on `log_softmax(logits.float())` would keep one or two copies of
+(B, T, V) in float32; with a vocabulary of 150,000 those are the largest tensors of the whole run. Here the forward pass
+works block by block and keeps only the logits it was given (no copy) and one number a token; the backward pass
+recomputes the softmax by block and writes straight into the gradient.
+
+Rows (tokens) whose incoming gradient is exactly 0 give a gradient of exactly 0, whatever their logits are: NaN at a
+masked position stays there. Differentiable once. Logits of -inf (excluded tokens) are allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from align.functional.masked import same_shape, wide
+
+_BLOCK_ELEMENTS = 1 << 22  # 16 MiB in float32: large enough for a GPU, small enough to be nothing beside the logits
+
+
+def token_logprobs(logits_BTV: Tensor, ids_BT: Tensor, temperature: float = 1.0) -> Tensor:
+    """Natural log of the probability that softmax(logits / temperature) gives to each id.
+
+    The caller shifts: the logits at position t must be the ones that predict `ids_BT[:, t]`. The distribution is the
+    full one, never cut to top-p or top-k, so that the same call serves old, new and reference policy.
+
+    Args:
+        logits_BTV: any float dtype; a (T, V) without batch is taken too.
+        ids_BT: int64, all within the vocabulary (masked positions too: put any valid id there).
+
+    Returns:
+        logps_BT, float32 (float64 for float64 logits), in nats.
+
+    Raises:
+        ValueError: shapes that do not fit, or a temperature that is not above 0.
+    """
+    _check(logits_BTV, temperature)
+    same_shape(logits_BTV_without_V=logits_BTV[..., 0], ids_BT=ids_BT)
+    return _TokenLogprobs.apply(logits_BTV, ids_BT, temperature)
+
+
+def token_entropy(logits_BTV: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy of softmax(logits / temperature) at each position, over the whole vocabulary, in nats.
+
+    Returns entropy_BT, float32 (float64 for float64 logits), between 0 and log V. Raises as `token_logprobs`.
+    """
+    _check(logits_BTV, temperature)
+    return _TokenEntropy.apply(logits_BTV, temperature)
+
+
+def _check(logits: Tensor, temperature: float) -> None:
+    if logits.dim() not in (2, 3) or not logits.is_floating_point():
+        found = f"{logits.dtype} {tuple(logits.shape)}"
+        raise ValueError(f"logits must be floats of shape (B, T, V) or (T, V), found {found}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, found {temperature}")
+
+
+def _blocks(logits: Tensor) -> Iterator[tuple[slice, ...]]:
+    """Slices of the leading dimensions that cover all rows with at most `_BLOCK_ELEMENTS` each (or one row)."""
+    rows = max(1, _BLOCK_ELEMENTS // max(1, logits.shape[-1]))  # how many tokens fit into a block
+    if logits.dim() == 2:
+        yield from (slice(t, t + rows) for t in range(0, logits.shape[0], rows))  # type: ignore[misc]
+        return
+    batch, time, _ = logits.shape
+    step_b, step_t = max(1, rows // max(1, time)), max(1, min(rows, time))
+    yield from (
+        (slice(b, b + step_b), slice(t, t + step_t)) for b in range(0, batch, step_b) for t in range(0, time, step_t)
+    )
+
+
+def _scaled(block: Tensor, temperature: float) -> Tensor:
+    """The block, widened and divided by the temperature. May be `block` itself: never write into it."""
+    return wide(block) if temperature == 1.0 else wide(block) / temperature
+
+
+def _per_row(logits: Tensor) -> Tensor:
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return torch.empty(logits.shape[:-1], dtype=dtype, device=logits.device)
+
+
+class _TokenLogprobs(Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
+        normalizers, logps = _per_row(logits), _per_row(logits)
+        for at in _blocks(logits):
+            scaled = _scaled(logits[at], temperature)
+            normalizers[at] = torch.logsumexp(scaled, dim=-1)
+            logps[at] = scaled.gather(-1, ids[at].unsqueeze(-1)).squeeze(-1) - normalizers[at]
+        ctx.save_for_backward(logits, ids, normalizers)
+        ctx.temperature = temperature
+        return logps
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_logps: Tensor) -> tuple[Tensor, None, None]:
+        logits, ids, normalizers = ctx.saved_tensors
+        grad = torch.empty_like(logits)
+        for at in _blocks(logits):  # d logp / d logit_v = (1[v = id] - p_v) / temperature
+            row = grad_logps[at].unsqueeze(-1)
+            slope = torch.exp(_scaled(logits[at], ctx.temperature) - normalizers[at].unsqueeze(-1)).neg_()
+            slope.scatter_add_(-1, ids[at].unsqueeze(-1), torch.ones_like(row))
+            slope.mul_(row / ctx.temperature)
+            grad[at] = slope.masked_fill_(row == 0, 0.0)
+        return grad, None, None
+
+
+class _TokenEntropy(Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, temperature: float) -> Tensor:
+        normalizers, entropy = _per_row(logits), _per_row(logits)
+        for at in _blocks(logits):
+            scaled = _scaled(logits[at], temperature)
+            normalizers[at] = torch.logsumexp(scaled, dim=-1)
+            entropy[at] = torch.special.entr(torch.exp(scaled - normalizers[at].unsqueeze(-1))).sum(-1)
+        ctx.save_for_backward(logits, normalizers, entropy)
+        ctx.temperature = temperature
+        return entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_entropy: Tensor) -> tuple[Tensor, None]:
+        logits, normalizers, entropy = ctx.saved_tensors
+        grad = torch.empty_like(logits)
+        for at in _blocks(logits):  # d H / d logit_v = (-p_v log p_v - p_v H) / temperature
+            row = grad_entropy[at].unsqueeze(-1)
+            probs = torch.exp(_scaled(logits[at], ctx.temperature) - normalizers[at].unsqueeze(-1))
+            slope = torch.special.entr(probs).sub_(probs.mul_(entropy[at].unsqueeze(-1)))
+            slope.mul_(row / ctx.temperature)
+            grad[at] = slope.masked_fill_(row == 0, 0.0)
+        return grad, None
