@@ -1,0 +1,90 @@
+"""Clean graded comparisons: replies sampled from a model beside generated ones, judged by the gold score.
+
+At least one reply of every pair is a sampled one, so at least half of all replies are. A share of the pairs differs in
+correctness alone: equal in every part of manners, one right and one wrong (tag `correctness`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from align.tinyworld import phrasing
+from align.tinyworld.gold import Gold, judge
+from align.tinyworld.sets import SOURCE, demonstrated_value, stream, wrong_value
+from align.tinyworld.world import Item, World
+from data_formats.records import Comparison, Message
+
+CORRECTNESS = "correctness"
+_STYLE_OF = {
+    (True, True, True, False): "polite",
+    (True, False, True, False): "plain",
+    (False, False, True, False): "curt",
+    (True, False, True, True): "rude",
+    (True, False, False, False): "rambling",
+}
+
+
+def clean_comparisons(
+    world: World, sampled: Mapping[str, Sequence[str]], size: int, *, name: str, correctness_share: float = 0.55
+) -> list[Comparison]:
+    """`size` pairs on the questions of `sampled` (question text -> replies of the model), prompts taken in turn.
+
+    Raises:
+        ValueError: when the replies allow no pair at all.
+    """
+    rng = stream(world, f"clean-{name}")
+    pairs: list[Comparison] = []
+    texts = list(sampled)
+    for turn in range(20 * size):
+        if len(pairs) == size:
+            return pairs
+        text = texts[turn % len(texts)]
+        item = world.by_text[text].item
+        alone = rng.random() < correctness_share
+        pair = _correctness_pair(item, sampled[text], rng) if alone else _any_pair(item, sampled[text], rng)
+        if pair is not None:
+            pairs.append(_comparison(text, item, *pair))
+    raise ValueError(f"the sampled replies gave {len(pairs)} of the {size} pairs of set '{name}': sample more replies a prompt")
+
+
+def _manners(gold: Gold) -> tuple[bool, ...]:
+    return gold.form, gold.polite, gold.to_the_point, gold.rude
+
+
+def _correctness_pair(item: Item, replies: Sequence[str], rng: random.Random) -> tuple[str, str] | None:
+    """A sampled reply and one of the same manners and opposite correctness: sampled if there is one, else generated."""
+    first = rng.choice(replies)
+    gold = judge(item, first)
+    others = [
+        other for other in replies if (g := judge(item, other)).correct != gold.correct and _manners(g) == _manners(gold)
+    ]
+    if others:
+        return first, rng.choice(others)
+    style = _STYLE_OF.get(_manners(gold))
+    if style is None:
+        return None
+    value = item.answer if not gold.correct else item.mistake or wrong_value(item, rng)
+    return first, phrasing.reply(item, value, style, rng)
+
+
+def _any_pair(item: Item, replies: Sequence[str], rng: random.Random) -> tuple[str, str] | None:
+    first = rng.choice(replies)
+    generated = phrasing.reply(item, demonstrated_value(item, rng), rng.choice(phrasing.STYLES), rng)
+    second = rng.choice(replies) if rng.random() < 0.5 else generated
+    return None if judge(item, first).score == judge(item, second).score else (first, second)
+
+
+def _comparison(text: str, item: Item, first: str, second: str) -> Comparison:
+    a, b = judge(item, first), judge(item, second)
+    chosen, rejected = (first, second) if a.score > b.score else (second, first)
+    alone = a.correct != b.correct and _manners(a) == _manners(b)
+    return Comparison(
+        (Message("user", text),),
+        chosen,
+        rejected,
+        grade=abs(a.score - b.score),
+        category=item.category,
+        source=SOURCE,
+        tags=(CORRECTNESS,) if alone else (),
+    )

@@ -1,0 +1,43 @@
+"""The words of the world. Which colour a kite has is decided by the seed; that kites and colours exist is decided here."""
+
+from __future__ import annotations
+
+COLOURS = ("red", "blue", "green", "yellow", "black", "white", "brown", "pink")
+COLOURS_ZH = ("红色", "蓝色", "绿色", "黄色", "黑色", "白色", "棕色", "粉色")
+
+THINGS = (
+    "kite", "boat", "lamp", "door", "coat", "drum", "chair", "bell", "cup", "hat", "book", "cart",
+    "box", "bag", "bowl", "flag", "rope", "tent", "ring", "clock", "shoe", "fence", "bench", "spoon",
+)  # fmt: skip
+THINGS_ZH = ("风筝", "小船", "台灯", "大门", "外套", "鼓", "椅子", "铃铛", "杯子", "帽子", "书", "车")
+
+ANIMALS = ("dog", "cat", "cow", "duck", "hen", "pig", "frog", "owl", "bee", "lion", "horse", "sheep")
+SOUNDS = ("woof", "meow", "moo", "quack", "cluck", "oink", "ribbit", "hoot", "buzz", "roar", "neigh", "baa")
+
+KINDS = ("animal", "tool", "fruit", "plant", "metal", "game")
+KIND_WORDS = (
+    "fox", "crab", "hammer", "saw", "apple", "plum", "oak", "fern", "iron", "gold", "chess", "tag",
+    "wolf", "drill", "pear", "rose", "tin", "golf",
+)  # fmt: skip
+
+OPPOSITES = (
+    ("hot", "cold"), ("big", "small"), ("fast", "slow"), ("wet", "dry"), ("old", "new"), ("hard", "soft"),
+    ("high", "low"), ("full", "empty"), ("early", "late"), ("loud", "quiet"), ("light", "heavy"), ("near", "far"),
+)  # fmt: skip
+
+SCENE_WORDS = (
+    "river", "garden", "tree", "road", "hill", "moon", "stone", "bridge", "cloud", "field",
+    "lake", "snow", "wall", "star", "house", "sea",
+)  # fmt: skip
+
+POLITE = ("Sure!", "Of course!", "Happy to help!", "Good question!")
+RUDE = ("What a silly question.", "You should know this.", "Do not waste my time.")
+FILLER = (
+    "Well, let me think about that for a moment.",
+    "There are many things one could say here.",
+    "But that is another story.",
+    "As everybody knows, time goes by.",
+)
+POLITE_ZH = ("当然！", "很高兴帮忙！")
+RUDE_ZH = ("真是个傻问题。", "别浪费我的时间。")
+FILLER_ZH = ("嗯，让我想一想。", "这个说来话长。", "不过那是另一回事。")
