@@ -1,9 +1,8 @@
 """Log-probability of given tokens, and entropy, from logits; cheap in memory and exact enough to trust a ratio.
 
-`log p(id) = logit[id] - logsumexp(logits)`. Autograd on `log_softmax(logits.float())` would keep one or two copies of
-(B, T, V) in float32; with a vocabulary of 150,000 those are the largest tensors of the whole run. Here the forward pass
-works block by block and keeps only the logits it was given (no copy) and one number a token; the backward pass
-recomputes the softmax by block and writes straight into the gradient.
+Autograd on `log_softmax(logits.float())` would keep one or two copies of (B, T, V) in float32; with a vocabulary of
+150,000 those are the largest tensors of the whole run. Here the forward pass works block by block and keeps only the
+logits it was given (no copy); the backward pass recomputes the softmax by block and writes it into the gradient.
 
 Rows (tokens) whose incoming gradient is exactly 0 give a gradient of exactly 0, whatever their logits are: NaN at a
 masked position stays there. Differentiable once. Logits of -inf (excluded tokens) are allowed.
@@ -20,7 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from align.functional.masked import same_shape, wide
 
-_BLOCK_ELEMENTS = 1 << 22  # 16 MiB in float32: large enough for a GPU, small enough to be nothing beside the logits
+_BLOCK_ELEMENTS = {"cpu": 1 << 20}  # measured: a block that stays in the cache
+_BLOCK_ELEMENTS_ELSEWHERE = 1 << 26  # 256 MiB in float32: few kernel launches, still little beside the logits
 
 
 def token_logprobs(logits_BTV: Tensor, ids_BT: Tensor, temperature: float = 1.0) -> Tensor:
@@ -62,8 +62,9 @@ def _check(logits: Tensor, temperature: float) -> None:
 
 
 def _blocks(logits: Tensor) -> Iterator[tuple[slice, ...]]:
-    """Slices of the leading dimensions that cover all rows with at most `_BLOCK_ELEMENTS` each (or one row)."""
-    rows = max(1, _BLOCK_ELEMENTS // max(1, logits.shape[-1]))  # how many tokens fit into a block
+    """Slices of the leading dimensions that cover all rows with at most so many elements each (or one row)."""
+    limit = _BLOCK_ELEMENTS.get(logits.device.type, _BLOCK_ELEMENTS_ELSEWHERE)
+    rows = max(1, limit // max(1, logits.shape[-1]))  # how many tokens fit into a block
     if logits.dim() == 2:
         yield from (slice(t, t + rows) for t in range(0, logits.shape[0], rows))  # type: ignore[misc]
         return
@@ -84,53 +85,53 @@ def _per_row(logits: Tensor) -> Tensor:
     return torch.empty(logits.shape[:-1], dtype=dtype, device=logits.device)
 
 
+def _unless_zero(row: Tensor, slope: Tensor) -> Tensor:
+    """`slope`, and exactly 0 in the rows whose incoming gradient is 0: 0 * NaN would be NaN."""
+    return torch.where(row == 0, torch.zeros((), dtype=slope.dtype, device=slope.device), slope)
+
+
 class _TokenLogprobs(Function):
     @staticmethod
     def forward(ctx, logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
-        normalizers, logps = _per_row(logits), _per_row(logits)
+        logps = _per_row(logits)
         for at in _blocks(logits):
-            scaled = _scaled(logits[at], temperature)
-            normalizers[at] = torch.logsumexp(scaled, dim=-1)
-            logps[at] = scaled.gather(-1, ids[at].unsqueeze(-1)).squeeze(-1) - normalizers[at]
-        ctx.save_for_backward(logits, ids, normalizers)
+            block_logps = torch.log_softmax(_scaled(logits[at], temperature), dim=-1)
+            logps[at] = block_logps.gather(-1, ids[at].unsqueeze(-1)).squeeze(-1)
+        ctx.save_for_backward(logits, ids)
         ctx.temperature = temperature
         return logps
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_logps: Tensor) -> tuple[Tensor, None, None]:
-        logits, ids, normalizers = ctx.saved_tensors
+        logits, ids = ctx.saved_tensors
         grad = torch.empty_like(logits)
         for at in _blocks(logits):  # d logp / d logit_v = (1[v = id] - p_v) / temperature
             row = grad_logps[at].unsqueeze(-1)
-            slope = torch.exp(_scaled(logits[at], ctx.temperature) - normalizers[at].unsqueeze(-1)).neg_()
-            slope.scatter_add_(-1, ids[at].unsqueeze(-1), torch.ones_like(row))
-            slope.mul_(row / ctx.temperature)
-            grad[at] = slope.masked_fill_(row == 0, 0.0)
+            slope = torch.softmax(_scaled(logits[at], ctx.temperature), dim=-1).mul_(row / -ctx.temperature)
+            slope.scatter_add_(-1, ids[at].unsqueeze(-1), row / ctx.temperature)
+            grad[at] = _unless_zero(row, slope)
         return grad, None, None
 
 
 class _TokenEntropy(Function):
     @staticmethod
     def forward(ctx, logits: Tensor, temperature: float) -> Tensor:
-        normalizers, entropy = _per_row(logits), _per_row(logits)
+        entropy = _per_row(logits)
         for at in _blocks(logits):
-            scaled = _scaled(logits[at], temperature)
-            normalizers[at] = torch.logsumexp(scaled, dim=-1)
-            entropy[at] = torch.special.entr(torch.exp(scaled - normalizers[at].unsqueeze(-1))).sum(-1)
-        ctx.save_for_backward(logits, normalizers, entropy)
+            entropy[at] = torch.special.entr(torch.softmax(_scaled(logits[at], temperature), dim=-1)).sum(-1)
+        ctx.save_for_backward(logits, entropy)
         ctx.temperature = temperature
         return entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_entropy: Tensor) -> tuple[Tensor, None]:
-        logits, normalizers, entropy = ctx.saved_tensors
+        logits, entropy = ctx.saved_tensors
         grad = torch.empty_like(logits)
         for at in _blocks(logits):  # d H / d logit_v = (-p_v log p_v - p_v H) / temperature
             row = grad_entropy[at].unsqueeze(-1)
-            probs = torch.exp(_scaled(logits[at], ctx.temperature) - normalizers[at].unsqueeze(-1))
+            probs = torch.softmax(_scaled(logits[at], ctx.temperature), dim=-1)
             slope = torch.special.entr(probs).sub_(probs.mul_(entropy[at].unsqueeze(-1)))
-            slope.mul_(row / ctx.temperature)
-            grad[at] = slope.masked_fill_(row == 0, 0.0)
+            grad[at] = _unless_zero(row, slope.mul_(row / ctx.temperature))
         return grad, None
