@@ -1,0 +1,50 @@
+"""The critic: a value per position, from a backbone of its own that starts as the reward model's.
+
+The Qwen report (3.2.2) names a value model and no more. Here: the reward model's body (InstructGPT, C.4 starts the critic
+so) and a new head of zeros ("N implementation details": the value of everything is 0 before warm-up).
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from reward.headed import HeadedModel
+
+
+class Critic(HeadedModel):
+    """Values in the unit of the (normalised) rewards; the head is zero at the start and computes in float32."""
+
+    settings_file: ClassVar[str] = "critic_config.json"
+    zero_head: ClassVar[bool] = True
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """Values (B, T) in float32: entry t is the value of having read tokens 0..t. Masked positions hold anything.
+
+        Args:
+            input_ids: (B, T), padded on either side with any id.
+            attention_mask: (B, T), 1 = a token of the sequence.
+            position_ids: (B, T); made from the mask by default.
+        """
+        return self.head(self.states(input_ids, attention_mask, position_ids))
+
+    @classmethod
+    def from_reward_model(cls, reward_model: HeadedModel) -> Self:
+        """A trainable copy of a reward model's body, whether or not that is frozen, with a zero head."""
+        return cls._from_copy(reward_model.backbone)
+
+    @classmethod
+    def from_causal_lm(cls, model: nn.Module | str | Path, **load_kwargs: Any) -> Self:
+        """The body of a causal language model (a module, which is copied, or a folder or hub id) with a zero head."""
+        if isinstance(model, str | Path):
+            return cls.from_backbone(model, **load_kwargs)
+        return cls._from_copy(model.base_model)
+
+    @classmethod
+    def _from_copy(cls, backbone: nn.Module) -> Self:
+        critic = cls(copy.deepcopy(backbone)).requires_grad_(True)
+        critic.zero_grad(set_to_none=True)
+        return critic.eval()

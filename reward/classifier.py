@@ -1,0 +1,125 @@
+"""A foreign reward model: any `*ForSequenceClassification` with one label, with its own tokenizer and template.
+
+The text is re-encoded for it:
+- with a chat template, prompt and reply go through it as a conversation (`apply_chat_template`, no generation prompt);
+- without one, as plain text: the pair (prompt, reply) where the tokenizer puts separators between pairs (BERT, DeBERTa:
+  `[CLS] prompt [SEP] reply [SEP]`), else prompt and reply joined by a newline. The prompt is its one turn's content, or
+  "role: content" lines where it has several turns.
+
+The text of its control tokens inside a turn is broken up by a space, so that a reply cannot forge a turn.
+Too long: the oldest turns go, then the prompt's head is cut; the reply stays whole as long as it fits. The head reads
+where the foreign class reads (for decoders: at the last id that is not its pad id, which it pads with; a config
+without pad id is scored row by row).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_formats.records import Message
+from reward.errors import ModelFileError
+from reward.loading import load_pretrained, load_tokenizer
+from reward.protocol import Sample
+from reward.sources import batches_by_length, checked, right_padded
+
+logger = logging.getLogger(__name__)
+
+
+class ClassifierReward:
+    """Scores with a foreign sequence-classification model.
+
+    Args:
+        path: folder or hub id.
+        batch_size: sequences held at once.
+        max_length: tokens; default: the smaller of what tokenizer and model allow.
+        name: for logs and errors.
+        device: where to put the model, default: where it is loaded.
+        load_kwargs: `dtype`, `revision`, `trust_remote_code`, `attn_implementation`, ... as of `from_pretrained`.
+
+    Raises:
+        MissingFileError, ModelFileError: nothing there, torn, not a one-label classifier.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        batch_size: int = 64,
+        *,
+        max_length: int | None = None,
+        name: str = "reward_model",
+        device: str | torch.device | None = None,
+        **load_kwargs: Any,
+    ):
+        from transformers import AutoModelForSequenceClassification
+
+        model = load_pretrained(AutoModelForSequenceClassification, path, **load_kwargs)
+        if model.config.num_labels != 1:
+            raise ModelFileError(f"{path} has {model.config.num_labels} labels; a reward model has one (num_labels 1)")
+        self.model = model.requires_grad_(False).eval()
+        if device is not None:
+            self.model.to(device)
+        self.tokenizer = load_tokenizer(path, **load_kwargs)
+        self.name = name
+        config = model.config.get_text_config()
+        self.pad_id: int | None = getattr(config, "pad_token_id", None)
+        self.batch_size = 1 if self.pad_id is None else batch_size
+        self.max_length = min(
+            max_length or math.inf, self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf
+        )
+        self._controls = sorted((token for token in self.tokenizer.all_special_tokens if len(token) > 1), key=len, reverse=True)
+
+    def encode(self, sample: Sample) -> list[int]:
+        """The ids a sample is scored on."""
+        turns = [Message(turn.role, self._defuse(turn.content)) for turn in sample.prompt]
+        reply = Message("assistant", self._defuse(sample.completion))
+        encode = self._templated if self.tokenizer.chat_template else self._plain
+        ids = encode(turns, reply)
+        if len(ids) <= self.max_length:
+            return ids
+        logger.info("reward %r: a sample of %d tokens is cut to %d", self.name, len(ids), self.max_length)
+        while len(ids) > self.max_length and len(turns) > 1:
+            del turns[1 if turns[0].role == "system" and len(turns) > 2 else 0]
+            ids = encode(turns, reply)
+        return ids[-int(self.max_length) :]
+
+    @torch.no_grad()
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        """One score (the model's single logit) a sample."""
+        rows = [self.encode(sample) for sample in samples]
+        device = next(self.model.parameters()).device
+        scores = [math.nan] * len(rows)
+        for indices in batches_by_length([len(row) for row in rows], self.batch_size):
+            ids_BT, mask_BT = right_padded([rows[index] for index in indices], self.pad_id or 0, device)
+            logits_B1 = self.model(input_ids=ids_BT, attention_mask=mask_BT).logits.float()
+            for index, score in zip(indices, logits_B1.squeeze(-1).tolist(), strict=True):
+                scores[index] = score
+        return checked(scores, len(samples), self.name)
+
+    def _templated(self, turns: Sequence[Message], reply: Message) -> list[int]:
+        messages = [{"role": turn.role, "content": turn.content} for turn in (*turns, reply)]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _plain(self, turns: Sequence[Message], reply: Message) -> list[int]:
+        lines = [turn.content if len(turns) == 1 else f"{turn.role}: {turn.content}" for turn in turns]
+        prompt = "\n".join(lines)
+        separators = self.tokenizer.num_special_tokens_to_add(pair=True) - self.tokenizer.num_special_tokens_to_add()
+        if separators <= 0:
+            return self.tokenizer(f"{prompt}\n{reply.content}")["input_ids"]
+        reply_length = len(self.tokenizer(reply.content, add_special_tokens=False)["input_ids"])
+        room = self.max_length - reply_length - self.tokenizer.num_special_tokens_to_add(pair=True)
+        prompt_ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        if len(turns) == 1 and 0 < room < len(prompt_ids):
+            prompt = self.tokenizer.decode(prompt_ids[-int(room) :])
+        return self.tokenizer(prompt, reply.content)["input_ids"]
+
+    def _defuse(self, text: str) -> str:
+        for token in self._controls:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text

@@ -1,0 +1,9 @@
+"""The error of a model folder that cannot be used."""
+
+from __future__ import annotations
+
+from data_formats.errors import AlignError
+
+
+class ModelFileError(AlignError, ValueError):
+    """A model folder is there, but a file in it is missing, cut short, or not what it should be."""

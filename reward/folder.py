@@ -1,0 +1,146 @@
+"""Model folders: find what is torn before anything is loaded, and write without leaving a torn one behind.
+
+The libraries below answer a truncated file with their own inner errors ("incomplete metadata, file not fully covered");
+the checks here look at the few bytes that tell, and name the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_formats.errors import MissingFileError, StorageError
+from reward.errors import ModelFileError
+
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+JSON_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    WEIGHTS_INDEX,
+)
+
+
+def local_folder(path: str | Path) -> Path | None:
+    """The folder that `path` names, or None when it can only be a hub id.
+
+    Raises:
+        MissingFileError: `path` is clearly meant as a local path (absolute, `./`, `~`, more than one slash, or an
+            existing file) but is no folder.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise MissingFileError(f"{path} is a file; a model is a folder with a config.json, or a hub id")
+    text = str(path)
+    if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or os.sep != "/" and os.sep in text:
+        raise MissingFileError(f"model folder {path} does not exist: run the stage that makes it, or correct the path")
+    return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises:
+        ModelFileError: missing, cut short, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelFileError(f"{path} is missing: the model folder is incomplete, save or copy it again") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelFileError(f"{path} is not valid JSON ({error}): it was cut short or damaged, copy it again") from None
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{path} holds a JSON {type(value).__name__} where an object is expected")
+    return value
+
+
+def check_safetensors(path: Path) -> None:
+    """Compare the file's length with what its header promises.
+
+    Raises:
+        ModelFileError: missing, cut short, or no safetensors file.
+    """
+    torn = f"{path} is cut short or damaged: save or copy it again"
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise ModelFileError(torn)
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except FileNotFoundError:
+        raise ModelFileError(f"{path} is missing: the model folder is incomplete, save or copy it again") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        if isinstance(error, ModelFileError):
+            raise
+        raise ModelFileError(torn) from None
+    if 8 + length + max(ends, default=0) != size:
+        raise ModelFileError(f"{torn} ({size} bytes, its header promises {8 + length + max(ends, default=0)})")
+
+
+def check_model_folder(folder: Path) -> None:
+    """Check that `folder` holds a whole Hugging Face model in safetensors.
+
+    Raises:
+        ModelFileError: naming the file that is missing or torn.
+    """
+    read_json(folder / "config.json")
+    for name in JSON_FILES:
+        if (folder / name).exists():
+            read_json(folder / name)
+    if (folder / WEIGHTS_INDEX).exists():
+        shards = read_json(folder / WEIGHTS_INDEX).get("weight_map", {})
+        for name in sorted(set(shards.values())):
+            check_safetensors(folder / name)
+    elif (folder / WEIGHTS).exists():
+        check_safetensors(folder / WEIGHTS)
+    else:
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        why = f"only {pickled[0]}, a pickle, which is not loaded for safety; convert it" if pickled else "no weights"
+        raise ModelFileError(f"{folder / WEIGHTS} is missing: the folder holds {why}")
+
+
+@contextmanager
+def staged(folder: str | Path) -> Iterator[Path]:
+    """Write files in a temporary folder beside `folder`; on success each is renamed into it, on failure none is.
+
+    Raises:
+        StorageError: a full disk, no permission; what was in `folder` before is intact.
+    """
+    target = Path(folder)
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        yield temporary
+        _publish(temporary, target)
+    except OSError as error:
+        raise StorageError(f"cannot write the model to {target}: {error}; nothing that was there is changed") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    files = sorted(temporary.iterdir())
+    for path in files:
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+    target.mkdir(exist_ok=True)
+    stale = [target / WEIGHTS, target / WEIGHTS_INDEX] if any(path.name.startswith("model") for path in files) else []
+    for path in files:
+        path.replace(target / path.name)
+    for path in stale:  # a folder must not hold both one file and shards
+        if path.name not in {file.name for file in files}:
+            path.unlink(missing_ok=True)

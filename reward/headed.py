@@ -1,0 +1,205 @@
+"""A native transformers backbone with a scalar head: what the reward model and the critic have in common.
+
+A plain `nn.Module`: Trainer, accelerate and DDP treat it like any other, and its switches (`config`, gradient checkpointing,
+input embeddings) are those of the backbone. Folder: the backbone as a Hugging Face model (`config.json`,
+`model.safetensors`), the head in `head.safetensors`, the rest in a small JSON whose name tells the kind.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from data_formats.errors import StorageError
+from reward.errors import ModelFileError
+from reward.folder import check_safetensors, read_json, staged
+from reward.head import ScalarHead
+from reward.loading import hub_file, load_pretrained
+
+HEAD_FILE = "head.safetensors"
+FORMAT = 1
+
+
+class HeadedModel(nn.Module):
+    """`backbone` and `head`; subclasses say what is read where."""
+
+    settings_file: ClassVar[str]
+    zero_head: ClassVar[bool]
+
+    def __init__(self, backbone: nn.Module, head: ScalarHead | None = None):
+        super().__init__()
+        size = backbone.config.get_text_config().hidden_size
+        self.backbone = backbone
+        self.head = head if head is not None else ScalarHead(size, zero=self.zero_head)
+        self.head.to(next(backbone.parameters()).device)
+        plain = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone  # behind an adapter
+        self._accepted = frozenset(inspect.signature(plain.forward).parameters)
+
+    @property
+    def config(self) -> Any:
+        """The backbone's transformers config."""
+        return self.backbone.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is."""
+        return next(self.backbone.parameters()).device
+
+    @property
+    def _no_split_modules(self) -> Any:
+        return self.backbone._no_split_modules
+
+    @property
+    def supports_gradient_checkpointing(self) -> bool:
+        """Whether the backbone can trade compute for activation memory."""
+        return self.backbone.supports_gradient_checkpointing
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether it does at present."""
+        return self.backbone.is_gradient_checkpointing
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """As of `PreTrainedModel`."""
+        self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """As of `PreTrainedModel`."""
+        self.backbone.gradient_checkpointing_disable()
+
+    def enable_input_require_grads(self) -> None:
+        """As of `PreTrainedModel` (adapters with gradient checkpointing need it)."""
+        self.backbone.enable_input_require_grads()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        return self.backbone.get_input_embeddings()
+
+    def states(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, position_ids_BT: Tensor | None = None) -> Tensor:
+        """Last hidden states (B, T, d). Positions count the 1s of the mask, so padding may stand on either side."""
+        if position_ids_BT is None:
+            position_ids_BT = (attention_mask_BT.long().cumsum(-1) - 1).clamp(min=0)
+        optional = {"position_ids": position_ids_BT, "use_cache": False}
+        optional = {name: value for name, value in optional.items() if name in self._accepted}
+        return self.backbone(input_ids=input_ids_BT, attention_mask=attention_mask_BT, **optional).last_hidden_state
+
+    def _apply(self, fn, recurse=True):
+        # Buffers outside the state dict (rotary frequencies) are rebuilt in float32 on loading, so a cast to
+        # bfloat16 must not touch them, or a saved and loaded model would score differently.
+        kept = [(module, name, value) for module, name, value in _constants(self) if value.is_floating_point()]
+        super()._apply(fn, recurse)
+        for module, name, value in kept:
+            moved = module._buffers[name]
+            if moved.dtype != value.dtype:
+                module._buffers[name] = value.to(moved.device)
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """What the settings file holds beside format and head size; subclasses extend it."""
+        return {}
+
+    def take_settings(self, settings: dict[str, Any], path: Path) -> None:
+        """Take over what a settings file holds; subclasses extend it."""
+
+    def save_pretrained(self, path: str | Path, *, state_dict: dict[str, Tensor] | None = None, **_: Any) -> None:
+        """Write the folder; files that were there are replaced only when all new ones are complete.
+
+        Args:
+            path: the folder.
+            state_dict: this module's gathered state where the parameters are sharded (FSDP, DeepSpeed).
+
+        Raises:
+            StorageError: the disk is full, or the folder cannot be written.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        state = self.state_dict() if state_dict is None else state_dict
+        body = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+        settings = {"format": FORMAT, "hidden_size": state["head.weight"].shape[1], **self.settings()}
+        try:
+            with staged(path) as folder:
+                self.backbone.save_pretrained(folder, state_dict=body)
+                save_file({"head.weight": state["head.weight"].detach().float().cpu().contiguous()}, folder / HEAD_FILE)
+                (folder / self.settings_file).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        except SafetensorError as error:
+            raise StorageError(f"cannot write the model to {path}: {error}; nothing that was there is changed") from error
+
+    @classmethod
+    def is_saved_at(cls, path: str | Path, **hub_options: Any) -> bool:
+        """Whether a folder or hub id was written by this class's `save_pretrained`."""
+        return hub_file(path, cls.settings_file, **hub_options) is not None
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **load_kwargs: Any) -> Self:
+        """Load what `save_pretrained` wrote; outputs are bit-equal for the same dtype (the default: as saved),
+        device and `attn_implementation`.
+
+        Raises:
+            MissingFileError: no such folder or hub id.
+            ModelFileError: torn or incomplete files, or another kind of folder.
+        """
+        settings_path = hub_file(path, cls.settings_file, **load_kwargs)
+        if settings_path is None:
+            raise ModelFileError(f"{path} has no {cls.settings_file}: it was not saved by {cls.__name__}.save_pretrained")
+        settings = read_json(settings_path)
+        head = _read_head(path, settings, settings_path, load_kwargs)
+        body = _body(path, **load_kwargs)
+        size = body.config.get_text_config().hidden_size
+        if size != head.weight.shape[1]:
+            raise ModelFileError(f"{path}: head of size {head.weight.shape[1]} on a backbone of size {size}")
+        model = cls(body, head)
+        model.take_settings(settings, settings_path)
+        return model.eval()
+
+    @classmethod
+    def from_backbone(cls, path: str | Path, **load_kwargs: Any) -> Self:
+        """The body of any causal language model (folder or hub id) with a new head, drawn from the global generator.
+
+        Raises:
+            MissingFileError, ModelFileError: see `reward.loading.load_pretrained`.
+        """
+        return cls(_body(path, **load_kwargs)).eval()
+
+
+def _body(path: str | Path, **load_kwargs: Any) -> nn.Module:
+    from transformers import AutoModel
+
+    body = load_pretrained(AutoModel, path, **load_kwargs)
+    if not hasattr(body.config.get_text_config(), "hidden_size"):
+        raise ModelFileError(f"{path}: its config has no hidden_size, so no head can be put on it")
+    return body
+
+
+def _read_head(path: str | Path, settings: dict[str, Any], settings_path: Path, options: dict[str, Any]) -> ScalarHead:
+    from safetensors.torch import load_file
+
+    size = settings.get("hidden_size")
+    if settings.get("format") != FORMAT or not isinstance(size, int):
+        raise ModelFileError(
+            f"{settings_path}: 'format' must be {FORMAT} and 'hidden_size' a number, "
+            f"found {settings.get('format')!r} and {size!r}"
+        )
+    file = hub_file(path, HEAD_FILE, **options)
+    if file is None:
+        raise ModelFileError(f"{Path(path) / HEAD_FILE} is missing: the model folder is incomplete, save or copy it again")
+    check_safetensors(file)
+    weight = load_file(file).get("head.weight")
+    if weight is None or weight.shape != (1, size) or not math.isfinite(weight.double().sum().item()):
+        raise ModelFileError(f"{file} must hold a finite 'head.weight' of shape (1, {size})")
+    head = ScalarHead(size, zero=True)
+    head.weight.data.copy_(weight)
+    return head
+
+
+def _constants(model: nn.Module):
+    for module in model.modules():
+        for name in module._non_persistent_buffers_set:
+            if module._buffers.get(name) is not None:
+                yield module, name, module._buffers[name]

@@ -1,0 +1,173 @@
+"""Where rewards come from: our own reward model, a foreign classifier (`reward.classifier`), or a Python function."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_formats.records import Message
+from reward.model import RewardModel
+from reward.protocol import Reward, RewardError, Sample
+
+RewardFunction = Callable[..., Sequence[float]]
+
+
+def checked(scores: Any, count: int, name: str) -> list[float]:
+    """`scores` as `count` finite Python floats.
+
+    Raises:
+        RewardError: another number of scores, something that is no number, NaN or infinity.
+    """
+    try:
+        values = [float(score) for score in scores]
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"reward {name!r} must give one float a reply, it gave {_short(scores)} ({error})") from None
+    if len(values) != count:
+        raise RewardError(f"reward {name!r} gave {len(values)} scores for {count} replies")
+    bad = [index for index, value in enumerate(values) if not math.isfinite(value)]
+    if bad:
+        raise RewardError(f"reward {name!r} gave {values[bad[0]]} for reply {bad[0]} ({len(bad)} of {count} not finite)")
+    return values
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, so that little is padded."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def right_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(ids, mask), both (B, T) int64; the mask is made from the lengths."""
+    width = max(len(row) for row in rows)
+    ids_BT = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows], dtype=torch.long)
+    mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], dtype=torch.long)
+    return ids_BT.to(device), mask_BT.to(device)
+
+
+class ModelReward:
+    """A `RewardModel` on the policy's own tokens.
+
+    A sample with ids is scored on `prompt_ids + completion_ids`; where the completion does not end with `<|im_end|>`
+    (the policy was cut off) that token is appended, since the score is read at it: an unfinished reply is scored as it
+    stands, and punishing it is the trainer's business (`missing_eos_penalty`). A sample without ids is rendered as ChatML up to the
+    reply's `<|im_end|>`.
+
+    Args:
+        model: the reward model (or a wrapper of it whose forward is the same).
+        tokenizer: the ChatML tokenizer it was trained with.
+        batch_size: sequences held at once.
+        name: for logs and errors.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, batch_size: int = 64, name: str = "reward_model"):
+        from data_formats.chatml import IM_END, control_id
+
+        self.model, self.tokenizer, self.batch_size, self.name = model, tokenizer, batch_size, name
+        self.end_id = control_id(tokenizer, IM_END)
+
+    def token_rows(self, samples: Sequence[Sample]) -> list[list[int]]:
+        """The ids each sample is scored on, `<|im_end|>` last."""
+        from data_formats.chatml import encode_many, render
+
+        without = [index for index, sample in enumerate(samples) if sample.completion_ids is None or sample.prompt_ids is None]
+        texts = [render([*samples[i].prompt, Message("assistant", samples[i].completion)])[:-1] for i in without]
+        encoded = {i: ids for i, (ids, _) in zip(without, encode_many(self.tokenizer, texts), strict=True)}
+        rows = []
+        for index, sample in enumerate(samples):
+            if index in encoded:
+                rows.append(encoded[index])
+                continue
+            row = [*sample.prompt_ids, *sample.completion_ids]
+            ended = bool(sample.completion_ids) and sample.completion_ids[-1] == self.end_id
+            rows.append(row if ended else [*row, self.end_id])
+        return rows
+
+    @torch.no_grad()
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        """One score a sample, in evaluation mode; the model's mode is put back."""
+        rows = self.token_rows(samples)
+        device = next(self.model.parameters()).device
+        scores = [math.nan] * len(rows)
+        training = self.model.training
+        self.model.eval()
+        try:
+            for indices in batches_by_length([len(row) for row in rows], self.batch_size):
+                ids_BT, mask_BT = right_padded([rows[index] for index in indices], self.end_id, device)
+                for index, score in zip(indices, self.model(ids_BT, mask_BT).tolist(), strict=True):
+                    scores[index] = score
+        finally:
+            self.model.train(training)
+        return checked(scores, len(samples), self.name)
+
+
+class FunctionReward:
+    """A Python function as reward: `fn(prompts, completions, **columns) -> one float a reply`.
+
+    `prompts` are lists of `{"role", "content"}`, `completions` strings; every column of the prompts' records comes as a
+    list (None where a record lacks it). A function without `**kwargs` gets only the columns that it names.
+    """
+
+    def __init__(self, fn: RewardFunction, name: str | None = None):
+        self.fn, self.name = fn, name or getattr(fn, "__name__", type(fn).__name__)
+        parameters = inspect.signature(fn).parameters.values()
+        self._named = {parameter.name for parameter in parameters}
+        self._open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        """What the function gives, checked.
+
+        Raises:
+            RewardError: the function failed, or gave something else than one finite float a sample.
+        """
+        if not samples:
+            return []
+        prompts = [[{"role": turn.role, "content": turn.content} for turn in sample.prompt] for sample in samples]
+        completions = [sample.completion for sample in samples]
+        names = sorted({name for sample in samples for name in sample.columns or ()} - {"prompts", "completions"})
+        columns = {
+            name: [(sample.columns or {}).get(name) for sample in samples]
+            for name in names
+            if self._open or name in self._named
+        }
+        try:
+            scores = self.fn(prompts, completions, **columns)
+        except Exception as error:
+            raise RewardError(f"reward {self.name!r} failed: {type(error).__name__}: {error}") from error
+        return checked(scores, len(samples), self.name)
+
+
+def load_reward(
+    path: str | Path, *, batch_size: int = 64, name: str = "reward_model", device: str | torch.device | None = None, **load_kwargs: Any
+) -> Reward:
+    """A frozen reward from a folder or hub id: `ModelReward` where it holds a `reward_config.json`, else `ClassifierReward`.
+
+    Args:
+        batch_size: sequences held at once.
+        name: for logs and errors.
+        device: where to put the model, default: where it is loaded.
+        load_kwargs: `dtype`, `revision`, `trust_remote_code`, `attn_implementation`, ... as of `from_pretrained`.
+
+    Raises:
+        MissingFileError, ModelFileError: nothing there, or torn.
+    """
+    from reward.classifier import ClassifierReward
+    from reward.loading import load_tokenizer
+
+    if not RewardModel.is_saved_at(path, **load_kwargs):
+        return ClassifierReward(path, batch_size=batch_size, name=name, device=device, **load_kwargs)
+    model = RewardModel.from_pretrained(path, **load_kwargs).requires_grad_(False)
+    if device is not None:
+        model.to(device)
+    return ModelReward(model, load_tokenizer(path, **load_kwargs), batch_size, name)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
