@@ -1,8 +1,8 @@
 """What an engine is: token ids in, token ids out. It knows no tokenizer and no reward.
 
-Which rank calls what: every rank owns an engine and calls `generate` with its own shard of the prompts; `update_weights`
-is called by all ranks together, because gathering sharded weights is a collective operation. An in-process engine that
-shares the trainer's module (HF) has nothing to copy and only takes the new version number.
+Which rank calls what: every rank owns an engine and calls `generate` with its own shard of the prompts;
+`update_weights` is called by all ranks together, because gathering sharded weights is a collective operation. An
+in-process engine that shares the trainer's module (HF) has nothing to copy and only takes the new version number.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
+
+from rollouts.errors import RolloutError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,9 @@ class SamplingParams:
         top_k: candidates kept, 0 = off.
         stop_token_ids: a completion ends with (and contains) the first of these.
         seed: makes a call reproducible: the same engine, weights, prompts and seed give the same completions.
+
+    Raises:
+        RolloutError: a value out of range.
     """
 
     n: int = 1
@@ -35,6 +40,19 @@ class SamplingParams:
     min_new_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        bounds = (
+            ("n", self.n >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or a positive number"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (1 is off)"),
+            ("top_k", self.top_k >= 0, "at least 0 (0 is off)"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, "between 0 and max_new_tokens"),
+        )
+        for name, sound, wanted in bounds:
+            if not sound:
+                raise RolloutError(f"sampling parameter {name} must be {wanted}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,22 @@
+"""argparse, extended so that overrides and options may stand in any order."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+
+def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse `argv` where `key=value` words may come before, between and after options.
+
+    argparse alone stops taking positional words at the first option that follows them; what it leaves over is added to
+    `overrides` when it is a `key=value`, and is an error otherwise.
+    """
+    args, rest = parser.parse_known_args(argv)
+    strange = [word for word in rest if word.startswith("-") or "=" not in word]
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if rest:
+        kept = [word for word in argv if word in args.overrides or word in rest]
+        args.overrides = kept
+    return args

@@ -1,0 +1,153 @@
+"""What the `transformers.Trainer` stages share with the rest of a run: metrics.jsonl, progress, Ctrl-C, finite losses.
+
+`attach` puts all four on a trainer and takes its own printing off. Written against transformers 5.19: `on_step_end`
+comes before logging, evaluating and saving of the same step, so a flag set there still saves; `on_pre_optimizer_step`
+comes after clipping and before the weights move, so a gradient found broken there has not yet broken the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+from align.runs.errors import TrainingError
+from align.runs.interrupt import StopFlag
+from align.runs.metrics import MetricsLog
+from align.runs.progress import StageProgress
+from align.runs.ranks import any_rank
+
+_NOT_FIGURES = ("epoch", "total_flos", "step", "time")
+_NOT_FIGURES_END = ("_runtime", "_per_second")
+
+
+class MetricsCallback(TrainerCallback):
+    """Writes what the trainer logs to metrics.jsonl, one line {"step", "time", ...} a log.
+
+    When training begins, lines after the step it begins at are dropped: a resumed run writes them again.
+    """
+
+    def __init__(self, log: MetricsLog):
+        self.log = log
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.log.keep_until(state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and logs:
+            self.log.append({"step": state.global_step, **logs})
+
+
+class StageProgressCallback(TrainerCallback):
+    """Shows the stage's progress with the figures of the last log; `names` chooses and orders them (None: all)."""
+
+    def __init__(self, stage: str, names: tuple[str, ...] | None = None, **options: Any):
+        self.stage, self.names, self.options = stage, names, options
+        self._progress: StageProgress | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        enabled = state.is_world_process_zero
+        progress = StageProgress(self.stage, state.max_steps, start=state.global_step, enabled=enabled, **self.options)
+        self._progress = progress.__enter__()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._progress is not None:
+            self._progress.update(state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self._progress is None or not logs or "train_runtime" in logs:
+            return
+        names = self.names if self.names is not None else [name for name in logs if _is_figure(name)]
+        self._progress.update(state.global_step, **{name: logs[name] for name in names if name in logs})
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self) -> None:
+        """Ends the bar; to be called as well when training ended by an error."""
+        if self._progress is not None:
+            self._progress.__exit__(None, None, None)
+            self._progress = None
+
+
+def _is_figure(name: str) -> bool:
+    return name not in _NOT_FIGURES and not name.endswith(_NOT_FIGURES_END)
+
+
+class StopCallback(TrainerCallback):
+    """Saves and stops after the step in which any rank was asked to stop."""
+
+    def __init__(self, flag: StopFlag):
+        self.flag = flag
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if any_rank(self.flag.is_set):
+            self.flag.set()  # so that every rank knows why it stopped
+            if state.global_step < state.max_steps:
+                control.should_training_stop = True
+                control.should_save = True
+
+
+class FiniteCallback(TrainerCallback):
+    """Ends training with a TrainingError when a loss or a gradient is not finite, before the weights take it.
+
+    Args:
+        save: called first, to keep the state of the last good step.
+    """
+
+    def __init__(self, save: Callable[[], None] | None = None):
+        self.save = save
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        args.logging_nan_inf_filter = False  # it would log the mean of earlier losses in place of a NaN
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+        if getattr(optimizer, "scaler", None) is not None:  # a float16 scaler skips such steps itself
+            return
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if gradients and not math.isfinite(sum(torch.stack(torch._foreach_norm(gradients)).tolist())):
+            self._fail("gradient", state.global_step + 1, save=True)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and not math.isfinite(logs.get("loss", 0.0)):
+            self._fail("loss", state.global_step, save=False)  # the weights have already taken that step
+
+    def _fail(self, what: str, step: int, save: bool) -> None:
+        kept = ""
+        if save and self.save is not None:
+            self.save()
+            kept = "; the state before it is saved"
+        raise TrainingError(
+            f"the {what} of step {step} is not finite{kept}: "
+            "lower the learning rate or max_grad_norm, or look at the data"
+        )
+
+
+def attach(
+    trainer: Trainer,
+    stage: str,
+    metrics_path: str | Path,
+    *,
+    flag: StopFlag | None = None,
+    figures: tuple[str, ...] | None = None,
+    **progress_options: Any,
+) -> StageProgressCallback:
+    """Puts the four callbacks on `trainer` and removes transformers' own printing and bar.
+
+    On a non-finite gradient the trainer saves a checkpoint of the last good step, unless that step has one.
+    Returns the progress callback, to be closed when training ends by an error.
+    """
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    progress = StageProgressCallback(stage, figures, **progress_options)
+    trainer.add_callback(MetricsCallback(MetricsLog(metrics_path)))
+    trainer.add_callback(progress)
+    trainer.add_callback(FiniteCallback(save=lambda: trainer._save_checkpoint(trainer.model, trial=None)))
+    if flag is not None:
+        trainer.add_callback(StopCallback(flag))
+    return progress

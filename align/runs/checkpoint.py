@@ -1,0 +1,171 @@
+"""`checkpoints/step-N`: whole or not there.
+
+A step is written into a temporary folder, gets a `manifest.json` (size and CRC-32 of every file), is flushed to the
+disk, and only then takes its name; older steps are removed after that. A kill at any moment leaves the step before it
+or the new one, complete. The manifest finds what a filesystem lost or cut afterwards; it is no protection against
+someone who means harm.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from align.runs.errors import CheckpointError
+from align.runs.files import heal, put_dir, storage_errors, write_json
+from data_formats.errors import MissingFileError, StorageError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+_STEP = re.compile(r"step-(\d+)")
+
+
+def save(
+    folder: str | Path,
+    step: int,
+    write: Callable[[Path], None],
+    keep: int = 2,
+    *,
+    main: bool = True,
+    any_failed: Callable[[bool], bool] = bool,
+) -> Path:
+    """Writes `<folder>/step-<step>` and removes the oldest steps beyond `keep`.
+
+    Steps after this one are removed too: they belong to a run that was left when this one resumed further back.
+
+    Args:
+        write: puts the files into the folder it is given.
+        main: whether this rank makes and names the folder; with several ranks, all call `save` and all `write`.
+        any_failed: tells whether any rank failed, and is a barrier (`align.runs.ranks.any_rank`).
+
+    Raises:
+        StorageError: the disk is full or not writable; the older steps are intact.
+    """
+    folder = Path(folder)
+    target, temporary = folder / f"step-{step}", folder / f".step-{step}.tmp"
+
+    def prepare() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".step-*.tmp"):
+            shutil.rmtree(leftover)
+        heal(target)
+        temporary.mkdir()
+
+    def finish() -> None:
+        _write_manifest(temporary)
+        put_dir(temporary, target)
+        _remove_others(folder, step, keep)
+
+    def one(part: Callable[[], None], mine: bool) -> None:
+        error: BaseException | None = None
+        try:
+            if mine:
+                with storage_errors(target):
+                    part()
+        except Exception as caught:
+            error = caught
+        if any_failed(error is not None):
+            raise error or StorageError(f"cannot write {target}: another rank failed (see its message)")
+
+    try:
+        one(prepare, main)
+        one(lambda: write(temporary), True)
+        one(finish, main)
+    except BaseException:
+        if main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return target
+
+
+def steps(folder: str | Path) -> list[int]:
+    """The steps that are there, in ascending order, sound or not."""
+    folder = Path(folder)
+    found = [_STEP.fullmatch(entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def latest(folder: str | Path) -> Path | None:
+    """The newest sound step, None when there is none. Damaged ones are passed over with a warning."""
+    for step in reversed(steps(folder)):
+        path = Path(folder) / f"step-{step}"
+        try:
+            verify(path)
+        except (CheckpointError, MissingFileError) as error:
+            logger.warning("passing over a damaged checkpoint: %s", error)
+        else:
+            return path
+    return None
+
+
+def step_of(path: str | Path) -> int:
+    """N of `.../step-N`. Raises CheckpointError for another name."""
+    match = _STEP.fullmatch(Path(path).name)
+    if match is None:
+        raise CheckpointError(f"{path} is not a checkpoint folder: its name must be step-N")
+    return int(match.group(1))
+
+
+def verify(path: str | Path) -> None:
+    """Checks every file of a step against its manifest.
+
+    Raises:
+        MissingFileError: there is no such folder.
+        CheckpointError: no manifest, or a file that is missing, of another size, or of other content.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise MissingFileError(f"{path}: no such checkpoint folder")
+    try:
+        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        wanted = [(name, entry["size"], entry["crc32"]) for name, entry in files.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(
+            f"{path}: no readable {MANIFEST}, so this checkpoint is not complete; remove it"
+        ) from None
+    for name, size, crc in wanted:
+        if problem := _problem(path / name, size, crc):
+            raise CheckpointError(f"{path / name}: {problem}; remove {path} and resume from an earlier step")
+
+
+def _problem(file: Path, size: int, crc: int) -> str:
+    if not file.is_file():
+        return "missing from the checkpoint"
+    if (found := file.stat().st_size) != size:
+        return f"not whole ({found} of {size} bytes)"
+    return "" if _crc32(file) == crc else "content is damaged"
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    entries = {
+        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "crc32": _crc32(file)} for file in files
+    }
+    write_json(folder / MANIFEST, {"files": entries})
+
+
+def _crc32(file: Path) -> int:
+    value = 0
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _remove_others(folder: Path, step: int, keep: int) -> None:
+    older = [other for other in steps(folder) if other < step]
+    stale = [other for other in steps(folder) if other > step]
+    for other in stale + older[: len(older) - max(keep - 1, 0)]:
+        doomed = folder / f".step-{other}.tmp"  # a kill while removing must not leave half a step under its name
+        try:
+            os.rename(folder / f"step-{other}", doomed)
+        except OSError as error:  # the new step is safe, which is what matters
+            logger.warning("cannot remove the old checkpoint %s: %s", folder / f"step-{other}", error)
+        shutil.rmtree(doomed, ignore_errors=True)

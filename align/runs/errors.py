@@ -1,0 +1,13 @@
+"""The errors of running a stage."""
+
+from __future__ import annotations
+
+from data_formats.errors import AlignError
+
+
+class CheckpointError(AlignError, ValueError):
+    """A checkpoint that is incomplete, damaged, or not one."""
+
+
+class TrainingError(AlignError, ArithmeticError):
+    """Training went numerically wrong (a loss or gradient that is not finite)."""

@@ -1,0 +1,89 @@
+"""`metrics.jsonl`: one JSON object a logged step, appended as the run goes.
+
+A line is written in one piece. A process killed in the middle of one leaves half a line at the end, which reading
+skips and the next run removes.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from align.runs.files import storage_errors, write_text
+
+
+class MetricsLog:
+    """Appends lines such as {"step": 10, "time": 1767225600.123, "loss": 0.5}.
+
+    Args:
+        path: the file; its folder is made when it is missing.
+        enabled: False on the ranks that do not write.
+    """
+
+    def __init__(self, path: str | Path, enabled: bool = True):
+        self.path, self.enabled = Path(path), enabled
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Appends one line; adds "time" (seconds since 1970) when it is missing.
+
+        Numbers of torch and numpy are taken as plain ones. JSON has no NaN: what is not finite is written as null.
+        Raises StorageError.
+        """
+        if not self.enabled:
+            return
+        line = {key: _plain(value) for key, value in line.items()}
+        line.setdefault("time", round(time.time(), 3))
+        head = {key: line.pop(key) for key in ("step", "time") if key in line}
+        text = json.dumps({**head, **line}, ensure_ascii=False, allow_nan=False) + "\n"
+        with storage_errors(self.path, "append to"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                _append_whole(descriptor, text.encode())
+            finally:
+                os.close(descriptor)
+
+    def keep_until(self, step: int) -> None:
+        """Drops the lines of steps after `step`, and half lines: what a run that resumes at `step` will write again."""
+        if not self.enabled or not self.path.exists():
+            return
+        kept = [line for line in self.read() if line.get("step", 0) <= step]
+        write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole lines."""
+        if not self.path.exists():
+            return []
+        lines = []
+        for text in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict):
+                lines.append(line)
+        return lines
+
+
+def _append_whole(descriptor: int, data: bytes) -> None:
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        data = b"\n" + data  # half a line of a killed process must not spoil this one
+    if os.write(descriptor, data) != len(data):
+        os.ftruncate(descriptor, size)
+        raise OSError(errno.ENOSPC, "No space left for a whole line")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,23 @@
+"""The two questions a run asks of its ranks. One process without `torch.distributed` is rank 0 of 1."""
+
+from __future__ import annotations
+
+
+def is_main() -> bool:
+    """Whether this is the rank that writes shared files and talks to the user."""
+    import torch.distributed as dist
+
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is true on any rank. Collective: every rank calls it, and none leaves before all have come."""
+    import torch
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return flag
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    total = torch.tensor(int(flag), device=device)
+    dist.all_reduce(total)
+    return bool(total.item())

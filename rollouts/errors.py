@@ -1,0 +1,9 @@
+"""The rooms' own error."""
+
+from __future__ import annotations
+
+from data_formats.errors import AlignError
+
+
+class RolloutError(AlignError, RuntimeError):
+    """Sampling was asked for something impossible, or the engine could not do it."""
