@@ -63,9 +63,12 @@ def _supervised_problem(section: SupervisedSection, stage: str, world_size: int)
     if rows % (world_size * micro) == 0:
         return None
     ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
-    wrong = f"{stage}.batch_size: {rows} rows cannot be cut into {ranks} x micro_batch_size {micro} x a whole accumulation"
+    wrong = (
+        f"{stage}.batch_size: {rows} rows cannot be cut into {ranks} x micro_batch_size {micro} x a whole accumulation"
+    )
     if rows % world_size:
-        return f"{wrong} ({rows} / {world_size} is not whole); try {stage}.batch_size={_nearest_multiple(rows, world_size * micro)}"
+        near = _nearest_multiple(rows, world_size * micro)
+        return f"{wrong} ({rows} / {world_size} is not whole); try {stage}.batch_size={near}"
     fitting = _largest_divisor(rows // world_size, micro)
     return (
         f"{wrong} ({rows} / {world_size} = {rows // world_size} rows a rank); "
@@ -88,15 +91,16 @@ def _ppo_problem(section: PPOSection, world_size: int) -> str | None:
             f"try ppo.rollout_batch_size={_nearest_multiple(prompts, world_size * minis)}"
         )
     if (responses // minis) % world_size:
+        fitting = _largest_divisor(responses // world_size, minis)
         return (
-            f"ppo.num_mini_batches: {made} in {minis} minibatches give {responses // minis} a minibatch, which {world_size} "
-            f"ranks cannot share equally; try ppo.num_mini_batches={_largest_divisor(responses // world_size, minis)}"
+            f"ppo.num_mini_batches: {made} in {minis} minibatches give {responses // minis} a minibatch, which "
+            f"{world_size} ranks cannot share equally; try ppo.num_mini_batches={fitting}"
         )
     share = responses // minis // world_size
     if section.micro_batch_size > share:
         return (
-            f"ppo.micro_batch_size: {section.micro_batch_size} is more than the {share} responses that a rank has of a minibatch "
-            f"({made} / {minis} minibatches / {world_size} ranks); try ppo.micro_batch_size={share}"
+            f"ppo.micro_batch_size: {section.micro_batch_size} is more than the {share} responses a rank has of a "
+            f"minibatch ({made} / {minis} minibatches / {world_size} ranks); try ppo.micro_batch_size={share}"
         )
     return None
 

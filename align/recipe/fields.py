@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -13,35 +13,65 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A part of the recipe: unknown keys are errors, values never change after loading."""
+    """A part of the recipe: unknown keys are errors, values never change after loading.
+
+    Rules between keys are returned by `rules()`, so that the loader can collect those of all sections at once
+    (it validates with the context `{"collect_rules": True}`); everyone else gets a ValidationError.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def rules(self) -> list[tuple[str, str]]:
+        """Broken rules between the keys of this section: (key, sentence)."""
+        return []
+
+    @model_validator(mode="after")
+    def _obeys_rules(self, info: ValidationInfo) -> Self:
+        if not (info.context or {}).get("collect_rules"):
+            broken = [f"{key}: {sentence}" if key else sentence for key, sentence in self.rules()]
+            if broken:
+                raise ValueError("; ".join(broken))
+        return self
 
 
 class Source(Section):
     """Where records come from.
 
     `path` is a file (relative to `data_root` when that is set, else to the working folder), or
-    `tinyworld:NAME` for one of the sets of the embedded world.
+    `tinyworld:NAME` for one of the sets of the embedded world. A plain string in a list of sources stands for
+    `{path: string}`.
     """
 
-    path: str
+    path: str = Field(min_length=1)
     format: str = "auto"
     limit: Positive | None = None
     category: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_string(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
 
 
 class OptimSection(Section):
     """Optimizer and schedule of one trained model; names follow transformers' TrainingArguments."""
 
     learning_rate: Rate
-    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"] = "constant"
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"] = (
+        "constant"
+    )
     warmup_steps: Count = 0
     weight_decay: float = Field(0.0, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.95, ge=0, lt=1)
     adam_epsilon: Rate = 1e-8
     max_grad_norm: Rate = 1.0
+
+    def rules(self) -> list[tuple[str, str]]:
+        if self.warmup_steps and self.lr_scheduler_type == "constant":
+            sentence = "'constant' ignores warmup_steps; use lr_scheduler_type=constant_with_warmup or warmup_steps=0"
+            return [("lr_scheduler_type", sentence)]
+        return []
 
 
 class Architecture(Section):
@@ -56,6 +86,16 @@ class Architecture(Section):
     max_position_embeddings: Positive = 512
     tie_word_embeddings: bool = False
 
+    def rules(self) -> list[tuple[str, str]]:
+        hidden, heads, groups = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
+        broken = []
+        if hidden % (2 * heads):
+            sentence = f"{hidden} must be an even multiple of num_attention_heads ({heads}), for rotary positions"
+            broken.append(("hidden_size", sentence))
+        if heads % groups:
+            broken.append(("num_attention_heads", f"{heads} must be a multiple of num_key_value_heads ({groups})"))
+        return broken
+
 
 class ModelSection(Section):
     """The pretrained model, by folder or hub id (`path`), or the shape of a new one (`architecture`)."""
@@ -68,6 +108,11 @@ class ModelSection(Section):
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
+
+    def rules(self) -> list[tuple[str, str]]:
+        if (self.path is None) == (self.architecture is None):
+            return [("", "needs exactly one of 'path' (a folder or hub id) and 'architecture' (a new tiny model)")]
+        return []
 
 
 class TinyWorldSection(Section):

@@ -2,7 +2,7 @@
 
 Types are strict (`seed: "3"` is an error, `learning_rate: 1` is fine). pydantic stops short of the cross-field rules
 as soon as one field is wrong; so when errors are found, the offending keys are repaired (a misspelt key gets the
-suggested name, a bad value its default) in a private copy, and that copy is looked at again for rules and batch splits.
+suggested name, a bad value its default) in a private copy, and that copy is looked at for rules and batch splits.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,18 @@ from pydantic import ValidationError
 
 from align.recipe.batch import batch_problem, launched_world_size
 from align.recipe.errors import RecipeError
-from align.recipe.problems import Problem, describe, section_at
+from align.recipe.fields import Section
+from align.recipe.problems import Loc, Problem, describe, dotted, section_at
 from align.recipe.schema import Recipe
 from align.recipe.text import Lines, dump, parse
 from data_formats.errors import MissingFileError
-
 
 STAND_IN = "(missing)"  # put where a required text is missing, while looking for further problems
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What `inspect` found. `recipe` is complete when `problems` is empty, else repaired as far as possible, or None."""
+    """What `inspect` found. `recipe` is complete when `problems` is empty, else repaired where possible, else None."""
 
     recipe: Recipe | None
     problems: tuple[str, ...]
@@ -42,7 +42,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, world_size: 
 
     Args:
         path: a YAML file, or the name of a shipped recipe (`quickstart`).
-        overrides: `dotted.key=VALUE`, VALUE in YAML (`ppo.kl_coef=0.1`, `sft.data=[a.jsonl]`, `ppo=null` drops a stage);
+        overrides: `dotted.key=VALUE`, VALUE in YAML (`ppo.kl_coef=0.1`, `sft.data=[a.jsonl]`; `ppo=null` drops it);
             a number picks an element of a list (`sft.data.0.limit=100`). The last one wins.
         world_size: ranks to check the batch split for; default as launched.
 
@@ -103,10 +103,12 @@ def _override(data: dict, item: str, lines: Lines) -> str | None:
         step: str | int = part
         if isinstance(here, list):
             if not part.isdigit() or int(part) >= len(here):
-                return f"{key}: '{'.'.join(map(str, loc))}' is a list of {len(here)}; write its element's number, 0 to {len(here) - 1}"
+                return (
+                    f"{key}: '{dotted(loc)}' is a list of {len(here)}; write an element's number, 0 to {len(here) - 1}"
+                )
             step = int(part)
         elif not isinstance(here, dict):
-            return f"{key}: '{'.'.join(map(str, loc))}' is a plain value and has no keys"
+            return f"{key}: '{dotted(loc)}' is a plain value and has no keys"
         loc.append(step)
         if last:
             here[step] = value
@@ -122,7 +124,7 @@ def _override(data: dict, item: str, lines: Lines) -> str | None:
 def _once(data: dict) -> tuple[Recipe | None, list[Problem]]:
     try:
         # JSON mode is the strict mode that still takes a list for a tuple.
-        return Recipe.model_validate_json(json.dumps(data), strict=True), []
+        return Recipe.model_validate_json(json.dumps(data), strict=True, context={"collect_rules": True}), []
     except ValidationError as error:
         return None, describe(Recipe, error.errors())
     except (TypeError, ValueError) as error:
@@ -135,22 +137,38 @@ def validate(data: dict, world_size: int) -> tuple[Recipe | None, list[Problem |
     renamed = {(*p.loc[:-1], p.suggestion) for p in first if p.suggestion}
     first = [p for p in first if p.kind != "missing" or p.loc not in renamed]
     problems: list[Problem | str] = list(first)
-    doubtful = {p.loc[0] for p in first if p.loc and not p.suggestion}
+    repaired = [p for p in first if not p.suggestion]
     work, pending = copy.deepcopy(data), first
     for _ in range(4):
-        if recipe is not None or not all([_repair(work, problem) for problem in pending]):
+        if recipe is not None or False in [_repair(work, problem) for problem in pending]:
             break
         recipe, pending = _once(work)
-        problems += [p for p in pending if p.kind == "rule" and (p.loc or not doubtful) and p not in problems]
     if recipe is not None:
-        split = [batch_problem(recipe, stage, world_size) for stage in recipe.stages if stage not in doubtful]
-        problems += [problem for problem in split if problem]
+        problems += [rule for rule in _rules(recipe, ()) if not _touched(rule.text, rule.loc, repaired)]
+        for stage in recipe.stages:
+            split = batch_problem(recipe, stage, world_size)
+            if split and not _touched(split, (stage, "batch"), repaired):
+                problems.append(split)
     return recipe, problems
 
 
+def _touched(sentence: str, loc: Loc, repaired: list[Problem]) -> bool:
+    """Whether a finding rests on a value that the repair put there: it lies at `loc` or the sentence names its key."""
+    return any(p.loc[: len(loc)] == loc or (p.loc[:1] == loc[:1] and str(p.loc[-1]) in sentence) for p in repaired)
+
+
+def _rules(section: Section, loc: Loc) -> Iterator[Problem]:
+    for key, sentence in section.rules():
+        yield Problem((*loc, *(key.split(".") if key else ())), "rule", sentence)
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from _rules(value, (*loc, name))
+
+
 def _repair(data: dict, problem: Problem) -> bool:
-    """Change `data` so that `problem` goes away and as much as possible is left to look at; False when that is hopeless."""
-    if not problem.loc or problem.kind == "rule":
+    """Change `data` so that `problem` goes away and much is left to look at; False when that is hopeless."""
+    if not problem.loc:
         return False
     here: Any = data
     try:
@@ -169,7 +187,7 @@ def _repair(data: dict, problem: Problem) -> bool:
     return True
 
 
-def _stand_in(loc: tuple[str | int, ...]) -> Any:
+def _stand_in(loc: Loc) -> Any:
     section = section_at(Recipe, loc[:-1])
     field = section.model_fields.get(str(loc[-1])) if section else None
     kinds = {int: 1, float: 1.0, str: STAND_IN}

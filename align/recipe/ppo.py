@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from align.recipe.fields import Count, OptimSection, Positive, Section, Share, Source
 
@@ -21,6 +21,12 @@ class RolloutSection(Section):
     max_completion_length: Positive = 1024
     min_completion_length: Count = 0
     batch_size: Positive = 64
+
+    def rules(self) -> list[tuple[str, str]]:
+        if self.min_completion_length > self.max_completion_length:
+            sentence = f"{self.min_completion_length} is more than max_completion_length ({self.max_completion_length})"
+            return [("min_completion_length", sentence)]
+        return []
 
 
 class PolicyOptim(OptimSection):
@@ -92,8 +98,9 @@ class PPOSection(Section):
     save_total_limit: Positive = 2
     log_samples: Count = 8
 
-    @model_validator(mode="after")
-    def _ptx_needs_documents(self) -> PPOSection:
+    def rules(self) -> list[tuple[str, str]]:
         if self.ptx_coef > 0 and not self.ptx_data:
-            raise ValueError("ptx_coef is above 0 but ptx_data is empty: name the pretraining documents, or set ptx_coef to 0")
-        return self
+            return [
+                ("ptx_data", "is empty although ptx_coef is above 0: name pretraining documents, or set ptx_coef to 0")
+            ]
+        return []

@@ -108,12 +108,18 @@ def _sentence(error: dict) -> str:
     if kind == "value_error":
         return str(context["error"])
     if kind == "literal_error":
-        near = did_you_mean(value, [part.strip("'") for part in context["expected"].replace(" or ", ", ").split(", ")]) if (
-            isinstance(value, str)
-        ) else None
+        near = (
+            did_you_mean(value, [part.strip("'") for part in context["expected"].replace(" or ", ", ").split(", ")])
+            if (isinstance(value, str))
+            else None
+        )
         return f"must be {context['expected']}, not {_shown(value)}" + (f"; did you mean '{near}'?" if near else "")
-    bounds = {"greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"),
-              "less_than": ("lt", "below"), "less_than_equal": ("le", "at most")}
+    bounds = {
+        "greater_than": ("gt", "above"),
+        "greater_than_equal": ("ge", "at least"),
+        "less_than": ("lt", "below"),
+        "less_than_equal": ("le", "at most"),
+    }
     if kind in bounds:
         name, word = bounds[kind]
         return f"must be {word} {context[name]}, not {_shown(value)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from align.recipe.fields import Count, ModelSection, Section, TinyWorldSection
 from align.recipe.ppo import PPOSection
@@ -33,10 +33,28 @@ class Recipe(Section):
         """The stages this recipe has, in the order they run."""
         return tuple(stage for stage in STAGES if getattr(self, stage) is not None)
 
-    @model_validator(mode="after")
-    def _one_model(self) -> Recipe:
-        if (self.model.path is None) == (self.model.architecture is None):
-            raise ValueError("model needs exactly one of 'path' (a folder or hub id) and 'architecture' (a new tiny model)")
-        if self.model.architecture is not None and self.base is None:
-            raise ValueError("model.architecture makes a new model, which needs a 'base' stage to train it")
-        return self
+    def rules(self) -> list[tuple[str, str]]:
+        if self.model.architecture is None:
+            return []
+        broken, room = [], self.model.architecture.max_position_embeddings
+        if self.base is None:
+            broken.append(
+                ("base", "is missing: model.architecture makes a new model, which needs a 'base' stage to train it")
+            )
+        for stage in self.stages:
+            section = getattr(self, stage)
+            if stage != "ppo" and section.max_length > room:
+                broken.append(
+                    (f"{stage}.max_length", f"{section.max_length} is more than max_position_embeddings ({room})")
+                )
+        if self.ppo is not None:
+            rollout = self.ppo.rollout
+            longest = rollout.max_prompt_length + rollout.max_completion_length
+            if longest > room:
+                lengths = f"max_prompt_length + max_completion_length = {longest}"
+                sentence = f"{lengths} is more than max_position_embeddings ({room})"
+                broken.append(("ppo.rollout", sentence))
+            if self.ppo.ptx_coef > 0 and self.ppo.ptx_max_length > room:
+                sentence = f"{self.ppo.ptx_max_length} is more than max_position_embeddings ({room})"
+                broken.append(("ppo.ptx_max_length", sentence))
+        return broken

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from align.recipe.problems import did_you_mean
-from data_formats.errors import MissingFileError
+from align.recipe.table import table
+from data_formats.errors import MissingFileError, StorageError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -35,3 +36,36 @@ def find_recipe(path: str | Path) -> Path:
     near = did_you_mean(file.stem, shipped)
     hint = f"did you mean '{near}'? " if near else ""
     raise MissingFileError(f"{path}: no such recipe file; {hint}Shipped recipes: {', '.join(shipped)}")
+
+
+def find_shipped(name: str) -> Path:
+    """The file of a shipped recipe. Raises MissingFileError."""
+    shipped = shipped_recipes()
+    if name not in shipped:
+        near = did_you_mean(name, shipped)
+        hint = f"did you mean '{near}'?" if near else f"there are {', '.join(shipped)}"
+        raise MissingFileError(f"no shipped recipe is called '{name}'; {hint}")
+    return shipped[name]
+
+
+def describe_recipes() -> str:
+    """Names and first comment lines."""
+    rows = []
+    for name, file in shipped_recipes().items():
+        with file.open(encoding="utf-8") as lines:
+            rows.append((name, next(lines).lstrip("# ").rstrip()))
+    return table(("recipe", "what it is"), rows)
+
+
+def copy_recipe(name: str, dest: str | Path) -> Path:
+    """Copy a shipped recipe to a new file, or into a folder, and return the file. Raises StorageError if it exists."""
+    source, file = find_shipped(name), Path(dest).expanduser()
+    file = file / source.name if file.is_dir() else file
+    try:
+        with file.open("xb") as out:
+            out.write(source.read_bytes())
+    except FileExistsError:
+        raise StorageError(f"{file} exists already; remove it or choose another name") from None
+    except OSError as error:
+        raise StorageError(f"{file}: cannot be written ({error.strerror})") from None
+    return file

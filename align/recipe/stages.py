@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from align.recipe.fields import Count, OptimSection, Positive, Section, Share, Source
+from align.recipe.fields import Count, OptimSection, Positive, Share, Source
 
 
 class SupervisedSection(OptimSection):
@@ -33,6 +33,12 @@ class SupervisedSection(OptimSection):
     eval_steps: Positive | None = None
     save_steps: Positive | None = None
     save_total_limit: Positive = 2
+
+    def rules(self) -> list[tuple[str, str]]:
+        broken = super().rules()
+        if self.holdout == 1 and not self.eval_data:
+            broken.append(("holdout", "1 would hold out everything and leave nothing to train on; use a share below 1"))
+        return broken
 
 
 class BaseSection(SupervisedSection):

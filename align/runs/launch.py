@@ -24,7 +24,7 @@ def prepare_environment(debug: bool = False) -> None:
 def guarded(work: Callable[[], int | None], *, proceed: str) -> int:
     """Run `work` and turn how it ended into an exit code.
 
-    Returns 0 (or what `work` returned), 1 after an AlignError (printed as one message without a traceback; ALIGN_DEBUG=1
+    Returns 0 (or what `work` returned), 1 after an AlignError (one message, no traceback; ALIGN_DEBUG=1
     shows it), 130 after Ctrl-C, with the command `proceed` that goes on from what is saved.
     """
     try:

@@ -1,0 +1,99 @@
+"""The `align` command.
+
+align run RECIPE [key=value …] [--fresh]        run the chain: finished stages are skipped, interrupted ones continued
+align check RECIPE [key=value …]                every error at once, else the plan; imports no torch
+align recipes [list | show NAME | copy NAME DEST]
+align quickstart [key=value …] [--fresh]        run the embedded default
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+
+from align import __version__
+from align.runs.arguments import parse_with_overrides
+from align.runs.launch import guarded, prepare_environment
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="align",
+        description="RLHF the way the Qwen report did it: base -> SFT, base -> PMP -> reward model, -> PPO.",
+        epilog="One stage, on several processes: accelerate launch align/{base,sft,rm,ppo}.py RECIPE [key=value ...]",
+    )
+    parser.add_argument("--version", action="version", version=f"align {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="run a recipe's whole chain", description="Run a recipe's whole chain.")
+    check = commands.add_parser(
+        "check", help="check a recipe and print its plan", description="Check a recipe; no torch."
+    )
+    quickstart = commands.add_parser(
+        "quickstart", help="run the embedded default", description="Run recipes/quickstart.yaml."
+    )
+    recipes = commands.add_parser("recipes", help="list, show or copy the shipped recipes")
+
+    for command in (run, check):
+        command.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a shipped recipe")
+    for command in (run, check, quickstart):
+        command.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, for example ppo.kl_coef=0.1")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for command in (run, quickstart):
+        command.add_argument("--fresh", action="store_true", help="start anew instead of continuing what is there")
+    check.add_argument("--num-processes", type=int, metavar="N", help="ranks to plan the batches for (default 1)")
+
+    recipes.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+    what = recipes.add_subparsers(dest="what", metavar="list | show NAME | copy NAME DEST")
+    what.add_parser("list", help="names and what they are for (the default)")
+    show = what.add_parser("show", help="print a recipe")
+    show.add_argument("name", metavar="NAME")
+    copy = what.add_parser("copy", help="copy a recipe to a file or folder")
+    copy.add_argument("name", metavar="NAME")
+    copy.add_argument("dest", metavar="DEST")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    from align.recipe.check import check_recipe
+
+    recipe = check_recipe(args.recipe, args.overrides)
+    from align.stages.chain import run_chain
+
+    run_chain(recipe, fresh=args.fresh)
+
+
+def _check(args: argparse.Namespace) -> None:
+    from align.recipe.check import check_recipe, describe_plan
+
+    recipe = check_recipe(args.recipe, args.overrides, world_size=args.num_processes)
+    print(describe_plan(recipe, args.num_processes))
+
+
+def _recipes(args: argparse.Namespace) -> None:
+    from align.recipe.shipped import copy_recipe, describe_recipes, find_shipped
+
+    if args.what == "show":
+        print(find_shipped(args.name).read_text(encoding="utf-8"), end="")
+    elif args.what == "copy":
+        print(copy_recipe(args.name, args.dest))
+    else:
+        print(describe_recipes())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parse_with_overrides(_parser(), argv)
+    if args.command == "quickstart":
+        args.recipe = "quickstart"
+    prepare_environment(args.debug)
+    work = {"run": _run, "quickstart": _run, "check": _check, "recipes": _recipes}[args.command]
+    again = [word for word in argv if word != "--fresh"]
+    return guarded(lambda: work(args), proceed=shlex.join(["align", *again]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""What can be said about a recipe before anything heavy is imported: whether it can run, and the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from align.recipe.batch import BatchPlan, batch_plan
+from align.recipe.errors import RecipeError
+from align.recipe.lineage import Origin, inputs, model_dir, stage_dir
+from align.recipe.load import STAND_IN, inspect
+from align.recipe.problems import did_you_mean
+from align.recipe.schema import STAGES, Recipe
+from align.recipe.sources import source_problems, stage_sources
+from align.recipe.table import table
+from data_formats.errors import MissingFileError
+
+_REWARD_STAGES = ("pmp", "rm")
+_KEYS = {"model": "init_from", "policy": "init_from", "reward": "reward_from", "critic": "critic_from"}
+
+
+def check_recipe(path: str | Path, overrides: Sequence[str] = (), *, world_size: int | None = None) -> Recipe:
+    """Load and check everything that can be checked without torch. Raises RecipeError with every problem at once."""
+    found = inspect(path, overrides, world_size=world_size)
+    problems = list(found.problems)
+    if found.recipe is not None:
+        problems += [problem for problem in run_problems(found.recipe, found.recipe.stages) if STAND_IN not in problem]
+    if problems or found.recipe is None:
+        raise RecipeError(tuple(dict.fromkeys(problems)), found.source)
+    return found.recipe
+
+
+def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
+    """What would stop `stages` from running as one chain: missing files, impossible origins, blocked output folder."""
+    stages = tuple(stages)
+    problems = [] if recipe.stages else [f"has no stage; add at least one of {', '.join(STAGES)}"]
+    blocked = next(
+        (part for part in (Path(recipe.output_dir), *Path(recipe.output_dir).parents) if part.is_file()), None
+    )
+    if blocked:
+        problems.append(f"output_dir: {blocked} is a file, not a folder")
+    if recipe.model.path is not None and recipe.model.path != STAND_IN:
+        problems += _path_problem("model.path", recipe.model.path)
+    for stage in stages:
+        problems += source_problems(recipe, stage)
+        for role, origin in inputs(recipe, stage).items():
+            problems += _origin_problems(recipe, stage, role, origin)
+    return list(dict.fromkeys(problems))
+
+
+def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> list[str]:
+    key = f"{stage}.{_KEYS[role]}"
+    named = getattr(getattr(recipe, stage), _KEYS[role]) is not None
+    if origin.kind == "path":
+        return _path_problem(key, origin.value) if named else []
+    if origin.kind == "new":
+        return (
+            [] if stage == "base" else [f"{key}: nothing to start from; give the recipe a 'base' stage or a model.path"]
+        )
+    parent = origin.value
+    if STAGES.index(parent) >= STAGES.index(stage):
+        return [
+            f"{key}: '{parent}' does not run before '{stage}' (the order is {', '.join(STAGES)}); name an earlier stage"
+        ]
+    if role == "reward" and parent not in _REWARD_STAGES:
+        return [f"{key}: '{parent}' is no reward model; name pmp, rm, or a reward model's folder or hub id"]
+    if role in ("model", "policy") and parent in _REWARD_STAGES and stage not in _REWARD_STAGES:
+        return [f"{key}: '{parent}' is a reward model and cannot write; name base, sft, or a language model"]
+    if getattr(recipe, parent) is None and not model_dir(recipe, parent).is_dir():
+        return [f"{key}: stage '{parent}' is neither in this recipe nor finished in {stage_dir(recipe, parent)}"]
+    return []
+
+
+def _path_problem(key: str, value: str) -> list[str]:
+    file = Path(value).expanduser()
+    if file.exists():
+        return []
+    near = did_you_mean(value, STAGES) if key != "model.path" else None
+    if near and "/" not in value:
+        return [f"{key}: '{value}' is neither a stage nor a folder; did you mean '{near}'?"]
+    if value.startswith((".", "~", "/")) or value.count("/") > 1 or "\\" in value:
+        return [f"{key}: no such folder {value}"]
+    return []  # may be a hub id
+
+
+def missing_inputs(recipe: Recipe, stage: str) -> list[str]:
+    """Names of the stages whose finished model `stage` needs and which are not there, in running order."""
+    needed = {origin.value for origin in inputs(recipe, stage).values() if origin.kind == "stage"}
+    return [name for name in STAGES if name in needed and not model_dir(recipe, name).is_dir()]
+
+
+def require_ready(recipe: Recipe, stage: str, command: str) -> None:
+    """Raise unless `stage` can start by itself.
+
+    Args:
+        command: the recipe and overrides as the user typed them, for the command that the error names.
+
+    Raises:
+        RecipeError: a source is missing or an origin is impossible.
+        MissingFileError: an input stage is not finished.
+    """
+    if getattr(recipe, stage) is None:
+        raise RecipeError([f"has no stage '{stage}'; it has {', '.join(recipe.stages) or 'none'}"], recipe.name)
+    problems = run_problems(recipe, [stage])
+    if problems:
+        raise RecipeError(problems, recipe.name)
+    missing = missing_inputs(recipe, stage)
+    if missing:
+        folders = ", ".join(str(model_dir(recipe, name)) for name in missing)
+        raise MissingFileError(
+            f"{stage} starts from {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not finished "
+            f"({folders} missing); run: align run {command}"
+        )
+
+
+def describe_plan(recipe: Recipe, world_size: int | None = None) -> str:
+    """The plan as text: stages with inputs and outputs, then the derived batch sizes."""
+    rows = [
+        (stage, _origins(recipe, stage), _data(recipe, stage), f"{stage_dir(recipe, stage)}/")
+        for stage in recipe.stages
+    ]
+    plans = [batch_plan(recipe, stage, world_size) for stage in recipe.stages]
+    parts = [
+        f"{recipe.name}: seed {recipe.seed}, output {recipe.output_dir}",
+        table(("stage", "starts from", "data", "writes"), rows),
+        describe_batches(plans),
+    ]
+    if recipe.ppo is not None:
+        parts.append(_ppo_line(recipe, plans[-1]))
+    return "\n\n".join(parts)
+
+
+def describe_batches(plans: Sequence[BatchPlan]) -> str:
+    """Batch plans as a table; every row multiplies out."""
+    rows = [
+        (
+            plan.stage,
+            plan.batch_size,
+            "pairs" if plan.stage in _REWARD_STAGES else "responses" if plan.responses else "rows",
+            plan.world_size,
+            plan.rank_batch_size,
+            plan.micro_batch_size,
+            plan.accumulation,
+        )
+        for plan in plans
+    ]
+    return table(("stage", "batch_size", "of", "ranks", "per rank", "micro_batch_size", "accumulation"), rows)
+
+
+def _origins(recipe: Recipe, stage: str) -> str:
+    def word(origin: Origin) -> str:
+        return "a new model" if origin.kind == "new" else origin.value
+
+    found = inputs(recipe, stage)
+    if set(found) == {"model"}:
+        return word(found["model"])
+    return ", ".join(f"{role} {word(origin)}" for role, origin in found.items())
+
+
+def _data(recipe: Recipe, stage: str) -> str:
+    paths = list(dict.fromkeys(source.path for key, source in stage_sources(recipe, stage)))
+    return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+
+
+def _ppo_line(recipe: Recipe, plan: BatchPlan) -> str:
+    ppo = recipe.ppo
+    text = (
+        f"ppo: {ppo.num_iterations} iterations of {plan.prompts} prompts x {ppo.rollout.num_generations} generations = "
+        f"{plan.responses} responses, {plan.steps_per_iteration} optimizer steps each; the policy waits for the first "
+        f"{ppo.critic_warmup_steps} of {ppo.num_iterations * plan.steps_per_iteration} steps"
+    )
+    return text + (f"; {plan.ptx_batch_size} pretraining rows a step" if plan.ptx_batch_size else "")

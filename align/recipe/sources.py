@@ -1,0 +1,71 @@
+"""Where a source's records lie, and whether they are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from align.recipe.fields import Source, TinyWorldSection
+from align.recipe.problems import did_you_mean
+from align.recipe.schema import Recipe
+
+WORLD = "tinyworld:"
+WORLD_SETS = tuple(name for name, field in TinyWorldSection.model_fields.items() if field.annotation is int)
+
+
+def world_dir(recipe: Recipe) -> Path:
+    """Where the embedded world is written."""
+    return Path(recipe.output_dir) / "world"
+
+
+def source_path(recipe: Recipe, source: Source) -> Path:
+    """The file of a source: `tinyworld:NAME` is `<output_dir>/world/NAME.jsonl`; others start at `data_root`."""
+    if source.path.startswith(WORLD):
+        return world_dir(recipe) / f"{source.path.removeprefix(WORLD)}.jsonl"
+    file = Path(source.path).expanduser()
+    return file if file.is_absolute() or recipe.data_root is None else Path(recipe.data_root).expanduser() / file
+
+
+def stage_sources(recipe: Recipe, stage: str) -> Iterator[tuple[str, Source]]:
+    """Every source of a stage with its full key path, `sft.data.0`."""
+    section = getattr(recipe, stage)
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, tuple) and "Source" in str(field.annotation):
+            yield from ((f"{stage}.{name}.{index}", source) for index, source in enumerate(value))
+
+
+def source_problem(recipe: Recipe, key: str, source: Source) -> str | None:
+    """What is wrong with one source, or None."""
+    if source.path.startswith(WORLD):
+        return _world_problem(recipe, key, source.path.removeprefix(WORLD))
+    file = source_path(recipe, source)
+    if file.is_file():
+        return None
+    if file.is_dir():
+        return f"{key}.path: {file} is a folder, not a file"
+    hint = "; set data_root=<folder> to say where the files lie" if _needs_root(recipe, source) else ""
+    near = did_you_mean(file.name, [other.name for other in file.parent.iterdir()]) if file.parent.is_dir() else None
+    return f"{key}.path: no such file {file}" + (f"; did you mean '{near}'?" if near else hint)
+
+
+def _needs_root(recipe: Recipe, source: Source) -> bool:
+    return recipe.data_root is None and not Path(source.path).expanduser().is_absolute()
+
+
+def _world_problem(recipe: Recipe, key: str, name: str) -> str | None:
+    if name not in WORLD_SETS:
+        near = did_you_mean(name, WORLD_SETS)
+        hint = f"did you mean '{WORLD}{near}'?" if near else f"it knows {', '.join(WORLD_SETS)}"
+        return f"{key}.path: the embedded world has no set '{name}'; {hint}"
+    if recipe.tinyworld is None:
+        return f"{key}.path: '{WORLD}{name}' needs the section 'tinyworld', which says how large the sets are"
+    return None
+
+
+def source_problems(recipe: Recipe, stage: str) -> list[str]:
+    """What is wrong with the sources of a stage; a missing `data_root` is told once."""
+    if recipe.data_root is not None and not Path(recipe.data_root).expanduser().is_dir():
+        return [f"data_root: no such folder {recipe.data_root}"]
+    found = (source_problem(recipe, key, source) for key, source in stage_sources(recipe, stage))
+    return [problem for problem in found if problem]
