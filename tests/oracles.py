@@ -1,7 +1,7 @@
 """The formulas once more: float64, plain loops over lists, written from the papers, importing nothing of ours.
 
-Slow and stupid on purpose. A test compares every function of `align.functional` with these, and another test proves that
-this file imports the standard library alone. A mask is a list of 0 and 1; entries at 0 are never read.
+Slow and stupid on purpose. The tests compare every function of `align.functional` with these, and one test proves
+that this file imports the standard library alone. A mask is a list of 0 and 1; entries at 0 are never read.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, la
     rewards_BT, values_BT = keep(rewards_BT, mask_BT), keep(values_BT, mask_BT)
     counts_BT = mask_BT != 0
     advantages_BT = torch.zeros_like(rewards_BT)
-    next_value_B = torch.zeros_like(rewards_BT[:, 0])
+    next_value_B = rewards_BT.new_zeros(rewards_BT.shape[0])
     trace_B = torch.zeros_like(next_value_B)
     for t in range(rewards_BT.shape[1] - 1, -1, -1):
         delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]

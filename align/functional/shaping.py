@@ -29,7 +29,7 @@ def shape_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: flo
         ValueError: shapes that do not fit.
     """
     same_shape(kl_BT=kl_BT, mask_BT=mask_BT)
-    same_shape(scores_B=scores_B, rows_of_mask_BT=mask_BT[:, 0])
+    same_shape(scores_B=scores_B, rows_of_mask_BT=mask_BT.any(1))
     counts_BT = mask_BT != 0
     remaining_BT = counts_BT.flip(1).cumsum(1).flip(1)  # tokens from here to the end, this one included
     is_last_BT = counts_BT & (remaining_BT == 1)
