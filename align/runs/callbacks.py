@@ -1,6 +1,6 @@
 """What the `transformers.Trainer` stages share with the rest of a run: metrics.jsonl, progress, Ctrl-C, finite losses.
 
-`attach` puts all four on a trainer and takes its own printing off. Written against transformers 5.19: `on_step_end`
+`attach` puts all four on a trainer and takes its own printing off; `stage_callbacks` only makes them. Written against transformers 5.19: `on_step_end`
 comes before logging, evaluating and saving of the same step, so a flag set there still saves; `on_pre_optimizer_step`
 comes after clipping and before the weights move, so a gradient found broken there has not yet broken the weights.
 """
@@ -44,16 +44,24 @@ class MetricsCallback(TrainerCallback):
 
 
 class StageProgressCallback(TrainerCallback):
-    """Shows the stage's progress with the figures of the last log; `names` chooses and orders them (None: all)."""
+    """Shows the stage's progress with the figures of the last log.
 
-    def __init__(self, stage: str, names: tuple[str, ...] | None = None, **options: Any):
-        self.stage, self.names, self.options = stage, names, options
+    Args:
+        stage: the name shown.
+        names: which figures, in this order; None takes the first four of a log.
+        start: steps done before this run.
+        options: further arguments of `StageProgress`.
+    """
+
+    def __init__(self, stage: str, names: tuple[str, ...] | None = None, start: int = 0, **options: Any):
+        self.stage, self.names, self.start, self.options = stage, names, start, options
         self._progress: StageProgress | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        enabled = state.is_world_process_zero
-        progress = StageProgress(self.stage, state.max_steps, start=state.global_step, enabled=enabled, **self.options)
-        self._progress = progress.__enter__()
+        self.close()
+        start = max(self.start, state.global_step)
+        self.options.setdefault("enabled", state.is_world_process_zero)
+        self._progress = StageProgress(self.stage, state.max_steps, start=start, **self.options).__enter__()
 
     def on_step_end(self, args, state, control, **kwargs):
         if self._progress is not None:
@@ -62,7 +70,7 @@ class StageProgressCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self._progress is None or not logs or "train_runtime" in logs:
             return
-        names = self.names if self.names is not None else [name for name in logs if _is_figure(name)]
+        names = self.names if self.names is not None else [name for name in logs if _is_figure(name)][:4]
         self._progress.update(state.global_step, **{name: logs[name] for name in names if name in logs})
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -71,7 +79,7 @@ class StageProgressCallback(TrainerCallback):
     def close(self) -> None:
         """Ends the bar; to be called as well when training ended by an error."""
         if self._progress is not None:
-            self._progress.__exit__(None, None, None)
+            self._progress.__exit__()
             self._progress = None
 
 
@@ -86,7 +94,7 @@ class StopCallback(TrainerCallback):
         self.flag = flag
 
     def on_step_end(self, args, state, control, **kwargs):
-        if any_rank(self.flag.is_set):
+        if any_rank(self.flag.is_set()):
             self.flag.set()  # so that every rank knows why it stopped
             if state.global_step < state.max_steps:
                 control.should_training_stop = True
@@ -128,26 +136,43 @@ class FiniteCallback(TrainerCallback):
         )
 
 
-def attach(
-    trainer: Trainer,
+def stage_callbacks(
     stage: str,
-    metrics_path: str | Path,
-    *,
+    out_dir: str | Path,
     flag: StopFlag | None = None,
+    start: int = 0,
+    *,
+    save: Callable[[], None] | None = None,
     figures: tuple[str, ...] | None = None,
+    metrics: bool = True,
     **progress_options: Any,
-) -> StageProgressCallback:
-    """Puts the four callbacks on `trainer` and removes transformers' own printing and bar.
+) -> list[TrainerCallback]:
+    """The callbacks of a stage, in the order in which they have to be added.
 
-    On a non-finite gradient the trainer saves a checkpoint of the last good step, unless that step has one.
-    Returns the progress callback, to be closed when training ends by an error.
+    Args:
+        stage: the name shown.
+        out_dir: the stage's folder, where metrics.jsonl goes.
+        flag: asks for a stop; the bar ends with its `with` block, also when training fails.
+        start: steps done before this run.
+        save: writes a checkpoint of the current state, for a non-finite gradient.
+        figures: which logged figures the bar shows (default: the first four).
+        metrics: False for trainers that write metrics.jsonl themselves.
+        progress_options: further arguments of `StageProgress`.
     """
+    progress = StageProgressCallback(stage, figures, start=start, **progress_options)
+    callbacks: list[TrainerCallback] = [MetricsCallback(MetricsLog(Path(out_dir) / "metrics.jsonl"))] if metrics else []
+    callbacks += [progress, FiniteCallback(save)]
+    if flag is not None:
+        flag.at_exit(progress.close)
+        callbacks.append(StopCallback(flag))
+    return callbacks
+
+
+def attach(trainer: Trainer, stage: str, out_dir: str | Path, flag: StopFlag | None = None, **options: Any) -> None:
+    """Puts `stage_callbacks` on `trainer`, which saves its state on a non-finite gradient, and takes transformers' own
+    printing and bar off."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    progress = StageProgressCallback(stage, figures, **progress_options)
-    trainer.add_callback(MetricsCallback(MetricsLog(metrics_path)))
-    trainer.add_callback(progress)
-    trainer.add_callback(FiniteCallback(save=lambda: trainer._save_checkpoint(trainer.model, trial=None)))
-    if flag is not None:
-        trainer.add_callback(StopCallback(flag))
-    return progress
+    options.setdefault("save", lambda: trainer._save_checkpoint(trainer.model, trial=None))
+    for callback in stage_callbacks(stage, out_dir, flag, **options):
+        trainer.add_callback(callback)

@@ -21,7 +21,8 @@ from typing import Any
 from data_formats.errors import AlignError, StorageError
 
 # Libraries written in other languages wrap the system's error in their own; these words are all they leave of it.
-_STORAGE_WORDS = ("no space left", "file too large", "quota", "file write failed", "i/o error", "os error")
+# (safetensors: "I/O error: … (os error 28)"; torch.save: "[enforce fail at inline_container.cc…] unexpected pos").
+_STORAGE_WORDS = ("no space left", "file too large", "i/o error", "os error", "inline_container")
 
 
 @contextmanager
@@ -33,11 +34,16 @@ def storage_errors(path: str | Path, doing: str = "write") -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, OSError) or any(word in str(error).lower() for word in _STORAGE_WORDS):
-            reason = getattr(error, "strerror", None) or (str(error).strip() or repr(error)).splitlines()[0]
-            named = getattr(error, "filename", None)
-            reason = f"{reason}: {named}" if named and str(path) not in str(named) else reason
-            raise StorageError(f"cannot {doing} {path}: {reason} (what was there before is intact)") from error
+            raise StorageError(f"cannot {doing} {path}: {_reason(error)} (what was there before is intact)") from error
         raise
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or (str(error).strip() or repr(error)).splitlines()[0]
+    if "inline_container" in text:
+        return "torch could not write the whole file; is the disk full?"
+    named = getattr(error, "filename", None)
+    return f"{text}: {named}" if named else text
 
 
 def write_text(path: str | Path, text: str) -> None:
