@@ -1,0 +1,15 @@
+"""Trainers. Names are imported lazily, so that importing the package does not import torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {"SFTTrainer": "sft", "RewardTrainer": "reward", "PPOTrainer": "ppo", "SupervisedTrainer": "supervised"}
+__all__ = ["PPOTrainer", "RewardTrainer", "SFTTrainer", "SupervisedTrainer"]  # noqa: F822 (resolved by __getattr__)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,76 @@
+"""(Continued) pretraining on documents.
+
+With `model.architecture` the tokenizer is trained on the training documents and the model starts from random weights;
+with `model.path` (or `base.init_from`) both are loaded and training goes on, which serves Code-Qwen-like runs. Documents are
+joined and cut into blocks of `max_length` tokens. The yardstick in the summary, `unigram_entropy`, is what a model
+without any context would lose on the same held-out tokens (see `align.stages.unigram`).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from align.recipe import Recipe
+from align.recipe.lineage import Origin, init_origin, stage_dir
+from align.runs.seeding import derive
+from align.stages import causal, common
+from align.stages.unigram import unigram_entropy
+from data_formats.records import Document
+
+
+def run(
+    recipe: Recipe, stage: str = "base", *, init_from: Origin | None = None, out_dir: Path | None = None
+) -> dict[str, Any]:
+    """Run the stage and leave its folder behind; returns the summary (`heldout_loss`, `unigram_entropy` in nats a token)."""
+    from align.data.encode import encode_documents
+    from align.data.load import train_and_heldout
+
+    began = time.perf_counter()
+    section = getattr(recipe, stage)
+    out_dir = out_dir or stage_dir(recipe, stage)
+    common.open_folder(recipe, out_dir)
+    train, heldout, reports = train_and_heldout(section, Document, recipe)
+    model, tokenizer = _start(recipe, stage, init_from or init_origin(recipe, stage), train)
+    blocks = encode_documents(tokenizer, train, section.max_length)
+    heldout_blocks = encode_documents(tokenizer, heldout, section.max_length)
+    read = common.described(stage, reports, {})
+    common.need_rows(blocks, stage, "training", {})
+    _, figures = causal.fit(
+        recipe,
+        stage,
+        section,
+        out_dir,
+        model=model,
+        tokenizer=tokenizer,
+        rows=[{"input_ids": block} for block in blocks],
+        heldout=[{"input_ids": block} for block in heldout_blocks],
+        measure_before=init_from is not None or recipe.model.path is not None,
+    )
+    entropy = unigram_entropy(blocks, heldout_blocks, len(tokenizer)) if heldout_blocks else None
+    summary = {
+        **figures,
+        "unigram_entropy": entropy,
+        "documents": len(train),
+        "tokens": sum(map(len, blocks)),
+        "vocab_size": len(tokenizer),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **read,
+        "seconds": round(time.perf_counter() - began, 2),
+    }
+    return common.write_summary(out_dir, summary)
+
+
+def _start(recipe: Recipe, stage: str, origin: Origin, train: list[Document]) -> tuple[Any, Any]:
+    section = getattr(recipe, stage)
+    if origin.kind != "new":
+        return causal.load(recipe, stage, origin, section)
+    from align.models.load import new_causal_lm
+    from align.models.tokenizer import train_tokenizer
+    from align.trainers.supervised import set_attention_dropout
+
+    tokenizer = train_tokenizer([document.text for document in train], recipe.model.architecture.vocab_size)
+    model = new_causal_lm(recipe.model.architecture, tokenizer, derive(recipe.seed, stage, "weights"))
+    set_attention_dropout(model, section.attention_dropout)
+    return model, tokenizer

@@ -1,0 +1,142 @@
+"""What every supervised stage does alike: find its start, keep its folder, train with resuming, write its figures."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from align.recipe import Recipe, dump_recipe
+from align.recipe.lineage import Origin, model_dir
+from align.runs import checkpoint, files
+from data_formats.errors import EmptyDatasetError, MissingFileError
+
+LOG = logging.getLogger("align")
+Summary = dict[str, Any]
+MADE_BY_STAGES = ("model", "checkpoints", "metrics.jsonl", "samples.jsonl", "eval.jsonl", "recipe.yaml", "summary.json")
+
+
+class StageStopped(KeyboardInterrupt):
+    """The user asked to stop and everything up to the last step is saved; ends the program as Ctrl-C does."""
+
+
+def is_main() -> bool:
+    """Whether this is the rank that writes files."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def command(stage: str) -> str:
+    """What a user types to run `stage` alone."""
+    entry = {"pmp": "rm.py RECIPE --stage pmp"}.get(stage, f"{stage}.py RECIPE")
+    return f"accelerate launch align/{entry}"
+
+
+def origin_path(recipe: Recipe, origin: Origin, *, stage: str) -> str:
+    """Folder or hub id of the model that `stage` starts from.
+
+    Raises:
+        MissingFileError: it should come from a stage that has not finished; says which command makes it.
+    """
+    if origin.kind != "stage":
+        return origin.value
+    folder = model_dir(recipe, origin.value)
+    if not folder.is_dir():
+        raise MissingFileError(
+            f"stage '{stage}' starts from the model of stage '{origin.value}', but {folder} does not exist: "
+            f"run `align run RECIPE` or `{command(origin.value)}` first"
+        )
+    return str(folder)
+
+
+def open_folder(recipe: Recipe, out_dir: Path) -> None:
+    """Make the stage's folder and write the resolved recipe into it."""
+    if is_main():
+        files.write_text(out_dir / "recipe.yaml", dump_recipe(recipe))
+
+
+def described(stage: str, reports: Sequence[Any], dropped: dict[str, int]) -> dict[str, Any]:
+    """Log what was read and dropped; the same for the summary."""
+    for report in reports:
+        LOG.info("%s: %s", stage, report.describe())
+    for reason, count in dropped.items():
+        LOG.info("%s: %d rows: %s", stage, count, reason)
+    unread: dict[str, int] = {}
+    for report in reports:
+        for reason, count in report.dropped.items():
+            unread[reason] = unread.get(reason, 0) + count
+    return {"unread_rows": unread, "dropped_rows": dropped}
+
+
+def need_rows(rows: Sequence[Any], stage: str, what: str, dropped: dict[str, int]) -> None:
+    """Raises EmptyDatasetError when nothing is left to train on or to evaluate with."""
+    if not rows:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "no row was read"
+        raise EmptyDatasetError(f"stage '{stage}' has no {what} rows ({reasons}): check {stage}.data, {stage}.max_length")
+
+
+def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learning_rate")) -> dict[str, Any]:
+    """Train to the end, from the latest whole checkpoint where there is one.
+
+    Args:
+        figures: what the progress bar shows of the logged values.
+
+    Returns:
+        `steps`, `train_loss` (mean over the steps of this call), `train_seconds`, `resumed_from` (0 = from the start).
+
+    Raises:
+        StageStopped: Ctrl-C; a checkpoint was written.
+        TrainingError: the loss is not finite.
+    """
+    from align.runs.callbacks import attach
+    from align.runs.interrupt import StopFlag
+
+    out_dir = Path(trainer.args.output_dir)
+    latest = checkpoint.latest(trainer.checkpoint_dir)
+    began = time.perf_counter()
+    with StopFlag() as flag:
+        progress = attach(trainer, stage, out_dir / "metrics.jsonl", flag=flag, figures=figures)
+        try:
+            result = trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+        finally:
+            progress.close()
+        state = trainer.state
+        if flag.is_set and state.global_step < state.max_steps:
+            LOG.warning("stage '%s' stopped at step %d of %d, saved in %s", stage, state.global_step, state.max_steps, out_dir)
+            raise StageStopped(f"stage '{stage}' stopped at step {state.global_step}")
+    return {
+        "steps": state.global_step,
+        "train_loss": result.training_loss,
+        "train_seconds": round(time.perf_counter() - began, 2),
+        "resumed_from": checkpoint.step_of(latest) if latest else 0,
+    }
+
+
+def save_model(trainer: Any, tokenizer: Any) -> Path:
+    """Write `model/` atomically: weights, config and tokenizer."""
+    folder = Path(trainer.args.output_dir) / "model"
+    if is_main():
+        with files.atomic_dir(folder) as draft:
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+def write_summary(out_dir: Path, summary: Summary) -> Summary:
+    """Write `summary.json`, the mark of a finished stage; numbers that are not finite become null."""
+    summary = _finite(summary)
+    if is_main():
+        files.write_json(out_dir / "summary.json", summary)
+    return summary
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,111 @@
+"""Supervised finetuning on conversations, then a look at what the model says.
+
+Replies to held-out prompts are sampled at temperature 1 and top-p 1 with the HF engine. `end_rate` is the share that
+ended with `<|im_end|>` themselves, `distinct` the share of different texts among them.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from align.recipe import Recipe
+from align.recipe.lineage import Origin, init_origin, stage_dir
+from align.recipe.stages import SFTSection
+from align.runs import files
+from align.runs.seeding import derive
+from align.stages import causal, common
+from data_formats import chatml
+from data_formats.records import Demonstration, Message
+
+
+def run(
+    recipe: Recipe, stage: str = "sft", *, init_from: Origin | None = None, out_dir: Path | None = None
+) -> dict[str, Any]:
+    """Run the stage and leave its folder behind; returns the summary (`heldout_loss`, `end_rate`, `distinct`, …)."""
+    from align.data.encode import encode_demonstrations
+    from align.data.load import train_and_heldout
+
+    began = time.perf_counter()
+    section: SFTSection = getattr(recipe, stage)
+    out_dir = out_dir or stage_dir(recipe, stage)
+    model, tokenizer = causal.load(recipe, stage, init_from or init_origin(recipe, stage), section)
+    common.open_folder(recipe, out_dir)
+    train, heldout, reports = train_and_heldout(section, Demonstration, recipe)
+    rows, dropped = encode_demonstrations(tokenizer, train, section.max_length, section.on_overlong)
+    heldout_rows, heldout_dropped = encode_demonstrations(tokenizer, heldout, section.max_length, section.on_overlong)
+    read = common.described(stage, reports, dropped)
+    common.need_rows(rows, stage, "training", dropped)
+    trainer, figures = causal.fit(
+        recipe,
+        stage,
+        section,
+        out_dir,
+        model=model,
+        tokenizer=tokenizer,
+        rows=rows,
+        heldout=heldout_rows,
+        measure_before=True,
+    )
+    samples: list[dict[str, Any]] = []
+    if common.is_main():
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        samples = sample_replies(policy, tokenizer, heldout, section, derive(recipe.seed, stage, "replies"))
+        files.write_jsonl(out_dir / "samples.jsonl", samples)
+    trainer.accelerator.wait_for_everyone()
+    figures |= reply_figures(samples) | read | {"heldout_dropped_rows": heldout_dropped}
+    return common.write_summary(out_dir, figures | {"seconds": round(time.perf_counter() - began, 2)})
+
+
+def heldout_prompts(demos: list[Demonstration], size: int) -> list[tuple[tuple[Message, ...], Demonstration]]:
+    """Up to `size` different prompts: what stands before the last assistant turn."""
+    chosen: dict[tuple[Message, ...], Demonstration] = {}
+    for demo in demos:
+        ends = [at for at, message in enumerate(demo.messages) if message.role == "assistant" and at > 0]
+        if ends and len(chosen) < size:
+            chosen.setdefault(tuple(demo.messages[: ends[-1]]), demo)
+    return list(chosen.items())
+
+
+def sample_replies(
+    model: Any, tokenizer: Any, demos: list[Demonstration], section: SFTSection, seed: int
+) -> list[dict[str, Any]]:
+    """One reply to each of the first `eval_num_replies` held-out prompts, as rows of `samples.jsonl`."""
+    from align.data.encode import encode_prompts
+    from rollouts.hf import HFEngine
+    from rollouts.protocol import SamplingParams
+
+    asked = heldout_prompts(demos, section.eval_num_replies)
+    prompts = encode_prompts(tokenizer, [messages for messages, _ in asked])
+    fitting = [(pair, ids) for pair, ids in zip(asked, prompts, strict=True) if len(ids) <= section.max_length]
+    if not fitting:
+        return []
+    stops = tuple(chatml.control_id(tokenizer, token) for token in (chatml.IM_END, chatml.END_OF_TEXT))
+    params = SamplingParams(max_new_tokens=section.max_completion_length, stop_token_ids=stops, seed=seed)
+    engine = HFEngine(model, tokenizer.pad_token_id, batch_size=section.eval_batch_size)
+    replies = engine.generate([ids for _, ids in fitting], params)
+    return [
+        {
+            "prompt": [{"role": message.role, "content": message.content} for message in messages],
+            "reply": tokenizer.decode(reply.token_ids, skip_special_tokens=True),
+            "finished": reply.finish_reason == "stop",
+            "tokens": len(reply.token_ids),
+            "reference": demo.messages[len(messages)].content,
+            "category": demo.category,
+        }
+        for ((messages, demo), _), reply in zip(fitting, replies, strict=True)
+    ]
+
+
+def reply_figures(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """`end_rate`, `distinct` and mean length in tokens of sampled replies; empty without samples."""
+    if not samples:
+        return {}
+    n = len(samples)
+    return {
+        "replies": n,
+        "end_rate": sum(sample["finished"] for sample in samples) / n,
+        "distinct": len({sample["reply"] for sample in samples}) / n,
+        "reply_tokens": sum(sample["tokens"] for sample in samples) / n,
+    }

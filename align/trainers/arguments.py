@@ -1,0 +1,72 @@
+"""From a section of the recipe to transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from align.recipe.batch import BatchPlan
+from align.recipe.fields import ModelSection
+from align.recipe.stages import SupervisedSection
+
+
+def training_arguments(
+    section: SupervisedSection,
+    plan: BatchPlan,
+    model: ModelSection,
+    output_dir: str | Path,
+    *,
+    seed: int,
+    report_to: tuple[str, ...] = (),
+    evaluate: bool = True,
+) -> TrainingArguments:
+    """TrainingArguments of one stage on this machine: bars, memory metrics and reporting off, no CPU worker processes.
+
+    Args:
+        section: optimizer, schedule, logging and saving.
+        plan: how a batch is cut over ranks and micro-batches (`align.recipe.batch_plan`).
+        model: for mixed precision (gradient checkpointing is switched on where the model is loaded).
+        output_dir: the stage's folder.
+        seed: for the order of rows and dropout.
+        evaluate: whether there are held-out rows for `eval_steps`.
+    """
+    schedule = {"min_lr_rate": 0.1} if section.lr_scheduler_type == "cosine_with_min_lr" else {}
+    args = TrainingArguments(
+        output_dir=str(output_dir),
+        per_device_train_batch_size=plan.micro_batch_size,
+        gradient_accumulation_steps=plan.accumulation,
+        per_device_eval_batch_size=section.eval_batch_size,
+        num_train_epochs=section.num_train_epochs,
+        max_steps=section.max_steps if section.max_steps is not None else -1,
+        learning_rate=section.learning_rate,
+        lr_scheduler_type=section.lr_scheduler_type,
+        lr_scheduler_kwargs=schedule,
+        warmup_steps=section.warmup_steps,
+        weight_decay=section.weight_decay,
+        adam_beta1=section.adam_beta1,
+        adam_beta2=section.adam_beta2,
+        adam_epsilon=section.adam_epsilon,
+        max_grad_norm=section.max_grad_norm,
+        logging_steps=section.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluate and section.eval_steps else "no",
+        eval_steps=section.eval_steps,
+        save_strategy="steps" if section.save_steps else "no",
+        save_steps=section.save_steps or 500,
+        save_total_limit=section.save_total_limit,
+        seed=seed,
+        data_seed=seed,
+        bf16=model.mixed_precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        report_to=list(report_to) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+    )
+    if args.n_gpu > 1:
+        args._n_gpu = 1  # several GPUs in one process would mean nn.DataParallel; several ranks are started by a launcher
+    return args

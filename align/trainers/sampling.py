@@ -1,0 +1,93 @@
+"""Which rows make up which optimizer step, and how they are dealt to ranks and micro-batches.
+
+The rows of a step depend on the seed and the epoch alone, so that neither the micro-batch size nor the number of ranks
+changes what a step learns from. Inside a step the rows are sorted by length before they are dealt out, which saves
+padding and changes gradients only by rounding, because losses are sums over the global count of the step.
+
+Departures from `transformers.Trainer`: accelerate repeats rows to fill the last batch of several ranks; here no row is
+ever seen twice in an epoch. With W ranks the last, short step of an epoch is cut down to a multiple of W rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import DataLoader
+
+from align.runs.seeding import derive
+
+
+class StepSampler:
+    """A batch sampler: yields this rank's micro-batches of row indices, step after step, for one epoch.
+
+    Args:
+        lengths: length of every row in tokens, used only to put rows of like length together.
+        rows_per_step: rows of one optimizer step over all ranks.
+        micro_batch_size: rows this rank holds at once.
+        world_size, rank: ranks in all, and which one this is.
+        seed: fixes the order; every epoch has its own.
+        shuffle: False keeps the order of the rows.
+
+    Raises:
+        ValueError: there is no row for every rank.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        rows_per_step: int,
+        micro_batch_size: int,
+        world_size: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        shuffle: bool = True,
+    ):
+        if len(lengths) < world_size:
+            raise ValueError(f"{len(lengths)} training rows cannot be shared by {world_size} ranks: add data or use fewer ranks")
+        self.lengths, self.rows_per_step, self.micro_batch_size = lengths, rows_per_step, micro_batch_size
+        self.world_size, self.rank, self.seed, self.shuffle = world_size, rank, seed, shuffle
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of `epoch` (0-based) from the next iteration on."""
+        self.epoch = epoch
+
+    def order(self) -> list[int]:
+        """Row indices of the current epoch."""
+        if not self.shuffle:
+            return list(range(len(self.lengths)))
+        generator = torch.Generator().manual_seed(derive(self.seed, "order", self.epoch))
+        return torch.randperm(len(self.lengths), generator=generator).tolist()
+
+    def steps(self) -> Iterator[list[int]]:
+        """The rows of every optimizer step over all ranks."""
+        order = self.order()
+        for start in range(0, len(order), self.rows_per_step):
+            rows = order[start : start + self.rows_per_step]
+            rows = rows[: len(rows) - len(rows) % self.world_size]
+            if rows:
+                yield rows
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for rows in self.steps():
+            mine = sorted(rows, key=lambda row: (-self.lengths[row], row))[self.rank :: self.world_size]
+            for start in range(0, len(mine), self.micro_batch_size):
+                yield mine[start : start + self.micro_batch_size]
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.lengths), self.rows_per_step)
+
+        def micro_batches(rows: int) -> int:
+            return -(-(rows // self.world_size) // self.micro_batch_size)
+
+        return full * micro_batches(self.rows_per_step) + micro_batches(rest)
+
+
+class StepLoader(DataLoader):
+    """A DataLoader over a `StepSampler` that passes the epoch on, as `Trainer` expects of an accelerate loader."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the sampler which epoch comes next."""
+        self.batch_sampler.set_epoch(epoch)

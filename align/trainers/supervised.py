@@ -1,0 +1,134 @@
+"""What the SFT and the reward trainer share: exact loss scaling, our batches, atomic checkpoints.
+
+Loss scale. One optimizer step minimises (sum of the items' losses over all ranks and micro-batches) / (their global
+count): items are tokens with loss for SFT, pairs for the reward model. `transformers.Trainer` 5.19 counts items before
+the step (`_get_num_items_in_batch`), and DDP averages gradients over ranks; so a micro-batch of one of W ranks
+contributes `W * local_sum / global_count`, and `loss_is_scaled_for_ga` keeps the trainer from dividing again.
+
+Departures from `transformers.Trainer`: batches come from `StepSampler`; checkpoints are written under a temporary name
+and renamed (`checkpoints/step-N` with a manifest); `training_args.bin` (a pickle) is not written; floating point
+operations are not counted, which costs more than a small model's step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_callback import ExportableState
+
+from align.runs import checkpoint
+from align.runs.ranks import any_rank
+from align.trainers.sampling import StepLoader, StepSampler
+
+
+class SupervisedTrainer(Trainer):
+    """Base of `SFTTrainer` and `RewardTrainer`; a subclass says how long a row is, what an item is and what it costs."""
+
+    loss_is_scaled_for_ga = True  # read by Trainer.training_step
+
+    def __init__(self, model: nn.Module, args: Any, **kwargs: Any):
+        args.remove_unused_columns = False  # rows carry what our collators need, not what `forward` is called with
+        super().__init__(model, args, **kwargs)
+
+    def row_length(self, row: dict) -> int:
+        """Tokens of a row of the training set."""
+        raise NotImplementedError
+
+    def count_items(self, inputs: dict[str, Tensor]) -> int | Tensor:
+        """Items with loss in a collated batch (tokens or pairs)."""
+        raise NotImplementedError
+
+    # -- batches and scale
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Micro-batches of this rank, see `StepSampler`."""
+        args, rows = self.args, self.train_dataset
+        if rows is None or not hasattr(rows, "__len__"):
+            raise ValueError("training needs a train_dataset with a length (a list of encoded rows)")
+        sampler = StepSampler(
+            [self.row_length(row) for row in rows],
+            rows_per_step=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            micro_batch_size=args.per_device_train_batch_size,
+            world_size=args.world_size,
+            rank=args.process_index,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+        )
+        generator = torch.Generator()  # the loader would otherwise draw from, and so disturb, the global generator
+        workers = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}
+        return StepLoader(rows, batch_sampler=sampler, collate_fn=self.data_collator, generator=generator, **workers)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
+        """Items of the whole optimizer step, over all its micro-batches and all ranks; scalar int64 on `device`."""
+        items = torch.as_tensor(sum(self.count_items(batch) for batch in batch_samples), dtype=torch.int64, device=device)
+        if self.args.world_size > 1:
+            items = self.accelerator.gather(items.reshape(1)).sum()
+        return items
+
+    def mean_over_step(self, loss_sum: Tensor, local_items: int | Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """What this micro-batch adds to the mean over the global items of the step (see the module's head).
+
+        Without `num_items_in_batch` (a caller outside the training loop) it is the micro-batch's own mean.
+        """
+        if num_items_in_batch is None:
+            return loss_sum / max(int(local_items), 1)
+        items = torch.as_tensor(num_items_in_batch, device=loss_sum.device).clamp(min=1)
+        return loss_sum * self.accelerator.num_processes / items
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: not counted."""
+        return 0
+
+    # -- checkpoints
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """`<output_dir>/checkpoints`."""
+        return Path(self.args.output_dir) / "checkpoints"
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write `checkpoints/step-N` atomically; every rank takes part, the first one names it."""
+        checkpoint.save(
+            self.checkpoint_dir,
+            self.state.global_step,
+            self._write_checkpoint,
+            keep=self.args.save_total_limit or 2,
+            main=self.is_world_process_zero(),
+            any_failed=any_rank,
+        )
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        """Everything that resuming needs, by the parts that `Trainer._save_checkpoint` is made of."""
+        self.save_model(str(folder), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        if self.args.should_save:
+            for callback in [*self.callback_handler.callbacks, self.control]:
+                if isinstance(callback, ExportableState):
+                    self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability in `model` to 0, attention dropout of transformers' modules included."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    set_attention_dropout(model, 0.0)
+
+
+def set_attention_dropout(model: nn.Module, rate: float) -> None:
+    """Set the attention dropout of transformers' modules in `model` to `rate`."""
+    for module in model.modules():
+        if isinstance(getattr(module, "attention_dropout", None), float | int):
+            module.attention_dropout = rate
