@@ -1,0 +1,27 @@
+"""Files and hub rows -> Demonstration, Comparison, Prompt, Document, and ChatML. No torch, no models."""
+
+from data_formats.errors import AlignError, DataError, EmptyDatasetError, MissingFileError, StorageError
+from data_formats.reading import ReadReport, ReadResult, format_names, read
+from data_formats.records import Comparison, Demonstration, Document, Message, Prompt, Record
+from data_formats.splitting import split_heldout
+from data_formats.writing import write_jsonl
+
+__all__ = [
+    "AlignError",
+    "Comparison",
+    "DataError",
+    "Demonstration",
+    "Document",
+    "EmptyDatasetError",
+    "Message",
+    "MissingFileError",
+    "Prompt",
+    "ReadReport",
+    "ReadResult",
+    "Record",
+    "StorageError",
+    "format_names",
+    "read",
+    "split_heldout",
+    "write_jsonl",
+]

@@ -2,9 +2,9 @@
 
 A turn is `<|im_start|>ROLE\\nCONTENT<|im_end|>\\n` (Qwen technical report, A.1.1). Control tokens are looked up by
 name; everything else is encoded by a copy of the tokenizer that knows no added token at all, so `<|im_end|>` typed by
-a user stays the characters it is. (Departure from tokenising the rendered string: no merge reaches across a piece's border, as in
-Qwen's own finetune.py; a tokenizer's `split_special_tokens=True` alone still lets through tokens that are merely
-"added", such as Qwen2.5's `<tool_call>`.)
+a user stays the characters it is. (Departure from tokenising the rendered string: no merge reaches across a piece's
+border, as in Qwen's own finetune.py. A tokenizer's `split_special_tokens=True` would not do: it still lets through
+tokens that are merely "added", such as Qwen2.5's `<tool_call>`.)
 
 Tokenizers are duck-typed: anything with `backend_tokenizer` (tokenizers.Tokenizer) and `get_added_vocab`, i.e. every
 fast Hugging Face tokenizer.

@@ -30,7 +30,9 @@ class DataError(AlignError, ValueError):
         field: the field at fault.
     """
 
-    def __init__(self, problem: str, *, path: str | Path | None = None, line: int | None = None, field: str | None = None):
+    def __init__(
+        self, problem: str, *, path: str | Path | None = None, line: int | None = None, field: str | None = None
+    ):
         where = ", ".join(
             part
             for part in (

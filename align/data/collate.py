@@ -13,7 +13,7 @@ from align.data.encode import NO_LOSS, PairRow, Row
 def _pad(sequences: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
     width = max((len(sequence) for sequence in sequences), default=0)
     fills = [[value] * (width - len(sequence)) for sequence in sequences]
-    rows = [fill + [*ids] if left else [*ids] + fill for fill, ids in zip(fills, sequences, strict=True)]
+    rows = [[*fill, *ids] if left else [*ids, *fill] for fill, ids in zip(fills, sequences, strict=True)]
     return torch.tensor(rows, dtype=torch.long).view(len(sequences), width)
 
 

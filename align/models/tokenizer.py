@@ -87,7 +87,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False, revisio
     except Exception as error:
         raise TokenizerError(f"{path}: the tokenizer cannot be loaded ({str(error).splitlines()[0]})") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise TokenizerError(f"{path}: {type(tokenizer).__name__} is not a fast tokenizer; save it with a tokenizer.json")
+        raise TokenizerError(f"{path}: {type(tokenizer).__name__} is not a fast tokenizer (tokenizer.json)")
     missing = [token for token in CONTROL_TOKENS if token not in tokenizer.get_added_vocab()]
     if missing:
         names = ", ".join(missing)

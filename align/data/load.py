@@ -1,0 +1,75 @@
+"""A recipe's sources -> records, with a report on each file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from align.recipe.fields import Source
+from align.recipe.schema import Recipe
+from align.recipe.stages import SupervisedSection
+from data_formats.errors import EmptyDatasetError, MissingFileError
+from data_formats.reading import ReadReport, read
+from data_formats.records import Record
+from data_formats.splitting import split_heldout
+
+WORLD_PREFIX = "tinyworld:"
+
+
+def source_path(source: Source, recipe: Recipe) -> Path:
+    """The file of a source: `tinyworld:NAME` is `<output_dir>/world/NAME.jsonl`, others are relative to `data_root`."""
+    if source.path.startswith(WORLD_PREFIX):
+        return Path(recipe.output_dir) / "world" / f"{source.path.removeprefix(WORLD_PREFIX)}.jsonl"
+    return Path(recipe.data_root or ".").expanduser() / Path(source.path).expanduser()
+
+
+def load_records(sources: Sequence[Source], kind: type[Record], recipe: Recipe) -> tuple[list[Any], list[ReadReport]]:
+    """All records of the sources, one source after the other, and the reports in the same order.
+
+    A record without a source of its own gets the source's path as the recipe writes it.
+
+    Raises:
+        MissingFileError: a file is not there.
+        DataError: a file cannot be read as records of this kind.
+        EmptyDatasetError: nothing is left of all of them; says what was dropped.
+    """
+    records: list[Any] = []
+    reports: list[ReadReport] = []
+    for source in sources:
+        path = source_path(source, recipe)
+        if source.path.startswith(WORLD_PREFIX) and not path.exists():
+            raise MissingFileError(
+                f"{path}: the embedded world has not been written here; run `align run` on this recipe"
+            )
+        result = read(path, kind, format=source.format, limit=source.limit, category=source.category)
+        records += [record if record.source else replace(record, source=source.path) for record in result.records]
+        reports.append(result.report)
+    if not records:
+        found = "; ".join(report.describe() for report in reports) or "no source was named"
+        raise EmptyDatasetError(f"no {kind.__name__.lower()} is left ({found})")
+    return records, reports
+
+
+def train_and_heldout(
+    section: SupervisedSection, kind: type[Record], recipe: Recipe
+) -> tuple[list[Any], list[Any], list[ReadReport]]:
+    """Training and held-out records of a supervised stage.
+
+    Held out are the records of `eval_data`, or, without it, the share `holdout` of the prompts of `data`, by a hash.
+
+    Raises:
+        MissingFileError, DataError: see `load_records`.
+        EmptyDatasetError: nothing is left to train on.
+    """
+    records, reports = load_records(section.data, kind, recipe)
+    if section.eval_data:
+        heldout, more = load_records(section.eval_data, kind, recipe)
+        return records, heldout, reports + more
+    train, heldout = split_heldout(records, section.holdout)
+    if not train:
+        raise EmptyDatasetError(
+            f"holdout {section.holdout} leaves none of {len(records)} records to train on; lower it"
+        )
+    return train, heldout, reports

@@ -1,0 +1,105 @@
+"""What a format is, and the small helpers with which formats read fields.
+
+A format names the fields it needs, so that the most specific one can be chosen. Its `parse` turns a raw row into a
+record, raises `DataError` (with the field) for a row that is malformed, and `Dropped` (with a reason) for one that is
+well formed but of no use. Repairs that made a row usable are counted in `notes`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from data_formats.errors import DataError
+from data_formats.records import Record
+
+Notes = Counter[str]
+
+
+class Dropped(Exception):
+    """A well-formed row of no use; the reason is counted in the report. Never leaves this package."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A shape of rows for one kind of record.
+
+    Attributes:
+        name: as written in a recipe.
+        kind: the record class.
+        needs: fields that must be there; more of them make the format more specific.
+        parse: raw row and notes -> record.
+        fits: a further test of the values, where the names alone do not tell.
+    """
+
+    name: str
+    kind: type[Record]
+    needs: frozenset[str]
+    parse: Callable[[Any, Notes], Record]
+    fits: Callable[[Any], bool] = lambda row: True
+
+    def matches(self, row: Any) -> bool:
+        """Whether a row has this shape."""
+        if self.needs and not (isinstance(row, dict) and self.needs <= row.keys()):
+            return False
+        return self.fits(row)
+
+
+def shown(value: Any) -> str:
+    """A value for an error message, cut short."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def as_text(value: Any, field: str, notes: Notes) -> str:
+    """A string that can be encoded; half a surrogate pair becomes U+FFFD (counted).
+
+    Raises:
+        DataError: it is not a string.
+    """
+    if not isinstance(value, str):
+        raise DataError(f"expected a string, found {type(value).__name__} {shown(value)}", field=field)
+    if value.isascii():
+        return value
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        notes["unpaired surrogate replaced"] += 1
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
+
+
+def text_field(row: dict[str, Any], field: str, notes: Notes) -> str:
+    """The string under `field`, which must be there."""
+    if field not in row:
+        raise DataError(f"the field is missing; found {', '.join(sorted(map(str, row)))}", field=field)
+    return as_text(row[field], field, notes)
+
+
+def optional_text(row: dict[str, Any], field: str, notes: Notes) -> str:
+    """The string under `field`, or "" when it is missing or null."""
+    return as_text(row[field], field, notes) if row.get(field) is not None else ""
+
+
+def label(row: dict[str, Any], field: str, notes: Notes) -> str:
+    """The string or whole number under `field` as a string, or "" when it is missing or null."""
+    value = row.get(field)
+    return str(value) if isinstance(value, int) else optional_text(row, field, notes)
+
+
+def source_of(row: dict[str, Any]) -> str:
+    """The string under `source`; other data sets' own meanings of that field are passed over."""
+    value = row.get("source")
+    return value if isinstance(value, str) else ""
+
+
+def optional_number(row: dict[str, Any], field: str) -> float | None:
+    """The finite number under `field`, or None when it is missing or null."""
+    value = row.get(field)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+        raise DataError(f"expected a finite number, found {shown(value)}", field=field)
+    return float(value)

@@ -1,0 +1,50 @@
+"""Held-out splits by a hash: a prompt is always on the same side, whatever the order, the seed or the other records."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from typing import TypeVar
+
+from data_formats.records import Comparison, Document, Message, Record
+
+R = TypeVar("R", bound=Record)
+
+
+def prompt_key(record: Record) -> str:
+    """What is never on both sides: a conversation's first user turn, a document's text (NFC, white space collapsed).
+
+    The first turn, not the whole prompt: conversations that branch off a common beginning stay together.
+    """
+    if isinstance(record, Document):
+        text = record.text
+    else:
+        messages: tuple[Message, ...] = record.prompt if isinstance(record, Comparison) else record.messages
+        text = next((message.content for message in messages if message.role == "user"), "")
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _position(key: str) -> float:
+    """A stable number in [0, 1)."""
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=6).digest(), "big") / 2**48
+
+
+def split_heldout(records: Sequence[R], share: float) -> tuple[list[R], list[R]]:
+    """Split records into train and held-out by a hash of the prompt.
+
+    Args:
+        share: part of the prompts to hold out, 0 to 1. Strictly between, each side gets at least one prompt where there
+            are two.
+
+    Returns:
+        train, heldout; each in the given order.
+    """
+    positions = {key: _position(key) for key in {prompt_key(record) for record in records}}
+    held = {key for key, position in positions.items() if position < share}
+    if 0 < share < 1 and len(positions) > 1:
+        by_position = sorted(positions, key=lambda key: (positions[key], key))
+        held = held or {by_position[0]}
+        held = held - {by_position[-1]}
+    train = [record for record in records if prompt_key(record) not in held]
+    return train, [record for record in records if prompt_key(record) in held]

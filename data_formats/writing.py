@@ -1,0 +1,68 @@
+"""Records -> JSON Lines in our own rows, written atomically.
+
+Reading such a file gives equal records back (`source` and empty fields are written only where they hold something).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from data_formats.errors import StorageError
+from data_formats.records import Comparison, Demonstration, Document, Message, Prompt, Record
+
+
+def _turns(messages: tuple[Message, ...]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def as_row(record: Record) -> dict[str, Any]:
+    """The native row of a record."""
+    match record:
+        case Demonstration():
+            row: dict[str, Any] = {"messages": _turns(record.messages), "category": record.category}
+        case Comparison():
+            row = {"prompt": _turns(record.prompt), "chosen": record.chosen, "rejected": record.rejected}
+            row |= {"grade": record.grade, "category": record.category, "tags": list(record.tags)}
+        case Prompt():
+            row = {"prompt": _turns(record.messages), "category": record.category, "reference": record.reference}
+        case Document():
+            row = {"text": record.text}
+    return {key: value for key, value in (row | {"source": record.source}).items() if value not in (None, "", [])}
+
+
+def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
+    """Write records as JSON Lines: a temporary file beside `path`, then a rename.
+
+    Raises:
+        StorageError: writing failed; what was at `path` before is intact.
+    """
+    path = Path(path)
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(json.dumps(as_row(record), ensure_ascii=False) + "\n" for record in records)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder"
+        ) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
