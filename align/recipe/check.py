@@ -158,8 +158,8 @@ def _origins(recipe: Recipe, stage: str) -> str:
 
 
 def _data(recipe: Recipe, stage: str) -> str:
-    paths = list(dict.fromkeys(source.path for key, source in stage_sources(recipe, stage)))
-    return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+    names = list(dict.fromkeys(Path(source.path).name for key, source in stage_sources(recipe, stage)))
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _ppo_line(recipe: Recipe, plan: BatchPlan) -> str:

@@ -35,7 +35,7 @@ def find_recipe(path: str | Path) -> Path:
         raise MissingFileError(f"{path} is a folder; name a recipe file (.yaml)")
     near = did_you_mean(file.stem, shipped)
     hint = f"did you mean '{near}'? " if near else ""
-    raise MissingFileError(f"{path}: no such recipe file; {hint}Shipped recipes: {', '.join(shipped)}")
+    raise MissingFileError(f"{path}: no such recipe file; {hint}shipped recipes are {', '.join(shipped)}")
 
 
 def find_shipped(name: str) -> Path:

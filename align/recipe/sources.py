@@ -45,12 +45,22 @@ def source_problem(recipe: Recipe, key: str, source: Source) -> str | None:
     if file.is_dir():
         return f"{key}.path: {file} is a folder, not a file"
     hint = "; set data_root=<folder> to say where the files lie" if _needs_root(recipe, source) else ""
+    inside = _inner_root(recipe, source)
+    if inside:
+        return f"data_root: the files lie one folder deeper; did you mean data_root={inside}?"
     near = did_you_mean(file.name, [other.name for other in file.parent.iterdir()]) if file.parent.is_dir() else None
     return f"{key}.path: no such file {file}" + (f"; did you mean '{near}'?" if near else hint)
 
 
 def _needs_root(recipe: Recipe, source: Source) -> bool:
     return recipe.data_root is None and not Path(source.path).expanduser().is_absolute()
+
+
+def _inner_root(recipe: Recipe, source: Source) -> Path | None:
+    if recipe.data_root is None or Path(source.path).expanduser().is_absolute():
+        return None
+    folders = sorted(Path(recipe.data_root).expanduser().iterdir())
+    return next((folder for folder in folders if (folder / source.path).is_file()), None)
 
 
 def _world_problem(recipe: Recipe, key: str, name: str) -> str | None:
@@ -66,6 +76,6 @@ def _world_problem(recipe: Recipe, key: str, name: str) -> str | None:
 def source_problems(recipe: Recipe, stage: str) -> list[str]:
     """What is wrong with the sources of a stage; a missing `data_root` is told once."""
     if recipe.data_root is not None and not Path(recipe.data_root).expanduser().is_dir():
-        return [f"data_root: no such folder {recipe.data_root}"]
+        return [f"data_root: no such folder {recipe.data_root}; set data_root=<folder> to say where the files lie"]
     found = (source_problem(recipe, key, source) for key, source in stage_sources(recipe, stage))
     return [problem for problem in found if problem]

@@ -30,8 +30,11 @@ def guarded(work: Callable[[], int | None], *, proceed: str) -> int:
     try:
         return work() or 0
     except AlignError as error:
-        if os.environ.get("ALIGN_DEBUG", "0") not in ("", "0"):
+        if os.environ.get("ALIGN_DEBUG", "0") not in ("", "0") and not isinstance(error, InterruptedError):
             raise
+        if isinstance(error, InterruptedError):  # a stage that stopped cleanly at Ctrl-C
+            print(f"{error}\nContinue with: {proceed}", file=sys.stderr)
+            return 130
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,0 +1,54 @@
+# Every target makes .venv first when it is missing or older than what it is made from.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+SEED ?= 0
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TRAIN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}
+TEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart controls test test-slow lint clean
+
+help:
+	@echo "make quickstart [SEED=n]   install, then the whole chain on the embedded default (runs/quickstart)"
+	@echo "make controls [SEED=n]     the other arms and controls beside the quickstart"
+	@echo "make test | test-slow      the tests | the long ones"
+	@echo "make install | lint | clean"
+
+install: $(STAMP)
+
+# pip's whole output goes to .venv/install.log; the terminal gets the large downloads and the end.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; name another one: make PYTHON=python3.12"; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version); exact versions from constraints.txt"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@start=$$SECONDS; \
+	  $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]' 2>&1 \
+	  | tee $(VENV)/install.log | { grep --line-buffered -E '\([0-9.]+ [MG]B\)|^Installing collected|^ERROR|^error' || true; } \
+	  | sed -u -E 's/^ +//; s/^(Installing collected packages).*/\1 …/'; \
+	  test $${PIPESTATUS[0]} -eq 0 || { echo "error: installing failed; see $(VENV)/install.log"; exit 1; }; \
+	  echo "installed in $$((SECONDS - start)) s"
+	@touch $(STAMP)
+
+quickstart: $(STAMP)
+	@$(TRAIN) $(BIN)/align quickstart seed=$(SEED)
+
+controls: $(STAMP)
+	@$(TRAIN) $(BIN)/align controls quickstart seed=$(SEED)
+
+test: $(STAMP)
+	@$(TEST) -m "not slow and not gpu and not vllm"
+
+test-slow: $(STAMP)
+	@$(TEST) -m "slow and not gpu and not vllm"
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
