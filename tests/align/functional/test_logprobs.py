@@ -70,6 +70,17 @@ def test_blocks_of_any_size_give_the_same(shape, limit, monkeypatch):
         torch.testing.assert_close(part, expected, rtol=1e-14, atol=1e-14)
 
 
+@pytest.mark.parametrize("shape", [(3, 7, 13), (21, 13)])
+@pytest.mark.parametrize("limit", [1, 13, 40, 100, 10_000])
+def test_blocks_keep_to_their_limit_and_cover_every_row_once(shape, limit, monkeypatch):
+    monkeypatch.setitem(module._BLOCK_ELEMENTS, "cpu", limit)
+    logits, visits = torch.zeros(shape), torch.zeros(shape[:-1])
+    for at in module._blocks(logits):
+        assert logits[at].numel() <= max(limit, 13)
+        visits[at] += 1
+    assert torch.all(visits == 1)
+
+
 def test_a_shifted_view_needs_no_contiguous_copy():
     logits, ids = noise(3, 6, 9).requires_grad_(), ids_for(3, 6, vocab=9)
     logps = token_logprobs(logits[:, :-1], ids[:, 1:])
