@@ -1,0 +1,170 @@
+"""What one PPO iteration learns from: the sampled replies, their token tensors, and the experience made of them.
+
+Layout. A row is prompt + reply, padded on the right. State t is the position after reading tokens 0..t, its action is
+token t + 1; so a row of T tokens has S = T - 1 states, and every per-action tensor has shape (N, S) with its mask 1
+where the action is a token of the reply (the drawn end token included). Masks come from lengths, never from ids, and
+whatever stands at padded positions is read by nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from data_formats.records import Prompt
+from reward.protocol import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """N sampled replies, prompt-major: the replies to one prompt are neighbours.
+
+    Attributes:
+        prompts: (N) the record each reply answers.
+        prompt_ids: (N) token ids of the rendered prompt, generation prompt included.
+        reply_ids: (N) token ids of the reply, with its end token when one was drawn; never empty.
+        replies: (N) the reply as text without control tokens.
+        finished: (N) whether the policy ended the reply itself.
+    """
+
+    prompts: tuple[Prompt, ...]
+    prompt_ids: tuple[tuple[int, ...], ...]
+    reply_ids: tuple[tuple[int, ...], ...]
+    replies: tuple[str, ...]
+    finished: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def for_reward(self) -> list[Sample]:
+        """The same replies as a `reward.Reward` takes them."""
+        return [
+            Sample(
+                prompt=tuple(prompt.messages),
+                completion=text,
+                prompt_ids=prompt_ids,
+                completion_ids=reply_ids,
+                finished=finished,
+                columns={"category": prompt.category, "reference": prompt.reference},
+            )
+            for prompt, prompt_ids, reply_ids, text, finished in zip(
+                self.prompts, self.prompt_ids, self.reply_ids, self.replies, self.finished, strict=True
+            )
+        ]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Samples]) -> Samples:
+        """One after the other (ranks in order)."""
+        return cls(*(sum((getattr(part, field.name) for part in parts), ()) for field in fields(cls)))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Token ids of N rows.
+
+    Attributes:
+        input_ids_NT: (N, T) int64, prompt + reply, padded on the right.
+        prompt_lengths_N: (N) tokens of the prompt, at least 1.
+        lengths_N: (N) tokens of prompt + reply.
+    """
+
+    input_ids_NT: Tensor
+    prompt_lengths_N: Tensor
+    lengths_N: Tensor
+
+    @classmethod
+    def from_ids(
+        cls, prompt_ids: Sequence[Sequence[int]], reply_ids: Sequence[Sequence[int]], pad_id: int = 0
+    ) -> TokenBatch:
+        """Pad prompt + reply of every row on the right to the longest.
+
+        Raises:
+            ValueError: a prompt or a reply is empty (there would be no state, or no action, to learn from).
+        """
+        for row, (prompt, reply) in enumerate(zip(prompt_ids, reply_ids, strict=True)):
+            if not prompt or not reply:
+                raise ValueError(
+                    f"row {row} has an empty {'reply' if prompt else 'prompt'}; a row needs a token of each"
+                )
+        rows = [[*prompt, *reply] for prompt, reply in zip(prompt_ids, reply_ids, strict=True)]
+        width = max(map(len, rows))
+        return cls(
+            torch.tensor([row + [pad_id] * (width - len(row)) for row in rows]),
+            torch.tensor([len(prompt) for prompt in prompt_ids]),
+            torch.tensor([len(row) for row in rows]),
+        )
+
+    @property
+    def attention_mask_NT(self) -> Tensor:
+        """(N, T) int64, 1 on real tokens."""
+        return (self._positions(0) < self.lengths_N[:, None]).long()
+
+    @property
+    def mask_NS(self) -> Tensor:
+        """(N, S) bool, 1 where the action (the next token) belongs to the reply."""
+        next_position = self._positions(1)
+        return (next_position >= self.prompt_lengths_N[:, None]) & (next_position < self.lengths_N[:, None])
+
+    def _positions(self, first: int) -> Tensor:
+        return torch.arange(first, self.input_ids_NT.shape[1], device=self.input_ids_NT.device)[None, :]
+
+    def rows(self, rows_B: Tensor) -> TokenBatch:
+        """These rows, cut to their own longest length."""
+        lengths_B = self.lengths_N[rows_B]
+        width = int(lengths_B.max())
+        return TokenBatch(self.input_ids_NT[rows_B, :width], self.prompt_lengths_N[rows_B], lengths_B)
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """The same on another device."""
+        return TokenBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """Everything an update needs; N is the global rollout batch (all ranks hold all of it), or a micro-batch's rows.
+
+    Attributes:
+        tokens: the rows' token ids.
+        mask_NS: (N, S) bool, 1 on reply actions; every (N, S) tensor below means nothing elsewhere.
+        scores_N: (N) the reward as it was given, in its own unit.
+        normalized_N: (N) after missing-end penalty, running mean and clip.
+        old_logps_NS: (N, S) nats, the sampling policy under the training forward, temperature-divided, full vocabulary.
+        ref_logps_NS: (N, S) nats, the reference on the same support.
+        old_values_NS: (N, S) the critic before the update, in units of the normalised reward.
+        rewards_NS: (N, S) the shaped reward of each action: -kl_coef * KL, plus the score on the last reply token.
+        advantages_NS: (N, S) GAE, whitened over the global batch when the recipe says so.
+        returns_NS: (N, S) regression targets of the critic.
+    """
+
+    tokens: TokenBatch
+    mask_NS: Tensor
+    scores_N: Tensor
+    normalized_N: Tensor
+    old_logps_NS: Tensor
+    ref_logps_NS: Tensor
+    old_values_NS: Tensor
+    rewards_NS: Tensor
+    advantages_NS: Tensor
+    returns_NS: Tensor
+
+    def rows(self, rows_B: Tensor) -> Experience:
+        """These rows, every tensor cut to their own longest length."""
+        tokens = self.tokens.rows(rows_B)
+        states = tokens.input_ids_NT.shape[1] - 1
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[rows_B] if tensor.dim() == 1 else tensor[rows_B, :states]
+
+        return Experience(tokens, *(cut(getattr(self, field.name)) for field in fields(self)[1:]))
+
+
+def scatter_rows(parts: Sequence[tuple[Tensor, Tensor]], shape: tuple[int, int]) -> Tensor:
+    """Put `(rows_B, values_Bs)` pieces of own widths into one zero tensor of `shape` (N, S)."""
+    first = parts[0][1]
+    whole_NS = first.new_zeros(shape)
+    for rows_B, values_Bs in parts:
+        whole_NS[rows_B, : values_Bs.shape[1]] = values_Bs
+    return whole_NS

@@ -1,0 +1,101 @@
+"""One optimizer, one schedule and one gradient clip for each trained model of PPO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from align.recipe.fields import OptimSection
+
+NO_DECAY = ("bias", "norm")
+
+
+def make_optimizer(module: nn.Module, section: OptimSection) -> torch.optim.AdamW:
+    """AdamW over the parameters that need gradients; biases and norms are not decayed, as in `transformers.Trainer`."""
+    named = [(name.lower(), parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    decayed = [parameter for name, parameter in named if not any(part in name for part in NO_DECAY)]
+    others = [parameter for name, parameter in named if any(part in name for part in NO_DECAY)]
+    groups = [{"params": decayed, "weight_decay": section.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=section.learning_rate,
+        betas=(section.adam_beta1, section.adam_beta2),
+        eps=section.adam_epsilon,
+        fused=all(parameter.device.type in ("cpu", "cuda") for _, parameter in named),
+    )
+
+
+class TrainedModel:
+    """A module in training: prepared by accelerate, with its optimizer, schedule and clip.
+
+    `module` is the prepared one (maybe wrapped by DDP); `raw` the one inside. The schedule is stepped here, once an
+    optimizer step: accelerate's wrapper would step it once a rank.
+    """
+
+    def __init__(self, module: nn.Module, section: OptimSection, accelerator: Accelerator, total_steps: int):
+        self.accelerator, self.section, self.raw = accelerator, section, module
+        module.to(accelerator.device)
+        optimizer = make_optimizer(module, section)
+        specific = {"min_lr_rate": 0.1} if section.lr_scheduler_type == "cosine_with_min_lr" else None
+        self.schedule = get_scheduler(
+            section.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=section.warmup_steps,
+            num_training_steps=max(1, total_steps),
+            scheduler_specific_kwargs=specific,
+        )
+        self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        self.parameters: list[nn.Parameter] = [p for p in self.module.parameters() if p.requires_grad]
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the coming optimizer step."""
+        return self.schedule.get_last_lr()[0]
+
+    def gradients_stay_here(self, unless: bool) -> Any:
+        """Context of a backward pass whose gradients are not averaged over ranks yet; `unless` it is the last one."""
+        return nullcontext() if unless else self.accelerator.no_sync(self.module)
+
+    def clip(self) -> Tensor:
+        """Clip the gradients; returns their norm before."""
+        return self.accelerator.clip_grad_norm_(self.parameters, self.section.max_grad_norm)
+
+    def step(self) -> None:
+        """One step of optimizer and schedule, then no gradients."""
+        self.optimizer.step()
+        self.schedule.step()
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def gradients(self) -> list[Tensor]:
+        """Copies of the gradients as they stand (zeros for parameters without any)."""
+        return [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in self.parameters]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimizer and schedule; the weights are saved on their own."""
+        return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+
+def total_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Euclidean norm of all of them together."""
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor.float()) for tensor in tensors]))
+
+
+def mark_last(items: list) -> Iterator[tuple[bool, Any]]:
+    """`(is_last, item)` pairs."""
+    for index, item in enumerate(items):
+        yield index == len(items) - 1, item

@@ -1,0 +1,324 @@
+"""PPO with a critic, as the Qwen report (3.2.2) and InstructGPT (Ouyang et al. 2022) did it; an own loop on accelerate.
+
+One iteration: `collect` replies, `score` them, `make_experience` (old and reference log-probabilities and old values by
+the training forward, `shape_rewards`, `compute_advantages`), `update`. Each is a seam to override.
+
+Decisions, and departures from the named papers:
+- Old log-probabilities come from a pass of their own over the very micro-batches of the first epoch, never from the
+  sampler, so the first minibatch's ratio is exactly 1. They are divided by the sampling temperature and normalised over
+  the whole vocabulary, old, new and reference alike: with top-p < 1 the replies come from a narrower distribution than
+  the one that is scored (no importance correction; the KL is then a penalty, not a measurement).
+- The score stands on the last real token of the reply, the KL (k1) on each token. A reply that was cut has
+  `missing_eos_penalty` subtracted from its score (not replaced by it). Then the running mean counts the whole global
+  batch in, is subtracted, and the result is clipped. No value follows the last token, of cut replies neither.
+- Losses are sums divided by the token count of the minibatch over all ranks, so gradients do not depend on
+  micro-batches, padding or ranks. Minibatches are real optimizer steps, reshuffled every epoch.
+- Critic warm-up is exactly `critic_warmup_steps` optimizer steps in which the policy is not touched: no gradient, no
+  ptx, no weight decay, no momentum, no schedule. Their rollouts are not used again. When it ends inside an iteration,
+  the rest of that iteration updates both. "2 responses" of the report are two independent trajectories.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from align import functional
+from align.data.encode import encode_prompts
+from align.data.prompts import PromptSampler
+from align.recipe.ppo import PPOSection
+from align.runs.errors import TrainingError
+from align.runs.files import atomic_dir
+from align.runs.seeding import derive
+from align.trainers import ppo_state
+from align.trainers.experience import Experience, Samples, TokenBatch, scatter_rows
+from align.trainers.forward import reply_logprobs, reply_logprobs_and_entropy, silence_dropout, state_values
+from align.trainers.iterations import loop_arguments
+from align.trainers.minibatches import check_split
+from align.trainers.optimization import TrainedModel
+from align.trainers.ppo_eval import evaluate_policy
+from align.trainers.ppo_metrics import Stopwatch, rollout_metrics, sample_rows
+from align.trainers.ppo_update import PPOUpdate
+from align.trainers.ptx import PtxStream
+from data_formats.chatml import IM_END, control_id
+from data_formats.records import Prompt
+from reward.protocol import Reward, RewardError
+from reward.running import RunningMean
+from rollouts.protocol import Engine, SamplingParams
+from rollouts.select import make_engine
+
+
+def make_accelerator(mixed_precision: str = "no", report_to: Sequence[str] = ()) -> Accelerator:
+    """An accelerator as PPO needs it: passes without gradients must not make DDP synchronise buffers."""
+    return Accelerator(
+        mixed_precision=mixed_precision,
+        log_with=list(report_to) or None,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+class PPOTrainer(PPOUpdate):
+    """Trains `policy` to please `reward`, staying near `reference`.
+
+    Args:
+        policy: a causal LM; `critic`: gives values_BT for (input_ids, attention_mask). Both are trained in place, with
+            their dropout set to 0. Two modules, sharing nothing.
+        reward: scores replies; never trained.
+        tokenizer: of the policy, with ChatML's control tokens.
+        config: the recipe's ppo section; its data and origins are not read here.
+        prompts: what replies are sampled to; at least `rollout_batch_size`.
+        reference: frozen; default a copy of `policy` as it is now.
+        engine: samples replies; default `HFEngine` on the policy itself.
+        ptx_blocks: token ids of pretraining blocks, needed when `ptx_coef` > 0.
+        eval_prompts: for `evaluate()`.
+        callbacks: transformers callbacks.
+
+    Raises:
+        BatchSplitError: the batch cannot be cut into equal minibatches and shares.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        critic: nn.Module,
+        reward: Reward,
+        tokenizer: Any,
+        config: PPOSection,
+        prompts: Sequence[Prompt],
+        *,
+        output_dir: str | Path,
+        reference: nn.Module | None = None,
+        engine: Engine | None = None,
+        ptx_blocks: Sequence[Sequence[int]] = (),
+        eval_prompts: Sequence[Prompt] = (),
+        callbacks: Sequence[TrainerCallback] = (),
+        accelerator: Accelerator | None = None,
+        seed: int = 0,
+    ):
+        self.config, self.reward, self.tokenizer, self.seed = config, reward, tokenizer, seed
+        self.prompts, self.eval_prompts, self.output_dir = list(prompts), list(eval_prompts), Path(output_dir)
+        self.accelerator = accelerator or make_accelerator()
+        self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
+        check_split(config.rollout_batch_size, config.rollout.num_generations, config.num_mini_batches, self.world_size)
+        self.responses = config.rollout_batch_size * config.rollout.num_generations
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self.end_id = control_id(tokenizer, IM_END)
+        self._set_up_models(policy, critic, reference)
+        self.engine = engine or make_engine(
+            config.rollout.engine, self.policy.raw, pad_token_id=self.pad_id, batch_size=config.rollout.batch_size
+        )
+        self.running_mean = RunningMean()
+        self.sampler = PromptSampler(len(self.prompts), config.rollout_batch_size, derive(seed, "prompts"))
+        self.ptx = self._make_ptx(ptx_blocks)
+        self.optimizer_steps = 0
+        self.policy_version = 0
+        self.args = loop_arguments(config, self.output_dir, bool(eval_prompts), seed, self.accelerator)
+        self._set_up_loop(callbacks, self.policy.raw, tokenizer, self.policy.optimizer, self.policy.schedule)
+
+    def _set_up_models(self, policy: nn.Module, critic: nn.Module, reference: nn.Module | None) -> None:
+        reference = copy.deepcopy(policy) if reference is None else reference
+        for module in (policy, critic, reference):
+            silence_dropout(module)
+            module.train(module is not reference and getattr(module, "is_gradient_checkpointing", False))
+        steps = self.config.num_iterations * self.config.num_ppo_epochs * self.config.num_mini_batches
+        self.policy = TrainedModel(
+            policy, self.config.policy, self.accelerator, steps - self.config.critic_warmup_steps
+        )
+        self.critic = TrainedModel(critic, self.config.critic, self.accelerator, steps)
+        reference.requires_grad_(False)
+        self.reference = self.accelerator.prepare_model(reference, evaluation_mode=True)
+
+    def _make_ptx(self, blocks: Sequence[Sequence[int]]) -> PtxStream | None:
+        per_step = self.config.ptx_ratio * self.responses // self.config.num_mini_batches
+        if self.config.ptx_coef == 0 or per_step == 0:
+            return None
+        micro = self.config.ptx_micro_batch_size or self.config.micro_batch_size
+        return PtxStream(blocks, per_step, micro, derive(self.seed, "ptx"), self.pad_id)
+
+    def step(self) -> dict[str, float]:
+        """Collect, score, update; returns the iteration's metrics."""
+        watch, boundary = Stopwatch(), self.sampler.state_dict()
+        mine = self.sampler.next()[self.rank :: self.world_size]
+        with watch("rollout"):
+            samples = self.collect([self.prompts[index] for index in mine])
+        with watch("score"):
+            scores_N = self._score_or_stop(samples, boundary)
+        with watch("experience"):
+            samples, scores_N = self._over_ranks(samples, scores_N)
+            experience, metrics = self.make_experience(samples, scores_N)
+        with watch("update"):
+            metrics |= self.update(experience)
+        self.pending_samples = sample_rows(samples, experience, self.config.log_samples)
+        self.state.epoch += self.config.rollout_batch_size / len(self.prompts)
+        self.state.num_input_tokens_seen += int(experience.tokens.lengths_N.sum())
+        rates = {"lr/policy": self.policy.learning_rate, "lr/critic": self.critic.learning_rate}
+        progress = {"optimizer_steps": self.optimizer_steps, "warming_up": float(self.warming_up)}
+        return {**metrics, **watch.metrics(int(experience.tokens.lengths_N.sum())), **rates, **progress}
+
+    def sampling_params(self) -> SamplingParams:
+        """How replies of this iteration are sampled; the seed depends on recipe seed, iteration and rank alone."""
+        rollout = self.config.rollout
+        return SamplingParams(
+            n=rollout.num_generations,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+            max_new_tokens=rollout.max_completion_length,
+            min_new_tokens=rollout.min_completion_length,
+            stop_token_ids=(self.end_id,),
+            seed=derive(self.seed, "rollout", self.state.global_step, self.rank),
+        )
+
+    def collect(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> Samples:
+        """Sample replies to this rank's prompts."""
+        params = params or self.sampling_params()
+        prompt_ids = encode_prompts(self.tokenizer, [prompt.messages for prompt in prompts])
+        self.engine.wake()
+        completions = self.engine.generate(prompt_ids, params)
+        self.engine.sleep()
+        reply_ids = tuple(tuple(completion.token_ids) for completion in completions)
+        texts = self.tokenizer.batch_decode([list(ids) for ids in reply_ids], skip_special_tokens=True)
+        return Samples(
+            prompts=tuple(prompt for prompt in prompts for _ in range(params.n)),
+            prompt_ids=tuple(tuple(ids) for ids in prompt_ids for _ in range(params.n)),
+            reply_ids=reply_ids,
+            replies=tuple(texts),
+            finished=tuple(completion.finish_reason == "stop" for completion in completions),
+        )
+
+    def score(self, samples: Samples) -> Tensor:
+        """scores_N: the reward's verdict on each reply, in its own unit, float64.
+
+        Raises:
+            RewardError: not one finite float a reply.
+        """
+        scores_N = torch.tensor(self.reward.score(samples.for_reward()), dtype=torch.float64)
+        if scores_N.shape != (len(samples),) or not scores_N.isfinite().all():
+            raise RewardError(
+                f"reward '{self.reward.name}' must give one finite float for each of {len(samples)} replies"
+            )
+        return scores_N
+
+    def normalize_scores(self, scores_N: Tensor, finished_N: Tensor) -> Tensor:
+        """Missing-end penalty, running mean (this whole batch counted in first), clip."""
+        if self.config.missing_eos_penalty is not None:
+            scores_N = scores_N - self.config.missing_eos_penalty * (~finished_N).to(scores_N)
+        if self.config.normalize_reward == "running_mean":
+            self.running_mean.update(scores_N)
+            scores_N = self.running_mean.normalize(scores_N)
+        limit = self.config.reward_clip_range
+        return scores_N if limit is None else scores_N.clamp(-limit, limit)
+
+    def shape_rewards(self, normalized_N: Tensor, kl_NS: Tensor, mask_NS: Tensor) -> Tensor:
+        """rewards_NS: the score on the last reply token, minus `kl_coef` times the KL of each token."""
+        return functional.shape_rewards(normalized_N, kl_NS, mask_NS, self.config.kl_coef)
+
+    def compute_advantages(
+        self, rewards_NS: Tensor, values_NS: Tensor, mask_NS: Tensor
+    ) -> tuple[Tensor, Tensor, float]:
+        """(advantages_NS, returns_NS, standard deviation before whitening), over the whole global batch."""
+        advantages_NS, returns_NS = functional.gae(rewards_NS, values_NS, mask_NS, self.config.gamma, self.config.lam)
+        moments = functional.Moments.of(advantages_NS, mask_NS)
+        if self.config.whiten_advantages:
+            advantages_NS = functional.whiten(advantages_NS, mask_NS, moments.mean, moments.var)
+        return advantages_NS, returns_NS, float(moments.var.sqrt())
+
+    def make_experience(self, samples: Samples, scores_N: Tensor) -> tuple[Experience, dict[str, float]]:
+        """The experience of the global batch and its metrics; every rank computes its share of the passes."""
+        device = self.accelerator.device
+        tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids, self.pad_id).to(device)
+        old_NS, entropy_NS, ref_NS, values_NS = self._passes(tokens)
+        mask_NS = tokens.mask_NS
+        normalized_N = self.normalize_scores(scores_N.to(device), torch.tensor(samples.finished, device=device))
+        rewards_NS = self.shape_rewards(
+            normalized_N, functional.kl_estimate(old_NS, ref_NS, self.config.kl_estimator), mask_NS
+        )
+        advantages_NS, returns_NS, std = self.compute_advantages(rewards_NS, values_NS, mask_NS)
+        experience = Experience(
+            tokens,
+            mask_NS,
+            scores_N.to(device),
+            normalized_N,
+            old_NS,
+            ref_NS,
+            values_NS,
+            rewards_NS,
+            advantages_NS,
+            returns_NS,
+        )
+        return experience, rollout_metrics(samples, experience, entropy_NS, std)
+
+    @torch.no_grad()
+    def _passes(self, tokens: TokenBatch) -> list[Tensor]:
+        temperature = self.config.rollout.temperature
+        parts: list[list[tuple[Tensor, Tensor]]] = [[], [], [], []]
+        for _, micros in self.minibatches(tokens, epoch=0):
+            for rows_B in micros:
+                batch = tokens.rows(rows_B)
+                old, entropy = reply_logprobs_and_entropy(self.policy.module, batch, temperature)
+                ref = reply_logprobs(self.reference, batch, temperature)
+                values = state_values(self.critic.module, batch)
+                for part, tensor in zip(parts, (old, entropy, ref, values), strict=True):
+                    part.append((rows_B, tensor))
+        shape = tokens.mask_NS.shape
+        whole = [scatter_rows(part, shape) for part in parts]
+        # each row was computed by one rank and is 0 elsewhere
+        return [self.accelerator.reduce(tensor, "sum") for tensor in whole] if self.world_size > 1 else whole
+
+    def _score_or_stop(self, samples: Samples, boundary: dict[str, Any]) -> Tensor:
+        """`score`; when it fails on any rank, all save the state before this iteration and stop."""
+        try:
+            scores_N, problem = self.score(samples), None
+        except RewardError as error:
+            scores_N, problem = torch.zeros(0), error
+        problems = gather_object([str(problem or "")]) if self.world_size > 1 else [str(problem or "")]
+        if not any(problems):
+            return scores_N
+        self.sampler.load_state_dict(boundary)
+        folder = self.save_checkpoint()
+        raise TrainingError(
+            f"{next(filter(None, problems))} (iteration {self.state.global_step + 1}); "
+            f"the state before it is saved in {folder}"
+        ) from problem
+
+    def _over_ranks(self, samples: Samples, scores_N: Tensor) -> tuple[Samples, Tensor]:
+        if self.world_size == 1:
+            return samples, scores_N
+        parts = gather_object([(samples, scores_N)])
+        return Samples.concatenate([part for part, _ in parts]), torch.cat([scores for _, scores in parts])
+
+    def evaluate(self, prompts: Sequence[Prompt] | None = None) -> dict[str, float]:
+        """Score, KL and entropy on held-out prompts (default `eval_prompts`; none: no figures); see `ppo_eval`."""
+        prompts = self.eval_prompts if prompts is None else prompts
+        return evaluate_policy(self, prompts) if prompts else {}
+
+    def save_model(self, folder: str | Path) -> None:
+        """Write the policy and the tokenizer as a Hugging Face folder, atomically. The critic: `save_critic`."""
+        if self.accelerator.is_main_process:
+            with atomic_dir(folder) as draft:
+                self.policy.raw.save_pretrained(draft)
+                self.tokenizer.save_pretrained(draft)
+        self.accelerator.wait_for_everyone()
+
+    def save_critic(self, folder: str | Path) -> None:
+        """Write the critic, atomically."""
+        if self.accelerator.is_main_process:
+            with atomic_dir(folder) as draft:
+                self.critic.raw.save_pretrained(draft)
+        self.accelerator.wait_for_everyone()
+
+    def save_checkpoint(self) -> Path:
+        """Write `checkpoints/step-N`, from which `train(resume_from_checkpoint=…)` continues bit for bit."""
+        return ppo_state.save(self, self.checkpoint_dir)
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Continue at the iteration after the one `folder` was written after."""
+        ppo_state.load(self, folder)

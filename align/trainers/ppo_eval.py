@@ -1,0 +1,89 @@
+"""How good the policy is on held-out prompts, by the reward it is trained on and by its distance from the reference.
+
+Replies are sampled at temperature 1 and top-p 1, where the k1 estimate is an unbiased KL in nats, and once greedily.
+The seed of the sampling does not depend on the iteration, so evaluations of one run are comparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from align.functional import kl_estimate, masked_sum
+from align.runs.seeding import derive
+from align.trainers.experience import Samples, TokenBatch
+from align.trainers.forward import reply_logprobs, reply_logprobs_and_entropy
+from align.trainers.minibatches import rank_share
+from data_formats.records import Prompt
+
+if TYPE_CHECKING:
+    from align.trainers.ppo import PPOTrainer
+
+
+def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """Mean score, end rate and length of sampled and greedy replies; KL and entropy of the sampled ones.
+
+    Keys: `eval/score`, `eval/score_greedy`, `eval/end_rate`, `eval/length`, `eval/kl` (nats a reply), `eval/entropy`
+    (nats a token), and the greedy ones. Every rank judges its share; all return the same.
+    """
+    section = trainer.config.evaluation
+    prompts = list(prompts[: section.limit])
+    mine = [prompts[index] for index in rank_share([0] * len(prompts), trainer.rank, trainer.world_size)]
+    plain = replace(
+        trainer.sampling_params(), top_p=1.0, top_k=0, min_new_tokens=0, seed=derive(trainer.seed, "eval", trainer.rank)
+    )
+    rows: dict[str, list[tuple[float, ...]]] = {}
+    if section.num_samples:
+        rows["sampled"] = _judged(trainer, mine, replace(plain, n=section.num_samples, temperature=1.0), kl=True)
+    rows["greedy"] = _judged(trainer, mine, replace(plain, n=1, temperature=0.0), kl=False)
+    figures: dict[str, float] = {}
+    for kind, own in rows.items():
+        everything = gather_object(own) if trainer.world_size > 1 else own
+        figures |= _means(everything, "_greedy" if kind == "greedy" else "")
+    return figures
+
+
+def _judged(trainer: PPOTrainer, prompts: Sequence[Prompt], params, kl: bool) -> list[tuple[float, ...]]:
+    """(score, finished, tokens, KL of the reply, summed entropy) of each reply."""
+    if not prompts:
+        return []
+    samples = trainer.collect(prompts, params)
+    scores = trainer.score(samples).tolist()
+    lengths = [len(ids) for ids in samples.reply_ids]
+    kls, entropies = _distances(trainer, samples) if kl else ([0.0] * len(samples), [0.0] * len(samples))
+    return list(zip(scores, map(float, samples.finished), map(float, lengths), kls, entropies, strict=True))
+
+
+def _means(rows: list[tuple[float, ...]], suffix: str) -> dict[str, float]:
+    count = len(rows)
+    score, finished, tokens, kl, entropy = (sum(column) for column in zip(*rows, strict=True))
+    figures = {
+        f"eval/score{suffix}": score / count,
+        f"eval/end_rate{suffix}": finished / count,
+        f"eval/length{suffix}": tokens / count,
+    }
+    return figures if suffix else {**figures, "eval/kl": kl / count, "eval/entropy": entropy / tokens}
+
+
+@torch.no_grad()
+def _distances(trainer: PPOTrainer, samples: Samples) -> tuple[list[float], list[float]]:
+    """KL (k1) and summed entropy of each reply, nats."""
+    tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids, trainer.pad_id).to(trainer.accelerator.device)
+    order = torch.argsort(tokens.lengths_N, descending=True)
+    kl_N, entropy_N = torch.zeros(len(samples)), torch.zeros(len(samples))
+    for rows_B in order.split(trainer.config.micro_batch_size):
+        kl_N[rows_B.cpu()], entropy_N[rows_B.cpu()] = _distance(trainer, tokens.rows(rows_B))
+    return kl_N.tolist(), entropy_N.tolist()
+
+
+def _distance(trainer: PPOTrainer, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    logps, entropy = reply_logprobs_and_entropy(trainer.policy.module, batch, 1.0)
+    ref_logps = reply_logprobs(trainer.reference, batch, 1.0)
+    mask = batch.mask_NS
+    kl_N = masked_sum(kl_estimate(logps, ref_logps, "k1"), mask, dim=1)
+    return kl_N.float().cpu(), masked_sum(entropy, mask, dim=1).float().cpu()

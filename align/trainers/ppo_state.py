@@ -1,0 +1,111 @@
+"""Everything of PPO that changes while it trains, in one place: what a checkpoint holds and how it is put back.
+
+`step-N/` holds `policy/` (a Hugging Face folder) and `critic/` as safetensors, `trainer_state.json` (transformers'),
+and `ppo_state.pt` (tensors and plain values; read with weights_only=True). A checkpoint is always the boundary between
+two iterations; no rollout is kept, because the next iteration samples its own. Sampling and shuffling draw from seeds
+derived from (seed, iteration), so the random generators are saved for rewards and callbacks that use them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from safetensors.torch import load_model, save_model
+from torch import nn
+from transformers import TrainerState
+
+from align.runs import checkpoint
+from align.runs.errors import CheckpointError
+from align.runs.ranks import any_rank
+from align.runs.seeding import rng_state, set_rng_state
+
+if TYPE_CHECKING:
+    from align.trainers.ppo import PPOTrainer
+
+SCHEMA = 1
+STATE_FILE, TRAINER_FILE, WEIGHTS_FILE = "ppo_state.pt", "trainer_state.json", "model.safetensors"
+
+
+def state_of(trainer: PPOTrainer) -> dict[str, Any]:
+    """Every mutable value but the weights, `TrainerState` and the generators."""
+    return {
+        "schema": SCHEMA,
+        "seed": trainer.seed,
+        "world_size": trainer.world_size,
+        "optimizer_steps": trainer.optimizer_steps,
+        "policy_version": trainer.policy_version,
+        "policy": trainer.policy.state_dict(),
+        "critic": trainer.critic.state_dict(),
+        "prompt_sampler": trainer.sampler.state_dict(),
+        "ptx": trainer.ptx.state_dict() if trainer.ptx is not None else None,
+        "running_mean": trainer.running_mean.state_dict(),
+    }
+
+
+def save(trainer: PPOTrainer, folder: Path) -> Path:
+    """Write `<folder>/step-N` atomically; every rank calls it, the first one writes.
+
+    Raises:
+        StorageError: the disk is full or not writable; older steps are intact.
+    """
+    generators = gather_object([rng_state()]) if trainer.world_size > 1 else [rng_state()]
+    main = trainer.accelerator.is_main_process
+
+    def write(target: Path) -> None:
+        if not main:
+            return
+        _save_weights(trainer.policy.raw, target / "policy")
+        _save_weights(trainer.critic.raw, target / "critic")
+        trainer.state.save_to_json(str(target / TRAINER_FILE))
+        torch.save({**state_of(trainer), "rng": generators}, target / STATE_FILE)
+
+    return checkpoint.save(
+        folder, trainer.state.global_step, write, trainer.config.save_total_limit, main=main, any_failed=any_rank
+    )
+
+
+def load(trainer: PPOTrainer, folder: Path) -> None:
+    """Put `trainer` where it stood when `folder` was written.
+
+    Raises:
+        MissingFileError, CheckpointError: no such folder, a damaged one, or one of another run.
+    """
+    checkpoint.verify(folder)
+    if not (folder / STATE_FILE).is_file():
+        raise CheckpointError(f"{folder} is not a PPO checkpoint: it has no {STATE_FILE}")
+    state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+    for key, own in (("schema", SCHEMA), ("seed", trainer.seed), ("world_size", trainer.world_size)):
+        if state[key] != own:
+            raise CheckpointError(
+                f"{folder} was written with {key} {state[key]}, this run has {own}: "
+                "continue with that, or start anew (--fresh)"
+            )
+    load_model(trainer.policy.raw, folder / "policy" / WEIGHTS_FILE, device=str(trainer.accelerator.device))
+    load_model(trainer.critic.raw, folder / "critic" / WEIGHTS_FILE, device=str(trainer.accelerator.device))
+    trainer.policy.load_state_dict(state["policy"])
+    trainer.critic.load_state_dict(state["critic"])
+    trainer.sampler.load_state_dict(state["prompt_sampler"])
+    if trainer.ptx is not None and state["ptx"] is not None:
+        trainer.ptx.load_state_dict(state["ptx"])
+    trainer.running_mean.load_state_dict(state["running_mean"])
+    trainer.optimizer_steps, trainer.policy_version = state["optimizer_steps"], state["policy_version"]
+    _load_trainer_state(trainer, folder / TRAINER_FILE)
+    trainer.engine.update_weights(trainer.policy.raw.named_parameters(), trainer.policy_version)
+    set_rng_state(state["rng"][trainer.rank])
+
+
+def _save_weights(module: nn.Module, folder: Path) -> None:
+    folder.mkdir()
+    save_model(module, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
+    config = getattr(module, "config", None)
+    if config is not None and hasattr(config, "save_pretrained"):
+        config.save_pretrained(folder)
+
+
+def _load_trainer_state(trainer: PPOTrainer, file: Path) -> None:
+    saved = TrainerState.load_from_json(str(file))
+    for name in ("global_step", "epoch", "log_history", "num_input_tokens_seen"):
+        setattr(trainer.state, name, getattr(saved, name))

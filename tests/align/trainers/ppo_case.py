@@ -1,0 +1,100 @@
+"""A tiny PPO set-up for tests: random Qwen2 policy and reference, a critic, and rewards that need no model."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import Qwen2ForCausalLM
+
+from align.models.critic import Critic
+from align.recipe.ppo import PPOSection
+from align.trainers.experience import Samples
+from align.trainers.ppo import PPOTrainer
+from data_formats.records import Message, Prompt
+from reward.sources import FunctionReward
+from tests.tiny_models import byte_tokenizer, qwen2_config
+
+TOKENIZER = byte_tokenizer()
+END = 258
+
+
+def policy(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> nn.Module:
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(qwen2_config(hidden_size=16, **changes)).to(dtype).eval()
+
+
+def critic(seed: int = 1, dtype: torch.dtype = torch.float32, head_scale: float = 0.3, **changes) -> Critic:
+    """With a head that is not zero, so that gradients reach the body."""
+    model = Critic.from_causal_lm(policy(seed, torch.float32, **changes))
+    torch.manual_seed(seed + 100)
+    nn.init.normal_(model.head.weight, std=head_scale)
+    return model.to(dtype)
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt((Message("user", "say " + "abc"[: 1 + index % 3] * (1 + index % 2)),), "say") for index in range(count)]
+
+
+def vowels(prompts, completions):
+    """A reward made of the text alone."""
+    return [sum(char in "aeiou" for char in text) + 0.1 * len(text) for text in completions]
+
+
+def section(**changes) -> PPOSection:
+    rollout = {
+        "engine": "hf",
+        "num_generations": 2,
+        "top_p": 0.9,
+        "max_completion_length": 7,
+        "batch_size": 64,
+    } | changes.pop("rollout", {})
+    policy_optim = {"learning_rate": 1e-2} | changes.pop("policy", {})
+    critic_optim = {"learning_rate": 2e-2} | changes.pop("critic", {})
+    values = {
+        "data": ({"path": "unused"},),
+        "num_iterations": 2,
+        "rollout_batch_size": 4,
+        "num_mini_batches": 2,
+        "micro_batch_size": 2,
+        "critic_warmup_steps": 0,
+        "rollout": rollout,
+        "policy": policy_optim,
+        "critic": critic_optim,
+    }
+    if changes.get("ptx_coef"):
+        values["ptx_data"] = ({"path": "unused"},)
+    return PPOSection(**(values | changes))
+
+
+def trainer(folder, *, dtype=torch.float32, kind=PPOTrainer, num_prompts=12, reward=vowels, config=None, **options):
+    changes = {key: options.pop(key) for key in list(options) if key in PPOSection.model_fields}
+    return kind(
+        options.pop("policy_model", None) or policy(dtype=dtype),
+        options.pop("critic_model", None) or critic(dtype=dtype),
+        FunctionReward(reward) if callable(reward) else reward,
+        TOKENIZER,
+        config or section(**changes),
+        prompts(num_prompts),
+        output_dir=folder,
+        **options,
+    )
+
+
+def samples(reply_lengths, prompt_lengths=(3, 5), seed: int = 0, finished=None) -> Samples:
+    """Random replies of given lengths, two to a prompt or not; the last token is the end token where finished."""
+    generator = torch.Generator().manual_seed(seed)
+    count = len(reply_lengths)
+    finished = [True] * count if finished is None else finished
+    prompt_ids, reply_ids = [], []
+    for row, length in enumerate(reply_lengths):
+        width = prompt_lengths[row % len(prompt_lengths)]
+        prompt_ids.append(tuple(torch.randint(0, 256, (width,), generator=generator).tolist()))
+        reply = torch.randint(0, 256, (length,), generator=generator).tolist()
+        reply_ids.append(tuple(reply[:-1] + [END] if finished[row] else reply))
+    return Samples(
+        prompts=tuple(prompts(count)),
+        prompt_ids=tuple(prompt_ids),
+        reply_ids=tuple(reply_ids),
+        replies=tuple("text" for _ in range(count)),
+        finished=tuple(finished),
+    )
