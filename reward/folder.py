@@ -33,8 +33,8 @@ def local_folder(path: str | Path) -> Path | None:
     """The folder that `path` names, or None when it can only be a hub id.
 
     Raises:
-        MissingFileError: `path` is clearly meant as a local path (absolute, `./`, `~`, more than one slash, or an
-            existing file) but is no folder.
+        MissingFileError: `path` is clearly meant as a local path (absolute, `./`, `~`, more than one slash, inside an
+            existing folder, or an existing file) but is no folder.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -42,7 +42,8 @@ def local_folder(path: str | Path) -> Path | None:
     if folder.is_file():
         raise MissingFileError(f"{path} is a file; a model is a folder with a config.json, or a hub id")
     text = str(path)
-    if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or os.sep != "/" and os.sep in text:
+    beside = len(folder.parts) > 1 and Path(folder.parts[0]).is_dir()  # runs/x where runs is a folder here
+    if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or beside or "\\" in text:
         raise MissingFileError(f"model folder {path} does not exist: run the stage that makes it, or correct the path")
     return None
 

@@ -20,7 +20,7 @@ from data_formats.errors import StorageError
 from reward.errors import ModelFileError
 from reward.folder import check_safetensors, read_json, staged
 from reward.head import ScalarHead
-from reward.loading import hub_file, load_pretrained
+from reward.loading import hub_file, load_pretrained, quiet
 
 HEAD_FILE = "head.safetensors"
 FORMAT = 1
@@ -65,9 +65,9 @@ class HeadedModel(nn.Module):
         """Whether it does at present."""
         return self.backbone.is_gradient_checkpointing
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """As of `PreTrainedModel`."""
-        self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+        self.backbone.gradient_checkpointing_enable(*args, **kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
         """As of `PreTrainedModel`."""
@@ -124,7 +124,7 @@ class HeadedModel(nn.Module):
         body = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
         settings = {"format": FORMAT, "hidden_size": state["head.weight"].shape[1], **self.settings()}
         try:
-            with staged(path) as folder:
+            with quiet(), staged(path) as folder:
                 self.backbone.save_pretrained(folder, state_dict=body)
                 save_file({"head.weight": state["head.weight"].detach().float().cpu().contiguous()}, folder / HEAD_FILE)
                 (folder / self.settings_file).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

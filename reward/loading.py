@@ -8,6 +8,9 @@ documents in Qwen's pretraining).
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,27 @@ def set_dropout(config: Any, attention: float) -> None:
     for name, value in list(config.to_dict().items()):
         if "drop" in name and isinstance(value, float | int) and not isinstance(value, bool):
             setattr(config, name, attention if "att" in name else 0.0)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' bars and load report: what is wrong with a model is an error here, not a table."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    loader = logging.getLogger("transformers.modeling_utils")
+    transformers_logging.disable_progress_bar()
+    loader.addFilter(_no_report)
+    try:
+        yield
+    finally:
+        loader.removeFilter(_no_report)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in str(record.msg)
 
 
 def load_pretrained(
@@ -56,9 +80,10 @@ def load_pretrained(
         config = kwargs.pop("config", None) or AutoConfig.from_pretrained(where, **_hub_options(kwargs))
         if attention_dropout is not None:
             set_dropout(config, attention_dropout)
-        model, info = auto_class.from_pretrained(
-            where, config=config, use_safetensors=True, output_loading_info=True, **kwargs
-        )
+        with quiet():
+            model, info = auto_class.from_pretrained(
+                where, config=config, use_safetensors=True, output_loading_info=True, **kwargs
+            )
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
