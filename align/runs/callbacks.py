@@ -1,8 +1,9 @@
 """What the `transformers.Trainer` stages share with the rest of a run: metrics.jsonl, progress, Ctrl-C, finite losses.
 
-`attach` puts all four on a trainer and takes its own printing off; `stage_callbacks` only makes them. Written against transformers 5.19: `on_step_end`
-comes before logging, evaluating and saving of the same step, so a flag set there still saves; `on_pre_optimizer_step`
-comes after clipping and before the weights move, so a gradient found broken there has not yet broken the weights.
+`attach` puts all four on a trainer and takes its own printing off; `stage_callbacks` only makes them. Written against
+transformers 5.19: `on_step_end` comes before logging, evaluating and saving of the same step, so a flag set there still
+saves; `on_pre_optimizer_step` comes after clipping and before the weights move, so a gradient found broken there has
+not yet broken the weights.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class StopFlag:
         self._closers: list[Callable[[], None]] = []
 
     def is_set(self) -> bool:
-        """Whether this process was asked to stop. With several ranks ask `any_rank(flag.is_set())`, so that all agree."""
+        """Whether this process was asked to stop. Several ranks ask `any_rank(flag.is_set())`, so that all agree."""
         return self._first is not None
 
     def set(self) -> None:
