@@ -1,9 +1,9 @@
 """(Continued) pretraining on documents.
 
 With `model.architecture` the tokenizer is trained on the training documents and the model starts from random weights;
-with `model.path` (or `base.init_from`) both are loaded and training goes on, which serves Code-Qwen-like runs. Documents are
-joined and cut into blocks of `max_length` tokens. The yardstick in the summary, `unigram_entropy`, is what a model
-without any context would lose on the same held-out tokens (see `align.stages.unigram`).
+with `model.path` (or `base.init_from`) both are loaded and training goes on, which serves Code-Qwen-like runs.
+Documents are joined and cut into blocks of `max_length` tokens. The yardstick in the summary, `unigram_entropy`, is
+what a model without any context would lose on the same held-out tokens (see `align.stages.unigram`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from align.stages import causal, common
 from align.stages.unigram import unigram_entropy
 from data_formats.records import Document
 
+SAMPLES, BEGINNING, CONTINUED = 8, 12, 36
+
 
 def run(
     recipe: Recipe, stage: str = "base", *, init_from: Origin | None = None, out_dir: Path | None = None
 ) -> dict[str, Any]:
-    """Run the stage and leave its folder behind; returns the summary (`heldout_loss`, `unigram_entropy` in nats a token)."""
+    """Run the stage and leave its folder behind; returns the summary (losses in nats a token)."""
     from align.data.encode import encode_documents
     from align.data.load import train_and_heldout
 
@@ -32,12 +34,13 @@ def run(
     out_dir = out_dir or stage_dir(recipe, stage)
     common.open_folder(recipe, out_dir)
     train, heldout, reports = train_and_heldout(section, Document, recipe)
-    model, tokenizer = _start(recipe, stage, init_from or init_origin(recipe, stage), train)
+    origin = init_from or init_origin(recipe, stage)
+    model, tokenizer = _start(recipe, stage, origin, train)
     blocks = encode_documents(tokenizer, train, section.max_length)
     heldout_blocks = encode_documents(tokenizer, heldout, section.max_length)
     read = common.described(stage, reports, {})
     common.need_rows(blocks, stage, "training", {})
-    _, figures = causal.fit(
+    trainer, figures = causal.fit(
         recipe,
         stage,
         section,
@@ -46,8 +49,13 @@ def run(
         tokenizer=tokenizer,
         rows=[{"input_ids": block} for block in blocks],
         heldout=[{"input_ids": block} for block in heldout_blocks],
-        measure_before=init_from is not None or recipe.model.path is not None,
+        measure_before=origin.kind != "new",
     )
+    if common.is_main():
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        samples = continuations(policy, tokenizer, heldout_blocks, derive(recipe.seed, stage, "samples"))
+        common.write_lines(out_dir / "samples.jsonl", samples)
+    trainer.accelerator.wait_for_everyone()
     entropy = unigram_entropy(blocks, heldout_blocks, len(tokenizer)) if heldout_blocks else None
     summary = {
         **figures,
@@ -74,3 +82,23 @@ def _start(recipe: Recipe, stage: str, origin: Origin, train: list[Document]) ->
     model = new_causal_lm(recipe.model.architecture, tokenizer, derive(recipe.seed, stage, "weights"))
     set_attention_dropout(model, section.attention_dropout)
     return model, tokenizer
+
+
+def continuations(model: Any, tokenizer: Any, blocks: list[list[int]], seed: int) -> list[dict[str, Any]]:
+    """Rows of `samples.jsonl`: the beginnings of a few held-out blocks, and what the model and the text go on with."""
+    from rollouts.hf import HFEngine
+    from rollouts.protocol import SamplingParams
+
+    begun = [block for block in blocks if len(block) > BEGINNING][:SAMPLES]
+    if not begun:
+        return []
+    params = SamplingParams(max_new_tokens=CONTINUED, seed=seed)
+    replies = HFEngine(model, tokenizer.pad_token_id).generate([block[:BEGINNING] for block in begun], params)
+    return [
+        {
+            "prompt": tokenizer.decode(block[:BEGINNING]),
+            "reply": tokenizer.decode(reply.token_ids),
+            "reference": tokenizer.decode(block[BEGINNING : BEGINNING + CONTINUED]),
+        }
+        for block, reply in zip(begun, replies, strict=True)
+    ]

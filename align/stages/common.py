@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def need_rows(rows: Sequence[Any], stage: str, what: str, dropped: dict[str, int
     """Raises EmptyDatasetError when nothing is left to train on or to evaluate with."""
     if not rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "no row was read"
-        raise EmptyDatasetError(f"stage '{stage}' has no {what} rows ({reasons}): check {stage}.data, {stage}.max_length")
+        raise EmptyDatasetError(
+            f"stage '{stage}' has no {what} rows ({reasons}): check {stage}.data, {stage}.max_length"
+        )
 
 
 def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learning_rate")) -> dict[str, Any]:
@@ -98,14 +101,13 @@ def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learnin
     latest = checkpoint.latest(trainer.checkpoint_dir)
     began = time.perf_counter()
     with StopFlag() as flag:
-        progress = attach(trainer, stage, out_dir / "metrics.jsonl", flag=flag, figures=figures)
-        try:
-            result = trainer.train(resume_from_checkpoint=str(latest) if latest else None)
-        finally:
-            progress.close()
+        attach(trainer, stage, out_dir, flag, figures=figures)
+        result = trainer.train(resume_from_checkpoint=str(latest) if latest else None)
         state = trainer.state
         if flag.is_set and state.global_step < state.max_steps:
-            LOG.warning("stage '%s' stopped at step %d of %d, saved in %s", stage, state.global_step, state.max_steps, out_dir)
+            LOG.warning(
+                "stage '%s' stopped at step %d of %d, saved in %s", stage, state.global_step, state.max_steps, out_dir
+            )
             raise StageStopped(f"stage '{stage}' stopped at step {state.global_step}")
     return {
         "steps": state.global_step,
@@ -132,6 +134,12 @@ def write_summary(out_dir: Path, summary: Summary) -> Summary:
     if is_main():
         files.write_json(out_dir / "summary.json", summary)
     return summary
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines atomically (the first rank only)."""
+    if is_main():
+        files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _finite(value: Any) -> Any:

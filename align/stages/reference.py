@@ -27,7 +27,8 @@ def reference_demonstrations(recipe: Recipe, section: RewardSection, stage: str)
         demos = []
     if not demos:
         raise RecipeError(
-            [f"{stage}.center_scores: there are no held-out demonstrations; name some in {stage}.reference_data"], recipe.name
+            [f"{stage}.center_scores: there are no held-out demonstrations; name some in {stage}.reference_data"],
+            recipe.name,
         )
     return demos[: section.reference_size]
 

@@ -17,12 +17,13 @@ from typing import Any
 from align.recipe import Recipe, batch_plan
 from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.recipe.stages import RewardSection
-from align.runs import files
 from align.runs.seeding import derive, seed_everything
 from align.stages import common, pairs
 from align.trainers.arguments import training_arguments
 from align.trainers.reward import RewardTrainer
 from data_formats.records import Comparison
+
+SAMPLES = 16
 
 
 def run(
@@ -79,9 +80,9 @@ def train_reward(
     trainer = _trainer(recipe, section, stage, out_dir, seed, model, tokenizer, rows, heldout_rows)
     before = None if fresh_head else held_out(trainer, heldout, heldout_rows).get("accuracy")
     figures = {"accuracy_before": before} | common.train(trainer, stage, ("loss", "accuracy", "margin"))
-    figures |= held_out(trainer, heldout, heldout_rows, write_to=out_dir / "eval.jsonl")
     if section.center_scores:
         figures |= _center(recipe, section, model, tokenizer, stage)
+    figures |= held_out(trainer, heldout, heldout_rows, write_to=out_dir)
     common.save_model(trainer, tokenizer)
     if heldout:
         figures["length_baseline"] = pairs.length_baseline(train, heldout)
@@ -157,19 +158,25 @@ def _trainer(
 def held_out(
     trainer: RewardTrainer, heldout: list[Comparison], rows: list[dict], write_to: Path | None = None
 ) -> dict[str, Any]:
-    """Accuracy on held-out pairs, whole and by part; `write_to` gets one line per pair. Empty without pairs."""
+    """Accuracy on held-out pairs, whole and by part; empty without pairs.
+
+    `write_to` is a folder: `eval.jsonl` gets one line per pair, `samples.jsonl` the first few of them.
+    """
     if not rows:
         return {}
-    order = sorted(range(len(rows)), key=lambda row: trainer.row_length(rows[row]))  # like lengths together: less padding
+    order = sorted(
+        range(len(rows)), key=lambda row: trainer.row_length(rows[row])
+    )  # like lengths together: less padding
     scores = trainer.predict([rows[row] for row in order]).predictions[:, :2].tolist()
     by_row = dict(zip(order, scores, strict=True))
     chosen, rejected = ([by_row[row][side] for row in range(len(rows))] for side in (0, 1))
     right = [a > b for a, b in zip(chosen, rejected, strict=True)]
     by_tag = pairs.accuracy_by(right, [pair.tags for pair in heldout])
     by_category = pairs.accuracy_by(right, [[pair.category] if pair.category else [] for pair in heldout])
-    if write_to is not None and common.is_main():
-        lines = zip(heldout, chosen, rejected, strict=True)
-        files.write_jsonl(write_to, [_line(pair, better, worse) for pair, better, worse in lines])
+    if write_to is not None:
+        lines = [_line(*line) for line in zip(heldout, chosen, rejected, strict=True)]
+        common.write_lines(write_to / "eval.jsonl", lines)
+        common.write_lines(write_to / "samples.jsonl", lines[:SAMPLES])
     return {
         **pairs.accuracy(right),
         **{f"accuracy_{tag}": part["accuracy"] for tag, part in by_tag.items()},

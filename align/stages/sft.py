@@ -13,7 +13,6 @@ from typing import Any
 from align.recipe import Recipe
 from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.recipe.stages import SFTSection
-from align.runs import files
 from align.runs.seeding import derive
 from align.stages import causal, common
 from data_formats import chatml
@@ -52,7 +51,7 @@ def run(
     if common.is_main():
         policy = trainer.accelerator.unwrap_model(trainer.model)
         samples = sample_replies(policy, tokenizer, heldout, section, derive(recipe.seed, stage, "replies"))
-        files.write_jsonl(out_dir / "samples.jsonl", samples)
+        common.write_lines(out_dir / "samples.jsonl", samples)
     trainer.accelerator.wait_for_everyone()
     figures |= reply_figures(samples) | read | {"heldout_dropped_rows": heldout_dropped}
     return common.write_summary(out_dir, figures | {"seconds": round(time.perf_counter() - began, 2)})

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {"SFTTrainer": "sft", "RewardTrainer": "reward", "PPOTrainer": "ppo", "SupervisedTrainer": "supervised"}
-__all__ = ["PPOTrainer", "RewardTrainer", "SFTTrainer", "SupervisedTrainer"]  # noqa: F822 (resolved by __getattr__)
+__all__ = ["PPOTrainer", "RewardTrainer", "SFTTrainer", "SupervisedTrainer"]
 
 
 def __getattr__(name: str) -> Any:

@@ -68,5 +68,7 @@ def training_arguments(
         dataloader_num_workers=0,
     )
     if args.n_gpu > 1:
-        args._n_gpu = 1  # several GPUs in one process would mean nn.DataParallel; several ranks are started by a launcher
+        args._n_gpu = (
+            1  # several GPUs in one process would mean nn.DataParallel; several ranks are started by a launcher
+        )
     return args

@@ -45,7 +45,9 @@ class StepSampler:
         shuffle: bool = True,
     ):
         if len(lengths) < world_size:
-            raise ValueError(f"{len(lengths)} training rows cannot be shared by {world_size} ranks: add data or use fewer ranks")
+            raise ValueError(
+                f"{len(lengths)} training rows cannot be shared by {world_size} ranks: add data or use fewer ranks"
+            )
         self.lengths, self.rows_per_step, self.micro_batch_size = lengths, rows_per_step, micro_batch_size
         self.world_size, self.rank, self.seed, self.shuffle = world_size, rank, seed, shuffle
         self.epoch = 0

@@ -69,7 +69,11 @@ class SFTTrainer(SupervisedTrainer):
         """Per row (loss sum, token count), shape (B, 2), so that uneven last batches count exactly."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits_BTV = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
+            logits_BTV = model(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+            ).logits
             rows = [causal_nll_sum(logits_BTV[i : i + 1], inputs["labels"][i : i + 1]) for i in range(len(logits_BTV))]
-        sums_B2 = torch.stack([torch.stack([s.double(), torch.as_tensor(c, device=s.device).double()]) for s, c in rows])
+        sums_B2 = torch.stack(
+            [torch.stack([s.double(), torch.as_tensor(c, device=s.device).double()]) for s, c in rows]
+        )
         return None, sums_B2, torch.zeros(len(sums_B2), device=sums_B2.device)

@@ -12,6 +12,7 @@ operations are not counted, which costs more than a small model's step.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import TrainOutput, align_special_tokens
 
 from align.runs import checkpoint
 from align.runs.ranks import any_rank
@@ -28,7 +30,7 @@ from align.trainers.sampling import StepLoader, StepSampler
 
 
 class SupervisedTrainer(Trainer):
-    """Base of `SFTTrainer` and `RewardTrainer`; a subclass says how long a row is, what an item is and what it costs."""
+    """Base of `SFTTrainer` and `RewardTrainer`; a subclass says how long a row is, what an item is and its loss."""
 
     loss_is_scaled_for_ga = True  # read by Trainer.training_step
 
@@ -43,6 +45,23 @@ class SupervisedTrainer(Trainer):
     def count_items(self, inputs: dict[str, Tensor]) -> int | Tensor:
         """Items with loss in a collated batch (tokens or pairs)."""
         raise NotImplementedError
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As `Trainer.train`, which gives the model's configs the tokenizer's end and pad ids, but quietly; and the pad
+        id is taken out of the config again, where it would freeze that token's embedding in later training.
+        """
+        config = getattr(self.model, "config", None)
+        if config is None or self.processing_class is None:
+            return super().train(*args, **kwargs)
+        config, logger = config.get_text_config(), logging.getLogger(align_special_tokens.__module__)
+        pad, level = getattr(config, "pad_token_id", None), logger.level
+        logger.setLevel(logging.ERROR)
+        align_special_tokens(self.model, self.processing_class)
+        logger.setLevel(level)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            config.pad_token_id = pad
 
     # -- batches and scale
 
@@ -65,12 +84,16 @@ class SupervisedTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """Items of the whole optimizer step, over all its micro-batches and all ranks; scalar int64 on `device`."""
-        items = torch.as_tensor(sum(self.count_items(batch) for batch in batch_samples), dtype=torch.int64, device=device)
+        items = torch.as_tensor(
+            sum(self.count_items(batch) for batch in batch_samples), dtype=torch.int64, device=device
+        )
         if self.args.world_size > 1:
             items = self.accelerator.gather(items.reshape(1)).sum()
         return items
 
-    def mean_over_step(self, loss_sum: Tensor, local_items: int | Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    def mean_over_step(
+        self, loss_sum: Tensor, local_items: int | Tensor, num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
         """What this micro-batch adds to the mean over the global items of the step (see the module's head).
 
         Without `num_items_in_batch` (a caller outside the training loop) it is the micro-batch's own mean.

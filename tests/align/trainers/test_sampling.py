@@ -30,7 +30,9 @@ def test_rows_of_a_step_do_not_depend_on_the_micro_batch(micro):
 
 def test_ranks_share_a_step_without_repeating_a_row():
     one = StepSampler(LENGTHS, rows_per_step=4, micro_batch_size=4, seed=5)
-    two = [StepSampler(LENGTHS, rows_per_step=4, micro_batch_size=1, world_size=2, rank=rank, seed=5) for rank in (0, 1)]
+    two = [
+        StepSampler(LENGTHS, rows_per_step=4, micro_batch_size=1, world_size=2, rank=rank, seed=5) for rank in (0, 1)
+    ]
     shares = [steps_of(sampler, 2) for sampler in two]
     assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == steps_of(one, 1)
     assert len(two[0]) == len(two[1]) == len(list(two[0])) == len(list(two[1]))

@@ -1,0 +1,166 @@
+"""Run one stage, or the chain: finished stages are skipped, interrupted ones continued at their last checkpoint.
+
+A stage is finished when its `summary.json` is there. `fresh` removes what this recipe's stages write, file by file, and
+nothing else that may lie in the folders.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import shutil
+import time
+from importlib import import_module
+from pathlib import Path
+
+from align.recipe import Recipe, batch_plan
+from align.recipe.check import describe_batches, missing_inputs, run_problems
+from align.recipe.errors import RecipeError
+from align.recipe.lineage import stage_dir
+from align.recipe.sources import WORLD, source_path, stage_sources, world_dir
+from align.stages import hooks
+from align.stages.changes import is_finished, require_unchanged
+from align.stages.common import MADE_BY_STAGES, Summary, command, is_main, write_summary
+from align.stages.overview import print_table, stage_summary, write_chain_summary
+from data_formats.errors import MissingFileError
+
+LOG = logging.getLogger("align")
+RUNNERS = {
+    "base": "align.stages.base",
+    "sft": "align.stages.sft",
+    "pmp": "align.stages.reward",
+    "rm": "align.stages.reward",
+    "ppo": "align.stages.ppo",
+}
+
+
+def run_chain(recipe: Recipe, *, fresh: bool = False) -> Summary:
+    """Run every stage of the recipe in order, then write `<output_dir>/summary.json` and print the table.
+
+    Raises:
+        RecipeError: the recipe has no stage or cannot run.
+        RecipeChangedError: the output folder holds the work of another recipe.
+        StageStopped: Ctrl-C; the same command continues.
+    """
+    if problems := run_problems(recipe, recipe.stages):
+        raise RecipeError(problems, recipe.name)
+    if fresh:
+        _meet()
+        clear(recipe, recipe.stages, whole_chain=True)
+    _meet()
+    require_unchanged(recipe, recipe.stages)
+    if is_main():
+        print(describe_batches([batch_plan(recipe, stage) for stage in recipe.stages]), flush=True)
+    for stage in recipe.stages:
+        run_stage(recipe, stage)
+    summary = write_chain_summary(recipe) if is_main() else {}
+    if is_main():
+        print_table(recipe, summary)
+    return summary
+
+
+def run_stage(recipe: Recipe, stage: str, *, fresh: bool = False) -> Summary:
+    """Run one stage, unless it is finished, and the hooks it still lacks; returns its summary.
+
+    Raises:
+        MissingFileError: an input stage is not finished; names the command that runs it.
+        RecipeChangedError: the stage's folder holds the work of another recipe.
+        StageStopped: Ctrl-C; the same command continues.
+    """
+    _meet()
+    if fresh:
+        clear(recipe, (stage,))
+        _meet()
+    require_unchanged(recipe, (stage,))
+    began = time.perf_counter()
+    if is_finished(recipe, stage):
+        if is_main():
+            print(f"{stage}: finished before, in {stage_dir(recipe, stage)} (--fresh starts anew)", flush=True)
+        summary = stage_summary(recipe, stage) or {}
+    else:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()  # bars of every saved and loaded file would break the stage's own
+        require_inputs(recipe, stage)
+        prepare_data(recipe, stage)
+        summary = import_module(RUNNERS[stage]).run(recipe, stage)
+        gc.collect()  # the next stage's model should not meet this one's in memory
+    _meet()
+    return _contribute(recipe, stage, summary, began)
+
+
+def _contribute(recipe: Recipe, stage: str, summary: Summary, began: float) -> Summary:
+    """Add what the stage's hooks find out; every hook's figures are written as soon as they are there."""
+    for name in hooks.STAGE_HOOKS.get(stage, []):
+        done = summary.get("hooks", [])
+        if name in done:
+            continue
+        summary = summary | hooks.resolve(name)(recipe, stage, summary) | {"hooks": [*done, name]}
+        summary["seconds"] = summary.get("seconds", 0.0) + round(time.perf_counter() - began, 2)
+        began = time.perf_counter()
+        summary = write_summary(stage_dir(recipe, stage), summary)
+    return summary
+
+
+def require_inputs(recipe: Recipe, stage: str) -> None:
+    """Raises MissingFileError with the command to run when a model that `stage` starts from is not there."""
+    missing = missing_inputs(recipe, stage)
+    if missing:
+        first = missing[0]
+        raise MissingFileError(
+            f"stage '{stage}' starts from {' and '.join(missing)}, not finished in {recipe.output_dir}: "
+            f"run `{command(first)}` first, or the whole chain with `align run RECIPE`"
+        )
+
+
+def prepare_data(recipe: Recipe, stage: str) -> None:
+    """Write the sets of the embedded world that the stage reads; those with sampled replies need finished stages."""
+    if recipe.tinyworld is not None and is_main():
+        from align.stages import world
+
+        if _missing_sets(recipe, stage):
+            world.materialise(recipe)
+        if _missing_sets(recipe, stage):
+            world.label_comparisons(recipe)
+    _meet()
+
+
+def _missing_sets(recipe: Recipe, stage: str) -> list[str]:
+    sources = [source for _, source in stage_sources(recipe, stage) if source.path.startswith(WORLD)]
+    return [source.path for source in sources if not source_path(recipe, source).is_file()]
+
+
+def clear(recipe: Recipe, stages: tuple[str, ...], *, whole_chain: bool = False) -> None:
+    """Remove what these stages and their hooks wrote; with `whole_chain` the world and the chain's summary too."""
+    if not is_main():
+        return
+    root = Path(recipe.output_dir)
+    for stage in stages:
+        for name in (stage, *hooks.FOLDERS.get(stage, [])):
+            _remove(root / name, MADE_BY_STAGES)
+    if whole_chain:
+        if recipe.tinyworld is not None:
+            _remove(world_dir(recipe), tuple(file.name for file in world_dir(recipe).glob("*.json*")))
+        (root / "summary.json").unlink(missing_ok=True)
+
+
+def _remove(folder: Path, names: tuple[str, ...]) -> None:
+    """Remove `names` in `folder`, the summary first (what is half removed is not finished), and it when it is empty."""
+    for name in sorted(names, key=lambda name: name != "summary.json"):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _meet() -> None:
+    """A barrier: no rank looks at the files before the first one has written or removed them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()

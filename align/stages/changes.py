@@ -1,0 +1,95 @@
+"""Whether what lies in a stage's folder was made with this recipe.
+
+What a stage makes depends on its own section, on the sections of the stages it starts from, and on seed, model, data
+root and world. Keys that only say how often to log, save or evaluate, or how a batch is cut, do not count.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from align.recipe import STAGES, Recipe
+from align.recipe.lineage import inputs, stage_dir
+from align.recipe.text import parse
+from align.runs import checkpoint
+from data_formats.errors import AlignError
+
+COMMON = ("seed", "data_root", "model", "tinyworld")
+HARMLESS = frozenset(
+    {"logging_steps", "save_steps", "save_total_limit", "eval_steps", "log_samples", "every_steps"}
+    | {"micro_batch_size", "eval_batch_size", "ptx_micro_batch_size"}
+)
+SHOWN = 8
+
+
+class RecipeChangedError(AlignError, ValueError):
+    """A folder holds the work of another recipe."""
+
+
+def ancestors(recipe: Recipe, stage: str) -> tuple[str, ...]:
+    """`stage` and every stage of the recipe that it builds on, in running order."""
+    found, todo = {stage}, [stage]
+    while todo:
+        now = todo.pop()
+        if getattr(recipe, now) is None:
+            continue
+        parents = {origin.value for origin in inputs(recipe, now).values() if origin.kind == "stage"}
+        if recipe.tinyworld is not None and now in ("pmp", "rm"):
+            parents |= {"base", "sft"}  # the clean comparisons hold replies sampled from them
+        todo += sorted(parents - found)
+        found |= parents
+    return tuple(name for name in STAGES if name in found)
+
+
+def changed_keys(recipe: Recipe, stage: str, folder: Path) -> list[str]:
+    """ "key was X, is Y" for every key that matters to `stage` and differs from `folder/recipe.yaml`."""
+    file = folder / "recipe.yaml"
+    if not file.is_file():
+        return []
+    saved, _ = parse(file.read_text(encoding="utf-8"), str(file))
+    saved = saved if isinstance(saved, dict) else {}
+    now = recipe.model_dump(mode="json")
+    found: list[str] = []
+    for key in (*COMMON, *ancestors(recipe, stage)):
+        if key in saved:
+            _compare(key, saved[key], now[key], found)
+    return found
+
+
+def _compare(key: str, was: Any, now: Any, found: list[str]) -> None:
+    if isinstance(was, dict) and isinstance(now, dict):
+        for name in now:
+            if name in was and name not in HARMLESS:
+                _compare(f"{key}.{name}", was[name], now[name], found)
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        for index, (old, new) in enumerate(zip(was, now, strict=True)):
+            _compare(f"{key}.{index}", old, new, found)
+    elif was != now:
+        found.append(f"{key} was {_short(was)}, is {_short(now)}")
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def is_finished(recipe: Recipe, stage: str) -> bool:
+    """Whether the stage has written its summary, the last file of all."""
+    return (stage_dir(recipe, stage) / "summary.json").is_file()
+
+
+def require_unchanged(recipe: Recipe, stages: tuple[str, ...]) -> None:
+    """Raises RecipeChangedError when a finished or interrupted stage was made with another recipe."""
+    problems: list[str] = []
+    for stage in stages:
+        folder = stage_dir(recipe, stage)
+        if is_finished(recipe, stage) or checkpoint.steps(folder / "checkpoints"):
+            problems += changed_keys(recipe, stage, folder)
+    if problems:
+        problems = list(dict.fromkeys(problems))
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise RecipeChangedError(
+            f"{recipe.output_dir} holds stages made with another recipe ({'; '.join(problems[:SHOWN])}{more}): "
+            "give --fresh to start them anew, or choose another output_dir"
+        )
