@@ -70,9 +70,13 @@ class ClassifierReward:
         self.pad_id: int | None = getattr(config, "pad_token_id", None)
         self.batch_size = 1 if self.pad_id is None else batch_size
         self.max_length = min(
-            max_length or math.inf, self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf
+            max_length or math.inf,
+            self.tokenizer.model_max_length,
+            getattr(config, "max_position_embeddings", None) or math.inf,
         )
-        self._controls = sorted((token for token in self.tokenizer.all_special_tokens if len(token) > 1), key=len, reverse=True)
+        self._controls = sorted(
+            (token for token in self.tokenizer.all_special_tokens if len(token) > 1), key=len, reverse=True
+        )
 
     def encode(self, sample: Sample) -> list[int]:
         """The ids a sample is scored on."""

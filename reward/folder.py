@@ -59,7 +59,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelFileError(f"{path} is missing: the model folder is incomplete, save or copy it again") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelFileError(f"{path} is not valid JSON ({error}): it was cut short or damaged, copy it again") from None
+        raise ModelFileError(
+            f"{path} is not valid JSON ({error}): it was cut short or damaged, copy it again"
+        ) from None
     if not isinstance(value, dict):
         raise ModelFileError(f"{path} holds a JSON {type(value).__name__} where an object is expected")
     return value

@@ -1,7 +1,7 @@
 """A native transformers backbone with a scalar head: what the reward model and the critic have in common.
 
-A plain `nn.Module`: Trainer, accelerate and DDP treat it like any other, and its switches (`config`, gradient checkpointing,
-input embeddings) are those of the backbone. Folder: the backbone as a Hugging Face model (`config.json`,
+A plain `nn.Module`: Trainer, accelerate and DDP treat it like any other, and its switches (`config`, gradient
+checkpointing, input embeddings) are those of the backbone. Folder: the backbone as a Hugging Face model (`config.json`,
 `model.safetensors`), the head in `head.safetensors`, the rest in a small JSON whose name tells the kind.
 """
 
@@ -129,7 +129,9 @@ class HeadedModel(nn.Module):
                 save_file({"head.weight": state["head.weight"].detach().float().cpu().contiguous()}, folder / HEAD_FILE)
                 (folder / self.settings_file).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         except SafetensorError as error:
-            raise StorageError(f"cannot write the model to {path}: {error}; nothing that was there is changed") from error
+            raise StorageError(
+                f"cannot write the model to {path}: {error}; nothing that was there is changed"
+            ) from error
 
     @classmethod
     def is_saved_at(cls, path: str | Path, **hub_options: Any) -> bool:
@@ -147,7 +149,9 @@ class HeadedModel(nn.Module):
         """
         settings_path = hub_file(path, cls.settings_file, **load_kwargs)
         if settings_path is None:
-            raise ModelFileError(f"{path} has no {cls.settings_file}: it was not saved by {cls.__name__}.save_pretrained")
+            raise ModelFileError(
+                f"{path} has no {cls.settings_file}: it was not saved by {cls.__name__}.save_pretrained"
+            )
         settings = read_json(settings_path)
         head = _read_head(path, settings, settings_path, load_kwargs)
         body = _body(path, **load_kwargs)
@@ -188,7 +192,9 @@ def _read_head(path: str | Path, settings: dict[str, Any], settings_path: Path, 
         )
     file = hub_file(path, HEAD_FILE, **options)
     if file is None:
-        raise ModelFileError(f"{Path(path) / HEAD_FILE} is missing: the model folder is incomplete, save or copy it again")
+        raise ModelFileError(
+            f"{Path(path) / HEAD_FILE} is missing: the model folder is incomplete, save or copy it again"
+        )
     check_safetensors(file)
     weight = load_file(file).get("head.weight")
     if weight is None or weight.shape != (1, size) or not math.isfinite(weight.double().sum().item()):

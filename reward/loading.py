@@ -75,7 +75,12 @@ def load_pretrained(
     if folder is not None:
         check_model_folder(folder)
     kwargs.setdefault("dtype", "auto")
+    kwargs.setdefault("trust_remote_code", False)  # None would ask on the terminal
     where = str(folder or path)
+    # transformers' look for an adapter forgets these two, and then asks the hub although told not to
+    kwargs.setdefault(
+        "adapter_kwargs", {key: kwargs[key] for key in ("cache_dir", "local_files_only") if key in kwargs}
+    )
     try:
         config = kwargs.pop("config", None) or AutoConfig.from_pretrained(where, **_hub_options(kwargs))
         if attention_dropout is not None:
@@ -126,6 +131,10 @@ def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _explain(error: Exception, path: str | Path, *, local: bool) -> Exception:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "trust_remote_code" in str(error):
+        return ModelFileError(
+            f"model {path} brings its own code: set trust_remote_code to true if you trust it, else take another"
+        )
     if not local and isinstance(error, OSError):
         return MissingFileError(f"model {path} is neither a folder here nor a model that the hub gives ({reason})")
     return ModelFileError(f"model {path} cannot be loaded: {reason}")
@@ -141,8 +150,12 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> Any:
 
     folder = local_folder(path)
     if folder is not None and not any(folder.glob("*token*")) and not any(folder.glob("*vocab*")):
-        raise ModelFileError(f"{path} has no tokenizer (tokenizer.json): save the model's tokenizer into the same folder")
+        raise ModelFileError(
+            f"{path} has no tokenizer (tokenizer.json): save the model's tokenizer into the same folder"
+        )
     try:
-        return AutoTokenizer.from_pretrained(str(folder or path), **_hub_options(kwargs))
+        return AutoTokenizer.from_pretrained(
+            str(folder or path), **{"trust_remote_code": False, **_hub_options(kwargs)}
+        )
     except Exception as error:  # the Rust parser raises bare Exception on a torn tokenizer.json
         raise _explain(error, path, local=folder is not None) from error

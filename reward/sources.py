@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data_formats.chatml import IM_END, control_id, encode_many, render
 from data_formats.records import Message
 from reward.model import RewardModel
 from reward.protocol import Reward, RewardError, Sample
@@ -32,7 +33,9 @@ def checked(scores: Any, count: int, name: str) -> list[float]:
         raise RewardError(f"reward {name!r} gave {len(values)} scores for {count} replies")
     bad = [index for index, value in enumerate(values) if not math.isfinite(value)]
     if bad:
-        raise RewardError(f"reward {name!r} gave {values[bad[0]]} for reply {bad[0]} ({len(bad)} of {count} not finite)")
+        raise RewardError(
+            f"reward {name!r} gave {values[bad[0]]} for reply {bad[0]} ({len(bad)} of {count} not finite)"
+        )
     return values
 
 
@@ -56,8 +59,8 @@ class ModelReward:
 
     A sample with ids is scored on `prompt_ids + completion_ids`; where the completion does not end with `<|im_end|>`
     (the policy was cut off) that token is appended, since the score is read at it: an unfinished reply is scored as it
-    stands, and punishing it is the trainer's business (`missing_eos_penalty`). A sample without ids is rendered as ChatML up to the
-    reply's `<|im_end|>`.
+    stands, and punishing it is the trainer's business (`missing_eos_penalty`). A sample without ids is rendered as
+    ChatML up to the reply's `<|im_end|>`.
 
     Args:
         model: the reward model (or a wrapper of it whose forward is the same).
@@ -67,16 +70,14 @@ class ModelReward:
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, batch_size: int = 64, name: str = "reward_model"):
-        from data_formats.chatml import IM_END, control_id
-
         self.model, self.tokenizer, self.batch_size, self.name = model, tokenizer, batch_size, name
         self.end_id = control_id(tokenizer, IM_END)
 
     def token_rows(self, samples: Sequence[Sample]) -> list[list[int]]:
         """The ids each sample is scored on, `<|im_end|>` last."""
-        from data_formats.chatml import encode_many, render
-
-        without = [index for index, sample in enumerate(samples) if sample.completion_ids is None or sample.prompt_ids is None]
+        without = [
+            index for index, sample in enumerate(samples) if sample.completion_ids is None or sample.prompt_ids is None
+        ]
         texts = [render([*samples[i].prompt, Message("assistant", samples[i].completion)])[:-1] for i in without]
         encoded = {i: ids for i, (ids, _) in zip(without, encode_many(self.tokenizer, texts), strict=True)}
         rows = []
@@ -144,9 +145,15 @@ class FunctionReward:
 
 
 def load_reward(
-    path: str | Path, *, batch_size: int = 64, name: str = "reward_model", device: str | torch.device | None = None, **load_kwargs: Any
+    path: str | Path,
+    *,
+    batch_size: int = 64,
+    name: str = "reward_model",
+    device: str | torch.device | None = None,
+    **load_kwargs: Any,
 ) -> Reward:
-    """A frozen reward from a folder or hub id: `ModelReward` where it holds a `reward_config.json`, else `ClassifierReward`.
+    """A frozen reward from a folder or hub id: `ModelReward` where that holds a `reward_config.json`, else
+    `ClassifierReward`.
 
     Args:
         batch_size: sequences held at once.

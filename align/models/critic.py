@@ -1,7 +1,7 @@
 """The critic: a value per position, from a backbone of its own that starts as the reward model's.
 
-The Qwen report (3.2.2) names a value model and no more. Here: the reward model's body (InstructGPT, C.4 starts the critic
-so) and a new head of zeros ("N implementation details": the value of everything is 0 before warm-up).
+The Qwen report (3.2.2) names a value model and no more. Here: the reward model's body (InstructGPT, C.4 starts the
+critic so) and a new head of zeros ("N implementation details": the value of everything is 0 before warm-up).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Every model comes back in evaluation mode; trainers call `train()`.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from align.models.critic import Critic
 from align.recipe.fields import Architecture, ModelSection
 from reward.loading import load_pretrained
 from reward.model import RewardModel
+
+logger = logging.getLogger(__name__)
 
 
 def new_causal_lm(architecture: Architecture, tokenizer: Any, seed: int) -> nn.Module:
@@ -33,7 +36,7 @@ def new_causal_lm(architecture: Architecture, tokenizer: Any, seed: int) -> nn.M
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=None,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         return Qwen2ForCausalLM(config).eval()
 
@@ -54,7 +57,9 @@ def load_causal_lm(path: str | Path, model: ModelSection, *, attention_dropout: 
     from transformers import AutoModelForCausalLM
 
     options = load_options(path, model)
-    return _checkpointed(load_pretrained(AutoModelForCausalLM, path, attention_dropout=attention_dropout, **options), model)
+    return _checkpointed(
+        load_pretrained(AutoModelForCausalLM, path, attention_dropout=attention_dropout, **options), model
+    )
 
 
 def load_reward_model(path: str | Path, model: ModelSection, *, attention_dropout: float = 0.0) -> RewardModel:
@@ -62,8 +67,12 @@ def load_reward_model(path: str | Path, model: ModelSection, *, attention_dropou
     head, drawn from the global generator. Arguments and errors as of `load_causal_lm`.
     """
     options = load_options(path, model)
-    make = RewardModel.from_pretrained if RewardModel.is_saved_at(path, **options) else RewardModel.from_backbone
-    return _checkpointed(make(path, attention_dropout=attention_dropout, **options), model)
+    own = RewardModel.is_saved_at(path, **options)
+    make = RewardModel.from_pretrained if own else RewardModel.from_backbone
+    loaded = make(path, attention_dropout=attention_dropout, **options)
+    if not own and any("SequenceClassification" in name for name in loaded.config.architectures or ()):
+        logger.warning("%s is a classifier: training starts from its body, its own head is left behind", path)
+    return _checkpointed(loaded, model)
 
 
 def load_critic(path: str | Path, model: ModelSection, *, attention_dropout: float = 0.0) -> Critic:

@@ -105,7 +105,10 @@ def test_a_function_gets_conversations_texts_and_columns():
         seen.update(prompts=prompts, completions=completions, **columns)
         return torch.tensor([1.0, -2.5])
 
-    samples = [sample("q", "a", columns={"category": "maths", "prompts": 1}), sample("r", "b", columns={"reference": "4"})]
+    samples = [
+        sample("q", "a", columns={"category": "maths", "prompts": 1}),
+        sample("r", "b", columns={"reference": "4"}),
+    ]
     reward = FunctionReward(fn)
     assert reward.score(samples) == [1.0, -2.5]
     assert reward.name == "fn"
