@@ -149,17 +149,24 @@ def test_a_pad_id_that_the_model_draws_or_that_is_the_stop_token_does_no_harm(mo
     assert completion.token_ids == drawn[: drawn.index(drawn[-1]) + 1] and completion.finish_reason == "stop"
 
 
-def test_the_models_own_generation_config_does_not_leak(model):
-    params = SamplingParams(n=4, top_p=0.95, max_new_tokens=8, seed=2)
+QWEN = {"do_sample": True, "top_k": 2, "top_p": 0.3, "temperature": 0.2, "repetition_penalty": 3.0}
+
+
+@pytest.mark.parametrize(
+    "shipped",
+    [
+        QWEN,  # the keys that Qwen2.5-Instruct ships, with stronger values
+        {"suppress_tokens": list(range(30))},
+        {"no_repeat_ngram_size": 1, "eos_token_id": 5, "max_time": 1e-9, "min_p": 0.5, "forced_eos_token_id": 1},
+    ],
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_models_own_generation_config_does_not_leak(model, shipped, temperature):
+    params = SamplingParams(n=4, temperature=temperature, max_new_tokens=8, seed=2)
     clean = HFEngine(model, 0).generate(PROMPTS, params)
-    shipped = GenerationConfig(
-        do_sample=True, top_k=2, top_p=0.3, temperature=0.2, repetition_penalty=3.0, no_repeat_ngram_size=1,
-        suppress_tokens=list(range(2, 30)), eos_token_id=clean[0].token_ids[0], min_p=0.5, num_return_sequences=3,
-        renormalize_logits=True, forced_eos_token_id=1, max_time=1e-9,
-    )  # fmt: skip
-    model.generation_config = shipped
+    model.generation_config = own = GenerationConfig(**shipped)
     assert HFEngine(model, 0).generate(PROMPTS, params) == clean
-    assert model.generation_config is shipped and shipped.top_k == 2
+    assert model.generation_config is own and own.to_diff_dict().items() >= shipped.items()
 
 
 def test_nothing_is_disturbed(model):

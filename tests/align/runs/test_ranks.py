@@ -1,0 +1,30 @@
+"""Ranks: alone, and two real processes over gloo."""
+
+import os
+import subprocess
+import sys
+
+from align.runs.ranks import any_rank, is_main
+
+TWO = """
+import torch.distributed as dist
+from align.runs.ranks import any_rank, is_main
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+print(f"{rank}:{is_main()}:{any_rank(rank == 1)}:{any_rank(False)}", flush=True)
+dist.destroy_process_group()
+"""
+
+
+def test_one_process_is_the_main_rank():
+    assert is_main() and any_rank(True) and not any_rank(False)
+
+
+def test_two_ranks_agree(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert sorted(result.stdout.split()) == ["0:True:True:False", "1:False:True:False"]
