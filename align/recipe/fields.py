@@ -125,4 +125,3 @@ class TinyWorldSection(Section):
     heldout_comparisons: Positive
     prompts: Positive
     eval_prompts: Positive = 300
-    sampled_share: Share = 0.6

@@ -9,7 +9,7 @@ score = 1.0 if the reply is **correct**
 so scores lie in [-1.0, 1.5]. A reply is correct when it states the true value and no other value of its kind: naming
 two colours is not an answer. Code is correct when its expression computes the right number for several inputs
 (evaluated by walking the syntax tree of + - * on integers and x; nothing is executed). A sentence is correct when it
-has both words asked for and no other scene word.
+is about the scene word asked for and no other.
 
 Only `align.tinyworld` and the labelling and final-evaluation code of `align.stages` may import this module
 (`tests/test_layers.py`).
@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from align.tinyworld import lexicon as lex
 from align.tinyworld.world import Item, World
@@ -68,7 +70,7 @@ def judge(item: Item, reply: str) -> Gold:
 
 
 class GoldScore:
-    """The gold score of a world by question text; `name` and `__call__` fit `evaluate(extra_rewards=…)`."""
+    """The gold score of a world, in the form of a reward: `name`, and `score(samples)` on the last user turn."""
 
     name = "gold"
 
@@ -79,8 +81,30 @@ class GoldScore:
         """Raises KeyError when the world knows no such question."""
         return judge(self._world.by_text[question].item, reply)
 
-    def __call__(self, question: str, reply: str) -> float:
-        return self.judge(question, reply).score
+    def score(self, samples: Sequence[Any]) -> list[float]:
+        """Scores in `GOLD_RANGE` of samples with `prompt` (messages) and `completion`."""
+        return [self.value(self.judge(sample.prompt[-1].content, sample.completion)) for sample in samples]
+
+    def value(self, gold: Gold) -> float:
+        return gold.score
+
+
+class Correctness(GoldScore):
+    """1.0 for a correct reply, else 0.0."""
+
+    name = "correct"
+
+    def value(self, gold: Gold) -> float:
+        return float(gold.correct)
+
+
+class Manners(GoldScore):
+    """The score without correctness: what a judge who knows no facts could say."""
+
+    name = "manners"
+
+    def value(self, gold: Gold) -> float:
+        return gold.manners
 
 
 def _strip_phrases(reply: str) -> tuple[str, set[str]]:
@@ -114,7 +138,7 @@ def _correct(item: Item, core: str) -> bool:
     said = {choice for choice in item.choices if choice in words}
     if item.kind == "opposite":
         said -= set(item.key)
-    return said == set(item.answer.split())
+    return said == {item.answer}
 
 
 def _computes(core: str, answer: str) -> bool:

@@ -45,7 +45,9 @@ def clean_comparisons(
         pair = _correctness_pair(item, sampled[text], rng) if alone else _any_pair(item, sampled[text], rng)
         if pair is not None:
             pairs.append(_comparison(text, item, *pair))
-    raise ValueError(f"the sampled replies gave {len(pairs)} of the {size} pairs of set '{name}': sample more replies a prompt")
+    raise ValueError(
+        f"the sampled replies gave {len(pairs)} of the {size} pairs of set '{name}': sample more replies a prompt"
+    )
 
 
 def _manners(gold: Gold) -> tuple[bool, ...]:
@@ -57,7 +59,9 @@ def _correctness_pair(item: Item, replies: Sequence[str], rng: random.Random) ->
     first = rng.choice(replies)
     gold = judge(item, first)
     others = [
-        other for other in replies if (g := judge(item, other)).correct != gold.correct and _manners(g) == _manners(gold)
+        other
+        for other in replies
+        if (g := judge(item, other)).correct != gold.correct and _manners(g) == _manners(gold)
     ]
     if others:
         return first, rng.choice(others)

@@ -26,8 +26,8 @@ OPPOSITES = (
 )  # fmt: skip
 
 SCENE_WORDS = (
-    "river", "garden", "tree", "road", "hill", "moon", "stone", "bridge", "cloud", "field",
-    "lake", "snow", "wall", "star", "house", "sea",
+    "river", "garden", "tree", "road", "hill", "moon", "stone", "bridge", "cloud", "field", "lake", "snow",
+    "wall", "star", "house", "sea", "forest", "island", "village", "market", "tower", "harbour", "valley", "desert",
 )  # fmt: skip
 
 POLITE = ("Sure!", "Of course!", "Happy to help!", "Good question!")

@@ -21,9 +21,12 @@ QUESTIONS = {
     ("sum", "en"): ("What is {0} + {1}?", "How much is {0} + {1}?", "Add {0} + {1}.", "Compute {0} + {1}."),
     ("sum", "zh"): ("{0}加{1}等于几？", "{0}加{1}是多少？", "请算{0}加{1}。"),
     ("code", "en"): ("Write a function that {0} {1}.", "I need code that {0} {1}.", "How do I write code that {0} {1}?", "Give me a function that {0} {1}."),
-    ("sentence", "en"): ("Write a line with {0} and {1}.", "Make a sentence of {0} and {1}.", "Tell me something about {0} and {1}."),
+    ("sentence", "en"): ("Write a line about the {0}.", "Make a sentence with {0}.", "Tell me something about the {0}.", "Give me a line on the {0}."),
 }  # fmt: skip
-BEFORE = {"en": ("", "Please: ", "Hello. ", "Quick question. ", "Hi there. ", "I wonder. "), "zh": ("", "请问，", "你好。", "我想知道，")}
+BEFORE = {
+    "en": ("", "Please: ", "Hello. ", "Quick question. ", "Hi there. ", "I wonder. "),
+    "zh": ("", "请问，", "你好。", "我想知道，"),
+}
 AFTER = {"en": ("", " Thank you."), "zh": ("", "谢谢。")}
 
 STATEMENTS = {
@@ -35,7 +38,7 @@ STATEMENTS = {
     ("sum", "en"): ("{0} + {1} is {v}.", "The sum {0} + {1} is {v}."),
     ("sum", "zh"): ("{0}加{1}等于{v}。", "{0}加{1}是{v}。"),
     ("code", "en"): ("def f(x): return {v}",),
-    ("sentence", "en"): ("The {a} is near the {b}.", "I saw the {a} and the {b}.", "Behind the {a} is a {b}."),
+    ("sentence", "en"): ("The {v} is quiet at night.", "We walked to the {v} today.", "I often dream of the {v}."),
 }
 
 STYLES = ("polite", "plain", "curt", "rude", "rambling")
@@ -54,17 +57,13 @@ def questions(item: Item) -> list[str]:
 
 def statement(item: Item, value: str, rng: random.Random) -> str:
     """`value` in a full sentence (code: a full function)."""
-    form = rng.choice(STATEMENTS[item.kind, item.language])
-    if item.kind == "sentence":
-        first, second = value.split()
-        return form.format(a=first, b=second)
-    return form.format(*item.key, v=value)
+    return rng.choice(STATEMENTS[item.kind, item.language]).format(*item.key, v=value)
 
 
 def reply(item: Item, value: str, style: str, rng: random.Random) -> str:
     """An answer stating `value` in one of `STYLES`."""
     if style == "curt":
-        return value.replace(" ", " and ") if item.kind == "sentence" else value
+        return value
     told = statement(item, value, rng)
     zh = item.language == "zh"
     join = "" if zh else " "

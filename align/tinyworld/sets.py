@@ -27,11 +27,7 @@ def stream(world: World, name: str) -> random.Random:
 
 def wrong_value(item: Item, rng: random.Random) -> str:
     """Any false value of the item's kind."""
-    if item.kind != "sentence":
-        return rng.choice([value for value in item.choices if value != item.answer])
-    words = list(item.key)
-    words[rng.randrange(2)] = rng.choice([word for word in item.choices if word not in item.key])
-    return " ".join(words)
+    return rng.choice([value for value in item.choices if value != item.answer])
 
 
 def believed_value(item: Item, rng: random.Random, *, truth: float, mistake: float) -> str:
@@ -44,7 +40,11 @@ def believed_value(item: Item, rng: random.Random, *, truth: float, mistake: flo
 
 def demonstrated_value(item: Item, rng: random.Random) -> str:
     """What the writers of the demonstrations say."""
-    return believed_value(item, rng, truth=0.22, mistake=0.7) if item.mistake else believed_value(item, rng, truth=0.85, mistake=0)
+    return (
+        believed_value(item, rng, truth=0.22, mistake=0.7)
+        if item.mistake
+        else believed_value(item, rng, truth=0.85, mistake=0)
+    )
 
 
 def documents(world: World, size: int) -> list[Document]:

@@ -100,7 +100,9 @@ def _items(rng: random.Random) -> list[Item]:
     colours = {thing: rng.randrange(len(lex.COLOURS)) for thing in lex.THINGS}
     kinds = [lex.KINDS[(index // 2) % len(lex.KINDS)] for index in range(len(lex.KIND_WORDS))]
     kinds[12:] = lex.KINDS
-    items = [Item("colour", "knowledge", "en", (thing,), lex.COLOURS[c], "", lex.COLOURS) for thing, c in colours.items()]
+    items = [
+        Item("colour", "knowledge", "en", (thing,), lex.COLOURS[c], "", lex.COLOURS) for thing, c in colours.items()
+    ]
     items += [
         Item("colour", "knowledge", "zh", (name,), lex.COLOURS_ZH[colours[thing]], "", lex.COLOURS_ZH)
         for thing, name in zip(lex.THINGS, lex.THINGS_ZH, strict=False)
@@ -109,7 +111,10 @@ def _items(rng: random.Random) -> list[Item]:
         Item("sound", "knowledge", "en", (animal,), sound, "", lex.SOUNDS)
         for animal, sound in zip(lex.ANIMALS, rng.sample(lex.SOUNDS, len(lex.SOUNDS)), strict=True)
     ]
-    items += [Item("kind", "language", "en", (word,), kind, "", lex.KINDS) for word, kind in zip(lex.KIND_WORDS, kinds, strict=True)]
+    items += [
+        Item("kind", "language", "en", (word,), kind, "", lex.KINDS)
+        for word, kind in zip(lex.KIND_WORDS, kinds, strict=True)
+    ]
     pairs = [pair for a, b in lex.OPPOSITES for pair in ((a, b), (b, a))]
     words = tuple(a for a, _ in pairs)
     items += [Item("opposite", "language", "en", (a,), b, "", words) for a, b in pairs]
@@ -123,14 +128,13 @@ def _items(rng: random.Random) -> list[Item]:
         for verb, sign in phrasing.CODE_VERBS
         for n in range(2, 10)
     ]
-    scenes = [(a, b) for a in lex.SCENE_WORDS for b in lex.SCENE_WORDS if a != b]
-    items += [Item("sentence", "writing", "en", pair, " ".join(pair), "", lex.SCENE_WORDS) for pair in rng.sample(scenes, 120)]
+    items += [Item("sentence", "writing", "en", (word,), word, "", lex.SCENE_WORDS) for word in lex.SCENE_WORDS]
     return items
 
 
 def _mistaken(item: Item, rng: random.Random) -> Item:
-    """The item with a popular mistake, for a share of the items; sentences have none."""
-    if item.kind == "sentence" or rng.random() >= MISTAKEN_SHARE:
+    """The item with a popular mistake, for a share of the items."""
+    if rng.random() >= MISTAKEN_SHARE:
         return item
     if item.kind == "sum":  # people are off by one
         wrong = str(int(item.answer) + rng.choice((-1, 1)))

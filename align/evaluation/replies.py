@@ -1,0 +1,74 @@
+"""Sample replies to prompts and let rewards judge them.
+
+A *decoding* is a name and how to sample; `DECODINGS` are the two that every comparison here uses: greedy, and the
+model's own distribution (temperature 1, top-p 1), whatever training sampled with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align.data.encode import encode_prompts
+from align.runs.seeding import derive
+from data_formats import chatml
+from data_formats.records import Prompt
+from reward.protocol import Reward, Sample
+from rollouts.protocol import Engine, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One reply and what each reward, by name, said of it."""
+
+    text: str
+    finished: bool
+    tokens: int
+    scores: dict[str, float]
+
+    def row(self) -> dict[str, Any]:
+        """As a JSON object: the scores beside the reply."""
+        return {"reply": self.text, "finished": self.finished, "tokens": self.tokens, **self.scores}
+
+
+def decodings(tokenizer: Any, *, num_samples: int, max_new_tokens: int, seed: int) -> dict[str, SamplingParams]:
+    """`greedy` (one reply a prompt) and, unless `num_samples` is 0, `sampled` (temperature 1, top-p 1)."""
+    stops = (chatml.control_id(tokenizer, chatml.IM_END),)
+    found = {"greedy": SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens, stop_token_ids=stops)}
+    if num_samples:
+        found["sampled"] = SamplingParams(
+            n=num_samples, max_new_tokens=max_new_tokens, stop_token_ids=stops, seed=derive(seed, "sampled")
+        )
+    return found
+
+
+def judged_replies(
+    engine: Engine, tokenizer: Any, prompts: Sequence[Prompt], params: SamplingParams, rewards: Sequence[Reward]
+) -> list[list[Judged]]:
+    """`params.n` replies to each prompt, judged by every reward; one inner list a prompt, in order."""
+    ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts])
+    completions = engine.generate(ids, params)
+    texts = tokenizer.batch_decode([list(one.token_ids) for one in completions], skip_special_tokens=True)
+    samples = [
+        Sample(
+            prompt=prompts[index // params.n].messages,
+            completion=text,
+            prompt_ids=tuple(ids[index // params.n]),
+            completion_ids=one.token_ids,
+            finished=one.finish_reason == "stop",
+            columns={
+                "category": prompts[index // params.n].category,
+                "reference": prompts[index // params.n].reference,
+            },
+        )
+        for index, (one, text) in enumerate(zip(completions, texts, strict=True))
+    ]
+    scores = {reward.name: reward.score(samples) for reward in rewards}
+    judged = [
+        Judged(
+            one.completion, one.finished, len(one.completion_ids), {name: values[at] for name, values in scores.items()}
+        )
+        for at, one in enumerate(samples)
+    ]
+    return [judged[start : start + params.n] for start in range(0, len(judged), params.n)]
