@@ -7,8 +7,8 @@ The text is re-encoded for it:
   "role: content" lines where it has several turns.
 
 The text of its control tokens inside a turn is broken up by a space, so that a reply cannot forge a turn.
-Too long: the oldest turns go, then the prompt's head is cut; the reply stays whole as long as it fits. The head reads
-where the foreign class reads (for decoders: at the last id that is not its pad id, which it pads with; a config
+Too long: the oldest turns go, then the prompt's head is cut; the reply stays whole while it fits alone. The head
+reads where the foreign class reads (for decoders: at the last id that is not its pad id, which it pads with; a config
 without pad id is scored row by row).
 """
 
@@ -118,8 +118,11 @@ class ClassifierReward:
             return self.tokenizer(f"{prompt}\n{reply.content}")["input_ids"]
         reply_length = len(self.tokenizer(reply.content, add_special_tokens=False)["input_ids"])
         room = self.max_length - reply_length - self.tokenizer.num_special_tokens_to_add(pair=True)
+        if room <= 0:  # the reply alone is too long: its tail is cut, the frame of special tokens stays
+            cut = {"truncation": "only_second", "max_length": int(self.max_length)}
+            return self.tokenizer("", reply.content, **cut)["input_ids"]
         prompt_ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        if len(turns) == 1 and 0 < room < len(prompt_ids):
+        if len(turns) == 1 and room < len(prompt_ids):
             prompt = self.tokenizer.decode(prompt_ids[-int(room) :])
         return self.tokenizer(prompt, reply.content)["input_ids"]
 

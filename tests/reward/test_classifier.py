@@ -101,7 +101,11 @@ def test_too_long_for_an_encoder_cuts_the_prompt_and_keeps_frame_and_reply(tmp_p
     assert tokens[0] == "[CLS]"
     assert tokens[-4:] == ["[SEP]", "the", "answer", "[SEP]"]
     assert tokens[1:3] == ["is", "what"]
-    reward.score([sample("what is " * 20, completion="the answer"), sample("what", completion="five " * 40)])
+    long_reply = sample("what", completion="five " * 40)
+    assert reward.tokenizer.convert_ids_to_tokens(reward.encode(long_reply)) == (
+        ["[CLS]", "[SEP]", *["five"] * 13, "[SEP]"]
+    )
+    assert len(reward.score([long_reply, sample("what", completion="two")])) == 2
 
 
 def test_too_long_for_a_decoder_drops_the_oldest_turns_and_keeps_the_system_turn(tmp_path):

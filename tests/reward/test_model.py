@@ -157,6 +157,28 @@ def test_every_parameter_learns_under_ddp(model, tmp_path):
     assert all(value.grad is not None for value in model.parameters())
 
 
+def test_accelerate_prepares_it_with_bfloat16_autocast(model, tmp_path):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    batch = padded(ragged_ids(), "right", 0)
+    plain = model(*batch)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+        prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        scores = prepared(*batch)
+        assert scores.dtype == torch.float32
+        assert not torch.equal(scores, plain)  # autocast was on
+        torch.testing.assert_close(scores, plain, rtol=0.05, atol=0.05)
+        accelerator.backward(scores.sum())
+        optimizer.step()
+        accelerator.unwrap_model(prepared, keep_fp32_wrapper=False).save_pretrained(tmp_path)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert torch.equal(RewardModel.from_pretrained(tmp_path)(*batch), model(*batch))
+
+
 def test_a_transformers_trainer_trains_it(model, tmp_path):
     class Pairs(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
