@@ -50,6 +50,10 @@ class HFEngine:
     ):
         if batch_size < 1:
             raise RolloutError(f"batch_size must be at least 1, got {batch_size}")
+        if not hasattr(model, "generate"):
+            raise RolloutError(
+                f"{type(model).__name__} has no generate method: unwrap the model (DDP, torch.compile) first"
+            )
         self.model: nn.Module | None = model
         self.pad_token_id, self.batch_size = pad_token_id, batch_size
         self.return_logprobs, self.autocast_dtype, self.shares_module = return_logprobs, autocast_dtype, shares_module
@@ -67,7 +71,7 @@ class HFEngine:
                 raise RolloutError(f"prompt {row} is empty: the model needs at least one token to continue")
         rows = [prompt for prompt in prompts for _ in range(params.n)]
         uniforms = _uniforms(len(rows), params)
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+        order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))  # too long for the memory: fails at once
         completions: list[Completion | None] = [None] * len(rows)
         with _undisturbed(model, self.autocast_dtype):
             for start in range(0, len(order), self.batch_size):

@@ -213,6 +213,8 @@ def test_empty_prompt_and_closed_engine_are_errors(model):
         engine.generate([[1]], SamplingParams())
     with pytest.raises(RolloutError, match="batch_size"):
         HFEngine(model, 0, batch_size=0)
+    with pytest.raises(RolloutError, match="unwrap"):
+        HFEngine(torch.nn.DataParallel(model), 0)
 
 
 def test_versions_and_weights(build_model):
