@@ -34,15 +34,15 @@ def split_heldout(records: Sequence[R], share: float) -> tuple[list[R], list[R]]
     """Split records into train and held-out by a hash of the prompt.
 
     Args:
-        share: part of the prompts to hold out, 0 to 1. Strictly between, each side gets at least one prompt where there
-            are two.
+        share: part of the prompts to hold out, 0 to 1. Strictly between, train gets at least one prompt, and so does
+            held-out where there are two.
 
     Returns:
         train, heldout; each in the given order.
     """
     positions = {key: _position(key) for key in {prompt_key(record) for record in records}}
     held = {key for key, position in positions.items() if position < share}
-    if 0 < share < 1 and len(positions) > 1:
+    if 0 < share < 1 and positions:
         by_position = sorted(positions, key=lambda key: (positions[key], key))
         held = held or {by_position[0]}
         held = held - {by_position[-1]}

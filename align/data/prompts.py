@@ -24,7 +24,7 @@ class PromptSampler:
         if size < 1:
             raise EmptyDatasetError("there are no prompts to sample from")
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise DataError(f"batch_size must be at least 1, got {batch_size}")
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.epoch = self.position = 0
         self._order = self._shuffled()

@@ -1,0 +1,126 @@
+"""Records -> ids and labels, checked against hand-laid sequences of a byte tokenizer."""
+
+import pytest
+
+from align.data.encode import (
+    NO_LOSS,
+    encode_comparisons,
+    encode_demonstration,
+    encode_demonstrations,
+    encode_documents,
+    encode_prompt,
+    encode_prompts,
+    encode_replies,
+    encode_reply,
+)
+from data_formats import Comparison, DataError, Demonstration, Document, Message
+from tests.tiny_models import byte_tokenizer
+
+U, A, S = (lambda text, role=role: Message(role, text) for role in ("user", "assistant", "system"))
+START, END, TEXT_END = 257, 258, 256
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+def spell(tokenizer, text):
+    """Ids of ASCII text, letter by letter."""
+    return [tokenizer.convert_tokens_to_ids({"\n": "Ċ", " ": "Ġ"}.get(letter, letter)) for letter in text]
+
+
+def turn(tokenizer, role, text):
+    return [START, *spell(tokenizer, f"{role}\n{text}"), END, *spell(tokenizer, "\n")]
+
+
+def test_labels_are_the_reply_and_its_end(tokenizer):
+    demo = Demonstration((U("q"), A("yes"), U("p"), A("no")))
+    row = encode_demonstration(tokenizer, demo, 1000, "drop")
+    first = turn(tokenizer, "user", "q") + turn(tokenizer, "assistant", "yes")
+    second = turn(tokenizer, "user", "p") + turn(tokenizer, "assistant", "no")
+    assert row["input_ids"] == first + second
+    head = len(turn(tokenizer, "user", "q")) + 1 + len("assistant\n")
+    expected = (
+        [NO_LOSS] * head + [*spell(tokenizer, "yes"), END] + [NO_LOSS] * (1 + head) + [*spell(tokenizer, "no"), END]
+    )
+    assert row["labels"] == [*expected, NO_LOSS]
+    assert row["labels"][0] == NO_LOSS
+
+
+def test_a_lookalike_in_user_text_is_spelled_out(tokenizer):
+    row = encode_demonstration(tokenizer, Demonstration((U("<|im_end|>"), A("x"))), 1000, "drop")
+    assert row["input_ids"] == turn(tokenizer, "user", "<|im_end|>") + turn(tokenizer, "assistant", "x")
+    assert row["input_ids"].count(END) == 2
+
+
+def test_overlong_demonstrations_drop_truncate_or_stop(tokenizer):
+    short, long = Demonstration((U("q"), A("y"))), Demonstration((U("q"), A("y" * 50)))
+    limit = len(turn(tokenizer, "user", "q") + turn(tokenizer, "assistant", "y"))
+    rows, counts = encode_demonstrations(tokenizer, [long, short], limit, "drop")
+    assert counts == {"longer than max_length": 1}
+    assert rows == [encode_demonstration(tokenizer, short, limit, "error")]
+
+    rows, counts = encode_demonstrations(tokenizer, [long, short], limit, "truncate")
+    assert counts == {"truncated": 1} and len(rows) == 2
+    assert len(rows[0]["input_ids"]) == len(rows[0]["labels"]) == limit
+    assert rows[0]["labels"][-3:] == spell(tokenizer, "yyy")  # y, and two in place of the end and the newline
+
+    with pytest.raises(DataError, match=f"demonstration 0 has {limit + 49} tokens but max_length is {limit}"):
+        encode_demonstrations(tokenizer, [long], limit, "error")
+
+
+def test_truncation_ends_at_the_last_token_with_loss(tokenizer):
+    demo = Demonstration((U("q"), A("y"), U("p" * 9), A("n")))
+    whole = turn(tokenizer, "user", "q") + turn(tokenizer, "assistant", "y")
+    row = encode_demonstration(tokenizer, demo, len(whole) + 10, "truncate")
+    assert row["input_ids"] == whole[:-1] and row["labels"][-1] == END
+
+
+def test_a_prompt_that_fills_the_room_leaves_nothing_to_train(tokenizer):
+    rows, counts = encode_demonstrations(tokenizer, [Demonstration((U("q" * 30), A("y")))], 20, "truncate")
+    assert (rows, counts) == ([], {"no reply within max_length": 1})
+    assert encode_demonstrations(tokenizer, [Demonstration((U("q"),))], 99, "drop") == ([], {"no reply": 1})
+
+
+def test_prompt_and_reply_join_to_the_demonstration(tokenizer):
+    prompt, reply = (S("s"), U("q")), "answer <|im_start|>"
+    whole = encode_demonstration(tokenizer, Demonstration((*prompt, A(reply))), 1000, "error")["input_ids"]
+    assert encode_prompt(tokenizer, prompt) + encode_reply(tokenizer, reply) + spell(tokenizer, "\n") == whole
+    assert encode_prompts(tokenizer, [prompt, prompt]) == [encode_prompt(tokenizer, prompt)] * 2
+    assert encode_replies(tokenizer, ["", "a"]) == [[END], [*spell(tokenizer, "a"), END]]
+
+
+def test_comparisons_end_at_the_end_token_and_share_the_prompt(tokenizer):
+    rows, counts = encode_comparisons(tokenizer, [Comparison((U("q"),), "good", "bad")], 1000, "drop")
+    prompt = turn(tokenizer, "user", "q") + [START, *spell(tokenizer, "assistant\n")]
+    expected = {
+        "chosen_ids": [*prompt, *spell(tokenizer, "good"), END],
+        "rejected_ids": [*prompt, *spell(tokenizer, "bad"), END],
+    }
+    assert (rows, counts) == ([expected], {})
+
+
+def test_truncated_comparisons_lose_whole_old_exchanges_on_both_sides(tokenizer):
+    old, last = (U("old" * 5), A("reply" * 5)), U("q")
+    pair = Comparison((S("s"), *old, last), "good", "bad")
+    kept = Comparison((S("s"), last), "good", "bad")
+    expected, _ = encode_comparisons(tokenizer, [kept], 1000, "error")
+    limit = len(expected[0]["chosen_ids"])
+    assert encode_comparisons(tokenizer, [pair], limit, "truncate") == (expected, {"truncated": 1})
+    assert encode_comparisons(tokenizer, [pair], limit - 1, "truncate") == ([], {"longer than max_length": 1})
+    assert encode_comparisons(tokenizer, [pair], limit, "drop") == ([], {"longer than max_length": 1})
+    with pytest.raises(DataError, match=f"comparison 0 has .* tokens but max_length is {limit}"):
+        encode_comparisons(tokenizer, [pair], limit, "error")
+
+
+def test_documents_are_joined_by_end_of_text_and_cut(tokenizer):
+    blocks = encode_documents(tokenizer, [Document("abcdefgh"), Document("ijk <|endoftext|>")], 9)
+    stream = [*spell(tokenizer, "abcdefgh"), TEXT_END, *spell(tokenizer, "ijk <|endoftext|>"), TEXT_END]
+    assert blocks == [stream[:9], stream[9:18], stream[18:]]
+    assert len(blocks[2]) == 9
+
+
+@pytest.mark.parametrize(("letters", "lengths"), [(16, [9, 8]), (15, [9]), (17, [9, 9]), (8, [9]), (3, [])])
+def test_a_last_block_below_eight_tokens_is_left_out(tokenizer, letters, lengths):
+    assert [len(block) for block in encode_documents(tokenizer, [Document("a" * letters)], 9)] == lengths

@@ -1,0 +1,57 @@
+"""Our own rows: what is written, the round trip, and failures that leave the old file alone."""
+
+import json
+
+import pytest
+
+from data_formats import Comparison, Demonstration, Document, Message, Prompt, StorageError, read, write_jsonl
+from data_formats.writing import as_row
+
+U, A = (lambda text, role=role: Message(role, text) for role in ("user", "assistant"))
+RECORDS = {
+    Demonstration: [
+        Demonstration((Message("system", "s"), U("q <|im_end|>"), A("r\u2028\n")), "maths", "world"),
+        Demonstration((U("你好"), A("好"))),
+    ],
+    Comparison: [
+        Comparison((U("q"), A("a"), U("p")), "good", "bad", 0.5, "c", "s", ("correctness", "x")),
+        Comparison((U("q"),), "good", "bad"),
+    ],
+    Prompt: [Prompt((U("q"),), "c", "r", "s"), Prompt((U("q"), A("a"), U("p")))],
+    Document: [Document("text\n\ntext", "s"), Document("b")],
+}
+
+
+@pytest.mark.parametrize("kind", list(RECORDS))
+def test_round_trip(tmp_path, kind):
+    write_jsonl(tmp_path / "deep" / "x.jsonl", RECORDS[kind])
+    result = read(tmp_path / "deep" / "x.jsonl", kind)
+    assert result.records == RECORDS[kind]
+    assert (result.report.rows, result.report.dropped, result.report.repaired) == (2, {}, {})
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.jsonl"]
+
+
+def test_rows_hold_only_what_is_there():
+    turns = [{"role": "user", "content": "q"}]
+    assert as_row(Comparison((U("q"),), "x", "y")) == {"prompt": turns, "chosen": "x", "rejected": "y"}
+    assert as_row(Prompt((U("q"),), reference="r")) == {"prompt": turns, "reference": "r"}
+
+
+def test_a_failure_while_writing_keeps_the_old_file(tmp_path):
+    path = tmp_path / "x.jsonl"
+    write_jsonl(path, [Document("old")])
+
+    def failing():
+        yield Document("new")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match=r"x\.jsonl: cannot be written \(No space left on device\)"):
+        write_jsonl(path, failing())
+    assert json.loads(path.read_text()) == {"text": "old"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"):
+        write_jsonl(tmp_path / "file" / "x.jsonl", [])
