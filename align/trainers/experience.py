@@ -39,14 +39,14 @@ class Samples:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def for_reward(self) -> list[Sample]:
-        """The same replies as a `reward.Reward` takes them."""
+    def for_reward(self, with_ids: bool = True) -> list[Sample]:
+        """The same replies as a `reward.Reward` takes them; with the policy's token ids, or as text alone."""
         return [
             Sample(
                 prompt=tuple(prompt.messages),
                 completion=text,
-                prompt_ids=prompt_ids,
-                completion_ids=reply_ids,
+                prompt_ids=prompt_ids if with_ids else None,
+                completion_ids=reply_ids if with_ids else None,
                 finished=finished,
                 columns={"category": prompt.category, "reference": prompt.reference},
             )

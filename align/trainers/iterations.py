@@ -24,13 +24,14 @@ def loop_arguments(
     section: PPOSection, output_dir: Path, evaluates: bool, seed: int, accelerator: Accelerator
 ) -> TrainingArguments:
     """The `args` that callbacks see; steps are iterations."""
-    evaluates = evaluates and section.evaluation.every_steps is not None
+    regularly = evaluates and section.evaluation.every_steps is not None
     return TrainingArguments(
         output_dir=str(output_dir),
         max_steps=section.num_iterations,
         logging_steps=section.logging_steps,
         logging_first_step=True,
-        eval_strategy="steps" if evaluates else "no",
+        eval_strategy="steps" if regularly else "no",
+        eval_on_start=evaluates,
         eval_steps=section.evaluation.every_steps,
         save_strategy="steps" if section.save_steps else "no",
         save_steps=section.save_steps or 500,
@@ -98,9 +99,12 @@ class IterationLoop:
         if folder:
             self.load_checkpoint(Path(folder))
         if self.accelerator.is_main_process:  # lines that a stopped run wrote past its checkpoint
-            self.metrics_log.keep_until(self.state.global_step)
-            self.samples_log.keep_until(self.state.global_step)
+            kept = self.state.global_step if folder else -1
+            self.metrics_log.keep_until(kept)
+            self.samples_log.keep_until(kept)
         self._event("on_train_begin")
+        if self.args.eval_on_start and not folder:
+            self._evaluate()
         while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             self._event("on_step_begin")
             metrics = self.step()
@@ -117,12 +121,15 @@ class IterationLoop:
                 for row in self.pending_samples:
                     self.samples_log.append({"step": self.state.global_step, **row})
         if self.control.should_evaluate:
-            figures = self.evaluate()
-            self.log(figures)
-            self._event("on_evaluate", metrics=figures)
+            self._evaluate()
         if self.control.should_save:
             self.save_checkpoint()
             self._event("on_save")
+
+    def _evaluate(self) -> None:
+        figures = self.evaluate()
+        self.log(figures)
+        self._event("on_evaluate", metrics=figures)
 
     def log(self, metrics: dict[str, float]) -> None:
         """Give `metrics` to history, callbacks, metrics.jsonl and the trackers."""

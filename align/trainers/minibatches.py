@@ -19,7 +19,6 @@ class BatchSplitError(AlignError, ValueError):
     """A rollout batch that cannot be cut evenly. (`align.recipe.batch` finds it earlier, where there is a recipe.)"""
 
 
-
 def check_split(prompts: int, num_generations: int, num_mini_batches: int, world_size: int) -> None:
     """Refuse splits that would leave ranks or minibatches of unequal size.
 

@@ -8,7 +8,8 @@ Decisions, and departures from the named papers:
   sampler, so the first minibatch's ratio is exactly 1. They are divided by the sampling temperature and normalised over
   the whole vocabulary, old, new and reference alike: with top-p < 1 the replies come from a narrower distribution than
   the one that is scored (no importance correction; the KL is then a penalty, not a measurement).
-- The score stands on the last real token of the reply, the KL (k1) on each token. A reply that was cut has
+- The score stands on the last real token of the reply, the KL (k1) on each token. A reply ends at `<|im_end|>`; one
+  that was cut, or ended with `<|endoftext|>`, has
   `missing_eos_penalty` subtracted from its score (not replaced by it). Then the running mean counts the whole global
   batch in, is subtracted, and the result is clipped. No value follows the last token, of cut replies neither.
 - Losses are sums divided by the token count of the minibatch over all ranks, so gradients do not depend on
@@ -40,7 +41,13 @@ from align.runs.files import atomic_dir
 from align.runs.seeding import derive
 from align.trainers import ppo_state
 from align.trainers.experience import Experience, Samples, TokenBatch, scatter_rows
-from align.trainers.forward import reply_logprobs, reply_logprobs_and_entropy, silence_dropout, state_values
+from align.trainers.forward import (
+    reply_logprobs,
+    reply_logprobs_and_entropy,
+    same_tokens,
+    silence_dropout,
+    state_values,
+)
 from align.trainers.iterations import loop_arguments
 from align.trainers.minibatches import check_split
 from align.trainers.optimization import TrainedModel
@@ -48,7 +55,7 @@ from align.trainers.ppo_eval import evaluate_policy
 from align.trainers.ppo_metrics import Stopwatch, rollout_metrics, sample_rows
 from align.trainers.ppo_update import PPOUpdate
 from align.trainers.ptx import PtxStream
-from data_formats.chatml import IM_END, control_id
+from data_formats.chatml import END_OF_TEXT, IM_END, control_id
 from data_formats.records import Prompt
 from reward.protocol import Reward, RewardError
 from reward.running import RunningMean
@@ -111,6 +118,8 @@ class PPOTrainer(PPOUpdate):
         self.responses = config.rollout_batch_size * config.rollout.num_generations
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.end_id = control_id(tokenizer, IM_END)
+        self.stop_ids = (self.end_id, control_id(tokenizer, END_OF_TEXT))
+        self.reward_takes_ids = same_tokens(reward, tokenizer)
         self._set_up_models(policy, critic, reference)
         self.engine = engine or make_engine(
             config.rollout.engine, self.policy.raw, pad_token_id=self.pad_id, batch_size=config.rollout.batch_size
@@ -173,7 +182,7 @@ class PPOTrainer(PPOUpdate):
             top_k=rollout.top_k,
             max_new_tokens=rollout.max_completion_length,
             min_new_tokens=rollout.min_completion_length,
-            stop_token_ids=(self.end_id,),
+            stop_token_ids=self.stop_ids,
             seed=derive(self.seed, "rollout", self.state.global_step, self.rank),
         )
 
@@ -191,7 +200,7 @@ class PPOTrainer(PPOUpdate):
             prompt_ids=tuple(tuple(ids) for ids in prompt_ids for _ in range(params.n)),
             reply_ids=reply_ids,
             replies=tuple(texts),
-            finished=tuple(completion.finish_reason == "stop" for completion in completions),
+            finished=tuple(ids[-1] == self.end_id for ids in reply_ids),
         )
 
     def score(self, samples: Samples) -> Tensor:
@@ -200,7 +209,7 @@ class PPOTrainer(PPOUpdate):
         Raises:
             RewardError: not one finite float a reply.
         """
-        scores_N = torch.tensor(self.reward.score(samples.for_reward()), dtype=torch.float64)
+        scores_N = torch.tensor(self.reward.score(samples.for_reward(self.reward_takes_ids)), dtype=torch.float64)
         if scores_N.shape != (len(samples),) or not scores_N.isfinite().all():
             raise RewardError(
                 f"reward '{self.reward.name}' must give one finite float for each of {len(samples)} replies"
@@ -295,10 +304,10 @@ class PPOTrainer(PPOUpdate):
         parts = gather_object([(samples, scores_N)])
         return Samples.concatenate([part for part, _ in parts]), torch.cat([scores for _, scores in parts])
 
-    def evaluate(self, prompts: Sequence[Prompt] | None = None) -> dict[str, float]:
+    def evaluate(self, prompts: Sequence[Prompt] | None = None, num_samples: int = 1) -> dict[str, float]:
         """Score, KL and entropy on held-out prompts (default `eval_prompts`; none: no figures); see `ppo_eval`."""
         prompts = self.eval_prompts if prompts is None else prompts
-        return evaluate_policy(self, prompts) if prompts else {}
+        return evaluate_policy(self, prompts, num_samples) if prompts else {}
 
     def save_model(self, folder: str | Path) -> None:
         """Write the policy and the tokenizer as a Hugging Face folder, atomically. The critic: `save_critic`."""

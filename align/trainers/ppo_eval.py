@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from align.trainers.ppo import PPOTrainer
 
 
-def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Prompt]) -> dict[str, float]:
+def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Prompt], num_samples: int = 1) -> dict[str, float]:
     """Mean score, end rate and length of sampled and greedy replies; KL and entropy of the sampled ones.
 
     Keys: `eval/score`, `eval/score_greedy`, `eval/end_rate`, `eval/length`, `eval/kl` (nats a reply), `eval/entropy`
@@ -38,8 +38,7 @@ def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Prompt]) -> dict[str,
         trainer.sampling_params(), top_p=1.0, top_k=0, min_new_tokens=0, seed=derive(trainer.seed, "eval", trainer.rank)
     )
     rows: dict[str, list[tuple[float, ...]]] = {}
-    if section.num_samples:
-        rows["sampled"] = _judged(trainer, mine, replace(plain, n=section.num_samples, temperature=1.0), kl=True)
+    rows["sampled"] = _judged(trainer, mine, replace(plain, n=num_samples, temperature=1.0), kl=True)
     rows["greedy"] = _judged(trainer, mine, replace(plain, n=1, temperature=0.0), kl=False)
     figures: dict[str, float] = {}
     for kind, own in rows.items():

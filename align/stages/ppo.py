@@ -1,0 +1,205 @@
+"""PPO: policy and reference from the sft stage, reward model and critic from the rm stage (or what the recipe names).
+
+Leaves `model/` (the policy), `critic/`, `checkpoints/`, `metrics.jsonl`, `samples.jsonl` and `summary.json`. With
+`eval_data` the policy is looked at before and after on held-out prompts, by the reward it is trained on; the gold score
+of the embedded world is none of this stage's business.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from align.recipe import Recipe, batch_plan
+from align.recipe.lineage import Origin, critic_origin, init_origin, reward_origin, stage_dir
+from align.recipe.ppo import PPOSection
+from align.runs.seeding import derive, seed_everything
+from align.stages import common
+from data_formats.errors import AlignError
+from data_formats.records import Document, Prompt
+
+BAR = ("score/mean", "reward/mean", "kl/reply", "entropy", "end_rate")
+
+
+class CriticError(AlignError, ValueError):
+    """A critic that cannot read the policy's tokens."""
+
+
+def run(
+    recipe: Recipe, stage: str = "ppo", *, section: PPOSection | None = None, out_dir: Path | None = None
+) -> dict[str, Any]:
+    """Run the stage and leave its folder behind; continues from its newest checkpoint.
+
+    Args:
+        section: in place of the recipe's, for a control arm.
+        out_dir: in place of `<output_dir>/ppo`.
+
+    Returns:
+        The summary, also in `summary.json`: `score`, `score_before`, `kl` (nats a reply), `entropy` (nats a token), …
+
+    Raises:
+        AlignError: a leaf that names what is missing or wrong; TrainingError when something is not finite.
+        StageStopped: Ctrl-C; a checkpoint was written.
+    """
+    began = time.perf_counter()
+    section = section or recipe.ppo
+    recipe = recipe.model_copy(update={"ppo": section})
+    batch_plan(recipe, "ppo")
+    out_dir = out_dir or stage_dir(recipe, stage)
+    trainer, figures = build(recipe, section, out_dir, stage)
+    common.open_folder(recipe, out_dir)
+    figures |= _train(trainer, stage)
+    trainer.save_model(out_dir / "model")
+    trainer.save_critic(out_dir / "critic")
+    trainer.engine.close()
+    figures |= summary_figures(trainer.state.log_history)
+    return common.write_summary(out_dir, figures | {"seconds": round(time.perf_counter() - began, 2)})
+
+
+def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo") -> tuple[Any, dict[str, Any]]:
+    """The trainer with everything it needs, and what was read."""
+    from align.data.load import load_records
+    from align.models.load import load_causal_lm, load_options
+    from align.models.tokenizer import load_tokenizer
+    from align.trainers.ppo import PPOTrainer, make_accelerator
+    from reward.sources import load_reward
+
+    seed = derive(recipe.seed, stage)
+    seed_everything(seed)
+    accelerator = make_accelerator(recipe.model.mixed_precision, recipe.report_to)
+    if recipe.report_to:
+        accelerator.init_trackers(recipe.name, config={"seed": recipe.seed, "recipe": recipe.model_dump_json()})
+    origin, judge = init_origin(recipe, "ppo"), reward_origin(recipe)
+    path, reward_path = (common.origin_path(recipe, one, stage=stage) for one in (origin, judge))
+    revision = recipe.model.revision if path == recipe.model.path else None
+    tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code, revision=revision)
+    options = load_options(reward_path, recipe.model)
+    reward = load_reward(
+        reward_path, batch_size=section.rollout.batch_size, name=judge.value, device=accelerator.device, **options
+    )
+    prompts, reports = load_records(section.data, Prompt, recipe)
+    prompts, dropped = fitting(prompts, tokenizer, section.rollout.max_prompt_length)
+    common.need_rows(prompts, stage, "prompt", dropped)
+    eval_prompts, more = load_records(section.eval_data, Prompt, recipe) if section.eval_data else ([], [])
+    eval_prompts, eval_dropped = fitting(eval_prompts, tokenizer, section.rollout.max_prompt_length)
+    trainer = PPOTrainer(
+        load_causal_lm(path, recipe.model),
+        load_critic(recipe, reward, tokenizer, path, stage),
+        reward,
+        tokenizer,
+        section,
+        prompts,
+        output_dir=out_dir,
+        ptx_blocks=ptx_blocks(recipe, section, tokenizer, stage),
+        eval_prompts=eval_prompts,
+        accelerator=accelerator,
+        seed=seed,
+    )
+    read = common.described(stage, [*reports, *more], dropped)
+    origins = {"policy": asdict(origin), "reward": asdict(judge)}
+    counts = {"prompts": len(prompts), "eval_prompts": len(eval_prompts), "eval_dropped_rows": eval_dropped}
+    return trainer, read | counts | {"origins": origins}
+
+
+def fitting(prompts: list[Prompt], tokenizer: Any, max_length: int) -> tuple[list[Prompt], dict[str, int]]:
+    """The prompts of at most `max_length` tokens, and how many were left out."""
+    from align.data.encode import encode_prompts
+
+    lengths = [len(ids) for ids in encode_prompts(tokenizer, [prompt.messages for prompt in prompts])]
+    kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= max_length]
+    longer = len(prompts) - len(kept)
+    return kept, {"longer than max_prompt_length": longer} if longer else {}
+
+
+def load_critic(recipe: Recipe, reward: Any, tokenizer: Any, policy_path: str, stage: str) -> Any:
+    """The critic of the recipe's origin, or the policy's body where the reward does not read the policy's tokens.
+
+    Raises:
+        CriticError: `critic_from` has fewer tokens than the policy.
+    """
+    from align.models.load import load_critic
+    from align.trainers.forward import same_tokens
+
+    named: Origin = critic_origin(recipe)
+    path = common.origin_path(recipe, named, stage=stage)
+    if recipe.ppo.critic_from is None and not same_tokens(reward, tokenizer):
+        common.LOG.info("%s: the reward has its own tokenizer, so the critic starts from the policy's body", stage)
+        path = policy_path
+    critic = load_critic(path, recipe.model)
+    rows = critic.get_input_embeddings().weight.shape[0]
+    if rows < len(tokenizer):
+        raise CriticError(
+            f"ppo.critic_from: the model at {path} has {rows} token embeddings, the policy's tokenizer {len(tokenizer)} "
+            "tokens; name a model with the policy's tokenizer"
+        )
+    return critic
+
+
+def ptx_blocks(recipe: Recipe, section: PPOSection, tokenizer: Any, stage: str) -> list[list[int]]:
+    """Token blocks of the ptx documents; none when ptx is off."""
+    from align.data.encode import encode_documents
+    from align.data.load import load_records
+
+    if section.ptx_coef == 0 or section.ptx_ratio == 0:
+        return []
+    documents, reports = load_records(section.ptx_data, Document, recipe)
+    common.described(stage, reports, {})
+    blocks = [block for block in encode_documents(tokenizer, documents, section.ptx_max_length) if len(block) > 1]
+    common.need_rows(blocks, stage, "ptx", {})
+    return blocks
+
+
+def _train(trainer: Any, stage: str) -> dict[str, Any]:
+    from align.runs.callbacks import stage_callbacks
+    from align.runs.checkpoint import latest, step_of
+    from align.runs.interrupt import StopFlag
+
+    newest = latest(trainer.checkpoint_dir)
+    start = step_of(newest) if newest else 0
+    began = time.perf_counter()
+    with StopFlag() as flag:
+        for callback in stage_callbacks(stage, trainer.output_dir, flag, start, metrics=False, figures=BAR):
+            trainer.add_callback(callback)
+        state = trainer.train(resume_from_checkpoint=newest)
+    if state.global_step < state.max_steps:
+        raise common.StageStopped(f"stage '{stage}' stopped at iteration {state.global_step} of {state.max_steps}")
+    if trainer.eval_prompts and "eval/score" not in state.log_history[-1]:
+        trainer.log(trainer.evaluate())
+    return {
+        "steps": state.global_step,
+        "optimizer_steps": trainer.optimizer_steps,
+        "train_seconds": round(time.perf_counter() - began, 2),
+        "resumed_from": start,
+    }
+
+
+def summary_figures(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Last figures of the run, on held-out prompts where there are any, else on the last rollouts."""
+    rollouts = [line for line in history if "score/mean" in line]
+    looks = [line for line in history if "eval/score" in line]
+    last = rollouts[-1]
+    figures = {
+        "rollout_score_first": rollouts[0]["score/mean"],
+        "rollout_score": last["score/mean"],
+        "kl": last["kl/reply"],
+        "entropy": last["entropy"],
+        "end_rate": last["end_rate"],
+        "distinct": last["distinct"],
+        "reply_tokens": last["length/mean"],
+        "explained_variance": last["value/explained_variance"],
+    }
+    if looks:
+        first, final = looks[0], looks[-1]
+        figures |= {
+            "score_before": first["eval/score"],
+            "score": final["eval/score"],
+            "score_greedy_before": first["eval/score_greedy"],
+            "score_greedy": final["eval/score_greedy"],
+            "kl": final["eval/kl"],
+            "entropy_before": first["eval/entropy"],
+            "entropy": final["eval/entropy"],
+            "end_rate": final["eval/end_rate"],
+        }
+    return figures
