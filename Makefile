@@ -29,8 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@start=$$SECONDS; \
 	  $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]' 2>&1 \
 	  | tee $(VENV)/install.log | { grep --line-buffered -E '\([0-9.]+ [MG]B\)|^Installing collected|^ERROR|^error' || true; } \
-	  | sed -u -E 's/^ +//; s/^(Installing collected packages).*/\1 …/'; \
-	  test $${PIPESTATUS[0]} -eq 0 || { echo "error: installing failed; see $(VENV)/install.log"; exit 1; }; \
+	  | sed -u -E 's/^ +//; s/^(Installing collected packages).*/\1 .../' \
+	  || { echo "error: installing failed; see $(VENV)/install.log"; exit 1; }; \
 	  echo "installed in $$((SECONDS - start)) s"
 	@touch $(STAMP)
 
@@ -38,7 +38,7 @@ quickstart: $(STAMP)
 	@$(TRAIN) $(BIN)/align quickstart seed=$(SEED)
 
 controls: $(STAMP)
-	@$(TRAIN) $(BIN)/align controls quickstart seed=$(SEED)
+	@$(TRAIN) $(BIN)/python -m align.stages.controls quickstart seed=$(SEED)
 
 test: $(STAMP)
 	@$(TEST) -m "not slow and not gpu and not vllm"

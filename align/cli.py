@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from align import __version__
 from align.runs.arguments import parse_with_overrides
-from align.runs.launch import guarded, prepare_environment
+from align.runs.launch import guarded, prepare
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,10 +89,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_with_overrides(_parser(), argv)
     if args.command == "quickstart":
         args.recipe = "quickstart"
-    prepare_environment(args.debug)
+    prepare(args.debug)
     work = {"run": _run, "quickstart": _run, "check": _check, "recipes": _recipes}[args.command]
     again = [word for word in argv if word != "--fresh"]
     return guarded(lambda: work(args), proceed=shlex.join(["align", *again]))
+
+
+def run_entry(stages: Sequence[str], argv: Sequence[str], program: str) -> int:
+    """What `align/{base,sft,rm,ppo}.py` do: run one stage of a recipe.
+
+    Args:
+        stages: the stages this entry can run; with more than one, `--stage` chooses (default the last).
+        argv: RECIPE [key=value …] [--stage STAGE] [--fresh] [--debug].
+        program: how the entry was started, for messages (`align/ppo.py`).
+    """
+    parser = argparse.ArgumentParser(prog=program, description=f"Run the {' or '.join(stages)} stage of a recipe.")
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a shipped recipe")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, for example ppo.kl_coef=0.1")
+    if len(stages) > 1:
+        parser.add_argument("--stage", choices=stages, default=stages[-1], help=f"which stage (default {stages[-1]})")
+    parser.add_argument("--fresh", action="store_true", help="start the stage anew instead of continuing it")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parse_with_overrides(parser, argv)
+    stage = args.stage if len(stages) > 1 else stages[0]
+    prepare(args.debug)
+
+    def work() -> None:
+        from align.recipe import load_recipe
+        from align.recipe.check import require_ready
+
+        recipe = load_recipe(args.recipe, args.overrides)
+        require_ready(recipe, stage, shlex.join([args.recipe, *args.overrides]))
+        from align.stages.chain import run_stage
+
+        run_stage(recipe, stage, fresh=args.fresh)
+
+    again = [item for item in argv if item != "--fresh"]
+    return guarded(work, proceed=shlex.join(["accelerate", "launch", program, *again]))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == _HERE:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the stage and return the exit code."""
-    from align.runs.launch import run_entry
+    from align.cli import run_entry
 
     return run_entry(["ppo"], sys.argv[1:] if argv is None else argv, "align/ppo.py")
 

@@ -1,5 +1,6 @@
 """Derived batch sizes. A recipe names the sizes that matter for learning; how they are cut over ranks and
-micro-batches is computed here, once, and never written back into the recipe.
+micro-batches is computed here, once, and never written back into the recipe. `micro_batch_size` is an upper bound:
+where more ranks leave each with less, a rank holds its whole share at once, so one recipe serves one rank and many.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class BatchPlan:
         world_size: number of ranks.
         batch_size: rows (pairs for pmp and rm, responses for ppo) of one optimizer step over all ranks.
         rank_batch_size: the share of one rank, `batch_size / world_size`.
-        micro_batch_size: rows a rank holds at once.
+        micro_batch_size: rows a rank holds at once, at most its share.
         accumulation: micro-batches a rank passes through per optimizer step; only ppo's last one may be smaller.
         prompts: ppo: prompts of one iteration over all ranks.
         responses: ppo: responses of one iteration over all ranks, `prompts * num_generations`.
@@ -60,6 +61,12 @@ def _largest_divisor(value: int, at_most: int) -> int:
 
 def _supervised_problem(section: SupervisedSection, stage: str, world_size: int) -> str | None:
     rows, micro = section.batch_size, section.micro_batch_size
+    if micro > rows:
+        return (
+            f"{stage}.micro_batch_size: {micro} is more than batch_size ({rows}); try {stage}.micro_batch_size={rows}"
+        )
+    if world_size > 1 and rows % world_size == 0:
+        micro = min(micro, rows // world_size)
     if rows % (world_size * micro) == 0:
         return None
     ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
@@ -96,11 +103,10 @@ def _ppo_problem(section: PPOSection, world_size: int) -> str | None:
             f"ppo.num_mini_batches: {made} in {minis} minibatches give {responses // minis} a minibatch, which "
             f"{world_size} ranks cannot share equally; try ppo.num_mini_batches={fitting}"
         )
-    share = responses // minis // world_size
-    if section.micro_batch_size > share:
+    if section.micro_batch_size > responses // minis:
         return (
-            f"ppo.micro_batch_size: {section.micro_batch_size} is more than the {share} responses a rank has of a "
-            f"minibatch ({made} / {minis} minibatches / {world_size} ranks); try ppo.micro_batch_size={share}"
+            f"ppo.micro_batch_size: {section.micro_batch_size} is more than the {responses // minis} responses of a "
+            f"minibatch ({made} / {minis} minibatches); try ppo.micro_batch_size={responses // minis}"
         )
     return None
 
@@ -123,16 +129,17 @@ def batch_plan(recipe: Recipe, stage: str, world_size: int | None = None) -> Bat
     if isinstance(section, PPOSection):
         return _ppo_plan(section, world_size)
     share = section.batch_size // world_size
-    micro = section.micro_batch_size
+    micro = min(section.micro_batch_size, share)
     return BatchPlan(stage, world_size, section.batch_size, share, micro, share // micro)
 
 
 def _ppo_plan(section: PPOSection, world_size: int) -> BatchPlan:
     responses = section.rollout_batch_size * section.rollout.num_generations
     minibatch = responses // section.num_mini_batches
-    share, micro = minibatch // world_size, section.micro_batch_size
+    share = minibatch // world_size
+    micro = min(section.micro_batch_size, share)
     ptx = section.ptx_ratio * minibatch if section.ptx_coef > 0 else 0
-    ptx_micro = min(section.ptx_micro_batch_size or micro, ptx // world_size)
+    ptx_micro = min(section.ptx_micro_batch_size or section.micro_batch_size, ptx // world_size)
     return BatchPlan(
         stage="ppo",
         world_size=world_size,

@@ -52,7 +52,8 @@ def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> l
     key = f"{stage}.{_KEYS[role]}"
     named = getattr(getattr(recipe, stage), _KEYS[role]) is not None
     if origin.kind == "path":
-        return _path_problem(key, origin.value) if named else []
+        possible = _REWARD_STAGES if role == "reward" else STAGES[: STAGES.index(stage)]
+        return _path_problem(key, origin.value, possible) if named else []
     if origin.kind == "new":
         return (
             [] if stage == "base" else [f"{key}: nothing to start from; give the recipe a 'base' stage or a model.path"]
@@ -71,11 +72,11 @@ def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> l
     return []
 
 
-def _path_problem(key: str, value: str) -> list[str]:
+def _path_problem(key: str, value: str, stages: Sequence[str] = ()) -> list[str]:
     file = Path(value).expanduser()
     if file.exists():
         return []
-    near = did_you_mean(value, STAGES) if key != "model.path" else None
+    near = did_you_mean(value, stages)
     if near and "/" not in value:
         return [f"{key}: '{value}' is neither a stage nor a folder; did you mean '{near}'?"]
     if value.startswith((".", "~", "/")) or value.count("/") > 1 or "\\" in value:

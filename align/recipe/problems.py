@@ -130,9 +130,12 @@ def _sentence(error: dict) -> str:
 
 def describe(model: type[BaseModel], errors: Iterable[dict]) -> list[Problem]:
     """Problems in the order pydantic found them."""
-    found = []
-    for error in errors:
-        loc = tuple(error["loc"])
+    found, errors = [], list(errors)
+    places = [tuple(error["loc"]) for error in errors]
+    for error, loc in zip(errors, places, strict=True):
+        # A list whose elements are wrong counts as empty for pydantic.
+        if error["type"] == "too_short" and any(place[: len(loc)] == loc and place != loc for place in places):
+            continue
         if error["type"] == "extra_forbidden":
             found.append(_unknown(model, loc))
         elif error["type"] == "missing":

@@ -59,7 +59,13 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_text(self, data: str) -> yaml.ScalarNode:
+        # PyYAML writes Unicode line breaks raw into single quotes and then folds them to spaces when reading.
+        odd = any(letter in data for letter in "\x85\u2028\u2029")
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if odd else None)
 
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
 
@@ -81,8 +87,8 @@ def _key_lines(node: yaml.Node, path: tuple[str | int, ...], lines: Lines, open_
 def parse(text: str, source: str) -> tuple[Any, Lines]:
     """Values of a YAML document and the 1-based line of every key. Raises RecipeError naming the line."""
     lines: Lines = {}
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None, lines
@@ -94,8 +100,6 @@ def parse(text: str, source: str) -> tuple[Any, Lines]:
         raise RecipeError([f"{where}{error.problem or error.context}"], source) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError([f"not readable as YAML: {str(error).splitlines()[0]}"], source) from None
-    finally:
-        loader.dispose()
 
 
 def dump(data: Any) -> str:

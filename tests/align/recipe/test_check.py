@@ -1,0 +1,146 @@
+"""What stops a recipe from running, told before anything heavy is imported, and the plan."""
+
+import pytest
+
+from align.recipe import RecipeError, load_recipe
+from align.recipe.check import check_recipe, describe_plan, missing_inputs, require_ready, run_problems
+from align.recipe.sources import source_path
+from data_formats.errors import MissingFileError
+
+RECIPE = """\
+name: t
+output_dir: {out}
+data_root: {root}
+model: {{path: org/model}}
+tinyworld: {{documents: 1, demonstrations: 1, coarse_comparisons: 1, comparisons: 1, heldout_comparisons: 1,
+  prompts: 1}}
+sft: &s {{data: [a.jsonl], learning_rate: 1e-5, max_length: 8, batch_size: 4, micro_batch_size: 4}}
+pmp: {{<<: *s, data: [tinyworld:coarse_comparisons]}}
+rm: {{<<: *s, data: [tinyworld:comparisons]}}
+ppo: {{data: [tinyworld:prompts], num_iterations: 2, rollout_batch_size: 4, num_mini_batches: 2, micro_batch_size: 4}}
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "a.jsonl").write_text("{}\n")
+    file = tmp_path / "r.yaml"
+    file.write_text(RECIPE.format(out=tmp_path / "out", root=root))
+    return file
+
+
+def failing(file, *overrides):
+    with pytest.raises(RecipeError) as caught:
+        check_recipe(file, overrides, world_size=1)
+    return list(caught.value.problems)
+
+
+def test_a_good_recipe_and_its_plan(recipe_file, tmp_path):
+    plan = describe_plan(check_recipe(recipe_file, ["seed=5"], world_size=2), 2)
+    lines = plan.splitlines()
+    assert lines[0] == f"t: seed 5, output {tmp_path / 'out'}"
+    stages = {line.split()[0]: line for line in lines if line}
+    assert "policy sft, reward rm, critic rm" in plan
+    assert stages["rm"].split()[1:] == ["4", "pairs", "2", "2", "4", "1"] or "pmp" in plan
+    assert "ppo: 2 iterations of 4 prompts x 2 generations = 8 responses, 2 optimizer steps each" in plan
+    assert "the policy waits for the first 50 of 4 steps" in plan
+
+
+def test_missing_files_beside_recipe_errors(recipe_file, tmp_path):
+    root = tmp_path / "data"
+    found = failing(recipe_file, "sft.data=[a.jsnl, b.txt]", "rm.eval_data=[tinyworld:comparison]", "ppo.kl_coeff=1")
+    assert found == [
+        "ppo.kl_coeff: unknown key; did you mean 'kl_coef'?",
+        f"sft.data.0.path: no such file {root}/a.jsnl; did you mean 'a.jsonl'?",
+        f"sft.data.1.path: no such file {root}/b.txt",
+        "rm.eval_data.0.path: the embedded world has no set 'comparison'; did you mean 'tinyworld:comparisons'?",
+    ]
+
+
+def test_required_but_missing_values_make_no_file_errors(recipe_file):
+    assert failing(recipe_file, "sft={data: [{limit: 3}]}") == [
+        "sft.learning_rate: is required but missing",
+        "sft.data.0.path: is required but missing",
+        "sft.max_length: is required but missing",
+        "sft.batch_size: is required but missing",
+        "sft.micro_batch_size: is required but missing",
+    ]
+
+
+def test_data_root(recipe_file, tmp_path):
+    assert failing(recipe_file, "data_root=/nowhere") == [
+        "data_root: no such folder /nowhere; set data_root=<folder> to say where the files lie"
+    ]
+    assert failing(recipe_file, f"data_root={tmp_path}") == [
+        f"data_root: the files lie one folder deeper; did you mean data_root={tmp_path}/data?"
+    ]
+    (no_root,) = failing(recipe_file, "data_root=null", "sft.data=[nowhere.jsonl]")
+    assert no_root == "sft.data.0.path: no such file nowhere.jsonl; set data_root=<folder> to say where the files lie"
+    check_recipe(recipe_file, ["data_root=null", f"sft.data=[{tmp_path}/data/a.jsonl]"])
+    assert failing(recipe_file, "sft.data=[.]") == [f"sft.data.0.path: {tmp_path}/data is a folder, not a file"]
+
+
+def test_source_paths(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file)
+    assert source_path(recipe, recipe.sft.data[0]) == tmp_path / "data/a.jsonl"
+    assert source_path(recipe, recipe.rm.data[0]) == tmp_path / "out/world/comparisons.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("sft.init_from=rm", "sft.init_from: 'rm' does not run before 'sft'"),
+        ("sft.init_from=sft", "sft.init_from: 'sft' does not run before 'sft'"),
+        ("ppo.init_from=rm", "ppo.init_from: 'rm' is a reward model and cannot write"),
+        ("ppo.reward_from=sft", "ppo.reward_from: 'sft' is no reward model"),
+        ("rm.init_from=pnp", "rm.init_from: 'pnp' is neither a stage nor a folder; did you mean 'pmp'?"),
+        ("rm.init_from=./nowhere", "rm.init_from: no such folder ./nowhere"),
+        ("model.path=/nowhere/model", "model.path: no such folder /nowhere/model"),
+        ("rm.init_from=base", "rm.init_from: stage 'base' is neither in this recipe nor finished in"),
+        ("tinyworld=null", "pmp.data.0.path: 'tinyworld:coarse_comparisons' needs the section 'tinyworld'"),
+    ],
+)
+def test_impossible_origins(recipe_file, override, sentence):
+    assert failing(recipe_file, override)[0].startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "override", ["rm.init_from=sft", "ppo.critic_from=sft", "rm.init_from=gpt2", "pmp.init_from=org/name"]
+)
+def test_possible_origins(recipe_file, override):
+    check_recipe(recipe_file, [override])
+
+
+def test_output_dir_under_a_file(recipe_file, tmp_path):
+    assert failing(recipe_file, f"output_dir={tmp_path}/r.yaml/out") == [
+        f"output_dir: {tmp_path}/r.yaml is a file, not a folder"
+    ]
+
+
+def test_a_recipe_without_stages(recipe_file):
+    assert failing(recipe_file, "sft=null", "pmp=null", "rm=null", "ppo=null")[0].startswith("has no stage")
+
+
+def test_missing_input_stages_name_the_command(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file)
+    assert missing_inputs(recipe, "ppo") == ["sft", "rm"]
+    assert missing_inputs(recipe, "sft") == []
+    with pytest.raises(
+        MissingFileError, match=r"ppo starts from sft and rm, which are not finished .*; run: align run r.yaml seed=1$"
+    ):
+        require_ready(recipe, "ppo", "r.yaml seed=1")
+    for stage in ("sft", "rm"):
+        (tmp_path / "out" / stage / "model").mkdir(parents=True)
+    require_ready(recipe, "ppo", "r.yaml")
+
+
+def test_require_ready_looks_at_its_own_stage_only(recipe_file):
+    recipe = load_recipe(recipe_file, ["sft.data=[nowhere.jsonl]"])
+    assert run_problems(recipe, ["pmp"]) == []
+    require_ready(recipe, "pmp", "r.yaml")
+    with pytest.raises(RecipeError, match=r"sft\.data\.0\.path: no such file"):
+        require_ready(recipe, "sft", "r.yaml")
+    with pytest.raises(RecipeError, match="has no stage 'base'; it has sft, pmp, rm, ppo"):
+        require_ready(recipe, "base", "r.yaml")

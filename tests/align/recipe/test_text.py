@@ -1,0 +1,83 @@
+"""YAML 1.2 scalars, duplicate keys, lines of syntax errors, and the round trip of dump and parse."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align.recipe.errors import RecipeError
+from align.recipe.text import dump, parse
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-6", 1e-6),
+        ("2E5", 2e5),
+        (".5", 0.5),
+        ("1_000", 1000),
+        ("010", 10),
+        ("no", "no"),
+        ("off", "off"),
+        ("true", True),
+        ("~", None),
+        ("", None),
+        ("2024-01-02", "2024-01-02"),
+        ("12:30", "12:30"),
+        ("'1e-6'", "1e-6"),
+        ("[a.jsonl, tinyworld:x]", ["a.jsonl", "tinyworld:x"]),
+    ],
+)
+def test_plain_scalars_are_those_of_yaml_1_2(text, value):
+    found, _ = parse(text, "t")
+    assert found == value and type(found) is type(value)
+
+
+def test_lines_of_keys():
+    _, lines = parse("a: 1\nb:\n  - c: 2\n  - d: 3\n", "t")
+    assert lines[("a",)] == 1
+    assert lines[("b", 1, "d")] == 4
+
+
+def test_duplicate_key_names_both_lines():
+    with pytest.raises(RecipeError, match=r"line 3.*'a' occurs twice, on lines 2 and 3"):
+        parse("x:\n  a: 1\n  a: 2\n", "t")
+
+
+def test_merged_keys_may_be_overridden():
+    found, _ = parse("base: &b {a: 1, c: 3}\nmore:\n  <<: *b\n  a: 2\n", "t")
+    assert found["more"] == {"a": 2, "c": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: 1\nb: [1, 2\nc: 3\n", "line 3"),
+        ("a: 1\n\tb: 2\n", "line 2"),
+        ("a: !!python/object/apply:os.system [ls]\n", "line 1"),
+        ("a: &x [*x]\n", "contains itself"),
+        ("a: 1\n---\nb: 2\n", "line 2"),
+        ("a: \x00\n", "not readable"),
+    ],
+)
+def test_unreadable_text_is_one_recipe_error(text, words):
+    with pytest.raises(RecipeError, match=words):
+        parse(text, "t.yaml")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(VALUES)
+def test_dump_reads_back_equal(value):
+    assert parse(dump(value), "t")[0] == value
+
+
+@pytest.mark.parametrize(
+    "text", ["no", "1e-6", "1_0", "~", "null", "<<", "=", "2024-01-02", "y", "0x1f", "1:30", "+.5"]
+)
+def test_dump_keeps_text_that_looks_like_something_else(text):
+    assert parse(dump({"a": text}), "t")[0] == {"a": text}

@@ -1,0 +1,75 @@
+"""The entry scripts, started as a user starts them; here up to the point where training would begin."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENTRIES = ("base", "sft", "rm", "ppo")
+ENV = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+
+
+def launch(*args, cwd=ROOT):
+    return subprocess.run([sys.executable, *args], cwd=cwd, env=ENV, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_an_entry_is_short_and_defines_no_class(entry):
+    text = (ROOT / "align" / f"{entry}.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 40
+    assert not [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_help_from_another_folder(entry, tmp_path):
+    done = launch(str(ROOT / "align" / f"{entry}.py"), "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"align/{entry}.py" in done.stdout and "RECIPE" in done.stdout
+    assert ("--stage" in done.stdout) == (entry == "rm")
+
+
+def test_as_a_file_the_root_stands_on_the_path_instead_of_the_folder(tmp_path):
+    spy = "import sys, runpy; sys.argv = ['x', '--help']; sys.path[0] = {here!r}\n"
+    spy += "try: runpy.run_path({file!r}, run_name='__main__')\nexcept SystemExit: pass\nprint(sys.path[0])"
+    code = spy.format(here=str(ROOT / "align"), file=str(ROOT / "align" / "ppo.py"))
+    assert launch("-c", code, cwd=tmp_path).stdout.splitlines()[-1] == str(ROOT)
+
+
+def test_a_missing_input_stage_is_one_error_with_the_command(tmp_path):
+    done = launch(str(ROOT / "align/ppo.py"), "quickstart", "seed=3", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: ppo starts from sft and rm, which are not finished (runs/quickstart/sft/model, runs/quickstart/rm/model "
+        "missing); run: align run quickstart seed=3\n"
+    )
+
+
+@pytest.mark.parametrize(("stage", "parent"), [("pmp", "base"), ("rm", "pmp")])
+def test_rm_runs_the_stage_that_is_asked_for(stage, parent, tmp_path):
+    args = [] if stage == "rm" else ["--stage", stage]
+    done = launch("-m", "align.rm", "quickstart", *args, f"output_dir={tmp_path}/out")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {stage} starts from {parent}, which is not finished")
+
+
+def test_user_errors_have_no_traceback(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: [\n")
+    done = launch("-m", "align.sft", str(recipe))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {recipe}: line ")
+    done = launch("-m", "align.base", "qwen_rlhf", f"data_root={tmp_path}")
+    assert done.stderr == "error: qwen_rlhf: has no stage 'base'; it has sft, pmp, rm, ppo\n"
+
+
+@pytest.mark.parametrize("how", [["align/sft.py"], ["-m", "align.sft"]])
+def test_accelerate_launch(how):
+    accelerate = str(Path(sys.executable).with_name("accelerate"))
+    done = launch(accelerate, "launch", "--quiet", "--num_processes", "1", *how, "quickstart", "sft.lr=1")
+    assert done.returncode == 1
+    assert "error: quickstart: sft.lr: unknown key" in done.stderr
+    assert "Traceback" not in done.stderr

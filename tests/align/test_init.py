@@ -1,0 +1,34 @@
+"""`from align import …` is lazy and complete."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import align
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_importing_align_imports_nothing_heavy():
+    code = "import sys, align; print([m for m in ('torch', 'transformers', 'pydantic', 'yaml') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_public_names():
+    from align import PPOTrainer, RewardTrainer, SFTTrainer, load_recipe
+
+    assert [item.__name__ for item in (SFTTrainer, RewardTrainer, PPOTrainer)] == [
+        "SFTTrainer",
+        "RewardTrainer",
+        "PPOTrainer",
+    ]
+    assert load_recipe("quickstart").name == "quickstart"
+    assert {"SFTTrainer", "load_recipe", "__version__"} <= set(dir(align))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="SFTTrainr"):
+        _ = align.SFTTrainr
