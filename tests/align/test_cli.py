@@ -116,7 +116,10 @@ def test_overrides_and_options_in_any_order():
 
 
 def test_run_checks_before_anything_heavy(tmp_path):
-    code = "import sys; from align.cli import main; rc = main(['run', 'quickstart', 'sft.lr=1']); print(rc, 'torch' in sys.modules)"
+    code = (
+        "import sys; from align.cli import main; rc = main(['run', 'quickstart', 'sft.lr=1']); "
+        "print(rc, 'torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=60
     )

@@ -43,8 +43,8 @@ def test_a_missing_input_stage_is_one_error_with_the_command(tmp_path):
     done = launch(str(ROOT / "align/ppo.py"), "quickstart", "seed=3", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr == (
-        "error: ppo starts from sft and rm, which are not finished (runs/quickstart/sft/model, runs/quickstart/rm/model "
-        "missing); run: align run quickstart seed=3\n"
+        "error: ppo starts from sft and rm, which are not finished "
+        "(runs/quickstart/sft/model, runs/quickstart/rm/model missing); run: align run quickstart seed=3\n"
     )
 
 
