@@ -96,7 +96,9 @@ def _contribute(recipe: Recipe, stage: str, summary: Summary, began: float) -> S
         done = summary.get("hooks", [])
         if name in done:
             continue
-        summary = summary | hooks.resolve(name)(recipe, stage, summary) | {"hooks": [*done, name]}
+        found = hooks.resolve(name)(recipe, stage, summary)
+        rows = [*summary.get("headline", []), *found.get("headline", [])]
+        summary = summary | found | {"headline": rows, "hooks": [*done, name]}
         summary["seconds"] = summary.get("seconds", 0.0) + round(time.perf_counter() - began, 2)
         began = time.perf_counter()
         summary = write_summary(stage_dir(recipe, stage), summary)

@@ -2,7 +2,8 @@
 
 A hook is named "module:function" and imported when its stage has finished, so that nothing here knows it (the gold
 score least of all). A stage hook is called as `hook(recipe, stage, summary)`, a chain hook as `hook(recipe, summary)`;
-both return what is added to the summary, on every rank. A stage's summary keeps the names of the hooks that are done,
+both return what is added to the summary, on every rank. Rows under `headline` (what, before, after) are added to those of
+the hooks before and end the stage's part of the chain's table. A stage's summary keeps the names of the hooks that are done,
 so that an interrupted chain calls the others only.
 """
 
@@ -12,9 +13,13 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-STAGE_HOOKS: dict[str, list[str]] = {}
-CHAIN_HOOKS: list[str] = []
-FOLDERS: dict[str, list[str]] = {}
+STAGE_HOOKS: dict[str, list[str]] = {
+    "sft": ["align.stages.outcome:sft"],
+    "rm": ["align.stages.arms:without_pmp", "align.stages.arms:manners"],
+    "ppo": ["align.stages.outcome:ppo"],
+}
+CHAIN_HOOKS: list[str] = ["align.stages.outcome:chain"]
+FOLDERS: dict[str, list[str]] = {"rm": ["rm_without_pmp"]}
 """Folders under `output_dir` that the hooks of a stage write; `--fresh` removes them with the stage's own."""
 
 

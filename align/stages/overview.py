@@ -32,10 +32,14 @@ def write_chain_summary(recipe: Recipe) -> Summary:
 
 
 def headline(stage: str, summary: Summary) -> Iterator[Line]:
-    """(what was measured, before, after) of one stage; a summary's own `headline` rows come first."""
+    """(what was measured, before, after) of one stage; the `headline` rows of its hooks come last."""
+    yield from _measured(stage, summary)
     for row in summary.get("headline", []):
         what, before, after = (_text(cell) for cell in row)
         yield what, before, after
+
+
+def _measured(stage: str, summary: Summary) -> Iterator[Line]:
     if stage == "base":
         entropy = summary.get("unigram_entropy")
         before = (
@@ -49,15 +53,15 @@ def headline(stage: str, summary: Summary) -> Iterator[Line]:
             _text(summary.get("heldout_loss")),
         )
         if "end_rate" in summary:
-            yield "replies that end by themselves", "", _percent(summary["end_rate"])
+            yield "replies that end by themselves", "", percent(summary["end_rate"])
     elif stage in ("pmp", "rm") and summary.get("accuracy") is not None:
         before = summary.get("accuracy_before")
-        interval = f" [{_percent(summary['accuracy_low'])}, {_percent(summary['accuracy_high'])}]"
-        start = _percent(before) if before is not None else "50.0 % (chance)"
-        yield f"accuracy on {summary['pairs']} held-out pairs", start, _percent(summary["accuracy"]) + interval
+        interval = f" [{percent(summary['accuracy_low'])}, {percent(summary['accuracy_high'])}]"
+        start = percent(before) if before is not None else "50.0 % (chance)"
+        yield f"accuracy on {summary['pairs']} held-out pairs", start, percent(summary["accuracy"]) + interval
         for tag, part in summary.get("by_tag", {}).items():
-            yield f"  those tagged {tag} ({part['pairs']})", "", _percent(part["accuracy"])
-        yield "  by length alone", "", _percent(summary["length_baseline"])
+            yield f"  those tagged {tag} ({part['pairs']})", "", percent(part["accuracy"])
+        yield "  by length alone", "", percent(summary["length_baseline"])
 
 
 def _text(value: Any) -> str:
@@ -66,7 +70,7 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 

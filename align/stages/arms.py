@@ -1,0 +1,64 @@
+"""What stands beside the reward model of the embedded world: the arm without PMP, and the judge who knows no facts.
+
+Hooks of the rm stage. The arm trains on the same pairs for the same steps with the recipe's learning rate, from the
+model that PMP started from; `align.stages.controls` gives both arms their best of three.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from align.evaluation.compare import paired_difference
+from align.recipe import Recipe
+from align.recipe.lineage import init_origin, stage_dir
+from align.runs.seeding import derive
+from align.stages.common import Summary
+from align.stages.overview import percent
+from align.stages.reward import train_reward
+
+WITHOUT_PMP = "rm_without_pmp"
+
+
+def without_pmp(recipe: Recipe, stage: str, summary: Summary) -> Summary:
+    """Accuracy of the reward model that skipped PMP, and the paired difference; only where a recipe has both stages."""
+    if recipe.pmp is None or recipe.tinyworld is None or "accuracy" not in summary:
+        return {}
+    out_dir = stage_dir(recipe, WITHOUT_PMP)
+    arm = train_reward(recipe, recipe.rm, init_origin(recipe, "pmp"), out_dir, derive(recipe.seed, "rm"), stage="rm")
+    difference = paired_difference(right(out_dir), right(stage_dir(recipe, "rm")))
+    rows = [("  finetuned without PMP", None, percent(arm["accuracy"]))]
+    return {
+        "accuracy_without_pmp": arm["accuracy"],
+        "accuracy_correctness_without_pmp": arm.get("accuracy_correctness"),
+        "gain_by_pmp": difference,
+        "headline": rows,
+    }
+
+
+def manners(recipe: Recipe, stage: str, summary: Summary) -> Summary:
+    """Accuracy of the gold score without correctness on the held-out pairs, ties counted half."""
+    if recipe.tinyworld is None or "accuracy" not in summary:
+        return {}
+    from align.tinyworld.gold import Manners
+    from align.tinyworld.world import World
+
+    judge = Manners(World(recipe.seed))
+    hits = []
+    for line in lines(stage_dir(recipe, "rm")):
+        question = line["prompt"][-1]["content"]
+        better, worse = (judge.value(judge.judge(question, line[side])) for side in ("chosen", "rejected"))
+        hits.append(0.5 if better == worse else float(better > worse))
+    baseline = sum(hits) / len(hits)
+    return {"manners_baseline": baseline, "headline": [("  by manners alone", None, percent(baseline))]}
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a reward stage's `eval.jsonl`."""
+    return [json.loads(line) for line in (folder / "eval.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def right(folder: Path) -> list[list[float]]:
+    """1.0 or 0.0 for each held-out pair, as `paired_difference` takes it."""
+    return [[float(line["chosen_score"] > line["rejected_score"])] for line in lines(folder)]
