@@ -71,21 +71,19 @@ def render(messages: Iterable[Message], *, add_generation_prompt: bool = False) 
     return pieces
 
 
-_PLAIN: WeakKeyDictionary[Any, tuple[Any, frozenset[int]]] = WeakKeyDictionary()
+_PLAIN: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
-def _plain_tokenizer(tokenizer: Any) -> tuple[Any, frozenset[int]]:
-    """A copy of the backend without added tokens, and the ids that text must never give. Kept per tokenizer."""
-    added = tokenizer.get_added_vocab()
-    known = _PLAIN.get(tokenizer)
-    if known is not None and known[1] == frozenset(added.values()):
-        return known
+def _plain_tokenizer(tokenizer: Any) -> Any:
+    """A copy of the backend without added tokens; made once per tokenizer, tokens added later do not concern it."""
+    if tokenizer in _PLAIN:
+        return _PLAIN[tokenizer]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise DataError(f"{type(tokenizer).__name__} is not a fast tokenizer; ChatML needs one with a tokenizer.json")
     state = json.loads(backend.to_str())
     state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
-    _PLAIN[tokenizer] = type(backend).from_str(json.dumps(state)), frozenset(added.values())
+    _PLAIN[tokenizer] = type(backend).from_str(json.dumps(state))
     return _PLAIN[tokenizer]
 
 
@@ -95,8 +93,8 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     Raises:
         DataError: a text gave the id of an added token after all (a tokenizer whose model itself knows the token).
     """
-    plain, forbidden = _plain_tokenizer(tokenizer)
-    unique = list(dict.fromkeys(texts))
+    plain, unique = _plain_tokenizer(tokenizer), list(dict.fromkeys(texts))
+    forbidden = set(tokenizer.get_added_vocab().values())
     encoded = dict(zip(unique, (e.ids for e in plain.encode_batch_fast(unique, add_special_tokens=False)), strict=True))
     for text, ids in encoded.items():
         if not forbidden.isdisjoint(ids):

@@ -60,16 +60,11 @@ def train_and_heldout(
     Held out are the records of `eval_data`, or, without it, the share `holdout` of the prompts of `data`, by a hash.
 
     Raises:
-        MissingFileError, DataError: see `load_records`.
-        EmptyDatasetError: nothing is left to train on.
+        MissingFileError, DataError, EmptyDatasetError: see `load_records`.
     """
     records, reports = load_records(section.data, kind, recipe)
     if section.eval_data:
         heldout, more = load_records(section.eval_data, kind, recipe)
         return records, heldout, reports + more
     train, heldout = split_heldout(records, section.holdout)
-    if not train:
-        raise EmptyDatasetError(
-            f"holdout {section.holdout} leaves none of {len(records)} records to train on; lower it"
-        )
     return train, heldout, reports

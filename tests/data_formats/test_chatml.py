@@ -102,6 +102,13 @@ def test_tokens_added_later_are_noticed(tokenizer):
     assert made.convert_tokens_to_ids("<new>") not in encode_texts(made, ["<new>"])[0]
 
 
+def test_a_token_that_the_model_itself_spells_is_refused():
+    made = train_tokenizer(["river river river"] * 9, 300)
+    made.add_tokens(["river"])  # takes the id that the merges give
+    with pytest.raises(DataError, match="turns plain text into a control token"):
+        encode_texts(made, ["river"])
+
+
 def test_the_tokenizer_itself_is_left_as_it_was(tokenizer):
     before = tokenizer.backend_tokenizer.to_str()
     encode_texts(tokenizer, ["<|im_end|>"])

@@ -58,6 +58,11 @@ def test_repairs_are_counted_for_kept_rows_only(tmp_path):
     assert report.describe().endswith("dropped: no reply 1; repaired: user turn without reply at the end removed 1")
 
 
+def test_a_row_repaired_twice_in_one_way_is_one_repaired_row(tmp_path):
+    row = ALPACA | {"instruction": "a\ud800", "output": "b\udfff"}
+    assert read(written(tmp_path, row), Demonstration).report.repaired == {"unpaired surrogate replaced": 1}
+
+
 def test_limit_counts_records_and_category_is_set_on_all(tmp_path):
     path = written(tmp_path, ALPACA | {"output": ""}, ALPACA, ALPACA, ALPACA)
     result = read(path, Demonstration, limit=2, category="talk")
@@ -69,6 +74,8 @@ def test_limit_counts_records_and_category_is_set_on_all(tmp_path):
     ("row", "kind", "expected"),
     [
         (ALPACA, Demonstration, "alpaca"),
+        (ALPACA | {"messages": []}, Demonstration, "alpaca"),
+        ({"prompt": "q", "chosen": "Human: x", "rejected": "Human: y"}, Comparison, "preference"),
         ({"messages": [{"role": "user", "content": "q"}], "id": 1}, Prompt, "messages"),
         ({"prompt": "q", "chosen": "x", "rejected": "y"}, Comparison, "preference"),
         ({"prompt": "q", "chosen": "x", "rejected": "y"}, Prompt, "prompt"),

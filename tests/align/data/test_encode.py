@@ -93,7 +93,7 @@ def test_prompt_and_reply_join_to_the_demonstration(tokenizer):
 
 def test_comparisons_end_at_the_end_token_and_share_the_prompt(tokenizer):
     rows, counts = encode_comparisons(tokenizer, [Comparison((U("q"),), "good", "bad")], 1000, "drop")
-    prompt = turn(tokenizer, "user", "q") + [START, *spell(tokenizer, "assistant\n")]
+    prompt = [*turn(tokenizer, "user", "q"), START, *spell(tokenizer, "assistant\n")]
     expected = {
         "chosen_ids": [*prompt, *spell(tokenizer, "good"), END],
         "rejected_ids": [*prompt, *spell(tokenizer, "bad"), END],
