@@ -236,14 +236,16 @@ def test_real_files_of_later_depth_are_refused_clearly(name, kind, message):
 
 @needs_real
 def test_contents_of_a_few_real_rows():
-    coffee = read(REAL / "4_prompts/belle_eval_zh.json", Prompt, limit=1).records[0]
-    assert coffee.category == "code" and coffee.reference.startswith("要生成五个不同的随机数")
-    assert coffee.messages == (Message("user", "请你写出一个可以生成五个不同随机数的 Python 程序。"),)
-    pair = read(REAL / "2_preference/messages_pair_tiny.json", Comparison).records[0]
-    asked = Message("user", "What do I do when I have a hole in my trousers?")
-    assert pair == Comparison((asked,), "Fix the hole.", "Take them off.")
-    talk = read(REAL / "1_sft/sharegpt_en_dummy.json", Demonstration, limit=1).records[0]
-    assert [(turn.role, turn.content) for turn in talk.messages[2:]] == [
-        ("user", "Have a nice day!"),
-        ("assistant", "You too!"),
-    ]
+    raw = json.loads((REAL / "4_prompts/belle_eval_zh.json").read_text(encoding="utf-8").split("\n")[0])
+    (prompt,) = read(REAL / "4_prompts/belle_eval_zh.json", Prompt, limit=1).records
+    assert prompt == Prompt((Message("user", raw["question"]),), "code", raw["std_answer"])
+
+    raw = json.loads((REAL / "2_preference/messages_pair_tiny.json").read_text())[0]
+    (pair,) = read(REAL / "2_preference/messages_pair_tiny.json", Comparison).records
+    replies = [raw[side][1]["content"] for side in ("chosen", "rejected")]
+    assert pair == Comparison((Message("user", raw["chosen"][0]["content"]),), *replies)
+
+    raw = json.loads((REAL / "1_sft/sharegpt_en_dummy.json").read_text())[0]
+    (talk,) = read(REAL / "1_sft/sharegpt_en_dummy.json", Demonstration, limit=1).records
+    assert [turn.role for turn in talk.messages] == ["user", "assistant"] * 2
+    assert [turn.content for turn in talk.messages] == [turn["value"] for turn in raw["conversations"]]
