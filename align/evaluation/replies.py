@@ -50,6 +50,7 @@ def judged_replies(
     ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts])
     completions = engine.generate(ids, params)
     texts = tokenizer.batch_decode([list(one.token_ids) for one in completions], skip_special_tokens=True)
+    columns = [{"category": prompt.category, "reference": prompt.reference} for prompt in prompts]
     samples = [
         Sample(
             prompt=prompts[index // params.n].messages,
@@ -57,18 +58,13 @@ def judged_replies(
             prompt_ids=tuple(ids[index // params.n]),
             completion_ids=one.token_ids,
             finished=one.finish_reason == "stop",
-            columns={
-                "category": prompts[index // params.n].category,
-                "reference": prompts[index // params.n].reference,
-            },
+            columns=columns[index // params.n],
         )
         for index, (one, text) in enumerate(zip(completions, texts, strict=True))
     ]
     scores = {reward.name: reward.score(samples) for reward in rewards}
     judged = [
-        Judged(
-            one.completion, one.finished, len(one.completion_ids), {name: values[at] for name, values in scores.items()}
-        )
+        Judged(one.completion, one.finished, len(one.completion_ids), {name: row[at] for name, row in scores.items()})
         for at, one in enumerate(samples)
     ]
     return [judged[start : start + params.n] for start in range(0, len(judged), params.n)]

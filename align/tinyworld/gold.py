@@ -1,4 +1,4 @@
-"""The gold score: what a reply is really worth. It makes training labels and the final evaluation, nothing else sees it.
+"""The gold score: what a reply is really worth. It makes labels and the final evaluation, nothing else sees it.
 
 score = 1.0 if the reply is **correct**
       + 0.25 if it is helpful in **form** (one full sentence, or a whole function, besides words of courtesy)

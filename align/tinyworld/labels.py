@@ -45,9 +45,7 @@ def clean_comparisons(
         pair = _correctness_pair(item, sampled[text], rng) if alone else _any_pair(item, sampled[text], rng)
         if pair is not None:
             pairs.append(_comparison(text, item, *pair))
-    raise ValueError(
-        f"the sampled replies gave {len(pairs)} of the {size} pairs of set '{name}': sample more replies a prompt"
-    )
+    raise ValueError(f"the sampled replies gave {len(pairs)} of the {size} pairs of '{name}': sample more a prompt")
 
 
 def _manners(gold: Gold) -> tuple[bool, ...]:

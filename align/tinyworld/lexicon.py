@@ -1,4 +1,4 @@
-"""The words of the world. Which colour a kite has is decided by the seed; that kites and colours exist is decided here."""
+"""The words of the world. Which colour a kite has is the seed's decision; that there are kites and colours is ours."""
 
 from __future__ import annotations
 

@@ -13,15 +13,32 @@ if TYPE_CHECKING:
 CODE_VERBS = (("adds", "+"), ("subtracts", "-"), ("multiplies by", "*"))
 
 QUESTIONS = {
-    ("colour", "en"): ("What colour is the {0}?", "Which colour does the {0} have?", "Tell me the colour of the {0}.", "The {0} has which colour?"),
+    ("colour", "en"): (
+        "What colour is the {0}?", "Which colour does the {0} have?", "Tell me the colour of the {0}.",
+        "The {0} has which colour?",
+    ),
     ("colour", "zh"): ("{0}是什么颜色？", "{0}的颜色是什么？", "告诉我{0}的颜色。"),
-    ("sound", "en"): ("What does the {0} say?", "Which sound does the {0} make?", "Tell me the sound of the {0}.", "How does the {0} sound?"),
-    ("kind", "en"): ("What kind of word is {0}?", "What is meant by the word {0}?", "Which kind of thing is {0}?", "Sort the word {0}."),
-    ("opposite", "en"): ("What is the opposite of {0}?", "Which word means not {0}?", "Give me the opposite of {0}.", "Turn {0} around."),
+    ("sound", "en"): (
+        "What does the {0} say?", "Which sound does the {0} make?", "Tell me the sound of the {0}.",
+        "How does the {0} sound?",
+    ),
+    ("kind", "en"): (
+        "What kind of word is {0}?", "What is meant by the word {0}?", "Which kind of thing is {0}?",
+        "Sort the word {0}.",
+    ),
+    ("opposite", "en"): (
+        "What is the opposite of {0}?", "Which word means not {0}?", "Give me the opposite of {0}.", "Turn {0} around.",
+    ),
     ("sum", "en"): ("What is {0} + {1}?", "How much is {0} + {1}?", "Add {0} + {1}.", "Compute {0} + {1}."),
     ("sum", "zh"): ("{0}加{1}等于几？", "{0}加{1}是多少？", "请算{0}加{1}。"),
-    ("code", "en"): ("Write a function that {0} {1}.", "I need code that {0} {1}.", "How do I write code that {0} {1}?", "Give me a function that {0} {1}."),
-    ("sentence", "en"): ("Write a line about the {0}.", "Make a sentence with {0}.", "Tell me something about the {0}.", "Give me a line on the {0}."),
+    ("code", "en"): (
+        "Write a function that {0} {1}.", "I need code that {0} {1}.", "How do I write code that {0} {1}?",
+        "Give me a function that {0} {1}.",
+    ),
+    ("sentence", "en"): (
+        "Write a line about the {0}.", "Make a sentence with {0}.", "Tell me something about the {0}.",
+        "Give me a line on the {0}.",
+    ),
 }  # fmt: skip
 BEFORE = {
     "en": ("", "Please: ", "Hello. ", "Quick question. ", "Hi there. ", "I wonder. "),

@@ -85,7 +85,7 @@ def _demonstration(world: World, rng: random.Random, part: Part, good: bool) -> 
 
 
 def coarse_comparisons(world: World, size: int) -> list[Comparison]:
-    """Pairs by upvotes: score = round(log2(1 + votes)), ties dropped (Askell et al. 2021, as documented for StackExchange)."""
+    """Pairs by upvotes: score = round(log2(1 + votes)), ties dropped (Askell et al. 2021, for StackExchange)."""
     rng = stream(world, "coarse")
     pairs: list[Comparison] = []
     while len(pairs) < size:

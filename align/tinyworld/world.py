@@ -1,8 +1,8 @@
 """A small closed world with known truth, made from a seed.
 
-The world has items (a fact to state, a sum, a line of code, a sentence to write), questions about them in many wordings,
-and for a share of the items a *popular mistake*: a wrong answer that most of the people who wrote the demonstrations
-believe. A model that imitates them learns the mistakes; only the comparisons, judged by somebody who knows, tell.
+The world has items (a fact to state, a sum, a line of code, a sentence to write), questions about them in many
+wordings, and for a share of the items a *popular mistake*: a wrong answer that most of the people who wrote the
+demonstrations believe. A model that imitates them learns it; only the comparisons, judged by one who knows, tell.
 
 Every question text belongs to exactly one of three parts (`part_of`): `train`, `heldout` (clean comparisons and
 demonstrations kept back) and `eval` (the prompts of the final evaluation).

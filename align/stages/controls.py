@@ -1,0 +1,171 @@
+"""The other arms and controls of the quickstart: what each part of the chain is worth.
+
+    make controls                (or: python -m align.stages.controls RECIPE [key=value …])
+
+Runs on a finished chain and writes to `<output_dir>/controls/`; arms that are there already are not run again.
+
+- PMP or not: both arms finetuned on the same pairs for the same steps, at three learning rates each. The best rate of
+  an arm is chosen on the even-numbered held-out pairs, the arms are compared on the odd-numbered ones.
+- SFT on good demonstrations only: as many, all true and polite.
+- Best of the sampled replies by the reward model (best-of-8 with the default `evaluation.num_samples`).
+- PPO on a reward model trained on the same pairs with shuffled labels, without PMP: nothing is to be gained.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from align.evaluation import compare
+from align.evaluation.compare import paired_difference
+from align.recipe import Recipe, load_recipe
+from align.recipe.lineage import Origin, init_origin, stage_dir
+from align.runs import files
+from align.runs.seeding import derive
+from align.stages import arms, outcome
+from align.stages.chain import require_inputs
+from align.stages.common import Summary
+
+RATES = (0.3, 1.0, 3.0)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run every control of the recipe named on the command line and print the table."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    recipe = load_recipe(arguments[0], arguments[1:])
+    require_inputs(recipe, "ppo")
+    found = run(recipe)
+    print_table(recipe, found)
+
+
+def run(recipe: Recipe) -> Summary:
+    """Every control; also in `<output_dir>/controls/summary.json`."""
+    folder = Path(recipe.output_dir) / "controls"
+    prompts = outcome.eval_prompts(recipe)
+    found: Summary = {
+        "seed": recipe.seed,
+        "pmp": pmp_or_not(recipe, folder),
+        "good_demonstrations": good_demonstrations(recipe, folder, prompts),
+        "best_of_n": best_of_n(recipe),
+        "shuffled_labels": shuffled_labels(recipe, folder, prompts),
+    }
+    files.write_json(folder / "summary.json", found)
+    return found
+
+
+def pmp_or_not(recipe: Recipe, folder: Path) -> Summary:
+    """Both arms at three learning rates; accuracies and the paired difference of the best."""
+    origins = {"with_pmp": Origin("stage", "pmp"), "without_pmp": init_origin(recipe, "pmp")}
+    accuracies: dict[str, dict[str, float]] = {}
+    best: dict[str, list[list[float]]] = {}
+    for name, origin in origins.items():
+        chosen: dict[str, list[list[float]]] = {}
+        for factor in RATES:
+            rate = factor * recipe.rm.learning_rate
+            section = recipe.rm.model_copy(update={"learning_rate": rate})
+            out_dir = folder / f"rm_{name}_{rate:g}"
+            if not (out_dir / "summary.json").is_file():
+                arms.train_reward(recipe, section, origin, out_dir, derive(recipe.seed, "rm"), stage="rm")
+            chosen[f"{rate:g}"] = arms.right(out_dir)
+        accuracies[name] = {rate: compare.mean(right) for rate, right in chosen.items()}
+        best[name] = max(chosen.values(), key=lambda right: compare.mean(right[::2]))
+    with_pmp, without = best["with_pmp"][1::2], best["without_pmp"][1::2]
+    return {
+        "accuracy": accuracies,
+        "pairs_compared": len(without),
+        "best_with_pmp": compare.mean(with_pmp),
+        "best_without_pmp": compare.mean(without),
+        "gain": paired_difference(without, with_pmp),
+    }
+
+
+def good_demonstrations(recipe: Recipe, folder: Path, prompts: list[Any]) -> Summary:
+    """Gold score of an SFT model that saw only good demonstrations."""
+    from align.recipe.fields import Source
+    from align.stages import sft
+    from align.tinyworld import sets
+    from align.tinyworld.world import World
+    from data_formats import write_jsonl
+
+    out_dir, file = folder / "sft_good", folder / "good_demonstrations.jsonl"
+    if not (out_dir / "summary.json").is_file():
+        demos = sets.demonstrations(World(recipe.seed), recipe.tinyworld.demonstrations, good=True)
+        write_jsonl(file, demos)
+        section = recipe.sft.model_copy(update={"data": (Source(path=str(file.resolve())),)})
+        sft.run(recipe.model_copy(update={"sft": section}), out_dir=out_dir)
+    judged = outcome.judge_model(recipe, out_dir / "model", prompts, outcome.gold_rewards(recipe))
+    return outcome.figures(judged, "gold")
+
+
+def best_of_n(recipe: Recipe) -> Summary:
+    """Gold score of the SFT reply that the reward model likes best of those sampled for the evaluation."""
+    rows = outcome.read_outcome(stage_dir(recipe, "ppo") / "eval.jsonl", "sft")
+    chosen = [max(replies, key=lambda reply: reply["reward"]) for replies in rows]
+    return {
+        "n": len(rows[0]),
+        "gold": sum(reply["gold"] for reply in chosen) / len(chosen),
+        "correct": sum(reply["correct"] for reply in chosen) / len(chosen),
+    }
+
+
+def shuffled_labels(recipe: Recipe, folder: Path, prompts: list[Any]) -> Summary:
+    """What PPO gains on a reward model that learnt nothing."""
+    from align.stages import ppo
+
+    reward_dir, out_dir = folder / "rm_shuffled", folder / "ppo_shuffled"
+    if not (reward_dir / "summary.json").is_file():
+        origin = init_origin(recipe, "pmp" if recipe.pmp is not None else "rm")
+        seed = derive(recipe.seed, "rm")
+        arms.train_reward(recipe, recipe.rm, origin, reward_dir, seed, stage="rm", shuffle_labels=True)
+    accuracy = json.loads((reward_dir / "summary.json").read_text(encoding="utf-8"))["accuracy"]
+    arm = recipe.ppo.model_copy(update={"reward_from": str(reward_dir / "model")})
+    changed = recipe.model_copy(update={"ppo": arm})
+    if not (out_dir / "summary.json").is_file():
+        ppo.run(changed, out_dir=out_dir)
+    origin = source_of_policy(recipe)
+    return {"reward_accuracy": accuracy, **outcome.compare_policies(changed, out_dir, origin, prompts)}
+
+
+def source_of_policy(recipe: Recipe) -> str:
+    """Folder or hub id of the policy before PPO."""
+    from align.stages.common import origin_path
+
+    return origin_path(recipe, init_origin(recipe, "ppo"), stage="ppo")
+
+
+def print_table(recipe: Recipe, found: Summary) -> None:
+    """The controls beside the chain's own figures."""
+    from rich.console import Console
+    from rich.table import Table
+
+    chain = json.loads((Path(recipe.output_dir) / "summary.json").read_text(encoding="utf-8"))
+    table = Table(title=f"controls of {recipe.name}, seed {recipe.seed}")
+    for name in ("policy", "gold, greedy", "correct, greedy", "gold, temperature 1", "correct, temperature 1"):
+        table.add_column(name, justify="left" if name == "policy" else "right")
+    best, good = found["best_of_n"], found["good_demonstrations"]
+    rows = {
+        "SFT": chain["sft"],
+        "SFT on good demonstrations only": good,
+        f"best of {best['n']} SFT replies": {"gold_sampled": best["gold"], "correct_sampled": best["correct"]},
+        "PPO": chain["ppo"],
+        "PPO on shuffled labels": found["shuffled_labels"],
+    }
+    for name, row in rows.items():
+        cells = [row.get(key) for key in ("gold", "correct", "gold_sampled", "correct_sampled")]
+        table.add_row(name, *("" if cell is None else f"{cell:.3f}" for cell in cells))
+    console = Console()
+    console.print(table)
+    pmp, gain = found["pmp"], found["pmp"]["gain"]
+    console.print(
+        f"reward model, best of {len(RATES)} rates, {pmp['pairs_compared']} pairs: "
+        f"with PMP {pmp['best_with_pmp']:.1%}, without {pmp['best_without_pmp']:.1%}, "
+        f"gain {gain['difference']:+.1%} [{gain['low']:+.1%}, {gain['high']:+.1%}]"
+    )
+    console.print(f"Everything is in {recipe.output_dir}/controls/.", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
