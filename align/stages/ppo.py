@@ -131,8 +131,8 @@ def load_critic(recipe: Recipe, reward: Any, tokenizer: Any, policy_path: str, s
     rows = critic.get_input_embeddings().weight.shape[0]
     if rows < len(tokenizer):
         raise CriticError(
-            f"ppo.critic_from: the model at {path} has {rows} token embeddings, the policy's tokenizer {len(tokenizer)} "
-            "tokens; name a model with the policy's tokenizer"
+            f"ppo.critic_from: the model at {path} has {rows} token embeddings, fewer than the {len(tokenizer)} "
+            "tokens of the policy's tokenizer; name a model with that tokenizer"
         )
     return critic
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -50,7 +51,9 @@ class TrainedModel:
             num_training_steps=max(1, total_steps),
             scheduler_specific_kwargs=specific,
         )
-        self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        with warnings.catch_warnings():  # torch 2.13 renames the switch, accelerate 1.15 knows the old name alone
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            self.module, self.optimizer = accelerator.prepare(module, optimizer)
         self.parameters: list[nn.Parameter] = [p for p in self.module.parameters() if p.requires_grad]
 
     @property

@@ -83,8 +83,8 @@ def load(trainer: PPOTrainer, folder: Path) -> None:
                 f"{folder} was written with {key} {state[key]}, this run has {own}: "
                 "continue with that, or start anew (--fresh)"
             )
-    load_model(trainer.policy.raw, folder / "policy" / WEIGHTS_FILE, device=str(trainer.accelerator.device))
-    load_model(trainer.critic.raw, folder / "critic" / WEIGHTS_FILE, device=str(trainer.accelerator.device))
+    for name in ("policy", "critic"):  # read on the CPU, copied to where the module is
+        load_model(getattr(trainer, name).raw, folder / name / WEIGHTS_FILE)
     trainer.policy.load_state_dict(state["policy"])
     trainer.critic.load_state_dict(state["critic"])
     trainer.sampler.load_state_dict(state["prompt_sampler"])
