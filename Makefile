@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP)
 	@$(TRAIN) $(BIN)/align quickstart seed=$(SEED)
 
-controls: $(STAMP)
+controls: quickstart
 	@$(TRAIN) $(BIN)/python -m align.stages.controls quickstart seed=$(SEED)
 
 test: $(STAMP)

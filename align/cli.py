@@ -12,10 +12,12 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from align import __version__
 from align.runs.arguments import parse_with_overrides
 from align.runs.launch import guarded, prepare
+from data_formats.errors import StorageError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,9 +62,32 @@ def _run(args: argparse.Namespace) -> None:
     from align.recipe.check import check_recipe
 
     recipe = check_recipe(args.recipe, args.overrides)
+    if args.command == "quickstart":
+        _keep_other_seed(Path(recipe.output_dir), recipe.seed)
     from align.stages.chain import run_chain
 
     run_chain(recipe, fresh=args.fresh)
+
+
+def _keep_other_seed(output_dir: Path, seed: int) -> None:
+    """Make room for the quickstart of another seed: what is in `output_dir` moves to `<output_dir>-seed<n>`, and what a
+    former run of this seed left there moves back. Nothing is lost, and the folder is that of the last command."""
+    from align.recipe.text import parse
+
+    saved = next(iter(sorted(output_dir.glob("*/recipe.yaml"))), None)
+    if saved is not None:
+        former = parse(saved.read_text(encoding="utf-8"), str(saved))[0].get("seed")
+        if former == seed:
+            return
+        aside = output_dir.with_name(f"{output_dir.name}-seed{former}")
+        if aside.exists():
+            raise StorageError(f"{output_dir} holds the run of seed {former}, and {aside} exists: remove one of them")
+        output_dir.rename(aside)
+        print(f"{output_dir} held the run of seed {former}; it is now {aside}")
+    back = output_dir.with_name(f"{output_dir.name}-seed{seed}")
+    if back.is_dir() and not output_dir.exists():
+        back.rename(output_dir)
+        print(f"continuing {back} as {output_dir}")
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -127,6 +127,26 @@ def test_run_checks_before_anything_heavy(tmp_path):
     assert "sft.lr: unknown key" in done.stderr
 
 
+def test_the_quickstart_keeps_the_run_of_another_seed(tmp_path, capsys):
+    out = tmp_path / "quickstart"
+
+    def made(seed):
+        (out / "base").mkdir(parents=True)
+        (out / "base/recipe.yaml").write_text(f"name: quickstart\nseed: {seed}\n")
+
+    cli._keep_other_seed(out, 0)  # nothing there
+    made(0)
+    cli._keep_other_seed(out, 0)  # the same seed continues
+    assert (out / "base").is_dir()
+    cli._keep_other_seed(out, 7)
+    assert not out.exists() and (tmp_path / "quickstart-seed0/base").is_dir()
+    assert "held the run of seed 0" in capsys.readouterr().out
+    made(7)
+    cli._keep_other_seed(out, 0)  # and back again
+    assert "seed: 0" in (out / "base/recipe.yaml").read_text()
+    assert (tmp_path / "quickstart-seed7/base").is_dir() and not (tmp_path / "quickstart-seed0").exists()
+
+
 def test_how_work_ends(capsys, monkeypatch):
     monkeypatch.delenv("ALIGN_DEBUG", raising=False)
 
