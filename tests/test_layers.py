@@ -1,0 +1,241 @@
+"""The house keeps its shape: which room may know which, no circles, small files, gold out of training's reach.
+
+Breaches are listed all at once, each with file and line. The rules are those of README's "Design".
+"""
+
+from __future__ import annotations
+
+import ast
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.import_graph import Import, Tree, circles, edges, path_between, read_tree
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("align", "data_formats", "reward", "rollouts")
+TREE = read_tree(ROOT, PACKAGES)
+
+GOLD = "align.tinyworld.gold"
+BLIND = (  # what trains, or rewards while training
+    *("align.trainers", "align.models", "align.data", "align.functional", "align.recipe", "align.runs"),
+    *("reward", "rollouts", "data_formats"),
+    *(f"align.stages.{stage}" for stage in ("base", "sft", "reward", "ppo")),
+)
+ENTRY_SCRIPTS = ("align.base", "align.sft", "align.rm", "align.ppo")
+ANYTHING = frozenset({"*"})
+
+# Room -> what of ours it may import (itself always). A room without a line here may import nothing.
+ARROWS: dict[str, frozenset[str]] = {
+    "data_formats": frozenset(),
+    "reward": frozenset({"data_formats"}),
+    "rollouts": frozenset({"data_formats"}),
+    "align.functional": frozenset(),
+    "align.recipe": frozenset({"data_formats.errors"}),
+    "align.tinyworld": frozenset({"data_formats"}),
+    "align.models": frozenset({"align.recipe", "reward", "data_formats"}),
+    "align.data": frozenset({"data_formats", "align.recipe"}),
+    "align.runs": frozenset({"data_formats", "align.recipe"}),
+    "align.trainers": frozenset(
+        {"align.functional", "align.models", "align.data", "align.runs", "align.recipe"}
+        | {"reward", "rollouts", "data_formats"}
+    ),
+    "align.evaluation": frozenset(
+        {"align.models", "align.data", "align.recipe", "align.functional", "reward", "rollouts", "data_formats"}
+    ),
+    "align.report": frozenset({"data_formats", "align.recipe"}),
+    "align.stages": ANYTHING,
+    "align": ANYTHING,  # the entries and the command line
+}
+
+# Room -> foreign packages. Those after LAZY may be imported inside functions only.
+TORCH = frozenset({"torch", "transformers", "safetensors", "numpy"})
+FOREIGN: dict[str, frozenset[str]] = {
+    "data_formats": frozenset(),
+    "reward": TORCH - {"numpy"},
+    "rollouts": TORCH - {"numpy", "safetensors"},
+    "align.functional": frozenset({"torch"}),
+    "align.recipe": frozenset({"pydantic", "pydantic_core", "yaml"}),
+    "align.tinyworld": frozenset(),
+    "align.models": TORCH | {"tokenizers", "peft", "bitsandbytes"},
+    "align.data": TORCH - {"safetensors"},
+    "align.runs": (TORCH - {"safetensors"}) | {"accelerate", "rich"},
+    "align.trainers": TORCH | {"accelerate", "peft", "trl"},
+    "align.evaluation": TORCH,
+    "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),
+    "align.stages": TORCH | {"accelerate", "rich", "peft", "trl"},
+    "align": frozenset({"rich"}),
+}
+LAZY: dict[str, frozenset[str]] = {"data_formats": frozenset({"pyarrow", "zstandard", "datasets"})}
+ENGINES = {"vllm": "rollouts"}  # only in files of that room whose name holds the engine's
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+
+def room_of(module: str, rooms: dict[str, frozenset[str]] = ARROWS) -> str | None:
+    """The longest room that holds `module`; `align` itself holds only the modules directly in it."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        room = ".".join(parts[:length])
+        if room in rooms:
+            return room if room != "align" or len(parts) <= 2 else None
+    return None
+
+
+def inside(module: str, prefix: str) -> bool:
+    return module == prefix or module.startswith(prefix + ".")
+
+
+def where(tree: Tree, item: Import) -> str:
+    return f"{tree.files[item.source].as_posix()}:{item.line}: {item.source} imports {item.target}"
+
+
+def broken_arrows(tree: Tree) -> Iterator[str]:
+    for item in tree.imports:
+        if item.target.split(".")[0] not in PACKAGES:
+            continue
+        room = room_of(item.source)
+        allowed = ARROWS.get(room or "", frozenset())
+        own = room is not None and room_of(item.target) == room
+        if not own and allowed != ANYTHING and not any(inside(item.target, prefix) for prefix in allowed):
+            yield where(tree, item)
+
+
+def foreign_imports(tree: Tree) -> Iterator[str]:
+    for item in tree.imports:
+        package = item.target.split(".")[0]
+        if package in PACKAGES or package in sys.stdlib_module_names:
+            continue
+        room = room_of(item.source) or ""
+        lazily = item.lazy and package in LAZY.get(room, frozenset())
+        engine = ENGINES.get(package) == room and package in item.source.rpartition(".")[2]
+        if package not in FOREIGN.get(room, frozenset()) and not lazily and not engine:
+            yield where(tree, item)
+
+
+def gold_breaches(tree: Tree) -> Iterator[str]:
+    for item in tree.imports:
+        known = inside(item.source, "align.tinyworld") or inside(item.source, "align.stages")
+        if item.target == GOLD and not known:
+            yield where(tree, item)
+    graph = edges(tree)
+    for (
+        module
+    ) in tree.files:  # importing a.b.c runs a.b/__init__ too (align/__init__ is lazy: checked with the entries)
+        parents = {".".join(module.split(".")[:length]) for length in range(2, module.count(".") + 1)}
+        graph[module] |= parents & set(tree.files)
+    for module in tree.files:
+        if any(inside(module, room) for room in BLIND) and (path := path_between(graph, module, GOLD)):
+            yield " -> ".join(path)
+
+
+def test_every_module_lives_in_a_known_room():
+    assert [module for module in TREE.files if room_of(module) is None] == []
+    missing = [room for room in PACKAGES if room not in TREE.files]
+    assert missing == []
+
+
+def test_imports_follow_the_arrows():
+    assert list(broken_arrows(TREE)) == []
+
+
+def test_foreign_packages_only_where_they_are_listed():
+    assert list(foreign_imports(TREE)) == []
+
+
+def test_no_import_circles_between_files_or_rooms():
+    """An import inside a function hides a circle, it does not undo it; one for type checkers alone is none."""
+    assert circles(edges(TREE, only_real=True)) == []
+    rooms: dict[str, set[str]] = {room: set() for room in ARROWS}
+    for source, targets in edges(TREE).items():
+        rooms[room_of(source)] |= {room_of(target) for target in targets} - {room_of(source)}
+    assert circles(rooms) == []
+
+
+def test_computed_imports_only_in_lazy_packages_and_stages():
+    found = [
+        f"{TREE.files[module]}:{line}"
+        for module, line in TREE.untraceable
+        if TREE.files[module].name != "__init__.py" and not inside(module, "align.stages")
+    ]
+    assert found == []
+
+
+def test_gold_is_known_to_labels_and_final_evaluation_alone():
+    assert GOLD in TREE.files
+    assert any(item.target == GOLD for item in TREE.imports)
+    assert list(gold_breaches(TREE)) == []
+    named = [
+        module
+        for module, path in TREE.files.items()
+        if any(inside(module, room) for room in BLIND) and "tinyworld.gold" in path.read_text(encoding="utf-8")
+    ]
+    assert named == []
+
+
+def test_entry_scripts_are_thin_and_import_our_code_inside_main():
+    for module in ENTRY_SCRIPTS:
+        text = TREE.files[module].read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 45, module
+        assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(ast.parse(text))), module
+        eager = {item.target.split(".")[0] for item in TREE.imports if item.source == module and not item.lazy}
+        assert eager <= sys.stdlib_module_names, module
+
+
+def test_no_module_directly_in_align_shadows_another():
+    """`accelerate launch align/ppo.py` puts align/ first on the path: a name in there would win over the real one."""
+    top_level = {path.stem for path in ROOT.iterdir() if path.is_dir() or path.suffix == ".py"}
+    foreign = {item.target.split(".")[0] for item in TREE.imports}.union(*FOREIGN.values(), *LAZY.values(), ENGINES)
+    taken = top_level | foreign | sys.stdlib_module_names
+    ours = {path.stem for path in (ROOT / "align").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert {"functional", "ppo"} <= ours - {"__init__"}
+    assert sorted(ours & taken) == []
+
+
+def test_files_and_functions_are_small():
+    found = []
+    for path in TREE.files.values():
+        text = path.read_text(encoding="utf-8")
+        if (lines := len(text.splitlines())) > MAX_FILE_LINES:
+            found.append(f"{path}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > MAX_FUNCTION_LINES:
+                    found.append(f"{path}:{node.lineno}: {node.name} has {length} lines")
+    assert found == []
+    assert statistics.median(len(path.read_text(encoding="utf-8").splitlines()) for path in TREE.files.values()) <= 130
+
+
+def test_every_module_says_what_it_does():
+    silent = [
+        str(path)
+        for path in TREE.files.values()
+        if (text := path.read_text(encoding="utf-8")).strip() and not ast.get_docstring(ast.parse(text))
+    ]
+    assert silent == []
+
+
+def test_tests_mirror_the_packages_without_being_packages():
+    tests = ROOT / "tests"
+    assert list(tests.rglob("__init__.py")) == []
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")} - {Path()}
+    assert [
+        str(folder) for folder in sorted(folders) if folder.parts[0] in PACKAGES and not (ROOT / folder).is_dir()
+    ] == []
+
+
+def test_nothing_is_unpickled_and_no_remote_code_is_trusted_by_default():
+    found = []
+    for path in TREE.files.values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            unsafe = called == "torch.load" and options.get("weights_only") != "True"
+            if unsafe or called.startswith(("pickle.", "dill.")) or options.get("trust_remote_code") == "True":
+                found.append(f"{path}:{node.lineno}: {called}")
+    assert found == []
