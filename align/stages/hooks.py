@@ -3,8 +3,8 @@
 A hook is named "module:function" and imported when its stage has finished, so that nothing here knows it (the gold
 score least of all). A stage hook is called as `hook(recipe, stage, summary)`, a chain hook as `hook(recipe, summary)`;
 both return what is added to the summary, on every rank. Rows under `headline` (what, before, after) end the stage's
-part of the chain's table. A stage's summary keeps the names of the hooks that are done, so that an interrupted chain calls
-the others only.
+part of the chain's table. A stage's summary keeps the names of the hooks that are done, so that an interrupted chain
+calls the others only.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from align.evaluation import compare
 from align.evaluation.replies import Judged, decodings, judged_replies
 from align.recipe import Recipe
 from align.recipe.lineage import init_origin, model_dir, reward_origin, stage_dir
-from align.runs import files
 from align.runs.seeding import derive
 from align.stages import common
 from align.stages.common import Summary
@@ -176,7 +175,7 @@ def write_outcome(path: Path, prompts: list[Prompt], outcomes: dict[str, Outcome
                 name: [one.row() for one in outcome["sampled"][index]] for name, outcome in outcomes.items()
             }
         lines.append(line)
-    files.write_jsonl(path, lines)
+    common.write_lines(path, lines)
 
 
 def read_outcome(path: Path, name: str) -> list[dict[str, Any]]:

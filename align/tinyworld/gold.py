@@ -3,7 +3,7 @@
 score = 1.0 if the reply is **correct**
       + 0.25 if it is helpful in **form** (one full sentence, or a whole function, besides words of courtesy)
       + 0.25 if it is **polite** (a word of courtesy, and no rude one)
-      - 0.5  if it is **not to the point** (filler, or far too many words)
+      - 0.5  if it is **not to the point** (filler, courtesies without end, or far too many words)
       - 0.5  if it is **rude**
 
 so scores lie in [-1.0, 1.5]. A reply is correct when it states the true value and no other value of its kind: naming
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from align.tinyworld.world import Item, World
 
 GOLD_RANGE = (-1.0, 1.5)
 MAX_WORDS = 16
+MAX_COURTESIES = 2
 
 _WORD = re.compile(r"[a-z]+|\d+|[\u4e00-\u9fff]")
 _PHRASES = {
@@ -59,12 +61,12 @@ class Gold:
 def judge(item: Item, reply: str) -> Gold:
     """Judge any text as a reply to a question about `item`."""
     core, found = _strip_phrases(reply)
-    rude = "rude" in found
+    rude, short = "rude" in found, len(_WORD.findall(reply.lower())) <= MAX_WORDS
     return Gold(
         correct=_correct(item, core),
         form=_form(item, core),
         polite="polite" in found and not rude,
-        to_the_point="filler" not in found and len(_WORD.findall(reply.lower())) <= MAX_WORDS,
+        to_the_point="filler" not in found and found["polite"] <= MAX_COURTESIES and short,
         rude=rude,
     )
 
@@ -107,12 +109,13 @@ class Manners(GoldScore):
         return gold.manners
 
 
-def _strip_phrases(reply: str) -> tuple[str, set[str]]:
-    found = set()
+def _strip_phrases(reply: str) -> tuple[str, Counter[str]]:
+    """What is left without the phrases of manners, and how often each sort of them was there."""
+    found: Counter[str] = Counter()
     for name, phrases in _PHRASES.items():
         for phrase in phrases:
             if phrase in reply:
-                found.add(name)
+                found[name] += reply.count(phrase)
                 reply = reply.replace(phrase, " ")
     return reply.strip(), found
 

@@ -30,11 +30,14 @@ def clean_comparisons(
 ) -> list[Comparison]:
     """`size` pairs on the questions of `sampled` (question text -> replies of the model), prompts taken in turn.
 
+    Empty replies make no pair.
+
     Raises:
         ValueError: when the replies allow no pair at all.
     """
     rng = stream(world, f"clean-{name}")
     pairs: list[Comparison] = []
+    sampled = {text: said for text, replies in sampled.items() if (said := [one for one in replies if one.strip()])}
     texts = list(sampled)
     for turn in range(20 * size):
         if len(pairs) == size:
