@@ -70,7 +70,7 @@ class _Reader(ast.NodeVisitor):
         if self.untraceable:  # the names it may come to are written somewhere in this file, or nowhere
             for text, line in self._strings:
                 for candidate in (text.partition(":")[0], f"{self.package}.{text}"):
-                    if candidate in self.known:
+                    if "." in candidate and candidate in self.known:
                         self.imports.append(Import(self.module, candidate, line, lazy=True, by_name=True))
 
     def visit_Import(self, node: ast.Import) -> None:
