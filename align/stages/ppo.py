@@ -76,9 +76,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     revision = recipe.model.revision if path == recipe.model.path else None
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code, revision=revision)
     options = load_options(reward_path, recipe.model)
-    reward = load_reward(
-        reward_path, batch_size=section.rollout.batch_size, name=judge.value, device=accelerator.device, **options
-    )
+    reward = load_reward(reward_path, batch_size=section.rollout.batch_size, device=accelerator.device, **options)
     prompts, reports = load_records(section.data, Prompt, recipe)
     prompts, dropped = fitting(prompts, tokenizer, section.rollout.max_prompt_length)
     common.need_rows(prompts, stage, "prompt", dropped)

@@ -1,0 +1,144 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from align.models.critic import Critic
+from align.recipe import Recipe
+from align.runs.interrupt import StopFlag
+from align.stages import ppo
+from align.stages.common import StageStopped
+from align.trainers.ppo import PPOTrainer
+from data_formats.errors import EmptyDatasetError, MissingFileError
+from reward.model import RewardModel
+from tests.align.stages.small_chain import write_data
+from tests.tiny_models import bert_tokenizer, byte_tokenizer, qwen2_config, save_causal_lm
+
+
+def write_rows(path: Path, rows) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def recipe(folder: Path, **changes) -> Recipe:
+    """A ppo stage whose policy and reward model are plain folders."""
+    write_data(folder)
+    save_causal_lm(folder / "policy", seed=1)
+    save_causal_lm(folder / "body", seed=2)
+    torch.manual_seed(3)
+    RewardModel.from_backbone(folder / "body").save_pretrained(folder / "rm")
+    byte_tokenizer().save_pretrained(folder / "rm")
+    write_rows(folder / "prompts.jsonl", [{"prompt": f"say {word}", "category": "say"} for word in "abcdefgh"])
+    write_rows(folder / "held.jsonl", [{"prompt": f"tell {word}", "category": "tell"} for word in "xyz"])
+    section = {
+        "data": ["prompts.jsonl"],
+        "eval_data": ["held.jsonl"],
+        "ptx_data": ["documents.jsonl"],
+        "init_from": str(folder / "policy"),
+        "reward_from": str(folder / "rm"),
+        "num_iterations": 3,
+        "rollout_batch_size": 4,
+        "num_mini_batches": 2,
+        "micro_batch_size": 2,
+        "critic_warmup_steps": 1,
+        "rollout": {"max_prompt_length": 50, "max_completion_length": 6},
+        "ptx_coef": 0.1,
+        "ptx_ratio": 1,
+        "ptx_max_length": 32,
+        "policy": {"learning_rate": 0.01},
+        "critic": {"learning_rate": 0.01},
+    }
+    data = {
+        "name": "small",
+        "output_dir": str(folder / "run"),
+        "data_root": str(folder),
+        "seed": 4,
+        "model": {"path": str(folder / "policy")},
+        "ppo": section | changes,
+    }
+    return Recipe.model_validate_json(json.dumps(data))
+
+
+def test_the_stage_leaves_its_folder_behind(tmp_path):
+    summary = ppo.run(recipe(tmp_path))
+    out = tmp_path / "run" / "ppo"
+    wanted = {"model", "critic", "metrics.jsonl", "samples.jsonl", "recipe.yaml", "summary.json"}
+    assert {path.name for path in out.iterdir()} == wanted
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert summary["steps"] == 3 and summary["optimizer_steps"] == 6 and summary["prompts"] == 8
+    for name in ("score_before", "score", "score_greedy", "kl", "entropy", "end_rate", "distinct", "seconds"):
+        assert isinstance(summary[name], float), name
+    trained, start = (AutoModelForCausalLM.from_pretrained(path) for path in (out / "model", tmp_path / "policy"))
+    assert any(not torch.equal(a, b) for a, b in zip(trained.parameters(), start.parameters(), strict=True))
+    critic, body = Critic.from_pretrained(out / "critic"), RewardModel.from_pretrained(tmp_path / "rm")
+    assert float(critic.head.weight.detach().abs().sum()) > 0
+    assert critic.config.hidden_size == body.config.hidden_size
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 2, 3, 3]  # held-out prompts before and after
+
+
+def test_the_critic_starts_as_the_reward_model_with_a_zero_head(tmp_path):
+    made, _ = ppo.build(chosen := recipe(tmp_path), chosen.ppo, tmp_path / "out")
+    reward = RewardModel.from_pretrained(tmp_path / "rm")
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(made.critic.raw.backbone.parameters(), reward.backbone.parameters(), strict=True)
+    )
+    assert float(made.critic.raw.head.weight.detach().abs().sum()) == 0.0
+    assert not any(parameter.requires_grad for parameter in made.reference.parameters())
+    assert not any(parameter.requires_grad for parameter in made.reward.model.parameters())
+
+
+def test_ctrl_c_saves_and_the_same_call_continues(tmp_path, monkeypatch):
+    class Press(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                flags[-1].set()
+
+    flags = []
+    make_flag, make_trainer = StopFlag.__init__, PPOTrainer.__init__
+    monkeypatch.setattr(StopFlag, "__init__", lambda self: (make_flag(self), flags.append(self))[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOTrainer, "__init__", lambda self, *a, **k: make_trainer(self, *a, callbacks=[Press()], **k))
+        with pytest.raises(StageStopped, match="iteration 2 of 3"):
+            ppo.run(recipe(tmp_path))
+    out = tmp_path / "run" / "ppo"
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-2"]
+    assert not (out / "summary.json").exists()
+    summary = ppo.run(recipe(tmp_path))
+    assert summary["resumed_from"] == 2 and summary["steps"] == 3
+
+
+def test_a_foreign_classifier_judges_text_and_the_critic_starts_from_the_policy(tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    torch.manual_seed(0)
+    BertForSequenceClassification(BertConfig(vocab_size=20, num_labels=1, **shape)).save_pretrained(tmp_path / "bert")
+    bert_tokenizer("say a b c").save_pretrained(tmp_path / "bert")
+    made = recipe(tmp_path, reward_from=str(tmp_path / "bert"))
+    trainer, _ = ppo.build(made, made.ppo, tmp_path / "out")
+    assert not trainer.reward_takes_ids
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(trainer.critic.raw.backbone.parameters(), policy.model.parameters(), strict=True)
+    )
+    assert trainer.step()["score/std"] >= 0
+
+
+def test_a_critic_with_too_few_tokens_is_refused(tmp_path):
+    from transformers import Qwen2ForCausalLM
+
+    Qwen2ForCausalLM(qwen2_config(vocab_size=100, eos_token_id=1)).save_pretrained(tmp_path / "small")
+    made = recipe(tmp_path, critic_from=str(tmp_path / "small"))
+    with pytest.raises(ppo.CriticError, match=r"ppo\.critic_from.*100 token embeddings.*259"):
+        ppo.build(made, made.ppo, tmp_path / "out")
+
+
+def test_missing_inputs_are_named(tmp_path):
+    with pytest.raises(MissingFileError, match="nowhere"):
+        ppo.run(recipe(tmp_path, reward_from=str(tmp_path / "nowhere")))
+    with pytest.raises(EmptyDatasetError, match="longer than max_prompt_length"):
+        ppo.run(recipe(tmp_path, rollout={"max_prompt_length": 3, "max_completion_length": 4}))
