@@ -18,7 +18,16 @@ from data_formats.errors import EmptyDatasetError, MissingFileError
 
 LOG = logging.getLogger("align")
 Summary = dict[str, Any]
-MADE_BY_STAGES = ("model", "checkpoints", "metrics.jsonl", "samples.jsonl", "eval.jsonl", "recipe.yaml", "summary.json")
+MADE_BY_STAGES = (
+    "model",
+    "critic",
+    "checkpoints",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "eval.jsonl",
+    "recipe.yaml",
+    "summary.json",
+)
 
 
 class StageStopped(KeyboardInterrupt):
@@ -88,7 +97,7 @@ def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learnin
         figures: what the progress bar shows of the logged values.
 
     Returns:
-        `steps`, `train_loss` (mean over the steps of this call), `train_seconds`, `resumed_from` (0 = from the start).
+        `steps`, `train_loss` (the last one logged), `train_seconds`, `resumed_from` (0 = from the start).
 
     Raises:
         StageStopped: Ctrl-C; a checkpoint was written.
@@ -99,21 +108,23 @@ def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learnin
 
     out_dir = Path(trainer.args.output_dir)
     latest = checkpoint.latest(trainer.checkpoint_dir)
+    start = checkpoint.step_of(latest) if latest else 0
     began = time.perf_counter()
-    with StopFlag() as flag:
-        attach(trainer, stage, out_dir, flag, figures=figures)
-        result = trainer.train(resume_from_checkpoint=str(latest) if latest else None)
-        state = trainer.state
-        if flag.is_set and state.global_step < state.max_steps:
-            LOG.warning(
-                "stage '%s' stopped at step %d of %d, saved in %s", stage, state.global_step, state.max_steps, out_dir
-            )
-            raise StageStopped(f"stage '{stage}' stopped at step {state.global_step}")
+    if latest and start >= trainer.planned_steps():
+        trainer.load_finished(latest)  # killed after the last step: transformers would make one more
+    else:
+        with StopFlag() as flag:
+            attach(trainer, stage, out_dir, flag, figures=figures)
+            trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+    state = trainer.state
+    if state.global_step < state.max_steps:
+        LOG.warning("%s: stopped at step %d of %d, saved in %s", stage, state.global_step, state.max_steps, out_dir)
+        raise StageStopped(f"stage '{stage}' stopped at step {state.global_step}")
     return {
         "steps": state.global_step,
-        "train_loss": result.training_loss,
+        "train_loss": next((line["loss"] for line in reversed(state.log_history) if "loss" in line), None),
         "train_seconds": round(time.perf_counter() - began, 2),
-        "resumed_from": checkpoint.step_of(latest) if latest else 0,
+        "resumed_from": start,
     }
 
 

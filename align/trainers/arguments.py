@@ -65,6 +65,7 @@ def training_arguments(
         report_to=list(report_to) or "none",
         disable_tqdm=True,
         remove_unused_columns=False,
+        use_cache=True,  # goes into the saved config; our forwards switch the cache off themselves
         dataloader_num_workers=0,
     )
     if args.n_gpu > 1:

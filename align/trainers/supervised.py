@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput, align_special_tokens
 
 from align.runs import checkpoint
@@ -47,9 +47,15 @@ class SupervisedTrainer(Trainer):
         raise NotImplementedError
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `Trainer.train`, which gives the model's configs the tokenizer's end and pad ids, but quietly; and the pad
-        id is taken out of the config again, where it would freeze that token's embedding in later training.
+        """As `Trainer.train`, mended in two places.
+
+        An evaluation before training marks the model as prepared, and accelerate 1.15 then leaves DDP out: every rank
+        would train by itself. And the pad id that `Trainer` copies from the tokenizer into the model's config (with a
+        warning) is taken out again: it would freeze that token's embedding in later training.
         """
+        if self.model_wrapped is self.model and getattr(self.model, "_is_accelerate_prepared", False):
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self.model._is_accelerate_prepared = False
         config = getattr(self.model, "config", None)
         if config is None or self.processing_class is None:
             return super().train(*args, **kwargs)
@@ -113,6 +119,15 @@ class SupervisedTrainer(Trainer):
     def checkpoint_dir(self) -> Path:
         """`<output_dir>/checkpoints`."""
         return Path(self.args.output_dir) / "checkpoints"
+
+    def planned_steps(self) -> int:
+        """Optimizer steps of a whole run."""
+        return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+
+    def load_finished(self, folder: Path) -> None:
+        """Take weights and state from the checkpoint of the last step, without training."""
+        self._load_from_checkpoint(str(folder))
+        self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write `checkpoints/step-N` atomically; every rank takes part, the first one names it."""

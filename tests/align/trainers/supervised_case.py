@@ -1,0 +1,101 @@
+"""Rows, models and one optimizer step of the supervised trainers, shared by their tests (also run by several ranks)."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen2ForCausalLM, TrainerCallback
+
+from align.data.collate import CausalCollator, PairCollator
+from align.recipe.batch import BatchPlan
+from align.recipe.fields import ModelSection, Source
+from align.recipe.stages import SupervisedSection
+from align.trainers.arguments import training_arguments
+from align.trainers.reward import RewardTrainer
+from align.trainers.sft import SFTTrainer
+from reward.model import RewardModel
+from tests.tiny_models import qwen2_config
+
+PAD = 256
+BATCH = 8
+
+
+def sft_rows(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
+    """Rows of 3 to 20 tokens, a prompt without loss and then a reply with it; the pad id occurs inside."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        ids = [rng.randrange(259) for _ in range(rng.randint(3, 20))]
+        start = rng.randint(1, len(ids) - 1)
+        rows.append({"input_ids": ids, "labels": [-100] * start + ids[start:]})
+    return rows
+
+
+def pair_rows(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
+    """Two sequences that share their beginning."""
+    rng = random.Random(seed)
+
+    def ids(shortest: int, longest: int) -> list[int]:
+        return [rng.randrange(256) for _ in range(rng.randint(shortest, longest))]
+
+    prompts = [ids(1, 8) for _ in range(count)]
+    return [{"chosen_ids": [*p, *ids(1, 8), 258], "rejected_ids": [*p, *ids(1, 8), 258]} for p in prompts]
+
+
+def causal_lm(dtype: torch.dtype = torch.float64, **changes: Any) -> Qwen2ForCausalLM:
+    torch.manual_seed(7)
+    return Qwen2ForCausalLM(qwen2_config(**changes)).to(dtype)
+
+
+def reward_model() -> RewardModel:
+    torch.manual_seed(7)
+    return RewardModel(Qwen2ForCausalLM(qwen2_config()).model)
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of every optimizer step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append({n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None})
+
+
+def make_trainer(
+    kind: str,
+    folder: Path,
+    rows: list[dict],
+    *,
+    micro: int,
+    ranks: int = 1,
+    heldout: Any = None,
+    model: Any = None,
+    **keys: Any,
+) -> Any:
+    """An `sft` or `reward` trainer of batches of 8 rows; `keys` go into the section."""
+    options = {"learning_rate": 1e-3, "max_length": 64, "max_grad_norm": 1e9, "max_steps": 1, "eval_batch_size": 4}
+    section = SupervisedSection(
+        data=(Source(path="x"),), batch_size=BATCH, micro_batch_size=micro, **(options | {"logging_steps": 1} | keys)
+    )
+    plan = BatchPlan("sft", ranks, BATCH, BATCH // ranks, micro, BATCH // ranks // micro)
+    args = training_arguments(section, plan, ModelSection(path="x"), folder, seed=3)
+    if kind == "sft":
+        return SFTTrainer(
+            model or causal_lm(), args, train_dataset=rows, eval_dataset=heldout, data_collator=CausalCollator(PAD)
+        )
+    return RewardTrainer(
+        model or reward_model(), args, train_dataset=rows, eval_dataset=heldout, data_collator=PairCollator(PAD)
+    )
+
+
+def step_gradients(kind: str, folder: Path, rows: list[dict], **options: Any) -> dict[str, torch.Tensor]:
+    """Gradients of the first optimizer step."""
+    trainer = make_trainer(kind, folder, rows, **options)
+    gradients = Gradients()
+    trainer.add_callback(gradients)
+    trainer.train()
+    return gradients.steps[0]

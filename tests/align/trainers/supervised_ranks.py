@@ -1,0 +1,48 @@
+"""One optimizer step, evaluations and a checkpoint on every rank; run by test_supervised_ranks.py under a launcher."""
+
+from __future__ import annotations
+
+import faulthandler
+import sys
+from pathlib import Path
+
+import torch
+
+from align.runs import checkpoint
+from tests.align.trainers.supervised_case import Gradients, make_trainer, pair_rows, sft_rows
+
+
+def main(folder: Path, ranks: int) -> None:
+    results = {}
+    for kind, rows, heldout in (
+        ("sft", sft_rows(8), sft_rows(7, seed=5)),
+        ("reward", pair_rows(8), pair_rows(7, seed=5)),
+    ):
+        trainer = make_trainer(kind, folder / kind, rows, micro=2, ranks=ranks, heldout=heldout, save_steps=1)
+        gradients = Gradients()
+        trainer.add_callback(gradients)
+        metrics = trainer.evaluate()
+        trainer.train()
+        logged = next(line for line in trainer.state.log_history if "loss" in line)
+        clean = {name.removeprefix("module."): value for name, value in gradients.steps[0].items()}
+        results[kind] = {
+            "gradients": clean,
+            "loss": logged["loss"],
+            "accuracy": logged.get("accuracy", 0.0),
+            "eval_loss": metrics["eval_loss"],
+            "eval_items": metrics.get("eval_tokens", metrics.get("eval_pairs")),
+            "predictions": torch.as_tensor(trainer.predict(heldout).predictions),
+        }
+        again = make_trainer(kind, folder / f"{kind}-again", rows, micro=2, ranks=ranks, max_steps=2)
+        again.train(resume_from_checkpoint=str(checkpoint.latest(folder / kind / "checkpoints")))
+        assert again.state.global_step == 2
+        if trainer.is_world_process_zero():
+            torch.save(results, folder / "results.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    faulthandler.dump_traceback_later(150, exit=True)  # a rank that waits for ever should say where
+    main(Path(sys.argv[1]), int(sys.argv[2]))

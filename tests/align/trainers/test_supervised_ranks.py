@@ -1,0 +1,34 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[3]
+SCRIPT = Path(__file__).parent / "supervised_ranks.py"
+
+
+def launch(folder, ranks):
+    folder.mkdir()
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *launcher, str(SCRIPT), str(folder), str(ranks)]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(folder / "results.pt", weights_only=True)
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_and_measure_what_one_does(tmp_path):
+    one, two = launch(tmp_path / "one", 1), launch(tmp_path / "two", 2)
+    for kind, tolerance in (("sft", 1e-9), ("reward", 1e-4)):
+        assert one[kind]["gradients"].keys() == two[kind]["gradients"].keys()
+        for name, gradient in one[kind]["gradients"].items():
+            torch.testing.assert_close(two[kind]["gradients"][name], gradient, rtol=tolerance, atol=tolerance / 100)
+        torch.testing.assert_close(two[kind]["predictions"], one[kind]["predictions"], rtol=1e-5, atol=1e-5)
+        for figure in ("loss", "accuracy", "eval_loss", "eval_items"):
+            assert two[kind][figure] == pytest.approx(one[kind][figure], rel=1e-5), (kind, figure)
+    step = tmp_path / "two" / "sft" / "checkpoints" / "step-1"
+    assert {path.name for path in step.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
