@@ -1,0 +1,194 @@
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from align.recipe import RecipeError, load_recipe
+from align.stages import changes, common, hooks
+from align.stages.chain import clear, run_chain, run_stage
+from data_formats.errors import MissingFileError
+from reward.model import RewardModel
+from tests.align.stages.small_chain import small_recipe, write_data
+
+FILES = {"model", "metrics.jsonl", "samples.jsonl", "recipe.yaml", "summary.json"}
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain")
+    write_data(folder)
+    recipe = small_recipe(folder)
+    return recipe, folder / "run", run_chain(recipe)
+
+
+def test_every_stage_leaves_its_files(finished):
+    recipe, run, _ = finished
+    for stage in recipe.stages:
+        assert {path.name for path in (run / stage).iterdir()} >= FILES
+        assert load_recipe(run / stage / "recipe.yaml") == recipe
+        steps = [line["step"] for line in lines(run / stage / "metrics.jsonl") if "loss" in line]
+        assert steps == list(range(1, getattr(recipe, stage).max_steps + 1))
+        assert (run / stage / "model" / "model.safetensors").is_file()
+        assert (run / stage / "model" / "tokenizer.json").is_file()
+        assert not list((run / stage).glob("**/*.bin"))
+
+
+def test_summary_gathers_the_stages(finished):
+    recipe, run, summary = finished
+    assert summary == read(run / "summary.json")
+    assert (summary["seed"], set(summary["seconds"])) == (1, {"base", "sft", "pmp", "rm"})
+    assert summary["base"] == read(run / "base" / "summary.json")
+    assert 0 < summary["base"]["unigram_entropy"] < 6
+    assert summary["sft"]["heldout_loss"] < summary["sft"]["heldout_loss_before"]
+    assert len(lines(run / "sft" / "samples.jsonl")) == recipe.sft.eval_num_replies
+
+
+def test_figures_of_the_reward_stage_follow_from_its_eval_lines(finished):
+    _, run, summary = finished
+    rows = lines(run / "rm" / "eval.jsonl")
+    right = [row["chosen_score"] > row["rejected_score"] for row in rows]
+    assert (summary["rm"]["pairs"], summary["rm"]["correct"]) == (len(rows), sum(right))
+    tagged = [ok for ok, row in zip(right, rows, strict=True) if "correctness" in row["tags"]]
+    assert summary["rm"]["accuracy_correctness"] == sum(tagged) / len(tagged)
+    assert summary["rm"]["accuracy_low"] <= summary["rm"]["accuracy"] <= summary["rm"]["accuracy_high"]
+
+
+def test_saved_reward_model_gives_the_scores_of_the_eval_lines_and_is_centred(finished):
+    from align.data.encode import encode_prompt, encode_reply
+    from align.models.tokenizer import load_tokenizer
+    from data_formats.records import Message
+
+    _, run, summary = finished
+    model, tokenizer = RewardModel.from_pretrained(run / "rm" / "model"), load_tokenizer(run / "rm" / "model")
+    row = lines(run / "rm" / "eval.jsonl")[0]
+    ids = encode_prompt(tokenizer, [Message(**turn) for turn in row["prompt"]]) + encode_reply(tokenizer, row["chosen"])
+    with torch.no_grad():
+        score = model(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long))[0]
+    assert float(score) == pytest.approx(row["chosen_score"], abs=1e-5)
+    assert abs(summary["rm"]["reference_mean"]) < 1e-5
+    assert float(model.shift) == pytest.approx(summary["rm"]["shift"])
+
+
+def test_rm_keeps_the_head_of_pmp(finished):
+    _, _, summary = finished
+    assert summary["pmp"]["accuracy_before"] is None  # a fresh head
+    assert summary["rm"]["accuracy_before"] == summary["pmp"]["accuracy"]  # same held-out pairs
+
+
+def test_finished_stages_are_skipped(finished, capsys):
+    recipe, run, summary = finished
+    before = {path: path.stat().st_mtime_ns for path in run.glob("*/model/model.safetensors")}
+    assert run_chain(recipe) == summary
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert "sft: finished before" in capsys.readouterr().out
+
+
+def test_a_changed_recipe_is_refused_with_the_keys(finished):
+    recipe, run, _ = finished
+    other = small_recipe(run.parent, sft__learning_rate=0.5, seed=2)
+    with pytest.raises(changes.RecipeChangedError, match=r"sft\.learning_rate was 0\.01, is 0\.5.*--fresh") as caught:
+        run_chain(other)
+    assert "seed was 1, is 2" in str(caught.value)
+    harmless = small_recipe(run.parent, sft__logging_steps=3, sft__micro_batch_size=8, rm__save_steps=2)
+    changes.require_unchanged(harmless, harmless.stages)
+    # a change of pmp concerns rm, which starts from it, and not sft
+    changed_pmp = small_recipe(run.parent, pmp__learning_rate=0.5)
+    assert changes.changed_keys(changed_pmp, "rm", run / "rm") == ["pmp.learning_rate was 0.01, is 0.5"]
+    assert changes.changed_keys(changed_pmp, "sft", run / "sft") == []
+
+
+def test_a_missing_input_names_the_command(tmp_path):
+    write_data(tmp_path)
+    with pytest.raises(
+        MissingFileError, match=r"'rm' starts from pmp.*accelerate launch align/rm.py RECIPE --stage pmp"
+    ):
+        run_stage(small_recipe(tmp_path), "rm")
+
+
+def test_fresh_removes_only_what_the_stages_wrote(tmp_path):
+    write_data(tmp_path)
+    recipe = small_recipe(tmp_path)
+    run_stage(recipe, "base")
+    run = tmp_path / "run"
+    (run / "base" / "notes.txt").write_text("mine")
+    (run / "sft").mkdir()
+    (run / "sft" / "summary.json").write_text("{}")
+    (run / "summary.json").write_text("{}")
+    clear(recipe, recipe.stages, whole_chain=True)
+    assert [path.relative_to(run).as_posix() for path in sorted(run.rglob("*"))] == ["base", "base/notes.txt"]
+
+
+def test_ctrl_c_saves_and_the_same_command_gives_the_same_model(tmp_path, monkeypatch):
+    folders = [tmp_path / name for name in ("whole", "stopped")]
+    for folder in folders:
+        folder.mkdir()
+        write_data(folder)
+    run_stage(small_recipe(folders[0]), "base")
+    recipe = small_recipe(folders[1])
+    from align.trainers.sft import SFTTrainer
+
+    plain = SFTTrainer.training_step
+    calls = []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:  # in the third of six steps of two micro-batches
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(SFTTrainer, "training_step", interrupted)
+    with pytest.raises(common.StageStopped, match="stopped at step 3"):
+        run_stage(recipe, "base")
+    assert not (folders[1] / "run" / "base" / "summary.json").exists()
+    with pytest.raises(changes.RecipeChangedError):  # the interrupted stage is not continued with another recipe
+        run_stage(small_recipe(folders[1], base__learning_rate=0.5), "base")
+    assert run_stage(recipe, "base")["resumed_from"] == 3
+    one, two = ((folder / "run/base/model/model.safetensors").read_bytes() for folder in folders)
+    assert one == two
+    steps = [line["step"] for line in lines(folders[1] / "run/base/metrics.jsonl") if "loss" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_stage_killed_after_its_last_step_finishes_without_training(tmp_path):
+    write_data(tmp_path)
+    recipe = small_recipe(tmp_path, base__save_steps=6)
+    first = run_stage(recipe, "base")
+    weights = (tmp_path / "run/base/model/model.safetensors").read_bytes()
+    (tmp_path / "run" / "base" / "summary.json").unlink()
+    again = run_stage(recipe, "base")
+    assert (again["resumed_from"], again["steps"]) == (6, 6)
+    assert again["heldout_loss"] == first["heldout_loss"]
+    assert (tmp_path / "run/base/model/model.safetensors").read_bytes() == weights
+
+
+def test_hooks_add_figures_once(tmp_path, monkeypatch):
+    write_data(tmp_path)
+    recipe = small_recipe(tmp_path)
+    seen = []
+
+    def hook(recipe, stage, summary):
+        seen.append(stage)
+        return {"extra": summary["steps"] * 10}
+
+    monkeypatch.setattr(hooks, "STAGE_HOOKS", {"base": ["somewhere:hook"]})
+    monkeypatch.setattr(hooks, "resolve", lambda name: hook)
+    assert run_stage(recipe, "base")["extra"] == 60
+    assert run_stage(recipe, "base")["extra"] == 60
+    assert seen == ["base"]
+    assert read(tmp_path / "run" / "base" / "summary.json")["hooks"] == ["somewhere:hook"]
+
+
+def test_an_impossible_recipe_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(RecipeError, match=r"documents\.jsonl"):
+        run_chain(small_recipe(tmp_path))
+    assert not (tmp_path / "run").exists()
