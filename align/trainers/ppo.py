@@ -9,9 +9,9 @@ Decisions, and departures from the named papers:
   the whole vocabulary, old, new and reference alike: with top-p < 1 the replies come from a narrower distribution than
   the one that is scored (no importance correction; the KL is then a penalty, not a measurement).
 - The score stands on the last real token of the reply, the KL (k1) on each token. A reply ends at `<|im_end|>`; one
-  that was cut, or ended with `<|endoftext|>`, has
-  `missing_eos_penalty` subtracted from its score (not replaced by it). Then the running mean counts the whole global
-  batch in, is subtracted, and the result is clipped. No value follows the last token, of cut replies neither.
+  that was cut, or ended with `<|endoftext|>`, has `missing_eos_penalty` subtracted from its score (not replaced by it;
+  `ModelReward` reads that score at an `<|im_end|>` it appends). Then the running mean counts the whole global batch in,
+  is subtracted, and the result is clipped. No value follows the last token, of cut replies neither.
 - Losses are sums divided by the token count of the minibatch over all ranks, so gradients do not depend on
   micro-batches, padding or ranks. Minibatches are real optimizer steps, reshuffled every epoch.
 - Critic warm-up is exactly `critic_warmup_steps` optimizer steps in which the policy is not touched: no gradient, no
@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
@@ -64,7 +65,12 @@ from rollouts.select import make_engine
 
 
 def make_accelerator(mixed_precision: str = "no", report_to: Sequence[str] = ()) -> Accelerator:
-    """An accelerator as PPO needs it: passes without gradients must not make DDP synchronise buffers."""
+    """An accelerator as PPO needs it: passes without gradients must not make DDP synchronise buffers.
+
+    An earlier stage of this process may have set another precision; that one is forgotten.
+    """
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
+        AcceleratorState._reset_state()
     return Accelerator(
         mixed_precision=mixed_precision,
         log_with=list(report_to) or None,

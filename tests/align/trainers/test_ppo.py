@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 from align.runs.errors import TrainingError
 from align.trainers.minibatches import BatchSplitError
-from align.trainers.ppo import PPOTrainer
+from align.trainers.ppo import PPOTrainer, make_accelerator
 from rollouts.scripted import ScriptedEngine
 from tests.align.trainers import ppo_case
 
@@ -363,3 +363,49 @@ def test_evaluate_gives_score_kl_and_entropy(tmp_path):
     after = trainer.evaluate(num_samples=4)
     assert after["eval/kl"] > 0.01 and 0 < after["eval/entropy"] < math.log(259)
     assert after == trainer.evaluate(num_samples=4)
+
+
+def test_an_earlier_precision_of_the_process_is_forgotten(tmp_path):
+    for precision in ("bf16", "no"):
+        accelerator = make_accelerator(precision)
+        assert accelerator.mixed_precision == precision
+        trainer = ppo_case.trainer(tmp_path / precision, kind=Ratios, accelerator=accelerator)
+        trainer.step()
+        assert all(ratio == 1 for ratio in trainer.ratios[0])
+        assert all(parameter.dtype == torch.float32 for parameter in trainer.policy.parameters)
+
+
+def test_gradient_checkpointing_learns_the_same(tmp_path):
+    learnt = []
+    for checkpointing in (False, True):
+        models = {"policy_model": ppo_case.policy(), "critic_model": ppo_case.critic()}
+        for model in models.values() if checkpointing else ():
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        trainer = ppo_case.trainer(tmp_path / str(checkpointing), **models)
+        trainer.step()
+        assert trainer.policy.raw.training == checkpointing
+        learnt.append(weights(trainer.policy))
+    assert torch.allclose(learnt[0], learnt[1], atol=1e-6)
+
+
+def test_ppo_raises_the_reward(tmp_path):
+    class LowBytes:
+        name = "low_bytes"
+
+        def score(self, samples):
+            return [4 * sum(token < 128 for token in one.completion_ids) / len(one.completion_ids) for one in samples]
+
+    trainer = ppo_case.trainer(
+        tmp_path,
+        reward=LowBytes(),
+        critic_model=ppo_case.critic(head_scale=0.0),
+        num_iterations=10,
+        rollout_batch_size=16,
+        micro_batch_size=16,
+        critic_warmup_steps=4,
+        missing_eos_penalty=None,
+        kl_coef=0.02,
+    )
+    history = [line["score/mean"] for line in trainer.train().log_history]
+    assert sum(history[-2:]) / 2 > history[0] + 0.4
+    assert trainer.state.log_history[0]["value/explained_variance"] == pytest.approx(0, abs=0.1)

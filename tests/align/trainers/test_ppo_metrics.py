@@ -1,0 +1,92 @@
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from align.trainers.experience import Experience, TokenBatch
+from align.trainers.ppo_metrics import Stopwatch, UpdateStats, reply_kl, rollout_metrics, sample_rows
+from tests.align.trainers import ppo_case
+
+NAN = math.nan
+
+
+def case():
+    """Two replies of 2 and 1 tokens after a prompt of 1; what stands at masked positions is NaN."""
+    samples = ppo_case.samples((2, 1), (1, 1), finished=(True, False))
+    tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids)
+    made = Experience(
+        tokens,
+        tokens.mask_NS,
+        scores_N=torch.tensor([1.0, 5.0]),
+        normalized_N=torch.tensor([-2.0, 2.0]),
+        old_logps_NS=torch.tensor([[-1.0, -2.0], [-3.0, NAN]]),
+        ref_logps_NS=torch.tensor([[-1.5, -1.0], [-3.5, NAN]]),
+        old_values_NS=torch.tensor([[0.0, 1.0], [2.0, NAN]]),
+        rewards_NS=torch.tensor([[0.0, 0.0], [0.0, NAN]]),
+        advantages_NS=torch.tensor([[0.0, 0.0], [0.0, NAN]]),
+        returns_NS=torch.tensor([[0.0, 3.0], [3.0, NAN]]),
+    )
+    return samples, made
+
+
+def test_rollout_metrics_by_hand():
+    samples, made = case()
+    found = rollout_metrics(samples, made, torch.tensor([[0.3, 0.6], [0.9, NAN]]), 0.25)
+    expected = {
+        "score/mean": 3.0,
+        "score/std": 2.0,
+        "reward/mean": 0.0,
+        "reward/std": 2.0,
+        "kl/reply": 0.0,  # (0.5 - 1) and 0.5
+        "kl/token": 0.0,
+        "kl/k3_token": (2 * (math.exp(-0.5) - 1 + 0.5) + math.exp(1) - 1 - 1) / 3,
+        "entropy": 0.6,
+        "value/mean": 1.0,
+        "value/explained_variance": 1 - (0 + 4 + 1) / 6,  # returns 0, 3, 3 vary by 6 in all
+        "returns/std": math.sqrt(2),
+        "advantages/std": 0.25,
+        "length/mean": 1.5,
+        "length/max": 2.0,
+        "end_rate": 0.5,
+        "distinct": 1.0,
+    }
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert reply_kl(made).tolist() == pytest.approx([-0.5, 0.5])
+
+
+def test_sample_rows_are_the_first_replies():
+    rows = sample_rows(*case(), 1)
+    assert [(row["reply"], row["score"], row["reward"], row["tokens"], row["finished"]) for row in rows] == [
+        ("0", 1.0, -2.0, 2, True)
+    ]
+    assert rows[0]["kl"] == pytest.approx(-0.5)
+    assert len(sample_rows(*case(), 9)) == 2
+
+
+def test_update_stats_are_means_over_what_was_counted():
+    stats = UpdateStats()
+    for loss, tokens, high, low in ((6.0, 2.0, 1.5, 0.9), (3.0, 4.0, 1.2, 0.8)):
+        sums = {"tokens": tokens, "clipped": tokens / 2, "ratio_max": high, "ratio_min": low}
+        stats.add("policy", torch.tensor(loss), {key: torch.tensor(value) for key, value in sums.items()})
+    stats.norm("policy/grad_norm", torch.tensor(1.0))
+    stats.norm("policy/grad_norm", torch.tensor(3.0))
+    assert stats.over_ranks(Accelerator()) == pytest.approx(
+        {
+            "policy/loss": 1.5,
+            "policy/clipped": 0.5,
+            "policy/ratio_max": 1.5,
+            "policy/ratio_min": 0.8,
+            "policy/grad_norm": 2.0,
+        }
+    )
+
+
+def test_stopwatch_names_its_phases():
+    watch = Stopwatch()
+    for _ in range(2):
+        with watch("update"):
+            pass
+    figures = watch.metrics(tokens=100)
+    assert figures["seconds/total"] == figures["seconds/update"] > 0
+    assert figures["tokens_per_second"] == pytest.approx(100 / figures["seconds/total"])
