@@ -62,3 +62,9 @@ class RewardSection(SupervisedSection):
     center_scores: bool = False
     reference_data: tuple[Source, ...] = ()
     reference_size: Positive = 256
+
+    def rules(self) -> list[tuple[str, str]]:
+        broken = super().rules()
+        if self.attention_dropout:
+            broken.append(("attention_dropout", "a reward model is trained without dropout; remove the key or set it to 0"))
+        return broken

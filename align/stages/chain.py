@@ -121,16 +121,17 @@ def prepare_data(recipe: Recipe, stage: str) -> None:
     if recipe.tinyworld is not None and is_main():
         from align.stages import world
 
-        if _missing_sets(recipe, stage):
+        missing = _missing_sets(recipe, stage)
+        if missing - set(world.LABELLED):
             world.materialise(recipe)
-        if _missing_sets(recipe, stage):
+        if missing & set(world.LABELLED):
             world.label_comparisons(recipe)
     _meet()
 
 
-def _missing_sets(recipe: Recipe, stage: str) -> list[str]:
+def _missing_sets(recipe: Recipe, stage: str) -> set[str]:
     sources = [source for _, source in stage_sources(recipe, stage) if source.path.startswith(WORLD)]
-    return [source.path for source in sources if not source_path(recipe, source).is_file()]
+    return {source.path.removeprefix(WORLD) for source in sources if not source_path(recipe, source).is_file()}
 
 
 def clear(recipe: Recipe, stages: tuple[str, ...], *, whole_chain: bool = False) -> None:

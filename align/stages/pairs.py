@@ -18,7 +18,7 @@ def wilson(correct: float, n: int, z: float = Z95) -> tuple[float, float]:
     share, spread = correct / n, z * z / n
     middle = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return (middle - half if correct else 0.0), (middle + half if correct < n else 1.0)
 
 
 def accuracy(right: Sequence[bool]) -> dict[str, float | int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
 from align.recipe.batch import BatchPlan
-from align.recipe.fields import ModelSection
+from align.recipe.fields import ModelSection, OptimSection
 from align.recipe.stages import SupervisedSection
 
 
@@ -32,7 +33,6 @@ def training_arguments(
         seed: for the order of rows and dropout.
         evaluate: whether there are held-out rows for `eval_steps`.
     """
-    schedule = {"min_lr_rate": 0.1} if section.lr_scheduler_type == "cosine_with_min_lr" else {}
     args = TrainingArguments(
         output_dir=str(output_dir),
         per_device_train_batch_size=plan.micro_batch_size,
@@ -40,15 +40,7 @@ def training_arguments(
         per_device_eval_batch_size=section.eval_batch_size,
         num_train_epochs=section.num_train_epochs,
         max_steps=section.max_steps if section.max_steps is not None else -1,
-        learning_rate=section.learning_rate,
-        lr_scheduler_type=section.lr_scheduler_type,
-        lr_scheduler_kwargs=schedule,
-        warmup_steps=section.warmup_steps,
-        weight_decay=section.weight_decay,
-        adam_beta1=section.adam_beta1,
-        adam_beta2=section.adam_beta2,
-        adam_epsilon=section.adam_epsilon,
-        max_grad_norm=section.max_grad_norm,
+        **optimizer_options(section),
         logging_steps=section.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,
@@ -73,3 +65,11 @@ def training_arguments(
             1  # several GPUs in one process would mean nn.DataParallel; several ranks are started by a launcher
         )
     return args
+
+
+def optimizer_options(section: OptimSection) -> dict[str, Any]:
+    """AdamW and schedule; `cosine_with_min_lr` ends at a tenth of the peak, as pretraining of Qwen did."""
+    names = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm")
+    options = {name: getattr(section, name) for name in (*names, "adam_beta1", "adam_beta2", "adam_epsilon")}
+    schedule = {"min_lr_rate": 0.1} if section.lr_scheduler_type == "cosine_with_min_lr" else {}
+    return options | {"lr_scheduler_kwargs": schedule}

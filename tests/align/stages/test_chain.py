@@ -94,7 +94,7 @@ def test_finished_stages_are_skipped(finished, capsys):
 
 
 def test_a_changed_recipe_is_refused_with_the_keys(finished):
-    recipe, run, _ = finished
+    _, run, _ = finished
     other = small_recipe(run.parent, sft__learning_rate=0.5, seed=2)
     with pytest.raises(changes.RecipeChangedError, match=r"sft\.learning_rate was 0\.01, is 0\.5.*--fresh") as caught:
         run_chain(other)

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from align.recipe.lineage import Origin
 from align.stages.chain import run_stage
 from align.stages.reward import shuffled_labels, train_reward
@@ -28,3 +30,8 @@ def test_an_arm_runs_beside_the_chain(tmp_path):
     rates = [json.loads(line).get("learning_rate") for line in (arm / "metrics.jsonl").read_text().splitlines()]
     assert rates[0] == 0.02
     assert not (tmp_path / "run" / "rm").exists()
+
+
+def test_dropout_in_a_reward_stage_is_an_error_not_ignored(tmp_path):
+    with pytest.raises(ValueError, match="attention_dropout: a reward model is trained without dropout"):
+        small_recipe(tmp_path, rm__attention_dropout=0.1)
