@@ -66,5 +66,5 @@ class RewardSection(SupervisedSection):
     def rules(self) -> list[tuple[str, str]]:
         broken = super().rules()
         if self.attention_dropout:
-            broken.append(("attention_dropout", "a reward model is trained without dropout; remove the key or set it to 0"))
+            broken.append(("attention_dropout", "a reward model is trained without dropout; remove the key"))
         return broken

@@ -1,0 +1,32 @@
+from align.stages.overview import headline
+
+
+def cells(stage, summary):
+    return [tuple(line) for line in headline(stage, summary)]
+
+
+def test_base_stands_beside_the_unigram_entropy():
+    assert cells("base", {"heldout_loss": 0.54321, "unigram_entropy": 4.2}) == [
+        ("held-out loss, nats a token", "4.2 (unigram entropy)", "0.5432")
+    ]
+
+
+def test_reward_stage_shows_interval_and_baseline():
+    summary = {
+        "accuracy": 0.8,
+        "accuracy_low": 0.775,
+        "accuracy_high": 0.823,
+        "accuracy_before": 0.66,
+        "pairs": 1200,
+        "by_tag": {"correctness": {"accuracy": 0.7, "pairs": 480}},
+        "length_baseline": 0.55,
+    }
+    lines = cells("rm", summary)
+    assert lines[0] == ("accuracy on 1200 held-out pairs", "66.0 %", "80.0 % [77.5 %, 82.3 %]")
+    assert ("  those tagged correctness (480)", "", "70.0 %") in lines
+    assert ("  by length alone", "", "55.0 %") in lines
+    assert cells("pmp", {**summary, "accuracy_before": None})[0][1] == "50.0 % (chance)"
+
+
+def test_rows_a_hook_adds_are_shown():
+    assert ("gold score", "", "0.5") in cells("sft", {"heldout_loss": 1.0, "headline": [["gold score", None, 0.5]]})
