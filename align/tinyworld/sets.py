@@ -17,7 +17,7 @@ from data_formats.records import Comparison, Demonstration, Document, Message, P
 SOURCE = "tinyworld"
 SYSTEM = "You are a helpful assistant."
 COARSE_MIX = {"knowledge": 0.28, "language": 0.26, "writing": 0.2, "maths": 0.14, "coding": 0.12}
-VOTE_NOISE = 0.6
+VOTE_NOISE = 0.5
 
 
 def stream(world: World, name: str) -> random.Random:
@@ -90,7 +90,7 @@ def coarse_comparisons(world: World, size: int) -> list[Comparison]:
     pairs: list[Comparison] = []
     while len(pairs) < size:
         question = world.draw(rng, "train", COARSE_MIX)
-        replies = [_crowd_reply(question.item, rng) for _ in range(2)]
+        replies = _thread(question.item, rng)
         scores = [round(math.log2(1 + _votes(question.item, reply, rng))) for reply in replies]
         if replies[0] == replies[1] or scores[0] == scores[1]:
             continue
@@ -108,8 +108,19 @@ def coarse_comparisons(world: World, size: int) -> list[Comparison]:
     return pairs
 
 
-def _crowd_reply(item: Item, rng: random.Random) -> str:
-    return phrasing.reply(item, believed_value(item, rng, truth=0.5, mistake=0.25), rng.choice(phrasing.STYLES), rng)
+def _thread(item: Item, rng: random.Random) -> list[str]:
+    """Two replies by strangers; in half of the threads the second takes the tone of the first, to say something else."""
+    said, tone = _belief(item, rng), rng.choice(phrasing.STYLES)
+    second, other_tone = _belief(item, rng), rng.choice(phrasing.STYLES)
+    if rng.random() < 0.5:
+        other_tone = tone
+        while second == said:
+            second = _belief(item, rng)
+    return [phrasing.reply(item, said, tone, rng), phrasing.reply(item, second, other_tone, rng)]
+
+
+def _belief(item: Item, rng: random.Random) -> str:
+    return believed_value(item, rng, truth=0.5, mistake=0.25)
 
 
 def _votes(item: Item, reply: str, rng: random.Random) -> int:
