@@ -26,7 +26,7 @@ from data_formats.records import Message
 from reward.errors import ModelFileError
 from reward.loading import load_pretrained, load_tokenizer
 from reward.protocol import Sample
-from reward.sources import batches_by_length, checked, right_padded
+from reward.scoring import batches_by_length, checked, right_padded
 
 logger = logging.getLogger(__name__)
 

@@ -4,54 +4,22 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from data_formats.chatml import IM_END, control_id, encode_many, render
 from data_formats.records import Message
+from reward.classifier import ClassifierReward
+from reward.loading import load_tokenizer
 from reward.model import RewardModel
 from reward.protocol import Reward, RewardError, Sample
+from reward.scoring import batches_by_length, checked, right_padded
 
 RewardFunction = Callable[..., Sequence[float]]
-
-
-def checked(scores: Any, count: int, name: str) -> list[float]:
-    """`scores` as `count` finite Python floats.
-
-    Raises:
-        RewardError: another number of scores, something that is no number, NaN or infinity.
-    """
-    try:
-        values = [float(score) for score in scores]
-    except (TypeError, ValueError) as error:
-        raise RewardError(f"reward {name!r} must give one float a reply, it gave {_short(scores)} ({error})") from None
-    if len(values) != count:
-        raise RewardError(f"reward {name!r} gave {len(values)} scores for {count} replies")
-    bad = [index for index, value in enumerate(values) if not math.isfinite(value)]
-    if bad:
-        raise RewardError(
-            f"reward {name!r} gave {values[bad[0]]} for reply {bad[0]} ({len(bad)} of {count} not finite)"
-        )
-    return values
-
-
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, so that little is padded."""
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-
-
-def right_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(ids, mask), both (B, T) int64; the mask is made from the lengths."""
-    width = max(len(row) for row in rows)
-    ids_BT = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows], dtype=torch.long)
-    mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], dtype=torch.long)
-    return ids_BT.to(device), mask_BT.to(device)
 
 
 class ModelReward:
@@ -164,17 +132,9 @@ def load_reward(
     Raises:
         MissingFileError, ModelFileError: nothing there, or torn.
     """
-    from reward.classifier import ClassifierReward
-    from reward.loading import load_tokenizer
-
     if not RewardModel.is_saved_at(path, **load_kwargs):
         return ClassifierReward(path, batch_size=batch_size, name=name, device=device, **load_kwargs)
     model = RewardModel.from_pretrained(path, **load_kwargs).requires_grad_(False)
     if device is not None:
         model.to(device)
     return ModelReward(model, load_tokenizer(path, **load_kwargs), batch_size, name)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.data.encode import encode_prompts
-from align.runs.seeding import derive
 from data_formats import chatml
 from data_formats.records import Prompt
 from reward.protocol import Reward, Sample
@@ -38,7 +37,7 @@ def decodings(tokenizer: Any, *, num_samples: int, max_new_tokens: int, seed: in
     found = {"greedy": SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens, stop_token_ids=stops)}
     if num_samples:
         found["sampled"] = SamplingParams(
-            n=num_samples, max_new_tokens=max_new_tokens, stop_token_ids=stops, seed=derive(seed, "sampled")
+            n=num_samples, max_new_tokens=max_new_tokens, stop_token_ids=stops, seed=seed
         )
     return found
 

@@ -109,7 +109,7 @@ def coarse_comparisons(world: World, size: int) -> list[Comparison]:
 
 
 def _thread(item: Item, rng: random.Random) -> list[str]:
-    """Two replies by strangers; in half of the threads the second takes the tone of the first, to say something else."""
+    """Two replies by strangers; in half of the threads the second takes the tone of the first and contradicts it."""
     said, tone = _belief(item, rng), rng.choice(phrasing.STYLES)
     second, other_tone = _belief(item, rng), rng.choice(phrasing.STYLES)
     if rng.random() < 0.5:

@@ -10,7 +10,8 @@ from reward.classifier import ClassifierReward
 from reward.errors import ModelFileError
 from reward.model import RewardModel
 from reward.protocol import Reward, RewardError, Sample
-from reward.sources import FunctionReward, ModelReward, batches_by_length, load_reward
+from reward.scoring import batches_by_length
+from reward.sources import FunctionReward, ModelReward, load_reward
 from tests.tiny_models import byte_tokenizer, save_causal_lm
 
 

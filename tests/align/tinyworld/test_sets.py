@@ -94,4 +94,5 @@ def test_clean_comparisons_are_right_half_sampled_and_tagged():
 
 
 def test_prompts_of_one_user_turn():
-    assert all(prompt.messages == (Message("user", prompt.messages[0].content),) for prompt in sets.prompts(WORLD, 40, part="train"))
+    for prompt in sets.prompts(WORLD, 40, part="train"):
+        assert prompt.messages == (Message("user", prompt.messages[0].content),)

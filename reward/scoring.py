@@ -1,0 +1,52 @@
+"""What every reward does alike: batches of similar length, padding with masks, and a check of what comes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reward.protocol import RewardError
+
+
+def checked(scores: Any, count: int, name: str) -> list[float]:
+    """`scores` as `count` finite Python floats.
+
+    Raises:
+        RewardError: another number of scores, something that is no number, NaN or infinity.
+    """
+    try:
+        values = [float(score) for score in scores]
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"reward {name!r} must give one float a reply, it gave {_short(scores)} ({error})") from None
+    if len(values) != count:
+        raise RewardError(f"reward {name!r} gave {len(values)} scores for {count} replies")
+    bad = [index for index, value in enumerate(values) if not math.isfinite(value)]
+    if bad:
+        raise RewardError(
+            f"reward {name!r} gave {values[bad[0]]} for reply {bad[0]} ({len(bad)} of {count} not finite)"
+        )
+    return values
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, so that little is padded."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def right_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(ids, mask), both (B, T) int64; the mask is made from the lengths."""
+    width = max(len(row) for row in rows)
+    ids_BT = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows], dtype=torch.long)
+    mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], dtype=torch.long)
+    return ids_BT.to(device), mask_BT.to(device)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
