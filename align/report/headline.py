@@ -1,0 +1,112 @@
+"""The rows of the headline table: what each stage measured, before and after, and how long it took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from align.report.run import Row, Run, StageFiles, clean, number
+
+Line = tuple[str, Any, Any]
+BEFORE_AND_AFTER = (  # ppo: what is measured, the keys before and after
+    ("reward model's score, temperature 1", "score_before", "score"),
+    ("reward model's score, greedy", "score_greedy_before", "score_greedy"),
+    ("KL from the reference, nats a reply", None, "kl"),
+    ("entropy, nats a token", "entropy_before", "entropy"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadlineRow:
+    """One line of the table; `stage` and `seconds` are empty after a stage's first."""
+
+    stage: str
+    measured: str
+    before: str
+    after: str
+    seconds: str
+
+
+def headline_rows(run: Run) -> list[HeadlineRow]:
+    """The table, stage by stage; stages that have not finished say so."""
+    rows = []
+    for name in run.expected:
+        stage = run.stages[name]
+        lines = list(_lines(stage)) or [(_state(stage), None, None)]
+        took = number(stage.summary.get("seconds"))
+        for index, (what, before, after) in enumerate(lines):
+            seconds = f"{took:.0f}" if index == 0 and took is not None else ""
+            rows.append(
+                HeadlineRow(name if index == 0 else "", clean(what).strip(), cell(before), cell(after), seconds)
+            )
+    return rows
+
+
+def _state(stage: StageFiles) -> str:
+    return f"unfinished, at step {stage.last_step}" if stage.state == "unfinished" else stage.state
+
+
+def _lines(stage: StageFiles) -> Iterator[Line]:
+    summary = stage.summary
+    if stage.name in ("base", "sft"):
+        yield from _losses(summary)
+    elif stage.name in ("pmp", "rm"):
+        yield from _accuracies(summary)
+    else:
+        yield from _policy(summary)
+    rows = summary.get("headline")
+    for row in rows if isinstance(rows, list) else []:
+        if isinstance(row, list) and len(row) == 3:
+            yield row[0], row[1], row[2]
+    if stage.name != "base" and number(summary.get("end_rate")) is not None:
+        yield "replies that end by themselves", None, percent(summary["end_rate"])
+
+
+def _losses(summary: Row) -> Iterator[Line]:
+    entropy, before = number(summary.get("unigram_entropy")), number(summary.get("heldout_loss_before"))
+    if number(summary.get("heldout_loss")) is not None:
+        start = f"{cell(entropy)} (unigram entropy)" if before is None and entropy is not None else before
+        yield "held-out loss, nats a token", start, summary["heldout_loss"]
+    elif number(summary.get("train_loss")) is not None:
+        yield "training loss, nats a token (nothing held out)", None, summary["train_loss"]
+
+
+def _accuracies(summary: Row) -> Iterator[Line]:
+    accuracy, before = number(summary.get("accuracy")), number(summary.get("accuracy_before"))
+    if accuracy is None:
+        return
+    low, high = number(summary.get("accuracy_low")), number(summary.get("accuracy_high"))
+    interval = f" [{percent(low)}, {percent(high)}]" if low is not None and high is not None else ""
+    start = percent(before) if before is not None else "50.0 % (chance)"
+    yield f"accuracy on {cell(summary.get('pairs'))} held-out pairs", start, percent(accuracy) + interval
+    for tag, part in tagged(summary).items():
+        yield f"those tagged {tag} ({cell(part.get('pairs'))})", None, percent(part["accuracy"])
+    if number(summary.get("length_baseline")) is not None:
+        yield "by length alone", None, percent(summary["length_baseline"])
+
+
+def tagged(summary: Row) -> dict[str, Row]:
+    """`by_tag` of a reward stage's summary, as far as it is what it should be."""
+    parts = summary.get("by_tag")
+    found = parts.items() if isinstance(parts, dict) else ()
+    return {tag: part for tag, part in found if isinstance(part, dict) and number(part.get("accuracy")) is not None}
+
+
+def _policy(summary: Row) -> Iterator[Line]:
+    if number(summary.get("score")) is None and number(summary.get("rollout_score")) is not None:
+        yield "reward model's score on rollouts", summary.get("rollout_score_first"), summary["rollout_score"]
+    for what, before, after in BEFORE_AND_AFTER:
+        if number(summary.get(after)) is not None:
+            yield what, summary.get(before) if before else None, summary[after]
+
+
+def cell(value: Any) -> str:
+    """A figure as the table shows it: four digits; nothing for None."""
+    figure = number(value)
+    return clean(value, 200) if figure is None else str(value) if isinstance(value, int) else f"{figure:.4g}"
+
+
+def percent(share: float) -> str:
+    """0.125 -> "12.5 %"."""
+    return f"{100 * share:.1f} %"

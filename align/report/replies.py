@@ -1,0 +1,136 @@
+"""Sample replies for the page: the first ones of each category, not hand-picked. Escaping is the template's work."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from align.report.outcomes import AFTER, BEFORE, NO_CATEGORY, judge_of
+from align.report.run import Row, Run, clean, number
+
+PER_CATEGORY, MOST, OF_A_STAGE = 2, 16, 8
+REPLY_CHARACTERS = 1500
+_TOLD_ELSEWHERE = ("reply", "text")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One side: who says it, the text, and small figures under it."""
+
+    who: str
+    text: str
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A prompt and the replies that stand side by side; `verdict` is win, tie, loss or empty."""
+
+    prompt: str
+    category: str
+    replies: list[Reply]
+    verdict: str = ""
+
+
+def compared(run: Run) -> list[Exchange]:
+    """Replies of SFT and PPO to the same held-out prompts, greedy."""
+    stage = run.stages["ppo"]
+    rows = [row for row in stage.evals if f"{BEFORE}_reply" in row and f"{AFTER}_reply" in row]
+    judge = judge_of(stage)
+    return [
+        Exchange(
+            prompt_text(row.get("prompt")),
+            clean(row.get("category"), 60),
+            [Reply(who, _reply(row[f"{who}_reply"]), _notes(row, f"{who}_")) for who in (BEFORE, AFTER)],
+            _verdict(row, judge),
+        )
+        for row in spread(rows)
+    ]
+
+
+def said(run: Run, name: str) -> list[Exchange]:
+    """Replies in a stage's `samples.jsonl` beside the reference where there is one; of ppo, the last ones."""
+    rows = [row for row in run.stages[name].samples if "reply" in row]
+    rows = rows[-OF_A_STAGE:] if name == "ppo" else rows[:OF_A_STAGE]
+    return [
+        Exchange(
+            prompt_text(row.get("prompt")),
+            clean(row.get("category"), 60),
+            [Reply(name, _reply(row["reply"]), _notes(row, "", ("step", "score", "kl", "finished", "tokens")))]
+            + ([Reply("reference", _reply(row["reference"]))] if row.get("reference") else []),
+        )
+        for row in rows
+    ]
+
+
+def judged_pairs(run: Run, name: str) -> list[Exchange]:
+    """The first held-out pairs of a reward stage with the scores of both sides."""
+    rows = [row for row in run.stages[name].evals or run.stages[name].samples if "chosen" in row and "rejected" in row]
+    return [
+        Exchange(
+            prompt_text(row.get("prompt")),
+            ", ".join(filter(None, [clean(row.get("category"), 60), *_tags(row)])),
+            [
+                Reply(side, _reply(row[side]), _notes({"score": row.get(f"{side}_score")}, ""))
+                for side in ("chosen", "rejected")
+            ],
+            _right(row),
+        )
+        for row in spread(rows)[:OF_A_STAGE]
+    ]
+
+
+def spread(rows: list[Row]) -> list[Row]:
+    """The first PER_CATEGORY rows of each category, in order of category, filled up to MOST where there is room."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[clean(row.get("category"), 60) or NO_CATEGORY].append(row)
+    each = max(PER_CATEGORY, MOST // max(len(groups), 1))
+    return [row for name in sorted(groups) for row in groups[name][: min(each, 8)]][:MOST]
+
+
+def prompt_text(prompt: Any) -> str:
+    """A prompt as text: a string as it is, messages with their roles when there is more than one."""
+    if not isinstance(prompt, list):
+        return clean(prompt)
+    turns = [turn if isinstance(turn, dict) else {"content": turn} for turn in prompt]
+    if len(turns) == 1:
+        return clean(turns[0].get("content"))
+    return "\n".join(f"{clean(turn.get('role'), 40)}: {clean(turn.get('content'))}" for turn in turns)
+
+
+def _reply(value: Any) -> str:
+    if isinstance(value, list):
+        return prompt_text(value)[:REPLY_CHARACTERS]
+    return clean(value, REPLY_CHARACTERS)
+
+
+def _tags(row: Row) -> list[str]:
+    tags = row.get("tags")
+    return [clean(tag, 40) for tag in tags] if isinstance(tags, list) else []
+
+
+def _notes(row: Row, prefix: str, only: tuple[str, ...] | None = None) -> list[str]:
+    notes = []
+    for key, value in row.items():
+        name = key.removeprefix(prefix)
+        if not key.startswith(prefix) or name in _TOLD_ELSEWHERE or (only is not None and name not in only):
+            continue
+        if isinstance(value, bool):
+            notes += ["cut off"] if name == "finished" and not value else []
+        elif (figure := number(value)) is not None:
+            notes.append(f"{clean(name, 40)} {figure:.4g}")
+    return notes
+
+
+def _verdict(row: Row, judge: str | None) -> str:
+    before, after = (number(row.get(f"{who}_{judge}")) for who in (BEFORE, AFTER))
+    if judge is None or before is None or after is None:
+        return ""
+    return "win" if after > before else "loss" if after < before else "tie"
+
+
+def _right(row: Row) -> str:
+    chosen, rejected = number(row.get("chosen_score")), number(row.get("rejected_score"))
+    return "" if chosen is None or rejected is None else "right" if chosen > rejected else "wrong"

@@ -1,0 +1,160 @@
+"""Reads a run folder without trusting it: what is missing, torn or of another type is left out and named.
+
+Files read: `<output_dir>/summary.json` and, per stage, `metrics.jsonl`, `summary.json`, `samples.jsonl`, `eval.jsonl`,
+`recipe.yaml`. Numbers that are not finite count as missing (`number`); text is made fit for a page (`clean`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from align.recipe import STAGES, RecipeError
+from align.recipe.text import parse
+
+Row = dict[str, Any]
+Series = tuple[list[float], list[float]]
+STAGE_FILES = ("metrics.jsonl", "summary.json", "samples.jsonl", "eval.jsonl", "recipe.yaml")
+MAX_CHARACTERS = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class StageFiles:
+    """What one stage left; everything may be empty."""
+
+    name: str
+    summary: Row = field(default_factory=dict)
+    metrics: list[Row] = field(default_factory=list)
+    samples: list[Row] = field(default_factory=list)
+    evals: list[Row] = field(default_factory=list)
+    recipe_text: str = ""
+
+    @property
+    def state(self) -> str:
+        """`finished`, `unfinished` or `not run`."""
+        return "finished" if self.summary else "unfinished" if self.metrics or self.recipe_text else "not run"
+
+    @property
+    def last_step(self) -> int:
+        """The last step that was logged, 0 before the first."""
+        return int(max((number(line.get("step")) or 0 for line in self.metrics), default=0))
+
+    def series(self, key: str) -> Series:
+        """Steps and values of one logged figure, in order of steps; of a step logged twice the last counts."""
+        points = {
+            step: value
+            for line in self.metrics
+            if (step := number(line.get("step"))) is not None and (value := number(line.get(key))) is not None
+        }
+        return sorted(points), [points[step] for step in sorted(points)]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder. `recipe` holds plain values, `{}` when no stage kept one that can be read."""
+
+    name: str
+    summary: Row
+    stages: dict[str, StageFiles]
+    recipe: Row
+    problems: list[str]
+
+    @property
+    def expected(self) -> list[str]:
+        """The stages this chain has, in the order they run: those of its recipe and those that left something."""
+        left = [name for name, stage in self.stages.items() if stage.state != "not run"]
+        return [name for name in STAGES if name in left or self.recipe.get(name) is not None]
+
+
+def read_run(root: Path) -> Run:
+    """Everything in `root` that the report shows."""
+    problems: list[str] = []
+    whole = _object(root / "summary.json", problems)
+    stages = {}
+    for name in STAGES:
+        folder, kept = root / name, whole.get(name)
+        stages[name] = StageFiles(
+            name,
+            _object(folder / "summary.json", problems) or (kept if isinstance(kept, dict) else {}),
+            *(_lines(folder / file, problems) for file in ("metrics.jsonl", "samples.jsonl", "eval.jsonl")),
+            recipe_text=_text(folder / "recipe.yaml", problems),
+        )
+    kept_by = [stage for stage in reversed(stages.values()) if stage.recipe_text]
+    recipe = next((found for stage in kept_by if (found := _recipe(stage.name, stage.recipe_text, problems))), {})
+    name = whole.get("name") or recipe.get("name") or root.resolve().name
+    return Run(clean(name), whole, stages, recipe, list(dict.fromkeys(problems)))
+
+
+def number(value: Any) -> float | None:
+    """`value` as a float where it is a finite number (truth values are none), else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def clean(value: Any, limit: int = MAX_CHARACTERS) -> str:
+    """Text for a page or a figure: control characters become visible, lone surrogates �, `limit` characters at most."""
+    text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
+    cut = f" … ({len(text) - limit} more characters)" if len(text) > limit else ""
+    return "".join(map(_visible, text[:limit].replace("\r\n", "\n"))) + cut
+
+
+def _visible(letter: str) -> str:
+    code = ord(letter)
+    if code < 0x20 and letter not in "\n\t":
+        return chr(0x2400 + code)
+    if 0xD800 <= code <= 0xDFFF or 0x7F <= code < 0xA0 or code & 0xFFFF >= 0xFFFE:
+        return "�"
+    return letter
+
+
+def _text(path: Path, problems: list[str]) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        problems.append(f"{_short(path)} cannot be read ({error.strerror})")
+        return ""
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _object(path: Path, problems: list[str]) -> Row:
+    text = _text(path, problems)
+    found = _json(text)
+    if text and not isinstance(found, dict):
+        problems.append(f"{_short(path)} is not a whole JSON object and was left out")
+    return found if isinstance(found, dict) else {}
+
+
+def _lines(path: Path, problems: list[str]) -> list[Row]:
+    texts = [line for line in _text(path, problems).split("\n") if line.strip()]
+    rows = [row for line in texts if isinstance(row := _json(line), dict)]
+    if len(rows) < len(texts):
+        problems.append(f"{_short(path)}: {len(texts) - len(rows)} of {len(texts)} lines are no JSON objects")
+    return rows
+
+
+def _recipe(name: str, text: str, problems: list[str]) -> Row:
+    try:
+        values, _ = parse(text, f"{name}/recipe.yaml")
+    except RecipeError as error:
+        problems.append(f"{name}/recipe.yaml cannot be read: {str(error).splitlines()[0]}")
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _short(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"

@@ -1,0 +1,132 @@
+"""How figures look: two themes (a page follows the reader's light or dark setting), quiet axes, PNG bytes.
+
+Colours are told apart by colour-blind readers too; no meaning hangs on colour alone.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from align.report.run import Series
+
+DPI = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Theme:
+    """Colours of one theme; `suffix` ends the names of its files."""
+
+    suffix: str
+    surface: str
+    ink: str
+    muted: str
+    grid: str
+    blue: str
+    orange: str
+    aqua: str
+    violet: str
+    gray: str
+
+    def settings(self) -> dict[str, Any]:
+        """As matplotlib's rc parameters."""
+        return {
+            "figure.facecolor": self.surface,
+            "axes.facecolor": self.surface,
+            "savefig.facecolor": self.surface,
+            "text.color": self.ink,
+            "text.parse_math": False,  # names come from data and may hold a dollar sign
+            "axes.labelcolor": self.muted,
+            "axes.edgecolor": self.grid,
+            "axes.titlecolor": self.ink,
+            "axes.titlesize": 10.5,
+            "axes.titlelocation": "left",
+            "axes.titleweight": "bold",
+            "axes.labelsize": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.axisbelow": True,
+            "axes.grid": True,
+            "axes.formatter.useoffset": False,
+            "grid.color": self.grid,
+            "grid.linewidth": 0.6,
+            "xtick.color": self.muted,
+            "ytick.color": self.muted,
+            "xtick.labelsize": 8.5,
+            "ytick.labelsize": 8.5,
+            "xtick.major.size": 0,
+            "ytick.major.size": 0,
+            "lines.linewidth": 1.7,
+            "lines.solid_capstyle": "round",
+            "legend.frameon": False,
+            "legend.fontsize": 8.5,
+            "font.family": ["DejaVu Sans"],
+            "font.size": 9,
+        }
+
+
+LIGHT = Theme("", "#ffffff", "#1b1b1a", "#595854", "#e4e3df", "#2a78d6", "#d9601f", "#16916a", "#5b4bc4", "#a3a19a")
+DARK = Theme("-dark", "#1d1d1c", "#f2f1ec", "#bab8b0", "#3a3a37", "#4d97ef", "#ea7b42", "#2bb586", "#a198f0", "#85837c")
+
+
+def panels(count: int, columns: int, *, width: float = 10.0, height: float = 2.7) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` axes in rows of `columns`, `height` inches a row."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns / max(columns, 2), height * rows), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
+
+
+def line(axes: Axes, series: Series, label: str, color: str, **style: Any) -> None:
+    """One curve; long noisy ones get a running mean in front of a faint copy, few points get dots."""
+    steps, values = series
+    if not steps:
+        return
+    if len(steps) <= 12:
+        style.setdefault("marker", "o")
+        style.setdefault("markersize", 4)
+    window = len(steps) // 20
+    if window > 2:
+        axes.plot(steps, values, color=color, alpha=0.28, linewidth=0.9)
+        values = running_mean(values, window)
+    axes.plot(steps, values, label=label, color=color, **style)
+
+
+def running_mean(values: list[float], window: int) -> list[float]:
+    """Mean of each value and up to `window` neighbours on either side."""
+    around = (values[max(0, at - window) : at + window + 1] for at in range(len(values)))
+    return [sum(part) / len(part) for part in around]
+
+
+def legend(axes: Axes, **options: Any) -> None:
+    """A legend where there is more than one thing to tell apart."""
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(**options)
+
+
+def png(draw: Callable[[Theme], Figure | None], theme: Theme) -> bytes | None:
+    """The figure that `draw` makes, None where it has nothing to show."""
+    quiet = logging.getLogger("matplotlib.font_manager")
+    level = quiet.level
+    try:
+        quiet.setLevel(logging.ERROR)
+        with matplotlib.rc_context(theme.settings()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page's own table has every name
+            figure = draw(theme)
+            if figure is None:
+                return None
+            buffer = io.BytesIO()
+            FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=DPI, metadata={"Software": None})
+            return buffer.getvalue()
+    finally:
+        quiet.setLevel(level)
