@@ -1,0 +1,73 @@
+"""recipes/qwen_rlhf.yaml in miniature: a random Qwen2 of width 16 in the model's place, files under the recipe's names.
+
+Only sizes are overridden (rows, steps and their warm-ups, lengths of replies); every other value is the recipe's own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data_formats.chatml import CHAT_TEMPLATE
+from tests.tiny_models import byte_tokenizer, save_causal_lm
+
+ANIMALS = ("cat", "dog", "hen", "cow", "fox", "owl", "ant", "bee", "pig", "rat", "emu", "eel")
+SOUNDS = ("meows", "barks", "clucks", "moos")
+SIZES = {
+    "sft": {"max_steps": 3, "batch_size": 4, "save_steps": 2, "logging_steps": 1, "eval_num_replies": 4},
+    "pmp": {"batch_size": 8, "save_steps": 2, "logging_steps": 1},
+    "rm": {"batch_size": 8, "save_steps": 2, "logging_steps": 1},
+    "ppo": {"num_iterations": 3, "rollout_batch_size": 4, "num_mini_batches": 2, "critic_warmup_steps": 2}
+    | {"save_steps": 2, "ptx_ratio": 1, "ptx_max_length": 64},
+}
+OVERRIDES = [
+    *(f"{stage}.{key}={value}" for stage, sizes in SIZES.items() for key, value in sizes.items()),
+    "sft.warmup_steps=1",
+    "ppo.policy.warmup_steps=1",
+    "sft.max_completion_length=8",
+    "ppo.rollout.max_completion_length=8",
+    "ppo.evaluation.num_samples=2",
+    "ppo.evaluation.limit=3",
+]
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_model(folder: Path) -> Path:
+    """A base model as the hub would give it: Qwen2, safetensors, a tokenizer with ChatML's tokens and template."""
+    save_causal_lm(folder, max_position_embeddings=2048)
+    byte_tokenizer(chat_template=CHAT_TEMPLATE).save_pretrained(folder)
+    return folder
+
+
+def write_data(root: Path) -> Path:
+    """The eight files that the recipe names, each in a shape of its own that the readers know."""
+    facts = [(animal, sound) for animal in ANIMALS for sound in SOUNDS]
+
+    def turns(animal: str, sound: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"The {animal}?"}, {"role": "assistant", "content": f"It {sound}."}]
+
+    def pair(animal: str, sound: str) -> dict[str, Any]:
+        return {"prompt": turns(animal, sound)[:1], "chosen": f"It {sound}.", "rejected": "猫。"}
+
+    _write(root / "sft/train.jsonl", [{"messages": turns(*fact)} for fact in facts[:40]])
+    alpaca = [{"instruction": f"A {animal}!", "input": "", "output": f"It {sound}."} for animal, sound in facts[40:]]
+    upvoted = [{"question": f"{animal}?", "response_j": sound, "response_k": "no"} for animal, sound in facts[:24]]
+    _write(root / "sft/heldout.jsonl", alpaca)
+    _write(root / "pmp/comparisons.jsonl", upvoted)
+    _write(root / "rm/comparisons.jsonl", [pair(*fact) for fact in facts[:24]])
+    _write(root / "rm/heldout.jsonl", [pair(*fact) | {"category": fact[1]} for fact in facts[24:36]])
+    _write(root / "ppo/prompts.jsonl", [{"prompt": f"The {animal}?"} for animal in ANIMALS])
+    _write(root / "ppo/eval_prompts.jsonl", [{"prompt": f"And {sound}?", "category": "sound"} for sound in SOUNDS])
+    _write(root / "text/documents.jsonl", [{"text": f"The {animal} {sound} all day. " * 3} for animal, sound in facts])
+    return root
+
+
+def arguments(folder: Path) -> list[str]:
+    """Writes model and data into `folder` and returns the `key=value` words that put them into the recipe."""
+    model, root = write_model(folder / "Qwen2-tiny"), write_data(folder / "data")
+    return [f"model.path={model}", f"data_root={root}", f"output_dir={folder / 'run'}", *OVERRIDES]
