@@ -102,9 +102,11 @@ def _policy(summary: Row) -> Iterator[Line]:
 
 
 def cell(value: Any) -> str:
-    """A figure as the table shows it: four digits; nothing for None."""
+    """A figure as the table shows it: four digits; nothing for None and for what is not finite."""
     figure = number(value)
-    return clean(value, 200) if figure is None else str(value) if isinstance(value, int) else f"{figure:.4g}"
+    if figure is None:
+        return "" if isinstance(value, float) else clean(value, 200)
+    return str(value) if isinstance(value, int) else f"{figure:.4g}"
 
 
 def percent(share: float) -> str:

@@ -7,20 +7,22 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from align.report.run import Run, Series, StageFiles, number
-from align.report.style import Theme, legend, line, panels, running_mean
+from align.report.run import Run, StageFiles, number
+from align.report.style import Theme, legend, line, panels, smooth
 
 ROLLOUTS, HELD_OUT = "rollouts", "held-out prompts"
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Keys of `metrics.jsonl` and their labels; `low` cuts the axis where a few wild values would hide the rest."""
+    """Keys of `metrics.jsonl` and their labels; `low` cuts the axis where a few wild values would
+    hide the rest, `zero` makes it begin at 0, `spread` is the key of a standard deviation."""
 
     title: str
     unit: str
     keys: tuple[tuple[str, str], ...]
     low: float | None = None
+    zero: bool = False
     spread: str | None = None
 
 
@@ -33,18 +35,26 @@ PLOTS = (
     ),
     Plot("KL from the reference", "nats a reply", (("kl/reply", ROLLOUTS), ("eval/kl", HELD_OUT))),
     Plot("entropy", "nats a token", (("entropy", ROLLOUTS), ("eval/entropy", HELD_OUT))),
-    Plot("clip fractions", "share of tokens", (("policy/clipped", "policy"), ("value/clipped", "value"))),
+    Plot("clip fractions", "share of tokens", (("policy/clipped", "policy"), ("value/clipped", "value")), zero=True),
     Plot("value loss", "", (("value/loss", "value loss"),)),
-    Plot("explained variance of the critic", "", (("value/explained_variance", "critic"),), low=-1.0),
-    Plot("reply length", "tokens", (("length/mean", "mean"), ("length/max", "longest"), ("eval/length", HELD_OUT))),
+    Plot("explained variance", "", (("value/explained_variance", "critic"),), low=-1.0),
+    Plot(
+        "reply length",
+        "tokens",
+        (("length/mean", "mean"), ("length/max", "longest"), ("eval/length", HELD_OUT)),
+        zero=True,
+    ),
     Plot("end rate and variety", "share of replies", (("end_rate", "end by themselves"), ("distinct", "distinct"))),
-    Plot("KL of one update, approximate", "nats a token", (("policy/approx_kl", "policy"),)),
+    Plot("KL of an update", "nats a token", (("policy/approx_kl", "policy"),), zero=True),
     Plot("ptx loss", "nats a token", (("ptx/loss", "ptx"),)),
-    Plot("gradient norms, before clipping", "", (("policy/grad_norm", "policy"), ("value/grad_norm", "critic"))),
+    Plot(
+        "gradient norms", "before clipping", (("policy/grad_norm", "policy"), ("value/grad_norm", "critic")), zero=True
+    ),
     Plot(
         "seconds an iteration",
         "seconds",
         (("seconds/total", "all"), ("seconds/rollout", "rollout"), ("seconds/update", "update")),
+        zero=True,
     ),
 )
 
@@ -64,20 +74,15 @@ def ppo_panel(run: Run, theme: Theme) -> Figure | None:
             line(axes, stage.series(key), label, color)
         if plot.spread:
             _band(axes, stage, plot, theme)
-        if plot.low is not None and axes.get_ylim()[0] < plot.low:
-            axes.set_ylim(bottom=plot.low)
         axes.set(title=plot.title, xlabel="iteration", ylabel=plot.unit)
-        axes.margins(y=0.12)
+        axes.margins(y=0.14)
+        if plot.zero or (plot.low is not None and axes.get_ylim()[0] < plot.low):
+            axes.set_ylim(bottom=plot.low or 0)
         legend(axes)
     if warmup:
-        every[0].annotate(
-            "warm-up",
-            (warmup / 2, 0.02),
-            xycoords=("data", "axes fraction"),
-            ha="center",
-            color=theme.violet,
-            fontsize=8,
-        )
+        place, color = (warmup / 2, 0.97), theme.violet
+        style = {"ha": "center", "va": "top", "rotation": 90, "fontsize": 7.5, "color": color}
+        every[0].annotate("critic warm-up", place, xycoords=("data", "axes fraction"), **style)
     return figure
 
 
@@ -104,9 +109,7 @@ def _band(axes: Axes, stage: StageFiles, plot: Plot, theme: Theme) -> None:
     """One standard deviation around the first curve."""
     means, stds = (dict(zip(*stage.series(key), strict=True)) for key in (plot.keys[0][0], plot.spread))
     steps = sorted(means.keys() & stds.keys())
-    window = len(steps) // 20
-    series: list[Series] = [(steps, [values[step] for step in steps]) for values in (means, stds)]
-    middle, spread = (running_mean(values, window) if window > 2 else values for _, values in series)
+    middle, spread = (smooth([values[step] for step in steps]) for values in (means, stds))
     low = [a - b for a, b in zip(middle, spread, strict=True)]
     high = [a + b for a, b in zip(middle, spread, strict=True)]
     axes.fill_between(steps, low, high, color=theme.blue, alpha=0.12, linewidth=0, label="± 1 standard deviation")

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from align.report.run import Series
 
 DPI = 130
+LONG = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,6 @@ class Theme:
         return {
             "figure.facecolor": self.surface,
             "axes.facecolor": self.surface,
-            "savefig.facecolor": self.surface,
             "text.color": self.ink,
             "text.parse_math": False,  # names come from data and may hold a dollar sign
             "axes.labelcolor": self.muted,
@@ -67,7 +67,9 @@ class Theme:
             "ytick.major.size": 0,
             "lines.linewidth": 1.7,
             "lines.solid_capstyle": "round",
-            "legend.frameon": False,
+            "legend.framealpha": 0.75,
+            "legend.facecolor": self.surface,
+            "legend.edgecolor": "none",
             "legend.fontsize": 8.5,
             "font.family": ["DejaVu Sans"],
             "font.size": 9,
@@ -88,22 +90,22 @@ def panels(count: int, columns: int, *, width: float = 10.0, height: float = 2.7
 
 
 def line(axes: Axes, series: Series, label: str, color: str, **style: Any) -> None:
-    """One curve; long noisy ones get a running mean in front of a faint copy, few points get dots."""
+    """One curve; a long one gets its running mean in front of a faint copy, few points get dots, two no line at all."""
     steps, values = series
     if not steps:
         return
     if len(steps) <= 12:
-        style.setdefault("marker", "o")
-        style.setdefault("markersize", 4)
-    window = len(steps) // 20
-    if window > 2:
+        style = {"marker": "o", "markersize": 4} | style
+    if len(steps) <= 2:
+        style["linestyle"] = "none"
+    if len(steps) > LONG:
         axes.plot(steps, values, color=color, alpha=0.28, linewidth=0.9)
-        values = running_mean(values, window)
-    axes.plot(steps, values, label=label, color=color, **style)
+    axes.plot(steps, smooth(values), label=label, color=color, **style)
 
 
-def running_mean(values: list[float], window: int) -> list[float]:
-    """Mean of each value and up to `window` neighbours on either side."""
+def smooth(values: list[float]) -> list[float]:
+    """The running mean of a series of more than LONG values, over a fortieth of them on either side."""
+    window = len(values) // 40 if len(values) > LONG else 0
     around = (values[max(0, at - window) : at + window + 1] for at in range(len(values)))
     return [sum(part) / len(part) for part in around]
 
@@ -126,7 +128,8 @@ def png(draw: Callable[[Theme], Figure | None], theme: Theme) -> bytes | None:
             if figure is None:
                 return None
             buffer = io.BytesIO()
-            FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=DPI, metadata={"Software": None})
+            figure.set_dpi(DPI)
+            FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # savefig would draw twice
             return buffer.getvalue()
     finally:
         quiet.setLevel(level)

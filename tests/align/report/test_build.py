@@ -1,0 +1,211 @@
+"""Whole reports: of a finished run, of other chains, of folders in which everything is missing or wrong."""
+
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from align.report import build_report
+from align.report.page import render
+from align.report.run import read_run
+from data_formats.errors import MissingFileError, StorageError
+from tests.align.report.synthetic_run import make_run, write
+
+FIGURES = ("losses", "preference", "accuracy", "scores", "ppo", "wins")
+VOID = ("meta", "link", "img", "source", "br")
+
+
+class Page(HTMLParser):
+    """Tags, addresses and visible text of a page; fails on tags that are not closed in order."""
+
+    def __init__(self, page: Path | str):
+        super().__init__()
+        self.tags, self.links, self.pieces, self.open = [], [], [], []
+        self.feed(page if isinstance(page, str) else page.read_text(encoding="utf-8"))
+        self.close()
+        self.text = " ".join(" ".join(self.pieces).split())
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.pieces += [data] if self.open[-1:] != ["style"] else []
+
+
+def pngs(index: Path) -> set[str]:
+    return {path.name for path in index.parent.glob("*.png")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = make_run(tmp_path_factory.mktemp("runs") / "quickstart", prompts=20, iterations=12, pairs=60)
+    return build_report(root)
+
+
+def test_page_and_figures_lie_in_report(finished):
+    assert finished.parts[-3:] == ("quickstart", "report", "index.html")
+    names = {f"{name}{suffix}.png" for name in FIGURES for suffix in ("", "-dark")}
+    assert {path.name for path in finished.parent.iterdir()} == {"index.html", *names}
+    assert all((finished.parent / name).read_bytes().startswith(b"\x89PNG\r\n") for name in names)
+
+
+def test_page_needs_nothing_but_its_folder(finished):
+    page = Page(finished)
+    images = {link for link in page.links if link.endswith(".png")}
+    assert images == pngs(finished)
+    assert [link for link in page.links if link not in images and not re.fullmatch(r"#\w+|data:,", link)] == []
+    assert not {"script", "iframe", "object", "form"} & set(page.tags)
+    assert "url(" not in finished.read_text() and "@import" not in finished.read_text()
+    assert "prefers-color-scheme: dark" in finished.read_text()
+
+
+def test_page_tells_the_figures(finished):
+    text = Page(finished).text
+    for piece in ("4.52 (unigram entropy)", "50.0 % (chance)", "gold, greedy 0.41 1.03", "37 / 18 / 5", "140"):
+        assert piece in text
+    assert "gold score of the embedded world" in text
+    assert "between -1 and 1.5" in text
+    assert "critic_warmup_steps: 20" in text
+    assert "+0.620 [+0.530, +0.710]" in text
+
+
+def test_building_again_gives_the_same_bytes_and_leaves_other_files_alone(tmp_path):
+    write(tmp_path / "sft/metrics.jsonl", [{"step": step, "loss": 1.0 / step} for step in (1, 2, 3)])
+    index = build_report(tmp_path)
+    (index.parent / "mine.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in index.parent.iterdir()}
+    build_report(tmp_path)
+    assert len(before) == 4 and {path.name: path.read_bytes() for path in index.parent.iterdir()} == before
+
+
+def test_a_folder_without_any_file_says_so(tmp_path):
+    index = build_report(tmp_path)
+    text = Page(index).text
+    assert "No stage has left anything in this folder yet." in text
+    assert "Neither pmp nor rm is here." in text
+    assert pngs(index) == set()
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(MissingFileError, match="no such run folder"):
+        build_report(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_chain_without_world_and_gold_is_judged_by_its_reward_model(tmp_path):
+    write(tmp_path / "ppo/recipe.yaml", "name: mine\nmodel: {path: some/model}\nppo: {data: [prompts.jsonl]}\n")
+    line = {"prompt": "Hi", "category": "", "sft_reply": "a", "ppo_reply": "b", "sft_reward": 0.5, "ppo_reward": 1.0}
+    write(tmp_path / "ppo/eval.jsonl", [line, {**line, "ppo_reward": 0.0}])
+    index = build_report(tmp_path)
+    text = Page(index).text
+    assert "for want of another judge" in text and "gold" not in text
+    assert "(no category) 1 0 1 50.0 % 0.500 0.500" in text
+    assert "ppo/metrics.jsonl is missing or empty." in text
+    assert "has not run yet" not in text  # the chain has no other stage
+    assert pngs(index) == {"wins.png", "wins-dark.png"}
+
+
+def test_text_of_the_run_cannot_become_markup(tmp_path):
+    evil = "</div><script>alert(1)</script>'\" <|im_end|> {{ 7 * 7 }} & \ud800 \x00 \u202e"
+    root = make_run(tmp_path / "run", prompts=5, iterations=3, pairs=6)
+    line = {"sft_gold": 0.0, "ppo_gold": 1.0, "prompt": evil, "category": evil, "sft_reply": evil, "ppo_reply": [evil]}
+    (root / "ppo/eval.jsonl").write_text(json.dumps(line) + "\n")
+    (root / "sft/samples.jsonl").write_text(
+        json.dumps({"prompt": [{"role": evil, "content": evil}] * 2, "reply": evil})
+    )
+    (root / "rm/eval.jsonl").write_text(json.dumps({"tags": [evil], "chosen": evil, "rejected": "", "chosen_score": 1}))
+    (root / "summary.json").write_text(json.dumps({"name": evil, "seed": evil, "gold_range": [evil, evil]}))
+    (root / "sft/summary.json").write_text(json.dumps({"headline": [[evil, evil, evil]], "judge": evil}))
+    (root / "ppo/recipe.yaml").write_text(f"name: x\n# {evil}".encode("utf-8", "replace").decode())
+    index = build_report(root)
+    page, source = Page(index), index.read_text(encoding="utf-8")
+    assert "script" not in page.tags and "alert(1)" in page.text
+    assert "&lt;|im_end|&gt;" in source and "<|im_end|>" not in source
+    assert "{{ 7 * 7 }}" in page.text and "␀" in page.text and "\x00" not in source
+
+
+NONSENSE = ["", None, True, "x", -1, 1e400, float("nan"), [], [[]], {}, {"a": 1}, "$\\frac{", "知識", 10**400]
+
+
+def test_values_of_wrong_types_are_left_out(tmp_path):
+    root = make_run(tmp_path / "run", prompts=len(NONSENSE), iterations=len(NONSENSE), pairs=len(NONSENSE))
+    for path in [*root.glob("*/*.json*"), root / "summary.json"]:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for at, row in enumerate(rows):
+            for offset, key in enumerate(row):
+                if (at + offset) % 3:
+                    row[key] = NONSENSE[(at + 5 * offset) % len(NONSENSE)]
+        path.write_text(
+            "\n".join(["", "[1]", "{torn", *map(json.dumps, rows)] if len(rows) > 1 else map(json.dumps, rows))
+        )
+    text = Page(build_report(root)).text
+    assert "ppo/metrics.jsonl: 2 of 18 lines are no JSON objects" in text
+
+
+@pytest.mark.parametrize("value", NONSENSE)
+def test_one_value_everywhere(tmp_path, value):
+    """Summaries and evaluations in which every value is the same wrong one."""
+    root = make_run(tmp_path / "run", prompts=2, iterations=2, pairs=2)
+    for path in [*root.glob("*/summary.json"), root / "summary.json", *root.glob("*/eval.jsonl")]:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(dict.fromkeys(row, value)) + "\n" for row in rows))
+    for path in root.glob("*/recipe.yaml"):
+        path.write_text(json.dumps(value))
+    assert "Headline" in Page(render(read_run(root), ())).text
+
+
+def test_files_cut_short_are_named(tmp_path):
+    root = make_run(tmp_path / "run", prompts=2, iterations=2, pairs=2)
+    (root / "ppo/summary.json").write_text('{"score": 1.')
+    (root / "rm/metrics.jsonl").write_bytes(b'{"step": 1, "loss": 0.5}\n{"st\xff\xfe')
+    (root / "base/recipe.yaml").write_text("a: [")
+    for stage in ("sft", "pmp", "rm", "ppo"):
+        (root / stage / "recipe.yaml").write_text("a: [")
+    text = Page(render(read_run(root), ())).text
+    assert "ppo/summary.json is not a whole JSON object and was left out" in text
+    assert "rm/metrics.jsonl: 1 of 2 lines are no JSON objects" in text
+    assert "ppo/recipe.yaml cannot be read" in text
+    assert "unfinished, at step 2" in text
+
+
+def test_a_figure_whose_data_are_gone_goes_with_them(tmp_path):
+    write(tmp_path / "ppo/metrics.jsonl", [{"step": 1, "entropy": 1.0}])
+    write(tmp_path / "ppo/eval.jsonl", [{"sft_gold": 0.0, "ppo_gold": 1.0}])
+    index = build_report(tmp_path)
+    assert pngs(index) == {"ppo.png", "ppo-dark.png", "wins.png", "wins-dark.png"}
+    (tmp_path / "ppo/eval.jsonl").unlink()
+    build_report(tmp_path)
+    assert pngs(index) == {"ppo.png", "ppo-dark.png"} and "wins.png" not in index.read_text()
+    assert "ppo/eval.jsonl is missing or empty." in index.read_text()
+
+
+def test_a_full_disk_leaves_the_older_report_whole(tmp_path, monkeypatch):
+    index = build_report(tmp_path)
+    older, real = index.read_bytes(), os.replace
+    write(tmp_path / "sft/metrics.jsonl", [{"step": 1, "loss": 2.0}])
+
+    def full(source, target):
+        if str(target).endswith("index.html"):
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StorageError, match=r"index\.html: cannot be written \(No space left on device\)"):
+        build_report(tmp_path)
+    assert index.read_bytes() == older
+    assert list(index.parent.glob(".*")) == []
+    monkeypatch.undo()
+    (index.parent / ".index.html.abc.tmp").write_text("left by a killed process")
+    build_report(tmp_path)
+    assert index.read_bytes() != older and list(index.parent.glob(".*")) == []

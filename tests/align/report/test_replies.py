@@ -1,0 +1,66 @@
+from align.report.replies import MOST, compared, judged_pairs, prompt_text, said, spread
+from align.report.run import Run, StageFiles
+
+
+def run_of(**stages) -> Run:
+    empty = {name: StageFiles(name) for name in ("base", "sft", "pmp", "rm", "ppo")}
+    return Run("n", {}, empty | {name: StageFiles(name, **files) for name, files in stages.items()}, {}, [])
+
+
+def test_replies_stand_side_by_side_with_their_figures():
+    line = {
+        "prompt": "Q",
+        "category": "maths",
+        "sft_reply": "a",
+        "sft_finished": False,
+        "sft_tokens": 7,
+        "sft_gold": 0.25,
+    }
+    line |= {"ppo_reply": "b", "ppo_finished": True, "ppo_gold": 1.5}
+    (one,) = compared(run_of(ppo={"evals": [line, {"prompt": "no replies"}]}))
+    assert (one.prompt, one.category, one.verdict) == ("Q", "maths", "win")
+    assert [(reply.who, reply.text, reply.notes) for reply in one.replies] == [
+        ("sft", "a", ["cut off", "tokens 7", "gold 0.25"]),
+        ("ppo", "b", ["gold 1.5"]),
+    ]
+
+
+def test_every_category_gets_its_turn():
+    rows = [{"category": f"c{index % 5}", "index": index} for index in range(100)]
+    shown = spread(rows)
+    assert [row["index"] for row in shown] == [0, 5, 10, 1, 6, 11, 2, 7, 12, 3, 8, 13, 4, 9, 14]
+    assert len(spread([{"category": str(index)} for index in range(100)])) == MOST
+    assert len(spread([{}] * 100)) == 8
+
+
+def test_prompts_as_text_and_as_messages():
+    assert prompt_text("a") == "a"
+    assert prompt_text([{"role": "user", "content": "a"}]) == "a"
+    assert (
+        prompt_text([{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, 3])
+        == "system: s\nuser: a\n: 3"
+    )
+    assert prompt_text(None) == ""
+
+
+def test_samples_of_a_stage():
+    sft = [{"prompt": "p", "reply": "r", "reference": "x", "category": ""}, {"prompt": "no reply"}]
+    ppo = [{"step": step, "prompt": "p", "reply": str(step), "score": 0.5} for step in range(20)]
+    run = run_of(sft={"samples": sft}, ppo={"samples": ppo})
+    assert [[reply.who for reply in one.replies] for one in said(run, "sft")] == [["sft", "reference"]]
+    assert [one.replies[0].text for one in said(run, "ppo")] == [str(step) for step in range(12, 20)]
+    assert said(run, "ppo")[0].replies[0].notes == ["step 12", "score 0.5"]
+
+
+def test_pairs_of_a_reward_stage():
+    line = {
+        "prompt": "p",
+        "chosen": "a",
+        "rejected": "b",
+        "chosen_score": 1,
+        "rejected_score": 2,
+        "tags": ["correctness"],
+    }
+    (one,) = judged_pairs(run_of(rm={"samples": [line]}), "rm")
+    assert (one.verdict, one.category) == ("wrong", "correctness")
+    assert [reply.notes for reply in one.replies] == [["score 1"], ["score 2"]]
