@@ -85,6 +85,7 @@ def run_stage(recipe: Recipe, stage: str, *, fresh: bool = False) -> Summary:
         require_inputs(recipe, stage)
         prepare_data(recipe, stage)
         summary = import_module(RUNNERS[stage]).run(recipe, stage)
+        began = time.perf_counter()
         gc.collect()  # the next stage's model should not meet this one's in memory
     _meet()
     return _contribute(recipe, stage, summary, began)
