@@ -53,12 +53,12 @@ def _lines(stage: StageFiles) -> Iterator[Line]:
         yield from _losses(summary)
     elif stage.name in ("pmp", "rm"):
         yield from _accuracies(summary)
-    else:
-        yield from _policy(summary)
     rows = summary.get("headline")
     for row in rows if isinstance(rows, list) else []:
         if isinstance(row, list) and len(row) == 3:
             yield row[0], row[1], row[2]
+    if stage.name == "ppo":  # what the policy is worth comes first, what it was trained on second
+        yield from _policy(summary)
     if stage.name != "base" and number(summary.get("end_rate")) is not None:
         yield "replies that end by themselves", None, percent(summary["end_rate"])
 

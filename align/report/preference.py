@@ -22,6 +22,7 @@ def accuracies(run: Run, theme: Theme) -> Figure | None:
     figure, every = panels(len(found), 2, height=1.2 + 0.34 * longest)
     for axes, (name, bars) in zip(every, found.items(), strict=True):
         _bars(axes, bars, theme)
+        axes.set_ylim(1.05 * longest, -0.6)  # bars of one thickness in both panels
         axes.set(title=f"{name}: accuracy on held-out pairs")
     return figure
 
@@ -44,11 +45,10 @@ def _bars(axes: Axes, bars: list[Bar], theme: Theme) -> None:
         previous = bar.part
     axes.set_yticks([sum(own) / len(own) for own in ticks.values()], list(ticks), color=theme.ink)
     axes.axvline(0.5, color=theme.muted, linestyle="--", linewidth=1)
-    axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, 1.16)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    legend(axes, loc="upper center", bbox_to_anchor=(0.5, -0.1 if len(bars) > 4 else -0.16), ncols=3)
+    legend(axes, loc="upper right", bbox_to_anchor=(1.0, -0.1 if len(bars) > 4 else -0.16), ncols=3)
 
 
 def score_distributions(run: Run, theme: Theme) -> Figure | None:
