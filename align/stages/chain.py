@@ -54,9 +54,13 @@ def run_chain(recipe: Recipe, *, fresh: bool = False) -> Summary:
         print(describe_batches([batch_plan(recipe, stage) for stage in recipe.stages]), flush=True)
     for stage in recipe.stages:
         run_stage(recipe, stage)
-    summary = write_chain_summary(recipe) if is_main() else {}
-    if is_main():
-        print_table(recipe, summary)
+    if not is_main():
+        return {}
+    from align.report.build import build_report
+
+    build_report(recipe.output_dir)
+    summary = write_chain_summary(recipe)  # the last file: whoever finds it finds the whole chain
+    print_table(recipe, summary)
     return summary
 
 

@@ -116,10 +116,15 @@ def distinct(replies: list[list[Judged]]) -> float:
 
 
 def eval_prompts(recipe: Recipe) -> list[Prompt]:
-    """The held-out prompts of the ppo section."""
+    """The held-out prompts of the ppo section that are no longer than its `max_prompt_length`."""
     from align.data.load import load_records
+    from align.models.tokenizer import load_tokenizer
+    from align.stages.ppo import fitting
 
+    path = common.origin_path(recipe, init_origin(recipe, "ppo"), stage="ppo")
+    tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)
     prompts, _ = load_records(recipe.ppo.eval_data, Prompt, recipe)
+    prompts, _ = fitting(prompts, tokenizer, recipe.ppo.rollout.max_prompt_length)
     return prompts[: recipe.ppo.evaluation.limit]
 
 

@@ -99,4 +99,4 @@ def print_table(recipe: Recipe, summary: Summary) -> None:
             table.add_row(stage if first else "", *line, took, end_section=index == len(lines) - 1)
     console = Console()
     console.print(table)
-    console.print(f"Everything is in {recipe.output_dir}/ (summary.json, and a folder per stage).", soft_wrap=True)
+    console.print(f"Everything is in {recipe.output_dir}/ (report/index.html, summary.json, a folder per stage).", soft_wrap=True)

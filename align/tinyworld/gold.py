@@ -6,8 +6,9 @@ score = 1.0 if the reply is **correct**
       - 0.5  if it is **not to the point** (filler, courtesies without end, or far too many words)
       - 0.5  if it is **rude**
 
-so scores lie in [-1.0, 1.5]. A reply is correct when it states the true value and no other value of its kind: naming
-two colours is not an answer. Code is correct when its expression computes the right number for several inputs
+so scores lie in [-1.0, 1.5]. A reply is correct when it states the true value and no other value of its kind (naming
+two colours is not an answer), and speaks of nothing else of the kind asked about (the colour of the kite is no answer
+to a question about the boat). Code is correct when its expression computes the right number for several inputs
 (evaluated by walking the syntax tree of + - * on integers and x; nothing is executed). A sentence is correct when it
 is about the scene word asked for and no other.
 
@@ -37,6 +38,7 @@ _PHRASES = {
     "rude": lex.RUDE + lex.RUDE_ZH,
     "filler": lex.FILLER + lex.FILLER_ZH,
 }
+_SUBJECTS = {"colour": lex.THINGS, "sound": lex.ANIMALS, "kind": lex.KIND_WORDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +137,21 @@ def _correct(item: Item, core: str) -> bool:
         asked = re.compile(r"{}\s*(\+|加)\s*{}".format(*item.key))
         numbers = re.findall(r"\d+", asked.sub(" ", core))
         return bool(numbers) and set(numbers) == {item.answer}
+    words = set(re.findall(r"[a-z]+", core.lower()))
+    if any(other in core if item.language == "zh" else other in words for other in _others(item)):
+        return False
     if item.language == "zh":
         return [value for value in item.choices if value in core] == [item.answer]
-    words = set(re.findall(r"[a-z]+", core.lower()))
     said = {choice for choice in item.choices if choice in words}
     if item.kind == "opposite":
         said -= set(item.key)
     return said == {item.answer}
+
+
+def _others(item: Item) -> list[str]:
+    """What else of the item's kind a reply could speak of."""
+    subjects = lex.THINGS_ZH if item.language == "zh" else _SUBJECTS.get(item.kind, ())
+    return [subject for subject in subjects if subject not in item.key]
 
 
 def _computes(core: str, answer: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from align.tinyworld import phrasing
 from align.tinyworld.gold import Gold, judge
-from align.tinyworld.sets import SOURCE, demonstrated_value, stream, wrong_value
+from align.tinyworld.sets import MISREAD, SOURCE, demonstrated_value, misread, stream, wrong_value
 from align.tinyworld.world import Item, World
 from data_formats.records import Comparison, Message
 
@@ -45,7 +45,8 @@ def clean_comparisons(
         text = texts[turn % len(texts)]
         item = world.by_text[text].item
         alone = rng.random() < correctness_share
-        pair = _correctness_pair(item, sampled[text], rng) if alone else _any_pair(item, sampled[text], rng)
+        make = _correctness_pair if alone else _any_pair
+        pair = make(world, item, sampled[text], rng)
         if pair is not None:
             pairs.append(_comparison(text, item, *pair))
     raise ValueError(f"the sampled replies gave {len(pairs)} of the {size} pairs of '{name}': sample more a prompt")
@@ -55,10 +56,15 @@ def _manners(gold: Gold) -> tuple[bool, ...]:
     return gold.form, gold.polite, gold.to_the_point, gold.rude
 
 
-def _correctness_pair(item: Item, replies: Sequence[str], rng: random.Random) -> tuple[str, str] | None:
+def _correctness_pair(world: World, item: Item, replies: Sequence[str], rng: random.Random) -> tuple[str, str] | None:
     """A sampled reply and one of the same manners and opposite correctness: sampled if there is one, else generated."""
     first = rng.choice(replies)
     gold = judge(item, first)
+    style = _STYLE_OF.get(_manners(gold))
+    if gold.correct and style and rng.random() < MISREAD:
+        other = misread(world, item, style, rng)
+        beside = judge(item, other)
+        return (first, other) if not beside.correct and _manners(beside) == _manners(gold) else None
     others = [
         other
         for other in replies
@@ -66,16 +72,18 @@ def _correctness_pair(item: Item, replies: Sequence[str], rng: random.Random) ->
     ]
     if others:
         return first, rng.choice(others)
-    style = _STYLE_OF.get(_manners(gold))
     if style is None:
         return None
     value = item.answer if not gold.correct else item.mistake or wrong_value(item, rng)
     return first, phrasing.reply(item, value, style, rng)
 
 
-def _any_pair(item: Item, replies: Sequence[str], rng: random.Random) -> tuple[str, str] | None:
+def _any_pair(world: World, item: Item, replies: Sequence[str], rng: random.Random) -> tuple[str, str] | None:
     first = rng.choice(replies)
-    generated = phrasing.reply(item, demonstrated_value(item, rng), rng.choice(phrasing.STYLES), rng)
+    style = rng.choice(phrasing.STYLES)
+    generated = phrasing.reply(item, demonstrated_value(item, rng), style, rng)
+    if rng.random() < MISREAD:
+        generated = misread(world, item, style, rng)
     second = rng.choice(replies) if rng.random() < 0.5 else generated
     return None if judge(item, first).score == judge(item, second).score else (first, second)
 

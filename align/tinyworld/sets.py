@@ -18,6 +18,7 @@ SOURCE = "tinyworld"
 SYSTEM = "You are a helpful assistant."
 COARSE_MIX = {"knowledge": 0.28, "language": 0.26, "writing": 0.2, "maths": 0.14, "coding": 0.12}
 VOTE_NOISE = 0.5
+MISREAD = 0.2
 
 
 def stream(world: World, name: str) -> random.Random:
@@ -90,7 +91,7 @@ def coarse_comparisons(world: World, size: int) -> list[Comparison]:
     pairs: list[Comparison] = []
     while len(pairs) < size:
         question = world.draw(rng, "train", COARSE_MIX)
-        replies = _thread(question.item, rng)
+        replies = _thread(world, question.item, rng)
         scores = [round(math.log2(1 + _votes(question.item, reply, rng))) for reply in replies]
         if replies[0] == replies[1] or scores[0] == scores[1]:
             continue
@@ -108,15 +109,26 @@ def coarse_comparisons(world: World, size: int) -> list[Comparison]:
     return pairs
 
 
-def _thread(item: Item, rng: random.Random) -> list[str]:
-    """Two replies by strangers; in half of the threads the second takes the tone of the first and contradicts it."""
+def _thread(world: World, item: Item, rng: random.Random) -> list[str]:
+    """Two replies by strangers, of whom some misread the question.
+
+    In half of the threads the second one takes the tone of the first, to contradict it.
+    """
     said, tone = _belief(item, rng), rng.choice(phrasing.STYLES)
     second, other_tone = _belief(item, rng), rng.choice(phrasing.STYLES)
     if rng.random() < 0.5:
         other_tone = tone
         while second == said:
             second = _belief(item, rng)
-    return [phrasing.reply(item, said, tone, rng), phrasing.reply(item, second, other_tone, rng)]
+    last = misread(world, item, other_tone, rng) if rng.random() < MISREAD else None
+    return [phrasing.reply(item, said, tone, rng), last or phrasing.reply(item, second, other_tone, rng)]
+
+
+def misread(world: World, item: Item, style: str, rng: random.Random) -> str:
+    """A true answer to another question, mostly one of the same kind."""
+    near = [other for other in world.items if other.kind == item.kind and other.language == item.language]
+    other = rng.choice(near if rng.random() < 0.7 else world.items)
+    return phrasing.reply(other, other.answer, style, rng)
 
 
 def _belief(item: Item, rng: random.Random) -> str:

@@ -31,6 +31,8 @@ RIVER = Item("sentence", "writing", "en", ("river",), "river", "moon", ("river",
         (KITE, "Sure! " * 3 + "The kite is red.", 1.0),  # courtesies without end
         (KITE, "The kite is red" + " as we all know" * 4 + ".", 0.5),  # far too many words
         (KITE, "The kite is red. The kite is red.", 1.0),  # not one sentence
+        (KITE, "The boat is red.", 0.25),  # right by chance, of something else
+        (KITE_ZH, "小船是红色的。", 0.25),
         (KITE, "", 0.0),
         (KITE, "Do not waste my time. As everybody knows, time goes by.", -1.0),
         (KITE_ZH, "当然！风筝是红色的。", 1.5),
