@@ -38,8 +38,7 @@ def run(
     model, tokenizer = _start(recipe, stage, origin, train)
     blocks = encode_documents(tokenizer, train, section.max_length)
     heldout_blocks = encode_documents(tokenizer, heldout, section.max_length)
-    read = common.described(stage, reports, {})
-    common.need_rows(blocks, stage, "training", {})
+    read = common.account(stage, section, reports, (blocks, {}), (heldout_blocks, {}))
     trainer, figures = causal.fit(
         recipe,
         stage,

@@ -13,6 +13,7 @@ from typing import Any
 
 from align.recipe import Recipe, dump_recipe
 from align.recipe.lineage import Origin, model_dir
+from align.recipe.stages import SupervisedSection
 from align.runs import checkpoint, files
 from data_formats.errors import EmptyDatasetError, MissingFileError
 
@@ -68,26 +69,53 @@ def open_folder(recipe: Recipe, out_dir: Path) -> None:
         files.write_text(out_dir / "recipe.yaml", dump_recipe(recipe))
 
 
-def described(stage: str, reports: Sequence[Any], dropped: dict[str, int]) -> dict[str, Any]:
+def described(
+    stage: str, reports: Sequence[Any], dropped: dict[str, int], heldout_dropped: dict[str, int] | None = None
+) -> dict[str, Any]:
     """Log what was read and dropped; the same for the summary."""
     for report in reports:
         LOG.info("%s: %s", stage, report.describe())
-    for reason, count in dropped.items():
-        LOG.info("%s: %d rows: %s", stage, count, reason)
+    for kind, counts in (("rows", dropped), ("held-out rows", heldout_dropped or {})):
+        for reason, count in counts.items():
+            LOG.info("%s: %d %s: %s", stage, count, kind, reason)
     unread: dict[str, int] = {}
     for report in reports:
         for reason, count in report.dropped.items():
             unread[reason] = unread.get(reason, 0) + count
-    return {"unread_rows": unread, "dropped_rows": dropped}
+    found = {"unread_rows": unread, "dropped_rows": dropped}
+    return found if heldout_dropped is None else found | {"heldout_dropped_rows": heldout_dropped}
 
 
-def need_rows(rows: Sequence[Any], stage: str, what: str, dropped: dict[str, int]) -> None:
-    """Raises EmptyDatasetError when nothing is left to train on or to evaluate with."""
+def account(
+    stage: str,
+    section: SupervisedSection,
+    reports: Sequence[Any],
+    training: tuple[Sequence[Any], dict[str, int]],
+    heldout: tuple[Sequence[Any], dict[str, int]],
+) -> dict[str, Any]:
+    """`described`, for a supervised stage, once it is sure that there is something to train on.
+
+    Args:
+        training, heldout: the encoded rows, and how many were dropped for which reason.
+
+    Raises:
+        EmptyDatasetError: no training row is left, or none of the `eval_data` that the recipe names.
+    """
+    found = described(stage, reports, training[1], heldout[1])
+    need_rows(*training, what=f"stage '{stage}' has no training rows", keys=f"{stage}.data and {stage}.max_length")
+    if section.eval_data:
+        what, keys = f"stage '{stage}' has no held-out rows", f"{stage}.eval_data and {stage}.max_length"
+        need_rows(*heldout, what=what, keys=keys)
+    elif section.holdout and not heldout[0]:
+        LOG.warning("%s: no held-out rows are left, so nothing is measured: raise %s.holdout", stage, stage)
+    return found
+
+
+def need_rows(rows: Sequence[Any], dropped: dict[str, int], *, what: str, keys: str) -> None:
+    """Raises EmptyDatasetError when nothing is left: `what` is missing, and the `keys` of the recipe to look at."""
     if not rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "no row was read"
-        raise EmptyDatasetError(
-            f"stage '{stage}' has no {what} rows ({reasons}): check {stage}.data, {stage}.max_length"
-        )
+        raise EmptyDatasetError(f"{what} ({reasons}): check {keys}")
 
 
 def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learning_rate")) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def eval_prompts(recipe: Recipe) -> list[Prompt]:
     path = common.origin_path(recipe, init_origin(recipe, "ppo"), stage="ppo")
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)
     prompts, _ = load_records(recipe.ppo.eval_data, Prompt, recipe)
-    prompts, _ = fitting(prompts, tokenizer, recipe.ppo.rollout.max_prompt_length)
+    prompts, _ = fitting(prompts, tokenizer, recipe.ppo, "eval_data")
     return prompts[: recipe.ppo.evaluation.limit]
 
 

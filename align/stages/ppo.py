@@ -78,10 +78,9 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     options = load_options(reward_path, recipe.model)
     reward = load_reward(reward_path, batch_size=section.rollout.batch_size, device=accelerator.device, **options)
     prompts, reports = load_records(section.data, Prompt, recipe)
-    prompts, dropped = fitting(prompts, tokenizer, section.rollout.max_prompt_length)
-    common.need_rows(prompts, stage, "prompt", dropped)
+    prompts, dropped = fitting(prompts, tokenizer, section)
     eval_prompts, more = load_records(section.eval_data, Prompt, recipe) if section.eval_data else ([], [])
-    eval_prompts, eval_dropped = fitting(eval_prompts, tokenizer, section.rollout.max_prompt_length)
+    eval_prompts, eval_dropped = fitting(eval_prompts, tokenizer, section, "eval_data") if more else ([], {})
     trainer = PPOTrainer(
         load_causal_lm(path, recipe.model),
         load_critic(recipe, reward, tokenizer, path, stage),
@@ -95,20 +94,31 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
         accelerator=accelerator,
         seed=seed,
     )
-    read = common.described(stage, [*reports, *more], dropped)
+    read = common.described(stage, [*reports, *more], dropped, eval_dropped)
     origins = {"policy": asdict(origin), "reward": asdict(judge)}
-    counts = {"prompts": len(prompts), "eval_prompts": len(eval_prompts), "eval_dropped_rows": eval_dropped}
+    counts = {"prompts": len(prompts), "eval_prompts": len(eval_prompts)}
     return trainer, read | counts | {"origins": origins}
 
 
-def fitting(prompts: list[Prompt], tokenizer: Any, max_length: int) -> tuple[list[Prompt], dict[str, int]]:
-    """The prompts of at most `max_length` tokens, and how many were left out."""
+def fitting(
+    prompts: list[Prompt], tokenizer: Any, section: PPOSection, key: str = "data"
+) -> tuple[list[Prompt], dict[str, int]]:
+    """The prompts of at most `max_prompt_length` tokens, and how many were left out.
+
+    Raises:
+        EmptyDatasetError: none is left.
+    """
     from align.data.encode import encode_prompts
 
+    longest = section.rollout.max_prompt_length
     lengths = [len(ids) for ids in encode_prompts(tokenizer, [prompt.messages for prompt in prompts])]
-    kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= max_length]
+    kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= longest]
     longer = len(prompts) - len(kept)
-    return kept, {"longer than max_prompt_length": longer} if longer else {}
+    dropped = {"longer than max_prompt_length": longer} if longer else {}
+    common.need_rows(
+        kept, dropped, what=f"no prompt of ppo.{key} is left", keys=f"ppo.{key} and ppo.rollout.max_prompt_length"
+    )
+    return kept, dropped
 
 
 def load_critic(recipe: Recipe, reward: Any, tokenizer: Any, policy_path: str, stage: str) -> Any:
@@ -145,7 +155,7 @@ def ptx_blocks(recipe: Recipe, section: PPOSection, tokenizer: Any, stage: str) 
     documents, reports = load_records(section.ptx_data, Document, recipe)
     common.described(stage, reports, {})
     blocks = [block for block in encode_documents(tokenizer, documents, section.ptx_max_length) if len(block) > 1]
-    common.need_rows(blocks, stage, "ptx", {})
+    common.need_rows(blocks, {}, what="the ptx documents hold no text", keys="ppo.ptx_data")
     return blocks
 
 

@@ -75,8 +75,7 @@ def train_reward(
         train = shuffled_labels(train, derive(seed, "labels"))
     rows, train, dropped = encode(tokenizer, train, section)
     heldout_rows, heldout, heldout_dropped = encode(tokenizer, heldout, section)
-    read = common.described(stage, reports, dropped)
-    common.need_rows(rows, stage, "training", dropped)
+    read = common.account(stage, section, reports, (rows, dropped), (heldout_rows, heldout_dropped))
     trainer = _trainer(recipe, section, stage, out_dir, seed, model, tokenizer, rows, heldout_rows)
     before = None if fresh_head else held_out(trainer, heldout, heldout_rows).get("accuracy")
     figures = {"accuracy_before": before} | common.train(trainer, stage, ("loss", "accuracy", "margin"))
@@ -87,8 +86,7 @@ def train_reward(
     if heldout:
         figures["length_baseline"] = pairs.length_baseline(train, heldout)
         figures["majority_baseline"] = pairs.majority_baseline(train, heldout)
-    figures |= {"rows": len(rows), "shuffled_labels": shuffle_labels, "origin": asdict(origin)}
-    figures |= read | {"heldout_dropped_rows": heldout_dropped}
+    figures |= {"rows": len(rows), "shuffled_labels": shuffle_labels, "origin": asdict(origin)} | read
     return common.write_summary(out_dir, figures | {"seconds": round(time.perf_counter() - began, 2)})
 
 

@@ -34,8 +34,7 @@ def run(
     train, heldout, reports = train_and_heldout(section, Demonstration, recipe)
     rows, dropped = encode_demonstrations(tokenizer, train, section.max_length, section.on_overlong)
     heldout_rows, heldout_dropped = encode_demonstrations(tokenizer, heldout, section.max_length, section.on_overlong)
-    read = common.described(stage, reports, dropped)
-    common.need_rows(rows, stage, "training", dropped)
+    read = common.account(stage, section, reports, (rows, dropped), (heldout_rows, heldout_dropped))
     trainer, figures = causal.fit(
         recipe,
         stage,
@@ -53,7 +52,7 @@ def run(
         samples = sample_replies(policy, tokenizer, heldout, section, derive(recipe.seed, stage, "replies"))
         common.write_lines(out_dir / "samples.jsonl", samples)
     trainer.accelerator.wait_for_everyone()
-    figures |= reply_figures(samples) | read | {"heldout_dropped_rows": heldout_dropped}
+    figures |= reply_figures(samples) | read
     return common.write_summary(out_dir, figures | {"seconds": round(time.perf_counter() - began, 2)})
 
 
