@@ -1,0 +1,119 @@
+"""Finished quickstarts of several seeds, side by side, as the Markdown tables of the README.
+
+    python -m align.stages.seeds runs/quickstart-seed1 runs/quickstart-seed2 runs/quickstart
+
+Reads `<run>/summary.json` and, where it is there, `<run>/controls/summary.json`; computes nothing of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_formats.errors import MissingFileError
+
+Row = tuple[str, Callable[[dict[str, Any]], str]]
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def interval(gain: dict[str, float], scale: float = 1.0) -> str:
+    """A difference with its 95 % interval."""
+    return f"{scale * gain['difference']:+.2f} [{scale * gain['low']:+.2f}, {scale * gain['high']:+.2f}]"
+
+
+def _before_after(key: str) -> Callable[[dict[str, Any]], str]:
+    return lambda run: f"{run['sft'][key]:.2f} → {run['ppo'][key]:.2f}"
+
+
+def _counts(suffix: str) -> Callable[[dict[str, Any]], str]:
+    def cell(run: dict[str, Any]) -> str:
+        ppo = run["ppo"]
+        wins = " / ".join(str(ppo[f"{name}{suffix}"]) for name in ("win", "tie", "loss"))
+        return f"{wins} ({percent(ppo[f'decided_won{suffix}'])})"
+
+    return cell
+
+
+CHAIN: tuple[Row, ...] = (
+    (
+        "base: held-out loss / unigram entropy",
+        lambda r: f"{r['base']['heldout_loss']:.2f} / {r['base']['unigram_entropy']:.2f}",
+    ),
+    ("sft: replies that end by themselves", lambda r: percent(r["sft"]["end_rate"])),
+    ("pmp: accuracy", lambda r: percent(r["pmp"]["accuracy"])),
+    ("rm: accuracy", lambda r: percent(r["rm"]["accuracy"])),
+    ("rm: on pairs that differ in correctness alone", lambda r: percent(r["rm"]["accuracy_correctness"])),
+    ("rm without pmp: accuracy", lambda r: percent(r["rm"]["accuracy_without_pmp"])),
+    (
+        "by length alone / by manners alone",
+        lambda r: f"{percent(r['rm']['length_baseline'])} / {percent(r['rm']['manners_baseline'])}",
+    ),
+    ("gold, greedy", _before_after("gold")),
+    ("  gain", lambda r: interval(r["ppo"]["gold_gain"])),
+    ("correct, greedy", _before_after("correct")),
+    ("  gain in points", lambda r: interval(r["ppo"]["correct_gain"], 100)),
+    ("win / tie / loss, greedy (of decided)", _counts("")),
+    ("gold, temperature 1", _before_after("gold_sampled")),
+    ("  gain", lambda r: interval(r["ppo"]["gold_gain_sampled"])),
+    ("correct, temperature 1", _before_after("correct_sampled")),
+    ("  gain in points", lambda r: interval(r["ppo"]["correct_gain_sampled"], 100)),
+    ("win / tie / loss, temperature 1 (of decided)", _counts("_sampled")),
+    ("KL, nats a reply; entropy, nats a token", lambda r: f"{r['ppo']['kl']:.2f}; {r['ppo']['entropy']:.2f}"),
+    ("seconds: " + " + ".join(("base", "sft", "pmp", "rm", "ppo")), lambda r: _seconds(r["seconds"])),
+)
+CONTROLS: tuple[Row, ...] = (
+    (
+        "rm, best of three rates: with pmp / without",
+        lambda c: f"{percent(c['pmp']['best_with_pmp'])} / {percent(c['pmp']['best_without_pmp'])}",
+    ),
+    ("  paired gain in points", lambda c: interval(c["pmp"]["gain"], 100)),
+    (
+        "SFT on good demonstrations: gold greedy / temperature 1",
+        lambda c: f"{c['good_demonstrations']['gold']:.2f} / {c['good_demonstrations']['gold_sampled']:.2f}",
+    ),
+    (
+        "  correct greedy / temperature 1",
+        lambda c: f"{c['good_demonstrations']['correct']:.2f} / {c['good_demonstrations']['correct_sampled']:.2f}",
+    ),
+    (
+        "best of 8 SFT replies: gold / correct",
+        lambda c: f"{c['best_of_n']['gold']:.2f} / {c['best_of_n']['correct']:.2f}",
+    ),
+    ("PPO on shuffled labels: gold gain greedy", lambda c: interval(c["shuffled_labels"]["gold_gain"])),
+    ("  gold gain temperature 1", lambda c: interval(c["shuffled_labels"]["gold_gain_sampled"])),
+    ("  accuracy of that reward model", lambda c: percent(c["shuffled_labels"]["reward_accuracy"])),
+)
+
+
+def _seconds(by_stage: dict[str, float]) -> str:
+    return " + ".join(f"{seconds:.0f}" for seconds in by_stage.values()) + f" = {sum(by_stage.values()):.0f}"
+
+
+def table(rows: Sequence[Row], summaries: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table with one column a summary."""
+    head = ["", *(f"seed {summary['seed']}" for summary in summaries)]
+    lines = [head, ["---", *["---:"] * len(summaries)]]
+    lines += [[name, *(cell(summary) for summary in summaries)] for name, cell in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the tables of the runs named on the command line."""
+    folders = [Path(name) for name in (sys.argv[1:] if argv is None else argv)]
+    for rows, name in ((CHAIN, "summary.json"), (CONTROLS, "controls/summary.json")):
+        files = [folder / name for folder in folders]
+        missing = [file for file in files if not file.is_file()]
+        if missing and rows is CHAIN:
+            raise MissingFileError(f"{missing[0]} does not exist: run the quickstart to its end first")
+        if not missing:
+            print(table(rows, [json.loads(file.read_text(encoding="utf-8")) for file in files]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
