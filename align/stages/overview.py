@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from align.stages import hooks
 from align.stages.common import Summary, write_summary
 
 Line = tuple[str, str, str]
+WIDTH = 110  # of the table where there is no terminal to ask
 
 
 def stage_summary(recipe: Recipe, stage: str) -> Summary | None:
@@ -62,6 +64,7 @@ def _measured(stage: str, summary: Summary) -> Iterator[Line]:
         for tag, part in summary.get("by_tag", {}).items():
             yield f"  those tagged {tag} ({part['pairs']})", "", percent(part["accuracy"])
         yield "  by length alone", "", percent(summary["length_baseline"])
+        yield "  by the side that won more often", "", percent(summary["majority_baseline"])
 
 
 def _text(value: Any) -> str:
@@ -97,6 +100,7 @@ def print_table(recipe: Recipe, summary: Summary) -> None:
             first = index == 0
             took = f"{seconds:.0f}" if first and seconds is not None else ""
             table.add_row(stage if first else "", *line, took, end_section=index == len(lines) - 1)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(table)
-    console.print(f"Everything is in {recipe.output_dir}/ (report/index.html, summary.json, a folder per stage).", soft_wrap=True)
+    contents = "report/index.html, summary.json, a folder per stage"
+    console.print(f"Everything is in {recipe.output_dir}/ ({contents}).", soft_wrap=True)

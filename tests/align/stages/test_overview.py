@@ -20,11 +20,13 @@ def test_reward_stage_shows_interval_and_baseline():
         "pairs": 1200,
         "by_tag": {"correctness": {"accuracy": 0.7, "pairs": 480}},
         "length_baseline": 0.55,
+        "majority_baseline": 0.51,
     }
     lines = cells("rm", summary)
     assert lines[0] == ("accuracy on 1200 held-out pairs", "66.0 %", "80.0 % [77.5 %, 82.3 %]")
     assert ("  those tagged correctness (480)", "", "70.0 %") in lines
     assert ("  by length alone", "", "55.0 %") in lines
+    assert ("  by the side that won more often", "", "51.0 %") in lines
     assert cells("pmp", {**summary, "accuracy_before": None})[0][1] == "50.0 % (chance)"
 
 
