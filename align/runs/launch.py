@@ -24,13 +24,21 @@ class _Messages(logging.Formatter):
         return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 
 
+class _ToStderr(logging.StreamHandler):
+    """Writes to what is standard error at the time, which a notebook or a test may have exchanged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def prepare(debug: bool = False) -> None:
     """Set the environment variables that must be there before torch and transformers are imported; log to stderr."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if debug:
         os.environ["ALIGN_DEBUG"] = "1"
-    handler = logging.StreamHandler()
+    handler = _ToStderr()
     handler.setFormatter(_Messages())
     for name in PACKAGES:
         logger = logging.getLogger(name)
