@@ -21,8 +21,10 @@ from typing import Any
 from data_formats.errors import AlignError, StorageError
 
 # Libraries written in other languages wrap the system's error in their own; these words are all they leave of it.
-# (safetensors: "I/O error: … (os error 28)"; torch.save: "[enforce fail at inline_container.cc…] unexpected pos").
-_STORAGE_WORDS = ("no space left", "file too large", "i/o error", "os error", "inline_container")
+# (safetensors: "I/O error: … (os error 28)"; torch.save: "[enforce fail at inline_container.cc…] unexpected pos", or,
+# when only the last bytes do not fit, "basic_ios::clear: iostream error").
+_TORCH_WORDS = ("inline_container", "iostream error")
+_STORAGE_WORDS = ("no space left", "file too large", "i/o error", "os error", *_TORCH_WORDS)
 
 
 @contextmanager
@@ -40,7 +42,7 @@ def storage_errors(path: str | Path, doing: str = "write") -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or (str(error).strip() or repr(error)).splitlines()[0]
-    if "inline_container" in text:
+    if any(word in text for word in _TORCH_WORDS):
         return "torch could not write the whole file; is the disk full?"
     named = getattr(error, "filename", None)
     return f"{text}: {named}" if named else text

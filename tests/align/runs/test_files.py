@@ -1,10 +1,12 @@
 """Atomic writing, under ordinary and hostile conditions."""
 
 import os
+import resource
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from align.runs import files
 from data_formats.errors import MissingFileError, StorageError
@@ -125,3 +127,20 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot write .*/file/a\.txt: "):
         files.write_text(tmp_path / "file" / "a.txt", "x")
+
+
+@pytest.mark.parametrize("missing", [1, 30, 200, 3000])
+def test_a_disk_that_is_full_anywhere_in_a_torch_file_is_a_storage_error(tmp_path, missing):
+    """torch has another error for the last bytes than for those before."""
+    state = {"weights": torch.zeros(2000)}
+    torch.save(state, tmp_path / "whole.pt")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "whole.pt").stat().st_size - missing, before[1]))
+    try:
+        with (
+            pytest.raises(StorageError, match=r"cannot write .*again\.pt: .*is the disk full"),
+            files.storage_errors(tmp_path / "again.pt"),
+        ):
+            torch.save(state, tmp_path / "again.pt")  # the name is in the file: it must be as long as the first one
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
