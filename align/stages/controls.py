@@ -59,6 +59,7 @@ def run(recipe: Recipe) -> Summary:
 def pmp_or_not(recipe: Recipe, folder: Path) -> Summary:
     """Both arms at three learning rates; accuracies and the paired difference of the best."""
     origins = {"with_pmp": Origin("stage", "pmp"), "without_pmp": init_origin(recipe, "pmp")}
+    there = {"with_pmp": stage_dir(recipe, "rm"), "without_pmp": stage_dir(recipe, arms.WITHOUT_PMP)}
     accuracies: dict[str, dict[str, float]] = {}
     best: dict[str, list[list[float]]] = {}
     for name, origin in origins.items():
@@ -66,7 +67,8 @@ def pmp_or_not(recipe: Recipe, folder: Path) -> Summary:
         for factor in RATES:
             rate = factor * recipe.rm.learning_rate
             section = recipe.rm.model_copy(update={"learning_rate": rate})
-            out_dir = folder / f"rm_{name}_{rate:g}"
+            # the chain itself trained both arms at the recipe's own rate, with this seed
+            out_dir = there[name] if factor == 1.0 else folder / f"rm_{name}_{rate:g}"
             if not (out_dir / "summary.json").is_file():
                 arms.train_reward(recipe, section, origin, out_dir, derive(recipe.seed, "rm"), stage="rm")
             chosen[f"{rate:g}"] = arms.right(out_dir)
