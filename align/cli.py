@@ -20,6 +20,12 @@ from align.runs.launch import guarded, prepare
 from data_formats.errors import StorageError
 
 
+def _number_of_ranks(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not '{text}'")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="align",
@@ -45,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for command in (run, quickstart):
         command.add_argument("--fresh", action="store_true", help="start anew instead of continuing what is there")
-    check.add_argument("--num-processes", type=int, metavar="N", help="ranks to plan the batches for (default 1)")
+    check.add_argument(
+        "--num-processes", type=_number_of_ranks, metavar="N", help="ranks to plan the batches for (default 1)"
+    )
 
     recipes.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
     what = recipes.add_subparsers(dest="what", metavar="list | show NAME | copy NAME DEST")

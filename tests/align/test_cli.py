@@ -68,6 +68,14 @@ def test_check_plans_for_more_processes():
     assert align("check", "quickstart", "--num-processes", "2").returncode == 0
 
 
+@pytest.mark.parametrize("ranks", ["0", "-1", "two"])
+def test_a_number_of_ranks_is_at_least_one(ranks, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["check", "quickstart", f"--num-processes={ranks}"])
+    assert stop.value.code == 2
+    assert f"must be a whole number of at least 1, not '{ranks}'" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback():
     assert "Traceback" in align("check", "nowhere.yaml", "--debug").stderr
     assert "Traceback" in align("check", "nowhere.yaml", ALIGN_DEBUG="1").stderr
