@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.utils import GradientAccumulationPlugin, gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -65,7 +65,8 @@ from rollouts.select import make_engine
 
 
 def make_accelerator(mixed_precision: str = "no", report_to: Sequence[str] = ()) -> Accelerator:
-    """An accelerator as PPO needs it: passes without gradients must not make DDP synchronise buffers.
+    """An accelerator as PPO needs it: passes without gradients must not make DDP synchronise buffers, and losses, which
+    are scaled here, must not be divided by the `gradient_accumulation_steps` of somebody's accelerate config.
 
     An earlier stage of this process may have set another precision; that one is forgotten.
     """
@@ -74,6 +75,7 @@ def make_accelerator(mixed_precision: str = "no", report_to: Sequence[str] = ())
     return Accelerator(
         mixed_precision=mixed_precision,
         log_with=list(report_to) or None,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 

@@ -375,6 +375,14 @@ def test_an_earlier_precision_of_the_process_is_forgotten(tmp_path):
         assert all(parameter.dtype == torch.float32 for parameter in trainer.policy.parameters)
 
 
+def test_accumulation_steps_of_an_accelerate_config_do_not_scale_the_losses(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")  # what `accelerate launch` sets from a config
+    accelerator = make_accelerator()
+    weight = torch.nn.Parameter(torch.tensor(1.0))
+    accelerator.backward(3.0 * weight)
+    assert float(weight.grad) == 3.0
+
+
 def test_gradient_checkpointing_learns_the_same(tmp_path):
     learnt = []
     for checkpointing in (False, True):
