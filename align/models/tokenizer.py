@@ -77,13 +77,14 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False, revisio
     """
     from transformers import AutoTokenizer
 
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if not folder.is_dir() and (folder.is_absolute() or str(path).startswith(".") or str(path).count("/") > 1):
         raise MissingFileError(f"{path}: no such folder; expected a model folder with its tokenizer, or a hub id")
     if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise MissingFileError(f"{path}: the folder holds no tokenizer (tokenizer.json)")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code, revision=revision)
+        where = str(folder if folder.is_dir() else path)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, revision=revision)
     except Exception as error:
         raise TokenizerError(f"{path}: the tokenizer cannot be loaded ({str(error).splitlines()[0]})") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:

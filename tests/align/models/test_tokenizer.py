@@ -75,6 +75,12 @@ def test_a_missing_folder_is_named(tmp_path):
         load_tokenizer(tmp_path / "nowhere")
 
 
+def test_a_folder_in_the_home_of_the_user(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tokenizer.save_pretrained(tmp_path / "mine")
+    assert load_tokenizer("~/mine").get_vocab() == tokenizer.get_vocab()
+
+
 def test_a_folder_without_tokenizer_is_named(tmp_path):
     with pytest.raises(MissingFileError, match=r"holds no tokenizer"):
         load_tokenizer(tmp_path)
