@@ -60,5 +60,9 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def right(folder: Path) -> list[list[float]]:
-    """1.0 or 0.0 for each held-out pair, as `paired_difference` takes it."""
-    return [[float(line["chosen_score"] > line["rejected_score"])] for line in lines(folder)]
+    """1.0 or 0.0 for each held-out pair, those of one prompt together, as `paired_difference` takes them."""
+    by_prompt: dict[str, list[float]] = {}
+    for line in lines(folder):
+        verdict = float(line["chosen_score"] > line["rejected_score"])
+        by_prompt.setdefault(line["prompt"][-1]["content"], []).append(verdict)
+    return list(by_prompt.values())

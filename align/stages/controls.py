@@ -5,7 +5,7 @@
 Runs on a finished chain and writes to `<output_dir>/controls/`; arms that are there already are not run again.
 
 - PMP or not: both arms finetuned on the same pairs for the same steps, at three learning rates each. The best rate of
-  an arm is chosen on the even-numbered held-out pairs, the arms are compared on the odd-numbered ones.
+  an arm is chosen on every other held-out prompt, the arms are compared on the pairs of the rest.
 - SFT on good demonstrations only: as many, all true and polite.
 - Best of the sampled replies by the reward model (best-of-8 with the default `evaluation.num_samples`).
 - PPO on a reward model trained on the same pairs with shuffled labels, without PMP: nothing is to be gained.
@@ -77,7 +77,7 @@ def pmp_or_not(recipe: Recipe, folder: Path) -> Summary:
     with_pmp, without = best["with_pmp"][1::2], best["without_pmp"][1::2]
     return {
         "accuracy": accuracies,
-        "pairs_compared": len(without),
+        "pairs_compared": sum(map(len, without)),
         "best_with_pmp": compare.mean(with_pmp),
         "best_without_pmp": compare.mean(without),
         "gain": paired_difference(without, with_pmp),
