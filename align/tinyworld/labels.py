@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 
 from align.tinyworld import phrasing
 from align.tinyworld.gold import Gold, judge
-from align.tinyworld.sets import MISREAD, SOURCE, demonstrated_value, misread, stream, wrong_value
+from align.tinyworld.sets import SOURCE, demonstrated_value, misread, stream, wrong_value
 from align.tinyworld.world import Item, World
 from data_formats.records import Comparison, Message
 
 CORRECTNESS = "correctness"
+MISREAD = 0.2
 _STYLE_OF = {
     (True, True, True, False): "polite",
     (True, False, True, False): "plain",

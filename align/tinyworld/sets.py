@@ -18,7 +18,7 @@ SOURCE = "tinyworld"
 SYSTEM = "You are a helpful assistant."
 COARSE_MIX = {"knowledge": 0.28, "language": 0.26, "writing": 0.2, "maths": 0.14, "coding": 0.12}
 VOTE_NOISE = 0.5
-MISREAD = 0.3
+MISREAD = 0.05
 
 
 def stream(world: World, name: str) -> random.Random:
