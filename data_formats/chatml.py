@@ -132,6 +132,11 @@ def encode_many(tokenizer: Any, conversations: Sequence[Sequence[Piece]]) -> lis
     return encoded
 
 
+def stop_ids(tokenizer: Any) -> tuple[int, int]:
+    """What ends a reply: `<|im_end|>`, which finishes it, and `<|endoftext|>`, which only stops it."""
+    return control_id(tokenizer, IM_END), control_id(tokenizer, END_OF_TEXT)
+
+
 def encode(tokenizer: Any, pieces: Sequence[Piece]) -> tuple[list[int], list[bool]]:
     """Token ids of rendered pieces and, for each id, whether it has loss.
 

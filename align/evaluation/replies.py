@@ -33,7 +33,7 @@ class Judged:
 
 def decodings(tokenizer: Any, *, num_samples: int, max_new_tokens: int, seed: int) -> dict[str, SamplingParams]:
     """`greedy` (one reply a prompt) and, unless `num_samples` is 0, `sampled` (temperature 1, top-p 1)."""
-    stops = (chatml.control_id(tokenizer, chatml.IM_END),)
+    stops = chatml.stop_ids(tokenizer)
     found = {"greedy": SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens, stop_token_ids=stops)}
     if num_samples:
         found["sampled"] = SamplingParams(
@@ -47,7 +47,7 @@ def judged_replies(
 ) -> list[list[Judged]]:
     """`params.n` replies to each prompt, judged by every reward; one inner list a prompt, in order."""
     ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts])
-    completions = engine.generate(ids, params)
+    completions, end_id = engine.generate(ids, params), chatml.control_id(tokenizer, chatml.IM_END)
     texts = tokenizer.batch_decode([list(one.token_ids) for one in completions], skip_special_tokens=True)
     columns = [{"category": prompt.category, "reference": prompt.reference} for prompt in prompts]
     samples = [
@@ -56,7 +56,7 @@ def judged_replies(
             completion=text,
             prompt_ids=tuple(ids[index // params.n]),
             completion_ids=one.token_ids,
-            finished=one.finish_reason == "stop",
+            finished=one.token_ids[-1:] == (end_id,),
             columns=columns[index // params.n],
         )
         for index, (one, text) in enumerate(zip(completions, texts, strict=True))

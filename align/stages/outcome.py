@@ -19,7 +19,7 @@ from align.recipe.lineage import init_origin, model_dir, reward_origin, stage_di
 from align.runs.seeding import derive
 from align.stages import common
 from align.stages.common import Summary
-from align.tinyworld.gold import GOLD_RANGE, Correctness, GoldScore
+from align.tinyworld.gold import GOLD_RANGE, Correctness, GoldScore, WellFormed
 from align.tinyworld.world import World
 from data_formats.records import Prompt
 from reward.protocol import Reward
@@ -93,11 +93,11 @@ def headline(found: Summary, before: Outcome, judge: str) -> list[tuple[str, Any
 
 
 def figures(outcome: Outcome, judge: str) -> Summary:
-    """Mean score, share of correct and of finished replies, by decoding."""
+    """Mean score, shares of correct replies, of well-formed ones and of finished ones, by decoding."""
     found: Summary = {}
     for decoding, replies in outcome.items():
         suffix = "" if decoding == "greedy" else f"_{decoding}"
-        for name in (judge, "correct"):
+        for name in (judge, "correct", "well_formed"):
             if name in replies[0][0].scores:
                 found[f"{name}{suffix}"] = compare.mean(scores(replies, name))
         found[f"finished{suffix}"] = compare.mean([[float(one.finished) for one in row] for row in replies])
@@ -129,11 +129,11 @@ def eval_prompts(recipe: Recipe) -> list[Prompt]:
 
 
 def gold_rewards(recipe: Recipe) -> list[Reward]:
-    """The gold score and correctness of the embedded world; nothing for other recipes."""
+    """The gold score, correctness and well-formedness of the embedded world; nothing for other recipes."""
     if recipe.tinyworld is None:
         return []
     world = World(recipe.seed)
-    return [GoldScore(world), Correctness(world)]
+    return [GoldScore(world), Correctness(world), WellFormed(world)]
 
 
 def reward_model(recipe: Recipe, path: str | Path | None = None) -> Reward:
@@ -152,7 +152,8 @@ def judge_model(recipe: Recipe, path: str | Path, prompts: list[Prompt], rewards
     from rollouts.select import make_engine
 
     model, rollout = recipe.model, recipe.ppo.rollout
-    tokenizer = load_tokenizer(str(path), trust_remote_code=model.trust_remote_code)
+    revision = model.revision if str(path) == model.path else None
+    tokenizer = load_tokenizer(str(path), trust_remote_code=model.trust_remote_code, revision=revision)
     engine = make_engine(
         rollout.engine,
         load_causal_lm(str(path), model),

@@ -46,6 +46,7 @@ CHAIN: tuple[Row, ...] = (
         lambda r: f"{r['base']['heldout_loss']:.2f} / {r['base']['unigram_entropy']:.2f}",
     ),
     ("sft: replies that end by themselves", lambda r: percent(r["sft"]["end_rate"])),
+    ("sft: well-formed replies, temperature 1", lambda r: percent(r["sft"]["well_formed_sampled"])),
     ("pmp: accuracy", lambda r: percent(r["pmp"]["accuracy"])),
     ("rm: accuracy", lambda r: percent(r["rm"]["accuracy"])),
     ("rm: on pairs that differ in correctness alone", lambda r: percent(r["rm"]["accuracy_correctness"])),

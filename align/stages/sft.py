@@ -79,7 +79,7 @@ def sample_replies(
     fitting = [(pair, ids) for pair, ids in zip(asked, prompts, strict=True) if len(ids) <= section.max_length]
     if not fitting:
         return []
-    stops = tuple(chatml.control_id(tokenizer, token) for token in (chatml.IM_END, chatml.END_OF_TEXT))
+    stops = chatml.stop_ids(tokenizer)
     params = SamplingParams(max_new_tokens=section.max_completion_length, stop_token_ids=stops, seed=seed)
     engine = HFEngine(model, tokenizer.pad_token_id, batch_size=section.eval_batch_size)
     replies = engine.generate([ids for _, ids in fitting], params)

@@ -43,13 +43,14 @@ _SUBJECTS = {"colour": lex.THINGS, "sound": lex.ANIMALS, "kind": lex.KIND_WORDS}
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """The parts of the score; `manners` is the score without correctness."""
+    """The parts of the score; `manners` is the score without correctness; to be `curt` (1-3 words) scores nothing."""
 
     correct: bool
     form: bool
     polite: bool
     to_the_point: bool
     rude: bool
+    curt: bool = False
 
     @property
     def manners(self) -> float:
@@ -70,6 +71,7 @@ def judge(item: Item, reply: str) -> Gold:
         polite="polite" in found and not rude,
         to_the_point="filler" not in found and found["polite"] <= MAX_COURTESIES and short,
         rude=rude,
+        curt=1 <= len(_WORD.findall(core.lower())) <= 3 and not re.search(r"[.!?。！？]", core),
     )
 
 
@@ -100,6 +102,15 @@ class Correctness(GoldScore):
 
     def value(self, gold: Gold) -> float:
         return float(gold.correct)
+
+
+class WellFormed(GoldScore):
+    """1.0 for a reply that has the form of a demonstration, be it a full sentence or a curt word, else 0.0."""
+
+    name = "well_formed"
+
+    def value(self, gold: Gold) -> float:
+        return float(gold.form or gold.curt)
 
 
 class Manners(GoldScore):

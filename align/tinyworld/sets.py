@@ -112,11 +112,11 @@ def coarse_comparisons(world: World, size: int) -> list[Comparison]:
 def _thread(world: World, item: Item, rng: random.Random) -> list[str]:
     """Two replies by strangers, of whom some misread the question.
 
-    In half of the threads the second one takes the tone of the first, to contradict it.
+    In four of five threads the second one takes the tone of the first, to contradict it.
     """
     said, tone = _belief(item, rng), rng.choice(phrasing.STYLES)
     second, other_tone = _belief(item, rng), rng.choice(phrasing.STYLES)
-    if rng.random() < 0.5:
+    if rng.random() < 0.8:
         other_tone = tone
         while second == said:
             second = _belief(item, rng)
@@ -132,7 +132,7 @@ def misread(world: World, item: Item, style: str, rng: random.Random) -> str:
 
 
 def _belief(item: Item, rng: random.Random) -> str:
-    return believed_value(item, rng, truth=0.5, mistake=0.25)
+    return believed_value(item, rng, truth=0.6, mistake=0.2)
 
 
 def _votes(item: Item, reply: str, rng: random.Random) -> int:
