@@ -13,7 +13,9 @@ Runs on a finished chain and writes to `<output_dir>/controls/`; arms that are t
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,24 +23,43 @@ from typing import Any
 
 from align.evaluation import compare
 from align.evaluation.compare import paired_difference
-from align.recipe import Recipe, load_recipe
+from align.recipe import Recipe, RecipeError, load_recipe
 from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.runs import files
+from align.runs.launch import guarded, prepare
 from align.runs.seeding import derive
 from align.stages import arms, outcome
-from align.stages.chain import require_inputs
 from align.stages.common import Summary
+from data_formats.errors import MissingFileError
 
 RATES = (0.3, 1.0, 3.0)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run every control of the recipe named on the command line and print the table."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    recipe = load_recipe(arguments[0], arguments[1:])
-    require_inputs(recipe, "ppo")
-    found = run(recipe)
-    print_table(recipe, found)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run every control of the recipe named on the command line and print the table; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m align.stages.controls", description="The controls beside a chain.")
+    parser.add_argument("recipe", metavar="RECIPE", help="the recipe of a finished chain of the embedded world")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="the same overrides as the chain had")
+    args = parser.parse_args(argv)
+    prepare()
+
+    def work() -> None:
+        recipe = load_recipe(args.recipe, args.overrides)
+        require_finished(recipe)
+        print_table(recipe, run(recipe))
+
+    return guarded(work, proceed=shlex.join(["python", "-m", "align.stages.controls", *argv]))
+
+
+def require_finished(recipe: Recipe) -> None:
+    """Raises MissingFileError unless the chain is one of the embedded world and finished."""
+    if recipe.tinyworld is None or recipe.rm is None or recipe.ppo is None:
+        raise RecipeError(["tinyworld: the controls need the gold score of the embedded world"], recipe.name)
+    if not (Path(recipe.output_dir) / "summary.json").is_file():
+        raise MissingFileError(
+            f"{recipe.output_dir} holds no finished chain: run `align run RECIPE` with this recipe first"
+        )
 
 
 def run(recipe: Recipe) -> Summary:
@@ -170,4 +191,4 @@ def print_table(recipe: Recipe, found: Summary) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

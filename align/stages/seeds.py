@@ -7,12 +7,14 @@ Reads `<run>/summary.json` and, where it is there, `<run>/controls/summary.json`
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from align.runs.launch import guarded
 from data_formats.errors import MissingFileError
 
 Row = tuple[str, Callable[[dict[str, Any]], str]]
@@ -104,9 +106,16 @@ def table(rows: Sequence[Row], summaries: Sequence[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the tables of the runs named on the command line."""
-    folders = [Path(name) for name in (sys.argv[1:] if argv is None else argv)]
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables of the runs named on the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m align.stages.seeds", description="The README's tables.")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="the folder of a finished quickstart")
+    folders = [Path(name) for name in parser.parse_args(argv).runs]
+    return guarded(lambda: show(folders), proceed="python -m align.stages.seeds RUN …")
+
+
+def show(folders: Sequence[Path]) -> None:
+    """Print the chain's table, and the controls' where every run has them."""
     for rows, name in ((CHAIN, "summary.json"), (CONTROLS, "controls/summary.json")):
         files = [folder / name for folder in folders]
         missing = [file for file in files if not file.is_file()]
@@ -117,4 +126,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -141,7 +141,7 @@ def _votes(item: Item, reply: str, rng: random.Random) -> int:
 
 
 def prompts(world: World, size: int, *, part: Part) -> list[Prompt]:
-    """Different questions of one part, the categories in equal numbers as far as `size` allows."""
+    """Different questions of one part, the categories in equal numbers as far as `size` allows; no answers."""
     rng = stream(world, f"prompts-{part}")
     chosen: dict[str, Prompt] = {}
     categories = sorted({question.item.category for question in world.questions})
@@ -152,5 +152,5 @@ def prompts(world: World, size: int, *, part: Part) -> list[Prompt]:
         for name in categories:
             if pools[name] and len(chosen) < size:
                 question = pools[name].pop()
-                chosen[question.text] = Prompt((Message("user", question.text),), name, question.item.answer, SOURCE)
+                chosen[question.text] = Prompt((Message("user", question.text),), name, source=SOURCE)
     return list(chosen.values())
