@@ -47,20 +47,13 @@ class EvalSection(Section):
     every_steps: Positive | None = None
 
 
-class PPOSection(Section):
-    """PPO with a critic.
+class PPOConfig(Section):
+    """PPO with a critic: what `PPOTrainer` is told, in a recipe or in Python.
 
     One iteration: `rollout_batch_size` prompts over all ranks give `rollout_batch_size * num_generations` responses,
     which are trained on for `num_ppo_epochs` passes of `num_mini_batches` optimizer steps each. `micro_batch_size`
     responses are held at once by a rank. `critic_warmup_steps` counts optimizer steps.
     """
-
-    data: tuple[Source, ...] = Field(min_length=1)
-    eval_data: tuple[Source, ...] = ()
-    ptx_data: tuple[Source, ...] = ()
-    init_from: str | None = None
-    reward_from: str | None = None
-    critic_from: str | None = None
 
     rollout: RolloutSection = RolloutSection()
     policy: PolicyOptim = PolicyOptim()
@@ -97,6 +90,17 @@ class PPOSection(Section):
     save_steps: Positive | None = None
     save_total_limit: Positive = 2
     log_samples: Count = 8
+
+
+class PPOSection(PPOConfig):
+    """The ppo stage of a recipe: the configuration, the data, and what the models start from."""
+
+    data: tuple[Source, ...] = Field(min_length=1)
+    eval_data: tuple[Source, ...] = ()
+    ptx_data: tuple[Source, ...] = ()
+    init_from: str | None = None
+    reward_from: str | None = None
+    critic_from: str | None = None
 
     def rules(self) -> list[tuple[str, str]]:
         if self.ptx_coef > 0 and not self.ptx_data:

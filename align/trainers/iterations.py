@@ -15,13 +15,13 @@ from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
-from align.recipe.ppo import PPOSection
+from align.recipe.ppo import PPOConfig
 from align.runs.checkpoint import latest
 from align.runs.metrics import MetricsLog
 
 
 def loop_arguments(
-    section: PPOSection, output_dir: Path, evaluates: bool, seed: int, accelerator: Accelerator
+    section: PPOConfig, output_dir: Path, evaluates: bool, seed: int, accelerator: Accelerator
 ) -> TrainingArguments:
     """The `args` that callbacks see; steps are iterations."""
     regularly = evaluates and section.evaluation.every_steps is not None

@@ -36,7 +36,7 @@ from transformers import TrainerCallback
 from align import functional
 from align.data.encode import encode_prompts
 from align.data.prompts import PromptSampler
-from align.recipe.ppo import PPOSection
+from align.recipe.ppo import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.files import atomic_dir
 from align.runs.seeding import derive
@@ -88,7 +88,7 @@ class PPOTrainer(PPOUpdate):
             their dropout set to 0. Two modules, sharing nothing.
         reward: scores replies; never trained.
         tokenizer: of the policy, with ChatML's control tokens.
-        config: the recipe's ppo section; its data and origins are not read here.
+        config: a `PPOConfig`, or the recipe's ppo section, whose data and origins are not read here.
         prompts: what replies are sampled to; at least `rollout_batch_size`.
         reference: frozen; default a copy of `policy` as it is now.
         engine: samples replies; default `HFEngine` on the policy itself.
@@ -106,7 +106,7 @@ class PPOTrainer(PPOUpdate):
         critic: nn.Module,
         reward: Reward,
         tokenizer: Any,
-        config: PPOSection,
+        config: PPOConfig,
         prompts: Sequence[Prompt],
         *,
         output_dir: str | Path,

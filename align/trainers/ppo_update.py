@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from align import functional
-from align.recipe.ppo import PPOSection
+from align.recipe.ppo import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
 from align.trainers import ppo_state
@@ -30,7 +30,7 @@ from rollouts.protocol import Engine
 class PPOUpdate(IterationLoop):
     """`update(experience)` and the seams it is built from; `PPOTrainer` adds where experience comes from."""
 
-    config: PPOSection
+    config: PPOConfig
     policy: TrainedModel
     critic: TrainedModel
     reference: nn.Module

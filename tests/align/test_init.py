@@ -18,8 +18,9 @@ def test_importing_align_imports_nothing_heavy():
 
 
 def test_the_public_names():
-    from align import PPOTrainer, RewardTrainer, SFTTrainer, load_recipe
+    from align import PPOConfig, PPOTrainer, RewardTrainer, SFTTrainer, load_recipe
 
+    assert (PPOConfig(num_iterations=1).kl_coef, PPOConfig(num_iterations=1).rollout.num_generations) == (0.04, 2)
     assert [item.__name__ for item in (SFTTrainer, RewardTrainer, PPOTrainer)] == [
         "SFTTrainer",
         "RewardTrainer",

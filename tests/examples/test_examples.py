@@ -1,0 +1,67 @@
+"""Every program in examples/ is short, runs, and does what it says."""
+
+import importlib.util
+import math
+import sys
+
+import pytest
+import torch
+
+from align import PPOTrainer
+from reward.model import RewardModel
+from tests.commands import INSTALLED, ROOT, run
+
+FILES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_an_example_is_short_and_is_run_here(file):
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 85 and f"python examples/{file.name}" in text.split('"""')[1]
+    assert f'load("{file.stem}")' in (ROOT / "tests/examples/test_examples.py").read_text(encoding="utf-8")
+
+
+def test_ppo_with_a_function_as_reward(tmp_path):
+    figures = load("ppo_function_reward").main(tmp_path)
+    assert figures["before"] < 0.3
+    assert figures["after"] > figures["before"] + 0.25
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) >= 30
+
+
+def test_a_cost_a_token_makes_replies_short(tmp_path):
+    example = load("ppo_short_answers")
+    figures = example.main(tmp_path / "brief")
+    assert figures["after"] < 0.5 * figures["before"]
+    plain = example.train(PPOTrainer, tmp_path / "plain")
+    assert plain["after"] > 0.7 * plain["before"]
+
+
+def test_margins_spread_the_scores_of_clear_pairs(tmp_path):
+    example = load("reward_with_margin")
+    wide, plain = example.main(tmp_path / "wide"), example.main(tmp_path / "plain", margins=False)
+    # three raters of four: the best difference d solves 3 sigmoid(margin - d) = sigmoid(margin + d)
+    assert plain["manners"] == pytest.approx(math.log(3), abs=0.15)
+    assert wide["manners"] == pytest.approx(3.69, abs=0.3)
+    assert wide["length"] == pytest.approx(math.log(3), abs=0.15)
+    assert RewardModel.from_pretrained(tmp_path / "wide" / "model").config.hidden_size == 32
+    losses_B = example.MarginRewardTrainer.compute_pair_losses(
+        None, torch.tensor([2.0, 2.0]), torch.tensor([1.0, 1.0]), {"margins_B": torch.tensor([0.0, 3.0])}
+    )
+    assert losses_B.tolist() == pytest.approx([math.log(1 + math.exp(-1)), math.log(1 + math.exp(2))])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_an_example_as_a_program_from_another_folder(file, tmp_path):
+    done = run(sys.executable, file, cwd=tmp_path, env=INSTALLED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("{")
+    assert (tmp_path / "runs/examples" / file.stem).is_dir()
