@@ -1,0 +1,164 @@
+"""The quickstart in miniature: its files and figures are what issue and README promise, whatever the model is worth."""
+
+import json
+
+import pytest
+
+from align.recipe import load_recipe
+from align.stages import controls
+from align.stages.chain import run_chain
+
+SIZES = {
+    "model.architecture": {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+    "tinyworld": {"documents": 300, "demonstrations": 300, "coarse_comparisons": 48, "comparisons": 48}
+    | {"heldout_comparisons": 48, "prompts": 40, "eval_prompts": 20},
+    "base": {"max_steps": 40, "batch_size": 16, "micro_batch_size": 16, "warmup_steps": 2, "learning_rate": 0.01},
+    "sft": {"max_steps": 60, "batch_size": 16, "micro_batch_size": 16, "warmup_steps": 2, "learning_rate": 0.01}
+    | {"eval_num_replies": 4, "max_completion_length": 24},
+    "pmp": {"max_steps": 4, "batch_size": 8, "micro_batch_size": 8, "warmup_steps": 1},
+    "rm": {"max_steps": 4, "batch_size": 8, "micro_batch_size": 8, "warmup_steps": 1, "reference_size": 16},
+    "ppo": {"num_iterations": 2, "rollout_batch_size": 4, "num_mini_batches": 2, "micro_batch_size": 4}
+    | {"critic_warmup_steps": 1},
+    "ppo.rollout": {"max_completion_length": 24},
+    "ppo.evaluation": {"num_samples": 2},
+}
+NUMBERS = {
+    "base": ("heldout_loss", "unigram_entropy"),
+    "sft": ("gold", "correct"),
+    "pmp": ("accuracy",),
+    "rm": ("accuracy", "accuracy_correctness", "accuracy_without_pmp"),
+    "ppo": ("gold", "correct", "kl", "entropy"),
+    "seconds": ("base", "sft", "pmp", "rm", "ppo"),
+}
+SPEAKERS = ("Question: ", "问：", "Tom: ", "小明：")  # who asks in a document
+TRAINING = ("documents", "demonstrations", "coarse_comparisons", "comparisons", "prompts")
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run = tmp_path_factory.mktemp("quickstart") / "run"
+    changes = [f"{section}.{key}={value}" for section, values in SIZES.items() for key, value in values.items()]
+    recipe = load_recipe("quickstart", [f"output_dir={run}", "seed=5", *changes])
+    run_chain(recipe)
+    return recipe, run, json.loads((run / "summary.json").read_text(encoding="utf-8"))
+
+
+def test_the_summary_holds_every_figure_that_is_promised(finished):
+    _, _, summary = finished
+    for section, keys in NUMBERS.items():
+        for key in keys:
+            assert type(summary[section].get(key)) is float, f"{section}.{key}"
+    for key in ("win", "tie", "loss", "win_sampled", "tie_sampled", "loss_sampled"):
+        assert type(summary["ppo"][key]) is int, key
+    low, high = summary["gold_range"]
+    assert (type(low), type(high)) == (float, float) and low < high
+    assert (type(summary["seed"]), summary["seed"]) == (int, 5)
+    for section in ("sft", "ppo"):
+        assert low <= summary[section]["gold"] <= high and 0 <= summary[section]["correct"] <= 1
+    assert 0 < summary["ppo"]["entropy"] < 6.0  # log 400
+    assert summary["sft"]["gold_sampled"] != 0  # the model says something that can be judged
+
+
+def test_the_figures_follow_from_the_lines_of_the_evaluation(finished):
+    recipe, run, summary = finished
+    rows = lines(run / "ppo" / "eval.jsonl")
+    asked = [row["prompt"][-1]["content"] for row in lines(run / "world" / "eval_prompts.jsonl")]
+    assert [row["prompt"] for row in rows] == asked and len(asked) == recipe.tinyworld.eval_prompts
+    assert all(row["category"] and row["sft_reply"] is not None and row["ppo_reply"] is not None for row in rows)
+    win = tie = loss = 0
+    for row in rows:
+        win += row["ppo_gold"] > row["sft_gold"]
+        tie += row["ppo_gold"] == row["sft_gold"]
+        loss += row["ppo_gold"] < row["sft_gold"]
+    assert (win, tie, loss) == tuple(summary["ppo"][key] for key in ("win", "tie", "loss"))
+    assert win + tie + loss == 20
+    win = tie = loss = 0
+    totals = dict.fromkeys(("sft_gold", "sft_correct", "ppo_gold", "ppo_correct"), 0.0)
+    for row in rows:
+        for number in (0, 1):
+            before, after = row["sampled"]["sft"][number], row["sampled"]["ppo"][number]
+            win += after["gold"] > before["gold"]
+            tie += after["gold"] == before["gold"]
+            loss += after["gold"] < before["gold"]
+            for policy, reply in (("sft", before), ("ppo", after)):
+                totals[f"{policy}_gold"] += reply["gold"]
+                totals[f"{policy}_correct"] += reply["correct"]
+        assert len(row["sampled"]["sft"]) == len(row["sampled"]["ppo"]) == 2
+    assert (win, tie, loss) == tuple(summary["ppo"][f"{key}_sampled"] for key in ("win", "tie", "loss"))
+    for policy in ("sft", "ppo"):
+        for key in ("gold", "correct"):
+            greedy = sum(row[f"{policy}_{key}"] for row in rows) / 20
+            assert summary[policy][key] == pytest.approx(greedy, abs=1e-12), f"{policy}.{key}"
+            assert summary[policy][f"{key}_sampled"] == pytest.approx(totals[f"{policy}_{key}"] / 40, abs=1e-12)
+
+
+def test_no_evaluation_prompt_occurs_in_a_training_file(finished):
+    recipe, run, _ = finished
+    world = run / "world"
+    asked = {row["prompt"][-1]["content"] for row in lines(world / "eval_prompts.jsonl")}
+    assert len(asked) == 20
+    written = {path.stem for path in world.glob("*.jsonl")}
+    assert written == {*TRAINING, "heldout_comparisons", "eval_prompts"}
+    for name in written - {"eval_prompts"}:
+        rows = lines(world / f"{name}.jsonl")
+        assert len(rows) == getattr(recipe.tinyworld, name)
+        texts = [text for row in rows for text in strings(row)]
+        assert texts and not [text for text in texts if asked & said(text)], name
+    documents = [row["text"] for row in lines(world / "documents.jsonl")]
+    assert all(any(f"\n{speaker}" in f"\n{text}" for text in documents) for speaker in SPEAKERS)
+    trained = {text for row in lines(world / "comparisons.jsonl") for text in questions(row)}
+    held_out = {text for row in lines(world / "heldout_comparisons.jsonl") for text in questions(row)}
+    assert trained and held_out and not trained & held_out
+
+
+def test_an_evaluation_prompt_in_a_training_row_would_be_seen():
+    row = {"messages": [{"role": "user", "content": "Hello.\nTom: Is it 5?\nAnn: yes"}], "category": "maths"}
+    assert any("Is it 5?" in said(text) for text in strings(row))
+    assert "Is it 5?" not in said("Tom: I wonder. Is it 5?")  # another prompt about the same
+
+
+def said(text):
+    """Every line of a text, and what is said in it where a speaker is named."""
+    rows = text.split("\n")
+    return {*rows, *(row.removeprefix(speaker) for row in rows for speaker in SPEAKERS)}
+
+
+def strings(value):
+    """Every string in a row."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from strings(part)
+
+
+def questions(pair):
+    return [turn["content"] for turn in pair["prompt"] if turn["role"] == "user"]
+
+
+def test_half_of_the_replies_in_the_comparisons_are_sampled(finished):
+    _, run, _ = finished
+    for name in ("comparisons", "heldout_comparisons"):
+        info = json.loads((run / "world" / f"{name}.info.json").read_text(encoding="utf-8"))
+        assert (info["pairs"], info["sampled_share"] >= 0.5) == (48, True)
+        tagged = ["correctness" in row.get("tags", []) for row in lines(run / "world" / f"{name}.jsonl")]
+        assert info["correctness_share"] == sum(tagged) / 48 > 0
+
+
+def test_the_controls_run_on_it(finished):
+    recipe, run, summary = finished
+    found = controls.run(recipe)
+    written = (run / "controls" / "summary.json").read_text(encoding="utf-8")
+    assert json.loads(json.dumps(found)) == json.loads(written)
+    assert {"pmp", "good_demonstrations", "best_of_n", "shuffled_labels", "seed"} <= set(found)
+    own = f"{recipe.rm.learning_rate:g}"
+    assert found["pmp"]["accuracy"]["with_pmp"][own] == pytest.approx(summary["rm"]["accuracy"])
+    best = [max(row["sampled"]["sft"], key=lambda reply: reply["reward"]) for row in lines(run / "ppo/eval.jsonl")]
+    assert found["best_of_n"]["n"] == 2
+    assert found["best_of_n"]["gold"] == pytest.approx(sum(reply["gold"] for reply in best) / 20)
+    assert not (run / "rm_shuffled").exists() and (run / "controls" / "ppo_shuffled" / "eval.jsonl").is_file()
+    controls.print_table(recipe, found)
