@@ -1,7 +1,9 @@
 """Clean graded comparisons: replies sampled from a model beside generated ones, judged by the gold score.
 
 At least one reply of every pair is a sampled one, so at least half of all replies are. A share of the pairs differs in
-correctness alone: equal in every part of manners, one right and one wrong (tag `correctness`).
+correctness alone: equal in every part of manners, one right and one wrong (tag `correctness`). In a quarter of them one
+reply was sampled for another question (`ASTRAY`): without those a reward model learns what good answers look like and
+never to what question, and PPO finds the one answer that pleases always.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from align.tinyworld.world import Item, World
 from data_formats.records import Comparison, Message
 
 CORRECTNESS = "correctness"
-MISREAD = 0.2
+MISREAD = 0.1
+ASTRAY = 0.25
 _STYLE_OF = {
     (True, True, True, False): "polite",
     (True, False, True, False): "plain",
@@ -27,7 +30,7 @@ _STYLE_OF = {
 
 
 def clean_comparisons(
-    world: World, sampled: Mapping[str, Sequence[str]], size: int, *, name: str, correctness_share: float = 0.55
+    world: World, sampled: Mapping[str, Sequence[str]], size: int, *, name: str, correctness_share: float = 0.45
 ) -> list[Comparison]:
     """`size` pairs on the questions of `sampled` (question text -> replies of the model), prompts taken in turn.
 
@@ -45,9 +48,12 @@ def clean_comparisons(
             return pairs
         text = texts[turn % len(texts)]
         item = world.by_text[text].item
-        alone = rng.random() < correctness_share
-        make = _correctness_pair if alone else _any_pair
-        pair = make(world, item, sampled[text], rng)
+        draw = rng.random()
+        if draw < ASTRAY:
+            pair = _astray_pair(item, sampled[text], rng.choice(sampled[rng.choice(texts)]), rng)
+        else:
+            make = _correctness_pair if draw < ASTRAY + correctness_share else _any_pair
+            pair = make(world, item, sampled[text], rng)
         if pair is not None:
             pairs.append(_comparison(text, item, *pair))
     raise ValueError(f"the sampled replies gave {len(pairs)} of the {size} pairs of '{name}': sample more a prompt")
@@ -87,6 +93,22 @@ def _any_pair(world: World, item: Item, replies: Sequence[str], rng: random.Rand
         generated = misread(world, item, style, rng)
     second = rng.choice(replies) if rng.random() < 0.5 else generated
     return None if judge(item, first).score == judge(item, second).score else (first, second)
+
+
+def _astray_pair(item: Item, replies: Sequence[str], stray: str, rng: random.Random) -> tuple[str, str] | None:
+    """A right reply, in the manners of the stray one where that is possible, beside a reply to another question."""
+    gold = judge(item, stray)
+    if gold.correct:
+        return None
+    right = [reply for reply in replies if judge(item, reply).correct]
+    style = _STYLE_OF.get(_manners(gold))
+    if right and (style is None or rng.random() < 0.5):
+        first = rng.choice(right)
+    elif style is not None:
+        first = phrasing.reply(item, item.answer, style, rng)
+    else:
+        return None
+    return None if judge(item, first).score == gold.score else (first, stray)
 
 
 def _comparison(text: str, item: Item, first: str, second: str) -> Comparison:

@@ -18,7 +18,7 @@ SOURCE = "tinyworld"
 SYSTEM = "You are a helpful assistant."
 COARSE_MIX = {"knowledge": 0.28, "language": 0.26, "writing": 0.2, "maths": 0.14, "coding": 0.12}
 VOTE_NOISE = 0.5
-MISREAD = 0.05
+MISREAD = 0.1
 
 
 def stream(world: World, name: str) -> random.Random:
@@ -125,9 +125,9 @@ def _thread(world: World, item: Item, rng: random.Random) -> list[str]:
 
 
 def misread(world: World, item: Item, style: str, rng: random.Random) -> str:
-    """A true answer to another question, half of the time one of the same kind."""
+    """A true answer to another question, now and then one of the same kind."""
     near = [other for other in world.items if other.kind == item.kind and other.language == item.language]
-    other = rng.choice(near if rng.random() < 0.5 else world.items)
+    other = rng.choice(near if rng.random() < 0.3 else world.items)
     return phrasing.reply(other, other.answer, style, rng)
 
 
