@@ -118,15 +118,24 @@ def _shortened(messages: tuple[Message, ...]) -> tuple[Message, ...] | None:
 def encode_comparisons(
     tokenizer: Any, comparisons: Sequence[Comparison], max_length: int, on_overlong: OnOverlong
 ) -> tuple[list[PairRow], dict[str, int]]:
+    """`encode_kept_comparisons` without the numbers of those kept."""
+    rows, _, counts = encode_kept_comparisons(tokenizer, comparisons, max_length, on_overlong)
+    return rows, counts
+
+
+def encode_kept_comparisons(
+    tokenizer: Any, comparisons: Sequence[Comparison], max_length: int, on_overlong: OnOverlong
+) -> tuple[list[PairRow], list[int], dict[str, int]]:
     """Pairs of sequences, each prompt plus reply and ending exactly with `<|im_end|>`; one prompt for both sides.
 
     Returns:
-        The rows in order, and how many comparisons were dropped or truncated, by reason.
+        The rows in order, the index in `comparisons` of each, and how many were dropped or truncated, by reason.
 
     Raises:
         DataError: `on_overlong` is "error" and a side is too long.
     """
     rows: list[PairRow] = []
+    kept: list[int] = []
     counts: Counter[str] = Counter()
     prompts = encode_prompts(tokenizer, [comparison.prompt for comparison in comparisons])
     chosen = encode_replies(tokenizer, [comparison.chosen for comparison in comparisons])
@@ -143,8 +152,9 @@ def encode_comparisons(
                 continue
             counts["truncated"] += 1
             prompt_ids = fitting
+        kept.append(index)
         rows.append(PairRow(chosen_ids=prompt_ids + chosen[index], rejected_ids=prompt_ids + rejected[index]))
-    return rows, dict(counts)
+    return rows, kept, dict(counts)
 
 
 def _fit_prompt(tokenizer: Any, messages: tuple[Message, ...], room: int) -> list[int] | None:

@@ -120,14 +120,10 @@ def encode(
     tokenizer: Any, comparisons: list[Comparison], section: RewardSection
 ) -> tuple[list[dict], list[Comparison], dict[str, int]]:
     """Rows, the comparisons they were made from (same order and number), and what was dropped."""
-    from align.data.encode import encode_comparisons
+    from align.data.encode import encode_kept_comparisons
 
-    def one(pair: Comparison) -> bool:
-        return bool(encode_comparisons(tokenizer, [pair], section.max_length, section.on_overlong)[0])
-
-    rows, dropped = encode_comparisons(tokenizer, comparisons, section.max_length, section.on_overlong)
-    kept = comparisons if len(rows) == len(comparisons) else [pair for pair in comparisons if one(pair)]
-    return rows, kept, dropped
+    rows, kept, dropped = encode_kept_comparisons(tokenizer, comparisons, section.max_length, section.on_overlong)
+    return rows, [comparisons[index] for index in kept], dropped
 
 
 def _trainer(

@@ -8,6 +8,7 @@ from align.data.encode import (
     encode_demonstration,
     encode_demonstrations,
     encode_documents,
+    encode_kept_comparisons,
     encode_prompt,
     encode_prompts,
     encode_replies,
@@ -112,6 +113,14 @@ def test_truncated_comparisons_lose_whole_old_exchanges_on_both_sides(tokenizer)
     assert encode_comparisons(tokenizer, [pair], limit, "drop") == ([], {"longer than max_length": 1})
     with pytest.raises(DataError, match=f"comparison 0 has .* tokens but max_length is {limit}"):
         encode_comparisons(tokenizer, [pair], limit, "error")
+
+
+def test_kept_comparisons_name_the_ones_they_were_made_from(tokenizer):
+    pairs = [Comparison((U(prompt),), "good", "bad") for prompt in ("a", "long" * 20, "b", "long" * 20, "c")]
+    limit = len(encode_prompt(tokenizer, pairs[0].prompt)) + len(encode_reply(tokenizer, "good"))
+    rows, kept, counts = encode_kept_comparisons(tokenizer, pairs, limit, "drop")
+    assert (kept, counts) == ([0, 2, 4], {"longer than max_length": 2})
+    assert rows == encode_comparisons(tokenizer, [pairs[0], pairs[2], pairs[4]], limit, "error")[0]
 
 
 def test_documents_are_joined_by_end_of_text_and_cut(tokenizer):
