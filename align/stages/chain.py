@@ -20,7 +20,7 @@ from align.recipe.errors import RecipeError
 from align.recipe.lineage import stage_dir
 from align.recipe.sources import WORLD, source_path, stage_sources, world_dir
 from align.stages import hooks
-from align.stages.changes import is_finished, require_unchanged
+from align.stages.changes import is_finished, require_same_world, require_unchanged, stamp_world
 from align.stages.common import MADE_BY_STAGES, Summary, command, is_main, write_summary
 from align.stages.overview import print_table, stage_summary, write_chain_summary
 from data_formats.errors import MissingFileError
@@ -74,6 +74,8 @@ def run_stage(recipe: Recipe, stage: str, *, fresh: bool = False) -> Summary:
     """
     _meet()
     if fresh:
+        if _world_sets(recipe, stage):
+            require_same_world(recipe)  # before anything is removed
         clear(recipe, (stage,))
         _meet()
     require_unchanged(recipe, (stage,))
@@ -122,21 +124,29 @@ def require_inputs(recipe: Recipe, stage: str) -> None:
 
 
 def prepare_data(recipe: Recipe, stage: str) -> None:
-    """Write the sets of the embedded world that the stage reads; those with sampled replies need finished stages."""
-    if recipe.tinyworld is not None and is_main():
+    """Write the sets of the embedded world that the stage reads; those with sampled replies need finished stages.
+
+    Raises:
+        RecipeChangedError: those that are there were made with another seed or other sizes.
+    """
+    sets = _world_sets(recipe, stage)
+    if sets:
+        require_same_world(recipe)
+    missing = {name for name, file in sets.items() if not file.is_file()}
+    if missing and is_main():
         from align.stages import world
 
-        missing = _missing_sets(recipe, stage)
         if missing - set(world.LABELLED):
+            stamp_world(recipe)
             world.materialise(recipe)
         if missing & set(world.LABELLED):
             world.label_comparisons(recipe)
     _meet()
 
 
-def _missing_sets(recipe: Recipe, stage: str) -> set[str]:
+def _world_sets(recipe: Recipe, stage: str) -> dict[str, Path]:
     sources = [source for _, source in stage_sources(recipe, stage) if source.path.startswith(WORLD)]
-    return {source.path.removeprefix(WORLD) for source in sources if not source_path(recipe, source).is_file()}
+    return {source.path.removeprefix(WORLD): source_path(recipe, source) for source in sources}
 
 
 def clear(recipe: Recipe, stages: tuple[str, ...], *, whole_chain: bool = False) -> None:

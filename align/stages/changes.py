@@ -6,13 +6,16 @@ root and world. Keys that only say how often to log, save or evaluate, or how a 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from align.recipe import STAGES, Recipe
 from align.recipe.lineage import inputs, stage_dir
+from align.recipe.sources import world_dir
 from align.recipe.text import parse
-from align.runs import checkpoint
+from align.runs.files import write_json
+from align.stages.common import MADE_BY_STAGES
 from data_formats.errors import AlignError
 
 COMMON = ("seed", "data_root", "model", "tinyworld")
@@ -21,6 +24,7 @@ HARMLESS = frozenset(
     | {"micro_batch_size", "eval_batch_size", "ptx_micro_batch_size"}
 )
 SHOWN = 8
+WORLD_STAMP = "world.json"
 
 
 class RecipeChangedError(AlignError, ValueError):
@@ -79,17 +83,50 @@ def is_finished(recipe: Recipe, stage: str) -> bool:
     return (stage_dir(recipe, stage) / "summary.json").is_file()
 
 
+def is_begun(recipe: Recipe, stage: str) -> bool:
+    """Whether the stage has written anything besides its recipe, which it overwrites when it starts."""
+    folder = stage_dir(recipe, stage)
+    return any((folder / name).exists() for name in MADE_BY_STAGES if name != "recipe.yaml")
+
+
 def require_unchanged(recipe: Recipe, stages: tuple[str, ...]) -> None:
-    """Raises RecipeChangedError when a finished or interrupted stage was made with another recipe."""
+    """Raises RecipeChangedError when a stage was finished, or begun, with another recipe."""
     problems: list[str] = []
     for stage in stages:
-        folder = stage_dir(recipe, stage)
-        if is_finished(recipe, stage) or checkpoint.steps(folder / "checkpoints"):
-            problems += changed_keys(recipe, stage, folder)
+        if is_begun(recipe, stage):
+            problems += changed_keys(recipe, stage, stage_dir(recipe, stage))
     if problems:
-        problems = list(dict.fromkeys(problems))
-        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise RecipeChangedError(
-            f"{recipe.output_dir} holds stages made with another recipe ({'; '.join(problems[:SHOWN])}{more}): "
+            f"{recipe.output_dir} holds stages made with another recipe ({_some(problems)}): "
             "give --fresh to start them anew, or choose another output_dir"
         )
+
+
+def _some(problems: list[str]) -> str:
+    problems = list(dict.fromkeys(problems))
+    more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return "; ".join(problems[:SHOWN]) + more
+
+
+def stamp_world(recipe: Recipe) -> None:
+    """Write `world/world.json`: what the sets of the embedded world depend on."""
+    write_json(world_dir(recipe) / WORLD_STAMP, _world(recipe))
+
+
+def require_same_world(recipe: Recipe) -> None:
+    """Raises RecipeChangedError when the sets in `world/` were made with another seed or other sizes."""
+    file = world_dir(recipe) / WORLD_STAMP
+    problems: list[str] = []
+    if file.is_file():
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        for key, now in _world(recipe).items():
+            _compare(key, saved.get(key), now, problems)
+    if problems:
+        raise RecipeChangedError(
+            f"{world_dir(recipe)} holds the sets of another world ({_some(problems)}): "
+            "start the whole chain anew with `align run RECIPE --fresh`, or choose another output_dir"
+        )
+
+
+def _world(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", include={"seed", "tinyworld"})

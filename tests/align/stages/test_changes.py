@@ -1,0 +1,64 @@
+"""What a folder was made with, and what may change without starting anew."""
+
+import json
+
+import pytest
+
+from align.stages import changes
+from align.stages.chain import clear, prepare_data, run_stage
+from tests.align.stages.small_chain import small_recipe, write_data
+
+SIZES = {"documents": 6, "demonstrations": 5, "coarse_comparisons": 4, "comparisons": 4, "heldout_comparisons": 4}
+
+
+def world_recipe(folder, **changed):
+    sizes = {**SIZES, "prompts": 3, "eval_prompts": 2}
+    world = {"tinyworld": sizes, "base__data": ["tinyworld:documents"], "sft__data": ["tinyworld:demonstrations"]}
+    return small_recipe(folder, **(world | changed))
+
+
+def test_the_world_of_another_seed_or_size_is_not_used_again(tmp_path):
+    recipe = world_recipe(tmp_path)
+    prepare_data(recipe, "base")
+    world = tmp_path / "run" / "world"
+    stamp = json.loads((world / "world.json").read_text(encoding="utf-8"))
+    assert stamp == {"seed": 1, "tinyworld": {**SIZES, "prompts": 3, "eval_prompts": 2}}
+    before = {path.name: path.read_bytes() for path in world.iterdir()}
+    prepare_data(recipe, "sft")
+    for key, value, words in (
+        ("seed", 2, "seed was 1, is 2"),
+        ("tinyworld__documents", 7, "tinyworld.documents was 6, is 7"),
+    ):
+        with pytest.raises(changes.RecipeChangedError, match=rf"world holds .*\({words}\).*--fresh"):
+            prepare_data(world_recipe(tmp_path, **{key: value}), "sft")
+    assert {path.name: path.read_bytes() for path in world.iterdir()} == before
+    prepare_data(world_recipe(tmp_path, seed=2), "rm")  # reads files of the user's only
+    clear(recipe, recipe.stages, whole_chain=True)
+    assert not world.exists()
+    prepare_data(world_recipe(tmp_path, seed=2), "base")
+    assert (world / "documents.jsonl").read_bytes() != before["documents.jsonl"]
+
+
+def test_a_fresh_stage_of_another_world_is_refused_before_it_is_removed(tmp_path):
+    recipe = world_recipe(tmp_path)
+    prepare_data(recipe, "sft")
+    summary = tmp_path / "run" / "sft" / "summary.json"
+    summary.parent.mkdir()
+    summary.write_text("{}")
+    with pytest.raises(changes.RecipeChangedError, match="another world"):
+        run_stage(world_recipe(tmp_path, seed=2), "sft", fresh=True)
+    assert summary.is_file()
+
+
+def test_a_stage_killed_before_its_first_checkpoint_is_not_mixed_with_another_recipe(tmp_path):
+    write_data(tmp_path)
+    run_stage(small_recipe(tmp_path), "base")
+    folder = tmp_path / "run" / "base"
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.name not in ("recipe.yaml", "metrics.jsonl"):
+            path.rmdir() if path.is_dir() else path.unlink()
+    other = small_recipe(tmp_path, base__learning_rate=0.5)
+    with pytest.raises(changes.RecipeChangedError, match=r"base\.learning_rate was 0\.01, is 0\.5"):
+        changes.require_unchanged(other, ("base",))
+    (folder / "metrics.jsonl").unlink()  # a recipe that could not start, say for a wrong max_length, may be mended
+    changes.require_unchanged(other, ("base",))
