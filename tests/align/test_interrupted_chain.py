@@ -1,0 +1,103 @@
+"""A chain that is stopped from outside, at any moment, and started again with the same command."""
+
+import json
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.commands import INSTALLED, ROOT, align
+from tests.recipes.miniature import arguments
+
+STAGES = ("sft", "pmp", "rm", "ppo")
+WEIGHTS = [f"{stage}/model/model.safetensors" for stage in STAGES] + [
+    "rm/model/head.safetensors",
+    "ppo/critic/model.safetensors",
+]
+
+
+def start(words):
+    command = [sys.executable, "-m", "align.cli", "run", *words]
+    return subprocess.Popen(command, cwd=ROOT, env=INSTALLED, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def whole(run) -> None:
+    """Whatever stands under its own name can be read to the end."""
+    for file in run.rglob("*.json"):
+        json.loads(file.read_text(encoding="utf-8"))
+    for file in run.glob("*/summary.json"):
+        assert (file.parent / "model/model.safetensors").is_file(), "the summary is the last file of a stage"
+
+
+def named(run) -> set[str]:
+    """The files that stand under their own names."""
+    return {str(path) for path in run.rglob("*") if path.is_file() and "/." not in str(path.relative_to(run.parent))}
+
+
+def wait_for(condition, process, seconds=120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_middle_of_the_chain(tmp_path):
+    words = ["qwen_rlhf", *arguments(tmp_path), "pmp.max_steps=200"]
+    run = tmp_path / "run"
+    process = start(words)
+    metrics = run / "pmp" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 10, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in out + err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("stage 'pmp' stopped at step ")
+    assert last.endswith("what is finished or saved is kept. Continue with: " + shlex.join(["align", "run", *words]))
+    whole(run)
+    assert not (run / "pmp/summary.json").exists() and not (run / "rm").exists()
+
+    again = align(*shlex.split(last.partition("Continue with: align ")[2]))
+    assert again.returncode == 0, again.stderr
+    assert "sft: finished before" in again.stdout and "pmp: finished before" not in again.stdout
+    stopped = int(last.removeprefix("stage 'pmp' stopped at step ").split(";")[0])
+    pmp = json.loads((run / "pmp/summary.json").read_text())
+    assert pmp["steps"] == 200 and 10 <= pmp["resumed_from"] == stopped < 200
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if "loss" in json.loads(line)]
+    assert [step for step in steps if step] == sorted(set(steps))
+    whole(run)
+
+
+@pytest.mark.slow
+def test_a_storm_of_kills_ends_with_the_same_weights(tmp_path):
+    """Killed again and again without warning, the chain ends as if nothing had happened, bit for bit."""
+    for name in ("calm", "storm"):
+        (tmp_path / name).mkdir()
+    calm = align("run", "qwen_rlhf", *arguments(tmp_path / "calm"))
+    assert calm.returncode == 0, calm.stderr
+    words, run, rng, kills = ["qwen_rlhf", *arguments(tmp_path / "storm")], tmp_path / "storm/run", random.Random(0), 0
+    for _ in range(40):
+        before, process = named(run), start(words)
+        while process.poll() is None and named(run) <= before:  # every round gets at least one file further
+            time.sleep(0.01)
+        try:
+            _, err = process.communicate(timeout=rng.uniform(0, 1.5))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            whole(run)
+        else:
+            assert process.returncode == 0, err
+            break
+    assert (run / "summary.json").is_file() and kills >= 2
+    for file in WEIGHTS:
+        assert (run / file).read_bytes() == (tmp_path / "calm/run" / file).read_bytes(), file
+    hidden = [path for path in run.rglob("*") if ".tmp" in path.name and path.name.startswith(".")]
+    assert len(hidden) <= kills
