@@ -11,6 +11,7 @@ from align.recipe.schema import Recipe
 
 WORLD = "tinyworld:"
 WORLD_SETS = tuple(name for name, field in TinyWorldSection.model_fields.items() if field.annotation is int)
+LABELLED_SETS = ("comparisons", "heldout_comparisons")  # those that hold replies sampled from the sft stage's model
 
 
 def world_dir(recipe: Recipe) -> Path:

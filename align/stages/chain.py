@@ -1,7 +1,6 @@
 """Run one stage, or the chain: finished stages are skipped, interrupted ones continued at their last checkpoint.
 
-A stage is finished when its `summary.json` is there. `fresh` removes what this recipe's stages write, file by file, and
-nothing else that may lie in the folders.
+A stage is finished when its `summary.json` is there. `fresh` starts anew (`align.stages.fresh`).
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import shutil
 import time
 from importlib import import_module
 from pathlib import Path
@@ -18,10 +16,11 @@ from align.recipe import Recipe, batch_plan
 from align.recipe.check import describe_batches, missing_inputs, run_problems
 from align.recipe.errors import RecipeError
 from align.recipe.lineage import stage_dir
-from align.recipe.sources import WORLD, source_path, stage_sources, world_dir
+from align.recipe.sources import WORLD, source_path, stage_sources
 from align.stages import hooks
 from align.stages.changes import is_finished, require_same_world, require_unchanged, stamp_world
-from align.stages.common import MADE_BY_STAGES, Summary, command, is_main, write_summary
+from align.stages.common import Summary, command, is_main, write_summary
+from align.stages.fresh import clear_chain, clear_stages
 from align.stages.overview import print_table, stage_summary, write_chain_summary
 from data_formats.errors import MissingFileError
 
@@ -47,7 +46,7 @@ def run_chain(recipe: Recipe, *, fresh: bool = False) -> Summary:
         raise RecipeError(problems, recipe.name)
     if fresh:
         _meet()
-        clear(recipe, recipe.stages, whole_chain=True)
+        clear_chain(recipe)
     _meet()
     require_unchanged(recipe, recipe.stages)
     if is_main():
@@ -76,7 +75,9 @@ def run_stage(recipe: Recipe, stage: str, *, fresh: bool = False) -> Summary:
     if fresh:
         if _world_sets(recipe, stage):
             require_same_world(recipe)  # before anything is removed
-        clear(recipe, (stage,))
+        gone = clear_stages(recipe, (stage,))
+        if gone:
+            print(f"{stage}: starts anew; removed what was made from it: {', '.join(gone)}", flush=True)
         _meet()
     require_unchanged(recipe, (stage,))
     began = time.perf_counter()
@@ -147,32 +148,6 @@ def prepare_data(recipe: Recipe, stage: str) -> None:
 def _world_sets(recipe: Recipe, stage: str) -> dict[str, Path]:
     sources = [source for _, source in stage_sources(recipe, stage) if source.path.startswith(WORLD)]
     return {source.path.removeprefix(WORLD): source_path(recipe, source) for source in sources}
-
-
-def clear(recipe: Recipe, stages: tuple[str, ...], *, whole_chain: bool = False) -> None:
-    """Remove what these stages and their hooks wrote; with `whole_chain` the world and the chain's summary too."""
-    if not is_main():
-        return
-    root = Path(recipe.output_dir)
-    for stage in stages:
-        for name in (stage, *hooks.FOLDERS.get(stage, [])):
-            _remove(root / name, MADE_BY_STAGES)
-    if whole_chain:
-        if recipe.tinyworld is not None:
-            _remove(world_dir(recipe), tuple(file.name for file in world_dir(recipe).glob("*.json*")))
-        (root / "summary.json").unlink(missing_ok=True)
-
-
-def _remove(folder: Path, names: tuple[str, ...]) -> None:
-    """Remove `names` in `folder`, the summary first (what is half removed is not finished), and it when it is empty."""
-    for name in sorted(names, key=lambda name: name != "summary.json"):
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _meet() -> None:

@@ -46,6 +46,15 @@ def ancestors(recipe: Recipe, stage: str) -> tuple[str, ...]:
     return tuple(name for name in STAGES if name in found)
 
 
+def descendants(recipe: Recipe, stages: tuple[str, ...]) -> tuple[str, ...]:
+    """`stages` and every stage of the recipe that builds on one of them, in running order."""
+    return tuple(name for name in STAGES if name in stages or _builds_on(recipe, name, stages))
+
+
+def _builds_on(recipe: Recipe, stage: str, stages: tuple[str, ...]) -> bool:
+    return getattr(recipe, stage) is not None and bool(set(ancestors(recipe, stage)) & set(stages))
+
+
 def changed_keys(recipe: Recipe, stage: str, folder: Path) -> list[str]:
     """ "key was X, is Y" for every key that matters to `stage` and differs from `folder/recipe.yaml`."""
     file = folder / "recipe.yaml"

@@ -7,7 +7,8 @@ import torch
 
 from align.recipe import RecipeError, load_recipe
 from align.stages import changes, common, hooks
-from align.stages.chain import clear, run_chain, run_stage
+from align.stages.chain import run_chain, run_stage
+from align.stages.fresh import clear_chain
 from data_formats.errors import MissingFileError
 from reward.model import RewardModel
 from tests.align.stages.small_chain import small_recipe, write_data
@@ -124,7 +125,7 @@ def test_fresh_removes_only_what_the_stages_wrote(tmp_path):
     (run / "sft").mkdir()
     (run / "sft" / "summary.json").write_text("{}")
     (run / "summary.json").write_text("{}")
-    clear(recipe, recipe.stages, whole_chain=True)
+    clear_chain(recipe)
     assert [path.relative_to(run).as_posix() for path in sorted(run.rglob("*"))] == ["base", "base/notes.txt"]
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from align.stages import changes
-from align.stages.chain import clear, prepare_data, run_stage
+from align.stages.chain import prepare_data, run_stage
+from align.stages.fresh import clear_chain
 from tests.align.stages.small_chain import small_recipe, write_data
 
 SIZES = {"documents": 6, "demonstrations": 5, "coarse_comparisons": 4, "comparisons": 4, "heldout_comparisons": 4}
@@ -33,7 +34,7 @@ def test_the_world_of_another_seed_or_size_is_not_used_again(tmp_path):
             prepare_data(world_recipe(tmp_path, **{key: value}), "sft")
     assert {path.name: path.read_bytes() for path in world.iterdir()} == before
     prepare_data(world_recipe(tmp_path, seed=2), "rm")  # reads files of the user's only
-    clear(recipe, recipe.stages, whole_chain=True)
+    clear_chain(recipe)
     assert not world.exists()
     prepare_data(world_recipe(tmp_path, seed=2), "base")
     assert (world / "documents.jsonl").read_bytes() != before["documents.jsonl"]
