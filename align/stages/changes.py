@@ -1,7 +1,7 @@
 """Whether what lies in a stage's folder was made with this recipe.
 
 What a stage makes depends on its own section, on the sections of the stages it starts from, and on seed, model, data
-root and world. Keys that only say how often to log, save or evaluate, or how a batch is cut, do not count.
+root and world. Keys that only say how often to log, save or evaluate, on how much, or how a batch is cut, do not count.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from data_formats.errors import AlignError
 COMMON = ("seed", "data_root", "model", "tinyworld")
 HARMLESS = frozenset(
     {"logging_steps", "save_steps", "save_total_limit", "eval_steps", "log_samples", "every_steps"}
+    | {"num_samples", "eval_num_replies", "evaluation.limit"}
     | {"micro_batch_size", "eval_batch_size", "ptx_micro_batch_size"}
 )
 SHOWN = 8
@@ -73,7 +74,8 @@ def changed_keys(recipe: Recipe, stage: str, folder: Path) -> list[str]:
 def _compare(key: str, was: Any, now: Any, found: list[str]) -> None:
     if isinstance(was, dict) and isinstance(now, dict):
         for name in now:
-            if name in was and name not in HARMLESS:
+            harmless = HARMLESS & {name, f"{key.rpartition('.')[2]}.{name}"}
+            if name in was and not harmless:
                 _compare(f"{key}.{name}", was[name], now[name], found)
     elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
         for index, (old, new) in enumerate(zip(was, now, strict=True)):

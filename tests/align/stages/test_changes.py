@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from align.stages import changes
+from align.stages import changes, common
 from align.stages.chain import prepare_data, run_stage
 from align.stages.fresh import clear_chain
 from tests.align.stages.small_chain import small_recipe, write_data
@@ -63,3 +63,18 @@ def test_a_stage_killed_before_its_first_checkpoint_is_not_mixed_with_another_re
         changes.require_unchanged(other, ("base",))
     (folder / "metrics.jsonl").unlink()  # a recipe that could not start, say for a wrong max_length, may be mended
     changes.require_unchanged(other, ("base",))
+
+
+def test_how_much_is_evaluated_may_change_and_how_much_is_trained_on_may_not(tmp_path):
+    ppo = {"data": ["p.jsonl"], "num_iterations": 2, "critic_warmup_steps": 0}
+    run = tmp_path / "run"
+    old = small_recipe(tmp_path, ppo=ppo, sft__data=[{"path": "demonstrations.jsonl", "limit": 9}])
+    for stage in ("sft", "ppo"):
+        common.open_folder(old, run / stage)
+        (run / stage / "summary.json").write_text("{}")
+    evaluation = {"num_samples": 3, "limit": 7, "every_steps": 5}
+    data = [{"path": "demonstrations.jsonl", "limit": 9}]
+    new = small_recipe(tmp_path, ppo=ppo | {"evaluation": evaluation}, sft__data=data, sft__eval_num_replies=9)
+    changes.require_unchanged(new, ("sft", "ppo"))
+    fewer = small_recipe(tmp_path, ppo=ppo, sft__data=[{"path": "demonstrations.jsonl", "limit": 8}])
+    assert changes.changed_keys(fewer, "sft", run / "sft") == ["sft.data.0.limit was 9, is 8"]
