@@ -66,7 +66,8 @@ def test_a_stage_killed_before_its_first_checkpoint_is_not_mixed_with_another_re
 
 
 def test_how_much_is_evaluated_may_change_and_how_much_is_trained_on_may_not(tmp_path):
-    ppo = {"data": ["p.jsonl"], "num_iterations": 2, "critic_warmup_steps": 0}
+    short = {"max_prompt_length": 8, "max_completion_length": 8}
+    ppo = {"data": ["p.jsonl"], "num_iterations": 2, "critic_warmup_steps": 0, "rollout": short}
     run = tmp_path / "run"
     old = small_recipe(tmp_path, ppo=ppo, sft__data=[{"path": "demonstrations.jsonl", "limit": 9}])
     for stage in ("sft", "ppo"):
