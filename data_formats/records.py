@@ -23,6 +23,13 @@ class Demonstration:
     category: str = ""
     source: str = ""
 
+    def last_exchange(self) -> tuple[tuple[Message, ...], str] | None:
+        """The turns before the last assistant turn, and that turn's text; None where nothing stands before one."""
+        for at in range(len(self.messages) - 1, 0, -1):
+            if self.messages[at].role == "assistant":
+                return self.messages[:at], self.messages[at].content
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

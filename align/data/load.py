@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from align.recipe.fields import Source
 from align.recipe.schema import Recipe
+from align.recipe.sources import WORLD, source_path
 from align.recipe.stages import SupervisedSection
 from data_formats.errors import EmptyDatasetError, MissingFileError
 from data_formats.reading import ReadReport, read
 from data_formats.records import Record
 from data_formats.splitting import split_heldout
-
-WORLD_PREFIX = "tinyworld:"
-
-
-def source_path(source: Source, recipe: Recipe) -> Path:
-    """The file of a source: `tinyworld:NAME` is `<output_dir>/world/NAME.jsonl`, others are relative to `data_root`."""
-    if source.path.startswith(WORLD_PREFIX):
-        return Path(recipe.output_dir) / "world" / f"{source.path.removeprefix(WORLD_PREFIX)}.jsonl"
-    return Path(recipe.data_root or ".").expanduser() / Path(source.path).expanduser()
 
 
 def load_records(sources: Sequence[Source], kind: type[Record], recipe: Recipe) -> tuple[list[Any], list[ReadReport]]:
@@ -38,8 +29,8 @@ def load_records(sources: Sequence[Source], kind: type[Record], recipe: Recipe) 
     records: list[Any] = []
     reports: list[ReadReport] = []
     for source in sources:
-        path = source_path(source, recipe)
-        if source.path.startswith(WORLD_PREFIX) and not path.exists():
+        path = source_path(recipe, source)
+        if source.path.startswith(WORLD) and not path.exists():
             raise MissingFileError(
                 f"{path}: the embedded world has not been written here; run `align run` on this recipe"
             )

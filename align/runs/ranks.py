@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 
 def is_main() -> bool:
-    """Whether this is the rank that writes shared files and talks to the user."""
-    import torch.distributed as dist
+    """Whether this is the rank that writes shared files and talks to the user.
 
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    Before the ranks have met, the launcher's `RANK` says which one this is; torch need not be imported yet.
+    """
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    return os.environ.get("RANK", "0") == "0"
 
 
 def any_rank(flag: bool) -> bool:

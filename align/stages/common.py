@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from align.recipe import Recipe, dump_recipe
 from align.recipe.lineage import Origin, model_dir
 from align.recipe.stages import SupervisedSection
 from align.runs import checkpoint, files
+from align.runs.ranks import is_main
 from data_formats.errors import EmptyDatasetError, MissingFileError
 
 LOG = logging.getLogger("align")
@@ -33,11 +33,6 @@ MADE_BY_STAGES = (
 
 class StageStopped(KeyboardInterrupt):
     """The user asked to stop and everything up to the last step is saved; ends the program as Ctrl-C does."""
-
-
-def is_main() -> bool:
-    """Whether this is the rank that writes files."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def command(stage: str) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from align.recipe import Recipe, RecipeError
 from align.recipe.stages import RewardSection
-from data_formats.records import Demonstration, Message
+from data_formats.records import Demonstration
 
 
 def reference_demonstrations(recipe: Recipe, section: RewardSection, stage: str) -> list[Demonstration]:
@@ -38,11 +38,8 @@ def reference_batches(recipe: Recipe, section: RewardSection, tokenizer: Any, st
     from align.data.collate import pad_right
     from align.data.encode import encode_prompts, encode_replies
 
-    asked: list[tuple[tuple[Message, ...], str]] = []
-    for demo in reference_demonstrations(recipe, section, stage):
-        ends = [at for at, message in enumerate(demo.messages) if message.role == "assistant" and at > 0]
-        if ends:
-            asked.append((tuple(demo.messages[: ends[-1]]), demo.messages[ends[-1]].content))
+    demos = reference_demonstrations(recipe, section, stage)
+    asked = [exchange for demo in demos if (exchange := demo.last_exchange()) is not None]
     prompts = encode_prompts(tokenizer, [prompt for prompt, _ in asked])
     replies = encode_replies(tokenizer, [reply for _, reply in asked])
     whole = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]

@@ -15,8 +15,7 @@ from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.recipe.stages import SFTSection
 from align.runs.seeding import derive
 from align.stages import causal, common
-from data_formats import chatml
-from data_formats.records import Demonstration, Message
+from data_formats.records import Demonstration, Message, Prompt
 
 
 def run(
@@ -56,43 +55,38 @@ def run(
     return common.write_summary(out_dir, figures | {"seconds": round(time.perf_counter() - began, 2)})
 
 
-def heldout_prompts(demos: list[Demonstration], size: int) -> list[tuple[tuple[Message, ...], Demonstration]]:
-    """Up to `size` different prompts: what stands before the last assistant turn."""
-    chosen: dict[tuple[Message, ...], Demonstration] = {}
+def heldout_prompts(demos: list[Demonstration], size: int) -> list[Prompt]:
+    """Up to `size` different prompts: what stands before the last assistant turn, that turn as the reference."""
+    chosen: dict[tuple[Message, ...], Prompt] = {}
     for demo in demos:
-        ends = [at for at, message in enumerate(demo.messages) if message.role == "assistant" and at > 0]
-        if ends and len(chosen) < size:
-            chosen.setdefault(tuple(demo.messages[: ends[-1]]), demo)
-    return list(chosen.items())
+        exchange = demo.last_exchange()
+        if exchange is not None and len(chosen) < size:
+            chosen.setdefault(exchange[0], Prompt(exchange[0], demo.category, reference=exchange[1]))
+    return list(chosen.values())
 
 
 def sample_replies(
     model: Any, tokenizer: Any, demos: list[Demonstration], section: SFTSection, seed: int
 ) -> list[dict[str, Any]]:
-    """One reply to each of the first `eval_num_replies` held-out prompts, as rows of `samples.jsonl`."""
+    """One reply to each of the first `eval_num_replies` held-out prompts that fit, as rows of `samples.jsonl`."""
     from align.data.encode import encode_prompts
+    from align.evaluation.replies import decodings, judged_replies
     from rollouts.hf import HFEngine
-    from rollouts.protocol import SamplingParams
 
     asked = heldout_prompts(demos, section.eval_num_replies)
-    prompts = encode_prompts(tokenizer, [messages for messages, _ in asked])
-    fitting = [(pair, ids) for pair, ids in zip(asked, prompts, strict=True) if len(ids) <= section.max_length]
-    if not fitting:
-        return []
-    stops = chatml.stop_ids(tokenizer)
-    params = SamplingParams(max_new_tokens=section.max_completion_length, stop_token_ids=stops, seed=seed)
+    lengths = [len(ids) for ids in encode_prompts(tokenizer, [prompt.messages for prompt in asked])]
+    asked = [prompt for prompt, length in zip(asked, lengths, strict=True) if length <= section.max_length]
+    params = decodings(tokenizer, num_samples=1, max_new_tokens=section.max_completion_length, seed=seed)["sampled"]
     engine = HFEngine(model, tokenizer.pad_token_id, batch_size=section.eval_batch_size)
-    replies = engine.generate([ids for _, ids in fitting], params)
+    judged = judged_replies(engine, tokenizer, asked, params, ()) if asked else []
     return [
         {
-            "prompt": [{"role": message.role, "content": message.content} for message in messages],
-            "reply": tokenizer.decode(reply.token_ids, skip_special_tokens=True),
-            "finished": reply.finish_reason == "stop",
-            "tokens": len(reply.token_ids),
-            "reference": demo.messages[len(messages)].content,
-            "category": demo.category,
+            "prompt": [{"role": message.role, "content": message.content} for message in prompt.messages],
+            **reply.row(),
+            "reference": prompt.reference,
+            "category": prompt.category,
         }
-        for ((messages, demo), _), reply in zip(fitting, replies, strict=True)
+        for prompt, (reply,) in zip(asked, judged, strict=True)
     ]
 
 

@@ -41,11 +41,10 @@ class RewardTrainer(SupervisedTrainer):
         processing_class: the tokenizer; its pad id pads batches unless a `data_collator` is given.
     """
 
+    default_collator = PairCollator
+    default_metrics = staticmethod(pair_metrics)
+
     def __init__(self, model: nn.Module, args: Any, **kwargs: Any):
-        if kwargs.get("data_collator") is None:
-            kwargs["data_collator"] = PairCollator(kwargs["processing_class"].pad_token_id)
-        if kwargs.get("compute_metrics") is None:
-            kwargs["compute_metrics"] = pair_metrics
         disable_dropout(model)
         super().__init__(model, args, **kwargs)
         self._seen_3 = torch.zeros(3, dtype=torch.float64)  # correct, sum of margins, pairs since the last log

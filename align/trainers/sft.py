@@ -37,12 +37,8 @@ class SFTTrainer(SupervisedTrainer):
         processing_class: the tokenizer; its pad id pads batches unless a `data_collator` is given.
     """
 
-    def __init__(self, model: nn.Module, args: Any, **kwargs: Any):
-        if kwargs.get("data_collator") is None:
-            kwargs["data_collator"] = CausalCollator(kwargs["processing_class"].pad_token_id)
-        if kwargs.get("compute_metrics") is None:
-            kwargs["compute_metrics"] = nll_metrics
-        super().__init__(model, args, **kwargs)
+    default_collator = CausalCollator
+    default_metrics = staticmethod(nll_metrics)
 
     def row_length(self, row: dict) -> int:
         return len(row["input_ids"])

@@ -13,13 +13,14 @@ operations are not counted, which costs more than a small model's step.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import EvalPrediction, Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput, align_special_tokens
@@ -30,11 +31,22 @@ from align.trainers.sampling import StepLoader, StepSampler
 
 
 class SupervisedTrainer(Trainer):
-    """Base of `SFTTrainer` and `RewardTrainer`; a subclass says how long a row is, what an item is and its loss."""
+    """Base of `SFTTrainer` and `RewardTrainer`; a subclass says how long a row is, what an item is and its loss.
+
+    Args:
+        model, args and further keywords: as for `transformers.Trainer`.
+        processing_class: the tokenizer; its pad id pads batches unless a `data_collator` is given.
+    """
 
     loss_is_scaled_for_ga = True  # read by Trainer.training_step
+    default_collator: ClassVar[Callable[[int], Callable[[list], dict[str, Tensor]]]]
+    default_metrics: ClassVar[Callable[[EvalPrediction], dict[str, float]]]
 
     def __init__(self, model: nn.Module, args: Any, **kwargs: Any):
+        if kwargs.get("data_collator") is None:
+            kwargs["data_collator"] = type(self).default_collator(kwargs["processing_class"].pad_token_id)
+        if kwargs.get("compute_metrics") is None:
+            kwargs["compute_metrics"] = type(self).default_metrics
         args.remove_unused_columns = False  # rows carry what our collators need, not what `forward` is called with
         super().__init__(model, args, **kwargs)
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from align.data.load import load_records, source_path, train_and_heldout
+from align.data.load import load_records, train_and_heldout
 from align.recipe.fields import Architecture, ModelSection, Source
 from align.recipe.schema import Recipe
+from align.recipe.sources import source_path
 from align.recipe.stages import BaseSection
 from data_formats import DataError, Document, EmptyDatasetError, MissingFileError, Prompt, write_jsonl
 
@@ -28,11 +29,11 @@ def documents(path, count, word="text"):
 
 def test_paths(tmp_path, monkeypatch):
     made = recipe(tmp_path, "a.jsonl")
-    assert source_path(Source(path="sub/a.jsonl"), made) == tmp_path / "data" / "sub" / "a.jsonl"
-    assert source_path(Source(path=str(tmp_path / "b.jsonl")), made) == tmp_path / "b.jsonl"
-    assert source_path(Source(path="tinyworld:sft"), made) == tmp_path / "out" / "world" / "sft.jsonl"
+    assert source_path(made, Source(path="sub/a.jsonl")) == tmp_path / "data" / "sub" / "a.jsonl"
+    assert source_path(made, Source(path=str(tmp_path / "b.jsonl"))) == tmp_path / "b.jsonl"
+    assert source_path(made, Source(path="tinyworld:sft")) == tmp_path / "out" / "world" / "sft.jsonl"
     monkeypatch.chdir(tmp_path)
-    assert source_path(Source(path="a.jsonl"), recipe(tmp_path, "a.jsonl", data_root=False)).resolve() == (
+    assert source_path(recipe(tmp_path, "a.jsonl", data_root=False), Source(path="a.jsonl")).resolve() == (
         tmp_path / "a.jsonl"
     )
 

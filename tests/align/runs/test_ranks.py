@@ -20,6 +20,13 @@ def test_one_process_is_the_main_rank():
     assert is_main() and any_rank(True) and not any_rank(False)
 
 
+def test_before_the_ranks_have_met_the_launcher_says_who_is_first(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert not is_main()
+    monkeypatch.setenv("RANK", "0")
+    assert is_main()
+
+
 def test_two_ranks_agree(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO)

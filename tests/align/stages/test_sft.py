@@ -12,7 +12,9 @@ def talk(*contents, system=None):
 
 def test_prompts_end_before_the_last_reply_and_are_different():
     demos = [talk("a", "1"), talk("a", "2"), talk("b", "1", "c", "2"), talk("d"), talk("e", "1", system="s")]
-    found = [[turn.content for turn in prompt] for prompt, _ in heldout_prompts(demos, 10)]
+    prompts = heldout_prompts(demos, 10)
+    assert [prompt.reference for prompt in prompts] == ["1", "2", "1"]
+    found = [[turn.content for turn in prompt.messages] for prompt in prompts]
     assert found == [["a"], ["b", "1", "c"], ["s", "e"]]  # a second reply to "a" is no second prompt, "d" has no reply
     assert len(heldout_prompts(demos, 2)) == 2
 
