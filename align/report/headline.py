@@ -28,6 +28,9 @@ class HeadlineRow:
     seconds: str
 
 
+BASELINES = {"length_baseline": "by length alone", "majority_baseline": "by the side that won more often"}
+
+
 def headline_rows(run: Run) -> list[HeadlineRow]:
     """The table, stage by stage; stages that have not finished say so."""
     rows = []
@@ -82,8 +85,9 @@ def _accuracies(summary: Row) -> Iterator[Line]:
     yield f"accuracy on {cell(summary.get('pairs'))} held-out pairs", start, percent(accuracy) + interval
     for tag, part in tagged(summary).items():
         yield f"those tagged {tag} ({cell(part.get('pairs'))})", None, percent(part["accuracy"])
-    if number(summary.get("length_baseline")) is not None:
-        yield "by length alone", None, percent(summary["length_baseline"])
+    for name, what in BASELINES.items():
+        if number(summary.get(name)) is not None:
+            yield what, None, percent(summary[name])
 
 
 def tagged(summary: Row) -> dict[str, Row]:

@@ -14,6 +14,7 @@ from align.stages import hooks
 from align.stages.common import Summary, write_summary
 
 Line = tuple[str, str, str]
+BASELINES = {"length_baseline": "by length alone", "majority_baseline": "by the side that won more often"}
 WIDTH = 110  # of the table where there is no terminal to ask
 
 
@@ -63,8 +64,9 @@ def _measured(stage: str, summary: Summary) -> Iterator[Line]:
         yield f"accuracy on {summary['pairs']} held-out pairs", start, percent(summary["accuracy"]) + interval
         for tag, part in summary.get("by_tag", {}).items():
             yield f"  those tagged {tag} ({part['pairs']})", "", percent(part["accuracy"])
-        yield "  by length alone", "", percent(summary["length_baseline"])
-        yield "  by the side that won more often", "", percent(summary["majority_baseline"])
+        for name, what in BASELINES.items():
+            if name in summary:
+                yield f"  {what}", "", percent(summary[name])
 
 
 def _text(value: Any) -> str:

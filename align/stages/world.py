@@ -53,11 +53,11 @@ def label_comparisons(recipe: Recipe) -> None:
         prompts = sets.prompts(world, max(1, size // PAIRS_A_PROMPT), part=part)
         sampled = _sample(recipe, prompts, part)
         pairs = labels.clean_comparisons(world, sampled, size, name=name)
-        known = {(question, reply) for question, replies in sampled.items() for reply in replies}
-        replies = [(pair.prompt[-1].content, reply) for pair in pairs for reply in (pair.chosen, pair.rejected)]
+        said = {reply for replies in sampled.values() for reply in replies}  # to this question, or astray from another
+        replies = [reply for pair in pairs for reply in (pair.chosen, pair.rejected)]
         figures = {
             "pairs": len(pairs),
-            "sampled_share": sum(one in known for one in replies) / len(replies),
+            "sampled_share": sum(one in said for one in replies) / len(replies),
             "correctness_share": sum(labels.CORRECTNESS in pair.tags for pair in pairs) / len(pairs),
             "gold_range": list(GOLD_RANGE),
         }

@@ -39,6 +39,7 @@ RM = {
     "pairs": 1200,
     "by_tag": {"correctness": {"accuracy": 0.7, "pairs": 480}, "torn": 3},
     "length_baseline": 0.55,
+    "majority_baseline": 0.52,
 }
 
 
@@ -47,6 +48,7 @@ def test_reward_stage():
         ("rm", "accuracy on 1200 held-out pairs", "66.0 %", "80.0 % [77.5 %, 82.3 %]", ""),
         ("", "those tagged correctness (480)", "", "70.0 %", ""),
         ("", "by length alone", "", "55.0 %", ""),
+        ("", "by the side that won more often", "", "52.0 %", ""),
     ]
     assert cells(pmp={**RM, "accuracy_before": None})[0][2] == "50.0 % (chance)"
 
