@@ -10,9 +10,10 @@ from align.recipe.errors import RecipeError
 from align.recipe.lineage import Origin, inputs, model_dir, stage_dir
 from align.recipe.load import STAND_IN, inspect
 from align.recipe.problems import did_you_mean
-from align.recipe.schema import STAGES, Recipe
+from align.recipe.schema import DEFAULT_PARENTS, STAGES, Recipe
 from align.recipe.sources import source_problems, stage_sources
 from align.recipe.table import table
+from align.recipe.trackers import tracker_problems
 from data_formats.errors import MissingFileError
 
 _REWARD_STAGES = ("pmp", "rm")
@@ -41,6 +42,7 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
         problems.append(f"output_dir: {blocked} is a file, not a folder")
     if recipe.model.path is not None and recipe.model.path != STAND_IN:
         problems += _path_problem("model.path", recipe.model.path)
+    problems += tracker_problems(recipe, stages)
     for stage in stages:
         problems += source_problems(recipe, stage)
         for role, origin in inputs(recipe, stage).items():
@@ -55,9 +57,7 @@ def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> l
         possible = _REWARD_STAGES if role == "reward" else STAGES[: STAGES.index(stage)]
         return _path_problem(key, origin.value, possible) if named else []
     if origin.kind == "new":
-        return (
-            [] if stage == "base" else [f"{key}: nothing to start from; give the recipe a 'base' stage or a model.path"]
-        )
+        return [] if stage == "base" or (role == "critic" and not named) else [_nothing(key, stage, role)]
     parent = origin.value
     if STAGES.index(parent) >= STAGES.index(stage):
         return [
@@ -70,6 +70,13 @@ def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> l
     if getattr(recipe, parent) is None and not model_dir(recipe, parent).is_dir():
         return [f"{key}: stage '{parent}' is neither in this recipe nor finished in {stage_dir(recipe, parent)}"]
     return []
+
+
+def _nothing(key: str, stage: str, role: str) -> str:
+    parents = DEFAULT_PARENTS[stage] if role in ("model", "policy") else tuple(reversed(_REWARD_STAGES))
+    words = " or ".join(f"'{name}'" for name in parents)
+    article = "an" if parents[0] in ("sft", "rm") else "a"
+    return f"{key}: nothing to start from; add {article} {words} stage or name {key}"
 
 
 def _path_problem(key: str, value: str, stages: Sequence[str] = ()) -> list[str]:

@@ -10,6 +10,7 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+SMALLEST_VOCAB = 300  # of a new model
 
 
 class Section(BaseModel):
@@ -89,6 +90,12 @@ class Architecture(Section):
     def rules(self) -> list[tuple[str, str]]:
         hidden, heads, groups = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
         broken = []
+        if self.vocab_size < SMALLEST_VOCAB:
+            sentence = (
+                f"{self.vocab_size} leaves no room for words, since the 256 bytes and the tokens of ChatML come first; "
+                f"use at least {SMALLEST_VOCAB}"
+            )
+            broken.append(("vocab_size", sentence))
         if hidden % (2 * heads):
             sentence = f"{hidden} must be an even multiple of num_attention_heads ({heads}), for rotary positions"
             broken.append(("hidden_size", sentence))

@@ -103,8 +103,20 @@ class PPOSection(PPOConfig):
     critic_from: str | None = None
 
     def rules(self) -> list[tuple[str, str]]:
+        broken = []
+        total = self.num_iterations * self.num_ppo_epochs * self.num_mini_batches
+        if self.critic_warmup_steps >= total:
+            sentence = (
+                f"{self.critic_warmup_steps} leaves the policy none of the {total} optimizer steps (num_iterations "
+                f"{self.num_iterations} x num_ppo_epochs {self.num_ppo_epochs} x num_mini_batches "
+                f"{self.num_mini_batches}); use fewer, or more iterations"
+            )
+            broken.append(("critic_warmup_steps", sentence))
         if self.ptx_coef > 0 and not self.ptx_data:
-            return [
+            broken.append(
                 ("ptx_data", "is empty although ptx_coef is above 0: name pretraining documents, or set ptx_coef to 0")
-            ]
-        return []
+            )
+        if self.ptx_coef > 0 and self.ptx_ratio == 0:
+            sentence = "0 gives a step no pretraining rows although ptx_coef is above 0; set one of them to match"
+            broken.append(("ptx_ratio", sentence))
+        return broken

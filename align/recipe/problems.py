@@ -33,8 +33,9 @@ def dotted(loc: Iterable[str | int]) -> str:
 
 
 def did_you_mean(word: str, possible: Iterable[str]) -> str | None:
-    """The closest of `possible`, or None when nothing is near."""
-    return next(iter(difflib.get_close_matches(word.lower(), list(possible), n=1, cutoff=0.6)), None)
+    """The closest of `possible`, or None when nothing is near. Of two letters one may be wrong (`rn` for `rm`)."""
+    cutoff = 0.5 if len(word) <= 2 else 0.6
+    return next(iter(difflib.get_close_matches(word.lower(), list(possible), n=1, cutoff=cutoff)), None)
 
 
 def section_at(model: type[BaseModel], loc: Loc) -> type[BaseModel] | None:

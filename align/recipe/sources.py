@@ -11,6 +11,16 @@ from align.recipe.schema import Recipe
 
 WORLD = "tinyworld:"
 WORLD_SETS = tuple(name for name, field in TinyWorldSection.model_fields.items() if field.annotation is int)
+FORMATS = {  # the names that data_formats knows, by kind of record
+    "Demonstration": ("messages", "sharegpt", "alpaca"),
+    "Comparison": (
+        *("preference", "ranking", "hh", "conversation_pair", "messages_pair", "stack_exchange_paired", "alpacaeval"),
+    ),
+    "Prompt": ("prompt", "question", "instruction", "turns", "messages", "sharegpt", "turn_list"),
+    "Document": ("text", "lines", "whole"),
+}
+KINDS = {"base": "Document", "sft": "Demonstration", "pmp": "Comparison", "rm": "Comparison", "ppo": "Prompt"}
+KINDS_OF_KEYS = {"ptx_data": "Document", "reference_data": "Demonstration"}
 LABELLED_SETS = ("comparisons", "heldout_comparisons")  # those that hold replies sampled from the sft stage's model
 
 
@@ -71,6 +81,8 @@ def _world_problem(recipe: Recipe, key: str, name: str) -> str | None:
         return f"{key}.path: the embedded world has no set '{name}'; {hint}"
     if recipe.tinyworld is None:
         return f"{key}.path: '{WORLD}{name}' needs the section 'tinyworld', which says how large the sets are"
+    if name in LABELLED_SETS and recipe.sft is None:
+        return f"{key}.path: '{WORLD}{name}' holds replies sampled from the sft stage's model; add an 'sft' stage"
     return None
 
 
@@ -78,5 +90,20 @@ def source_problems(recipe: Recipe, stage: str) -> list[str]:
     """What is wrong with the sources of a stage; a missing `data_root` is told once."""
     if recipe.data_root is not None and not Path(recipe.data_root).expanduser().is_dir():
         return [f"data_root: no such folder {recipe.data_root}; set data_root=<folder> to say where the files lie"]
-    found = (source_problem(recipe, key, source) for key, source in stage_sources(recipe, stage))
-    return [problem for problem in found if problem]
+    return [
+        problem
+        for key, source in stage_sources(recipe, stage)
+        for problem in (_format_problem(key, source), source_problem(recipe, key, source))
+        if problem
+    ]
+
+
+def _format_problem(key: str, source: Source) -> str | None:
+    stage, name, _ = key.split(".")
+    kind = KINDS_OF_KEYS.get(name, KINDS[stage])
+    known = ("auto", *FORMATS[kind])
+    if source.format in known:
+        return None
+    near = did_you_mean(source.format, known)
+    hint = f"did you mean '{near}'?" if near else f"it knows {', '.join(known)}"
+    return f"{key}.format: there is no format '{source.format}' for {kind.lower()}s; {hint}"

@@ -36,6 +36,12 @@ class SupervisedSection(OptimSection):
 
     def rules(self) -> list[tuple[str, str]]:
         broken = super().rules()
+        if self.max_steps is not None and self.max_steps <= self.warmup_steps:
+            sentence = (
+                f"{self.warmup_steps} is not below max_steps ({self.max_steps}): the learning rate would never be "
+                "reached; lower it or raise max_steps"
+            )
+            broken.append(("warmup_steps", sentence))
         if self.holdout == 1 and not self.eval_data:
             broken.append(("holdout", "1 would hold out everything and leave nothing to train on; use a share below 1"))
         return broken

@@ -17,7 +17,15 @@ pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real files are n
 
 SMALLER = [
     *(f"model.architecture.{key}" for key in ("hidden_size=32", "intermediate_size=48", "num_hidden_layers=1")),
-    *("base.max_steps=20", "sft.max_steps=5", "sft.eval_num_replies=8", "pmp.max_steps=6", "rm.max_steps=12"),
+    *(
+        "base.max_steps=20",
+        "base.warmup_steps=2",
+        "sft.max_steps=5",
+        "sft.warmup_steps=1",
+        "sft.eval_num_replies=8",
+        "pmp.max_steps=6",
+        "rm.max_steps=12",
+    ),
     *("ppo.num_iterations=3", "ppo.critic_warmup_steps=2", "ppo.rollout_batch_size=8", "ppo.micro_batch_size=8"),
     *("ppo.rollout.max_completion_length=8", "ppo.evaluation.limit=12"),
 ]

@@ -15,7 +15,7 @@ output_dir: out
 model: {path: org/model}
 sft: {data: [a.jsonl], learning_rate: 1e-5, max_length: 8, batch_size: 24, micro_batch_size: 4}
 ppo: {data: [p.jsonl], ptx_data: [d.txt], ptx_coef: 0.1, ptx_ratio: 3, num_iterations: 1, rollout_batch_size: 24,
-      num_mini_batches: 4, num_ppo_epochs: 2, micro_batch_size: 5, ptx_micro_batch_size: 40}
+      num_mini_batches: 4, num_ppo_epochs: 2, critic_warmup_steps: 0, micro_batch_size: 5, ptx_micro_batch_size: 40}
 """
 
 

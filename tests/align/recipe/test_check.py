@@ -17,7 +17,8 @@ tinyworld: {{documents: 1, demonstrations: 1, coarse_comparisons: 1, comparisons
 sft: &s {{data: [a.jsonl], learning_rate: 1e-5, max_length: 8, batch_size: 4, micro_batch_size: 4}}
 pmp: {{<<: *s, data: [tinyworld:coarse_comparisons]}}
 rm: {{<<: *s, data: [tinyworld:comparisons]}}
-ppo: {{data: [tinyworld:prompts], num_iterations: 2, rollout_batch_size: 4, num_mini_batches: 2, micro_batch_size: 4}}
+ppo: {{data: [tinyworld:prompts], num_iterations: 2, rollout_batch_size: 4, num_mini_batches: 2, micro_batch_size: 4,
+  critic_warmup_steps: 3}}
 """
 
 
@@ -45,7 +46,7 @@ def test_a_good_recipe_and_its_plan(recipe_file, tmp_path):
     assert "policy sft, reward rm, critic rm" in plan
     assert stages["rm"].split()[1:] == ["4", "pairs", "2", "2", "4", "1"] or "pmp" in plan
     assert "ppo: 2 iterations of 4 prompts x 2 generations = 8 responses, 2 optimizer steps each" in plan
-    assert "the policy waits for the first 50 of 4 steps" in plan
+    assert "the policy waits for the first 3 of 4 steps" in plan
 
 
 def test_missing_files_beside_recipe_errors(recipe_file, tmp_path):
@@ -100,6 +101,10 @@ def test_source_paths(recipe_file, tmp_path):
         ("model.path=/nowhere/model", "model.path: no such folder /nowhere/model"),
         ("rm.init_from=base", "rm.init_from: stage 'base' is neither in this recipe nor finished in"),
         ("tinyworld=null", "pmp.data.0.path: 'tinyworld:coarse_comparisons' needs the section 'tinyworld'"),
+        ("ppo.reward_from=rn", "ppo.reward_from: 'rn' is neither a stage nor a folder; did you mean 'rm'?"),
+        ("ppo.reward_from=PMP", "ppo.reward_from: 'PMP' is neither a stage nor a folder; did you mean 'pmp'?"),
+        ("ppo.critic_from=rmm", "ppo.critic_from: 'rmm' is neither a stage nor a folder; did you mean 'rm'?"),
+        ("ppo.init_from=sftt", "ppo.init_from: 'sftt' is neither a stage nor a folder; did you mean 'sft'?"),
     ],
 )
 def test_impossible_origins(recipe_file, override, sentence):
@@ -107,10 +112,68 @@ def test_impossible_origins(recipe_file, override, sentence):
 
 
 @pytest.mark.parametrize(
-    "override", ["rm.init_from=sft", "ppo.critic_from=sft", "rm.init_from=gpt2", "pmp.init_from=org/name"]
+    "override",
+    ["rm.init_from=sft", "ppo.critic_from=sft", "rm.init_from=gpt2", "pmp.init_from=org/name", "ppo.init_from=t5"],
 )
 def test_possible_origins(recipe_file, override):
     check_recipe(recipe_file, [override])
+
+
+NEW_MODEL = "model={architecture: {max_position_embeddings: 4096}}"
+
+
+def test_nothing_to_start_from_names_the_stage_that_is_missing(recipe_file):
+    found = failing(recipe_file, NEW_MODEL, "sft=null", "pmp=null", "rm=null")
+    assert found[0].startswith("base: is missing")
+    assert found[1:] == [
+        "ppo.init_from: nothing to start from; add an 'sft' stage or name ppo.init_from",
+        "ppo.reward_from: nothing to start from; add an 'rm' or 'pmp' stage or name ppo.reward_from",
+    ]
+    assert "rm.init_from: nothing to start from; add a 'pmp' or 'base' stage or name rm.init_from" in failing(
+        recipe_file, NEW_MODEL, "pmp=null"
+    )
+
+
+def test_labelled_sets_need_the_model_that_is_sampled_from(recipe_file):
+    assert failing(recipe_file, "sft=null", "ppo=null") == [
+        "rm.data.0.path: 'tinyworld:comparisons' holds replies sampled from the sft stage's model; add an 'sft' stage"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["ppo.critic_warmup_steps=4"], "ppo.critic_warmup_steps: 4 leaves the policy none of the 4 optimizer steps "),
+        (["ppo.num_ppo_epochs=3", "ppo.critic_warmup_steps=12"], "ppo.critic_warmup_steps: 12 leaves the policy none"),
+        (
+            ["sft.max_steps=7", "sft.lr_scheduler_type=linear", "sft.warmup_steps=7"],
+            "sft.warmup_steps: 7 is not below max_steps (7)",
+        ),
+        (["ppo.ptx_coef=0.1", "ppo.ptx_ratio=0", "ppo.ptx_data=[a.jsonl]"], "ppo.ptx_ratio: 0 gives a step no pretr"),
+        (
+            ["model={architecture: {vocab_size: 299, max_position_embeddings: 4096}}"],
+            "model.architecture.vocab_size: 299 leaves no room for words, since the 256 bytes",
+        ),
+        (["sft.data=[{path: a.jsonl, format: sharegtp}]"], "sft.data.0.format: there is no format 'sharegtp' for demo"),
+        (["rm.eval_data=[{path: a.jsonl, format: alpaca}]"], "rm.eval_data.0.format: there is no format 'alpaca' for"),
+        (["report_to=[wandbb]"], "report_to.0: there is no tracker 'wandbb'; did you mean 'wandb'?"),
+        (["report_to=[codecarbon]"], "report_to.0: ppo cannot log to 'codecarbon'"),
+        (["report_to=[none]"], "report_to.0: 'none' is no tracker"),
+    ],
+)
+def test_what_would_only_fail_late(recipe_file, overrides, sentence):
+    assert sum(problem.startswith(sentence) for problem in failing(recipe_file, *overrides)) == 1
+
+
+def test_what_is_just_possible(recipe_file):
+    steps = ["sft.max_steps=7", "sft.lr_scheduler_type=linear", "sft.warmup_steps=6"]
+    known = ["sft.data=[{path: a.jsonl, format: sharegpt}]", "rm.eval_data=[{path: a.jsonl, format: hh}]"]
+    check_recipe(recipe_file, [*steps, *known, "rm.reference_data=[{path: a.jsonl, format: alpaca}]"])
+    check_recipe(recipe_file, ["ppo.ptx_coef=0.1", "ppo.ptx_data=[{path: a.jsonl, format: lines}]"])
+
+
+def test_a_bad_number_of_iterations_makes_no_finding_about_the_warmup(recipe_file):
+    assert failing(recipe_file, "ppo.num_iterations=x") == ["ppo.num_iterations: must be an integer, not 'x' (text)"]
 
 
 def test_output_dir_under_a_file(recipe_file, tmp_path):

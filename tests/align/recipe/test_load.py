@@ -21,7 +21,7 @@ sft:
 PPO = """\
 ppo:
   data: [p.jsonl]
-  num_iterations: 3
+  num_iterations: 30
   rollout_batch_size: 8
   num_mini_batches: 2
 """

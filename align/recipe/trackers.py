@@ -1,0 +1,56 @@
+"""Whether the trackers of `report_to` are there: told at once, not when the first of them is asked for.
+
+Nothing is imported for it: a package is looked for, not loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+
+from align.recipe.problems import did_you_mean
+from align.recipe.schema import Recipe
+
+# transformers' names of trackers and the packages of which each needs all (one of several where they are joined by |).
+TRACKERS = {
+    "azure_ml": ("azureml",),
+    "clearml": ("clearml",),
+    "codecarbon": ("codecarbon",),
+    "comet_ml": ("comet_ml",),
+    "dagshub": ("dagshub", "mlflow"),
+    "dvclive": ("dvclive",),
+    "flyte": ("flytekit",),
+    "kubeflow": ("kubeflow",),
+    "mlflow": ("mlflow",),
+    "neptune": ("neptune",),
+    "swanlab": ("swanlab",),
+    "tensorboard": ("tensorboard|tensorboardX",),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+}
+PROJECTS = {"azureml": "azureml-core", "comet_ml": "comet-ml"}  # where pip's name is another
+# Those that accelerate, with which ppo logs, knows too.
+PPO_TRACKERS = ("clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+
+
+def tracker_problems(recipe: Recipe, stages: Iterable[str]) -> Iterator[str]:
+    """What is wrong with `report_to` for `stages`."""
+    stages = tuple(stages)
+    for index, name in enumerate(recipe.report_to):
+        key = f"report_to.{index}"
+        if name == "none":
+            yield f"{key}: 'none' is no tracker; write report_to: [] for none"
+        elif name not in TRACKERS:
+            near = did_you_mean(name, TRACKERS)
+            hint = f"did you mean '{near}'?" if near else f"known are {', '.join(TRACKERS)}"
+            yield f"{key}: there is no tracker '{name}'; {hint}"
+        elif "ppo" in stages and name not in PPO_TRACKERS:
+            yield f"{key}: ppo cannot log to '{name}'; it can to {', '.join(PPO_TRACKERS)}"
+        elif missing := [package for package in TRACKERS[name] if not _is_installed(package)]:
+            package = missing[0].partition("|")[0]
+            project = PROJECTS.get(package, package)
+            yield f"{key}: '{name}' needs the package {package}, which is not installed: pip install {project}"
+
+
+def _is_installed(packages: str) -> bool:
+    return any(find_spec(package) is not None for package in packages.split("|"))
