@@ -53,7 +53,9 @@ def _unzstd(raw: bytes, path: Path) -> bytes:
     try:
         import zstandard
     except ImportError as error:
-        raise DataError(".zst files need the package zstandard: pip install zstandard (the extra [zst])", path=path) from error
+        raise DataError(
+            ".zst files need the package zstandard: pip install zstandard (the extra [zst])", path=path
+        ) from error
     try:
         return zstandard.ZstdDecompressor().stream_reader(io.BytesIO(raw), read_across_frames=True).read()
     except zstandard.ZstdError as error:
