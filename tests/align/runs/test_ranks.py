@@ -7,11 +7,12 @@ import sys
 from align.runs.ranks import any_rank, is_main
 
 TWO = """
+import pathlib, sys
 import torch.distributed as dist
 from align.runs.ranks import any_rank, is_main
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-print(f"{rank}:{is_main()}:{any_rank(rank == 1)}:{any_rank(False)}", flush=True)
+pathlib.Path(sys.argv[1], str(rank)).write_text(f"{is_main()}:{any_rank(rank == 1)}:{any_rank(False)}")
 dist.destroy_process_group()
 """
 
@@ -30,8 +31,9 @@ def test_before_the_ranks_have_met_the_launcher_says_who_is_first(monkeypatch):
 def test_two_ranks_agree(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(script), str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert sorted(result.stdout.split()) == ["0:True:True:False", "1:False:True:False"]
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["True:True:False", "False:True:False"]

@@ -115,7 +115,7 @@ def test_warm_up_computes_no_policy_gradient_and_no_ptx(tmp_path):
 
 
 def test_warm_up_saves_checkpoints_and_draws_fresh_rollouts(tmp_path):
-    trainer = ppo_case.trainer(tmp_path, critic_warmup_steps=4, save_steps=1, num_iterations=2, log_samples=8)
+    trainer = ppo_case.trainer(tmp_path, critic_warmup_steps=3, save_steps=1, num_iterations=2, log_samples=8)
     trainer.train()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-1", "step-2"]
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
