@@ -55,7 +55,9 @@ def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> l
     named = getattr(getattr(recipe, stage), _KEYS[role]) is not None
     if origin.kind == "path":
         possible = _REWARD_STAGES if role == "reward" else STAGES[: STAGES.index(stage)]
-        return _path_problem(key, origin.value, possible) if named else []
+        if named:
+            return _path_problem(key, origin.value, possible)
+        return [_nothing(key, stage, role)] if role == "reward" else []  # model.path is no reward model
     if origin.kind == "new":
         return [] if stage == "base" or (role == "critic" and not named) else [_nothing(key, stage, role)]
     parent = origin.value

@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import time
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 
@@ -156,4 +157,5 @@ def _meet() -> None:
         import torch
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+        # the first rank labels and judges alone for longer than a collective's default ten minutes
+        PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1)).wait_for_everyone()

@@ -28,10 +28,21 @@ def write_chain_summary(recipe: Recipe) -> Summary:
     """Gather the stages' summaries into `<output_dir>/summary.json`, seconds in a group of their own."""
     done = {stage: found for stage in recipe.stages if (found := stage_summary(recipe, stage)) is not None}
     summary: Summary = {"name": recipe.name, "seed": recipe.seed, "output_dir": recipe.output_dir, **done}
+    summary["peak_memory_gib"] = peak_memory_gib()
     summary["seconds"] = {stage: found["seconds"] for stage, found in done.items() if "seconds" in found}
     for name in hooks.CHAIN_HOOKS:
         summary |= hooks.resolve(name)(recipe, summary)
     return write_summary(Path(recipe.output_dir), summary)
+
+
+def peak_memory_gib() -> float | None:
+    """The most memory this process has held so far, GiB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
 
 
 def headline(stage: str, summary: Summary) -> Iterator[Line]:
@@ -104,5 +115,7 @@ def print_table(recipe: Recipe, summary: Summary) -> None:
             table.add_row(stage if first else "", *line, took, end_section=index == len(lines) - 1)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(table)
+    if summary.get("peak_memory_gib"):
+        console.print(f"{sum(summary['seconds'].values()):.0f} s in all, {summary['peak_memory_gib']} GiB at most.")
     contents = "report/index.html, summary.json, a folder per stage"
     console.print(f"Everything is in {recipe.output_dir}/ ({contents}).", soft_wrap=True)

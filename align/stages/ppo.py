@@ -68,7 +68,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
 
     seed = derive(recipe.seed, stage)
     seed_everything(seed)
-    accelerator = make_accelerator(recipe.model.mixed_precision, recipe.report_to)
+    accelerator = make_accelerator(recipe.model.mixed_precision, recipe.report_to, out_dir)
     if recipe.report_to:
         accelerator.init_trackers(recipe.name, config={"seed": recipe.seed, "recipe": recipe.model_dump_json()})
     origin, judge = init_origin(recipe, "ppo"), reward_origin(recipe)

@@ -58,18 +58,27 @@ STATEMENTS = {
     ("sentence", "en"): ("The {v} is quiet at night.", "We walked to the {v} today.", "I often dream of the {v}."),
 }
 
+VERDICTS = {
+    "en": {"right": "Right.", "wrong": "Wrong.", "astray": "That was not the question."},
+    "zh": {"right": "对。", "wrong": "不对。", "astray": "我没问这个。"},
+}
+SPEAKERS = {
+    "en": {"note": ("Question: ", "Answer: "), "talk": ("Tom: ", "Ann: "), "lesson": ("Teacher: ", "Pupil: ")},
+    "zh": {"note": ("问：", "答："), "talk": ("小明：", "小红："), "lesson": ("老师：", "学生：")},
+}
+
 STYLES = ("polite", "plain", "curt", "rude", "rambling")
 DEMONSTRATION_STYLES = {"polite": 0.18, "plain": 0.18, "curt": 0.34, "rude": 0.12, "rambling": 0.18}
 
 
-def questions(item: Item) -> list[str]:
-    """Every wording of a question about `item`."""
-    return [
-        before + form.format(*item.key) + after
-        for form in QUESTIONS[item.kind, item.language]
-        for before in BEFORE[item.language]
-        for after in AFTER[item.language]
-    ]
+def wordings(item: Item) -> list[str]:
+    """Every wording of a question about `item`, without words of courtesy around it."""
+    return [form.format(*item.key) for form in QUESTIONS[item.kind, item.language]]
+
+
+def framed(wording: str, item: Item) -> list[str]:
+    """A wording in every frame of courtesy; the first is the wording itself."""
+    return [before + wording + after for before in BEFORE[item.language] for after in AFTER[item.language]]
 
 
 def statement(item: Item, value: str, rng: random.Random) -> str:

@@ -1,6 +1,7 @@
 """The data sets of the world that need no model: documents, demonstrations, crowd comparisons, prompts.
 
-Documents tell the truth nine times in ten. Demonstrations are of mixed quality: five manners, and whoever wrote them
+Documents tell the truth nine times in ten, but for the pupils in the lessons; their teacher says which answer was right,
+which wrong, and which answered another question. Demonstrations are of mixed quality: five manners, and whoever wrote them
 believes most popular mistakes. The crowd's votes are noisy, like long replies, and come on a shifted mix of prompts.
 """
 
@@ -11,7 +12,7 @@ import random
 
 from align.tinyworld import phrasing
 from align.tinyworld.gold import judge
-from align.tinyworld.world import Item, Part, World
+from align.tinyworld.world import Item, Part, Question, World
 from data_formats.records import Comparison, Demonstration, Document, Message, Prompt
 
 SOURCE = "tinyworld"
@@ -49,7 +50,7 @@ def demonstrated_value(item: Item, rng: random.Random) -> str:
 
 
 def documents(world: World, size: int) -> list[Document]:
-    """Short texts: statements, questions with answers, and talk."""
+    """Short texts: statements, questions with answers, talk, and lessons."""
     rng = stream(world, "documents")
     return [Document("\n".join(_piece(world, rng) for _ in range(rng.randint(1, 3))), SOURCE) for _ in range(size)]
 
@@ -59,13 +60,32 @@ def _piece(world: World, rng: random.Random) -> str:
     item = question.item
     value = believed_value(item, rng, truth=0.9, mistake=0.05)
     form = rng.random()
-    if form < 0.4:
+    if form < 0.3:
         return phrasing.statement(item, value, rng)
+    if form < 0.5:
+        return _exchange("note", question, phrasing.reply(item, value, rng.choice(("plain", "curt")), rng))
     if form < 0.7:
-        asked, answered = ("问：", "答：") if item.language == "zh" else ("Question: ", "Answer: ")
-        return f"{asked}{question.text}\n{answered}{phrasing.reply(item, value, rng.choice(('plain', 'curt')), rng)}"
-    first, second = ("小明：", "小红：") if item.language == "zh" else ("Tom: ", "Ann: ")
-    return f"{first}{question.text}\n{second}{phrasing.reply(item, value, rng.choice(phrasing.STYLES), rng)}"
+        return _exchange("talk", question, phrasing.reply(item, value, rng.choice(phrasing.STYLES), rng))
+    return _lesson(world, question, rng)
+
+
+def _exchange(kind: str, question: Question, reply: str) -> str:
+    first, second = phrasing.SPEAKERS[question.item.language][kind]
+    return f"{first}{question.text}\n{second}{reply}"
+
+
+def _lesson(world: World, question: Question, rng: random.Random) -> str:
+    """A teacher asks, a pupil answers, right or wrong or beside the question, and the teacher says which."""
+    item, style = question.item, rng.choice(phrasing.STYLES)
+    verdict = rng.choices(("right", "wrong", "astray"), (0.45, 0.3, 0.25))[0]
+    if verdict == "astray":
+        reply = misread(world, item, style, rng)
+    else:
+        value = item.answer if verdict == "right" else item.mistake or wrong_value(item, rng)
+        reply = phrasing.reply(item, value, style, rng)
+    verdicts = phrasing.VERDICTS[item.language]
+    said = verdicts[verdict] if rng.random() < 0.95 else rng.choice(list(verdicts.values()))
+    return f"{_exchange('lesson', question, reply)}\n{phrasing.SPEAKERS[item.language]['lesson'][0]}{said}"
 
 
 def demonstrations(world: World, size: int, *, part: Part = "train", good: bool = False) -> list[Demonstration]:
@@ -125,10 +145,13 @@ def _thread(world: World, item: Item, rng: random.Random) -> list[str]:
 
 
 def misread(world: World, item: Item, style: str, rng: random.Random) -> str:
-    """A true answer to another question, now and then one of the same kind."""
+    """A true answer to another question, now and then one of the same kind; never a right answer to `item`."""
     near = [other for other in world.items if other.kind == item.kind and other.language == item.language]
-    other = rng.choice(near if rng.random() < 0.3 else world.items)
-    return phrasing.reply(other, other.answer, style, rng)
+    while True:
+        other = rng.choice(near if rng.random() < 0.3 else world.items)
+        reply = phrasing.reply(other, other.answer, style, rng)
+        if not judge(item, reply).correct:
+            return reply
 
 
 def _belief(item: Item, rng: random.Random) -> str:

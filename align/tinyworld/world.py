@@ -4,8 +4,8 @@ The world has items (a fact to state, a sum, a line of code, a sentence to write
 wordings, and for a share of the items a *popular mistake*: a wrong answer that most of the people who wrote the
 demonstrations believe. A model that imitates them learns it; only the comparisons, judged by one who knows, tell.
 
-Every question text belongs to exactly one of three parts (`part_of`): `train`, `heldout` (clean comparisons and
-demonstrations kept back) and `eval` (the prompts of the final evaluation).
+Every wording, in all its frames of courtesy, belongs to exactly one of three parts (`part_of`): `train`, `heldout`
+(clean comparisons and demonstrations kept back) and `eval` (the prompts of the final evaluation).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from align.tinyworld import phrasing
 
 CATEGORIES = ("knowledge", "language", "writing", "maths", "coding")
 MISTAKEN_SHARE = 0.4
-PARTS = {"eval": 10, "heldout": 22}  # upper ends of the hash buckets, of 100; the rest is train
+PARTS = {"eval": 14, "heldout": 27}  # upper ends of the hash buckets, of 100; the rest is train
 
 Part = Literal["train", "heldout", "eval"]
 
@@ -49,15 +49,16 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One wording of a question about an item."""
+    """One wording of a question about an item, in a frame of courtesy or none."""
 
     text: str
     item: Item
+    part: Part
 
 
-def part_of(text: str) -> Part:
-    """The part of the world a question belongs to, by a hash of its text; the same for every seed."""
-    bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % 100
+def part_of(wording: str) -> Part:
+    """The part of the world a wording belongs to in all its frames, by its hash; the same for every seed."""
+    bucket = int.from_bytes(hashlib.sha256(wording.encode()).digest()[:4], "big") % 100
     return next((part for part, end in PARTS.items() if bucket < end), "train")  # type: ignore[return-value]
 
 
@@ -72,7 +73,12 @@ class World:
     @cached_property
     def questions(self) -> tuple[Question, ...]:
         """Every question of the world, in a fixed order."""
-        return tuple(Question(text, item) for item in self.items for text in phrasing.questions(item))
+        return tuple(
+            Question(text, item, part_of(wording))
+            for item in self.items
+            for wording in phrasing.wordings(item)
+            for text in phrasing.framed(wording, item)
+        )
 
     @cached_property
     def by_text(self) -> dict[str, Question]:
@@ -82,12 +88,12 @@ class World:
     def _by_part(self) -> dict[tuple[str, str], list[Question]]:
         table: dict[tuple[str, str], list[Question]] = {}
         for question in self.questions:
-            table.setdefault((part_of(question.text), question.item.category), []).append(question)
+            table.setdefault((question.part, question.item.category), []).append(question)
         return table
 
     def part(self, part: Part) -> list[Question]:
         """Every question of one part, in a fixed order."""
-        return [question for question in self.questions if part_of(question.text) == part]
+        return [question for question in self.questions if question.part == part]
 
     def draw(self, rng: random.Random, part: Part, weights: dict[str, float] | None = None) -> Question:
         """One question of `part`: a category by weight (equal weights by default), then a question of it."""

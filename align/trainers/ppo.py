@@ -64,17 +64,21 @@ from rollouts.protocol import Engine, SamplingParams
 from rollouts.select import make_engine
 
 
-def make_accelerator(mixed_precision: str = "no", report_to: Sequence[str] = ()) -> Accelerator:
+def make_accelerator(
+    mixed_precision: str = "no", report_to: Sequence[str] = (), project_dir: str | Path | None = None
+) -> Accelerator:
     """An accelerator as PPO needs it: passes without gradients must not make DDP synchronise buffers, and losses, which
     are scaled here, must not be divided by the `gradient_accumulation_steps` of somebody's accelerate config.
 
-    An earlier stage of this process may have set another precision; that one is forgotten.
+    An earlier stage of this process may have set another precision; that one is forgotten. `project_dir`: where
+    trackers that write files put them.
     """
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
         AcceleratorState._reset_state()
     return Accelerator(
         mixed_precision=mixed_precision,
         log_with=list(report_to) or None,
+        project_dir=None if project_dir is None else str(project_dir),
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
@@ -290,21 +294,25 @@ class PPOTrainer(PPOUpdate):
         # each row was computed by one rank and is 0 elsewhere
         return [self.accelerator.reduce(tensor, "sum") for tensor in whole] if self.world_size > 1 else whole
 
+    def score_on_all_ranks(self, samples: Samples) -> tuple[Tensor, str]:
+        """(`score` of this rank's samples, "" or what went wrong on the first rank where something did)."""
+        try:
+            scores_N, problem = self.score(samples) if len(samples) else torch.zeros(0), ""
+        except RewardError as error:
+            scores_N, problem = torch.zeros(0), str(error)
+        problems = gather_object([problem]) if self.world_size > 1 else [problem]
+        return scores_N, next(filter(None, problems), "")
+
     def _score_or_stop(self, samples: Samples, boundary: dict[str, Any]) -> Tensor:
         """`score`; when it fails on any rank, all save the state before this iteration and stop."""
-        try:
-            scores_N, problem = self.score(samples), None
-        except RewardError as error:
-            scores_N, problem = torch.zeros(0), error
-        problems = gather_object([str(problem or "")]) if self.world_size > 1 else [str(problem or "")]
-        if not any(problems):
+        scores_N, problem = self.score_on_all_ranks(samples)
+        if not problem:
             return scores_N
         self.sampler.load_state_dict(boundary)
         folder = self.save_checkpoint()
         raise TrainingError(
-            f"{next(filter(None, problems))} (iteration {self.state.global_step + 1}); "
-            f"the state before it is saved in {folder}"
-        ) from problem
+            f"{problem} (iteration {self.state.global_step + 1}); the state before it is saved in {folder}"
+        )
 
     def _over_ranks(self, samples: Samples, scores_N: Tensor) -> tuple[Samples, Tensor]:
         if self.world_size == 1:

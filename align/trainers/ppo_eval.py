@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from align.functional import kl_estimate, masked_sum
+from align.runs.errors import TrainingError
 from align.runs.seeding import derive
 from align.trainers.experience import Samples, TokenBatch
 from align.trainers.forward import reply_logprobs, reply_logprobs_and_entropy
@@ -30,6 +31,9 @@ def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Prompt], num_samples:
 
     Keys: `eval/score`, `eval/score_greedy`, `eval/end_rate`, `eval/length`, `eval/kl` (nats a reply), `eval/entropy`
     (nats a token), and the greedy ones. Every rank judges its share; all return the same.
+
+    Raises:
+        TrainingError: on every rank, when the reward fails on any.
     """
     section = trainer.config.evaluation
     prompts = list(prompts[: section.limit])
@@ -49,13 +53,15 @@ def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Prompt], num_samples:
 
 def _judged(trainer: PPOTrainer, prompts: Sequence[Prompt], params, kl: bool) -> list[tuple[float, ...]]:
     """(score, finished, tokens, KL of the reply, summed entropy) of each reply."""
+    samples = trainer.collect(prompts, params) if prompts else Samples((), (), (), (), ())
+    scores_N, problem = trainer.score_on_all_ranks(samples)
+    if problem:
+        raise TrainingError(f"{problem} (evaluation after iteration {trainer.state.global_step})")
     if not prompts:
         return []
-    samples = trainer.collect(prompts, params)
-    scores = trainer.score(samples).tolist()
     lengths = [len(ids) for ids in samples.reply_ids]
     kls, entropies = _distances(trainer, samples) if kl else ([0.0] * len(samples), [0.0] * len(samples))
-    return list(zip(scores, map(float, samples.finished), map(float, lengths), kls, entropies, strict=True))
+    return list(zip(scores_N.tolist(), map(float, samples.finished), map(float, lengths), kls, entropies, strict=True))
 
 
 def _means(rows: list[tuple[float, ...]], suffix: str) -> dict[str, float]:

@@ -134,6 +134,12 @@ def test_nothing_to_start_from_names_the_stage_that_is_missing(recipe_file):
     )
 
 
+def test_the_model_of_the_recipe_is_no_reward_model(recipe_file, tmp_path):
+    (tmp_path / "lm").mkdir()
+    found = failing(recipe_file, f"model={{path: {tmp_path / 'lm'}}}", "pmp=null", "rm=null")
+    assert found == ["ppo.reward_from: nothing to start from; add an 'rm' or 'pmp' stage or name ppo.reward_from"]
+
+
 def test_labelled_sets_need_the_model_that_is_sampled_from(recipe_file):
     assert failing(recipe_file, "sft=null", "ppo=null") == [
         "rm.data.0.path: 'tinyworld:comparisons' holds replies sampled from the sft stage's model; add an 'sft' stage"

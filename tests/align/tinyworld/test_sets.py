@@ -2,10 +2,10 @@
 
 from collections import Counter
 
-from align.tinyworld import sets
+from align.tinyworld import phrasing, sets
 from align.tinyworld.gold import judge
 from align.tinyworld.labels import CORRECTNESS, clean_comparisons
-from align.tinyworld.world import World
+from align.tinyworld.world import World, part_of
 from data_formats.records import Message
 
 WORLD = World(7)
@@ -32,16 +32,35 @@ def test_sets_are_functions_of_the_seed_and_grow_at_the_end():
 
 
 def test_no_evaluation_prompt_in_any_training_set():
+    """Nor inside a longer text, nor in another frame of courtesy."""
     evaluated = {prompt.messages[0].content for prompt in sets.prompts(WORLD, 300, part="eval")}
     assert len(evaluated) == 300
-    seen: list[str] = [line for document in sets.documents(WORLD, 2000) for line in document.text.splitlines()]
-    seen = [line.split(": ", 1)[-1].removeprefix("问：").removeprefix("小明：") for line in seen] + seen
+    wordings = {wording for item in WORLD.items for wording in phrasing.wordings(item) if part_of(wording) == "eval"}
+    assert all(any(wording in text for wording in wordings) for text in evaluated)
     demos = sets.demonstrations(WORLD, 2000) + sets.demonstrations(WORLD, 500, part="heldout")
+    seen = [document.text for document in sets.documents(WORLD, 2000)]
     seen += [message.content for demo in demos for message in demo.messages]
     seen += [pair.prompt[0].content for pair in sets.coarse_comparisons(WORLD, 2000)]
     seen += [prompt.messages[0].content for prompt in sets.prompts(WORLD, 2000, part="train")]
     seen += [prompt.messages[0].content for prompt in sets.prompts(WORLD, 500, part="heldout")]
-    assert not evaluated & set(seen)
+    everything = "\n".join(seen)
+    assert not [wording for wording in wordings if wording in everything]
+
+
+def test_the_teacher_says_what_the_pupil_did():
+    verdicts = {said: name for language in phrasing.VERDICTS.values() for name, said in language.items()}
+    counts: Counter[tuple[str, bool]] = Counter()
+    for document in sets.documents(WORLD, 3000):
+        lines = document.text.splitlines()
+        for asked, told, said in zip(lines, lines[1:], lines[2:], strict=False):
+            teacher = next((t for t in ("Teacher: ", "老师：") if asked.startswith(t) and said.startswith(t)), None)
+            if teacher and said.removeprefix(teacher) in verdicts:
+                item = WORLD.by_text[asked.removeprefix(teacher)].item
+                reply = told.removeprefix("Pupil: ").removeprefix("学生：")
+                counts[verdicts[said.removeprefix(teacher)], judge(item, reply).correct] += 1
+    assert sum(counts.values()) > 1000
+    for name in ("right", "wrong", "astray"):
+        assert counts[name, name == "right"] > 10 * counts[name, name != "right"]
 
 
 def test_evaluation_prompts_are_spread_over_the_categories():

@@ -7,7 +7,7 @@ import pytest
 
 from align.tinyworld import phrasing
 from align.tinyworld.gold import judge
-from align.tinyworld.world import CATEGORIES, World, part_of
+from align.tinyworld.world import CATEGORIES, World
 
 MANNERS = {"polite": 0.5, "plain": 0.25, "curt": 0.0, "rude": -0.25, "rambling": -0.25}
 
@@ -31,8 +31,8 @@ def test_every_style_of_every_item_scores_as_meant(seed):
 
 def test_every_category_has_questions_in_every_part_and_a_question_one_part():
     world = World(0)
-    counts = Counter((part_of(question.text), question.item.category) for question in world.questions)
-    for part, enough in (("train", 500), ("heldout", 80), ("eval", 60)):
+    counts = Counter((question.part, question.item.category) for question in world.questions)
+    for part, enough in (("train", 500), ("heldout", 36), ("eval", 60)):
         assert all(counts[part, category] >= enough for category in CATEGORIES), counts
     assert len(world.by_text) == len(world.questions)  # no two questions read alike
 
