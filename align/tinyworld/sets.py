@@ -1,8 +1,9 @@
 """The data sets of the world that need no model: documents, demonstrations, crowd comparisons, prompts.
 
-Documents tell the truth nine times in ten, but for the pupils in the lessons; their teacher says which answer was right,
-which wrong, and which answered another question. Demonstrations are of mixed quality: five manners, and whoever wrote them
-believes most popular mistakes. The crowd's votes are noisy, like long replies, and come on a shifted mix of prompts.
+Documents tell the truth nine times in ten, but for the pupils in the lessons: their teacher says which answer was
+right, which wrong, and which belonged to another question. Demonstrations are of mixed quality: five manners, and
+whoever wrote them believes most popular mistakes. The crowd's votes are noisy, like long replies, and come on a shifted
+mix of prompts.
 """
 
 from __future__ import annotations
