@@ -58,13 +58,9 @@ STATEMENTS = {
     ("sentence", "en"): ("The {v} is quiet at night.", "We walked to the {v} today.", "I often dream of the {v}."),
 }
 
-VERDICTS = {
-    "en": {"right": "Right.", "wrong": "Wrong.", "astray": "That was not the question."},
-    "zh": {"right": "对。", "wrong": "不对。", "astray": "我没问这个。"},
-}
 SPEAKERS = {
-    "en": {"note": ("Question: ", "Answer: "), "talk": ("Tom: ", "Ann: "), "lesson": ("Teacher: ", "Pupil: ")},
-    "zh": {"note": ("问：", "答："), "talk": ("小明：", "小红："), "lesson": ("老师：", "学生：")},
+    "en": {"note": ("Question: ", "Answer: "), "talk": ("Tom: ", "Ann: ")},
+    "zh": {"note": ("问：", "答："), "talk": ("小明：", "小红：")},
 }
 
 STYLES = ("polite", "plain", "curt", "rude", "rambling")

@@ -1,9 +1,7 @@
 """The data sets of the world that need no model: documents, demonstrations, crowd comparisons, prompts.
 
-Documents tell the truth nine times in ten, but for the pupils in the lessons: their teacher says which answer was
-right, which wrong, and which belonged to another question. Demonstrations are of mixed quality: five manners, and
-whoever wrote them believes most popular mistakes. The crowd's votes are noisy, like long replies, and come on a shifted
-mix of prompts.
+Documents tell the truth nine times in ten. Demonstrations are of mixed quality: five manners, and whoever wrote them
+believes most popular mistakes. The crowd's votes are noisy, like long replies, and come on a shifted mix of prompts.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from data_formats.records import Comparison, Demonstration, Document, Message, P
 SOURCE = "tinyworld"
 SYSTEM = "You are a helpful assistant."
 COARSE_MIX = {"knowledge": 0.28, "language": 0.26, "writing": 0.2, "maths": 0.14, "coding": 0.12}
-VOTE_NOISE = 0.5
+VOTE_NOISE = 0.35
 MISREAD = 0.1
 
 
@@ -51,7 +49,7 @@ def demonstrated_value(item: Item, rng: random.Random) -> str:
 
 
 def documents(world: World, size: int) -> list[Document]:
-    """Short texts: statements, questions with answers, talk, and lessons."""
+    """Short texts: statements, questions with answers, and talk."""
     rng = stream(world, "documents")
     return [Document("\n".join(_piece(world, rng) for _ in range(rng.randint(1, 3))), SOURCE) for _ in range(size)]
 
@@ -61,32 +59,16 @@ def _piece(world: World, rng: random.Random) -> str:
     item = question.item
     value = believed_value(item, rng, truth=0.9, mistake=0.05)
     form = rng.random()
-    if form < 0.3:
+    if form < 0.4:
         return phrasing.statement(item, value, rng)
-    if form < 0.5:
-        return _exchange("note", question, phrasing.reply(item, value, rng.choice(("plain", "curt")), rng))
     if form < 0.7:
-        return _exchange("talk", question, phrasing.reply(item, value, rng.choice(phrasing.STYLES), rng))
-    return _lesson(world, question, rng)
+        return _exchange("note", question, phrasing.reply(item, value, rng.choice(("plain", "curt")), rng))
+    return _exchange("talk", question, phrasing.reply(item, value, rng.choice(phrasing.STYLES), rng))
 
 
 def _exchange(kind: str, question: Question, reply: str) -> str:
     first, second = phrasing.SPEAKERS[question.item.language][kind]
     return f"{first}{question.text}\n{second}{reply}"
-
-
-def _lesson(world: World, question: Question, rng: random.Random) -> str:
-    """A teacher asks, a pupil answers, right or wrong or beside the question, and the teacher says which."""
-    item, style = question.item, rng.choice(phrasing.STYLES)
-    verdict = rng.choices(("right", "wrong", "astray"), (0.45, 0.3, 0.25))[0]
-    if verdict == "astray":
-        reply = misread(world, item, style, rng)
-    else:
-        value = item.answer if verdict == "right" else item.mistake or wrong_value(item, rng)
-        reply = phrasing.reply(item, value, style, rng)
-    verdicts = phrasing.VERDICTS[item.language]
-    said = verdicts[verdict] if rng.random() < 0.95 else rng.choice(list(verdicts.values()))
-    return f"{_exchange('lesson', question, reply)}\n{phrasing.SPEAKERS[item.language]['lesson'][0]}{said}"
 
 
 def demonstrations(world: World, size: int, *, part: Part = "train", good: bool = False) -> list[Demonstration]:

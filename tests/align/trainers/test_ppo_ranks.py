@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.slow
-
 SCRIPT = Path(__file__).with_name("ppo_ranks.py")
 
 
@@ -32,6 +30,7 @@ def test_two_ranks_learn_what_one_learns(tmp_path):
         assert {name: two[name] for name in one} == pytest.approx(one, rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_two_ranks_resume_bit_for_bit(tmp_path):
     run(tmp_path / "run", 2, "resume")
     whole, again = (torch.load(tmp_path / "run" / name, weights_only=True) for name in ("whole.pt", "again.pt"))

@@ -1,0 +1,73 @@
+"""What README tells a reader to type works: its commands in miniature, its Python, its make targets and its files."""
+
+import re
+import shlex
+import subprocess
+
+import pytest
+import torch
+
+from tests.align.trainers import ppo_case
+from tests.commands import ROOT, accelerate, align
+from tests.recipes.miniature import OVERRIDES, write_data, write_model
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for language, text in BLOCKS
+    if language != "python"
+    for line in text.splitlines()
+    if line.startswith(("make ", "align ", "accelerate "))
+]
+
+
+def test_the_readme_has_the_commands_looked_for_here():
+    assert {command[0] for command in COMMANDS} == {"make", "align", "accelerate"}
+
+
+def test_every_make_target_exists():
+    targets = {command[1] for command in COMMANDS if command[0] == "make"}
+    targets |= set(re.findall(r"`make ([a-z-]+)", README))
+    assert {"quickstart", "test", "controls"} <= targets
+    for target in targets:
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True, timeout=60)
+
+
+def test_every_file_and_folder_that_is_named_exists():
+    named = set(re.findall(r"`((?:align|recipes|tests|examples|reward|rollouts|data_formats)/[\w./]*)`", README))
+    assert len(named) > 5
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_the_python_runs(tmp_path):
+    (text,) = (text for language, text in BLOCKS if language == "python")
+    names: dict = {}
+    exec(text, names)
+    trainer = ppo_case.trainer(tmp_path, kind=names["Lengthy"])
+    rewards_NS = trainer.shape_rewards(torch.zeros(1), torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool))
+    assert rewards_NS.tolist() == [[0.0, 0.0, pytest.approx(0.03)]]
+    assert trainer.step()["optimizer_steps"] == 2
+
+
+@pytest.mark.slow
+def test_the_commands_for_a_real_model_in_miniature(tmp_path):
+    recipe, data, model = tmp_path / "my.yaml", write_data(tmp_path / "data"), write_model(tmp_path / "Qwen2-tiny")
+    replaced = {"my.yaml": str(recipe), "data_root=/data": f"data_root={data}"}
+    small = [f"model.path={model}", f"output_dir={tmp_path / 'run'}", *OVERRIDES]
+    ran = []
+    for command in COMMANDS:
+        words = [replaced.get(word, word) for word in command]
+        if str(recipe) not in words:
+            continue
+        if words[:2] == ["align", "recipes"]:
+            done = align(*words[1:])
+        elif words[0] == "align":
+            done = align(*words[1:], *small)
+        else:
+            own = [word for word in small if word.split("=")[0] not in " ".join(words)]
+            done = accelerate(*words[2:], *own)
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        ran.append(command)
+    assert len(ran) >= 6
+    assert (tmp_path / "run/ppo/summary.json").is_file()
