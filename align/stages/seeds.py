@@ -20,8 +20,8 @@ from data_formats.errors import MissingFileError
 Row = tuple[str, Callable[[dict[str, Any]], str]]
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def percent(value: float | None) -> str:
+    return "none" if value is None else f"{100 * value:.1f} %"
 
 
 def interval(gain: dict[str, float], scale: float = 1.0) -> str:
@@ -94,6 +94,21 @@ CONTROLS: tuple[Row, ...] = (
 )
 
 
+def by_category(summaries: Sequence[dict[str, Any]]) -> tuple[Row, ...]:
+    """Wins, ties and losses of each category, greedy replies and those at temperature 1."""
+
+    def row(name: str, suffix: str) -> Callable[[dict[str, Any]], str]:
+        def cell(run: dict[str, Any]) -> str:
+            counts = run["ppo"][f"by_category{suffix}"][name]
+            return " / ".join(str(counts[key]) for key in ("win", "tie", "loss"))
+
+        return cell
+
+    names = sorted(summaries[0]["ppo"]["by_category"])
+    ways = (("", "greedy"), ("_sampled", "temperature 1"))
+    return tuple((f"{name}, {how}", row(name, suffix)) for suffix, how in ways for name in names)
+
+
 def _seconds(by_stage: dict[str, float]) -> str:
     return " + ".join(f"{seconds:.0f}" for seconds in by_stage.values()) + f" = {sum(by_stage.values()):.0f}"
 
@@ -115,14 +130,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def show(folders: Sequence[Path]) -> None:
-    """Print the chain's table, and the controls' where every run has them."""
-    for rows, name in ((CHAIN, "summary.json"), (CONTROLS, "controls/summary.json")):
-        files = [folder / name for folder in folders]
-        missing = [file for file in files if not file.is_file()]
-        if missing and rows is CHAIN:
-            raise MissingFileError(f"{missing[0]} does not exist: run the quickstart to its end first")
-        if not missing:
-            print(table(rows, [json.loads(file.read_text(encoding="utf-8")) for file in files]) + "\n")
+    """Print the chain's tables, and the controls' where every run has them."""
+    runs = [_read(folder / "summary.json") for folder in folders]
+    missing = [folder for folder, run in zip(folders, runs, strict=True) if run is None]
+    if missing:
+        raise MissingFileError(f"{missing[0]}/summary.json does not exist: run the quickstart to its end first")
+    print(table(CHAIN, runs) + "\n")
+    print(table(by_category(runs), runs) + "\n")
+    controls = [_read(folder / "controls" / "summary.json") for folder in folders]
+    if all(controls):
+        print(table(CONTROLS, controls) + "\n")
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 if __name__ == "__main__":

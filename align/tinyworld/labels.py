@@ -1,9 +1,12 @@
 """Clean graded comparisons: replies sampled from a model beside generated ones, judged by the gold score.
 
-At least one reply of every pair is a sampled one, so at least half of all replies are. A share of the pairs differs in
-correctness alone: equal in every part of manners, one right and one wrong (tag `correctness`). In a quarter of them one
-reply was sampled for another question (`ASTRAY`): without those a reward model learns what good answers look like and
-never to what question, and PPO finds the one answer that pleases always.
+At least one reply of every pair is a sampled one, so at least half of all replies are. The pairs are of four sorts:
+
+- `CORRECTNESS_SHARE`: equal in every part of manners, one right and one wrong (tag `correctness`);
+- `MANNERS_SHARE`: both right or both wrong, in different manners;
+- `ASTRAY_SHARE`: a right reply beside one sampled for another question. Without those a reward model learns what good
+  answers look like and never to what question, and PPO finds the one answer that pleases always;
+- the rest: any two replies.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from data_formats.records import Comparison, Message
 
 CORRECTNESS = "correctness"
 MISREAD = 0.1
-ASTRAY = 0.25
+CORRECTNESS_SHARE, MANNERS_SHARE, ASTRAY_SHARE = 0.35, 0.25, 0.2
 _STYLE_OF = {
     (True, True, True, False): "polite",
     (True, False, True, False): "plain",
@@ -29,9 +32,7 @@ _STYLE_OF = {
 }
 
 
-def clean_comparisons(
-    world: World, sampled: Mapping[str, Sequence[str]], size: int, *, name: str, correctness_share: float = 0.45
-) -> list[Comparison]:
+def clean_comparisons(world: World, sampled: Mapping[str, Sequence[str]], size: int, *, name: str) -> list[Comparison]:
     """`size` pairs on the questions of `sampled` (question text -> replies of the model), prompts taken in turn.
 
     Empty replies make no pair.
@@ -49,11 +50,14 @@ def clean_comparisons(
         text = texts[turn % len(texts)]
         item = world.by_text[text].item
         draw = rng.random()
-        if draw < ASTRAY:
+        if draw < ASTRAY_SHARE:
             pair = _astray_pair(item, sampled[text], rng.choice(sampled[rng.choice(texts)]), rng)
+        elif draw < ASTRAY_SHARE + MANNERS_SHARE:
+            pair = _manners_pair(item, sampled[text], rng)
+        elif draw < ASTRAY_SHARE + MANNERS_SHARE + CORRECTNESS_SHARE:
+            pair = _correctness_pair(world, item, sampled[text], rng)
         else:
-            make = _correctness_pair if draw < ASTRAY + correctness_share else _any_pair
-            pair = make(world, item, sampled[text], rng)
+            pair = _any_pair(world, item, sampled[text], rng)
         if pair is not None:
             pairs.append(_comparison(text, item, *pair))
     raise ValueError(f"the sampled replies gave {len(pairs)} of the {size} pairs of '{name}': sample more a prompt")
@@ -81,8 +85,19 @@ def _correctness_pair(world: World, item: Item, replies: Sequence[str], rng: ran
         return first, rng.choice(others)
     if style is None:
         return None
-    value = item.answer if not gold.correct else item.mistake or wrong_value(item, rng)
-    return first, phrasing.reply(item, value, style, rng)
+    return first, phrasing.reply(item, _value(item, not gold.correct, rng), style, rng)
+
+
+def _manners_pair(item: Item, replies: Sequence[str], rng: random.Random) -> tuple[str, str] | None:
+    """A sampled reply and a generated one, both right or both wrong, in different manners."""
+    first = rng.choice(replies)
+    gold = judge(item, first)
+    second = phrasing.reply(item, _value(item, gold.correct, rng), rng.choice(phrasing.STYLES), rng)
+    return None if judge(item, second).manners == gold.manners else (first, second)
+
+
+def _value(item: Item, correct: bool, rng: random.Random) -> str:
+    return item.answer if correct else item.mistake or wrong_value(item, rng)
 
 
 def _any_pair(world: World, item: Item, replies: Sequence[str], rng: random.Random) -> tuple[str, str] | None:

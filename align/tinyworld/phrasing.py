@@ -59,7 +59,7 @@ STATEMENTS = {
 }
 
 SPEAKERS = {
-    "en": {"note": ("Question: ", "Answer: "), "talk": ("Tom: ", "Ann: ")},
+    "en": {"note": ("Question:", "Answer:"), "talk": ("Tom:", "Ann:")},
     "zh": {"note": ("问：", "答："), "talk": ("小明：", "小红：")},
 }
 

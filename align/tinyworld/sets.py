@@ -68,7 +68,7 @@ def _piece(world: World, rng: random.Random) -> str:
 
 def _exchange(kind: str, question: Question, reply: str) -> str:
     first, second = phrasing.SPEAKERS[question.item.language][kind]
-    return f"{first}{question.text}\n{second}{reply}"
+    return f"{first}\n{question.text}\n{second}\n{reply}"
 
 
 def demonstrations(world: World, size: int, *, part: Part = "train", good: bool = False) -> list[Demonstration]:

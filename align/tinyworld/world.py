@@ -4,8 +4,10 @@ The world has items (a fact to state, a sum, a line of code, a sentence to write
 wordings, and for a share of the items a *popular mistake*: a wrong answer that most of the people who wrote the
 demonstrations believe. A model that imitates them learns it; only the comparisons, judged by one who knows, tell.
 
-Every wording, in all its frames of courtesy, belongs to exactly one of three parts (`part_of`): `train`, `heldout`
-(clean comparisons and demonstrations kept back) and `eval` (the prompts of the final evaluation).
+Every question, a wording in a frame of courtesy, belongs to exactly one of three parts (`part_of`): `train`, `heldout`
+(clean comparisons and demonstrations kept back) and `eval` (the prompts of the final evaluation). No evaluation prompt
+stands inside another text; the same wording in another frame may be trained on, as the world is closed: what is tested
+is the effect of the training, not knowledge of new facts.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from align.tinyworld import lexicon as lex
 from align.tinyworld import phrasing
 
 CATEGORIES = ("knowledge", "language", "writing", "maths", "coding")
-MISTAKEN_SHARE = 0.4
-PARTS = {"eval": 16, "heldout": 30}  # upper ends of the hash buckets, of 100; the rest is train
+MISTAKEN_SHARE = 0.5
+EVAL_SHARE = 30  # percent of the questions with words of courtesy before and after
+HELDOUT_SHARE = 14  # percent of all
 
 Part = Literal["train", "heldout", "eval"]
 
@@ -56,10 +59,16 @@ class Question:
     part: Part
 
 
-def part_of(wording: str) -> Part:
-    """The part of the world a wording belongs to in all its frames, by its hash; the same for every seed."""
-    bucket = int.from_bytes(hashlib.sha256(wording.encode()).digest()[:4], "big") % 100
-    return next((part for part, end in PARTS.items() if bucket < end), "train")  # type: ignore[return-value]
+def part_of(text: str, wording: str) -> Part:
+    """The part of the world a question belongs to, by a hash of its text; the same for every seed.
+
+    Only a wording with something both before and after it can be an evaluation prompt: such a text stands in no other.
+    """
+    bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % 100
+    framed = not text.startswith(wording) and not text.endswith(wording)
+    if framed and bucket < EVAL_SHARE:
+        return "eval"
+    return "heldout" if bucket >= 100 - HELDOUT_SHARE else "train"
 
 
 class World:
@@ -74,7 +83,7 @@ class World:
     def questions(self) -> tuple[Question, ...]:
         """Every question of the world, in a fixed order."""
         return tuple(
-            Question(text, item, part_of(wording))
+            Question(text, item, part_of(text, wording))
             for item in self.items
             for wording in phrasing.wordings(item)
             for text in phrasing.framed(wording, item)

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from align.recipe import load_recipe
-from align.stages import controls
+from align.stages import controls, seeds
 from align.stages.chain import run_chain
+from data_formats.errors import MissingFileError
 
 SIZES = {
     "model.architecture": {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
@@ -30,7 +31,6 @@ NUMBERS = {
     "ppo": ("gold", "correct", "kl", "entropy"),
     "seconds": ("base", "sft", "pmp", "rm", "ppo"),
 }
-SPEAKERS = ("Question: ", "问：", "Tom: ", "小明：")  # who asks in a document
 TRAINING = ("documents", "demonstrations", "coarse_comparisons", "comparisons", "prompts")
 
 
@@ -106,25 +106,11 @@ def test_no_evaluation_prompt_occurs_in_a_training_file(finished):
     for name in written - {"eval_prompts"}:
         rows = lines(world / f"{name}.jsonl")
         assert len(rows) == getattr(recipe.tinyworld, name)
-        texts = [text for row in rows for text in strings(row)]
-        assert texts and not [text for text in texts if asked & said(text)], name
-    documents = [row["text"] for row in lines(world / "documents.jsonl")]
-    assert all(any(f"\n{speaker}" in f"\n{text}" for text in documents) for speaker in SPEAKERS)
+        everything = "\n".join(text for row in rows for text in strings(row))
+        assert everything and not [text for text in asked if text in everything], name
     trained = {text for row in lines(world / "comparisons.jsonl") for text in questions(row)}
     held_out = {text for row in lines(world / "heldout_comparisons.jsonl") for text in questions(row)}
     assert trained and held_out and not trained & held_out
-
-
-def test_an_evaluation_prompt_in_a_training_row_would_be_seen():
-    row = {"messages": [{"role": "user", "content": "Hello.\nTom: Is it 5?\nAnn: yes"}], "category": "maths"}
-    assert any("Is it 5?" in said(text) for text in strings(row))
-    assert "Is it 5?" not in said("Tom: I wonder. Is it 5?")  # another prompt about the same
-
-
-def said(text):
-    """Every line of a text, and what is said in it where a speaker is named."""
-    rows = text.split("\n")
-    return {*rows, *(row.removeprefix(speaker) for row in rows for speaker in SPEAKERS)}
 
 
 def strings(value):
@@ -162,3 +148,18 @@ def test_the_controls_run_on_it(finished):
     assert found["best_of_n"]["gold"] == pytest.approx(sum(reply["gold"] for reply in best) / 20)
     assert not (run / "rm_shuffled").exists() and (run / "controls" / "ppo_shuffled" / "eval.jsonl").is_file()
     controls.print_table(recipe, found)
+
+
+def test_the_tables_of_the_readme(finished, capsys):
+    recipe, run, summary = finished
+    controls.run(recipe)  # finds what is there
+    seeds.show([run, run])
+    chain, categories, beside = capsys.readouterr().out.strip().split("\n\n")
+    assert chain.splitlines()[0] == "|  | seed 5 | seed 5 |"
+    assert f"| rm: accuracy | {100 * summary['rm']['accuracy']:.1f} % |" in chain
+    assert len(categories.splitlines()) == 2 + 2 * len(summary["ppo"]["by_category"])
+    counts = summary["ppo"]["by_category"]["coding"]
+    assert f"| coding, greedy | {counts['win']} / {counts['tie']} / {counts['loss']} |" in categories
+    assert "PPO on shuffled labels" in beside
+    with pytest.raises(MissingFileError, match=r"summary\.json does not exist"):
+        seeds.show([run, run / "nowhere"])
