@@ -22,7 +22,8 @@ from data_formats.records import Comparison, Message
 
 CORRECTNESS = "correctness"
 MISREAD = 0.1
-CORRECTNESS_SHARE, MANNERS_SHARE, ASTRAY_SHARE = 0.35, 0.25, 0.2
+CORRECTNESS_SHARE, MANNERS_SHARE, ASTRAY_SHARE = 0.25, 0.3, 0.3
+ALIKE = 0.75  # of the stray replies, those to a question of the same kind: another sum, another kite
 _STYLE_OF = {
     (True, True, True, False): "polite",
     (True, False, True, False): "plain",
@@ -44,6 +45,10 @@ def clean_comparisons(world: World, sampled: Mapping[str, Sequence[str]], size: 
     pairs: list[Comparison] = []
     sampled = {text: said for text, replies in sampled.items() if (said := [one for one in replies if one.strip()])}
     texts = list(sampled)
+    alike: dict[tuple[str, str], list[str]] = {}
+    for text in texts:
+        item = world.by_text[text].item
+        alike.setdefault((item.kind, item.language), []).append(text)
     for turn in range(20 * size):
         if len(pairs) == size:
             return pairs
@@ -51,7 +56,8 @@ def clean_comparisons(world: World, sampled: Mapping[str, Sequence[str]], size: 
         item = world.by_text[text].item
         draw = rng.random()
         if draw < ASTRAY_SHARE:
-            pair = _astray_pair(item, sampled[text], rng.choice(sampled[rng.choice(texts)]), rng)
+            others = alike[item.kind, item.language] if rng.random() < ALIKE else texts
+            pair = _astray_pair(item, sampled[text], rng.choice(sampled[rng.choice(others)]), rng)
         elif draw < ASTRAY_SHARE + MANNERS_SHARE:
             pair = _manners_pair(item, sampled[text], rng)
         elif draw < ASTRAY_SHARE + MANNERS_SHARE + CORRECTNESS_SHARE:
@@ -92,7 +98,8 @@ def _manners_pair(item: Item, replies: Sequence[str], rng: random.Random) -> tup
     """A sampled reply and a generated one, both right or both wrong, in different manners."""
     first = rng.choice(replies)
     gold = judge(item, first)
-    second = phrasing.reply(item, _value(item, gold.correct, rng), rng.choice(phrasing.STYLES), rng)
+    style = "polite" if rng.random() < 0.5 else rng.choice(phrasing.STYLES)
+    second = phrasing.reply(item, _value(item, gold.correct, rng), style, rng)
     return None if judge(item, second).manners == gold.manners else (first, second)
 
 
