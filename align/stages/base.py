@@ -64,9 +64,8 @@ def run(
         "vocab_size": len(tokenizer),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         **read,
-        "seconds": round(time.perf_counter() - began, 2),
     }
-    return common.write_summary(out_dir, summary)
+    return common.finish(out_dir, summary, began)
 
 
 def _start(recipe: Recipe, stage: str, origin: Origin, train: list[Document]) -> tuple[Any, Any]:

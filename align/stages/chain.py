@@ -18,6 +18,7 @@ from align.recipe.check import describe_batches, missing_inputs, run_problems
 from align.recipe.errors import RecipeError
 from align.recipe.lineage import stage_dir
 from align.recipe.sources import WORLD, source_path, stage_sources
+from align.runs.memory import peak_memory_gib
 from align.stages import hooks
 from align.stages.changes import is_finished, require_same_world, require_unchanged, stamp_world
 from align.stages.common import Summary, command, is_main, write_summary
@@ -109,6 +110,7 @@ def _contribute(recipe: Recipe, stage: str, summary: Summary, began: float) -> S
         rows = [*summary.get("headline", []), *found.get("headline", [])]
         summary = summary | found | {"headline": rows, "hooks": [*done, name]}
         summary["seconds"] = summary.get("seconds", 0.0) + round(time.perf_counter() - began, 2)
+        summary["peak_memory_gib"] = max(summary.get("peak_memory_gib") or 0.0, peak_memory_gib() or 0.0)
         began = time.perf_counter()
         summary = write_summary(stage_dir(recipe, stage), summary)
     return summary

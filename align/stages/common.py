@@ -14,6 +14,7 @@ from align.recipe import Recipe, dump_recipe
 from align.recipe.lineage import Origin, model_dir
 from align.recipe.stages import SupervisedSection
 from align.runs import checkpoint, files
+from align.runs.memory import peak_memory_gib
 from align.runs.ranks import is_main
 from data_formats.errors import EmptyDatasetError, MissingFileError
 
@@ -168,6 +169,12 @@ def write_summary(out_dir: Path, summary: Summary) -> Summary:
     if is_main():
         files.write_json(out_dir / "summary.json", summary)
     return summary
+
+
+def finish(out_dir: Path, figures: Summary, began: float) -> Summary:
+    """Write the summary of a stage that began at `began` (`time.perf_counter`), with its seconds and peak memory."""
+    cost = {"seconds": round(time.perf_counter() - began, 2), "peak_memory_gib": peak_memory_gib()}
+    return write_summary(out_dir, figures | cost)
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -28,21 +28,11 @@ def write_chain_summary(recipe: Recipe) -> Summary:
     """Gather the stages' summaries into `<output_dir>/summary.json`, seconds in a group of their own."""
     done = {stage: found for stage in recipe.stages if (found := stage_summary(recipe, stage)) is not None}
     summary: Summary = {"name": recipe.name, "seed": recipe.seed, "output_dir": recipe.output_dir, **done}
-    summary["peak_memory_gib"] = peak_memory_gib()
+    summary["peak_memory_gib"] = max((found.get("peak_memory_gib") or 0.0 for found in done.values()), default=0.0)
     summary["seconds"] = {stage: found["seconds"] for stage, found in done.items() if "seconds" in found}
     for name in hooks.CHAIN_HOOKS:
         summary |= hooks.resolve(name)(recipe, summary)
     return write_summary(Path(recipe.output_dir), summary)
-
-
-def peak_memory_gib() -> float | None:
-    """The most memory this process has held so far, GiB; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
 
 
 def headline(stage: str, summary: Summary) -> Iterator[Line]:

@@ -55,7 +55,7 @@ def run(
     trainer.save_critic(out_dir / "critic")
     trainer.engine.close()
     figures |= summary_figures(trainer.state.log_history)
-    return common.write_summary(out_dir, figures | {"seconds": round(time.perf_counter() - began, 2)})
+    return common.finish(out_dir, figures, began)
 
 
 def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo") -> tuple[Any, dict[str, Any]]:

@@ -87,7 +87,7 @@ def train_reward(
         figures["length_baseline"] = pairs.length_baseline(train, heldout)
         figures["majority_baseline"] = pairs.majority_baseline(train, heldout)
     figures |= {"rows": len(rows), "shuffled_labels": shuffle_labels, "origin": asdict(origin)} | read
-    return common.write_summary(out_dir, figures | {"seconds": round(time.perf_counter() - began, 2)})
+    return common.finish(out_dir, figures, began)
 
 
 def load(recipe: Recipe, section: RewardSection, origin: Origin, seed: int, *, stage: str) -> tuple[Any, Any, bool]:

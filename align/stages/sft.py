@@ -52,7 +52,7 @@ def run(
         common.write_lines(out_dir / "samples.jsonl", samples)
     trainer.accelerator.wait_for_everyone()
     figures |= reply_figures(samples) | read
-    return common.write_summary(out_dir, figures | {"seconds": round(time.perf_counter() - began, 2)})
+    return common.finish(out_dir, figures, began)
 
 
 def heldout_prompts(demos: list[Demonstration], size: int) -> list[Prompt]:

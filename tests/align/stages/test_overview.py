@@ -1,4 +1,4 @@
-from align.stages.overview import headline, peak_memory_gib
+from align.stages.overview import headline
 
 
 def cells(stage, summary):
@@ -32,7 +32,3 @@ def test_reward_stage_shows_interval_and_baseline():
 
 def test_rows_a_hook_adds_are_shown():
     assert ("gold score", "", "0.5") in cells("sft", {"heldout_loss": 1.0, "headline": [["gold score", None, 0.5]]})
-
-
-def test_peak_memory_is_that_of_this_process():
-    assert 0.01 < peak_memory_gib() < 64
