@@ -49,7 +49,7 @@ CHAIN: tuple[Row, ...] = (
     ),
     ("sft: replies that end by themselves", lambda r: percent(r["sft"]["end_rate"])),
     ("sft: well-formed replies, temperature 1", lambda r: percent(r["sft"]["well_formed_sampled"])),
-    ("pmp: accuracy", lambda r: percent(r["pmp"]["accuracy"])),
+    ("pmp alone: accuracy on the held-out pairs", lambda r: percent(r["rm"]["accuracy_before"])),
     ("rm: accuracy", lambda r: percent(r["rm"]["accuracy"])),
     ("rm: on pairs that differ in correctness alone", lambda r: percent(r["rm"]["accuracy_correctness"])),
     ("rm without pmp: accuracy", lambda r: percent(r["rm"]["accuracy_without_pmp"])),
