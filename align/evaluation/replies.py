@@ -36,9 +36,7 @@ def decodings(tokenizer: Any, *, num_samples: int, max_new_tokens: int, seed: in
     stops = chatml.stop_ids(tokenizer)
     found = {"greedy": SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens, stop_token_ids=stops)}
     if num_samples:
-        found["sampled"] = SamplingParams(
-            n=num_samples, max_new_tokens=max_new_tokens, stop_token_ids=stops, seed=seed
-        )
+        found["sampled"] = SamplingParams(n=num_samples, max_new_tokens=max_new_tokens, stop_token_ids=stops, seed=seed)
     return found
 
 

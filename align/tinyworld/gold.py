@@ -8,9 +8,9 @@ score = 1.0 if the reply is **correct**
 
 so scores lie in [-1.0, 1.5]. A reply is correct when it states the true value and no other value of its kind (naming
 two colours is not an answer), and speaks of nothing else of the kind asked about (the colour of the kite is no answer
-to a question about the boat). Code is correct when its expression computes the right number for several inputs
-(evaluated by walking the syntax tree of + - * on integers and x; nothing is executed). A sentence is correct when it
-is about the scene word asked for and no other.
+to a question about the boat); a sum may be said with its terms exchanged. Code is correct when its expression computes
+the right number for several inputs (evaluated by walking the syntax tree of + - * on integers and x; nothing is
+executed). A sentence is correct when it is about the scene word asked for and no other.
 
 Only `align.tinyworld` and the labelling and final-evaluation code of `align.stages` may import this module
 (`tests/test_layers.py`).
@@ -145,7 +145,7 @@ def _correct(item: Item, core: str) -> bool:
     if item.kind == "code":
         return _computes(core, item.answer)
     if item.kind == "sum":
-        asked = re.compile(r"{}\s*(\+|加)\s*{}".format(*item.key))
+        asked = re.compile(r"{0}\s*[+加]\s*{1}|{1}\s*[+加]\s*{0}".format(*item.key))
         numbers = re.findall(r"\d+", asked.sub(" ", core))
         return bool(numbers) and set(numbers) == {item.answer}
     words = set(re.findall(r"[a-z]+", core.lower()))

@@ -21,7 +21,7 @@ from align.tinyworld.world import Item, World
 from data_formats.records import Comparison, Message
 
 CORRECTNESS = "correctness"
-MISREAD = 0.1
+MISREAD = 0.3  # of the wrong replies beside a right one: a true answer to another question
 CORRECTNESS_SHARE, MANNERS_SHARE, ASTRAY_SHARE = 0.25, 0.3, 0.3
 ALIKE = 0.75  # of the stray replies, those to a question of the same kind: another sum, another kite
 _STYLE_OF = {
@@ -57,14 +57,15 @@ def clean_comparisons(world: World, sampled: Mapping[str, Sequence[str]], size: 
         draw = rng.random()
         if draw < ASTRAY_SHARE:
             others = alike[item.kind, item.language] if rng.random() < ALIKE else texts
-            pair = _astray_pair(item, sampled[text], rng.choice(sampled[rng.choice(others)]), rng)
+            stray = rng.choice(sampled[rng.choice(others)])
+            pair = _astray_pair(world, item, sampled[text], stray, rng)
         elif draw < ASTRAY_SHARE + MANNERS_SHARE:
             pair = _manners_pair(item, sampled[text], rng)
         elif draw < ASTRAY_SHARE + MANNERS_SHARE + CORRECTNESS_SHARE:
             pair = _correctness_pair(world, item, sampled[text], rng)
         else:
             pair = _any_pair(world, item, sampled[text], rng)
-        if pair is not None:
+        if pair is not None and judge(item, pair[0]).score != judge(item, pair[1]).score:
             pairs.append(_comparison(text, item, *pair))
     raise ValueError(f"the sampled replies gave {len(pairs)} of the {size} pairs of '{name}': sample more a prompt")
 
@@ -79,7 +80,7 @@ def _correctness_pair(world: World, item: Item, replies: Sequence[str], rng: ran
     gold = judge(item, first)
     style = _STYLE_OF.get(_manners(gold))
     if gold.correct and style and rng.random() < MISREAD:
-        other = misread(world, item, style, rng)
+        other = misread(world, item, style, rng, alike=ALIKE)
         beside = judge(item, other)
         return (first, other) if not beside.correct and _manners(beside) == _manners(gold) else None
     others = [
@@ -94,43 +95,47 @@ def _correctness_pair(world: World, item: Item, replies: Sequence[str], rng: ran
     return first, phrasing.reply(item, _value(item, not gold.correct, rng), style, rng)
 
 
-def _manners_pair(item: Item, replies: Sequence[str], rng: random.Random) -> tuple[str, str] | None:
+def _manners_pair(item: Item, replies: Sequence[str], rng: random.Random) -> tuple[str, str]:
     """A sampled reply and a generated one, both right or both wrong, in different manners."""
     first = rng.choice(replies)
     gold = judge(item, first)
     style = "polite" if rng.random() < 0.5 else rng.choice(phrasing.STYLES)
     second = phrasing.reply(item, _value(item, gold.correct, rng), style, rng)
-    return None if judge(item, second).manners == gold.manners else (first, second)
+    return first, second
 
 
 def _value(item: Item, correct: bool, rng: random.Random) -> str:
     return item.answer if correct else item.mistake or wrong_value(item, rng)
 
 
-def _any_pair(world: World, item: Item, replies: Sequence[str], rng: random.Random) -> tuple[str, str] | None:
+def _any_pair(world: World, item: Item, replies: Sequence[str], rng: random.Random) -> tuple[str, str]:
     first = rng.choice(replies)
     style = rng.choice(phrasing.STYLES)
     generated = phrasing.reply(item, demonstrated_value(item, rng), style, rng)
     if rng.random() < MISREAD:
-        generated = misread(world, item, style, rng)
+        generated = misread(world, item, style, rng, alike=ALIKE)
     second = rng.choice(replies) if rng.random() < 0.5 else generated
-    return None if judge(item, first).score == judge(item, second).score else (first, second)
+    return first, second
 
 
-def _astray_pair(item: Item, replies: Sequence[str], stray: str, rng: random.Random) -> tuple[str, str] | None:
-    """A right reply, in the manners of the stray one where that is possible, beside a reply to another question."""
+def _astray_pair(
+    world: World, item: Item, replies: Sequence[str], stray: str, rng: random.Random
+) -> tuple[str, str] | None:
+    """A right reply beside one to another question.
+
+    Half of the time a sampled right reply in any manners beside a generated stray one in the best of manners; else the
+    sampled stray reply beside a right one, in the same manners where that is possible.
+    """
+    right = [reply for reply in replies if judge(item, reply).correct]
+    if right and rng.random() < 0.5:
+        return rng.choice(right), misread(world, item, rng.choice(("polite", "plain")), rng, alike=ALIKE)
     gold = judge(item, stray)
     if gold.correct:
         return None
-    right = [reply for reply in replies if judge(item, reply).correct]
     style = _STYLE_OF.get(_manners(gold))
-    if right and (style is None or rng.random() < 0.5):
-        first = rng.choice(right)
-    elif style is not None:
-        first = phrasing.reply(item, item.answer, style, rng)
-    else:
-        return None
-    return None if judge(item, first).score == gold.score else (first, stray)
+    if style is None:
+        return (rng.choice(right), stray) if right else None
+    return phrasing.reply(item, item.answer, style, rng), stray
 
 
 def _comparison(text: str, item: Item, first: str, second: str) -> Comparison:

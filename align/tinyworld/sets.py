@@ -127,11 +127,11 @@ def _thread(world: World, item: Item, rng: random.Random) -> list[str]:
     return [phrasing.reply(item, said, tone, rng), last or phrasing.reply(item, second, other_tone, rng)]
 
 
-def misread(world: World, item: Item, style: str, rng: random.Random) -> str:
-    """A true answer to another question, now and then one of the same kind; never a right answer to `item`."""
+def misread(world: World, item: Item, style: str, rng: random.Random, *, alike: float = 0.3) -> str:
+    """A true answer to another question, a share of `alike` of the same kind; never a right answer to `item`."""
     near = [other for other in world.items if other.kind == item.kind and other.language == item.language]
     while True:
-        other = rng.choice(near if rng.random() < 0.3 else world.items)
+        other = rng.choice(near if rng.random() < alike else world.items)
         reply = phrasing.reply(other, other.answer, style, rng)
         if not judge(item, reply).correct:
             return reply

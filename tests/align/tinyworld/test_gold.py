@@ -82,3 +82,9 @@ def test_gold_is_a_reward_in_three_forms():
 def test_an_unknown_question_is_an_error():
     with pytest.raises(KeyError):
         GoldScore(World(0)).judge("Who are you?", "red")
+
+
+def test_a_sum_may_be_said_with_its_terms_exchanged():
+    item = Item("sum", "maths", "en", ("3", "5"), "8", "", tuple(map(str, range(2, 12))))
+    assert judge(item, "5 + 3 is 8.").correct and judge(item, "The sum 3 + 5 is 8.").correct
+    assert not judge(item, "5 + 3 is 9.").correct and not judge(item, "4 + 4 is 8.").correct
