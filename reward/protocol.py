@@ -44,3 +44,9 @@ class Reward(Protocol):
     def score(self, samples: Sequence[Sample]) -> list[float]:
         """One finite float a sample, in order."""
         ...
+
+
+def same_tokens(reward: Any, tokenizer: Any) -> bool:
+    """Whether a reward may be given the policy's token ids: it has no tokenizer of its own, or an equal one."""
+    own = getattr(reward, "tokenizer", None)
+    return own is None or own is tokenizer or own.get_vocab() == tokenizer.get_vocab()

@@ -133,7 +133,8 @@ def load_reward(
         MissingFileError, ModelFileError: nothing there, or torn.
     """
     if not RewardModel.is_saved_at(path, **load_kwargs):
-        return ClassifierReward(path, batch_size=batch_size, name=name, device=device, **load_kwargs)
+        own = {key: value for key, value in load_kwargs.items() if key != "attn_implementation"}  # what it supports
+        return ClassifierReward(path, batch_size=batch_size, name=name, device=device, **own)
     model = RewardModel.from_pretrained(path, **load_kwargs).requires_grad_(False)
     if device is not None:
         model.to(device)

@@ -7,13 +7,13 @@ model's own distribution (temperature 1, top-p 1), whatever training sampled wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from align.data.encode import encode_prompts
 from data_formats import chatml
 from data_formats.records import Prompt
-from reward.protocol import Reward, Sample
+from reward.protocol import Reward, Sample, same_tokens
 from rollouts.protocol import Engine, SamplingParams
 
 
@@ -59,7 +59,10 @@ def judged_replies(
         )
         for index, (one, text) in enumerate(zip(completions, texts, strict=True))
     ]
-    scores = {reward.name: reward.score(samples) for reward in rewards}
+    texts_alone = [replace(sample, prompt_ids=None, completion_ids=None) for sample in samples]
+    scores = {
+        reward.name: reward.score(samples if same_tokens(reward, tokenizer) else texts_alone) for reward in rewards
+    }
     judged = [
         Judged(one.completion, one.finished, len(one.completion_ids), {name: row[at] for name, row in scores.items()})
         for at, one in enumerate(samples)

@@ -93,8 +93,11 @@ def run_stage(recipe: Recipe, stage: str, *, fresh: bool = False) -> Summary:
         transformers_logging.disable_progress_bar()  # bars of every saved and loaded file would break the stage's own
         require_inputs(recipe, stage)
         prepare_data(recipe, stage)
+        prepared = time.perf_counter() - began
         summary = import_module(RUNNERS[stage]).run(recipe, stage)
+        summary["seconds"] = round(summary["seconds"] + prepared, 2)
         began = time.perf_counter()
+        summary = write_summary(stage_dir(recipe, stage), summary)
         gc.collect()  # the next stage's model should not meet this one's in memory
     _meet()
     return _contribute(recipe, stage, summary, began)

@@ -24,6 +24,7 @@ MADE_BY_STAGES = (
     "model",
     "critic",
     "checkpoints",
+    "failed",
     "metrics.jsonl",
     "samples.jsonl",
     "eval.jsonl",

@@ -29,6 +29,7 @@ from align.runs import files
 from align.runs.launch import guarded, prepare
 from align.runs.seeding import derive
 from align.stages import arms, outcome
+from align.stages.changes import require_same_world, require_unchanged
 from align.stages.common import Summary
 from data_formats.errors import MissingFileError
 
@@ -53,13 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def require_finished(recipe: Recipe) -> None:
-    """Raises MissingFileError unless the chain is one of the embedded world and finished."""
+    """Raises an AlignError unless the chain is one of the embedded world, finished, and of this very recipe."""
     if recipe.tinyworld is None or recipe.rm is None or recipe.ppo is None:
         raise RecipeError(["tinyworld: the controls need the gold score of the embedded world"], recipe.name)
     if not (Path(recipe.output_dir) / "summary.json").is_file():
         raise MissingFileError(
             f"{recipe.output_dir} holds no finished chain: run `align run RECIPE` with this recipe first"
         )
+    require_unchanged(recipe, recipe.stages)
+    require_same_world(recipe)
 
 
 def run(recipe: Recipe) -> Summary:

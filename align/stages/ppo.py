@@ -128,7 +128,7 @@ def load_critic(recipe: Recipe, reward: Any, tokenizer: Any, policy_path: str, s
         CriticError: `critic_from` has fewer tokens than the policy.
     """
     from align.models.load import load_critic
-    from align.trainers.forward import same_tokens
+    from reward.protocol import same_tokens
 
     named: Origin = critic_origin(recipe)
     path = common.origin_path(recipe, named, stage=stage)

@@ -2,10 +2,10 @@
 
 At least one reply of every pair is a sampled one, so at least half of all replies are. The pairs are of four sorts:
 
-- `CORRECTNESS_SHARE`: equal in every part of manners, one right and one wrong (tag `correctness`);
+- `CORRECTNESS_SHARE`: equal in every part of manners, one right and one with a wrong fact (tag `correctness`);
 - `MANNERS_SHARE`: both right or both wrong, in different manners;
-- `ASTRAY_SHARE`: a right reply beside one sampled for another question. Without those a reward model learns what good
-  answers look like and never to what question, and PPO finds the one answer that pleases always;
+- `ASTRAY_SHARE`: a right reply beside one to another question (tag `astray`). Without those a reward model learns what
+  good answers look like and never to what question, and PPO finds the one answer that pleases always;
 - the rest: any two replies.
 """
 
@@ -20,9 +20,8 @@ from align.tinyworld.sets import SOURCE, demonstrated_value, misread, stream, wr
 from align.tinyworld.world import Item, World
 from data_formats.records import Comparison, Message
 
-CORRECTNESS = "correctness"
-MISREAD = 0.3  # of the wrong replies beside a right one: a true answer to another question
-CORRECTNESS_SHARE, MANNERS_SHARE, ASTRAY_SHARE = 0.25, 0.3, 0.3
+CORRECTNESS, ASTRAY = "correctness", "astray"
+CORRECTNESS_SHARE, MANNERS_SHARE, ASTRAY_SHARE = 0.45, 0.22, 0.25
 ALIKE = 0.75  # of the stray replies, those to a question of the same kind: another sum, another kite
 _STYLE_OF = {
     (True, True, True, False): "polite",
@@ -55,18 +54,19 @@ def clean_comparisons(world: World, sampled: Mapping[str, Sequence[str]], size: 
         text = texts[turn % len(texts)]
         item = world.by_text[text].item
         draw = rng.random()
-        if draw < ASTRAY_SHARE:
+        astray = draw < ASTRAY_SHARE
+        if astray:
             others = alike[item.kind, item.language] if rng.random() < ALIKE else texts
             stray = rng.choice(sampled[rng.choice(others)])
             pair = _astray_pair(world, item, sampled[text], stray, rng)
         elif draw < ASTRAY_SHARE + MANNERS_SHARE:
             pair = _manners_pair(item, sampled[text], rng)
         elif draw < ASTRAY_SHARE + MANNERS_SHARE + CORRECTNESS_SHARE:
-            pair = _correctness_pair(world, item, sampled[text], rng)
+            pair = _correctness_pair(item, sampled[text], rng)
         else:
-            pair = _any_pair(world, item, sampled[text], rng)
+            pair = _any_pair(item, sampled[text], rng)
         if pair is not None and judge(item, pair[0]).score != judge(item, pair[1]).score:
-            pairs.append(_comparison(text, item, *pair))
+            pairs.append(_comparison(text, item, *pair, astray=astray))
     raise ValueError(f"the sampled replies gave {len(pairs)} of the {size} pairs of '{name}': sample more a prompt")
 
 
@@ -74,15 +74,11 @@ def _manners(gold: Gold) -> tuple[bool, ...]:
     return gold.form, gold.polite, gold.to_the_point, gold.rude
 
 
-def _correctness_pair(world: World, item: Item, replies: Sequence[str], rng: random.Random) -> tuple[str, str] | None:
+def _correctness_pair(item: Item, replies: Sequence[str], rng: random.Random) -> tuple[str, str] | None:
     """A sampled reply and one of the same manners and opposite correctness: sampled if there is one, else generated."""
     first = rng.choice(replies)
     gold = judge(item, first)
     style = _STYLE_OF.get(_manners(gold))
-    if gold.correct and style and rng.random() < MISREAD:
-        other = misread(world, item, style, rng, alike=ALIKE)
-        beside = judge(item, other)
-        return (first, other) if not beside.correct and _manners(beside) == _manners(gold) else None
     others = [
         other
         for other in replies
@@ -108,14 +104,11 @@ def _value(item: Item, correct: bool, rng: random.Random) -> str:
     return item.answer if correct else item.mistake or wrong_value(item, rng)
 
 
-def _any_pair(world: World, item: Item, replies: Sequence[str], rng: random.Random) -> tuple[str, str]:
+def _any_pair(item: Item, replies: Sequence[str], rng: random.Random) -> tuple[str, str]:
     first = rng.choice(replies)
     style = rng.choice(phrasing.STYLES)
     generated = phrasing.reply(item, demonstrated_value(item, rng), style, rng)
-    if rng.random() < MISREAD:
-        generated = misread(world, item, style, rng, alike=ALIKE)
-    second = rng.choice(replies) if rng.random() < 0.5 else generated
-    return first, second
+    return first, rng.choice(replies) if rng.random() < 0.5 else generated
 
 
 def _astray_pair(
@@ -138,10 +131,11 @@ def _astray_pair(
     return phrasing.reply(item, item.answer, style, rng), stray
 
 
-def _comparison(text: str, item: Item, first: str, second: str) -> Comparison:
+def _comparison(text: str, item: Item, first: str, second: str, *, astray: bool) -> Comparison:
     a, b = judge(item, first), judge(item, second)
     chosen, rejected = (first, second) if a.score > b.score else (second, first)
     alone = a.correct != b.correct and _manners(a) == _manners(b)
+    tags = (ASTRAY,) if astray else (CORRECTNESS,) if alone else ()
     return Comparison(
         (Message("user", text),),
         chosen,
@@ -149,5 +143,5 @@ def _comparison(text: str, item: Item, first: str, second: str) -> Comparison:
         grade=abs(a.score - b.score),
         category=item.category,
         source=SOURCE,
-        tags=(CORRECTNESS,) if alone else (),
+        tags=tags,
     )

@@ -7,8 +7,6 @@ truncate sampling only; see `PPOTrainer`). Logits are computed only from the fir
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,9 +63,3 @@ def silence_dropout(module: nn.Module) -> None:
         for name in ("attention_dropout", "dropout", "dropout_p"):
             if isinstance(getattr(part, name, None), float):
                 setattr(part, name, 0.0)
-
-
-def same_tokens(reward: Any, tokenizer: Any) -> bool:
-    """Whether a reward may be given the policy's token ids: it has no tokenizer of its own, or an equal one."""
-    own = getattr(reward, "tokenizer", None)
-    return own is None or own is tokenizer or own.get_vocab() == tokenizer.get_vocab()

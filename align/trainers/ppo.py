@@ -45,7 +45,6 @@ from align.trainers.experience import Experience, Samples, TokenBatch, scatter_r
 from align.trainers.forward import (
     reply_logprobs,
     reply_logprobs_and_entropy,
-    same_tokens,
     silence_dropout,
     state_values,
 )
@@ -58,7 +57,7 @@ from align.trainers.ppo_update import PPOUpdate
 from align.trainers.ptx import PtxStream
 from data_formats.chatml import END_OF_TEXT, IM_END, control_id
 from data_formats.records import Prompt
-from reward.protocol import Reward, RewardError
+from reward.protocol import Reward, RewardError, same_tokens
 from reward.running import RunningMean
 from rollouts.protocol import Engine, SamplingParams
 from rollouts.select import make_engine

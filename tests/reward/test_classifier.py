@@ -11,6 +11,7 @@ from data_formats.records import Message
 from reward.classifier import ClassifierReward
 from reward.errors import ModelFileError
 from reward.protocol import Reward, Sample
+from reward.sources import load_reward
 from tests.tiny_models import TEMPLATE, bert_tokenizer, byte_tokenizer, qwen2_config
 
 WORDS = "what is two and three five the answer user: assistant:"
@@ -128,3 +129,15 @@ def test_a_torn_folder_names_the_file(tmp_path, name):
     file.write_bytes(file.read_bytes()[:-7])
     with pytest.raises(ModelFileError, match=name):
         ClassifierReward(tmp_path)
+
+
+def test_a_model_without_the_recipes_attention_takes_its_own(tmp_path):
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    tokenizer = bert_tokenizer(WORDS)
+    config = DebertaV2Config(vocab_size=len(tokenizer), num_labels=1, max_position_embeddings=32, **shape)
+    DebertaV2ForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    reward = load_reward(tmp_path, attn_implementation="sdpa")
+    assert len(reward.score([sample("what", completion="five")])) == 1

@@ -4,7 +4,7 @@ from collections import Counter
 
 from align.tinyworld import sets
 from align.tinyworld.gold import judge
-from align.tinyworld.labels import CORRECTNESS, clean_comparisons
+from align.tinyworld.labels import ASTRAY, CORRECTNESS, clean_comparisons
 from align.tinyworld.world import World
 from data_formats.records import Message
 
@@ -89,6 +89,7 @@ def test_clean_comparisons_are_right_half_sampled_and_tagged():
         assert pair.grade == better.score - worse.score
         alone = better.manners == worse.manners and better.correct
         assert (CORRECTNESS in pair.tags) <= alone
+        assert not {CORRECTNESS, ASTRAY} <= set(pair.tags)
         from_model += sum(reply in sampled[pair.prompt[-1].content] for reply in (pair.chosen, pair.rejected))
         assert pair.chosen.strip() and pair.rejected.strip()
     assert from_model / 1600 >= 0.5

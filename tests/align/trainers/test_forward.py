@@ -5,7 +5,6 @@ from align.trainers.experience import TokenBatch
 from align.trainers.forward import (
     reply_logprobs,
     reply_logprobs_and_entropy,
-    same_tokens,
     silence_dropout,
     state_values,
 )
@@ -49,13 +48,3 @@ def test_silenced_models_say_the_same_in_both_modes():
     assert not torch.equal(model.train()(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
     silence_dropout(model)
     assert torch.equal(model.train()(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
-
-
-def test_same_tokens_compares_vocabularies():
-    class Judge:
-        tokenizer = ppo_case.byte_tokenizer()
-
-    assert same_tokens(object(), ppo_case.TOKENIZER)
-    assert same_tokens(Judge(), ppo_case.TOKENIZER)
-    Judge.tokenizer.add_tokens(["new"])
-    assert not same_tokens(Judge(), ppo_case.TOKENIZER)
