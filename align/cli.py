@@ -16,6 +16,7 @@ from pathlib import Path
 
 from align import __version__
 from align.runs.arguments import parse_with_overrides
+from align.runs.files import storage_errors
 from align.runs.launch import guarded, prepare
 from data_formats.errors import StorageError
 
@@ -90,11 +91,13 @@ def _keep_other_seed(output_dir: Path, seed: int) -> None:
         aside = output_dir.with_name(f"{output_dir.name}-seed{former}")
         if aside.exists():
             raise StorageError(f"{output_dir} holds the run of seed {former}, and {aside} exists: remove one of them")
-        output_dir.rename(aside)
+        with storage_errors(output_dir, "move"):
+            output_dir.rename(aside)
         print(f"{output_dir} held the run of seed {former}; it is now {aside}")
     back = output_dir.with_name(f"{output_dir.name}-seed{seed}")
     if back.is_dir() and not output_dir.exists():
-        back.rename(output_dir)
+        with storage_errors(back, "move"):
+            back.rename(output_dir)
         print(f"continuing {back} as {output_dir}")
 
 

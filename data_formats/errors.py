@@ -20,13 +20,17 @@ class MissingFileError(AlignError, FileNotFoundError):
         return str(self.args[0]) if self.args else ""
 
 
+class RowNumber(int):
+    """The 1-based number of a row in a file whose rows are not lines."""
+
+
 class DataError(AlignError, ValueError):
     """A file or row that cannot be read as what it claims to be.
 
     Args:
         problem: what was found and what was expected.
         path: the file.
-        line: the 1-based line, or row for formats without lines.
+        line: the 1-based line; a `RowNumber` for formats without lines.
         field: the field at fault.
     """
 
@@ -37,7 +41,7 @@ class DataError(AlignError, ValueError):
             part
             for part in (
                 str(path) if path is not None else "",
-                f"line {line}" if line is not None else "",
+                f"{'row' if isinstance(line, RowNumber) else 'line'} {line}" if line is not None else "",
                 f"field '{field}'" if field else "",
             )
             if part

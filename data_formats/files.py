@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_formats.errors import DataError, MissingFileError
+from data_formats.errors import DataError, MissingFileError, RowNumber
 
 ROW_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet")
 TEXT_ENDINGS = (".txt", ".md")
@@ -97,14 +97,14 @@ def _json(text: str, path: Path) -> Iterator[tuple[int, Any]]:
             if error.msg != "Extra data":
                 raise DataError(f"not JSON ({error.msg})", path=path, line=error.lineno) from error
         else:
-            yield from enumerate(rows, start=1)
+            yield from ((RowNumber(number), row) for number, row in enumerate(rows, start=1))
             return
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError):
         yield from _json_lines(text, path)
     else:
-        yield 1, rows
+        yield RowNumber(1), rows
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
@@ -119,7 +119,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
         for batch in pq.ParquetFile(io.BytesIO(raw)).iter_batches():
             for row in batch.to_pylist():
                 number += 1
-                yield number, row
+                yield RowNumber(number), row
     except pa.ArrowException as error:
         raise DataError(f"not a readable Parquet file ({error})", path=path) from error
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from align.recipe import Recipe
 from align.recipe.lineage import stage_dir
 from align.recipe.sources import LABELLED_SETS, world_dir
+from align.runs.files import storage_errors
 from align.stages import hooks
 from align.stages.changes import descendants
 from align.stages.common import MADE_BY_STAGES, is_main
@@ -66,13 +67,14 @@ def _remove(folder: Path, names: Iterable[str]) -> bool:
         Whether anything was there.
     """
     found = False
-    for name in sorted(names, key=lambda name: name != "summary.json"):
-        path = folder / name
-        found |= path.exists()
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    with storage_errors(folder, "remove what is in"):
+        for name in sorted(names, key=lambda name: name != "summary.json"):
+            path = folder / name
+            found |= path.exists()
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
     return found

@@ -54,6 +54,8 @@ def run(
     trainer.save_model(out_dir / "model")
     trainer.save_critic(out_dir / "critic")
     trainer.engine.close()
+    for tracker in trainer.accelerator.trackers:
+        tracker.finish()  # not `end_training`, which would part the ranks before the chain's next stage
     figures |= summary_figures(trainer.state.log_history)
     return common.finish(out_dir, figures, began)
 

@@ -21,7 +21,7 @@ from align.tinyworld.world import Item, World
 from data_formats.records import Comparison, Message
 
 CORRECTNESS, ASTRAY = "correctness", "astray"
-CORRECTNESS_SHARE, MANNERS_SHARE, ASTRAY_SHARE = 0.45, 0.22, 0.25
+CORRECTNESS_SHARE, MANNERS_SHARE, ASTRAY_SHARE = 0.4, 0.22, 0.35
 ALIKE = 0.75  # of the stray replies, those to a question of the same kind: another sum, another kite
 _STYLE_OF = {
     (True, True, True, False): "polite",

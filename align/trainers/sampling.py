@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from align.runs.seeding import derive
+from data_formats.errors import EmptyDatasetError
 
 
 class StepSampler:
@@ -30,7 +31,7 @@ class StepSampler:
         shuffle: False keeps the order of the rows.
 
     Raises:
-        ValueError: there is no row for every rank.
+        EmptyDatasetError: there is no row for every rank.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class StepSampler:
         shuffle: bool = True,
     ):
         if len(lengths) < world_size:
-            raise ValueError(
+            raise EmptyDatasetError(
                 f"{len(lengths)} training rows cannot be shared by {world_size} ranks: add data or use fewer ranks"
             )
         self.lengths, self.rows_per_step, self.micro_batch_size = lengths, rows_per_step, micro_batch_size

@@ -127,6 +127,13 @@ def test_errors_name_file_line_field_and_finding(tmp_path, rows, kind, message):
     assert str(caught.value).startswith(str(tmp_path / "x.jsonl"))
 
 
+def test_a_list_has_rows_and_no_lines(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([ALPACA, 7], indent=2))
+    with pytest.raises(DataError, match=r"x\.json, row 2: "):
+        read(path, Demonstration)
+
+
 def test_unknown_format_names_are_refused_with_the_known_ones(tmp_path):
     path = written(tmp_path, ALPACA)
     with pytest.raises(

@@ -132,7 +132,7 @@ def test_half_of_the_replies_in_the_comparisons_are_sampled(finished):
         info = json.loads((run / "world" / f"{name}.info.json").read_text(encoding="utf-8"))
         assert (info["pairs"], info["sampled_share"] >= 0.5) == (48, True)
         tagged = ["correctness" in row.get("tags", []) for row in lines(run / "world" / f"{name}.jsonl")]
-        assert info["correctness_share"] == sum(tagged) / 48 >= 0.4
+        assert info["correctness_share"] == sum(tagged) / 48 > 0.25
 
 
 def test_the_controls_run_on_it(finished):

@@ -81,7 +81,7 @@ def test_clean_comparisons_are_right_half_sampled_and_tagged():
     sampled = sampled_replies("train", 600)
     pairs = clean_comparisons(WORLD, sampled, 800, name="test")
     assert len(pairs) == 800
-    from_model = 0
+    from_model, said = 0, {reply for replies in sampled.values() for reply in replies}
     for pair in pairs:
         item = question_of(pair).item
         better, worse = judge(item, pair.chosen), judge(item, pair.rejected)
@@ -90,7 +90,7 @@ def test_clean_comparisons_are_right_half_sampled_and_tagged():
         alone = better.manners == worse.manners and better.correct
         assert (CORRECTNESS in pair.tags) <= alone
         assert not {CORRECTNESS, ASTRAY} <= set(pair.tags)
-        from_model += sum(reply in sampled[pair.prompt[-1].content] for reply in (pair.chosen, pair.rejected))
+        from_model += sum(reply in said for reply in (pair.chosen, pair.rejected))
         assert pair.chosen.strip() and pair.rejected.strip()
     assert from_model / 1600 >= 0.5
     assert sum(CORRECTNESS in pair.tags for pair in pairs) / 800 >= 0.4
