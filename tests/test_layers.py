@@ -186,7 +186,7 @@ def test_entry_scripts_are_thin_and_import_our_code_inside_main():
 
 def test_no_module_directly_in_align_shadows_another():
     """`accelerate launch align/ppo.py` puts align/ first on the path: a name in there would win over the real one."""
-    top_level = {path.stem for path in ROOT.iterdir() if path.is_dir() or path.suffix == ".py"}
+    top_level = {path.stem for path in ROOT.iterdir() if any(path.glob("*.py")) or path.suffix == ".py"}
     foreign = {item.target.split(".")[0] for item in TREE.imports}.union(*FOREIGN.values(), *LAZY.values(), ENGINES)
     taken = top_level | foreign | sys.stdlib_module_names
     ours = {path.stem for path in (ROOT / "align").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
