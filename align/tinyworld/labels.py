@@ -106,9 +106,9 @@ def _value(item: Item, correct: bool, rng: random.Random) -> str:
 
 def _any_pair(item: Item, replies: Sequence[str], rng: random.Random) -> tuple[str, str]:
     first = rng.choice(replies)
-    style = rng.choice(phrasing.STYLES)
-    generated = phrasing.reply(item, demonstrated_value(item, rng), style, rng)
-    return first, rng.choice(replies) if rng.random() < 0.5 else generated
+    if rng.random() < 0.5:
+        return first, rng.choice(replies)
+    return first, phrasing.reply(item, demonstrated_value(item, rng), rng.choice(phrasing.STYLES), rng)
 
 
 def _astray_pair(
