@@ -17,7 +17,7 @@ from pathlib import Path
 from align import __version__
 from align.runs.arguments import parse_with_overrides
 from align.runs.files import storage_errors
-from align.runs.launch import guarded, prepare
+from align.runs.launch import guarded, prepare, started_as
 from data_formats.errors import StorageError
 
 
@@ -81,7 +81,9 @@ def _run(args: argparse.Namespace) -> None:
 def _keep_other_seed(output_dir: Path, seed: int) -> None:
     """Make room for the quickstart of another seed: what is in `output_dir` moves to `<output_dir>-seed<n>`, and what a
     former run of this seed left there moves back. Nothing is lost, and the folder is that of the last command."""
+    from align.recipe import STAGES
     from align.recipe.text import parse
+    from align.runs.lock import CHAIN, locked
 
     saved = next(iter(sorted(output_dir.glob("*/recipe.yaml"))), None)
     if saved is not None:
@@ -91,7 +93,7 @@ def _keep_other_seed(output_dir: Path, seed: int) -> None:
         aside = output_dir.with_name(f"{output_dir.name}-seed{former}")
         if aside.exists():
             raise StorageError(f"{output_dir} holds the run of seed {former}, and {aside} exists: remove one of them")
-        with storage_errors(output_dir, "move"):
+        with locked(output_dir, [CHAIN, *STAGES]), storage_errors(output_dir, "move"):
             output_dir.rename(aside)
         print(f"{output_dir} held the run of seed {former}; it is now {aside}")
     back = output_dir.with_name(f"{output_dir.name}-seed{seed}")
@@ -160,8 +162,7 @@ def run_entry(stages: Sequence[str], argv: Sequence[str], program: str) -> int:
 
         run_stage(recipe, stage, fresh=args.fresh)
 
-    again = [item for item in argv if item != "--fresh"]
-    return guarded(work, proceed=shlex.join(["accelerate", "launch", program, *again]))
+    return guarded(work, proceed=started_as(program, argv))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The four records that every reader produces and every stage consumes."""
+"""The records that every reader produces and every stage consumes."""
 
 from __future__ import annotations
 
@@ -8,20 +8,38 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that an assistant turn makes; `arguments` is the JSON text of an object."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: `role` is one of `ROLES`, `content` the text without any control token."""
+    """One turn.
+
+    Attributes:
+        role: one of `ROLES`; `tool` is what a called tool answered (an observation).
+        content: the text without any control token.
+        reasoning: what an assistant thought before `content`, without tags.
+        tool_calls: the calls that follow `content`, of an assistant.
+    """
 
     role: str
     content: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A conversation to imitate; its assistant turns get loss (SFT)."""
+    """A conversation to imitate; its assistant turns get loss (SFT). `tools`: JSON text of each function on offer."""
 
     messages: tuple[Message, ...]
     category: str = ""
     source: str = ""
+    tools: tuple[str, ...] = ()
 
     def last_exchange(self) -> tuple[tuple[Message, ...], str] | None:
         """The turns before the last assistant turn, and that turn's text; None where nothing stands before one."""
@@ -48,6 +66,39 @@ class Comparison:
     category: str = ""
     source: str = ""
     tags: tuple[str, ...] = field(default=())
+    tools: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of a solution and how it was judged (PRM800K: -1, 0 or 1; None where it was not)."""
+
+    text: str
+    rating: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply with its score, in the source's own unit; higher is better. `steps`, where it is judged in parts."""
+
+    content: str
+    score: float | None = None
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Replies to one prompt, each with a score of its own: k-way ratings, votes, steps; a single one is unpaired.
+
+    Unpaired labels (KTO) are scores of 1.0 (desirable) and 0.0.
+    """
+
+    prompt: tuple[Message, ...]
+    replies: tuple[Reply, ...]
+    category: str = ""
+    source: str = ""
+    tags: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +109,7 @@ class Prompt:
     category: str = ""
     reference: str | None = None
     source: str = ""
+    tools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,4 +120,4 @@ class Document:
     source: str = ""
 
 
-Record = Demonstration | Comparison | Prompt | Document
+Record = Demonstration | Comparison | Scored | Prompt | Document

@@ -60,7 +60,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.tinyworld": frozenset(),
     "align.models": TORCH | {"tokenizers", "peft", "bitsandbytes"},
     "align.data": TORCH - {"safetensors"},
-    "align.runs": (TORCH - {"safetensors"}) | {"accelerate", "rich"},
+    "align.runs": (TORCH - {"safetensors"}) | {"accelerate", "filelock", "psutil", "rich"},
     "align.trainers": TORCH | {"accelerate", "peft", "trl"},
     "align.evaluation": TORCH,
     "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),

@@ -10,4 +10,4 @@ class CheckpointError(AlignError, ValueError):
 
 
 class TrainingError(AlignError, ArithmeticError):
-    """Training went numerically wrong (a loss or gradient that is not finite)."""
+    """Training cannot go on: a loss or gradient is not finite, or sampling or scoring failed."""

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from align.runs.ranks import is_main
 from data_formats.errors import AlignError
 
 PACKAGES = ("align", "data_formats", "reward", "rollouts")
+LAUNCHERS = ("accelerate", "torchrun", "accelerate.commands.launch", "torch.distributed.run")
+LAST_WORD_SECONDS = 3.0
 
 
 class _Messages(logging.Formatter):
@@ -52,19 +58,47 @@ def guarded(work: Callable[[], int | None], *, proceed: str) -> int:
     """Run `work` and turn how it ended into an exit code.
 
     Returns 0 (or what `work` returned), 1 after an AlignError (one message, no traceback; ALIGN_DEBUG=1 shows it), 130
-    after Ctrl-C, with the command `proceed` that goes on from what is saved.
+    after Ctrl-C, with the command `proceed` that goes on from what is saved. Of several ranks the first one speaks.
     """
     try:
         return work() or 0
     except AlignError as error:
         if os.environ.get("ALIGN_DEBUG", "0") not in ("", "0"):
             raise
+        if not is_main():
+            # What the first rank meets too, it says, and the launcher ends the others; what it does not, is said here.
+            time.sleep(LAST_WORD_SECONDS)
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         what = str(stop) or "interrupted"
-        print(f"\n{what}; what is finished or saved is kept. Continue with: {proceed}", file=sys.stderr)
+        if is_main():
+            print(f"\n{what}; what is finished or saved is kept. Continue with: {proceed}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `align recipes show quickstart | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def started_as(program: str, argv: Sequence[str]) -> str:
+    """The command line that started this entry, to be typed again: `--fresh` left out, the launcher's options kept.
+
+    Args:
+        program: the entry, where no launcher is found among the parent processes.
+        argv: the entry's own words.
+    """
+    import psutil
+
+    command = ["accelerate", "launch", program, *argv]
+    try:
+        lines = [parent.cmdline() for parent in psutil.Process().parents()[:3]]
+    except psutil.Error:
+        lines = []
+    for line in lines:
+        names = [Path(word).name for word in line]
+        start = next((names.index(launcher) for launcher in LAUNCHERS if launcher in names), None)
+        if start is not None and line[len(line) - len(argv) :] == list(argv):
+            module = ["python", "-m"] if line[start - 1 : start] == ["-m"] else []
+            command = [*module, names[start], *line[start + 1 :]]
+            break
+    return shlex.join(word for word in command if word != "--fresh")

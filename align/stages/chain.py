@@ -18,9 +18,10 @@ from align.recipe.check import describe_batches, missing_inputs, run_problems
 from align.recipe.errors import RecipeError
 from align.recipe.lineage import stage_dir
 from align.recipe.sources import WORLD, source_path, stage_sources
+from align.runs.lock import CHAIN, locked
 from align.runs.memory import peak_memory_gib
 from align.stages import hooks
-from align.stages.changes import is_finished, require_same_world, require_unchanged, stamp_world
+from align.stages.changes import descendants, is_finished, require_same_world, require_unchanged, stamp_world
 from align.stages.common import Summary, command, is_main, write_summary
 from align.stages.fresh import clear_chain, clear_stages
 from align.stages.overview import print_table, stage_summary, write_chain_summary
@@ -42,13 +43,20 @@ def run_chain(recipe: Recipe, *, fresh: bool = False) -> Summary:
     Raises:
         RecipeError: the recipe has no stage or cannot run.
         RecipeChangedError: the output folder holds the work of another recipe.
+        FolderInUseError: another process is at work in it.
         StageStopped: Ctrl-C; the same command continues.
     """
     if problems := run_problems(recipe, recipe.stages):
         raise RecipeError(problems, recipe.name)
+    with locked(recipe.output_dir, [CHAIN]):
+        return _run_chain(recipe, fresh)
+
+
+def _run_chain(recipe: Recipe, fresh: bool) -> Summary:
     if fresh:
         _meet()
-        clear_chain(recipe)
+        with locked(recipe.output_dir, recipe.stages):
+            clear_chain(recipe)
     _meet()
     require_unchanged(recipe, recipe.stages)
     if is_main():
@@ -71,16 +79,26 @@ def run_stage(recipe: Recipe, stage: str, *, fresh: bool = False) -> Summary:
     Raises:
         MissingFileError: an input stage is not finished; names the command that runs it.
         RecipeChangedError: the stage's folder holds the work of another recipe.
+        FolderInUseError: another process runs the stage, or, with `fresh`, one that builds on it.
         StageStopped: Ctrl-C; the same command continues.
     """
     _meet()
-    if fresh:
-        if _world_sets(recipe, stage):
-            require_same_world(recipe)  # before anything is removed
-        gone = clear_stages(recipe, (stage,))
-        if gone:
-            print(f"{stage}: starts anew; removed what was made from it: {', '.join(gone)}", flush=True)
-        _meet()
+    with locked(recipe.output_dir, descendants(recipe, (stage,)) if fresh else [stage]):
+        if fresh:
+            _clear(recipe, stage)
+        return _run_stage(recipe, stage)
+
+
+def _clear(recipe: Recipe, stage: str) -> None:
+    if _world_sets(recipe, stage):
+        require_same_world(recipe)  # before anything is removed
+    gone = clear_stages(recipe, (stage,))
+    if gone:
+        print(f"{stage}: starts anew; removed what was made from it: {', '.join(gone)}", flush=True)
+    _meet()
+
+
+def _run_stage(recipe: Recipe, stage: str) -> Summary:
     require_unchanged(recipe, (stage,))
     began = time.perf_counter()
     if is_finished(recipe, stage):
@@ -93,9 +111,8 @@ def run_stage(recipe: Recipe, stage: str, *, fresh: bool = False) -> Summary:
         transformers_logging.disable_progress_bar()  # bars of every saved and loaded file would break the stage's own
         require_inputs(recipe, stage)
         prepare_data(recipe, stage)
-        prepared = time.perf_counter() - began
         summary = import_module(RUNNERS[stage]).run(recipe, stage)
-        summary["seconds"] = round(summary["seconds"] + prepared, 2)
+        summary["seconds"] = round(time.perf_counter() - began, 2)  # the making of the embedded world's sets included
         began = time.perf_counter()
         summary = write_summary(stage_dir(recipe, stage), summary)
         gc.collect()  # the next stage's model should not meet this one's in memory

@@ -27,6 +27,7 @@ from align.recipe import Recipe, RecipeError, load_recipe
 from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.runs import files
 from align.runs.launch import guarded, prepare
+from align.runs.lock import locked
 from align.runs.seeding import derive
 from align.stages import arms, outcome
 from align.stages.changes import require_same_world, require_unchanged
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         recipe = load_recipe(args.recipe, args.overrides)
         require_finished(recipe)
-        print_table(recipe, run(recipe))
+        with locked(recipe.output_dir, ["controls"]):
+            print_table(recipe, run(recipe))
 
     return guarded(work, proceed=shlex.join(["python", "-m", "align.stages.controls", *argv]))
 

@@ -80,6 +80,13 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def _took(seconds: float | None, resumed_from: int | None) -> str:
+    """Seconds of the session that finished the stage; where another had begun it, from which step they count."""
+    if seconds is None:
+        return ""
+    return f"{seconds:.0f}, from step {resumed_from}" if resumed_from else f"{seconds:.0f}"
+
+
 def print_table(recipe: Recipe, summary: Summary) -> None:
     """One table (stage, what it measured, before -> after, seconds), and where everything lies."""
     from rich.console import Console
@@ -101,7 +108,7 @@ def print_table(recipe: Recipe, summary: Summary) -> None:
         lines = list(headline(stage, summary[stage])) or [("finished", "", "")]
         for index, line in enumerate(lines):
             first = index == 0
-            took = f"{seconds:.0f}" if first and seconds is not None else ""
+            took = _took(seconds, summary[stage].get("resumed_from")) if first else ""
             table.add_row(stage if first else "", *line, took, end_section=index == len(lines) - 1)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(table)

@@ -83,6 +83,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     prompts, dropped = fitting(prompts, tokenizer, section)
     eval_prompts, more = load_records(section.eval_data, Prompt, recipe) if section.eval_data else ([], [])
     eval_prompts, eval_dropped = fitting(eval_prompts, tokenizer, section, "eval_data") if more else ([], {})
+    blocks, ptx_reports = ptx_blocks(recipe, section, tokenizer)
     trainer = PPOTrainer(
         load_causal_lm(path, recipe.model),
         load_critic(recipe, reward, tokenizer, path, stage),
@@ -91,14 +92,14 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
         section,
         prompts,
         output_dir=out_dir,
-        ptx_blocks=ptx_blocks(recipe, section, tokenizer, stage),
+        ptx_blocks=blocks,
         eval_prompts=eval_prompts,
         accelerator=accelerator,
         seed=seed,
     )
-    read = common.described(stage, [*reports, *more], dropped, eval_dropped)
+    read = common.described(stage, [*reports, *more, *ptx_reports], dropped, eval_dropped)
     origins = {"policy": asdict(origin), "reward": asdict(judge)}
-    counts = {"prompts": len(prompts), "eval_prompts": len(eval_prompts)}
+    counts = {"prompts": len(prompts), "eval_prompts": len(eval_prompts), "ptx_blocks": len(blocks)}
     return trainer, read | counts | {"origins": origins}
 
 
@@ -147,18 +148,17 @@ def load_critic(recipe: Recipe, reward: Any, tokenizer: Any, policy_path: str, s
     return critic
 
 
-def ptx_blocks(recipe: Recipe, section: PPOSection, tokenizer: Any, stage: str) -> list[list[int]]:
-    """Token blocks of the ptx documents; none when ptx is off."""
+def ptx_blocks(recipe: Recipe, section: PPOSection, tokenizer: Any) -> tuple[list[list[int]], list[Any]]:
+    """Token blocks of the ptx documents and the reports of their reading; none of either when ptx is off."""
     from align.data.encode import encode_documents
     from align.data.load import load_records
 
     if section.ptx_coef == 0 or section.ptx_ratio == 0:
-        return []
+        return [], []
     documents, reports = load_records(section.ptx_data, Document, recipe)
-    common.described(stage, reports, {})
     blocks = [block for block in encode_documents(tokenizer, documents, section.ptx_max_length) if len(block) > 1]
     common.need_rows(blocks, {}, what="the ptx documents hold no text", keys="ppo.ptx_data")
-    return blocks
+    return blocks, reports
 
 
 def _train(trainer: Any, stage: str) -> dict[str, Any]:

@@ -198,6 +198,6 @@ def _center(recipe: Recipe, section: RewardSection, model: Any, tokenizer: Any, 
     from align.stages.reference import reference_batches
     from reward.calibration import center, mean_score
 
-    batches = reference_batches(recipe, section, tokenizer, stage)
-    before = center(model, batches)
-    return {"reference_mean_before": before, "reference_mean": mean_score(model, batches), "shift": float(model.shift)}
+    batches, counts = reference_batches(recipe, section, tokenizer, stage)
+    before, after = center(model, batches), mean_score(model, batches)
+    return {"reference_mean_before": before, "reference_mean": after, "shift": float(model.shift), **counts}

@@ -22,9 +22,9 @@ Decisions, and departures from the named papers:
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -56,11 +56,14 @@ from align.trainers.ppo_metrics import Stopwatch, rollout_metrics, sample_rows
 from align.trainers.ppo_update import PPOUpdate
 from align.trainers.ptx import PtxStream
 from data_formats.chatml import END_OF_TEXT, IM_END, control_id
+from data_formats.errors import AlignError
 from data_formats.records import Prompt
 from reward.protocol import Reward, RewardError, same_tokens
 from reward.running import RunningMean
 from rollouts.protocol import Engine, SamplingParams
 from rollouts.select import make_engine
+
+Result = TypeVar("Result")
 
 
 def make_accelerator(
@@ -167,10 +170,13 @@ class PPOTrainer(PPOUpdate):
         """Collect, score, update; returns the iteration's metrics."""
         watch, boundary = Stopwatch(), self.sampler.state_dict()
         mine = self.sampler.next()[self.rank :: self.world_size]
-        with watch("rollout"):
-            samples = self.collect([self.prompts[index] for index in mine])
-        with watch("score"):
-            scores_N = self._score_or_stop(samples, boundary)
+        try:
+            with watch("rollout"):
+                samples = self.together(lambda: self.collect([self.prompts[index] for index in mine]))
+            with watch("score"):
+                scores_N = self.together(lambda: self.score(samples))
+        except TrainingError as problem:
+            self._stop(problem, boundary)
         with watch("experience"):
             samples, scores_N = self._over_ranks(samples, scores_N)
             experience, metrics = self.make_experience(samples, scores_N)
@@ -293,25 +299,28 @@ class PPOTrainer(PPOUpdate):
         # each row was computed by one rank and is 0 elsewhere
         return [self.accelerator.reduce(tensor, "sum") for tensor in whole] if self.world_size > 1 else whole
 
-    def score_on_all_ranks(self, samples: Samples) -> tuple[Tensor, str]:
-        """(`score` of this rank's samples, "" or what went wrong on the first rank where something did)."""
-        try:
-            scores_N, problem = self.score(samples) if len(samples) else torch.zeros(0), ""
-        except RewardError as error:
-            scores_N, problem = torch.zeros(0), str(error)
-        problems = gather_object([problem]) if self.world_size > 1 else [problem]
-        return scores_N, next(filter(None, problems), "")
+    def together(self, work: Callable[[], Result]) -> Result:
+        """`work()` of this rank, once it has gone well on all of them.
 
-    def _score_or_stop(self, samples: Samples, boundary: dict[str, Any]) -> Tensor:
-        """`score`; when it fails on any rank, all save the state before this iteration and stop."""
-        scores_N, problem = self.score_on_all_ranks(samples)
-        if not problem:
-            return scores_N
+        Raises:
+            TrainingError: on every rank, with the words of the first AlignError (engine's, reward's) of any.
+        """
+        try:
+            result, problem = work(), ""
+        except AlignError as error:
+            result, problem = None, str(error)
+        problems = gather_object([problem]) if self.world_size > 1 else [problem]
+        if any(problems):
+            raise TrainingError(next(filter(None, problems)))
+        return result
+
+    def _stop(self, problem: TrainingError, boundary: dict[str, Any]) -> NoReturn:
+        """Save the state before this iteration and give up."""
         self.sampler.load_state_dict(boundary)
         folder = self.save_checkpoint()
         raise TrainingError(
             f"{problem} (iteration {self.state.global_step + 1}); the state before it is saved in {folder}"
-        )
+        ) from problem
 
     def _over_ranks(self, samples: Samples, scores_N: Tensor) -> tuple[Samples, Tensor]:
         if self.world_size == 1:

@@ -33,7 +33,7 @@ def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Prompt], num_samples:
     (nats a token), and the greedy ones. Every rank judges its share; all return the same.
 
     Raises:
-        TrainingError: on every rank, when the reward fails on any.
+        TrainingError: on every rank, when the engine or the reward fails on any.
     """
     section = trainer.config.evaluation
     prompts = list(prompts[: section.limit])
@@ -53,12 +53,18 @@ def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Prompt], num_samples:
 
 def _judged(trainer: PPOTrainer, prompts: Sequence[Prompt], params, kl: bool) -> list[tuple[float, ...]]:
     """(score, finished, tokens, KL of the reply, summed entropy) of each reply."""
-    samples = trainer.collect(prompts, params) if prompts else Samples((), (), (), (), ())
-    scores_N, problem = trainer.score_on_all_ranks(samples)
-    if problem:
-        raise TrainingError(f"{problem} (evaluation after iteration {trainer.state.global_step})")
-    if not prompts:
+
+    def work() -> tuple[Samples, Tensor]:
+        samples = trainer.collect(prompts, params)
+        return samples, trainer.score(samples)
+
+    try:
+        judged = trainer.together(lambda: work() if prompts else None)
+    except TrainingError as problem:
+        raise TrainingError(f"{problem} (evaluation after iteration {trainer.state.global_step})") from problem
+    if judged is None:
         return []
+    samples, scores_N = judged
     lengths = [len(ids) for ids in samples.reply_ids]
     kls, entropies = _distances(trainer, samples) if kl else ([0.0] * len(samples), [0.0] * len(samples))
     return list(zip(scores_N.tolist(), map(float, samples.finished), map(float, lengths), kls, entropies, strict=True))

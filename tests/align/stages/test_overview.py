@@ -1,4 +1,4 @@
-from align.stages.overview import headline
+from align.stages.overview import _took, headline
 
 
 def cells(stage, summary):
@@ -32,3 +32,7 @@ def test_reward_stage_shows_interval_and_baseline():
 
 def test_rows_a_hook_adds_are_shown():
     assert ("gold score", "", "0.5") in cells("sft", {"heldout_loss": 1.0, "headline": [["gold score", None, 0.5]]})
+
+
+def test_seconds_of_a_continued_stage_say_from_where_they_count():
+    assert (_took(12.4, 0), _took(12.4, None), _took(12.4, 40), _took(None, 40)) == ("12", "12", "12, from step 40", "")

@@ -1,6 +1,7 @@
 """Started by test_ppo_ranks.py on one or two ranks: trains, and the first rank writes what it learnt.
 
-`python ppo_ranks.py OUT MODE`, MODE `given` (the same samples for any number of ranks) or `resume`.
+`python ppo_ranks.py OUT MODE`, MODE `given` (the same samples for any number of ranks), `resume`, or `fail` (the engine
+of the last rank gives up).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 ROOT = Path(__file__).parents[3]
 sys.path[0] = str(ROOT)
 
+from align.runs.errors import TrainingError  # noqa: E402
+from rollouts.errors import RolloutError  # noqa: E402
 from tests.align.trainers import ppo_case  # noqa: E402
 
 
@@ -46,6 +49,21 @@ def write(trainer, out: Path) -> None:
         torch.save({"weights": weights, "history": history}, out)
 
 
+class Broken(ppo_case.PPOTrainer):
+    def collect(self, prompts, params=None):
+        if self.rank == self.world_size - 1:
+            raise RolloutError("no answer")
+        return super().collect(prompts, params)
+
+
+def fail(folder: Path) -> None:
+    trainer = make(folder, kind=Broken, reward=ppo_case.vowels)
+    try:
+        trainer.train()
+    except TrainingError as error:
+        (folder / f"rank{trainer.rank}.txt").write_text(str(error))
+
+
 def main(out: str, mode: str) -> None:
     folder = Path(out)
     if mode == "given":
@@ -54,6 +72,9 @@ def main(out: str, mode: str) -> None:
         trainer.given = [ppo_case.samples(lengths, finished=finished, seed=seed) for seed in range(3)]
         trainer.train()
         write(trainer, folder / "learnt.pt")
+        return
+    if mode == "fail":
+        fail(folder)
         return
     options = {"kind": ppo_case.PPOTrainer, "reward": ppo_case.vowels, "save_steps": 1, "save_total_limit": 5}
     trainer = make(folder / "whole", **options)

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 from align.runs.errors import TrainingError
 from align.trainers.minibatches import BatchSplitError
 from align.trainers.ppo import PPOTrainer, make_accelerator
+from rollouts.errors import RolloutError
 from rollouts.scripted import ScriptedEngine
 from tests.align.trainers import ppo_case
 
@@ -294,6 +295,19 @@ def test_a_reward_that_fails_stops_with_the_state_before_it(tmp_path):
     scores["broken"] = False
     again = ppo_case.trainer(tmp_path, reward=reward, num_iterations=4)
     assert again.train(resume_from_checkpoint=True).global_step == 4
+
+
+def test_an_engine_that_fails_stops_with_the_state_before_it(tmp_path):
+    class Broken(PPOTrainer):
+        def collect(self, prompts, params=None):
+            if self.state.global_step == 1:
+                raise RolloutError("the server does not answer")
+            return super().collect(prompts, params)
+
+    trainer = ppo_case.trainer(tmp_path, kind=Broken, num_iterations=3)
+    with pytest.raises(TrainingError, match=r"^the server does not answer \(iteration 2\); .*step-1$"):
+        trainer.train()
+    assert ppo_case.trainer(tmp_path, num_iterations=3).train(resume_from_checkpoint=True).global_step == 3
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it(tmp_path):

@@ -36,3 +36,10 @@ def test_two_ranks_resume_bit_for_bit(tmp_path):
     whole, again = (torch.load(tmp_path / "run" / name, weights_only=True) for name in ("whole.pt", "again.pt"))
     assert all(torch.equal(a, b) for a, b in zip(whole["weights"], again["weights"], strict=True))
     assert whole["history"] == again["history"]
+
+
+@pytest.mark.slow
+def test_an_engine_that_fails_on_one_rank_stops_all(tmp_path):
+    run(tmp_path / "run", 2, "fail")
+    said = [(tmp_path / "run" / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+    assert said[0] == said[1] and said[0].startswith("no answer (iteration 1); the state before it is saved in ")

@@ -1,0 +1,61 @@
+"""Which command is printed to go on with, and which rank speaks."""
+
+import shlex
+
+import pytest
+
+from align.runs import launch
+from align.runs.launch import guarded, started_as
+from data_formats.errors import DataError
+
+WORDS = ["my recipe.yaml", "seed=3"]
+
+
+class Parent:
+    def __init__(self, line):
+        self.line = line
+
+    def cmdline(self):
+        return shlex.split(self.line)
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (
+            "/venv/bin/python /venv/bin/accelerate launch --num_processes 2 -m align.ppo 'my recipe.yaml' seed=3",
+            "accelerate launch --num_processes 2 -m align.ppo 'my recipe.yaml' seed=3",
+        ),
+        (
+            "/venv/bin/python -m torch.distributed.run --nproc_per_node 2 align/ppo.py 'my recipe.yaml' seed=3",
+            "python -m torch.distributed.run --nproc_per_node 2 align/ppo.py 'my recipe.yaml' seed=3",
+        ),
+        ("/bin/bash run.sh", "accelerate launch align/ppo.py 'my recipe.yaml' seed=3"),
+        ("accelerate launch align/sft.py other.yaml", "accelerate launch align/ppo.py 'my recipe.yaml' seed=3"),
+    ],
+)
+def test_the_launcher_and_its_options_are_kept(monkeypatch, line, shown):
+    monkeypatch.setattr("psutil.Process.parents", lambda self: [Parent(line), Parent("/sbin/init")])
+    assert started_as("align/ppo.py", WORDS) == shown
+
+
+def test_fresh_is_not_repeated(monkeypatch):
+    line = "/venv/bin/accelerate launch align/ppo.py r.yaml --fresh"
+    monkeypatch.setattr("psutil.Process.parents", lambda self: [Parent(line)])
+    assert started_as("align/ppo.py", ["r.yaml", "--fresh"]) == "accelerate launch align/ppo.py r.yaml"
+
+
+def test_the_first_rank_speaks_at_once_and_others_only_if_they_live_on(monkeypatch, capsys):
+    waited = []
+    monkeypatch.delenv("ALIGN_DEBUG", raising=False)
+    monkeypatch.setattr(launch.time, "sleep", waited.append)
+
+    def fail(error):
+        raise error
+
+    assert guarded(lambda: fail(DataError("odd")), proceed="x") == 1 and not waited
+    monkeypatch.setenv("RANK", "1")
+    assert guarded(lambda: fail(DataError("odd")), proceed="x") == 1 and waited == [launch.LAST_WORD_SECONDS]
+    assert capsys.readouterr().err == "error: odd\n" * 2
+    assert guarded(lambda: fail(KeyboardInterrupt()), proceed="x") == 130
+    assert capsys.readouterr().err == ""
