@@ -68,6 +68,8 @@ CHAIN: tuple[Row, ...] = (
     ("  gain in points", lambda r: interval(r["ppo"]["correct_gain_sampled"], 100)),
     ("win / tie / loss, temperature 1 (of decided)", _counts("_sampled")),
     ("KL, nats a reply; entropy, nats a token", lambda r: f"{r['ppo']['kl']:.2f}; {r['ppo']['entropy']:.2f}"),
+    ("different texts among the sampled replies", lambda r: percent(r["ppo"]["distinct_sampled"])),
+    ("memory at most, GiB", lambda r: f"{r['peak_memory_gib']:.2f}"),
     ("seconds: " + " + ".join(("base", "sft", "pmp", "rm", "ppo")), lambda r: _seconds(r["seconds"])),
 )
 CONTROLS: tuple[Row, ...] = (
