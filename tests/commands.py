@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,11 @@ BIN = Path(sys.executable).parent
 PLAIN = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "ALIGN_DEBUG")}
 PLAIN |= {"OMP_NUM_THREADS": "1"}
 INSTALLED = PLAIN | {"PYTHONPATH": str(ROOT)}  # stands for an installed package, which `-m` needs in another folder
+
+
+def heed_ctrl_c() -> None:
+    """For `preexec_fn`: a suite that runs in the background of a shell has inherited that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(

@@ -14,6 +14,7 @@ from align import __version__, cli
 from align.runs.arguments import parse_with_overrides
 from align.runs.launch import guarded
 from data_formats.errors import DataError
+from tests.commands import heed_ctrl_c
 
 ROOT = Path(__file__).parents[2]
 ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -179,7 +180,13 @@ def test_ctrl_c_names_the_command_that_continues(tmp_path):
         "sys.exit(cli.main(['check', 'my recipe.yaml', 'seed=3']))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)

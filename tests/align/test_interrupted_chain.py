@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.commands import INSTALLED, ROOT, align
+from tests.commands import INSTALLED, ROOT, align, heed_ctrl_c
 from tests.recipes.miniature import arguments
 
 STAGES = ("sft", "pmp", "rm", "ppo")
@@ -22,7 +22,8 @@ WEIGHTS = [f"{stage}/model/model.safetensors" for stage in STAGES] + [
 
 def start(words):
     command = [sys.executable, "-m", "align.cli", "run", *words]
-    return subprocess.Popen(command, cwd=ROOT, env=INSTALLED, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=INSTALLED, preexec_fn=heed_ctrl_c, **pipes)
 
 
 def whole(run) -> None:
