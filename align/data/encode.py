@@ -1,11 +1,9 @@
 """Records -> token ids and labels.
 
 Rows are plain dicts of integer lists. `labels` are aligned with `input_ids` (the model shifts, as Hugging Face models
-do), -100 where there is no loss. Over-long rows follow `on_overlong`: "drop" (counted), "error", or "truncate", i.e.
- - demonstrations: cut on the right, back to the last token with loss;
- - comparisons: the oldest turns of the prompt are left out, exchange by exchange (a system turn and the last user turn
-   stay), replies stay whole.
-What does not fit even so is dropped and counted.
+do), -100 where there is no loss. Over-long rows follow `on_overlong`: "drop" (counted), "error", or "truncate": the
+oldest turns are left out on the left, exchange by exchange, where a system turn and the last exchange stay whole, of
+demonstrations and of the prompts of comparisons alike. What does not fit even so is dropped and counted.
 """
 
 from __future__ import annotations
@@ -24,10 +22,15 @@ SHORTEST_BLOCK = 8
 
 
 class Row(TypedDict):
-    """A training sequence: ids, and labels of the same length with -100 where there is no loss."""
+    """A training sequence: three lists of the same length.
+
+    `labels` are -100 where there is no loss; `turns` number the exchange (a user turn and what answers it, from 1) that
+    the loss of each token belongs to, 0 where there is none.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    turns: list[int]
 
 
 class PairRow(TypedDict):
@@ -45,55 +48,92 @@ def _overlong_error(kind: str, index: int, length: int, max_length: int) -> Data
 
 
 def encode_demonstrations(
-    tokenizer: Any, demos: Sequence[Demonstration], max_length: int, on_overlong: OnOverlong
+    tokenizer: Any,
+    demos: Sequence[Demonstration],
+    max_length: int,
+    on_overlong: OnOverlong,
+    *,
+    mask: str = "assistant_only",
+    default_system: str = "none",
+    thinking: str = "keep",
 ) -> tuple[list[Row], dict[str, int]]:
-    """Rows of conversations, loss on assistant content and its `<|im_end|>`.
+    """Rows of conversations.
+
+    Args:
+        mask: which tokens have loss (`data_formats.chatml.rendering`).
+        default_system: "template" gives a conversation without a system turn the one that the tokenizer's chat template
+            would; "none" adds none.
+        thinking: "keep", "drop" or "template" (`data_formats.chatml.render`); a `<think>` block at the beginning of a
+            reply counts as thinking.
 
     Returns:
         The rows in order, and how many demonstrations were dropped or truncated, by reason.
 
     Raises:
-        DataError: `on_overlong` is "error" and a row is too long.
+        DataError: `on_overlong` is "error" and a row is too long; or no token of a demonstration has loss.
     """
+    system = chatml.default_system_turn(tokenizer) if default_system == "template" else None
+    turns = [_turns(demo, system) for demo in demos]
+
+    def encoded(turns: Sequence[tuple[Message, ...]], of: Sequence[Demonstration]) -> list[tuple[list[int], list[int]]]:
+        pieces = [
+            chatml.render(one, tools=demo.tools, mask=mask, thinking=thinking)
+            for one, demo in zip(turns, of, strict=True)
+        ]
+        return chatml.encode_many(tokenizer, pieces)
+
     rows: list[Row] = []
     counts: Counter[str] = Counter()
-    encoded = chatml.encode_many(tokenizer, [chatml.render(demo.messages) for demo in demos])
-    for index, (ids, flags) in enumerate(encoded):
-        labels = [token if flag else NO_LOSS for token, flag in zip(ids, flags, strict=True)]
+    for index, (ids, trained) in enumerate(encoded(turns, demos)):
         if len(ids) > max_length:
             if on_overlong == "error":
                 raise _overlong_error("demonstration", index, len(ids), max_length)
-            if on_overlong == "drop":
+            shorter: tuple[Message, ...] | None = turns[index] if on_overlong == "truncate" else None
+            while shorter is not None and len(ids) > max_length:
+                shorter = _shortened(shorter)
+                ids, trained = encoded([shorter], [demos[index]])[0] if shorter is not None else (ids, trained)
+            if shorter is None:
                 counts["longer than max_length"] += 1
                 continue
-            with_loss = [at for at in range(min(max_length, len(labels))) if labels[at] != NO_LOSS]
-            if not with_loss:
-                counts["no reply within max_length"] += 1
-                continue
-            ids, labels = ids[: with_loss[-1] + 1], labels[: with_loss[-1] + 1]
             counts["truncated"] += 1
-        elif not any(flags):
-            counts["no reply"] += 1
-            continue
-        rows.append(Row(input_ids=ids, labels=labels))
+        if not any(trained):
+            raise DataError(
+                f"demonstration {index} has no token with loss (mask {mask}): it has no reply; leave it out",
+                path=demos[index].source or None,
+            )
+        labels = [token if turn else NO_LOSS for token, turn in zip(ids, trained, strict=True)]
+        rows.append(Row(input_ids=ids, labels=labels, turns=trained))
     return rows, dict(counts)
 
 
-def encode_demonstration(tokenizer: Any, demo: Demonstration, max_length: int, on_overlong: OnOverlong) -> Row | None:
+def _turns(demo: Demonstration, system: Message | None) -> tuple[Message, ...]:
+    turns = chatml.with_reasoning(demo.messages)
+    return turns if system is None or turns[0].role == "system" else (system, *turns)
+
+
+def encode_demonstration(
+    tokenizer: Any, demo: Demonstration, max_length: int, on_overlong: OnOverlong, **options: str
+) -> Row | None:
     """The row of one conversation, None when it is dropped. For many, `encode_demonstrations` is far faster."""
-    rows, _ = encode_demonstrations(tokenizer, [demo], max_length, on_overlong)
+    rows, _ = encode_demonstrations(tokenizer, [demo], max_length, on_overlong, **options)
     return rows[0] if rows else None
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[Iterable[Message]]) -> list[list[int]]:
-    """Ids of prompts with the opening of the assistant's turn, ready to be continued."""
-    rendered = [chatml.render(messages, add_generation_prompt=True) for messages in prompts]
+def encode_prompts(
+    tokenizer: Any, prompts: Sequence[Iterable[Message]], tools: Sequence[Sequence[str]] | None = None
+) -> list[list[int]]:
+    """Ids of prompts with the opening of the assistant's turn, ready to be continued; `tools` are those on offer."""
+    offers = tools if tools is not None else [()] * len(prompts)
+    rendered = [
+        chatml.render(messages, tools=offer, add_generation_prompt=True)
+        for messages, offer in zip(prompts, offers, strict=True)
+    ]
     return [ids for ids, _ in chatml.encode_many(tokenizer, rendered)]
 
 
-def encode_prompt(tokenizer: Any, messages: Iterable[Message]) -> list[int]:
+def encode_prompt(tokenizer: Any, messages: Iterable[Message], tools: Sequence[str] = ()) -> list[int]:
     """Ids of one prompt with the opening of the assistant's turn."""
-    return encode_prompts(tokenizer, [messages])[0]
+    return encode_prompts(tokenizer, [messages], [tools])[0]
 
 
 def encode_replies(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -108,7 +148,7 @@ def encode_reply(tokenizer: Any, text: str) -> list[int]:
 
 
 def _shortened(messages: tuple[Message, ...]) -> tuple[Message, ...] | None:
-    """The prompt without its oldest turns up to the next user turn; None when nothing more may go."""
+    """The turns without the oldest up to the next user turn; None when nothing more may go."""
     system = messages[:1] if messages[0].role == "system" else ()
     turns = messages[len(system) :]
     starts = [at for at, message in enumerate(turns) if at > 0 and message.role == "user"]
@@ -137,7 +177,7 @@ def encode_kept_comparisons(
     rows: list[PairRow] = []
     kept: list[int] = []
     counts: Counter[str] = Counter()
-    prompts = encode_prompts(tokenizer, [comparison.prompt for comparison in comparisons])
+    prompts = encode_prompts(tokenizer, [one.prompt for one in comparisons], [one.tools for one in comparisons])
     chosen = encode_replies(tokenizer, [comparison.chosen for comparison in comparisons])
     rejected = encode_replies(tokenizer, [comparison.rejected for comparison in comparisons])
     for index, comparison in enumerate(comparisons):
@@ -146,7 +186,7 @@ def encode_kept_comparisons(
             if on_overlong == "error":
                 raise _overlong_error("comparison", index, len(prompt_ids) + longest, max_length)
             room = max_length - longest
-            fitting = _fit_prompt(tokenizer, comparison.prompt, room) if on_overlong == "truncate" else None
+            fitting = _fit_prompt(tokenizer, comparison, room) if on_overlong == "truncate" else None
             if fitting is None:
                 counts["longer than max_length"] += 1
                 continue
@@ -157,10 +197,10 @@ def encode_kept_comparisons(
     return rows, kept, dict(counts)
 
 
-def _fit_prompt(tokenizer: Any, messages: tuple[Message, ...], room: int) -> list[int] | None:
-    shorter: tuple[Message, ...] | None = messages
+def _fit_prompt(tokenizer: Any, comparison: Comparison, room: int) -> list[int] | None:
+    shorter: tuple[Message, ...] | None = comparison.prompt
     while (shorter := _shortened(shorter)) is not None:
-        ids = encode_prompt(tokenizer, shorter)
+        ids = encode_prompt(tokenizer, shorter, comparison.tools)
         if len(ids) <= room:
             return ids
     return None

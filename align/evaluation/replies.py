@@ -44,7 +44,7 @@ def judged_replies(
     engine: Engine, tokenizer: Any, prompts: Sequence[Prompt], params: SamplingParams, rewards: Sequence[Reward]
 ) -> list[list[Judged]]:
     """`params.n` replies to each prompt, judged by every reward; one inner list a prompt, in order."""
-    ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts])
+    ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts], [prompt.tools for prompt in prompts])
     completions, end_id = engine.generate(ids, params), chatml.control_id(tokenizer, chatml.IM_END)
     texts = tokenizer.batch_decode([list(one.token_ids) for one in completions], skip_special_tokens=True)
     columns = [{"category": prompt.category, "reference": prompt.reference} for prompt in prompts]

@@ -65,11 +65,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     )
 
 
-def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False, revision: str | None = None) -> Any:
+def load_tokenizer(
+    path: str | Path, *, trust_remote_code: bool = False, revision: str | None = None, own_template: bool = False
+) -> Any:
     """Load a tokenizer by folder or hub id and make sure that it speaks ChatML.
 
     The end token becomes `<|im_end|>` and the chat template ours (no default system turn), so that a saved model is
     served with what it was trained with; a missing pad token becomes `<|endoftext|>` (masks come from lengths).
+
+    Args:
+        own_template: leave the tokenizer its own chat template, whose default system turn is trained with then.
 
     Raises:
         MissingFileError: `path` looks like a folder and is not there, or holds no tokenizer.
@@ -96,5 +101,6 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False, revisio
     tokenizer.eos_token = IM_END
     if tokenizer.pad_token is None:
         tokenizer.pad_token = END_OF_TEXT
-    tokenizer.chat_template = CHAT_TEMPLATE
+    if not own_template:
+        tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

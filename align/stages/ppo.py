@@ -114,7 +114,8 @@ def fitting(
     from align.data.encode import encode_prompts
 
     longest = section.rollout.max_prompt_length
-    lengths = [len(ids) for ids in encode_prompts(tokenizer, [prompt.messages for prompt in prompts])]
+    encoded = encode_prompts(tokenizer, [one.messages for one in prompts], [one.tools for one in prompts])
+    lengths = [len(ids) for ids in encoded]
     kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= longest]
     longer = len(prompts) - len(kept)
     dropped = {"longer than max_prompt_length": longer} if longer else {}

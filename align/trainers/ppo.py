@@ -206,7 +206,9 @@ class PPOTrainer(PPOUpdate):
     def collect(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> Samples:
         """Sample replies to this rank's prompts."""
         params = params or self.sampling_params()
-        prompt_ids = encode_prompts(self.tokenizer, [prompt.messages for prompt in prompts])
+        prompt_ids = encode_prompts(
+            self.tokenizer, [prompt.messages for prompt in prompts], [prompt.tools for prompt in prompts]
+        )
         self.engine.wake()
         completions = self.engine.generate(prompt_ids, params)
         self.engine.sleep()

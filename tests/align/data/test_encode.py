@@ -15,6 +15,7 @@ from align.data.encode import (
     encode_reply,
 )
 from data_formats import Comparison, DataError, Demonstration, Document, Message
+from tests.qwen_tokenizers import qwen
 from tests.tiny_models import byte_tokenizer
 
 U, A, S = (lambda text, role=role: Message(role, text) for role in ("user", "assistant", "system"))
@@ -55,33 +56,73 @@ def test_a_lookalike_in_user_text_is_spelled_out(tokenizer):
     assert row["input_ids"].count(END) == 2
 
 
+def test_turns_number_the_exchange_of_every_label(tokenizer):
+    demo = Demonstration((S("s"), U("q"), A("yes"), U("p"), A("no")))
+    row = encode_demonstration(tokenizer, demo, 1000, "drop")
+    assert all((turn > 0) == (label != NO_LOSS) for turn, label in zip(row["turns"], row["labels"], strict=True))
+    assert [turn for turn in row["turns"] if turn] == [1] * len("yes.") + [2] * len("no.")
+    last = encode_demonstration(tokenizer, demo, 1000, "drop", mask="last_turn_only")
+    assert [turn for turn in last["turns"] if turn] == [2] * len("no.")
+    assert [label for label in last["labels"] if label != NO_LOSS] == [*spell(tokenizer, "no"), END]
+
+
 def test_overlong_demonstrations_drop_truncate_or_stop(tokenizer):
-    short, long = Demonstration((U("q"), A("y"))), Demonstration((U("q"), A("y" * 50)))
-    limit = len(turn(tokenizer, "user", "q") + turn(tokenizer, "assistant", "y"))
-    rows, counts = encode_demonstrations(tokenizer, [long, short], limit, "drop")
-    assert counts == {"longer than max_length": 1}
-    assert rows == [encode_demonstration(tokenizer, short, limit, "error")]
-
-    rows, counts = encode_demonstrations(tokenizer, [long, short], limit, "truncate")
-    assert counts == {"truncated": 1} and len(rows) == 2
-    assert len(rows[0]["input_ids"]) == len(rows[0]["labels"]) == limit
-    assert rows[0]["labels"][-3:] == spell(tokenizer, "yyy")  # y, and two in place of the end and the newline
-
-    with pytest.raises(DataError, match=f"demonstration 0 has {limit + 49} tokens but max_length is {limit}"):
+    old, last = (U("old" * 9), A("reply")), (U("q"), A("y"))
+    long, short = Demonstration((S("s"), *old, *last)), Demonstration((S("s"), *last))
+    (expected,), _ = encode_demonstrations(tokenizer, [short], 1000, "error")
+    limit = len(expected["input_ids"])
+    assert encode_demonstrations(tokenizer, [long, short], limit, "drop") == ([expected], {"longer than max_length": 1})
+    # whole turns go on the left; the system turn and the last exchange stay
+    assert encode_demonstrations(tokenizer, [long], limit, "truncate") == ([expected], {"truncated": 1})
+    assert encode_demonstrations(tokenizer, [long], limit - 1, "truncate") == ([], {"longer than max_length": 1})
+    with pytest.raises(DataError, match=f"demonstration 0 has [0-9]+ tokens but max_length is {limit}"):
         encode_demonstrations(tokenizer, [long], limit, "error")
 
 
-def test_truncation_ends_at_the_last_token_with_loss(tokenizer):
-    demo = Demonstration((U("q"), A("y"), U("p" * 9), A("n")))
-    whole = turn(tokenizer, "user", "q") + turn(tokenizer, "assistant", "y")
-    row = encode_demonstration(tokenizer, demo, len(whole) + 10, "truncate")
-    assert row["input_ids"] == whole[:-1] and row["labels"][-1] == END
+def test_no_more_turns_go_than_must(tokenizer):
+    exchanges = [(U("q" * n), A("y")) for n in (9, 1, 2)]
+    demo = Demonstration(tuple(turn for exchange in exchanges for turn in exchange))
+    kept = Demonstration((*exchanges[1], *exchanges[2]))
+    expected = encode_demonstration(tokenizer, kept, 1000, "error")
+    assert encode_demonstration(tokenizer, demo, len(expected["input_ids"]), "truncate") == expected
 
 
-def test_a_prompt_that_fills_the_room_leaves_nothing_to_train(tokenizer):
-    rows, counts = encode_demonstrations(tokenizer, [Demonstration((U("q" * 30), A("y")))], 20, "truncate")
-    assert (rows, counts) == ([], {"no reply within max_length": 1})
-    assert encode_demonstrations(tokenizer, [Demonstration((U("q"),))], 99, "drop") == ([], {"no reply": 1})
+@pytest.mark.parametrize("on_overlong", ["drop", "truncate", "error"])
+def test_a_sample_without_loss_is_an_error_that_names_it(tokenizer, on_overlong):
+    demos = [Demonstration((U("q"), A("y"))), Demonstration((U("q"),), source="notes.jsonl")]
+    with pytest.raises(DataError, match=r"notes.jsonl: demonstration 1 has no token with loss \(mask assistant_only\)"):
+        encode_demonstrations(tokenizer, demos, 99, on_overlong)
+
+
+def test_the_template_gives_its_default_system_turn_when_asked(tokenizer):
+    qwen2 = qwen("2")
+    bare, given = (U("two"), A("one")), S("You are a helpful assistant.")
+    by_default = encode_demonstration(qwen2, Demonstration(bare), 1000, "error", default_system="template")
+    assert by_default == encode_demonstration(qwen2, Demonstration((given, *bare)), 1000, "error")
+    own = Demonstration((S("s"), *bare))
+    assert encode_demonstration(qwen2, own, 1000, "error", default_system="template") == encode_demonstration(
+        qwen2, own, 1000, "error"
+    )
+    with pytest.raises(DataError, match="set default_system to none"):
+        encode_demonstrations(tokenizer, [own], 1000, "error", default_system="template")
+
+
+def test_thoughts_written_into_a_reply_are_thoughts():
+    qwen3 = qwen("3")
+    written = Demonstration((U("two"), A("<think>\nit is\n</think>\n\none")))
+    named = Demonstration((U("two"), Message("assistant", "one", reasoning="it is")))
+    for thinking in ("keep", "drop", "template"):
+        rows = [encode_demonstration(qwen3, demo, 1000, "error", thinking=thinking) for demo in (written, named)]
+        assert rows[0] == rows[1]
+        assert (qwen3.convert_tokens_to_ids("<think>") in rows[0]["labels"]) == (thinking != "drop")
+
+
+def test_tools_on_offer_stand_in_prompts_and_comparisons(tokenizer):
+    tool, asked = '{"name": "f"}', (U("q"),)
+    prompt = encode_prompt(tokenizer, asked, (tool,))
+    assert '<tools>\n{"name": "f"}\n</tools>' in tokenizer.decode(prompt)
+    (row,), _ = encode_comparisons(tokenizer, [Comparison(asked, "good", "bad", tools=(tool,))], 9999, "error")
+    assert row["chosen_ids"] == prompt + encode_reply(tokenizer, "good")
 
 
 def test_prompt_and_reply_join_to_the_demonstration(tokenizer):

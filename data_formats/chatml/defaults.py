@@ -1,0 +1,33 @@
+"""The system turn that a tokenizer's chat template adds to a conversation without one."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from data_formats.chatml.pieces import IM_END, IM_START
+from data_formats.errors import DataError
+from data_formats.records import Message
+
+_FOUND: WeakKeyDictionary[Any, Message | None] = WeakKeyDictionary()
+
+
+def default_system_turn(tokenizer: Any) -> Message | None:
+    """What the template puts before a lone user turn, found by rendering one; None where it adds nothing.
+
+    Qwen 1.5 and 2 say "You are a helpful assistant.", Qwen 2.5 more, Qwen 3 nothing.
+
+    Raises:
+        DataError: the tokenizer has no chat template.
+    """
+    if tokenizer not in _FOUND:
+        if not getattr(tokenizer, "chat_template", None):
+            raise DataError(
+                "the tokenizer has no chat template to take a default system turn from: set default_system to none",
+                field="default_system",
+            )
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+        head = f"{IM_START}system\n"
+        found = text.startswith(head)
+        _FOUND[tokenizer] = Message("system", text.removeprefix(head).partition(IM_END)[0]) if found else None
+    return _FOUND[tokenizer]

@@ -1,0 +1,146 @@
+"""A conversation -> pieces, each with whether the model is trained to produce it.
+
+Which pieces have loss is the mask mode's choice:
+
+    assistant_only      assistant content (thinking and tool calls included) and its `<|im_end|>`      the default
+    last_turn_only      the same, of the last assistant turn alone
+    user_content_only   everything but the content of user turns and of tools' answers                 Qwen's tech memo
+    qwen_script         assistant content, and in every turn `<|im_start|>`, `<|im_end|>` and the newline after it
+                        (Qwen's finetune.py, token for token)
+    all                 everything
+
+The report (3.1.2) masks system and user inputs and leaves open which marks count; `assistant_only` trains what the
+model will have to say. Its causal shift is the trainer's: the very first token never counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal, get_args
+
+from data_formats.chatml import tools as tool_format
+from data_formats.chatml.pieces import END_THINK, IM_END, IM_START, THINK, Piece
+from data_formats.records import Message
+
+Mask = Literal["assistant_only", "user_content_only", "qwen_script", "last_turn_only", "all"]
+Thinking = Literal["keep", "drop", "template"]
+MASKS: tuple[str, ...] = get_args(Mask)
+THINKING: tuple[str, ...] = get_args(Thinking)
+
+_START, _END, _NEWLINE = Piece(IM_START, True), Piece(IM_END, True), Piece("\n")
+
+
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """Which parts of one turn have loss."""
+
+    start: bool
+    role: bool
+    content: bool
+    end: bool
+    newline: bool
+
+
+_NOTHING = _Loss(False, False, False, False, False)
+_EVERYTHING = _Loss(True, True, True, True, True)
+_REPLY = _Loss(False, False, True, True, False)
+_MARKS = _Loss(True, False, False, True, True)
+_MARKS_AND_REPLY = _Loss(True, False, True, True, True)
+_ALL_BUT_CONTENT = _Loss(True, True, False, True, True)
+
+
+def _loss(mask: str, role: str, last: bool) -> _Loss:
+    """`last`: this is the last assistant turn; role "tool" is a user turn."""
+    replies = role == "assistant"
+    if mask == "assistant_only":
+        return _REPLY if replies else _NOTHING
+    if mask == "last_turn_only":
+        return _REPLY if replies and last else _NOTHING
+    if mask == "qwen_script":
+        return _MARKS_AND_REPLY if replies else _MARKS
+    if mask == "user_content_only":
+        return _ALL_BUT_CONTENT if role in ("user", "tool") else _EVERYTHING
+    if mask == "all":
+        return _EVERYTHING
+    raise ValueError(f"mask must be one of {', '.join(MASKS)}, found {mask!r}")
+
+
+def render(
+    messages: Iterable[Message],
+    *,
+    tools: Sequence[str] = (),
+    mask: str = "assistant_only",
+    thinking: str = "keep",
+    add_generation_prompt: bool = False,
+) -> list[Piece]:
+    """The pieces of a conversation.
+
+    Args:
+        messages: the turns, in order. No system turn is added, except to offer `tools`.
+        tools: JSON text of each function on offer.
+        mask: see the module's head.
+        thinking: "keep" renders every `reasoning`, "drop" none, "template" does as Qwen3's chat template: what was
+            thought before the last user turn is left out, and the last reply has a block even when it is empty.
+        add_generation_prompt: append the opening of an assistant turn.
+
+    Raises:
+        ValueError: an unknown mask or thinking.
+    """
+    messages = list(messages)
+    if thinking not in THINKING:
+        raise ValueError(f"thinking must be one of {', '.join(THINKING)}, found {thinking!r}")
+    if tools and not (messages and messages[0].role == "system"):
+        messages.insert(0, Message("system", ""))
+    last_reply = max((at for at, message in enumerate(messages) if message.role == "assistant"), default=-1)
+    last_query = max((at for at, message in enumerate(messages) if message.role == "user"), default=-1)
+    pieces: list[Piece] = []
+    exchange = 0
+    at = 0
+    for is_tool, group in groupby(messages, key=lambda message: message.role == "tool"):
+        for turns in [list(group)] if is_tool else [[message] for message in group]:
+            message = turns[0]
+            exchange += message.role == "user"
+            loss, turn = _loss(mask, message.role, at == last_reply), max(exchange, 1)
+            if is_tool:
+                content = tool_format.answers(turns, loss.content * turn, loss.end * turn)
+            elif message.role == "system" and tools and at == 0:
+                content = tool_format.offer(message.content, tools, loss.content * turn)
+            else:
+                shown = _shows_thinking(message, thinking, at > last_query, at == len(messages) - 1)
+                content = _content(message, loss.content * turn, shown)
+            pieces += _turn("user" if is_tool else message.role, content, loss, turn)
+            at += len(turns)
+    if add_generation_prompt:
+        pieces += (_START, Piece("assistant\n"))
+    return pieces
+
+
+def _turn(role: str, content: Iterable[Piece], loss: _Loss, turn: int) -> Iterator[Piece]:
+    yield Piece(IM_START, True, turn) if loss.start else _START
+    yield Piece(f"{role}\n", False, loss.role * turn)
+    yield from content
+    yield Piece(IM_END, True, turn) if loss.end else _END
+    yield Piece("\n", False, turn) if loss.newline else _NEWLINE
+
+
+def _shows_thinking(message: Message, thinking: str, after_last_query: bool, last: bool) -> bool:
+    if message.role != "assistant" or thinking == "drop":
+        return False
+    if thinking == "keep":
+        return bool(message.reasoning)
+    return after_last_query and (last or bool(message.reasoning))
+
+
+def _content(message: Message, turn: int, shows_thinking: bool) -> Iterator[Piece]:
+    text = message.content
+    if shows_thinking:
+        yield Piece(THINK, True, turn)
+        yield Piece("\n" + message.reasoning.strip("\n") + "\n", False, turn, True)
+        yield Piece(END_THINK, True, turn)
+        text = "\n\n" + text.lstrip("\n")
+    if text:
+        yield Piece(text, False, turn, shows_thinking)
+    if message.tool_calls:
+        yield from tool_format.calls(message, turn)
