@@ -45,7 +45,14 @@ def _overlong_error(kind: str, index: int, length: int, max_length: int) -> Data
 
 
 def encode_demonstrations(
-    tokenizer: Any, demos: Sequence[Demonstration], max_length: int, on_overlong: OnOverlong
+    tokenizer: Any,
+    demos: Sequence[Demonstration],
+    max_length: int,
+    on_overlong: OnOverlong,
+    *,
+    mask: str = "assistant_only",
+    default_system: str = "none",
+    thinking: str = "keep",
 ) -> tuple[list[Row], dict[str, int]]:
     """Rows of conversations, loss on assistant content and its `<|im_end|>`.
 
@@ -59,6 +66,10 @@ def encode_demonstrations(
     counts: Counter[str] = Counter()
     encoded = chatml.encode_many(tokenizer, [chatml.render(demo.messages) for demo in demos])
     for index, (ids, flags) in enumerate(encoded):
+        turns = _turns(demos[index], flags)
+        if mask == "last_turn_only":
+            flags = [turn == max(turns) > 0 for turn in turns]
+            turns = [turn if flag else 0 for turn, flag in zip(turns, flags, strict=True)]
         labels = [token if flag else NO_LOSS for token, flag in zip(ids, flags, strict=True)]
         if len(ids) > max_length:
             if on_overlong == "error":
@@ -71,12 +82,26 @@ def encode_demonstrations(
                 counts["no reply within max_length"] += 1
                 continue
             ids, labels = ids[: with_loss[-1] + 1], labels[: with_loss[-1] + 1]
+            turns = turns[: len(ids)]
             counts["truncated"] += 1
         elif not any(flags):
             counts["no reply"] += 1
             continue
-        rows.append(Row(input_ids=ids, labels=labels))
+        rows.append(Row(input_ids=ids, labels=labels, turns=turns))
     return rows, dict(counts)
+
+
+def _turns(demo: Demonstration, flags: Sequence[bool]) -> list[int]:
+    exchanges, exchange = [], 0
+    for message in demo.messages:
+        exchange += message.role == "user"
+        if message.role == "assistant":
+            exchanges.append(max(exchange, 1))
+    turns, run = [], -1
+    for at, flag in enumerate(flags):
+        run += flag and not (at and flags[at - 1])
+        turns.append(exchanges[run] if flag else 0)
+    return turns
 
 
 def encode_demonstration(tokenizer: Any, demo: Demonstration, max_length: int, on_overlong: OnOverlong) -> Row | None:
