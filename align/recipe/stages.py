@@ -96,8 +96,9 @@ class SFTSection(SupervisedSection):
     is a sample whose loss is the mean over its turns).
 
     `default_system: template` gives conversations without a system turn the one of the tokenizer's own template;
-    `thinking` says whether reasoning before a reply is kept. `packing` puts several conversations into one row that
-    cannot see one another; `group_by_length` makes optimizer steps of rows of like length.
+    `thinking` says whether reasoning before a reply is kept. `packing` joins conversations, which do not see one
+    another, into rows of `max_length` tokens; batch sizes, steps and epochs then count packed rows. `group_by_length`
+    makes optimizer steps of rows of like length.
 
     Held-out loss and `eval_num_replies` sampled replies are taken at every `eval_steps` and at the end; `keep_best`
     leaves the model of the lowest held-out loss, not the last one.

@@ -1,8 +1,8 @@
 """Supervised finetuning on conversations, with looks at what the model says (`align.stages.looks`).
 
-The held-out loss is measured before training, at every `eval_steps` and at the end. `end_rate` is the share of the
-replies, sampled at temperature 1 and top-p 1, that ended with `<|im_end|>` themselves, `distinct` the share of
-different texts among them.
+The held-out loss is measured before training, at every `eval_steps` and at the end, the replies are sampled at the
+latter two. `end_rate` is the share of them, at temperature 1 and top-p 1, that ended with `<|im_end|>` themselves,
+`distinct` the share of different texts. With `keep_best` the summary's figures are those of the model that is left.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def run(
     common.open_folder(recipe, out_dir)
     train, heldout, reports = train_and_heldout(section, Demonstration, recipe)
     heldout_rows, categories = encode_heldout(tokenizer, heldout, section)
-    args = causal.arguments(recipe, stage, section, out_dir, evaluate=bool(heldout_rows.rows))
-    rows, ghosts = encode_training(tokenizer, train, section, out_dir, model, args, derive(recipe.seed, stage, "ghost"))
-    read = common.account(stage, section, reports, (rows.rows, rows.counts), (heldout_rows.rows, heldout_rows.counts))
     if section.keep_best:
         keys = f"{stage}.eval_data, {stage}.holdout and {stage}.max_length"
         common.need_rows(
             heldout_rows.rows, heldout_rows.counts, what=f"{stage}.keep_best needs held-out rows", keys=keys
         )
+    args = causal.arguments(recipe, stage, section, out_dir, evaluate=bool(heldout_rows.rows))
+    rows, ghosts = encode_training(tokenizer, train, section, out_dir, model, args, derive(recipe.seed, stage, "ghost"))
+    read = common.account(stage, section, reports, (rows.rows, rows.counts), (heldout_rows.rows, heldout_rows.counts))
     trainer = SFTTrainer(
         model,
         args,
@@ -65,10 +65,16 @@ def run(
         eval_dataset=heldout_rows.rows or None,
         processing_class=tokenizer,
         compute_metrics=LossByCategory(categories),
+        loss_reduction=section.loss_reduction,
+        packing=section.packing,
+        max_length=section.max_length,
+        group_by_length=section.group_by_length,
     )
     seed = derive(recipe.seed, stage, "replies")
     figures = fit(trainer, stage, section, out_dir, tokenizer=tokenizer, heldout=heldout, seed=seed)
-    counts = {"rows": len(rows.rows), "heldout_rows": len(heldout_rows.rows)}
+    counts: dict[str, Any] = {"rows": len(rows.rows), "heldout_rows": len(heldout_rows.rows)}
+    if trainer.packing_report is not None:
+        counts["packing"] = trainer.packing_report
     summary = common.finish(out_dir, figures | counts | read | ghosts, began)
     BestModel.remove(out_dir)
     return summary
@@ -78,8 +84,8 @@ def encode(
     tokenizer: Any, demos: Sequence[Demonstration], section: SFTSection, **changes: Any
 ) -> tuple[list[Row], dict[str, int]]:
     """`encode_demonstrations` with the section's options; `changes` win over them."""
-    options = {"max_length": section.max_length, "on_overlong": section.on_overlong}
-    return encode_demonstrations(tokenizer, demos, **(options | changes))
+    names = ("max_length", "on_overlong", "mask", "default_system", "thinking")
+    return encode_demonstrations(tokenizer, demos, **({name: getattr(section, name) for name in names} | changes))
 
 
 def encode_heldout(tokenizer: Any, demos: Sequence[Demonstration], section: SFTSection) -> tuple[Encoded, list[str]]:

@@ -44,6 +44,7 @@ def test_the_stage_leaves_a_model_that_has_learnt(finished):
     assert [line["step"] for line in lines(out / "metrics.jsonl") if "eval_loss" in line] == [2, 4]
     assert {row["step"] for row in lines(out / "samples.jsonl")} == {2, 4}
     assert ("best_step" in sft) == recipe.sft.keep_best
+    assert ("packing" in sft) == recipe.sft.packing
     assert not [path for path in out.rglob("*") if path.name.startswith(".") or "tmp" in path.name]
     assert (folder / "run/report/index.html").is_file()
 

@@ -11,12 +11,13 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from align.data.load import load_records
 from align.runs import checkpoint
 from align.runs.errors import CheckpointError
-from align.stages import looks, sft
+from align.stages import ghost, looks, sft
 from align.stages.best import BestModel
 from data_formats.errors import EmptyDatasetError
 from data_formats.records import Demonstration
 from data_formats.splitting import split_heldout
 from rollouts.errors import RolloutError
+from rollouts.scripted import ScriptedEngine
 from tests.align.stages.sft_case import conversations, lines, recipe, write_lines
 from tests.tiny_models import byte_tokenizer
 
@@ -131,6 +132,94 @@ def test_an_engine_that_fails_ends_the_stage(tmp_path, monkeypatch):
         sft.run(recipe(tmp_path, eval_steps=2))
 
 
+# -- what gets loss
+
+
+class Batches(TrainerCallback):
+    """Keeps the training rows."""
+
+    def __init__(self):
+        self.rows = []
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        self.rows = list(train_dataloader.dataset)
+
+
+@pytest.fixture
+def trained_on(monkeypatch):
+    """A function that runs the stage and gives its summary and its training rows as (text, text with loss)."""
+
+    def run(recipe_):
+        batches, real = Batches(), sft.common.train
+
+        def train(trainer, stage):
+            trainer.add_callback(batches)
+            return real(trainer, stage)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sft.common, "train", train)
+            summary = sft.run(recipe_)
+        tokenizer, shown = byte_tokenizer(), []
+        for row in batches.rows:
+            kept = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+            shown.append((tokenizer.decode(row["input_ids"]), tokenizer.decode(kept)))
+        return summary, shown
+
+    return run
+
+
+FREE = {"learning_rate": 1e-9, "max_steps": 1, "turns": 2}
+
+
+def scripted(tokenizer, text):
+    """An engine, in the place of the model's, that answers `text` and ends the turn."""
+    ids = [*tokenizer(text)["input_ids"], tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    return lambda kind, model, **options: ScriptedEngine(lambda prompt, number: ids)
+
+
+def test_ghosts_have_loss_on_the_last_turn_and_the_others_as_the_section_says(tmp_path, trained_on, monkeypatch):
+    made = recipe(tmp_path, ghost_attention={"instructions": ["Shout."], "share": 0.5}, **FREE)
+    monkeypatch.setattr(ghost, "make_engine", scripted(byte_tokenizer(), "A"))
+    summary, shown = trained_on(made)
+    assert summary["ghost"] == {"chosen": 12, "trained": 12, "rows": 12}
+    assert summary["rows"] == len(shown) == 24
+    for text, loss in shown[12:]:
+        assert text.startswith("<|im_start|>user\nShout.\n\n") and text.count("Shout.") == 1
+        assert text.endswith("<|im_start|>assistant\nA<|im_end|>\n") and loss == "A<|im_end|>"
+    for text, loss in shown[:12]:
+        replies = [part.partition("<|im_end|>")[0] for part in text.split("assistant\n")[1:]]
+        assert len(replies) == 2 and loss == "".join(f"{reply}<|im_end|>" for reply in replies)
+        assert "Shout." not in text
+    monkeypatch.setattr(ghost, "make_engine", None)  # a resumed run asks nobody
+    again, taken = trained_on(made)
+    assert (again["ghost"], taken) == (summary["ghost"], shown)
+
+
+def test_a_ghost_that_is_too_long_is_dropped_and_not_cut(tmp_path, trained_on, monkeypatch):
+    keys = {"max_length": 130, "on_overlong": "truncate", "max_completion_length": 80}
+    made = recipe(tmp_path, ghost_attention={"instructions": ["Hi"], "share": 0.25}, **keys, **FREE)
+    monkeypatch.setattr(ghost, "make_engine", scripted(byte_tokenizer(), "A" * 70))
+    summary, shown = trained_on(made)
+    assert summary["ghost"] == {"chosen": 6, "trained": 6, "rows": 0}
+    assert summary["dropped_rows"] == {"ghost attention: longer than max_length": 6}
+    assert len(shown) == 18 and not any("Hi" in text for text, _ in shown)
+
+
+def test_mask_reduction_and_packing_reach_the_trainer(tmp_path, trained_on):
+    for mask, turns in (("assistant_only", 2), ("last_turn_only", 1)):
+        _, shown = trained_on(recipe(tmp_path, run=mask, mask=mask, **FREE))
+        assert {loss.count("<|im_end|>") for _, loss in shown} == {turns}
+    summary, shown = trained_on(recipe(tmp_path, run="packed", packing=True, **FREE))
+    assert summary["packing"]["rows"] == 24 > summary["packing"]["packs"] == len(shown)
+    rows = conversations(12, 1) + conversations(12, 3, start=12)
+    for number, row in enumerate(rows):
+        row["messages"][1]["content"] *= 1 + number % 3
+    write_lines(tmp_path / "train.jsonl", rows)
+    names = ("token_mean", "session_mean", "turn_mean", "prefix_mean")
+    losses = {sft.run(recipe(tmp_path, run=name, loss_reduction=name, **FREE))["train_loss"] for name in names}
+    assert len(losses) == 4
+
+
 # -- the best model
 
 
@@ -154,11 +243,14 @@ def watched(monkeypatch):
 
     def run(recipe_, die=None):
         seen, real = Seen(die), sft.common.train
-        monkeypatch.setattr(sft.common, "train", lambda trainer, *a: (trainer.add_callback(seen), real(trainer, *a))[1])
-        try:
+
+        def train(trainer, stage):
+            trainer.add_callback(seen)
+            return real(trainer, stage)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sft.common, "train", train)
             return sft.run(recipe_), seen
-        finally:
-            monkeypatch.setattr(sft.common, "train", real)
 
     return run
 
