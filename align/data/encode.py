@@ -62,6 +62,11 @@ def encode_demonstrations(
     Raises:
         DataError: `on_overlong` is "error" and a row is too long.
     """
+    if mask not in ("assistant_only", "last_turn_only") or default_system != "none" or thinking != "keep":
+        raise DataError(
+            f"mask {mask} with default_system {default_system} and thinking {thinking} cannot be encoded yet; "
+            "use mask assistant_only or last_turn_only, default_system none and thinking keep"
+        )
     rows: list[Row] = []
     counts: Counter[str] = Counter()
     encoded = chatml.encode_many(tokenizer, [chatml.render(demo.messages) for demo in demos])
