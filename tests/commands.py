@@ -40,7 +40,7 @@ def accelerate(*words: str | Path, cwd: Path = ROOT, env: dict[str, str] = PLAIN
     return run(BIN / "accelerate", "launch", "--cpu", "--num_processes", "1", *words, cwd=cwd, env=env)
 
 
-def on_two_ranks(*words: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+def on_two_ranks(*words: str | Path, cwd: Path = ROOT, env: dict[str, str] = PLAIN) -> subprocess.CompletedProcess:
     """`torchrun --nproc_per_node 2 WORDS`."""
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    return run(*launcher, *words, cwd=cwd)
+    return run(*launcher, *words, cwd=cwd, env=env)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from align.data.encode import NO_LOSS, PairRow, Row
+from align.data.packing import whole_labels, whole_turns
 
 
 def _pad(sequences: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
@@ -34,16 +35,35 @@ def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, T
 class CausalCollator:
     """Rows of `encode_demonstrations` -> `input_ids`, `attention_mask`, `labels`, each (B, T), padded on the right.
 
-    Rows without `labels` (blocks of documents) have loss on every token but the first.
+    Rows without `labels` (blocks of documents) have loss on every token but the first. Two more tensors (B, T) come
+    where they mean something: `turns` when `with_turns` is set (0 in the padding), and `segments` for packed rows
+    (`align.data.packing`): the number of the sample inside its row, from 1, 0 in the padding.
+
+    Args:
+        pad_id: what `input_ids` are padded with.
+        with_turns: give the turn of every label, which all loss reductions but "token_mean" need.
+
+    Raises:
+        DataError: `with_turns`, and a row has labels but no turns.
     """
 
-    def __init__(self, pad_id: int):
-        self.pad_id = pad_id
+    def __init__(self, pad_id: int, *, with_turns: bool = False):
+        self.pad_id, self.with_turns = pad_id, with_turns
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         input_ids_BT, mask_BT = pad_right([row["input_ids"] for row in rows], self.pad_id)
-        labels_BT = _pad([row.get("labels") or [NO_LOSS, *row["input_ids"][1:]] for row in rows], NO_LOSS, left=False)
-        return {"input_ids": input_ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
+        labels_BT = _pad([whole_labels(row) for row in rows], NO_LOSS, left=False)
+        batch = {"input_ids": input_ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
+        if self.with_turns:
+            batch["turns"] = _pad([whole_turns(row) for row in rows], 0, left=False)
+        if any("lengths" in row for row in rows):
+            batch["segments"] = _pad([_segments(row) for row in rows], 0, left=False)
+        return batch
+
+
+def _segments(row: Row) -> list[int]:
+    lengths = row.get("lengths", [len(row["input_ids"])])
+    return [number for number, length in enumerate(lengths, 1) for _ in range(length)]
 
 
 class PairCollator:

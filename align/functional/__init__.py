@@ -20,9 +20,10 @@ from align.functional.kl import kl_estimate
 from align.functional.logprobs import token_entropy, token_logprobs
 from align.functional.masked import Moments, masked_mean, masked_sum, masked_var, whiten
 from align.functional.ppo import policy_loss, value_loss
+from align.functional.reductions import loss_weights
 from align.functional.shaping import shape_rewards
 from align.functional.stats import explained_variance, merge_stats
-from align.functional.supervised import causal_nll_sum
+from align.functional.supervised import causal_nll_sum, weighted_nll_sum
 
 __all__ = [
     "Moments",
@@ -30,6 +31,7 @@ __all__ = [
     "explained_variance",
     "gae",
     "kl_estimate",
+    "loss_weights",
     "masked_mean",
     "masked_sum",
     "masked_var",
@@ -39,5 +41,6 @@ __all__ = [
     "token_entropy",
     "token_logprobs",
     "value_loss",
+    "weighted_nll_sum",
     "whiten",
 ]

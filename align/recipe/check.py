@@ -12,6 +12,7 @@ from align.recipe.load import STAND_IN, inspect
 from align.recipe.problems import did_you_mean
 from align.recipe.schema import DEFAULT_PARENTS, STAGES, Recipe
 from align.recipe.sources import source_problems, stage_sources
+from align.recipe.stages import SFTSection
 from align.recipe.table import table
 from align.recipe.trackers import tracker_problems
 from data_formats.errors import MissingFileError
@@ -135,6 +136,8 @@ def describe_plan(recipe: Recipe, world_size: int | None = None) -> str:
         table(("stage", "starts from", "data", "writes"), rows),
         describe_batches(plans),
     ]
+    if recipe.sft is not None:
+        parts.append(_sft_line(recipe.sft))
     if recipe.ppo is not None:
         parts.append(_ppo_line(recipe, plans[-1]))
     return "\n\n".join(parts)
@@ -170,6 +173,20 @@ def _origins(recipe: Recipe, stage: str) -> str:
 def _data(recipe: Recipe, stage: str) -> str:
     names = list(dict.fromkeys(Path(source.path).name for key, source in stage_sources(recipe, stage)))
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+def _sft_line(sft: SFTSection) -> str:
+    length = f"{sft.max_steps} steps" if sft.max_steps is not None else f"{sft.num_train_epochs:g} epochs"
+    rows = "packed " if sft.packing else "length-grouped " if sft.group_by_length else ""
+    text = (
+        f"sft: {length} on {rows}rows of at most {sft.max_length} tokens (longer ones: {sft.on_overlong}); "
+        f"loss on {sft.mask}, {sft.loss_reduction}"
+    )
+    if sft.ghost_attention is not None:
+        text += f"; ghost attention on a share of {sft.ghost_attention.share:g} of the multi-turn conversations"
+    if sft.eval_steps is not None:
+        text += f"; held-out loss and {sft.eval_num_replies} replies every {sft.eval_steps} steps"
+    return text + ("; the best model by held-out loss is kept" if sft.keep_best else "")
 
 
 def _ppo_line(recipe: Recipe, plan: BatchPlan) -> str:

@@ -177,6 +177,8 @@ def _repair(data: dict, problem: Problem) -> bool:
         value = here.pop(problem.loc[-1]) if problem.kind != "missing" else None
     except (KeyError, IndexError, TypeError):
         return True  # went away with an earlier repair
+    except AttributeError:
+        return False  # a plain text that stands for a section (a source, an instruction)
     if problem.kind == "missing":
         stand_in = _stand_in(problem.loc)
         if stand_in is None:

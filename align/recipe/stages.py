@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from align.recipe.fields import Count, OptimSection, Positive, Share, Source
+from align.recipe.fields import Count, OptimSection, Positive, Section, Share, Source
+
+Mask = Literal["assistant_only", "user_content_only", "qwen_script", "last_turn_only", "all"]
+LossReduction = Literal["token_mean", "session_mean", "turn_mean", "prefix_mean"]
+GHOST_MASKS = ("assistant_only", "last_turn_only")
 
 
 class SupervisedSection(OptimSection):
@@ -51,11 +55,81 @@ class BaseSection(SupervisedSection):
     """(Continued) pretraining on documents, concatenated into blocks of `max_length` tokens."""
 
 
-class SFTSection(SupervisedSection):
-    """ChatML supervised finetuning; loss on assistant content and its `<|im_end|>`."""
+class Instruction(Section):
+    """An instruction that holds for a whole conversation ("Answer in French from now on.").
 
+    `text` stands on every user turn while the reply is sampled. With `short` ("In French."), half of the conversations,
+    drawn by the seed, are trained with that in its place. A plain string stands for `{text: string}`.
+    """
+
+    text: str = Field(min_length=1)
+    short: str | None = Field(None, min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_string(cls, value: Any) -> Any:
+        return {"text": value} if isinstance(value, str) else value
+
+
+class GhostSection(Section):
+    """Ghost Attention (Llama 2, A.3.5): see `align.stages.ghost`.
+
+    `share` of the conversations with two or more user turns get one of the `instructions`, drawn by the seed; the
+    stage's starting model samples their last reply at `temperature` and `top_p`, of at most `max_completion_length`
+    tokens.
+    """
+
+    instructions: tuple[Instruction, ...] = Field(min_length=1)
+    share: float = Field(0.2, gt=0, le=1)
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+
+
+class SFTSection(SupervisedSection):
+    """ChatML supervised finetuning.
+
+    What gets loss, `mask`: `assistant_only` (assistant content and its `<|im_end|>`), `user_content_only`,
+    `qwen_script` (as Qwen's own finetune.py), `last_turn_only` (the last reply), `all`.
+
+    How losses are put together, `loss_reduction`: `token_mean` (over all tokens of an optimizer step), `session_mean`
+    (every conversation counts 1), `turn_mean` (every turn counts 1), `prefix_mean` (every beginning of a conversation
+    is a sample whose loss is the mean over its turns).
+
+    `default_system: template` gives conversations without a system turn the one of the tokenizer's own template;
+    `thinking` says whether reasoning before a reply is kept. `packing` joins conversations, which do not see one
+    another, into rows of `max_length` tokens; batch sizes, steps and epochs then count packed rows. `group_by_length`
+    makes optimizer steps of rows of like length.
+
+    Held-out loss and `eval_num_replies` sampled replies are taken at every `eval_steps` and at the end; `keep_best`
+    leaves the model of the lowest held-out loss, not the last one.
+    """
+
+    mask: Mask = "assistant_only"
+    loss_reduction: LossReduction = "token_mean"
+    default_system: Literal["none", "template"] = "none"
+    thinking: Literal["keep", "drop"] = "keep"
+    packing: bool = False
+    group_by_length: bool = False
+    ghost_attention: GhostSection | None = None
+    keep_best: bool = False
     eval_num_replies: Count = 64
     max_completion_length: Positive = 128
+
+    def rules(self) -> list[tuple[str, str]]:
+        broken = super().rules()
+        if self.packing and self.group_by_length:
+            broken.append(("group_by_length", "packed rows are of like length already; use it or packing, not both"))
+        if self.ghost_attention is not None and self.mask not in GHOST_MASKS:
+            sentence = (
+                f"teaches the last reply alone, but mask {self.mask} puts loss on what the user writes; "
+                f"use mask {' or '.join(GHOST_MASKS)}"
+            )
+            broken.append(("ghost_attention", sentence))
+        if self.keep_best and self.eval_steps is None:
+            broken.append(("keep_best", "needs eval_steps: how often to measure the held-out loss"))
+        if self.keep_best and not self.eval_data and not self.holdout:
+            broken.append(("keep_best", "needs held-out conversations: name eval_data or set holdout above 0"))
+        return broken
 
 
 class RewardSection(SupervisedSection):

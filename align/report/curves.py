@@ -43,14 +43,16 @@ def preference(run: Run, theme: Theme) -> Figure | None:
 
 
 def heldout(stage: StageFiles, key: str) -> Series:
-    """A held-out figure over steps: those logged in training between the ones measured before and after it."""
+    """A held-out figure over steps: those logged in training between the ones measured before and after it (of a best
+    model: at its step)."""
     points = dict(zip(*stage.series(f"eval_{key}"), strict=True))
     name = {"loss": "heldout_loss"}.get(key, key)
     before, after = number(stage.summary.get(f"{name}_before")), number(stage.summary.get(name))
     if before is not None:
         points.setdefault(0.0, before)
     if after is not None:
-        points[number(stage.summary.get("steps")) or float(stage.last_step)] = after
+        measured = (number(stage.summary.get(name)) for name in ("best_step", "steps"))
+        points[next((step for step in measured if step is not None), float(stage.last_step))] = after
     return sorted(points), [points[step] for step in sorted(points)]
 
 

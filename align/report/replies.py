@@ -50,9 +50,15 @@ def compared(run: Run) -> list[Exchange]:
 
 
 def said(run: Run, name: str) -> list[Exchange]:
-    """Replies in a stage's `samples.jsonl` beside the reference where there is one; of ppo, the last ones."""
-    rows = [row for row in run.stages[name].samples if "reply" in row]
-    rows = rows[-OF_A_STAGE:] if name == "ppo" else rows[:OF_A_STAGE]
+    """Replies in a stage's `samples.jsonl` beside the reference where there is one: those of the last step (of ppo,
+    the last ones; of sft with a best model, those of its step)."""
+    stage = run.stages[name]
+    rows = [row for row in stage.samples if "reply" in row]
+    if name == "ppo":
+        rows = rows[-OF_A_STAGE:]
+    else:
+        last = number(stage.summary.get("best_step")) or (number(rows[-1].get("step")) if rows else None)
+        rows = [row for row in rows if number(row.get("step")) == last][:OF_A_STAGE]
     return [
         Exchange(
             prompt_text(row.get("prompt")),

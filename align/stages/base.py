@@ -17,6 +17,7 @@ from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.runs.seeding import derive
 from align.stages import causal, common
 from align.stages.unigram import unigram_entropy
+from align.trainers.sft import SFTTrainer
 from data_formats.records import Document
 
 SAMPLES, BEGINNING, CONTINUED = 8, 12, 36
@@ -39,17 +40,11 @@ def run(
     blocks = encode_documents(tokenizer, train, section.max_length)
     heldout_blocks = encode_documents(tokenizer, heldout, section.max_length)
     read = common.account(stage, section, reports, (blocks, {}), (heldout_blocks, {}))
-    trainer, figures = causal.fit(
-        recipe,
-        stage,
-        section,
-        out_dir,
-        model=model,
-        tokenizer=tokenizer,
-        rows=[{"input_ids": block} for block in blocks],
-        heldout=[{"input_ids": block} for block in heldout_blocks],
-        measure_before=origin.kind != "new",
-    )
+    rows, heldout_rows = ([{"input_ids": block} for block in every] for every in (blocks, heldout_blocks))
+    args = causal.arguments(recipe, stage, section, out_dir, evaluate=bool(heldout_rows))
+    trainer = SFTTrainer(model, args, train_dataset=rows, eval_dataset=heldout_rows or None, processing_class=tokenizer)
+    figures = _fit(trainer, stage, measure_before=origin.kind != "new")
+    common.save_model(trainer, tokenizer)
     if common.is_main():
         policy = trainer.accelerator.unwrap_model(trainer.model)
         samples = continuations(policy, tokenizer, heldout_blocks, derive(recipe.seed, stage, "samples"))
@@ -58,6 +53,8 @@ def run(
     entropy = unigram_entropy(blocks, heldout_blocks, len(tokenizer)) if heldout_blocks else None
     summary = {
         **figures,
+        "rows": len(rows),
+        "heldout_rows": len(heldout_rows),
         "unigram_entropy": entropy,
         "documents": len(train),
         "tokens": sum(map(len, blocks)),
@@ -66,6 +63,12 @@ def run(
         **read,
     }
     return common.finish(out_dir, summary, began)
+
+
+def _fit(trainer: SFTTrainer, stage: str, *, measure_before: bool) -> dict[str, Any]:
+    losses = {"heldout_loss_before": causal.heldout_metrics(trainer).get("eval_loss")} if measure_before else {}
+    figures = common.train(trainer, stage)
+    return {"heldout_loss": causal.heldout_metrics(trainer).get("eval_loss"), **losses, **figures}
 
 
 def _start(recipe: Recipe, stage: str, origin: Origin, train: list[Document]) -> tuple[Any, Any]:

@@ -1,9 +1,11 @@
-"""What base and sft share: fit a causal LM to encoded rows and measure its held-out loss."""
+"""What base and sft share: the causal LM they start from, the trainer's arguments, and the held-out loss."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainingArguments
 
 from align.recipe import Recipe, batch_plan
 from align.recipe.lineage import Origin
@@ -25,37 +27,26 @@ def load(recipe: Recipe, stage: str, origin: Origin, section: SupervisedSection)
     return load_causal_lm(path, model, attention_dropout=section.attention_dropout), tokenizer
 
 
-def heldout_loss(trainer: SFTTrainer, rows: list[dict]) -> float | None:
-    """Mean loss in nats a token; None without rows."""
-    return trainer.predict(rows, metric_key_prefix="eval").metrics["eval_loss"] if rows else None
+def arguments(
+    recipe: Recipe, stage: str, section: SupervisedSection, out_dir: Path, *, evaluate: bool
+) -> TrainingArguments:
+    """The trainer's arguments; making them also finds this rank's device.
 
-
-def fit(
-    recipe: Recipe,
-    stage: str,
-    section: SupervisedSection,
-    out_dir: Path,
-    *,
-    model: Any,
-    tokenizer: Any,
-    rows: list[dict],
-    heldout: list[dict],
-    measure_before: bool,
-) -> tuple[SFTTrainer, dict[str, Any]]:
-    """Train, measure and save; returns the trainer and the figures."""
-    args = training_arguments(
+    Args:
+        evaluate: whether there are held-out rows for `eval_steps`.
+    """
+    return training_arguments(
         section,
         batch_plan(recipe, stage),
         recipe.model,
         out_dir,
         seed=derive(recipe.seed, stage, "train"),
         report_to=recipe.report_to,
-        evaluate=bool(heldout),
+        evaluate=evaluate,
     )
-    trainer = SFTTrainer(model, args, train_dataset=rows, eval_dataset=heldout or None, processing_class=tokenizer)
-    before = heldout_loss(trainer, heldout) if measure_before else None
-    figures = common.train(trainer, stage)
-    after = heldout_loss(trainer, heldout)
-    common.save_model(trainer, tokenizer)
-    losses = {"heldout_loss": after} | ({"heldout_loss_before": before} if measure_before else {})
-    return trainer, {**losses, **figures, "rows": len(rows), "heldout_rows": len(heldout)}
+
+
+def heldout_metrics(trainer: SFTTrainer) -> dict[str, Any]:
+    """Metrics of the trainer's held-out rows, `eval_loss` in nats a token among them; empty without rows."""
+    rows = trainer.eval_dataset
+    return trainer.predict(rows, metric_key_prefix="eval").metrics if rows else {}

@@ -22,11 +22,13 @@ LOG = logging.getLogger("align")
 Summary = dict[str, Any]
 MADE_BY_STAGES = (
     "model",
+    "best",
     "critic",
     "checkpoints",
     "failed",
     "metrics.jsonl",
     "samples.jsonl",
+    "ghost.jsonl",
     "eval.jsonl",
     "recipe.yaml",
     "summary.json",
@@ -135,11 +137,11 @@ def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learnin
     latest = checkpoint.latest(trainer.checkpoint_dir)
     start = checkpoint.step_of(latest) if latest else 0
     began = time.perf_counter()
-    if latest and start >= trainer.planned_steps():
-        trainer.load_finished(latest)  # killed after the last step: transformers would make one more
-    else:
-        with StopFlag() as flag:
-            attach(trainer, stage, out_dir, flag, figures=figures)
+    with StopFlag() as flag:
+        attach(trainer, stage, out_dir, flag, figures=figures)
+        if latest and start >= trainer.planned_steps():
+            trainer.load_finished(latest)  # killed after the last step: transformers would make one more
+        else:
             trainer.train(resume_from_checkpoint=str(latest) if latest else None)
     state = trainer.state
     if state.global_step < state.max_steps:

@@ -56,6 +56,8 @@ def _measured(stage: str, summary: Summary) -> Iterator[Line]:
             _text(summary.get("heldout_loss_before")),
             _text(summary.get("heldout_loss")),
         )
+        if "best_step" in summary:
+            yield "  the best, of step", "", f"{summary['best_step']} of {summary['steps']}"
         if "end_rate" in summary:
             yield "replies that end by themselves", "", percent(summary["end_rate"])
     elif stage in ("pmp", "rm") and summary.get("accuracy") is not None:

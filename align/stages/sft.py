@@ -1,103 +1,171 @@
-"""Supervised finetuning on conversations, then a look at what the model says.
+"""Supervised finetuning on conversations, with looks at what the model says (`align.stages.looks`).
 
-Replies to held-out prompts are sampled at temperature 1 and top-p 1 with the HF engine. `end_rate` is the share that
-ended with `<|im_end|>` themselves, `distinct` the share of different texts among them.
+The held-out loss is measured before training, at every `eval_steps` and at the end, the replies are sampled at the
+latter two. `end_rate` is the share of them, at temperature 1 and top-p 1, that ended with `<|im_end|>` themselves,
+`distinct` the share of different texts. With `keep_best` the summary's figures are those of the model that is left.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+
+from align.data.encode import Row, encode_demonstrations
+from align.data.load import train_and_heldout
+from align.evaluation.heldout import LossByCategory, loss_figures
+from align.evaluation.samples import fitting_prompts, heldout_prompts
 from align.recipe import Recipe
 from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.recipe.stages import SFTSection
 from align.runs.seeding import derive
 from align.stages import causal, common
-from data_formats.records import Demonstration, Message, Prompt
+from align.stages.best import BestModel
+from align.stages.ghost import ghost_demonstrations
+from align.stages.looks import Looks, merge
+from align.trainers.sft import SFTTrainer
+from data_formats.records import Demonstration
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Rows, and how many conversations were dropped or changed, by reason."""
+
+    rows: list[Row]
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 def run(
     recipe: Recipe, stage: str = "sft", *, init_from: Origin | None = None, out_dir: Path | None = None
 ) -> dict[str, Any]:
-    """Run the stage and leave its folder behind; returns the summary (`heldout_loss`, `end_rate`, `distinct`, …)."""
-    from align.data.encode import encode_demonstrations
-    from align.data.load import train_and_heldout
-
+    """Run the stage and leave its folder behind; returns the summary (`heldout_loss`, `end_rate`, `by_category`, …)."""
     began = time.perf_counter()
     section: SFTSection = getattr(recipe, stage)
     out_dir = out_dir or stage_dir(recipe, stage)
     model, tokenizer = causal.load(recipe, stage, init_from or init_origin(recipe, stage), section)
     common.open_folder(recipe, out_dir)
     train, heldout, reports = train_and_heldout(section, Demonstration, recipe)
-    rows, dropped = encode_demonstrations(tokenizer, train, section.max_length, section.on_overlong)
-    heldout_rows, heldout_dropped = encode_demonstrations(tokenizer, heldout, section.max_length, section.on_overlong)
-    read = common.account(stage, section, reports, (rows, dropped), (heldout_rows, heldout_dropped))
-    trainer, figures = causal.fit(
-        recipe,
-        stage,
-        section,
-        out_dir,
-        model=model,
-        tokenizer=tokenizer,
-        rows=rows,
-        heldout=heldout_rows,
-        measure_before=True,
+    heldout_rows, categories = encode_heldout(tokenizer, heldout, section)
+    if section.keep_best:
+        keys = f"{stage}.eval_data, {stage}.holdout and {stage}.max_length"
+        common.need_rows(
+            heldout_rows.rows, heldout_rows.counts, what=f"{stage}.keep_best needs held-out rows", keys=keys
+        )
+    args = causal.arguments(recipe, stage, section, out_dir, evaluate=bool(heldout_rows.rows))
+    rows, ghosts = encode_training(tokenizer, train, section, out_dir, model, args, derive(recipe.seed, stage, "ghost"))
+    read = common.account(stage, section, reports, (rows.rows, rows.counts), (heldout_rows.rows, heldout_rows.counts))
+    trainer = SFTTrainer(
+        model,
+        args,
+        train_dataset=rows.rows,
+        eval_dataset=heldout_rows.rows or None,
+        processing_class=tokenizer,
+        compute_metrics=LossByCategory(categories),
+        loss_reduction=section.loss_reduction,
+        packing=section.packing,
+        max_length=section.max_length,
+        group_by_length=section.group_by_length,
     )
-    samples: list[dict[str, Any]] = []
-    if common.is_main():
-        policy = trainer.accelerator.unwrap_model(trainer.model)
-        samples = sample_replies(policy, tokenizer, heldout, section, derive(recipe.seed, stage, "replies"))
-        common.write_lines(out_dir / "samples.jsonl", samples)
-    trainer.accelerator.wait_for_everyone()
-    figures |= reply_figures(samples) | read
-    return common.finish(out_dir, figures, began)
+    seed = derive(recipe.seed, stage, "replies")
+    figures = fit(trainer, stage, section, out_dir, tokenizer=tokenizer, heldout=heldout, seed=seed)
+    counts: dict[str, Any] = {"rows": len(rows.rows), "heldout_rows": len(heldout_rows.rows)}
+    if trainer.packing_report is not None:
+        counts["packing"] = trainer.packing_report
+    summary = common.finish(out_dir, figures | counts | read | ghosts, began)
+    BestModel.remove(out_dir)
+    return summary
 
 
-def heldout_prompts(demos: list[Demonstration], size: int) -> list[Prompt]:
-    """Up to `size` different prompts: what stands before the last assistant turn, that turn as the reference."""
-    chosen: dict[tuple[Message, ...], Prompt] = {}
-    for demo in demos:
-        exchange = demo.last_exchange()
-        if exchange is not None and len(chosen) < size:
-            chosen.setdefault(exchange[0], Prompt(exchange[0], demo.category, reference=exchange[1]))
-    return list(chosen.values())
+def encode(
+    tokenizer: Any, demos: Sequence[Demonstration], section: SFTSection, **changes: Any
+) -> tuple[list[Row], dict[str, int]]:
+    """`encode_demonstrations` with the section's options; `changes` win over them."""
+    names = ("max_length", "on_overlong", "mask", "default_system", "thinking")
+    return encode_demonstrations(tokenizer, demos, **({name: getattr(section, name) for name in names} | changes))
 
 
-def sample_replies(
-    model: Any, tokenizer: Any, demos: list[Demonstration], section: SFTSection, seed: int
-) -> list[dict[str, Any]]:
-    """One reply to each of the first `eval_num_replies` held-out prompts that fit, as rows of `samples.jsonl`."""
-    from align.data.encode import encode_prompts
-    from align.evaluation.replies import decodings, judged_replies
-    from rollouts.hf import HFEngine
-
-    asked = heldout_prompts(demos, section.eval_num_replies)
-    lengths = [len(ids) for ids in encode_prompts(tokenizer, [prompt.messages for prompt in asked])]
-    asked = [prompt for prompt, length in zip(asked, lengths, strict=True) if length <= section.max_length]
-    params = decodings(tokenizer, num_samples=1, max_new_tokens=section.max_completion_length, seed=seed)["sampled"]
-    engine = HFEngine(model, tokenizer.pad_token_id, batch_size=section.eval_batch_size)
-    judged = judged_replies(engine, tokenizer, asked, params, ()) if asked else []
-    return [
-        {
-            "prompt": [{"role": message.role, "content": message.content} for message in prompt.messages],
-            **reply.row(),
-            "reference": prompt.reference,
-            "category": prompt.category,
-        }
-        for prompt, (reply,) in zip(asked, judged, strict=True)
-    ]
+def encode_heldout(tokenizer: Any, demos: Sequence[Demonstration], section: SFTSection) -> tuple[Encoded, list[str]]:
+    """Held-out rows and the category of each."""
+    rows, counts = encode(tokenizer, demos, section)
+    if len(rows) < len(demos):  # which ones were dropped, each shows by itself
+        demos = [demo for demo in demos if encode(tokenizer, [demo], section)[0]]
+    return Encoded(rows, counts), [demo.category for demo in demos]
 
 
-def reply_figures(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """`end_rate`, `distinct` and mean length in tokens of sampled replies; empty without samples."""
-    if not samples:
-        return {}
-    n = len(samples)
+def encode_training(
+    tokenizer: Any,
+    demos: Sequence[Demonstration],
+    section: SFTSection,
+    out_dir: Path,
+    model: Any,
+    args: TrainingArguments,
+    seed: int,
+) -> tuple[Encoded, dict[str, Any]]:
+    """Training rows, those of Ghost Attention after the others, and what the summary says of the latter.
+
+    A ghost conversation that is too long is dropped whatever `on_overlong` says: cut, it would lose the turn that holds
+    its instruction.
+    """
+    if section.ghost_attention is None:
+        return Encoded(*encode(tokenizer, demos, section)), {}
+    plain, instructed, found = ghost_demonstrations(
+        demos, section, out_dir, model=model, tokenizer=tokenizer, device=args.device, seed=seed
+    )
+    rows, counts = encode(tokenizer, plain, section)
+    more, dropped = encode(tokenizer, instructed, section, mask="last_turn_only", on_overlong="drop")
+    found["rows"] = len(more)
+    return Encoded(rows + more, counts | {f"ghost attention: {why}": n for why, n in dropped.items()}), {"ghost": found}
+
+
+def fit(
+    trainer: SFTTrainer,
+    stage: str,
+    section: SFTSection,
+    out_dir: Path,
+    *,
+    tokenizer: Any,
+    heldout: Sequence[Demonstration],
+    seed: int,
+) -> dict[str, Any]:
+    """Train, look at the model and save it, the best one where that is asked for; returns the figures."""
+    if not trainer.eval_dataset:
+        figures = common.train(trainer, stage)
+        common.save_model(trainer, tokenizer)
+        return {"heldout_loss": None, "heldout_loss_before": None, **figures}
+    prompts = fitting_prompts(tokenizer, heldout_prompts(heldout, section.eval_num_replies), section.max_length)
+    best = BestModel(trainer, out_dir) if section.keep_best else None
+    looks = Looks(
+        trainer,
+        tokenizer,
+        prompts,
+        out_dir,
+        max_new_tokens=section.max_completion_length,
+        batch_size=section.eval_batch_size,
+        seed=seed,
+        best=best,
+    )
+    before = loss_figures(causal.heldout_metrics(trainer))
+    trainer.add_callback(looks)
+    figures = common.train(trainer, stage)
+    look = looks.final()
+    if best is not None:
+        figures["last_heldout_loss"] = look["heldout_loss"]
+        look = best.restore()
+        figures |= {"best_step": look["step"], "best_heldout_loss": look["heldout_loss"]}
+    common.save_model(trainer, tokenizer)
+    return _figures(before, look) | figures
+
+
+def _figures(before: dict[str, Any], look: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the saved model, beside its losses before training."""
+    earlier = {name: {"heldout_loss_before": part["heldout_loss"]} for name, part in before["by_category"].items()}
+    found = {key: value for key, value in look.items() if key != "step"}
     return {
-        "replies": n,
-        "end_rate": sum(sample["finished"] for sample in samples) / n,
-        "distinct": len({sample["reply"] for sample in samples}) / n,
-        "reply_tokens": sum(sample["tokens"] for sample in samples) / n,
+        **found,
+        "heldout_loss_before": before["heldout_loss"],
+        "by_category": merge(look["by_category"], earlier),
     }

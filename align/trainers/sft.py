@@ -1,14 +1,18 @@
 """Supervised finetuning, and (continued) pretraining, by next-token prediction.
 
 `transformers.Trainer` with the batches and the scale of `SupervisedTrainer`; the base stage uses the same class on
-blocks of documents. The loss of an optimizer step is the mean over all its tokens with loss, over all conversations and
-ranks (the Qwen report leaves the reduction open; section 2 of its chain: loss on assistant content and its end token).
+blocks of documents. By default the loss of an optimizer step is the mean over all its tokens with loss, over all
+conversations and ranks (the Qwen report leaves the reduction open; section 2 of its chain: loss on assistant content
+and its end token); `align.functional.reductions` has the others. Whatever the reduction, gradients do not depend on
+micro-batches, packing, padding or the number of ranks. Logits are computed only where there is loss.
 
-Not `trl.SFTTrainer`: it forbids a collator of one's own with its packing and filters over-long rows silently.
+Not `trl.SFTTrainer`: it forbids a collator of one's own with its packing, truncates over-long rows silently, and its
+packing keeps samples apart with flash attention alone.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -17,8 +21,14 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 
 from align.data.collate import CausalCollator
-from align.functional.supervised import causal_nll_sum
+from align.data.packing import PackedRows, PackingError
+from align.functional.logprobs import token_logprobs
+from align.functional.reductions import REDUCTIONS, Reduction, loss_weights
+from align.functional.supervised import predicting_positions, weighted_nll_sum
+from align.trainers.causal_forward import attention_of, logits_at, packed_batch, packed_inputs, prove_packing
 from align.trainers.supervised import SupervisedTrainer
+
+LOG = logging.getLogger("align")
 
 
 def nll_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -29,22 +39,67 @@ def nll_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 class SFTTrainer(SupervisedTrainer):
-    """Trains a causal LM on rows `{"input_ids": [...], "labels": [...]}`, label -100 = no loss.
+    """Trains a causal LM on rows `{"input_ids": [...], "labels": [...], "turns": [...]}`, label -100 = no loss.
 
     Args:
         model, args and further keywords: as for `transformers.Trainer`.
-        train_dataset, eval_dataset: lists of encoded rows (`align.data.encode`).
+        train_dataset, eval_dataset: lists of encoded rows (`align.data.encode`). Held-out rows are never packed, and
+            their loss is always the mean over tokens, so that it can be compared across reductions.
         processing_class: the tokenizer; its pad id pads batches unless a `data_collator` is given.
+        loss_reduction: "token_mean", "session_mean", "turn_mean" or "prefix_mean" (`align.functional.reductions`);
+            all but the first need `turns` in the rows.
+        packing: join training rows into packed rows (`align.data.packing`); a batch then counts packed rows, and so do
+            epochs and steps. `packing_report` says what came of it.
+        max_length: tokens of a packed row; the length of the longest row when it is None.
+        group_by_length: fill optimizer steps with rows of like length (`align.trainers.sampling`).
+
+    Raises:
+        ValueError: an unknown reduction.
+        PackingError: nothing to pack, packing and grouping at once, or a collator or a model with which packed samples
+            would see one another.
     """
 
-    default_collator = CausalCollator
     default_metrics = staticmethod(nll_metrics)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: Any,
+        *,
+        loss_reduction: Reduction = "token_mean",
+        packing: bool = False,
+        max_length: int | None = None,
+        group_by_length: bool = False,
+        **kwargs: Any,
+    ):
+        if loss_reduction not in REDUCTIONS:
+            raise ValueError(f"loss_reduction must be one of {', '.join(REDUCTIONS)}, found '{loss_reduction}'")
+        if packing and group_by_length:
+            raise PackingError("packed rows are of one length already: choose packing or group_by_length, not both")
+        self.loss_reduction, self.group_by_length = loss_reduction, group_by_length
+        self.packing_report: dict[str, int | float] | None = None
+        if kwargs.get("data_collator") is None:
+            pad_id = kwargs["processing_class"].pad_token_id
+            kwargs["data_collator"] = CausalCollator(pad_id, with_turns=loss_reduction != "token_mean")
+        if packing and kwargs.get("train_dataset") is not None:
+            packed = PackedRows(kwargs["train_dataset"], max_length)
+            if "segments" not in kwargs["data_collator"]([packed[0]]):
+                raise PackingError("the data_collator gives no 'segments', so packed samples would see one another")
+            prove_packing(model, packed.max_length)
+            kwargs["train_dataset"], self.packing_report = packed, packed.report()
+            LOG.info(
+                "packed %(rows)d rows into %(packs)d of %(max_length)d tokens, %(fill_rate).1%% full", packed.report()
+            )
+        super().__init__(model, args, **kwargs)
 
     def row_length(self, row: dict) -> int:
         return len(row["input_ids"])
 
+    def _weights(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return loss_weights(inputs["labels"], self.loss_reduction, inputs.get("turns"), inputs.get("segments"))
+
     def count_items(self, inputs: dict[str, Tensor]) -> Tensor:
-        return inputs["labels"][:, 1:].ne(-100).sum()
+        return self._weights(inputs)[1]
 
     def compute_loss(
         self,
@@ -53,23 +108,45 @@ class SFTTrainer(SupervisedTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Sum of token losses of this micro-batch over the step's token count; scalar."""
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        loss_sum, count = causal_nll_sum(outputs.logits, inputs["labels"])
-        loss = self.mean_over_step(loss_sum, count, num_items_in_batch)
+        """Weighted sum of token losses of this micro-batch over the step's units; scalar.
+
+        With `return_outputs`, the outputs hold the logits of the positions with loss alone, (N, V).
+        """
+        inputs = self._laid_out(inputs)
+        weights_BT, units = self._weights(inputs)
+        outputs, logits_NV, flat_N = self._forward(model, inputs, weights_BT)
+        loss_sum = weighted_nll_sum(logits_NV, *_next(inputs["labels"], weights_BT, flat_N))
+        loss = self.mean_over_step(loss_sum, units, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _laid_out(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return packed_batch(inputs, attention_of(self.model)) if "segments" in inputs else inputs
+
+    def _forward(self, model: nn.Module, inputs: dict[str, Tensor], weights_BT: Tensor) -> tuple[Any, Tensor, Tensor]:
+        flat_N = predicting_positions(weights_BT)
+        if "segments" in inputs:
+            called = packed_inputs(inputs, attention_of(self.model), self.model.dtype)
+        else:
+            called = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        outputs, logits_NV = logits_at(model, self.model, called, flat_N)
+        return outputs, logits_NV, flat_N
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[None, Tensor, Tensor]:
         """Per row (loss sum, token count), shape (B, 2), so that uneven last batches count exactly."""
         inputs = self._prepare_inputs(inputs)
+        weights_BT, _ = loss_weights(inputs["labels"])
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits_BTV = model(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            ).logits
-            rows = [causal_nll_sum(logits_BTV[i : i + 1], inputs["labels"][i : i + 1]) for i in range(len(logits_BTV))]
-        sums_B2 = torch.stack(
-            [torch.stack([s.double(), torch.as_tensor(c, device=s.device).double()]) for s, c in rows]
-        )
+            _, logits_NV, flat_N = self._forward(model, inputs, weights_BT)
+            labels_N, weights_N = _next(inputs["labels"], weights_BT, flat_N)
+            row_N = flat_N // weights_BT.shape[1]
+            nll_N = -token_logprobs(logits_NV, labels_N).double()
+        sums_B2 = torch.zeros(len(weights_BT), 2, dtype=torch.float64, device=nll_N.device)
+        sums_B2.index_add_(0, row_N, torch.stack([nll_N, weights_N], dim=1))
         return None, sums_B2, torch.zeros(len(sums_B2), device=sums_B2.device)
+
+
+def _next(labels_BT: Tensor, weights_BT: Tensor, flat_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Label and weight judged at each position."""
+    return labels_BT.flatten()[flat_N + 1], weights_BT.flatten()[flat_N + 1]

@@ -1,9 +1,10 @@
 """What the SFT and the reward trainer share: exact loss scaling, our batches, atomic checkpoints.
 
 Loss scale. One optimizer step minimises (sum of the items' losses over all ranks and micro-batches) / (their global
-count): items are tokens with loss for SFT, pairs for the reward model. `transformers.Trainer` 5.19 counts items before
-the step (`_get_num_items_in_batch`), and DDP averages gradients over ranks; so a micro-batch of one of W ranks
-contributes `W * local_sum / global_count`, and `loss_is_scaled_for_ga` keeps the trainer from dividing again.
+count): items are tokens with loss for SFT (or turns, or conversations: its `loss_reduction`), pairs for the reward
+model. `transformers.Trainer` 5.19 counts items before the step (`_get_num_items_in_batch`), and DDP averages gradients
+over ranks; so a micro-batch of one of W ranks contributes `W * local_sum / global_count`, and `loss_is_scaled_for_ga`
+keeps the trainer from dividing again.
 
 Departures from `transformers.Trainer`: batches come from `StepSampler`; checkpoints are written under a temporary name
 and renamed (`checkpoints/step-N` with a manifest); `training_args.bin` (a pickle) is not written; floating point
@@ -39,6 +40,7 @@ class SupervisedTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = True  # read by Trainer.training_step
+    group_by_length = False  # steps of rows of like length, see StepSampler
     default_collator: ClassVar[Callable[[int], Callable[[list], dict[str, Tensor]]]]
     default_metrics: ClassVar[Callable[[EvalPrediction], dict[str, float]]]
 
@@ -95,6 +97,7 @@ class SupervisedTrainer(Trainer):
             world_size=args.world_size,
             rank=args.process_index,
             seed=args.data_seed if args.data_seed is not None else args.seed,
+            group_by_length=self.group_by_length,
         )
         generator = torch.Generator()  # the loader would otherwise draw from, and so disturb, the global generator
         workers = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}

@@ -67,6 +67,48 @@ def write_data(root: Path) -> Path:
     return root
 
 
+SFT_SIZES = ["max_steps=4", "warmup_steps=1", "batch_size=4", "micro_batch_size=2", "logging_steps=1", "eval_steps=2"]
+SFT_SIZES += ["save_steps=2", "eval_num_replies=4", "max_completion_length=8"]
+
+
+def write_conversations(root: Path) -> Path:
+    """The files of the SFT recipes: conversations of one to three exchanges, with categories, in two shapes."""
+    facts = [(animal, sound) for animal in ANIMALS for sound in SOUNDS]
+
+    def talk(number: int) -> list[dict[str, str]]:
+        chosen = [facts[(number + turn) % len(facts)] for turn in range(1 + number % 3)]
+        return [
+            {"from": side, "value": text}
+            for animal, sound in chosen
+            for side, text in (("human", f"The {animal}?"), ("gpt", f"It {sound}."))
+        ]
+
+    def messages(number: int) -> list[dict[str, str]]:
+        roles = {"human": "user", "gpt": "assistant"}
+        return [{"role": roles[turn["from"]], "content": turn["value"]} for turn in talk(number)]
+
+    train = [{"messages": messages(number), "category": facts[number][1]} for number in range(36)]
+    heldout = [{"messages": messages(number), "category": facts[number][1]} for number in range(36, 48)]
+    shared = [{"conversations": talk(number)} for number in range(36)]
+    for name, rows in {
+        "train": train,
+        "heldout": heldout,
+        "maths": train,
+        "maths_heldout": heldout,
+        "conversations": shared,
+        "conversations_heldout": heldout,
+    }.items():
+        _write(root / "sft" / f"{name}.jsonl", rows)
+    return root
+
+
+def sft_arguments(folder: Path) -> list[str]:
+    """As `arguments`, for the recipes that have an sft stage alone."""
+    model, root = write_model(folder / "Qwen2-tiny"), write_conversations(folder / "data")
+    sizes = [f"sft.{size}" for size in SFT_SIZES]
+    return [f"model.path={model}", f"data_root={root}", f"output_dir={folder / 'run'}", *sizes]
+
+
 def arguments(folder: Path) -> list[str]:
     """Writes model and data into `folder` and returns the `key=value` words that put them into the recipe."""
     model, root = write_model(folder / "Qwen2-tiny"), write_data(folder / "data")

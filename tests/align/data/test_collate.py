@@ -43,3 +43,17 @@ def test_pair_collator_puts_all_chosen_before_all_rejected():
     batch = PairCollator(PAD)(rows)
     assert same(batch["input_ids"], [[1, 2, PAD], [4, PAD, PAD], [3, PAD, PAD], [5, 6, 7]])
     assert same(batch["attention_mask"], [[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 1, 1]])
+
+
+def test_turns_come_when_asked_for_and_segments_with_packed_rows():
+    rows = [
+        {"input_ids": [1, 2, 3, 4], "labels": [-100, 2, -100, 4], "turns": [0, 1, 0, 1], "lengths": [2, 2]},
+        {"input_ids": [5, 6], "labels": [-100, 6], "turns": [0, 3]},
+    ]
+    batch = CausalCollator(PAD, with_turns=True)(rows)
+    assert same(batch["turns"], [[0, 1, 0, 1], [0, 3, 0, 0]])
+    assert same(batch["segments"], [[1, 1, 2, 2], [1, 1, 0, 0]])
+    plain = CausalCollator(PAD)(rows[1:])
+    assert plain.keys() == {"input_ids", "attention_mask", "labels"}
+    block = CausalCollator(PAD, with_turns=True)([{"input_ids": [1, 2, 3]}])
+    assert same(block["turns"], [[1, 1, 1]])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from align.functional import causal_nll_sum
+from align.functional.supervised import predicting_positions, weighted_nll_sum
 from tests import oracles
 
 
@@ -65,3 +66,36 @@ def test_bad_input_is_refused():
         causal_nll_sum(torch.zeros(1, 3, 4), torch.zeros(1, 2, dtype=torch.int64))
     with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
         causal_nll_sum(torch.zeros(1, 3, 4), torch.full((1, 3), 4))
+
+
+def test_predicting_positions_stand_before_the_labels_that_weigh_something():
+    weights = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 0.5]])
+    assert predicting_positions(weights).tolist() == [0, 4]
+    assert predicting_positions(torch.zeros(2, 3)).tolist() == []
+
+
+def test_weighted_sum_by_hand_and_its_derivatives():
+    logits = torch.tensor([[1.0, 2.0, 5.0], [1.0, 1.0, 2.0]], dtype=torch.float64).log().requires_grad_()
+    labels, weights = torch.tensor([0, 2]), torch.tensor([0.25, 3.0])
+    found = weighted_nll_sum(logits, labels, weights)
+    assert found.item() == pytest.approx(0.25 * math.log(8) + 3 * math.log(2), rel=1e-14)
+    assert torch.autograd.gradcheck(lambda x: weighted_nll_sum(x, labels, weights), (logits,))
+
+
+def test_weight_zero_keeps_nan_out_of_value_and_gradient():
+    logits = torch.tensor([[math.nan, 1.0], [0.0, 0.0]], requires_grad=True)
+    loss = weighted_nll_sum(logits, torch.tensor([0, 1]), torch.tensor([0.0, 2.0]))
+    loss.backward()
+    assert loss.item() == pytest.approx(2 * math.log(2)) and logits.grad.tolist() == [[0.0, 0.0], [1.0, -1.0]]
+
+
+def test_no_position_at_all_is_zero_and_still_connected():
+    logits = torch.zeros(0, 4, requires_grad=True)
+    loss = weighted_nll_sum(logits, torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    loss.backward()
+    assert loss.item() == 0.0 and logits.grad.shape == (0, 4)
+
+
+def test_weights_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"weights_N \(1,\)"):
+        weighted_nll_sum(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64), torch.zeros(1))

@@ -1,5 +1,6 @@
 """Every shipped recipe is valid, and says what it is in its first line."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,19 @@ def test_the_report_values_of_qwen_rlhf():
     assert (ppo.policy.learning_rate, ppo.critic.learning_rate) == (1e-6, 5e-6)
 
 
+def test_the_report_values_of_the_finetunings():
+    general, whole = load_recipe("qwen_sft").sft, load_recipe("qwen_rlhf").sft
+    own = ("eval_steps",)  # only the recipe of SFT alone looks at the model on its way
+    assert general.model_dump(exclude={*own}) == whole.model_dump(exclude={*own})
+    maths, talks = load_recipe("qwen_sft_math").sft, load_recipe("qwen_sft_multiturn").sft
+    assert (maths.max_length, maths.learning_rate, maths.max_steps) == (1024, 2e-5, 50_000)
+    assert (talks.loss_reduction, talks.packing, talks.on_overlong) == ("session_mean", True, "truncate")
+    for section in (maths, talks):
+        for key in ("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "attention_dropout", "max_grad_norm"):
+            assert getattr(section, key) == getattr(general, key)
+        assert section.lr_scheduler_type == "constant_with_warmup"
+
+
 def test_the_quickstart_keeps_the_ratio_of_the_learning_rates():
     ppo = load_recipe("quickstart").ppo
     assert ppo.critic.learning_rate == pytest.approx(5 * ppo.policy.learning_rate)
@@ -74,7 +88,7 @@ def test_the_quickstart_keeps_the_ratio_of_the_learning_rates():
 
 def test_descriptions():
     text = describe_recipes()
-    assert "quickstart  The embedded default" in text
+    assert re.search(r"^quickstart +The embedded default", text, re.MULTILINE)
     assert "#" not in text
 
 

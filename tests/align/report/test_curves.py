@@ -8,6 +8,9 @@ def test_held_out_figures_before_during_and_after_training():
     summary = {"heldout_loss_before": 2.0, "heldout_loss": 1.1, "steps": 100}
     assert heldout(StageFiles("sft", summary, metrics), "loss") == ([0.0, 50.0, 100.0], [2.0, 1.5, 1.1])
     assert heldout(StageFiles("sft", {}, metrics), "loss") == ([50.0, 100.0], [1.5, 1.2])
+    best = {"heldout_loss_before": 2.0, "heldout_loss": 1.0, "best_step": 70, "steps": 100}
+    more = [*metrics, {"step": 70, "eval_loss": 1.0}]
+    assert heldout(StageFiles("sft", best, more), "loss") == ([0.0, 50.0, 70.0, 100.0], [2.0, 1.5, 1.0, 1.2])
     rm = {"accuracy": 0.8, "accuracy_before": None}
     assert heldout(StageFiles("rm", rm, [{"step": 7, "loss": 1.0}]), "accuracy") == ([7.0], [0.8])
 

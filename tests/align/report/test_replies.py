@@ -52,6 +52,15 @@ def test_samples_of_a_stage():
     assert said(run, "ppo")[0].replies[0].notes == ["step 12", "score 0.5"]
 
 
+def test_of_several_looks_the_one_at_the_model_that_is_left_is_shown():
+    samples = [{"prompt": "q", "reply": f"{step}-{at}", "step": step} for step in (5, 10, 15) for at in (0, 1)]
+    last = run_of(sft={"samples": samples, "summary": {"steps": 15}})
+    assert [one.replies[0].text for one in said(last, "sft")] == ["15-0", "15-1"]
+    best = run_of(sft={"samples": samples, "summary": {"steps": 15, "best_step": 10}})
+    assert [one.replies[0].text for one in said(best, "sft")] == ["10-0", "10-1"]
+    assert said(run_of(sft={"samples": []}), "sft") == []
+
+
 def test_pairs_of_a_reward_stage():
     line = {
         "prompt": "p",

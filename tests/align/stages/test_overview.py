@@ -32,6 +32,7 @@ def test_reward_stage_shows_interval_and_baseline():
 
 def test_rows_a_hook_adds_are_shown():
     assert ("gold score", "", "0.5") in cells("sft", {"heldout_loss": 1.0, "headline": [["gold score", None, 0.5]]})
+    assert ("  the best, of step", "", "40 of 60") in cells("sft", {"best_step": 40, "steps": 60})
 
 
 def test_seconds_of_a_continued_stage_say_from_where_they_count():

@@ -34,6 +34,26 @@ def sft_rows(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
     return rows
 
 
+def chat_rows(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
+    """Conversations of 1 to 4 turns, each with a prompt (no loss) and a reply (loss); the pad id occurs inside.
+
+    The first turn with loss of some is numbered 2, as where the mask leaves turns out.
+    """
+    rng = random.Random(seed)
+    rows = []
+    for index in range(count):
+        row: dict[str, list[int]] = {"input_ids": [], "labels": [], "turns": []}
+        first = 1 + (index % 3 == 0)
+        for turn in range(first, first + rng.randint(1, 4)):
+            prompt = [rng.randrange(259) for _ in range(rng.randint(1, 5))]
+            reply = [rng.randrange(259) for _ in range(rng.randint(1, 6))]
+            row["input_ids"] += prompt + reply
+            row["labels"] += [-100] * len(prompt) + reply
+            row["turns"] += [0] * len(prompt) + [turn] * len(reply)
+        rows.append(row)
+    return rows
+
+
 def pair_rows(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
     """Two sequences that share their beginning."""
     rng = random.Random(seed)
@@ -74,9 +94,10 @@ def make_trainer(
     ranks: int = 1,
     heldout: Any = None,
     model: Any = None,
+    trainer: dict[str, Any] | None = None,
     **keys: Any,
 ) -> Any:
-    """An `sft` or `reward` trainer of batches of 8 rows; `keys` go into the section."""
+    """An `sft` or `reward` trainer of batches of 8 rows; `trainer` goes to `SFTTrainer`, `keys` into the section."""
     options = {"learning_rate": 1e-3, "max_length": 64, "max_grad_norm": 1e9, "max_steps": 1, "eval_batch_size": 4}
     section = SupervisedSection(
         data=(Source(path="x"),), batch_size=BATCH, micro_batch_size=micro, **(options | {"logging_steps": 1} | keys)
@@ -84,8 +105,10 @@ def make_trainer(
     plan = BatchPlan("sft", ranks, BATCH, BATCH // ranks, micro, BATCH // ranks // micro)
     args = training_arguments(section, plan, ModelSection(path="x"), folder, seed=3)
     if kind == "sft":
+        options = trainer or {}
+        collator = CausalCollator(PAD, with_turns=options.get("loss_reduction", "token_mean") != "token_mean")
         return SFTTrainer(
-            model or causal_lm(), args, train_dataset=rows, eval_dataset=heldout, data_collator=CausalCollator(PAD)
+            model or causal_lm(), args, train_dataset=rows, eval_dataset=heldout, data_collator=collator, **options
         )
     return RewardTrainer(
         model or reward_model(), args, train_dataset=rows, eval_dataset=heldout, data_collator=PairCollator(PAD)

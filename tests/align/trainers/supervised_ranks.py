@@ -8,24 +8,30 @@ from pathlib import Path
 
 import torch
 
+from align.functional.reductions import REDUCTIONS
 from align.runs import checkpoint
-from tests.align.trainers.supervised_case import Gradients, make_trainer, pair_rows, sft_rows
+from tests.align.trainers.supervised_case import Gradients, chat_rows, make_trainer, pair_rows, sft_rows
 
 
 def main(folder: Path, ranks: int) -> None:
     results = {}
-    for kind, rows, heldout in (
-        ("sft", sft_rows(8), sft_rows(7, seed=5)),
-        ("reward", pair_rows(8), pair_rows(7, seed=5)),
-    ):
-        trainer = make_trainer(kind, folder / kind, rows, micro=2, ranks=ranks, heldout=heldout, save_steps=1)
+    packed = {"packing": True, "max_length": 40}
+    cases = (
+        ("sft", sft_rows(8), sft_rows(7, seed=5), None),
+        ("reward", pair_rows(8), pair_rows(7, seed=5), None),
+        *((f"sft {name}", chat_rows(8), chat_rows(7, seed=5), {"loss_reduction": name}) for name in REDUCTIONS),
+        ("sft packed", chat_rows(30), chat_rows(7, seed=5), packed | {"loss_reduction": "prefix_mean"}),
+    )
+    for case, rows, heldout, options in cases:
+        kind, given = case.split()[0], {"micro": 2, "ranks": ranks, "trainer": options}
+        trainer = make_trainer(kind, folder / case, rows, heldout=heldout, save_steps=1, **given)
         gradients = Gradients()
         trainer.add_callback(gradients)
         metrics = trainer.evaluate()
         trainer.train()
         logged = next(line for line in trainer.state.log_history if "loss" in line)
         clean = {name.removeprefix("module."): value for name, value in gradients.steps[0].items()}
-        results[kind] = {
+        results[case] = {
             "gradients": clean,
             "loss": logged["loss"],
             "accuracy": logged.get("accuracy", 0.0),
@@ -33,8 +39,8 @@ def main(folder: Path, ranks: int) -> None:
             "eval_items": metrics.get("eval_tokens", metrics.get("eval_pairs")),
             "predictions": torch.as_tensor(trainer.predict(heldout).predictions),
         }
-        again = make_trainer(kind, folder / f"{kind}-again", rows, micro=2, ranks=ranks, max_steps=2)
-        again.train(resume_from_checkpoint=str(checkpoint.latest(folder / kind / "checkpoints")))
+        again = make_trainer(kind, folder / f"{case}-again", rows, max_steps=2, **given)
+        again.train(resume_from_checkpoint=str(checkpoint.latest(folder / case / "checkpoints")))
         assert again.state.global_step == 2
         if trainer.is_world_process_zero():
             torch.save(results, folder / "results.pt")

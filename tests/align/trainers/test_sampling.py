@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from align.trainers.sampling import StepLoader, StepSampler
@@ -66,3 +68,52 @@ def test_loader_passes_the_epoch_on():
     sampler = StepSampler(LENGTHS, rows_per_step=2, micro_batch_size=2)
     StepLoader(LENGTHS, batch_sampler=sampler).set_epoch(7)
     assert sampler.epoch == 7
+
+
+MANY = [1 + (7 * at) % 100 for at in range(430)]
+
+
+def test_grouped_steps_hold_rows_of_like_length_in_shuffled_order():
+    grouped = StepSampler(MANY, rows_per_step=8, micro_batch_size=8, seed=2, group_by_length=True)
+    plain = StepSampler(MANY, rows_per_step=8, micro_batch_size=8, seed=2)
+    steps = list(grouped.steps())
+    assert [len(step) for step in steps] == [8] * 53 + [6]
+    assert sorted(row for step in steps for row in step) == list(range(430))
+
+    def spread(sampler):
+        spans = sorted(max(MANY[row] for row in step) - min(MANY[row] for row in step) for step in sampler.steps())
+        return spans[len(spans) // 2]
+
+    assert spread(grouped) < 10 < 60 < spread(plain)
+    longest = [max(MANY[row] for row in step) for step in steps]
+    falls = sum(later < earlier for earlier, later in itertools.pairwise(longest))
+    assert 15 < falls < 40  # sorted steps would fall nearly always
+
+
+@pytest.mark.parametrize(("micro", "ranks"), [(1, 1), (4, 2), (2, 4)])
+def test_grouped_steps_depend_on_seed_and_epoch_alone(micro, ranks):
+    def steps(epoch, micro, rank, ranks, seed=5):
+        sampler = StepSampler(
+            MANY,
+            rows_per_step=16,
+            micro_batch_size=micro,
+            world_size=ranks,
+            rank=rank,
+            seed=seed,
+            group_by_length=True,
+        )
+        sampler.set_epoch(epoch)
+        assert len(sampler) == len(list(sampler))
+        return steps_of(sampler, 16 // ranks // micro)
+
+    for epoch in (0, 3):
+        shares = [steps(epoch, micro, rank, ranks) for rank in range(ranks)]
+        together = [sorted(row for part in parts for row in part) for parts in zip(*shares, strict=True)]
+        whole = steps(epoch, 16, 0, 1)
+        assert together[:-1] == whole[:-1] and set(together[-1]) <= set(whole[-1])
+    assert steps(0, 16, 0, 1) != steps(1, 16, 0, 1) and steps(0, 16, 0, 1) != steps(0, 16, 0, 1, seed=6)
+
+
+def test_grouping_without_shuffling_is_refused():
+    with pytest.raises(ValueError, match="group_by_length draws its order"):
+        StepSampler(MANY, rows_per_step=8, micro_batch_size=8, shuffle=False, group_by_length=True)

@@ -5,7 +5,14 @@ import torch
 
 from align.runs import checkpoint
 from align.trainers.supervised import disable_dropout, set_attention_dropout
-from tests.align.trainers.supervised_case import causal_lm, make_trainer, pair_rows, reward_model, sft_rows
+from tests.align.trainers.supervised_case import (
+    causal_lm,
+    chat_rows,
+    make_trainer,
+    pair_rows,
+    reward_model,
+    sft_rows,
+)
 
 CASES = {
     "sft": (sft_rows(20), lambda: causal_lm(torch.float32, attention_dropout=0.2)),
@@ -27,6 +34,27 @@ def test_resuming_equals_never_having_stopped(tmp_path, kind, stop):
     again = make_trainer(kind, tmp_path / "again", rows, model=model(), **keys)
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoints" / f"step-{stop}"))
     assert again.state.global_step == 6
+    for name, value in weights(whole).items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "options", [{"packing": True, "max_length": 48, "loss_reduction": "turn_mean"}, {"group_by_length": True}]
+)
+def test_resuming_packed_or_grouped_rows_inside_the_second_epoch(tmp_path, options):
+    rows = chat_rows(40)
+    keys = {"micro": 4, "num_train_epochs": 2.0, "max_steps": None, "trainer": options}
+
+    def dropping():
+        return causal_lm(torch.float32, attention_dropout=0.2)
+
+    whole = make_trainer("sft", tmp_path / "whole", rows, model=dropping(), save_steps=1, save_total_limit=99, **keys)
+    whole.train()
+    last = whole.state.global_step
+    again = make_trainer("sft", tmp_path / "again", rows, model=dropping(), **keys)
+    assert again.planned_steps() == last
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoints" / f"step-{last // 2 + 1}"))
+    assert again.state.global_step == last
     for name, value in weights(whole).items():
         assert torch.equal(value, again.model.state_dict()[name]), name
 

@@ -1,0 +1,88 @@
+"""`best/`: the model of the lowest held-out loss so far, until the stage is finished.
+
+The folder holds weights, config and `best.json` (the step and what was measured there) and takes its name only when it
+is whole, so a kill leaves the best before or the new one. It belongs to the run, not to a checkpoint: a run that
+resumes before the best step trains through it again and arrives at the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from align.runs import files
+from align.runs.errors import CheckpointError, TrainingError
+from align.runs.ranks import any_rank, is_main
+
+BEST, FIGURES = "best", "best.json"
+
+
+class BestModel:
+    """Keeps the best model of a stage.
+
+    Args:
+        trainer: whose weights are kept and put back.
+        out_dir: the stage's folder.
+
+    Raises:
+        CheckpointError: a `best/` that cannot be read.
+    """
+
+    def __init__(self, trainer: Any, out_dir: Path):
+        self.trainer, self.folder = trainer, out_dir / BEST
+        if is_main():
+            files.heal(self.folder)
+        any_rank(False)  # a barrier: nobody reads before the first rank has healed
+        self.look: dict[str, Any] | None = self._read()
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self.folder.is_dir():
+            return None
+        try:
+            look = json.loads((self.folder / FIGURES).read_text(encoding="utf-8"))
+            return look if math.isfinite(look["heldout_loss"]) and isinstance(look["step"], int) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            raise CheckpointError(
+                f"{self.folder / FIGURES} cannot be read, so the best model is unknown: start the stage with --fresh"
+            ) from None
+
+    def offer(self, look: dict[str, Any]) -> None:
+        """Keep the current weights if `look["heldout_loss"]` is below that of the best. Every rank calls it.
+
+        Raises:
+            StorageError: the disk is full or not writable; the best before is intact.
+        """
+        if not look["heldout_loss"] < (self.look["heldout_loss"] if self.look else math.inf):
+            return
+        error: BaseException | None = None
+        try:
+            if is_main():
+                with files.atomic_dir(self.folder) as draft:
+                    self.trainer.accelerator.unwrap_model(self.trainer.model).save_pretrained(draft)
+                    files.write_json(draft / FIGURES, look)
+        except Exception as caught:
+            error = caught
+        if any_rank(error is not None):
+            raise error or TrainingError("the first rank could not keep the best model (see its message)")
+        self.look = look
+
+    def restore(self) -> dict[str, Any]:
+        """Put the best weights into the trainer's model; returns what was measured with them.
+
+        Raises:
+            TrainingError: no evaluation gave a finite loss.
+        """
+        if self.look is None:
+            raise TrainingError("no held-out loss was finite, so there is no best model: lower the learning rate")
+        if self.look["step"] != self.trainer.state.global_step:
+            self.trainer._load_from_checkpoint(str(self.folder))  # as Trainer does with its own best checkpoint
+        return self.look
+
+    @staticmethod
+    def remove(out_dir: Path) -> None:
+        """Remove the folder, once `model/` and the summary are written."""
+        if is_main():
+            shutil.rmtree(out_dir / BEST, ignore_errors=True)

@@ -1,0 +1,173 @@
+"""The forward pass of SFT: logits only where a label is judged, and packed samples that do not see one another.
+
+Logits. The LM head is by far the widest layer; prompts have no loss, so most of its work would be thrown away. A hook
+hands it only the hidden states whose next label counts. The hook sits on the head itself, so that the pass still goes
+through the wrapped model (DDP, FSDP, PEFT) and through whatever follows the head (soft-capping, logit scales), which
+works element by element in every architecture. A model that does not name its head, or calls it in another way, gives
+all logits and the same rows are taken out of them.
+
+Packing. The usual ways of telling a model about packed samples are silently wrong on a CPU (position ids next to an
+all-ones mask, or with a cache, attend across samples). Here every implementation gets what it cannot misread:
+
+    sdpa               an explicit bool mask (B, 1, T, T), block-diagonal and causal
+    eager              the same as an additive float mask (a bool mask would be added as 0 and 1)
+    flash_attention_2  the samples of all rows in one row of their own, without padding and mask: position ids that
+                       start over select its variable-length kernel, which takes them from a batch of one row alone
+
+and always positions that start over, and no cache. `prove_packing` tries it on the very model before training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from align.data.packing import PackingError
+from align.functional.masked import same_shape
+
+LEAK = 0.1  # share of what visible neighbours would do to the logits; rounding in bfloat16 stays well below
+
+
+def logits_at(model: nn.Module, raw_model: nn.Module, inputs: dict[str, Tensor], flat_N: Tensor) -> tuple[Any, Tensor]:
+    """One forward pass with logits at some positions only.
+
+    Args:
+        model: what is called, maybe wrapped.
+        raw_model: the causal LM inside.
+        inputs: `input_ids` (B, T) and what else `forward` takes.
+        flat_N: positions as flat indices into (B, T).
+
+    Returns:
+        The model's output, and logits_NV (the same as `output.logits` where the hook did its work).
+
+    Raises:
+        ValueError: the model gives logits of another length than its input (virtual tokens of prompt tuning).
+    """
+    with _head_only_at(raw_model, inputs["input_ids"].shape, flat_N):
+        output = model(**inputs, use_cache=False)
+    logits = output.logits
+    if logits.dim() == 2:
+        return output, logits
+    same_shape(logits_BTV_without_V=logits[..., 0], input_ids_BT=inputs["input_ids"])
+    return output, logits.flatten(0, 1).index_select(0, flat_N)
+
+
+@contextmanager
+def _head_only_at(raw_model: nn.Module, shape: torch.Size, flat_N: Tensor) -> Iterator[None]:
+    def select(head: nn.Module, args: tuple) -> tuple | None:
+        if not args or args[0].dim() != 3 or args[0].shape[:2] != shape:
+            return None
+        return (args[0].flatten(0, 1).index_select(0, flat_N), *args[1:])
+
+    head = raw_model.get_output_embeddings() if hasattr(raw_model, "get_output_embeddings") else None
+    handle = head.register_forward_pre_hook(select) if head is not None else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def positions(segments_BT: Tensor) -> Tensor:
+    """Position of every token inside its sample, int64, from 0; 0 in the padding (segment 0)."""
+    at_T = torch.arange(segments_BT.shape[1], device=segments_BT.device)
+    starts_BT = torch.ones_like(segments_BT, dtype=torch.bool)
+    starts_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    began_BT = torch.where(starts_BT, at_T, 0).cummax(dim=1).values
+    return torch.where(segments_BT != 0, at_T - began_BT, 0)
+
+
+def block_mask(segments_BT: Tensor) -> Tensor:
+    """Bool (B, 1, T, T), True = may attend: the same sample, not later. Padding sees padding alone: a row of the mask
+    without any True would make NaN of its softmax."""
+    same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+    return same_BTT.tril().unsqueeze(1)
+
+
+def packed_inputs(batch: dict[str, Tensor], implementation: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What `forward` is called with for a packed batch.
+
+    Args:
+        batch: `input_ids` and `segments`, (B, T); for flash attention already flat (`flattened`).
+        implementation: the model's attention implementation.
+        dtype: of the additive mask of eager attention: the model's own.
+
+    Raises:
+        PackingError: an attention implementation for which no such call is known.
+    """
+    segments_BT = batch["segments"]
+    inputs = {"input_ids": batch["input_ids"], "position_ids": positions(segments_BT)}
+    if implementation == "sdpa":
+        return inputs | {"attention_mask": block_mask(segments_BT)}
+    if implementation == "eager":
+        allowed = block_mask(segments_BT)
+        closed = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+        return inputs | {"attention_mask": closed.masked_fill(~allowed, torch.finfo(dtype).min)}
+    if implementation == "flash_attention_2":
+        return inputs
+    raise PackingError(
+        f"packing is not known to be correct with attn_implementation '{implementation}': "
+        "use sdpa (or eager, or flash_attention_2 on CUDA), or switch packing off"
+    )
+
+
+def flattened(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tokens of all rows without padding in a batch of one row, (1, N); samples are numbered on."""
+    segments_BT = batch["segments"]
+    real_BT = segments_BT != 0
+    offset_B1 = (segments_BT.amax(dim=1).cumsum(0) - segments_BT.amax(dim=1)).unsqueeze(1)
+    flat = {name: tensor[real_BT].unsqueeze(0) for name, tensor in batch.items() if tensor.shape == real_BT.shape}
+    return flat | {"segments": (segments_BT + offset_B1)[real_BT].unsqueeze(0)}
+
+
+def packed_batch(batch: dict[str, Tensor], implementation: str) -> dict[str, Tensor]:
+    """The batch in the layout that the attention implementation wants."""
+    return flattened(batch) if implementation == "flash_attention_2" else batch
+
+
+def attention_of(model: nn.Module) -> str:
+    """The attention implementation that the model's config names."""
+    return getattr(model.config, "_attn_implementation", None) or "eager"
+
+
+@torch.no_grad()
+def prove_packing(model: nn.Module, max_length: int) -> None:
+    """Compare packed samples with the same samples alone, on this model; the model is left as it was.
+
+    Raises:
+        PackingError: unknown attention, a sliding window shorter than a packed row, or logits that packing changes
+            (recurrent layers, code that ignores the mask).
+    """
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < max_length:
+        raise PackingError(
+            f"this model looks back {window} tokens at most, which packed rows of {max_length} tokens cannot respect: "
+            "lower max_length or switch packing off"
+        )
+    implementation, device = attention_of(model), next(model.parameters()).device
+    ids = torch.arange(3, 19, device=device) % config.vocab_size
+    first, second, training = ids[:7], ids[7:], model.training
+    packed = {"input_ids": ids[None], "segments": torch.tensor([[1] * 7 + [2] * 9], device=device)}
+    model.eval()
+    try:
+        inputs = packed_inputs(packed, implementation, model.dtype)
+        try:
+            together = model(**inputs, use_cache=False).logits[0].float()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise PackingError(f"this model does not take packed samples ({error}): switch packing off") from error
+        joined = model(input_ids=ids[None], use_cache=False).logits[0, 7:].float()
+        alone = [model(input_ids=part[None], use_cache=False).logits[0].float() for part in (first, second)]
+    finally:
+        model.train(training)
+    leak = float((together - torch.cat(alone)).abs().max())
+    visible = float((joined - alone[1]).abs().max())
+    if not leak <= LEAK * visible:
+        raise PackingError(
+            f"packed samples change one another's logits in this model (by {leak:.2g}; plain neighbours: "
+            f"{visible:.2g}), so packing would train on wrong contexts: switch packing off"
+        )

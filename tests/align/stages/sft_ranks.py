@@ -1,0 +1,55 @@
+"""The sft stage on every rank; run by test_sft_ranks.py under a launcher. `broken`: the first rank's engine fails."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from align.data.load import load_records
+from align.recipe import load_recipe
+from align.stages import causal, looks, sft
+from align.stages.ghost import ghost_demonstrations
+from data_formats.errors import AlignError
+from data_formats.records import Demonstration
+from rollouts.errors import RolloutError
+
+
+def main(file: Path, broken: bool) -> None:
+    PartialState(cpu=True)
+    rank = int(torch.distributed.get_rank()) if torch.distributed.is_initialized() else 0
+    recipe = load_recipe(file)
+    out = Path(recipe.output_dir)
+    model, tokenizer = causal.load(recipe, "sft", sft.init_origin(recipe, "sft"), recipe.sft)
+    demos, _ = load_records(recipe.sft.data, Demonstration, recipe)
+    options = {"model": model, "tokenizer": tokenizer, "device": torch.device("cpu"), "seed": 5}
+    plain, instructed, counts = ghost_demonstrations(demos, recipe.sft, out, **options)
+    said = [[message.content for message in demo.messages] for demo in instructed]
+    found = {"ghost": [len(plain), said, counts]}
+    recipe = recipe.model_copy(update={"sft": recipe.sft.model_copy(update={"ghost_attention": None})})
+    if broken:
+
+        def fail(*args, **kwargs):
+            raise RolloutError("no room")
+
+        looks.make_engine = fail
+        try:
+            sft.run(recipe)
+        except AlignError as error:
+            found["error"] = str(error)
+    else:
+        summary = sft.run(recipe)
+        found["best"] = [summary["best_step"], summary["best_heldout_loss"], summary["last_heldout_loss"]]
+    (out / f"rank-{rank}.json").write_text(json.dumps(found))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    faulthandler.dump_traceback_later(150, exit=True)  # a rank that waits for ever should say where
+    main(Path(sys.argv[1]), "broken" in sys.argv[2:])

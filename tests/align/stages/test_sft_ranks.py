@@ -1,0 +1,55 @@
+"""Several ranks look at the model as one does, and none waits for ever."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from align.recipe import dump_recipe
+from tests.align.stages.sft_case import lines, recipe
+from tests.commands import INSTALLED, on_two_ranks, run
+
+SCRIPT = Path(__file__).parent / "sft_ranks.py"
+KEYS = {"turns": 2, "eval_steps": 2, "max_steps": 5, "keep_best": True}
+GHOST = {"instructions": ["Shout."], "share": 0.5}
+
+
+def written(tmp_path, name):
+    made = recipe(tmp_path, run=name, ghost_attention=GHOST, **KEYS)
+    file = tmp_path / f"{name}.yaml"
+    file.write_text(dump_recipe(made), encoding="utf-8")
+    return file
+
+
+@pytest.mark.slow
+def test_two_ranks_measure_and_keep_what_one_does(tmp_path):
+    one = run(sys.executable, SCRIPT, written(tmp_path, "one"), env=INSTALLED)
+    assert one.returncode == 0, one.stderr[-3000:]
+    two = on_two_ranks(SCRIPT, written(tmp_path, "two"), env=INSTALLED)
+    assert two.returncode == 0, two.stderr[-3000:]
+    alone = json.loads((tmp_path / "one/rank-0.json").read_text())
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"two/rank-{rank}.json").read_text())
+        assert found["ghost"] == alone["ghost"]
+        assert found["best"] == [alone["best"][0], *(pytest.approx(loss, rel=1e-5) for loss in alone["best"][1:])]
+    metrics = [
+        [line for line in lines(tmp_path / name / "sft/metrics.jsonl") if "eval_loss" in line]
+        for name in ("one", "two")
+    ]
+    assert [line["step"] for line in metrics[1]] == [2, 4, 5]
+    for mine, other in zip(*metrics, strict=True):
+        for key in ("eval_loss", "eval_tokens", "eval_loss/farm", "eval_tokens/farm", "eval_loss/pets"):
+            assert other[key] == pytest.approx(mine[key], rel=1e-5), key
+    samples = lines(tmp_path / "two/sft/samples.jsonl")
+    assert [row["step"] for row in samples] == [2] * 4 + [4] * 4 + [5] * 4
+    summary = json.loads((tmp_path / "two/sft/summary.json").read_text())
+    assert summary["by_category"].keys() == {"farm", "pets"} and summary["replies"] == 4
+
+
+@pytest.mark.slow
+def test_an_engine_that_fails_on_the_first_rank_stops_both(tmp_path):
+    done = on_two_ranks(SCRIPT, written(tmp_path, "two"), "broken", env=INSTALLED)
+    assert done.returncode == 0, done.stderr[-3000:]
+    errors = [json.loads((tmp_path / f"two/rank-{rank}.json").read_text())["error"] for rank in (0, 1)]
+    assert errors == ["no room", "the first rank could not sample replies (see its message)"]
