@@ -1,6 +1,7 @@
 """Every program in examples/ is short, runs, and does what it says."""
 
 import importlib.util
+import json
 import math
 import sys
 
@@ -24,7 +25,8 @@ def load(name):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_an_example_is_short_and_is_run_here(file):
     text = file.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 85 and f"python examples/{file.name}" in text.split('"""')[1]
+    longest = 140 if file.stem.startswith("benchmark_") else 85  # a benchmark holds two programs
+    assert len(text.splitlines()) <= longest and f"python examples/{file.name}" in text.split('"""')[1]
     assert f'load("{file.stem}")' in (ROOT / "tests/examples/test_examples.py").read_text(encoding="utf-8")
 
 
@@ -56,6 +58,27 @@ def test_margins_spread_the_scores_of_clear_pairs(tmp_path):
         None, torch.tensor([2.0, 2.0]), torch.tensor([1.0, 1.0]), {"margins_B": torch.tensor([0.0, 3.0])}
     )
     assert losses_B.tolist() == pytest.approx([math.log(1 + math.exp(-1)), math.log(1 + math.exp(2))])
+
+
+def test_the_chats_of_the_benchmark_are_mixed_and_always_the_same():
+    example = load("benchmark_sft")
+    chats = example.chats(40)
+    assert chats == example.chats(40) != example.chats(40, seed=1)
+    assert {len(chat) for chat in chats} == {2, 4, 6, 8}
+    words = sorted(sum(len(turn["content"].split()) for turn in chat) for chat in chats)
+    assert words[0] < 40 and words[-1] > 4 * words[0]
+
+
+@pytest.mark.slow
+def test_sft_throughput_beside_trl_on_the_same_masks(tmp_path):
+    """Tiny: that it runs and compares like with like; the ratio of so small a run is noise."""
+    words = ("--conversations", "16", "--steps", "3", "--hidden-size", "32")
+    done = run(sys.executable, ROOT / "examples/benchmark_sft.py", *words, cwd=tmp_path, env=INSTALLED)
+    assert done.returncode == 0, done.stderr
+    assert "16 of 16 chats have the same token ids and the same loss mask in both" in done.stdout
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["same_masks"] and figures["steps"] == 3
+    assert min(figures[name] for name in ("align", "trl", "align_packed", "ratio", "ratio_packed")) > 0
 
 
 @pytest.mark.slow
