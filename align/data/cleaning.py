@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from align.recipe.cleaning import CleaningSection
+from align.recipe.fields import Source
 from align.recipe.table import table
 from data_formats import cleaning
 from data_formats.records import Record
@@ -51,6 +53,21 @@ def build_cleaner(section: CleaningSection, evaluation: Iterable[Record] = ()) -
         else:
             steps.append(make(**asked.model_dump()))
     return cleaning.Cleaner(steps)
+
+
+def clean_records(
+    records: Iterable[Record], section: CleaningSection, read_evaluation: Callable[[Sequence[Source]], Iterable[Record]]
+) -> tuple[list[Any], cleaning.CleaningReport]:
+    """What is left of a stage's records, and the report.
+
+    Args:
+        records: of all sources of the stage, so that duplicates are found across them.
+        section: of the stage.
+        read_evaluation: reads the sources of `section.decontamination.against` as prompts; called if there are any.
+    """
+    evaluation = read_evaluation(section.decontamination.against) if section.decontamination else ()
+    cleaner = build_cleaner(section, evaluation)
+    return list(cleaner.clean(records)), cleaner.report
 
 
 def cleaning_table(report: cleaning.CleaningReport) -> str:

@@ -18,12 +18,27 @@ from data_formats.cleaning.steps import Finding
 from data_formats.cleaning.store import Store
 from data_formats.cleaning.texts import folded, prompt_text, reply_texts
 from data_formats.cleaning.units import units
+from data_formats.errors import AlignError
 from data_formats.records import Record
 
 Shingles = Any  # a NumPy array, which is imported where it is needed
 _WEIGHTS = (0.1, 0.9)  # of false positives, which the second look removes, and of false negatives
 _MAX_CANDIDATES = 64  # looked at again; those with most bands in common come first
 _FACTOR = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: every code unit reaches the high bits
+
+
+class MissingPackageError(AlignError, ImportError):
+    """A package that only some features need is not installed."""
+
+
+def _datasketch() -> Any:
+    try:
+        import datasketch
+    except ImportError as error:
+        raise MissingPackageError(
+            "near-duplicate removal needs the package datasketch: pip install datasketch, or drop near_duplicates"
+        ) from error
+    return datasketch
 
 
 @lru_cache(maxsize=1 << 16)
@@ -76,6 +91,7 @@ class NearDuplicates:
         seed: of the hash functions. The result is the same in every process.
 
     Raises:
+        MissingPackageError: datasketch is not installed.
         ValueError: no bands fit the threshold and num_perm.
     """
 
@@ -91,12 +107,11 @@ class NearDuplicates:
         of: Literal["record", "prompt"] = "record",
         seed: int = 1,
     ):
-        from datasketch import MinHash, MinHashLSH
-
+        datasketch = _datasketch()
         self.looks_for = f"texts that share {threshold:.0%} of their {unit} {ngram}-grams with an earlier one (MinHash)"
         self._threshold, self._ngram, self._unit, self._of = threshold, ngram, unit, of
-        self._bands = MinHashLSH(threshold=threshold, num_perm=num_perm, weights=_WEIGHTS).hashranges
-        self._empty = MinHash(num_perm=num_perm, seed=seed, scheme="affine32", hashfunc=int)
+        self._bands = datasketch.MinHashLSH(threshold=threshold, num_perm=num_perm, weights=_WEIGHTS).hashranges
+        self._empty = datasketch.MinHash(num_perm=num_perm, seed=seed, scheme="affine32", hashfunc=int)
         self._number = 0
         self._store = Store(
             "band (hash INTEGER, number INTEGER, PRIMARY KEY (hash, number)) WITHOUT ROWID",

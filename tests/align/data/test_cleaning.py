@@ -1,6 +1,6 @@
 """A cleaning section becomes its steps, in order and with its thresholds."""
 
-from align.data.cleaning import STEPS, build_cleaner, cleaning_table
+from align.data.cleaning import STEPS, build_cleaner, clean_records, cleaning_table
 from align.recipe.cleaning import CleaningSection
 from data_formats import Demonstration, Message, Prompt
 
@@ -53,3 +53,18 @@ def test_defaults_run_four_steps_and_the_table_counts():
         *("nul_bytes", "lone_surrogates", "empty_replies", "exact_duplicates"),
     ]
     assert "- NUL removed" in lines[3] and lines[3].endswith("a\\u0000")
+
+
+def test_evaluation_prompts_are_read_where_they_are_asked_for():
+    read = []
+
+    def evaluation(sources):
+        read.extend(source.path for source in sources)
+        return [Prompt((Message("user", "one two three four"),))]
+
+    records = [demo("one two three four", "b"), demo("other", "b")]
+    assert clean_records(records, CleaningSection(), evaluation)[0] == records and read == []
+    section = CleaningSection.model_validate({"decontamination": EVERYTHING["decontamination"]})
+    kept, report = clean_records(records, section, evaluation)
+    assert kept == records[1:] and read == ["eval.jsonl"]
+    assert report.describe() == "cleaning: 2 rows, 1 kept; dropped: decontamination: input only 1"

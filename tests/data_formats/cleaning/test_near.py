@@ -1,13 +1,14 @@
 """Near-duplicates: exact similarities, what is found and what is kept, and the same result in every run."""
 
 import random
+import sys
 from itertools import pairwise
 
 import pytest
 
 from data_formats import Demonstration, Document, Message
 from data_formats.cleaning import Cleaner, NearDuplicates
-from data_formats.cleaning.near import jaccard, shingles
+from data_formats.cleaning.near import MissingPackageError, jaccard, shingles
 
 DISTINCT = [
     "The mitochondrion is the powerhouse of the cell: it makes the ATP that drives most of its chemistry.",
@@ -71,10 +72,12 @@ def test_just_over_the_threshold_goes_and_just_under_stays():
 
 def test_recall_just_over_the_threshold_is_as_the_bands_promise():
     rng = random.Random(3)
-    texts = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=204)) for _ in range(300)]
-    pairs = [Document(version) for text in texts for version in (text, text[:-18] + text[:18])]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    texts = ["".join(rng.choices(letters, k=204)) for _ in range(300)]
+    pairs = [Document(v) for text in texts for v in (text, text[:-18] + "".join(rng.choices(letters, k=18)))]
     found = len(pairs) - len(list(Cleaner([NearDuplicates(threshold=0.8)]).clean(pairs)))
-    assert found >= 270  # at J = 0.83, 14 bands of 9 hashes meet with probability 0.95; 5 standard deviations lower
+    # J = 182 / 218; 14 bands of 9 hashes: 1 - (1 - J^9)^14 = 0.954, so 286 are expected, standard deviation 3.6
+    assert found >= 268
 
 
 def test_the_same_in_every_run_and_the_seed_is_of_no_great_matter():
@@ -101,3 +104,9 @@ def test_a_chain_of_copies_is_judged_by_what_was_kept():
     assert all(value > 0.85 for value in neighbours)
     kept = list(Cleaner([NearDuplicates(threshold=0.85)]).clean(map(Document, chain)))
     assert kept == [Document(chain[0]), Document(chain[2])]  # the second is near the first, the third is not
+
+
+def test_without_the_package_the_error_names_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    with pytest.raises(MissingPackageError, match="pip install datasketch"):
+        NearDuplicates()
