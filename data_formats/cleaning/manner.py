@@ -37,7 +37,8 @@ _BASE = (
 _TAIL = "[\ufe0f\U0001f3fb-\U0001f3ff]*"
 _EMOJI = re.compile(f"[\U0001f1e6-\U0001f1ff]{{2}}|[{_BASE}]{_TAIL}(?:\u200d[{_BASE}\u2640\u2642]{_TAIL})*")
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
-_END = re.compile(r"[.!?。！？…]+(?=$|[\s\"'”’)\]）」』*_]|[^\x00-\x7f])|[。！？]+")
+# A run is looked at once, from its first mark: a reply of a million marks must not take a million looks.
+_END = re.compile(r"(?<![.!?。！？…])[.!?。！？…]++(?=$|[\s\"'”’)\]）」』*_]|[^\x00-\x7f])|[。！？]+")
 _LOUD = re.compile("[!！]")
 
 
