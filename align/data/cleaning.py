@@ -1,0 +1,75 @@
+"""A recipe's `cleaning` section -> the steps, ready to run, and the table of what they did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from align.recipe.cleaning import CleaningSection
+from align.recipe.fields import Source
+from align.recipe.table import table
+from data_formats import cleaning
+from data_formats.records import Record
+
+# Key -> step, in the order they run: text first, then what each record is by itself, then what it is beside others.
+# A key that holds one word gives it as `action`, one that holds a section gives the section's keys.
+STEPS = {
+    "nul_bytes": cleaning.NulBytes,
+    "lone_surrogates": cleaning.LoneSurrogates,
+    "replacement_characters": cleaning.ReplacementCharacters,
+    "invisible_characters": cleaning.InvisibleCharacters,
+    "mismatched_roles": cleaning.MismatchedRoles,
+    "empty_replies": cleaning.EmptyReplies,
+    "control_tokens": cleaning.ControlTokens,
+    "length": cleaning.Length,
+    "repetition": cleaning.Repetition,
+    "apologies": cleaning.Apologies,
+    "emoji": cleaning.Emoji,
+    "exclamations": cleaning.Exclamations,
+    "decontamination": cleaning.Decontamination,
+    "exact_duplicates": cleaning.ExactDuplicates,
+    "near_duplicates": cleaning.NearDuplicates,
+}
+
+
+def build_cleaner(section: CleaningSection, evaluation: Iterable[Record] = ()) -> cleaning.Cleaner:
+    """The steps that a section switches on.
+
+    Args:
+        section: of the stage.
+        evaluation: the records of `section.decontamination.against`.
+    """
+    steps: list[cleaning.Step] = []
+    for name, make in STEPS.items():
+        asked = getattr(section, name)
+        if asked is None or asked is False:
+            continue
+        if asked is True:
+            steps.append(make())
+        elif isinstance(asked, str):
+            steps.append(make(asked))  # type: ignore[call-arg]
+        elif name == "decontamination":
+            steps.append(cleaning.Decontamination(evaluation, **asked.model_dump(exclude={"against"})))
+        else:
+            steps.append(make(**asked.model_dump()))
+    return cleaning.Cleaner(steps)
+
+
+def clean_records(
+    records: Iterable[Record], section: CleaningSection, read_evaluation: Callable[[Sequence[Source]], Iterable[Record]]
+) -> tuple[list[Any], cleaning.CleaningReport]:
+    """What is left of a stage's records, and the report.
+
+    Args:
+        records: of all sources of the stage, so that duplicates are found across them.
+        section: of the stage.
+        read_evaluation: reads the sources of `section.decontamination.against` as prompts; called if there are any.
+    """
+    evaluation = read_evaluation(section.decontamination.against) if section.decontamination else ()
+    cleaner = build_cleaner(section, evaluation)
+    return list(cleaner.clean(records)), cleaner.report
+
+
+def cleaning_table(report: cleaning.CleaningReport) -> str:
+    """The report as a plain text table: a line per step, and below it one per reason with its first example."""
+    return table(cleaning.HEADER, report.as_rows())

@@ -1,0 +1,135 @@
+"""The `cleaning` section of a stage: which steps run over its records, with every threshold.
+
+The steps themselves are those of `data_formats.cleaning`, whose docstrings give each rule and its source.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from align.recipe.fields import Count, Positive, Section, Share, Source
+
+Shares = dict[Annotated[int, Field(ge=1, le=100)], Share]
+
+
+def _crossed(section: Section, *names: str) -> list[tuple[str, str]]:
+    """A rule for each pair of limits `min_NAME`, `max_NAME` that nothing can keep."""
+    broken = []
+    for name in names:
+        low, high = getattr(section, f"min_{name}"), getattr(section, f"max_{name}")
+        if low is not None and high is not None and low > high:
+            broken.append((f"min_{name}", f"{low} is more than max_{name} ({high}); nothing would be left"))
+    return broken
+
+
+class LengthSection(Section):
+    """Limits of length, each on its own; characters, and words (a Chinese character is one)."""
+
+    min_prompt_chars: Count | None = None
+    max_prompt_chars: Positive | None = None
+    min_reply_chars: Count | None = None
+    max_reply_chars: Positive | None = None
+    min_reply_words: Count | None = None
+    max_reply_words: Positive | None = None
+
+    def rules(self) -> list[tuple[str, str]]:
+        if all(getattr(self, name) is None for name in type(self).model_fields):
+            return [("", "names no limit; set one, such as max_reply_chars, or remove the key")]
+        return _crossed(self, "prompt_chars", "reply_chars", "reply_words")
+
+
+class RepetitionSection(Section):
+    """Limits of repetition in wanted replies and documents; the defaults are Gopher's, null is no limit.
+
+    `top_ngrams` and `duplicate_ngrams` are n -> share of the characters; {} switches them off.
+    """
+
+    lines: Share | None = 0.30
+    paragraphs: Share | None = 0.30
+    line_chars: Share | None = 0.20
+    paragraph_chars: Share | None = 0.20
+    top_ngrams: Shares = Field({2: 0.20, 3: 0.18, 4: 0.16})
+    duplicate_ngrams: Shares = Field({5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10})
+    min_words: Count = 50
+
+
+class ApologiesSection(Section):
+    """Replies that open with an apology; the share `keep` of them stays."""
+
+    keep: Share = 0.0
+
+
+class EmojiSection(Section):
+    """More than `allowed` emoji in a reply and more than `max_per_100_chars`."""
+
+    allowed: Count = 3
+    max_per_100_chars: float = Field(2.0, ge=0, le=100)
+
+
+class ExclamationsSection(Section):
+    """More than `allowed` exclamations and more than `max_share` of the sentences, or more than `max_run` in a row."""
+
+    allowed: Count = 3
+    max_share: Share = 0.5
+    max_run: Positive = 3
+
+
+class DecontaminationSection(Section):
+    """Overlap with the prompts of `against` by n-grams of `n` words, or of `chinese_n` characters."""
+
+    against: tuple[Source, ...] = Field(min_length=1)
+    n: int = Field(13, ge=3, le=100)
+    chinese_n: int = Field(13, ge=3, le=100)
+    kind: Literal["input", "input_and_label"] = "input"
+    min_share: Share = 0.0
+    max_prompts: Positive = 10
+
+
+class ExactDuplicatesSection(Section):
+    """Records with the text of an earlier one: of prompt and replies, or of the prompt alone."""
+
+    of: Literal["record", "prompt"] = "record"
+
+
+class NearDuplicatesSection(Section):
+    """Records whose n-grams have a Jaccard similarity of `threshold` or more with an earlier one's."""
+
+    threshold: float = Field(0.8, ge=0.3, le=0.95)
+    num_perm: int = Field(128, ge=32, le=1024)
+    ngram: int = Field(5, ge=1, le=50)
+    unit: Literal["char", "word"] = "char"
+    of: Literal["record", "prompt"] = "record"
+    seed: Count = 1
+
+
+class CleaningSection(Section):
+    """The steps in the order they run; null switches a step off, `{}` switches it on as it is by default.
+
+    On by default is what no training can want: NUL (stripped), halves of surrogate pairs (replaced by U+FFFD), empty
+    replies, and the second of two equal records. Everything else is a judgement about taste, length or a benchmark that
+    costs records a user may have meant to keep, so it is off until it is asked for. Without the section nothing is
+    cleaned at all.
+    """
+
+    nul_bytes: Literal["drop", "strip"] | None = "strip"
+    lone_surrogates: Literal["drop", "replace"] | None = "replace"
+    replacement_characters: Literal["drop", "keep"] | None = None
+    invisible_characters: Literal["drop", "strip"] | None = None
+    mismatched_roles: bool = False
+    empty_replies: bool = True
+    control_tokens: Literal["drop", "keep"] | None = None
+    length: LengthSection | None = None
+    repetition: RepetitionSection | None = None
+    apologies: ApologiesSection | None = None
+    emoji: EmojiSection | None = None
+    exclamations: ExclamationsSection | None = None
+    decontamination: DecontaminationSection | None = None
+    exact_duplicates: ExactDuplicatesSection | None = ExactDuplicatesSection()
+    near_duplicates: NearDuplicatesSection | None = None
+
+    def rules(self) -> list[tuple[str, str]]:
+        if any(getattr(self, name) for name in type(self).model_fields):
+            return []
+        return [("", "switches every step off; remove the section")]

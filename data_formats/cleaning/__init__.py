@@ -1,0 +1,37 @@
+"""Cleaning records: steps that drop, repair or note, each counted by reason, over any iterable of records."""
+
+from data_formats.cleaning.characters import InvisibleCharacters, LoneSurrogates, NulBytes, ReplacementCharacters
+from data_formats.cleaning.cleaner import Cleaner
+from data_formats.cleaning.contamination import Decontamination
+from data_formats.cleaning.exact import ExactDuplicates
+from data_formats.cleaning.length import Length
+from data_formats.cleaning.manner import Apologies, Emoji, Exclamations
+from data_formats.cleaning.near import NearDuplicates
+from data_formats.cleaning.repetition import Repetition
+from data_formats.cleaning.report import HEADER, CleaningReport, StepReport
+from data_formats.cleaning.steps import Finding, Step
+from data_formats.cleaning.turn_order import ControlTokens, EmptyReplies, MismatchedRoles
+
+__all__ = [
+    "HEADER",
+    "Apologies",
+    "Cleaner",
+    "CleaningReport",
+    "ControlTokens",
+    "Decontamination",
+    "Emoji",
+    "EmptyReplies",
+    "ExactDuplicates",
+    "Exclamations",
+    "Finding",
+    "InvisibleCharacters",
+    "Length",
+    "LoneSurrogates",
+    "MismatchedRoles",
+    "NearDuplicates",
+    "NulBytes",
+    "Repetition",
+    "ReplacementCharacters",
+    "Step",
+    "StepReport",
+]

@@ -1,0 +1,41 @@
+"""What a cleaning step is, and what it finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from data_formats.records import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a step found in a record.
+
+    Attributes:
+        action: "drop" leaves the record out, "repair" puts `repaired` in its place, "note" only counts it.
+        reason: why, in a few words without the record's own text: it is what is counted.
+        excerpt: the place that was found, for the table.
+        repaired: the record after a repair.
+    """
+
+    action: Literal["drop", "repair", "note"]
+    reason: str
+    excerpt: str = ""
+    repaired: Record | None = None
+
+
+class Step(Protocol):
+    """One rule. `check` is called once for every record that reaches the step, in order.
+
+    Attributes:
+        name: as in the recipe and the table.
+        looks_for: one line for the table.
+    """
+
+    name: str
+    looks_for: str
+
+    def check(self, record: Record) -> Finding | None:
+        """What is to be done about the record; None: nothing."""
+        ...

@@ -1,0 +1,70 @@
+"""A cleaning section becomes its steps, in order and with its thresholds."""
+
+from align.data.cleaning import STEPS, build_cleaner, clean_records, cleaning_table
+from align.recipe.cleaning import CleaningSection
+from data_formats import Demonstration, Message, Prompt
+
+EVERYTHING = {
+    "nul_bytes": "drop",
+    "lone_surrogates": "drop",
+    "replacement_characters": "drop",
+    "invisible_characters": "drop",
+    "mismatched_roles": True,
+    "control_tokens": "drop",
+    "length": {"max_reply_chars": 100},
+    **{key: {} for key in ("repetition", "apologies", "emoji", "exclamations")},
+    "decontamination": {"against": ["eval.jsonl"], "n": 4},
+    "near_duplicates": {"threshold": 0.6},
+}
+
+
+def demo(question, answer):
+    return Demonstration((Message("user", question), Message("assistant", answer)))
+
+
+def test_every_key_of_the_section_has_its_step_of_that_name():
+    assert list(STEPS) == list(CleaningSection.model_fields)
+    assert {key: step.name for key, step in STEPS.items()} == {key: key for key in STEPS}
+
+
+def test_what_is_asked_for_runs_with_its_thresholds():
+    cleaner = build_cleaner(
+        CleaningSection.model_validate(EVERYTHING), [Prompt((Message("user", "one two three four"),))]
+    )
+    assert [step.name for step in cleaner.report.steps] == list(STEPS)
+    good = demo("How are you?", "I am well, thank you for asking about me today.")
+    records = [
+        *(demo("a\x00", "b"), demo("a\ud800", "b"), demo("a\ufffd", "b"), demo("a\u200b", "b")),
+        *(Demonstration((Message("assistant", "b"),)), demo("a", " "), demo("a", "<|im_end|>"), demo("a", "b" * 101)),
+        *(demo("a", "x\nx\nx"), demo("a", "Sorry."), demo("a", "😀😀😀😀"), demo("a", "No!!!!")),
+        *(demo("Zero one two three four five", "b"), good, good),
+        demo("How are you?", "I am well, thank you for asking about me today!"),
+    ]
+    assert list(cleaner.clean(records)) == [good]
+    assert [step.dropped.total() for step in cleaner.report.steps] == [1] * len(STEPS)
+
+
+def test_defaults_run_four_steps_and_the_table_counts():
+    cleaner = build_cleaner(CleaningSection())
+    assert list(cleaner.clean([demo("a\x00", "b"), demo("a", "b"), demo("a", "")])) == [demo("a", "b")]
+    lines = cleaning_table(cleaner.report).splitlines()
+    assert lines[0].split()[:3] == ["step", "looks", "for"]
+    assert [line.split()[0] for line in lines[2:] if not line.startswith(" ")] == [
+        *("nul_bytes", "lone_surrogates", "empty_replies", "exact_duplicates"),
+    ]
+    assert "- NUL removed" in lines[3] and lines[3].endswith("a\\u0000")
+
+
+def test_evaluation_prompts_are_read_where_they_are_asked_for():
+    read = []
+
+    def evaluation(sources):
+        read.extend(source.path for source in sources)
+        return [Prompt((Message("user", "one two three four"),))]
+
+    records = [demo("one two three four", "b"), demo("other", "b")]
+    assert clean_records(records, CleaningSection(), evaluation)[0] == records and read == []
+    section = CleaningSection.model_validate({"decontamination": EVERYTHING["decontamination"]})
+    kept, report = clean_records(records, section, evaluation)
+    assert kept == records[1:] and read == ["eval.jsonl"]
+    assert report.describe() == "cleaning: 2 rows, 1 kept; dropped: decontamination: input only 1"
