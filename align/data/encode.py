@@ -73,7 +73,7 @@ def encode_demonstrations(
         DataError: `on_overlong` is "error" and a row is too long; or no token of a demonstration has loss.
     """
     system = chatml.default_system_turn(tokenizer) if default_system == "template" else None
-    turns = [_turns(demo, system) for demo in demos]
+    turns = [chatml.with_system(chatml.with_reasoning(demo.messages), system) for demo in demos]
 
     def encoded(turns: Sequence[tuple[Message, ...]], of: Sequence[Demonstration]) -> list[tuple[list[int], list[int]]]:
         pieces = [
@@ -104,11 +104,6 @@ def encode_demonstrations(
         labels = [token if turn else NO_LOSS for token, turn in zip(ids, trained, strict=True)]
         rows.append(Row(input_ids=ids, labels=labels, turns=trained))
     return rows, dict(counts)
-
-
-def _turns(demo: Demonstration, system: Message | None) -> tuple[Message, ...]:
-    turns = chatml.with_reasoning(demo.messages)
-    return turns if system is None or turns[0].role == "system" else (system, *turns)
 
 
 def encode_demonstration(

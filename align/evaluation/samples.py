@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from align.data.encode import encode_prompts
@@ -17,18 +18,23 @@ Row = dict[str, Any]
 
 
 def heldout_prompts(demos: Sequence[Demonstration], size: int) -> list[Prompt]:
-    """Up to `size` different prompts: what stands before the last assistant turn, that turn as the reference."""
+    """Up to `size` different prompts: what stands before the last assistant turn, that turn as the reference.
+
+    Thoughts of earlier replies are left out, as chat templates of reasoning models do.
+    """
     chosen: dict[tuple[Message, ...], Prompt] = {}
     for demo in demos:
         exchange = demo.last_exchange()
         if exchange is not None and len(chosen) < size:
-            chosen.setdefault(exchange[0], Prompt(exchange[0], demo.category, reference=exchange[1]))
+            turns = tuple(replace(turn, reasoning="") if turn.reasoning else turn for turn in exchange[0])
+            chosen.setdefault(turns, Prompt(turns, demo.category, reference=exchange[1], tools=demo.tools))
     return list(chosen.values())
 
 
 def fitting_prompts(tokenizer: Any, prompts: Sequence[Prompt], max_length: int) -> list[Prompt]:
     """Those of at most `max_length` tokens."""
-    lengths = [len(ids) for ids in encode_prompts(tokenizer, [prompt.messages for prompt in prompts])]
+    encoded = encode_prompts(tokenizer, [prompt.messages for prompt in prompts], [prompt.tools for prompt in prompts])
+    lengths = [len(ids) for ids in encoded]
     return [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= max_length]
 
 

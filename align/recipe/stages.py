@@ -95,8 +95,9 @@ class SFTSection(SupervisedSection):
     (every conversation counts 1), `turn_mean` (every turn counts 1), `prefix_mean` (every beginning of a conversation
     is a sample whose loss is the mean over its turns).
 
-    `default_system: template` gives conversations without a system turn the one of the tokenizer's own template;
-    `thinking` says whether reasoning before a reply is kept. `packing` joins conversations, which do not see one
+    `default_system: template` gives conversations without a system turn the one of the tokenizer's own template, which
+    the saved model then carries; `thinking` keeps the reasoning before replies, drops it, or does as Qwen3's template
+    (the last reply's alone, an empty block where there is none). `packing` joins conversations, which do not see one
     another, into rows of `max_length` tokens; batch sizes, steps and epochs then count packed rows. `group_by_length`
     makes optimizer steps of rows of like length.
 
@@ -107,7 +108,7 @@ class SFTSection(SupervisedSection):
     mask: Mask = "assistant_only"
     loss_reduction: LossReduction = "token_mean"
     default_system: Literal["none", "template"] = "none"
-    thinking: Literal["keep", "drop"] = "keep"
+    thinking: Literal["keep", "drop", "template"] = "keep"
     packing: bool = False
     group_by_length: bool = False
     ghost_attention: GhostSection | None = None

@@ -23,7 +23,10 @@ def load(recipe: Recipe, stage: str, origin: Origin, section: SupervisedSection)
 
     path, model = common.origin_path(recipe, origin, stage=stage), recipe.model
     revision = model.revision if path == model.path else None
-    tokenizer = load_tokenizer(path, trust_remote_code=model.trust_remote_code, revision=revision)
+    own_template = getattr(section, "default_system", "none") == "template"
+    tokenizer = load_tokenizer(
+        path, trust_remote_code=model.trust_remote_code, revision=revision, own_template=own_template
+    )
     return load_causal_lm(path, model, attention_dropout=section.attention_dropout), tokenizer
 
 

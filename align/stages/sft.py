@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from align.stages.best import BestModel
 from align.stages.ghost import ghost_demonstrations
 from align.stages.looks import Looks, merge
 from align.trainers.sft import SFTTrainer
+from data_formats import chatml
 from data_formats.records import Demonstration
 
 
@@ -49,6 +50,7 @@ def run(
     model, tokenizer = causal.load(recipe, stage, init_from or init_origin(recipe, stage), section)
     common.open_folder(recipe, out_dir)
     train, heldout, reports = train_and_heldout(section, Demonstration, recipe)
+    train, heldout = (as_trained(tokenizer, demos, section) for demos in (train, heldout))
     heldout_rows, categories = encode_heldout(tokenizer, heldout, section)
     if section.keep_best:
         keys = f"{stage}.eval_data, {stage}.holdout and {stage}.max_length"
@@ -78,6 +80,18 @@ def run(
     summary = common.finish(out_dir, figures | counts | read | ghosts, began)
     BestModel.remove(out_dir)
     return summary
+
+
+def as_trained(tokenizer: Any, demos: Sequence[Demonstration], section: SFTSection) -> list[Demonstration]:
+    """The conversations with the system turns and thoughts that are trained, for whatever is sampled from them too."""
+    system = chatml.default_system_turn(tokenizer) if section.default_system == "template" else None
+    found = []
+    for demo in demos:
+        turns = chatml.with_system(chatml.with_reasoning(demo.messages), system)
+        if section.thinking == "drop":
+            turns = tuple(replace(turn, reasoning="") if turn.reasoning else turn for turn in turns)
+        found.append(replace(demo, messages=turns) if turns != demo.messages else demo)
+    return found
 
 
 def encode(

@@ -11,7 +11,7 @@ Tokenizers are duck-typed: anything with `backend_tokenizer` (tokenizers.Tokeniz
 fast Hugging Face tokenizer.
 """
 
-from data_formats.chatml.defaults import default_system_turn
+from data_formats.chatml.defaults import default_system_turn, with_system
 from data_formats.chatml.encoding import control_id, encode, encode_many, encode_texts, stop_ids
 from data_formats.chatml.pieces import END_OF_TEXT, IM_END, IM_START, Piece
 from data_formats.chatml.rendering import MASKS, THINKING, Mask, Thinking, render
@@ -36,4 +36,5 @@ __all__ = [
     "render",
     "stop_ids",
     "with_reasoning",
+    "with_system",
 ]

@@ -31,3 +31,8 @@ def default_system_turn(tokenizer: Any) -> Message | None:
         found = text.startswith(head)
         _FOUND[tokenizer] = Message("system", text.removeprefix(head).partition(IM_END)[0]) if found else None
     return _FOUND[tokenizer]
+
+
+def with_system(messages: tuple[Message, ...], system: Message | None) -> tuple[Message, ...]:
+    """The turns with `system` before them, where they have no system turn of their own."""
+    return messages if system is None or (messages[:1] and messages[0].role == "system") else (system, *messages)

@@ -43,7 +43,7 @@ def test_defaults_train_as_ever(load):
         ("sft.mask=assistant", "sft.mask: must be 'assistant_only', "),
         ("sft.loss_reduction=token", "sft.loss_reduction: must be 'token_mean', "),
         ("sft.default_system=always", "sft.default_system: must be 'none' or 'template', not 'always' (text)"),
-        ("sft.thinking=true", "sft.thinking: must be 'keep' or 'drop', not true"),
+        ("sft.thinking=true", "sft.thinking: must be 'keep', 'drop' or 'template', not true"),
         ("sft.packing=1", "sft.packing: must be true or false, not 1"),
         ("sft.ghost_attention={instructions: []}", "sft.ghost_attention.instructions: must not be empty"),
         ("sft.ghost_attention={share: 0.5}", "sft.ghost_attention.instructions: is required but missing"),
