@@ -1,8 +1,19 @@
-"""Files and hub rows -> Demonstration, Comparison, Prompt, Document, and ChatML. No torch, no models."""
+"""Files and hub rows -> Demonstration, Comparison, Scored, Prompt, Document, and ChatML. No torch, no models."""
 
 from data_formats.errors import AlignError, DataError, EmptyDatasetError, MissingFileError, StorageError
-from data_formats.reading import ReadReport, ReadResult, format_names, read
-from data_formats.records import Comparison, Demonstration, Document, Message, Prompt, Record
+from data_formats.reading import ReadReport, ReadResult, Stream, format_names, read, stream
+from data_formats.records import (
+    Comparison,
+    Demonstration,
+    Document,
+    Message,
+    Prompt,
+    Record,
+    Reply,
+    Scored,
+    Step,
+    ToolCall,
+)
 from data_formats.splitting import split_heldout
 from data_formats.writing import write_jsonl
 
@@ -19,9 +30,15 @@ __all__ = [
     "ReadReport",
     "ReadResult",
     "Record",
+    "Reply",
+    "Scored",
+    "Step",
     "StorageError",
+    "Stream",
+    "ToolCall",
     "format_names",
     "read",
     "split_heldout",
+    "stream",
     "write_jsonl",
 ]

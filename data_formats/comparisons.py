@@ -19,6 +19,7 @@ from data_formats.formats import (
     text_field,
 )
 from data_formats.records import Comparison, Message
+from data_formats.tools import read_tools
 from data_formats.turns import Turns, as_prompt, prompt_turns, read_turn, read_turns
 
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
@@ -43,6 +44,7 @@ def _comparison(
         category=label(row, "category", notes),
         source=source_of(row),
         tags=tuple(tags),
+        tools=read_tools(row, notes),
     )
 
 
@@ -53,6 +55,13 @@ def _reply(value: Any, field: str, notes: Notes) -> str:
     turn = read_turn(value, field, notes)
     if turn.role != "assistant":
         raise DataError(f"the reply is by the {turn.role}, expected the assistant", field=field)
+    return _plain(turn)
+
+
+def _plain(turn: Message) -> str:
+    """The text of a reply to compare, which is no call: a compared reply is text."""
+    if turn.tool_calls:
+        raise Dropped("reply is a tool call")
     return turn.content
 
 
@@ -60,7 +69,7 @@ def _split_reply(turns: Turns) -> tuple[Turns, str]:
     """A conversation -> what comes before the last reply, and that reply."""
     if not turns or turns[-1].role != "assistant":
         raise Dropped("ends without reply")
-    return turns[:-1], turns[-1].content
+    return turns[:-1], _plain(turns[-1])
 
 
 def _from_conversations(row: dict[str, Any], chosen: Turns, rejected: Turns, notes: Notes) -> Comparison:
@@ -144,6 +153,18 @@ def parse_alpacaeval(row: dict[str, Any], notes: Notes) -> Comparison:
     return _comparison(row, prompt, chosen, rejected, notes, grade=grade)
 
 
+def parse_arena(row: dict[str, Any], notes: Notes) -> Comparison:
+    """`conversation_a`, `conversation_b` and `winner` (LMSYS arena, MT-bench judgments); any tie is dropped."""
+    winner = text_field(row, "winner", notes)
+    if winner.startswith("tie"):
+        raise Dropped("tie")
+    if winner not in ("model_a", "model_b"):
+        raise DataError(f"expected model_a, model_b or tie, found {shown(winner)}", field="winner")
+    a, b = (read_turns(row[field], field, notes) for field in ("conversation_a", "conversation_b"))
+    chosen, rejected = (a, b) if winner == "model_a" else (b, a)
+    return _from_conversations(row, chosen, rejected, notes)
+
+
 def _both(kind: type, *fields: str) -> Any:
     return lambda row: all(isinstance(row.get(field), kind) for field in fields)
 
@@ -165,6 +186,7 @@ FORMATS = (
         frozenset({"question", "response_j", "response_k"}),
         parse_stack_exchange_paired,
     ),
+    Format("arena", Comparison, frozenset({"conversation_a", "conversation_b", "winner"}), parse_arena),
     Format(
         "alpacaeval", Comparison, frozenset({"instruction", "output_1", "output_2", "preference"}), parse_alpacaeval
     ),

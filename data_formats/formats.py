@@ -16,6 +16,10 @@ from data_formats.errors import DataError
 from data_formats.records import Record
 
 Notes = Counter[str]
+# Notes about parts of a used row that were left out; the report counts the parts. All other notes are repairs of rows.
+TIED_PAIRS = "pairs of equal score"
+EMPTY_REPLIES = "replies without text"
+LEFT_OUT = frozenset({TIED_PAIRS, EMPTY_REPLIES})
 
 
 class Dropped(Exception):
@@ -30,14 +34,14 @@ class Format:
         name: as written in a recipe.
         kind: the record class.
         needs: fields that must be there; more of them make the format more specific.
-        parse: raw row and notes -> record.
+        parse: raw row and notes -> a record, or several.
         fits: a further test of the values, where the names alone do not tell.
     """
 
     name: str
     kind: type[Record]
     needs: frozenset[str]
-    parse: Callable[[Any, Notes], Record]
+    parse: Callable[[Any, Notes], Record | tuple[Any, ...]]
     fits: Callable[[Any], bool] = lambda row: True
 
     def matches(self, row: Any) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_formats.demonstrations import alpaca_history, alpaca_prompt
+from data_formats.demonstrations import alpaca_history, alpaca_prompt, instances
 from data_formats.errors import DataError
 from data_formats.formats import Dropped, Format, Notes, as_text, label, shown, source_of
 from data_formats.records import Message, Prompt
+from data_formats.tools import read_tools
 from data_formats.turns import Turns, as_prompt, prompt_turns, read_turns, repaired
 
 CATEGORY_FIELDS = ("category", "class", "dataset")
-REFERENCE_FIELDS = ("reference", "std_answer")
+REFERENCE_FIELDS = ("reference", "std_answer", "ground_truth", "canonical_solution", "answer")
 
 
 def _prompt(row: dict[str, Any], messages: Turns, notes: Notes, reference: str | None = None) -> Prompt:
@@ -21,7 +22,9 @@ def _prompt(row: dict[str, Any], messages: Turns, notes: Notes, reference: str |
     if answer is not None:
         value = row[answer][0] if isinstance(row[answer], list) else row[answer]
         reference = as_text(value, answer, notes)
-    return Prompt(messages, label(row, named, notes) if named else "", reference, source_of(row))
+    return Prompt(
+        messages, label(row, named, notes) if named else "", reference, source_of(row), read_tools(row, notes)
+    )
 
 
 def _with_history(row: dict[str, Any], text: str, notes: Notes) -> Prompt:
@@ -55,7 +58,7 @@ def parse_first_turn(row: dict[str, Any], notes: Notes) -> Prompt:
 
 def _up_to_last_user_turn(turns: Turns, notes: Notes) -> tuple[Turns, str | None]:
     kept = repaired(turns, notes)
-    if kept[-1].role == "user":
+    if kept[-1].role in ("user", "tool"):
         return kept, None
     if len(kept) < 2:
         raise Dropped("no user turn")
@@ -80,10 +83,16 @@ def parse_turn_list(row: list[Any], notes: Notes) -> Prompt:
     return Prompt(messages)
 
 
+def parse_self_instruct(row: dict[str, Any], notes: Notes) -> tuple[Prompt, ...]:
+    """`instruction` and `instances`: one prompt an instance, its output the reference."""
+    return tuple(_prompt(row, (Message("user", prompt),), notes, output) for prompt, output in instances(row, notes))
+
+
 FORMATS = (
     Format("prompt", Prompt, frozenset({"prompt"}), parse_prompt),
     Format("question", Prompt, frozenset({"question"}), parse_question),
     Format("instruction", Prompt, frozenset({"instruction"}), parse_instruction),
+    Format("self_instruct", Prompt, frozenset({"instruction", "instances"}), parse_self_instruct),
     Format("turns", Prompt, frozenset({"turns"}), parse_first_turn),
     Format("messages", Prompt, frozenset({"messages"}), parse_conversation),
     Format("sharegpt", Prompt, frozenset({"conversations"}), parse_conversation),

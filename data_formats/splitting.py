@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import TypeVar
 
-from data_formats.records import Comparison, Document, Message, Record
+from data_formats.records import Comparison, Document, Message, Record, Scored
 
 R = TypeVar("R", bound=Record)
 
@@ -20,7 +20,7 @@ def prompt_key(record: Record) -> str:
     if isinstance(record, Document):
         text = record.text
     else:
-        messages: tuple[Message, ...] = record.prompt if isinstance(record, Comparison) else record.messages
+        messages: tuple[Message, ...] = record.prompt if isinstance(record, Comparison | Scored) else record.messages
         text = next((message.content for message in messages if message.role == "user"), "")
     return " ".join(unicodedata.normalize("NFC", text).split())
 

@@ -6,11 +6,13 @@ as it is: control-token look-alikes stay text (see `chatml`), white space stays.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from data_formats.errors import DataError
-from data_formats.formats import Dropped, Notes, as_text, shown
-from data_formats.records import Message
+from data_formats.formats import Dropped, Notes, as_text, optional_text, shown
+from data_formats.records import Message, ToolCall
+from data_formats.tools import read_calls
 
 ROLE_NAMES = {
     "system": "system",
@@ -22,31 +24,49 @@ ROLE_NAMES = {
     "bing": "assistant",
     "bard": "assistant",
     "model": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "observation": "tool",
+    "function": "tool",
+    "tool": "tool",
 }
+CALLS = ("function_call", "tool_call")  # ShareGPT: the whole turn is a call
+THOUGHTS = ("reasoning", "thinking")
 Turns = tuple[Message, ...]
 
 
-def _content(value: Any, field: str, notes: Notes) -> str:
-    """A string, or the texts of a list of parts joined without separator."""
-    if not isinstance(value, list):
-        return as_text(value, field, notes)
-    texts = []
-    for part in value:
-        if isinstance(part, str):
-            texts.append(as_text(part, field, notes))
+@dataclass(slots=True)
+class _Parts:
+    texts: list[str]
+    reasoning: list[str]
+    calls: tuple[ToolCall, ...] = ()
+
+
+def _parts(value: Any, field: str, notes: Notes) -> _Parts:
+    """A string, or a list of parts: texts are joined without separator, thoughts and calls kept apart."""
+    found = _Parts([], [])
+    for part in value if isinstance(value, list) else [value]:
+        if not isinstance(value, list) or isinstance(part, str):
+            found.texts.append(as_text(part, field, notes))
             continue
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        if kind != "text":
-            raise DataError(f"only text parts are supported, found a part of type {shown(kind)}", field=field)
-        texts.append(as_text(part.get("text", part.get("value")), field, notes))
-    return "".join(texts)
+        if kind == "text":
+            found.texts.append(as_text(part.get("text", part.get("value")), field, notes))
+        elif isinstance(kind, str) and kind in THOUGHTS:
+            found.reasoning.append(as_text(part.get("value", part.get("text", part.get(kind))), field, notes))
+        elif kind in ("tool_call", "tool_calls"):
+            found.calls += read_calls(part.get("value", part.get("text", part.get(kind))), field, notes)
+        else:
+            known = "text, reasoning, thinking and tool_call"
+            raise DataError(f"only parts of type {known} are supported, found {shown(kind)}", field=field)
+    return found
 
 
 def read_turn(raw: Any, field: str, notes: Notes) -> Message:
     """One turn, written as {role, content} (OpenAI) or {from, value} (ShareGPT).
 
     Raises:
-        DataError: another shape, an unknown role, tool calls, or content that is not text.
+        DataError: another shape, an unknown role, a malformed call, or content that is not text.
     """
     if not isinstance(raw, dict):
         raise DataError(f"expected a turn {{role, content}} or {{from, value}}, found {shown(raw)}", field=field)
@@ -58,12 +78,21 @@ def read_turn(raw: Any, field: str, notes: Notes) -> Message:
     if role is None:
         known = ", ".join(ROLE_NAMES)
         raise DataError(f"unknown role {shown(raw[role_key])}; known are {known}", field=f"{field}.{role_key}")
-    if raw.get("tool_calls"):
-        raise DataError("tool calls are not supported by this reader", field=f"{field}.tool_calls")
     if role == "assistant" and raw.get("loss_weight", 1) != 1:
         weight = shown(raw["loss_weight"])
         raise DataError(f"assistant turns are trained with weight 1, found {weight}", field=f"{field}.loss_weight")
-    return Message(role, _content(raw[content_key], f"{field}.{content_key}", notes))
+    at, value, calls = f"{field}.{content_key}", raw[content_key], ()
+    if raw.get("tool_calls"):
+        calls = read_calls(raw["tool_calls"], f"{field}.tool_calls", notes)
+        value = "" if value is None else value
+    if raw[role_key] in CALLS:
+        return Message(role, "", "", read_calls(value, at, notes))
+    parts = _parts(value, at, notes)
+    calls = parts.calls + calls
+    reasoning = "".join(parts.reasoning) or optional_text(raw, "reasoning_content", notes)
+    if role != "assistant" and (calls or reasoning):
+        raise DataError(f"only an assistant thinks or calls tools, found it in a turn of the {role}", field=field)
+    return Message(role, "".join(parts.texts), reasoning, calls)
 
 
 def read_turns(raw: Any, field: str, notes: Notes) -> Turns:
@@ -71,6 +100,17 @@ def read_turns(raw: Any, field: str, notes: Notes) -> Turns:
     if not isinstance(raw, list):
         raise DataError(f"expected a list of turns, found {type(raw).__name__} {shown(raw)}", field=field)
     return tuple(read_turn(turn, f"{field}[{at}]", notes) for at, turn in enumerate(raw))
+
+
+def _is_empty(turn: Message) -> bool:
+    """Whether a turn says nothing; a call without text says something, and a tool may answer with nothing."""
+    return turn.role != "tool" and not turn.content.strip() and not turn.tool_calls
+
+
+def _merged(first: Message, second: Message) -> Message:
+    text = "\n\n".join(turn.content for turn in (first, second) if turn.content)
+    reasoning = "\n\n".join(turn.reasoning for turn in (first, second) if turn.reasoning)
+    return Message(first.role, text, reasoning, first.tool_calls + second.tool_calls)
 
 
 def repaired(turns: Turns, notes: Notes) -> Turns:
@@ -87,11 +127,11 @@ def repaired(turns: Turns, notes: Notes) -> Turns:
     first = next((at for at, turn in enumerate(turns) if turn.role != "system"), len(turns))
     if any(turn.role == "system" for turn in turns[first:]):
         raise Dropped("system turn in the middle")
-    if rest and rest[0].role == "assistant":
+    if rest and rest[0].role != "user":
         notes["reply before the first user turn removed"] += 1
-        while rest and rest[0].role == "assistant":
+        while rest and rest[0].role != "user":
             rest.pop(0)
-    empty = next((at for at, turn in enumerate(rest) if not turn.content.strip()), None)
+    empty = next((at for at, turn in enumerate(rest) if _is_empty(turn)), None)
     if empty is not None:
         rest = rest[:empty]
         if rest:
@@ -100,8 +140,8 @@ def repaired(turns: Turns, notes: Notes) -> Turns:
         raise Dropped("no turn with text" if empty is None else "empty turn")
     merged: list[Message] = []
     for turn in [*system, *rest]:
-        if merged and merged[-1].role == turn.role:
-            merged[-1] = Message(turn.role, f"{merged[-1].content}\n\n{turn.content}")
+        if merged and merged[-1].role == turn.role != "tool":  # several calls have an answer each
+            merged[-1] = _merged(merged[-1], turn)
         else:
             merged.append(turn)
     if len(merged) < len(system) + len(rest):
@@ -117,23 +157,26 @@ def conversation(turns: Turns, notes: Notes) -> Turns:
     """
     kept = repaired(turns, notes)
     if kept[-1].role != "assistant":
-        kept = kept[:-1]
-        if not kept or kept[-1].role != "assistant":
+        while kept and kept[-1].role != "assistant":
+            kept = kept[:-1]
+        if not kept:
             raise Dropped("no reply")
         notes["user turn without reply at the end removed"] += 1
     return kept
 
 
 def prompt_turns(turns: Turns, notes: Notes) -> Turns:
-    """A repaired conversation that must end with a user turn; replies depend on all of it, so it is never cut.
+    """A repaired conversation that must end with a user turn or a tool's answer; it is never cut.
+
+    Replies depend on all of it.
 
     Raises:
         Dropped: it ends with a reply, has an empty turn, or is empty.
     """
-    if any(turn.role != "system" and not turn.content.strip() for turn in turns):
+    if any(turn.role != "system" and _is_empty(turn) for turn in turns):
         raise Dropped("empty turn in the prompt")
     kept = repaired(turns, notes)
-    if kept[-1].role != "user":
+    if kept[-1].role not in ("user", "tool"):
         raise Dropped("prompt does not end with a user turn")
     return kept
 

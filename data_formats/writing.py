@@ -13,11 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from data_formats.errors import StorageError
-from data_formats.records import Comparison, Demonstration, Document, Message, Prompt, Record
+from data_formats.records import Comparison, Demonstration, Document, Message, Prompt, Record, Reply, Scored
 
 
-def _turns(messages: tuple[Message, ...]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
+def _turn(message: Message) -> dict[str, Any]:
+    row: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        row["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        calls = [{"name": call.name, "arguments": call.arguments} for call in message.tool_calls]
+        row["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+    return row
+
+
+def _turns(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
+    return [_turn(message) for message in messages]
+
+
+def _reply(reply: Reply) -> dict[str, Any]:
+    row: dict[str, Any] = {"content": reply.content, "score": reply.score}
+    if reply.steps:
+        row["steps"] = [{"text": step.text, "rating": step.rating} for step in reply.steps]
+    return row
 
 
 def as_row(record: Record) -> dict[str, Any]:
@@ -28,10 +45,15 @@ def as_row(record: Record) -> dict[str, Any]:
         case Comparison():
             row = {"prompt": _turns(record.prompt), "chosen": record.chosen, "rejected": record.rejected}
             row |= {"grade": record.grade, "category": record.category, "tags": list(record.tags)}
+        case Scored():
+            row = {"prompt": _turns(record.prompt), "replies": [_reply(reply) for reply in record.replies]}
+            row |= {"category": record.category, "tags": list(record.tags)}
         case Prompt():
             row = {"prompt": _turns(record.messages), "category": record.category, "reference": record.reference}
         case Document():
             row = {"text": record.text}
+    if not isinstance(record, Document):
+        row["tools"] = [json.loads(tool) for tool in record.tools]
     return {key: value for key, value in (row | {"source": record.source}).items() if value not in (None, "", [])}
 
 

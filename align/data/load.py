@@ -11,6 +11,7 @@ from align.recipe.schema import Recipe
 from align.recipe.sources import WORLD, source_path
 from align.recipe.stages import SupervisedSection
 from data_formats.errors import EmptyDatasetError, MissingFileError
+from data_formats.mixing import mixture
 from data_formats.reading import ReadReport, read
 from data_formats.records import Record
 from data_formats.splitting import split_heldout
@@ -18,6 +19,8 @@ from data_formats.splitting import split_heldout
 
 def load_records(sources: Sequence[Source], kind: type[Record], recipe: Recipe) -> tuple[list[Any], list[ReadReport]]:
     """All records of the sources, one source after the other, and the reports in the same order.
+
+    Sources with weights are mixed, see `data_formats.mixing`; the reports then say how many records each gave.
 
     A record without a source of its own gets the source's path as the recipe writes it.
 
@@ -27,6 +30,7 @@ def load_records(sources: Sequence[Source], kind: type[Record], recipe: Recipe) 
         EmptyDatasetError: nothing is left of all of them; says what was dropped.
     """
     records: list[Any] = []
+    per_source: list[list[Any]] = []
     reports: list[ReadReport] = []
     for source in sources:
         path = source_path(recipe, source)
@@ -34,9 +38,18 @@ def load_records(sources: Sequence[Source], kind: type[Record], recipe: Recipe) 
             raise MissingFileError(
                 f"{path}: the embedded world has not been written here; run `align run` on this recipe"
             )
-        result = read(path, kind, format=source.format, limit=source.limit, category=source.category)
-        records += [record if record.source else replace(record, source=source.path) for record in result.records]
+        result = read(
+            path, kind, format=source.format, limit=source.limit, category=source.category, split=source.split
+        )
+        named = [record if record.source else replace(record, source=source.path) for record in result.records]
+        records += named
+        per_source.append(named)
         reports.append(result.report)
+    if any(source.weight is not None for source in sources):
+        mixed = mixture(per_source, [source.weight for source in sources], recipe.seed)
+        records = mixed.records
+        for report, count in zip(reports, mixed.drawn, strict=True):
+            report.drawn = count
     if not records:
         found = "; ".join(report.describe() for report in reports) or "no source was named"
         raise EmptyDatasetError(f"no {kind.__name__.lower()} is left ({found})")

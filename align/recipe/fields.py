@@ -41,12 +41,17 @@ class Source(Section):
     `path` is a file (relative to `data_root` when that is set, else to the working folder), or
     `tinyworld:NAME` for one of the sets of the embedded world. A plain string in a list of sources stands for
     `{path: string}`.
+
+    `split` cuts a text file into documents (`lines`, `paragraphs`; without it a file is one document). `weight` is the
+    source's share of the mixture, see `data_formats.mixing`; either all sources of a list have one or none.
     """
 
     path: str = Field(min_length=1)
     format: str = "auto"
     limit: Positive | None = None
     category: str | None = None
+    split: str | None = None
+    weight: Rate | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -12,12 +12,15 @@ from align.recipe.schema import Recipe
 WORLD = "tinyworld:"
 WORLD_SETS = tuple(name for name, field in TinyWorldSection.model_fields.items() if field.annotation is int)
 FORMATS = {  # the names that data_formats knows, by kind of record
-    "Demonstration": ("messages", "sharegpt", "alpaca"),
-    "Comparison": (
-        *("preference", "ranking", "hh", "conversation_pair", "messages_pair", "stack_exchange_paired", "alpacaeval"),
+    "Demonstration": (
+        *("messages", "sharegpt", "alpaca", "self_instruct", "desirable", "question_answer", "prompt_completion"),
     ),
-    "Prompt": ("prompt", "question", "instruction", "turns", "messages", "sharegpt", "turn_list"),
-    "Document": ("text", "lines", "whole"),
+    "Comparison": (
+        *("preference", "ranking", "hh", "conversation_pair", "messages_pair", "stack_exchange_paired", "arena"),
+        *("alpacaeval", "ultrafeedback", "replies", "shp", "posts", "solutions", "edited", "predictions"),
+    ),
+    "Prompt": ("prompt", "question", "instruction", "self_instruct", "turns", "messages", "sharegpt", "turn_list"),
+    "Document": ("text",),
 }
 KINDS = {"base": "Document", "sft": "Demonstration", "pmp": "Comparison", "rm": "Comparison", "ppo": "Prompt"}
 KINDS_OF_KEYS = {"ptx_data": "Document", "reference_data": "Demonstration"}

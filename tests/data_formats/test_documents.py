@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from data_formats.documents import one_document_a_line, parse_text
+from data_formats.documents import parse_text, text_rows
+from data_formats.errors import DataError
 from data_formats.formats import Dropped
 from data_formats.records import Document
 
@@ -15,15 +16,12 @@ def test_text_rows_are_kept_as_they_are():
         parse_text({"text": "\n"}, Counter())
 
 
-@pytest.mark.parametrize(
-    ("lines", "expected"),
-    [
-        (["x" * 500, "", "y" * 500], True),
-        (["x" * 499, "y" * 499], False),
-        (["x" * 72] * 3 + ["y" * 9000], False),
-        (["x" * 9000], True),
-        ([], False),
-    ],
-)
-def test_long_lines_are_articles(lines, expected):
-    assert one_document_a_line(lines) is expected
+def test_text_is_cut_only_where_that_is_asked_for():
+    text = "a\r\nb\n\n\nc\n"
+    assert list(text_rows(text, "none")) == [(1, {"text": "a\r\nb\n\n\nc"})]
+    lines = [(line, row["text"]) for line, row in text_rows(text, "lines")]
+    assert lines == list(enumerate(["a", "b", "", "", "c"], 1))
+    assert list(text_rows(text, "paragraphs")) == [(1, {"text": "a\nb"}), (5, {"text": "c"})]
+    assert list(text_rows("", "none")) == list(text_rows("", "lines")) == []
+    with pytest.raises(DataError, match="unknown split 'line'; a text file has none, lines, paragraphs"):
+        text_rows(text, "line")

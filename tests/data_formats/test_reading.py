@@ -110,15 +110,18 @@ def test_a_tie_between_formats_is_refused_and_settled_by_name(tmp_path):
         ([ALPACA, 7], Demonstration, r"line 2: .*keys seen: none \(a int\)"),
         ([ALPACA, ALPACA | {"output": 5}], Demonstration, "line 2, field 'output': expected a string, found int 5"),
         (
-            [{"messages": [], "tools": "[{}]"}],
-            Demonstration,
-            "line 1, field 'tools': tool definitions are not supported",
+            [{"messages": [{"role": "user", "content": "q"}], "tools": "[1]"}],
+            Prompt,
+            "line 1, field 'tools': expected a list of function definitions",
         ),
         (
-            [{"messages": [], "label": False}],
+            [{"conversations": [], "label": False}],
             Demonstration,
             "field 'label': unpaired labelled replies are not supported",
         ),
+        ([{"conversations": [], "chosen": "", "rejected": "x"}], Demonstration, "field 'rejected': ranked replies are"),
+        ([{"task_id": 1, "completion": "x"}], Prompt, "line 1: these are completions without their prompts"),
+        ([{"problem": 1, "content": {}}], Prompt, "line 1: these are rows wrapped in 'content'; take them out"),
     ],
 )
 def test_errors_name_file_line_field_and_finding(tmp_path, rows, kind, message):
@@ -140,7 +143,7 @@ def test_unknown_format_names_are_refused_with_the_known_ones(tmp_path):
         DataError, match="unknown demonstration format 'alpacca'; known are auto, messages, sharegpt, alpaca"
     ):
         read(path, Demonstration, format="alpacca")
-    assert format_names(Document) == ["text", "lines", "whole"]
+    assert format_names(Document) == ["text"]
 
 
 def test_missing_and_empty_files(tmp_path):
@@ -155,90 +158,20 @@ def test_missing_and_empty_files(tmp_path):
 
 
 def test_text_files(tmp_path):
-    long = "word " * 120
-    (tmp_path / "wiki.txt").write_text(f"{long}\n\n{long}\r\n")
-    (tmp_path / "prose.txt").write_text("one line\nanother\n")
-    (tmp_path / "page.md").write_text(long)
-    assert [d.text for d in read(tmp_path / "wiki.txt", Document).records] == [long, long]
-    assert read(tmp_path / "prose.txt", Document).records == [Document("one line\nanother")]
-    assert read(tmp_path / "prose.txt", Document, format="lines").records == [Document("one line"), Document("another")]
-    assert read(tmp_path / "page.md", Document).report.format == "whole"
+    (tmp_path / "prose.txt").write_text("one line\n\nanother\n")
+    assert read(tmp_path / "prose.txt", Document).records == [Document("one line\n\nanother")]
+    lines = read(tmp_path / "prose.txt", Document, split="lines")
+    assert lines.records == [Document("one line"), Document("another")]
+    assert (lines.report.rows, lines.report.used, lines.report.dropped) == (3, 2, {"empty text": 1})
     with pytest.raises(DataError, match="plain text holds documents, not prompts"):
-        read(tmp_path / "page.md", Prompt)
-    with pytest.raises(DataError, match="has the formats auto, lines, whole, not 'text'"):
-        read(tmp_path / "page.md", Document, format="text")
+        read(tmp_path / "prose.txt", Prompt)
+    with pytest.raises(DataError, match=r"prose\.txt, field 'split': unknown split 'words'; a text file has"):
+        read(tmp_path / "prose.txt", Document, split="words")
+    with pytest.raises(DataError, match="only text files are split, not this one; remove split 'lines'"):
+        read(written(tmp_path, ALPACA), Demonstration, split="lines")
 
 
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real data files are not beside this checkout")
-
-
-# Rows: the counts of the data folder's README. Kept: counted by hand for the files where some are dropped.
-@needs_real
-@pytest.mark.parametrize(
-    ("name", "kind", "format", "rows", "kept"),
-    [
-        ("1_sft/alpaca_en.json", Demonstration, "alpaca", 500, 500),
-        ("1_sft/alpaca_zh.json", Demonstration, "alpaca", 700, 700),
-        ("1_sft/identity_template.json", Demonstration, "alpaca", 91, 91),
-        ("1_sft/messages_parts.jsonl", Demonstration, "messages", 350, 350),
-        ("1_sft/sharegpt_en_dummy.json", Demonstration, "sharegpt", 500, 500),
-        ("1_sft/sharegpt_zh.jsonl.gz", Demonstration, "sharegpt", 300, 300),
-        ("1_sft/sharegpt_zh_medical.jsonl", Demonstration, "sharegpt", 200, 200),
-        ("2_preference/hh_harmless.jsonl.gz", Comparison, "hh", 1200, 1196),
-        ("2_preference/ranking_sharegpt_en.json", Comparison, "ranking", 180, 180),
-        ("2_preference/ranking_sharegpt_zh.json", Comparison, "ranking", 180, 180),
-        ("2_preference/conv_chosen_str_zh.jsonl", Comparison, "ranking", 250, 250),
-        ("2_preference/messages_pair_tiny.json", Comparison, "conversation_pair", 1, 1),
-        ("2_preference/messages_parts_pairs.jsonl", Comparison, "messages_pair", 10, 10),
-        ("2_preference/alpacaeval_weighted_fusechat_gemma.json", Comparison, "alpacaeval", 150, 150),
-        ("3_coarse_comparisons/stack_exchange_paired.json", Comparison, "stack_exchange_paired", 25, 25),
-        ("3_coarse_comparisons/alpacaeval_gpt4_alpaca-7b.json", Comparison, "alpacaeval", 200, 197),
-        ("4_prompts/mt_bench.jsonl", Prompt, "turns", 80, 80),
-        ("4_prompts/vicuna_bench.jsonl", Prompt, "turns", 80, 80),
-        ("4_prompts/alignbench_zh.jsonl", Prompt, "question", 340, 340),
-        ("4_prompts/belle_eval_zh.json", Prompt, "question", 400, 400),
-        ("4_prompts/ifeval.jsonl", Prompt, "prompt", 300, 300),
-        ("4_prompts/moss_ppo_train_zh.json", Prompt, "turn_list", 31, 31),
-        ("4_prompts/alpacaeval_instructions_gpt35.json", Prompt, "instruction", 300, 300),
-        ("5_text/c4_en.jsonl", Document, "text", 180, 180),
-        ("5_text/wiki_en.txt", Document, "lines", 16, 16),
-        ("5_text/en_article_gutenberg.txt", Document, "whole", 1, 1),
-        ("5_text/zh_law_宪法.md", Document, "whole", 1, 1),
-    ],
-)
-def test_real_files(name, kind, format, rows, kept):
-    result = read(REAL / name, kind)
-    assert (result.report.format, result.report.rows, len(result.records)) == (format, rows, kept)
-    assert rows == kept + sum(result.report.dropped.values())
-
-
-@needs_real
-def test_real_quirks_are_counted():
-    hh = read(REAL / "2_preference/hh_harmless.jsonl.gz", Comparison).report
-    assert (hh.dropped, hh.repaired) == ({"empty reply": 4}, {"consecutive turns of one speaker merged": 2})
-    sharegpt = read(REAL / "1_sft/sharegpt_zh.jsonl.gz", Demonstration).report
-    assert sharegpt.repaired == {"cut at an empty turn": 1, "user turn without reply at the end removed": 1}
-    assert read(REAL / "3_coarse_comparisons/alpacaeval_gpt4_alpaca-7b.json", Comparison).report.dropped == {"tie": 3}
-
-
-@needs_real
-@pytest.mark.parametrize(
-    ("name", "kind", "message"),
-    [
-        ("1_sft/toolcall_sharegpt_en.json", Demonstration, "tool definitions"),
-        ("1_sft/messages_reasoning_tools.jsonl", Demonstration, "tool definitions"),
-        ("1_sft/self_instruct_seed_tasks.jsonl", Demonstration, "keys seen: id, name, instruction, instances"),
-        ("2_preference/kto_unpaired_en.json", Comparison, "keys seen: messages, label"),
-        ("2_preference/kto_unpaired_en.json", Demonstration, "unpaired labelled replies"),
-        ("2_preference/toolcall_pairs_zh.jsonl", Comparison, "tool definitions"),
-        ("2_preference/finegrained_qa_feedback.json", Comparison, "keys seen: question, passages"),
-        ("3_coarse_comparisons/shp_one_real_row.jsonl", Comparison, "keys seen: post_id, domain"),
-        ("3_coarse_comparisons/stackexchange_coffee_Posts.xml", Comparison, "unknown ending .xml"),
-    ],
-)
-def test_real_files_of_later_depth_are_refused_clearly(name, kind, message):
-    with pytest.raises(DataError, match=message):
-        read(REAL / name, kind)
 
 
 @needs_real

@@ -41,10 +41,14 @@ def test_both_ways_of_writing_a_turn(raw):
         (["hello"], r"m\[0\]", "found 'hello'"),
         ([{"role": "user"}], r"m\[0\]", "found the keys role"),
         ([{"role": "robot", "content": ""}], r"m\[0\].role", "unknown role 'robot'"),
-        ([{"from": "function_call", "value": "{}"}], r"m\[0\].from", "unknown role 'function_call'"),
+        ([{"from": "function_call", "value": "{}"}], r"m\[0\].value", "expected a call {name"),
         ([{"role": "user", "content": 7}], r"m\[0\].content", "found int 7"),
-        ([{"role": "user", "content": [{"type": "image"}]}], r"m\[0\].content", "part of type 'image'"),
-        ([{"role": "assistant", "content": "x", "tool_calls": [{}]}], r"m\[0\].tool_calls", "tool calls"),
+        ([{"role": "user", "content": [{"type": "image"}]}], r"m\[0\].content", "only parts of type .* found 'image'"),
+        (
+            [{"role": "assistant", "content": "x", "tool_calls": [{}]}],
+            r"m\[0\].tool_calls",
+            "expected a call {name, arguments}",
+        ),
         ([{"role": "assistant", "content": "x", "loss_weight": 0.0}], r"m\[0\].loss_weight", "found 0.0"),
     ],
 )

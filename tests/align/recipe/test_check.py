@@ -175,7 +175,7 @@ def test_what_is_just_possible(recipe_file):
     steps = ["sft.max_steps=7", "sft.lr_scheduler_type=linear", "sft.warmup_steps=6"]
     known = ["sft.data=[{path: a.jsonl, format: sharegpt}]", "rm.eval_data=[{path: a.jsonl, format: hh}]"]
     check_recipe(recipe_file, [*steps, *known, "rm.reference_data=[{path: a.jsonl, format: alpaca}]"])
-    check_recipe(recipe_file, ["ppo.ptx_coef=0.1", "ppo.ptx_data=[{path: a.jsonl, format: lines}]"])
+    check_recipe(recipe_file, ["ppo.ptx_coef=0.1", "ppo.ptx_data=[{path: a.jsonl, split: lines}]"])
 
 
 def test_a_bad_number_of_iterations_makes_no_finding_about_the_warmup(recipe_file):

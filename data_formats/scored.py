@@ -1,0 +1,249 @@
+"""Formats of scored replies: k-way ratings, votes, unpaired labels, steps; and the comparisons that follow from them.
+
+Formats here are read as `Scored`, and as `Comparison` through all pairs of replies of different score: ties are left
+out and counted, the grade is the difference of the scores. Votes become round(log2(1 + votes)), -1 where they are
+negative, and 1 more for the accepted answer (Askell et al. 2021, appendix C.1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+from data_formats.demonstrations import alpaca_prompt
+from data_formats.errors import DataError
+from data_formats.formats import (
+    EMPTY_REPLIES,
+    TIED_PAIRS,
+    Dropped,
+    Format,
+    Notes,
+    as_text,
+    label,
+    optional_number,
+    shown,
+    source_of,
+    text_field,
+)
+from data_formats.records import Comparison, Reply, Scored, Step
+from data_formats.tools import read_tools
+from data_formats.turns import Turns, as_prompt, conversation, read_turns
+
+
+def vote_score(votes: float, accepted: bool) -> float:
+    """The score of an answer with so many votes."""
+    return float((-1 if votes < 0 else round(math.log2(1 + votes))) + bool(accepted))
+
+
+def _scored(row: dict[str, Any], prompt: Turns, replies: list[Reply], notes: Notes) -> Scored:
+    kept = tuple(reply for reply in replies if reply.content.strip())
+    if not kept:
+        raise Dropped("empty reply" if replies else "no reply")
+    notes[EMPTY_REPLIES] += len(replies) - len(kept)
+    tags = row.get("tags")
+    tags = tuple(tags) if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags) else ()
+    return Scored(prompt, kept, label(row, "category", notes), source_of(row), tags, read_tools(row, notes))
+
+
+def pairs(scored: Scored, notes: Notes) -> tuple[Comparison, ...]:
+    """All pairs of replies of different score, the better one chosen.
+
+    Raises:
+        Dropped: no two replies have different scores.
+    """
+    made = []
+    rated = [reply for reply in scored.replies if reply.score is not None]
+    for first, second in combinations(rated, 2):
+        if first.score == second.score or first.content.strip() == second.content.strip():
+            notes[TIED_PAIRS] += 1
+            continue
+        good, bad = (first, second) if first.score > second.score else (second, first)
+        grade = good.score - bad.score
+        about = (scored.category, scored.source, scored.tags, scored.tools)
+        made.append(Comparison(scored.prompt, good.content, bad.content, grade, *about))
+    if not made:
+        raise Dropped("a single reply" if len(rated) < 2 else "tie")
+    return tuple(made)
+
+
+def _objects(row: dict[str, Any], field: str) -> list[dict[str, Any]]:
+    value = row[field]
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise DataError(f"expected a list of objects, found {shown(value)}", field=field)
+    return value
+
+
+def _flag(row: dict[str, Any], field: str) -> float:
+    if not isinstance(row.get(field), bool):
+        raise DataError(f"expected true or false, found {shown(row.get(field))}", field=field)
+    return float(row[field])
+
+
+def parse_kto(row: dict[str, Any], notes: Notes) -> Scored:
+    """`messages` ending with a reply, and `label`: whether it is desirable (LLaMA-Factory's KTO rows)."""
+    score, turns = _flag(row, "label"), conversation(read_turns(row["messages"], "messages", notes), notes)
+    if turns[-1].tool_calls:
+        raise Dropped("reply is a tool call")
+    return _scored(row, turns[:-1], [Reply(turns[-1].content, score)], notes)
+
+
+def parse_unpaired(row: dict[str, Any], notes: Notes) -> Scored:
+    """`prompt`, `completion` (a string or turns) and `label` (TRL's unpaired preference)."""
+    completion = row["completion"]
+    if isinstance(completion, list):
+        turns = read_turns(completion, "completion", notes)
+        completion = turns[-1].content if turns else ""
+    reply = Reply(as_text(completion, "completion", notes), _flag(row, "label"))
+    return _scored(row, as_prompt(row["prompt"], "prompt", notes), [reply], notes)
+
+
+def parse_ultrafeedback(row: dict[str, Any], notes: Notes) -> Scored:
+    """`instruction` and `completions`: [{response, overall_score or fine-grained_score}]."""
+    replies = []
+    for item in _objects(row, "completions"):
+        field = "overall_score" if item.get("overall_score") is not None else "fine-grained_score"
+        replies.append(Reply(text_field(item, "response", notes), optional_number(item, field)))
+    return _scored(row, as_prompt(alpaca_prompt(row, notes), "instruction", notes), replies, notes)
+
+
+def _step(item: dict[str, Any], notes: Notes) -> Step:
+    return Step(text_field(item, "text", notes), optional_number(item, "rating"))
+
+
+def parse_replies(row: dict[str, Any], notes: Notes) -> Scored:
+    """`prompt` and `replies`: [{content, score, steps: [{text, rating}]}] (our own rows)."""
+    replies = [
+        Reply(
+            text_field(item, "content", notes),
+            optional_number(item, "score"),
+            tuple(_step(step, notes) for step in (_objects(item, "steps") if item.get("steps") else ())),
+        )
+        for item in _objects(row, "replies")
+    ]
+    return _scored(row, as_prompt(row["prompt"], "prompt", notes), replies, notes)
+
+
+def parse_shp(row: dict[str, Any], notes: Notes) -> Scored:
+    """`history`, `human_ref_A`, `human_ref_B`, `score_A`, `score_B`: Reddit votes, kept as they are."""
+    sides = ("A", "B")
+    replies = [
+        Reply(text_field(row, f"human_ref_{side}", notes), optional_number(row, f"score_{side}")) for side in sides
+    ]
+    return _scored(row, as_prompt(text_field(row, "history", notes), "history", notes), replies, notes)
+
+
+def parse_posts(row: dict[str, Any], notes: Notes) -> Scored:
+    """`question` and `answers`: [{text, pm_score, or score (votes) and selected or accepted}]."""
+    replies = []
+    for item in _objects(row, "answers"):
+        score, votes = optional_number(item, "pm_score"), optional_number(item, "score")
+        if score is None and votes is not None:
+            score = vote_score(votes, item.get("selected") is True or item.get("accepted") is True)
+        replies.append(Reply(text_field(item, "text", notes), score))
+    return _scored(row, as_prompt(text_field(row, "question", notes), "question", notes), replies, notes)
+
+
+def _solutions(row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    fields = {"is_correct", "solution"}
+    return [(name, value) for name, value in row.items() if isinstance(value, dict) and fields <= value.keys()]
+
+
+def parse_solutions(row: dict[str, Any], notes: Notes) -> Scored:
+    """`question`, `ground_truth` and named {is_correct, solution}: 1 for a right solution, 0 for a wrong one."""
+    replies = [Reply(text_field(item, "solution", notes), _flag(item, "is_correct")) for _, item in _solutions(row)]
+    return _scored(row, as_prompt(row["question"], "question", notes), replies, notes)
+
+
+def parse_edited(row: dict[str, Any], notes: Notes) -> Scored:
+    """`prompt` and `edited` > `chosen` > `rejected`: ranks 2, 1, 0."""
+    ranked = zip(("edited", "chosen", "rejected"), (2.0, 1.0, 0.0), strict=True)
+    replies = [Reply(text_field(row, field, notes), score) for field, score in ranked]
+    return _scored(row, as_prompt(row["prompt"], "prompt", notes), replies, notes)
+
+
+def parse_prm800k(row: dict[str, Any], notes: Notes) -> Scored:
+    """`question.problem` and `label.steps` (Lightman et al. 2023): the steps on the labeller's path, one a line.
+
+    A step is the chosen completion, the labeller's own where none was good (no rating), else the first.
+    """
+    question, judged = row["question"], row["label"]
+    steps = []
+    for item in _objects(judged, "steps"):
+        completions = _objects(item, "completions") if item.get("completions") else []
+        at, own = item.get("chosen_completion"), item.get("human_completion")
+        if isinstance(at, int) and not 0 <= at < len(completions):
+            raise DataError(f"there is no completion {at}", field="label.steps.chosen_completion")
+        if not isinstance(at, int) and isinstance(own, dict | str):
+            steps.append(Step(text_field(own if isinstance(own, dict) else {"text": own}, "text", notes)))
+        elif completions:
+            steps.append(_step(completions[at if isinstance(at, int) else 0], notes))
+    reply = Reply("\n".join(step.text for step in steps), None, tuple(steps))
+    problem = as_prompt(text_field(question, "problem", notes), "question.problem", notes)
+    return _scored(row, problem, [reply], notes)
+
+
+def parse_predictions(row: dict[str, Any], notes: Notes) -> tuple[Comparison, ...]:
+    """`question`, `passages`, `prediction 1` to `4` and six pairwise preferences (FineGrainedRLHF, Wu et al. 2023).
+
+    The prompt is the question and, below, the passages it is to be answered from. The preferences are of the pairs
+    (1,2), (1,3), ... (3,4): 0 a tie, 1 the first better, 2 the second; they need not be transitive, so there is no
+    score a reply and no `Scored`.
+    """
+    question, verdicts = text_field(row, "question", notes), row["preference"]
+    if not isinstance(verdicts, list) or len(verdicts) != 6 or not all(item in (0, 1, 2) for item in verdicts):
+        raise DataError(f"expected six times 0, 1 or 2, found {shown(verdicts)}", field="preference")
+    passages = row.get("passages") or []
+    if not isinstance(passages, list) or not all(isinstance(passage, list) and passage for passage in passages):
+        raise DataError(f"expected lists of a title and sentences, found {shown(passages)}", field="passages")
+    texts = [[as_text(part, "passages", notes) for part in passage] for passage in passages]
+    context = ["\n".join((title, " ".join(sentences))) for title, *sentences in texts]
+    prompt = as_prompt("\n\n".join((question, *context)), "question", notes)
+    replies = [text_field(row, f"prediction {number}", notes) for number in range(1, 5)]
+    made = []
+    for (first, second), verdict in zip(combinations(replies, 2), verdicts, strict=True):
+        if verdict == 0 or first.strip() == second.strip() or not first.strip() or not second.strip():
+            notes[TIED_PAIRS] += 1
+            continue
+        chosen, rejected = (first, second) if verdict == 1 else (second, first)
+        made.append(Comparison(prompt, chosen, rejected, source=source_of(row)))
+    if not made:
+        raise Dropped("tie")
+    return tuple(made)
+
+
+def _compared(parse: Callable[[Any, Notes], Scored], row: Any, notes: Notes) -> tuple[Comparison, ...]:
+    return pairs(parse(row, notes), notes)
+
+
+def _is_prm800k(row: dict[str, Any]) -> bool:
+    return isinstance(row["question"], dict) and isinstance(row["label"], dict) and "steps" in row["label"]
+
+
+_SHP = frozenset({"history", "human_ref_A", "human_ref_B", "score_A", "score_B"})
+_EDITED = frozenset({"prompt", "edited", "chosen", "rejected"})
+_TRIED = frozenset({"question", "ground_truth"})
+_SCORED = (
+    Format("kto", Scored, frozenset({"messages", "label"}), parse_kto),
+    Format("unpaired", Scored, frozenset({"prompt", "completion", "label"}), parse_unpaired),
+    Format("ultrafeedback", Scored, frozenset({"instruction", "completions"}), parse_ultrafeedback),
+    Format("replies", Scored, frozenset({"prompt", "replies"}), parse_replies),
+    Format("shp", Scored, _SHP, parse_shp),
+    Format("posts", Scored, frozenset({"question", "answers"}), parse_posts),
+    Format("solutions", Scored, _TRIED, parse_solutions, lambda row: bool(_solutions(row))),
+    Format("edited", Scored, _EDITED, parse_edited),
+    Format("prm800k", Scored, frozenset({"question", "label"}), parse_prm800k, _is_prm800k),
+)
+_SINGLE = ("kto", "unpaired", "prm800k")  # one reply a row: nothing to compare
+_PREDICTIONS = frozenset({"question", "preference", *(f"prediction {number}" for number in range(1, 5))})
+FORMATS = (
+    *_SCORED,
+    *(
+        Format(known.name, Comparison, known.needs, partial(_compared, known.parse), known.fits)
+        for known in _SCORED
+        if known.name not in _SINGLE
+    ),
+    Format("predictions", Comparison, _PREDICTIONS, parse_predictions),
+)
