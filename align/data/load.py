@@ -6,21 +6,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from align.data.cleaning import clean_records
+from align.recipe.cleaning import CleaningSection
 from align.recipe.fields import Source
 from align.recipe.schema import Recipe
 from align.recipe.sources import WORLD, source_path
 from align.recipe.stages import SupervisedSection
+from data_formats.cleaning import CleaningReport
 from data_formats.errors import EmptyDatasetError, MissingFileError
 from data_formats.mixing import mixture
 from data_formats.reading import ReadReport, read
-from data_formats.records import Record
+from data_formats.records import Prompt, Record
 from data_formats.splitting import split_heldout
 
+Report = ReadReport | CleaningReport
 
-def load_records(sources: Sequence[Source], kind: type[Record], recipe: Recipe) -> tuple[list[Any], list[ReadReport]]:
+
+def load_records(
+    sources: Sequence[Source], kind: type[Record], recipe: Recipe, cleaning: CleaningSection | None = None
+) -> tuple[list[Any], list[Report]]:
     """All records of the sources, one source after the other, and the reports in the same order.
 
-    Sources with weights are mixed, see `data_formats.mixing`; the reports then say how many records each gave.
+    Sources with weights are mixed, see `data_formats.mixing`; the reports then say how many records each gave. Where
+    `cleaning` is given, what is left is cleaned, and the last report is the cleaning's.
 
     A record without a source of its own gets the source's path as the recipe writes it.
 
@@ -31,7 +39,7 @@ def load_records(sources: Sequence[Source], kind: type[Record], recipe: Recipe) 
     """
     records: list[Any] = []
     per_source: list[list[Any]] = []
-    reports: list[ReadReport] = []
+    reports: list[Report] = []
     for source in sources:
         path = source_path(recipe, source)
         if source.path.startswith(WORLD) and not path.exists():
@@ -50,6 +58,9 @@ def load_records(sources: Sequence[Source], kind: type[Record], recipe: Recipe) 
         records = mixed.records
         for report, count in zip(reports, mixed.drawn, strict=True):
             report.drawn = count
+    if cleaning is not None:
+        records, cleaned = clean_records(records, cleaning, lambda against: load_records(against, Prompt, recipe)[0])
+        reports.append(cleaned)
     if not records:
         found = "; ".join(report.describe() for report in reports) or "no source was named"
         raise EmptyDatasetError(f"no {kind.__name__.lower()} is left ({found})")
@@ -58,15 +69,16 @@ def load_records(sources: Sequence[Source], kind: type[Record], recipe: Recipe) 
 
 def train_and_heldout(
     section: SupervisedSection, kind: type[Record], recipe: Recipe
-) -> tuple[list[Any], list[Any], list[ReadReport]]:
+) -> tuple[list[Any], list[Any], list[Report]]:
     """Training and held-out records of a supervised stage.
 
     Held out are the records of `eval_data`, or, without it, the share `holdout` of the prompts of `data`, by a hash.
+    The section's cleaning concerns `data`; `eval_data` are taken as they are.
 
     Raises:
         MissingFileError, DataError, EmptyDatasetError: see `load_records`.
     """
-    records, reports = load_records(section.data, kind, recipe)
+    records, reports = load_records(section.data, kind, recipe, section.cleaning)
     if section.eval_data:
         heldout, more = load_records(section.eval_data, kind, recipe)
         return records, heldout, reports + more

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from align.recipe.cleaning import CleaningSection
 from align.recipe.fields import Count, OptimSection, Positive, Section, Share, Source
 
 
@@ -96,6 +97,7 @@ class PPOSection(PPOConfig):
     """The ppo stage of a recipe: the configuration, the data, and what the models start from."""
 
     data: tuple[Source, ...] = Field(min_length=1)
+    cleaning: CleaningSection | None = None
     eval_data: tuple[Source, ...] = ()
     ptx_data: tuple[Source, ...] = ()
     init_from: str | None = None

@@ -23,7 +23,7 @@ FORMATS = {  # the names that data_formats knows, by kind of record
     "Document": ("text",),
 }
 KINDS = {"base": "Document", "sft": "Demonstration", "pmp": "Comparison", "rm": "Comparison", "ppo": "Prompt"}
-KINDS_OF_KEYS = {"ptx_data": "Document", "reference_data": "Demonstration"}
+KINDS_OF_KEYS = {"ptx_data": "Document", "reference_data": "Demonstration", "against": "Prompt"}
 LABELLED_SETS = ("comparisons", "heldout_comparisons")  # those that hold replies sampled from the sft stage's model
 
 
@@ -41,12 +41,15 @@ def source_path(recipe: Recipe, source: Source) -> Path:
 
 
 def stage_sources(recipe: Recipe, stage: str) -> Iterator[tuple[str, Source]]:
-    """Every source of a stage with its full key path, `sft.data.0`."""
+    """Every source of a stage with its full key path, `sft.data.0`; those that cleaning compares with come last."""
     section = getattr(recipe, stage)
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, tuple) and "Source" in str(field.annotation):
             yield from ((f"{stage}.{name}.{index}", source) for index, source in enumerate(value))
+    if section.cleaning is not None and section.cleaning.decontamination is not None:
+        key = f"{stage}.cleaning.decontamination.against"
+        yield from ((f"{key}.{at}", source) for at, source in enumerate(section.cleaning.decontamination.against))
 
 
 def source_problem(recipe: Recipe, key: str, source: Source) -> str | None:
@@ -102,8 +105,8 @@ def source_problems(recipe: Recipe, stage: str) -> list[str]:
 
 
 def _format_problem(key: str, source: Source) -> str | None:
-    stage, name, _ = key.split(".")
-    kind = KINDS_OF_KEYS.get(name, KINDS[stage])
+    parts = key.split(".")
+    kind = KINDS_OF_KEYS.get(parts[-2], KINDS[parts[0]])
     known = ("auto", *FORMATS[kind])
     if source.format in known:
         return None

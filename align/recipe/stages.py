@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from align.recipe.cleaning import CleaningSection
 from align.recipe.fields import Count, OptimSection, Positive, Section, Share, Source
 
 Mask = Literal["assistant_only", "user_content_only", "qwen_script", "last_turn_only", "all"]
@@ -18,10 +19,11 @@ class SupervisedSection(OptimSection):
 
     `batch_size` is the number of rows (pairs for pmp and rm) of one optimizer step over all ranks, `micro_batch_size`
     the number a rank holds at once; gradients do not depend on the latter. `max_steps` wins over `num_train_epochs`.
-    Without `eval_data`, the share `holdout` of `data` is held out by a hash of the prompt.
+    Without `eval_data`, the share `holdout` of `data` is held out by a hash of the prompt. `cleaning` concerns `data`.
     """
 
     data: tuple[Source, ...] = Field(min_length=1)
+    cleaning: CleaningSection | None = None
     eval_data: tuple[Source, ...] = ()
     holdout: Share = 0.05
     init_from: str | None = None

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from align.recipe.stages import SupervisedSection
 from align.runs import checkpoint, files
 from align.runs.memory import peak_memory_gib
 from align.runs.ranks import is_main
+from data_formats.cleaning import CleaningReport
 from data_formats.errors import EmptyDatasetError, MissingFileError
 
 LOG = logging.getLogger("align")
@@ -72,16 +74,19 @@ def described(
     stage: str, reports: Sequence[Any], dropped: dict[str, int], heldout_dropped: dict[str, int] | None = None
 ) -> dict[str, Any]:
     """Log what was read and dropped; the same for the summary."""
+    cleaned = [report for report in reports if isinstance(report, CleaningReport)]
     for report in reports:
         LOG.info("%s: %s", stage, report.describe())
     for kind, counts in (("rows", dropped), ("held-out rows", heldout_dropped or {})):
         for reason, count in counts.items():
             LOG.info("%s: %d %s: %s", stage, count, kind, reason)
-    unread: dict[str, int] = {}
+    unread: Counter[str] = Counter()
     for report in reports:
-        for reason, count in report.dropped.items():
-            unread[reason] = unread.get(reason, 0) + count
-    found = {"unread_rows": unread, "dropped_rows": dropped}
+        if report not in cleaned:
+            unread.update(report.dropped)
+    found: dict[str, Any] = {"unread_rows": dict(unread), "dropped_rows": dropped}
+    if cleaned:
+        found["cleaning"] = cleaned[0].to_dict()
     return found if heldout_dropped is None else found | {"heldout_dropped_rows": heldout_dropped}
 
 

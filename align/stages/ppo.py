@@ -79,7 +79,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code, revision=revision)
     options = load_options(reward_path, recipe.model)
     reward = load_reward(reward_path, batch_size=section.rollout.batch_size, device=accelerator.device, **options)
-    prompts, reports = load_records(section.data, Prompt, recipe)
+    prompts, reports = load_records(section.data, Prompt, recipe, section.cleaning)
     prompts, dropped = fitting(prompts, tokenizer, section)
     eval_prompts, more = load_records(section.eval_data, Prompt, recipe) if section.eval_data else ([], [])
     eval_prompts, eval_dropped = fitting(eval_prompts, tokenizer, section, "eval_data") if more else ([], {})
