@@ -11,7 +11,7 @@ from data_formats.records import Message, Prompt
 from data_formats.turns import Turns, as_prompt, prompt_turns, read_turns, repaired
 
 CATEGORY_FIELDS = ("category", "class", "dataset")
-REFERENCE_FIELDS = ("reference", "std_answer")
+REFERENCE_FIELDS = ("reference", "std_answer", "answer", "ground_truth")
 
 
 def _prompt(row: dict[str, Any], messages: Turns, notes: Notes, reference: str | None = None) -> Prompt:

@@ -18,7 +18,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 class ClassifierReward:
     """Scores with a foreign sequence-classification model.
 
+    Attributes:
+        reads_ids: False, the policy's token ids are never looked at.
+
     Args:
         path: folder or hub id.
         batch_size: sequences held at once.
@@ -45,6 +48,8 @@ class ClassifierReward:
     Raises:
         MissingFileError, ModelFileError: nothing there, torn, not a one-label classifier.
     """
+
+    reads_ids: ClassVar[bool] = False
 
     def __init__(
         self,
