@@ -71,7 +71,7 @@ FOREIGN: dict[str, frozenset[str]] = {
 }
 LAZY: dict[str, frozenset[str]] = {
     "data_formats": frozenset({"pyarrow", "zstandard", "datasets"}),
-    "reward": frozenset({"regex", "math_verify"}),
+    "reward": frozenset({"regex", "math_verify", "peft"}),
 }
 ENGINES = {"vllm": "rollouts"}  # only in files of that room whose name holds the engine's
 
