@@ -4,6 +4,7 @@ align run RECIPE [key=value …] [--fresh]        run the chain: finished stages
 align check RECIPE [key=value …]                every error at once, else the plan; imports no torch
 align recipes [list | show NAME | copy NAME DEST]
 align quickstart [key=value …] [--fresh]        run the embedded default
+align export-reward MODEL_DIR OUT_DIR           a reward model as a plain classifier for transformers and vLLM
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align import __version__
+from align.commands import export_reward
 from align.runs.arguments import parse_with_overrides
 from align.runs.files import storage_errors
 from align.runs.launch import guarded, prepare, started_as
@@ -64,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     copy = what.add_parser("copy", help="copy a recipe to a file or folder")
     copy.add_argument("name", metavar="NAME")
     copy.add_argument("dest", metavar="DEST")
+    export_reward.add_parser(commands)
     return parser
 
 
@@ -128,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "quickstart":
         args.recipe = "quickstart"
     prepare(args.debug)
-    work = {"run": _run, "quickstart": _run, "check": _check, "recipes": _recipes}[args.command]
+    works = {"run": _run, "quickstart": _run, "check": _check, "recipes": _recipes, "export-reward": export_reward.run}
+    work = works[args.command]
     again = [word for word in argv if word != "--fresh"]
     return guarded(lambda: work(args), proceed=shlex.join(["align", *again]))
 

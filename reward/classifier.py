@@ -10,6 +10,9 @@ The text of its control tokens inside a turn is broken up by a space, so that a 
 Too long: the oldest turns go, then the prompt's head is cut; the reply stays whole while it fits alone. The head
 reads where the foreign class reads (for decoders: at the last id that is not its pad id, which it pads with; a config
 without pad id is scored row by row).
+
+A folder with a peft adapter (`adapter_config.json`, as trl's RewardTrainer leaves it) is loaded on its base model and
+merged into it; the head must have been saved with the adapter (`modules_to_save`).
 """
 
 from __future__ import annotations
@@ -18,21 +21,26 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from data_formats.records import Message
 from reward.errors import ModelFileError
-from reward.loading import load_pretrained, load_tokenizer
+from reward.folder import check_safetensors, read_json
+from reward.loading import HUB_OPTIONS, hub_file, load_pretrained, load_tokenizer, quiet
 from reward.protocol import Sample
 from reward.scoring import batches_by_length, checked, right_padded
 
 logger = logging.getLogger(__name__)
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 class ClassifierReward:
     """Scores with a foreign sequence-classification model.
+
+    Attributes:
+        reads_ids: False, the policy's token ids are never looked at.
 
     Args:
         path: folder or hub id.
@@ -46,6 +54,8 @@ class ClassifierReward:
         MissingFileError, ModelFileError: nothing there, torn, not a one-label classifier.
     """
 
+    reads_ids: ClassVar[bool] = False
+
     def __init__(
         self,
         path: str | Path,
@@ -58,7 +68,11 @@ class ClassifierReward:
     ):
         from transformers import AutoModelForSequenceClassification
 
-        model = load_pretrained(AutoModelForSequenceClassification, path, **load_kwargs)
+        adapter = hub_file(path, ADAPTER, **load_kwargs)
+        if adapter is not None and hub_file(path, "config.json", **load_kwargs) is None:
+            model = _with_adapter(path, adapter, **load_kwargs)
+        else:
+            model = load_pretrained(AutoModelForSequenceClassification, path, **load_kwargs)
         if model.config.num_labels != 1:
             raise ModelFileError(f"{path} has {model.config.num_labels} labels; a reward model has one (num_labels 1)")
         self.model = model.requires_grad_(False).eval()
@@ -130,3 +144,40 @@ class ClassifierReward:
         for token in self._controls:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
+
+
+def _with_adapter(path: str | Path, adapter: Path, **load_kwargs: Any) -> torch.nn.Module:
+    """The base model that the adapter at `path` names, with the adapter merged in.
+
+    Raises:
+        ModelFileError: torn, no safetensors, without a head of its own, or on a model that is not there.
+    """
+    from peft import PeftModel
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    settings = read_json(adapter)
+    weights = hub_file(path, ADAPTER_WEIGHTS, **load_kwargs)
+    if weights is None:
+        raise ModelFileError(f"{path} has an {ADAPTER} but no {ADAPTER_WEIGHTS}: save the adapter as safetensors")
+    check_safetensors(weights)
+    with safe_open(weights, "pt") as file:
+        heads = [name for name in file.keys() if name.endswith(("score.weight", "classifier.weight"))]  # noqa: SIM118
+        labels = file.get_slice(heads[0]).get_shape()[0] if heads else 0
+    if not heads:
+        raise ModelFileError(
+            f"{path} is an adapter without a head, which would be random: train it with modules_to_save: [score]"
+        )
+    base = settings.get("base_model_name_or_path") or ""
+    options = {key: value for key, value in load_kwargs.items() if key in HUB_OPTIONS and key != "revision"}
+    try:
+        config = AutoConfig.from_pretrained(base, num_labels=labels, **options)
+    except (OSError, ValueError) as error:
+        raise ModelFileError(
+            f"{path} is an adapter on the model {base!r}, which is not there: correct base_model_name_or_path in its "
+            f"{ADAPTER} ({str(error).strip().splitlines()[0]})"
+        ) from None
+    own = {key: value for key, value in load_kwargs.items() if key != "revision"} | {"config": config}
+    model = load_pretrained(AutoModelForSequenceClassification, base, optional="score", **own)
+    with quiet():
+        return PeftModel.from_pretrained(model, str(weights.parent)).merge_and_unload()

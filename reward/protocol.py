@@ -1,13 +1,17 @@
-"""What a reward is: prompts and replies in, one float each out."""
+"""What a reward is: prompts and replies in, one float each out.
+
+A reward that is made of several (`reward.combined`, `reward.gate`) also tells what each of them said: `judge` hands
+that on, so that training and evaluation log the parts apart.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 from data_formats.errors import AlignError
-from data_formats.records import Message
+from data_formats.records import Message, Prompt
 
 
 class RewardError(AlignError, RuntimeError):
@@ -24,7 +28,7 @@ class Sample:
         prompt_ids, completion_ids: the same as the policy's token ids (the end token included when it was drawn), for
             rewards that share the policy's tokenizer; others re-encode the text.
         finished: whether the policy ended the reply itself.
-        columns: further fields of the prompt's record (category, reference, …).
+        columns: further fields of the prompt's record, see `prompt_columns`.
     """
 
     prompt: tuple[Message, ...]
@@ -44,6 +48,39 @@ class Reward(Protocol):
     def score(self, samples: Sequence[Sample]) -> list[float]:
         """One finite float a sample, in order."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a reward said of N replies.
+
+    Attributes:
+        scores: one float a reply, in order.
+        parts: by name, what each part of a composed reward said, in the part's own unit; empty for a plain reward.
+    """
+
+    scores: list[float]
+    parts: dict[str, list[float]] = field(default_factory=dict)
+
+
+def judge(reward: Reward, samples: Sequence[Sample]) -> Verdict:
+    """The reward's scores, with those of its parts where it is composed of some (it then has a `judge` of its own).
+
+    Raises:
+        RewardError: the reward failed, or gave something that is not one finite float a reply.
+    """
+    composed = getattr(reward, "judge", None)
+    return composed(samples) if composed is not None else Verdict(reward.score(samples))
+
+
+def prompt_columns(prompt: Prompt) -> dict[str, Any]:
+    """The fields of a prompt that rewards get beside its turns: `category`, `reference` and `source`."""
+    return {"category": prompt.category, "reference": prompt.reference, "source": prompt.source}
+
+
+def text_alone(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples without token ids, for rewards that do not share the policy's tokenizer."""
+    return [replace(sample, prompt_ids=None, completion_ids=None) for sample in samples]
 
 
 def same_tokens(reward: Any, tokenizer: Any) -> bool:

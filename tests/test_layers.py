@@ -32,7 +32,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "reward": frozenset({"data_formats"}),
     "rollouts": frozenset({"data_formats"}),
     "align.functional": frozenset(),
-    "align.recipe": frozenset({"data_formats.errors"}),
+    "align.recipe": frozenset({"data_formats.errors", "reward.address"}),  # the one without torch
     "align.tinyworld": frozenset({"data_formats"}),
     "align.models": frozenset({"align.recipe", "reward", "data_formats"}),
     "align.data": frozenset({"data_formats", "align.recipe"}),
@@ -45,6 +45,7 @@ ARROWS: dict[str, frozenset[str]] = {
         {"align.models", "align.data", "align.recipe", "align.functional", "reward", "rollouts", "data_formats"}
     ),
     "align.report": frozenset({"data_formats", "align.recipe"}),
+    "align.commands": frozenset({"align.runs", "reward", "data_formats"}),
     "align.stages": ANYTHING,
     "align": ANYTHING,  # the entries and the command line
 }
@@ -64,11 +65,13 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.trainers": TORCH | {"accelerate", "peft", "trl"},
     "align.evaluation": TORCH,
     "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),
+    "align.commands": frozenset(),
     "align.stages": TORCH | {"accelerate", "rich", "peft", "trl"},
     "align": frozenset({"rich"}),
 }
 LAZY: dict[str, frozenset[str]] = {
-    "data_formats": frozenset({"pyarrow", "zstandard", "datasets", "datasketch", "numpy"})
+    "data_formats": frozenset({"pyarrow", "zstandard", "datasets", "datasketch", "numpy"}),
+    "reward": frozenset({"regex", "math_verify", "peft"}),
 }
 ENGINES = {"vllm": "rollouts"}  # only in files of that room whose name holds the engine's
 

@@ -7,19 +7,19 @@ model's own distribution (temperature 1, top-p 1), whatever training sampled wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from align.data.encode import encode_prompts
 from data_formats import chatml
 from data_formats.records import Prompt
-from reward.protocol import Reward, Sample, same_tokens
+from reward.protocol import Reward, Sample, judge, prompt_columns, same_tokens, text_alone
 from rollouts.protocol import Engine, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One reply and what each reward, by name, said of it."""
+    """One reply and what each reward, by name, said of it; the parts of a composed reward are `REWARD/PART`."""
 
     text: str
     finished: bool
@@ -47,7 +47,7 @@ def judged_replies(
     ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts], [prompt.tools for prompt in prompts])
     completions, end_id = engine.generate(ids, params), chatml.control_id(tokenizer, chatml.IM_END)
     texts = tokenizer.batch_decode([list(one.token_ids) for one in completions], skip_special_tokens=True)
-    columns = [{"category": prompt.category, "reference": prompt.reference} for prompt in prompts]
+    columns = [prompt_columns(prompt) for prompt in prompts]
     samples = [
         Sample(
             prompt=prompts[index // params.n].messages,
@@ -59,10 +59,11 @@ def judged_replies(
         )
         for index, (one, text) in enumerate(zip(completions, texts, strict=True))
     ]
-    texts_alone = [replace(sample, prompt_ids=None, completion_ids=None) for sample in samples]
-    scores = {
-        reward.name: reward.score(samples if same_tokens(reward, tokenizer) else texts_alone) for reward in rewards
-    }
+    scores: dict[str, list[float]] = {}
+    for reward in rewards:
+        verdict = judge(reward, samples if same_tokens(reward, tokenizer) else text_alone(samples))
+        scores[reward.name] = verdict.scores
+        scores |= {f"{reward.name}/{part}": row for part, row in verdict.parts.items()}
     judged = [
         Judged(one.completion, one.finished, len(one.completion_ids), {name: row[at] for name, row in scores.items()})
         for at, one in enumerate(samples)

@@ -10,6 +10,7 @@ from align.recipe.errors import RecipeError
 from align.recipe.lineage import Origin, inputs, model_dir, stage_dir
 from align.recipe.load import STAND_IN, inspect
 from align.recipe.problems import did_you_mean
+from align.recipe.rewards import part_problems, plain_parts
 from align.recipe.schema import DEFAULT_PARENTS, STAGES, Recipe
 from align.recipe.sources import source_problems, stage_sources
 from align.recipe.stages import SFTSection
@@ -46,14 +47,21 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
     problems += tracker_problems(recipe, stages)
     for stage in stages:
         problems += source_problems(recipe, stage)
+        if stage == "ppo":
+            for key, part in plain_parts(recipe.ppo.reward):
+                problems += part_problems(f"ppo.{key}", part)
         for role, origin in inputs(recipe, stage).items():
             problems += _origin_problems(recipe, stage, role, origin)
     return list(dict.fromkeys(problems))
 
 
 def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> list[str]:
-    key = f"{stage}.{_KEYS[role]}"
-    named = getattr(getattr(recipe, stage), _KEYS[role]) is not None
+    section = getattr(recipe, stage)
+    if role in _KEYS:
+        key, named = f"{stage}.{_KEYS[role]}", getattr(section, _KEYS[role]) is not None
+    else:  # a model among the reward's parts
+        key, named = f"{stage}.{role}.model_from", dict(plain_parts(section.reward))[role].model_from is not None
+        role = "reward"
     if origin.kind == "path":
         possible = _REWARD_STAGES if role == "reward" else STAGES[: STAGES.index(stage)]
         if named:

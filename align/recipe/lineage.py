@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from align.recipe.rewards import ModelPart, plain_parts
 from align.recipe.schema import DEFAULT_PARENTS, STAGES, Recipe
 
 
@@ -44,18 +45,28 @@ def init_origin(recipe: Recipe, stage: str) -> Origin:
     return _named(recipe, named) if named is not None else _default(recipe, DEFAULT_PARENTS[stage])
 
 
-def reward_origin(recipe: Recipe) -> Origin:
-    """Where ppo's reward model comes from: `reward_from`, else rm, else pmp."""
-    return _named(recipe, recipe.ppo.reward_from) if recipe.ppo.reward_from else _default(recipe, ("rm", "pmp"))
+def reward_origins(recipe: Recipe) -> dict[str, Origin]:
+    """Where the reward models of ppo come from, by role: `reward` (`reward_from`, else rm, else pmp), or for every
+    model among the parts of `reward` the part's key (`reward.0`, `reward.1.safety`); none where no model judges."""
+    ppo = recipe.ppo
+    if not ppo.reward:
+        return {"reward": _named(recipe, ppo.reward_from) if ppo.reward_from else _default(recipe, ("rm", "pmp"))}
+    models = {key: part for key, part in plain_parts(ppo.reward) if isinstance(part, ModelPart)}
+    return {
+        key: _named(recipe, part.model_from) if part.model_from else _default(recipe, ("rm", "pmp"))
+        for key, part in models.items()
+    }
 
 
 def critic_origin(recipe: Recipe) -> Origin:
-    """Where ppo's critic starts: `critic_from`, else the reward model."""
-    return _named(recipe, recipe.ppo.critic_from) if recipe.ppo.critic_from else reward_origin(recipe)
+    """Where ppo's critic starts: `critic_from`, else the first reward model, else the policy."""
+    if recipe.ppo.critic_from:
+        return _named(recipe, recipe.ppo.critic_from)
+    return next(iter(reward_origins(recipe).values()), init_origin(recipe, "ppo"))
 
 
 def inputs(recipe: Recipe, stage: str) -> dict[str, Origin]:
     """Every model that `stage` needs, by role."""
     if stage != "ppo":
         return {"model": init_origin(recipe, stage)}
-    return {"policy": init_origin(recipe, stage), "reward": reward_origin(recipe), "critic": critic_origin(recipe)}
+    return {"policy": init_origin(recipe, stage), **reward_origins(recipe), "critic": critic_origin(recipe)}

@@ -159,11 +159,16 @@ def _touched(sentence: str, loc: Loc, repaired: list[Problem]) -> bool:
 
 def _rules(section: Section, loc: Loc) -> Iterator[Problem]:
     for key, sentence in section.rules():
-        yield Problem((*loc, *(key.split(".") if key else ())), "rule", sentence)
+        steps = [int(step) if step.isdigit() else step for step in key.split(".")] if key else []
+        yield Problem((*loc, *steps), "rule", sentence)
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, Section):
             yield from _rules(value, (*loc, name))
+        elif isinstance(value, tuple):
+            for index, part in enumerate(value):
+                if isinstance(part, Section):
+                    yield from _rules(part, (*loc, name, index))
 
 
 def _repair(data: dict, problem: Problem) -> bool:

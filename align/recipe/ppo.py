@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from align.recipe.cleaning import CleaningSection
 from align.recipe.fields import Count, OptimSection, Positive, Section, Share, Source
+from align.recipe.rewards import AnyPart, as_parts, list_rules
 
 
 class RolloutSection(Section):
@@ -71,7 +72,7 @@ class PPOConfig(Section):
     kl_coef: float = Field(0.04, ge=0)
     kl_estimator: Literal["k1"] = "k1"
     kl_in: Literal["reward"] = "reward"
-    normalize_reward: Literal["none", "running_mean"] = "running_mean"
+    normalize_reward: Literal["none", "running_mean", "running_mean_std"] = "running_mean"
     reward_clip_range: float | None = Field(10.0, gt=0)
     missing_eos_penalty: float | None = Field(1.0, ge=0)
 
@@ -94,18 +95,31 @@ class PPOConfig(Section):
 
 
 class PPOSection(PPOConfig):
-    """The ppo stage of a recipe: the configuration, the data, and what the models start from."""
+    """The ppo stage of a recipe: the configuration, the data, and what the models start from.
+
+    `reward` is one part or a list of weighted parts (`align.recipe.rewards`); without it the reward is the model that
+    `reward_from` names, by default rm, else pmp.
+    """
 
     data: tuple[Source, ...] = Field(min_length=1)
     cleaning: CleaningSection | None = None
     eval_data: tuple[Source, ...] = ()
     ptx_data: tuple[Source, ...] = ()
     init_from: str | None = None
+    reward: tuple[AnyPart, ...] = ()
     reward_from: str | None = None
     critic_from: str | None = None
 
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _one_part(cls, value: Any) -> Any:
+        return as_parts(value)
+
     def rules(self) -> list[tuple[str, str]]:
-        broken = []
+        broken = list_rules(self.reward)
+        if self.reward and self.reward_from is not None:
+            sentence = "names the reward a second time; write it as a part of reward (kind: model, model_from: …)"
+            broken.append(("reward_from", sentence))
         total = self.num_iterations * self.num_ppo_epochs * self.num_mini_batches
         if self.critic_warmup_steps >= total:
             sentence = (

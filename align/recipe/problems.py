@@ -39,16 +39,36 @@ def did_you_mean(word: str, possible: Iterable[str]) -> str | None:
 
 
 def section_at(model: type[BaseModel], loc: Loc) -> type[BaseModel] | None:
-    """The section class that lives at `loc` below `model`."""
-    current: Any = model
+    """The section class that lives at `loc` below `model`; the first of several that may."""
+    found = [model]
     for part in loc:
-        if isinstance(part, int):
-            continue
-        field = current.model_fields.get(part)
-        current = None if field is None else next(_sections(field.annotation), None)
-        if current is None:
-            return None
-    return current
+        if not isinstance(part, int):
+            found = _below(found, part)
+    return next(iter(found), None)
+
+
+def _below(sections: list[type[BaseModel]], part: str) -> list[type[BaseModel]]:
+    """Where `part` leads from one of `sections`: into a field, or to the section whose `kind` it is."""
+    kinds = [section for section in sections if part in _kinds(section)]
+    fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+    return kinds or [inner for field in fields[:1] for inner in _sections(field.annotation)]
+
+
+def _kinds(section: type[BaseModel]) -> tuple[str, ...]:
+    field = section.model_fields.get("kind")
+    return typing.get_args(field.annotation) if field is not None else ()
+
+
+def written_at(model: type[BaseModel], loc: Loc) -> Loc:
+    """`loc` as the recipe spells it: pydantic puts the `kind` of a section among the keys that lead to it."""
+    found, kept = [model], []
+    for part in loc:
+        is_kind = not isinstance(part, int) and any(part in _kinds(section) for section in found)
+        if not is_kind:
+            kept.append(part)
+        if not isinstance(part, int):
+            found = _below(found, part)
+    return tuple(kept)
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -70,6 +90,8 @@ def _homes(model: type[BaseModel], key: str, path: Loc = ()) -> Iterator[Loc]:
 def _unknown(model: type[BaseModel], loc: Loc) -> Problem:
     *parent, key = loc
     section = section_at(model, tuple(parent)) or model
+    loc = written_at(model, loc)
+    parent = loc[:-1]
     suggestion = did_you_mean(str(key), section.model_fields)
     if suggestion:
         return Problem(loc, "unknown", f"unknown key; did you mean '{suggestion}'?", suggestion)
@@ -78,6 +100,17 @@ def _unknown(model: type[BaseModel], loc: Loc) -> Problem:
     if homes and len(homes) <= 4:
         return Problem(loc, "unknown", f"unknown key in {place}; it belongs at {' or '.join(homes)}")
     return Problem(loc, "unknown", f"unknown key; {place} knows {', '.join(section.model_fields)}")
+
+
+def _kind(loc: Loc, error: dict) -> Problem:
+    """A section that does not say which of several kinds it is, or names none of them."""
+    loc = (*loc, "kind")
+    if error["type"] == "union_tag_not_found":
+        return Problem(loc, "value", "is required but missing")
+    tag, known = str(error["ctx"]["tag"]), error["ctx"]["expected_tags"].replace("'", "").split(", ")
+    near = did_you_mean(tag, known)
+    hint = f"did you mean '{near}'?" if near else f"it knows {', '.join(known)}"
+    return Problem(loc, "value", f"there is no kind '{tag}'; {hint}")
 
 
 _EXPECTED = {
@@ -140,7 +173,11 @@ def describe(model: type[BaseModel], errors: Iterable[dict]) -> list[Problem]:
         if error["type"] == "extra_forbidden":
             found.append(_unknown(model, loc))
         elif error["type"] == "missing":
-            found.append(Problem(loc, "missing", "is required but missing"))
+            found.append(Problem(written_at(model, loc), "missing", "is required but missing"))
+        elif error["type"] in ("union_tag_not_found", "union_tag_invalid"):
+            found.append(_kind(written_at(model, loc), error))
         else:
-            found.append(Problem(loc, "rule" if error["type"] == "value_error" else "value", _sentence(error)))
+            found.append(
+                Problem(written_at(model, loc), "rule" if error["type"] == "value_error" else "value", _sentence(error))
+            )
     return found

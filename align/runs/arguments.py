@@ -13,7 +13,8 @@ def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str]) -
     `overrides` when it is a `key=value`, and is an error otherwise.
     """
     args, rest = parser.parse_known_args(argv)
-    strange = [word for word in rest if word.startswith("-") or "=" not in word]
+    takes = hasattr(args, "overrides")
+    strange = [word for word in rest if word.startswith("-") or "=" not in word or not takes]
     if strange:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
     if rest:

@@ -149,7 +149,7 @@ def shuffled_labels(recipe: Recipe, folder: Path, prompts: list[Any]) -> Summary
         seed = derive(recipe.seed, "rm")
         arms.train_reward(recipe, recipe.rm, origin, reward_dir, seed, stage="rm", shuffle_labels=True)
     accuracy = json.loads((reward_dir / "summary.json").read_text(encoding="utf-8"))["accuracy"]
-    arm = recipe.ppo.model_copy(update={"reward_from": str(reward_dir / "model")})
+    arm = recipe.ppo.model_copy(update={"reward": (), "reward_from": str(reward_dir / "model")})
     changed = recipe.model_copy(update={"ppo": arm})
     if not (out_dir / "summary.json").is_file():
         ppo.run(changed, out_dir=out_dir)

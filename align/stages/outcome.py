@@ -15,7 +15,7 @@ from typing import Any
 from align.evaluation import compare
 from align.evaluation.replies import Judged, decodings, judged_replies
 from align.recipe import Recipe
-from align.recipe.lineage import init_origin, model_dir, reward_origin, stage_dir
+from align.recipe.lineage import init_origin, model_dir, stage_dir
 from align.runs.seeding import derive
 from align.stages import common
 from align.stages.common import Summary
@@ -50,7 +50,7 @@ def ppo(recipe: Recipe, stage: str, summary: Summary) -> Summary:
 
 def compare_policies(recipe: Recipe, out_dir: Path, before_path: str | Path, prompts: list[Prompt]) -> Summary:
     """Judge `before_path` and `<out_dir>/model` on `prompts`, write `<out_dir>/eval.jsonl`, return the figures."""
-    rewards = [*gold_rewards(recipe), reward_model(recipe)]
+    rewards = [*gold_rewards(recipe), policy_reward(recipe)]
     before = judge_model(recipe, before_path, prompts, rewards)
     after = judge_model(recipe, out_dir / "model", prompts, rewards)
     write_outcome(out_dir / "eval.jsonl", prompts, {"sft": before, "ppo": after})
@@ -136,13 +136,14 @@ def gold_rewards(recipe: Recipe) -> list[Reward]:
     return [GoldScore(world), Correctness(world), WellFormed(world)]
 
 
-def reward_model(recipe: Recipe, path: str | Path | None = None) -> Reward:
+def policy_reward(recipe: Recipe) -> Reward:
     """The reward that ppo is trained on, named `reward`."""
-    from align.models.load import load_options
-    from reward.sources import load_reward
+    from align.models.tokenizer import load_tokenizer
+    from align.stages.rewards import build_reward
 
-    path = path or common.origin_path(recipe, reward_origin(recipe), stage="ppo")
-    return load_reward(str(path), name="reward", **load_options(str(path), recipe.model))
+    path = common.origin_path(recipe, init_origin(recipe, "ppo"), stage="ppo")
+    tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)
+    return build_reward(recipe, tokenizer, name="reward")
 
 
 def judge_model(recipe: Recipe, path: str | Path, prompts: list[Prompt], rewards: list[Reward]) -> Outcome:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from align.recipe import Recipe, batch_plan
-from align.recipe.lineage import Origin, critic_origin, init_origin, reward_origin, stage_dir
+from align.recipe.lineage import Origin, critic_origin, init_origin, reward_origins, stage_dir
 from align.recipe.ppo import PPOSection
 from align.runs.seeding import derive, seed_everything
 from align.stages import common
+from align.stages.rewards import build_reward
 from data_formats.errors import AlignError
 from data_formats.records import Document, Prompt
 
@@ -63,22 +64,20 @@ def run(
 def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo") -> tuple[Any, dict[str, Any]]:
     """The trainer with everything it needs, and what was read."""
     from align.data.load import load_records
-    from align.models.load import load_causal_lm, load_options
+    from align.models.load import load_causal_lm
     from align.models.tokenizer import load_tokenizer
     from align.trainers.ppo import PPOTrainer, make_accelerator
-    from reward.sources import load_reward
 
     seed = derive(recipe.seed, stage)
     seed_everything(seed)
     accelerator = make_accelerator(recipe.model.mixed_precision, recipe.report_to, out_dir)
     if recipe.report_to:
         accelerator.init_trackers(recipe.name, config={"seed": recipe.seed, "recipe": recipe.model_dump_json()})
-    origin, judge = init_origin(recipe, "ppo"), reward_origin(recipe)
-    path, reward_path = (common.origin_path(recipe, one, stage=stage) for one in (origin, judge))
+    origin = init_origin(recipe, "ppo")
+    path = common.origin_path(recipe, origin, stage=stage)
     revision = recipe.model.revision if path == recipe.model.path else None
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code, revision=revision)
-    options = load_options(reward_path, recipe.model)
-    reward = load_reward(reward_path, batch_size=section.rollout.batch_size, device=accelerator.device, **options)
+    reward = build_reward(recipe, tokenizer, stage=stage, device=accelerator.device)
     prompts, reports = load_records(section.data, Prompt, recipe, section.cleaning)
     prompts, dropped = fitting(prompts, tokenizer, section)
     eval_prompts, more = load_records(section.eval_data, Prompt, recipe) if section.eval_data else ([], [])
@@ -98,7 +97,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
         seed=seed,
     )
     read = common.described(stage, [*reports, *more, *ptx_reports], dropped, eval_dropped)
-    origins = {"policy": asdict(origin), "reward": asdict(judge)}
+    origins = {role: asdict(one) for role, one in ({"policy": origin} | reward_origins(recipe)).items()}
     counts = {"prompts": len(prompts), "eval_prompts": len(eval_prompts), "ptx_blocks": len(blocks)}
     return trainer, read | counts | {"origins": origins}
 
@@ -126,17 +125,19 @@ def fitting(
 
 
 def load_critic(recipe: Recipe, reward: Any, tokenizer: Any, policy_path: str, stage: str) -> Any:
-    """The critic of the recipe's origin, or the policy's body where the reward does not read the policy's tokens.
+    """The critic of the recipe's origin, or the policy's body where the (first) reward model reads other tokens.
 
     Raises:
         CriticError: `critic_from` has fewer tokens than the policy.
     """
     from align.models.load import load_critic
+    from reward.combined import leaves
     from reward.protocol import same_tokens
 
     named: Origin = critic_origin(recipe)
     path = common.origin_path(recipe, named, stage=stage)
-    if recipe.ppo.critic_from is None and not same_tokens(reward, tokenizer):
+    model = next((leaf for leaf in leaves(reward) if getattr(leaf, "tokenizer", None) is not None), None)
+    if recipe.ppo.critic_from is None and not same_tokens(model, tokenizer):
         common.LOG.info("%s: the reward has its own tokenizer, so the critic starts from the policy's body", stage)
         path = policy_path
     critic = load_critic(path, recipe.model)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data_formats.records import Prompt
-from reward.protocol import Sample
+from reward.protocol import Sample, prompt_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Samples:
                 prompt_ids=prompt_ids if with_ids else None,
                 completion_ids=reply_ids if with_ids else None,
                 finished=finished,
-                columns={"category": prompt.category, "reference": prompt.reference},
+                columns=prompt_columns(prompt),
             )
             for prompt, prompt_ids, reply_ids, text, finished in zip(
                 self.prompts, self.prompt_ids, self.reply_ids, self.replies, self.finished, strict=True
@@ -59,6 +59,28 @@ class Samples:
     def concatenate(cls, parts: Sequence[Samples]) -> Samples:
         """One after the other (ranks in order)."""
         return cls(*(sum((getattr(part, field.name) for part in parts), ()) for field in fields(cls)))
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the reward said of N replies.
+
+    Attributes:
+        total_N: (N) float64, the reward in its own unit.
+        parts: by name, (N) float64, what each part of a composed reward said; empty for a plain one.
+    """
+
+    total_N: Tensor
+    parts: dict[str, Tensor]
+
+    @classmethod
+    def concatenate(cls, all_scores: Sequence[Scores]) -> Scores:
+        """One after the other (ranks in order)."""
+        names = all_scores[0].parts
+        return cls(
+            torch.cat([scores.total_N for scores in all_scores]),
+            {name: torch.cat([scores.parts[name] for scores in all_scores]) for name in names},
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ Decisions, and departures from the named papers:
 - The score stands on the last real token of the reply, the KL (k1) on each token. A reply ends at `<|im_end|>`; one
   that was cut, or ended with `<|endoftext|>`, has `missing_eos_penalty` subtracted from its score (not replaced by it;
   `ModelReward` reads that score at an `<|im_end|>` it appends). Then the running mean counts the whole global batch in,
-  is subtracted, and the result is clipped. No value follows the last token, of cut replies neither.
+  is subtracted (`running_mean_std`: and the running deviation divided by), and the result is clipped. No value follows
+  the last token, of cut replies neither.
 - Losses are sums divided by the token count of the minibatch over all ranks, so gradients do not depend on
   micro-batches, padding or ranks. Minibatches are real optimizer steps, reshuffled every epoch.
 - Critic warm-up is exactly `critic_warmup_steps` optimizer steps in which the policy is not touched: no gradient, no
@@ -41,7 +42,7 @@ from align.runs.errors import TrainingError
 from align.runs.files import atomic_dir
 from align.runs.seeding import derive
 from align.trainers import ppo_state
-from align.trainers.experience import Experience, Samples, TokenBatch, scatter_rows
+from align.trainers.experience import Experience, Samples, Scores, TokenBatch, scatter_rows
 from align.trainers.forward import (
     reply_logprobs,
     reply_logprobs_and_entropy,
@@ -52,14 +53,14 @@ from align.trainers.iterations import loop_arguments
 from align.trainers.minibatches import check_split
 from align.trainers.optimization import TrainedModel
 from align.trainers.ppo_eval import evaluate_policy
-from align.trainers.ppo_metrics import Stopwatch, rollout_metrics, sample_rows
+from align.trainers.ppo_metrics import Stopwatch, part_metrics, rollout_metrics, sample_rows
 from align.trainers.ppo_update import PPOUpdate
 from align.trainers.ptx import PtxStream
 from data_formats.chatml import END_OF_TEXT, IM_END, control_id
 from data_formats.errors import AlignError
 from data_formats.records import Prompt
-from reward.protocol import Reward, RewardError, same_tokens
-from reward.running import RunningMean
+from reward.protocol import Reward, RewardError, judge, same_tokens
+from reward.running import RunningMean, RunningMeanStd, RunningStats
 from rollouts.protocol import Engine, SamplingParams
 from rollouts.select import make_engine
 
@@ -138,7 +139,9 @@ class PPOTrainer(PPOUpdate):
         self.engine = engine or make_engine(
             config.rollout.engine, self.policy.raw, pad_token_id=self.pad_id, batch_size=config.rollout.batch_size
         )
-        self.running_mean = RunningMean()
+        self.reward_stats: RunningStats = (
+            RunningMeanStd() if config.normalize_reward == "running_mean_std" else RunningMean()
+        )
         self.sampler = PromptSampler(len(self.prompts), config.rollout_batch_size, derive(seed, "prompts"))
         self.ptx = self._make_ptx(ptx_blocks)
         self.optimizer_steps = 0
@@ -174,15 +177,16 @@ class PPOTrainer(PPOUpdate):
             with watch("rollout"):
                 samples = self.together(lambda: self.collect([self.prompts[index] for index in mine]))
             with watch("score"):
-                scores_N = self.together(lambda: self.score(samples))
+                scores = self.together(lambda: self.score(samples))
         except TrainingError as problem:
             self._stop(problem, boundary)
         with watch("experience"):
-            samples, scores_N = self._over_ranks(samples, scores_N)
-            experience, metrics = self.make_experience(samples, scores_N)
+            samples, scores = self._over_ranks(samples, scores)
+            experience, metrics = self.make_experience(samples, scores.total_N)
+            metrics |= part_metrics(scores.parts)
         with watch("update"):
             metrics |= self.update(experience)
-        self.pending_samples = sample_rows(samples, experience, self.config.log_samples)
+        self.pending_samples = sample_rows(samples, experience, self.config.log_samples, scores.parts)
         self.state.epoch += self.config.rollout_batch_size / len(self.prompts)
         self.state.num_input_tokens_seen += int(experience.tokens.lengths_N.sum())
         rates = {"lr/policy": self.policy.learning_rate, "lr/critic": self.critic.learning_rate}
@@ -222,26 +226,28 @@ class PPOTrainer(PPOUpdate):
             finished=tuple(ids[-1] == self.end_id for ids in reply_ids),
         )
 
-    def score(self, samples: Samples) -> Tensor:
-        """scores_N: the reward's verdict on each reply, in its own unit, float64.
+    def score(self, samples: Samples) -> Scores:
+        """The reward's verdict on each reply, in its own unit, float64; with that of its parts where it has some.
 
         Raises:
             RewardError: not one finite float a reply.
         """
-        scores_N = torch.tensor(self.reward.score(samples.for_reward(self.reward_takes_ids)), dtype=torch.float64)
-        if scores_N.shape != (len(samples),) or not scores_N.isfinite().all():
+        verdict = judge(self.reward, samples.for_reward(self.reward_takes_ids))
+        total_N = torch.tensor(verdict.scores, dtype=torch.float64)
+        if total_N.shape != (len(samples),) or not total_N.isfinite().all():
             raise RewardError(
                 f"reward '{self.reward.name}' must give one finite float for each of {len(samples)} replies"
             )
-        return scores_N
+        parts = {name: torch.tensor(scores, dtype=torch.float64) for name, scores in verdict.parts.items()}
+        return Scores(total_N, parts)
 
     def normalize_scores(self, scores_N: Tensor, finished_N: Tensor) -> Tensor:
-        """Missing-end penalty, running mean (this whole batch counted in first), clip."""
+        """Missing-end penalty, running mean or mean and deviation (this whole batch counted in first), clip."""
         if self.config.missing_eos_penalty is not None:
             scores_N = scores_N - self.config.missing_eos_penalty * (~finished_N).to(scores_N)
-        if self.config.normalize_reward == "running_mean":
-            self.running_mean.update(scores_N)
-            scores_N = self.running_mean.normalize(scores_N)
+        if self.config.normalize_reward != "none":
+            self.reward_stats.update(scores_N)
+            scores_N = self.reward_stats.normalize(scores_N)
         limit = self.config.reward_clip_range
         return scores_N if limit is None else scores_N.clamp(-limit, limit)
 
@@ -324,11 +330,11 @@ class PPOTrainer(PPOUpdate):
             f"{problem} (iteration {self.state.global_step + 1}); the state before it is saved in {folder}"
         ) from problem
 
-    def _over_ranks(self, samples: Samples, scores_N: Tensor) -> tuple[Samples, Tensor]:
+    def _over_ranks(self, samples: Samples, scores: Scores) -> tuple[Samples, Scores]:
         if self.world_size == 1:
-            return samples, scores_N
-        parts = gather_object([(samples, scores_N)])
-        return Samples.concatenate([part for part, _ in parts]), torch.cat([scores for _, scores in parts])
+            return samples, scores
+        parts = gather_object([(samples, scores)])
+        return Samples.concatenate([part for part, _ in parts]), Scores.concatenate([part for _, part in parts])
 
     def evaluate(self, prompts: Sequence[Prompt] | None = None, num_samples: int = 1) -> dict[str, float]:
         """Score, KL and entropy on held-out prompts (default `eval_prompts`; none: no figures); see `ppo_eval`."""

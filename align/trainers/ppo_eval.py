@@ -17,20 +17,24 @@ from torch import Tensor
 from align.functional import kl_estimate, masked_sum
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
-from align.trainers.experience import Samples, TokenBatch
+from align.trainers.experience import Samples, Scores, TokenBatch
 from align.trainers.forward import reply_logprobs, reply_logprobs_and_entropy
 from align.trainers.minibatches import rank_share
+from align.trainers.ppo_metrics import part_metrics
 from data_formats.records import Prompt
 
 if TYPE_CHECKING:
     from align.trainers.ppo import PPOTrainer
+
+Rows = list[tuple[tuple[float, ...], dict[str, float]]]
 
 
 def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Prompt], num_samples: int = 1) -> dict[str, float]:
     """Mean score, end rate and length of sampled and greedy replies; KL and entropy of the sampled ones.
 
     Keys: `eval/score`, `eval/score_greedy`, `eval/end_rate`, `eval/length`, `eval/kl` (nats a reply), `eval/entropy`
-    (nats a token), and the greedy ones. Every rank judges its share; all return the same.
+    (nats a token), and the greedy ones; for each part of a composed reward `eval/score/PART/mean` and `…/std`, and
+    under `eval/score_greedy`. Every rank judges its share; all return the same.
 
     Raises:
         TrainingError: on every rank, when the engine or the reward fails on any.
@@ -41,7 +45,7 @@ def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Prompt], num_samples:
     plain = replace(
         trainer.sampling_params(), top_p=1.0, top_k=0, min_new_tokens=0, seed=derive(trainer.seed, "eval", trainer.rank)
     )
-    rows: dict[str, list[tuple[float, ...]]] = {}
+    rows: dict[str, Rows] = {}
     rows["sampled"] = _judged(trainer, mine, replace(plain, n=num_samples, temperature=1.0), kl=True)
     rows["greedy"] = _judged(trainer, mine, replace(plain, n=1, temperature=0.0), kl=False)
     figures: dict[str, float] = {}
@@ -51,10 +55,10 @@ def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Prompt], num_samples:
     return figures
 
 
-def _judged(trainer: PPOTrainer, prompts: Sequence[Prompt], params, kl: bool) -> list[tuple[float, ...]]:
-    """(score, finished, tokens, KL of the reply, summed entropy) of each reply."""
+def _judged(trainer: PPOTrainer, prompts: Sequence[Prompt], params, kl: bool) -> Rows:
+    """(score, finished, tokens, KL of the reply, summed entropy) of each reply, and what the reward's parts said."""
 
-    def work() -> tuple[Samples, Tensor]:
+    def work() -> tuple[Samples, Scores]:
         samples = trainer.collect(prompts, params)
         return samples, trainer.score(samples)
 
@@ -64,19 +68,24 @@ def _judged(trainer: PPOTrainer, prompts: Sequence[Prompt], params, kl: bool) ->
         raise TrainingError(f"{problem} (evaluation after iteration {trainer.state.global_step})") from problem
     if judged is None:
         return []
-    samples, scores_N = judged
+    samples, scores = judged
     lengths = [len(ids) for ids in samples.reply_ids]
     kls, entropies = _distances(trainer, samples) if kl else ([0.0] * len(samples), [0.0] * len(samples))
-    return list(zip(scores_N.tolist(), map(float, samples.finished), map(float, lengths), kls, entropies, strict=True))
+    finished = map(float, samples.finished)
+    figures = zip(scores.total_N.tolist(), finished, map(float, lengths), kls, entropies, strict=True)
+    parts = ({name: float(part_N[row]) for name, part_N in scores.parts.items()} for row in range(len(samples)))
+    return list(zip(figures, parts, strict=True))
 
 
-def _means(rows: list[tuple[float, ...]], suffix: str) -> dict[str, float]:
+def _means(rows: Rows, suffix: str) -> dict[str, float]:
     count = len(rows)
-    score, finished, tokens, kl, entropy = (sum(column) for column in zip(*rows, strict=True))
+    score, finished, tokens, kl, entropy = (sum(column) for column in zip(*(row for row, _ in rows), strict=True))
+    parts = {name: torch.tensor([own[name] for _, own in rows], dtype=torch.float64) for name in rows[0][1]}
     figures = {
         f"eval/score{suffix}": score / count,
         f"eval/end_rate{suffix}": finished / count,
         f"eval/length{suffix}": tokens / count,
+        **part_metrics(parts, f"eval/score{suffix}"),
     }
     return figures if suffix else {**figures, "eval/kl": kl / count, "eval/entropy": entropy / tokens}
 

@@ -78,8 +78,19 @@ def rollout_metrics(
     return {key: float(figure) for key, figure in figures.items()}
 
 
-def sample_rows(samples: Samples, experience: Experience, count: int) -> list[dict[str, Any]]:
-    """The first replies of the batch as lines of samples.jsonl."""
+def part_metrics(parts: dict[str, Tensor], prefix: str = "score") -> dict[str, float]:
+    """`PREFIX/PART/mean` and `PREFIX/PART/std` (population) of what each part of the reward said, in its own unit."""
+    figures = {}
+    for name, scores_N in parts.items():
+        figures[f"{prefix}/{name}/mean"] = float(scores_N.mean())
+        figures[f"{prefix}/{name}/std"] = float(scores_N.std(unbiased=False))
+    return figures
+
+
+def sample_rows(
+    samples: Samples, experience: Experience, count: int, parts: dict[str, Tensor] | None = None
+) -> list[dict[str, Any]]:
+    """The first replies of the batch as lines of samples.jsonl; `score/PART` where the reward has parts."""
     kl_N = reply_kl(experience)
     return [
         {
@@ -91,6 +102,7 @@ def sample_rows(samples: Samples, experience: Experience, count: int) -> list[di
             "tokens": len(samples.reply_ids[row]),
             "finished": samples.finished[row],
             "category": samples.prompts[row].category,
+            **{f"score/{name}": float(scores_N[row]) for name, scores_N in (parts or {}).items()},
         }
         for row in range(min(count, len(samples)))
     ]

@@ -41,7 +41,7 @@ def state_of(trainer: PPOTrainer) -> dict[str, Any]:
         "critic": trainer.critic.state_dict(),
         "prompt_sampler": trainer.sampler.state_dict(),
         "ptx": trainer.ptx.state_dict() if trainer.ptx is not None else None,
-        "running_mean": trainer.running_mean.state_dict(),
+        "reward_stats": trainer.reward_stats.state_dict(),
     }
 
 
@@ -83,6 +83,12 @@ def load(trainer: PPOTrainer, folder: Path) -> None:
                 f"{folder} was written with {key} {state[key]}, this run has {own}: "
                 "continue with that, or start anew (--fresh)"
             )
+    stats = state.get("reward_stats") or state["running_mean"]  # as checkpoints called it that knew no deviation
+    if stats.keys() != trainer.reward_stats.state_dict().keys():
+        raise CheckpointError(
+            f"{folder} was written with another normalize_reward than {trainer.config.normalize_reward}: "
+            "continue with that, or start anew (--fresh)"
+        )
     for name in ("policy", "critic"):  # read on the CPU, copied to where the module is
         load_model(getattr(trainer, name).raw, folder / name / WEIGHTS_FILE)
     trainer.policy.load_state_dict(state["policy"])
@@ -90,7 +96,7 @@ def load(trainer: PPOTrainer, folder: Path) -> None:
     trainer.sampler.load_state_dict(state["prompt_sampler"])
     if trainer.ptx is not None and state["ptx"] is not None:
         trainer.ptx.load_state_dict(state["ptx"])
-    trainer.running_mean.load_state_dict(state["running_mean"])
+    trainer.reward_stats.load_state_dict(stats)
     trainer.optimizer_steps, trainer.policy_version = state["optimizer_steps"], state["policy_version"]
     _load_trainer_state(trainer, folder / TRAINER_FILE)
     trainer.engine.update_weights(trainer.policy.raw.named_parameters(), trainer.policy_version)

@@ -25,6 +25,12 @@ U, A = (lambda text, role=role: Message(role, text) for role in ("user", "assist
         (parse_prompt, {"prompt": "q", "reference": "r", "category": "c"}, Prompt((U("q"),), "c", "r")),
         (parse_prompt, {"prompt": [{"role": "user", "content": "q"}]}, Prompt((U("q"),))),
         (parse_question, {"question": "q", "std_answer": "r", "class": "code"}, Prompt((U("q"),), "code", "r")),
+        (parse_question, {"question": "q", "answer": "1\n#### 2"}, Prompt((U("q"),), "", "1\n#### 2")),
+        (
+            parse_conversation,
+            {"messages": [{"role": "user", "content": "q"}], "ground_truth": "3", "dataset": "d"},
+            Prompt((U("q"),), "d", "3"),
+        ),
         (parse_question, {"question": "q", "class": 3}, Prompt((U("q"),), "3")),
         (
             parse_instruction,

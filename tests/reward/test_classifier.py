@@ -141,3 +141,53 @@ def test_a_model_without_the_recipes_attention_takes_its_own(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     reward = load_reward(tmp_path, attn_implementation="sdpa")
     assert len(reward.score([sample("what", completion="five")])) == 1
+
+
+def save_adapter(folder, *, head=True):
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2ForCausalLM
+
+    Qwen2ForCausalLM(qwen2_config(pad_token_id=256)).save_pretrained(folder / "base")
+    torch.manual_seed(0)
+    base = Qwen2ForSequenceClassification.from_pretrained(folder / "base", num_labels=1)
+    saved = ["score"] if head else None
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], modules_to_save=saved, init_lora_weights=False)
+    model = get_peft_model(base, config).eval()
+    model.save_pretrained(folder / "adapter")
+    byte_tokenizer(chat_template=TEMPLATE).save_pretrained(folder / "adapter")
+    return folder / "adapter", model
+
+
+def test_a_peft_adapter_is_loaded_on_its_base_and_merged(tmp_path):
+    folder, model = save_adapter(tmp_path)
+    assert not (folder / "config.json").exists()
+    reward = load_reward(folder, attn_implementation="sdpa")
+    assert isinstance(reward, ClassifierReward) and type(reward.model) is Qwen2ForSequenceClassification
+    samples = [sample("Hi", completion=text) for text in ("Hello", "", "a much longer reply")]
+    with torch.no_grad():
+        expected = [model(input_ids=torch.tensor([reward.encode(each)])).logits.item() for each in samples]
+    assert reward.score(samples) == pytest.approx(expected, abs=1e-4)
+    with model.disable_adapter(), torch.no_grad():
+        plain = model(input_ids=torch.tensor([reward.encode(samples[0])])).logits.item()
+    assert abs(plain - expected[0]) > 0.01
+    assert not any(parameter.requires_grad for parameter in reward.model.parameters())
+
+
+def test_an_adapter_without_head_or_weights_is_refused(tmp_path):
+    folder, _ = save_adapter(tmp_path, head=False)
+    with pytest.raises(ModelFileError, match="adapter without a head"):
+        load_reward(folder)
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    with pytest.raises(ModelFileError, match="cut short"):
+        load_reward(folder)
+    weights.unlink()
+    with pytest.raises(ModelFileError, match=r"no adapter_model\.safetensors"):
+        load_reward(folder)
+
+
+def test_an_adapter_whose_base_is_gone_says_so(tmp_path):
+    folder, _ = save_adapter(tmp_path)
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(ModelFileError, match=r"an adapter on the model .*base', which is not there"):
+        load_reward(folder)

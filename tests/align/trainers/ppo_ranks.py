@@ -1,7 +1,7 @@
 """Started by test_ppo_ranks.py on one or two ranks: trains, and the first rank writes what it learnt.
 
-`python ppo_ranks.py OUT MODE`, MODE `given` (the same samples for any number of ranks), `resume`, or `fail` (the engine
-of the last rank gives up).
+`python ppo_ranks.py OUT MODE`, MODE `given` (the same samples for any number of ranks), `composed` (these, with a
+reward of two parts and a running deviation), `resume`, or `fail` (the engine of the last rank gives up).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[3]
 sys.path[0] = str(ROOT)
 
 from align.runs.errors import TrainingError  # noqa: E402
+from reward.combined import CombinedReward, Part  # noqa: E402
+from reward.sources import FunctionReward  # noqa: E402
 from rollouts.errors import RolloutError  # noqa: E402
 from tests.align.trainers import ppo_case  # noqa: E402
 
@@ -64,10 +66,17 @@ def fail(folder: Path) -> None:
         (folder / f"rank{trainer.rank}.txt").write_text(str(error))
 
 
+def composed() -> CombinedReward:
+    parts = (FunctionReward(ppo_case.length_score), FunctionReward(ppo_case.vowels))
+    return CombinedReward([Part(reward, weight) for reward, weight in zip(parts, (1.0, 2.5), strict=True)])
+
+
 def main(out: str, mode: str) -> None:
     folder = Path(out)
-    if mode == "given":
-        trainer = make(folder)
+    if mode in ("given", "composed"):
+        trainer = make(
+            folder, **({"reward": composed(), "normalize_reward": "running_mean_std"} if mode != "given" else {})
+        )
         lengths, finished = (5, 1, 7, 3, 2, 6, 4, 7), (True, True, False, True, True, True, False, True)
         trainer.given = [ppo_case.samples(lengths, finished=finished, seed=seed) for seed in range(3)]
         trainer.train()

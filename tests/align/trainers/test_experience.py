@@ -53,5 +53,5 @@ def test_samples_are_put_together_and_given_to_rewards():
         samples.reply_ids[1],
         False,
     )
-    assert given.columns == {"category": "say", "reference": None}
+    assert given.columns == {"category": "say", "reference": None, "source": ""}
     assert both.for_reward(with_ids=False)[0].completion_ids is None

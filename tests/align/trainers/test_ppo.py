@@ -9,6 +9,8 @@ from transformers import TrainerCallback
 from align.runs.errors import TrainingError
 from align.trainers.minibatches import BatchSplitError
 from align.trainers.ppo import PPOTrainer, make_accelerator
+from reward.combined import CombinedReward, Part
+from reward.sources import FunctionReward
 from rollouts.errors import RolloutError
 from rollouts.scripted import ScriptedEngine
 from tests.align.trainers import ppo_case
@@ -148,7 +150,27 @@ def test_scores_penalty_running_mean_and_clip_by_hand(tmp_path):
     assert first.tolist() == [-2.0, -1.0, 2.0]  # 1, 3, 8 around their mean 4; -3 and 4 are clipped
     second = trainer.normalize_scores(torch.tensor([10.0]), torch.tensor([True]))
     assert second.tolist() == [2.0]  # (12 + 10) / 4 = 5.5, and 4.5 is clipped
-    assert trainer.running_mean.mean == pytest.approx(5.5)
+    assert trainer.reward_stats.mean == pytest.approx(5.5)
+
+
+def test_scores_by_running_mean_and_deviation_by_hand(tmp_path):
+    trainer = ppo_case.trainer(tmp_path, normalize_reward="running_mean_std", missing_eos_penalty=2.0)
+    first = trainer.normalize_scores(torch.tensor([1.0, 5.0], dtype=torch.float64), torch.tensor([True, False]))
+    assert first.tolist() == pytest.approx([-1.0, 1.0])  # 1 and 3
+    second = trainer.normalize_scores(torch.tensor([5.0, 7.0], dtype=torch.float64), torch.tensor([True, True]))
+    assert second.tolist() == pytest.approx([1 / math.sqrt(5), 3 / math.sqrt(5)])  # 1, 3, 5, 7: mean 4, variance 5
+
+
+def test_the_parts_of_a_composed_reward_are_logged_in_training_and_evaluation(tmp_path):
+    parts = [Part(FunctionReward(ppo_case.vowels), 2.0), Part(FunctionReward(lambda p, c: [1.0] * len(c), "one"), -1.0)]
+    trainer = ppo_case.trainer(tmp_path, reward=CombinedReward(parts), eval_prompts=ppo_case.prompts(3))
+    metrics, looked = trainer.step(), trainer.evaluate()
+    assert metrics["score/mean"] == pytest.approx(2 * metrics["score/vowels/mean"] - 1)
+    assert metrics["score/std"] == pytest.approx(2 * metrics["score/vowels/std"])
+    assert (metrics["score/one/mean"], metrics["score/one/std"]) == (1.0, 0.0)
+    for total in ("eval/score", "eval/score_greedy"):
+        assert looked[total] == pytest.approx(2 * looked[f"{total}/vowels/mean"] - looked[f"{total}/one/mean"])
+    assert not [name for name in ppo_case.trainer(tmp_path / "plain").step() if name.startswith("score/vowels")]
 
 
 def test_plain_scores_without_normalisation(tmp_path):

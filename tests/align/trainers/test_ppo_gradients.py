@@ -116,7 +116,7 @@ def test_micro_batches_do_not_change_what_is_learnt(tmp_path):
 def test_garbage_at_padded_positions_changes_nothing(tmp_path):
     def run(folder, spoil):
         trainer = exact_trainer(folder, num_mini_batches=1, micro_batch_size=3)
-        made = trainer.make_experience(trainer.given[0], trainer.score(trainer.given[0]))[0]
+        made = trainer.make_experience(trainer.given[0], trainer.score(trainer.given[0]).total_N)[0]
         if spoil:
             padded = torch.arange(made.tokens.input_ids_NT.shape[1])[None] >= made.tokens.lengths_N[:, None]
             made.tokens.input_ids_NT[padded] = 123

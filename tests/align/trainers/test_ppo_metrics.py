@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from align.trainers.experience import Experience, TokenBatch
-from align.trainers.ppo_metrics import Stopwatch, UpdateStats, reply_kl, rollout_metrics, sample_rows
+from align.trainers.ppo_metrics import Stopwatch, UpdateStats, part_metrics, reply_kl, rollout_metrics, sample_rows
 from tests.align.trainers import ppo_case
 
 NAN = math.nan
@@ -62,6 +62,18 @@ def test_sample_rows_are_the_first_replies():
     ]
     assert rows[0]["kl"] == pytest.approx(-0.5)
     assert len(sample_rows(*case(), 9)) == 2
+
+
+def test_the_parts_of_a_reward_are_logged_apart():
+    parts = {"rules": torch.tensor([1.0, 3.0]), "gate/safety": torch.tensor([0.0, 0.0])}
+    assert part_metrics(parts) == {
+        "score/rules/mean": 2.0,
+        "score/rules/std": 1.0,
+        "score/gate/safety/mean": 0.0,
+        "score/gate/safety/std": 0.0,
+    }
+    rows = sample_rows(*case(), 2, parts)
+    assert [(row["score/rules"], row["score/gate/safety"]) for row in rows] == [(1.0, 0.0), (3.0, 0.0)]
 
 
 def test_update_stats_are_means_over_what_was_counted():

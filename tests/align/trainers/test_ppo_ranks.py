@@ -18,16 +18,18 @@ def run(out: Path, ranks: int, mode: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_two_ranks_learn_what_one_learns(tmp_path):
+@pytest.mark.parametrize("mode", ["given", pytest.param("composed", marks=pytest.mark.slow)])
+def test_two_ranks_learn_what_one_learns(tmp_path, mode):
     learnt = {}
     for ranks in (1, 2):
-        run(tmp_path / str(ranks), ranks, "given")
+        run(tmp_path / str(ranks), ranks, mode)
         learnt[ranks] = torch.load(tmp_path / str(ranks) / "learnt.pt", weights_only=True)
     for one, two in zip(learnt[1]["weights"], learnt[2]["weights"], strict=True):
         assert torch.allclose(one, two, rtol=1e-8, atol=1e-10)
     for one, two in zip(learnt[1]["history"], learnt[2]["history"], strict=True):
         assert one.keys() == two.keys()
         assert {name: two[name] for name in one} == pytest.approx(one, rel=1e-6, abs=1e-9)
+        assert ("score/length_score/mean" in one) == (mode == "composed")
 
 
 @pytest.mark.slow

@@ -1,0 +1,272 @@
+"""The parts that a recipe's reward is made of: `ppo.reward` is one of them, or a list with a weight each.
+
+`kind` says what a part is; each kind has only its own keys. A part that names a model, a function or an endpoint is
+checked for what can be known without torch and without running anything of the user's.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from align.recipe.fields import Count, Positive, Section
+from reward.address import url_problem
+
+
+def as_tuple(value: Any) -> Any:
+    """A list as the tuple that a strict section wants (pydantic itself takes lists only straight from JSON)."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Column = Annotated[str, Field(min_length=1)]
+Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+Listed = BeforeValidator(as_tuple)
+
+
+class RewardPart(Section):
+    """What every part has: its name in the logs (default: its kind), its weight in the sum, and its scale.
+
+    A score enters the sum as `weight * clamp((score - shift) / scale, -clip, clip)`. A list of several parts needs the
+    weight of each.
+    """
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
+    weight: float | None = None
+    shift: float = 0.0
+    scale: float = Field(1.0, gt=0)
+    clip: float | None = Field(None, gt=0)
+
+    @property
+    def label(self) -> str:
+        """The name, or the kind."""
+        return self.name or self.kind
+
+
+class ModelPart(RewardPart):
+    """A reward model: a stage (rm, pmp), a folder or a hub id; default as `reward_from`."""
+
+    kind: Literal["model"]
+    model_from: str | None = None
+    batch_size: Positive | None = None
+
+
+class FunctionPart(RewardPart):
+    """A Python function `(prompts, completions, **columns) -> one float a reply`: `package.module:function` or
+    `path/to/file.py:function`, the path from the working folder."""
+
+    kind: Literal["function"]
+    function: str
+
+    def rules(self) -> list[tuple[str, str]]:
+        place, colon, name = self.function.rpartition(":")
+        if not colon or not place or not name.isidentifier():
+            sentence = f"'{self.function}' must be package.module:function or path/to/file.py:function"
+            return [("function", sentence)]
+        return []
+
+
+class EndpointPart(RewardPart):
+    """An HTTP endpoint; the key stands in the environment variable that `api_key_env` names, never in the recipe."""
+
+    kind: Literal["http"]
+    url: str
+    batch_size: Positive = 64
+    timeout: float = Field(60.0, gt=0)
+    attempts: Positive = 4
+    backoff: float = Field(1.0, ge=0)
+    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    insecure: bool = False
+
+    def rules(self) -> list[tuple[str, str]]:
+        problem = url_problem(self.url, self.insecure)
+        return [("url", problem)] if problem else []
+
+
+class ReferencePart(RewardPart):
+    """A rule that compares the reply with `column` of the prompt; `missing` is the score where a prompt has none."""
+
+    column: Column = "reference"
+    missing: float | None = None
+
+
+class ExactMatchPart(ReferencePart):
+    """1 where reply and reference are equal after normalisation, else 0."""
+
+    kind: Literal["exact_match"]
+    normalize: Annotated[
+        tuple[Literal["strip", "spaces", "case", "punctuation", "articles", "unicode"], ...], Listed
+    ] = ("strip",)
+
+
+class MathPart(ReferencePart):
+    """1 where the reply's answer equals the reference as mathematics (`math-verify`), else 0."""
+
+    kind: Literal["math"]
+
+
+class GSM8KPart(ReferencePart):
+    """1 where the final number ("#### 72") is the reference's, else 0; `flexible` also takes the last number."""
+
+    kind: Literal["gsm8k"]
+    extract: Literal["strict", "flexible"] = "strict"
+
+
+class RegexPart(RewardPart):
+    """1 where the pattern matches, else 0."""
+
+    kind: Literal["regex"]
+    pattern: str
+    match: Literal["search", "full"] = "search"
+    ignore_case: bool = False
+
+    def rules(self) -> list[tuple[str, str]]:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            return [("pattern", f"'{self.pattern}' is no regular expression ({error})")]
+        return []
+
+
+class LengthPart(RewardPart):
+    """1 where the reply's length lies between `minimum` and `maximum`, both included, else 0."""
+
+    kind: Literal["length"]
+    minimum: Count = 0
+    maximum: Count | None = None
+    unit: Literal["tokens", "characters"] = "tokens"
+
+    def rules(self) -> list[tuple[str, str]]:
+        if self.maximum is not None and self.minimum > self.maximum:
+            return [("minimum", f"{self.minimum} is more than maximum ({self.maximum})")]
+        if self.minimum == 0 and self.maximum is None:
+            return [("maximum", "is needed, or a minimum: without both every length is right")]
+        return []
+
+
+class FormatPart(RewardPart):
+    """1 where the reply is `<tag>…</tag>` for each tag in order, and then text or nothing, else 0."""
+
+    kind: Literal["format"]
+    tags: Annotated[tuple[Tag, ...], Listed] = Field(("think",), min_length=1)
+    then: Literal["text", "nothing"] = "text"
+
+    def rules(self) -> list[tuple[str, str]]:
+        return [] if len(set(self.tags)) == len(self.tags) else [("tags", "names a tag twice; name each once")]
+
+
+Plain = (
+    ModelPart
+    | FunctionPart
+    | EndpointPart
+    | ExactMatchPart
+    | MathPart
+    | GSM8KPart
+    | RegexPart
+    | LengthPart
+    | FormatPart
+)
+PlainPart = Annotated[Plain, Field(discriminator="kind")]
+
+
+class GatePart(RewardPart):
+    """Llama 2's gate: `safety` where the prompt's `column` is one of `unsafe` or sigmoid(safety) is under `threshold`,
+    else `helpfulness`. `unit`: what both give."""
+
+    kind: Literal["gate"]
+    helpfulness: PlainPart
+    safety: PlainPart
+    threshold: float = Field(0.15, gt=0, lt=1)
+    column: Column = "category"
+    unsafe: Annotated[tuple[str, ...], Listed] = ("unsafe",)
+    unit: Literal["logit", "probability"] = "logit"
+
+    def rules(self) -> list[tuple[str, str]]:
+        broken = []
+        for key in ("helpfulness", "safety"):
+            for name in ("weight", "shift", "scale", "clip"):
+                if getattr(getattr(self, key), name) != RewardPart.model_fields[name].default:
+                    broken.append((f"{key}.{name}", "has no place in a gate, which hands scores through as they are"))
+        return broken
+
+    def inner_name(self, key: str) -> str:
+        """What `helpfulness` and `safety` are logged as: the name of the part, or the key."""
+        return getattr(self, key).name or key
+
+
+AnyPart = Annotated[Plain | GatePart, Field(discriminator="kind")]
+
+
+def as_parts(value: Any) -> Any:
+    """One part stands for a list of one."""
+    return (value,) if isinstance(value, dict) else as_tuple(value)
+
+
+def list_rules(parts: Sequence[RewardPart]) -> list[tuple[str, str]]:
+    """Broken rules of `reward` as a list: (key, sentence)."""
+    broken, seen = [], set()
+    for index, part in enumerate(parts):
+        if len(parts) > 1 and part.weight is None:
+            sentence = f"is required where reward has several parts; give '{part.label}' the factor of its score"
+            broken.append((f"reward.{index}.weight", sentence))
+        if part.label in seen:
+            sentence = f"'{part.label}' names two parts; give each a name of its own, its scores are logged under it"
+            broken.append((f"reward.{index}.name", sentence))
+        seen.add(part.label)
+        if isinstance(part, GatePart) and part.inner_name("helpfulness") == part.inner_name("safety"):
+            broken.append((f"reward.{index}.safety.name", "is the name of helpfulness too; give each its own"))
+    return broken
+
+
+def plain_parts(parts: Sequence[RewardPart]) -> Iterator[tuple[str, RewardPart]]:
+    """Every part that is not a gate, with its key below the section (`reward.0`, `reward.1.safety`), in order."""
+    for index, part in enumerate(parts):
+        if isinstance(part, GatePart):
+            yield f"reward.{index}.helpfulness", part.helpfulness
+            yield f"reward.{index}.safety", part.safety
+        else:
+            yield f"reward.{index}", part
+
+
+def part_problems(key: str, part: RewardPart) -> list[str]:
+    """What would keep a function or an endpoint from being used here and now."""
+    if part.rules():  # told already, by the section itself
+        return []
+    if isinstance(part, FunctionPart):
+        problem = _function_problem(*part.function.rsplit(":", 1))
+        return [f"{key}.function: {problem}"] if problem else []
+    if isinstance(part, EndpointPart) and part.api_key_env and not os.environ.get(part.api_key_env, "").strip():
+        return [f"{key}.api_key_env: the environment variable {part.api_key_env} is not set; set it to the key"]
+    if isinstance(part, MathPart) and importlib.util.find_spec("math_verify") is None:
+        return [f"{key}.kind: 'math' needs math-verify, which is not installed: pip install 'align-rlhf[maths]'"]
+    return []
+
+
+def _function_problem(place: str, name: str) -> str | None:
+    if not place.endswith(".py"):
+        package = place.partition(".")[0]
+        if not package.isidentifier() or importlib.util.find_spec(package) is None:
+            return (
+                f"there is no package '{package}' to import; install it, or name the function's file (file.py:{name})"
+            )
+        return None
+    file = Path(place).expanduser()
+    if not file.is_file():
+        return f"no such file {file}"
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        return f"{file} is not Python ({error})"
+    bound = {getattr(node, "name", None) for node in tree.body}
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            bound |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            bound |= {alias.asname or alias.name for alias in node.names}
+    return None if name in bound else f"{file} has no function '{name}'"

@@ -1,0 +1,179 @@
+"""From a recipe's `ppo.reward` (or `reward_from`) to the reward that judges replies, in training and in evaluation.
+
+What a part gives is documented where its class is: `reward.sources`, `reward.rules`, `reward.maths`, `reward.endpoint`,
+`reward.gate`, and the sum of several in `reward.combined`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from align.recipe import Recipe
+from align.recipe.lineage import Origin, reward_origins
+from align.recipe.rewards import (
+    EndpointPart,
+    ExactMatchPart,
+    FormatPart,
+    FunctionPart,
+    GatePart,
+    GSM8KPart,
+    LengthPart,
+    MathPart,
+    ModelPart,
+    RegexPart,
+    RewardPart,
+)
+from align.stages import common
+from data_formats.errors import MissingFileError
+from reward.protocol import Reward, RewardError
+
+DEFAULT_SCALE = {"weight": None, "shift": 0.0, "scale": 1.0, "clip": None}
+
+
+def build_reward(
+    recipe: Recipe, tokenizer: Any, *, stage: str = "ppo", name: str | None = None, device: Any = None
+) -> Reward:
+    """The reward that the ppo section describes.
+
+    One part without weight, shift, scale and clip is that part itself; everything else is a `CombinedReward`.
+
+    Args:
+        tokenizer: the policy's, for lengths in tokens.
+        stage: who asks, for errors.
+        name: what the whole is called; default `reward_model` for `reward_from`, else the part's name or `reward`.
+        device: where models are put, default: where they are loaded.
+
+    Raises:
+        MissingFileError: a model, file or function that does not exist.
+        RewardError: a function that cannot be loaded, a library that is not installed.
+    """
+    from reward.combined import CombinedReward, Part
+
+    parts = recipe.ppo.reward
+    make = _Builder(recipe, tokenizer, stage, device)
+    if not parts:
+        return make.model(reward_origins(recipe)["reward"], name or "reward_model", None)
+    if len(parts) == 1 and all(getattr(parts[0], key) == plain for key, plain in DEFAULT_SCALE.items()):
+        return make.part("reward.0", parts[0], name or parts[0].label)
+    weighted = [
+        Part(
+            make.part(f"reward.{index}", part, part.label),
+            1.0 if part.weight is None else part.weight,
+            part.shift,
+            part.scale,
+            part.clip,
+        )
+        for index, part in enumerate(parts)
+    ]
+    return CombinedReward(weighted, name or "reward")
+
+
+class _Builder:
+    """Makes rewards of parts; a model that two parts name is loaded for each."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Any, stage: str, device: Any):
+        self.recipe, self.tokenizer, self.stage, self.device = recipe, tokenizer, stage, device
+
+    def model(self, origin: Origin, name: str, batch_size: int | None) -> Reward:
+        """The reward model of an origin."""
+        from align.models.load import load_options
+        from reward.sources import load_reward
+
+        path = common.origin_path(self.recipe, origin, stage=self.stage)
+        return load_reward(
+            path,
+            batch_size=batch_size or self.recipe.ppo.rollout.batch_size,
+            name=name,
+            device=self.device,
+            **load_options(path, self.recipe.model),
+        )
+
+    def part(self, key: str, part: RewardPart, name: str) -> Reward:
+        """The reward of one part; `key` is where it stands below the section."""
+        from reward.endpoint import EndpointReward
+        from reward.gate import SafetyGate
+        from reward.sources import FunctionReward
+
+        match part:
+            case ModelPart():
+                return self.model(reward_origins(self.recipe)[key], name, part.batch_size)
+            case FunctionPart():
+                return FunctionReward(load_function(part.function), name)
+            case EndpointPart():
+                return EndpointReward(
+                    part.url,
+                    **part.model_dump(include={"batch_size", "timeout", "attempts", "backoff"}),
+                    **part.model_dump(include={"api_key_env", "insecure"}),
+                    name=name,
+                )
+            case GatePart():
+                inner = {
+                    side: self.part(f"{key}.{side}", getattr(part, side), part.inner_name(side))
+                    for side in ("helpfulness", "safety")
+                }
+                options = part.model_dump(include={"threshold", "column", "unsafe", "unit"})
+                return SafetyGate(**inner, **options, name=name)
+        return self.rule(part, name)
+
+    def rule(self, part: RewardPart, name: str) -> Reward:
+        """The reward of a part that is a rule."""
+        from reward import maths, rules
+
+        known = part.model_dump(include={"column", "missing"})
+        match part:
+            case ExactMatchPart():
+                return rules.ExactMatch(part.normalize, name=name, **known)
+            case MathPart():
+                return maths.MathEquality(name=name, **known)
+            case GSM8KPart():
+                return maths.FinalAnswer(part.extract, name=name, **known)
+            case RegexPart():
+                return rules.RegexMatch(part.pattern, match=part.match, ignore_case=part.ignore_case, name=name)
+            case LengthPart():
+                count = rules.token_counter(self.tokenizer) if part.unit == "tokens" else None
+                return rules.LengthWindow(part.minimum, part.maximum, count=count, name=name)
+            case FormatPart():
+                return rules.TagFormat(part.tags, then=part.then, name=name)
+        raise AssertionError(f"no reward is made of {type(part).__name__}")
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """The function that `package.module:name` or `path/to/file.py:name` names. Runs that module's code.
+
+    Raises:
+        MissingFileError: no such file.
+        RewardError: the module fails while it is imported, or has no such function.
+    """
+    place, _, name = spec.rpartition(":")
+    try:
+        module = _file_module(Path(place).expanduser()) if place.endswith(".py") else importlib.import_module(place)
+    except MissingFileError:
+        raise
+    except Exception as error:
+        raise RewardError(
+            f"reward function {spec}: importing {place} failed: {type(error).__name__}: {error}"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise RewardError(f"reward function {spec}: {place} has no function '{name}'")
+    return function
+
+
+def _file_module(file: Path) -> Any:
+    if not file.is_file():
+        raise MissingFileError(f"reward function: no such file {file}")
+    name = f"_reward_function_{file.stem}_{abs(hash(file.resolve()))}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling inside the file look themselves up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -1,0 +1,31 @@
+"""Which addresses a reward may be asked at. No torch: recipes are checked with it."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import SplitResult, urlsplit
+
+
+def url_problem(url: str, insecure: bool = False) -> str | None:
+    """What keeps an address from being used for an endpoint, or None."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        return f"the address is not a URL ({error})"
+    if parts.scheme not in ("http", "https") or not host:
+        return "the address must begin with https:// (or http:// for this machine) and name a host"
+    if parts.username is not None or parts.password is not None:
+        return "the address holds a user name or password; put a key into an environment variable (api_key_env)"
+    if parts.scheme == "http" and not insecure and not _is_loopback(parts):
+        return f"plain http to {host} would show prompts, replies and key to the network; use https://, or insecure"
+    return None
+
+
+def _is_loopback(parts: SplitResult) -> bool:
+    if parts.hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False

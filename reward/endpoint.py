@@ -1,0 +1,227 @@
+"""A reward behind an HTTP address: batches of replies go there as JSON, scores come back.
+
+    POST URL  {"inputs": [{"prompt": [{"role": "user", "content": "…"}], "completion": "…", "columns": {…}}, …]}
+    200       {"scores": [0.7, …]}        one finite number an input, in order
+
+What can be over in a moment is tried again (no connection, a timeout, 408, 425, 429, 5xx), after a pause that doubles
+and is spread by chance, so that many ranks do not come back all at once. Everything else fails at the first answer:
+other statuses, redirects (the key would follow them), anything that is not the JSON above.
+
+The key is read from an environment variable when a request is made; it stands in no recipe, log or error. It is sent
+over TLS, with the system's certificates; plain http is for loopback addresses, unless one insists. The standard
+library's client does all of this; it uses no proxy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import logging
+import os
+import random
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from reward.address import url_problem
+from reward.protocol import RewardError, Sample
+from reward.scoring import checked
+
+logger = logging.getLogger(__name__)
+
+AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+LARGEST = 64 * 2**20  # bytes of an answer that are read
+
+
+class TryAgain(Exception):
+    """A failure that may be over at the next attempt."""
+
+
+class EndpointReward:
+    """Scores by asking an HTTP endpoint.
+
+    Args:
+        url: where to post; https, or http on a loopback address.
+        batch_size: replies a request.
+        timeout: seconds that one attempt may take, from connecting to the answer's last byte.
+        attempts: how often a request is made before giving up.
+        backoff: seconds before the second attempt; doubles with each, up to `longest_backoff`. The pause is drawn
+            evenly from its upper half.
+        api_key_env: the environment variable with the key that is sent as `Authorization: Bearer KEY`.
+        insecure: allow plain http to other machines.
+        name: for logs and errors.
+
+    Raises:
+        ValueError: an address that is none, holds a user name or password, or is plain http to another machine.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        batch_size: int = 64,
+        timeout: float = 60.0,
+        attempts: int = 4,
+        backoff: float = 1.0,
+        longest_backoff: float = 30.0,
+        api_key_env: str | None = None,
+        insecure: bool = False,
+        name: str = "endpoint",
+    ):
+        problem = url_problem(url, insecure)
+        if problem:
+            raise ValueError(f"reward {name!r}: {problem}")
+        self.name, self.batch_size, self.timeout, self.attempts = name, batch_size, timeout, attempts
+        self.backoff, self.longest_backoff, self.api_key_env = backoff, longest_backoff, api_key_env
+        self._url = urlsplit(url)
+        self.shown_url = self._url._replace(query="", fragment="").geturl()  # a query may hold a secret
+        self._chance = random.Random()  # its own, so that pauses do not move the training's generators
+
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        """One score a sample.
+
+        Raises:
+            RewardError: no usable answer, naming address, status and attempt.
+        """
+        scores: list[float] = []
+        for start in range(0, len(samples), self.batch_size):
+            batch = samples[start : start + self.batch_size]
+            scores += checked(self._scores(self._ask(self._payload(batch)), len(batch)), len(batch), self.name)
+        return scores
+
+    def _payload(self, samples: Sequence[Sample]) -> bytes:
+        inputs = [
+            {
+                "prompt": [{"role": turn.role, "content": turn.content} for turn in sample.prompt],
+                "completion": sample.completion,
+                "columns": sample.columns or {},
+            }
+            for sample in samples
+        ]
+        try:
+            return json.dumps({"inputs": inputs}, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        except (TypeError, ValueError) as error:
+            raise RewardError(
+                f"reward {self.name!r}: a column of the prompts cannot be sent as JSON ({error})"
+            ) from None
+
+    def _scores(self, answer: bytes, count: int) -> list[Any]:
+        try:
+            scores = json.loads(answer)["scores"]
+        except (ValueError, KeyError, TypeError):
+            scores = None
+        if not isinstance(scores, list) or any(isinstance(s, bool | str) for s in scores):
+            raise RewardError(
+                f'reward {self.name!r}: {self.shown_url} must answer with {{"scores": [{count} numbers]}}, '
+                f"it gave {_short(answer)}"
+            )
+        return scores
+
+    def _ask(self, body: bytes) -> bytes:
+        headers = {"Content-Type": "application/json", "Accept": "application/json", **self._authorization()}
+        for attempt in range(1, self.attempts + 1):
+            try:
+                return self._post(body, headers)
+            except TryAgain as problem:
+                if attempt == self.attempts:
+                    raise RewardError(
+                        f"reward {self.name!r}: {self.shown_url} {problem} (attempt {attempt} of {self.attempts})"
+                    ) from None
+                pause = min(self.longest_backoff, self.backoff * 2 ** (attempt - 1)) * self._chance.uniform(0.5, 1.0)
+                logger.warning(
+                    "reward %r: %s %s (attempt %d of %d), once more in %.1f s",
+                    *(self.name, self.shown_url, problem, attempt, self.attempts, pause),
+                )
+                time.sleep(pause)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _authorization(self) -> dict[str, str]:
+        if self.api_key_env is None:
+            return {}
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key or not key.isascii() or not key.isprintable():
+            raise RewardError(
+                f"reward {self.name!r}: the environment variable {self.api_key_env} must hold the key of "
+                f"{self.shown_url}, and {'is not set' if not key else 'holds characters that no key has'}"
+            )
+        return {"Authorization": f"Bearer {key}"}
+
+    def _post(self, body: bytes, headers: dict[str, str]) -> bytes:
+        try:
+            with self._connected() as connection:
+                target = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
+                connection.request("POST", target, body, headers)
+                response = connection.getresponse()
+                answer = response.read(LARGEST + 1)
+                key = headers.get("Authorization", "").removeprefix("Bearer ")
+                answer = answer.replace(key.encode(), b"(the key)") if key else answer  # errors quote answers
+        except ssl.SSLCertVerificationError as error:
+            raise RewardError(f"reward {self.name!r}: {self.shown_url} cannot be trusted ({error})") from None
+        except _Late:
+            raise TryAgain(f"gave no answer in {self.timeout:g} s") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise TryAgain(f"cannot be reached or broke off ({type(error).__name__}: {error})") from None
+        if response.status in AGAIN:
+            raise TryAgain(f"answered with status {response.status} {response.reason}: {_short(answer)}")
+        if response.status != 200:
+            raise RewardError(
+                f"reward {self.name!r}: {self.shown_url} answered with status {response.status} {response.reason}, "
+                f"which is not tried again: {_short(answer)}"
+            )
+        if len(answer) > LARGEST:
+            raise RewardError(f"reward {self.name!r}: the answer of {self.shown_url} is over {LARGEST} bytes")
+        return answer
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[http.client.HTTPConnection]:
+        """A connection that is cut when the time is over, however slowly the other side drips.
+
+        Raises:
+            _Late: that happened.
+        """
+        secure = self._url.scheme == "https"
+        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        connection = kind(self._url.hostname, self._url.port, timeout=self.timeout)
+        late = threading.Event()
+        sockets: list[socket.socket] = []  # the connection lets go of its own once the headers are read
+
+        def cut() -> None:
+            late.set()
+            for own in sockets:
+                with contextlib.suppress(OSError):
+                    own.shutdown(socket.SHUT_RDWR)
+
+        watchdog = threading.Timer(self.timeout, cut)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            connection.connect()
+            sockets.append(connection.sock)
+            if late.is_set():
+                raise TimeoutError
+            yield connection
+        except TimeoutError:
+            raise _Late from None
+        except (OSError, http.client.HTTPException):
+            if late.is_set():
+                raise _Late from None
+            raise
+        finally:
+            watchdog.cancel()
+            connection.close()
+        if late.is_set():  # a cut answer may look like a short one
+            raise _Late
+
+
+class _Late(Exception):
+    """An attempt took longer than it may."""
+
+
+def _short(answer: bytes) -> str:
+    text = answer[:200].decode("utf-8", errors="replace")
+    return repr(text if len(answer) <= 60 else f"{text[:57]}...")

@@ -1,0 +1,144 @@
+"""A reward model as other software loads it: a plain `…ForSequenceClassification` with one label.
+
+Such a class reads its score at the last token that is not padding, through one linear unit without bias, which is what
+the end-token head does on inputs that end at `<|im_end|>`: the raw scores are the same. Shift and scale are no part of
+that class; they stand in its config (`reward_shift`, `reward_scale`) and in the model card, and whoever wants
+calibrated scores applies them. The tokenizer that goes along has a chat template that ends at `<|im_end|>`, without the
+newline that ChatML puts there, so that `apply_chat_template` gives what the score is read from.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_formats.chatml import END_OF_TEXT, IM_END, control_id
+from data_formats.errors import AlignError, StorageError
+from reward.card import model_card
+from reward.errors import ModelFileError
+from reward.folder import read_json, staged
+from reward.loading import hub_file, load_tokenizer, quiet
+from reward.model import RewardModel
+
+POOLING = "end_token"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ ('' if loop.first else '\\n') + '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' }}"
+    "{% endfor %}"
+)
+
+
+class ExportError(AlignError, ValueError):
+    """A reward model that a plain sequence classifier cannot stand for."""
+
+
+def export_classifier(model_dir: str | Path, out_dir: str | Path, *, dtype: str = "auto", **load_kwargs: Any) -> Path:
+    """Write the reward model at `model_dir` to `out_dir` as a classifier, with tokenizer and model card.
+
+    An adapter is merged into its base model first.
+
+    Args:
+        model_dir: folder or hub id of a `RewardModel` with the end-token head.
+        out_dir: a folder that does not exist yet, or is empty.
+        dtype: of the weights, the head's included: `auto` (the backbone's), `float32`, `bfloat16`, `float16`. A head
+            rounded to 16 bits scores a little differently from ours, which is kept in float32.
+        load_kwargs: `revision`, `trust_remote_code`, … as of `from_pretrained`.
+
+    Returns:
+        `out_dir`.
+
+    Raises:
+        ExportError: another pooling, a quantized backbone, or an architecture without such a classifier.
+        MissingFileError, ModelFileError: nothing there, torn, no reward model.
+        StorageError: `out_dir` holds something, or cannot be written.
+    """
+    out_dir = Path(out_dir)
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise StorageError(f"{out_dir} holds something already: export to a folder that does not exist yet")
+    _require_end_token(model_dir, load_kwargs)
+    model = RewardModel.from_pretrained(model_dir, dtype=dtype, **load_kwargs)
+    tokenizer = load_tokenizer(model_dir, **load_kwargs)
+    settings = model.settings()
+    exported = as_classifier(
+        _merged(model.backbone, model_dir),
+        model.head.weight,
+        _prepared(tokenizer),
+        {"reward_shift": float(settings["shift"]), "reward_scale": float(settings.get("scale", 1.0))},
+    )
+    with quiet(), staged(out_dir) as folder:
+        exported.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(
+            model_card(exported.config, out_dir.name, tokenizer.pad_token), encoding="utf-8"
+        )
+    return out_dir
+
+
+def as_classifier(
+    backbone: nn.Module, head_weight_1d: torch.Tensor, tokenizer: Any, settings: dict[str, float]
+) -> nn.Module:
+    """The transformers classifier with the backbone's weights and the head's weight (1, d) as its `score`.
+
+    Args:
+        tokenizer: with the pad token that the classifier tells padding by.
+        settings: further values for its config.
+
+    Raises:
+        ExportError: the architecture has no classifier that reads the last token through a linear unit alone.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    config = copy.deepcopy(backbone.config)
+    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}  # this is num_labels 1
+    config.pad_token_id = tokenizer.pad_token_id
+    config.problem_type = "regression"  # servers that put a sigmoid on one label leave it off
+    for name, value in settings.items():
+        setattr(config, name, value)
+    try:
+        exported = AutoModelForSequenceClassification.from_config(config).to(backbone.dtype)
+    except ValueError:
+        exported = None
+    score = getattr(exported, "score", None)
+    if not isinstance(score, nn.Linear) or score.bias is not None or score.weight.shape != head_weight_1d.shape:
+        raise ExportError(
+            f"the architecture {type(backbone).__name__} has no sequence classifier in transformers that reads the "
+            "last token through one linear unit, so its reward model cannot be exported"
+        )
+    exported.base_model.load_state_dict(backbone.state_dict())
+    score.weight.data.copy_(head_weight_1d)
+    return exported.eval()
+
+
+def _require_end_token(model_dir: str | Path, load_kwargs: dict[str, Any]) -> None:
+    file = hub_file(model_dir, RewardModel.settings_file, **load_kwargs)
+    if file is None:
+        raise ModelFileError(f"{model_dir} has no {RewardModel.settings_file}: it is no reward model of this project")
+    pooling = read_json(file).get("pooling")
+    if pooling != POOLING:
+        raise ExportError(
+            f"{model_dir} pools by '{pooling}': a plain sequence classifier reads its score at the last token alone, "
+            f"so only '{POOLING}' can be exported; train one with pooling: {POOLING}, or serve this one as it is"
+        )
+
+
+def _merged(backbone: nn.Module, model_dir: str | Path) -> nn.Module:
+    if getattr(backbone, "is_quantized", False):
+        raise ExportError(
+            f"{model_dir} has a quantized backbone, into which no adapter can be merged exactly: load it in "
+            "bfloat16 or float32 and save it before exporting"
+        )
+    return backbone.merge_and_unload() if hasattr(backbone, "merge_and_unload") else backbone
+
+
+def _prepared(tokenizer: Any) -> Any:
+    """With the template above, and a pad token that is not `<|im_end|>`, which would be taken for padding."""
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == control_id(tokenizer, IM_END):
+        control_id(tokenizer, END_OF_TEXT)
+        tokenizer.pad_token = END_OF_TEXT
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.padding_side = "right"
+    return tokenizer

@@ -1,0 +1,133 @@
+"""Rewards that judge a number or a formula: GSM8K's final answers, and equality as mathematics by `math-verify`.
+
+`math-verify` (Hugging Face, Apache-2.0, the extra `maths`) reads the answer out of free text (LaTeX, a boxed answer,
+plain numbers) and compares by sympy, so that 1/2, 0.5 and \\frac{1}{2} are equal. GSM8K needs no library: its answers
+are plain numbers behind "####" (Cobbe et al. 2021).
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal
+
+from reward.protocol import RewardError
+from reward.rules import ReferenceRule
+
+NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
+MARK = "####"
+SECONDS = 5  # that math-verify may take for reading, and for comparing
+
+
+class FinalAnswer(ReferenceRule):
+    """1 where the reply's final number is the reference's (GSM8K).
+
+    The reference is a number, or a worked solution that ends with `#### number`. Thousands separators, a dollar sign
+    and trailing zeros do not matter.
+
+    Args:
+        extract: `strict`: the number behind the reply's last "####", and none is wrong; `flexible`: without that mark,
+            the last number of the reply.
+        column, missing, name: see `ReferenceRule`.
+    """
+
+    def __init__(self, extract: Literal["strict", "flexible"] = "strict", *, name: str = "gsm8k", **options: Any):
+        super().__init__(name, **options)
+        self.extract = extract
+
+    def compare(self, completion: str, reference: str) -> bool:
+        """Whether the numbers are equal.
+
+        Raises:
+            RewardError: the reference holds no number where it should.
+        """
+        right = marked_number(reference) if MARK in reference else number(reference)
+        if right is None:
+            raise RewardError(
+                f"reward {self.name!r}: the {self.column} {_short(reference)} is neither a number nor a text with "
+                "'#### number'"
+            )
+        found = marked_number(completion)
+        if found is None and MARK not in completion and self.extract == "flexible":
+            found = last_number(completion)
+        return found == right
+
+
+def marked_number(text: str) -> Decimal | None:
+    """The number behind the last "####", None where there is no such mark or no number right behind it."""
+    mark, tail = text.rpartition(MARK)[1:]
+    match = NUMBER.match(tail.strip()) if mark else None
+    return number(match.group()) if match else None
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number of a text, None where there is none."""
+    found = NUMBER.findall(text)
+    return number(found[-1]) if found else None
+
+
+def number(text: str) -> Decimal | None:
+    """A text that is one number, with or without $ , and a full stop at its end; None for anything else."""
+    try:
+        value = Decimal(text.strip().rstrip(".").replace("$", "").replace(",", ""))
+    except InvalidOperation:
+        return None
+    return value if value.is_finite() else None
+
+
+class MathEquality(ReferenceRule):
+    """1 where the reply's answer equals the reference as mathematics, by `math-verify`.
+
+    A reply that holds no answer the library can read is wrong. A reference may be LaTeX with or without dollar signs,
+    a number, or a worked solution with "#### answer".
+
+    Args:
+        column, missing, name: see `ReferenceRule`.
+
+    Raises:
+        RewardError: `math-verify` is not installed.
+    """
+
+    def __init__(self, *, name: str = "math", **options: Any):
+        super().__init__(name, **options)
+        try:
+            import math_verify
+        except ImportError:
+            raise RewardError(
+                f"reward {name!r} needs math-verify, which is not installed: pip install 'align-rlhf[maths]'"
+            ) from None
+        self._library = math_verify
+        self._gold: dict[str, list[Any]] = {}
+
+    def compare(self, completion: str, reference: str) -> bool:
+        """Whether reply and reference are equal.
+
+        Raises:
+            RewardError: the reference cannot be read as mathematics.
+        """
+        if reference not in self._gold:
+            self._gold[reference] = self._read_reference(reference)
+        seconds = _seconds()
+        answer = self._library.parse(completion, parsing_timeout=seconds)
+        return bool(self._library.verify(self._gold[reference], answer, timeout_seconds=seconds))
+
+    def _read_reference(self, reference: str) -> list[Any]:
+        text = reference.rpartition(MARK)[2].strip()
+        marked = any(sign in text for sign in ("$", "\\boxed", "\\(", "\\["))
+        for candidate in (text,) if marked else (f"${text}$", text):
+            found = self._library.parse(candidate, parsing_timeout=_seconds())
+            if any(not isinstance(value, str) for value in found):
+                return found
+        raise RewardError(
+            f"reward {self.name!r}: the {self.column} {_short(reference)} cannot be read as a number or LaTeX"
+        )
+
+
+def _seconds() -> int | None:
+    """The library's time limit is a signal, which only the main thread can wait for."""
+    return SECONDS if threading.current_thread() is threading.main_thread() else None
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")

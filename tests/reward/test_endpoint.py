@@ -1,0 +1,277 @@
+"""A real server on loopback, real sockets: answers, hangs, drips, fails and recovers."""
+
+import json
+import logging
+import math
+import random
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+from data_formats.records import Message
+from reward.address import url_problem
+from reward.endpoint import EndpointReward
+from reward.protocol import Reward, RewardError, Sample
+
+KEY = "sk-very-secret"
+
+
+class Server(ThreadingHTTPServer):
+    """Gives `answers` one after the other, the last one for ever; notes what it was sent."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers, self.seen, self.times = [], [], []
+        self.over = threading.Event()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_address[1]}/score"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server.times.append(time.monotonic())
+        server.seen.append((self.path, self.headers, body))
+        answer = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
+        if answer == "hang":
+            server.over.wait(20)
+        elif answer == "drip":
+            self.drip()
+        elif answer == "drop":
+            self.connection.close()
+        else:
+            self.give(*(answer(body) if callable(answer) else answer))
+
+    def give(self, status, answer, **headers):
+        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(data))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def drip(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        while not self.server.over.wait(0.05):
+            try:
+                self.wfile.write(b" ")
+            except OSError:
+                return
+
+    def log_message(self, *args):
+        pass
+
+
+def lengths(body):
+    return 200, {"scores": [len(each["completion"]) for each in body["inputs"]]}
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    server.answers = [lengths]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.over.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def samples(*completions):
+    return [Sample((Message("user", "q"),), text, columns={"category": "c", "reference": None}) for text in completions]
+
+
+def reward(server, **options):
+    return EndpointReward(server.url, **({"backoff": 0.01, "timeout": 5.0} | options))
+
+
+def test_batches_go_out_and_scores_come_back_in_order(server):
+    asked = reward(server, batch_size=2, name="remote")
+    assert isinstance(asked, Reward)
+    assert asked.score(samples("a", "bb", "猫猫猫")) == [1.0, 2.0, 3.0]
+    assert [len(body["inputs"]) for _, _, body in server.seen] == [2, 1]
+    path, headers, body = server.seen[1]
+    assert path == "/score" and headers["Content-Type"] == "application/json"
+    assert headers["Authorization"] is None
+    assert body["inputs"] == [
+        {
+            "prompt": [{"role": "user", "content": "q"}],
+            "completion": "猫猫猫",
+            "columns": {"category": "c", "reference": None},
+        }
+    ]
+    assert asked.score([]) == []
+
+
+def test_an_endpoint_that_hangs_ends_by_timeout(server):
+    server.answers = ["hang"]
+    began = time.monotonic()
+    with pytest.raises(RewardError, match=rf"'endpoint': {server.url} gave no answer in 0\.2 s \(attempt 2 of 2\)"):
+        reward(server, timeout=0.2, attempts=2).score(samples("a"))
+    assert 0.4 < time.monotonic() - began < 3
+
+
+def test_an_answer_that_drips_ends_by_timeout_too(server):
+    server.answers = ["drip"]
+    began = time.monotonic()
+    with pytest.raises(RewardError, match=r"gave no answer in 0\.4 s \(attempt 1 of 1\)"):
+        reward(server, timeout=0.4, attempts=1).score(samples("a"))
+    assert time.monotonic() - began < 3
+
+
+def test_what_may_be_over_is_tried_again_with_growing_pauses(server, caplog):
+    server.answers = [(500, "oh"), (429, "slow down"), "drop", lengths]
+    with caplog.at_level(logging.WARNING):
+        assert reward(server, backoff=0.1).score(samples("abc")) == [3.0]
+    pauses = [late - early for early, late in zip(server.times, server.times[1:], strict=False)]
+    assert [pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2), strict=True)] == [True] * 3
+    assert [f"(attempt {n} of 4)" in record.getMessage() for n, record in enumerate(caplog.records, 1)] == [True] * 3
+    assert "status 429" in caplog.records[1].getMessage()
+
+
+def test_attempts_are_bounded_and_the_error_names_address_status_and_attempt(server):
+    server.answers = [(503, "busy")]
+    with pytest.raises(RewardError, match=rf"{server.url} answered with status 503 .*busy.*\(attempt 3 of 3\)"):
+        reward(server, attempts=3).score(samples("a"))
+    assert len(server.seen) == 3
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 302])
+def test_other_statuses_are_not_tried_again(server, status):
+    server.answers = [(status, "no")]
+    with pytest.raises(RewardError, match=rf"status {status} .*not tried again"):
+        reward(server).score(samples("a"))
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"<html>hello</html>", r"must answer with .*<html>hello"),
+        ([1.0], "must answer with"),
+        ({"score": [1.0]}, "must answer with"),
+        ({"scores": 1.0}, "must answer with"),
+        ({"scores": ["1.0"]}, "must answer with"),
+        ({"scores": [True]}, "must answer with"),
+        ({"scores": [None]}, "must give one float a reply"),
+        ({"scores": [1.0, 2.0]}, "gave 2 scores for 1 replies"),
+        ({"scores": []}, "gave 0 scores for 1 replies"),
+        ({"scores": [math.nan]}, "gave nan for reply 0"),
+        ({"scores": [math.inf]}, "gave inf for reply 0"),
+    ],
+)
+def test_garbage_is_an_error_at_once(server, answer, words):
+    server.answers = [(200, answer)]
+    with pytest.raises(RewardError, match=words):
+        reward(server).score(samples("a"))
+    assert len(server.seen) == 1
+
+
+def test_the_key_is_sent_and_shown_nowhere(server, monkeypatch, caplog):
+    monkeypatch.setenv("REWARD_KEY", KEY)
+    asked = reward(server, api_key_env="REWARD_KEY", attempts=2)
+    server.answers = [(500, f"wrong key {KEY}"), (401, f"wrong key {KEY}")]
+    with caplog.at_level(logging.DEBUG), pytest.raises(RewardError, match=r"wrong key \(the key\)") as caught:
+        asked.score(samples("a"))
+    assert server.seen[0][1]["Authorization"] == f"Bearer {KEY}"
+    assert KEY not in caplog.text + str(caught.value) + repr(vars(asked))
+
+
+@pytest.mark.parametrize(("value", "words"), [(None, "is not set"), ("", "is not set"), ("a\nb: c", "characters")])
+def test_a_missing_or_impossible_key_is_an_error_before_anything_is_sent(server, monkeypatch, value, words):
+    monkeypatch.delenv("REWARD_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("REWARD_KEY", value)
+    with pytest.raises(RewardError, match=f"REWARD_KEY must hold the key of .*{words}"):
+        reward(server, api_key_env="REWARD_KEY").score(samples("a"))
+    assert server.seen == []
+
+
+def test_nobody_there_is_named(server):
+    gone = reward(server, attempts=2)
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(RewardError, match=r"cannot be reached or broke off \(.*refused.*\) \(attempt 2 of 2\)"):
+        gone.score(samples("a"))
+
+
+def test_columns_that_are_no_json_are_an_error(server):
+    with pytest.raises(RewardError, match="a column of the prompts cannot be sent as JSON"):
+        reward(server).score([Sample((), "a", columns={"x": object()})])
+
+
+def test_pauses_do_not_touch_the_trainings_generators(server):
+    server.answers = [(500, ""), lengths]
+    random.seed(1)
+    torch.manual_seed(1)
+    before = random.getstate(), torch.get_rng_state()
+    reward(server).score(samples("a"))
+    assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://example.org/score", "plain http to example.org"),
+        ("http://10.0.0.1/score", "plain http"),
+        ("http://127.0.0.1.example.org/score", "plain http"),
+        ("https://user:pass@example.org/score", "user name or password"),
+        ("ftp://example.org", "must begin with https"),
+        ("example.org/score", "must begin with https"),
+        ("https://", "name a host"),
+        ("https://example.org:port/", "not a URL"),
+    ],
+)
+def test_addresses_that_are_refused(url, words):
+    assert words in url_problem(url)
+    with pytest.raises(ValueError, match=r"'endpoint': "):
+        EndpointReward(url)
+
+
+def test_addresses_that_are_taken():
+    for url in ("https://example.org/score", "http://localhost:8000", "http://[::1]:8000/x", "http://127.8.0.1/"):
+        assert url_problem(url) is None
+    assert url_problem("http://example.org", insecure=True) is None
+
+
+def test_a_query_is_sent_but_not_shown(server):
+    server.answers = [(404, "no")]
+    with pytest.raises(RewardError) as caught:
+        EndpointReward(f"{server.url}?token=hidden").score(samples("a"))
+    assert server.seen[0][0] == "/score?token=hidden" and "hidden" not in str(caught.value)
+
+
+def test_a_certificate_nobody_vouches_for_is_refused_at_once(tmp_path):
+    import ssl
+    import subprocess
+
+    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    made = subprocess.run([*words, *files], capture_output=True)
+    if made.returncode:
+        pytest.skip("openssl is not there to make a certificate")
+    server = Server()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *args: None
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        with pytest.raises(RewardError, match="cannot be trusted"):
+            EndpointReward(server.url.replace("http://127.0.0.1", "https://localhost"), timeout=5).score(samples("a"))
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
