@@ -89,9 +89,9 @@ class Composed:
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
         """One score a sample."""
-        return self.judge(samples).scores
+        return self.verdict(samples).scores
 
-    def judge(self, samples: Sequence[Sample]) -> Verdict:
+    def verdict(self, samples: Sequence[Sample]) -> Verdict:
         """The scores and those of the parts."""
         raise NotImplementedError
 
@@ -111,7 +111,7 @@ class CombinedReward(Composed):
         self.parts = tuple(parts)
         super().__init__([part.reward for part in self.parts], name)
 
-    def judge(self, samples: Sequence[Sample]) -> Verdict:
+    def verdict(self, samples: Sequence[Sample]) -> Verdict:
         """The sums; of the parts, what each reward gave before shift, scale, clip and weight (`PART`, and `PART/INNER`
         where a part is composed itself).
 

@@ -60,7 +60,7 @@ class SafetyGate(Composed):
             raise ValueError(f"reward {name!r}: the threshold is a probability between 0 and 1, found {threshold}")
         self.threshold, self.unsafe, self.column, self.unit = threshold, tuple(unsafe), column, unit
 
-    def judge(self, samples: Sequence[Sample]) -> Verdict:
+    def verdict(self, samples: Sequence[Sample]) -> Verdict:
         """Chosen scores, as logits; parts: what both rewards gave, and `gated`, 1 where safety was taken, else 0.
 
         Raises:

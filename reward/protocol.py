@@ -64,12 +64,12 @@ class Verdict:
 
 
 def judge(reward: Reward, samples: Sequence[Sample]) -> Verdict:
-    """The reward's scores, with those of its parts where it is composed of some (it then has a `judge` of its own).
+    """The reward's scores, with those of its parts where it is composed of some (it then has a `verdict` of its own).
 
     Raises:
         RewardError: the reward failed, or gave something that is not one finite float a reply.
     """
-    composed = getattr(reward, "judge", None)
+    composed = getattr(reward, "verdict", None)
     return composed(samples) if composed is not None else Verdict(reward.score(samples))
 
 
