@@ -4,6 +4,7 @@ align run RECIPE [key=value …] [--fresh]        run the chain: finished stages
 align check RECIPE [key=value …]                every error at once, else the plan; imports no torch
 align recipes [list | show NAME | copy NAME DEST]
 align quickstart [key=value …] [--fresh]        run the embedded default
+align data stats | inspect | convert | split    look at data files, count, convert and split them
 align export-reward MODEL_DIR OUT_DIR           a reward model as a plain classifier for transformers and vLLM
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align import __version__
-from align.commands import export_reward
+from align.commands import data, export_reward
 from align.runs.arguments import parse_with_overrides
 from align.runs.files import storage_errors
 from align.runs.launch import guarded, prepare, started_as
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     copy = what.add_parser("copy", help="copy a recipe to a file or folder")
     copy.add_argument("name", metavar="NAME")
     copy.add_argument("dest", metavar="DEST")
+    data.add_parser(commands)
     export_reward.add_parser(commands)
     return parser
 
@@ -131,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "quickstart":
         args.recipe = "quickstart"
     prepare(args.debug)
-    works = {"run": _run, "quickstart": _run, "check": _check, "recipes": _recipes, "export-reward": export_reward.run}
+    works = {"run": _run, "quickstart": _run, "check": _check, "recipes": _recipes}
+    works |= {"data": data.run, "export-reward": export_reward.run}
     work = works[args.command]
     again = [word for word in argv if word != "--fresh"]
     return guarded(lambda: work(args), proceed=shlex.join(["align", *again]))

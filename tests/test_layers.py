@@ -45,7 +45,7 @@ ARROWS: dict[str, frozenset[str]] = {
         {"align.models", "align.data", "align.recipe", "align.functional", "reward", "rollouts", "data_formats"}
     ),
     "align.report": frozenset({"data_formats", "align.recipe"}),
-    "align.commands": frozenset({"align.runs", "reward", "data_formats"}),
+    "align.commands": frozenset({"align.runs", "align.recipe", "align.data", "align.models", "reward", "data_formats"}),
     "align.stages": ANYTHING,
     "align": ANYTHING,  # the entries and the command line
 }
@@ -65,7 +65,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.trainers": TORCH | {"accelerate", "peft", "trl"},
     "align.evaluation": TORCH,
     "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),
-    "align.commands": frozenset(),
+    "align.commands": frozenset({"rich"}),
     "align.stages": TORCH | {"accelerate", "rich", "peft", "trl"},
     "align": frozenset({"rich"}),
 }

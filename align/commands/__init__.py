@@ -1,1 +1,1 @@
-"""The work of the `align` command's subcommands that are about one model, not about a recipe."""
+"""The work of the `align` command's subcommands that are about data files or one model, not about a recipe."""

@@ -5,11 +5,15 @@ The steps themselves are those of `data_formats.cleaning`, whose docstrings give
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from align.recipe.errors import RecipeError
 from align.recipe.fields import Count, Positive, Section, Share, Source
+from align.recipe.text import parse
+from data_formats.errors import MissingFileError
 
 Shares = dict[Annotated[int, Field(ge=1, le=100)], Share]
 
@@ -133,3 +137,24 @@ class CleaningSection(Section):
         if any(getattr(self, name) for name in type(self).model_fields):
             return []
         return [("", "switches every step off; remove the section")]
+
+
+def read_cleaning(path: str | Path) -> CleaningSection:
+    """A file that holds what a recipe has under `cleaning`.
+
+    Raises:
+        MissingFileError: no such file.
+        RecipeError: not YAML, or unknown keys and values, all of them.
+    """
+    path = Path(path)
+    try:
+        data, _ = parse(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise MissingFileError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError([f"is not UTF-8 text (byte {error.start})"], str(path)) from None
+    try:
+        return CleaningSection.model_validate(data if data is not None else {})
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors()]
+        raise RecipeError(problems, str(path)) from None

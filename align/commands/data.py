@@ -1,0 +1,116 @@
+"""`align data`: look at files, count what they hold, convert and split them.
+
+align data stats FILE|FOLDER … [--json]            rows in, records out, what was dropped and repaired, by reason
+align data inspect FILE [--tokenizer MODEL]        roles, lengths, what gets loss in colour, what would be dropped
+align data convert FILE OUT.jsonl                  any file that can be read, in our own rows
+align data split FILE OUT_DIR [--heldout 0.1]      train.jsonl and heldout.jsonl, no prompt on both sides
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from align.commands.kinds import KINDS
+from data_formats.chatml import MASKS
+
+
+def add_parser(commands: Any) -> None:
+    """Add `data` to the subparsers of `align`."""
+    data = commands.add_parser("data", help="look at, count, convert and split data files", description=__doc__)
+    data.formatter_class = argparse.RawDescriptionHelpFormatter
+    what = data.add_subparsers(dest="what", metavar="stats | inspect | convert | split", required=True)
+    stats = what.add_parser("stats", help="what files hold")
+    stats.add_argument("paths", metavar="FILE|FOLDER", type=Path, nargs="+")
+    stats.add_argument("--json", action="store_true", help="a JSON list, one object a file")
+    inspect = what.add_parser("inspect", help="one file as training sees it")
+    inspect.add_argument("path", metavar="FILE", type=Path)
+    inspect.add_argument("--tokenizer", metavar="MODEL", help="folder or hub id: lengths and loss in its tokens")
+    inspect.add_argument("--mask", choices=MASKS, default="assistant_only", help="what gets loss (default %(default)s)")
+    inspect.add_argument("--max-length", type=_positive, metavar="N", help="say what is longer")
+    inspect.add_argument("--rows", type=_positive, default=5, metavar="N", help="show so many (default %(default)s)")
+    inspect.add_argument("--skip", type=int, default=0, metavar="N", help="pass over so many before")
+    convert = what.add_parser("convert", help="write our own rows")
+    convert.add_argument("path", metavar="FILE", type=Path)
+    convert.add_argument("out", metavar="OUT.jsonl", type=Path)
+    split = what.add_parser("split", help="train and held-out by prompt")
+    split.add_argument("path", metavar="FILE", type=Path)
+    split.add_argument("out", metavar="OUT_DIR", type=Path)
+    split.add_argument(
+        "--heldout", type=_share, default=0.1, metavar="SHARE", help="of the prompts (default %(default)s)"
+    )
+    for command in (stats, inspect, convert, split):
+        command.add_argument("--kind", choices=list(KINDS), help="read it as these (default: the richest that fits)")
+        command.add_argument("--format", default="auto", help="the format's name (default: by shape)")
+        command.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+    for command in (inspect, convert, split):
+        command.add_argument("--cleaning", metavar="YAML", type=Path, help="a file with a recipe's cleaning section")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not '{text}'")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, not '{text}'")
+    return share
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the parsed words say; returns the exit code."""
+    options = {"format": args.format}
+    if args.what == "stats":
+        from align.commands.stats import stats
+
+        return stats(args.paths, args.kind, options, args.json)
+    cleaner = _cleaner(args.cleaning)
+    if args.what == "inspect":
+        from align.commands.inspect import View, inspect
+
+        tokenizer = _tokenizer(args.tokenizer)
+        view = View(tokenizer, args.mask, args.max_length, args.rows, args.skip)
+        inspect(args.path, args.kind, options, cleaner, view)
+    elif args.what == "convert":
+        from align.commands.convert import convert
+
+        convert(args.path, args.out, args.kind, options, cleaner)
+    else:
+        from align.commands.convert import split
+
+        split(args.path, args.out, args.heldout, args.kind, options, cleaner)
+    return 0
+
+
+def _cleaner(file: Path | None) -> Any:
+    """The steps that a YAML file switches on, written as in a recipe's `cleaning` section; None without a file.
+
+    Raises:
+        RecipeError: it holds something else.
+    """
+    if file is None:
+        return None
+    from align.data.cleaning import build_cleaner
+    from align.recipe.cleaning import read_cleaning
+    from data_formats import stream
+    from data_formats.records import Prompt
+
+    section = read_cleaning(file)
+    against = section.decontamination.against if section.decontamination else ()
+    evaluation = [prompt for source in against for prompt in stream(source.path, Prompt, format=source.format)]
+    return build_cleaner(section, evaluation)
+
+
+def _tokenizer(path: str | None) -> Any:
+    if path is None:
+        return None
+    from align.models.tokenizer import load_tokenizer
+
+    return load_tokenizer(path)

@@ -1,0 +1,113 @@
+"""`align data stats`: rows in, records out, what was dropped and repaired by reason, and how long the texts are."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from align.commands.kinds import KINDS, files_in, kind_of
+from align.recipe.table import table
+from data_formats import AlignError, ReadReport, stream
+from data_formats.cleaning.texts import prompt_text, reply_texts
+from data_formats.records import Record
+
+QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
+SHOWN_CATEGORIES = 12
+
+
+@dataclass(slots=True)
+class Lengths:
+    """Lengths in characters; four bytes each, so that any file fits."""
+
+    values: array = field(default_factory=lambda: array("I"))
+
+    def quantiles(self) -> dict[str, int]:
+        """Least, median, 90 %, 99 % and most (nearest rank); empty without values."""
+        ordered = sorted(self.values)
+        last = len(ordered) - 1
+        return {f"{share:g}": ordered[round(share * last)] for share in QUANTILES} if ordered else {}
+
+
+@dataclass(slots=True)
+class FileStats:
+    """What one file holds."""
+
+    report: ReadReport
+    kind: str
+    prompt_characters: dict[str, int]
+    reply_characters: dict[str, int]
+    categories: dict[str, int]
+    sources: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """One object of `--json`."""
+        found: dict[str, Any] = {}
+        for part in (self.report, self):  # not `asdict`, which cannot copy a Counter
+            values = {one.name: getattr(part, one.name) for one in fields(part)}
+            found |= {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+        return {name: value for name, value in found.items() if name != "report"}
+
+
+def measure(path: Path, kind: type[Record], options: dict[str, Any]) -> FileStats:
+    """Read a file to its end, holding no record."""
+    rows = stream(path, kind, **options)
+    prompts, replies = Lengths(), Lengths()
+    categories, sources = Counter[str](), Counter[str]()
+    for record in rows:
+        prompts.values.append(len(prompt_text(record)))
+        replies.values.extend(len(text) for text in reply_texts(record))
+        categories[getattr(record, "category", "")] += 1
+        sources[record.source] += 1
+    name = next(name for name, one in KINDS.items() if one is kind)
+    named = [{key: count for key, count in counts.most_common() if key} for counts in (categories, sources)]
+    return FileStats(rows.report, name, prompts.quantiles(), replies.quantiles(), *named)
+
+
+def stats(paths: list[Path], kind: str | None, options: dict[str, Any], as_json: bool) -> int:
+    """Print the statistics of every file; 1 when a file was refused."""
+    found: list[FileStats] = []
+    refused: list[dict[str, str]] = []
+    for path in files_in(paths):
+        try:
+            found.append(measure(path, KINDS[kind] if kind else kind_of(path, options), options))
+        except AlignError as error:
+            refused.append({"path": str(path), "refused": str(error)})
+    if as_json:
+        print(json.dumps([*(one.as_json() for one in found), *refused], ensure_ascii=False, indent=2))
+    else:
+        print(describe(found))
+        for one in refused:
+            print(f"refused: {one['refused']}")
+    return 1 if refused else 0
+
+
+def describe(found: list[FileStats]) -> str:
+    """One line a file, then what was dropped and repaired, and the categories."""
+    header = ("file", "kind", "format", "rows", "records", "dropped", "repaired", "prompt", "reply")
+    rows = [
+        (
+            one.report.path,
+            one.kind,
+            one.report.format,
+            one.report.rows,
+            one.report.records,
+            sum(one.report.dropped.values()),
+            sum(one.report.repaired.values()),
+            one.prompt_characters.get("0.5", ""),
+            one.reply_characters.get("0.5", ""),
+        )
+        for one in found
+    ]
+    lines = [table(header, rows), "prompt, reply: median characters"] if rows else []
+    for one in found:
+        for word in ("dropped", "repaired"):
+            lines += [f"{one.report.path}: {word} {n}: {why}" for why, n in sorted(getattr(one.report, word).items())]
+        if one.categories:
+            shown = list(one.categories.items())[:SHOWN_CATEGORIES]
+            more = f", and {len(one.categories) - len(shown)} more" if len(one.categories) > len(shown) else ""
+            lines.append(f"{one.report.path}: " + ", ".join(f"{name} {count}" for name, count in shown) + more)
+    return "\n".join(lines)
