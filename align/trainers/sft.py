@@ -87,9 +87,8 @@ class SFTTrainer(SupervisedTrainer):
                 raise PackingError("the data_collator gives no 'segments', so packed samples would see one another")
             prove_packing(model, packed.max_length)
             kwargs["train_dataset"], self.packing_report = packed, packed.report()
-            LOG.info(
-                "packed %(rows)d rows into %(packs)d of %(max_length)d tokens, %(fill_rate).1%% full", packed.report()
-            )
+            found = self.packing_report
+            LOG.info("packed %d rows into %d of %d tokens", found["rows"], found["packs"], found["max_length"])
         super().__init__(model, args, **kwargs)
 
     def row_length(self, row: dict) -> int:
