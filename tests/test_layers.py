@@ -67,7 +67,10 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.stages": TORCH | {"accelerate", "rich", "peft", "trl"},
     "align": frozenset({"rich"}),
 }
-LAZY: dict[str, frozenset[str]] = {"data_formats": frozenset({"pyarrow", "zstandard", "datasets"})}
+LAZY: dict[str, frozenset[str]] = {
+    "data_formats": frozenset({"pyarrow", "zstandard", "datasets"}),
+    "reward": frozenset({"peft", "bitsandbytes"}),
+}
 ENGINES = {"vllm": "rollouts"}  # only in files of that room whose name holds the engine's
 
 MAX_FILE_LINES = 400

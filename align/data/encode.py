@@ -37,7 +37,8 @@ class PairRow(TypedDict):
     rejected_ids: list[int]
 
 
-def _overlong_error(kind: str, index: int, length: int, max_length: int) -> DataError:
+def overlong_error(kind: str, index: int, length: int, max_length: int) -> DataError:
+    """What `on_overlong: error` says."""
     return DataError(
         f"{kind} {index} has {length} tokens but max_length is {max_length}; "
         "raise max_length, or set on_overlong to drop or truncate"
@@ -62,7 +63,7 @@ def encode_demonstrations(
         labels = [token if flag else NO_LOSS for token, flag in zip(ids, flags, strict=True)]
         if len(ids) > max_length:
             if on_overlong == "error":
-                raise _overlong_error("demonstration", index, len(ids), max_length)
+                raise overlong_error("demonstration", index, len(ids), max_length)
             if on_overlong == "drop":
                 counts["longer than max_length"] += 1
                 continue
@@ -144,9 +145,9 @@ def encode_kept_comparisons(
         prompt_ids, longest = prompts[index], max(len(chosen[index]), len(rejected[index]))
         if len(prompt_ids) + longest > max_length:
             if on_overlong == "error":
-                raise _overlong_error("comparison", index, len(prompt_ids) + longest, max_length)
+                raise overlong_error("comparison", index, len(prompt_ids) + longest, max_length)
             room = max_length - longest
-            fitting = _fit_prompt(tokenizer, comparison.prompt, room) if on_overlong == "truncate" else None
+            fitting = fit_prompt(tokenizer, comparison.prompt, room) if on_overlong == "truncate" else None
             if fitting is None:
                 counts["longer than max_length"] += 1
                 continue
@@ -157,7 +158,8 @@ def encode_kept_comparisons(
     return rows, kept, dict(counts)
 
 
-def _fit_prompt(tokenizer: Any, messages: tuple[Message, ...], room: int) -> list[int] | None:
+def fit_prompt(tokenizer: Any, messages: tuple[Message, ...], room: int) -> list[int] | None:
+    """Ids of the prompt without as many of its oldest turns as `room` tokens demand; None when it never fits."""
     shorter: tuple[Message, ...] | None = messages
     while (shorter := _shortened(shorter)) is not None:
         ids = encode_prompt(tokenizer, shorter)

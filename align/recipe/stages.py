@@ -64,7 +64,7 @@ class RewardSection(SupervisedSection):
     `reference_data` are demonstrations whose replies get mean score 0 after training (`center_scores`).
     """
 
-    pooling: Literal["end_token"] = "end_token"
+    pooling: Literal["end_token", "last_token", "mean", "max", "attention", "weighted_mean"] = "end_token"
     center_scores: bool = False
     reference_data: tuple[Source, ...] = ()
     reference_size: Positive = 256

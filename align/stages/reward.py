@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from align.recipe import Recipe, batch_plan
+from align.recipe import Recipe, RecipeError, batch_plan
 from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.recipe.stages import RewardSection
 from align.runs.seeding import derive, seed_everything
@@ -101,7 +101,13 @@ def load(recipe: Recipe, section: RewardSection, origin: Origin, seed: int, *, s
     tokenizer = load_tokenizer(path, trust_remote_code=settings.trust_remote_code, revision=revision)
     seed_everything(derive(seed, "head"))
     model = load_reward_model(path, settings)
-    return model, tokenizer, not RewardModel.is_saved_at(path, **load_options(path, settings))
+    fresh = not RewardModel.is_saved_at(path, **load_options(path, settings))
+    if fresh:
+        model.set_pooling(section.pooling)
+    elif model.pooling != section.pooling:
+        sentence = f"{stage}.pooling: is {section.pooling}, but {path} was trained with {model.pooling}; name that"
+        raise RecipeError([sentence], recipe.name)
+    return model, tokenizer, fresh
 
 
 def shuffled_labels(comparisons: list[Comparison], seed: int) -> list[Comparison]:
