@@ -7,3 +7,7 @@ from data_formats.errors import AlignError
 
 class ModelFileError(AlignError, ValueError):
     """A model folder is there, but a file in it is missing, cut short, or not what it should be."""
+
+
+class FlatScoresError(AlignError, ValueError):
+    """Scores that do not vary, where their deviation is to divide by."""

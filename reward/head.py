@@ -9,7 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class ScalarHead(nn.Module):
+class Float32Module(nn.Module):
+    """Its tensors stay as they are under `.to(dtype)`, `.half()` and `.bfloat16()`; they still move between devices."""
+
+    def _apply(self, fn, recurse=True):
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+
+class ScalarHead(Float32Module):
     """One bias-free linear unit; its weight stays float32 under autocast, `.to(dtype)`, `.half()` and `.bfloat16()`.
 
     The weight is drawn from N(0, 1/sqrt(d + 1)) (standard deviation; "The N implementation details of RLHF with PPO",
@@ -30,10 +41,3 @@ class ScalarHead(nn.Module):
         """Float32 scalars of shape X for hidden states of shape (X, d)."""
         with torch.autocast(device_type=states_Xd.device.type, enabled=False):
             return F.linear(states_Xd.float(), self.weight.float()).squeeze(-1)
-
-    def _apply(self, fn, recurse=True):
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(keep_dtype, recurse)

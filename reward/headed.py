@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from data_formats.errors import StorageError
+from reward import adapter
 from reward.errors import ModelFileError
 from reward.folder import check_safetensors, read_json, staged
 from reward.head import ScalarHead
@@ -122,11 +122,17 @@ class HeadedModel(nn.Module):
 
         state = self.state_dict() if state_dict is None else state_dict
         body = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+        read_off = {  # the head, and what a pooling has learnt
+            key: value.detach().float().cpu().contiguous()
+            for key, value in state.items()
+            if key.startswith(("head.", "pooler."))
+        }
         settings = {"format": FORMAT, "hidden_size": state["head.weight"].shape[1], **self.settings()}
+        settings |= adapter.settings(self.backbone)
         try:
             with quiet(), staged(path) as folder:
-                self.backbone.save_pretrained(folder, state_dict=body)
-                save_file({"head.weight": state["head.weight"].detach().float().cpu().contiguous()}, folder / HEAD_FILE)
+                adapter.save_body(self.backbone, folder, body)
+                save_file(read_off, folder / HEAD_FILE)
                 (folder / self.settings_file).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         except SafetensorError as error:
             raise StorageError(
@@ -153,13 +159,21 @@ class HeadedModel(nn.Module):
                 f"{path} has no {cls.settings_file}: it was not saved by {cls.__name__}.save_pretrained"
             )
         settings = read_json(settings_path)
-        head = _read_head(path, settings, settings_path, load_kwargs)
-        body = _body(path, **load_kwargs)
+        tensors = _read_head(path, settings, settings_path, load_kwargs)
+        body = _body(path, settings=settings, **load_kwargs)
         size = body.config.get_text_config().hidden_size
+        head = ScalarHead(tensors["head.weight"].shape[1], zero=True)
         if size != head.weight.shape[1]:
             raise ModelFileError(f"{path}: head of size {head.weight.shape[1]} on a backbone of size {size}")
         model = cls(body, head)
         model.take_settings(settings, settings_path)
+        own = {key: value for key, value in model.state_dict().items() if key.startswith(("head.", "pooler."))}
+        for name, value in own.items():
+            if name not in tensors or tensors[name].shape != value.shape:
+                raise ModelFileError(
+                    f"{settings_path.parent / HEAD_FILE} must hold {name!r} of shape {tuple(value.shape)}"
+                )
+            value.copy_(tensors[name])
         return model.eval()
 
     @classmethod
@@ -172,16 +186,21 @@ class HeadedModel(nn.Module):
         return cls(_body(path, **load_kwargs)).eval()
 
 
-def _body(path: str | Path, **load_kwargs: Any) -> nn.Module:
+def _body(path: str | Path, *, settings: dict[str, Any] | None = None, **load_kwargs: Any) -> nn.Module:
     from transformers import AutoModel
 
+    if settings is not None and hub_file(path, adapter.CONFIG, **load_kwargs) is not None:
+        return adapter.load_body(path, settings, **load_kwargs)
     body = load_pretrained(AutoModel, path, **load_kwargs)
+    adapter.keep_unpacked(body)
     if not hasattr(body.config.get_text_config(), "hidden_size"):
         raise ModelFileError(f"{path}: its config has no hidden_size, so no head can be put on it")
     return body
 
 
-def _read_head(path: str | Path, settings: dict[str, Any], settings_path: Path, options: dict[str, Any]) -> ScalarHead:
+def _read_head(
+    path: str | Path, settings: dict[str, Any], settings_path: Path, options: dict[str, Any]
+) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     size = settings.get("hidden_size")
@@ -196,12 +215,11 @@ def _read_head(path: str | Path, settings: dict[str, Any], settings_path: Path, 
             f"{Path(path) / HEAD_FILE} is missing: the model folder is incomplete, save or copy it again"
         )
     check_safetensors(file)
-    weight = load_file(file).get("head.weight")
-    if weight is None or weight.shape != (1, size) or not math.isfinite(weight.double().sum().item()):
+    tensors = load_file(file)
+    weight = tensors.get("head.weight")
+    if weight is None or weight.shape != (1, size) or not all(value.isfinite().all() for value in tensors.values()):
         raise ModelFileError(f"{file} must hold a finite 'head.weight' of shape (1, {size})")
-    head = ScalarHead(size, zero=True)
-    head.weight.data.copy_(weight)
-    return head
+    return tensors
 
 
 def _constants(model: nn.Module):

@@ -40,7 +40,8 @@ class PairRow(TypedDict):
     rejected_ids: list[int]
 
 
-def _overlong_error(kind: str, index: int, length: int, max_length: int) -> DataError:
+def overlong_error(kind: str, index: int, length: int, max_length: int) -> DataError:
+    """What `on_overlong: error` says."""
     return DataError(
         f"{kind} {index} has {length} tokens but max_length is {max_length}; "
         "raise max_length, or set on_overlong to drop or truncate"
@@ -87,7 +88,7 @@ def encode_demonstrations(
     for index, (ids, trained) in enumerate(encoded(turns, demos)):
         if len(ids) > max_length:
             if on_overlong == "error":
-                raise _overlong_error("demonstration", index, len(ids), max_length)
+                raise overlong_error("demonstration", index, len(ids), max_length)
             shorter: tuple[Message, ...] | None = turns[index] if on_overlong == "truncate" else None
             while shorter is not None and len(ids) > max_length:
                 shorter = _shortened(shorter)
@@ -179,9 +180,11 @@ def encode_kept_comparisons(
         prompt_ids, longest = prompts[index], max(len(chosen[index]), len(rejected[index]))
         if len(prompt_ids) + longest > max_length:
             if on_overlong == "error":
-                raise _overlong_error("comparison", index, len(prompt_ids) + longest, max_length)
+                raise overlong_error("comparison", index, len(prompt_ids) + longest, max_length)
             room = max_length - longest
-            fitting = _fit_prompt(tokenizer, comparison, room) if on_overlong == "truncate" else None
+            fitting = (
+                fit_prompt(tokenizer, comparison.prompt, room, comparison.tools) if on_overlong == "truncate" else None
+            )
             if fitting is None:
                 counts["longer than max_length"] += 1
                 continue
@@ -192,10 +195,11 @@ def encode_kept_comparisons(
     return rows, kept, dict(counts)
 
 
-def _fit_prompt(tokenizer: Any, comparison: Comparison, room: int) -> list[int] | None:
-    shorter: tuple[Message, ...] | None = comparison.prompt
+def fit_prompt(tokenizer: Any, messages: tuple[Message, ...], room: int, tools: Sequence[str] = ()) -> list[int] | None:
+    """Ids of the prompt without as many of its oldest turns as `room` tokens demand; None when it never fits."""
+    shorter: tuple[Message, ...] | None = messages
     while (shorter := _shortened(shorter)) is not None:
-        ids = encode_prompt(tokenizer, shorter, comparison.tools)
+        ids = encode_prompt(tokenizer, shorter, tools)
         if len(ids) <= room:
             return ids
     return None

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from align.recipe.cleaning import CleaningSection
-from align.recipe.fields import Count, OptimSection, Positive, Section, Share, Source
+from align.recipe.fields import Count, OptimSection, Positive, Rate, Section, Share, Source
 
 Mask = Literal["assistant_only", "user_content_only", "qwen_script", "last_turn_only", "all"]
 LossReduction = Literal["token_mean", "session_mean", "turn_mean", "prefix_mean"]
@@ -136,13 +136,28 @@ class SFTSection(SupervisedSection):
 
 
 class RewardSection(SupervisedSection):
-    """Preference-model pretraining and reward-model finetuning: pairwise logistic loss on the end-token head.
+    """Preference-model pretraining and reward-model finetuning: pairwise logistic loss on a pooling head.
 
-    `reference_data` are demonstrations whose replies get mean score 0 after training (`center_scores`).
+    `margin`: `small` and `large` are Llama 2's on the grades 1 to 4, `scale` is `margin_scale` times the grade.
+    `min_grade` keeps pairs of that grade or more (3: significantly better and better), `tag_balanced` that many pairs
+    by their tags (InsTag). `binarise` makes a GOOD and a BAD pair of each (PMP). `source_weights` are by the sources'
+    path, 1 where none is named. `share_prompts` computes the prompt of a pair once. After training the replies of the
+    demonstrations in `reference_data` get mean score 0 (`center_scores`) and variance 1 (`unit_variance`).
     """
 
-    pooling: Literal["end_token"] = "end_token"
+    pooling: Literal["end_token", "last_token", "mean", "max", "attention", "weighted_mean"] = "end_token"
+    margin: Literal["none", "small", "large", "scale"] = "none"
+    margin_scale: Rate = 1.0
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    centering: float = Field(0.0, ge=0)
+    lm_weight: float = Field(0.0, ge=0)
+    min_grade: float | None = None
+    tag_balanced: Positive | None = None
+    binarise: bool = False
+    source_weights: dict[str, Rate] = Field(default_factory=dict)
+    share_prompts: bool = False
     center_scores: bool = False
+    unit_variance: bool = False
     reference_data: tuple[Source, ...] = ()
     reference_size: Positive = 256
 
@@ -150,4 +165,19 @@ class RewardSection(SupervisedSection):
         broken = super().rules()
         if self.attention_dropout:
             broken.append(("attention_dropout", "a reward model is trained without dropout; remove the key"))
+        if self.unit_variance and not self.center_scores:
+            broken.append(("unit_variance", "needs the reference replies of center_scores; set center_scores to true"))
+        if self.margin_scale != 1 and self.margin != "scale":
+            broken.append(("margin_scale", f"margin '{self.margin}' does not use it; set margin to scale"))
+        if self.binarise and self.margin != "none":
+            broken.append(("margin", "a GOOD and BAD pair has no strength; set margin to none, or binarise to false"))
+        known = {source.path for source in self.data}
+        for name in sorted(set(self.source_weights) - known):
+            broken.append(("source_weights", f"'{name}' is no source of data; name one of {', '.join(sorted(known))}"))
         return broken
+
+    @property
+    def grouped(self) -> bool:
+        """Whether any option needs groups of replies; else pairs are trained as they always were."""
+        plain = self.margin == "none" and not (self.label_smoothing or self.centering or self.lm_weight)
+        return not plain or self.binarise or bool(self.source_weights) or self.share_prompts

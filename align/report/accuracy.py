@@ -114,3 +114,15 @@ def _others(summary: Row) -> list[Bar]:
             interval = wilson(share * pairs, int(pairs)) if pairs else (None, None)
             bars.append(Bar(name, "other", share, *interval))
     return bars
+
+
+def reliability_rows(stage: StageFiles) -> list[tuple[float, float, int]]:
+    """(stated, found, pairs) of the summary's `reliability`; rows that are not such are left out."""
+    rows = stage.summary.get("reliability")
+    found = []
+    for row in rows if isinstance(rows, list) else ():
+        figures = [number(row.get(key)) for key in ("stated", "found", "pairs")] if isinstance(row, dict) else [None]
+        if None in figures or not (0 <= figures[0] <= 1 and 0 <= figures[1] <= 1 and figures[2] >= 1):
+            continue
+        found.append((figures[0], figures[1], int(figures[2])))
+    return found

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from align.report.accuracy import Bar, accuracy_bars, scored
+from align.report.accuracy import Bar, accuracy_bars, reliability_rows, scored, wilson
 from align.report.run import Run
 from align.report.style import Theme, legend, panels
 
@@ -70,4 +70,23 @@ def score_distributions(run: Run, theme: Theme) -> Figure | None:
         axes.set(title=f"{name}: scores of held-out replies", xlabel="score", ylabel="replies")
         axes.margins(y=0.2)
         legend(axes)
+    return figure
+
+
+def reliability_plot(run: Run, theme: Theme) -> Figure | None:
+    """Share right over the stated probability, a panel a stage, with 95 % Wilson intervals."""
+    found = {name: rows for name in ("pmp", "rm") if (rows := reliability_rows(run.stages[name]))}
+    if not found:
+        return None
+    figure, every = panels(len(found), 2, height=3.0)
+    for axes, (name, rows) in zip(every, found.items(), strict=True):
+        stated, share, spread = [row[0] for row in rows], [row[1] for row in rows], []
+        for _, right, pairs in rows:
+            low, high = wilson(right * pairs, pairs)
+            spread.append((max(0.0, right - low), max(0.0, high - right)))
+        bars = [list(side) for side in zip(*spread, strict=True)]
+        axes.errorbar(stated, share, yerr=bars, color=theme.blue, marker="o", linewidth=1.4, capsize=2.5, label="found")
+        axes.plot([0.5, 1], [0.5, 1], color=theme.gray, linestyle="--", linewidth=1.2, label="as stated")
+        axes.set(title=f"{name}: calibration on held-out pairs", xlabel="stated probability", ylabel="share right")
+        legend(axes, loc="lower right")
     return figure

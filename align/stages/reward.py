@@ -14,16 +14,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from align.recipe import Recipe, batch_plan
+from align.recipe import Recipe, RecipeError, batch_plan
 from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.recipe.stages import RewardSection
 from align.runs.seeding import derive, seed_everything
-from align.stages import common, pairs
+from align.stages import common, pairs, preferences
 from align.trainers.arguments import training_arguments
 from align.trainers.reward import RewardTrainer
 from data_formats.records import Comparison
 
-SAMPLES = 16
+SAMPLES, WORST = 16, 32
 
 
 def run(
@@ -73,10 +73,13 @@ def train_reward(
     train, heldout, reports = train_and_heldout(section, Comparison, recipe)
     if shuffle_labels:
         train = shuffled_labels(train, derive(seed, "labels"))
-    rows, train, dropped = encode(tokenizer, train, section)
-    heldout_rows, heldout, heldout_dropped = encode(tokenizer, heldout, section)
+    rows, train, dropped = preferences.encode_training(tokenizer, train, section, derive(seed, "tags"))
+    heldout_rows, heldout, heldout_dropped = preferences.encode(tokenizer, heldout, section)
     read = common.account(stage, section, reports, (rows, dropped), (heldout_rows, heldout_dropped))
-    trainer = _trainer(recipe, section, stage, out_dir, seed, model, tokenizer, rows, heldout_rows)
+    path = common.origin_path(recipe, origin, stage=stage)
+    layer = preferences.output_layer(recipe, section, path, fresh_head=fresh_head, stage=stage)
+    args = _arguments(recipe, section, stage, out_dir, seed, evaluate=bool(heldout_rows))
+    trainer = preferences.make_trainer(section, args, model, tokenizer, rows, heldout_rows, layer)
     before = None if fresh_head else held_out(trainer, heldout, heldout_rows).get("accuracy")
     figures = {"accuracy_before": before} | common.train(trainer, stage, ("loss", "accuracy", "margin"))
     if section.center_scores:
@@ -101,7 +104,13 @@ def load(recipe: Recipe, section: RewardSection, origin: Origin, seed: int, *, s
     tokenizer = load_tokenizer(path, trust_remote_code=settings.trust_remote_code, revision=revision)
     seed_everything(derive(seed, "head"))
     model = load_reward_model(path, settings)
-    return model, tokenizer, not RewardModel.is_saved_at(path, **load_options(path, settings))
+    fresh = not RewardModel.is_saved_at(path, **load_options(path, settings))
+    if fresh:
+        model.set_pooling(section.pooling)
+    elif model.pooling != section.pooling:
+        sentence = f"{stage}.pooling: is {section.pooling}, but {path} was trained with {model.pooling}; name that"
+        raise RecipeError([sentence], recipe.name)
+    return model, tokenizer, fresh
 
 
 def shuffled_labels(comparisons: list[Comparison], seed: int) -> list[Comparison]:
@@ -116,37 +125,10 @@ def shuffled_labels(comparisons: list[Comparison], seed: int) -> list[Comparison
     ]
 
 
-def encode(
-    tokenizer: Any, comparisons: list[Comparison], section: RewardSection
-) -> tuple[list[dict], list[Comparison], dict[str, int]]:
-    """Rows, the comparisons they were made from (same order and number), and what was dropped."""
-    from align.data.encode import encode_kept_comparisons
-
-    rows, kept, dropped = encode_kept_comparisons(tokenizer, comparisons, section.max_length, section.on_overlong)
-    return rows, [comparisons[index] for index in kept], dropped
-
-
-def _trainer(
-    recipe: Recipe,
-    section: RewardSection,
-    stage: str,
-    out_dir: Path,
-    seed: int,
-    model: Any,
-    tokenizer: Any,
-    rows: list[dict],
-    heldout_rows: list[dict],
-) -> RewardTrainer:
-    args = training_arguments(
-        section,
-        batch_plan(recipe.model_copy(update={stage: section}), stage),
-        recipe.model,
-        out_dir,
-        seed=derive(seed, "train"),
-        report_to=recipe.report_to,
-        evaluate=bool(heldout_rows),
-    )
-    return RewardTrainer(model, args, train_dataset=rows, eval_dataset=heldout_rows or None, processing_class=tokenizer)
+def _arguments(recipe: Recipe, section: RewardSection, stage: str, out_dir: Path, seed: int, *, evaluate: bool) -> Any:
+    plan = batch_plan(recipe.model_copy(update={stage: section}), stage)
+    options = {"seed": derive(seed, "train"), "report_to": recipe.report_to, "evaluate": evaluate}
+    return training_arguments(section, plan, recipe.model, out_dir, **options)
 
 
 def held_out(
@@ -165,18 +147,30 @@ def held_out(
     by_row = dict(zip(order, scores, strict=True))
     chosen, rejected = ([by_row[row][side] for row in range(len(rows))] for side in (0, 1))
     right = [a > b for a, b in zip(chosen, rejected, strict=True)]
+    gaps = [a - b for a, b in zip(chosen, rejected, strict=True)]
     by_tag = pairs.accuracy_by(right, [pair.tags for pair in heldout])
     by_category = pairs.accuracy_by(right, [[pair.category] if pair.category else [] for pair in heldout])
     if write_to is not None:
         lines = [_line(*line) for line in zip(heldout, chosen, rejected, strict=True)]
         common.write_lines(write_to / "eval.jsonl", lines)
         common.write_lines(write_to / "samples.jsonl", lines[:SAMPLES])
+        common.write_lines(write_to / "most_wrong.jsonl", [lines[index] for index in pairs.most_wrong(gaps, WORST)])
+    temperature = pairs.fit_temperature(gaps)
+    reliability = pairs.reliability(gaps)
     return {
         **pairs.accuracy(right),
         **{f"accuracy_{tag}": part["accuracy"] for tag, part in by_tag.items()},
-        "margin": sum(a - b for a, b in zip(chosen, rejected, strict=True)) / len(right),
+        "margin": sum(gaps) / len(right),
         "by_tag": by_tag,
         "by_category": by_category,
+        "by_source": pairs.accuracy_by(right, [[pair.source] if pair.source else [] for pair in heldout]),
+        "by_grade": pairs.accuracy_by(right, [[] if pair.grade is None else [f"{pair.grade:g}"] for pair in heldout]),
+        "by_length_gap": pairs.accuracy_by_length_gap(right, heldout),
+        "reliability": reliability,
+        "calibration_error": pairs.calibration_error(reliability),
+        "temperature": temperature,
+        "calibration_error_at_temperature": pairs.calibration_error(pairs.reliability(gaps, temperature)),
+        "scores": pairs.score_summary(chosen, rejected),
     }
 
 
@@ -185,6 +179,7 @@ def _line(pair: Comparison, chosen: float, rejected: float) -> dict[str, Any]:
         "category": pair.category,
         "tags": list(pair.tags),
         "source": pair.source,
+        "grade": pair.grade,
         "chosen_score": chosen,
         "rejected_score": rejected,
         "prompt": [{"role": message.role, "content": message.content} for message in pair.prompt],
@@ -194,10 +189,11 @@ def _line(pair: Comparison, chosen: float, rejected: float) -> dict[str, Any]:
 
 
 def _center(recipe: Recipe, section: RewardSection, model: Any, tokenizer: Any, stage: str) -> dict[str, Any]:
-    """Shift scores so that reference replies average 0."""
+    """Shift scores so that reference replies average 0, and, where asked, scale them to unit variance."""
     from align.stages.reference import reference_batches
     from reward.calibration import center, mean_score
 
     batches, counts = reference_batches(recipe, section, tokenizer, stage)
-    before, after = center(model, batches), mean_score(model, batches)
-    return {"reference_mean_before": before, "reference_mean": after, "shift": float(model.shift), **counts}
+    before, after = center(model, batches, unit_variance=section.unit_variance), mean_score(model, batches)
+    zero = {"reference_mean_before": before, "reference_mean": after, "shift": float(model.shift)}
+    return zero | {"scale": float(model.scale)} | counts

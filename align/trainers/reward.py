@@ -81,10 +81,14 @@ class RewardTrainer(SupervisedTrainer):
         chosen_B, rejected_B = self.pair_scores(model, inputs)
         losses_B = self.compute_pair_losses(chosen_B, rejected_B, inputs)
         loss = self.mean_over_step(losses_B.sum(), len(losses_B), num_items_in_batch)
+        self.note_margins(chosen_B, rejected_B)
+        return (loss, {"chosen": chosen_B, "rejected": rejected_B}) if return_outputs else loss
+
+    def note_margins(self, chosen_B: Tensor, rejected_B: Tensor) -> None:
+        """Count training pairs in, for the next log."""
         margins_B = (chosen_B - rejected_B).detach().double()
         seen_3 = torch.stack([(margins_B > 0).sum().double(), margins_B.sum(), margins_B.new_tensor(len(margins_B))])
         self._seen_3 = self._seen_3.to(seen_3.device) + seen_3
-        return (loss, {"chosen": chosen_B, "rejected": rejected_B}) if return_outputs else loss
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None

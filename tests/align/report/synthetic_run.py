@@ -85,6 +85,7 @@ def reward(folder: Path, rng, accuracy: float, steps: int, pairs: int) -> None:
     summary = {"accuracy": right / pairs, "pairs": pairs, "steps": steps, "accuracy_before": None, "seconds": 33.3}
     summary |= {"accuracy_low": right / pairs - 0.03, "accuracy_high": right / pairs + 0.03, "length_baseline": 0.66}
     summary["by_tag"] = {"correctness": {"accuracy": 0.71, "pairs": 2 * pairs // 5}}
+    summary["reliability"] = [{"stated": 0.6, "found": 0.55, "pairs": 40}, {"stated": 0.9, "found": 0.8, "pairs": 60}]
     write(folder / "summary.json", summary)
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from align.report.accuracy import accuracy_bars, wilson
+from align.report.accuracy import accuracy_bars, reliability_rows, wilson
 from align.report.run import StageFiles
 from align.stages import pairs as stage_pairs
 
@@ -57,3 +57,10 @@ def test_without_lines_the_summary_speaks():
     ]
     assert (bars[0].low, bars[0].high, bars[1].low) == (0.7, 0.9, None)
     assert bars[3].low == pytest.approx(wilson(70, 100)[0])
+
+
+def test_reliability_rows_leave_out_what_is_torn():
+    good = {"stated": 0.75, "found": 0.5, "pairs": 8}
+    torn = [{"stated": 0.7}, None, good | {"found": 2}, good | {"pairs": 0}, good | {"stated": "0.7"}]
+    assert reliability_rows(StageFiles("rm", {"reliability": [good, *torn]})) == [(0.75, 0.5, 8)]
+    assert reliability_rows(StageFiles("rm", {"reliability": 3})) == []

@@ -14,7 +14,7 @@ from align.report.run import read_run
 from data_formats.errors import MissingFileError, StorageError
 from tests.align.report.synthetic_run import make_run, write
 
-FIGURES = ("losses", "preference", "accuracy", "scores", "ppo", "wins")
+FIGURES = ("losses", "preference", "accuracy", "scores", "reliability", "ppo", "wins")
 VOID = ("meta", "link", "img", "source", "br")
 
 

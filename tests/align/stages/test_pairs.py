@@ -48,3 +48,40 @@ def test_majority_baseline_answers_the_side_that_won_more_often():
     assert pairs.majority_baseline(left_wins, [pair("a", "b"), pair("f", "e"), pair("g", "h")]) == pytest.approx(2 / 3)
     right_wins = [pair("b", "a")]
     assert pairs.majority_baseline(right_wins, [pair("a", "b"), pair("f", "e"), pair("g", "h")]) == pytest.approx(1 / 3)
+
+
+def test_accuracy_by_length_gap():
+    held_out = [pair("a" * n, "b" * 200) for n in (1, 150, 195, 205, 250, 400)]
+    found = pairs.accuracy_by_length_gap([True] * 6, held_out)
+    assert {name: part["pairs"] for name, part in found.items()} == {
+        "shorter by over 100": 1,
+        "shorter by 11 to 100": 1,
+        "within 10": 2,
+        "longer by 11 to 100": 1,
+        "longer by over 100": 1,
+    }
+
+
+def test_reliability_and_its_error_by_hand():
+    nine = math.log(9)  # probability 0.9
+    rows = pairs.reliability([0.5, 0.5, -0.5, nine, -nine], bins=2)
+    stated = 1 / (1 + math.exp(-0.5))
+    assert rows == [
+        {"stated": pytest.approx(stated), "found": pytest.approx(2 / 3), "pairs": 3},
+        {"stated": pytest.approx(0.9), "found": 0.5, "pairs": 2},
+    ]
+    assert pairs.calibration_error(rows) == pytest.approx((3 * (2 / 3 - stated) + 2 * 0.4) / 5)
+
+
+def test_temperature_of_two_sided_differences_is_known():
+    # three right, one wrong by 2: best where sigmoid(2 / T) = 3/4, that is T = 2 / log 3
+    assert pairs.fit_temperature([2.0, 2.0, 2.0, -2.0]) == pytest.approx(2 / math.log(3), rel=1e-6)
+    assert pairs.fit_temperature([1.0, -1.0, -1.0]) == pytest.approx(1000)
+    assert pairs.fit_temperature([1.0, 2.0]) == pytest.approx(0.001, rel=0.5)
+
+
+def test_most_wrong_and_score_summary():
+    assert pairs.most_wrong([1.0, -3.0, -0.5, 0.0, -7.0], 2) == [4, 1]
+    found = pairs.score_summary([1.0, 3.0], [0.0, 0.0])
+    assert found["chosen"] == {"mean": 2.0, "std": 1.0, "min": 1.0, "median": 2.0, "max": 3.0}
+    assert found["rejected"]["std"] == 0.0

@@ -35,3 +35,51 @@ def test_an_arm_runs_beside_the_chain(tmp_path):
 def test_dropout_in_a_reward_stage_is_an_error_not_ignored(tmp_path):
     with pytest.raises(ValueError, match="attention_dropout: a reward model is trained without dropout"):
         small_recipe(tmp_path, rm__attention_dropout=0.1)
+
+
+def test_every_option_of_a_reward_section_reaches_training(tmp_path):
+    write_data(tmp_path)
+    recipe = small_recipe(tmp_path, rm__max_length=120)
+    run_stage(recipe, "base")
+    changes = {"share_prompts": True, "lm_weight": 0.1, "centering": 0.01, "label_smoothing": 0.1, "binarise": True}
+    section = recipe.rm.model_copy(update=changes | {"pooling": "mean", "unit_variance": True, "center_scores": True})
+    plain = train_reward(recipe, recipe.rm, Origin("stage", "base"), tmp_path / "run" / "plain", seed=5)
+    summary = train_reward(recipe, section, Origin("stage", "base"), tmp_path / "run" / "rich", seed=5)
+    assert summary["rows"] == 2 * plain["rows"]
+    assert summary["pairs"] == plain["pairs"] == sum(row["pairs"] for row in summary["reliability"])
+    settings = json.loads((tmp_path / "run" / "rich" / "model" / "reward_config.json").read_text())
+    assert settings["pooling"] == "mean" and settings["scale"] == pytest.approx(summary["scale"]) != 1
+    worst = (tmp_path / "run" / "rich" / "most_wrong.jsonl").read_text().splitlines()
+    assert len(worst) == min(32, summary["pairs"] - summary["correct"])
+    with pytest.raises(ValueError, match=r"rm\.pooling: is max, but .* was trained with mean"):
+        train_reward(
+            recipe,
+            section.model_copy(update={"pooling": "max"}),
+            Origin("path", str(tmp_path / "run" / "rich" / "model")),
+            tmp_path / "run" / "other",
+            seed=5,
+        )
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"rm__unit_variance": True, "rm__center_scores": False}, "unit_variance: needs the reference replies"),
+        ({"rm__margin_scale": 2.0}, "margin_scale: margin 'none' does not use it"),
+        ({"rm__binarise": True, "rm__margin": "small"}, "margin: a GOOD and BAD pair has no strength"),
+        ({"rm__source_weights": {"no.jsonl": 2.0}}, "source_weights: 'no.jsonl' is no source of data"),
+    ],
+)
+def test_contradictions_are_refused_at_load(tmp_path, keys, words):
+    with pytest.raises(ValueError, match=words):
+        small_recipe(tmp_path, **keys)
+
+
+def test_tag_balanced_pairs_are_counted(tmp_path):
+    write_data(tmp_path)
+    recipe = small_recipe(tmp_path)
+    run_stage(recipe, "base")
+    section = recipe.rm.model_copy(update={"tag_balanced": 5, "center_scores": False})
+    summary = train_reward(recipe, section, Origin("stage", "base"), tmp_path / "run" / "rm", seed=5)
+    assert summary["rows"] == 5
+    assert "not sampled by tags" in json.dumps(summary)

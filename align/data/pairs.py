@@ -1,0 +1,224 @@
+"""Preferences -> groups of replies to one prompt, with the pairs that are to be learnt.
+
+One `Group` is one item of a reward trainer: a prompt, K replies and the pairs among them, whatever it came from:
+- `Comparison`: two replies, one pair, with the margin of its grade;
+- `Scored`: K replies, every pair of different scores (InstructGPT, 2203.02155, section 3.4); a reply edited by hand
+  above the chosen above the rejected one (Llama 3, section 4.2.1) is such a ranking of three;
+- binarised (Askell et al. 2021, 2112.00861, section 4): a pair A > B gives "GOOD:A > BAD:A" and "BAD:B > GOOD:B", two
+  groups with the marker at the head of the reply.
+
+Whatever is left out is counted by reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypedDict
+
+from align.data.encode import OnOverlong, encode_prompts, encode_replies, fit_prompt, overlong_error
+from data_formats.errors import DataError
+from data_formats.records import Comparison, Message, Scored
+
+Ties = Literal["drop", "soft"]
+GOOD, BAD = "GOOD:", "BAD:"
+MARGIN_TABLES: dict[str, dict[int, float]] = {  # Touvron et al. 2023 (Llama 2), table 27; grades as below
+    "small": {4: 1.0, 3: 2 / 3, 2: 1 / 3, 1: 0.0},
+    "large": {4: 3.0, 3: 2.0, 2: 1.0, 1: 0.0},
+}
+SIGNIFICANTLY, BETTER, SLIGHTLY, NEGLIGIBLY = 4, 3, 2, 1  # grades of the four-step scale
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Reply `better` above reply `worse` (indices), by `margin`; `target` is the probability that it is so."""
+
+    better: int
+    worse: int
+    margin: float = 0.0
+    target: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Replies to one prompt and the pairs among them; `weight` multiplies the group's loss."""
+
+    prompt: tuple[Message, ...]
+    replies: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+    weight: float = 1.0
+    source: str = ""
+
+
+def grade_margin(grade: float | None, table: str, scale: float = 1.0) -> float:
+    """The margin of a grade: `none` 0; `small` and `large` as Llama 2 on the grades 1 (negligibly better) to 4
+    (significantly better); `scale` the grade itself times `scale`. A pair without grade has none.
+
+    Raises:
+        DataError: a grade that is not finite, or not one of the table's four.
+    """
+    if table == "none" or grade is None:
+        return 0.0
+    if not math.isfinite(grade):
+        raise DataError(f"grade {grade} is not a number; correct the data, or leave the grade out")
+    if table == "scale":
+        return scale * abs(grade)
+    known = MARGIN_TABLES[table]
+    if grade not in known:
+        raise DataError(
+            f"grade {grade:g} is not one of 1, 2, 3, 4, which margin '{table}' knows; use margin 'scale' for others"
+        )
+    return known[int(grade)]
+
+
+def ranked_pairs(scores: Sequence[float | None], ties: Ties = "drop") -> tuple[tuple[Pair, ...], int]:
+    """Every pair of replies with different scores, the better first, and the number of ties among the others.
+
+    Ties are left out, or, with "soft", kept with target 0.5. Replies without a score are in no pair.
+
+    Raises:
+        DataError: a score is NaN or infinite.
+    """
+    if bad := [score for score in scores if score is not None and not math.isfinite(score)]:
+        raise DataError(f"score {bad[0]} of a reply is not finite; correct the data, or leave the score out")
+    found, tied = [], 0
+    for a, first in enumerate(scores):
+        for b, second in enumerate(scores[a + 1 :], start=a + 1):
+            if first is None or second is None:
+                continue
+            if first != second:
+                found.append(Pair(a, b) if first > second else Pair(b, a))
+                continue
+            tied += 1
+            if ties == "soft":
+                found.append(Pair(a, b, target=0.5))
+    return tuple(found), tied
+
+
+def strong_enough(comparisons: Sequence[Comparison], least: float | None) -> tuple[list[Comparison], dict[str, int]]:
+    """Those of grade `least` or more, and those without any grade; the others counted (Llama 3 keeps 3 and 4)."""
+    if least is None:
+        return list(comparisons), {}
+    kept = [pair for pair in comparisons if pair.grade is None or pair.grade >= least]
+    dropped = len(comparisons) - len(kept)
+    return kept, {f"grade below {least:g}": dropped} if dropped else {}
+
+
+def make_groups(
+    records: Sequence[Comparison | Scored],
+    *,
+    margin: str = "none",
+    margin_scale: float = 1.0,
+    ties: Ties = "drop",
+    source_weights: Mapping[str, float] | None = None,
+) -> tuple[list[Group], dict[str, int]]:
+    """Groups in the records' order, and what was left out by reason.
+
+    Args:
+        margin, margin_scale: see `grade_margin`.
+        ties: what becomes of equal scores, and of equal replies.
+        source_weights: a source's weight, 1 where none is named; divided by the mean over the groups, so that the
+            learning rate keeps its meaning.
+
+    Raises:
+        DataError: a grade or score that is not finite, or outside the margin's table; names the record.
+    """
+    groups: list[Group] = []
+    counts: Counter[str] = Counter()
+    for index, record in enumerate(records):
+        try:
+            if isinstance(record, Comparison):
+                replies: tuple[str, ...] = (record.chosen, record.rejected)
+                pairs: tuple[Pair, ...] = (Pair(0, 1, grade_margin(record.grade, margin, margin_scale)),)
+            else:
+                replies = tuple(reply.content for reply in record.replies)
+                pairs, tied = ranked_pairs([reply.score for reply in record.replies], ties)
+                counts["ties dropped" if ties == "drop" else "ties as soft labels"] += tied
+        except DataError as error:
+            raise DataError(f"preference {index} ({record.source or 'no source'}): {error}") from None
+        different = tuple(pair for pair in pairs if replies[pair.better] != replies[pair.worse])
+        counts["pairs of identical replies"] += len(pairs) - len(different)
+        if not different:
+            counts["prompts without a pair"] += 1
+            continue
+        weight = (source_weights or {}).get(record.source, 1.0)
+        groups.append(Group(record.prompt, replies, different, weight, record.source))
+    mean = sum(group.weight for group in groups) / max(len(groups), 1)
+    if source_weights and mean > 0:
+        groups = [replace(group, weight=group.weight / mean) for group in groups]
+    return groups, {reason: count for reason, count in counts.items() if count}
+
+
+def binarised(groups: Sequence[Group]) -> list[Group]:
+    """Each pair as two groups of one pair: "GOOD:A" above "BAD:A", and "BAD:B" above "GOOD:B" (Askell et al. 2021)."""
+    found = []
+    for group in groups:
+        for pair in group.pairs:
+            better, worse = group.replies[pair.better], group.replies[pair.worse]
+            one = Pair(0, 1, pair.margin, pair.target)
+            found.append(replace(group, replies=(GOOD + better, BAD + better), pairs=(one,)))
+            found.append(replace(group, replies=(BAD + worse, GOOD + worse), pairs=(one,)))
+    return found
+
+
+def edited_ranking(prompt: tuple[Message, ...], edited: str, chosen: str, rejected: str, source: str = "") -> Group:
+    """edited > chosen > rejected as one group of three pairs (Llama 3, section 4.2.1)."""
+    pairs, _ = ranked_pairs([3.0, 2.0, 1.0])
+    return Group(prompt, (edited, chosen, rejected), pairs, source=source)
+
+
+def single_pairs(groups: Sequence[Group]) -> list[Group]:
+    """A group of its own for every pair: what held-out pairs are measured on."""
+    return [
+        replace(
+            group,
+            replies=(group.replies[pair.better], group.replies[pair.worse]),
+            pairs=(replace(pair, better=0, worse=1),),
+        )
+        for group in groups
+        for pair in group.pairs
+    ]
+
+
+class GroupRow(TypedDict):
+    """An encoded group: each reply ends with the id of `<|im_end|>`; pairs are (better, worse, margin, target)."""
+
+    prompt_ids: list[int]
+    reply_ids: list[list[int]]
+    pairs: list[tuple[int, int, float, float]]
+    weight: float
+
+
+def encode_groups(
+    tokenizer: Any, groups: Sequence[Group], max_length: int, on_overlong: OnOverlong
+) -> tuple[list[GroupRow], list[int], dict[str, int]]:
+    """Rows in order, the index in `groups` of each, and how many were dropped or truncated, by reason.
+
+    A group is too long when its prompt and its longest reply are: the oldest turns of the prompt are cut, for all of
+    its replies alike, and replies stay whole (see `align.data.encode`).
+
+    Raises:
+        DataError: `on_overlong` is "error" and a group is too long.
+    """
+    prompts = encode_prompts(tokenizer, [group.prompt for group in groups])
+    flat = iter(encode_replies(tokenizer, [reply for group in groups for reply in group.replies]))
+    rows: list[GroupRow] = []
+    kept: list[int] = []
+    counts: Counter[str] = Counter()
+    for index, group in enumerate(groups):
+        replies = [next(flat) for _ in group.replies]
+        longest = max(map(len, replies))
+        ids: list[int] | None = prompts[index]
+        if len(prompts[index]) + longest > max_length:
+            if on_overlong == "error":
+                raise overlong_error("comparison", index, len(prompts[index]) + longest, max_length)
+            ids = fit_prompt(tokenizer, group.prompt, max_length - longest) if on_overlong == "truncate" else None
+            counts["longer than max_length" if ids is None else "truncated"] += 1
+        if ids is None:
+            continue
+        pairs = [(pair.better, pair.worse, pair.margin, pair.target) for pair in group.pairs]
+        kept.append(index)
+        rows.append(GroupRow(prompt_ids=ids, reply_ids=replies, pairs=pairs, weight=group.weight))
+    return rows, kept, dict(counts)

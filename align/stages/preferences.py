@@ -1,0 +1,88 @@
+"""From comparisons and the options of a reward section to the rows of its trainer, and the trainer itself.
+
+Plain sections train pairs (`RewardTrainer`), those with margins, smoothing, weights, markers, an LM term or shared
+prompts train groups (`GroupRewardTrainer`). Held-out pairs are measured as they stand: no margin, marker or weight.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from align.recipe import Recipe, RecipeError
+from align.recipe.stages import RewardSection
+from align.trainers.reward import RewardTrainer
+from align.trainers.reward_groups import GroupOptions, GroupRewardTrainer
+from data_formats.records import Comparison
+
+Encoded = tuple[list[Any], list[Comparison], dict[str, int]]
+
+
+def encode(tokenizer: Any, comparisons: list[Comparison], section: RewardSection) -> Encoded:
+    """Rows of held-out pairs, the comparisons they were made from (same order and number), and what was dropped."""
+    from align.data.encode import encode_kept_comparisons
+    from align.data.pairs import Group, Pair, encode_groups
+
+    if section.grouped:
+        groups = [Group(pair.prompt, (pair.chosen, pair.rejected), (Pair(0, 1),)) for pair in comparisons]
+        rows, kept, dropped = encode_groups(tokenizer, groups, section.max_length, section.on_overlong)
+    else:
+        rows, kept, dropped = encode_kept_comparisons(tokenizer, comparisons, section.max_length, section.on_overlong)
+    return rows, [comparisons[index] for index in kept], dropped
+
+
+def encode_training(tokenizer: Any, comparisons: list[Comparison], section: RewardSection, seed: int) -> Encoded:
+    """Training rows, the comparisons that were kept for them, and what was dropped, by reason; `seed` is of sampling.
+
+    Raises:
+        DataError: a grade that the margin does not know.
+    """
+    from align.data.balance import tag_balanced
+    from align.data.pairs import binarised, encode_groups, make_groups, strong_enough
+
+    strong, dropped = strong_enough(comparisons, section.min_grade)
+    if section.tag_balanced is not None:
+        chosen = tag_balanced([pair.tags for pair in strong], section.tag_balanced, seed)
+        dropped["not sampled by tags"] = len(strong) - len(chosen)
+        strong = [strong[index] for index in chosen]
+    if not section.grouped:
+        rows, kept, more = encode(tokenizer, strong, section)
+        return rows, kept, dropped | more
+    groups, left_out = make_groups(
+        strong, margin=section.margin, margin_scale=section.margin_scale, source_weights=section.source_weights
+    )
+    groups = binarised(groups) if section.binarise else groups
+    rows, _, overlong = encode_groups(tokenizer, groups, section.max_length, section.on_overlong)
+    return rows, strong, dict(Counter(dropped) + Counter(left_out) + Counter(overlong))
+
+
+def make_trainer(
+    section: RewardSection, args: Any, model: Any, tokenizer: Any, rows: list, heldout_rows: list, output_layer: Any
+) -> RewardTrainer:
+    """The trainer that the section's options need."""
+    sets = {"train_dataset": rows, "eval_dataset": heldout_rows or None, "processing_class": tokenizer}
+    if not section.grouped:
+        return RewardTrainer(model, args, **sets)
+    options = GroupOptions(section.label_smoothing, section.centering, section.lm_weight, section.share_prompts)
+    return GroupRewardTrainer(model, args, options=options, output_layer=output_layer, **sets)
+
+
+def output_layer(recipe: Recipe, section: RewardSection, path: str | Path, *, fresh_head: bool, stage: str) -> Any:
+    """The output layer (V, d) of the language model at `path`; None where the section has no LM term.
+
+    Raises:
+        RecipeError: an LM term, but the origin is a reward model, which has no output layer.
+    """
+    if not section.lm_weight:
+        return None
+    if not fresh_head:
+        sentence = f"{stage}.lm_weight: {path} is a reward model without a language model's output layer; set it to 0"
+        raise RecipeError([sentence], recipe.name)
+    from transformers import AutoModelForCausalLM
+
+    from align.models.load import load_options
+    from reward.loading import load_pretrained
+
+    model = load_pretrained(AutoModelForCausalLM, path, **load_options(path, recipe.model))
+    return model.get_output_embeddings().weight.detach().clone()

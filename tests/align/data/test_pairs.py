@@ -1,0 +1,64 @@
+import math
+
+import pytest
+
+from align.data.pairs import Pair, binarised, edited_ranking, grade_margin, make_groups, ranked_pairs, strong_enough
+from data_formats.errors import DataError
+from data_formats.records import Comparison, Message, Reply, Scored
+
+ASK = (Message("user", "q"),)
+
+
+def pair(chosen="a", rejected="b", **fields):
+    return Comparison(ASK, chosen, rejected, **fields)
+
+
+def test_margins_of_llama_2_table_27():
+    assert [grade_margin(grade, "small") for grade in (4, 3, 2, 1)] == [1, 2 / 3, 1 / 3, 0]
+    assert [grade_margin(grade, "large") for grade in (4, 3, 2, 1)] == [3, 2, 1, 0]
+    assert grade_margin(2.5, "scale", 0.2) == pytest.approx(0.5)
+    assert grade_margin(4, "none") == grade_margin(None, "large") == 0
+    with pytest.raises(DataError, match=r"grade 2\.5 is not one of 1, 2, 3, 4"):
+        grade_margin(2.5, "small")
+
+
+@pytest.mark.parametrize("grade", [math.nan, math.inf])
+def test_a_grade_that_is_no_number_is_named_with_its_record(grade):
+    with pytest.raises(DataError, match=r"preference 1 \(file\.jsonl\): grade (nan|inf)"):
+        make_groups([pair(), pair(grade=grade, source="file.jsonl")], margin="small")
+
+
+def test_all_pairs_of_a_ranking_ties_dropped_or_soft():
+    pairs, ties = ranked_pairs([2.0, 3.0, 2.0, None])
+    assert (pairs, ties) == ((Pair(1, 0), Pair(1, 2)), 1)
+    soft, _ = ranked_pairs([2.0, 3.0, 2.0, None], "soft")
+    assert Pair(0, 2, target=0.5) in soft and len(soft) == 3
+    assert len(ranked_pairs([4.0, 3.0, 2.0, 1.0])[0]) == 6
+    with pytest.raises(DataError, match="score nan"):
+        ranked_pairs([1.0, math.nan])
+
+
+def test_what_gives_no_pair_is_counted():
+    same = Scored(ASK, (Reply("x", 1.0), Reply("y", 1.0)))
+    groups, counts = make_groups([pair(), pair("z", "z"), same])
+    assert [group.replies for group in groups] == [("a", "b")]
+    assert counts == {"pairs of identical replies": 1, "prompts without a pair": 2, "ties dropped": 1}
+    assert strong_enough([pair(grade=4), pair(grade=2), pair()], 3) == ([pair(grade=4), pair()], {"grade below 3": 1})
+
+
+def test_weights_of_sources_have_mean_one():
+    records = [pair(source="good"), pair(source="other"), pair(source="other"), pair(source="other")]
+    groups, _ = make_groups(records, source_weights={"good": 5.0})
+    assert [group.weight for group in groups] == pytest.approx([2.5, 0.5, 0.5, 0.5])
+
+
+def test_binarised_pairs_put_the_marker_before_the_reply():
+    groups, _ = make_groups([pair()])
+    assert [(group.replies, group.pairs) for group in binarised(groups)] == [
+        (("GOOD:a", "BAD:a"), (Pair(0, 1),)),
+        (("BAD:b", "GOOD:b"), (Pair(0, 1),)),
+    ]
+
+
+def test_edited_above_chosen_above_rejected():
+    assert edited_ranking(ASK, "e", "c", "r").pairs == (Pair(0, 1), Pair(0, 2), Pair(1, 2))
