@@ -1,5 +1,6 @@
 """What README tells a reader to type works: its commands in miniature, its Python, its make targets and its files."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ import torch
 from tests.align.trainers import ppo_case
 from tests.commands import ROOT, accelerate, align
 from tests.recipes.miniature import OVERRIDES, write_data, write_model
+from tests.tiny_models import byte_tokenizer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
@@ -71,3 +73,27 @@ def test_the_commands_for_a_real_model_in_miniature(tmp_path):
         ran.append(command)
     assert len(ran) >= 6
     assert (tmp_path / "run/ppo/summary.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_commands_about_data(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {"messages": [{"role": "user", "content": f"question {at}"}, {"role": "assistant", "content": "yes"}]}
+        for at in range(60)
+    ]
+    (tmp_path / "data").mkdir()
+    for file in (tmp_path / "talk.jsonl", tmp_path / "data/talk.jsonl"):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "any.parquet")
+    (tmp_path / "rules.yaml").write_text("exact_duplicates: {}\n")
+    byte_tokenizer().save_pretrained(tmp_path / "M")
+    commands = [command for command in COMMANDS if command[:2] == ["align", "data"]]
+    assert {command[2] for command in commands} == {"stats", "inspect", "convert", "split"}
+    for command in commands:
+        done = align(*command[1:], cwd=tmp_path)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    sides = [len((tmp_path / f"sides/{name}.jsonl").read_text().splitlines()) for name in ("train", "heldout")]
+    assert sum(sides) == 60 and all(sides)
