@@ -25,7 +25,7 @@ def load(name):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_an_example_is_short_and_is_run_here(file):
     text = file.read_text(encoding="utf-8")
-    longest = 140 if file.stem.startswith("benchmark_") else 85  # a benchmark holds two programs
+    longest = 170 if file.stem.startswith("benchmark_") else 85  # a benchmark holds two or three programs
     assert len(text.splitlines()) <= longest and f"python examples/{file.name}" in text.split('"""')[1]
     assert f'load("{file.stem}")' in (ROOT / "tests/examples/test_examples.py").read_text(encoding="utf-8")
 
@@ -88,3 +88,26 @@ def test_an_example_as_a_program_from_another_folder(file, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("{")
     assert (tmp_path / "runs/examples" / file.stem).is_dir()
+
+
+@pytest.mark.slow
+def test_reward_throughput_with_shared_prompts_beside_trl(tmp_path):
+    """Tiny: that all three ways run on the same pairs; the ratio of so small a run is noise."""
+    out = tmp_path / "figures.json"
+    done = run(
+        sys.executable,
+        ROOT / "examples/benchmark_reward.py",
+        *("--pairs", "8", "--length", "24", "--rounds", "1", "--out", out),
+        env=INSTALLED,
+    )
+    assert done.returncode == 0, done.stderr
+    table = json.loads(out.read_text())
+    assert list(table) == ["4:1", "1:1", "1:4"]
+    assert all(set(row) == {"shared", "apart", "trl", "shared/apart", "shared/trl"} for row in table.values())
+
+
+def test_the_pairs_of_the_benchmark_have_the_lengths_asked_for():
+    rows = load("benchmark_reward").make_pairs(50, 100, 0.8)
+    prompts = [len(row["prompt_ids"]) for row in rows]
+    replies = [len(reply) for row in rows for reply in row["reply_ids"]]
+    assert 72 <= min(prompts) <= max(prompts) <= 88 and 18 <= min(replies) <= max(replies) <= 22
