@@ -76,11 +76,11 @@ def encode_demonstrations(
     turns = [chatml.with_system(chatml.with_reasoning(demo.messages), system) for demo in demos]
 
     def encoded(turns: Sequence[tuple[Message, ...]], of: Sequence[Demonstration]) -> list[tuple[list[int], list[int]]]:
-        pieces = [
+        rendered = (
             chatml.render(one, tools=demo.tools, mask=mask, thinking=thinking)
             for one, demo in zip(turns, of, strict=True)
-        ]
-        return chatml.encode_many(tokenizer, pieces)
+        )
+        return chatml.encode_many(tokenizer, rendered)
 
     rows: list[Row] = []
     counts: Counter[str] = Counter()
