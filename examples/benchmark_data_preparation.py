@@ -16,6 +16,7 @@ import os
 import random
 import statistics
 import time
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,18 @@ TEMPLATE = (  # ChatML, with the marks that tell transformers where the loss is
 
 
 def chats(count: int, seed: int = 0) -> list[list[dict[str, str]]]:
-    """Chats of one exchange of about 20 words a turn, one chat in five in Chinese (about 20 characters a turn)."""
+    """Chats of one exchange of about 20 words a turn, drawn as in natural text (Zipf), one chat in ten in Chinese."""
     rng = random.Random(seed)
-    words = ["".join(rng.choices("etaoinshrdlucmfwyp", k=rng.randint(2, 9))) for _ in range(6000)]
-    marks = [chr(rng.randint(0x4E00, 0x9FA0)) for _ in range(1500)]
+    english = ["".join(rng.choices("etaoinshrdlucmfwyp", k=rng.randint(2, 9))) for _ in range(20_000)]
+    chinese = ["".join(chr(rng.randint(0x4E00, 0x9FA0)) for _ in range(rng.randint(1, 3))) for _ in range(5_000)]
+    zipf = {len(words): list(accumulate(1 / rank for rank in range(1, len(words) + 1))) for words in (english, chinese)}
 
-    def sentence(chinese: bool) -> str:
-        length = rng.randint(15, 25)
-        parts = rng.choices(marks if chinese else words, k=length)
-        return "".join(parts) + "。" if chinese else " ".join(parts).capitalize() + "."
+    def sentence(words: list[str], space: str, end: str) -> str:
+        return space.join(rng.choices(words, cum_weights=zipf[len(words)], k=rng.randint(15, 25))) + end
 
-    found = []
-    for number in range(count):
-        roles = ("user", "assistant")
-        found.append([{"role": role, "content": f"{number}: {sentence(number % 5 == 0)}"} for role in roles])
-    return found
+    languages = [(chinese, "", "。")] + 9 * [(english, " ", ".")]
+    drawn = [languages[number % len(languages)] for number in range(count)]
+    return [[{"role": role, "content": sentence(*one)} for role in ("user", "assistant")] for one in drawn]
 
 
 def contest(count: int) -> tuple[Any, Any]:
