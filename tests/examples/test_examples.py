@@ -97,7 +97,8 @@ def test_data_preparation_beside_datasets_map_on_the_same_rows(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_an_example_as_a_program_from_another_folder(file, tmp_path):
-    done = run(sys.executable, file, cwd=tmp_path, env=INSTALLED)
+    words = ("--conversations", "200") if file.stem == "benchmark_data_preparation" else ()  # minutes by default
+    done = run(sys.executable, file, *words, cwd=tmp_path, env=INSTALLED)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("{")
     assert (tmp_path / "runs/examples" / file.stem).is_dir()
