@@ -3,7 +3,8 @@
 Rows are plain dicts of integer lists. `labels` are aligned with `input_ids` (the model shifts, as Hugging Face models
 do), -100 where there is no loss. Over-long rows follow `on_overlong`: "drop" (counted), "error", or "truncate": the
 oldest turns are left out on the left, exchange by exchange, where a system turn and the last exchange stay whole, of
-demonstrations and of the prompts of comparisons alike. What does not fit even so is dropped and counted.
+demonstrations and of the prompts of comparisons alike; turns after a demonstration's last reply go first of all. What
+does not fit even so is dropped and counted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypedDict
 
+from align.data.collector import collector_paused
 from data_formats import chatml
 from data_formats.errors import DataError
 from data_formats.records import Comparison, Demonstration, Document, Message
@@ -77,11 +79,12 @@ def encode_demonstrations(
     turns = [chatml.with_system(chatml.with_reasoning(demo.messages), system) for demo in demos]
 
     def encoded(turns: Sequence[tuple[Message, ...]], of: Sequence[Demonstration]) -> list[tuple[list[int], list[int]]]:
-        pieces = [
+        rendered = (
             chatml.render(one, tools=demo.tools, mask=mask, thinking=thinking)
             for one, demo in zip(turns, of, strict=True)
-        ]
-        return chatml.encode_many(tokenizer, pieces)
+        )
+        with collector_paused():
+            return chatml.encode_many(tokenizer, rendered)
 
     rows: list[Row] = []
     counts: Counter[str] = Counter()
@@ -89,10 +92,12 @@ def encode_demonstrations(
         if len(ids) > max_length:
             if on_overlong == "error":
                 raise overlong_error("demonstration", index, len(ids), max_length)
-            shorter: tuple[Message, ...] | None = turns[index] if on_overlong == "truncate" else None
-            while shorter is not None and len(ids) > max_length:
+            shorter: tuple[Message, ...] | None = _answered(turns[index]) if on_overlong == "truncate" else None
+            while shorter is not None:
+                ids, trained = encoded([shorter], [demos[index]])[0]
+                if len(ids) <= max_length:
+                    break
                 shorter = _shortened(shorter)
-                ids, trained = encoded([shorter], [demos[index]])[0] if shorter is not None else (ids, trained)
             if shorter is None:
                 counts["longer than max_length"] += 1
                 continue
@@ -143,9 +148,15 @@ def encode_reply(tokenizer: Any, text: str) -> list[int]:
     return encode_replies(tokenizer, [text])[0]
 
 
+def _answered(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns up to the last reply, so that shortening cannot leave none; all of them where there is no reply."""
+    end = max((at for at, message in enumerate(messages, 1) if message.role == "assistant"), default=len(messages))
+    return messages[:end]
+
+
 def _shortened(messages: tuple[Message, ...]) -> tuple[Message, ...] | None:
     """The turns without the oldest up to the next user turn; None when nothing more may go."""
-    system = messages[:1] if messages[0].role == "system" else ()
+    system = messages[:1] if messages and messages[0].role == "system" else ()
     turns = messages[len(system) :]
     starts = [at for at, message in enumerate(turns) if at > 0 and message.role == "user"]
     return system + turns[starts[0] :] if starts else None

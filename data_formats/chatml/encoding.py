@@ -6,18 +6,24 @@ Control tokens are looked up by name, plain text is encoded by a copy of the tok
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from data_formats.chatml.pieces import END_OF_TEXT, IM_END, IM_START, MARKS, Piece
+from data_formats.chatml.words import encodes_word_by_word, split_words
 from data_formats.errors import DataError
 
-_PLAIN: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_PLAIN: WeakKeyDictionary[Any, tuple[Any, bool]] = WeakKeyDictionary()
+_Item = TypeVar("_Item")
 
 
-def _plain_tokenizer(tokenizer: Any) -> Any:
-    """A copy of the backend without added tokens; made once per tokenizer, tokens added later do not concern it."""
+def _plain_tokenizer(tokenizer: Any) -> tuple[Any, bool]:
+    """A copy of the backend without added tokens, and whether it may be given single words.
+
+    Made once per tokenizer, tokens added later do not concern it.
+    """
     if tokenizer in _PLAIN:
         return _PLAIN[tokenizer]
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -25,23 +31,57 @@ def _plain_tokenizer(tokenizer: Any) -> Any:
         raise DataError(f"{type(tokenizer).__name__} is not a fast tokenizer; ChatML needs one with a tokenizer.json")
     state = json.loads(backend.to_str())
     state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
-    _PLAIN[tokenizer] = type(backend).from_str(json.dumps(state))
+    _PLAIN[tokenizer] = type(backend).from_str(json.dumps(state)), encodes_word_by_word(state)
     return _PLAIN[tokenizer]
 
 
+class _TextEncoder:
+    """Plain texts -> ids, for one call; equal words are encoded once, see `data_formats.chatml.words`."""
+
+    def __init__(self, tokenizer: Any):
+        self.plain, by_word = _plain_tokenizer(tokenizer)
+        self.cut = split_words if by_word else lambda text: [text]
+        self.forbidden = set(tokenizer.get_added_vocab().values())
+        self.ids_of: dict[str, list[int]] = {}
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text; equal texts share a list.
+
+        Raises:
+            DataError: see `encode_texts`.
+        """
+        words_of = {text: self.cut(text) for text in dict.fromkeys(texts)}
+        self._learn(dict.fromkeys(chain.from_iterable(words_of.values())))
+        ids_of = self.ids_of.__getitem__
+        encoded = {text: list(chain.from_iterable(map(ids_of, words))) for text, words in words_of.items()}
+        return [encoded[text] for text in texts]
+
+    def _learn(self, words: Iterable[str]) -> None:
+        new = [word for word in words if word not in self.ids_of]
+        for word, found in zip(new, self.plain.encode_batch_fast(new, add_special_tokens=False), strict=True):
+            ids = found.ids
+            if not self.forbidden.isdisjoint(ids):
+                raise DataError(
+                    f"this tokenizer turns plain text into a control token (in {word[:60]!r}); use another one"
+                )
+            self.ids_of[word] = ids
+
+
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of plain texts, one batched call; equal texts are encoded once.
+    """Ids of plain texts, in batched calls.
 
     Raises:
         DataError: a text gave the id of an added token after all (a tokenizer whose model itself knows the token).
     """
-    plain, unique = _plain_tokenizer(tokenizer), list(dict.fromkeys(texts))
-    forbidden = set(tokenizer.get_added_vocab().values())
-    encoded = dict(zip(unique, (e.ids for e in plain.encode_batch_fast(unique, add_special_tokens=False)), strict=True))
-    for text, ids in encoded.items():
-        if not forbidden.isdisjoint(ids):
-            raise DataError(f"this tokenizer turns plain text into a control token (in {text[:60]!r}); use another one")
-    return [encoded[text] for text in texts]
+    encoder = _TextEncoder(tokenizer)
+    return [ids for batch in _batches(texts) for ids in encoder(batch)]
+
+
+def _batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+    """Lists of at most 1024 items, each made when it is asked for."""
+    rest = iter(items)
+    while batch := list(islice(rest, 1024)):
+        yield batch
 
 
 def control_id(tokenizer: Any, token: str) -> int:
@@ -56,43 +96,51 @@ def control_id(tokenizer: Any, token: str) -> int:
     return token_id
 
 
-def encode_many(tokenizer: Any, conversations: Sequence[Sequence[Piece]]) -> list[tuple[list[int], list[int]]]:
-    """`encode` for many conversations at once, which is many times faster than one after the other."""
+def encode_many(tokenizer: Any, conversations: Iterable[Sequence[Piece]]) -> list[tuple[list[int], list[int]]]:
+    """`encode` for many conversations at once, which is many times faster than one after the other.
+
+    Conversations that are rendered when they are asked for need little memory.
+    """
     added = tokenizer.get_added_vocab()
     spelled = frozenset(mark for mark in MARKS if mark not in added)
-    laid_out = [_laid_out(pieces, spelled) for pieces in conversations]
-    text_ids = iter(encode_texts(tokenizer, [text for rows in laid_out for text, control, _ in rows if not control]))
-    names = {text for rows in laid_out for text, control, _ in rows if control}
-    controls = {name: [control_id(tokenizer, name)] for name in names}
+    encoder = _TextEncoder(tokenizer)
+    controls: dict[str, list[int]] = {}
     encoded = []
-    for rows in laid_out:
-        ids: list[int] = []
-        turns: list[int] = []
-        for text, control, turn in rows:
-            piece_ids = controls[text] if control else next(text_ids)
-            ids += piece_ids
-            turns += [turn] * len(piece_ids)
-        encoded.append((ids, turns))
+    for batch in _batches(conversations):
+        laid_out = [_laid_out(pieces, spelled) for pieces in batch]
+        texts = [piece.text for pieces in laid_out for piece in pieces if not piece.control]
+        text_ids = iter(encoder(texts))
+        for pieces in laid_out:
+            ids: list[int] = []
+            turns: list[int] = []
+            for piece in pieces:
+                if not piece.control:
+                    piece_ids = next(text_ids)
+                elif (piece_ids := controls.get(piece.text)) is None:
+                    piece_ids = controls[piece.text] = [control_id(tokenizer, piece.text)]
+                ids += piece_ids
+                turns += [piece.turn] * len(piece_ids)
+            encoded.append((ids, turns))
     return encoded
 
 
-def _laid_out(pieces: Sequence[Piece], spelled: frozenset[str]) -> list[tuple[str, bool, int]]:
-    """(text, whether it is a control token, turn): marks the tokenizer lacks are spelled, joined text is one string.
+def _laid_out(pieces: Sequence[Piece], spelled: frozenset[str]) -> list[Piece]:
+    """What the tokenizer gets: marks that it lacks are spelled, and joined text is one string.
 
     The role line stays by itself, as when the model generates; so does text with loss beside text without.
     """
-    rows: list[tuple[str, bool, int]] = []
+    rows: list[Piece] = []
     opens_turn = continues = False
     for piece in pieces:
         spell = piece.control and piece.text in spelled
         if piece.control and not spell:
-            rows.append((piece.text, True, piece.turn))
+            rows.append(piece)
             opens_turn, continues = piece.text == IM_START, False
             continue
-        if continues and (spell or piece.joined) and rows[-1][2] == piece.turn:
-            rows[-1] = (rows[-1][0] + piece.text, False, piece.turn)
+        if continues and (spell or piece.joined) and rows[-1].turn == piece.turn:
+            rows[-1] = Piece(rows[-1].text + piece.text, False, piece.turn)
         else:
-            rows.append((piece.text, False, piece.turn))
+            rows.append(Piece(piece.text, False, piece.turn) if spell else piece)
         opens_turn, continues = False, not opens_turn
     return rows
 

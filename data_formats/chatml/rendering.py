@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import lru_cache
 from typing import Literal, get_args
 
 from data_formats.chatml import tools as tool_format
@@ -28,8 +28,6 @@ Mask = Literal["assistant_only", "user_content_only", "qwen_script", "last_turn_
 Thinking = Literal["keep", "drop", "template"]
 MASKS: tuple[str, ...] = get_args(Mask)
 THINKING: tuple[str, ...] = get_args(Thinking)
-
-_START, _END, _NEWLINE = Piece(IM_START, True), Piece(IM_END, True), Piece("\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,33 +94,34 @@ def render(
     last_reply = max((at for at, message in enumerate(messages) if message.role == "assistant"), default=-1)
     last_query = max((at for at, message in enumerate(messages) if message.role == "user"), default=-1)
     pieces: list[Piece] = []
-    exchange = 0
-    at = 0
-    for is_tool, group in groupby(messages, key=lambda message: message.role == "tool"):
-        for turns in [list(group)] if is_tool else [[message] for message in group]:
-            message = turns[0]
-            exchange += message.role == "user"
-            loss, turn = _loss(mask, message.role, at == last_reply), max(exchange, 1)
-            if is_tool:
-                content = tool_format.answers(turns, loss.content * turn, loss.end * turn)
-            elif message.role == "system" and tools and at == 0:
-                content = tool_format.offer(message.content, tools, loss.content * turn)
-            else:
-                shown = _shows_thinking(message, thinking, at > last_query, at == len(messages) - 1)
-                content = _content(message, loss.content * turn, shown)
-            pieces += _turn("user" if is_tool else message.role, content, loss, turn)
-            at += len(turns)
+    exchange = at = 0
+    while at < len(messages):
+        message, end = messages[at], at + 1
+        is_tool = message.role == "tool"
+        while is_tool and end < len(messages) and messages[end].role == "tool":
+            end += 1
+        exchange += message.role == "user"
+        loss, turn = _loss(mask, message.role, at == last_reply), max(exchange, 1)
+        if is_tool:
+            content = tool_format.answers(messages[at:end], loss.content * turn, loss.end * turn)
+        elif message.role == "system" and tools and at == 0:
+            content = tool_format.offer(message.content, tools, loss.content * turn)
+        else:
+            shown = _shows_thinking(message, thinking, at > last_query, end == len(messages))
+            content = _content(message, loss.content * turn, shown)
+        head, tail = _frame("user" if is_tool else message.role, loss, turn)
+        pieces += (*head, *content, *tail)
+        at = end
     if add_generation_prompt:
-        pieces += (_START, Piece("assistant\n"))
+        pieces += _frame("assistant", _NOTHING, 0)[0]
     return pieces
 
 
-def _turn(role: str, content: Iterable[Piece], loss: _Loss, turn: int) -> Iterator[Piece]:
-    yield Piece(IM_START, True, turn) if loss.start else _START
-    yield Piece(f"{role}\n", False, loss.role * turn)
-    yield from content
-    yield Piece(IM_END, True, turn) if loss.end else _END
-    yield Piece("\n", False, turn) if loss.newline else _NEWLINE
+@lru_cache(maxsize=1024)
+def _frame(role: str, loss: _Loss, turn: int) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
+    """What stands before and after the content of a turn."""
+    start, end = Piece(IM_START, True, loss.start * turn), Piece(IM_END, True, loss.end * turn)
+    return (start, Piece(f"{role}\n", False, loss.role * turn)), (end, Piece("\n", False, loss.newline * turn))
 
 
 def _shows_thinking(message: Message, thinking: str, after_last_query: bool, last: bool) -> bool:

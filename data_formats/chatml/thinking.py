@@ -18,8 +18,10 @@ def with_reasoning(messages: Iterable[Message]) -> tuple[Message, ...]:
 
 
 def _split(message: Message) -> Message:
+    if message.role != "assistant" or message.reasoning or END_THINK not in message.content:
+        return message
     content = message.content.lstrip()
-    if message.role != "assistant" or message.reasoning or not content.startswith(THINK) or END_THINK not in content:
+    if not content.startswith(THINK):
         return message
     reasoning, _, rest = content.removeprefix(THINK).partition(END_THINK)
     return replace(message, content=rest.lstrip("\n"), reasoning=reasoning.strip("\n"))

@@ -83,6 +83,19 @@ def test_sft_throughput_beside_trl_on_the_same_masks(tmp_path):
 
 
 @pytest.mark.slow
+def test_data_preparation_beside_datasets_map_on_the_same_rows(tmp_path):
+    """Tiny: that it runs and compares like with like."""
+    assert load("benchmark_data_preparation").chats(20) == load("benchmark_data_preparation").chats(20)
+    words = ("--conversations", "200")
+    done = run(sys.executable, ROOT / "examples/benchmark_data_preparation.py", *words, cwd=tmp_path, env=INSTALLED)
+    assert done.returncode == 0, done.stderr
+    assert "200 of 200 sampled chats have the same token ids and the same loss mask in both" in done.stdout
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["same_rows"] and figures["conversations"] == 200
+    assert min(figures[name] for name in ("align", "datasets_map", "ratio")) > 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("file", PROGRAMS, ids=lambda file: file.stem)
 def test_an_example_as_a_program_from_another_folder(file, tmp_path):
     done = run(sys.executable, file, cwd=tmp_path, env=INSTALLED)

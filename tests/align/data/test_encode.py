@@ -87,6 +87,23 @@ def test_no_more_turns_go_than_must(tokenizer):
     assert encode_demonstration(tokenizer, demo, len(expected["input_ids"]), "truncate") == expected
 
 
+def test_turns_that_nothing_answers_go_before_the_reply(tokenizer):
+    answered = (U("q"), A("y"))
+    (expected,), _ = encode_demonstrations(tokenizer, [Demonstration(answered)], 1000, "error")
+    limit = len(expected["input_ids"])
+    open_ended = Demonstration((U("old" * 9), A("reply"), *answered, U("and then" * 9)))
+    assert encode_demonstrations(tokenizer, [open_ended], limit, "truncate") == ([expected], {"truncated": 1})
+    last = turn(tokenizer, "user", "and then" * 9)  # it stays where there is room
+    assert encode_demonstration(tokenizer, open_ended, 1000, "truncate")["input_ids"][-len(last) :] == last
+
+
+def test_an_empty_conversation_with_tools_is_named_and_not_an_index_error(tokenizer):
+    empty = Demonstration((), tools=('{"name": "f"}',))
+    with pytest.raises(DataError, match="demonstration 0 has no token with loss"):
+        encode_demonstrations(tokenizer, [empty], 9999, "truncate")
+    assert encode_demonstrations(tokenizer, [empty], 9, "truncate") == ([], {"longer than max_length": 1})
+
+
 @pytest.mark.parametrize("on_overlong", ["drop", "truncate", "error"])
 def test_a_sample_without_loss_is_an_error_that_names_it(tokenizer, on_overlong):
     demos = [Demonstration((U("q"), A("y"))), Demonstration((U("q"),), source="notes.jsonl")]
