@@ -159,11 +159,15 @@ def _touched(sentence: str, loc: Loc, repaired: list[Problem]) -> bool:
 
 def _rules(section: Section, loc: Loc) -> Iterator[Problem]:
     for key, sentence in section.rules():
-        yield Problem((*loc, *(key.split(".") if key else ())), "rule", sentence)
+        parts = (int(part) if part.isdigit() else part for part in key.split(".")) if key else ()
+        yield Problem((*loc, *parts), "rule", sentence)
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, Section):
             yield from _rules(value, (*loc, name))
+        for at, item in enumerate(value) if isinstance(value, tuple) else ():
+            if isinstance(item, Section):
+                yield from _rules(item, (*loc, name, at))
 
 
 def _repair(data: dict, problem: Problem) -> bool:

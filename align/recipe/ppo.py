@@ -103,7 +103,7 @@ class PPOSection(PPOConfig):
     critic_from: str | None = None
 
     def rules(self) -> list[tuple[str, str]]:
-        broken = []
+        broken = Section.rules(self)
         total = self.num_iterations * self.num_ppo_epochs * self.num_mini_batches
         if self.critic_warmup_steps >= total:
             sentence = (
