@@ -1,7 +1,9 @@
 """Files and hub rows -> Demonstration, Comparison, Scored, Prompt, Document, and ChatML. No torch, no models."""
 
+from data_formats.detection import format_names
 from data_formats.errors import AlignError, DataError, EmptyDatasetError, MissingFileError, StorageError
-from data_formats.reading import ReadReport, ReadResult, Stream, format_names, read, stream
+from data_formats.hub import HubDataset
+from data_formats.reading import Stream, read, stream
 from data_formats.records import (
     Comparison,
     Demonstration,
@@ -14,6 +16,7 @@ from data_formats.records import (
     Step,
     ToolCall,
 )
+from data_formats.report import ReadReport, ReadResult
 from data_formats.splitting import split_heldout
 from data_formats.writing import write_jsonl
 
@@ -24,6 +27,7 @@ __all__ = [
     "Demonstration",
     "Document",
     "EmptyDatasetError",
+    "HubDataset",
     "Message",
     "MissingFileError",
     "Prompt",

@@ -3,7 +3,7 @@
 `.jsonl`/`.ndjson`; `.json` (one list, or JSON Lines, which many files of that name are); `.parquet`; each also as `.gz`
 or, where `zstandard` is installed, `.zst`. For a list and for Parquet the number is that of the row, from 1.
 `.xml` is a StackExchange dump, see `posts_xml`. JSON Lines are read line by line and Parquet batch by batch (a
-compressed Parquet file is first unpacked into memory); a `.json` file is held as a whole.
+compressed Parquet file is first unpacked into a temporary file); a `.json` file is held as a whole.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -158,11 +160,15 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
     number = 0
     with opened(path) as file:
         try:
-            source = io.BytesIO(file.read()) if path.suffix.lower() in COMPRESSED else file
-            for batch in pq.ParquetFile(source).iter_batches(batch_size=PARQUET_BATCH):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield RowNumber(number), row
+            with tempfile.TemporaryFile() as unpacked:  # Parquet is read from its end, which a compressed file has not
+                if path.suffix.lower() in COMPRESSED:
+                    shutil.copyfileobj(file, unpacked)
+                    unpacked.seek(0)
+                    file = unpacked
+                for batch in pq.ParquetFile(file).iter_batches(batch_size=PARQUET_BATCH):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield RowNumber(number), row
         except (pa.ArrowException, ValueError, OSError, OverflowError) as error:
             if isinstance(error, AlignError):
                 raise

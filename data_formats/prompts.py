@@ -16,14 +16,17 @@ REFERENCE_FIELDS = ("reference", "std_answer", "ground_truth", "canonical_soluti
 
 
 def _prompt(row: dict[str, Any], messages: Turns, notes: Notes, reference: str | None = None) -> Prompt:
-    """The record, with the first category field there is; a reference may be a string or a list (one a turn)."""
+    """The record, with the first category field there is; a reference may be a string or a list (one a turn).
+
+    One without text (a reply that is a call alone) is none.
+    """
     named = next((field for field in CATEGORY_FIELDS if row.get(field) is not None), None)
     answer = next((field for field in REFERENCE_FIELDS if row.get(field)), None)
     if answer is not None:
         value = row[answer][0] if isinstance(row[answer], list) else row[answer]
         reference = as_text(value, answer, notes)
     return Prompt(
-        messages, label(row, named, notes) if named else "", reference, source_of(row), read_tools(row, notes)
+        messages, label(row, named, notes) if named else "", reference or None, source_of(row), read_tools(row, notes)
     )
 
 

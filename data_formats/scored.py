@@ -95,7 +95,11 @@ def parse_unpaired(row: dict[str, Any], notes: Notes) -> Scored:
     completion = row["completion"]
     if isinstance(completion, list):
         turns = read_turns(completion, "completion", notes)
-        completion = turns[-1].content if turns else ""
+        if len(turns) != 1 or turns[0].role != "assistant":
+            raise DataError(f"expected one turn of the assistant, found {shown(completion)}", field="completion")
+        if turns[0].tool_calls:
+            raise Dropped("reply is a tool call")
+        completion = turns[0].content
     reply = Reply(as_text(completion, "completion", notes), _flag(row, "label"))
     return _scored(row, as_prompt(row["prompt"], "prompt", notes), [reply], notes)
 

@@ -15,20 +15,20 @@ from data_formats.splitting import split_heldout
 
 
 def _records(
-    path: Path, kind: str | None, options: dict[str, Any], cleaner: Cleaner | None
+    path: Path | str, kind: str | None, options: dict[str, Any], cleaner: Cleaner | None
 ) -> tuple[Any, Iterable[Record]]:
     rows = stream(path, KINDS[kind] if kind else kind_of(path, options), **options)
     return rows, cleaner.clean(rows) if cleaner is not None else rows
 
 
-def convert(path: Path, out: Path, kind: str | None, options: dict[str, Any], cleaner: Cleaner | None) -> None:
+def convert(path: Path | str, out: Path, kind: str | None, options: dict[str, Any], cleaner: Cleaner | None) -> None:
     """Write what `path` holds to `out`, row by row.
 
     Raises:
         DataError: `out` is `path`, or a row is malformed; nothing is written then.
         EmptyDatasetError: no record is left.
     """
-    if out.exists() and out.samefile(path):
+    if isinstance(path, Path) and out.exists() and out.samefile(path):
         raise DataError("the output is the input; name another file", path=out)
     rows, kept = _records(path, kind, options, cleaner)
     counted = _Counted(kept)
@@ -52,7 +52,7 @@ class _Counted:
 
 
 def split(
-    path: Path, out_dir: Path, share: float, kind: str | None, options: dict[str, Any], cleaner: Cleaner | None
+    path: Path | str, out_dir: Path, share: float, kind: str | None, options: dict[str, Any], cleaner: Cleaner | None
 ) -> None:
     """Write `train.jsonl` and `heldout.jsonl`: a prompt is on one side only, told by its hash.
 

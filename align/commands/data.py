@@ -22,20 +22,20 @@ def add_parser(commands: Any) -> None:
     data.formatter_class = argparse.RawDescriptionHelpFormatter
     what = data.add_subparsers(dest="what", metavar="stats | inspect | convert | split", required=True)
     stats = what.add_parser("stats", help="what files hold")
-    stats.add_argument("paths", metavar="FILE|FOLDER", type=Path, nargs="+")
+    stats.add_argument("paths", metavar="FILE|FOLDER|hub:ID", type=_source, nargs="+")
     stats.add_argument("--json", action="store_true", help="a JSON list, one object a file")
     inspect = what.add_parser("inspect", help="one file as training sees it")
-    inspect.add_argument("path", metavar="FILE", type=Path)
+    inspect.add_argument("path", metavar="FILE|hub:ID", type=_source)
     inspect.add_argument("--tokenizer", metavar="MODEL", help="folder or hub id: lengths and loss in its tokens")
     inspect.add_argument("--mask", choices=MASKS, default="assistant_only", help="what gets loss (default %(default)s)")
     inspect.add_argument("--max-length", type=_positive, metavar="N", help="say what is longer")
     inspect.add_argument("--rows", type=_positive, default=5, metavar="N", help="show so many (default %(default)s)")
     inspect.add_argument("--skip", type=int, default=0, metavar="N", help="pass over so many before")
     convert = what.add_parser("convert", help="write our own rows")
-    convert.add_argument("path", metavar="FILE", type=Path)
+    convert.add_argument("path", metavar="FILE|hub:ID", type=_source)
     convert.add_argument("out", metavar="OUT.jsonl", type=Path)
     split = what.add_parser("split", help="train and held-out by prompt")
-    split.add_argument("path", metavar="FILE", type=Path)
+    split.add_argument("path", metavar="FILE|hub:ID", type=_source)
     split.add_argument("out", metavar="OUT_DIR", type=Path)
     split.add_argument(
         "--heldout", type=_share, default=0.1, metavar="SHARE", help="of the prompts (default %(default)s)"
@@ -46,6 +46,10 @@ def add_parser(commands: Any) -> None:
         command.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
     for command in (inspect, convert, split):
         command.add_argument("--cleaning", metavar="YAML", type=Path, help="a file with a recipe's cleaning section")
+
+
+def _source(text: str) -> Path | str:
+    return text if text.startswith("hub:") else Path(text)
 
 
 def _positive(text: str) -> int:

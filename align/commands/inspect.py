@@ -64,7 +64,7 @@ class Seen:
     roles: Counter[str] = field(default_factory=Counter)
 
 
-def inspect(path: Path, kind: str | None, options: dict[str, Any], cleaner: Cleaner | None, view: View) -> None:
+def inspect(path: Path | str, kind: str | None, options: dict[str, Any], cleaner: Cleaner | None, view: View) -> None:
     """Print a few records, then what the whole file comes to."""
     console = Console(highlight=False, soft_wrap=True)
     rows = stream(path, KINDS[kind] if kind else kind_of(path, options), **options)

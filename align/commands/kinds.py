@@ -20,14 +20,16 @@ KINDS: dict[str, type[Record]] = {
 ENDINGS = (".json", ".jsonl", ".ndjson", ".parquet", ".xml", ".txt", ".md")
 
 
-def files_in(paths: list[Path]) -> Iterator[Path]:
-    """The files that are named, and those with a known ending in the folders that are named, sorted.
+def files_in(paths: list[Path | str]) -> Iterator[Path | str]:
+    """The files and hub datasets that are named, and the files with a known ending in the folders that are, sorted.
 
     Raises:
         MissingFileError: nothing there.
     """
     for path in paths:
-        if path.is_dir():
+        if isinstance(path, str):
+            yield path
+        elif path.is_dir():
             yield from (file for file in sorted(path.rglob("*")) if file.is_file() and _known(file))
         elif path.exists():
             yield path
@@ -40,7 +42,7 @@ def _known(file: Path) -> bool:
     return name.endswith(ENDINGS)
 
 
-def kind_of(path: Path, options: dict[str, Any]) -> type[Record]:
+def kind_of(path: Path | str, options: dict[str, Any]) -> type[Record]:
     """The richest kind as which the first rows of a file can be read.
 
     Raises:

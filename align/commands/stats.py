@@ -52,7 +52,7 @@ class FileStats:
         return {name: value for name, value in found.items() if name != "report"}
 
 
-def measure(path: Path, kind: type[Record], options: dict[str, Any]) -> FileStats:
+def measure(path: Path | str, kind: type[Record], options: dict[str, Any]) -> FileStats:
     """Read a file to its end, holding no record."""
     rows = stream(path, kind, **options)
     prompts, replies = Lengths(), Lengths()
@@ -67,7 +67,7 @@ def measure(path: Path, kind: type[Record], options: dict[str, Any]) -> FileStat
     return FileStats(rows.report, name, prompts.quantiles(), replies.quantiles(), *named)
 
 
-def stats(paths: list[Path], kind: str | None, options: dict[str, Any], as_json: bool) -> int:
+def stats(paths: list[Path | str], kind: str | None, options: dict[str, Any], as_json: bool) -> int:
     """Print the statistics of every file; 1 when a file was refused."""
     found: list[FileStats] = []
     refused: list[dict[str, str]] = []

@@ -14,6 +14,7 @@ from align.recipe.sources import WORLD, source_path
 from align.recipe.stages import SupervisedSection
 from data_formats.cleaning import CleaningReport
 from data_formats.errors import EmptyDatasetError, MissingFileError
+from data_formats.hub import HubDataset
 from data_formats.mixing import mixture
 from data_formats.reading import ReadReport, read
 from data_formats.records import Prompt, Record
@@ -41,7 +42,7 @@ def load_records(
     per_source: list[list[Any]] = []
     reports: list[Report] = []
     for source in sources:
-        path = source_path(recipe, source)
+        path = _hub(source) if source.hub is not None else source_path(recipe, source)
         if source.path.startswith(WORLD) and not path.exists():
             raise MissingFileError(
                 f"{path}: the embedded world has not been written here; run `align run` on this recipe"
@@ -49,7 +50,7 @@ def load_records(
         result = read(
             path, kind, format=source.format, limit=source.limit, category=source.category, split=source.split
         )
-        named = [record if record.source else replace(record, source=source.path) for record in result.records]
+        named = [record if record.source else replace(record, source=source.name) for record in result.records]
         records += named
         per_source.append(named)
         reports.append(result.report)
@@ -65,6 +66,11 @@ def load_records(
         found = "; ".join(report.describe() for report in reports) or "no source was named"
         raise EmptyDatasetError(f"no {kind.__name__.lower()} is left ({found})")
     return records, reports
+
+
+def _hub(source: Source) -> HubDataset:
+    """The dataset that a source with `hub` names."""
+    return HubDataset(source.hub, source.hub_split, source.hub_config, source.revision, source.streaming)
 
 
 def train_and_heldout(

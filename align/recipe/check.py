@@ -179,7 +179,7 @@ def _origins(recipe: Recipe, stage: str) -> str:
 
 
 def _data(recipe: Recipe, stage: str) -> str:
-    names = list(dict.fromkeys(Path(source.path).name for key, source in stage_sources(recipe, stage)))
+    names = list(dict.fromkeys(Path(source.name).name for key, source in stage_sources(recipe, stage)))
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 

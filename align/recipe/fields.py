@@ -24,7 +24,15 @@ class Section(BaseModel):
 
     def rules(self) -> list[tuple[str, str]]:
         """Broken rules between the keys of this section: (key, sentence)."""
-        return []
+        broken = []
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            sources = [item for item in value if isinstance(item, Source)] if isinstance(value, tuple) else []
+            bare = [at for at, source in enumerate(sources) if source.weight is None]
+            if 0 < len(bare) < len(sources):
+                sentence = "either all sources of a list have a weight or none has; give this one a weight too"
+                broken += [(f"{name}.{at}.weight", sentence) for at in bare]
+        return broken
 
     @model_validator(mode="after")
     def _obeys_rules(self, info: ValidationInfo) -> Self:
@@ -40,13 +48,21 @@ class Source(Section):
 
     `path` is a file (relative to `data_root` when that is set, else to the working folder), or
     `tinyworld:NAME` for one of the sets of the embedded world. A plain string in a list of sources stands for
-    `{path: string}`.
+    `{path: string}`, one that starts with `hub:` for `{hub: string}`.
+
+    `hub` stands instead of `path`: a dataset's id (`org/name`) or a folder of data files, read through `datasets`;
+    `hub_split`, `hub_config` and `revision` say which part of it, `streaming: false` downloads it before it is read.
 
     `split` cuts a text file into documents (`lines`, `paragraphs`; without it a file is one document). `weight` is the
     source's share of the mixture, see `data_formats.mixing`; either all sources of a list have one or none.
     """
 
-    path: str = Field(min_length=1)
+    path: str = ""
+    hub: str | None = Field(None, min_length=1)
+    hub_split: str = Field("train", min_length=1)
+    hub_config: str | None = None
+    revision: str | None = None
+    streaming: bool = True
     format: str = "auto"
     limit: Positive | None = None
     category: str | None = None
@@ -56,7 +72,29 @@ class Source(Section):
     @model_validator(mode="before")
     @classmethod
     def _plain_string(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return {"hub": value.removeprefix("hub:")} if value.startswith("hub:") else {"path": value}
+
+    @property
+    def name(self) -> str:
+        """The source as reports name it: its path, or `hub:` and the dataset's id."""
+        return self.path if self.hub is None else f"hub:{self.hub}"
+
+    def rules(self) -> list[tuple[str, str]]:
+        if not self.path and self.hub is None:
+            return [("", "needs 'path' (a file) or 'hub' (a dataset's id, org/name)")]
+        if self.path.startswith("hub:"):
+            return [("path", f"is a file; for a dataset of the hub write hub: {self.path.removeprefix('hub:')}")]
+        if self.hub is None:
+            named = ("hub_split", "hub_config", "revision", "streaming")
+            changed = [name for name in named if getattr(self, name) != type(self).model_fields[name].default]
+            return [(name, "says how a dataset of the hub is read, but this source is a file") for name in changed]
+        if self.path:
+            return [("hub", "a source is either a file ('path') or a dataset of the hub; remove one of them")]
+        if self.split is not None:
+            return [("split", "cuts text files into documents; the split of a dataset is hub_split")]
+        return []
 
 
 class OptimSection(Section):
@@ -76,8 +114,8 @@ class OptimSection(Section):
     def rules(self) -> list[tuple[str, str]]:
         if self.warmup_steps and self.lr_scheduler_type == "constant":
             sentence = "'constant' ignores warmup_steps; use lr_scheduler_type=constant_with_warmup or warmup_steps=0"
-            return [("lr_scheduler_type", sentence)]
-        return []
+            return [*super().rules(), ("lr_scheduler_type", sentence)]
+        return super().rules()
 
 
 class Architecture(Section):

@@ -116,7 +116,7 @@ class PPOSection(PPOConfig):
         return as_parts(value)
 
     def rules(self) -> list[tuple[str, str]]:
-        broken = list_rules(self.reward)
+        broken = [*Section.rules(self), *list_rules(self.reward)]
         if self.reward and self.reward_from is not None:
             sentence = "names the reward a second time; write it as a part of reward (kind: model, model_from: …)"
             broken.append(("reward_from", sentence))

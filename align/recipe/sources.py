@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ FORMATS = {  # the names that data_formats knows, by kind of record
 }
 KINDS = {"base": "Document", "sft": "Demonstration", "pmp": "Comparison", "rm": "Comparison", "ppo": "Prompt"}
 KINDS_OF_KEYS = {"ptx_data": "Document", "reference_data": "Demonstration", "against": "Prompt"}
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LABELLED_SETS = ("comparisons", "heldout_comparisons")  # those that hold replies sampled from the sft stage's model
 
 
@@ -54,6 +56,10 @@ def stage_sources(recipe: Recipe, stage: str) -> Iterator[tuple[str, Source]]:
 
 def source_problem(recipe: Recipe, key: str, source: Source) -> str | None:
     """What is wrong with one source, or None."""
+    if source.hub is not None:
+        return _hub_problem(key, source.hub)
+    if not source.path:
+        return None  # a rule of `Source` says it
     if source.path.startswith(WORLD):
         return _world_problem(recipe, key, source.path.removeprefix(WORLD))
     file = source_path(recipe, source)
@@ -67,6 +73,15 @@ def source_problem(recipe: Recipe, key: str, source: Source) -> str | None:
         return f"data_root: the files lie one folder deeper; did you mean data_root={inside}?"
     near = did_you_mean(file.name, [other.name for other in file.parent.iterdir()]) if file.parent.is_dir() else None
     return f"{key}.path: no such file {file}" + (f"; did you mean '{near}'?" if near else hint)
+
+
+def _hub_problem(key: str, name: str) -> str | None:
+    """A dataset's id cannot be looked up here, but a folder can, and what is neither is refused."""
+    if Path(name).expanduser().is_dir():
+        return None
+    if name.startswith((".", "/", "~")):
+        return f"{key}.hub: no such folder {name}"
+    return None if _HUB_ID.fullmatch(name) else f"{key}.hub: '{name}' is neither a dataset's id (org/name) nor a folder"
 
 
 def _needs_root(recipe: Recipe, source: Source) -> bool:

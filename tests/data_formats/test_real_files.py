@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_formats import Comparison, DataError, Demonstration, Document, Prompt, Record, Scored, read
+from data_formats import Comparison, DataError, Demonstration, Document, Prompt, Record, Scored, read, write_jsonl
 
 SHARED = Path(os.environ.get("ALIGN_SHARED", Path(__file__).parents[3] / "shared"))
 REAL = SHARED / "data" / "real"
@@ -212,6 +212,17 @@ def test_real_file(name, kind, format, rows, records, dropped, left_out, repaire
     assert report.rows == report.used + sum(report.dropped.values())
     unterminated = path.suffix in TEXT and not path.read_bytes().endswith(b"\n")  # the manifest counts line feeds
     assert report.rows == manifest_rows()[name] + unterminated
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [row[:2] for row in PINNED], ids=lambda part: getattr(part, "__name__", part)
+)
+def test_what_is_read_and_written_reads_back_equal(tmp_path, name, kind):
+    records = read(REAL / name, kind, split="lines" if name.endswith(TEXT) else None).records
+    write_jsonl(tmp_path / "x.jsonl", records)
+    again = read(tmp_path / "x.jsonl", kind)
+    assert again.records == records
+    assert (again.report.rows, again.report.dropped, again.report.repaired) == (len(records), {}, {})
 
 
 def test_every_file_of_the_manifest_is_pinned_or_refused():

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from data_formats import Comparison, Demonstration, Document, Message, Prompt, split_heldout
+from data_formats import Comparison, Demonstration, Document, Message, Prompt, Reply, Scored, split_heldout
 from data_formats.splitting import prompt_key
 
 
@@ -54,3 +54,10 @@ def test_two_prompts_give_each_side_one_unless_all_or_none_is_asked(share, sizes
 def test_one_prompt_is_not_split():
     assert split_heldout(prompts(1), 1 - 1e-9) == (prompts(1), [])
     assert split_heldout([], 0.5) == ([], [])
+
+
+def test_scored_replies_to_one_prompt_stay_on_one_side():
+    records = [Scored((Message("user", f" q  {n % 40}"),), (Reply(f"r{n}", 1.0),)) for n in range(400)]
+    train, heldout = split_heldout(records, 0.3)
+    sides = [{record.prompt for record in side} for side in (train, heldout)]
+    assert all(sides) and not sides[0] & sides[1] and len(train) + len(heldout) == 400

@@ -4,20 +4,43 @@ import json
 
 import pytest
 
-from data_formats import Comparison, Demonstration, Document, Message, Prompt, StorageError, read, write_jsonl
+from data_formats import (
+    Comparison,
+    Demonstration,
+    Document,
+    Message,
+    Prompt,
+    Reply,
+    Scored,
+    Step,
+    StorageError,
+    ToolCall,
+    read,
+    write_jsonl,
+)
 from data_formats.writing import as_row
 
 U, A = (lambda text, role=role: Message(role, text) for role in ("user", "assistant"))
+TOOLS = ('{"name": "f", "parameters": {"é": 1}}', '{"name": "g"}')
+CALL = ToolCall("f", '{"x": [1, "\u4f60"]}')
+CALLED = (U("q"), Message("assistant", "", "I think", (CALL, CALL)), Message("tool", "4"), Message("tool", ""))
 RECORDS = {
     Demonstration: [
         Demonstration((Message("system", "s"), U("q <|im_end|>"), A("r\u2028\n")), "maths", "world"),
         Demonstration((U("你好"), A("好"))),
+        Demonstration((*CALLED, Message("assistant", "r", "why")), "c", "s", TOOLS),
+        Demonstration((U("q"), CALLED[1]), tools=TOOLS),
     ],
     Comparison: [
         Comparison((U("q"), A("a"), U("p")), "good", "bad", 0.5, "c", "s", ("correctness", "x")),
         Comparison((U("q"),), "good", "bad"),
+        Comparison(CALLED, "good", "bad", tools=TOOLS),
     ],
-    Prompt: [Prompt((U("q"),), "c", "r", "s"), Prompt((U("q"), A("a"), U("p")))],
+    Scored: [
+        Scored((U("q"),), (Reply("a", 1.0), Reply("b", -0.5), Reply("c")), "c", "s", ("t",), TOOLS),
+        Scored(CALLED, (Reply("a\nb", None, (Step("a", 1.0), Step("b"))),)),
+    ],
+    Prompt: [Prompt((U("q"),), "c", "r", "s"), Prompt((U("q"), A("a"), U("p"))), Prompt(CALLED, tools=TOOLS)],
     Document: [Document("text\n\ntext", "s"), Document("b")],
 }
 
@@ -27,7 +50,7 @@ def test_round_trip(tmp_path, kind):
     write_jsonl(tmp_path / "deep" / "x.jsonl", RECORDS[kind])
     result = read(tmp_path / "deep" / "x.jsonl", kind)
     assert result.records == RECORDS[kind]
-    assert (result.report.rows, result.report.dropped, result.report.repaired) == (2, {}, {})
+    assert (result.report.rows, result.report.dropped, result.report.repaired) == (len(RECORDS[kind]), {}, {})
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.jsonl"]
 
 

@@ -83,3 +83,27 @@ def test_heldout_is_a_share_or_the_named_files(tmp_path):
     made = recipe(tmp_path, "a.jsonl", eval_data=(Source(path="b.jsonl"),))
     train, heldout, reports = train_and_heldout(made.base, Document, made)
     assert (len(train), len(heldout), len(reports)) == (100, 3, 2)
+
+
+def test_weights_mix_the_sources_by_the_seed_and_are_counted(tmp_path):
+    documents(tmp_path / "data" / "a.jsonl", 40, "a")
+    documents(tmp_path / "data" / "b.jsonl", 10, "b")
+    made = recipe(tmp_path, "a.jsonl")
+    sources = (Source(path="a.jsonl", weight=3.0), Source(path="b.jsonl", weight=1.0))
+    records, reports = load_records(sources, Document, made)
+    assert [report.drawn for report in reports] == [30, 10]
+    assert [sum(record.source == name for record in records) for name in ("a.jsonl", "b.jsonl")] == [30, 10]
+    assert load_records(sources, Document, made)[0] == records
+    assert load_records(sources, Document, made.model_copy(update={"seed": made.seed + 1}))[0] != records
+
+
+def test_a_hub_source_is_read_as_a_file_is(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    documents(tmp_path / "set" / "test.jsonl", 3)
+    name = str(tmp_path / "set")
+    for streaming in (True, False):
+        source = Source(hub=name, hub_split="test", streaming=streaming)
+        records, (report,) = load_records((source,), Document, recipe(tmp_path, "a.jsonl"))
+        assert records == [Document(f"text {at}", f"hub:{name}") for at in range(3)]
+        assert (report.path, report.rows) == (f"hub:{name}", 3)

@@ -63,10 +63,10 @@ def test_missing_files_beside_recipe_errors(recipe_file, tmp_path):
 def test_required_but_missing_values_make_no_file_errors(recipe_file):
     assert failing(recipe_file, "sft={data: [{limit: 3}]}") == [
         "sft.learning_rate: is required but missing",
-        "sft.data.0.path: is required but missing",
         "sft.max_length: is required but missing",
         "sft.batch_size: is required but missing",
         "sft.micro_batch_size: is required but missing",
+        "sft.data.0: needs 'path' (a file) or 'hub' (a dataset's id, org/name)",
     ]
 
 

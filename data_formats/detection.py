@@ -1,0 +1,89 @@
+"""Which format a row has: all formats by kind of record, the most specific one, and those that hold no record.
+
+With `format="auto"` the first row decides: of the formats whose fields it has, the one that needs the most fields wins;
+two that need equally many are refused, and the recipe must name one. The order of specificity therefore is, for
+comparisons: predictions (6 fields), shp (5), alpacaeval, edited (4), preference, ranking, arena, stack_exchange_paired
+(3), all others (2; told apart by their values); for scored replies: shp (5), edited (4), unpaired (3), all others (2);
+for demonstrations: messages, sharegpt (1), all others (2); for prompts: self_instruct (2), all others (1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data_formats import comparisons, demonstrations, documents, prompts, scored
+from data_formats.errors import DataError
+from data_formats.formats import Format, Notes
+from data_formats.records import Comparison, Demonstration, Prompt, Record, Scored
+
+FORMATS: tuple[Format, ...] = (
+    *demonstrations.FORMATS,
+    *comparisons.FORMATS,
+    *scored.FORMATS,
+    *prompts.FORMATS,
+    *documents.FORMATS,
+)
+# Fields whose meaning would be lost if they were passed over, with the kinds of record for which they matter.
+_UNSUPPORTED = {
+    "images": ("images", (Demonstration, Comparison, Scored, Prompt)),
+    "label": ("unpaired labelled replies", (Demonstration, Comparison)),
+    "rejected": ("ranked replies", (Demonstration,)),
+}
+# Shapes that hold no record of any kind: the fields they have, one they would need, and what to do.
+_REFUSED = (
+    ({"task_id", "completion"}, "prompt", "completions without their prompts; join them with their problems first"),
+    ({"problem", "content"}, "prompt", "rows wrapped in 'content'; take them out and read them as what they are"),
+)
+
+
+def format_names(kind: type[Record]) -> list[str]:
+    """The formats known for a kind of record, as a recipe names them."""
+    return [known.name for known in FORMATS if known.kind is kind]
+
+
+def _keys(row: Any) -> str:
+    return ", ".join(map(str, row)) if isinstance(row, dict) else f"none (a {type(row).__name__})"
+
+
+def detect(row: Any, kind: type[Record]) -> Format:
+    """The most specific format whose fields the row has.
+
+    Raises:
+        DataError: none, or two that are equally specific.
+    """
+    keys, kind_name = _keys(row), kind.__name__.lower()
+    for has, lacks, what in _REFUSED if isinstance(row, dict) else ():
+        if has <= row.keys() and lacks not in row:
+            raise DataError(f"these are {what}; keys seen: {keys}")
+    fitting = [known for known in FORMATS if known.kind is kind and known.matches(row)]
+    if not fitting:
+        known = ", ".join(format_names(kind))
+        raise DataError(f"no {kind_name} format has this shape; keys seen: {keys}; known formats: {known}")
+    most = max(len(candidate.needs) for candidate in fitting)
+    best = [candidate for candidate in fitting if len(candidate.needs) == most]
+    if len(best) > 1:
+        names = " or ".join(candidate.name for candidate in best)
+        raise DataError(f"the row could be {names}; say which with 'format'; keys seen: {keys}")
+    return best[0]
+
+
+def named(name: str, kind: type[Record]) -> Format:
+    for known in FORMATS:
+        if known.kind is kind and known.name == name:
+            return known
+    names = ", ".join(["auto", *format_names(kind)])
+    raise DataError(f"unknown {kind.__name__.lower()} format {name!r}; known are {names}", field="format")
+
+
+def parse(row: Any, chosen: Format, notes: Notes) -> tuple[Any, ...]:
+    """The records of one row, which must have the format's fields."""
+    if not (chosen.needs <= row.keys() if isinstance(row, dict) else isinstance(row, list) and not chosen.needs):
+        needs = ", ".join(sorted(chosen.needs)) or "a list"
+        raise DataError(f"the row does not have the shape of format {chosen.name} ({needs}); keys seen: {_keys(row)}")
+    for name, (meaning, kinds) in _UNSUPPORTED.items() if isinstance(row, dict) else ():
+        if chosen.kind in kinds and name not in chosen.needs and row.get(name) not in (None, "", [], {}, "[]"):
+            raise DataError(f"{meaning} are not supported by this reader", field=name)
+    if chosen.fits is not Format.fits and not chosen.fits(row):
+        raise DataError(f"the values are not those of format {chosen.name}; keys seen: {_keys(row)}")
+    made = chosen.parse(row, notes)
+    return made if isinstance(made, tuple) else (made,)

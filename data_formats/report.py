@@ -1,0 +1,49 @@
+"""What became of what was read: rows in, records out, drops and repairs by reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class ReadReport:
+    """What became of a file.
+
+    Attributes:
+        rows: rows looked at (of a StackExchange dump: posts); `rows == used + sum(dropped.values())`.
+        records: records made; a row can give several.
+        dropped: rows left out, by reason.
+        repaired: used rows that were repaired, by kind of repair.
+        left_out: parts of used rows that were left out (pairs of equal score, replies without text), by reason.
+        used: rows that gave at least one record.
+        drawn: records taken into a mixture, None where there is none.
+    """
+
+    path: str
+    format: str
+    rows: int = 0
+    records: int = 0
+    dropped: dict[str, int] = field(default_factory=Counter)
+    repaired: dict[str, int] = field(default_factory=Counter)
+    left_out: dict[str, int] = field(default_factory=Counter)
+    used: int = 0
+    drawn: int | None = None
+
+    def describe(self) -> str:
+        """One line for a person."""
+        line = f"{self.path} ({self.format}): {self.rows} rows, {self.records} kept"
+        for word in ("dropped", "repaired", "left_out"):
+            if counts := getattr(self, word):
+                reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
+                line += f"; {word.replace('_', ' ')}: {reasons}"
+        return line if self.drawn is None else f"{line}; {self.drawn} taken into the mixture"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """The records of a file in its order, and the report."""
+
+    records: list[Any]
+    report: ReadReport
