@@ -10,7 +10,7 @@ does not fit even so is dropped and counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, TypedDict
 
 from align.data.collector import collector_paused
@@ -78,37 +78,36 @@ def encode_demonstrations(
     system = chatml.default_system_turn(tokenizer) if default_system == "template" else None
     turns = [chatml.with_system(chatml.with_reasoning(demo.messages), system) for demo in demos]
 
-    def encoded(turns: Sequence[tuple[Message, ...]], of: Sequence[Demonstration]) -> list[tuple[list[int], list[int]]]:
+    def encoded(turns: Sequence[tuple[Message, ...]], of: Sequence[Demonstration]) -> Iterator[chatml.EncodedRow]:
         rendered = (
             chatml.render(one, tools=demo.tools, mask=mask, thinking=thinking)
             for one, demo in zip(turns, of, strict=True)
         )
-        with collector_paused():
-            return chatml.encode_many(tokenizer, rendered)
+        return chatml.encode_rows(tokenizer, rendered, NO_LOSS)
 
     rows: list[Row] = []
     counts: Counter[str] = Counter()
-    for index, (ids, trained) in enumerate(encoded(turns, demos)):
-        if len(ids) > max_length:
-            if on_overlong == "error":
-                raise overlong_error("demonstration", index, len(ids), max_length)
-            shorter: tuple[Message, ...] | None = _answered(turns[index]) if on_overlong == "truncate" else None
-            while shorter is not None:
-                ids, trained = encoded([shorter], [demos[index]])[0]
-                if len(ids) <= max_length:
-                    break
-                shorter = _shortened(shorter)
-            if shorter is None:
-                counts["longer than max_length"] += 1
-                continue
-            counts["truncated"] += 1
-        if not any(trained):
-            raise DataError(
-                f"demonstration {index} has no token with loss (mask {mask}): it has no reply; leave it out",
-                path=demos[index].source or None,
-            )
-        labels = [token if turn else NO_LOSS for token, turn in zip(ids, trained, strict=True)]
-        rows.append(Row(input_ids=ids, labels=labels, turns=trained))
+    with collector_paused():
+        for index, row in enumerate(encoded(turns, demos)):
+            if len(row.ids) > max_length:
+                if on_overlong == "error":
+                    raise overlong_error("demonstration", index, len(row.ids), max_length)
+                shorter: tuple[Message, ...] | None = _answered(turns[index]) if on_overlong == "truncate" else None
+                while shorter is not None:
+                    (row,) = encoded([shorter], [demos[index]])
+                    if len(row.ids) <= max_length:
+                        break
+                    shorter = _shortened(shorter)
+                if shorter is None:
+                    counts["longer than max_length"] += 1
+                    continue
+                counts["truncated"] += 1
+            if not any(row.turns):
+                raise DataError(
+                    f"demonstration {index} has no token with loss (mask {mask}): it has no reply; leave it out",
+                    path=demos[index].source or None,
+                )
+            rows.append(Row(input_ids=row.ids, labels=row.labels, turns=row.turns))
     return rows, dict(counts)
 
 

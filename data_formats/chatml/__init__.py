@@ -12,7 +12,15 @@ fast Hugging Face tokenizer.
 """
 
 from data_formats.chatml.defaults import default_system_turn, with_system
-from data_formats.chatml.encoding import control_id, encode, encode_many, encode_texts, stop_ids
+from data_formats.chatml.encoding import (
+    EncodedRow,
+    control_id,
+    encode,
+    encode_many,
+    encode_rows,
+    encode_texts,
+    stop_ids,
+)
 from data_formats.chatml.pieces import END_OF_TEXT, IM_END, IM_START, Piece
 from data_formats.chatml.rendering import MASKS, THINKING, Mask, Thinking, render
 from data_formats.chatml.template import CHAT_TEMPLATE
@@ -25,6 +33,7 @@ __all__ = [
     "IM_START",
     "MASKS",
     "THINKING",
+    "EncodedRow",
     "Mask",
     "Piece",
     "Thinking",
@@ -32,6 +41,7 @@ __all__ = [
     "default_system_turn",
     "encode",
     "encode_many",
+    "encode_rows",
     "encode_texts",
     "render",
     "stop_ids",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -101,27 +102,45 @@ def encode_many(tokenizer: Any, conversations: Iterable[Sequence[Piece]]) -> lis
 
     Conversations that are rendered when they are asked for need little memory.
     """
+    return [(row.ids, row.turns) for row in encode_rows(tokenizer, conversations)]
+
+
+@dataclass(slots=True)
+class EncodedRow:
+    """Ids of a conversation, the exchange each is trained in (0 without loss), and labels (`no_loss` without loss)."""
+
+    ids: list[int]
+    turns: list[int]
+    labels: list[int]
+
+
+def encode_rows(tokenizer: Any, conversations: Iterable[Sequence[Piece]], no_loss: int = -100) -> Iterator[EncodedRow]:
+    """The conversations as ids, turns and labels, batch by batch.
+
+    Raises:
+        DataError: see `encode`.
+    """
     added = tokenizer.get_added_vocab()
     spelled = frozenset(mark for mark in MARKS if mark not in added)
     encoder = _TextEncoder(tokenizer)
     controls: dict[str, list[int]] = {}
-    encoded = []
     for batch in _batches(conversations):
         laid_out = [_laid_out(pieces, spelled) for pieces in batch]
-        texts = [piece.text for pieces in laid_out for piece in pieces if not piece.control]
-        text_ids = iter(encoder(texts))
+        text_ids = iter(encoder([piece.text for pieces in laid_out for piece in pieces if not piece.control]))
         for pieces in laid_out:
             ids: list[int] = []
             turns: list[int] = []
+            labels: list[int] = []
             for piece in pieces:
                 if not piece.control:
                     piece_ids = next(text_ids)
                 elif (piece_ids := controls.get(piece.text)) is None:
                     piece_ids = controls[piece.text] = [control_id(tokenizer, piece.text)]
+                turn = piece.turn
                 ids += piece_ids
-                turns += [piece.turn] * len(piece_ids)
-            encoded.append((ids, turns))
-    return encoded
+                turns += [turn] * len(piece_ids)
+                labels += piece_ids if turn else [no_loss] * len(piece_ids)
+            yield EncodedRow(ids, turns, labels)
 
 
 def _laid_out(pieces: Sequence[Piece], spelled: frozenset[str]) -> list[Piece]:

@@ -28,6 +28,7 @@ Mask = Literal["assistant_only", "user_content_only", "qwen_script", "last_turn_
 Thinking = Literal["keep", "drop", "template"]
 MASKS: tuple[str, ...] = get_args(Mask)
 THINKING: tuple[str, ...] = get_args(Thinking)
+_START = Piece(IM_START, True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,45 +92,66 @@ def render(
         raise ValueError(f"thinking must be one of {', '.join(THINKING)}, found {thinking!r}")
     if tools and not (messages and messages[0].role == "system"):
         messages.insert(0, Message("system", ""))
-    last_reply = max((at for at, message in enumerate(messages) if message.role == "assistant"), default=-1)
-    last_query = max((at for at, message in enumerate(messages) if message.role == "user"), default=-1)
+    last_reply = _last(messages, "assistant") if mask == "last_turn_only" else None
+    last_query = _last(messages, "user") if thinking == "template" else None
     pieces: list[Piece] = []
     exchange = at = 0
     while at < len(messages):
         message, end = messages[at], at + 1
-        is_tool = message.role == "tool"
-        while is_tool and end < len(messages) and messages[end].role == "tool":
-            end += 1
-        exchange += message.role == "user"
-        loss, turn = _loss(mask, message.role, at == last_reply), max(exchange, 1)
-        if is_tool:
-            content = tool_format.answers(messages[at:end], loss.content * turn, loss.end * turn)
-        elif message.role == "system" and tools and at == 0:
-            content = tool_format.offer(message.content, tools, loss.content * turn)
-        else:
-            shown = _shows_thinking(message, thinking, at > last_query, end == len(messages))
-            content = _content(message, loss.content * turn, shown)
-        head, tail = _frame("user" if is_tool else message.role, loss, turn)
-        pieces += (*head, *content, *tail)
+        role = message.role
+        if role == "tool":
+            while end < len(messages) and messages[end].role == "tool":
+                end += 1
+        elif role == "user":
+            exchange += 1
+        frame = _frame(mask, role, at == last_reply, exchange)
+        pieces += frame.head
+        if role == "tool":
+            pieces += tool_format.answers(messages[at:end], frame.content, frame.marks)
+        elif tools and at == 0:
+            pieces += tool_format.offer(message.content, tools, frame.content)
+        elif message.reasoning or message.tool_calls or last_query is not None:
+            shown = _shows_thinking(message, thinking, at, last_query, end == len(messages))
+            pieces += _content(message, frame.content, shown)
+        elif message.content:
+            pieces.append(Piece(message.content, False, frame.content))
+        pieces += frame.tail
         at = end
     if add_generation_prompt:
-        pieces += _frame("assistant", _NOTHING, 0)[0]
+        pieces += (_START, Piece("assistant\n"))
     return pieces
 
 
-@lru_cache(maxsize=1024)
-def _frame(role: str, loss: _Loss, turn: int) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
-    """What stands before and after the content of a turn."""
+def _last(messages: Sequence[Message], role: str) -> int:
+    """Where the last turn of a role stands, -1 without any."""
+    return max((at for at, message in enumerate(messages) if message.role == role), default=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What stands before and after the content of a turn; `Piece.turn` of its content and of marks inside it."""
+
+    head: tuple[Piece, ...]
+    tail: tuple[Piece, ...]
+    content: int
+    marks: int
+
+
+@lru_cache(maxsize=4096)
+def _frame(mask: str, role: str, last: bool, exchange: int) -> _Frame:
+    loss, turn = _loss(mask, role, last), max(exchange, 1)
+    line = Piece(f"{'user' if role == 'tool' else role}\n", False, loss.role * turn)
     start, end = Piece(IM_START, True, loss.start * turn), Piece(IM_END, True, loss.end * turn)
-    return (start, Piece(f"{role}\n", False, loss.role * turn)), (end, Piece("\n", False, loss.newline * turn))
+    newline = Piece("\n", False, loss.newline * turn)
+    return _Frame((start, line), (end, newline), loss.content * turn, loss.end * turn)
 
 
-def _shows_thinking(message: Message, thinking: str, after_last_query: bool, last: bool) -> bool:
+def _shows_thinking(message: Message, thinking: str, at: int, last_query: int | None, last: bool) -> bool:
     if message.role != "assistant" or thinking == "drop":
         return False
-    if thinking == "keep":
+    if last_query is None:
         return bool(message.reasoning)
-    return after_last_query and (last or bool(message.reasoning))
+    return at > last_query and (last or bool(message.reasoning))
 
 
 def _content(message: Message, turn: int, shows_thinking: bool) -> Iterator[Piece]:

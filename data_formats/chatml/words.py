@@ -19,6 +19,8 @@ _CUT = re.compile(r"(?<=\S)(?= )")
 
 def split_words(text: str) -> list[str]:
     """The text, cut before every space that follows a visible character."""
+    if text.isprintable() and "  " not in text:  # no white space but single spaces: far quicker, and cut the same
+        return text.replace(" ", "\0 ").split("\0") if text[:1] != " " else _CUT.split(text)
     return _CUT.split(text)
 
 
