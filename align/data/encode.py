@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from align.data.collector import collector_paused
@@ -50,7 +51,39 @@ def overlong_error(kind: str, index: int, length: int, max_length: int) -> DataE
     )
 
 
-def encode_demonstrations(
+@dataclass(frozen=True, slots=True)
+class _Conversations:
+    """How demonstrations are rendered."""
+
+    tokenizer: Any
+    mask: str
+    thinking: str
+    system: Message | None
+
+    def turns(self, demo: Demonstration) -> tuple[Message, ...]:
+        return chatml.with_system(chatml.with_reasoning(demo.messages), self.system)
+
+    def encoded(
+        self, turns: Sequence[tuple[Message, ...]], demos: Sequence[Demonstration]
+    ) -> Iterator[chatml.EncodedRow]:
+        rendered = (
+            chatml.render(one, tools=demo.tools, mask=self.mask, thinking=self.thinking)
+            for one, demo in zip(turns, demos, strict=True)
+        )
+        return chatml.encode_rows(self.tokenizer, rendered, NO_LOSS)
+
+    def shortened(self, demo: Demonstration, max_length: int) -> chatml.EncodedRow | None:
+        """Without as many of the oldest turns as it takes; None when it never fits."""
+        turns: tuple[Message, ...] | None = _answered(self.turns(demo))
+        while turns is not None:
+            (row,) = self.encoded([turns], [demo])
+            if len(row.ids) <= max_length:
+                return row
+            turns = _shortened(turns)
+        return None
+
+
+def encode_kept_demonstrations(
     tokenizer: Any,
     demos: Sequence[Demonstration],
     max_length: int,
@@ -59,7 +92,7 @@ def encode_demonstrations(
     mask: str = "assistant_only",
     default_system: str = "none",
     thinking: str = "keep",
-) -> tuple[list[Row], dict[str, int]]:
+) -> tuple[list[Row], list[int], dict[str, int]]:
     """Rows of conversations.
 
     Args:
@@ -70,45 +103,43 @@ def encode_demonstrations(
             reply counts as thinking.
 
     Returns:
-        The rows in order, and how many demonstrations were dropped or truncated, by reason.
+        The rows in order, the index in `demos` of each, and how many were dropped or truncated, by reason.
 
     Raises:
         DataError: `on_overlong` is "error" and a row is too long; or no token of a demonstration has loss.
     """
     system = chatml.default_system_turn(tokenizer) if default_system == "template" else None
-    turns = [chatml.with_system(chatml.with_reasoning(demo.messages), system) for demo in demos]
-
-    def encoded(turns: Sequence[tuple[Message, ...]], of: Sequence[Demonstration]) -> Iterator[chatml.EncodedRow]:
-        rendered = (
-            chatml.render(one, tools=demo.tools, mask=mask, thinking=thinking)
-            for one, demo in zip(turns, of, strict=True)
-        )
-        return chatml.encode_rows(tokenizer, rendered, NO_LOSS)
-
+    talks = _Conversations(tokenizer, mask, thinking, system)
     rows: list[Row] = []
+    kept: list[int] = []
     counts: Counter[str] = Counter()
     with collector_paused():
-        for index, row in enumerate(encoded(turns, demos)):
+        for index, row in enumerate(talks.encoded([talks.turns(demo) for demo in demos], demos)):
             if len(row.ids) > max_length:
                 if on_overlong == "error":
                     raise overlong_error("demonstration", index, len(row.ids), max_length)
-                shorter: tuple[Message, ...] | None = _answered(turns[index]) if on_overlong == "truncate" else None
-                while shorter is not None:
-                    (row,) = encoded([shorter], [demos[index]])
-                    if len(row.ids) <= max_length:
-                        break
-                    shorter = _shortened(shorter)
-                if shorter is None:
+                fitting = talks.shortened(demos[index], max_length) if on_overlong == "truncate" else None
+                if fitting is None:
                     counts["longer than max_length"] += 1
                     continue
+                row = fitting
                 counts["truncated"] += 1
             if not any(row.turns):
                 raise DataError(
                     f"demonstration {index} has no token with loss (mask {mask}): it has no reply; leave it out",
                     path=demos[index].source or None,
                 )
+            kept.append(index)
             rows.append(Row(input_ids=row.ids, labels=row.labels, turns=row.turns))
-    return rows, dict(counts)
+    return rows, kept, dict(counts)
+
+
+def encode_demonstrations(
+    tokenizer: Any, demos: Sequence[Demonstration], max_length: int, on_overlong: OnOverlong, **options: str
+) -> tuple[list[Row], dict[str, int]]:
+    """`encode_kept_demonstrations` without the numbers of those kept."""
+    rows, _, counts = encode_kept_demonstrations(tokenizer, demos, max_length, on_overlong, **options)
+    return rows, counts
 
 
 def encode_demonstration(

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from align.data.encode import Row, encode_demonstrations
+from align.data.encode import Row, encode_demonstrations, encode_kept_demonstrations
 from align.data.load import train_and_heldout
 from align.evaluation.heldout import LossByCategory, loss_figures
 from align.evaluation.samples import fitting_prompts, heldout_prompts
@@ -94,20 +94,24 @@ def as_trained(tokenizer: Any, demos: Sequence[Demonstration], section: SFTSecti
     return found
 
 
+def options(section: SFTSection) -> dict[str, Any]:
+    """What `encode_demonstrations` is told."""
+    return {
+        name: getattr(section, name) for name in ("max_length", "on_overlong", "mask", "default_system", "thinking")
+    }
+
+
 def encode(
     tokenizer: Any, demos: Sequence[Demonstration], section: SFTSection, **changes: Any
 ) -> tuple[list[Row], dict[str, int]]:
     """`encode_demonstrations` with the section's options; `changes` win over them."""
-    names = ("max_length", "on_overlong", "mask", "default_system", "thinking")
-    return encode_demonstrations(tokenizer, demos, **({name: getattr(section, name) for name in names} | changes))
+    return encode_demonstrations(tokenizer, demos, **(options(section) | changes))
 
 
 def encode_heldout(tokenizer: Any, demos: Sequence[Demonstration], section: SFTSection) -> tuple[Encoded, list[str]]:
     """Held-out rows and the category of each."""
-    rows, counts = encode(tokenizer, demos, section)
-    if len(rows) < len(demos):  # which ones were dropped, each shows by itself
-        demos = [demo for demo in demos if encode(tokenizer, [demo], section)[0]]
-    return Encoded(rows, counts), [demo.category for demo in demos]
+    rows, kept, counts = encode_kept_demonstrations(tokenizer, demos, **options(section))
+    return Encoded(rows, counts), [demos[index].category for index in kept]
 
 
 def encode_training(
