@@ -18,6 +18,7 @@ from data_formats.errors import DataError
 
 _PLAIN: WeakKeyDictionary[Any, tuple[Any, bool]] = WeakKeyDictionary()
 _Item = TypeVar("_Item")
+SHORT = 12  # characters of a text that is likely to come again: role lines, newlines
 
 
 def _plain_tokenizer(tokenizer: Any) -> tuple[Any, bool]:
@@ -36,8 +37,8 @@ def _plain_tokenizer(tokenizer: Any) -> tuple[Any, bool]:
     return _PLAIN[tokenizer]
 
 
-class _TextEncoder:
-    """Plain texts -> ids, for one call; equal words are encoded once, see `data_formats.chatml.words`."""
+class _Words:
+    """Plain texts -> words -> ids, for one call; equal words are encoded once, see `data_formats.chatml.words`."""
 
     def __init__(self, tokenizer: Any):
         self.plain, by_word = _plain_tokenizer(tokenizer)
@@ -45,20 +46,14 @@ class _TextEncoder:
         self.forbidden = set(tokenizer.get_added_vocab().values())
         self.ids_of: dict[str, list[int]] = {}
 
-    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text; equal texts share a list.
+    def learn(self, texts: Iterable[str]) -> list[list[str]]:
+        """The words of each text; afterwards `ids_of` knows all of them.
 
         Raises:
             DataError: see `encode_texts`.
         """
-        words_of = {text: self.cut(text) for text in dict.fromkeys(texts)}
-        self._learn(dict.fromkeys(chain.from_iterable(words_of.values())))
-        ids_of = self.ids_of.__getitem__
-        encoded = {text: list(chain.from_iterable(map(ids_of, words))) for text, words in words_of.items()}
-        return [encoded[text] for text in texts]
-
-    def _learn(self, words: Iterable[str]) -> None:
-        new = [word for word in words if word not in self.ids_of]
+        words_of = [self.cut(text) for text in texts]
+        new = list(set(chain.from_iterable(words_of)) - self.ids_of.keys())
         for word, found in zip(new, self.plain.encode_batch_fast(new, add_special_tokens=False), strict=True):
             ids = found.ids
             if not self.forbidden.isdisjoint(ids):
@@ -66,6 +61,11 @@ class _TextEncoder:
                     f"this tokenizer turns plain text into a control token (in {word[:60]!r}); use another one"
                 )
             self.ids_of[word] = ids
+        return words_of
+
+    def ids(self, words: Iterable[str]) -> list[int]:
+        """The ids of a text, by its words."""
+        return list(chain.from_iterable(map(self.ids_of.__getitem__, words)))
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -74,8 +74,10 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     Raises:
         DataError: a text gave the id of an added token after all (a tokenizer whose model itself knows the token).
     """
-    encoder = _TextEncoder(tokenizer)
-    return [ids for batch in _batches(texts) for ids in encoder(batch)]
+    words, found = _Words(tokenizer), []
+    for batch in _batches(texts):
+        found += map(words.ids, words.learn(batch))
+    return found
 
 
 def _batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
@@ -122,24 +124,26 @@ def encode_rows(tokenizer: Any, conversations: Iterable[Sequence[Piece]], no_los
     """
     added = tokenizer.get_added_vocab()
     spelled = frozenset(mark for mark in MARKS if mark not in added)
-    encoder = _TextEncoder(tokenizer)
-    controls: dict[str, list[int]] = {}
+    words, controls, short = _Words(tokenizer), dict[str, list[int]](), dict[str, list[int]]()
     for batch in _batches(conversations):
         laid_out = [_laid_out(pieces, spelled) for pieces in batch]
-        text_ids = iter(encoder([piece.text for pieces in laid_out for piece in pieces if not piece.control]))
+        texts = [piece.text for pieces in laid_out for piece in pieces if not piece.control]
+        new = list({text for text in texts if len(text) <= SHORT} - short.keys())
+        short |= zip(new, map(words.ids, words.learn(new)), strict=True)
+        long = iter(words.learn(text for text in texts if len(text) > SHORT))
         for pieces in laid_out:
             ids: list[int] = []
             turns: list[int] = []
             labels: list[int] = []
             for piece in pieces:
+                text, turn = piece.text, piece.turn
                 if not piece.control:
-                    piece_ids = next(text_ids)
-                elif (piece_ids := controls.get(piece.text)) is None:
-                    piece_ids = controls[piece.text] = [control_id(tokenizer, piece.text)]
-                turn = piece.turn
-                ids += piece_ids
-                turns += [turn] * len(piece_ids)
-                labels += piece_ids if turn else [no_loss] * len(piece_ids)
+                    found = short[text] if len(text) <= SHORT else words.ids(next(long))
+                elif (found := controls.get(text)) is None:
+                    found = controls[text] = [control_id(tokenizer, text)]
+                ids += found
+                turns += [turn] * len(found)
+                labels += found if turn else [no_loss] * len(found)
             yield EncodedRow(ids, turns, labels)
 
 
