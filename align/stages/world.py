@@ -21,13 +21,13 @@ from align.tinyworld.gold import GOLD_RANGE
 from align.tinyworld.world import Part, World
 from data_formats import write_jsonl
 from data_formats.chatml import stop_ids
-from data_formats.records import Prompt
+from data_formats.records import Comparison, Prompt
 from rollouts.protocol import SamplingParams
 
 LOG = logging.getLogger("align")
 REPLIES_A_PROMPT = 4
 PAIRS_A_PROMPT = 4
-LABELLED = {"comparisons": "train", "heldout_comparisons": "heldout"}
+LABELLED: dict[str, Part] = {"comparisons": "train", "heldout_comparisons": "heldout"}
 
 
 def materialise(recipe: Recipe) -> None:
@@ -46,24 +46,32 @@ def materialise(recipe: Recipe) -> None:
 
 
 def label_comparisons(recipe: Recipe) -> None:
-    """Sample replies from the SFT model at temperature 1, let the gold score judge pairs of them, write both sets."""
-    world = World(recipe.seed)
-    for name, part in LABELLED.items():
-        size = getattr(recipe.tinyworld, name)
-        prompts = sets.prompts(world, max(1, size // PAIRS_A_PROMPT), part=part)
-        sampled = _sample(recipe, prompts, part)
-        pairs = labels.clean_comparisons(world, sampled, size, name=name)
-        said = {reply for replies in sampled.values() for reply in replies}  # to this question, or astray from another
-        replies = [reply for pair in pairs for reply in (pair.chosen, pair.rejected)]
-        figures = {
-            "pairs": len(pairs),
-            "sampled_share": sum(one in said for one in replies) / len(replies),
-            "correctness_share": sum(labels.CORRECTNESS in pair.tags for pair in pairs) / len(pairs),
-            "gold_range": list(GOLD_RANGE),
-        }
+    """Write both sets of clean comparisons, see `clean_comparisons`."""
+    for name in LABELLED:
+        pairs, figures = clean_comparisons(recipe, name, getattr(recipe.tinyworld, name))
         write_json(world_dir(recipe) / f"{name}.info.json", figures)
         write_jsonl(world_dir(recipe) / f"{name}.jsonl", pairs)
         LOG.info("world %d: %s: %s", recipe.seed, name, figures)
+
+
+def clean_comparisons(recipe: Recipe, name: str, size: int) -> tuple[list[Comparison], dict[str, Any]]:
+    """Replies sampled from the SFT model at temperature 1, `size` pairs of them judged by the gold score; and figures.
+
+    Args:
+        name: one of `LABELLED`, which says of what prompts.
+    """
+    world, part = World(recipe.seed), LABELLED[name]
+    prompts = sets.prompts(world, max(1, size // PAIRS_A_PROMPT), part=part)
+    sampled = _sample(recipe, prompts, part)
+    pairs = labels.clean_comparisons(world, sampled, size, name=name)
+    said = {reply for replies in sampled.values() for reply in replies}  # to this question, or astray from another
+    replies = [reply for pair in pairs for reply in (pair.chosen, pair.rejected)]
+    return pairs, {
+        "pairs": len(pairs),
+        "sampled_share": sum(one in said for one in replies) / len(replies),
+        "correctness_share": sum(labels.CORRECTNESS in pair.tags for pair in pairs) / len(pairs),
+        "gold_range": list(GOLD_RANGE),
+    }
 
 
 def _sample(recipe: Recipe, prompts: list[Prompt], part: Part) -> dict[str, list[str]]:
