@@ -32,7 +32,7 @@ def recipe(folder: Path, run: str = "run", **changes) -> Recipe:
         "save_steps": 2,
         "logging_steps": 1,
         "num_rounds": 2,
-        "rollout": {"num_generations": 8, "max_prompt_length": 40, "max_completion_length": 80, "batch_size": 3},
+        "rollout": {"num_generations": 8, "max_prompt_length": 40, "max_completion_length": 40, "batch_size": 16},
     }
     data = {
         "name": "small",
