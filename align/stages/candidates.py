@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from align.evaluation.replies import Judged, judged_replies
 from align.recipe import Recipe
 from align.recipe.rejection import SamplingSection
@@ -77,6 +79,7 @@ class Sampler:
         model = self.recipe.model
         revision = model.revision if self.path == model.path else None
         tokenizer = load_tokenizer(self.path, trust_remote_code=model.trust_remote_code, revision=revision)
+        _free_device()  # of the trainer of the round before
         device = common.device()
         reward = build_reward(self.recipe, tokenizer, stage=self.stage, name=REWARD, device=device)
         policy = load_causal_lm(self.path, model).to(device)
@@ -90,8 +93,14 @@ class Sampler:
             engine, _, _ = self._loaded
             self._loaded = None
             engine.close()
-            gc.collect()
-            engine.sleep()
+            _free_device()
+
+
+def _free_device() -> None:
+    """Give back what models that nobody holds any more occupy on the device; they may stand in circles."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def sample_round(sampler: Sampler, prompts: Sequence[Prompt], folder: Path, *, seed: int) -> list[Row]:
