@@ -1,6 +1,7 @@
-"""The whole chain of recipes/llama2_rejection_sampling.yaml, in miniature: SFT, reward model, two rounds, PPO on top."""
+"""The whole chain of recipes/llama2_rejection_sampling.yaml in miniature: SFT, reward model, two rounds, PPO on top."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -40,21 +41,13 @@ def test_every_stage_finished_and_ppo_stands_on_the_last_round(chain):
         "reward": {"kind": "stage", "value": "rm"},
     }
     assert summary["ppo"]["origins"]["policy"] == {"kind": "stage", "value": "rejection"}
-    weights = [
-        load_file(run / place / "model.safetensors")
-        for place in (
-            "sft/model",
-            "rejection/rounds/1/model",
-            "rejection/rounds/2/model",
-            "rejection/model",
-            "ppo/model",
-        )
-    ]
+    places = ("sft", "rejection/rounds/1", "rejection/rounds/2", "rejection", "ppo")
+    weights = [load_file(run / place / "model/model.safetensors") for place in places]
 
     def equal(one, other):
         return all(torch.equal(one[name], other[name]) for name in one)
 
-    assert [equal(one, other) for one, other in zip(weights, weights[1:], strict=False)] == [False, False, True, False]
+    assert [equal(one, other) for one, other in pairwise(weights)] == [False, False, True, False]
 
 
 def test_the_figures_follow_from_the_files(chain):

@@ -119,7 +119,7 @@ def test_lengths_beyond_a_new_models_room_are_refused():
         "max_length": 64
     }
     Recipe.model_validate_json(json.dumps(head | {"base": base, "rejection": section}))
-    with pytest.raises(ValueError, match="rejection.max_length: 65 is more than max_position_embeddings"):
+    with pytest.raises(ValueError, match=r"rejection\.max_length: 65 is more than max_position_embeddings"):
         Recipe.model_validate_json(json.dumps(head | {"base": base, "rejection": section | {"max_length": 65}}))
 
 
