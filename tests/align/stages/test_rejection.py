@@ -1,6 +1,7 @@
 """Rejection sampling: what is kept, exactly; and that a run which was stopped ends as one that was not."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from safetensors.torch import load_file
 from align.runs import files
 from align.stages import candidates, rejection, selection
 from align.stages.candidates import Sampler
+from align.stages.changes import RecipeChangedError, is_begun, require_unchanged
+from align.stages.fresh import clear_stages
 from data_formats import read
 from data_formats.errors import DataError, EmptyDatasetError
 from data_formats.records import Demonstration, Scored
@@ -290,6 +293,21 @@ def test_samples_of_other_prompts_are_refused(whole):
         candidates.read_samples(file, prompts[::-1], 8)
     with pytest.raises(DataError, match="remove it"):
         candidates.read_samples(file, prompts, 7)
+
+
+def test_fresh_and_a_changed_recipe_know_the_rounds(whole):
+    folder, _ = whole
+    made = recipe(folder, run="copied")
+    shutil.copytree(folder / "run", folder / "copied")
+    (folder / "copied/rejection/summary.json").unlink()
+    require_unchanged(made, ("rejection",))
+    with pytest.raises(RecipeChangedError, match=r"rejection\.threshold was absent, is 2\.0"):
+        require_unchanged(recipe(folder, run="copied", threshold=2.0), ("rejection",))
+    shutil.rmtree(folder / "copied/rejection/model")
+    (folder / "copied/rejection/metrics.jsonl").unlink()
+    assert is_begun(made, "rejection")  # by its rounds alone
+    clear_stages(made, ("rejection",))
+    assert not (folder / "copied/rejection").exists()
 
 
 def test_ties_go_to_the_first():
