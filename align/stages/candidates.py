@@ -90,9 +90,8 @@ class Sampler:
     def close(self) -> None:
         """Let go of model and reward, whose memory the finetuning needs."""
         if self._loaded is not None:
-            engine, _, _ = self._loaded
+            self._loaded[0].close()
             self._loaded = None
-            engine.close()
             _free_device()
 
 
@@ -112,7 +111,7 @@ def sample_round(sampler: Sampler, prompts: Sequence[Prompt], folder: Path, *, s
         StorageError: the disk is full.
     """
     file, error = folder / FILE, None
-    any_rank(False)  # a barrier: nobody looks before the first rank has put away what an earlier run left
+    any_rank(False)  # a barrier: all ranks look before any of them writes
     if not file.is_file():
         try:
             _sample_pieces(sampler, prompts, folder / PIECES, seed)

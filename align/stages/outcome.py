@@ -155,7 +155,7 @@ def policy_reward(recipe: Recipe, stage: str = "ppo") -> Reward:
 
     path = common.origin_path(recipe, init_origin(recipe, stage), stage=stage)
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)
-    return build_reward(recipe, tokenizer, stage=stage, name="reward")
+    return build_reward(recipe, tokenizer, stage=stage, name="reward", device=common.device())
 
 
 def judge_model(
@@ -172,7 +172,7 @@ def judge_model(
     tokenizer = load_tokenizer(str(path), trust_remote_code=model.trust_remote_code, revision=revision)
     engine = make_engine(
         rollout.engine,
-        load_causal_lm(str(path), model),
+        load_causal_lm(str(path), model).to(common.device()),
         pad_token_id=tokenizer.pad_token_id,
         batch_size=rollout.batch_size,
     )
