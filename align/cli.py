@@ -34,7 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="align",
         description="RLHF the way the Qwen report did it: base -> SFT, base -> PMP -> reward model, -> PPO.",
-        epilog="One stage, on several processes: accelerate launch align/{base,sft,rm,ppo}.py RECIPE [key=value ...]",
+        epilog="One stage, on several processes: accelerate launch align/STAGE.py RECIPE [key=value ...], "
+        "where STAGE is base, sft, rm, rejection or ppo",
     )
     parser.add_argument("--version", action="version", version=f"align {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -141,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_entry(stages: Sequence[str], argv: Sequence[str], program: str) -> int:
-    """What `align/{base,sft,rm,ppo}.py` do: run one stage of a recipe.
+    """What `align/{base,sft,rm,rejection,ppo}.py` do: run one stage of a recipe.
 
     Args:
         stages: the stages this entry can run; with more than one, `--stage` chooses (default the last).

@@ -21,9 +21,9 @@ GOLD = "align.tinyworld.gold"
 BLIND = (  # what trains, or rewards while training
     *("align.trainers", "align.models", "align.data", "align.functional", "align.recipe", "align.runs"),
     *("reward", "rollouts", "data_formats"),
-    *(f"align.stages.{stage}" for stage in ("base", "sft", "reward", "ppo")),
+    *(f"align.stages.{stage}" for stage in ("base", "sft", "reward", "rejection", "ppo")),
 )
-ENTRY_SCRIPTS = ("align.base", "align.sft", "align.rm", "align.ppo")
+ENTRY_SCRIPTS = ("align.base", "align.sft", "align.rm", "align.rejection", "align.ppo")
 ANYTHING = frozenset({"*"})
 
 # Room -> what of ours it may import (itself always). A room without a line here may import nothing.

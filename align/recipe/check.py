@@ -10,8 +10,9 @@ from align.recipe.errors import RecipeError
 from align.recipe.lineage import Origin, inputs, model_dir, stage_dir
 from align.recipe.load import STAND_IN, inspect
 from align.recipe.problems import did_you_mean
+from align.recipe.rejection import RejectionSection
 from align.recipe.rewards import part_problems, plain_parts
-from align.recipe.schema import DEFAULT_PARENTS, STAGES, Recipe
+from align.recipe.schema import DEFAULT_PARENTS, ROLLOUT_STAGES, STAGES, Recipe
 from align.recipe.sources import source_problems, stage_sources
 from align.recipe.stages import SFTSection
 from align.recipe.table import table
@@ -47,9 +48,9 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
     problems += tracker_problems(recipe, stages)
     for stage in stages:
         problems += source_problems(recipe, stage)
-        if stage == "ppo":
-            for key, part in plain_parts(recipe.ppo.reward):
-                problems += part_problems(f"ppo.{key}", part)
+        if stage in ROLLOUT_STAGES and getattr(recipe, stage) is not None:
+            for key, part in plain_parts(getattr(recipe, stage).reward):
+                problems += part_problems(f"{stage}.{key}", part)
         for role, origin in inputs(recipe, stage).items():
             problems += _origin_problems(recipe, stage, role, origin)
     return list(dict.fromkeys(problems))
@@ -85,6 +86,7 @@ def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> l
 
 def _nothing(key: str, stage: str, role: str) -> str:
     parents = DEFAULT_PARENTS[stage] if role in ("model", "policy") else tuple(reversed(_REWARD_STAGES))
+    parents = tuple(name for name in parents if name not in ROLLOUT_STAGES)  # these need a start themselves
     words = " or ".join(f"'{name}'" for name in parents)
     article = "an" if parents[0] in ("sft", "rm") else "a"
     return f"{key}: nothing to start from; add {article} {words} stage or name {key}"
@@ -146,6 +148,8 @@ def describe_plan(recipe: Recipe, world_size: int | None = None) -> str:
     ]
     if recipe.sft is not None:
         parts.append(_sft_line(recipe.sft))
+    if recipe.rejection is not None:
+        parts.append(_rejection_line(recipe.rejection))
     if recipe.ppo is not None:
         parts.append(_ppo_line(recipe, plans[-1]))
     return "\n\n".join(parts)
@@ -195,6 +199,17 @@ def _sft_line(sft: SFTSection) -> str:
     if sft.eval_steps is not None:
         text += f"; held-out loss and {sft.eval_num_replies} replies every {sft.eval_steps} steps"
     return text + ("; the best model by held-out loss is kept" if sft.keep_best else "")
+
+
+def _rejection_line(rejection: RejectionSection) -> str:
+    length = f"{rejection.max_steps} steps" if rejection.max_steps else f"{rejection.num_train_epochs:g} epochs"
+    rounds = f"{rejection.num_rounds} round{'s' if rejection.num_rounds > 1 else ''}"
+    least = "" if rejection.threshold is None else f" of a score of at least {rejection.threshold:g}"
+    kept = " (or of an earlier round)" if rejection.keep_earlier and rejection.num_rounds > 1 else ""
+    return (
+        f"rejection: {rounds}; each samples {rejection.rollout.num_generations} replies a prompt from the newest model "
+        f"and finetunes it for {length} on the best of them{kept}{least}"
+    )
 
 
 def _ppo_line(recipe: Recipe, plan: BatchPlan) -> str:

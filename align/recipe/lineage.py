@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from align.recipe.rewards import ModelPart, plain_parts
-from align.recipe.schema import DEFAULT_PARENTS, STAGES, Recipe
+from align.recipe.schema import DEFAULT_PARENTS, ROLLOUT_STAGES, STAGES, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,15 @@ def init_origin(recipe: Recipe, stage: str) -> Origin:
     return _named(recipe, named) if named is not None else _default(recipe, DEFAULT_PARENTS[stage])
 
 
-def reward_origins(recipe: Recipe) -> dict[str, Origin]:
-    """Where the reward models of ppo come from, by role: `reward` (`reward_from`, else rm, else pmp), or for every
-    model among the parts of `reward` the part's key (`reward.0`, `reward.1.safety`); none where no model judges."""
-    ppo = recipe.ppo
-    if not ppo.reward:
-        return {"reward": _named(recipe, ppo.reward_from) if ppo.reward_from else _default(recipe, ("rm", "pmp"))}
-    models = {key: part for key, part in plain_parts(ppo.reward) if isinstance(part, ModelPart)}
+def reward_origins(recipe: Recipe, stage: str = "ppo") -> dict[str, Origin]:
+    """Where the reward models of ppo or rejection come from, by role: `reward` (`reward_from`, else rm, else pmp), or
+    for every model among the parts of `reward` the part's key (`reward.0`, `reward.1.safety`); none where no model
+    judges."""
+    section = getattr(recipe, stage)
+    if not section.reward:
+        named = section.reward_from
+        return {"reward": _named(recipe, named) if named else _default(recipe, ("rm", "pmp"))}
+    models = {key: part for key, part in plain_parts(section.reward) if isinstance(part, ModelPart)}
     return {
         key: _named(recipe, part.model_from) if part.model_from else _default(recipe, ("rm", "pmp"))
         for key, part in models.items()
@@ -67,6 +69,7 @@ def critic_origin(recipe: Recipe) -> Origin:
 
 def inputs(recipe: Recipe, stage: str) -> dict[str, Origin]:
     """Every model that `stage` needs, by role."""
-    if stage != "ppo":
+    if stage not in ROLLOUT_STAGES:
         return {"model": init_origin(recipe, stage)}
-    return {"policy": init_origin(recipe, stage), **reward_origins(recipe), "critic": critic_origin(recipe)}
+    found = {"policy": init_origin(recipe, stage), **reward_origins(recipe, stage)}
+    return found | {"critic": critic_origin(recipe)} if stage == "ppo" else found

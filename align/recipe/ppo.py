@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from align.recipe.cleaning import CleaningSection
 from align.recipe.fields import Count, OptimSection, Positive, Section, Share, Source
-from align.recipe.rewards import AnyPart, as_parts, list_rules
+from align.recipe.rewards import Rewarded
 
 
 class RolloutSection(Section):
@@ -23,6 +23,11 @@ class RolloutSection(Section):
     max_completion_length: Positive = 1024
     min_completion_length: Count = 0
     batch_size: Positive = 64
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest prompt with its longest reply."""
+        return self.max_prompt_length + self.max_completion_length
 
     def rules(self) -> list[tuple[str, str]]:
         if self.min_completion_length > self.max_completion_length:
@@ -41,11 +46,16 @@ class CriticOptim(OptimSection):
     adam_epsilon: float = Field(1e-5, gt=0)
 
 
-class EvalSection(Section):
+class LookSection(Section):
     """Evaluation on held-out prompts: `num_samples` replies a prompt at temperature 1 and top-p 1, and one greedy."""
 
     num_samples: Count = 8
     limit: Positive | None = None
+
+
+class EvalSection(LookSection):
+    """The same, during training too."""
+
     every_steps: Positive | None = None
 
 
@@ -94,32 +104,18 @@ class PPOConfig(Section):
     log_samples: Count = 8
 
 
-class PPOSection(PPOConfig):
-    """The ppo stage of a recipe: the configuration, the data, and what the models start from.
-
-    `reward` is one part or a list of weighted parts (`align.recipe.rewards`); without it the reward is the model that
-    `reward_from` names, by default rm, else pmp.
-    """
+class PPOSection(Rewarded, PPOConfig):
+    """The ppo stage of a recipe: the configuration, the data, the reward, and what the models start from."""
 
     data: tuple[Source, ...] = Field(min_length=1)
     cleaning: CleaningSection | None = None
     eval_data: tuple[Source, ...] = ()
     ptx_data: tuple[Source, ...] = ()
     init_from: str | None = None
-    reward: tuple[AnyPart, ...] = ()
-    reward_from: str | None = None
     critic_from: str | None = None
 
-    @field_validator("reward", mode="before")
-    @classmethod
-    def _one_part(cls, value: Any) -> Any:
-        return as_parts(value)
-
     def rules(self) -> list[tuple[str, str]]:
-        broken = [*Section.rules(self), *list_rules(self.reward)]
-        if self.reward and self.reward_from is not None:
-            sentence = "names the reward a second time; write it as a part of reward (kind: model, model_from: …)"
-            broken.append(("reward_from", sentence))
+        broken = [*Section.rules(self), *self.reward_rules()]
         total = self.num_iterations * self.num_ppo_epochs * self.num_mini_batches
         if self.critic_warmup_steps >= total:
             sentence = (

@@ -1,4 +1,4 @@
-"""The parts that a recipe's reward is made of: `ppo.reward` is one of them, or a list with a weight each.
+"""The parts that a recipe's reward is made of: `reward` of a stage is one of them, or a list with a weight each.
 
 `kind` says what a part is; each kind has only its own keys. A part that names a model, a function or an endpoint is
 checked for what can be known without torch and without running anything of the user's.
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from align.recipe.fields import Count, Positive, Section
 from reward.address import url_problem
@@ -206,6 +206,27 @@ AnyPart = Annotated[Plain | GatePart, Field(discriminator="kind")]
 def as_parts(value: Any) -> Any:
     """One part stands for a list of one."""
     return (value,) if isinstance(value, dict) else as_tuple(value)
+
+
+class Rewarded(Section):
+    """What judges the replies of a stage: `reward` is one part or a list of weighted parts; without it the reward is
+    the model that `reward_from` names, by default rm, else pmp."""
+
+    reward: tuple[AnyPart, ...] = ()
+    reward_from: str | None = None
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _one_part(cls, value: Any) -> Any:
+        return as_parts(value)
+
+    def reward_rules(self) -> list[tuple[str, str]]:
+        """Broken rules of the two keys."""
+        broken = list_rules(self.reward)
+        if self.reward and self.reward_from is not None:
+            sentence = "names the reward a second time; write it as a part of reward (kind: model, model_from: …)"
+            broken.append(("reward_from", sentence))
+        return broken
 
 
 def list_rules(parts: Sequence[RewardPart]) -> list[tuple[str, str]]:

@@ -6,10 +6,19 @@ from pydantic import Field
 
 from align.recipe.fields import Count, ModelSection, Section, TinyWorldSection
 from align.recipe.ppo import PPOSection
+from align.recipe.rejection import RejectionSection
 from align.recipe.stages import BaseSection, RewardSection, SFTSection
 
-STAGES = ("base", "sft", "pmp", "rm", "ppo")
-DEFAULT_PARENTS = {"base": (), "sft": ("base",), "pmp": ("base",), "rm": ("pmp", "base"), "ppo": ("sft",)}
+STAGES = ("base", "sft", "pmp", "rm", "rejection", "ppo")
+ROLLOUT_STAGES = ("rejection", "ppo")  # those that sample replies and need a reward for them
+DEFAULT_PARENTS = {
+    "base": (),
+    "sft": ("base",),
+    "pmp": ("base",),
+    "rm": ("pmp", "base"),
+    "rejection": ("sft",),
+    "ppo": ("rejection", "sft"),
+}
 
 
 class Recipe(Section):
@@ -26,6 +35,7 @@ class Recipe(Section):
     sft: SFTSection | None = None
     pmp: RewardSection | None = None
     rm: RewardSection | None = None
+    rejection: RejectionSection | None = None
     ppo: PPOSection | None = None
 
     @property
@@ -47,14 +57,13 @@ class Recipe(Section):
                 broken.append(
                     (f"{stage}.max_length", f"{section.max_length} is more than max_position_embeddings ({room})")
                 )
-        if self.ppo is not None:
-            rollout = self.ppo.rollout
-            longest = rollout.max_prompt_length + rollout.max_completion_length
-            if longest > room:
-                lengths = f"max_prompt_length + max_completion_length = {longest}"
+        for stage in set(ROLLOUT_STAGES) & set(self.stages):
+            rollout = getattr(self, stage).rollout
+            if rollout.max_length > room:
+                lengths = f"max_prompt_length + max_completion_length = {rollout.max_length}"
                 sentence = f"{lengths} is more than max_position_embeddings ({room})"
-                broken.append(("ppo.rollout", sentence))
-            if self.ppo.ptx_coef > 0 and self.ppo.ptx_max_length > room:
-                sentence = f"{self.ppo.ptx_max_length} is more than max_position_embeddings ({room})"
-                broken.append(("ppo.ptx_max_length", sentence))
+                broken.append((f"{stage}.rollout", sentence))
+        if self.ppo is not None and self.ppo.ptx_coef > 0 and self.ppo.ptx_max_length > room:
+            sentence = f"{self.ppo.ptx_max_length} is more than max_position_embeddings ({room})"
+            broken.append(("ppo.ptx_max_length", sentence))
         return broken

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from align.recipe.fields import Source, TinyWorldSection
 from align.recipe.problems import did_you_mean
-from align.recipe.schema import Recipe
+from align.recipe.schema import ROLLOUT_STAGES, Recipe
 
 WORLD = "tinyworld:"
 WORLD_SETS = tuple(name for name, field in TinyWorldSection.model_fields.items() if field.annotation is int)
@@ -23,7 +23,8 @@ FORMATS = {  # the names that data_formats knows, by kind of record
     "Prompt": ("prompt", "question", "instruction", "self_instruct", "turns", "messages", "sharegpt", "turn_list"),
     "Document": ("text",),
 }
-KINDS = {"base": "Document", "sft": "Demonstration", "pmp": "Comparison", "rm": "Comparison", "ppo": "Prompt"}
+KINDS = {"base": "Document", "sft": "Demonstration", "pmp": "Comparison", "rm": "Comparison"}
+KINDS |= dict.fromkeys(ROLLOUT_STAGES, "Prompt")
 KINDS_OF_KEYS = {"ptx_data": "Document", "reference_data": "Demonstration", "against": "Prompt"}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LABELLED_SETS = ("comparisons", "heldout_comparisons")  # those that hold replies sampled from the sft stage's model

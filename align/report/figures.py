@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from align.report.curves import losses, preference
 from align.report.ppo import ppo_panel
 from align.report.preference import accuracies, reliability_plot, score_distributions
+from align.report.rejection import rejection_panel
 from align.report.run import Run
 from align.report.style import DARK, LIGHT, Theme, png
 from align.report.wins import win_tie_loss
@@ -34,8 +35,9 @@ FIGURES = (
     ReportFigure("accuracy", "Accuracy on held-out pairs with 95 % intervals, beside length alone", accuracies),
     ReportFigure("scores", "Distribution of scores of chosen and rejected held-out replies", score_distributions),
     ReportFigure("reliability", "Share of held-out pairs right over the stated probability", reliability_plot),
+    ReportFigure("rejection", "Reward of the best of k replies over k, and scores over rounds", rejection_panel),
     ReportFigure("ppo", "Reward, KL, entropy and other figures of PPO over iterations", ppo_panel),
-    ReportFigure("wins", "Share of prompts won, tied and lost by PPO against SFT, by category", win_tie_loss),
+    ReportFigure("wins", "Share of prompts won, tied and lost by PPO against its start, by category", win_tie_loss),
 )
 
 

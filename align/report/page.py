@@ -12,12 +12,14 @@ from align.report import replies
 from align.report.figures import FIGURES
 from align.report.headline import cell, headline_rows, percent
 from align.report.outcomes import REWARD, by_category, judge_of
+from align.report.rejection import starting_policy
 from align.report.run import Run, clean, number
 
 TEMPLATES = Path(__file__).parent / "templates"
 WANTED = {  # section -> stage -> files that its figures need
     "supervised": {"base": ("metrics.jsonl",), "sft": ("metrics.jsonl",)},
     "reward": {"pmp": ("metrics.jsonl", "eval.jsonl"), "rm": ("metrics.jsonl", "eval.jsonl")},
+    "rejection": {"rejection": ("metrics.jsonl",)},
     "ppo": {"ppo": ("metrics.jsonl",)},
     "outcome": {"ppo": ("eval.jsonl",)},
 }
@@ -43,6 +45,8 @@ def render(run: Run, images: Container[str]) -> str:
         gold_range=gold_range(run),
         figures={figure.name: figure for figure in FIGURES if figure.files[0] in images},
         notes={section: notes(run, section) for section in WANTED},
+        rejection="rejection" in run.expected,
+        start=starting_policy(run),
         judge=judge_of(run.stages["ppo"]),
         own_judge=REWARD,
         outcomes=by_category(run.stages["ppo"]),

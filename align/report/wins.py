@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from align.report.outcomes import Counts, by_category
+from align.report.rejection import starting_policy
 from align.report.run import Run
 from align.report.style import Theme, panels
 
@@ -20,7 +21,7 @@ def win_tie_loss(run: Run, theme: Theme) -> Figure | None:
     figure, every = panels(len(tables), 2, height=1.2 + 0.33 * max(map(len, tables.values())))
     for axes, (decoding, table) in zip(every, tables.items(), strict=True):
         _stacked(axes, table, theme)
-        axes.set(title=f"PPO against SFT, {decoding}")
+        axes.set(title=f"PPO against {starting_policy(run)}, {decoding}")
     return figure
 
 

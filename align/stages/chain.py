@@ -33,6 +33,7 @@ RUNNERS = {
     "sft": "align.stages.sft",
     "pmp": "align.stages.reward",
     "rm": "align.stages.reward",
+    "rejection": "align.stages.rejection",
     "ppo": "align.stages.ppo",
 }
 

@@ -18,7 +18,7 @@ from align.runs import checkpoint, files
 from align.runs.memory import peak_memory_gib
 from align.runs.ranks import is_main
 from data_formats.cleaning import CleaningReport
-from data_formats.errors import EmptyDatasetError, MissingFileError
+from data_formats.errors import DataError, EmptyDatasetError, MissingFileError
 
 LOG = logging.getLogger("align")
 Summary = dict[str, Any]
@@ -27,6 +27,7 @@ MADE_BY_STAGES = (
     "best",
     "critic",
     "checkpoints",
+    "rounds",
     "failed",
     "metrics.jsonl",
     "samples.jsonl",
@@ -188,7 +189,42 @@ def finish(out_dir: Path, figures: Summary, began: float) -> Summary:
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write JSON lines atomically (the first rank only)."""
     if is_main():
-        files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_rows(path, rows)
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines atomically, whichever rank this is."""
+    files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of JSON lines that a stage wrote.
+
+    Raises:
+        DataError: the file is not there or damaged.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}): remove it to have it made again") from None
+
+
+def device() -> Any:
+    """This rank's device."""
+    return _process_state().device
+
+
+def place() -> tuple[int, int]:
+    """This rank's number and how many there are."""
+    state = _process_state()
+    return state.process_index, state.num_processes
+
+
+def _process_state() -> Any:
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def _finite(value: Any) -> Any:

@@ -16,7 +16,8 @@ from typing import Any
 STAGE_HOOKS: dict[str, list[str]] = {
     "sft": ["align.stages.outcome:sft"],
     "rm": ["align.stages.arms:without_pmp", "align.stages.arms:manners"],
-    "ppo": ["align.stages.outcome:ppo"],
+    "rejection": ["align.stages.outcome:rolled_out"],
+    "ppo": ["align.stages.outcome:rolled_out"],
 }
 CHAIN_HOOKS: list[str] = ["align.stages.outcome:chain"]
 FOLDERS: dict[str, list[str]] = {"rm": ["rm_without_pmp"]}

@@ -1,9 +1,12 @@
-"""What the policies are worth on the held-out prompts: SFT and PPO, decoded identically, greedily and at temperature 1.
+"""What the policies are worth on the held-out prompts: SFT, rejection sampling and PPO, decoded identically, greedily
+and at temperature 1.
 
-Hooks of the sft and ppo stages, called when they are done. With the embedded world the judge is its gold score, which
-nothing before this has seen; without it, only the reward model itself is at hand, and the figures say so (`judge`).
+Hooks of the sft, rejection and ppo stages, called when they are done. With the embedded world the judge is its gold
+score, which nothing before this has seen; without it, only the reward model itself is at hand, and the figures say so
+(`judge`).
 `eval.jsonl` has a line a prompt with every reply and score; all figures can be recomputed from it. Figures without
-`_sampled` are of the greedy replies.
+`_sampled` are of the greedy replies. What stands under `sft_` in `eval.jsonl` is the policy that the stage started from
+(ppo's is that of rejection where there is one).
 """
 
 from __future__ import annotations
@@ -29,31 +32,39 @@ Outcome = dict[str, list[list[Judged]]]  # decoding -> prompt -> replies
 
 def sft(recipe: Recipe, stage: str, summary: Summary) -> Summary:
     """Gold score and share of correct replies of the SFT model; `sft/eval.jsonl`."""
-    if recipe.tinyworld is None or recipe.ppo is None or not recipe.ppo.eval_data or not common.is_main():
+    judging = next((name for name in ("ppo", "rejection") if _has_prompts(recipe, name)), None)
+    if recipe.tinyworld is None or judging is None or not common.is_main():
         return {}
-    prompts = eval_prompts(recipe)
-    outcome = judge_model(recipe, model_dir(recipe, "sft"), prompts, gold_rewards(recipe))
+    prompts = eval_prompts(recipe, judging)
+    outcome = judge_model(recipe, model_dir(recipe, "sft"), prompts, gold_rewards(recipe), judging)
     write_outcome(stage_dir(recipe, "sft") / "eval.jsonl", prompts, {"sft": outcome})
     return figures(outcome, "gold") | {
         "headline": [("gold score, greedy replies", None, figures(outcome, "gold")["gold"])]
     }
 
 
-def ppo(recipe: Recipe, stage: str, summary: Summary) -> Summary:
-    """SFT and PPO side by side; `ppo/eval.jsonl`."""
-    if not recipe.ppo.eval_data or not common.is_main():
+def rolled_out(recipe: Recipe, stage: str, summary: Summary) -> Summary:
+    """The policy before and after a stage that samples (rejection, ppo) side by side; `<stage>/eval.jsonl`."""
+    if not _has_prompts(recipe, stage) or not common.is_main():
         return {}
-    prompts = eval_prompts(recipe)
-    origin = common.origin_path(recipe, init_origin(recipe, "ppo"), stage=stage)
-    return compare_policies(recipe, stage_dir(recipe, "ppo"), origin, prompts)
+    prompts = eval_prompts(recipe, stage)
+    origin = common.origin_path(recipe, init_origin(recipe, stage), stage=stage)
+    return compare_policies(recipe, stage_dir(recipe, stage), origin, prompts, stage)
 
 
-def compare_policies(recipe: Recipe, out_dir: Path, before_path: str | Path, prompts: list[Prompt]) -> Summary:
+def _has_prompts(recipe: Recipe, stage: str) -> bool:
+    section = getattr(recipe, stage)
+    return section is not None and bool(section.eval_data)
+
+
+def compare_policies(
+    recipe: Recipe, out_dir: Path, before_path: str | Path, prompts: list[Prompt], stage: str = "ppo"
+) -> Summary:
     """Judge `before_path` and `<out_dir>/model` on `prompts`, write `<out_dir>/eval.jsonl`, return the figures."""
-    rewards = [*gold_rewards(recipe), policy_reward(recipe)]
-    before = judge_model(recipe, before_path, prompts, rewards)
-    after = judge_model(recipe, out_dir / "model", prompts, rewards)
-    write_outcome(out_dir / "eval.jsonl", prompts, {"sft": before, "ppo": after})
+    rewards = [*gold_rewards(recipe), policy_reward(recipe, stage)]
+    before = judge_model(recipe, before_path, prompts, rewards, stage)
+    after = judge_model(recipe, out_dir / "model", prompts, rewards, stage)
+    write_outcome(out_dir / "eval.jsonl", prompts, {"sft": before, stage: after})
     return comparison(prompts, before, after, rewards[0].name)
 
 
@@ -115,17 +126,18 @@ def distinct(replies: list[list[Judged]]) -> float:
     return len(set(texts)) / len(texts)
 
 
-def eval_prompts(recipe: Recipe) -> list[Prompt]:
-    """The held-out prompts of the ppo section that are no longer than its `max_prompt_length`."""
+def eval_prompts(recipe: Recipe, stage: str = "ppo") -> list[Prompt]:
+    """The held-out prompts of the section of `stage` that are no longer than its `max_prompt_length`."""
     from align.data.load import load_records
     from align.models.tokenizer import load_tokenizer
-    from align.stages.ppo import fitting
+    from align.stages.prompts import fitting
 
-    path = common.origin_path(recipe, init_origin(recipe, "ppo"), stage="ppo")
+    section = getattr(recipe, stage)
+    path = common.origin_path(recipe, init_origin(recipe, stage), stage=stage)
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)
-    prompts, _ = load_records(recipe.ppo.eval_data, Prompt, recipe)
-    prompts, _ = fitting(prompts, tokenizer, recipe.ppo, "eval_data")
-    return prompts[: recipe.ppo.evaluation.limit]
+    prompts, _ = load_records(section.eval_data, Prompt, recipe)
+    prompts, _ = fitting(prompts, tokenizer, section.rollout, f"{stage}.eval_data")
+    return prompts[: section.evaluation.limit]
 
 
 def gold_rewards(recipe: Recipe) -> list[Reward]:
@@ -136,34 +148,37 @@ def gold_rewards(recipe: Recipe) -> list[Reward]:
     return [GoldScore(world), Correctness(world), WellFormed(world)]
 
 
-def policy_reward(recipe: Recipe) -> Reward:
-    """The reward that ppo is trained on, named `reward`."""
+def policy_reward(recipe: Recipe, stage: str = "ppo") -> Reward:
+    """The reward that `stage` is trained on, named `reward`."""
     from align.models.tokenizer import load_tokenizer
     from align.stages.rewards import build_reward
 
-    path = common.origin_path(recipe, init_origin(recipe, "ppo"), stage="ppo")
+    path = common.origin_path(recipe, init_origin(recipe, stage), stage=stage)
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)
-    return build_reward(recipe, tokenizer, name="reward")
+    return build_reward(recipe, tokenizer, stage=stage, name="reward", device=common.device())
 
 
-def judge_model(recipe: Recipe, path: str | Path, prompts: list[Prompt], rewards: list[Reward]) -> Outcome:
+def judge_model(
+    recipe: Recipe, path: str | Path, prompts: list[Prompt], rewards: list[Reward], stage: str = "ppo"
+) -> Outcome:
     """Replies of the model at `path`, decoded as `align.evaluation` always does, judged by every reward."""
     from align.models.load import load_causal_lm
     from align.models.tokenizer import load_tokenizer
     from rollouts.select import make_engine
 
-    model, rollout = recipe.model, recipe.ppo.rollout
+    model, section = recipe.model, getattr(recipe, stage)
+    rollout = section.rollout
     revision = model.revision if str(path) == model.path else None
     tokenizer = load_tokenizer(str(path), trust_remote_code=model.trust_remote_code, revision=revision)
     engine = make_engine(
         rollout.engine,
-        load_causal_lm(str(path), model),
+        load_causal_lm(str(path), model).to(common.device()),
         pad_token_id=tokenizer.pad_token_id,
         batch_size=rollout.batch_size,
     )
     ways = decodings(
         tokenizer,
-        num_samples=recipe.ppo.evaluation.num_samples,
+        num_samples=section.evaluation.num_samples,
         max_new_tokens=rollout.max_completion_length,
         seed=derive(recipe.seed, "outcome"),
     )

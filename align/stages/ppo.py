@@ -17,6 +17,7 @@ from align.recipe.lineage import Origin, critic_origin, init_origin, reward_orig
 from align.recipe.ppo import PPOSection
 from align.runs.seeding import derive, seed_everything
 from align.stages import common
+from align.stages.prompts import fitting
 from align.stages.rewards import build_reward
 from data_formats.errors import AlignError
 from data_formats.records import Document, Prompt
@@ -79,9 +80,11 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code, revision=revision)
     reward = build_reward(recipe, tokenizer, stage=stage, device=accelerator.device)
     prompts, reports = load_records(section.data, Prompt, recipe, section.cleaning)
-    prompts, dropped = fitting(prompts, tokenizer, section)
+    prompts, dropped = fitting(prompts, tokenizer, section.rollout, "ppo.data")
     eval_prompts, more = load_records(section.eval_data, Prompt, recipe) if section.eval_data else ([], [])
-    eval_prompts, eval_dropped = fitting(eval_prompts, tokenizer, section, "eval_data") if more else ([], {})
+    eval_dropped: dict[str, int] = {}
+    if eval_prompts:
+        eval_prompts, eval_dropped = fitting(eval_prompts, tokenizer, section.rollout, "ppo.eval_data")
     blocks, ptx_reports = ptx_blocks(recipe, section, tokenizer)
     trainer = PPOTrainer(
         load_causal_lm(path, recipe.model),
@@ -100,28 +103,6 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     origins = {role: asdict(one) for role, one in ({"policy": origin} | reward_origins(recipe)).items()}
     counts = {"prompts": len(prompts), "eval_prompts": len(eval_prompts), "ptx_blocks": len(blocks)}
     return trainer, read | counts | {"origins": origins}
-
-
-def fitting(
-    prompts: list[Prompt], tokenizer: Any, section: PPOSection, key: str = "data"
-) -> tuple[list[Prompt], dict[str, int]]:
-    """The prompts of at most `max_prompt_length` tokens, and how many were left out.
-
-    Raises:
-        EmptyDatasetError: none is left.
-    """
-    from align.data.encode import encode_prompts
-
-    longest = section.rollout.max_prompt_length
-    encoded = encode_prompts(tokenizer, [one.messages for one in prompts], [one.tools for one in prompts])
-    lengths = [len(ids) for ids in encoded]
-    kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= longest]
-    longer = len(prompts) - len(kept)
-    dropped = {"longer than max_prompt_length": longer} if longer else {}
-    common.need_rows(
-        kept, dropped, what=f"no prompt of ppo.{key} is left", keys=f"ppo.{key} and ppo.rollout.max_prompt_length"
-    )
-    return kept, dropped
 
 
 def load_critic(recipe: Recipe, reward: Any, tokenizer: Any, policy_path: str, stage: str) -> Any:

@@ -1,4 +1,4 @@
-"""From a recipe's `ppo.reward` (or `reward_from`) to the reward that judges replies, in training and in evaluation.
+"""From `reward` (or `reward_from`) of a ppo or rejection section to what judges replies, in training and evaluation.
 
 What a part gives is documented where its class is: `reward.sources`, `reward.rules`, `reward.maths`, `reward.endpoint`,
 `reward.gate`, and the sum of several in `reward.combined`.
@@ -38,13 +38,13 @@ DEFAULT_SCALE = {"weight": None, "shift": 0.0, "scale": 1.0, "clip": None}
 def build_reward(
     recipe: Recipe, tokenizer: Any, *, stage: str = "ppo", name: str | None = None, device: Any = None
 ) -> Reward:
-    """The reward that the ppo section describes.
+    """The reward that the section of `stage`, ppo or rejection, describes.
 
     One part without weight, shift, scale and clip is that part itself; everything else is a `CombinedReward`.
 
     Args:
         tokenizer: the policy's, for lengths in tokens.
-        stage: who asks, for errors.
+        stage: whose section it is.
         name: what the whole is called; default `reward_model` for `reward_from`, else the part's name or `reward`.
         device: where models are put, default: where they are loaded.
 
@@ -54,10 +54,10 @@ def build_reward(
     """
     from reward.combined import CombinedReward, Part
 
-    parts = recipe.ppo.reward
+    parts = getattr(recipe, stage).reward
     make = _Builder(recipe, tokenizer, stage, device)
     if not parts:
-        return make.model(reward_origins(recipe)["reward"], name or "reward_model", None)
+        return make.model(make.origins["reward"], name or "reward_model", None)
     if len(parts) == 1 and all(getattr(parts[0], key) == plain for key, plain in DEFAULT_SCALE.items()):
         return make.part("reward.0", parts[0], name or parts[0].label)
     weighted = [
@@ -78,6 +78,7 @@ class _Builder:
 
     def __init__(self, recipe: Recipe, tokenizer: Any, stage: str, device: Any):
         self.recipe, self.tokenizer, self.stage, self.device = recipe, tokenizer, stage, device
+        self.origins = reward_origins(recipe, stage)
 
     def model(self, origin: Origin, name: str, batch_size: int | None) -> Reward:
         """The reward model of an origin."""
@@ -87,7 +88,7 @@ class _Builder:
         path = common.origin_path(self.recipe, origin, stage=self.stage)
         return load_reward(
             path,
-            batch_size=batch_size or self.recipe.ppo.rollout.batch_size,
+            batch_size=batch_size or getattr(self.recipe, self.stage).rollout.batch_size,
             name=name,
             device=self.device,
             **load_options(path, self.recipe.model),
@@ -101,7 +102,7 @@ class _Builder:
 
         match part:
             case ModelPart():
-                return self.model(reward_origins(self.recipe)[key], name, part.batch_size)
+                return self.model(self.origins[key], name, part.batch_size)
             case FunctionPart():
                 return FunctionReward(load_function(part.function), name)
             case EndpointPart():

@@ -41,11 +41,20 @@ class Encoded:
 
 
 def run(
-    recipe: Recipe, stage: str = "sft", *, init_from: Origin | None = None, out_dir: Path | None = None
+    recipe: Recipe,
+    stage: str = "sft",
+    *,
+    section: SFTSection | None = None,
+    init_from: Origin | None = None,
+    out_dir: Path | None = None,
 ) -> dict[str, Any]:
-    """Run the stage and leave its folder behind; returns the summary (`heldout_loss`, `end_rate`, `by_category`, …)."""
+    """Run the stage and leave its folder behind; returns the summary (`heldout_loss`, `end_rate`, `by_category`, …).
+
+    Args:
+        section: in place of the recipe's, for another stage that finetunes.
+    """
     began = time.perf_counter()
-    section: SFTSection = getattr(recipe, stage)
+    section = section or getattr(recipe, stage)
     out_dir = out_dir or stage_dir(recipe, stage)
     model, tokenizer = causal.load(recipe, stage, init_from or init_origin(recipe, stage), section)
     common.open_folder(recipe, out_dir)

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from align import PPOTrainer
+from align.stages.rejection_arms import Settings
 from reward.model import RewardModel
 from tests.commands import INSTALLED, ROOT, run
 
 FILES = sorted((ROOT / "examples").glob("*.py"))
-PROGRAMS = [file for file in FILES if not file.stem.startswith("benchmark_")]  # these run below with tiny numbers
+# these run below with tiny numbers, those need finished runs
+PROGRAMS = [file for file in FILES if not file.stem.startswith("benchmark_") and not file.stem.endswith("_experiments")]
 
 
 def load(name):
@@ -125,3 +127,20 @@ def test_the_pairs_of_the_benchmark_have_the_lengths_asked_for():
     prompts = [len(row["prompt_ids"]) for row in rows]
     replies = [len(reply) for row in rows for reply in row["reply_ids"]]
     assert 72 <= min(prompts) <= max(prompts) <= 88 and 18 <= min(replies) <= max(replies) <= 22
+
+
+def test_the_table_of_the_rejection_experiments(tmp_path, capsys):
+    """The arms themselves are run on a finished miniature in tests/align/stages/test_quickstart_small.py."""
+    example = load("rejection_experiments")
+    figures = dict.fromkeys(example.COLUMNS, 0.5)
+    by_k = [{"k": k, "best": k + 0.0, "median": 1.0, "gap": k - 1.0} for k in (1, 2)]
+    found = [
+        {"seed": seed, "arms": {"sft": figures | {"gold": 0.5 + seed}, "k2": figures, "rounds": figures}, "by_k": by_k}
+        for seed in (0, 1)
+    ]
+    example.print_tables(found, Settings(rounds=3, count=10))
+    text = capsys.readouterr().out
+    assert "| SFT | 1.000 [0.500, 1.500] | 0.500 [0.500, 0.500] |" in text and "| RS, one round, K = 2 | 0.500" in text
+    assert "| RS, 3 rounds of K = 10, best of all rounds |" in text and "| 2 | 2.000 [2.000, 2.000] |" in text
+    assert example.main([str(tmp_path)]) == 1
+    assert "holds no finished chain with ppo" in capsys.readouterr().err

@@ -102,6 +102,21 @@ def write_conversations(root: Path) -> Path:
     return root
 
 
+def rejection_arguments(folder: Path) -> list[str]:
+    """As `arguments`, for the recipe of rejection sampling: the comparisons carry the grades that its margin needs."""
+    words = arguments(folder)
+    for name in ("comparisons", "heldout"):
+        file = folder / "data" / "rm" / f"{name}.jsonl"
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        _write(file, [row | {"grade": 1 + at % 4} for at, row in enumerate(rows)])
+    own = [word for word in words if not word.startswith(("pmp.", "ppo.policy.", "ppo.ptx", "sft.warmup"))]
+    sizes = {"max_steps": 2, "batch_size": 4, "save_steps": 1, "logging_steps": 1, "num_rounds": 2}
+    sizes |= {"rollout.num_generations": 4, "rollout.max_completion_length": 64, "evaluation.limit": 3}
+    sizes |= {"evaluation.num_samples": 2}
+    more = ["rm.warmup_steps=1", "ppo.critic_warmup_steps=0", "ppo.rollout.num_generations=2", "ppo.micro_batch_size=2"]
+    return [*own, *more, *(f"rejection.{key}={value}" for key, value in sizes.items())]
+
+
 def sft_arguments(folder: Path) -> list[str]:
     """As `arguments`, for the recipes that have an sft stage alone."""
     model, root = write_model(folder / "Qwen2-tiny"), write_conversations(folder / "data")

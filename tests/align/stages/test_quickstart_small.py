@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from align.recipe import load_recipe
-from align.stages import controls, seeds
-from align.stages.chain import run_chain
+from align.recipe import RecipeError, load_recipe
+from align.stages import controls, rejection_arms, seeds
+from align.stages.chain import run_chain, run_stage
 from data_formats.errors import AlignError, MissingFileError
 
 SIZES = {
@@ -165,3 +165,45 @@ def test_the_tables_of_the_readme(finished, capsys):
     assert "PPO on shuffled labels" in beside
     with pytest.raises(MissingFileError, match=r"summary\.json does not exist"):
         seeds.show([run, run / "nowhere"])
+
+
+def test_the_arms_of_rejection_sampling_run_on_it(finished):
+    _, run, summary = finished
+    settings = rejection_arms.Settings(
+        prompts=12, counts=(2, 4), rounds=2, count=4, steps=2, learning_rate=1e-3, ppo_iterations=1
+    )
+    found = rejection_arms.run(run, settings)
+    assert list(found["arms"]) == ["sft", "k4", "k2", "rounds", "rounds_newest_only", "ppo", "rounds_then_ppo"]
+    for arm, figures in found["arms"].items():
+        names = {"gold", "correct", "reward", "distinct"}
+        assert names | {f"{name}_sampled" for name in names} <= figures.keys(), arm
+    for arm in ("sft", "ppo"):
+        assert found["arms"][arm]["gold"] == pytest.approx(summary[arm]["gold"], abs=1e-12)
+    assert [row["k"] for row in found["by_k"]] == [1, 2, 4]
+    out = run / rejection_arms.FOLDER
+    four, two = (lines(out / f"k{count}/rounds/1/samples.jsonl") for count in (4, 2))
+    assert [row["replies"][:2] for row in four] == [row["replies"] for row in two] and len(two) == 12
+    for name in ("samples", "demonstrations"):
+        first = (out / f"k4/rounds/1/{name}.jsonl").read_bytes()
+        assert first == (out / f"rounds/rounds/1/{name}.jsonl").read_bytes()
+    assert lines(out / "rounds/rounds/2/samples.jsonl") == lines(out / "rounds_newest_only/rounds/2/samples.jsonl")
+    assert {row["round"] for row in lines(out / "rounds_newest_only/rounds/2/demonstrations.jsonl")} == {2}
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert rejection_arms.run(run, settings) == found
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(RecipeError, match="holds arms of other settings; remove"):
+        rejection_arms.run(run, rejection_arms.Settings(prompts=13))
+
+
+def test_the_stage_is_judged_by_the_gold_score_that_it_did_not_see(finished):
+    recipe, run, summary = finished
+    settings = rejection_arms.Settings(prompts=12, steps=2)
+    section = rejection_arms.section(recipe, settings, 4).model_copy(update={"eval_data": recipe.ppo.eval_data})
+    found = run_stage(recipe.model_copy(update={"rejection": section, "ppo": None}), "rejection")
+    rows = lines(run / "rejection/eval.jsonl")
+    assert found["judge"] == "gold" and len(rows) == 20
+    assert found["gold"] == pytest.approx(sum(row["rejection_gold"] for row in rows) / 20, abs=1e-12)
+    assert summary["sft"]["gold"] == pytest.approx(sum(row["sft_gold"] for row in rows) / 20, abs=1e-12)
+    measured = {row[0]: row for row in found["headline"]}
+    assert measured["gold, greedy"][1:] == [summary["sft"]["gold"], found["gold"]]
+    assert measured["held-out reward, greedy"][2] == found["score_greedy"]

@@ -1,0 +1,182 @@
+"""The candidates of a round of rejection sampling: K replies to every prompt, scored; `samples.jsonl`.
+
+A line is a row of ours that reads as scored replies (and so as comparisons for the next reward model): `prompt`,
+`replies` with `content` and `score`, `category`; beside the score each reply has `stop`, `tokens` and the scores of the
+reward's `parts`. `stop` is `end` where the model ended the reply itself, `length` where it was cut, else `other`.
+
+The prompts are cut into pieces that do not depend on the number of ranks. Each rank samples every n-th piece with a
+seed of the piece's own and keeps it in `pieces/` as soon as it is scored, so that a run that is stopped, by a reward
+that fails too, goes on where it was. The first rank joins them.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from align.evaluation.replies import Judged, judged_replies
+from align.recipe import Recipe
+from align.recipe.rejection import SamplingSection
+from align.runs.errors import TrainingError
+from align.runs.ranks import any_rank, is_main
+from align.runs.seeding import derive
+from align.stages import common
+from align.stages.rewards import build_reward
+from data_formats import chatml
+from data_formats.errors import DataError
+from data_formats.records import Prompt, Reply, Scored
+from data_formats.writing import as_row
+from reward.protocol import Reward
+from rollouts.protocol import Engine, SamplingParams
+
+FILE, PIECES = "samples.jsonl", "pieces"
+BATCHES_A_PIECE = 8
+REWARD = "reward"
+Row = dict[str, Any]
+
+
+class Sampler:
+    """A model with its reward on this rank's device, loaded when first asked for.
+
+    Args:
+        path: folder or hub id of the model.
+        stage: whose section says how to sample and what the reward is.
+    """
+
+    def __init__(self, recipe: Recipe, path: str, stage: str):
+        self.recipe, self.path, self.stage = recipe, path, stage
+        self.rollout: SamplingSection = getattr(recipe, stage).rollout
+        self._loaded: tuple[Engine, Any, Reward] | None = None
+
+    def judged(self, prompts: Sequence[Prompt], *, seed: int, greedy: bool = False) -> list[list[Judged]]:
+        """`num_generations` replies to each prompt as training samples them, or one greedy reply."""
+        engine, tokenizer, reward = self._loaded = self._loaded or self._load()
+        stops, longest = chatml.stop_ids(tokenizer), self.rollout.max_completion_length
+        params = SamplingParams(
+            n=self.rollout.num_generations,
+            temperature=self.rollout.temperature,
+            top_p=self.rollout.top_p,
+            top_k=self.rollout.top_k,
+            min_new_tokens=self.rollout.min_completion_length,
+            max_new_tokens=longest,
+            stop_token_ids=stops,
+            seed=seed,
+        )
+        if greedy:
+            params = SamplingParams(temperature=0.0, max_new_tokens=longest, stop_token_ids=stops)
+        return judged_replies(engine, tokenizer, prompts, params, [reward])
+
+    def _load(self) -> tuple[Engine, Any, Reward]:
+        from align.models.load import load_causal_lm
+        from align.models.tokenizer import load_tokenizer
+        from rollouts.select import make_engine
+
+        model = self.recipe.model
+        revision = model.revision if self.path == model.path else None
+        tokenizer = load_tokenizer(self.path, trust_remote_code=model.trust_remote_code, revision=revision)
+        _free_device()  # of the trainer of the round before
+        device = common.device()
+        reward = build_reward(self.recipe, tokenizer, stage=self.stage, name=REWARD, device=device)
+        policy = load_causal_lm(self.path, model).to(device)
+        pad = tokenizer.pad_token_id or 0
+        engine = make_engine(self.rollout.engine, policy, pad_token_id=pad, batch_size=self.rollout.batch_size)
+        return engine, tokenizer, reward
+
+    def close(self) -> None:
+        """Let go of model and reward, whose memory the finetuning needs."""
+        if self._loaded is not None:
+            self._loaded[0].close()
+            self._loaded = None
+            _free_device()
+
+
+def _free_device() -> None:
+    """Give back what models that nobody holds any more occupy on the device; they may stand in circles."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def sample_round(sampler: Sampler, prompts: Sequence[Prompt], folder: Path, *, seed: int) -> list[Row]:
+    """The rows of `folder/samples.jsonl`, sampled now unless they are there. Every rank calls it.
+
+    Raises:
+        RewardError, RolloutError: what went wrong; the pieces that were scored before are kept.
+        DataError: the file is damaged, or of other prompts.
+        StorageError: the disk is full.
+    """
+    file, error = folder / FILE, None
+    any_rank(False)  # a barrier: all ranks look before any of them writes
+    if not file.is_file():
+        try:
+            _sample_pieces(sampler, prompts, folder / PIECES, seed)
+        except Exception as caught:
+            error = caught
+        if any_rank(error is not None):
+            raise error or TrainingError("another rank could not sample (see its message)")
+        if is_main():
+            _join(file, folder / PIECES, pieces(len(prompts), sampler.rollout))
+    any_rank(False)
+    return read_samples(file, prompts, sampler.rollout.num_generations)
+
+
+def pieces(count: int, rollout: SamplingSection) -> list[range]:
+    """The indices of `count` prompts, cut so that a piece holds about `BATCHES_A_PIECE` batches of replies."""
+    size = max(1, BATCHES_A_PIECE * rollout.batch_size // rollout.num_generations)
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _sample_pieces(sampler: Sampler, prompts: Sequence[Prompt], folder: Path, seed: int) -> None:
+    rank, ranks = common.place()
+    cut = pieces(len(prompts), sampler.rollout)
+    for number, piece in list(enumerate(cut))[rank::ranks]:
+        file = folder / f"{number}.jsonl"
+        if file.is_file():
+            continue
+        chosen = [prompts[index] for index in piece]
+        judged = sampler.judged(chosen, seed=derive(seed, "piece", number))
+        common.write_rows(file, map(_row, chosen, judged, [sampler.rollout] * len(chosen)))
+        common.LOG.info("%s: %d of %d prompts sampled", sampler.stage, piece.stop, len(prompts))
+
+
+def _join(file: Path, folder: Path, cut: list[range]) -> None:
+    def lines() -> Iterator[Row]:
+        for number in range(len(cut)):
+            yield from common.read_rows(folder / f"{number}.jsonl")
+
+    common.write_rows(file, lines())
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _row(prompt: Prompt, replies: list[Judged], rollout: SamplingSection) -> Row:
+    scored = tuple(Reply(one.text, one.scores[REWARD]) for one in replies)
+    row = as_row(Scored(prompt.messages, scored, prompt.category, prompt.source, (), prompt.tools))
+    for entry, one in zip(row["replies"], replies, strict=True):
+        cut = one.tokens >= rollout.max_completion_length
+        entry |= {"stop": "end" if one.finished else "length" if cut else "other", "tokens": one.tokens}
+        parts = {name.removeprefix(f"{REWARD}/"): score for name, score in one.scores.items() if name != REWARD}
+        entry |= {"parts": parts} if parts else {}
+    return row
+
+
+def read_samples(file: Path, prompts: Sequence[Prompt], count: int) -> list[Row]:
+    """The rows of a `samples.jsonl`.
+
+    Raises:
+        DataError: it cannot be read, or holds other prompts than these or another number of replies than `count`.
+    """
+    rows = common.read_rows(file)
+    try:
+        asked = [[(turn["role"], turn["content"]) for turn in row["prompt"]] for row in rows]
+        replies = [[(one["content"], one["score"], one["stop"]) for one in row["replies"]] for row in rows]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{file} cannot be read ({error}): remove it to sample again") from None
+    whole = all(len(row) == count for row in replies)
+    if not whole or asked != [[(turn.role, turn.content) for turn in prompt.messages] for prompt in prompts]:
+        raise DataError(f"{file} was sampled for other prompts or another num_generations: remove it to sample again")
+    return rows

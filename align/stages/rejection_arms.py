@@ -1,0 +1,185 @@
+"""Arms of rejection sampling on a finished chain of the embedded world: how many samples, how many rounds, and PPO.
+
+`examples/rejection_experiments.py` prints them. Everything is written to `<output_dir>/experiments/rejection/`, a
+folder an arm; what is there is not made again, and an arm that was stopped goes on. All arms of a run train on the same
+prompts with the same steps a round. Those of one round share their candidates: an arm of K takes the first K of them;
+those of several rounds share their first round.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.recipe import Recipe, RecipeError, load_recipe
+from align.recipe.fields import Source
+from align.recipe.lineage import model_dir
+from align.recipe.rejection import RejectionSection, SamplingSection
+from align.runs import files
+from align.runs.lock import locked
+from align.stages import candidates, common, outcome, ppo, rejection
+from align.stages.common import Summary
+from data_formats.errors import MissingFileError
+from data_formats.records import Prompt
+from reward.protocol import Reward
+
+FOLDER = "experiments/rejection"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the arms cost.
+
+    Attributes:
+        prompts: how many prompts are sampled for.
+        counts: K of the arms of one round; the largest is sampled, the others take its first replies.
+        rounds, count: rounds and K of the arms of several rounds.
+        steps, learning_rate: of each round's finetuning.
+        ppo_iterations: of PPO on top of the rounds; None: as many as the chain's.
+    """
+
+    prompts: int = 300
+    counts: tuple[int, ...] = (2, 4, 10, 30)
+    rounds: int = 3
+    count: int = 10
+    steps: int = 30
+    learning_rate: float = 5e-4
+    ppo_iterations: int | None = None
+
+
+def run(folder: str | Path, settings: Settings) -> Summary:
+    """Every arm on the run in `folder`: by the arm's name its `figures`, and `by_k` of the largest K.
+
+    Raises:
+        AlignError: no finished chain of the embedded world, or work of other settings lies in its folder.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # bars of every saved file would break the stages' own
+    recipe = recipe_of(Path(folder))
+    out = Path(folder) / FOLDER
+    with locked(recipe.output_dir, ["experiments"]):
+        require_same_settings(out / "settings.json", settings)
+        prompts, rewards = outcome.eval_prompts(recipe), _rewards(recipe)
+        found: dict[str, Summary] = {}
+        for name, make in arms(recipe, settings, out).items():
+            file = out / f"{name}.json"
+            if not file.is_file():
+                files.write_json(file, judged(recipe, make(), prompts, rewards))
+            found[name] = json.loads(file.read_text(encoding="utf-8"))
+        largest = json.loads((out / f"k{max(settings.counts)}" / "summary.json").read_text(encoding="utf-8"))
+    return {"seed": recipe.seed, "arms": found, "by_k": largest["by_k"]}
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe that the chain in `folder` ran with, writing to `folder`."""
+    file = folder / "ppo" / "recipe.yaml"
+    if not (folder / "summary.json").is_file() or not file.is_file():
+        raise MissingFileError(f"{folder} holds no finished chain with ppo: name the folder of an `align quickstart`")
+    recipe = load_recipe(file, [f"output_dir={folder}"])
+    if recipe.tinyworld is None:
+        raise RecipeError(["tinyworld: the arms need the gold score of the embedded world"], recipe.name)
+    return recipe
+
+
+def require_same_settings(file: Path, settings: Settings) -> None:
+    """Raises RecipeError when `file` holds other settings; writes these where there are none."""
+    now = {name: getattr(settings, name) for name in Settings.__slots__}
+    now["counts"] = list(settings.counts)
+    if not file.is_file():
+        files.write_json(file, now)
+    elif json.loads(file.read_text(encoding="utf-8")) != now:
+        raise RecipeError([f"holds arms of other settings; remove {file.parent} to run them anew"], str(file))
+
+
+def arms(recipe: Recipe, settings: Settings, out: Path) -> dict[str, Callable[[], Path]]:
+    """By name, what makes (or finds) an arm's model and returns its folder; in the order to be run."""
+    largest = max(settings.counts)
+
+    def once(count: int) -> Path:
+        arm = out / f"k{count}"
+        if count < largest:
+            share_samples(out / f"k{largest}", arm, count)
+        return sampled(arm, count)
+
+    def often(name: str, keep_earlier: bool) -> Path:
+        if settings.count in settings.counts:
+            share_round(out / f"k{settings.count}", out / name)
+        return sampled(out / name, settings.count, num_rounds=settings.rounds, keep_earlier=keep_earlier)
+
+    def sampled(arm: Path, count: int, **keys: Any) -> Path:
+        if not (arm / "summary.json").is_file():
+            rejection.run(recipe, section=section(recipe, settings, count, **keys), out_dir=arm)
+        return arm / "model"
+
+    def then_ppo(start: Path) -> Path:
+        iterations = settings.ppo_iterations or recipe.ppo.num_iterations
+        changes = {"init_from": str(start), "num_iterations": iterations, "eval_data": ()}
+        arm = out / "rounds_then_ppo"
+        if not (arm / "summary.json").is_file():
+            ppo.run(recipe, section=recipe.ppo.model_copy(update=changes), out_dir=arm)
+        return arm / "model"
+
+    made: dict[str, Callable[[], Path]] = {"sft": lambda: model_dir(recipe, "sft")}
+    for count in sorted(settings.counts, reverse=True):
+        made[f"k{count}"] = lambda count=count: once(count)
+    made["rounds"] = lambda: often("rounds", keep_earlier=True)
+    made["rounds_newest_only"] = lambda: often("rounds_newest_only", keep_earlier=False)
+    made["ppo"] = lambda: model_dir(recipe, "ppo")
+    made["rounds_then_ppo"] = lambda: then_ppo(out / "rounds" / "model")
+    return made
+
+
+def section(recipe: Recipe, settings: Settings, count: int, **keys: Any) -> RejectionSection:
+    """The section of an arm: the chain's lengths, and the sft stage's schedule with the settings' steps and rate."""
+    rollout = recipe.ppo.rollout
+    lengths = {name: getattr(rollout, name) for name in ("max_prompt_length", "max_completion_length", "batch_size")}
+    return RejectionSection(
+        data=(Source(path="tinyworld:prompts", limit=settings.prompts),),
+        rollout=SamplingSection(num_generations=count, **lengths),
+        max_length=rollout.max_length,
+        batch_size=recipe.sft.batch_size,
+        micro_batch_size=recipe.sft.micro_batch_size,
+        max_steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        weight_decay=recipe.sft.weight_decay,
+        **keys,
+    )
+
+
+def share_samples(source: Path, arm: Path, count: int) -> None:
+    """Give `arm` the first `count` candidates of `source`'s first round, unless it has candidates already."""
+    place = Path(rejection.ROUNDS) / "1" / candidates.FILE
+    if not (arm / place).is_file():
+        rows = common.read_rows(source / place)
+        common.write_rows(arm / place, [row | {"replies": row["replies"][:count]} for row in rows])
+
+
+def share_round(source: Path, arm: Path) -> None:
+    """Give `arm` the finished first round of `source`, which sampled and finetuned as it would, unless it has one."""
+    place = Path(rejection.ROUNDS) / "1"
+    if not (arm / place).is_dir():
+        with files.atomic_dir(arm / place) as draft:
+            shutil.copytree(source / place, draft, dirs_exist_ok=True)
+
+
+def _rewards(recipe: Recipe) -> list[Reward]:
+    return [*outcome.gold_rewards(recipe), outcome.policy_reward(recipe)]
+
+
+def judged(recipe: Recipe, model: Path, prompts: list[Prompt], rewards: list[Reward]) -> Summary:
+    """Gold score, share of correct replies and reward on the held-out prompts, greedy and (`_sampled`) one reply at
+    temperature 1, and how many of the latter are different."""
+    looked = recipe.ppo.evaluation.model_copy(update={"num_samples": 1})
+    once = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"evaluation": looked})})
+    found = outcome.judge_model(once, model, prompts, rewards)
+    figures = outcome.figures(found, "gold")
+    for decoding, suffix in (("greedy", ""), ("sampled", "_sampled")):
+        figures |= outcome.figures({decoding: found[decoding]}, "reward")
+        figures[f"distinct{suffix}"] = outcome.distinct(found[decoding])
+    return figures

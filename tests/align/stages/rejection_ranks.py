@@ -1,0 +1,50 @@
+"""The rejection stage on every rank; run by test_rejection_ranks.py. `broken`: one rank's reward fails."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from align.recipe import load_recipe
+from align.stages import candidates, rejection
+from align.stages.candidates import Sampler
+from data_formats.errors import AlignError
+from reward.protocol import RewardError
+
+
+def main(file: Path, broken: bool) -> None:
+    PartialState(cpu=True)
+    together = torch.distributed.is_initialized()
+    rank = int(torch.distributed.get_rank()) if together else 0
+    recipe, found = load_recipe(file), {}
+    candidates.BATCHES_A_PIECE = 1
+    if broken:
+        judged = Sampler.judged
+
+        def fail(self, prompts, *, seed, greedy=False):
+            if rank == 1 and not greedy:
+                raise RewardError("no score")
+            return judged(self, prompts, seed=seed, greedy=greedy)
+
+        Sampler.judged = fail
+        try:
+            rejection.run(recipe)
+        except AlignError as error:
+            found["error"] = str(error)
+    else:
+        summary = rejection.run(recipe)
+        found["rounds"] = [[one["score_best"], one["kept"], one["score_greedy"]] for one in summary["rounds"]]
+    Path(recipe.output_dir, f"rank-{rank}.json").write_text(json.dumps(found))
+    if together:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    faulthandler.dump_traceback_later(150, exit=True)  # a rank that waits for ever should say where
+    main(Path(sys.argv[1]), "broken" in sys.argv[2:])
