@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from align import PPOTrainer
+from align.stages import reward_arms
 from align.stages.rejection_arms import Settings
 from reward.model import RewardModel
 from tests.commands import INSTALLED, ROOT, run
@@ -144,3 +145,20 @@ def test_the_table_of_the_rejection_experiments(tmp_path, capsys):
     assert "| RS, 3 rounds of K = 10, best of all rounds |" in text and "| 2 | 2.000 [2.000, 2.000] |" in text
     assert example.main([str(tmp_path)]) == 1
     assert "holds no finished chain with ppo" in capsys.readouterr().err
+
+
+def test_the_table_of_the_reward_experiments(tmp_path, capsys):
+    """The arms themselves are run on a finished miniature in tests/align/stages/test_quickstart_small.py."""
+    example = load("reward_experiments")
+    right = {"clean": [("p", 4, 1.0), ("q", 1, -1.0)], "crowd": [("c", 1, 2.0)]}
+    better = {"clean": [("p", 4, 1.0), ("q", 1, 1.0)], "crowd": [("c", 1, -2.0)]}
+    lines = reward_arms.table([("first", [right]), ("second", [better])]).splitlines()
+    close, wide = math.log1p(math.exp(-1)), (math.log1p(math.exp(-1)) + math.log1p(math.exp(1))) / 2
+    assert lines[2] == f"| first | 50.0 | 50.0 | 100.0 | 0.0 | 100.0 | {wide:.3f} |  |"
+    assert lines[3] == f"| second | 100.0 | 100.0 | 100.0 | 100.0 | 0.0 | {close:.3f} | +50.0 [-48.0, +148.0] |"
+    assert [reward_arms.grade(gap) for gap in (0.25, 0.5, 0.75, 1.0, 2.5)] == [1, 2, 3, 4, 4]
+    names = [arm.name for arms in reward_arms.tables().values() for arm in arms]
+    made = {arm.name: arm for arms in reward_arms.tables().values() for arm in arms}
+    assert all(arm.origin in {"base", "pmp", *names} for arm in made.values())
+    assert example.main([str(tmp_path)]) == 1
+    assert "run `align quickstart" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from align.recipe import RecipeError, load_recipe
-from align.stages import controls, rejection_arms, seeds
+from align.stages import controls, rejection_arms, reward_arms, seeds
 from align.stages.chain import run_chain, run_stage
 from data_formats.errors import AlignError, MissingFileError
 
@@ -193,6 +193,32 @@ def test_the_arms_of_rejection_sampling_run_on_it(finished):
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     with pytest.raises(RecipeError, match="holds arms of other settings; remove"):
         rejection_arms.run(run, rejection_arms.Settings(prompts=13))
+
+
+def test_the_arms_of_reward_modelling_run_on_it(finished, monkeypatch):
+    _, run, _ = finished
+    monkeypatch.setattr(reward_arms, "CLEAN", 80)
+    monkeypatch.setattr(reward_arms, "CROWD", 10)
+    brief = {"max_steps": 2}
+    arms = [
+        reward_arms.Arm("plain", "plain", limit=16, changes=brief),
+        reward_arms.Arm("margin", "margin", "pmp", "annotated", 16, brief | {"margin": "small"}),
+        reward_arms.Arm("edited", "edited", "plain", "edited", None, brief),
+    ]
+    reward_arms.train_all(run, arms)
+    data = run / reward_arms.FOLDER / "data"
+    clean, annotated, edited = (lines(data / f"{name}.jsonl") for name in ("clean", "annotated", "edited"))
+    assert len(clean) == len(annotated) == 80 and len(lines(data / "crowd_heldout.jsonl")) == 10
+    assert [reward_arms.grade(row["grade"]) for row in clean] == [row["grade"] for row in annotated]
+    flipped = [a["chosen"] == b["rejected"] for a, b in zip(clean, annotated, strict=True)]
+    assert 0 < sum(flipped) < 20
+    assert min(row["grade"] for row in edited) >= 3 and len(edited) > len(lines(data / "strong.jsonl"))
+    found = reward_arms.read(run / reward_arms.FOLDER / "plain")
+    assert len(found["clean"]) == 48 and len(found["crowd"]) == 10
+    before = {path: path.stat().st_mtime_ns for path in data.parent.rglob("*") if path.is_file()}
+    reward_arms.train_all(run, arms)
+    assert before == {path: path.stat().st_mtime_ns for path in data.parent.rglob("*") if path.is_file()}
+    assert reward_arms.read_table(arms, [run]).count("\n") == 4
 
 
 def test_the_stage_is_judged_by_the_gold_score_that_it_did_not_see(finished):
