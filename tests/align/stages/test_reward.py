@@ -94,7 +94,7 @@ def test_rankings_and_comparisons_train_in_one_stage(tmp_path):
     scored = [
         {
             "prompt": f"rate {at}",
-            "replies": [{"content": text, "score": score} for text, score in zip("abc", (3, 1, 1))],
+            "replies": [{"content": text, "score": score} for text, score in zip("abc", (3, 1, 1), strict=True)],
         }
         for at in range(6)
     ]
