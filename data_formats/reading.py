@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from data_formats import documents, files
-from data_formats.detection import detect, named, parse
+from data_formats.detection import detect, format_names, named, parse
 from data_formats.errors import DataError, EmptyDatasetError
 from data_formats.formats import LEFT_OUT, Dropped, Format, Notes
 from data_formats.hub import HubDataset, as_source
-from data_formats.records import Document, Record
+from data_formats.records import Comparison, Document, Record, Scored
 from data_formats.report import ReadReport, ReadResult
 
 
@@ -122,6 +122,23 @@ class Stream:
 
 
 stream = Stream
+
+
+def preference_kind(source: str | Path | HubDataset, format: str = "auto") -> type[Record]:
+    """Scored where the format of these comparisons is one of scored replies (named, or of the first row), else
+    Comparison.
+
+    Raises:
+        DataError: an unknown format, or no format of comparisons has the first row's shape.
+    """
+    source = as_source(source)
+    chosen, rows = _open(source, Comparison, format, None)
+    for line, row in rows if chosen is None else ():
+        if isinstance(row, dict) and row.keys() == {"left_out"}:  # of a dump: it has no shape
+            continue
+        chosen = _located(source, line, partial(detect, row, Comparison))
+        break
+    return Scored if chosen is not None and chosen.name in format_names(Scored) else Comparison
 
 
 def read(

@@ -16,7 +16,7 @@ from data_formats.cleaning import CleaningReport
 from data_formats.errors import EmptyDatasetError, MissingFileError
 from data_formats.hub import HubDataset
 from data_formats.mixing import mixture
-from data_formats.reading import ReadReport, read
+from data_formats.reading import ReadReport, preference_kind, read
 from data_formats.records import Prompt, Record
 from data_formats.splitting import split_heldout
 
@@ -24,12 +24,19 @@ Report = ReadReport | CleaningReport
 
 
 def load_records(
-    sources: Sequence[Source], kind: type[Record], recipe: Recipe, cleaning: CleaningSection | None = None
+    sources: Sequence[Source],
+    kind: type[Record],
+    recipe: Recipe,
+    cleaning: CleaningSection | None = None,
+    *,
+    ranked: bool = False,
 ) -> tuple[list[Any], list[Report]]:
     """All records of the sources, one source after the other, and the reports in the same order.
 
     Sources with weights are mixed, see `data_formats.mixing`; the reports then say how many records each gave. Where
     `cleaning` is given, what is left is cleaned, and the last report is the cleaning's.
+
+    With `ranked`, a source of comparisons whose format holds scored replies is read as `Scored`.
 
     A record without a source of its own gets the source's path as the recipe writes it.
 
@@ -47,8 +54,9 @@ def load_records(
             raise MissingFileError(
                 f"{path}: the embedded world has not been written here; run `align run` on this recipe"
             )
+        read_as = preference_kind(path, source.format) if ranked else kind
         result = read(
-            path, kind, format=source.format, limit=source.limit, category=source.category, split=source.split
+            path, read_as, format=source.format, limit=source.limit, category=source.category, split=source.split
         )
         named = [record if record.source else replace(record, source=source.name) for record in result.records]
         records += named
@@ -74,7 +82,7 @@ def _hub(source: Source) -> HubDataset:
 
 
 def train_and_heldout(
-    section: SupervisedSection, kind: type[Record], recipe: Recipe
+    section: SupervisedSection, kind: type[Record], recipe: Recipe, *, ranked: bool = False
 ) -> tuple[list[Any], list[Any], list[Report]]:
     """Training and held-out records of a supervised stage.
 
@@ -84,9 +92,9 @@ def train_and_heldout(
     Raises:
         MissingFileError, DataError, EmptyDatasetError: see `load_records`.
     """
-    records, reports = load_records(section.data, kind, recipe, section.cleaning)
+    records, reports = load_records(section.data, kind, recipe, section.cleaning, ranked=ranked)
     if section.eval_data:
-        heldout, more = load_records(section.eval_data, kind, recipe)
+        heldout, more = load_records(section.eval_data, kind, recipe, ranked=ranked)
         return records, heldout, reports + more
     train, heldout = split_heldout(records, section.holdout)
     return train, heldout, reports

@@ -20,7 +20,9 @@ from typing import Any, Literal, TypedDict
 
 from align.data.encode import OnOverlong, encode_prompts, encode_replies, fit_prompt, overlong_error
 from data_formats.errors import DataError
+from data_formats.formats import Dropped
 from data_formats.records import Comparison, Message, Scored
+from data_formats.scored import pairs as scored_pairs
 
 Ties = Literal["drop", "soft"]
 GOOD, BAD = "GOOD:", "BAD:"
@@ -113,6 +115,7 @@ def make_groups(
     margin_scale: float = 1.0,
     ties: Ties = "drop",
     source_weights: Mapping[str, float] | None = None,
+    join: bool = False,
 ) -> tuple[list[Group], dict[str, int]]:
     """Groups in the records' order, and what was left out by reason.
 
@@ -121,6 +124,7 @@ def make_groups(
         ties: what becomes of equal scores, and of equal replies.
         source_weights: a source's weight, 1 where none is named; divided by the mean over the groups, so that the
             learning rate keeps its meaning.
+        join: make one group of all those of the same prompt and source.
 
     Raises:
         DataError: a grade or score that is not finite, or outside the margin's table; names the record.
@@ -134,7 +138,16 @@ def make_groups(
                 pairs: tuple[Pair, ...] = (Pair(0, 1, grade_margin(record.grade, margin, margin_scale)),)
             else:
                 replies = tuple(reply.content for reply in record.replies)
-                pairs, tied = ranked_pairs([reply.score for reply in record.replies], ties)
+                scores = [reply.score for reply in record.replies]
+                pairs, tied = ranked_pairs(scores, ties)
+                pairs = tuple(
+                    pair
+                    if pair.target == 0.5
+                    else replace(
+                        pair, margin=grade_margin(scores[pair.better] - scores[pair.worse], margin, margin_scale)
+                    )
+                    for pair in pairs
+                )
                 counts["ties dropped" if ties == "drop" else "ties as soft labels"] += tied
         except DataError as error:
             raise DataError(f"preference {index} ({record.source or 'no source'}): {error}") from None
@@ -145,6 +158,7 @@ def make_groups(
             continue
         weight = (source_weights or {}).get(record.source, 1.0)
         groups.append(Group(record.prompt, replies, different, weight, record.source))
+    groups = joined(groups) if join else groups
     mean = sum(group.weight for group in groups) / max(len(groups), 1)
     if source_weights and mean > 0:
         groups = [replace(group, weight=group.weight / mean) for group in groups]
@@ -163,23 +177,35 @@ def binarised(groups: Sequence[Group]) -> list[Group]:
     return found
 
 
-def edited_ranking(prompt: tuple[Message, ...], edited: str, chosen: str, rejected: str, source: str = "") -> Group:
-    """edited > chosen > rejected as one group of three pairs (Llama 3, section 4.2.1)."""
-    pairs, _ = ranked_pairs([3.0, 2.0, 1.0])
-    return Group(prompt, (edited, chosen, rejected), pairs, source=source)
+def joined(groups: Sequence[Group]) -> list[Group]:
+    """Groups of the same prompt and source as one, where the first of them stood; equal replies are one reply."""
+    found: dict[tuple[tuple[Message, ...], str], Group] = {}
+    for group in groups:
+        key = (group.prompt, group.source)
+        if key not in found:
+            found[key] = group
+            continue
+        first = found[key]
+        replies = list(dict.fromkeys((*first.replies, *group.replies)))
+        pairs = [
+            replace(pair, better=replies.index(of.replies[pair.better]), worse=replies.index(of.replies[pair.worse]))
+            for of in (first, group)
+            for pair in of.pairs
+        ]
+        found[key] = replace(first, replies=tuple(replies), pairs=tuple(pairs))
+    return list(found.values())
 
 
-def single_pairs(groups: Sequence[Group]) -> list[Group]:
-    """A group of its own for every pair: what held-out pairs are measured on."""
-    return [
-        replace(
-            group,
-            replies=(group.replies[pair.better], group.replies[pair.worse]),
-            pairs=(replace(pair, better=0, worse=1),),
-        )
-        for group in groups
-        for pair in group.pairs
-    ]
+def compared(records: Sequence[Comparison | Scored]) -> tuple[list[Comparison], dict[str, int]]:
+    """Every pair of different scores as a comparison, its grade the difference; and what was left out, by reason."""
+    found: list[Comparison] = []
+    counts: Counter[str] = Counter()
+    for record in records:
+        try:
+            found += [record] if isinstance(record, Comparison) else scored_pairs(record, counts)
+        except Dropped as dropped:
+            counts[str(dropped)] += 1
+    return found, dict(counts)
 
 
 class GroupRow(TypedDict):

@@ -139,6 +139,10 @@ class RewardSection(SupervisedSection):
     """Preference-model pretraining and reward-model finetuning: pairwise logistic loss on a pooling head.
 
     `margin`: `small` and `large` are Llama 2's on the grades 1 to 4, `scale` is `margin_scale` times the grade.
+    `rankings: prompts` makes one group of all replies to a prompt (InstructGPT): sources of scored replies
+    (ultrafeedback, shp, posts, replies, edited, ...) are read with their scores, comparisons of one prompt and source
+    are joined;
+    `margin` then takes the difference of scores as grade. With `ties: soft` equal scores are learnt as target 0.5.
     `min_grade` keeps pairs of that grade or more (3: significantly better and better), `tag_balanced` that many pairs
     by their tags (InsTag). `binarise` makes a GOOD and a BAD pair of each (PMP). `source_weights` are by the sources'
     path, 1 where none is named. `share_prompts` computes the prompt of a pair once. After training the replies of the
@@ -148,6 +152,8 @@ class RewardSection(SupervisedSection):
     pooling: Literal["end_token", "last_token", "mean", "max", "attention", "weighted_mean"] = "end_token"
     margin: Literal["none", "small", "large", "scale"] = "none"
     margin_scale: Rate = 1.0
+    rankings: Literal["pairs", "prompts"] = "pairs"
+    ties: Literal["drop", "soft"] = "drop"
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     centering: float = Field(0.0, ge=0)
     lm_weight: float = Field(0.0, ge=0)
@@ -171,6 +177,12 @@ class RewardSection(SupervisedSection):
             broken.append(("margin_scale", f"margin '{self.margin}' does not use it; set margin to scale"))
         if self.binarise and self.margin != "none":
             broken.append(("margin", "a GOOD and BAD pair has no strength; set margin to none, or binarise to false"))
+        if self.ties == "soft" and self.rankings == "pairs":
+            broken.append(("ties", "only scored replies have ties; set rankings to prompts, or ties to drop"))
+        if self.ties == "soft" and self.binarise:
+            broken.append(("ties", "a tie has no GOOD and BAD reply; set ties to drop, or binarise to false"))
+        if self.min_grade is not None and self.rankings == "prompts":
+            broken.append(("min_grade", "chooses among single pairs; set rankings to pairs, or remove the key"))
         known = {source.path for source in self.data}
         for name in sorted(set(self.source_weights) - known):
             broken.append(("source_weights", f"'{name}' is no source of data; name one of {', '.join(sorted(known))}"))
@@ -180,4 +192,6 @@ class RewardSection(SupervisedSection):
     def grouped(self) -> bool:
         """Whether any option needs groups of replies; else pairs are trained as they always were."""
         plain = self.margin == "none" and not (self.label_smoothing or self.centering or self.lm_weight)
-        return not plain or self.binarise or bool(self.source_weights) or self.share_prompts
+        return (
+            not plain or self.rankings == "prompts" or self.binarise or bool(self.source_weights) or self.share_prompts
+        )

@@ -14,34 +14,37 @@ from align.recipe import Recipe, RecipeError
 from align.recipe.stages import RewardSection
 from align.trainers.reward import RewardTrainer
 from align.trainers.reward_groups import GroupOptions, GroupRewardTrainer
-from data_formats.records import Comparison
+from data_formats.records import Comparison, Scored
 
 Encoded = tuple[list[Any], list[Comparison], dict[str, int]]
 
 
-def encode(tokenizer: Any, comparisons: list[Comparison], section: RewardSection) -> Encoded:
+def encode(tokenizer: Any, comparisons: list[Comparison | Scored], section: RewardSection) -> Encoded:
     """Rows of held-out pairs, the comparisons they were made from (same order and number), and what was dropped."""
     from align.data.encode import encode_kept_comparisons
-    from align.data.pairs import Group, Pair, encode_groups
+    from align.data.pairs import Group, Pair, compared, encode_groups
 
+    comparisons, left_out = compared(comparisons)
     if section.grouped:
         groups = [Group(pair.prompt, (pair.chosen, pair.rejected), (Pair(0, 1),)) for pair in comparisons]
         rows, kept, dropped = encode_groups(tokenizer, groups, section.max_length, section.on_overlong)
     else:
         rows, kept, dropped = encode_kept_comparisons(tokenizer, comparisons, section.max_length, section.on_overlong)
-    return rows, [comparisons[index] for index in kept], dropped
+    return rows, [comparisons[index] for index in kept], dict(Counter(left_out) + Counter(dropped))
 
 
-def encode_training(tokenizer: Any, comparisons: list[Comparison], section: RewardSection, seed: int) -> Encoded:
+def encode_training(
+    tokenizer: Any, comparisons: list[Comparison | Scored], section: RewardSection, seed: int
+) -> Encoded:
     """Training rows, the comparisons that were kept for them, and what was dropped, by reason; `seed` is of sampling.
 
     Raises:
         DataError: a grade that the margin does not know.
     """
     from align.data.balance import tag_balanced
-    from align.data.pairs import binarised, encode_groups, make_groups, strong_enough
+    from align.data.pairs import binarised, compared, encode_groups, make_groups, strong_enough
 
-    strong, dropped = strong_enough(comparisons, section.min_grade)
+    strong, dropped = strong_enough(comparisons, section.min_grade)  # scored replies come without min_grade
     if section.tag_balanced is not None:
         chosen = tag_balanced([pair.tags for pair in strong], section.tag_balanced, seed)
         dropped["not sampled by tags"] = len(strong) - len(chosen)
@@ -50,11 +53,16 @@ def encode_training(tokenizer: Any, comparisons: list[Comparison], section: Rewa
         rows, kept, more = encode(tokenizer, strong, section)
         return rows, kept, dropped | more
     groups, left_out = make_groups(
-        strong, margin=section.margin, margin_scale=section.margin_scale, source_weights=section.source_weights
+        strong,
+        margin=section.margin,
+        margin_scale=section.margin_scale,
+        ties=section.ties,
+        source_weights=section.source_weights,
+        join=section.rankings == "prompts",
     )
     groups = binarised(groups) if section.binarise else groups
     rows, _, overlong = encode_groups(tokenizer, groups, section.max_length, section.on_overlong)
-    return rows, strong, dict(Counter(dropped) + Counter(left_out) + Counter(overlong))
+    return rows, compared(strong)[0], dict(Counter(dropped) + Counter(left_out) + Counter(overlong))
 
 
 def make_trainer(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from align.runs.seeding import derive, seed_everything
 from align.stages import common, pairs, preferences
 from align.trainers.arguments import training_arguments
 from align.trainers.reward import RewardTrainer
-from data_formats.records import Comparison
+from data_formats.records import Comparison, Scored
 
 SAMPLES, WORST = 16, 32
 
@@ -70,7 +70,7 @@ def train_reward(
     began = time.perf_counter()
     model, tokenizer, fresh_head = load(recipe, section, origin, seed, stage=stage)
     common.open_folder(recipe, out_dir)
-    train, heldout, reports = train_and_heldout(section, Comparison, recipe)
+    train, heldout, reports = train_and_heldout(section, Comparison, recipe, ranked=section.rankings == "prompts")
     if shuffle_labels:
         train = shuffled_labels(train, derive(seed, "labels"))
     rows, train, dropped = preferences.encode_training(tokenizer, train, section, derive(seed, "tags"))
@@ -113,16 +113,18 @@ def load(recipe: Recipe, section: RewardSection, origin: Origin, seed: int, *, s
     return model, tokenizer, fresh
 
 
-def shuffled_labels(comparisons: list[Comparison], seed: int) -> list[Comparison]:
-    """The same pairs, chosen and rejected exchanged in a random half of them."""
-    from dataclasses import replace
+def _flipped(record: Comparison | Scored) -> Comparison | Scored:
+    if isinstance(record, Comparison):
+        return replace(record, chosen=record.rejected, rejected=record.chosen)
+    turned = (replace(reply, score=None if reply.score is None else -reply.score) for reply in record.replies)
+    return replace(record, replies=tuple(turned))
 
+
+def shuffled_labels(comparisons: list[Comparison | Scored], seed: int) -> list[Comparison | Scored]:
+    """The same pairs, chosen and rejected exchanged (a ranking turned round) in a random half of them."""
     flips = [index % 2 == 0 for index in range(len(comparisons))]
     random.Random(seed).shuffle(flips)
-    return [
-        replace(pair, chosen=pair.rejected, rejected=pair.chosen) if flip else pair
-        for pair, flip in zip(comparisons, flips, strict=True)
-    ]
+    return [_flipped(pair) if flip else pair for pair, flip in zip(comparisons, flips, strict=True)]
 
 
 def _arguments(recipe: Recipe, section: RewardSection, stage: str, out_dir: Path, seed: int, *, evaluate: bool) -> Any:

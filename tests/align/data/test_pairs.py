@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from align.data.pairs import Pair, binarised, edited_ranking, grade_margin, make_groups, ranked_pairs, strong_enough
+from align.data.pairs import Pair, binarised, compared, grade_margin, make_groups, ranked_pairs, strong_enough
 from data_formats.errors import DataError
 from data_formats.records import Comparison, Message, Reply, Scored
 
@@ -60,5 +60,30 @@ def test_binarised_pairs_put_the_marker_before_the_reply():
     ]
 
 
-def test_edited_above_chosen_above_rejected():
-    assert edited_ranking(ASK, "e", "c", "r").pairs == (Pair(0, 1), Pair(0, 2), Pair(1, 2))
+def test_margins_of_scored_replies_are_their_differences_and_a_tie_has_none():
+    record = Scored(ASK, (Reply("a", 3.0), Reply("b", 1.0), Reply("c", 1.0)))
+    (group,), counts = make_groups([record], margin="scale", margin_scale=0.5, ties="soft")
+    assert group.pairs == (Pair(0, 1, 1.0), Pair(0, 2, 1.0), Pair(1, 2, 0.0, 0.5))
+    assert counts == {"ties as soft labels": 1}
+    (group,), _ = make_groups([record], margin="small")
+    assert group.pairs == (Pair(0, 1, 1 / 3), Pair(0, 2, 1 / 3))
+    with pytest.raises(DataError, match=r"preference 0 .*: grade 2\.5 is not one of 1, 2, 3, 4"):
+        make_groups([Scored(ASK, (Reply("a", 3.5), Reply("b", 1.0)))], margin="small")
+
+
+def test_comparisons_of_a_prompt_and_source_become_one_group():
+    records = [pair("a", "b", source="x"), pair("c", "a", source="x"), pair("a", "b", source="y")]
+    groups, _ = make_groups(records, join=True)
+    assert [group.replies for group in groups] == [("a", "b", "c"), ("a", "b")]
+    assert groups[0].pairs == (Pair(0, 1), Pair(2, 0))
+
+
+def test_rankings_are_measured_on_their_single_pairs():
+    ranking = Scored(ASK, (Reply("e", 4.0), Reply("c", 2.0), Reply("r", 1.0)), "help", "s")
+    about = {"category": "help", "source": "s"}
+    found, counts = compared([pair(), ranking, Scored(ASK, (Reply("x", 1.0), Reply("y", 1.0)))])
+    assert found == [
+        pair(),
+        *(pair(*texts, grade=grade, **about) for *texts, grade in (("e", "c", 2.0), ("e", "r", 3.0), ("c", "r", 1.0))),
+    ]
+    assert counts["tie"] == 1

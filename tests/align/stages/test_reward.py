@@ -67,6 +67,9 @@ def test_every_option_of_a_reward_section_reaches_training(tmp_path):
         ({"rm__unit_variance": True, "rm__center_scores": False}, "unit_variance: needs the reference replies"),
         ({"rm__margin_scale": 2.0}, "margin_scale: margin 'none' does not use it"),
         ({"rm__binarise": True, "rm__margin": "small"}, "margin: a GOOD and BAD pair has no strength"),
+        ({"rm__ties": "soft"}, "ties: only scored replies have ties"),
+        ({"rm__ties": "soft", "rm__rankings": "prompts", "rm__binarise": True}, "ties: a tie has no GOOD"),
+        ({"rm__min_grade": 2, "rm__rankings": "prompts"}, "min_grade: chooses among single pairs"),
         ({"rm__source_weights": {"no.jsonl": 2.0}}, "source_weights: 'no.jsonl' is no source of data"),
     ],
 )
@@ -83,3 +86,28 @@ def test_tag_balanced_pairs_are_counted(tmp_path):
     summary = train_reward(recipe, section, Origin("stage", "base"), tmp_path / "run" / "rm", seed=5)
     assert summary["rows"] == 5
     assert "not sampled by tags" in json.dumps(summary)
+
+
+def test_rankings_and_comparisons_train_in_one_stage(tmp_path):
+    write_data(tmp_path)
+    edited = [{"prompt": f"ask {at}", "edited": "best one", "chosen": "good", "rejected": "bad"} for at in range(6)]
+    scored = [
+        {
+            "prompt": f"rate {at}",
+            "replies": [{"content": text, "score": score} for text, score in zip("abc", (3, 1, 1), strict=True)],
+        }
+        for at in range(6)
+    ]
+    for name, rows in (("edited", edited), ("scored", scored)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = small_recipe(tmp_path)
+    sources = [*(source.model_dump(exclude_none=True) for source in plain.rm.data)]
+    sources += [{"path": str(tmp_path / f"{name}.jsonl")} for name in ("edited", "scored")]
+    keys = {"rm__rankings": "prompts", "rm__ties": "soft", "rm__margin": "scale", "rm__data": sources}
+    recipe = small_recipe(tmp_path, **keys, rm__eval_data=sources)
+    run_stage(recipe, "base")
+    summary = train_reward(recipe, recipe.rm, Origin("stage", "base"), tmp_path / "run" / "ranked", seed=5)
+    measured = [json.loads(line) for line in (tmp_path / "run" / "ranked" / "eval.jsonl").read_text().splitlines()]
+    assert sum(row["chosen"] == "best one" for row in measured) == 2 * 6
+    assert [row["grade"] for row in measured if row["chosen"] == "a"] == [2.0] * 12
+    assert summary["pairs"] == len(measured) and summary["by_grade"]["2"]["pairs"] == 12 + 6
