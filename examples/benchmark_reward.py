@@ -15,6 +15,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,28 +60,27 @@ def shape() -> Any:
     )
 
 
-def seconds_ours(rows: list[dict], folder: str, *, share: bool) -> float:
+def seconds_ours(rows: list[dict], folder: str, tokenizer: Any, *, share: bool) -> tuple[float, float]:
     """Seconds of `GroupRewardTrainer.train`."""
     import torch
     from transformers import Qwen2Model, TrainingArguments
 
-    from align.trainers.reward_groups import GroupCollator, GroupOptions, GroupRewardTrainer
+    from align.trainers.reward_groups import GroupOptions, GroupRewardTrainer
     from reward.model import RewardModel
 
     torch.manual_seed(0)
-    options = GroupOptions(share_prompts=share)
     args = TrainingArguments(**common(folder))
     trainer = GroupRewardTrainer(
         RewardModel(Qwen2Model(shape())),
         args,
-        options=options,
+        options=GroupOptions(share_prompts=share),
         train_dataset=rows,
-        data_collator=GroupCollator(0, options),
+        processing_class=tokenizer,
     )
-    return timed(trainer)
+    return timed(trainer.train)
 
 
-def seconds_trl(rows: list[dict], folder: str, tokenizer: Any) -> float:
+def seconds_trl(rows: list[dict], folder: str, tokenizer: Any) -> tuple[float, float]:
     """Seconds of `trl.RewardTrainer.train` on the same ids."""
     import torch
     from datasets import Dataset
@@ -94,7 +94,7 @@ def seconds_trl(rows: list[dict], folder: str, tokenizer: Any) -> float:
     trainer = RewardTrainer(
         Qwen2ForSequenceClassification(shape()), args, train_dataset=Dataset.from_dict(data), processing_class=tokenizer
     )
-    return timed(trainer)
+    return timed(trainer.train)
 
 
 def common(folder: str) -> dict[str, Any]:
@@ -112,11 +112,30 @@ def common(folder: str) -> dict[str, Any]:
     }
 
 
-def timed(trainer: Any) -> float:
-    """Seconds of a whole `train()`."""
-    began = time.perf_counter()
-    trainer.train()
-    return time.perf_counter() - began
+def timed(work: Callable[[], Any]) -> tuple[float, float]:
+    """(wall, CPU) seconds of a call; CPU is user and system time of this process, which other jobs disturb less."""
+    began, used = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - began, time.process_time() - used
+
+
+def compare(ways: dict[str, Callable[[], tuple[float, float]]], items: int, rounds: int) -> dict[str, float]:
+    """Items a second of each way, by wall and by CPU time, and how many times faster the first way is than the others.
+
+    All are medians over rounds in which every way runs once, in turn; a ratio is of the same round.
+    """
+    found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, run in ways.items():
+            found[way].append(run())
+    table, first = {}, next(iter(ways))
+    for at, clock in enumerate(("wall", "cpu")):
+        for way, seconds in found.items():
+            table[f"{way} {clock}"] = items / statistics.median(each[at] for each in seconds)
+        for way in [*ways][1:]:
+            ratios = [other[at] / own[at] for own, other in zip(found[first], found[way], strict=True)]
+            table[f"{first}/{way} {clock}"] = statistics.median(ratios)
+    return table
 
 
 def make_tokenizer() -> Any:
@@ -145,16 +164,11 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         for name, share in RATIOS.items():
             rows = make_pairs(options.pairs, options.length, share)
             ways = {
-                "shared": lambda rows=rows: seconds_ours(rows, folder, share=True),
-                "apart": lambda rows=rows: seconds_ours(rows, folder, share=False),
+                "shared": lambda rows=rows: seconds_ours(rows, folder, tokenizer, share=True),
+                "apart": lambda rows=rows: seconds_ours(rows, folder, tokenizer, share=False),
                 "trl": lambda rows=rows: seconds_trl(rows, folder, tokenizer),
             }
-            found: dict[str, list[float]] = {way: [] for way in ways}
-            for _ in range(options.rounds):
-                for way, run in ways.items():
-                    found[way].append(options.pairs / run())
-            speed = {way: statistics.median(each) for way, each in found.items()}
-            table[name] = speed | {f"shared/{way}": speed["shared"] / speed[way] for way in ("apart", "trl")}
+            table[name] = compare(ways, options.pairs, options.rounds)
             print(name, {key: round(value, 2) for key, value in table[name].items()}, flush=True)
     if options.out:
         options.out.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")

@@ -71,10 +71,11 @@ def gradients(trainer):
     return found.steps[0]
 
 
-@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize(("share", "flat"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("micro", [1, 4, 8])
-def test_gradients_are_those_of_every_reply_alone(tmp_path, expected, micro, share):
-    found = gradients(group_trainer(tmp_path, micro, options(share)))
+def test_gradients_are_those_of_every_reply_alone(tmp_path, expected, micro, share, flat):
+    collator = GroupCollator(PAD, options(share), flat=flat)
+    found = gradients(group_trainer(tmp_path, micro, options(share), data_collator=collator))
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=2e-3, atol=2e-5)
