@@ -79,7 +79,9 @@ class _Builder:
     def __init__(self, recipe: Recipe, tokenizer: Any, stage: str, device: Any):
         self.recipe, self.tokenizer, self.stage, self.device = recipe, tokenizer, stage, device
 
-    def model(self, origin: Origin, name: str, batch_size: int | None) -> Reward:
+    def model(
+        self, origin: Origin, name: str, batch_size: int | None, share_prompts: bool | None = None
+    ) -> Reward:
         """The reward model of an origin."""
         from align.models.load import load_options
         from reward.sources import load_reward
@@ -90,6 +92,7 @@ class _Builder:
             batch_size=batch_size or self.recipe.ppo.rollout.batch_size,
             name=name,
             device=self.device,
+            share_prompts=share_prompts,
             **load_options(path, self.recipe.model),
         )
 
@@ -101,7 +104,7 @@ class _Builder:
 
         match part:
             case ModelPart():
-                return self.model(reward_origins(self.recipe)[key], name, part.batch_size)
+                return self.model(reward_origins(self.recipe)[key], name, part.batch_size, part.share_prompts)
             case FunctionPart():
                 return FunctionReward(load_function(part.function), name)
             case EndpointPart():
