@@ -56,9 +56,7 @@ def flat_batch(groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
     }
 
 
-def flat_problem(
-    backbone: nn.Module, accepted: frozenset[str], device: torch.device | None = None
-) -> str | None:
+def flat_problem(backbone: nn.Module, accepted: frozenset[str], device: torch.device | None = None) -> str | None:
     """Why a backbone does not take `flat_batch`es, None where it does; `device`: where it will be, default: is."""
     if problem := tree_problem(backbone.config, accepted):
         return problem

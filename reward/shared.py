@@ -32,7 +32,7 @@ def layout_for(model: nn.Module, pad_id: int, share_prompts: bool | None) -> Lay
 
 
 def same_prompts(prompts: Sequence[Hashable], most: int) -> tuple[list[list[int]], list[int]]:
-    """(Groups of 2 to `most` indices whose prompts are equal, the indices left over); a prompt None is like no other."""
+    """(Groups of 2 to `most` indices whose prompts are equal, indices left over); a prompt None is like no other."""
     found: dict[Hashable, list[int]] = {}
     for index, prompt in enumerate(prompts):
         found.setdefault((prompt,) if prompt else index, []).append(index)

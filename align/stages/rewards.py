@@ -79,9 +79,7 @@ class _Builder:
     def __init__(self, recipe: Recipe, tokenizer: Any, stage: str, device: Any):
         self.recipe, self.tokenizer, self.stage, self.device = recipe, tokenizer, stage, device
 
-    def model(
-        self, origin: Origin, name: str, batch_size: int | None, share_prompts: bool | None = None
-    ) -> Reward:
+    def model(self, origin: Origin, name: str, batch_size: int | None, share_prompts: bool | None = None) -> Reward:
         """The reward model of an origin."""
         from align.models.load import load_options
         from reward.sources import load_reward

@@ -117,7 +117,8 @@ class GroupRewardTrainer(RewardTrainer):
         if options.share_prompts and (problem := tree_problem(model.config, model._accepted)):
             raise ModelFileError(f"share_prompts: {problem}, or set share_prompts to false")
         if kwargs.get("data_collator") is None:
-            flat = not args.gradient_checkpointing and flat_problem(model.backbone, model._accepted, args.device) is None
+            problem = flat_problem(model.backbone, model._accepted, args.device)
+            flat = problem is None and not args.gradient_checkpointing
             kwargs["data_collator"] = GroupCollator(kwargs["processing_class"].pad_token_id, options, flat=flat)
         self.options = options
         self.output_layer = None if output_layer is None else output_layer.detach()
