@@ -81,12 +81,18 @@ class HeadedModel(nn.Module):
         """The token embedding."""
         return self.backbone.get_input_embeddings()
 
-    def states(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, position_ids_BT: Tensor | None = None) -> Tensor:
-        """Last hidden states (B, T, d). Positions count the 1s of the mask, so padding may stand on either side."""
+    def states(
+        self, input_ids_BT: Tensor, attention_mask_BT: Tensor, position_ids_BT: Tensor | None = None, **more: Any
+    ) -> Tensor:
+        """Last hidden states (B, T, d). Positions count the 1s of the mask, so padding may stand on either side.
+
+        `more` goes to the backbone as it is.
+        """
         if position_ids_BT is None:
             position_ids_BT = (attention_mask_BT.long().cumsum(-1) - 1).clamp(min=0)
         optional = {"position_ids": position_ids_BT, "use_cache": False}
         optional = {name: value for name, value in optional.items() if name in self._accepted}
+        optional |= more
         return self.backbone(input_ids=input_ids_BT, attention_mask=attention_mask_BT, **optional).last_hidden_state
 
     def _apply(self, fn, recurse=True):

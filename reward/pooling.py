@@ -65,7 +65,12 @@ class Pooler(Float32Module):
                 before_NT = members_NT & (columns_T < at_N[:, None])
                 at_N = torch.where(before_NT.any(1), last_counted(before_NT), at_N)
             return states_BTd[rows_N, at_N]
-        states_NTd = states_BTd[rows_N].float()
+        if len(rows_N) > len(states_BTd):  # rows hold several sequences: take each one's columns alone
+            order_NT, longest = members_NT.int().argsort(dim=1, descending=True, stable=True), members_NT.sum(1).max()
+            columns_NT = order_NT[:, : int(longest)]
+            members_NT, states_NTd = members_NT.gather(1, columns_NT), states_BTd[rows_N[:, None], columns_NT].float()
+        else:
+            states_NTd = states_BTd[rows_N].float()
         if self.kind == "max":
             return states_NTd.masked_fill(~members_NT[..., None], -math.inf).amax(1)
         states_NTd = states_NTd.masked_fill(~members_NT[..., None], 0.0)  # 0 times NaN would be NaN

@@ -80,7 +80,7 @@ class _Builder:
         self.recipe, self.tokenizer, self.stage, self.device = recipe, tokenizer, stage, device
         self.origins = reward_origins(recipe, stage)
 
-    def model(self, origin: Origin, name: str, batch_size: int | None) -> Reward:
+    def model(self, origin: Origin, name: str, batch_size: int | None, share_prompts: bool | None = None) -> Reward:
         """The reward model of an origin."""
         from align.models.load import load_options
         from reward.sources import load_reward
@@ -91,6 +91,7 @@ class _Builder:
             batch_size=batch_size or getattr(self.recipe, self.stage).rollout.batch_size,
             name=name,
             device=self.device,
+            share_prompts=share_prompts,
             **load_options(path, self.recipe.model),
         )
 
@@ -102,7 +103,7 @@ class _Builder:
 
         match part:
             case ModelPart():
-                return self.model(self.origins[key], name, part.batch_size)
+                return self.model(self.origins[key], name, part.batch_size, part.share_prompts)
             case FunctionPart():
                 return FunctionReward(load_function(part.function), name)
             case EndpointPart():

@@ -6,8 +6,8 @@ For two replies and default options that is the loss of `RewardTrainer`. Instruc
 of a prompt likewise; the LM term is that of Askell et al. 2021, on the chosen reply alone, through the frozen output
 layer of the language model that training started from.
 
-With `share_prompts` the replies of a group share their prompt's computation (`reward.layout`); scores and gradients are
-those of encoding every reply apart, up to rounding.
+With `share_prompts` the replies of a group share their prompt's computation (`reward.layout`, on CPUs `reward.flat`);
+scores and gradients are those of encoding every reply apart, up to rounding.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from align.data.collate import pad_right
 from align.data.pairs import GroupRow
 from align.trainers.reward import RewardTrainer
 from reward.errors import ModelFileError
+from reward.flat import flat_batch, flat_problem
 from reward.layout import TokenGroup, tree_batch, tree_problem
 from reward.losses import mean_by_group, preference_loss
 
@@ -36,7 +37,7 @@ class GroupOptions:
     centering: float = 0.0
     lm_weight: float = 0.0
     share_prompts: bool = False
-    row_length: int | None = None  # tokens of a row that several groups share; default: the longest group
+    row_length: int | None = None  # tokens of a padded row that several groups share; default: the longest group
 
 
 class GroupCollator:
@@ -44,15 +45,18 @@ class GroupCollator:
 
     Beside the model's inputs: `better`, `worse`, `margins`, `targets`, `groups` (P,), `weights` (G,), and for the LM
     term `lm_rows`, `lm_columns`, `lm_ids`, `lm_shares`, `lm_groups` (M,): which state predicts which id.
+
+    Args:
+        flat: lay shared prompts in one row without padding (`reward.flat`), not in padded ones (`reward.layout`).
     """
 
-    def __init__(self, pad_id: int, options: GroupOptions | None = None):
-        self.pad_id, self.options = pad_id, options or GroupOptions()
+    def __init__(self, pad_id: int, options: GroupOptions | None = None, *, flat: bool = False):
+        self.pad_id, self.options, self.flat = pad_id, options or GroupOptions(), flat
 
     def __call__(self, rows: Sequence[GroupRow]) -> dict[str, Tensor]:
         if self.options.share_prompts:
             groups = [TokenGroup(row["prompt_ids"], row["reply_ids"]) for row in rows]
-            batch = tree_batch(groups, self.pad_id, self.options.row_length)
+            batch = flat_batch(groups) if self.flat else tree_batch(groups, self.pad_id, self.options.row_length)
         else:
             ids, mask = pad_right([[*row["prompt_ids"], *r] for row in rows for r in row["reply_ids"]], self.pad_id)
             starts = [len(row["prompt_ids"]) for row in rows for _ in row["reply_ids"]]
@@ -113,7 +117,9 @@ class GroupRewardTrainer(RewardTrainer):
         if options.share_prompts and (problem := tree_problem(model.config, model._accepted)):
             raise ModelFileError(f"share_prompts: {problem}, or set share_prompts to false")
         if kwargs.get("data_collator") is None:
-            kwargs["data_collator"] = GroupCollator(kwargs["processing_class"].pad_token_id, options)
+            problem = flat_problem(model.backbone, model._accepted, args.device)
+            flat = problem is None and not args.gradient_checkpointing
+            kwargs["data_collator"] = GroupCollator(kwargs["processing_class"].pad_token_id, options, flat=flat)
         self.options = options
         self.output_layer = None if output_layer is None else output_layer.detach()
         super().__init__(model, args, **kwargs)
@@ -128,7 +134,7 @@ class GroupRewardTrainer(RewardTrainer):
 
     def forward_groups(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(better_P, worse_P) scores and the hidden states (B, T, d)."""
-        names = ("input_ids", "attention_mask", "position_ids", "members", "rows")
+        names = ("input_ids", "attention_mask", "position_ids", "members", "rows", "parts")
         given = {name: inputs[name] for name in names if name in inputs}
         scores_N, states_BTd = model(**given, with_states=True)
         return scores_N[inputs["better"]], scores_N[inputs["worse"]], states_BTd

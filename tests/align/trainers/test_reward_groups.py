@@ -6,6 +6,7 @@ import torch
 from align.trainers.reward_groups import GroupCollator, GroupOptions, GroupRewardTrainer
 from reward.errors import ModelFileError
 from tests.align.trainers.supervised_case import BATCH, PAD, Gradients, make_trainer, pair_rows, reward_model
+from tests.tiny_models import byte_tokenizer
 
 LM = 0.3
 
@@ -71,10 +72,11 @@ def gradients(trainer):
     return found.steps[0]
 
 
-@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize(("share", "flat"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("micro", [1, 4, 8])
-def test_gradients_are_those_of_every_reply_alone(tmp_path, expected, micro, share):
-    found = gradients(group_trainer(tmp_path, micro, options(share)))
+def test_gradients_are_those_of_every_reply_alone(tmp_path, expected, micro, share, flat):
+    collator = GroupCollator(PAD, options(share), flat=flat)
+    found = gradients(group_trainer(tmp_path, micro, options(share), data_collator=collator))
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=2e-3, atol=2e-5)
@@ -124,3 +126,17 @@ def test_what_cannot_be_done_is_refused(tmp_path):
     plain.model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ModelFileError, match="share_prompts: attn_implementation 'flash_attention_2' takes no tree"):
         GroupRewardTrainer(plain.model, plain.args, options=GroupOptions(share_prompts=True), train_dataset=ROWS)
+
+
+def test_held_out_prompts_are_shared_by_the_collator_that_the_trainer_makes(tmp_path):
+    chosen = GroupOptions(share_prompts=True)
+    plain = make_trainer("reward", tmp_path, pair_rows(BATCH), micro=8)
+    keys = {"options": chosen, "train_dataset": ROWS, "processing_class": byte_tokenizer()}
+    trainer, rows = GroupRewardTrainer(plain.model, plain.args, **keys), []
+    hook = lambda module, args, given, result: rows.append((len(given["input_ids"]), len(given["rows"])))  # noqa: E731
+    trainer.model.register_forward_hook(hook, with_kwargs=True)
+    trainer.predict(ROWS)
+    assert {count for count, _ in rows} == {1}  # flat
+    assert sum(replies for _, replies in rows) == sum(len(row["reply_ids"]) for row in ROWS)
+    plain.args.gradient_checkpointing = True
+    assert not GroupRewardTrainer(plain.model, plain.args, **keys).data_collator.flat
