@@ -19,7 +19,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def quantization_4bit(compute_dtype: Any = "bfloat16") -> Any:
-    """NF4 with double quantisation (Dettmers et al. 2023, QLoRA, section 3), for `quantization_config=`."""
+    """NF4 with double quantisation (Dettmers et al. 2023, QLoRA), for `quantization_config=`."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

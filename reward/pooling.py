@@ -6,7 +6,7 @@ sequence may stand alone, padded on either side, packed behind others, or share 
 - `end_token` (default): the state of the last member, which collators make `<|im_end|>` (Bai et al. 2022, A.2);
 - `last_token`: the state of the member before it, the reply's last token of content;
 - `mean`, `max`: over all members, each dimension apart;
-- `weighted_mean`: member t of T weighs t / (1 + ... + T) (Muennighoff 2022, SGPT, eq. 2);
+- `weighted_mean`: member t of T weighs t / (1 + ... + T) (Muennighoff 2022, SGPT);
 - `attention`: softmax over the members of state . query / sqrt(d); the learnt query starts at 0, that is, as the mean.
 """
 

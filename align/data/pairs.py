@@ -4,7 +4,7 @@ One `Group` is one item of a reward trainer: a prompt, K replies and the pairs a
 - `Comparison`: two replies, one pair, with the margin of its grade;
 - `Scored`: K replies, every pair of different scores (InstructGPT, 2203.02155, section 3.4); a reply edited by hand
   above the chosen above the rejected one (Llama 3, section 4.2.1) is such a ranking of three;
-- binarised (Askell et al. 2021, 2112.00861, section 4): a pair A > B gives "GOOD:A > BAD:A" and "BAD:B > GOOD:B", two
+- binarised (Askell et al. 2021, 2112.00861): a pair A > B gives "GOOD:A > BAD:A" and "BAD:B > GOOD:B", two
   groups with the marker at the head of the reply.
 
 Whatever is left out is counted by reason.

@@ -115,13 +115,13 @@ def reliability(differences: Sequence[float], temperature: float = 1.0, bins: in
 
 
 def calibration_error(rows: Sequence[dict[str, float | int]]) -> float:
-    """Expected calibration error (Guo et al. 2017, eq. 3): |found - stated| of `reliability`, weighed by pairs."""
+    """Expected calibration error (Guo et al. 2017): |found - stated| of `reliability`, weighed by pairs."""
     pairs = sum(row["pairs"] for row in rows)
     return sum(row["pairs"] * abs(row["found"] - row["stated"]) for row in rows) / pairs if pairs else float("nan")
 
 
 def fit_temperature(differences: Sequence[float]) -> float:
-    """T that minimises the mean of log(1 + exp(-d / T)) (Guo et al. 2017, section 4.2).
+    """T that minimises the mean of log(1 + exp(-d / T)) (temperature scaling of Guo et al. 2017).
 
     By bisection of the derivative in 1/T, of which the loss is convex. Between 0.001 and 1000; the upper end where no
     difference is worth anything, the lower where every pair is right.
