@@ -6,13 +6,12 @@ learnt from the training pairs, which are not here: it is the one that agrees wi
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from align.evaluation.shares import wilson
 from align.report.headline import tagged
 from align.report.run import Row, StageFiles, clean, number
 
-Z95 = 1.959963984540054
 MAX_PARTS = 8
 
 
@@ -25,16 +24,6 @@ class Bar:
     share: float
     low: float | None = None
     high: float | None = None
-
-
-def wilson(correct: float, n: int) -> tuple[float, float]:
-    """95 % Wilson score interval of `correct` in `n` (Wilson 1927); (0, 1) when `n` is 0."""
-    if n == 0:
-        return 0.0, 1.0
-    share, spread = correct / n, Z95 * Z95 / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z95 / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def scored(stage: StageFiles) -> list[Row]:

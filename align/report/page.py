@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from align.report import replies
+from align.report import parts, replies
 from align.report.figures import FIGURES
 from align.report.headline import cell, headline_rows, percent
 from align.report.outcomes import REWARD, by_category, judge_of
@@ -54,6 +54,9 @@ def render(run: Run, images: Container[str]) -> str:
         compared=replies.compared(run),
         said={name: found for name in ("base", "sft", "ppo") if (found := replies.said(run, name))},
         pairs={name: found for name in ("pmp", "rm") if (found := replies.judged_pairs(run, name))},
+        most_wrong={name: found for name in ("pmp", "rm") if (found := replies.most_wrong(run, name))},
+        parts={name: found for name in ("pmp", "rm") if (found := parts.part_rows(run, name))},
+        calibrations=[words for name in ("pmp", "rm") if (words := parts.calibration(run, name))],
         recipes=recipes(run),
     )
 

@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from align.report.accuracy import Bar, accuracy_bars, reliability_rows, scored, wilson
+from align.evaluation.shares import wilson
+from align.report.accuracy import Bar, accuracy_bars, reliability_rows, scored
 from align.report.run import Run
 from align.report.style import Theme, legend, panels
 

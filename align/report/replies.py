@@ -73,18 +73,35 @@ def said(run: Run, name: str) -> list[Exchange]:
 def judged_pairs(run: Run, name: str) -> list[Exchange]:
     """The first held-out pairs of a reward stage with the scores of both sides."""
     rows = [row for row in run.stages[name].evals or run.stages[name].samples if "chosen" in row and "rejected" in row]
-    return [
-        Exchange(
-            prompt_text(row.get("prompt")),
-            ", ".join(filter(None, [clean(row.get("category"), 60), *_tags(row)])),
-            [
-                Reply(side, _reply(row[side]), _notes({"score": row.get(f"{side}_score")}, ""))
-                for side in ("chosen", "rejected")
-            ],
-            _right(row),
-        )
-        for row in spread(rows)[:OF_A_STAGE]
+    return [_pair(row) for row in spread(rows)[:OF_A_STAGE]]
+
+
+def most_wrong(run: Run, name: str) -> list[Exchange]:
+    """The held-out pairs of a reward stage whose rejected reply is the furthest above the chosen one."""
+    gaps = [
+        (rejected - chosen, row)
+        for row in run.stages[name].evals
+        if "chosen" in row
+        and "rejected" in row
+        and (chosen := number(row.get("chosen_score"))) is not None
+        and (rejected := number(row.get("rejected_score"))) is not None
     ]
+    worst = sorted((pair for pair in gaps if pair[0] > 0), key=lambda pair: -pair[0])[:OF_A_STAGE]
+    return [_pair(row) for _, row in worst]
+
+
+def _pair(row: Row) -> Exchange:
+    grade = number(row.get("grade"))
+    about = [clean(row.get("category"), 60), "" if grade is None else f"grade {grade:g}", *_tags(row)]
+    return Exchange(
+        prompt_text(row.get("prompt")),
+        ", ".join(filter(None, about)),
+        [
+            Reply(side, _reply(row[side]), _notes({"score": row.get(f"{side}_score")}, ""))
+            for side in ("chosen", "rejected")
+        ],
+        _right(row),
+    )
 
 
 def spread(rows: list[Row]) -> list[Row]:

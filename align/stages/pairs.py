@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
+from align.evaluation.shares import clustered_wilson, wilson
 from data_formats.records import Comparison
 
-Z95 = 1.959963984540054
+MOST_GRADES = 6
 
 
-def wilson(correct: float, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson score interval of a share (Wilson 1927); (0, 1) when `n` is 0."""
-    if n == 0:
-        return 0.0, 1.0
-    share, spread = correct / n, z * z / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    return (middle - half if correct else 0.0), (middle + half if correct < n else 1.0)
+def accuracy(right: Sequence[bool], prompts: Sequence[Hashable] | None = None) -> dict[str, float | int]:
+    """`accuracy`, `correct`, `pairs`, and the 95 % interval `accuracy_low`, `accuracy_high`.
 
-
-def accuracy(right: Sequence[bool]) -> dict[str, float | int]:
-    """`accuracy`, `correct`, `pairs`, and the 95 % interval `accuracy_low`, `accuracy_high`."""
+    Args:
+        prompts: what each pair was asked; pairs of one prompt are not counted as independent in the interval.
+    """
     n, correct = len(right), sum(right)
-    low, high = wilson(correct, n)
+    low, high = wilson(correct, n) if prompts is None else clustered_wilson(right, prompts)
     return {
         "accuracy": correct / n if n else float("nan"),
         "accuracy_low": low,
@@ -35,13 +32,39 @@ def accuracy(right: Sequence[bool]) -> dict[str, float | int]:
     }
 
 
-def accuracy_by(right: Sequence[bool], names: Sequence[Iterable[str]]) -> dict[str, dict[str, float | int]]:
-    """`accuracy` of the pairs that carry each name; a pair may carry several or none."""
-    groups: dict[str, list[bool]] = defaultdict(list)
-    for ok, own in zip(right, names, strict=True):
+def accuracy_by(
+    right: Sequence[bool], names: Sequence[Iterable[str]], heldout: Sequence[Comparison]
+) -> dict[str, dict[str, float | int]]:
+    """`accuracy` of the pairs that carry each name, and the share `longer` of those whose longer reply is the chosen
+    one (equal lengths count half); a pair may carry several names or none."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, own in enumerate(names):
         for name in own:
-            groups[name].append(ok)
-    return {name: accuracy(group) for name, group in sorted(groups.items())}
+            groups[name].append(index)
+    found = {}
+    for name, indices in groups.items():
+        own = [heldout[index] for index in indices]
+        longer = sum(_longer(pair) for pair in own) / len(own)
+        found[name] = accuracy([right[index] for index in indices], [pair.prompt for pair in own]) | {"longer": longer}
+    return found
+
+
+def _longer(pair: Comparison) -> float:
+    gap = len(pair.chosen) - len(pair.rejected)
+    return 0.5 * (gap == 0) + (gap > 0)
+
+
+def grade_names(heldout: Sequence[Comparison]) -> list[list[str]]:
+    """The grade of each pair as its part's name, none where it has none; of many grades, sixths from low to high."""
+    grades = [pair.grade for pair in heldout]
+    values = sorted(grade for grade in grades if grade is not None)
+    known = sorted(set(values))
+    if len(known) <= MOST_GRADES:
+        return [[] if grade is None else [f"{grade:g}"] for grade in grades]
+    ends = sorted({values[(len(values) - 1) * part // MOST_GRADES] for part in range(1, MOST_GRADES + 1)})
+    starts = [known[0], *(next(value for value in known if value > end) for end in ends[:-1])]
+    names = [f"{low:g}" if low == high else f"{low:g} to {high:g}" for low, high in zip(starts, ends, strict=True)]
+    return [[] if grade is None else [names[bisect_left(ends, grade)]] for grade in grades]
 
 
 def _rule_accuracy(
@@ -74,7 +97,7 @@ def majority_baseline(train: Sequence[Comparison], heldout: Sequence[Comparison]
 
 def accuracy_by_length_gap(right: Sequence[bool], heldout: Sequence[Comparison]) -> dict[str, dict[str, float | int]]:
     """`accuracy` of the pairs by len(chosen) - len(rejected) in characters, in `LENGTH_GAPS`."""
-    return accuracy_by(right, [[_gap(len(pair.chosen) - len(pair.rejected))] for pair in heldout])
+    return accuracy_by(right, [[_gap(len(pair.chosen) - len(pair.rejected))] for pair in heldout], heldout)
 
 
 LENGTH_GAPS = (
@@ -137,6 +160,17 @@ def fit_temperature(differences: Sequence[float]) -> float:
     return 1 / math.sqrt(low * high)
 
 
+def cross_fitted_error(differences: Sequence[float], prompts: Sequence[Hashable]) -> float:
+    """`calibration_error` with each half of the prompts judged at the temperature fitted on the other half; NaN where
+    one half is empty. On the pairs that a temperature was fitted on, the error would look smaller than it is."""
+    order = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+    halves = [[d for d, p in zip(differences, prompts, strict=True) if order[p] % 2 == half] for half in (0, 1)]
+    if not all(halves):
+        return float("nan")
+    scaled = [d / fit_temperature(halves[1 - half]) for half in (0, 1) for d in halves[half]]
+    return calibration_error(reliability(scaled))
+
+
 def most_wrong(differences: Sequence[float], count: int) -> list[int]:
     """Indices of the pairs with the most negative differences, the worst first; none that are right."""
     wrong = [index for index, difference in enumerate(differences) if difference < 0]
@@ -156,3 +190,37 @@ def score_summary(chosen: Sequence[float], rejected: Sequence[float]) -> dict[st
         }
 
     return {"chosen": of(chosen), "rejected": of(rejected)}
+
+
+def evaluation(heldout: Sequence[Comparison], chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, Any]:
+    """Everything that scores of held-out pairs tell.
+
+    `accuracy` and its interval; `by_tag`, `by_category`, `by_source`, `by_grade`, `by_length_gap` (`accuracy_by`);
+    `accuracy_<tag>`; mean `margin`; `reliability` with its `calibration_error`; the best `temperature`, and the error
+    that one has on pairs it was not fitted on; `scores` of both sides.
+
+    Args:
+        heldout: at least one pair.
+        chosen, rejected: the scores of each pair's sides.
+    """
+    prompts = [pair.prompt for pair in heldout]
+    gaps = [a - b for a, b in zip(chosen, rejected, strict=True)]
+    right = [gap > 0 for gap in gaps]
+    by_tag = accuracy_by(right, [pair.tags for pair in heldout], heldout)
+    rows = reliability(gaps)
+    return {
+        **accuracy(right, prompts),
+        **{f"accuracy_{tag}": part["accuracy"] for tag, part in by_tag.items()},
+        "longer": sum(map(_longer, heldout)) / len(heldout),
+        "margin": sum(gaps) / len(gaps),
+        "by_tag": by_tag,
+        "by_category": accuracy_by(right, [[pair.category] if pair.category else [] for pair in heldout], heldout),
+        "by_source": accuracy_by(right, [[pair.source] if pair.source else [] for pair in heldout], heldout),
+        "by_grade": accuracy_by(right, grade_names(heldout), heldout),
+        "by_length_gap": accuracy_by_length_gap(right, heldout),
+        "reliability": rows,
+        "calibration_error": calibration_error(rows),
+        "temperature": fit_temperature(gaps),
+        "calibration_error_at_temperature": cross_fitted_error(gaps, prompts),
+        "scores": score_summary(chosen, rejected),
+    }

@@ -65,6 +65,24 @@ def encode_training(
     return rows, compared(strong)[0], dict(Counter(dropped) + Counter(left_out) + Counter(overlong))
 
 
+def binarised_accuracy(
+    trainer: RewardTrainer, tokenizer: Any, heldout: list[Comparison], section: RewardSection
+) -> float | None:
+    """Share of the held-out pairs' GOOD and BAD pairs that are scored in their order: what binarised PMP is trained on,
+    while the accuracy beside it is that of the plain replies. None where no pair is short enough with its marker."""
+    from align.data.pairs import Group, Pair, binarised, encode_groups
+
+    groups = binarised([Group(pair.prompt, (pair.chosen, pair.rejected), (Pair(0, 1),)) for pair in heldout])
+    on_overlong = "drop" if section.on_overlong == "error" else section.on_overlong
+    rows = sorted(
+        encode_groups(tokenizer, groups, section.max_length, on_overlong)[0], key=trainer.row_length
+    )  # like lengths together: less padding
+    if not rows:
+        return None
+    scores = trainer.predict(rows).predictions[:, :2]
+    return float((scores[:, 0] > scores[:, 1]).mean())
+
+
 def make_trainer(
     section: RewardSection, args: Any, model: Any, tokenizer: Any, rows: list, heldout_rows: list, output_layer: Any
 ) -> RewardTrainer:

@@ -85,6 +85,8 @@ def train_reward(
     if section.center_scores:
         figures |= _center(recipe, section, model, tokenizer, stage)
     figures |= held_out(trainer, heldout, heldout_rows, write_to=out_dir)
+    if section.binarise and heldout:
+        figures["accuracy_binarised"] = preferences.binarised_accuracy(trainer, tokenizer, heldout, section)
     common.save_model(trainer, tokenizer)
     if heldout:
         figures["length_baseline"] = pairs.length_baseline(train, heldout)
@@ -148,32 +150,13 @@ def held_out(
     scores = trainer.predict([rows[row] for row in order]).predictions[:, :2].tolist()
     by_row = dict(zip(order, scores, strict=True))
     chosen, rejected = ([by_row[row][side] for row in range(len(rows))] for side in (0, 1))
-    right = [a > b for a, b in zip(chosen, rejected, strict=True)]
-    gaps = [a - b for a, b in zip(chosen, rejected, strict=True)]
-    by_tag = pairs.accuracy_by(right, [pair.tags for pair in heldout])
-    by_category = pairs.accuracy_by(right, [[pair.category] if pair.category else [] for pair in heldout])
     if write_to is not None:
+        gaps = [a - b for a, b in zip(chosen, rejected, strict=True)]
         lines = [_line(*line) for line in zip(heldout, chosen, rejected, strict=True)]
         common.write_lines(write_to / "eval.jsonl", lines)
         common.write_lines(write_to / "samples.jsonl", lines[:SAMPLES])
         common.write_lines(write_to / "most_wrong.jsonl", [lines[index] for index in pairs.most_wrong(gaps, WORST)])
-    temperature = pairs.fit_temperature(gaps)
-    reliability = pairs.reliability(gaps)
-    return {
-        **pairs.accuracy(right),
-        **{f"accuracy_{tag}": part["accuracy"] for tag, part in by_tag.items()},
-        "margin": sum(gaps) / len(right),
-        "by_tag": by_tag,
-        "by_category": by_category,
-        "by_source": pairs.accuracy_by(right, [[pair.source] if pair.source else [] for pair in heldout]),
-        "by_grade": pairs.accuracy_by(right, [[] if pair.grade is None else [f"{pair.grade:g}"] for pair in heldout]),
-        "by_length_gap": pairs.accuracy_by_length_gap(right, heldout),
-        "reliability": reliability,
-        "calibration_error": pairs.calibration_error(reliability),
-        "temperature": temperature,
-        "calibration_error_at_temperature": pairs.calibration_error(pairs.reliability(gaps, temperature)),
-        "scores": pairs.score_summary(chosen, rejected),
-    }
+    return pairs.evaluation(heldout, chosen, rejected)
 
 
 def _line(pair: Comparison, chosen: float, rejected: float) -> dict[str, Any]:

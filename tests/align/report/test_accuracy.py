@@ -1,16 +1,8 @@
 import pytest
 
-from align.report.accuracy import accuracy_bars, reliability_rows, wilson
+from align.evaluation.shares import wilson
+from align.report.accuracy import accuracy_bars, reliability_rows
 from align.report.run import StageFiles
-from align.stages import pairs as stage_pairs
-
-
-def test_wilson_by_hand_and_as_the_stages_compute_it():
-    low, high = wilson(8, 10)
-    assert (low, high) == (pytest.approx(0.490162, abs=1e-6), pytest.approx(0.943318, abs=1e-6))  # Wilson 1927
-    assert wilson(0, 0) == (0.0, 1.0)
-    for correct, n in ((0, 5), (5, 5), (3, 7), (840, 1000)):
-        assert wilson(correct, n) == pytest.approx(stage_pairs.wilson(correct, n), abs=1e-12)
 
 
 def row(chosen_score, rejected_score, chosen, rejected, *tags):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,29 +11,44 @@ def pair(chosen, rejected):
     return Comparison((Message("user", "q"),), chosen, rejected)
 
 
-def test_wilson_by_hand():
-    # centre (0.8 + 0.19207294588) / 1.38414589176, half width by its formula
-    low, high = pairs.wilson(8, 10)
-    assert (low, high) == pytest.approx((0.490162, 0.943318), abs=1e-6)
-
-
-def test_wilson_solves_its_own_equation():
-    for correct, n in ((0, 7), (3, 9), (780, 1000), (7, 7)):
-        for bound in pairs.wilson(correct, n):
-            if 0 < bound < 1:  # |p_hat - p| = z sqrt(p (1 - p) / n)
-                spread = pairs.Z95 * math.sqrt(bound * (1 - bound) / n)
-                assert abs(correct / n - bound) == pytest.approx(spread, rel=1e-9)
-    assert pairs.wilson(0, 7)[0] == 0.0
-    assert pairs.wilson(7, 7)[1] == 1.0
-    assert pairs.wilson(0, 0) == (0.0, 1.0)
-
-
 def test_accuracy_and_its_parts():
     right = [True, False, True, True]
     whole = pairs.accuracy(right)
     assert (whole["accuracy"], whole["correct"], whole["pairs"]) == (0.75, 3, 4)
-    parts = pairs.accuracy_by(right, [["a"], ["a", "b"], [], ["b"]])
-    assert {name: (part["correct"], part["pairs"]) for name, part in parts.items()} == {"a": (1, 2), "b": (1, 2)}
+    held_out = [pair("long", "x"), pair("x", "long"), pair("x", "y"), pair("a", "b")]
+    parts = pairs.accuracy_by(right, [["a"], ["a", "b"], [], ["b"]], held_out)
+    found = {name: (part["correct"], part["pairs"], part["longer"]) for name, part in parts.items()}
+    assert found == {"a": (1, 2, 0.5), "b": (1, 2, 0.25)}
+
+
+def graded(*grades):
+    return [replace(pair("a", "b"), grade=grade) for grade in grades]
+
+
+def test_few_grades_are_parts_of_their_own_and_many_are_put_together():
+    assert pairs.grade_names(graded(2, None, 1.5)) == [["2"], [], ["1.5"]]
+    names = [name for (name,) in pairs.grade_names(graded(*range(12)))]
+    assert names == [f"{low} to {low + 1}" for low in range(0, 12, 2) for _ in range(2)]
+    uneven = [name for (name,) in pairs.grade_names(graded(*[1] * 20, 2, 3, 4, 5, 6, 7))]
+    assert uneven == ["1"] * 20 + ["2"] + ["3 to 7"] * 5  # the fifth sixth ends at 2
+
+
+def test_cross_fitting_judges_each_half_at_the_others_temperature():
+    """Half a: 3 of 4 right at gap 1, best at T = 1 / log 3; half b the same at gap 2, best at 2 / log 3. Judged at the
+    other's, a states sigmoid(log 3 / 2) and b sigmoid(2 log 3) where 3/4 is found."""
+    gaps = [1, 1, 1, -1, 2, 2, 2, -2]
+    prompts = ["a"] * 4 + ["b"] * 4
+    stated = [1 / (1 + 3**-power) for power in (0.5, 2)]
+    expected = sum(abs(0.75 - share) for share in stated) / 2
+    assert pairs.cross_fitted_error(gaps, prompts) == pytest.approx(expected, abs=1e-6)
+    assert math.isnan(pairs.cross_fitted_error(gaps[:4], prompts[:4]))
+
+
+def test_pairs_of_one_prompt_do_not_narrow_the_interval():
+    held_out = [pair("a", "b")] * 6
+    figures = pairs.evaluation(held_out, [1.0] * 6, [0.0] * 6)
+    assert (figures["accuracy_low"], figures["accuracy_high"]) == pairs.wilson(1, 1)
+    assert (figures["accuracy"], figures["longer"], figures["margin"]) == (1.0, 0.5, 1.0)
 
 
 def test_length_baseline_takes_its_direction_from_training():
