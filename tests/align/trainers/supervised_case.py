@@ -15,12 +15,14 @@ from align.recipe.fields import ModelSection, Source
 from align.recipe.stages import SupervisedSection
 from align.trainers.arguments import training_arguments
 from align.trainers.reward import RewardTrainer
+from align.trainers.reward_groups import GroupCollator, GroupOptions, GroupRewardTrainer
 from align.trainers.sft import SFTTrainer
 from reward.model import RewardModel
 from tests.tiny_models import qwen2_config
 
 PAD = 256
 BATCH = 8
+LM = 0.3
 
 
 def sft_rows(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
@@ -65,6 +67,28 @@ def pair_rows(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
     return [{"chosen_ids": [*p, *ids(1, 8), 258], "rejected_ids": [*p, *ids(1, 8), 258]} for p in prompts]
 
 
+def group_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Prompts with 2 to 4 replies, ranked, the last two of some tied; margins and weights of every size."""
+    rng = random.Random(seed)
+    rows = []
+    for index in range(count):
+        prompt = [rng.randrange(256) for _ in range(rng.randint(1, 9))]
+        k = 2 + index % 3
+        replies = [[*(rng.randrange(256) for _ in range(rng.randint(1, 7))), 258] for _ in range(k)]
+        pairs = [(k - 1 - a, k - 1 - b, 0.1 * a, 0.5 if b == 3 else 1.0) for a in range(k) for b in range(a + 1, k)]
+        rows.append({"prompt_ids": prompt, "reply_ids": replies, "pairs": pairs, "weight": 0.5 + index / 8})
+    return rows
+
+
+def group_options(share: bool) -> GroupOptions:
+    """Every term at once."""
+    return GroupOptions(label_smoothing=0.1, centering=0.02, lm_weight=LM, share_prompts=share, row_length=60)
+
+
+def output_layer() -> torch.Tensor:
+    return torch.randn(259, 16, generator=torch.Generator().manual_seed(2))
+
+
 def causal_lm(dtype: torch.dtype = torch.float64, **changes: Any) -> Qwen2ForCausalLM:
     torch.manual_seed(7)
     return Qwen2ForCausalLM(qwen2_config(**changes)).to(dtype)
@@ -97,7 +121,8 @@ def make_trainer(
     trainer: dict[str, Any] | None = None,
     **keys: Any,
 ) -> Any:
-    """An `sft` or `reward` trainer of batches of 8 rows; `trainer` goes to `SFTTrainer`, `keys` into the section."""
+    """An `sft`, `reward` or `groups` trainer of batches of 8 rows; `trainer` are its own options, `keys` are the
+    section's."""
     options = {"learning_rate": 1e-3, "max_length": 64, "max_grad_norm": 1e9, "max_steps": 1, "eval_batch_size": 4}
     section = SupervisedSection(
         data=(Source(path="x"),), batch_size=BATCH, micro_batch_size=micro, **(options | {"logging_steps": 1} | keys)
@@ -110,6 +135,10 @@ def make_trainer(
         return SFTTrainer(
             model or causal_lm(), args, train_dataset=rows, eval_dataset=heldout, data_collator=collator, **options
         )
+    if kind == "groups":
+        collator = GroupCollator(PAD, trainer["options"])
+        sets = {"train_dataset": rows, "eval_dataset": heldout, "data_collator": collator}
+        return GroupRewardTrainer(model or reward_model(), args, output_layer=output_layer(), **sets, **trainer)
     return RewardTrainer(
         model or reward_model(), args, train_dataset=rows, eval_dataset=heldout, data_collator=PairCollator(PAD)
     )

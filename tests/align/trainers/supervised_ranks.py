@@ -10,15 +10,25 @@ import torch
 
 from align.functional.reductions import REDUCTIONS
 from align.runs import checkpoint
-from tests.align.trainers.supervised_case import Gradients, chat_rows, make_trainer, pair_rows, sft_rows
+from tests.align.trainers.supervised_case import (
+    Gradients,
+    chat_rows,
+    group_options,
+    group_rows,
+    make_trainer,
+    pair_rows,
+    sft_rows,
+)
 
 
 def main(folder: Path, ranks: int) -> None:
     results = {}
     packed = {"packing": True, "max_length": 40}
+    single = [row | {"pairs": row["pairs"][:1]} for row in group_rows(7, seed=5)]
     cases = (
         ("sft", sft_rows(8), sft_rows(7, seed=5), None),
         ("reward", pair_rows(8), pair_rows(7, seed=5), None),
+        *((f"groups {share}", group_rows(8), single, {"options": group_options(share)}) for share in (True, False)),
         *((f"sft {name}", chat_rows(8), chat_rows(7, seed=5), {"loss_reduction": name}) for name in REDUCTIONS),
         ("sft packed", chat_rows(30), chat_rows(7, seed=5), packed | {"loss_reduction": "prefix_mean"}),
     )

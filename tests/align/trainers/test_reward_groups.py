@@ -1,38 +1,23 @@
-import random
-
 import pytest
 import torch
 
 from align.trainers.reward_groups import GroupCollator, GroupOptions, GroupRewardTrainer
 from reward.errors import ModelFileError
-from tests.align.trainers.supervised_case import BATCH, PAD, Gradients, make_trainer, pair_rows, reward_model
+from tests.align.trainers.supervised_case import (
+    BATCH,
+    LM,
+    PAD,
+    Gradients,
+    group_options,
+    group_rows,
+    make_trainer,
+    output_layer,
+    pair_rows,
+    reward_model,
+)
 from tests.tiny_models import byte_tokenizer
 
-LM = 0.3
-
-
-def group_rows(count, seed=0):
-    """Prompts with 2 to 4 replies, ranked, the last two of some tied; margins and weights of every size."""
-    rng = random.Random(seed)
-    rows = []
-    for index in range(count):
-        prompt = [rng.randrange(256) for _ in range(rng.randint(1, 9))]
-        k = 2 + index % 3
-        replies = [[*(rng.randrange(256) for _ in range(rng.randint(1, 7))), 258] for _ in range(k)]
-        pairs = [(k - 1 - a, k - 1 - b, 0.1 * a, 0.5 if b == 3 else 1.0) for a in range(k) for b in range(a + 1, k)]
-        rows.append({"prompt_ids": prompt, "reply_ids": replies, "pairs": pairs, "weight": 0.5 + index / 8})
-    return rows
-
-
 ROWS = group_rows(BATCH)
-
-
-def options(share):
-    return GroupOptions(label_smoothing=0.1, centering=0.02, lm_weight=LM, share_prompts=share, row_length=60)
-
-
-def output_layer():
-    return torch.randn(259, 16, generator=torch.Generator().manual_seed(2))
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +60,8 @@ def gradients(trainer):
 @pytest.mark.parametrize(("share", "flat"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("micro", [1, 4, 8])
 def test_gradients_are_those_of_every_reply_alone(tmp_path, expected, micro, share, flat):
-    collator = GroupCollator(PAD, options(share), flat=flat)
-    found = gradients(group_trainer(tmp_path, micro, options(share), data_collator=collator))
+    collator = GroupCollator(PAD, group_options(share), flat=flat)
+    found = gradients(group_trainer(tmp_path, micro, group_options(share), data_collator=collator))
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=2e-3, atol=2e-5)
