@@ -2,9 +2,11 @@ import json
 
 import pytest
 
+from align.recipe.fields import Source
 from align.recipe.lineage import Origin
 from align.stages.chain import run_stage
 from align.stages.reward import shuffled_labels, train_reward
+from data_formats.errors import DataError
 from data_formats.records import Comparison, Message
 from tests.align.stages.small_chain import small_recipe, write_data
 
@@ -111,3 +113,50 @@ def test_rankings_and_comparisons_train_in_one_stage(tmp_path):
     assert sum(row["chosen"] == "best one" for row in measured) == 2 * 6
     assert [row["grade"] for row in measured if row["chosen"] == "a"] == [2.0] * 12
     assert summary["pairs"] == len(measured) and summary["by_grade"]["2"]["pairs"] == 12 + 6
+
+
+GOOD_PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad", "grade": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "keys", "words"),
+    [
+        ({"prompt": "q", "chosen": "good"}, {}, r"bad\.jsonl, (line|row) 2.*rejected"),
+        (GOOD_PAIR | {"grade": float("nan")}, {}, r"bad\.jsonl, (line|row) 2, field 'grade': expected a finite number"),
+        (GOOD_PAIR | {"grade": float("inf")}, {}, r"bad\.jsonl, (line|row) 2, field 'grade': expected a finite number"),
+        (GOOD_PAIR | {"chosen": 7}, {}, r"bad\.jsonl, (line|row) 2, field 'chosen'"),
+        (
+            GOOD_PAIR | {"grade": 9},
+            {"margin": "small"},
+            r"preference 1 \(.*bad\.jsonl\): grade 9 is not one of 1, 2, 3, 4",
+        ),
+    ],
+)
+def test_bad_pairs_stop_the_stage_and_touch_nothing(tmp_path, row, keys, words):
+    write_data(tmp_path)
+    recipe = small_recipe(tmp_path)
+    run_stage(recipe, "base")
+    out_dir, bad = tmp_path / "run" / "rm", tmp_path / "bad.jsonl"
+    (out_dir / "checkpoints" / "step-1").mkdir(parents=True)
+    (out_dir / "checkpoints" / "step-1" / "state.json").write_text("{}")
+    bad.write_text(json.dumps(GOOD_PAIR) + "\n" + json.dumps(row) + "\n")
+    section = recipe.rm.model_copy(update={"data": (Source(path=str(bad)),), **keys})
+    before = {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match=words):
+        train_reward(recipe, section, Origin("stage", "base"), out_dir, seed=5)
+    after = {path: path.read_bytes() for path in out_dir.rglob("*") if path.is_file()}
+    assert before == {path: data for path, data in after.items() if path.name != "recipe.yaml"}
+
+
+def test_pairs_of_no_use_are_counted(tmp_path):
+    write_data(tmp_path)
+    recipe = small_recipe(tmp_path)
+    run_stage(recipe, "base")
+    pairs = [GOOD_PAIR | {"prompt": f"q{at}"} for at in range(8)]
+    pairs += [GOOD_PAIR | {"rejected": "good"}, GOOD_PAIR | {"chosen": ""}, GOOD_PAIR | {"rejected": "  "}]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    section = recipe.rm.model_copy(update={"data": (Source(path=str(file)),), "center_scores": False})
+    summary = train_reward(recipe, section, Origin("stage", "base"), tmp_path / "run" / "arm", seed=5)
+    assert summary["rows"] + summary["pairs"] == 8
+    assert sum(summary["unread_rows"].values()) == 3, summary["unread_rows"]
