@@ -22,7 +22,9 @@ PROGRAMS = [file for file in FILES if not file.stem.startswith("benchmark_") and
 def load(name):
     spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:  # a program finds its neighbours
+        patch.syspath_prepend(ROOT / "examples")
+        spec.loader.exec_module(module)
     return module
 
 
@@ -130,8 +132,13 @@ def test_reward_throughput_with_shared_prompts_beside_trl(tmp_path):
     assert [name for name in table if name.endswith("1:4, 8 replies")]
 
 
+def test_shared_gradients_of_the_benchmark_are_those_apart():
+    example = load("benchmark_reward")
+    assert 0 < example.gradient_difference(example.make_pairs(8, 12, 0.5), "small") < 1e-4
+
+
 def test_the_pairs_of_the_benchmark_have_the_lengths_asked_for():
-    rows = load("benchmark_reward").make_pairs(50, 100, 0.8)
+    rows = load("benchmark_reward_scoring").make_pairs(50, 100, 0.8)
     prompts = [len(row["prompt_ids"]) for row in rows]
     replies = [len(reply) for row in rows for reply in row["reply_ids"]]
     assert 72 <= min(prompts) <= max(prompts) <= 88 and 18 <= min(replies) <= max(replies) <= 22
