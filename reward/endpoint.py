@@ -113,7 +113,7 @@ class EndpointReward:
     def _scores(self, answer: bytes, count: int) -> list[Any]:
         try:
             scores = json.loads(answer)["scores"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             scores = None
         if not isinstance(scores, list) or any(isinstance(s, bool | str) for s in scores):
             raise RewardError(
@@ -166,6 +166,8 @@ class EndpointReward:
             raise TryAgain(f"gave no answer in {self.timeout:g} s") from None
         except (OSError, http.client.HTTPException) as error:
             raise TryAgain(f"cannot be reached or broke off ({type(error).__name__}: {error})") from None
+        if response.length and len(answer) <= LARGEST:  # bytes that were announced and did not come
+            raise TryAgain(f"broke off in the middle of its answer, {response.length} bytes before its end")
         if response.status in AGAIN:
             raise TryAgain(f"answered with status {response.status} {response.reason}: {_short(answer)}")
         if response.status != 200:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -16,11 +16,14 @@ def checked(scores: Any, count: int, name: str) -> list[float]:
     """`scores` as `count` finite Python floats.
 
     Raises:
-        RewardError: another number of scores, something that is no number, NaN or infinity.
+        RewardError: another number of scores, something that is no number (texts that look like one too), NaN or
+            infinity.
     """
     try:
-        values = [float(score) for score in scores]
-    except (TypeError, ValueError) as error:
+        if isinstance(scores, str | bytes | Mapping | Set):
+            raise TypeError(f"a {type(scores).__name__} is no list of numbers")
+        values = [_number(score) for score in scores]
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: a tensor of several numbers
         raise RewardError(f"reward {name!r} must give one float a reply, it gave {_short(scores)} ({error})") from None
     if len(values) != count:
         raise RewardError(f"reward {name!r} gave {len(values)} scores for {count} replies")
@@ -30,6 +33,12 @@ def checked(scores: Any, count: int, name: str) -> list[float]:
             f"reward {name!r} gave {values[bad[0]]} for reply {bad[0]} ({len(bad)} of {count} not finite)"
         )
     return values
+
+
+def _number(score: Any) -> float:
+    if isinstance(score, str | bytes):
+        raise TypeError(f"{_short(score)} is a text")
+    return float(score)
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

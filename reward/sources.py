@@ -136,7 +136,9 @@ class FunctionReward:
         }
         try:
             scores = self.fn(prompts, completions, **columns)
-        except Exception as error:
+            if isinstance(scores, Iterator):
+                scores = list(scores)  # a generator fails only here
+        except (Exception, SystemExit) as error:  # sys.exit() would end the training without a word
             raise RewardError(f"reward {self.name!r} failed: {type(error).__name__}: {error}") from error
         return checked(scores, len(samples), self.name)
 

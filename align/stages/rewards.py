@@ -156,7 +156,7 @@ def load_function(spec: str) -> Callable[..., Any]:
         module = _file_module(Path(place).expanduser()) if place.endswith(".py") else importlib.import_module(place)
     except MissingFileError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` may call sys.exit()
         raise RewardError(
             f"reward function {spec}: importing {place} failed: {type(error).__name__}: {error}"
         ) from error

@@ -105,6 +105,8 @@ class IterationLoop:
         self._event("on_train_begin")
         if self.args.eval_on_start and not folder:
             self._evaluate()
+        if folder and self._misses_evaluation():
+            self._evaluate()
         while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             self._event("on_step_begin")
             metrics = self.step()
@@ -125,6 +127,13 @@ class IterationLoop:
         if self.control.should_save:
             self.save_checkpoint()
             self._event("on_save")
+
+    def _misses_evaluation(self) -> bool:
+        """Whether the evaluation that was due at this checkpoint had failed."""
+        step = self.state.global_step
+        due = self.args.eval_strategy == "steps" and step and step % int(self.args.eval_steps) == 0
+        at_step = (line for line in self.state.log_history if line["step"] == step)
+        return bool(due) and not any(name.startswith("eval/") for line in at_step for name in line)
 
     def _evaluate(self) -> None:
         figures = self.evaluate()

@@ -337,9 +337,18 @@ class PPOTrainer(PPOUpdate):
         return Samples.concatenate([part for part, _ in parts]), Scores.concatenate([part for _, part in parts])
 
     def evaluate(self, prompts: Sequence[Prompt] | None = None, num_samples: int = 1) -> dict[str, float]:
-        """Score, KL and entropy on held-out prompts (default `eval_prompts`; none: no figures); see `ppo_eval`."""
+        """Score, KL and entropy on held-out prompts (default `eval_prompts`; none: no figures); see `ppo_eval`.
+
+        Raises:
+            TrainingError: sampling or the reward failed; what was trained up to here is saved first.
+        """
         prompts = self.eval_prompts if prompts is None else prompts
-        return evaluate_policy(self, prompts, num_samples) if prompts else {}
+        try:
+            return evaluate_policy(self, prompts, num_samples) if prompts else {}
+        except TrainingError as problem:
+            if not self.state.global_step:
+                raise
+            raise TrainingError(f"{problem}; the state is saved in {self.save_checkpoint()}") from problem
 
     def save_model(self, folder: str | Path) -> None:
         """Write the policy and the tokenizer as a Hugging Face folder, atomically. The critic: `save_critic`."""

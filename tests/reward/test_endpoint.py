@@ -49,10 +49,10 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.give(*(answer(body) if callable(answer) else answer))
 
-    def give(self, status, answer, **headers):
+    def give(self, status, answer, headers=None):
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
-        for name, value in ({"Content-Length": str(len(data))} | headers).items():
+        for name, value in ({"Content-Length": str(len(data))} | (headers or {})).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
@@ -140,6 +140,14 @@ def test_what_may_be_over_is_tried_again_with_growing_pauses(server, caplog):
     assert "status 429" in caplog.records[1].getMessage()
 
 
+def test_an_answer_that_breaks_off_is_tried_again(server, caplog):
+    short = (200, b'{"scores": [1.0', {"Content-Length": "99"})
+    server.answers = [lambda body: short, lengths]
+    with caplog.at_level(logging.WARNING):
+        assert reward(server).score(samples("abc")) == [3.0]
+    assert "broke off in the middle of its answer, 84 bytes before its end" in caplog.records[0].getMessage()
+
+
 def test_attempts_are_bounded_and_the_error_names_address_status_and_attempt(server):
     server.answers = [(503, "busy")]
     with pytest.raises(RewardError, match=rf"{server.url} answered with status 503 .*busy.*\(attempt 3 of 3\)"):
@@ -167,6 +175,8 @@ def test_other_statuses_are_not_tried_again(server, status):
         ({"scores": [None]}, "must give one float a reply"),
         ({"scores": [1.0, 2.0]}, "gave 2 scores for 1 replies"),
         ({"scores": []}, "gave 0 scores for 1 replies"),
+        ({"scores": [10**400]}, "must give one float a reply"),
+        (b"[" * 100_000, "must answer with"),
         ({"scores": [math.nan]}, "gave nan for reply 0"),
         ({"scores": [math.inf]}, "gave inf for reply 0"),
     ],

@@ -132,7 +132,18 @@ def test_a_function_without_kwargs_gets_only_what_it_names():
 
 @pytest.mark.parametrize(
     ("answer", "words"),
-    [([1.0], "1 scores for 2"), ([1.0, math.nan], "nan"), ([math.inf, 0.0], "inf"), (None, "None"), (["x", 1], "'x'")],
+    [
+        ([1.0], "1 scores for 2"),
+        ([1.0, math.nan], "nan"),
+        ([math.inf, 0.0], "inf"),
+        (None, "None"),
+        (["x", 1], "'x' is a text"),
+        (["1", "2"], "'1' is a text"),
+        ("12", "a str is no list of numbers"),
+        ({0.5: "a", 1.0: "b"}, "a dict is no list of numbers"),
+        (torch.ones(2, 2), "must give one float a reply"),
+        ([10**400, 0], "must give one float a reply"),
+    ],
 )
 def test_wrong_answers_of_a_function_are_named(answer, words):
     with pytest.raises(RewardError, match=words) as caught:
@@ -146,6 +157,17 @@ def test_a_failing_function_is_a_reward_error_with_its_cause():
 
     with pytest.raises(RewardError, match=r"'broken' failed: ZeroDivisionError"):
         FunctionReward(broken).score([sample("a", "b")])
+
+
+def test_a_generator_that_fails_and_a_function_that_exits_are_reward_errors_too():
+    def ends(prompts, completions):
+        raise SystemExit(0)
+
+    with pytest.raises(RewardError, match=r"'ends' failed: SystemExit: 0"):
+        FunctionReward(ends).score([sample("a", "b")])
+    with pytest.raises(RewardError, match=r"'fn' failed: ZeroDivisionError"):
+        FunctionReward(lambda prompts, completions: (1 / 0 for _ in prompts), name="fn").score([sample("a", "b")])
+    assert FunctionReward(lambda prompts, completions: (0.5 for _ in prompts)).score([sample("a", "b")]) == [0.5]
 
 
 def test_a_causal_model_is_no_reward_model(tmp_path):
