@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from align import PPOTrainer
+from align.recipe.load import dump_recipe
 from align.stages import reward_arms
 from align.stages.rejection_arms import Settings
 from reward.model import RewardModel
+from tests.align.stages.small_chain import small_recipe, write_data
 from tests.commands import INSTALLED, ROOT, run
 
 FILES = sorted((ROOT / "examples").glob("*.py"))
-# these run below with tiny numbers, those need finished runs
-PROGRAMS = [file for file in FILES if not file.stem.startswith("benchmark_") and not file.stem.endswith("_experiments")]
+MEASURES = ("benchmark_", "compare_")  # these run below with tiny numbers, the experiments need finished runs
+PROGRAMS = [file for file in FILES if not file.stem.startswith(MEASURES) and not file.stem.endswith("_experiments")]
 
 
 def load(name):
@@ -31,7 +33,7 @@ def load(name):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_an_example_is_short_and_is_run_here(file):
     text = file.read_text(encoding="utf-8")
-    longest = 170 if file.stem.startswith("benchmark_") else 85  # a benchmark holds two or three programs
+    longest = 200 if file.stem.startswith(MEASURES) else 85  # a measurement holds two or three programs
     assert len(text.splitlines()) <= longest and f"python examples/{file.name}" in text.split('"""')[1]
     assert f'load("{file.stem}")' in (ROOT / "tests/examples/test_examples.py").read_text(encoding="utf-8")
 
@@ -85,6 +87,29 @@ def test_sft_throughput_beside_trl_on_the_same_masks(tmp_path):
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["same_masks"] and figures["steps"] == 3
     assert min(figures[name] for name in ("align", "trl", "align_packed", "ratio", "ratio_packed")) > 0
+
+
+def test_reward_training_beside_trl_on_the_same_pairs(tmp_path):
+    """Tiny: that all arms start alike, train as many steps on the same ids, and what is finished is taken over."""
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(small_recipe(tmp_path)), encoding="utf-8")
+    write_data(tmp_path)
+    example, out = load("compare_reward_trl"), tmp_path / "figures.json"
+    words = [str(tmp_path / "recipe.yaml"), "rm.center_scores=false", "--seeds", "0", "1", "--out", str(out)]
+    figures = example.main(words)
+    assert json.loads(out.read_text()) == figures
+    assert list(figures["arms"]) == ["ours", "ours after pmp", "trl"]
+    pairs = [figures["arms"][name]["by_seed"][seed]["pairs"] for name in figures["arms"] for seed in (0, 1)]
+    assert len(set(pairs)) == 1 and figures["arms"]["trl"]["pooled"]["pairs"] == 2 * pairs[0] > 0
+    assert figures["same_ids"] == figures["whole_pairs"] == figures["rows"] > 0
+    assert figures["steps"] == {"ours": 3, "trl": 3} and figures["start_gap"] < 1e-5
+    whole = figures["differences"]["ours - trl"]["pooled"]
+    accuracy = {name: arm["pooled"]["accuracy"] for name, arm in figures["arms"].items()}
+    assert whole["low"] <= whole["difference"] <= whole["high"]
+    assert whole["difference"] == pytest.approx(accuracy["ours"] - accuracy["trl"])  # one pair a prompt
+    folder = tmp_path / "run/compare_reward_trl/seed-0"
+    times = {name: (folder / name / "eval.jsonl").stat().st_mtime_ns for name in ("ours", "ours_after_pmp", "trl")}
+    assert example.main(words) == figures
+    assert times == {name: (folder / name / "eval.jsonl").stat().st_mtime_ns for name in times}
 
 
 @pytest.mark.slow
