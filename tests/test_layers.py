@@ -44,7 +44,9 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.evaluation": frozenset(
         {"align.models", "align.data", "align.recipe", "align.functional", "reward", "rollouts", "data_formats"}
     ),
-    "align.report": frozenset({"data_formats", "align.recipe", "align.evaluation.accuracy"}),  # plain numbers
+    "align.report": frozenset(
+        {"data_formats", "align.recipe", "align.evaluation.accuracy", "align.evaluation.table"}  # plain numbers
+    ),
     "align.commands": frozenset(
         {"align.runs", "align.recipe", "align.data", "align.models", "align.evaluation", "reward", "data_formats"}
     ),

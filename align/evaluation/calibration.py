@@ -1,7 +1,7 @@
 """How well the scores of a reward model state probabilities: P(chosen is better) = sigmoid(difference / temperature).
 
-The temperature that is reported for use is fitted on all pairs. What it is worth is told by cross-fitting: a temperature
-judged on the pairs that it was fitted on looks better than it is.
+The temperature that is reported for use is fitted on all pairs. What it is worth is told by cross-fitting, since judged
+on the pairs that it was fitted on a temperature looks better than it is.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from align.evaluation.accuracy import wilson
+from align.evaluation.table import percent
 from align.report.accuracy import Bar, accuracy_bars, scored
-from align.report.headline import percent
 from align.report.held_out import reliability_rows
 from align.report.run import Run, StageFiles, number
 from align.report.style import Theme, legend, panels

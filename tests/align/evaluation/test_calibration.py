@@ -41,7 +41,7 @@ def test_each_half_is_judged_at_the_other_halfs_temperature():
 
 def test_a_temperature_looks_worse_where_it_was_not_fitted():
     keys = ["one"] * 4 + ["two"] * 4
-    differences = [2.0, 2.0, 2.0, -2.0] + [2.0, 2.0, -2.0, -2.0]
+    differences = [2.0, 2.0, 2.0, -2.0, 2.0, 2.0, -2.0, -2.0]
     own = fit_temperature(differences)
     same = calibration_error(reliability([d / own for d in differences]))
     assert same == pytest.approx(0, abs=1e-6) and calibration_error(reliability(cross_fitted(differences, keys))) > 0.2

@@ -1,5 +1,6 @@
 from align.evaluation import preference
-from align.report.held_out import MAX_ROWS, AccuracyRow, accuracy_table, calibration_sentence, reliability_rows
+from align.evaluation.table import MAX_ROWS, AccuracyRow
+from align.report.held_out import accuracy_table, calibration_sentence, reliability_rows
 from align.report.run import StageFiles
 from data_formats.records import Comparison, Message
 
@@ -17,11 +18,11 @@ def test_page_and_summary_agree_on_every_part():
     table = accuracy_table(StageFiles("rm", summary, evals=lines))
     assert table == accuracy_table(StageFiles("rm", summary))
     assert [row.kind for row in table if row.kind] == [
-        *("source", "grade", "category", "tag", "chosen reply, characters"),
+        *("source", "grade", "category", "tag", "length gap"),
     ]
-    # 20 of 60 score 2 against 1; shorter wins: 15 of 60. Wilson: (1/3 + .03201 -+ 1.96 sqrt(.003704 + .000267)) / 1.06402
-    assert table[0] == AccuracyRow("", "all pairs", "60", "33.3 %", "22.7 % to 45.9 %", "25.0 %")
-    grades = [row for row in table if " to " in row.part and "by" not in row.part][:6]
+    # 20 of 60 score 2 against 1, 15 are shorter. Wilson: (1/3 + .03201 -+ 1.96 sqrt(.003704 + .000267)) / 1.06402
+    assert table[0] == AccuracyRow("", "all pairs", "60", "33.3 %", "22.7 to 45.9 %", "25.0 %")
+    grades = [row for row in table if " to " in row.part][:6]
     assert [row.part for row in grades][::5] == ["0 to 0.09", "0.5 to 0.59"] and {row.pairs for row in grades} == {"10"}
 
 
