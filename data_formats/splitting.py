@@ -22,6 +22,11 @@ def prompt_key(record: Record) -> str:
     else:
         messages: tuple[Message, ...] = record.prompt if isinstance(record, Comparison | Scored) else record.messages
         text = next((message.content for message in messages if message.role == "user"), "")
+    return text_key(text)
+
+
+def text_key(text: str) -> str:
+    """`prompt_key` of a first user turn or a text."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 

@@ -129,12 +129,19 @@ def table(runs: list[Lines]) -> list[list[float]]:
     return list(prompts.values())
 
 
+def share(rows: list[list[float]]) -> dict[str, Any]:
+    """Accuracy of a `table`; answers to one prompt are not independent in its interval."""
+    from align.evaluation.accuracy import Judged, accuracy
+
+    return accuracy([Judged(hit - 0.5, None, prompt=str(at)) for at, row in enumerate(rows) for hit in row], True)
+
+
 def compare(recipe: Any, seeds: list[int]) -> dict[str, Any]:
     """Train what is missing; accuracies by seed and over all, differences of the arms, baselines, checks."""
     from align.evaluation.compare import paired_difference
     from align.recipe.lineage import init_origin, stage_dir
     from align.runs.seeding import derive
-    from align.stages import chain, pairs
+    from align.stages import chain
 
     stages = [name for name in ("base", "pmp") if getattr(recipe, name) is not None]
     for stage in stages:
@@ -148,13 +155,11 @@ def compare(recipe: Any, seeds: list[int]) -> dict[str, Any]:
         for name, origin in start.items():
             folder = root / f"seed-{seed}" / name.replace(" ", "_")
             found[name].append(arm(recipe, origin, folder, derive(seed, "rm"), trl=name == "trl"))
-            share = pairs.accuracy([hit > 0 for row in table(found[name][-1:]) for hit in row])
-            print(f"seed {seed}, {name}: {share['correct']} of {share['pairs']}", flush=True)
+            done = share(table(found[name][-1:]))
+            print(f"seed {seed}, {name}: {done['correct']} of {done['pairs']}", flush=True)
     figures: dict[str, Any] = {"seeds": seeds, "arms": {}, "differences": {}}
     for name, runs in found.items():
-        each = [pairs.accuracy([bool(hit) for row in table([lines]) for hit in row]) for lines in runs]
-        whole = pairs.accuracy([bool(hit) for row in table(runs) for hit in row])
-        figures["arms"][name] = {"pooled": whole, "by_seed": each}
+        figures["arms"][name] = {"pooled": share(table(runs)), "by_seed": [share(table([one])) for one in runs]}
         if name != "trl":
             figures["differences"][f"{name} - trl"] = {
                 "pooled": paired_difference(table(found["trl"]), table(runs)),

@@ -44,8 +44,13 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.evaluation": frozenset(
         {"align.models", "align.data", "align.recipe", "align.functional", "reward", "rollouts", "data_formats"}
     ),
-    "align.report": frozenset({"data_formats", "align.recipe", "align.evaluation.shares"}),
-    "align.commands": frozenset({"align.runs", "align.recipe", "align.data", "align.models", "reward", "data_formats"}),
+    "align.report": frozenset(
+        {"data_formats", "align.recipe", "align.evaluation.accuracy", "align.evaluation.shares"}
+        | {"align.evaluation.table"}  # plain numbers
+    ),
+    "align.commands": frozenset(
+        {"align.runs", "align.recipe", "align.data", "align.models", "align.evaluation", "reward", "data_formats"}
+    ),
     "align.stages": ANYTHING,
     "align": ANYTHING,  # the entries and the command line
 }

@@ -1,18 +1,22 @@
 """Accuracies of a reward stage by part, each beside what length alone would get on the same pairs.
 
 Computed from `eval.jsonl`; without it, what the summary holds. Whether "longer wins" or "shorter wins" is the rule was
-learnt from the training pairs, which are not here: it is the one that agrees with the summary's `length_baseline`.
+learnt from the training pairs, which are not here: the summary says it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from align.evaluation.accuracy import Judged, Part, accuracy, parts, won_share
 from align.evaluation.shares import wilson
-from align.report.headline import tagged
 from align.report.run import Row, StageFiles, clean, number
+from data_formats.splitting import text_key
 
 MAX_PARTS = 8
+KINDS = ("by_source", "by_grade", "by_category", "by_tag", "by_length_gap")
+FIGURES = ("accuracy", "accuracy_low", "accuracy_high", "length_baseline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,60 +36,84 @@ def scored(stage: StageFiles) -> list[Row]:
     return [row for row in stage.evals if all(number(row.get(key)) is not None for key in keys)]
 
 
+def parts_of(stage: StageFiles) -> dict[str, dict[str, Part]]:
+    """`all`, `by_source`, `by_grade`, ... -> name -> `accuracy`, `accuracy_low`, `accuracy_high`, `pairs` and
+    `length_baseline`, each None where it is not known; a part has an `accuracy` or is not there."""
+    rows = scored(stage)
+    if not rows:
+        return _from_summary(stage.summary)
+    judged, longer_wins = [_judged(row) for row in rows], _longer_wins(rows, stage.summary)
+    return {"all": {"all pairs": accuracy(judged, longer_wins)}} | parts(judged, longer_wins)
+
+
 def accuracy_bars(stage: StageFiles) -> list[Bar]:
     """All pairs first, then every tag, model above length; then the other yardsticks of the summary."""
-    rows = scored(stage)
-    return (_from_rows(rows, stage.summary) if rows else _from_summary(stage.summary)) + _others(stage.summary)
-
-
-def _from_rows(rows: list[Row], summary: Row) -> list[Bar]:
-    parts: dict[str, list[Row]] = {"all pairs": rows}
-    for row in rows:
-        tags = row.get("tags")
-        for tag in dict.fromkeys(clean(tag, 40) for tag in tags) if isinstance(tags, list) else ():
-            parts.setdefault(f"tagged {tag}", []).append(row)
-    sign = _direction(rows, number(summary.get("length_baseline")))
+    found = parts_of(stage)
+    tagged = {f"tagged {tag}": part for tag, part in list(found["by_tag"].items())[:MAX_PARTS]}
     bars = []
-    for part, own in list(parts.items())[: MAX_PARTS + 1]:
-        right = sum(row["chosen_score"] > row["rejected_score"] for row in own)
-        name = f"{part} ({len(own)})"
-        bars.append(Bar(name, "model", right / len(own), *wilson(right, len(own))))
-        lengths = [longer for row in own if (longer := _longer(row)) is not None]
-        if lengths:
-            hits = sum((1 + sign * longer) / 2 for longer in lengths)
-            bars.append(Bar(name, "length", hits / len(lengths), *wilson(hits, len(lengths))))
-    return bars
+    for name, part in (found["all"] | tagged).items():
+        label = name if part["pairs"] is None else f"{name} ({part['pairs']})"
+        bars.append(Bar(label, "model", part["accuracy"], part["accuracy_low"], part["accuracy_high"]))
+        if (length := part["length_baseline"]) is not None:
+            pairs = part["pairs"]
+            bars.append(Bar(label, "length", length, *(wilson(length * pairs, pairs) if pairs else (None, None))))
+    return bars + _others(stage.summary)
+
+
+def _judged(row: Row) -> Judged:
+    tags = row.get("tags")
+    return Judged(
+        float(row["chosen_score"]) - float(row["rejected_score"]),
+        _longer(row),
+        clean(row.get("category"), 60),
+        clean(row.get("source"), 60),
+        number(row.get("grade")),
+        tuple(clean(tag, 40) for tag in tags) if isinstance(tags, list) else (),
+        _prompt(row.get("prompt")),
+    )
+
+
+def _prompt(prompt: Any) -> str:
+    turns = [turn for turn in prompt if isinstance(turn, dict)] if isinstance(prompt, list) else []
+    asked = next((turn.get("content") for turn in turns if turn.get("role") == "user"), "")
+    return text_key(asked) if isinstance(asked, str) else ""
 
 
 def _longer(row: Row) -> int | None:
     chosen, rejected = row.get("chosen"), row.get("rejected")
-    if not isinstance(chosen, str) or not isinstance(rejected, str):
-        return None
-    return (len(chosen) > len(rejected)) - (len(chosen) < len(rejected))
+    return len(chosen) - len(rejected) if isinstance(chosen, str) and isinstance(rejected, str) else None
 
 
-def _direction(rows: list[Row], baseline: float | None) -> int:
-    """1 when the longer reply was taken for the better one, else -1."""
-    lengths = [longer for row in rows if (longer := _longer(row)) is not None]
-    share = sum((1 + longer) / 2 for longer in lengths) / len(lengths) if lengths else 0.5
-    if baseline is None:
-        return 1 if share >= 0.5 else -1
-    return 1 if abs(share - baseline) <= abs(1 - share - baseline) else -1
+def _longer_wins(rows: list[Row], summary: Row) -> bool:
+    """What the summary says; that of an older version only by which direction gives its `length_baseline`."""
+    rule, baseline = summary.get("length_rule"), number(summary.get("length_baseline"))
+    if isinstance(rule, dict) and isinstance(rule.get("longer_wins"), bool):
+        return rule["longer_wins"]
+    share = won_share([longer for row in rows if (longer := _longer(row)) is not None])
+    if share is None or baseline is None:
+        return share is None or share >= 0.5
+    return abs(share - baseline) <= abs(1 - share - baseline)
 
 
-def _from_summary(summary: Row) -> list[Bar]:
-    accuracy = number(summary.get("accuracy"))
-    if accuracy is None:
-        return []
-    name = "all pairs"
-    bars = [Bar(name, "model", accuracy, number(summary.get("accuracy_low")), number(summary.get("accuracy_high")))]
-    baseline = number(summary.get("length_baseline"))
-    if baseline is not None:
-        bars.append(Bar(name, "length", baseline))
-    for tag, part in list(tagged(summary).items())[:MAX_PARTS]:
-        low, high = number(part.get("accuracy_low")), number(part.get("accuracy_high"))
-        bars.append(Bar(f"tagged {clean(tag, 40)}", "model", part["accuracy"], low, high))
-    return bars
+def _from_summary(summary: Row) -> dict[str, dict[str, Part]]:
+    found: dict[str, dict[str, Part]] = {"all": _checked({"all pairs": summary})}
+    return found | {key: _checked(summary.get(key)) for key in KINDS}
+
+
+def _checked(parts: Any) -> dict[str, Part]:
+    """The parts that have an accuracy, with the figures that are what they should be."""
+    found = {}
+    for name, part in parts.items() if isinstance(parts, dict) else ():
+        figures = {key: _share(part.get(key)) if isinstance(part, dict) else None for key in FIGURES}
+        if figures["accuracy"] is not None:
+            pairs = number(part.get("pairs"))
+            found[clean(name, 60)] = figures | {"pairs": int(pairs) if pairs is not None and pairs >= 0 else None}
+    return found
+
+
+def _share(value: Any) -> float | None:
+    share = number(value)
+    return share if share is not None and 0 <= share <= 1 else None
 
 
 def _others(summary: Row) -> list[Bar]:
@@ -98,20 +126,8 @@ def _others(summary: Row) -> list[Bar]:
     pairs = number(summary.get("pairs"))
     bars = []
     for name, key in named.items():
-        share = number(summary.get(key))
-        if share is not None and 0 <= share <= 1:
+        share = _share(summary.get(key))
+        if share is not None:
             interval = wilson(share * pairs, int(pairs)) if pairs else (None, None)
             bars.append(Bar(name, "other", share, *interval))
     return bars
-
-
-def reliability_rows(stage: StageFiles) -> list[tuple[float, float, int]]:
-    """(stated, found, pairs) of the summary's `reliability`; rows that are not such are left out."""
-    rows = stage.summary.get("reliability")
-    found = []
-    for row in rows if isinstance(rows, list) else ():
-        figures = [number(row.get(key)) for key in ("stated", "found", "pairs")] if isinstance(row, dict) else [None]
-        if None in figures or not (0 <= figures[0] <= 1 and 0 <= figures[1] <= 1 and figures[2] >= 1):
-            continue
-        found.append((figures[0], figures[1], int(figures[2])))
-    return found

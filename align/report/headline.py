@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from align.evaluation.table import percent
 from align.report.run import Row, Run, StageFiles, clean, number
 
 Line = tuple[str, Any, Any]
@@ -111,8 +112,3 @@ def cell(value: Any) -> str:
     if figure is None:
         return "" if isinstance(value, float) else clean(value, 200)
     return str(value) if isinstance(value, int) else f"{figure:.4g}"
-
-
-def percent(share: float) -> str:
-    """0.125 -> "12.5 %"."""
-    return f"{100 * share:.1f} %"

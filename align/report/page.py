@@ -8,9 +8,11 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from align.report import parts, replies
+from align.evaluation.table import HEADER, percent
+from align.report import replies
 from align.report.figures import FIGURES
-from align.report.headline import cell, headline_rows, percent
+from align.report.headline import cell, headline_rows
+from align.report.held_out import accuracy_table, calibration_sentence
 from align.report.outcomes import REWARD, by_category, judge_of
 from align.report.rejection import starting_policy
 from align.report.run import Run, clean, number
@@ -53,10 +55,11 @@ def render(run: Run, images: Container[str]) -> str:
         gains=gains(run),
         compared=replies.compared(run),
         said={name: found for name in ("base", "sft", "ppo") if (found := replies.said(run, name))},
+        table_header=HEADER,
+        accuracies={name: found for name in ("pmp", "rm") if (found := accuracy_table(run.stages[name]))},
+        calibration={name: found for name in ("pmp", "rm") if (found := calibration_sentence(run.stages[name]))},
+        worst={name: found for name in ("pmp", "rm") if (found := replies.worst_pairs(run, name))},
         pairs={name: found for name in ("pmp", "rm") if (found := replies.judged_pairs(run, name))},
-        most_wrong={name: found for name in ("pmp", "rm") if (found := replies.most_wrong(run, name))},
-        parts={name: found for name in ("pmp", "rm") if (found := parts.part_rows(run, name))},
-        calibrations=[words for name in ("pmp", "rm") if (words := parts.calibration(run, name))],
         recipes=recipes(run),
     )
 

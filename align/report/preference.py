@@ -7,8 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from align.evaluation.shares import wilson
-from align.report.accuracy import Bar, accuracy_bars, reliability_rows, scored
-from align.report.run import Run
+from align.evaluation.table import percent
+from align.report.accuracy import Bar, accuracy_bars, scored
+from align.report.held_out import reliability_rows
+from align.report.run import Run, StageFiles, number
 from align.report.style import Theme, legend, panels
 
 KINDS = (("model", "reward model"), ("length", "by length alone"), ("other", "other yardsticks"))
@@ -75,19 +77,31 @@ def score_distributions(run: Run, theme: Theme) -> Figure | None:
 
 
 def reliability_plot(run: Run, theme: Theme) -> Figure | None:
-    """Share right over the stated probability, a panel a stage, with 95 % Wilson intervals."""
-    found = {name: rows for name in ("pmp", "rm") if (rows := reliability_rows(run.stages[name]))}
+    """Share right over the stated probability, a panel a stage, with 95 % Wilson intervals; with the scores as they are
+    and, where the summary has it, at the cross-fitted temperature."""
+    found = [name for name in ("pmp", "rm") if reliability_rows(run.stages[name])]
     if not found:
         return None
-    figure, every = panels(len(found), 2, height=3.0)
-    for axes, (name, rows) in zip(every, found.items(), strict=True):
-        stated, share, spread = [row[0] for row in rows], [row[1] for row in rows], []
-        for _, right, pairs in rows:
-            low, high = wilson(right * pairs, pairs)
-            spread.append((max(0.0, right - low), max(0.0, high - right)))
-        bars = [list(side) for side in zip(*spread, strict=True)]
-        axes.errorbar(stated, share, yerr=bars, color=theme.blue, marker="o", linewidth=1.4, capsize=2.5, label="found")
+    figure, every = panels(len(found), 2, height=3.4)
+    for axes, name in zip(every, found, strict=True):
         axes.plot([0.5, 1], [0.5, 1], color=theme.gray, linestyle="--", linewidth=1.2, label="as stated")
+        _reliability(axes, run.stages[name], "", "as scored", color=theme.blue, marker="o")
+        _reliability(axes, run.stages[name], "_at_temperature", "at a temperature", color=theme.orange, marker="s")
         axes.set(title=f"{name}: calibration on held-out pairs", xlabel="stated probability", ylabel="share right")
         legend(axes, loc="lower right")
     return figure
+
+
+def _reliability(axes: Axes, stage: StageFiles, which: str, label: str, **style: str) -> None:
+    rows = reliability_rows(stage, f"reliability{which}")
+    if not rows:
+        return
+    spread = []
+    for _, right, pairs in rows:
+        low, high = wilson(right * pairs, pairs)
+        spread.append((max(0.0, right - low), max(0.0, high - right)))
+    bars = [list(side) for side in zip(*spread, strict=True)]
+    error = number(stage.summary.get(f"calibration_error{which}"))
+    label += f", error {percent(error)}" if error is not None else ""
+    stated, share = [row[0] for row in rows], [row[1] for row in rows]
+    axes.errorbar(stated, share, yerr=bars, linewidth=1.4, markersize=4, capsize=2.5, label=label, **style)

@@ -6,10 +6,12 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from align.evaluation.accuracy import most_wrong
+from align.report.accuracy import scored
 from align.report.outcomes import AFTER, BEFORE, NO_CATEGORY, judge_of
 from align.report.run import Row, Run, clean, number
 
-PER_CATEGORY, MOST, OF_A_STAGE = 2, 16, 8
+PER_CATEGORY, MOST, OF_A_STAGE, WORST = 2, 16, 8, 10
 REPLY_CHARACTERS = 1500
 _TOLD_ELSEWHERE = ("reply", "text")
 
@@ -73,31 +75,29 @@ def said(run: Run, name: str) -> list[Exchange]:
 def judged_pairs(run: Run, name: str) -> list[Exchange]:
     """The first held-out pairs of a reward stage with the scores of both sides."""
     rows = [row for row in run.stages[name].evals or run.stages[name].samples if "chosen" in row and "rejected" in row]
-    return [_pair(row) for row in spread(rows)[:OF_A_STAGE]]
+    return [_judged(row) for row in spread(rows)[:OF_A_STAGE]]
 
 
-def most_wrong(run: Run, name: str) -> list[Exchange]:
-    """The held-out pairs of a reward stage whose rejected reply is the furthest above the chosen one."""
-    gaps = [
-        (rejected - chosen, row)
-        for row in run.stages[name].evals
-        if "chosen" in row
-        and "rejected" in row
-        and (chosen := number(row.get("chosen_score"))) is not None
-        and (rejected := number(row.get("rejected_score"))) is not None
-    ]
-    worst = sorted((pair for pair in gaps if pair[0] > 0), key=lambda pair: -pair[0])[:OF_A_STAGE]
-    return [_pair(row) for _, row in worst]
+def worst_pairs(run: Run, name: str) -> list[Exchange]:
+    """The held-out pairs of a reward stage whose rejected reply scores highest above the chosen one, the worst first.
+
+    With grade, source and tags, since the annotators may be the ones who are wrong.
+    """
+    rows = scored(run.stages[name])
+    worst = most_wrong([float(row["chosen_score"]) - float(row["rejected_score"]) for row in rows], WORST)
+    return [_judged(rows[index], with_grade=True) for index in worst]
 
 
-def _pair(row: Row) -> Exchange:
-    grade = number(row.get("grade"))
-    about = [clean(row.get("category"), 60), "" if grade is None else f"grade {grade:g}", *_tags(row)]
+def _judged(row: Row, *, with_grade: bool = False) -> Exchange:
+    known = [clean(row.get("category"), 60), *_tags(row)]
+    if with_grade:
+        grade = number(row.get("grade"))
+        known += [clean(row.get("source"), 60), "" if grade is None else f"grade {grade:g}"]
     return Exchange(
-        prompt_text(row.get("prompt")),
-        ", ".join(filter(None, about)),
+        clean(prompt_text(row.get("prompt")), REPLY_CHARACTERS),
+        ", ".join(filter(None, known)),
         [
-            Reply(side, _reply(row[side]), _notes({"score": row.get(f"{side}_score")}, ""))
+            Reply(side, _reply(row.get(side)), _notes({"score": row.get(f"{side}_score")}, ""))
             for side in ("chosen", "rejected")
         ],
         _right(row),
@@ -125,7 +125,7 @@ def prompt_text(prompt: Any) -> str:
 
 def _reply(value: Any) -> str:
     if isinstance(value, list):
-        return prompt_text(value)[:REPLY_CHARACTERS]
+        return clean(prompt_text(value), REPLY_CHARACTERS)
     return clean(value, REPLY_CHARACTERS)
 
 

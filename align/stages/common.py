@@ -33,6 +33,7 @@ MADE_BY_STAGES = (
     "samples.jsonl",
     "ghost.jsonl",
     "eval.jsonl",
+    "most_wrong.jsonl",
     "recipe.yaml",
     "summary.json",
 )

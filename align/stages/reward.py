@@ -3,7 +3,7 @@
 Qwen report 3.2.1: preference-model pretraining on many coarse comparisons starting from the base model, then finetuning
 on fewer clean ones; one epoch. A causal LM as origin gets a fresh head, a reward model keeps its own.
 Beside the accuracy stand its 95 % Wilson interval, the accuracy by tag and category, and two baselines
-(`align.stages.pairs`); `eval.jsonl` has one line per held-out pair, from which all of it can be recomputed.
+(`align.evaluation`); `eval.jsonl` has one line per held-out pair, from which all of it can be recomputed.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from align.evaluation import preference
 from align.recipe import Recipe, RecipeError, batch_plan
 from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.recipe.stages import RewardSection
 from align.runs.seeding import derive, seed_everything
-from align.stages import common, pairs, preferences
+from align.stages import common, preferences
 from align.trainers.arguments import training_arguments
 from align.trainers.reward import RewardTrainer
 from data_formats.records import Comparison, Scored
 
-SAMPLES, WORST = 16, 32
+SAMPLES = 16
 
 
 def run(
@@ -63,7 +64,7 @@ def train_reward(
 
     Returns:
         The summary, which is also written to `summary.json`: `accuracy` with `accuracy_low`, `accuracy_high`,
-        `correct`, `pairs`; `accuracy_before`; `accuracy_<tag>`; `by_tag`, `by_category`; baselines.
+        `correct`, `pairs`; `accuracy_before`; what `align.evaluation.preference.evaluate` tells; baselines.
     """
     from align.data.load import train_and_heldout
 
@@ -80,17 +81,16 @@ def train_reward(
     layer = preferences.output_layer(recipe, section, path, fresh_head=fresh_head, stage=stage)
     args = _arguments(recipe, section, stage, out_dir, seed, evaluate=bool(heldout_rows))
     trainer = preferences.make_trainer(section, args, model, tokenizer, rows, heldout_rows, layer)
-    before = None if fresh_head else held_out(trainer, heldout, heldout_rows).get("accuracy")
+    before = None if fresh_head else held_out(trainer, heldout, heldout_rows, train).get("accuracy")
     figures = {"accuracy_before": before} | common.train(trainer, stage, ("loss", "accuracy", "margin"))
     if section.center_scores:
         figures |= _center(recipe, section, model, tokenizer, stage)
-    figures |= held_out(trainer, heldout, heldout_rows, write_to=out_dir)
+    figures |= held_out(trainer, heldout, heldout_rows, train, write_to=out_dir)
     if section.binarise and heldout:
         figures["accuracy_binarised"] = preferences.binarised_accuracy(trainer, tokenizer, heldout, section)
     common.save_model(trainer, tokenizer)
     if heldout:
-        figures["length_baseline"] = pairs.length_baseline(train, heldout)
-        figures["majority_baseline"] = pairs.majority_baseline(train, heldout)
+        figures["majority_baseline"] = preference.majority_baseline(train, heldout)
     figures |= {"rows": len(rows), "shuffled_labels": shuffle_labels, "origin": asdict(origin)} | read
     return common.finish(out_dir, figures, began)
 
@@ -136,11 +136,16 @@ def _arguments(recipe: Recipe, section: RewardSection, stage: str, out_dir: Path
 
 
 def held_out(
-    trainer: RewardTrainer, heldout: list[Comparison], rows: list[dict], write_to: Path | None = None
+    trainer: RewardTrainer,
+    heldout: list[Comparison],
+    rows: list[dict],
+    train: list[Comparison],
+    write_to: Path | None = None,
 ) -> dict[str, Any]:
-    """Accuracy on held-out pairs, whole and by part; empty without pairs.
+    """`align.evaluation.preference.evaluate` of held-out pairs; empty without pairs.
 
-    `write_to` is a folder: `eval.jsonl` gets one line per pair, `samples.jsonl` the first few of them.
+    `train` are the training pairs, for the rule of length. `write_to` is a folder: `eval.jsonl` gets one line per pair,
+    `most_wrong.jsonl` those that are furthest from right, `samples.jsonl` the first few.
     """
     if not rows:
         return {}
@@ -151,26 +156,10 @@ def held_out(
     by_row = dict(zip(order, scores, strict=True))
     chosen, rejected = ([by_row[row][side] for row in range(len(rows))] for side in (0, 1))
     if write_to is not None:
-        gaps = [a - b for a, b in zip(chosen, rejected, strict=True)]
-        lines = [_line(*line) for line in zip(heldout, chosen, rejected, strict=True)]
-        common.write_lines(write_to / "eval.jsonl", lines)
-        common.write_lines(write_to / "samples.jsonl", lines[:SAMPLES])
-        common.write_lines(write_to / "most_wrong.jsonl", [lines[index] for index in pairs.most_wrong(gaps, WORST)])
-    return pairs.evaluation(heldout, chosen, rejected)
-
-
-def _line(pair: Comparison, chosen: float, rejected: float) -> dict[str, Any]:
-    return {
-        "category": pair.category,
-        "tags": list(pair.tags),
-        "source": pair.source,
-        "grade": pair.grade,
-        "chosen_score": chosen,
-        "rejected_score": rejected,
-        "prompt": [{"role": message.role, "content": message.content} for message in pair.prompt],
-        "chosen": pair.chosen,
-        "rejected": pair.rejected,
-    }
+        kept = preference.lines(heldout, chosen, rejected)
+        for name, lines in (kept | {"samples.jsonl": kept["eval.jsonl"][:SAMPLES]}).items():
+            common.write_lines(write_to / name, lines)
+    return preference.evaluate(heldout, chosen, rejected, train=train)
 
 
 def _center(recipe: Recipe, section: RewardSection, model: Any, tokenizer: Any, stage: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 import pytest
 
 from align.evaluation.shares import wilson
-from align.report.accuracy import accuracy_bars, reliability_rows
+from align.report.accuracy import accuracy_bars
 from align.report.run import StageFiles
 
 
@@ -35,6 +35,7 @@ def test_parts_beside_length_alone():
 def test_the_rule_about_length_is_the_one_the_summary_used():
     assert shares({"length_baseline": 0.625})["all pairs (4)", "length"] == 0.625
     assert shares({"length_baseline": 0.375})["all pairs (4)", "length"] == 0.375
+    assert shares({"length_rule": {"longer_wins": False}})["all pairs (4)", "length"] == 0.375
 
 
 def test_without_lines_the_summary_speaks():
@@ -42,17 +43,10 @@ def test_without_lines_the_summary_speaks():
     summary |= {"by_tag": {"correctness": {"accuracy": 0.75}}, "accuracy_without_pmp": 0.7, "manners_baseline": "?"}
     bars = accuracy_bars(StageFiles("rm", summary))
     assert [(bar.part, bar.kind, bar.share) for bar in bars] == [
-        ("all pairs", "model", 0.8),
-        ("all pairs", "length", 0.6),
+        ("all pairs (100)", "model", 0.8),
+        ("all pairs (100)", "length", 0.6),
         ("tagged correctness", "model", 0.75),
         ("finetuned without PMP", "other", 0.7),
     ]
-    assert (bars[0].low, bars[0].high, bars[1].low) == (0.7, 0.9, None)
+    assert (bars[0].low, bars[0].high, bars[2].low) == (0.7, 0.9, None)
     assert bars[3].low == pytest.approx(wilson(70, 100)[0])
-
-
-def test_reliability_rows_leave_out_what_is_torn():
-    good = {"stated": 0.75, "found": 0.5, "pairs": 8}
-    torn = [{"stated": 0.7}, None, good | {"found": 2}, good | {"pairs": 0}, good | {"stated": "0.7"}]
-    assert reliability_rows(StageFiles("rm", {"reliability": [good, *torn]})) == [(0.75, 0.5, 8)]
-    assert reliability_rows(StageFiles("rm", {"reliability": 3})) == []

@@ -8,6 +8,7 @@ from align.report.run import Run, StageFiles
 
 KEYS = ["step", "time", "loss", "prompt", "reply", "category", "tags", "sft_reply", "ppo_reply", "sft_gold", "ppo_gold"]
 KEYS += ["sampled", "chosen", "rejected", "chosen_score", "rejected_score", "headline", "by_tag", "accuracy", "pairs"]
+KEYS += ["grade", "source", "by_grade", "length_rule", "calibration_error", "temperature", "reliability"]
 KEYS += ["seconds", "judge", "gold_gain", "gold_range", "seed", "reference", "heldout_loss", "score", "finished"]
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
@@ -60,3 +61,12 @@ def test_the_time_of_the_last_figure():
     )
     assert last_written(run_of()) == ""
     assert last_written(run_of(sft=StageFiles("sft", metrics=[{"time": 1e300}]))) == ""
+
+
+def test_held_out_pairs_are_shown_escaped():
+    row = {"chosen": "<script>x</script>", "rejected": "错 & b", "chosen_score": 0.0, "rejected_score": 2.0}
+    row |= {"prompt": "1 < 2?", "tags": ["<i>"], "grade": 1}
+    page = render(run_of(rm=StageFiles("rm", {"calibration_error": 0.25}, evals=[row])), set())
+    assert "The pairs that rm gets most wrong" in page and "Held-out accuracy of rm" in page
+    assert "&lt;script&gt;x&lt;/script&gt;" in page and "<script>" not in page and "<i>" not in page
+    assert "错 &amp; b" in page and "1 &lt; 2?" in page and "rm: expected calibration error 25.0 %" in page

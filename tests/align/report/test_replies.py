@@ -1,4 +1,14 @@
-from align.report.replies import MOST, compared, judged_pairs, prompt_text, said, spread
+from align.report.replies import (
+    MOST,
+    REPLY_CHARACTERS,
+    WORST,
+    compared,
+    judged_pairs,
+    prompt_text,
+    said,
+    spread,
+    worst_pairs,
+)
 from align.report.run import Run, StageFiles
 
 
@@ -73,3 +83,24 @@ def test_pairs_of_a_reward_stage():
     (one,) = judged_pairs(run_of(rm={"samples": [line]}), "rm")
     assert (one.verdict, one.category) == ("wrong", "correctness")
     assert [reply.notes for reply in one.replies] == [["score 1"], ["score 2"]]
+
+
+def test_the_worst_pairs_come_worst_first_with_what_is_known_of_them():
+    rows = [
+        {"prompt": "p", "chosen": "a", "rejected": "b", "chosen_score": 0, "rejected_score": at} for at in range(30)
+    ]
+    rows[29] |= {
+        "prompt": "问" * 5000,
+        "rejected": "<b>错</b>" * 5000,
+        "category": "maths",
+        "tags": ["t"],
+        "grade": 0.5,
+    }
+    found = worst_pairs(run_of(rm={"evals": [{"chosen_score": 1}, *rows]}), "rm")
+    assert len(found) == WORST
+    assert [one.replies[1].notes for one in found[:2]] == [["score 29"], ["score 28"]]
+    assert (found[0].category, found[0].verdict) == ("maths, t, grade 0.5", "wrong")
+    assert found[0].prompt.startswith("问问") and found[0].prompt.endswith("more characters)")
+    assert len(found[0].prompt) < REPLY_CHARACTERS + 100
+    assert found[0].replies[1].text.startswith("<b>错") and found[0].replies[1].text.endswith("more characters)")
+    assert worst_pairs(run_of(rm={"evals": rows[:1]}), "rm") == []  # equal scores are no reply above the other

@@ -1,0 +1,60 @@
+"""Scores of a reward on both replies of comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from align.data.encode import encode_prompts, encode_replies
+from data_formats.records import Comparison
+from reward.protocol import Reward, RewardError, Sample
+from reward.sources import ModelReward
+
+AT_ONCE = 512  # pairs
+
+
+def best_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def score_comparisons(
+    reward: Reward, comparisons: Sequence[Comparison], told: Callable[[int], None] = lambda done: None
+) -> tuple[list[float], list[float]]:
+    """Scores of the chosen and of the rejected replies, in the comparisons' order.
+
+    Our own reward models get the ids that the stages train and measure them on, tools on offer included; any other gets
+    the text and brings its own template. Nothing is left out for its length.
+
+    Args:
+        told: is called with the number of pairs that are done, now and then.
+
+    Raises:
+        RewardError: the reward failed, or gave something that is not finite; names the pairs it was among.
+    """
+    chosen: list[float] = []
+    rejected: list[float] = []
+    for start in range(0, len(comparisons), AT_ONCE):
+        some = comparisons[start : start + AT_ONCE]
+        try:
+            scores = reward.score(_samples(reward, some))
+        except RewardError as error:
+            raise RewardError(f"{error}; that was among the pairs {start + 1} to {start + len(some)}") from error
+        chosen += scores[0::2]
+        rejected += scores[1::2]
+        told(start + len(some))
+    return chosen, rejected
+
+
+def _samples(reward: Reward, comparisons: Sequence[Comparison]) -> list[Sample]:
+    """Chosen and rejected in turns."""
+    texts = [(pair, reply) for pair in comparisons for reply in (pair.chosen, pair.rejected)]
+    if not isinstance(reward, ModelReward):
+        return [Sample(pair.prompt, reply) for pair, reply in texts]
+    tokenizer = reward.tokenizer
+    prompts = encode_prompts(tokenizer, [pair.prompt for pair in comparisons], [pair.tools for pair in comparisons])
+    replies = encode_replies(tokenizer, [reply for _, reply in texts])
+    return [
+        Sample(pair.prompt, text, tuple(prompts[at // 2]), tuple(replies[at])) for at, (pair, text) in enumerate(texts)
+    ]
