@@ -25,6 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from align.evaluation.accuracy import Judged, accuracy
+
 Lines = list[dict[str, Any]]
 SAME = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "learning_rate")
 SAME += ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm", "adam_beta1")
@@ -131,8 +133,6 @@ def table(runs: list[Lines]) -> list[list[float]]:
 
 def share(rows: list[list[float]]) -> dict[str, Any]:
     """Accuracy of a `table`; answers to one prompt are not independent in its interval."""
-    from align.evaluation.accuracy import Judged, accuracy
-
     return accuracy([Judged(hit - 0.5, None, prompt=str(at)) for at, row in enumerate(rows) for hit in row], True)
 
 
@@ -169,8 +169,8 @@ def compare(recipe: Any, seeds: list[int]) -> dict[str, Any]:
         json.loads((root / f"seed-{seeds[0]}" / name / "summary.json").read_text()) for name in ("ours", "trl")
     )
     figures |= {name: ours[name] for name in ("length_baseline", "majority_baseline", "rows")}
-    names = ("same_ids", "whole_pairs", "start_gap")
-    return figures | {name: trl[name] for name in names} | {"steps": {"ours": ours["steps"], "trl": trl["steps"]}}
+    checks = {name: trl[name] for name in ("same_ids", "whole_pairs", "start_gap")}
+    return figures | checks | {"steps": {"ours": ours["steps"], "trl": trl["steps"]}}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
