@@ -1,7 +1,8 @@
 """From comparisons and the options of a reward section to the rows of its trainer, and the trainer itself.
 
-Plain sections train pairs (`RewardTrainer`), those with margins, smoothing, weights, markers, an LM term or shared
-prompts train groups (`GroupRewardTrainer`). Held-out pairs are measured as they stand: no margin, marker or weight.
+Plain sections train pairs (`RewardTrainer`), those with rankings, margins, smoothing, weights, markers, an LM term or
+shared prompts train groups (`GroupRewardTrainer`). Held-out pairs are measured as they stand:
+no margin, marker or weight.
 """
 
 from __future__ import annotations
