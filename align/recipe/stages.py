@@ -140,8 +140,8 @@ class RewardSection(SupervisedSection):
 
     `margin`: `small` and `large` are Llama 2's on the grades 1 to 4, `scale` is `margin_scale` times the grade.
     `rankings: prompts` makes one group of all replies to a prompt (InstructGPT): sources of scored replies (shp, posts,
-    ultrafeedback, replies, edited, ...) are read with their scores, comparisons of one prompt and source are joined, and
-    `margin` takes the difference of scores as grade. With `ties: soft` equal scores are learnt as target 0.5.
+    ultrafeedback, replies, edited, ...) are read with their scores, comparisons of one prompt and source are joined,
+    and `margin` takes the difference of scores as grade. With `ties: soft` equal scores are learnt as target 0.5.
     `min_grade` keeps pairs of that grade or more (3: significantly better and better), `tag_balanced` that many pairs
     by their tags (InsTag). `binarise` makes a GOOD and a BAD pair of each (PMP). `source_weights` are by the sources'
     path, 1 where none is named. `share_prompts` computes the prompt of a pair once. After training the replies of the
