@@ -17,8 +17,10 @@ from data_formats.detection import detect, format_names, named, parse
 from data_formats.errors import DataError, EmptyDatasetError
 from data_formats.formats import LEFT_OUT, Dropped, Format, Notes
 from data_formats.hub import HubDataset, as_source
-from data_formats.records import Comparison, Document, Record, Scored
+from data_formats.records import Comparison, Document, Prompt, Record, Scored
 from data_formats.report import ReadReport, ReadResult
+
+PLAIN = (str, int, float)  # of the values of further columns; bool is an int
 
 
 def _open(
@@ -116,6 +118,10 @@ class Stream:
                 report.repaired[note] += 1
         for name in ("left_out", "repaired"):
             setattr(report, name, +getattr(report, name))
+        if self.kind is Prompt and isinstance(row, dict):
+            known = chosen.needs | {"category", "reference", "source"}
+            columns = {name: value for name, value in row.items() if isinstance(value, PLAIN) and name not in known}
+            made = tuple(replace(record, columns=columns) for record in made)
         if self.category is not None and self.kind is not Document:
             made = tuple(replace(record, category=self.category) for record in made)
         yield from made

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -103,13 +105,18 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A query to answer (PPO, evaluation); `reference` is a known good answer where the source has one."""
+    """A query to answer (PPO, evaluation); `reference` is a known good answer where the source has one.
+
+    `columns` are the row's further fields that are a text, a number or true or false, for rewards; they do not count in
+    comparing two prompts.
+    """
 
     messages: tuple[Message, ...]
     category: str = ""
     reference: str | None = None
     source: str = ""
     tools: tuple[str, ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from data_formats.records import Message
 from reward.errors import ModelFileError
 from reward.folder import check_safetensors, read_json
 from reward.loading import HUB_OPTIONS, hub_file, load_pretrained, load_tokenizer, quiet
-from reward.protocol import Sample
+from reward.protocol import RewardError, Sample
 from reward.scoring import batches_by_length, checked, right_padded
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,14 @@ class ClassifierReward:
 
     def _templated(self, turns: Sequence[Message], reply: Message) -> list[int]:
         messages = [{"role": turn.role, "content": turn.content} for turn in (*turns, reply)]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        except Exception as error:  # jinja2's own, and whatever a template raises; that is the model's code
+            roles = ", ".join(message["role"] for message in messages)
+            raise RewardError(
+                f"reward {self.name!r}: its chat template refuses a conversation of {roles} ({error}); leave such "
+                "prompts out or use another reward model"
+            ) from error
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _plain(self, turns: Sequence[Message], reply: Message) -> list[int]:

@@ -74,7 +74,13 @@ class SafetyGate(Composed):
         return Verdict(chosen, flattened(verdicts) | {"gated": [float(gate) for gate in gated]})
 
     def _tagged(self, sample: Sample) -> bool:
-        tag = (sample.columns or {}).get(self.column)
+        columns = sample.columns or {}
+        if columns and self.column not in columns:
+            raise RewardError(
+                f"reward {self.name!r}: a prompt has no column {self.column!r} to say whether it is unsafe (it has "
+                f"{', '.join(sorted(columns))}); name another column, or give every prompt one"
+            )
+        tag = columns.get(self.column)
         return tag is True or tag in self.unsafe
 
     def _logits(self, name: str, scores: list[float]) -> list[float]:

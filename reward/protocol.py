@@ -74,8 +74,10 @@ def judge(reward: Reward, samples: Sequence[Sample]) -> Verdict:
 
 
 def prompt_columns(prompt: Prompt) -> dict[str, Any]:
-    """The fields of a prompt that rewards get beside its turns: `category`, `reference` and `source`."""
-    return {"category": prompt.category, "reference": prompt.reference, "source": prompt.source}
+    """The fields of a prompt that rewards get beside its turns: `category`, `reference`, `source`, and the further
+    columns of its row."""
+    own = {"category": prompt.category, "reference": prompt.reference, "source": prompt.source}
+    return {**prompt.columns, **own}
 
 
 def text_alone(samples: Sequence[Sample]) -> list[Sample]:

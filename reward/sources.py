@@ -114,7 +114,12 @@ class FunctionReward:
 
     def __init__(self, fn: RewardFunction, name: str | None = None):
         self.fn, self.name = fn, name or getattr(fn, "__name__", type(fn).__name__)
-        parameters = inspect.signature(fn).parameters.values()
+        try:
+            parameters = inspect.signature(fn).parameters.values()
+        except (TypeError, ValueError) as error:
+            raise RewardError(
+                f"reward {self.name!r}: what it takes cannot be seen ({error}); name a function written in Python"
+            ) from error
         self._named = {parameter.name for parameter in parameters}
         self._open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from data_formats.records import Comparison, Scored
+from data_formats.splitting import prompt_key
+
 
 def tag_balanced(tags: Sequence[Sequence[str]], count: int, seed: int) -> list[int]:
     """Indices of `count` records in the order they were taken, or all that have a tag where these are fewer.
@@ -33,3 +36,14 @@ def tag_balanced(tags: Sequence[Sequence[str]], count: int, seed: int) -> list[i
                 passed.append(index)
         left = passed
     return taken
+
+
+def balanced_prompts(records: Sequence[Comparison | Scored], count: int, seed: int) -> list[Comparison | Scored]:
+    """All records of `count` prompts, chosen by `tag_balanced`, in the order they were taken; a prompt's tags are those
+    of all of its records."""
+    own: dict[str, list[Comparison | Scored]] = {}
+    for record in records:
+        own.setdefault(prompt_key(record), []).append(record)
+    prompts = list(own.values())
+    taken = tag_balanced([[tag for record in group for tag in record.tags] for group in prompts], count, seed)
+    return [record for index in taken for record in prompts[index]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,7 @@ def load_records(
     cleaning: CleaningSection | None = None,
     *,
     ranked: bool = False,
+    named: Collection[str] = (),
 ) -> tuple[list[Any], list[Report]]:
     """All records of the sources, one source after the other, and the reports in the same order.
 
@@ -38,7 +39,8 @@ def load_records(
 
     With `ranked`, a source of comparisons whose format holds scored replies is read as `Scored`.
 
-    A record without a source of its own gets the source's path as the recipe writes it.
+    A record without a source of its own gets the source's path as the recipe writes it, and so does every record of the
+    sources in `named`.
 
     Raises:
         MissingFileError: a file is not there.
@@ -58,9 +60,10 @@ def load_records(
         result = read(
             path, read_as, format=source.format, limit=source.limit, category=source.category, split=source.split
         )
-        named = [record if record.source else replace(record, source=source.name) for record in result.records]
-        records += named
-        per_source.append(named)
+        keep = source.name not in named
+        own = [one if keep and one.source else replace(one, source=source.name) for one in result.records]
+        records += own
+        per_source.append(own)
         reports.append(result.report)
     if any(source.weight is not None for source in sources):
         mixed = mixture(per_source, [source.weight for source in sources], recipe.seed)
@@ -82,7 +85,12 @@ def _hub(source: Source) -> HubDataset:
 
 
 def train_and_heldout(
-    section: SupervisedSection, kind: type[Record], recipe: Recipe, *, ranked: bool = False
+    section: SupervisedSection,
+    kind: type[Record],
+    recipe: Recipe,
+    *,
+    ranked: bool = False,
+    named: Collection[str] = (),
 ) -> tuple[list[Any], list[Any], list[Report]]:
     """Training and held-out records of a supervised stage.
 
@@ -92,7 +100,7 @@ def train_and_heldout(
     Raises:
         MissingFileError, DataError, EmptyDatasetError: see `load_records`.
     """
-    records, reports = load_records(section.data, kind, recipe, section.cleaning, ranked=ranked)
+    records, reports = load_records(section.data, kind, recipe, section.cleaning, ranked=ranked, named=named)
     if section.eval_data:
         heldout, more = load_records(section.eval_data, kind, recipe, ranked=ranked)
         return records, heldout, reports + more

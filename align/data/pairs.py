@@ -52,6 +52,7 @@ class Group:
     pairs: tuple[Pair, ...]
     weight: float = 1.0
     source: str = ""
+    tools: tuple[str, ...] = ()
 
 
 def grade_margin(grade: float | None, table: str, scale: float = 1.0) -> float:
@@ -121,7 +122,7 @@ def make_groups(
 
     Args:
         margin, margin_scale: see `grade_margin`.
-        ties: what becomes of equal scores, and of equal replies.
+        ties: what becomes of equal scores among scored replies; pairs of equal replies are always left out.
         source_weights: a source's weight, 1 where none is named; divided by the mean over the groups, so that the
             learning rate keeps its meaning.
         join: make one group of all those of the same prompt and source.
@@ -157,7 +158,7 @@ def make_groups(
             counts["prompts without a pair"] += 1
             continue
         weight = (source_weights or {}).get(record.source, 1.0)
-        groups.append(Group(record.prompt, replies, different, weight, record.source))
+        groups.append(Group(record.prompt, replies, different, weight, record.source, record.tools))
     groups = joined(groups) if join else groups
     mean = sum(group.weight for group in groups) / max(len(groups), 1)
     if source_weights and mean > 0:
@@ -178,10 +179,10 @@ def binarised(groups: Sequence[Group]) -> list[Group]:
 
 
 def joined(groups: Sequence[Group]) -> list[Group]:
-    """Groups of the same prompt and source as one, where the first of them stood; equal replies are one reply."""
-    found: dict[tuple[tuple[Message, ...], str], Group] = {}
+    """Groups of the same prompt, tools and source as one, where the first of them stood; equal replies become one."""
+    found: dict[tuple[Any, ...], Group] = {}
     for group in groups:
-        key = (group.prompt, group.source)
+        key = (group.prompt, group.source, group.tools)
         if key not in found:
             found[key] = group
             continue
@@ -228,7 +229,7 @@ def encode_groups(
     Raises:
         DataError: `on_overlong` is "error" and a group is too long.
     """
-    prompts = encode_prompts(tokenizer, [group.prompt for group in groups])
+    prompts = encode_prompts(tokenizer, [group.prompt for group in groups], [group.tools for group in groups])
     flat = iter(encode_replies(tokenizer, [reply for group in groups for reply in group.replies]))
     rows: list[GroupRow] = []
     kept: list[int] = []
@@ -240,7 +241,8 @@ def encode_groups(
         if len(prompts[index]) + longest > max_length:
             if on_overlong == "error":
                 raise overlong_error("comparison", index, len(prompts[index]) + longest, max_length)
-            ids = fit_prompt(tokenizer, group.prompt, max_length - longest) if on_overlong == "truncate" else None
+            room = max_length - longest
+            ids = fit_prompt(tokenizer, group.prompt, room, group.tools) if on_overlong == "truncate" else None
             counts["longer than max_length" if ids is None else "truncated"] += 1
         if ids is None:
             continue

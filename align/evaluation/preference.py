@@ -90,8 +90,8 @@ def evaluate(
     scaled = cross_fitted(margins, [prompt_key(one) for one in comparisons])
     at_temperature = None if scaled is None else reliability(scaled)
     return {
-        **accuracy(judged, longer),
         **{f"accuracy_{tag}": part["accuracy"] for tag, part in by["by_tag"].items()},
+        **accuracy(judged, longer),  # after the tags, of which one may be called low
         "margin": sum(margins) / len(margins),
         **by,
         "length_rule": rule,

@@ -289,10 +289,10 @@ def _function_problem(place: str, name: str) -> str | None:
         tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
     except (SyntaxError, UnicodeDecodeError) as error:
         return f"{file} is not Python ({error})"
-    bound = {getattr(node, "name", None) for node in tree.body}
-    for node in tree.body:
-        if isinstance(node, ast.Assign):
-            bound |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    bound = {getattr(node, "name", None) for node in ast.walk(tree)}
+    for node in ast.walk(tree):  # blocks too: what they bind is seen when the file is run
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             bound |= {alias.asname or alias.name for alias in node.names}
-    return None if name in bound else f"{file} has no function '{name}'"
+    return None if name in bound or "*" in bound else f"{file} has no function '{name}'"

@@ -44,9 +44,15 @@ class Recipe(Section):
         return tuple(stage for stage in STAGES if getattr(self, stage) is not None)
 
     def rules(self) -> list[tuple[str, str]]:
+        broken = []
+        for stage in ("pmp", "rm"):
+            section = getattr(self, stage)
+            if section is not None and section.center_scores and not section.reference_data and self.sft is None:
+                sentence = "needs demonstrations whose replies are to average 0: name some in reference_data"
+                broken.append((f"{stage}.center_scores", sentence))
         if self.model.architecture is None:
-            return []
-        broken, room = [], self.model.architecture.max_position_embeddings
+            return broken
+        room = self.model.architecture.max_position_embeddings
         if self.base is None:
             broken.append(
                 ("base", "is missing: model.architecture makes a new model, which needs a 'base' stage to train it")

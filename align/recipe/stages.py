@@ -142,10 +142,11 @@ class RewardSection(SupervisedSection):
     `rankings: prompts` makes one group of all replies to a prompt (InstructGPT): sources of scored replies (shp, posts,
     ultrafeedback, replies, edited, ...) are read with their scores, comparisons of one prompt and source are joined,
     and `margin` takes the difference of scores as grade. With `ties: soft` equal scores are learnt as target 0.5.
-    `min_grade` keeps pairs of that grade or more (3: significantly better and better), `tag_balanced` that many pairs
-    by their tags (InsTag). `binarise` makes a GOOD and a BAD pair of each (PMP). `source_weights` are by the sources'
-    path, 1 where none is named. `share_prompts` computes the prompt of a pair once. After training the replies of the
-    demonstrations in `reference_data` get mean score 0 (`center_scores`) and variance 1 (`unit_variance`).
+    `min_grade` keeps pairs of that grade or more (3: significantly better and better), `tag_balanced` that many prompts
+    by the tags of their pairs (InsTag), with all of their pairs. `binarise` makes a GOOD and a BAD pair of each (PMP).
+    `source_weights` are by the sources' path (hub:org/name), 1 where none is named; rows of a named source count to it
+    whatever source they name themselves. `share_prompts` computes the prompt of a pair once. After training the replies
+    of the demonstrations in `reference_data` get mean score 0 (`center_scores`) and variance 1 (`unit_variance`).
     """
 
     pooling: Literal["end_token", "last_token", "mean", "max", "attention", "weighted_mean"] = "end_token"
@@ -182,7 +183,7 @@ class RewardSection(SupervisedSection):
             broken.append(("ties", "a tie has no GOOD and BAD reply; set ties to drop, or binarise to false"))
         if self.min_grade is not None and self.rankings == "prompts":
             broken.append(("min_grade", "chooses among single pairs; set rankings to pairs, or remove the key"))
-        known = {source.path for source in self.data}
+        known = {source.name for source in self.data}
         for name in sorted(set(self.source_weights) - known):
             broken.append(("source_weights", f"'{name}' is no source of data; name one of {', '.join(sorted(known))}"))
         return broken

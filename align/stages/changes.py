@@ -23,6 +23,7 @@ HARMLESS = frozenset(
     {"logging_steps", "save_steps", "save_total_limit", "eval_steps", "log_samples", "every_steps"}
     | {"num_samples", "eval_num_replies", "evaluation.limit"}
     | {"micro_batch_size", "eval_batch_size", "ptx_micro_batch_size"}
+    | {"timeout", "attempts", "backoff", "api_key_env"}  # of a reward's endpoint
 )
 SHOWN = 8
 WORLD_STAMP = "world.json"

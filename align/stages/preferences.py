@@ -27,7 +27,9 @@ def encode(tokenizer: Any, comparisons: list[Comparison | Scored], section: Rewa
 
     comparisons, left_out = compared(comparisons)
     if section.grouped:
-        groups = [Group(pair.prompt, (pair.chosen, pair.rejected), (Pair(0, 1),)) for pair in comparisons]
+        groups = [
+            Group(pair.prompt, (pair.chosen, pair.rejected), (Pair(0, 1),), tools=pair.tools) for pair in comparisons
+        ]
         rows, kept, dropped = encode_groups(tokenizer, groups, section.max_length, section.on_overlong)
     else:
         rows, kept, dropped = encode_kept_comparisons(tokenizer, comparisons, section.max_length, section.on_overlong)
@@ -42,14 +44,14 @@ def encode_training(
     Raises:
         DataError: a grade that the margin does not know.
     """
-    from align.data.balance import tag_balanced
+    from align.data.balance import balanced_prompts
     from align.data.pairs import binarised, compared, encode_groups, make_groups, strong_enough
 
     strong, dropped = strong_enough(comparisons, section.min_grade)  # scored replies come without min_grade
     if section.tag_balanced is not None:
-        chosen = tag_balanced([pair.tags for pair in strong], section.tag_balanced, seed)
+        chosen = balanced_prompts(strong, section.tag_balanced, seed)
         dropped["not sampled by tags"] = len(strong) - len(chosen)
-        strong = [strong[index] for index in chosen]
+        strong = chosen
     if not section.grouped:
         rows, kept, more = encode(tokenizer, strong, section)
         return rows, kept, dropped | more
@@ -73,7 +75,9 @@ def binarised_accuracy(
     while the accuracy beside it is that of the plain replies. None where no pair is short enough with its marker."""
     from align.data.pairs import Group, Pair, binarised, encode_groups
 
-    groups = binarised([Group(pair.prompt, (pair.chosen, pair.rejected), (Pair(0, 1),)) for pair in heldout])
+    groups = binarised(
+        [Group(pair.prompt, (pair.chosen, pair.rejected), (Pair(0, 1),), tools=pair.tools) for pair in heldout]
+    )
     on_overlong = "drop" if section.on_overlong == "error" else section.on_overlong
     rows = sorted(
         encode_groups(tokenizer, groups, section.max_length, on_overlong)[0], key=trainer.row_length

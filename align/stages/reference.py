@@ -51,9 +51,9 @@ def reference_batches(
     from align.data.encode import encode_prompts, encode_replies
 
     demos = reference_demonstrations(recipe, section, stage)
-    asked = [exchange for demo in demos if (exchange := demo.last_exchange()) is not None]
-    prompts = encode_prompts(tokenizer, [prompt for prompt, _ in asked])
-    replies = encode_replies(tokenizer, [reply for _, reply in asked])
+    asked = [(*exchange, demo.tools) for demo in demos if (exchange := demo.last_exchange()) is not None]
+    prompts = encode_prompts(tokenizer, [prompt for prompt, _, _ in asked], [tools for *_, tools in asked])
+    replies = encode_replies(tokenizer, [reply for _, reply, _ in asked])
     whole = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
     rows = sorted((row for row in whole if len(row) <= section.max_length), key=len)
     counts = {"references": len(rows), "references_dropped": len(whole) - len(rows)}

@@ -20,6 +20,7 @@ from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.recipe.stages import RewardSection
 from align.runs.seeding import derive, seed_everything
 from align.stages import common, preferences
+from align.stages.reference import reference_batches
 from align.trainers.arguments import training_arguments
 from align.trainers.reward import RewardTrainer
 from data_formats.records import Comparison, Scored
@@ -71,7 +72,8 @@ def train_reward(
     began = time.perf_counter()
     model, tokenizer, fresh_head = load(recipe, section, origin, seed, stage=stage)
     common.open_folder(recipe, out_dir)
-    train, heldout, reports = train_and_heldout(section, Comparison, recipe, ranked=section.rankings == "prompts")
+    ranked, named = section.rankings == "prompts", section.source_weights
+    train, heldout, reports = train_and_heldout(section, Comparison, recipe, ranked=ranked, named=named)
     if shuffle_labels:
         train = shuffled_labels(train, derive(seed, "labels"))
     rows, train, dropped = preferences.encode_training(tokenizer, train, section, derive(seed, "tags"))
@@ -80,11 +82,12 @@ def train_reward(
     path = common.origin_path(recipe, origin, stage=stage)
     layer = preferences.output_layer(recipe, section, path, fresh_head=fresh_head, stage=stage)
     args = _arguments(recipe, section, stage, out_dir, seed, evaluate=bool(heldout_rows))
+    reference = reference_batches(recipe, section, tokenizer, stage) if section.center_scores else None  # fails early
     trainer = preferences.make_trainer(section, args, model, tokenizer, rows, heldout_rows, layer)
     before = None if fresh_head else held_out(trainer, heldout, heldout_rows, train).get("accuracy")
     figures = {"accuracy_before": before} | common.train(trainer, stage, ("loss", "accuracy", "margin"))
-    if section.center_scores:
-        figures |= _center(recipe, section, model, tokenizer, stage)
+    if reference is not None:
+        figures |= _center(model, *reference, unit_variance=section.unit_variance)
     figures |= held_out(trainer, heldout, heldout_rows, train, write_to=out_dir)
     if section.binarise and heldout:
         figures["accuracy_binarised"] = preferences.binarised_accuracy(trainer, tokenizer, heldout, section)
@@ -162,12 +165,10 @@ def held_out(
     return preference.evaluate(heldout, chosen, rejected, train=train)
 
 
-def _center(recipe: Recipe, section: RewardSection, model: Any, tokenizer: Any, stage: str) -> dict[str, Any]:
+def _center(model: Any, batches: list[Any], counts: dict[str, int], *, unit_variance: bool) -> dict[str, Any]:
     """Shift scores so that reference replies average 0, and, where asked, scale them to unit variance."""
-    from align.stages.reference import reference_batches
     from reward.calibration import center, mean_score
 
-    batches, counts = reference_batches(recipe, section, tokenizer, stage)
-    before, after = center(model, batches, unit_variance=section.unit_variance), mean_score(model, batches)
+    before, after = center(model, batches, unit_variance=unit_variance), mean_score(model, batches)
     zero = {"reference_mean_before": before, "reference_mean": after, "shift": float(model.shift)}
     return zero | {"scale": float(model.scale)} | counts

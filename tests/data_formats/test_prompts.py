@@ -1,5 +1,6 @@
 """Prompt rows in each shape."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -14,6 +15,7 @@ from data_formats.prompts import (
     parse_question,
     parse_turn_list,
 )
+from data_formats.reading import read
 from data_formats.records import Message, Prompt
 
 U, A = (lambda text, role=role: Message(role, text) for role in ("user", "assistant"))
@@ -68,3 +70,12 @@ def test_empty_and_malformed():
         parse_question({"question": ["a"]}, Counter())
     with pytest.raises(DataError, match=r"field 'turns': .*found \[\]"):
         parse_first_turn({"turns": []}, Counter())
+
+
+def test_further_columns_are_kept_for_rewards(tmp_path):
+    rows = [{"prompt": "q", "category": "c", "safety_tag": "unsafe", "level": 2, "sure": True, "deep": {"x": 1}}]
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps(rows[0]) + "\n")
+    (prompt,) = read(file, Prompt).records
+    assert prompt.columns == {"safety_tag": "unsafe", "level": 2, "sure": True}
+    assert prompt == Prompt((Message("user", "q"),), "c")  # columns do not count

@@ -58,10 +58,10 @@ def test_accuracy_stands_beside_its_interval_and_baselines(chain, stage):
     assert (summary["pairs"], summary["correct"]) == (n, right)
     assert n > (300 if stage == "rm" else 50)
     assert summary["accuracy"] == right / n
-    for bound in (summary["accuracy_low"], summary["accuracy_high"]):  # ends of Wilson's interval solve this equation
-        assert abs(summary["accuracy"] - bound) == pytest.approx(
-            1.959964 * math.sqrt(bound * (1 - bound) / n), rel=1e-5
-        )
+    # ends of Wilson's interval solve |accuracy - end| = z sqrt(end (1 - end) / m), m the pairs that are independent
+    ends = (summary["accuracy_low"], summary["accuracy_high"])
+    counts = [1.959964**2 * end * (1 - end) / (summary["accuracy"] - end) ** 2 for end in ends]
+    assert counts[0] == pytest.approx(counts[1], rel=1e-4) and 0.5 * n < counts[0] < 1.0001 * n
     longer = sum(0.5 * (len(r["chosen"]) == len(r["rejected"])) + (len(r["chosen"]) > len(r["rejected"])) for r in rows)
     first = sum(0.5 * (row["chosen"] == row["rejected"]) + (row["chosen"] < row["rejected"]) for row in rows)
     assert summary["length_baseline"] in (pytest.approx(longer / n), pytest.approx(1 - longer / n))

@@ -10,7 +10,7 @@ from transformers import (
 from data_formats.records import Message
 from reward.classifier import ClassifierReward
 from reward.errors import ModelFileError
-from reward.protocol import Reward, Sample
+from reward.protocol import Reward, RewardError, Sample
 from reward.sources import load_reward
 from tests.tiny_models import TEMPLATE, bert_tokenizer, byte_tokenizer, qwen2_config
 
@@ -191,3 +191,11 @@ def test_an_adapter_whose_base_is_gone_says_so(tmp_path):
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(ModelFileError, match=r"an adapter on the model .*base', which is not there"):
         load_reward(folder)
+
+
+def test_a_template_that_refuses_a_conversation_is_one_sentence(tmp_path):
+    save_qwen(tmp_path, template="{{ raise_exception('System role not supported') }}")
+    reward = load_reward(tmp_path, name="foreign")
+    words = r"'foreign': its chat template refuses a conversation of user, assistant \(System role not supported\)"
+    with pytest.raises(RewardError, match=words):
+        reward.score([sample("q", completion="a")])

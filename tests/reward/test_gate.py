@@ -58,7 +58,8 @@ def test_what_is_no_probability_is_an_error():
 def test_the_tag_may_be_another_columns_value_or_true():
     gate = SafetyGate(fixed("h", [1.0, 1.0, 1.0]), fixed("s", [2.0, 2.0, 2.0]), unsafe=("harm", "drugs"), column="tag")
     assert gate.score(samples(["harm", True, "unsafe"], column="tag")) == [2.0, 2.0, 1.0]
-    assert gate.score(samples(["harm", "drugs", "harm"], column="category")) == [1.0, 1.0, 1.0]
+    with pytest.raises(RewardError, match=r"has no column 'tag' to say whether it is unsafe \(it has category\)"):
+        gate.score(samples(["harm", "drugs", "harm"], column="category"))  # not silently open
 
 
 def test_threshold_and_names_are_checked():

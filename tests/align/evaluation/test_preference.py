@@ -68,3 +68,10 @@ def test_lines_keep_every_pair_and_the_worst_first():
     assert [row["chosen"] for row in found["eval.jsonl"]] == ["aaaa", "a", "ccc", "ee"]
     assert [row["chosen"] for row in found["most_wrong.jsonl"]] == ["ccc", "a"]
     assert found["eval.jsonl"][0]["prompt"] == [{"role": "user", "content": "p"}]
+
+
+def test_a_tag_called_low_does_not_touch_the_interval():
+    pairs = [Comparison((Message("user", f"q{at}"),), "a", "b", tags=("low",) if at == 0 else ()) for at in range(50)]
+    figures = preference.evaluate(pairs, [0.0] + [1.0] * 49, [1.0] + [0.0] * 49)
+    assert figures["by_tag"]["low"]["accuracy"] == 0.0
+    assert 0.85 < figures["accuracy_low"] < 0.98

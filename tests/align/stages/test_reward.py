@@ -1,12 +1,16 @@
 import json
+from dataclasses import replace
 
 import pytest
 
+from align.data.load import train_and_heldout
 from align.recipe.fields import Source
 from align.recipe.lineage import Origin
+from align.stages import preferences
 from align.stages.chain import run_stage
-from align.stages.reward import shuffled_labels, train_reward
-from data_formats.errors import DataError
+from align.stages.reward import _arguments, load, shuffled_labels, train_reward
+from align.trainers.reward_groups import GroupOptions
+from data_formats.errors import DataError, MissingFileError
 from data_formats.records import Comparison, Message
 from tests.align.stages.small_chain import small_recipe, write_data
 
@@ -160,3 +164,80 @@ def test_pairs_of_no_use_are_counted(tmp_path):
     summary = train_reward(recipe, section, Origin("stage", "base"), tmp_path / "run" / "arm", seed=5)
     assert summary["rows"] + summary["pairs"] == 8
     assert sum(summary["unread_rows"].values()) == 3, summary["unread_rows"]
+
+
+def test_reference_replies_are_looked_for_before_anything_is_trained(tmp_path):
+    write_data(tmp_path)
+    recipe = small_recipe(tmp_path)
+    run_stage(recipe, "base")
+    with pytest.raises(ValueError, match=r"rm\.center_scores: needs demonstrations whose replies are to average 0"):
+        small_recipe(tmp_path, sft=None, rm__center_scores=True)
+    section = recipe.rm.model_copy(
+        update={"center_scores": True, "reference_data": (Source(path=str(tmp_path / "none.jsonl")),)}
+    )
+    with pytest.raises(MissingFileError, match=r"none\.jsonl"):
+        train_reward(recipe, section, Origin("stage", "base"), tmp_path / "run" / "arm", seed=5)
+    assert not (tmp_path / "run" / "arm" / "metrics.jsonl").exists()
+
+
+CHANGED = {
+    "margin": "scale",
+    "margin_scale": 0.5,
+    "label_smoothing": 0.1,
+    "centering": 0.01,
+    "lm_weight": 0.2,
+    "share_prompts": True,
+    "min_grade": 2.0,
+}
+
+
+def graded_pairs():
+    prompt = (Message("user", "q"),)
+    pairs = [Comparison(prompt, f"good {at}", "bad", float(at % 4 + 1), source="a.jsonl") for at in range(8)]
+    return [replace(pair, source="b.jsonl") if at < 4 else pair for at, pair in enumerate(pairs)]
+
+
+def test_rows_and_trainer_are_made_as_the_section_says(tmp_path):
+    write_data(tmp_path)
+    recipe = small_recipe(tmp_path)
+    run_stage(recipe, "base")
+    section = recipe.rm.model_copy(update=CHANGED | {"source_weights": {"a.jsonl": 3.0}})
+    model, tokenizer, _ = load(recipe, section, Origin("stage", "base"), 5, stage="rm")
+    rows, _, dropped = preferences.encode_training(tokenizer, graded_pairs(), section, 0)
+    assert dropped == {"grade below 2": 2}
+    assert [row["pairs"] for row in rows] == [[(0, 1, 0.5 * grade, 1.0)] for grade in (2, 3, 4, 2, 3, 4)]
+    assert [row["weight"] for row in rows] == [0.5] * 3 + [1.5] * 3  # 1 and 3 over their mean
+    args = _arguments(recipe, section, "rm", tmp_path / "x", 0, evaluate=False)
+    layer = preferences.output_layer(recipe, section, tmp_path / "run" / "base" / "model", fresh_head=True, stage="rm")
+    trainer = preferences.make_trainer(section, args, model, tokenizer, rows, [], layer)
+    assert trainer.options == GroupOptions(label_smoothing=0.1, centering=0.01, lm_weight=0.2, share_prompts=True)
+    assert trainer.output_layer.shape == (len(tokenizer), model.config.hidden_size)
+
+
+def test_a_weight_holds_for_rows_that_name_a_source_of_their_own(tmp_path):
+    write_data(tmp_path)
+    rows = [{"prompt": f"q{at}", "chosen": "good", "rejected": "bad", "source": "webgpt"} for at in range(4)]
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [str(file), *(source.path for source in small_recipe(tmp_path).rm.data)]
+    recipe = small_recipe(tmp_path, rm__data=sources, rm__source_weights={str(file): 9.0})
+    records, _, _ = train_and_heldout(recipe.rm, Comparison, recipe, named=recipe.rm.source_weights)
+    named = [record.source for record in records if record.chosen == "good"]
+    assert named and set(named) == {str(file)}
+
+
+def test_tools_on_offer_stay_in_groups(tmp_path):
+    write_data(tmp_path)
+    recipe = small_recipe(tmp_path)
+    run_stage(recipe, "base")
+    _, tokenizer, _ = load(recipe, recipe.rm, Origin("stage", "base"), 5, stage="rm")
+    section = recipe.rm.model_copy(update={"max_length": 4096})  # nothing is trained on them
+    tool = json.dumps({"type": "function", "function": {"name": "add", "description": "adds", "parameters": {}}})
+    pair = Comparison((Message("user", "q"),), "good", "bad", tools=(tool,))
+    (plain,), *_ = preferences.encode(tokenizer, [pair], section)
+    (group,), *_ = preferences.encode(tokenizer, [pair], section.model_copy(update={"share_prompts": True}))
+    (trained,), *_ = preferences.encode_training(
+        tokenizer, [pair], section.model_copy(update={"share_prompts": True}), 0
+    )
+    assert plain["chosen_ids"] == [*group["prompt_ids"], *group["reply_ids"][0]]
+    assert trained["prompt_ids"] == group["prompt_ids"] and "add" in tokenizer.decode(group["prompt_ids"])
