@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align.commands.kinds import KINDS
+from align.commands.options import positive
 from data_formats.chatml import MASKS
 
 
@@ -28,8 +29,8 @@ def add_parser(commands: Any) -> None:
     inspect.add_argument("path", metavar="FILE|hub:ID", type=_source)
     inspect.add_argument("--tokenizer", metavar="MODEL", help="folder or hub id: lengths and loss in its tokens")
     inspect.add_argument("--mask", choices=MASKS, default="assistant_only", help="what gets loss (default %(default)s)")
-    inspect.add_argument("--max-length", type=_positive, metavar="N", help="say what is longer")
-    inspect.add_argument("--rows", type=_positive, default=5, metavar="N", help="show so many (default %(default)s)")
+    inspect.add_argument("--max-length", type=positive, metavar="N", help="say what is longer")
+    inspect.add_argument("--rows", type=positive, default=5, metavar="N", help="show so many (default %(default)s)")
     inspect.add_argument("--skip", type=int, default=0, metavar="N", help="pass over so many before")
     convert = what.add_parser("convert", help="write our own rows")
     convert.add_argument("path", metavar="FILE|hub:ID", type=_source)
@@ -50,12 +51,6 @@ def add_parser(commands: Any) -> None:
 
 def _source(text: str) -> Path | str:
     return text if text.startswith("hub:") else Path(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not '{text}'")
-    return int(text)
 
 
 def _share(text: str) -> float:

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from align.commands.kinds import files_in
+from align.commands.options import add_dtype, positive
 from align.runs import files
 from data_formats import Comparison, EmptyDatasetError, ReadReport, StorageError, read
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def add_parser(commands: Any) -> None:
@@ -34,15 +33,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--out", metavar="FOLDER", type=Path, help="write eval.jsonl, most_wrong.jsonl and summary.json"
     )
-    parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="replies at once (default 64)")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are)")
+    parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="replies at once (default 64)")
+    add_dtype(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not '{text}'")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> None:

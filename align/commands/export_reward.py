@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+from align.commands.options import add_dtype
 
 
 def add_parser(commands: Any) -> None:
@@ -14,7 +14,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("export-reward", help=words, description=f"{words[0].upper()}{words[1:]}.")
     parser.add_argument("model_dir", metavar="MODEL_DIR", help="a reward model's folder (runs/NAME/rm/model) or hub id")
     parser.add_argument("out_dir", metavar="OUT_DIR", help="a new folder")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are)")
+    add_dtype(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 

@@ -166,6 +166,12 @@ def make_groups(
     return groups, {reason: count for reason, count in counts.items() if count}
 
 
+def plain_groups(comparisons: Sequence[Comparison]) -> list[Group]:
+    """A group of one pair for each, without margin or weight: how held-out pairs are measured."""
+    one = (Pair(0, 1),)
+    return [Group(pair.prompt, (pair.chosen, pair.rejected), one, tools=pair.tools) for pair in comparisons]
+
+
 def binarised(groups: Sequence[Group]) -> list[Group]:
     """Each pair as two groups of one pair: "GOOD:A" above "BAD:A", and "BAD:B" above "GOOD:B" (Askell et al. 2021)."""
     found = []

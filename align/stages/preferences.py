@@ -23,13 +23,11 @@ Encoded = tuple[list[Any], list[Comparison], dict[str, int]]
 def encode(tokenizer: Any, comparisons: list[Comparison | Scored], section: RewardSection) -> Encoded:
     """Rows of held-out pairs, the comparisons they were made from (same order and number), and what was dropped."""
     from align.data.encode import encode_kept_comparisons
-    from align.data.pairs import Group, Pair, compared, encode_groups
+    from align.data.pairs import compared, encode_groups, plain_groups
 
     comparisons, left_out = compared(comparisons)
     if section.grouped:
-        groups = [
-            Group(pair.prompt, (pair.chosen, pair.rejected), (Pair(0, 1),), tools=pair.tools) for pair in comparisons
-        ]
+        groups = plain_groups(comparisons)
         rows, kept, dropped = encode_groups(tokenizer, groups, section.max_length, section.on_overlong)
     else:
         rows, kept, dropped = encode_kept_comparisons(tokenizer, comparisons, section.max_length, section.on_overlong)
@@ -73,19 +71,23 @@ def binarised_accuracy(
 ) -> float | None:
     """Share of the held-out pairs' GOOD and BAD pairs that are scored in their order: what binarised PMP is trained on,
     while the accuracy beside it is that of the plain replies. None where no pair is short enough with its marker."""
-    from align.data.pairs import Group, Pair, binarised, encode_groups
+    from align.data.pairs import binarised, encode_groups, plain_groups
 
-    groups = binarised(
-        [Group(pair.prompt, (pair.chosen, pair.rejected), (Pair(0, 1),), tools=pair.tools) for pair in heldout]
-    )
     on_overlong = "drop" if section.on_overlong == "error" else section.on_overlong
-    rows = sorted(
-        encode_groups(tokenizer, groups, section.max_length, on_overlong)[0], key=trainer.row_length
-    )  # like lengths together: less padding
+    rows, _, _ = encode_groups(tokenizer, binarised(plain_groups(heldout)), section.max_length, on_overlong)
     if not rows:
         return None
-    scores = trainer.predict(rows).predictions[:, :2]
-    return float((scores[:, 0] > scores[:, 1]).mean())
+    chosen, rejected = side_scores(trainer, rows)
+    return sum(a > b for a, b in zip(chosen, rejected, strict=True)) / len(rows)
+
+
+def side_scores(trainer: RewardTrainer, rows: list[Any]) -> tuple[list[float], list[float]]:
+    """Scores of both sides of rows of one pair each, in the rows' order; like lengths are computed together."""
+    order = sorted(range(len(rows)), key=lambda row: trainer.row_length(rows[row]))
+    scores = trainer.predict([rows[row] for row in order]).predictions[:, :2].tolist()
+    by_row = dict(zip(order, scores, strict=True))
+    chosen, rejected = ([by_row[row][side] for row in range(len(rows))] for side in (0, 1))
+    return chosen, rejected
 
 
 def make_trainer(

@@ -152,12 +152,7 @@ def held_out(
     """
     if not rows:
         return {}
-    order = sorted(
-        range(len(rows)), key=lambda row: trainer.row_length(rows[row])
-    )  # like lengths together: less padding
-    scores = trainer.predict([rows[row] for row in order]).predictions[:, :2].tolist()
-    by_row = dict(zip(order, scores, strict=True))
-    chosen, rejected = ([by_row[row][side] for row in range(len(rows))] for side in (0, 1))
+    chosen, rejected = preferences.side_scores(trainer, rows)
     if write_to is not None:
         kept = preference.lines(heldout, chosen, rejected)
         for name, lines in (kept | {"samples.jsonl": kept["eval.jsonl"][:SAMPLES]}).items():

@@ -38,7 +38,7 @@ from data_formats.records import Comparison
 
 FOLDER = "experiments/reward"
 CUTS = (0.25, 0.5, 0.75)  # gold differences up to which a pair is of grade 1, 2, 3
-STEPNESS, CLEAN, CROWD = 3.4, 10_000, 1_000
+STEEPNESS, CLEAN, CROWD = 3.4, 10_000, 1_000
 PMP_SIZES = (100, 1_000, 10_000)
 
 
@@ -93,7 +93,9 @@ def tables() -> dict[str, list[Arm]]:
             replace(plain, label="4 epochs", name="epochs_4", changes={"num_train_epochs": 4.0}),
         ],
         "strength": [
-            replace(plain, label="3000 pairs of any grade", name="any_grade", data="few", limit=3_000, changes=half),
+            replace(
+                plain, label="3000 pairs of any grade", name="any_grade", data="annotated", limit=3_000, changes=half
+            ),
             replace(plain, label="3000 of grades 3 and 4", name="strong", data="strong", limit=3_000, changes=half),
             replace(
                 plain, label="  with edited replies, same steps", name="edited", data="edited", limit=None, changes=half
@@ -119,7 +121,6 @@ def write_data(recipe: Recipe, folder: Path) -> None:
     files = {
         "clean": clean,
         "annotated": annotated,
-        "few": annotated,
         "strong": strong,
         "edited": [each for pair in strong for each in _with_edit(world, pair, rng)],
         "crowd": crowd[: sizes.coarse_comparisons],
@@ -131,7 +132,7 @@ def write_data(recipe: Recipe, folder: Path) -> None:
 
 def _annotated(pair: Comparison, rng: random.Random) -> Comparison:
     graded = replace(pair, grade=float(grade(pair.grade)))
-    if rng.random() < 1 / (1 + math.exp(STEPNESS * pair.grade)):
+    if rng.random() < 1 / (1 + math.exp(STEEPNESS * pair.grade)):
         return replace(graded, chosen=pair.rejected, rejected=pair.chosen)
     return graded
 

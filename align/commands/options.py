@@ -1,0 +1,19 @@
+"""What several subcommands take."""
+
+from __future__ import annotations
+
+import argparse
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for `type=`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not '{text}'")
+    return int(text)
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """`--dtype` of a model's weights."""
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are)")
