@@ -92,10 +92,11 @@ class RunningMeanStd:
 
     Args:
         eps: added to the deviation that values are divided by, in the reward's unit.
+        shift: whether `normalize` subtracts the mean; without, the sign of a value stays.
     """
 
-    def __init__(self, eps: float = 1e-8) -> None:
-        self.eps = eps
+    def __init__(self, eps: float = 1e-8, shift: bool = True) -> None:
+        self.eps, self.shift = eps, shift
         self.count = 0
         self.mean = 0.0
         self.squares = 0.0  # sum of squared deviations from `mean`
@@ -130,8 +131,8 @@ class RunningMeanStd:
         self.count = whole
 
     def normalize(self, values: Tensor) -> Tensor:
-        """`(values - mean) / (std + eps)`, same shape and dtype."""
-        return (values - self.mean) / (self.std + self.eps)
+        """`(values - mean) / (std + eps)`, or without the mean; same shape and dtype."""
+        return (values - (self.mean if self.shift else 0.0)) / (self.std + self.eps)
 
     def state_dict(self) -> dict[str, Any]:
         """Count, mean and sum of squared deviations as plain numbers."""

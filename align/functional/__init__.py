@@ -16,30 +16,36 @@ computed in. Shapes must agree exactly: nothing is broadcast in silence.
 """
 
 from align.functional.advantages import gae
-from align.functional.kl import kl_estimate
+from align.functional.kl import kl_estimate, kl_loss
 from align.functional.logprobs import token_entropy, token_logprobs
 from align.functional.masked import Moments, masked_mean, masked_sum, masked_var, whiten
-from align.functional.ppo import policy_loss, value_loss
+from align.functional.ppo import importance_weights, policy_loss, token_weights, value_loss
 from align.functional.reductions import loss_weights
-from align.functional.shaping import shape_rewards
+from align.functional.shaping import penalize, shape_rewards
 from align.functional.stats import explained_variance, merge_stats
 from align.functional.supervised import causal_nll_sum, weighted_nll_sum
+from align.functional.support import support_logprobs
 
 __all__ = [
     "Moments",
     "causal_nll_sum",
     "explained_variance",
     "gae",
+    "importance_weights",
     "kl_estimate",
+    "kl_loss",
     "loss_weights",
     "masked_mean",
     "masked_sum",
     "masked_var",
     "merge_stats",
+    "penalize",
     "policy_loss",
     "shape_rewards",
+    "support_logprobs",
     "token_entropy",
     "token_logprobs",
+    "token_weights",
     "value_loss",
     "weighted_nll_sum",
     "whiten",

@@ -35,3 +35,35 @@ def shape_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: flo
     is_last_BT = counts_BT & (remaining_BT == 1)
     penalty_BT = -kl_coef * keep(kl_BT, mask_BT)
     return penalty_BT + torch.where(is_last_BT, wide(scores_B).to(penalty_BT.dtype).unsqueeze(1), 0.0)
+
+
+def penalize(
+    scores_B: Tensor,
+    ended_B: Tensor,
+    lengths_B: Tensor,
+    *,
+    missing_eos: str = "subtract",
+    missing_eos_penalty: float = 0.0,
+    length_penalty: float = 0.0,
+    length_penalty_free: int = 0,
+) -> Tensor:
+    """Scores after the penalties for replies without an end and for long ones, in the reward's own unit.
+
+    Args:
+        ended_B: whether the policy ended the reply itself. lengths_B: tokens of the reply, its end included.
+        missing_eos: what a reply without an end gets: `none`, `subtract` (its score minus the penalty), `replace`
+            (minus the penalty, whatever its score; Huang et al. 2023, policy detail 5).
+        length_penalty: subtracted for each token after the first `length_penalty_free`, of replaced scores too.
+
+    Raises:
+        ValueError: unequal shapes or an unknown `missing_eos`.
+    """
+    same_shape(scores_B=scores_B, ended_B=ended_B, lengths_B=lengths_B)
+    if missing_eos not in ("none", "subtract", "replace"):
+        raise ValueError(f"unknown missing_eos '{missing_eos}': choose none, subtract or replace")
+    if missing_eos != "none":
+        instead_B = scores_B - missing_eos_penalty if missing_eos == "subtract" else -missing_eos_penalty
+        scores_B = torch.where(ended_B, scores_B, instead_B)
+    if length_penalty:
+        scores_B = scores_B - length_penalty * (lengths_B - length_penalty_free).clamp(min=0).to(scores_B)
+    return scores_B

@@ -138,8 +138,8 @@ def _ppo_plan(section: PPOSection, world_size: int) -> BatchPlan:
     minibatch = responses // section.num_mini_batches
     share = minibatch // world_size
     micro = min(section.micro_batch_size, share)
-    ptx = section.ptx_ratio * minibatch if section.ptx_coef > 0 else 0
-    ptx_micro = min(section.ptx_micro_batch_size or section.micro_batch_size, ptx // world_size)
+    ptx = section.ptx_ratio * minibatch if section.uses_ptx else 0
+    ptx_micro = min(section.ptx_rows_at_once, ptx // world_size)
     return BatchPlan(
         stage="ppo",
         world_size=world_size,

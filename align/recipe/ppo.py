@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 
 from align.recipe.cleaning import CleaningSection
 from align.recipe.fields import Count, OptimSection, Positive, Section, Share, Source
 from align.recipe.rewards import Rewarded
+
+
+def _coefficient(value: Any) -> float | str:
+    if value == "auto":
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        shown = f"'{value}'" if isinstance(value, str) else value
+        raise ValueError(f"must be a number of at least 0, or 'auto', not {shown}")
+    return float(value)
+
+
+Coefficient = Annotated[float | Literal["auto"], PlainValidator(_coefficient)]
 
 
 class RolloutSection(Section):
@@ -59,18 +71,33 @@ class EvalSection(LookSection):
     every_steps: Positive | None = None
 
 
+class GuardSection(Section):
+    """When a run stops by itself, with its state saved, or warns. `null` or false switches a guard off.
+
+    `non_finite: skip` leaves a broken optimizer step out (counted) instead of stopping. `max_kl`: nats a reply;
+    `min_entropy`: nats a token; both are means over an iteration's replies.
+    """
+
+    non_finite: Literal["stop", "skip"] = "stop"
+    max_kl: float | None = Field(None, gt=0)
+    min_entropy: float | None = Field(None, gt=0)
+    warn_equal_rewards: bool = True
+
+
 class PPOConfig(Section):
     """PPO with a critic: what `PPOTrainer` is told, in a recipe or in Python.
 
     One iteration: `rollout_batch_size` prompts over all ranks give `rollout_batch_size * num_generations` responses,
     which are trained on for `num_ppo_epochs` passes of `num_mini_batches` optimizer steps each. `micro_batch_size`
-    responses are held at once by a rank. `critic_warmup_steps` counts optimizer steps.
+    responses are held at once by a rank. `critic_warmup_steps` counts optimizer steps. README's table "What PPO is
+    told" explains every key.
     """
 
     rollout: RolloutSection = RolloutSection()
     policy: PolicyOptim = PolicyOptim()
     critic: CriticOptim = CriticOptim()
     evaluation: EvalSection = EvalSection()
+    guards: GuardSection = GuardSection()
 
     num_iterations: Positive
     rollout_batch_size: Positive = 256
@@ -79,29 +106,92 @@ class PPOConfig(Section):
     micro_batch_size: Positive = 8
     critic_warmup_steps: Count = 50
 
+    old_logprobs: Literal["recompute", "elide"] = "recompute"
+    policy_support: Literal["full", "nucleus"] = "full"
+    importance_sampling_correction: Literal["none", "token", "sequence"] = "none"
+    importance_sampling_cap: float = Field(2.0, ge=1)
+
     kl_coef: float = Field(0.04, ge=0)
-    kl_estimator: Literal["k1"] = "k1"
-    kl_in: Literal["reward"] = "reward"
-    normalize_reward: Literal["none", "running_mean", "running_mean_std"] = "running_mean"
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_in: Literal["reward", "loss"] = "reward"
+    kl_straight_through: bool = True
+    kl_target: float | None = Field(None, gt=0)
+    kl_horizon: Positive = 10_000
+    missing_eos: Literal["none", "replace", "subtract"] = "subtract"
+    missing_eos_penalty: float = Field(1.0, ge=0)
+    mask_truncated_completions: bool = False
+    length_penalty: float = Field(0.0, ge=0)
+    length_penalty_free: Count = 0
+    normalize_reward: Literal["none", "running_mean", "running_std", "running_mean_std"] = "running_mean"
     reward_clip_range: float | None = Field(10.0, gt=0)
-    missing_eos_penalty: float | None = Field(1.0, ge=0)
 
     gamma: Share = 1.0
     lam: Share = 0.95
+    critic_lam: Share | None = None
     whiten_advantages: bool = True
+    loss_aggregation: Literal["token", "sequence"] = "token"
     cliprange: float = Field(0.2, gt=0)
+    dual_clip: float | None = Field(None, gt=1)
+    entropy_coef: float = Field(0.0, ge=0)
+    target_kl: float | None = Field(None, gt=0)
     cliprange_value: float | None = Field(0.15, gt=0)
+    clip_value_in_warmup: bool = True
     vf_coef: float = Field(1.0, gt=0)
 
-    ptx_coef: float = Field(0.0, ge=0)
+    ptx_coef: Coefficient = 0.0
+    ptx_grad_norm_ratio: float = Field(0.5, gt=0)
     ptx_ratio: Count = 8
     ptx_max_length: Positive = 2048
     ptx_micro_batch_size: Positive | None = None
+    ema_decay: float | None = Field(None, gt=0, lt=1)
 
     logging_steps: Positive = 1
     save_steps: Positive | None = None
     save_total_limit: Positive = 2
     log_samples: Count = 8
+
+    @property
+    def uses_ptx(self) -> bool:
+        """Whether pretraining documents are mixed in."""
+        return self.ptx_coef != 0 and self.ptx_ratio > 0
+
+    @property
+    def ptx_rows_at_once(self) -> int:
+        """`ptx_micro_batch_size`, or as many rows as have no more logits than a micro-batch of replies."""
+        replies = self.micro_batch_size * self.rollout.max_completion_length
+        return self.ptx_micro_batch_size or max(1, min(self.micro_batch_size, replies // self.ptx_max_length))
+
+    def rules(self) -> list[tuple[str, str]]:
+        broken = super().rules()
+        steps = self.num_ppo_epochs * self.num_mini_batches
+        if self.critic_warmup_steps >= self.num_iterations * steps:
+            sentence = (
+                f"{self.critic_warmup_steps} leaves the policy none of the {self.num_iterations * steps} optimizer "
+                f"steps (num_iterations {self.num_iterations} x num_ppo_epochs {self.num_ppo_epochs} x "
+                f"num_mini_batches {self.num_mini_batches}); use fewer, or more iterations"
+            )
+            broken.append(("critic_warmup_steps", sentence))
+        if self.old_logprobs == "elide" and steps > 1:
+            sentence = (
+                "'elide' is right only with one optimizer step an iteration (num_ppo_epochs 1 and num_mini_batches 1): "
+                f"here the policy has moved before {steps - 1} of {steps} steps; use recompute"
+            )
+            broken.append(("old_logprobs", sentence))
+        if self.old_logprobs == "elide" and self.kl_coef > 0 and self.kl_in == "reward":
+            sentence = "'elide' leaves no log-probabilities for a KL in the reward; use recompute, or kl_in=loss"
+            broken.append(("old_logprobs", sentence))
+        if self.old_logprobs == "elide" and (self.kl_target or self.guards.max_kl or self.guards.min_entropy):
+            sentence = "'elide' measures KL and entropy too late for kl_target and the guards; use recompute"
+            broken.append(("old_logprobs", sentence))
+        if self.kl_in == "loss" and self.kl_estimator == "k1" and not self.kl_straight_through:
+            sentence = "'k1' in the loss has a gradient of mean zero; use k2, or kl_straight_through=true"
+            broken.append(("kl_estimator", sentence))
+        if self.kl_target is not None and self.kl_coef == 0:
+            broken.append(("kl_coef", "0 cannot be adapted, since kl_target multiplies it; start above 0"))
+        if self.ptx_coef != 0 and self.ptx_ratio == 0:
+            sentence = "0 gives a step no pretraining rows although ptx_coef is above 0; set one of them to match"
+            broken.append(("ptx_ratio", sentence))
+        return broken
 
 
 class PPOSection(Rewarded, PPOConfig):
@@ -115,20 +205,9 @@ class PPOSection(Rewarded, PPOConfig):
     critic_from: str | None = None
 
     def rules(self) -> list[tuple[str, str]]:
-        broken = [*Section.rules(self), *self.reward_rules()]
-        total = self.num_iterations * self.num_ppo_epochs * self.num_mini_batches
-        if self.critic_warmup_steps >= total:
-            sentence = (
-                f"{self.critic_warmup_steps} leaves the policy none of the {total} optimizer steps (num_iterations "
-                f"{self.num_iterations} x num_ppo_epochs {self.num_ppo_epochs} x num_mini_batches "
-                f"{self.num_mini_batches}); use fewer, or more iterations"
-            )
-            broken.append(("critic_warmup_steps", sentence))
-        if self.ptx_coef > 0 and not self.ptx_data:
+        broken = [*PPOConfig.rules(self), *self.reward_rules()]
+        if self.ptx_coef != 0 and not self.ptx_data:
             broken.append(
                 ("ptx_data", "is empty although ptx_coef is above 0: name pretraining documents, or set ptx_coef to 0")
             )
-        if self.ptx_coef > 0 and self.ptx_ratio == 0:
-            sentence = "0 gives a step no pretraining rows although ptx_coef is above 0; set one of them to match"
-            broken.append(("ptx_ratio", sentence))
         return broken

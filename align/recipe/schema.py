@@ -69,7 +69,7 @@ class Recipe(Section):
                 lengths = f"max_prompt_length + max_completion_length = {rollout.max_length}"
                 sentence = f"{lengths} is more than max_position_embeddings ({room})"
                 broken.append((f"{stage}.rollout", sentence))
-        if self.ppo is not None and self.ppo.ptx_coef > 0 and self.ppo.ptx_max_length > room:
+        if self.ppo is not None and self.ppo.uses_ptx and self.ppo.ptx_max_length > room:
             sentence = f"{self.ppo.ptx_max_length} is more than max_position_embeddings ({room})"
             broken.append(("ppo.ptx_max_length", sentence))
         return broken

@@ -55,6 +55,8 @@ def run(
     figures |= _train(trainer, stage)
     trainer.save_model(out_dir / "model")
     trainer.save_critic(out_dir / "critic")
+    if trainer.ema is not None:
+        trainer.save_ema(out_dir / "ema")
     trainer.engine.close()
     for tracker in trainer.accelerator.trackers:
         tracker.finish()  # not `end_training`, which would part the ranks before the chain's next stage
@@ -136,7 +138,7 @@ def ptx_blocks(recipe: Recipe, section: PPOSection, tokenizer: Any) -> tuple[lis
     from align.data.encode import encode_documents
     from align.data.load import load_records
 
-    if section.ptx_coef == 0 or section.ptx_ratio == 0:
+    if not section.uses_ptx:
         return [], []
     documents, reports = load_records(section.ptx_data, Document, recipe)
     blocks = [block for block in encode_documents(tokenizer, documents, section.ptx_max_length) if len(block) > 1]

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from data_formats.records import Prompt
 from reward.protocol import Sample, prompt_columns
+
+if TYPE_CHECKING:
+    from align.trainers.support import SupportTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,12 @@ class Samples:
         reply_ids: (N) token ids of the reply, with its end token when one was drawn; never empty.
         replies: (N) the reply as text without control tokens.
         finished: (N) whether the policy ended the reply itself.
+        engine_logps: (N) what the engine gave as log-probability of each reply token under the full
+            temperature-divided distribution, in nats; None for a reply of which it gave none.
+        kept_mass: (N) share of that distribution's mass which truncation left at each reply token; or None.
+        supports: (N) the ids that could be drawn at each reply token; or None.
+
+    The last three may be left out: then every reply has None.
     """
 
     prompts: tuple[Prompt, ...]
@@ -35,6 +45,13 @@ class Samples:
     reply_ids: tuple[tuple[int, ...], ...]
     replies: tuple[str, ...]
     finished: tuple[bool, ...]
+    engine_logps: tuple[tuple[float, ...] | None, ...] = ()
+    kept_mass: tuple[tuple[float, ...] | None, ...] = ()
+    supports: tuple[tuple[tuple[int, ...], ...] | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("engine_logps", "kept_mass", "supports"):
+            object.__setattr__(self, name, getattr(self, name) or (None,) * len(self.prompts))
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -130,6 +147,13 @@ class TokenBatch:
         next_position = self._positions(1)
         return (next_position >= self.prompt_lengths_N[:, None]) & (next_position < self.lengths_N[:, None])
 
+    def on_actions(self, values: Sequence[Sequence[float]]) -> Tensor:
+        """values_NS, float32: one number a reply token, put where the token is the action; 0 elsewhere."""
+        states = self.input_ids_NT.shape[1] - 1
+        starts = (self.prompt_lengths_N - 1).tolist()
+        rows = [[0.0] * start + list(row) for start, row in zip(starts, values, strict=True)]
+        return torch.tensor([row + [0.0] * (states - len(row)) for row in rows], device=self.input_ids_NT.device)
+
     def _positions(self, first: int) -> Tensor:
         return torch.arange(first, self.input_ids_NT.shape[1], device=self.input_ids_NT.device)[None, :]
 
@@ -150,35 +174,61 @@ class Experience:
 
     Attributes:
         tokens: the rows' token ids.
-        mask_NS: (N, S) bool, 1 on reply actions; every (N, S) tensor below means nothing elsewhere.
+        mask_NS: (N, S) bool, 1 on the reply actions that are learnt from (of masked replies none); every (N, S) tensor
+            below means nothing outside the reply.
         scores_N: (N) the reward as it was given, in its own unit.
-        normalized_N: (N) after missing-end penalty, running mean and clip.
-        old_logps_NS: (N, S) nats, the sampling policy under the training forward, temperature-divided, full vocabulary.
-        ref_logps_NS: (N, S) nats, the reference on the same support.
+        normalized_N: (N) after penalties, running statistics and clip.
+        old_logps_NS: (N, S) nats, the denominator of the ratio: the sampling policy under the training forward,
+            temperature-divided, over the full vocabulary or, with `support`, over what the sampler could draw. None
+            when that pass is elided.
+        ref_logps_NS: (N, S) nats, the reference over the full vocabulary.
         old_values_NS: (N, S) the critic before the update, in units of the normalised reward.
         rewards_NS: (N, S) the shaped reward of each action: -kl_coef * KL, plus the score on the last reply token.
         advantages_NS: (N, S) GAE, whitened over the global batch when the recipe says so.
         returns_NS: (N, S) regression targets of the critic.
+        full_logps_NS: (N, S) nats, the sampling policy over the full vocabulary, where `old_logps_NS` is not that.
+        sampler_logps_NS: (N, S) nats, the same as the engine computed it, where it is corrected for.
+        importance_NS: (N, S) weights of the policy's loss that correct for it; None: 1.
+        weights_NS: (N, S) weights of every loss, 0 outside `mask_NS`; None: 1 inside.
+        support: the token ids that the sampler could draw, where the ratio is over them.
     """
 
     tokens: TokenBatch
     mask_NS: Tensor
     scores_N: Tensor
     normalized_N: Tensor
-    old_logps_NS: Tensor
+    old_logps_NS: Tensor | None
     ref_logps_NS: Tensor
     old_values_NS: Tensor
     rewards_NS: Tensor
     advantages_NS: Tensor
     returns_NS: Tensor
+    full_logps_NS: Tensor | None = None
+    sampler_logps_NS: Tensor | None = None
+    importance_NS: Tensor | None = None
+    weights_NS: Tensor | None = None
+    support: SupportTensor | None = None
+
+    @property
+    def policy_logps_NS(self) -> Tensor | None:
+        """(N, S) nats, the sampling policy over the full vocabulary, if it was computed."""
+        return self.old_logps_NS if self.full_logps_NS is None else self.full_logps_NS
+
+    def divisor(self, rows_B: Tensor | None = None) -> int:
+        """What the summed losses of some rows (default all) are divided by: their tokens or, with weights, their
+        replies; at least 1."""
+        mask_BS = self.mask_NS if rows_B is None else self.mask_NS[rows_B]
+        return max(1, int((mask_BS if self.weights_NS is None else mask_BS.any(1)).sum()))
 
     def rows(self, rows_B: Tensor) -> Experience:
         """These rows, every tensor cut to their own longest length."""
         tokens = self.tokens.rows(rows_B)
         states = tokens.input_ids_NT.shape[1] - 1
 
-        def cut(tensor: Tensor) -> Tensor:
-            return tensor[rows_B] if tensor.dim() == 1 else tensor[rows_B, :states]
+        def cut(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return None if value is None else value.rows(rows_B, states)
+            return value[rows_B] if value.dim() == 1 else value[rows_B, :states]
 
         return Experience(tokens, *(cut(getattr(self, field.name)) for field in fields(self)[1:]))
 

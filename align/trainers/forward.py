@@ -7,12 +7,15 @@ truncate sampling only; see `PPOTrainer`). Logits are computed only from the fir
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from align.functional.logprobs import token_entropy, token_logprobs
+from align.functional.support import support_logprobs
 from align.trainers.experience import TokenBatch
+from align.trainers.support import SupportTensor
 
 
 def _reply_logits(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, int]:
@@ -41,13 +44,43 @@ def reply_logprobs(model: nn.Module, batch: TokenBatch, temperature: float) -> T
     return F.pad(logps_BK, (first_state, 0))
 
 
-@torch.no_grad()
-def reply_logprobs_and_entropy(model: nn.Module, batch: TokenBatch, temperature: float) -> tuple[Tensor, Tensor]:
-    """`reply_logprobs` and the entropy (nats) of the distribution each action was drawn from; both (B, S)."""
+@dataclass(frozen=True, slots=True)
+class ReplyLogprobs:
+    """What one pass of a policy says of its replies' tokens; every tensor (B, S), 0 before the first reply token.
+
+    Attributes:
+        full: log-probability over the whole vocabulary, nats.
+        ratio: the same over the sampler's support, where there is one; else `full`.
+        entropy: nats, of the whole distribution; None when not asked for.
+    """
+
+    full: Tensor
+    ratio: Tensor
+    entropy: Tensor | None = None
+
+
+def reply_distribution(
+    model: nn.Module,
+    batch: TokenBatch,
+    temperature: float,
+    *,
+    support: SupportTensor | None = None,
+    entropy: bool = False,
+) -> ReplyLogprobs:
+    """`reply_logprobs`, and from the same pass those over a recorded support and the entropy."""
     logits_BKV, first_state = _reply_logits(model, batch)
-    logps_BK = token_logprobs(logits_BKV, batch.input_ids_NT[:, first_state + 1 :], temperature)
-    entropy_BK = token_entropy(logits_BKV, temperature)
-    return F.pad(logps_BK, (first_state, 0)), F.pad(entropy_BK, (first_state, 0))
+    ids_BK = batch.input_ids_NT[:, first_state + 1 :]
+
+    def placed(of_states_BK: Tensor) -> Tensor:
+        return F.pad(of_states_BK, (first_state, 0))
+
+    full_BS = placed(token_logprobs(logits_BKV, ids_BK, temperature))
+    ratio_BS = full_BS
+    if support is not None:
+        support_BSK, mask_BSK = support.padded()
+        there = slice(first_state, None)
+        ratio_BS = placed(support_logprobs(logits_BKV, ids_BK, support_BSK[:, there], mask_BSK[:, there], temperature))
+    return ReplyLogprobs(full_BS, ratio_BS, placed(token_entropy(logits_BKV, temperature)) if entropy else None)
 
 
 def state_values(critic: nn.Module, batch: TokenBatch) -> Tensor:

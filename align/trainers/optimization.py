@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_scheduler
 
 from align.recipe.fields import OptimSection
@@ -91,6 +92,16 @@ class TrainedModel:
         """Continue from `state_dict()`."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+
+
+def weight_average(module: nn.Module, decay: float) -> AveragedModel:
+    """A copy of `module` that `update_parameters(module)` moves: `copy = decay * copy + (1 - decay) * module`.
+
+    It starts as the module is (Ouyang et al. 2022, appendix C.4: 0.992).
+    """
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay)).requires_grad_(False)
+    average.n_averaged.fill_(1)  # else the first update would replace the copy
+    return average
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:

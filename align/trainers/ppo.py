@@ -1,20 +1,28 @@
 """PPO with a critic, as the Qwen report (3.2.2) and InstructGPT (Ouyang et al. 2022) did it; an own loop on accelerate.
 
 One iteration: `collect` replies, `score` them, `make_experience` (old and reference log-probabilities and old values by
-the training forward, `shape_rewards`, `compute_advantages`), `update`. Each is a seam to override.
+the training forward, `penalize_scores`, `normalize_scores`, `shape_rewards`, `compute_advantages`), `update`. Each is a
+seam to override.
 
 Decisions, and departures from the named papers:
 - Old log-probabilities come from a pass of their own over the very micro-batches of the first epoch, never from the
-  sampler, so the first minibatch's ratio is exactly 1. They are divided by the sampling temperature and normalised over
-  the whole vocabulary, old, new and reference alike: with top-p < 1 the replies come from a narrower distribution than
-  the one that is scored (no importance correction; the KL is then a penalty, not a measurement).
-- The score stands on the last real token of the reply, the KL (k1) on each token. A reply ends at `<|im_end|>`; one
-  that was cut, or ended with `<|endoftext|>`, has `missing_eos_penalty` subtracted from its score (not replaced by it;
-  `ModelReward` reads that score at an `<|im_end|>` it appends). Then the running mean counts the whole global batch in,
-  is subtracted (`running_mean_std`: and the running deviation divided by), and the result is clipped. No value follows
-  the last token, of cut replies neither.
-- Losses are sums divided by the token count of the minibatch over all ranks, so gradients do not depend on
-  micro-batches, padding or ranks. Minibatches are real optimizer steps, reshuffled every epoch.
+  sampler, so the first minibatch's ratio is exactly 1 (`old_logprobs: elide` spares that pass where one optimizer step
+  an iteration makes it redundant). They are divided by the sampling temperature and normalised over the whole
+  vocabulary, old, new and reference alike: with top-p < 1 the replies come from a narrower distribution than the one
+  that is scored. Tokens outside the nucleus are never drawn, so nothing pushes their probability but the softmax, and
+  the KL is then a penalty, not a measurement; `kept_mass` says how much is left out. `policy_support: nucleus` takes
+  the ratio over what the sampler could draw, which is the distribution it drew from; KL and entropy stay whole.
+- `importance_sampling_correction` weights the policy's loss by min(trainer / engine, cap) where the engine computes in
+  another precision or with older weights; both over the full distribution, so it does not undo top-p.
+- The score stands on the last real token of the reply, the KL on each token (`kl_in: loss`: in the loss). A reply ends
+  at `<|im_end|>`; one that was cut, or ended with `<|endoftext|>`, has `missing_eos_penalty` subtracted from its score,
+  or put in its place (`ModelReward` reads that score at an `<|im_end|>` it appends). Then the running mean counts the
+  whole global batch in, is subtracted, and the result is clipped. `mask_truncated_completions` takes replies without an
+  end out of everything that is learnt: losses, whitening, running statistics. No value follows the last token.
+- Losses are sums divided by the token count (or, aggregated by sequence, the reply count) of the minibatch over all
+  ranks, so gradients do not depend on micro-batches, padding or ranks. Minibatches are real optimizer steps, reshuffled
+  every epoch. With whitened advantages a KL in the loss weighs `kl_coef` times their deviation, one in the reward does
+  not.
 - Critic warm-up is exactly `critic_warmup_steps` optimizer steps in which the policy is not touched: no gradient, no
   ptx, no weight decay, no momentum, no schedule. Their rollouts are not used again. When it ends inside an iteration,
   the rest of that iteration updates both. "2 responses" of the report are two independent trajectories.
@@ -31,10 +39,9 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, gather_object
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback
 
-from align import functional
 from align.data.encode import encode_prompts
 from align.data.prompts import PromptSampler
 from align.recipe.ppo import PPOConfig
@@ -42,25 +49,22 @@ from align.runs.errors import TrainingError
 from align.runs.files import atomic_dir
 from align.runs.seeding import derive
 from align.trainers import ppo_state
-from align.trainers.experience import Experience, Samples, Scores, TokenBatch, scatter_rows
-from align.trainers.forward import (
-    reply_logprobs,
-    reply_logprobs_and_entropy,
-    silence_dropout,
-    state_values,
-)
+from align.trainers.controllers import KLController, PtxController
+from align.trainers.experience import Samples, Scores
+from align.trainers.forward import silence_dropout
+from align.trainers.guards import reason_to_stop, warn_of
 from align.trainers.iterations import loop_arguments
 from align.trainers.minibatches import check_split
-from align.trainers.optimization import TrainedModel
+from align.trainers.optimization import TrainedModel, weight_average
 from align.trainers.ppo_eval import evaluate_policy
-from align.trainers.ppo_metrics import Stopwatch, part_metrics, rollout_metrics, sample_rows
-from align.trainers.ppo_update import PPOUpdate
+from align.trainers.ppo_experience import PPOExperience, running_stats
+from align.trainers.ppo_metrics import Stopwatch, part_metrics, sample_rows
 from align.trainers.ptx import PtxStream
+from align.trainers.support import full_logprobs
 from data_formats.chatml import END_OF_TEXT, IM_END, control_id
 from data_formats.errors import AlignError
 from data_formats.records import Prompt
 from reward.protocol import Reward, RewardError, judge, same_tokens
-from reward.running import RunningMean, RunningMeanStd, RunningStats
 from rollouts.protocol import Engine, SamplingParams
 from rollouts.select import make_engine
 
@@ -87,7 +91,7 @@ def make_accelerator(
     )
 
 
-class PPOTrainer(PPOUpdate):
+class PPOTrainer(PPOExperience):
     """Trains `policy` to please `reward`, staying near `reference`.
 
     Args:
@@ -139,9 +143,9 @@ class PPOTrainer(PPOUpdate):
         self.engine = engine or make_engine(
             config.rollout.engine, self.policy.raw, pad_token_id=self.pad_id, batch_size=config.rollout.batch_size
         )
-        self.reward_stats: RunningStats = (
-            RunningMeanStd() if config.normalize_reward == "running_mean_std" else RunningMean()
-        )
+        self.reward_stats = running_stats(config.normalize_reward)
+        self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
+        self.ptx_coef = PtxController(config.ptx_coef, config.ptx_grad_norm_ratio)
         self.sampler = PromptSampler(len(self.prompts), config.rollout_batch_size, derive(seed, "prompts"))
         self.ptx = self._make_ptx(ptx_blocks)
         self.optimizer_steps = 0
@@ -159,33 +163,37 @@ class PPOTrainer(PPOUpdate):
             policy, self.config.policy, self.accelerator, steps - self.config.critic_warmup_steps
         )
         self.critic = TrainedModel(critic, self.config.critic, self.accelerator, steps)
+        decay = self.config.ema_decay
+        self.ema = None if decay is None else weight_average(self.policy.raw, decay)
         reference.requires_grad_(False)
         self.reference = self.accelerator.prepare_model(reference, evaluation_mode=True)
 
     def _make_ptx(self, blocks: Sequence[Sequence[int]]) -> PtxStream | None:
         per_step = self.config.ptx_ratio * self.responses // self.config.num_mini_batches
-        if self.config.ptx_coef == 0 or per_step == 0:
+        if not self.config.uses_ptx or per_step == 0:
             return None
-        micro = self.config.ptx_micro_batch_size or self.config.micro_batch_size
-        return PtxStream(blocks, per_step, micro, derive(self.seed, "ptx"), self.pad_id)
+        return PtxStream(blocks, per_step, self.config.ptx_rows_at_once, derive(self.seed, "ptx"), self.pad_id)
 
     def step(self) -> dict[str, float]:
         """Collect, score, update; returns the iteration's metrics."""
-        watch, boundary = Stopwatch(), self.sampler.state_dict()
+        watch, boundary = Stopwatch(), self._boundary()
         mine = self.sampler.next()[self.rank :: self.world_size]
         try:
             with watch("rollout"):
                 samples = self.together(lambda: self.collect([self.prompts[index] for index in mine]))
             with watch("score"):
                 scores = self.together(lambda: self.score(samples))
-        except TrainingError as problem:
+            with watch("experience"):
+                samples, scores = self._over_ranks(samples, scores)
+                experience, metrics = self.make_experience(samples, scores.total_N)
+                metrics |= part_metrics(scores.parts)
+            self._heed_guards(metrics)
+        except AlignError as problem:
             self._stop(problem, boundary)
-        with watch("experience"):
-            samples, scores = self._over_ranks(samples, scores)
-            experience, metrics = self.make_experience(samples, scores.total_N)
-            metrics |= part_metrics(scores.parts)
         with watch("update"):
             metrics |= self.update(experience)
+        if self.config.old_logprobs == "elide" and "kl/token" in metrics:  # not while the critic warms up
+            metrics |= {"entropy": metrics["entropy/token"], "kl/reply": metrics["kl/token"] * metrics["length/mean"]}
         self.pending_samples = sample_rows(samples, experience, self.config.log_samples, scores.parts)
         self.state.epoch += self.config.rollout_batch_size / len(self.prompts)
         self.state.num_input_tokens_seen += int(experience.tokens.lengths_N.sum())
@@ -205,6 +213,7 @@ class PPOTrainer(PPOUpdate):
             min_new_tokens=rollout.min_completion_length,
             stop_token_ids=self.stop_ids,
             seed=derive(self.seed, "rollout", self.state.global_step, self.rank),
+            return_support=getattr(self.config, "policy_support", "full") == "nucleus",
         )
 
     def collect(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> Samples:
@@ -224,6 +233,9 @@ class PPOTrainer(PPOUpdate):
             reply_ids=reply_ids,
             replies=tuple(texts),
             finished=tuple(ids[-1] == self.end_id for ids in reply_ids),
+            engine_logps=tuple(full_logprobs(completion) for completion in completions),
+            kept_mass=tuple(completion.kept_mass for completion in completions),
+            supports=tuple(completion.support for completion in completions),
         )
 
     def score(self, samples: Samples) -> Scores:
@@ -241,72 +253,6 @@ class PPOTrainer(PPOUpdate):
         parts = {name: torch.tensor(scores, dtype=torch.float64) for name, scores in verdict.parts.items()}
         return Scores(total_N, parts)
 
-    def normalize_scores(self, scores_N: Tensor, finished_N: Tensor) -> Tensor:
-        """Missing-end penalty, running mean or mean and deviation (this whole batch counted in first), clip."""
-        if self.config.missing_eos_penalty is not None:
-            scores_N = scores_N - self.config.missing_eos_penalty * (~finished_N).to(scores_N)
-        if self.config.normalize_reward != "none":
-            self.reward_stats.update(scores_N)
-            scores_N = self.reward_stats.normalize(scores_N)
-        limit = self.config.reward_clip_range
-        return scores_N if limit is None else scores_N.clamp(-limit, limit)
-
-    def shape_rewards(self, normalized_N: Tensor, kl_NS: Tensor, mask_NS: Tensor) -> Tensor:
-        """rewards_NS: the score on the last reply token, minus `kl_coef` times the KL of each token."""
-        return functional.shape_rewards(normalized_N, kl_NS, mask_NS, self.config.kl_coef)
-
-    def compute_advantages(
-        self, rewards_NS: Tensor, values_NS: Tensor, mask_NS: Tensor
-    ) -> tuple[Tensor, Tensor, float]:
-        """(advantages_NS, returns_NS, standard deviation before whitening), over the whole global batch."""
-        advantages_NS, returns_NS = functional.gae(rewards_NS, values_NS, mask_NS, self.config.gamma, self.config.lam)
-        moments = functional.Moments.of(advantages_NS, mask_NS)
-        if self.config.whiten_advantages:
-            advantages_NS = functional.whiten(advantages_NS, mask_NS, moments.mean, moments.var)
-        return advantages_NS, returns_NS, float(moments.var.sqrt())
-
-    def make_experience(self, samples: Samples, scores_N: Tensor) -> tuple[Experience, dict[str, float]]:
-        """The experience of the global batch and its metrics; every rank computes its share of the passes."""
-        device = self.accelerator.device
-        tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids, self.pad_id).to(device)
-        old_NS, entropy_NS, ref_NS, values_NS = self._passes(tokens)
-        mask_NS = tokens.mask_NS
-        normalized_N = self.normalize_scores(scores_N.to(device), torch.tensor(samples.finished, device=device))
-        rewards_NS = self.shape_rewards(
-            normalized_N, functional.kl_estimate(old_NS, ref_NS, self.config.kl_estimator), mask_NS
-        )
-        advantages_NS, returns_NS, std = self.compute_advantages(rewards_NS, values_NS, mask_NS)
-        experience = Experience(
-            tokens,
-            mask_NS,
-            scores_N.to(device),
-            normalized_N,
-            old_NS,
-            ref_NS,
-            values_NS,
-            rewards_NS,
-            advantages_NS,
-            returns_NS,
-        )
-        return experience, rollout_metrics(samples, experience, entropy_NS, std)
-
-    @torch.no_grad()
-    def _passes(self, tokens: TokenBatch) -> list[Tensor]:
-        temperature = self.config.rollout.temperature
-        parts: list[list[tuple[Tensor, Tensor]]] = [[], [], [], []]
-        for _, micros in self.minibatches(tokens, epoch=0):
-            for rows_B in micros:
-                batch = tokens.rows(rows_B)
-                old, entropy = reply_logprobs_and_entropy(self.policy.module, batch, temperature)
-                ref = reply_logprobs(self.reference, batch, temperature)
-                values = state_values(self.critic.module, batch)
-                for part, tensor in zip(parts, (old, entropy, ref, values), strict=True):
-                    part.append((rows_B, tensor))
-        shape = tokens.mask_NS.shape
-        whole = [scatter_rows(part, shape) for part in parts]
-        # each row was computed by one rank and is 0 elsewhere
-        return [self.accelerator.reduce(tensor, "sum") for tensor in whole] if self.world_size > 1 else whole
-
     def together(self, work: Callable[[], Result]) -> Result:
         """`work()` of this rank, once it has gone well on all of them.
 
@@ -322,13 +268,25 @@ class PPOTrainer(PPOUpdate):
             raise TrainingError(next(filter(None, problems)))
         return result
 
-    def _stop(self, problem: TrainingError, boundary: dict[str, Any]) -> NoReturn:
+    def _boundary(self) -> dict[str, Any]:
+        """What an iteration changes before its first optimizer step, as it is now."""
+        return {name: getattr(self, name).state_dict() for name in ("sampler", "reward_stats", "kl")}
+
+    def _stop(self, problem: AlignError, boundary: dict[str, Any]) -> NoReturn:
         """Save the state before this iteration and give up."""
-        self.sampler.load_state_dict(boundary)
+        for name, state in boundary.items():
+            getattr(self, name).load_state_dict(state)
         folder = self.save_checkpoint()
         raise TrainingError(
             f"{problem} (iteration {self.state.global_step + 1}); the state before it is saved in {folder}"
         ) from problem
+
+    def _heed_guards(self, metrics: dict[str, float]) -> None:
+        reason = reason_to_stop(metrics, self.config.guards)
+        if reason is not None:
+            raise TrainingError(reason)
+        if self.accelerator.is_main_process:
+            warn_of(metrics, self.config.guards, self.state.global_step + 1)
 
     def _over_ranks(self, samples: Samples, scores: Scores) -> tuple[Samples, Scores]:
         if self.world_size == 1:
@@ -355,6 +313,14 @@ class PPOTrainer(PPOUpdate):
         if self.accelerator.is_main_process:
             with atomic_dir(folder) as draft:
                 self.policy.raw.save_pretrained(draft)
+                self.tokenizer.save_pretrained(draft)
+        self.accelerator.wait_for_everyone()
+
+    def save_ema(self, folder: str | Path) -> None:
+        """Write the averaged policy and the tokenizer as a Hugging Face folder, atomically (needs `ema_decay`)."""
+        if self.accelerator.is_main_process:
+            with atomic_dir(folder) as draft:
+                self.ema.module.save_pretrained(draft)
                 self.tokenizer.save_pretrained(draft)
         self.accelerator.wait_for_everyone()
 

@@ -18,7 +18,7 @@ from align.functional import kl_estimate, masked_sum
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
 from align.trainers.experience import Samples, Scores, TokenBatch
-from align.trainers.forward import reply_logprobs, reply_logprobs_and_entropy
+from align.trainers.forward import reply_distribution, reply_logprobs
 from align.trainers.minibatches import rank_share
 from align.trainers.ppo_metrics import part_metrics
 from data_formats.records import Prompt
@@ -102,8 +102,8 @@ def _distances(trainer: PPOTrainer, samples: Samples) -> tuple[list[float], list
 
 
 def _distance(trainer: PPOTrainer, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-    logps, entropy = reply_logprobs_and_entropy(trainer.policy.module, batch, 1.0)
+    policy = reply_distribution(trainer.policy.module, batch, 1.0, entropy=True)
     ref_logps = reply_logprobs(trainer.reference, batch, 1.0)
     mask = batch.mask_NS
-    kl_N = masked_sum(kl_estimate(logps, ref_logps, "k1"), mask, dim=1)
-    return kl_N.float().cpu(), masked_sum(entropy, mask, dim=1).float().cpu()
+    kl_N = masked_sum(kl_estimate(policy.full, ref_logps, "k1"), mask, dim=1)
+    return kl_N.float().cpu(), masked_sum(policy.entropy, mask, dim=1).float().cpu()

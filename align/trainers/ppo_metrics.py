@@ -42,28 +42,26 @@ class Stopwatch:
 
 def reply_kl(experience: Experience, kind: str = "k1") -> Tensor:
     """kl_N: nats a reply, summed over its tokens (k1: log policy - log reference)."""
-    kl_NS = kl_estimate(experience.old_logps_NS, experience.ref_logps_NS, kind)
-    return masked_sum(kl_NS, experience.mask_NS, dim=1)
+    kl_NS = kl_estimate(experience.policy_logps_NS, experience.ref_logps_NS, kind)
+    return masked_sum(kl_NS, experience.tokens.mask_NS, dim=1)
 
 
 def rollout_metrics(
-    samples: Samples, experience: Experience, entropy_NS: Tensor, advantages_std: float
+    samples: Samples, experience: Experience, entropy_NS: Tensor | None, advantages_std: float
 ) -> dict[str, float]:
-    """What the replies of one iteration look like, before the update."""
-    mask_NS = experience.mask_NS
-    tokens = mask_NS.sum()
+    """What the replies of one iteration look like, before the update: all of them, those that are masked too.
+
+    Without the policy's log-probabilities (`old_logprobs: elide`) there is no KL and no entropy in it.
+    """
+    mask_NS = experience.tokens.mask_NS
     lengths_N = mask_NS.sum(1).float()
-    kl_N = reply_kl(experience)
     error_NS = (experience.old_values_NS - experience.returns_NS).square()
     figures = {
         "score/mean": experience.scores_N.mean(),
         "score/std": experience.scores_N.std(unbiased=False),
         "reward/mean": experience.normalized_N.mean(),
         "reward/std": experience.normalized_N.std(unbiased=False),
-        "kl/reply": kl_N.mean(),
-        "kl/token": kl_N.sum() / tokens,
-        "kl/k3_token": reply_kl(experience, "k3").sum() / tokens,
-        "entropy": masked_mean(entropy_NS, mask_NS),
+        **_distance_metrics(experience, entropy_NS),
         "value/mean": masked_mean(experience.old_values_NS, mask_NS),
         "value/explained_variance": explained_variance(
             masked_sum(error_NS, mask_NS), Moments.of(experience.returns_NS, mask_NS)
@@ -76,6 +74,30 @@ def rollout_metrics(
         "distinct": len(set(samples.reply_ids)) / len(samples),
     }
     return {key: float(figure) for key, figure in figures.items()}
+
+
+def _distance_metrics(experience: Experience, entropy_NS: Tensor | None) -> dict[str, Tensor]:
+    if entropy_NS is None or experience.policy_logps_NS is None:
+        return {}
+    mask_NS, kl_N = experience.tokens.mask_NS, reply_kl(experience)
+    return {
+        "kl/reply": kl_N.mean(),
+        "kl/token": kl_N.sum() / mask_NS.sum(),
+        "kl/k3_token": reply_kl(experience, "k3").sum() / mask_NS.sum(),
+        "entropy": masked_mean(entropy_NS, mask_NS),
+    }
+
+
+def engine_metrics(samples: Samples, experience: Experience) -> dict[str, float]:
+    """How far the engine's log-probabilities are from the trainer's, nats a token; nothing where either is missing."""
+    if experience.policy_logps_NS is None or any(logps is None for logps in samples.engine_logps):
+        return {}
+    mask_NS = experience.tokens.mask_NS
+    apart_NS = (experience.tokens.on_actions(samples.engine_logps) - experience.policy_logps_NS).abs()
+    return {
+        "engine/logp_diff_mean": float(masked_mean(apart_NS, mask_NS)),
+        "engine/logp_diff_max": float(apart_NS[mask_NS].max()),
+    }
 
 
 def part_metrics(parts: dict[str, Tensor], prefix: str = "score") -> dict[str, float]:
@@ -91,14 +113,14 @@ def sample_rows(
     samples: Samples, experience: Experience, count: int, parts: dict[str, Tensor] | None = None
 ) -> list[dict[str, Any]]:
     """The first replies of the batch as lines of samples.jsonl; `score/PART` where the reward has parts."""
-    kl_N = reply_kl(experience)
+    kl_N = reply_kl(experience).tolist() if experience.policy_logps_NS is not None else [None] * len(samples)
     return [
         {
             "prompt": samples.prompts[row].messages[-1].content,
             "reply": samples.replies[row],
             "score": float(experience.scores_N[row]),
             "reward": float(experience.normalized_N[row]),
-            "kl": float(kl_N[row]),
+            "kl": kl_N[row],
             "tokens": len(samples.reply_ids[row]),
             "finished": samples.finished[row],
             "category": samples.prompts[row].category,
@@ -114,15 +136,22 @@ class UpdateStats:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._norms: dict[str, list[Tensor]] = {}
+        self._counts: dict[str, int] = {}
 
-    def add(self, prefix: str, loss_sum: Tensor, stats: dict[str, Tensor]) -> None:
-        """Add one micro-batch's sums."""
-        part = {f"{prefix}/{key}": figure for key, figure in stats.items()}
-        self._sums = merge_stats([self._sums, part, {f"{prefix}/loss": loss_sum.detach()}])
+    def add(self, prefix: str, loss_sum: Tensor | None, stats: dict[str, Tensor | int]) -> None:
+        """Add one micro-batch's sums. A `weight` among them is what the loss is divided by, instead of the tokens."""
+        figures = stats if loss_sum is None else {**stats, "loss": loss_sum.detach()}
+        device = next(figure.device for figure in figures.values() if isinstance(figure, Tensor))
+        part = {f"{prefix}/{key}": torch.as_tensor(figure, device=device) for key, figure in figures.items()}
+        self._sums = merge_stats([self._sums, part])
 
     def norm(self, name: str, norm: Tensor) -> None:
         """Add a figure that is the same on all ranks; its mean over the iteration is logged."""
         self._norms.setdefault(name, []).append(norm.detach())
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Count events that all ranks see."""
+        self._counts[name] = self._counts.get(name, 0) + number
 
     def over_ranks(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over what was counted on all ranks; a collective call when there are several."""
@@ -132,10 +161,12 @@ class UpdateStats:
             rows = accelerator.gather(packed[None])
             sums = merge_stats(dict(zip(sums, row, strict=True)) for row in rows)
         figures = {name: float(torch.stack(norms).mean()) for name, norms in self._norms.items()}
+        figures |= {name: float(count) for name, count in self._counts.items()}
         for key, figure in sums.items():
             prefix, name = key.split("/")
             if name.endswith(("_max", "_min")):
                 figures[key] = float(figure)
-            elif name != "tokens":
-                figures[key] = float(figure) / max(1.0, float(sums[f"{prefix}/tokens"]))
+            elif name not in ("tokens", "weight"):
+                by = "weight" if name == "loss" and f"{prefix}/weight" in sums else "tokens"
+                figures[key] = float(figure) / (float(sums[f"{prefix}/{by}"]) or 1.0)
         return figures

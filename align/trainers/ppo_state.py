@@ -1,9 +1,10 @@
 """Everything of PPO that changes while it trains, in one place: what a checkpoint holds and how it is put back.
 
-`step-N/` holds `policy/` (a Hugging Face folder) and `critic/` as safetensors, `trainer_state.json` (transformers'),
-and `ppo_state.pt` (tensors and plain values; read with weights_only=True). A checkpoint is always the boundary between
-two iterations; no rollout is kept, because the next iteration samples its own. Sampling and shuffling draw from seeds
-derived from (seed, iteration), so the random generators are saved for rewards and callbacks that use them.
+`step-N/` holds `policy/` (a Hugging Face folder), `critic/` and, with an average, `ema/` as safetensors,
+`trainer_state.json` (transformers'), and `ppo_state.pt` (tensors and plain values; read with weights_only=True). A
+checkpoint is always the boundary between two iterations; no rollout is kept, because the next iteration samples its
+own. Sampling and shuffling draw from seeds derived from (seed, iteration), so the random generators are saved for
+rewards and callbacks that use them.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def state_of(trainer: PPOTrainer) -> dict[str, Any]:
         "critic": trainer.critic.state_dict(),
         "prompt_sampler": trainer.sampler.state_dict(),
         "ptx": trainer.ptx.state_dict() if trainer.ptx is not None else None,
+        "ptx_coef": trainer.ptx_coef.state_dict(),
+        "kl": trainer.kl.state_dict(),
         "reward_stats": trainer.reward_stats.state_dict(),
     }
 
@@ -59,6 +62,8 @@ def save(trainer: PPOTrainer, folder: Path) -> Path:
             return
         _save_weights(trainer.policy.raw, target / "policy")
         _save_weights(trainer.critic.raw, target / "critic")
+        if trainer.ema is not None:
+            _save_weights(trainer.ema.module, target / "ema")
         trainer.state.save_to_json(str(target / TRAINER_FILE))
         torch.save({**state_of(trainer), "rng": generators}, target / STATE_FILE)
 
@@ -91,12 +96,17 @@ def load(trainer: PPOTrainer, folder: Path) -> None:
         )
     for name in ("policy", "critic"):  # read on the CPU, copied to where the module is
         load_model(getattr(trainer, name).raw, folder / name / WEIGHTS_FILE)
+    if trainer.ema is not None:
+        _load_ema(trainer, folder)
     trainer.policy.load_state_dict(state["policy"])
     trainer.critic.load_state_dict(state["critic"])
     trainer.sampler.load_state_dict(state["prompt_sampler"])
     if trainer.ptx is not None and state["ptx"] is not None:
         trainer.ptx.load_state_dict(state["ptx"])
     trainer.reward_stats.load_state_dict(stats)
+    for name in ("kl", "ptx_coef"):
+        if name in state:  # older checkpoints knew only fixed coefficients
+            getattr(trainer, name).load_state_dict(state[name])
     trainer.optimizer_steps, trainer.policy_version = state["optimizer_steps"], state["policy_version"]
     _load_trainer_state(trainer, folder / TRAINER_FILE)
     trainer.engine.update_weights(trainer.policy.raw.named_parameters(), trainer.policy_version)
@@ -109,6 +119,14 @@ def _save_weights(module: nn.Module, folder: Path) -> None:
     config = getattr(module, "config", None)
     if config is not None and hasattr(config, "save_pretrained"):
         config.save_pretrained(folder)
+
+
+def _load_ema(trainer: PPOTrainer, folder: Path) -> None:
+    if not (folder / "ema").is_dir():
+        raise CheckpointError(
+            f"{folder} was written without ema_decay, this run has it: leave it out, or start anew (--fresh)"
+        )
+    load_model(trainer.ema.module, folder / "ema" / WEIGHTS_FILE)
 
 
 def _load_trainer_state(trainer: PPOTrainer, file: Path) -> None:

@@ -1,8 +1,9 @@
 """The learning half of PPO: minibatches, the three losses, and the optimizer steps of policy and critic.
 
-Losses are sums over reply tokens divided by the token count of the minibatch over all ranks; under DDP, which averages
-gradients over ranks, they are multiplied by the number of ranks. So gradients do not depend on micro-batch size,
-padding or ranks. The ptx gradient (see `ptx.py`) is accumulated into the policy's same optimizer step.
+Losses are sums over reply tokens divided by the token count of the minibatch over all ranks (`loss_aggregation:
+sequence`: means over each reply's tokens, divided by the number of replies); under DDP, which averages gradients over
+ranks, they are multiplied by the number of ranks. So gradients do not depend on micro-batch size, padding or ranks. The
+ptx gradient (see `ptx.py`) is accumulated into the policy's same optimizer step.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from align import functional
 from align.recipe.ppo import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
 from align.trainers import ppo_state
+from align.trainers.controllers import KLController, PtxController
 from align.trainers.experience import Experience, TokenBatch
-from align.trainers.forward import reply_logprobs, state_values
+from align.trainers.forward import reply_distribution, state_values
 from align.trainers.iterations import IterationLoop
 from align.trainers.minibatches import plan_minibatches, shuffled
 from align.trainers.optimization import TrainedModel, mark_last, total_norm
+from align.trainers.policy_terms import completed, regularized
 from align.trainers.ppo_metrics import UpdateStats
 from align.trainers.ptx import PtxStream, ptx_nll_sum
 from rollouts.protocol import Engine
@@ -36,6 +40,9 @@ class PPOUpdate(IterationLoop):
     reference: nn.Module
     engine: Engine
     ptx: PtxStream | None
+    ptx_coef: PtxController
+    kl: KLController
+    ema: AveragedModel | None
     seed: int
     rank: int
     world_size: int
@@ -64,62 +71,106 @@ class PPOUpdate(IterationLoop):
     def update(self, experience: Experience) -> dict[str, float]:
         """`num_ppo_epochs` passes of `num_mini_batches` optimizer steps; returns their mean statistics.
 
+        With `target_kl` the first minibatch on which the policy is already further away than that ends the update.
+
         Raises:
-            TrainingError: a loss or gradient that is not finite; the models are as before that step, and saved.
+            TrainingError: a gradient that is not finite (unless such steps are skipped); the models are as before that
+                step, and saved.
         """
         stats, version = UpdateStats(), self.policy_version
-        for epoch in range(self.config.num_ppo_epochs):
-            for rows_B, micros in self.minibatches(experience.tokens, epoch):
-                num_tokens = int(experience.mask_NS[rows_B].sum())
-                batches = [experience.rows(micro) for micro in micros]
-                trained = {"value": self.critic}
-                self._critic_gradient(batches, num_tokens, stats)
-                if not self.warming_up:
-                    trained["policy"] = self.policy
-                    measure = self._logs_now and self.policy_version == version
-                    self._policy_gradient(batches, num_tokens, stats, average=self.ptx is None or measure)
-                    if self.ptx is not None:
-                        self._add_ptx_gradient(stats, measure)
-                self._step(trained, stats)
+        steps = [
+            step for epoch in range(self.config.num_ppo_epochs) for step in self.minibatches(experience.tokens, epoch)
+        ]
+        for at, (rows_B, micros) in enumerate(steps):
+            divisor = experience.divisor(rows_B)
+            batches = [experience.rows(micro) for micro in micros]
+            trained = {"value": self.critic}
+            self._critic_gradient(batches, divisor, stats)
+            if not self.warming_up:
+                trained["policy"] = self.policy
+                measure = self.policy_version == version and (self._logs_now or self.ptx_coef.automatic)
+                distance = self._policy_gradient(batches, divisor, stats, average=self.ptx is None or measure)
+                if self._is_too_far(distance, rows_B, experience):
+                    self._drop_gradients()
+                    stats.count("steps_left_out", len(steps) - at)
+                    break
+                if self.ptx is not None:
+                    self._add_ptx_gradient(stats, measure)
+            self._step(trained, stats)
         if self.policy_version != version:
             self.engine.update_weights(self.policy.raw.named_parameters(), self.policy_version)
-        return stats.over_ranks(self.accelerator)
+        return {"steps_left_out": 0.0, **stats.over_ranks(self.accelerator)}
 
     def value_loss(self, values_BS: Tensor, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum over reply tokens, and sums for the log."""
+        """Weighted sum over reply tokens, and sums for the log."""
+        config = self.config
+        limit = None if self.warming_up and not config.clip_value_in_warmup else config.cliprange_value
         return functional.value_loss(
-            values_BS, batch.old_values_NS, batch.returns_NS, batch.mask_NS, self.config.cliprange_value
+            values_BS, batch.old_values_NS, batch.returns_NS, batch.mask_NS, limit, weights_BT=batch.weights_NS
         )
 
     def policy_loss(self, logps_BS: Tensor, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum over reply tokens, and sums for the log."""
+        """Weighted sum over reply tokens, and sums for the log; `logps_BS` on the support of `batch.old_logps_NS`."""
+        weights_BS = batch.weights_NS
+        if batch.importance_NS is not None:
+            weights_BS = batch.importance_NS if weights_BS is None else weights_BS * batch.importance_NS
         return functional.policy_loss(
-            logps_BS, batch.old_logps_NS, batch.advantages_NS, batch.mask_NS, self.config.cliprange
+            logps_BS,
+            batch.old_logps_NS,
+            batch.advantages_NS,
+            batch.mask_NS,
+            self.config.cliprange,
+            dual_clip=self.config.dual_clip,
+            weights_BT=weights_BS,
         )
 
     def ptx_loss(self, input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Sum over the blocks' tokens of their negative log-likelihood under the policy."""
         return ptx_nll_sum(self.policy.module, input_ids_BT, mask_BT)
 
-    def _critic_gradient(self, batches: list[Experience], num_tokens: int, stats: UpdateStats) -> None:
-        scale = self.config.vf_coef * self.world_size / num_tokens  # DDP averages over ranks
+    def _critic_gradient(self, batches: list[Experience], divisor: int, stats: UpdateStats) -> None:
+        scale = self.config.vf_coef * self.world_size / divisor  # DDP averages over ranks
         for is_last, batch in mark_last(batches):
             with self.critic.gradients_stay_here(unless=is_last):
                 loss_sum, sums = self.value_loss(state_values(self.critic.module, batch.tokens), batch)
                 self.accelerator.backward(loss_sum * scale)
-            stats.add("value", loss_sum, sums)
+            stats.add("value", loss_sum, sums | {"weight": batch.divisor()})
 
-    def _policy_gradient(self, batches: list[Experience], num_tokens: int, stats: UpdateStats, average: bool) -> None:
-        """Accumulate PPO's gradient; `average` it over ranks now, or leave that to the ptx gradient that follows."""
+    def _policy_gradient(self, batches: list[Experience], divisor: int, stats: UpdateStats, average: bool) -> Tensor:
+        """Accumulate PPO's gradient; `average` it over ranks now, or leave that to the ptx gradient that follows.
+
+        Returns the summed approximate KL(old || new) of this rank's tokens.
+        """
+        config, distance = self.config, torch.zeros((), device=self.accelerator.device)
+        elided = config.old_logprobs == "elide"
         for is_last, batch in mark_last(batches):
             with self.policy.gradients_stay_here(unless=is_last and average):
-                logps_BS = reply_logprobs(self.policy.module, batch.tokens, self.config.rollout.temperature)
-                loss_sum, sums = self.policy_loss(logps_BS, batch)
-                self.accelerator.backward(loss_sum * (self.world_size / num_tokens))
-            stats.add("policy", loss_sum, sums)
+                policy = reply_distribution(
+                    self.policy.module,
+                    batch.tokens,
+                    config.rollout.temperature,
+                    support=batch.support,
+                    entropy=elided or config.entropy_coef > 0,
+                )
+                batch = completed(batch, policy, config, stats)
+                loss_sum, sums = self.policy_loss(policy.ratio, batch)
+                whole = regularized(loss_sum, policy, batch, config, self.kl.coef, stats)
+                self.accelerator.backward(whole * (self.world_size / divisor))
+            stats.add("policy", loss_sum, sums | {"weight": batch.divisor()})
+            log_ratio_BS = policy.ratio.detach() - batch.old_logps_NS
+            distance += functional.masked_sum(torch.expm1(log_ratio_BS) - log_ratio_BS, batch.mask_NS).to(distance)
+        return distance
+
+    def _is_too_far(self, distance: Tensor, rows_B: Tensor, experience: Experience) -> bool:
+        """Whether the minibatch's mean approximate KL, over all ranks, is above `target_kl`."""
+        if self.config.target_kl is None:
+            return False
+        distance = self.accelerator.reduce(distance, "sum") if self.world_size > 1 else distance
+        return float(distance) / max(1, int(experience.mask_NS[rows_B].sum())) > self.config.target_kl
 
     def _add_ptx_gradient(self, stats: UpdateStats, measure: bool) -> None:
-        """Accumulate the ptx gradient; with `measure`, log its norm relative to PPO's (costs a copy).
+        """Accumulate the ptx gradient; with `measure`, log its norm relative to PPO's (costs a copy) and lead the
+        coefficient by it when that is automatic.
 
         Averaging twice over ranks is right: what was averaged before is equal on all of them and stays as it is.
         """
@@ -129,25 +180,37 @@ class PPOUpdate(IterationLoop):
             ids_BT, mask_BT = ids_BT.to(self.accelerator.device), mask_BT.to(self.accelerator.device)
             with self.policy.gradients_stay_here(unless=is_last):
                 loss_sum = self.ptx_loss(ids_BT, mask_BT)
-                self.accelerator.backward(loss_sum * (self.config.ptx_coef * self.world_size / num_tokens))
+                self.accelerator.backward(loss_sum * (self.ptx_coef.coef * self.world_size / num_tokens))
             stats.add("ptx", loss_sum, {"tokens": mask_BT[:, 1:].sum().to(loss_sum)})
         if measure:
             added = [new - old for new, old in zip(self.policy.gradients(), before, strict=True)]
-            stats.norm("ptx/grad_norm_ratio", total_norm(added) / total_norm(before).clamp(min=1e-12))
+            ratio = total_norm(added) / total_norm(before).clamp(min=1e-12)
+            stats.norm("ptx/grad_norm_ratio", ratio)
+            stats.norm("ptx/coef", torch.tensor(self.ptx_coef.coef))
+            self.ptx_coef.update(float(ratio))
 
     def _step(self, trained: dict[str, TrainedModel], stats: UpdateStats) -> None:
         """Clip and step what was trained, all or, when a gradient is not finite, nothing."""
         norms = {name: model.clip() for name, model in trained.items()}
         broken = [name for name, norm in norms.items() if not torch.isfinite(norm)]
         if broken:
-            self.policy.drop_gradients()
-            self.critic.drop_gradients()
+            self._drop_gradients()
+            if self.config.guards.non_finite == "skip":
+                stats.count("steps_not_finite")
+                return
             self._stop_broken(f"the gradient of the {' and the '.join(broken)} loss is not finite")
         for name, model in trained.items():
             model.step()
             stats.norm(f"{name}/grad_norm", norms[name])
         self.optimizer_steps += 1
-        self.policy_version += "policy" in trained
+        if "policy" in trained:
+            self.policy_version += 1
+            if self.ema is not None:
+                self.ema.update_parameters(self.policy.raw)
+
+    def _drop_gradients(self) -> None:
+        self.policy.drop_gradients()
+        self.critic.drop_gradients()
 
     def _stop_broken(self, what: str) -> NoReturn:
         """Save what there is, apart from the sound checkpoints (it lies inside an iteration), and stop."""

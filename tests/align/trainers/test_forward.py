@@ -3,8 +3,8 @@ import torch
 
 from align.trainers.experience import TokenBatch
 from align.trainers.forward import (
+    reply_distribution,
     reply_logprobs,
-    reply_logprobs_and_entropy,
     silence_dropout,
     state_values,
 )
@@ -17,7 +17,9 @@ def test_logprobs_and_entropy_are_those_of_each_row_alone():
     model = ppo_case.exact(ppo_case.policy())
     batch = TokenBatch.from_ids(PROMPTS, REPLIES, pad_id=77)
     with torch.no_grad():
-        logps, entropy = reply_logprobs_and_entropy(model, batch, 0.5)
+        found = reply_distribution(model, batch, 0.5, entropy=True)
+        logps, entropy = found.full, found.entropy
+        assert found.ratio is logps and reply_distribution(model, batch, 0.5).entropy is None
         assert torch.equal(reply_logprobs(model, batch, 0.5), logps)
         for row, (prompt, reply) in enumerate(zip(PROMPTS, REPLIES, strict=True)):
             logits = model(input_ids=torch.tensor([[*prompt, *reply]])).logits[0] / 0.5

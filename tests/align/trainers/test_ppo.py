@@ -146,19 +146,28 @@ def test_each_epoch_has_its_own_order_and_the_seed_fixes_it(tmp_path):
 
 def test_scores_penalty_running_mean_and_clip_by_hand(tmp_path):
     trainer = ppo_case.trainer(tmp_path, missing_eos_penalty=0.5, reward_clip_range=2.0)
-    first = trainer.normalize_scores(torch.tensor([1.0, 3.0, 8.5]), torch.tensor([True, True, False]))
+    ends, lengths = torch.tensor([True, True, False]), torch.tensor([3, 3, 3])
+    first = trainer.normalize_scores(trainer.penalize_scores(torch.tensor([1.0, 3.0, 8.5]), ends, lengths))
     assert first.tolist() == [-2.0, -1.0, 2.0]  # 1, 3, 8 around their mean 4; -3 and 4 are clipped
-    second = trainer.normalize_scores(torch.tensor([10.0]), torch.tensor([True]))
+    second = trainer.normalize_scores(torch.tensor([10.0]))
     assert second.tolist() == [2.0]  # (12 + 10) / 4 = 5.5, and 4.5 is clipped
     assert trainer.reward_stats.mean == pytest.approx(5.5)
 
 
 def test_scores_by_running_mean_and_deviation_by_hand(tmp_path):
-    trainer = ppo_case.trainer(tmp_path, normalize_reward="running_mean_std", missing_eos_penalty=2.0)
-    first = trainer.normalize_scores(torch.tensor([1.0, 5.0], dtype=torch.float64), torch.tensor([True, False]))
-    assert first.tolist() == pytest.approx([-1.0, 1.0])  # 1 and 3
-    second = trainer.normalize_scores(torch.tensor([5.0, 7.0], dtype=torch.float64), torch.tensor([True, True]))
+    trainer = ppo_case.trainer(tmp_path, normalize_reward="running_mean_std")
+    first = trainer.normalize_scores(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    assert first.tolist() == pytest.approx([-1.0, 1.0])
+    second = trainer.normalize_scores(torch.tensor([5.0, 7.0], dtype=torch.float64))
     assert second.tolist() == pytest.approx([1 / math.sqrt(5), 3 / math.sqrt(5)])  # 1, 3, 5, 7: mean 4, variance 5
+
+
+def test_scores_by_running_deviation_keep_their_sign(tmp_path):
+    trainer = ppo_case.trainer(tmp_path, normalize_reward="running_std")
+    found = trainer.normalize_scores(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    assert found.tolist() == pytest.approx([1.0, 3.0])  # deviation 1
+    found = trainer.normalize_scores(torch.tensor([5.0, 7.0], dtype=torch.float64))
+    assert found.tolist() == pytest.approx([5 / math.sqrt(5), 7 / math.sqrt(5)])
 
 
 def test_the_parts_of_a_composed_reward_are_logged_in_training_and_evaluation(tmp_path):
@@ -174,9 +183,10 @@ def test_the_parts_of_a_composed_reward_are_logged_in_training_and_evaluation(tm
 
 
 def test_plain_scores_without_normalisation(tmp_path):
-    trainer = ppo_case.trainer(tmp_path, normalize_reward="none", missing_eos_penalty=None, reward_clip_range=None)
+    trainer = ppo_case.trainer(tmp_path, normalize_reward="none", missing_eos="none", reward_clip_range=None)
     scores = torch.tensor([1.0, 30.0])
-    assert torch.equal(trainer.normalize_scores(scores, torch.tensor([True, False])), scores)
+    penalized = trainer.penalize_scores(scores, torch.tensor([True, False]), torch.tensor([3, 4]))
+    assert torch.equal(trainer.normalize_scores(penalized), scores)
 
 
 def test_experience_by_hand(tmp_path):
@@ -457,7 +467,7 @@ def test_ppo_raises_the_reward(tmp_path):
         rollout_batch_size=16,
         micro_batch_size=16,
         critic_warmup_steps=4,
-        missing_eos_penalty=None,
+        missing_eos="none",
         kl_coef=0.02,
     )
     history = [line["score/mean"] for line in trainer.train().log_history]

@@ -1,0 +1,42 @@
+"""When a PPO run should not go on, and when it should say something."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from align.recipe.ppo import GuardSection
+
+logger = logging.getLogger(__name__)
+
+
+def reason_to_stop(metrics: dict[str, float], guards: GuardSection) -> str | None:
+    """Why the run should stop after an iteration's replies with these figures; None when it should not.
+
+    Reads `kl/reply` and `entropy`; what is absent stops nothing.
+    """
+    kl, entropy = metrics.get("kl/reply"), metrics.get("entropy")
+    if guards.max_kl is not None and kl is not None and not kl <= guards.max_kl:
+        return (
+            f"the KL to the reference is {kl:.4g} nats a reply, above guards.max_kl = {guards.max_kl:g}: "
+            "continue from an earlier checkpoint with a larger kl_coef or a lower learning rate, or allow more"
+        )
+    if guards.min_entropy is not None and entropy is not None and not entropy >= guards.min_entropy:
+        return (
+            f"the entropy is {entropy:.4g} nats a token, below guards.min_entropy = {guards.min_entropy:g}: the policy "
+            "has collapsed; continue from an earlier checkpoint with a larger kl_coef or entropy_coef, or a lower "
+            "learning rate"
+        )
+    return None
+
+
+def warn_of(metrics: dict[str, float], guards: GuardSection, iteration: int) -> None:
+    """Say when all replies of the iteration got one score, from which nothing can be learnt but the KL."""
+    spread = metrics.get("score/std")
+    if guards.warn_equal_rewards and spread is not None and math.isclose(spread, 0.0, abs_tol=1e-12):
+        logger.warning(
+            "iteration %d: all replies got the same score (%g): only the KL teaches the policy; look at the reward and "
+            "at samples.jsonl (guards.warn_equal_rewards=false silences this)",
+            iteration,
+            metrics["score/mean"],
+        )

@@ -1,0 +1,56 @@
+"""What stands beside the clipped surrogate in the policy's loss: the KL and entropy terms, and the weights that correct
+for a sampler which is not quite the policy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from align import functional
+from align.recipe.ppo import PPOConfig
+from align.trainers.experience import Experience
+from align.trainers.forward import ReplyLogprobs
+from align.trainers.ppo_metrics import UpdateStats
+
+
+def completed(batch: Experience, policy: ReplyLogprobs, config: PPOConfig, stats: UpdateStats) -> Experience:
+    """The micro-batch with old log-probabilities where their pass was elided (this very pass, as a constant: the one
+    optimizer step starts from the sampling policy, so the ratio is 1), and with importance weights where asked for."""
+    if batch.old_logps_NS is None:
+        batch = replace(batch, old_logps_NS=policy.ratio.detach(), full_logps_NS=policy.full.detach())
+        kl_BS = [functional.kl_estimate(policy.full.detach(), batch.ref_logps_NS, kind) for kind in ("k1", "k3")]
+        k1, k3 = (functional.masked_sum(each_BS, batch.mask_NS) for each_BS in kl_BS)
+        stats.add("kl", None, {"token": k1, "k3_token": k3, "tokens": batch.mask_NS.sum()})
+    if batch.sampler_logps_NS is None:
+        return batch
+    level, cap = config.importance_sampling_correction, config.importance_sampling_cap
+    weights_BS, sums = functional.importance_weights(
+        batch.policy_logps_NS, batch.sampler_logps_NS, batch.mask_NS, level, cap
+    )
+    stats.add("importance", None, sums)
+    return replace(batch, importance_NS=weights_BS)
+
+
+def regularized(
+    loss_sum: Tensor, policy: ReplyLogprobs, batch: Experience, config: PPOConfig, kl_coef: float, stats: UpdateStats
+) -> Tensor:
+    """The surrogate's sum plus `kl_coef` times the KL term (`kl_in: loss`), minus `entropy_coef` times the entropy."""
+    if policy.entropy is not None:
+        entropy = functional.masked_sum(policy.entropy.detach(), batch.mask_NS)
+        stats.add("entropy", None, {"token": entropy, "tokens": batch.mask_NS.sum()})
+        if config.entropy_coef:
+            weighted_BS = policy.entropy if batch.weights_NS is None else policy.entropy * batch.weights_NS
+            loss_sum = loss_sum - config.entropy_coef * functional.masked_sum(weighted_BS, batch.mask_NS)
+    if config.kl_in == "loss":
+        kl_sum, sums = functional.kl_loss(
+            policy.full,
+            batch.ref_logps_NS,
+            batch.mask_NS,
+            config.kl_estimator,
+            straight_through=config.kl_straight_through,
+            weights_BT=batch.weights_NS,
+        )
+        stats.add("kl_loss", kl_sum, sums | {"weight": batch.divisor()})
+        loss_sum = loss_sum + kl_coef * kl_sum
+    return loss_sum
