@@ -24,6 +24,7 @@ from align.functional.reductions import loss_weights
 from align.functional.shaping import shape_rewards
 from align.functional.stats import explained_variance, merge_stats
 from align.functional.supervised import causal_nll_sum, weighted_nll_sum
+from align.functional.support import support_logprobs
 
 __all__ = [
     "Moments",
@@ -38,6 +39,7 @@ __all__ = [
     "merge_stats",
     "policy_loss",
     "shape_rewards",
+    "support_logprobs",
     "token_entropy",
     "token_logprobs",
     "value_loss",

@@ -28,6 +28,12 @@ class Samples:
         reply_ids: (N) token ids of the reply, with its end token when one was drawn; never empty.
         replies: (N) the reply as text without control tokens.
         finished: (N) whether the policy ended the reply itself.
+        engine_logps: (N) what the engine gave as log-probability of each reply token under the full
+            temperature-divided distribution, in nats; None for a reply of which it gave none.
+        kept_mass: (N) share of that distribution's mass which truncation left at each reply token; or None.
+        supports: (N) the ids that could be drawn at each reply token; or None.
+
+    The last three may be left out: then every reply has None.
     """
 
     prompts: tuple[Prompt, ...]
@@ -35,6 +41,13 @@ class Samples:
     reply_ids: tuple[tuple[int, ...], ...]
     replies: tuple[str, ...]
     finished: tuple[bool, ...]
+    engine_logps: tuple[tuple[float, ...] | None, ...] = ()
+    kept_mass: tuple[tuple[float, ...] | None, ...] = ()
+    supports: tuple[tuple[tuple[int, ...], ...] | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("engine_logps", "kept_mass", "supports"):
+            object.__setattr__(self, name, getattr(self, name) or (None,) * len(self.prompts))
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -56,6 +56,7 @@ from align.trainers.ppo_eval import evaluate_policy
 from align.trainers.ppo_metrics import Stopwatch, part_metrics, rollout_metrics, sample_rows
 from align.trainers.ppo_update import PPOUpdate
 from align.trainers.ptx import PtxStream
+from align.trainers.support import full_logprobs
 from data_formats.chatml import END_OF_TEXT, IM_END, control_id
 from data_formats.errors import AlignError
 from data_formats.records import Prompt
@@ -205,6 +206,7 @@ class PPOTrainer(PPOUpdate):
             min_new_tokens=rollout.min_completion_length,
             stop_token_ids=self.stop_ids,
             seed=derive(self.seed, "rollout", self.state.global_step, self.rank),
+            return_support=getattr(self.config, "policy_support", "full") == "nucleus",
         )
 
     def collect(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> Samples:
@@ -224,6 +226,9 @@ class PPOTrainer(PPOUpdate):
             reply_ids=reply_ids,
             replies=tuple(texts),
             finished=tuple(ids[-1] == self.end_id for ids in reply_ids),
+            engine_logps=tuple(full_logprobs(completion) for completion in completions),
+            kept_mass=tuple(completion.kept_mass for completion in completions),
+            supports=tuple(completion.support for completion in completions),
         )
 
     def score(self, samples: Samples) -> Scores:
