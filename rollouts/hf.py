@@ -22,7 +22,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from rollouts.errors import RolloutError
 from rollouts.protocol import Completion, SamplingParams
-from rollouts.sampling import Sampler
+from rollouts.sampling import Drawn, Sampler
 
 
 class HFEngine:
@@ -32,8 +32,6 @@ class HFEngine:
         model: a causal language model of transformers, or a PEFT model around one.
         pad_token_id: fills the left of shorter prompts; masked, so any id of the vocabulary does.
         batch_size: responses generated at once.
-        return_logprobs: whether completions carry log-probabilities (under the distribution they were drawn from; for
-            greedy ones that is a point, hence 0).
         autocast_dtype: runs the model under `torch.autocast` in this dtype.
         shares_module: the trainer updates `model` itself, so `update_weights` copies nothing.
     """
@@ -44,7 +42,6 @@ class HFEngine:
         pad_token_id: int,
         batch_size: int = 64,
         *,
-        return_logprobs: bool = False,
         autocast_dtype: torch.dtype | None = None,
         shares_module: bool = True,
     ):
@@ -56,7 +53,7 @@ class HFEngine:
             )
         self.model: nn.Module | None = model
         self.pad_token_id, self.batch_size = pad_token_id, batch_size
-        self.return_logprobs, self.autocast_dtype, self.shares_module = return_logprobs, autocast_dtype, shares_module
+        self.autocast_dtype, self.shares_module = autocast_dtype, shares_module
         self.weight_version = 0
 
     def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
@@ -121,7 +118,7 @@ class HFEngine:
         self, model: nn.Module, prompts: list[list[int]], params: SamplingParams, uniforms_BT: Tensor
     ) -> list[Completion]:
         ids_BT, mask_BT = _pad_left(prompts, self.pad_token_id, model.device)
-        sampler = Sampler(params, uniforms_BT.to(model.device), self.return_logprobs)
+        sampler = Sampler(params, uniforms_BT.to(model.device))
         config = GenerationConfig(
             max_new_tokens=params.max_new_tokens,
             do_sample=False,  # the sampler draws
@@ -135,19 +132,20 @@ class HFEngine:
             generation_config=config,
             logits_processor=LogitsProcessorList([sampler]),
         )
-        logprobs_BT = sampler.finish()
-        drawn = full_BT[:, ids_BT.shape[1] :].tolist()
-        logprobs = [None] * len(drawn) if logprobs_BT is None else logprobs_BT.tolist()
+        drawn = sampler.finish()
         stops = frozenset(params.stop_token_ids)
-        return [self._completion(ids, values, stops) for ids, values in zip(drawn, logprobs, strict=True)]
+        ids = full_BT[:, ids_BT.shape[1] :].tolist()
+        return [self._completion(row, reply, drawn, stops) for row, reply in enumerate(ids)]
 
-    def _completion(self, ids: list[int], logprobs: list[float] | None, stops: frozenset[int]) -> Completion:
+    def _completion(self, row: int, ids: list[int], drawn: Drawn, stops: frozenset[int]) -> Completion:
         end = next((at + 1 for at, token in enumerate(ids) if token in stops), None)
         return Completion(
             token_ids=tuple(ids[:end]),
-            logprobs=None if logprobs is None else tuple(logprobs[: len(ids[:end])]),
+            logprobs=tuple(drawn.logprobs[row][:end]),
             finish_reason="length" if end is None else "stop",
             weight_version=self.weight_version,
+            kept_mass=None if drawn.kept_mass is None else tuple(drawn.kept_mass[row][:end]),
+            support=None if drawn.supports is None else tuple(drawn.supports[row][:end]),
         )
 
 

@@ -27,6 +27,8 @@ class SamplingParams:
         top_k: candidates kept, 0 = off.
         stop_token_ids: a completion ends with (and contains) the first of these.
         seed: makes a call reproducible: the same engine, weights, prompts and seed give the same completions.
+        return_support: completions carry the ids that could be drawn at each token (see `Completion.support`); they
+            are many when little is truncated, the whole vocabulary with top_p 1 and top_k 0.
 
     Raises:
         RolloutError: a value out of range.
@@ -40,6 +42,7 @@ class SamplingParams:
     min_new_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
+    return_support: bool = False
 
     def __post_init__(self) -> None:
         bounds = (
@@ -62,15 +65,24 @@ class Completion:
     Attributes:
         token_ids: generated ids, the stop token included when one was drawn.
         logprobs: log-probability in nats of each id under the distribution it was drawn from (after temperature and
-            truncation), None when the engine was not asked for them. A diagnostic; the trainer recomputes its own.
+            truncation; 0 for greedy ones), None when the engine has none.
         finish_reason: "stop" when a stop token was drawn, "length" when `max_new_tokens` cut it.
         weight_version: the version of the weights that made it.
+        kept_mass: for each id, the share (above 0, at most 1) of the full distribution's mass that top-k, top-p and
+            held-back stop tokens (`min_new_tokens`) left to be drawn from. The full distribution is the softmax of the
+            temperature-divided logits over the whole vocabulary; `logprobs + log(kept_mass)` is the log-probability
+            under it. 1 where nothing was left out. None for greedy ones (temperature 0 has no such distribution) and
+            when the engine has none.
+        support: for each id, the distinct ids that could be drawn in its place, itself among them, in any order. None
+            unless `return_support` asked for it, and for greedy ones.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None
     finish_reason: Literal["stop", "length"]
     weight_version: int
+    kept_mass: tuple[float, ...] | None = None
+    support: tuple[tuple[int, ...], ...] | None = None
 
 
 @runtime_checkable

@@ -90,7 +90,7 @@ def test_greedy_is_the_argmax_loop_whatever_the_padding(model):
 
 @pytest.mark.parametrize("top_p", [1.0, 0.7])
 def test_logprobs_are_those_of_the_sampling_distribution(model, top_p):
-    engine = HFEngine(model, pad_token_id=0, return_logprobs=True)
+    engine = HFEngine(model, pad_token_id=0)
     params = SamplingParams(n=2, temperature=0.7, top_p=top_p, max_new_tokens=6, stop_token_ids=(7,), seed=3)
     for index, completion in enumerate(engine.generate(PROMPTS, params)):
         assert len(completion.logprobs) == len(completion.token_ids)
@@ -99,10 +99,10 @@ def test_logprobs_are_those_of_the_sampling_distribution(model, top_p):
             assert logprob == pytest.approx(math.log(probabilities(model, context, 0.7, top_p)[token]), abs=1e-4)
 
 
-def test_greedy_logprobs_are_zero_and_none_when_not_asked_for(model):
-    params = SamplingParams(temperature=0, max_new_tokens=3)
-    assert HFEngine(model, 0, return_logprobs=True).generate([[1, 2]], params)[0].logprobs == (0.0, 0.0, 0.0)
-    assert HFEngine(model, 0).generate([[1, 2]], params)[0].logprobs is None
+def test_greedy_logprobs_are_zero_and_there_is_no_mass_to_keep(model):
+    params = SamplingParams(temperature=0, max_new_tokens=3, return_support=True)
+    completion = HFEngine(model, 0).generate([[1, 2]], params)[0]
+    assert (completion.logprobs, completion.kept_mass, completion.support) == ((0.0, 0.0, 0.0), None, None)
 
 
 def test_seed_fixes_the_replies_whatever_the_batch_size(model):

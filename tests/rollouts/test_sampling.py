@@ -15,10 +15,10 @@ HALF, THIRTY, FIFTEEN, FIVE = math.log(0.5), math.log(0.3), math.log(0.15), math
 def draw(logits, uniforms, **params):
     """The tokens drawn in one step from one row of logits, for several uniform numbers, and their log-probabilities."""
     uniforms_BT = torch.tensor(uniforms, dtype=torch.float64)[:, None]
-    sampler = Sampler(SamplingParams(**params), uniforms_BT, return_logprobs=True)
+    sampler = Sampler(SamplingParams(**params), uniforms_BT)
     scores = torch.tensor([logits] * len(uniforms))
     tokens = sampler(torch.zeros(len(uniforms), 1, dtype=torch.long), scores).argmax(-1).tolist()
-    return tokens, sampler.finish()[:, 0].tolist()
+    return tokens, [logprobs[0] for logprobs in sampler.finish().logprobs]
 
 
 def test_whole_distribution_is_cut_at_cumulated_probabilities():

@@ -11,9 +11,9 @@ from rollouts.select import make_engine
 
 def test_auto_takes_hf_and_says_so(model, caplog):
     with caplog.at_level(logging.INFO):
-        engine = make_engine("auto", model, pad_token_id=3, batch_size=7, return_logprobs=True)
+        engine = make_engine("auto", model, pad_token_id=3, batch_size=7, shares_module=False)
     assert isinstance(engine, HFEngine)
-    assert (engine.pad_token_id, engine.batch_size, engine.return_logprobs) == (3, 7, True)
+    assert (engine.pad_token_id, engine.batch_size, engine.shares_module) == (3, 7, False)
     assert "HF generate" in caplog.text
     caplog.clear()
     assert isinstance(make_engine("hf", model, pad_token_id=0), HFEngine)
