@@ -108,28 +108,30 @@ def policy_loss(
     plain_BT = -advantages_BT * ratio_BT
     clipped_BT = -advantages_BT * ratio_BT.clamp(1 - cliprange, 1 + cliprange)
     loss_BT = torch.maximum(plain_BT, clipped_BT)  # masked advantages are 0, so their terms are
-    dual_clipped_BT = torch.zeros_like(loss_BT, dtype=torch.bool)
+    stats = {
+        "clipped": (clipped_BT > plain_BT).sum().to(ratio_BT.dtype),
+        **_ratio_stats(log_ratio_BT.detach(), mask_BT),
+    }
     if dual_clip is not None:
         if not dual_clip > 1:
             raise ValueError(f"dual_clip must be above 1, found {dual_clip}")
         ceiling_BT = -advantages_BT * dual_clip
-        dual_clipped_BT = (advantages_BT < 0) & (loss_BT > ceiling_BT)
-        loss_BT = torch.where(dual_clipped_BT, ceiling_BT, loss_BT)
-    loss_sum = _weighted(loss_BT, weights_BT).sum()
-    with torch.no_grad():
-        counts_BT = mask_BT != 0
-        inf = torch.tensor(float("inf"), dtype=ratio_BT.dtype, device=ratio_BT.device)
-        stats = {
-            "clipped": (clipped_BT > plain_BT).sum().to(ratio_BT.dtype),
-            "approx_kl": (torch.expm1(log_ratio_BT) - log_ratio_BT).sum(),
-            "ratio": keep(ratio_BT, mask_BT).sum(),
-            "ratio_max": torch.where(counts_BT, ratio_BT, -inf).amax() if ratio_BT.numel() else -inf,
-            "ratio_min": torch.where(counts_BT, ratio_BT, inf).amin() if ratio_BT.numel() else inf,
-            "tokens": counts_BT.sum().to(ratio_BT.dtype),
-        }
-        if dual_clip is not None:
-            stats["dual_clipped"] = dual_clipped_BT.sum().to(ratio_BT.dtype)
-    return loss_sum, stats
+        above_BT = (advantages_BT < 0) & (loss_BT > ceiling_BT)
+        loss_BT = torch.where(above_BT, ceiling_BT, loss_BT)
+        stats["dual_clipped"] = above_BT.sum().to(ratio_BT.dtype)
+    return _weighted(loss_BT, weights_BT).sum(), stats
+
+
+def _ratio_stats(log_ratio_BT: Tensor, mask_BT: Tensor) -> Stats:
+    ratio_BT, counts_BT = log_ratio_BT.exp(), mask_BT != 0
+    inf = torch.tensor(float("inf"), dtype=ratio_BT.dtype, device=ratio_BT.device)
+    return {
+        "approx_kl": (torch.expm1(log_ratio_BT) - log_ratio_BT).sum(),
+        "ratio": keep(ratio_BT, mask_BT).sum(),
+        "ratio_max": torch.where(counts_BT, ratio_BT, -inf).amax() if ratio_BT.numel() else -inf,
+        "ratio_min": torch.where(counts_BT, ratio_BT, inf).amin() if ratio_BT.numel() else inf,
+        "tokens": counts_BT.sum().to(ratio_BT.dtype),
+    }
 
 
 def value_loss(

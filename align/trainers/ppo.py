@@ -213,7 +213,7 @@ class PPOTrainer(PPOExperience):
             min_new_tokens=rollout.min_completion_length,
             stop_token_ids=self.stop_ids,
             seed=derive(self.seed, "rollout", self.state.global_step, self.rank),
-            return_support=getattr(self.config, "policy_support", "full") == "nucleus",
+            return_support=self.config.policy_support == "nucleus",
         )
 
     def collect(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> Samples:
