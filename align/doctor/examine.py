@@ -53,7 +53,9 @@ def examine(history: History) -> Diagnosis:
     findings, clear, blind = [], [], {}
     for name, rule in RULES.items():
         shown = trained if rule.trained else history
-        if reason := rule.why_not(shown):
+        if rule.trained and not trained.iterations:
+            blind[name] = "no iteration that trained the policy"
+        elif reason := rule.why_not(shown):
             blind[name] = reason
         elif (evidence := rule.look(shown)) is None:
             clear.append(name)

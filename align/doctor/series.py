@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -56,6 +56,12 @@ class Series:
         return statistics.stdev(self.values) / math.sqrt(len(self)) if len(self) > 1 else 0.0
 
     @property
+    def noise(self) -> float:
+        """The standard deviation around a slow trend: from neighbours' differences (von Neumann 1941), least three."""
+        differences = self.differences()
+        return math.sqrt(statistics.fmean(step * step for step in differences) / 2) if len(differences) > 1 else 0.0
+
+    @property
     def span(self) -> str:
         """`steps 3 to 9`, `step 3`."""
         return f"steps {self.steps[0]} to {self.steps[-1]}" if len(self) > 1 else f"step {self.steps[0]}"
@@ -77,6 +83,11 @@ class Series:
         kept = [point for point in zip(self.steps, self.values, strict=True) if test(point[1])]
         return Series(tuple(step for step, _ in kept), tuple(value for _, value in kept))
 
+    def at(self, steps: Collection[int]) -> Series:
+        """The points at these steps."""
+        kept = [point for point in zip(self.steps, self.values, strict=True) if point[0] in steps]
+        return Series(tuple(step for step, _ in kept), tuple(value for _, value in kept))
+
     def stretch(self, test: Callable[[float], bool]) -> Series:
         """The longest row of neighbouring points that all pass; empty when none does."""
         best, start = (0, 0), 0
@@ -89,8 +100,8 @@ class Series:
     def growth(self) -> Growth:
         """From the first third to the last."""
         before, after = self.first(1 / 3), self.last(1 / 3)
-        noise = math.hypot(before.error, after.error)
-        return Growth(before.mean, after.mean, abs(after.mean - before.mean) > SURE * noise)
+        error = self.noise * math.sqrt(1 / len(before) + 1 / len(after))
+        return Growth(before.mean, after.mean, abs(after.mean - before.mean) > SURE * error)
 
     def differences(self) -> tuple[float, ...]:
         """Each value less the one before it."""

@@ -6,6 +6,7 @@ from align.doctor.history import History
 from align.doctor.rule import Evidence, rule, seen
 
 CLIPPED = 0.3
+VANISHED = 0.1  # times the usual deviation of the returns: then they are as good as equal
 LEARNED = 0.0  # explained variance: at 0 the critic knows no more than the mean
 NO_GRADIENT = 1e-8
 
@@ -51,10 +52,13 @@ def value_clip_saturated(history: History) -> Evidence | None:
     ),
 )
 def critic_dead(history: History) -> Evidence | None:
-    """Over the second half of the run, or no gradient at all."""
-    late, returns = history.series("value/explained_variance").last(1 / 2), history.series("returns/std")
-    if len(returns) and returns.last(1 / 2).median == 0:
-        return None  # nothing to explain
+    """Over the second half of the run, where there is something to explain; or no gradient at all."""
+    returns = history.series("returns/std")
+    vary = returns.where(lambda spread: spread > VANISHED * returns.median).steps
+    late = history.series("value/explained_variance").last(1 / 2)
+    late = late.at(vary) if len(returns) else late
+    if len(late) < 3:
+        return None
     norm = history.series("value/grad_norm")
     no_gradient = len(norm) > 0 and norm.last(1 / 2).median < NO_GRADIENT
     if late.median > LEARNED and not no_gradient:

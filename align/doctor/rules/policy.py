@@ -6,6 +6,7 @@ from align.doctor.history import History
 from align.doctor.rule import Evidence, rule, seen
 
 CLIPPED, APPROX_KL = 0.3, 0.1
+VIOLENT = 1.0  # nats a token in one iteration
 FIRST_STEP = 5.0  # times the usual step
 STILL_KL = 1e-4  # nats a token
 COLLAPSED, EXPLODED = 0.25, 2.0  # times the entropy at the start
@@ -26,10 +27,10 @@ DROWNED, DROWNING = 0.05, 5.0
     ),
 )
 def updates_too_large(history: History) -> Evidence | None:
-    """In a fifth of the iterations or more."""
+    """In a fifth of the iterations or more, or once so much that it may have been the end of the policy."""
     clipped, approx_kl = history.series("policy/clipped"), history.series("policy/approx_kl")
     large = {*clipped.where(lambda share: share > CLIPPED).steps, *approx_kl.where(lambda kl: kl > APPROX_KL).steps}
-    if len(large) < max(2, 0.2 * len(clipped)):
+    if len(large) < max(2, 0.2 * len(clipped)) and max(approx_kl.values) <= VIOLENT:
         return None
     figures = {"policy__clipped": clipped.median, "policy__approx_kl": approx_kl.median}
     ratio = history.series("policy/ratio_max")
@@ -38,7 +39,8 @@ def updates_too_large(history: History) -> Evidence | None:
     over = f"over {CLIPPED:g} clipped or {APPROX_KL:g} nats"
     medians = f"medians: policy/clipped {clipped.median:.2g}, policy/approx_kl {approx_kl.median:.2g}"
     largest = f"; largest ratio {max(ratio.values):.3g}" if len(ratio) else ""
-    words = f"in {len(large)} of {len(clipped)} iterations {over} ({medians}{largest})"
+    words = f"in {len(large)} of {len(clipped)} iterations {over} ({medians}{largest}); "
+    words += f"the largest policy/approx_kl is {max(approx_kl.values):.3g}"
     return seen(words, clipped, **figures)
 
 

@@ -36,7 +36,7 @@ def not_finite(history: History) -> Evidence | None:
     "never-trained",
     "problem",
     "The policy was never trained",
-    needs=("score/mean",),
+    needs=("optimizer_steps",),
     least=1,
     causes=("the run is not longer than the critic's warm-up, or was stopped within it",),
     changes=("ppo.critic_warmup_steps fewer (it counts optimizer steps), or ppo.num_iterations more",),
@@ -45,11 +45,10 @@ def never_trained(history: History) -> Evidence | None:
     """Every iteration that was logged belongs to the critic's warm-up."""
     if history.trained().iterations:
         return None
-    score, warm_up = history.series("score/mean"), history.amount("critic_warmup_steps")
+    done, warm_up = history.series("optimizer_steps"), history.amount("critic_warmup_steps")
     of = f" (critic_warmup_steps is {warm_up:g})" if warm_up is not None else ""
-    done = history.series("optimizer_steps")
-    steps = f" after {done.values[-1]:g} optimizer steps" if len(done) else ""
-    return seen(f"the critic alone was trained in all {len(score)} iterations logged, {{span}}{steps}{of}", score)
+    words = f"the critic alone was trained in all {len(done)} iterations logged, {{span}}, "
+    return seen(f"{words}by {done.values[-1]:g} optimizer steps{of}", done, optimizer_steps=done.values[-1])
 
 
 @rule(

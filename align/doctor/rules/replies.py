@@ -8,7 +8,7 @@ from align.doctor.series import Series
 
 ENDED = 0.7
 FEWER_END = 0.2
-SHORTER = 0.4  # times the length at the start
+SHORTER = 0.5  # times the length at the start
 DISTINCT, FEWER_DISTINCT = 0.5, 0.6
 REPEATS = 0.5
 
