@@ -64,7 +64,7 @@ def taught() -> nn.Module:
 
 
 def sound(prompts, completions):
-    """The part of a reply that is vowels, which does not pay for length, and 1 for some prompts, for a critic to learn."""
+    """The share of vowels, which does not pay for length, and 1 for some prompts, for a critic to learn."""
     shares = [sum(letter in "aeiou" for letter in text) / max(1, len(text)) for text in completions]
     return [share + ("c" in prompt[-1]["content"]) for prompt, share in zip(prompts, shares, strict=True)]
 
