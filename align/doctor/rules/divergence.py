@@ -10,6 +10,7 @@ FAR_TOKEN, FAR_REPLY, TOO_FAR_REPLY = 0.5, 10.0, 100.0  # nats
 LEAST_MASS = 0.7
 APART = 0.05  # nats a token: what bf16 and other kernels alone do not reach
 TRUNCATED = 0.05
+LEAST_CAP = 1.2  # below it, rounding alone reaches the cap
 
 
 @rule(
@@ -40,7 +41,7 @@ def negative_kl(history: History) -> Evidence | None:
 @rule(
     "kl-runaway",
     "problem",
-    "The policy runs away from its reference",
+    "The policy has run away from its reference",
     needs=("kl/token", "kl/reply"),
     trained=True,
     causes=(
@@ -55,14 +56,14 @@ def negative_kl(history: History) -> Evidence | None:
     ),
 )
 def kl_runaway(history: History) -> Evidence | None:
-    """Far, and not on the way back."""
+    """Far at the end: a token or a reply."""
     token, reply = (history.series(key) for key in ("kl/token", "kl/reply"))
-    late, before = reply.last(1 / 5), reply.last(2 / 5)
-    far = (late.mean > FAR_REPLY and token.last(1 / 5).mean > FAR_TOKEN) or late.mean > TOO_FAR_REPLY
-    if not far or late.mean < before.mean:
+    late, a_token = reply.last(1 / 5), token.last(1 / 5).mean
+    if late.mean <= (FAR_REPLY if a_token > FAR_TOKEN else TOO_FAR_REPLY):
         return None
-    words = f"kl/reply is {late.mean:.3g} nats over {{span}} ({token.last(1 / 5).mean:.2g} a token) and does not fall"
-    return seen(words, late, kl__reply=late.mean, kl__token=token.last(1 / 5).mean)
+    way = "rises" if late.mean > reply.last(2 / 5).mean else "falls"
+    words = f"kl/reply is {late.mean:.3g} nats over {{span}}, {a_token:.2g} a token, and {way}"
+    return seen(words, late, kl__reply=late.mean, kl__token=a_token)
 
 
 @rule(
@@ -121,14 +122,12 @@ def kept_mass_low(history: History) -> Evidence | None:
 )
 def engine_apart(history: History) -> Evidence | None:
     """More than rounding explains, or many importance weights at their cap."""
-    difference, truncated = (
-        history.series(key).last(1 / 3) if history.series(key).values else None
-        for key in ("engine/logp_diff_mean", "importance/truncated")
-    )
-    if difference and abs(difference.mean) > APART:
-        words = f"the log-probabilities differ by {difference.mean:.3g} nats a token over {{span}}"
-        return seen(words, difference, engine__logp_diff_mean=difference.mean)
-    if truncated and truncated.mean > TRUNCATED:
-        words = f"{truncated.mean:.0%} of the importance weights stand at their cap over {{span}}"
-        return seen(words, truncated, importance__truncated=truncated.mean)
+    difference, truncated = (history.series(key) for key in ("engine/logp_diff_mean", "importance/truncated"))
+    if len(difference) and (late := difference.last(1 / 3)).mean > APART:
+        words = f"the log-probabilities differ by {late.mean:.3g} nats a token over {{span}}"
+        return seen(words, late, engine__logp_diff_mean=late.mean)
+    cap = history.amount("importance_sampling_cap") or LEAST_CAP
+    if len(truncated) and cap >= LEAST_CAP and (late := truncated.last(1 / 3)).mean > TRUNCATED:
+        words = f"{late.mean:.0%} of the importance weights stand at their cap over {{span}}"
+        return seen(words, late, importance__truncated=late.mean)
     return None

@@ -11,6 +11,7 @@ FIRST_STEP = 5.0  # times the usual step
 STILL_KL = 1e-4  # nats a token
 COLLAPSED, EXPLODED = 0.25, 2.0  # times the entropy at the start
 DROWNED, DROWNING = 0.05, 5.0
+LEFT_OUT = 0.5  # of the steps
 
 
 @rule(
@@ -102,7 +103,6 @@ def policy_still(history: History) -> Evidence | None:
     "problem",
     "The policy's entropy collapses",
     needs=("entropy",),
-    trained=True,
     causes=("the reward pays for one kind of reply", "updates are large, or the KL to the reference costs little"),
     changes=("ppo.kl_coef higher", "ppo.entropy_coef above 0", "ppo.policy.learning_rate lower"),
 )
@@ -121,7 +121,6 @@ def entropy_collapse(history: History) -> Evidence | None:
     "problem",
     "The policy's entropy explodes",
     needs=("entropy",),
-    trained=True,
     causes=("entropy_coef is large", "updates destroy what the policy knew"),
     changes=("ppo.entropy_coef lower", "ppo.policy.learning_rate lower", "ppo.kl_coef higher"),
 )
@@ -175,19 +174,45 @@ def ptx_drowning(history: History) -> Evidence | None:
 
 @rule(
     "steps-left-out",
-    "problem",
-    "Optimizer steps were left out",
+    "note",
+    "target_kl ends most updates early",
     needs=("steps_left_out",),
+    settings=("target_kl", "num_mini_batches", "num_ppo_epochs"),
     least=1,
-    causes=("gradients that are not finite: an overflow, a learning rate that is too large, a reward that explodes",),
-    changes=("ppo.policy.learning_rate and ppo.critic.learning_rate lower", "precision bf16 or fp32 instead of fp16"),
+    trained=True,
+    causes=("the updates are larger than target_kl allows: replies are paid for and not learned from",),
+    changes=(
+        "ppo.policy.learning_rate lower",
+        "ppo.num_ppo_epochs or ppo.num_mini_batches fewer",
+        "ppo.target_kl larger",
+    ),
 )
 def steps_left_out(history: History) -> Evidence | None:
-    """More than one in twenty."""
-    left_out = history.series("steps_left_out").where(lambda count: count > 0)
-    per_iteration = (history.amount("num_ppo_epochs") or 1) * (history.amount("num_mini_batches") or 1)
-    steps = per_iteration * len(history.series("steps_left_out"))
-    total = sum(left_out.values)
-    if total <= 0.05 * steps:
+    """More than half of the optimizer steps are not taken."""
+    left_out = history.series("steps_left_out")
+    planned = (history.amount("num_ppo_epochs") or 1) * (history.amount("num_mini_batches") or 1)
+    if left_out.mean <= LEFT_OUT * planned:
         return None
-    return seen(f"{total:g} of about {steps:g} in {len(left_out)} iterations, {{span}}", left_out, steps_left_out=total)
+    words = f"{left_out.mean:.3g} of {planned:g} steps an iteration are left out over {{span}}"
+    return seen(f"{words}, target_kl {history.amount('target_kl'):g}", left_out, steps_left_out=left_out.mean)
+
+
+@rule(
+    "steps-not-finite",
+    "problem",
+    "Optimizer steps were skipped because a gradient was not finite",
+    needs=("steps_left_out",),  # logged by the same versions; steps_not_finite itself only where there were some
+    least=1,
+    causes=("an overflow: a learning rate that is too large, a reward that explodes, fp16",),
+    changes=(
+        "ppo.policy.learning_rate and ppo.critic.learning_rate lower",
+        "ppo.guards.non_finite: stop, to see the first",
+    ),
+)
+def steps_not_finite(history: History) -> Evidence | None:
+    """Any (`guards.non_finite: skip`)."""
+    skipped = history.series("steps_not_finite")
+    if not len(skipped):
+        return None
+    words = f"{sum(skipped.values):g} steps in {len(skipped)} iterations, {{span}}"
+    return seen(words, skipped, steps_not_finite=sum(skipped.values))

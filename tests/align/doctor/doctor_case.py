@@ -11,7 +11,6 @@ from torch import nn
 
 from align.data.encode import encode_prompts
 from align.doctor import Diagnosis, History, examine, read_history
-from align.recipe.ppo import PPOConfig
 from align.recipe.text import dump
 from align.runs.files import write_text
 from tests.align.trainers import ppo_case
@@ -72,12 +71,6 @@ def sound(prompts, completions):
 def length(prompts, completions):
     """Characters."""
     return [0.2 * len(text) for text in completions]
-
-
-def plain_config(**changes) -> PPOConfig:
-    """SETTINGS with `changes`, without the checks of a recipe's section."""
-    section = ppo_case.section(**SETTINGS)
-    return PPOConfig(**(section.model_dump(include=set(PPOConfig.model_fields)) | changes))
 
 
 def run(folder: Path, **changes) -> Path:

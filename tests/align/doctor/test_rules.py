@@ -1,14 +1,18 @@
 """Each rule sees its symptom in a run that was made to have it, and a sound run shows no problem."""
 
 import json
+import math
 import re
 import time
 
 import pytest
+from transformers import TrainerCallback
 
 from align.doctor import examine, read_history
 from align.doctor.rule import RULES
 from align.runs.metrics import MetricsLog
+from align.trainers.ppo import PPOTrainer
+from rollouts.hf import HFEngine
 from tests.align.doctor import doctor_case
 
 BLOCKS = [[5, 6, 7, 8, 9, 10, 11, 12]] * 16
@@ -35,6 +39,30 @@ class Tiring:
         self.calls += 1
         time.sleep(0.3 if self.calls > self.after else 0.0)
         return doctor_case.sound(prompts, completions)
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+class Broken(PPOTrainer):
+    """Every third gradient of the policy is not a number."""
+
+    calls = 0
+
+    def policy_loss(self, logps_BS, batch):
+        loss, stats = super().policy_loss(logps_BS, batch)
+        self.calls += 1
+        return loss * (math.nan if self.calls % 3 == 0 else 1.0), stats
+
+
+def stale_engine():
+    """An engine with other weights than the policy's."""
+    return HFEngine(sharper(), pad_token_id=0, shares_module=True)
 
 
 def sharper():
@@ -75,15 +103,30 @@ MADE = {
     "narrow": lambda: SHORT | {"reference": sharper(), "rollout": {"top_p": 0.5}, "kl_coef": 0.0},
     "ptx low": lambda: SHORT | {"ptx_coef": 1e-4, "ptx_blocks": BLOCKS, "num_iterations": 6},
     "ptx high": lambda: SHORT | {"ptx_coef": 1e3, "ptx_blocks": BLOCKS, "num_iterations": 6},
+    "target": lambda: SHORT | {"kl_target": 0.02, "num_iterations": 10},
+    "noisy": lambda: SHORT | {"entropy_coef": 3.0, "policy": {"learning_rate": 3e-2}},
+    "held": lambda: SHORT | {"target_kl": 1e-7, "num_mini_batches": 4, "num_iterations": 5},
+    "skipping": lambda: SHORT | {"kind": Broken, "guards": {"non_finite": "skip"}, "num_iterations": 5},
+    "engine": lambda: SHORT | {"engine": stale_engine(), "num_iterations": 5},
+    "capped": lambda: {
+        "engine": stale_engine(),
+        "importance_sampling_correction": "token",
+        "importance_sampling_cap": 1.2,
+        "old_logprobs": "elide",
+        "kl_in": "loss",
+        "num_mini_batches": 1,
+        "critic_warmup_steps": 1,
+        "num_iterations": 5,
+    },
     "tiring": lambda: SHORT | {"reward": Tiring(6), "num_iterations": 10},
 }
 
 SEEN = [
     ("lengthy", "length-hacking", r"length/mean [\d.]+ -> 2[\d.]+, .*correlate with (0\.9\d|1\.00) among the sample"),
-    ("lengthy", "kl-runaway", r"kl/reply is \d\d.* and does not fall"),
+    ("lengthy", "kl-runaway", r"kl/reply is 1\d\.\d nats over steps 13 to 15, 0\.\d+ a token, and rises"),
     ("lengthy", "replies-cut", r"end_rate is 0\.\d+ on average over steps 11 to 15, (0\.9|1).* in the first third"),
     ("violent", "updates-too-large", r"the largest policy/approx_kl is [\d.]+"),
-    ("violent", "entropy-collapse", r"-> \S+e-\d+ nats a token \(steps 2 to 3, then steps 7 to 8\)"),
+    ("violent", "entropy-collapse", r"2\.1 -> \S+e-\d+ nats a token \(steps 1 to 2, then steps 7 to 8\)"),
     ("violent", "duplicate-replies", r"distinct .* -> 0\.0\d+ "),
     ("hasty", "first-step-large", r"policy/approx_kl is 0\.0\d+ at step 2, later 0\.0"),
     ("constant", "equal-rewards", r"0 in 6 of 6 iterations \(steps 1 to 6\), score/mean 1"),
@@ -98,6 +141,16 @@ SEEN = [
     ("narrow", "negative-kl", r"kl/token is -0\.\d+ nats on average over steps 5 to 8"),
     ("ptx low", "ptx-drowned", r"its norm is 0\.00\d+ of PPO's"),
     ("ptx high", "ptx-drowning", r"its norm is [\de+.]+ times PPO's"),
+    (
+        "target",
+        "kl-off-target",
+        r"kl/reply is 0\.\d+ over steps \d to 10, kl_target 0\.02, kl_coef 0\.04\d* at the end",
+    ),
+    ("noisy", "entropy-explosion", r"2\.1 -> \d\.\d+ nats a token \(steps 1 to 2, then steps 7 to 8\)"),
+    ("held", "steps-left-out", r"^2.6 of 4 steps an iteration are left out over steps 1 to 5, target_kl 1e-07$"),
+    ("skipping", "steps-not-finite", r"^2 steps in 2 iterations, steps 3 to 4$"),
+    ("engine", "engine-apart", r"the log-probabilities differ by 0\.\d+ nats a token over steps 4 to 5"),
+    ("capped", "engine-apart", r"^\d\d% of the importance weights stand at their cap over steps 4 to 5$"),
     ("tiring", "slowing", r"tokens_per_second .*; most of it in seconds/(score|reward)"),
 ]
 
@@ -145,6 +198,8 @@ def test_a_sound_run_shows_nothing(made):
     [
         ("narrow", {"negative-kl"}),
         ("dead", {"critic-dead"}),
+        ("held", {"steps-left-out"}),
+        ("engine", {"engine-apart"}),
         ("value clip", {"value-clip-saturated"}),
         ("still", {"policy-still", "replies-cut"}),
         ("constant", {"equal-rewards", "policy-still"}),
@@ -157,8 +212,8 @@ def test_what_ails_only_one_part_brings_no_other_rule_up(made, name, expected):
 
 
 def test_a_run_within_the_critics_warm_up(tmp_path):
-    config = doctor_case.plain_config(num_iterations=3, critic_warmup_steps=40)
-    found = doctor_case.diagnosis(doctor_case.run(tmp_path, config=config))[1]
+    long = {"num_iterations": 25, "critic_warmup_steps": 40, "callbacks": [StopAt(3)]}
+    found = doctor_case.diagnosis(doctor_case.run(tmp_path, **long))[1]
     words = doctor_case.words(found)["never-trained"]
     assert words == (
         "the critic alone was trained in all 3 iterations logged, steps 1 to 3, by 6 optimizer steps "
