@@ -175,7 +175,7 @@ def ptx_drowning(history: History) -> Evidence | None:
 @rule(
     "steps-left-out",
     "note",
-    "target_kl ends most updates early",
+    "Most updates are ended early, by target_kl",
     needs=("steps_left_out",),
     settings=("target_kl", "num_mini_batches", "num_ppo_epochs"),
     least=1,

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import statistics
 import time
 
 import pytest
@@ -14,6 +15,7 @@ from align.runs.metrics import MetricsLog
 from align.trainers.ppo import PPOTrainer
 from rollouts.hf import HFEngine
 from tests.align.doctor import doctor_case
+from tests.align.trainers import ppo_case
 
 BLOCKS = [[5, 6, 7, 8, 9, 10, 11, 12]] * 16
 SHORT = {"num_iterations": 8, "critic_warmup_steps": 2}
@@ -39,6 +41,15 @@ class Tiring:
         self.calls += 1
         time.sleep(0.3 if self.calls > self.after else 0.0)
         return doctor_case.sound(prompts, completions)
+
+
+class WithGold(PPOTrainer):
+    """Evaluates by another judge too, who is never learned from."""
+
+    def evaluate(self, prompts=None, num_samples=1):
+        figures = super().evaluate(prompts, num_samples)
+        samples = self.collect(self.eval_prompts)
+        return figures | {"eval/gold": statistics.fmean(-abs(len(text) - 8) for text in samples.replies)}
 
 
 class StopAt(TrainerCallback):
@@ -72,8 +83,10 @@ def sharper():
     return model
 
 
+CRITIC = ppo_case.critic(head_scale=0.0)  # that of the sound run, which trains it
+
 MADE = {
-    "sound": dict,
+    "sound": lambda: {"critic_model": CRITIC},
     "lengthy": lambda: {
         "reward": doctor_case.length,
         "kl_coef": 0.0,
@@ -209,6 +222,29 @@ def test_a_sound_run_shows_nothing(made):
 )
 def test_what_ails_only_one_part_brings_no_other_rule_up(made, name, expected):
     assert set(doctor_case.words(doctor_case.diagnosis(made(name))[1])) == expected
+
+
+def test_a_critic_that_knows_much_but_gets_no_gradient(made, tmp_path):
+    made("sound")
+    frozen = SHORT | {"critic_model": CRITIC, "vf_coef": 1e-13}
+    found = doctor_case.words(doctor_case.diagnosis(doctor_case.run(tmp_path, **frozen))[1])
+    assert set(found) == {"critic-dead"}
+    assert re.search(r"explained_variance is 0\.\d+ .*, value/grad_norm \d\.?\d*e-1\d$", found["critic-dead"])
+
+
+def test_gold_that_falls_while_the_score_rises(tmp_path):
+    """Length is paid for; gold wants replies of eight letters."""
+    wanted = MADE["lengthy"]() | {"kind": WithGold, "evaluation": {"every_steps": 3, "num_samples": 2}}
+    words = doctor_case.words(
+        doctor_case.diagnosis(doctor_case.run(tmp_path, **wanted, eval_prompts=ppo_case.prompts(8)))[1]
+    )
+    found = re.fullmatch(
+        r"eval/gold peaked at step (\d+) with (-[\d.]+) and is (-[\d.]+) at step 15, "
+        r"while eval/score went from ([\d.]+) to ([\d.]+)",
+        words["over-optimisation"],
+    )
+    assert 6 <= int(found[1]) <= 12 and float(found[3]) < float(found[2]) - 5 and float(found[5]) > float(found[4])
+    assert re.search("eval/gold went from -", words["length-hacking"])
 
 
 def test_a_run_within_the_critics_warm_up(tmp_path):
