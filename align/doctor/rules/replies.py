@@ -10,7 +10,7 @@ ENDED = 0.7
 FEWER_END = 0.2
 SHORTER = 0.5  # times the length at the start
 DISTINCT, FEWER_DISTINCT = 0.5, 0.6
-REPEATS = 0.5
+REPEATS, FEWER_GRAMS = 0.5, 0.75
 
 
 @rule(
@@ -70,17 +70,21 @@ def replies_shrink(history: History) -> Evidence | None:
     changes=("ppo.kl_coef higher", "ppo.entropy_coef above 0", "ppo.rollout.temperature 1, top_p nearer to 1"),
 )
 def duplicate_replies(history: History) -> Evidence | None:
-    """Few distinct replies at the end and fewer than at first, or words that repeat more and more."""
-    for key, few, fewer in (
-        ("distinct", DISTINCT, FEWER_DISTINCT),
-        ("distinct_2", 1.0, REPEATS),
-        ("distinct_1", 1.0, REPEATS),
-    ):
+    """Few different replies at the end and fewer than at first; or fewer different pairs of tokens, or tokens."""
+    distinct = history.series("distinct")
+    if len(distinct) >= 5:
+        first, late = distinct.first(1 / 5), distinct.last(1 / 5)
+        if late.mean < DISTINCT and late.mean < FEWER_DISTINCT * first.mean:
+            return _fewer("distinct", first, late)
+    length = history.series("length/mean")
+    for key in ("distinct_2", "distinct_1"):
         series = history.series(key)
-        if len(series) < 5:
+        if len(series) < 5 or series.steps != length.steps:
             continue
         first, late = series.first(1 / 5), series.last(1 / 5)
-        if late.mean < few and late.mean < fewer * first.mean:
+        # the share falls as replies grow, too: so must the number
+        fewer = late.mean * length.last(1 / 5).mean < FEWER_GRAMS * first.mean * length.first(1 / 5).mean
+        if fewer and late.mean < REPEATS * first.mean:
             return _fewer(key, first, late)
     return None
 

@@ -105,7 +105,8 @@ def _gold_flat(gold: Series) -> str:
 def _by_length(history: History, score: Series, length: Series) -> str:
     """Correlation within steps over sample replies; without those, of the changes from step to step."""
     scores, lengths = [], []
-    for rows in history.sampled("score", "tokens").values():
+    samples = history.sampled("score", "reply_tokens") or history.sampled("score", "tokens")  # as older runs call it
+    for rows in samples.values():
         middle = [statistics.fmean(column) for column in zip(*rows, strict=True)]
         scores += [row[0] - middle[0] for row in rows]
         lengths += [row[1] - middle[1] for row in rows]
