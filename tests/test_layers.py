@@ -48,8 +48,10 @@ ARROWS: dict[str, frozenset[str]] = {
         {"data_formats", "align.recipe", "align.evaluation.accuracy", "align.evaluation.shares"}
         | {"align.evaluation.table"}  # plain numbers
     ),
+    "align.doctor": frozenset({"data_formats", "align.recipe", "align.report.run"}),  # without torch
     "align.commands": frozenset(
-        {"align.runs", "align.recipe", "align.data", "align.models", "align.evaluation", "reward", "data_formats"}
+        {"align.runs", "align.recipe", "align.data", "align.models", "align.evaluation", "align.doctor"}
+        | {"reward", "data_formats"}
     ),
     "align.stages": ANYTHING,
     "align": ANYTHING,  # the entries and the command line
@@ -70,6 +72,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.trainers": TORCH | {"accelerate", "peft", "trl"},
     "align.evaluation": TORCH,
     "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),
+    "align.doctor": frozenset(),
     "align.commands": frozenset({"rich"}),
     "align.stages": TORCH | {"accelerate", "rich", "peft", "trl"},
     "align": frozenset({"rich"}),

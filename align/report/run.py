@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +75,22 @@ def read_run(root: Path) -> Run:
     whole = _object(root / "summary.json", problems)
     stages = {}
     for name in STAGES:
-        folder, kept = root / name, whole.get(name)
-        stages[name] = StageFiles(
-            name,
-            _object(folder / "summary.json", problems) or (kept if isinstance(kept, dict) else {}),
-            *(_lines(folder / file, problems) for file in ("metrics.jsonl", "samples.jsonl", "eval.jsonl")),
-            recipe_text=_text(folder / "recipe.yaml", problems),
-        )
+        stage, kept = read_stage(root / name, problems), whole.get(name)
+        stages[name] = stage if stage.summary or not isinstance(kept, dict) else replace(stage, summary=kept)
     kept_by = [stage for stage in reversed(stages.values()) if stage.recipe_text]
     recipe = next((found for stage in kept_by if (found := _recipe(stage.name, stage.recipe_text, problems))), {})
     name = whole.get("name") or recipe.get("name") or root.resolve().name
     return Run(clean(name), whole, stages, recipe, list(dict.fromkeys(problems)))
+
+
+def read_stage(folder: Path, problems: list[str]) -> StageFiles:
+    """What a stage left in `folder`; `problems` gets a sentence for each file that is not whole."""
+    return StageFiles(
+        folder.name,
+        _object(folder / "summary.json", problems),
+        *(_lines(folder / file, problems) for file in ("metrics.jsonl", "samples.jsonl", "eval.jsonl")),
+        recipe_text=_text(folder / "recipe.yaml", problems),
+    )
 
 
 def number(value: Any) -> float | None:

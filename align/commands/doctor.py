@@ -1,0 +1,85 @@
+"""align doctor RUN: what ails a ppo stage, by the figures it logged.
+
+Reads metrics.jsonl, and recipe.yaml and samples.jsonl where they are there, and asks a list of rules. A problem puts
+the result of the run in doubt, a note is worth knowing. A rule whose figures the run did not log is named as one that
+could not look. The rules see symptoms; the causes they name are likely ones, not proven.
+
+exit code: 0 whatever was found; with --strict 3 when there is a problem; 1 when there is nothing to read
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from align.doctor import Diagnosis, History
+
+PROBLEM_FOUND = 3
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand to the parser's `commands`."""
+    words = "name what ails a ppo stage, with evidence, likely causes and what to change"
+    parser = commands.add_parser("doctor", help=words, description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("run", metavar="RUN", help="a run folder, its ppo folder, or a metrics.jsonl")
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    parser.add_argument("--strict", action="store_true", help=f"exit with {PROBLEM_FOUND} when there is a problem")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the diagnosis; returns the exit code.
+
+    Raises:
+        MissingFileError, EmptyDatasetError: no ppo stage that has logged an iteration.
+    """
+    from align.doctor import examine, read_history
+
+    history = read_history(args.run)
+    diagnosis = examine(history)
+    if args.json:
+        steps = [line["step"] for line in history.iterations]
+        head = {"run": args.run, "iterations": len(set(steps)), "first_step": min(steps), "last_step": max(steps)}
+        print(json.dumps({**head, **diagnosis.as_json()}, ensure_ascii=False, indent=2))
+    else:
+        _show(args.run, history, diagnosis)
+    return PROBLEM_FOUND if args.strict and diagnosis.problems else 0
+
+
+def _show(name: str, history: History, diagnosis: Diagnosis) -> None:
+    """On standard output, a block a finding."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    steps = [int(line["step"]) for line in history.iterations]
+    counts = [
+        f"{number} {word}{'' if number == 1 else 's'}"
+        for number, word in (
+            (len(diagnosis.problems), "problem"),
+            (len(diagnosis.findings) - len(diagnosis.problems), "note"),
+        )
+    ]
+    span = f"{len(set(steps))} iterations logged, steps {min(steps)} to {max(steps)}"
+    console.print(Text(f"{name}: {span}; {counts[0]}, {counts[1]}", style="bold"), soft_wrap=True)
+    for finding in diagnosis.findings:
+        rule = finding.rule
+        style = "bold red" if rule.severity == "problem" else "bold yellow"
+        console.print()
+        console.print(Text.assemble((rule.severity, style), f"  {rule.title} ", (f"({rule.name})", "dim")))
+        words = Table.grid(padding=(0, 1))
+        words.add_column(style="dim", width=10, justify="right")
+        words.add_row("seen", Text(finding.evidence.words))
+        for word, sentences in (("likely", rule.causes), ("change", rule.changes)):
+            for sentence in sentences:
+                words.add_row(word, Text(sentence))
+        console.print(words)
+    console.print()
+    console.print(Text(f"{len(diagnosis.clear)} rules saw nothing: {', '.join(diagnosis.clear)}"))
+    if diagnosis.blind:
+        blind = "; ".join(f"{rule} ({why})" for rule, why in diagnosis.blind.items())
+        console.print(Text(f"{len(diagnosis.blind)} could not look: {blind}"))

@@ -1,0 +1,291 @@
+"""Each rule sees its symptom in a run that was made to have it, and a sound run shows no problem."""
+
+import json
+import math
+import re
+import statistics
+import time
+
+import pytest
+from transformers import TrainerCallback
+
+from align.doctor import examine, read_history
+from align.doctor.rule import RULES
+from align.runs.metrics import MetricsLog
+from align.trainers.ppo import PPOTrainer
+from rollouts.hf import HFEngine
+from tests.align.doctor import doctor_case
+from tests.align.trainers import ppo_case
+
+BLOCKS = [[5, 6, 7, 8, 9, 10, 11, 12]] * 16
+SHORT = {"num_iterations": 8, "critic_warmup_steps": 2}
+
+
+def constant(prompts, completions):
+    return [1.0] * len(completions)
+
+
+def large(prompts, completions):
+    return [100.0 + len(text) for text in completions]
+
+
+class Tiring:
+    """A reward that takes its time after some calls."""
+
+    __name__ = "tiring"
+
+    def __init__(self, after: int):
+        self.calls, self.after = 0, after
+
+    def __call__(self, prompts, completions):
+        self.calls += 1
+        time.sleep(0.3 if self.calls > self.after else 0.0)
+        return doctor_case.sound(prompts, completions)
+
+
+class WithGold(PPOTrainer):
+    """Evaluates by another judge too, who is never learned from."""
+
+    def evaluate(self, prompts=None, num_samples=1):
+        figures = super().evaluate(prompts, num_samples)
+        samples = self.collect(self.eval_prompts)
+        return figures | {"eval/gold": statistics.fmean(-abs(len(text) - 8) for text in samples.replies)}
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+class Broken(PPOTrainer):
+    """Every third gradient of the policy is not a number."""
+
+    calls = 0
+
+    def policy_loss(self, logps_BS, batch):
+        loss, stats = super().policy_loss(logps_BS, batch)
+        self.calls += 1
+        return loss * (math.nan if self.calls % 3 == 0 else 1.0), stats
+
+
+def stale_engine():
+    """An engine with other weights than the policy's."""
+    return HFEngine(sharper(), pad_token_id=0, shares_module=True)
+
+
+def sharper():
+    """A reference that is surer than the policy."""
+    model = doctor_case.taught()
+    model.model.norm.weight.data *= 2.5
+    return model
+
+
+CRITIC = ppo_case.critic(head_scale=0.0)  # that of the sound run, which trains it
+
+MADE = {
+    "sound": lambda: {"critic_model": CRITIC},
+    "lengthy": lambda: {
+        "reward": doctor_case.length,
+        "kl_coef": 0.0,
+        "policy": {"learning_rate": 3e-3},
+        "rollout": {"max_completion_length": 24},
+        "num_iterations": 15,
+        "critic_warmup_steps": 2,
+    },
+    "violent": lambda: SHORT | {"policy": {"learning_rate": 1.0}},
+    "hasty": lambda: SHORT | {"policy": {"learning_rate": 2e-2}, "kl_coef": 0.0},
+    "constant": lambda: SHORT | {"reward": constant, "num_iterations": 6},
+    "dead": lambda: {"critic": {"learning_rate": 1e-12}},
+    "value clip": lambda: SHORT | {"cliprange_value": 1e-6, "num_ppo_epochs": 2, "num_mini_batches": 4},
+    "still": lambda: SHORT | {"policy": {"learning_rate": 1e-9}, "rollout": {"max_completion_length": 2}},
+    "large": lambda: SHORT | {"reward": large, "normalize_reward": "none", "num_iterations": 6},
+    "large, no samples": lambda: MADE["large"]() | {"log_samples": 0},
+    "punished": lambda: {
+        "reward": doctor_case.length,
+        "missing_eos_penalty": 50.0,
+        "reward_clip_range": None,
+        "kl_coef": 0.0,
+        "policy": {"learning_rate": 5e-3},
+        "rollout": {"max_completion_length": 4},
+        "num_iterations": 14,
+        "critic_warmup_steps": 2,
+    },
+    "narrow": lambda: SHORT | {"reference": sharper(), "rollout": {"top_p": 0.5}, "kl_coef": 0.0},
+    "ptx low": lambda: SHORT | {"ptx_coef": 1e-4, "ptx_blocks": BLOCKS, "num_iterations": 6},
+    "ptx high": lambda: SHORT | {"ptx_coef": 1e3, "ptx_blocks": BLOCKS, "num_iterations": 6},
+    "target": lambda: SHORT | {"kl_target": 0.02, "num_iterations": 10},
+    "noisy": lambda: SHORT | {"entropy_coef": 3.0, "policy": {"learning_rate": 3e-2}},
+    "held": lambda: SHORT | {"target_kl": 1e-7, "num_mini_batches": 4, "num_iterations": 5},
+    "skipping": lambda: SHORT | {"kind": Broken, "guards": {"non_finite": "skip"}, "num_iterations": 5},
+    "engine": lambda: SHORT | {"engine": stale_engine(), "num_iterations": 5},
+    "capped": lambda: {
+        "engine": stale_engine(),
+        "importance_sampling_correction": "token",
+        "importance_sampling_cap": 1.2,
+        "old_logprobs": "elide",
+        "kl_in": "loss",
+        "num_mini_batches": 1,
+        "critic_warmup_steps": 1,
+        "num_iterations": 5,
+    },
+    "tiring": lambda: SHORT | {"reward": Tiring(6), "num_iterations": 10},
+}
+
+SEEN = [
+    ("lengthy", "length-hacking", r"length/mean [\d.]+ -> 2[\d.]+, .*correlate with (0\.9\d|1\.00) among the sample"),
+    ("lengthy", "kl-runaway", r"kl/reply is 1\d\.\d nats over steps 13 to 15, 0\.\d+ a token, and rises"),
+    ("lengthy", "replies-cut", r"end_rate is 0\.\d+ on average over steps 11 to 15, (0\.9|1).* in the first third"),
+    ("violent", "updates-too-large", r"the largest policy/approx_kl is [\d.]+"),
+    ("violent", "entropy-collapse", r"2\.1 -> \S+e-\d+ nats a token \(steps 1 to 2, then steps 7 to 8\)"),
+    ("violent", "duplicate-replies", r"distinct .* -> 0\.0\d+ "),
+    ("hasty", "first-step-large", r"policy/approx_kl is 0\.0\d+ at step 2, later 0\.0"),
+    ("constant", "equal-rewards", r"0 in 6 of 6 iterations \(steps 1 to 6\), score/mean 1"),
+    ("dead", "critic-dead", r"explained_variance is -0\.\d+ \(median over steps 9 to 12\), value/grad_norm 0\.\d"),
+    ("value clip", "value-clip-saturated", r"over steps 1 to 8; returns/std is 0\.\d+, cliprange_value 1e-06"),
+    ("still", "policy-still", r"e-1\d nats over steps 6 to 8, .*the learning rate is 1e-09"),
+    ("still", "replies-cut", r"end_rate is 0\.\d+ on average over steps 6 to 8$"),
+    ("large", "reward-clipped", r"100% of 96 sample replies have a reward of ±10"),
+    ("large, no samples", "reward-clipped", r"reward/mean is 10, reward/std 0 over steps 4 to 6; the clip is ±10"),
+    ("punished", "score-falls", r"score/mean 0\.\d+ -> 0 \(first and last third of steps 2 to 14\)"),
+    ("punished", "replies-shrink", r"length/mean [\d.]+ -> 1 tokens"),
+    ("narrow", "negative-kl", r"kl/token is -0\.\d+ nats on average over steps 5 to 8"),
+    ("ptx low", "ptx-drowned", r"its norm is 0\.00\d+ of PPO's"),
+    ("ptx high", "ptx-drowning", r"its norm is [\de+.]+ times PPO's"),
+    (
+        "target",
+        "kl-off-target",
+        r"kl/reply is 0\.\d+ over steps \d to 10, kl_target 0\.02, kl_coef 0\.04\d* at the end",
+    ),
+    ("noisy", "entropy-explosion", r"2\.1 -> \d\.\d+ nats a token \(steps 1 to 2, then steps 7 to 8\)"),
+    ("held", "steps-left-out", r"^2.6 of 4 steps an iteration are left out over steps 1 to 5, target_kl 1e-07$"),
+    ("skipping", "steps-not-finite", r"^2 steps in 2 iterations, steps 3 to 4$"),
+    ("engine", "engine-apart", r"the log-probabilities differ by 0\.\d+ nats a token over steps 4 to 5"),
+    ("capped", "engine-apart", r"^\d\d% of the importance weights stand at their cap over steps 4 to 5$"),
+    ("tiring", "slowing", r"tokens_per_second .*; most of it in seconds/(score|reward)"),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Name -> the folder of that run, made when it is first asked for."""
+    folders = {}
+
+    def make(name):
+        if name not in folders:
+            folders[name] = doctor_case.run(tmp_path_factory.mktemp("run"), **MADE[name]())
+        return folders[name]
+
+    return make
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    """The sound run's metrics.jsonl as lines, and a function that reads them once they were changed."""
+    lines = (made("sound") / "metrics.jsonl").read_text().splitlines()
+
+    def ask(changed):
+        (tmp_path / "metrics.jsonl").write_text("\n".join(changed) + "\n")
+        return doctor_case.words(examine(read_history(tmp_path)))
+
+    return lines, ask
+
+
+@pytest.mark.parametrize(("name", "rule", "words"), SEEN)
+def test_a_rule_sees_what_the_run_was_made_to_show(made, name, rule, words):
+    found = doctor_case.words(doctor_case.diagnosis(made(name))[1])
+    assert re.search(words, found.get(rule, "")), found
+
+
+def test_a_sound_run_shows_nothing(made):
+    history, found = doctor_case.diagnosis(made("sound"))
+    assert doctor_case.words(found) == {}
+    assert set(found.clear) | set(found.blind) == set(RULES)
+    assert len(history.iterations) == 12 and len(history.trained().iterations) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("narrow", {"negative-kl"}),
+        ("dead", {"critic-dead"}),
+        ("held", {"steps-left-out"}),
+        ("engine", {"engine-apart"}),
+        ("value clip", {"value-clip-saturated"}),
+        ("still", {"policy-still", "replies-cut"}),
+        ("constant", {"equal-rewards", "policy-still"}),
+        ("ptx low", {"ptx-drowned"}),
+        ("tiring", {"slowing"}),
+    ],
+)
+def test_what_ails_only_one_part_brings_no_other_rule_up(made, name, expected):
+    assert set(doctor_case.words(doctor_case.diagnosis(made(name))[1])) == expected
+
+
+def test_a_critic_that_knows_much_but_gets_no_gradient(made, tmp_path):
+    made("sound")
+    frozen = SHORT | {"critic_model": CRITIC, "vf_coef": 1e-13}
+    found = doctor_case.words(doctor_case.diagnosis(doctor_case.run(tmp_path, **frozen))[1])
+    assert set(found) == {"critic-dead"}
+    assert re.search(r"explained_variance is 0\.\d+ .*, value/grad_norm \d\.?\d*e-1\d$", found["critic-dead"])
+
+
+def test_gold_that_falls_while_the_score_rises(tmp_path):
+    """Length is paid for; gold wants replies of eight letters."""
+    wanted = MADE["lengthy"]() | {"kind": WithGold, "evaluation": {"every_steps": 3, "num_samples": 2}}
+    words = doctor_case.words(
+        doctor_case.diagnosis(doctor_case.run(tmp_path, **wanted, eval_prompts=ppo_case.prompts(8)))[1]
+    )
+    found = re.fullmatch(
+        r"eval/gold peaked at step (\d+) with (-[\d.]+) and is (-[\d.]+) at step 15, "
+        r"while eval/score went from ([\d.]+) to ([\d.]+)",
+        words["over-optimisation"],
+    )
+    assert 6 <= int(found[1]) <= 12 and float(found[3]) < float(found[2]) - 5 and float(found[5]) > float(found[4])
+    assert re.search("eval/gold went from -", words["length-hacking"])
+
+
+def test_a_run_within_the_critics_warm_up(tmp_path):
+    long = {"num_iterations": 25, "critic_warmup_steps": 40, "callbacks": [StopAt(3)]}
+    found = doctor_case.diagnosis(doctor_case.run(tmp_path, **long))[1]
+    words = doctor_case.words(found)["never-trained"]
+    assert words == (
+        "the critic alone was trained in all 3 iterations logged, steps 1 to 3, by 6 optimizer steps "
+        "(critic_warmup_steps is 40)"
+    )
+    assert found.blind["policy-still"] == "no iteration that trained the policy"
+
+
+def test_lines_that_were_lost_torn_or_written_twice(copy):
+    lines, ask = copy
+    assert ask(lines) == {}
+    assert ask([*lines[:4], *lines[6:]]) == {"steps-missing": "nothing between 4 and 7"}
+    assert ask(lines[2:])["steps-missing"] == "nothing between 0 and 3"
+    doubled = ask([*lines, *lines[10:]])["steps-doubled"]
+    assert doubled == "2 lines of a step that was there before; the order goes back at step 11"
+    torn = ask([*lines[:-1], lines[-1][:50]])
+    assert (
+        set(torn) == {"file-not-whole"} and "metrics.jsonl: 1 of 12 lines are no JSON objects" in torn["file-not-whole"]
+    )
+
+
+def test_figures_that_are_not_finite(made, tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for line in MetricsLog(made("sound") / "metrics.jsonl").read():
+        log.append(line | ({"policy/loss": float("nan"), "kl/reply": float("inf")} if line["step"] in (9, 11) else {}))
+    found = doctor_case.words(examine(read_history(tmp_path)))
+    assert found == {"not-finite": "kl/reply, policy/loss, in 2 iterations, the first at step 9"}
+
+
+def test_older_runs_without_some_figures_are_read_without_noise(made, tmp_path):
+    keep = {"step", "score/mean", "score/std", "kl/token", "end_rate"}
+    rows = [json.loads(line) for line in (made("narrow") / "metrics.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps({key: row[key] for key in keep}) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    found = examine(read_history(tmp_path))
+    assert doctor_case.words(found) == {}
+    assert found.blind["ptx-drowned"] == "no iteration that trained the policy"  # as far as the file says
+    assert found.blind["never-trained"] == "no optimizer_steps"
+    assert found.blind["reward-clipped"].startswith("no reward/mean")
