@@ -3,8 +3,7 @@
     python examples/reward_with_margin.py
 
 Pairs that people found clearly different should get clearly different scores:
--log sigmoid(chosen - rejected - margin). `Comparison.grade` says how clear a pair is. A collator carries the margins
-along with the pairs, and `compute_pair_losses` finds them in `inputs`.
+-log sigmoid(chosen - rejected - margin). `Comparison.grade` says how clear a pair is; a collator carries margins along.
 """
 
 from __future__ import annotations
@@ -68,13 +67,12 @@ def main(output_dir: str | Path = "runs/examples/reward_with_margin", margins: b
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = MarginRewardTrainer(
-        model, arguments, train_dataset=rows, processing_class=tokenizer, data_collator=MarginCollator(0)
-    )
+    data = {"train_dataset": rows, "data_collator": MarginCollator(tokenizer.pad_token_id)}
+    trainer = MarginRewardTrainer(model, arguments, processing_class=tokenizer, **data)
     trainer.train()
     trainer.save_model(str(Path(output_dir) / "model"))
-    scores = trainer.predict(rows).predictions.tolist()
-    return {pair.tags[0]: a - b for pair, (a, b, _) in zip(pairs, scores, strict=True) if len(pair.tags) == 1}
+    scores = zip(pairs, trainer.predict(rows).predictions.tolist(), strict=True)
+    return {pair.tags[0]: chosen - rejected for pair, (chosen, rejected, _) in scores if len(pair.tags) == 1}
 
 
 if __name__ == "__main__":

@@ -94,11 +94,17 @@ class SFTTrainer(SupervisedTrainer):
     def row_length(self, row: dict) -> int:
         return len(row["input_ids"])
 
-    def _weights(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def token_weights(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the loss of each label of a training batch weighs, and the units its sum is divided by: weights_BT and
+        a 0-dimensional int64; the seam for other weightings. Held-out loss does not read it.
+
+        Args:
+            inputs: the collated batch, with the columns a collator adds.
+        """
         return loss_weights(inputs["labels"], self.loss_reduction, inputs.get("turns"), inputs.get("segments"))
 
     def count_items(self, inputs: dict[str, Tensor]) -> Tensor:
-        return self._weights(inputs)[1]
+        return self.token_weights(inputs)[1]
 
     def compute_loss(
         self,
@@ -112,7 +118,7 @@ class SFTTrainer(SupervisedTrainer):
         With `return_outputs`, the outputs hold the logits of the positions with loss alone, (N, V).
         """
         inputs = self._laid_out(inputs)
-        weights_BT, units = self._weights(inputs)
+        weights_BT, units = self.token_weights(inputs)
         outputs, logits_NV, flat_N = self._forward(model, inputs, weights_BT)
         loss_sum = weighted_nll_sum(logits_NV, *_next(inputs["labels"], weights_BT, flat_N))
         loss = self.mean_over_step(loss_sum, units, num_items_in_batch)

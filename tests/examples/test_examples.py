@@ -3,22 +3,28 @@
 import importlib.util
 import json
 import math
+import statistics
 import sys
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align import PPOTrainer
+from align.data.encode import encode_prompts
 from align.recipe.load import dump_recipe
 from align.stages import reward_arms
 from align.stages.rejection_arms import Settings
+from data_formats.records import Message
 from reward.model import RewardModel
 from tests.align.stages.small_chain import small_recipe, write_data
+from tests.align.trainers import ppo_case
 from tests.commands import INSTALLED, ROOT, run
 
 FILES = sorted((ROOT / "examples").glob("*.py"))
 MEASURES = ("benchmark_", "compare_")  # these run below with tiny numbers, the experiments need finished runs
 PROGRAMS = [file for file in FILES if not file.stem.startswith(MEASURES) and not file.stem.endswith("_experiments")]
+TOPICS = ("tea", "rain", "jazz", "maps")
 
 
 def load(name):
@@ -33,8 +39,8 @@ def load(name):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_an_example_is_short_and_is_run_here(file):
     text = file.read_text(encoding="utf-8")
-    longest = 210 if file.stem.startswith(MEASURES) else 85  # a measurement holds two or three programs
-    assert len(text.splitlines()) <= longest and f"python examples/{file.name}" in text.split('"""')[1]
+    longest = 210 if file.stem.startswith(MEASURES) else 80  # a measurement holds two or three programs
+    assert len(text.splitlines()) < longest and f"python examples/{file.name}" in text.split('"""')[1]
     assert f'load("{file.stem}")' in (ROOT / "tests/examples/test_examples.py").read_text(encoding="utf-8")
 
 
@@ -66,6 +72,114 @@ def test_margins_spread_the_scores_of_clear_pairs(tmp_path):
         None, torch.tensor([2.0, 2.0]), torch.tensor([1.0, 1.0]), {"margins_B": torch.tensor([0.0, 3.0])}
     )
     assert losses_B.tolist() == pytest.approx([math.log(1 + math.exp(-1)), math.log(1 + math.exp(2))])
+
+
+def test_weights_of_tokens_move_the_answer(tmp_path):
+    """The least of sum(weight * -log p) / 4 lies where p is the answer's share of the weights."""
+    example = load("sft_token_weights")
+    weighted, plain = example.main(tmp_path / "weighted"), example.main(tmp_path / "plain", weighted=False)
+    assert weighted == pytest.approx({"Yes.": 6 / 9, "No.": 3 / 9}, abs=0.03)
+    assert plain == pytest.approx({"Yes.": 1 / 4, "No.": 3 / 4}, abs=0.03)
+    assert (tmp_path / "weighted" / "model" / "model.safetensors").is_file()
+
+
+def test_rloo_learns_without_a_critic(tmp_path):
+    example = load("ppo_rloo")
+    figures = example.main(tmp_path)
+    assert figures["before"] < 2 and figures["after"] > figures["before"] + 4
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 40 and all(line["value/loss"] == line["value/grad_norm"] == 0.0 for line in lines)
+    assert all(line["policy/ratio_max"] == line["policy/ratio_min"] == 1.0 for line in lines)
+    assert sum(parameter.numel() for parameter in example.NoCritic().parameters()) == 1
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_rloo_advantages_by_hand(tmp_path, whiten):
+    """Against plain Python over the definition: reward of the reply minus the mean reward of the others."""
+    example = load("ppo_rloo")
+    options = {"rollout": {"num_generations": 3}, "rollout_batch_size": 2, "whiten_advantages": whiten}
+    trainer = ppo_case.trainer(tmp_path, kind=example.RLOOTrainer, critic_model=example.NoCritic(), **options)
+    nan = math.nan  # stands where no token of a reply is
+    rewards_NS = [[nan, -0.5, 2.0], [1.0, nan, nan], [0.25, 0.25, 3.0], [nan, nan, 7.0], [nan, -1, -1], [nan, 1, 0.0]]
+    rewards_NS = torch.tensor(rewards_NS, dtype=torch.float64)
+    mask_NS = ~rewards_NS.isnan()
+    # replies are worth 1.5, 1, 3.5 and 7, -2, 1
+    expected = [1.5 - 2.25, 1 - 2.5, 3.5 - 1.25, 7 + 0.5, -2 - 4, 1 - 2.5]
+    tokens = [value for value, row in zip(expected, mask_NS.sum(1).tolist(), strict=True) for _ in range(row)]
+    mean, std = statistics.fmean(tokens), statistics.pstdev(tokens)
+    advantages_NS, returns_NS, found = trainer.compute_advantages(rewards_NS, torch.zeros(6, 3), mask_NS)
+    assert found == pytest.approx(std, abs=1e-12)
+    for row, value in enumerate(expected):
+        wanted = (value - mean) / std if whiten else value
+        assert advantages_NS[row][mask_NS[row]].tolist() == pytest.approx([wanted] * int(mask_NS[row].sum()))
+    assert advantages_NS[~mask_NS].eq(0).all() and returns_NS.eq(0).all()
+    trainer.load_checkpoint(trainer.save_checkpoint())  # a run without a critic continues like any other
+
+
+def test_the_gradient_of_rloo_is_that_of_reinforce(tmp_path):
+    """Of one update: the gradient of -sum_i advantage_i log p(reply_i) over the number of tokens, computed apart."""
+    example = load("ppo_rloo")
+
+    class Watch(example.RLOOTrainer):
+        def policy_loss(self, logps_BS, batch):
+            self.seen = [*getattr(self, "seen", []), (logps_BS, batch)]
+            return super().policy_loss(logps_BS, batch)
+
+    plain = {"whiten_advantages": False, "normalize_reward": "none", "kl_coef": 0.5, "reward_clip_range": None}
+    trainer = ppo_case.trainer(
+        tmp_path, kind=Watch, critic_model=example.NoCritic(), num_mini_batches=1, micro_batch_size=8, **plain
+    )
+    with torch.no_grad():  # away from the reference, so that the KL in the reward is not 0
+        for parameter in trainer.policy.parameters:
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    samples = trainer.collect(trainer.prompts[:4])
+    scores_N = trainer.score(samples).total_N
+    experience, _ = trainer.make_experience(samples, scores_N)
+    trainer.update(experience)
+    ((logps_BS, batch),) = trainer.seen
+    logps_BS = logps_BS.detach().requires_grad_()
+    (found_BS,) = torch.autograd.grad(trainer.policy_loss(logps_BS, batch)[0], logps_BS)
+    kl_N = [
+        float((old - ref)[mask].sum())
+        for old, ref, mask in zip(experience.old_logps_NS, experience.ref_logps_NS, experience.mask_NS, strict=True)
+    ]
+    assert max(map(abs, kl_N)) > 0.01
+    worth = [
+        score - (0.0 if ended else 1.0) - 0.5 * kl
+        for score, ended, kl in zip(scores_N.tolist(), samples.finished, kl_N, strict=True)
+    ]
+    advantages = [worth[row] - worth[row ^ 1] for row in range(8)]  # two replies to a prompt: the other one's reward
+    order = {tuple(ids.tolist()): row for row, ids in enumerate(experience.tokens.input_ids_NT)}
+    for ids, mask_S, gradient_S in zip(batch.tokens.input_ids_NT, batch.mask_NS, found_BS, strict=True):
+        wanted_S = -advantages[order[tuple(ids.tolist())]] * mask_S
+        assert gradient_S.tolist() == pytest.approx(wanted_S.tolist(), rel=1e-4, abs=1e-5)
+
+
+def test_the_best_policy_within_a_kl_budget_is_kept(tmp_path):
+    figures = load("ppo_kl_budget").main(tmp_path)
+    assert figures["kl"] <= 3.0 < figures["stopped_kl"] and figures["stopped_at"] < 60
+    assert figures["score"] > 2 * figures["before"]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    looks = {line["step"]: line for line in lines if "eval/kl" in line}
+    assert max(looks) == max(line["step"] for line in lines) == figures["stopped_at"]
+    assert figures["score"] == max(line["eval/score"] for line in looks.values() if line["eval/kl"] <= 3.0)
+    # the folder holds the policy of that step: its greedy replies are worth what was logged
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "best")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "best")
+    stops, vowels = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]), 0
+    for ids in encode_prompts(tokenizer, [[Message("user", f"Say something about {topic}.")] for topic in TOPICS]):
+        reply = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12, eos_token_id=stops)[0]
+        vowels += sum(character in "aeiou" for character in tokenizer.decode(reply[len(ids) :]))
+    assert vowels / len(TOPICS) == looks[figures["step"]]["eval/score_greedy"]
+
+
+def test_the_notebook_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    notebook = load("ppo_notebook")
+    assert notebook.figures["after"] > notebook.figures["before"] + 1 and notebook.figures["kl"] > 0
+    left = tmp_path / "runs/examples/ppo_notebook"
+    assert (left / "curves.png").read_bytes().startswith(b"\x89PNG") and (left / "model/model.safetensors").is_file()
+    assert len((left / "metrics.jsonl").read_text().splitlines()) == 30
 
 
 def test_the_chats_of_the_benchmark_are_mixed_and_always_the_same():
