@@ -183,6 +183,9 @@ class PPOConfig(Section):
         if self.old_logprobs == "elide" and (self.kl_target or self.guards.max_kl or self.guards.min_entropy):
             sentence = "'elide' measures KL and entropy too late for kl_target and the guards; use recompute"
             broken.append(("old_logprobs", sentence))
+        if self.policy_support == "nucleus" and self.rollout.top_p == 1 and self.rollout.top_k == 0:
+            sentence = "'nucleus' is the whole vocabulary with top_p 1 and top_k 0; use full, which costs less"
+            broken.append(("policy_support", sentence))
         if self.kl_in == "loss" and self.kl_estimator == "k1" and not self.kl_straight_through:
             sentence = "'k1' in the loss has a gradient of mean zero; use k2, or kl_straight_through=true"
             broken.append(("kl_estimator", sentence))

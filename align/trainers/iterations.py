@@ -98,12 +98,13 @@ class IterationLoop:
         folder = latest(self.checkpoint_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         if folder:
             self.load_checkpoint(Path(folder))
+        continues = bool(folder) or self.state.global_step > 0  # or called a second time
         if self.accelerator.is_main_process:  # lines that a stopped run wrote past its checkpoint
-            kept = self.state.global_step if folder else -1
+            kept = self.state.global_step if continues else -1
             self.metrics_log.keep_until(kept)
             self.samples_log.keep_until(kept)
         self._event("on_train_begin")
-        if self.args.eval_on_start and not folder:
+        if self.args.eval_on_start and not continues:
             self._evaluate()
         if folder and self._misses_evaluation():
             self._evaluate()

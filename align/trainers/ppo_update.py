@@ -134,7 +134,7 @@ class PPOUpdate(IterationLoop):
             with self.critic.gradients_stay_here(unless=is_last):
                 loss_sum, sums = self.value_loss(state_values(self.critic.module, batch.tokens), batch)
                 self.accelerator.backward(loss_sum * scale)
-            stats.add("value", loss_sum, sums | {"weight": batch.divisor()})
+            stats.add("value", loss_sum, {"tokens": batch.mask_NS.sum(), **sums, "weight": batch.divisor()})
 
     def _policy_gradient(self, batches: list[Experience], divisor: int, stats: UpdateStats, average: bool) -> Tensor:
         """Accumulate PPO's gradient; `average` it over ranks now, or leave that to the ptx gradient that follows.
@@ -156,7 +156,7 @@ class PPOUpdate(IterationLoop):
                 loss_sum, sums = self.policy_loss(policy.ratio, batch)
                 whole = regularized(loss_sum, policy, batch, config, self.kl.coef, stats)
                 self.accelerator.backward(whole * (self.world_size / divisor))
-            stats.add("policy", loss_sum, sums | {"weight": batch.divisor()})
+            stats.add("policy", loss_sum, {"tokens": batch.mask_NS.sum(), **sums, "weight": batch.divisor()})
             log_ratio_BS = policy.ratio.detach() - batch.old_logps_NS
             distance += functional.masked_sum(torch.expm1(log_ratio_BS) - log_ratio_BS, batch.mask_NS).to(distance)
         return distance

@@ -20,6 +20,7 @@ def made(**changes) -> PPOConfig:
             "too late for kl_target and the guards",
         ),
         ({"kl_in": "loss", "kl_straight_through": False}, "'k1' in the loss has a gradient of mean zero; use k2"),
+        ({"policy_support": "nucleus", "rollout": {"top_p": 1.0}}, "is the whole vocabulary with top_p 1 and top_k 0"),
         ({"kl_target": 6.0, "kl_coef": 0.0}, "kl_coef: 0 cannot be adapted"),
         ({"critic_warmup_steps": 800}, "800 leaves the policy none of the 800 optimizer steps"),
         ({"ptx_coef": 0.1, "ptx_ratio": 0}, "0 gives a step no pretraining rows"),

@@ -1,5 +1,6 @@
 """What the recipe can ask of PPO beyond its defaults, through the trainer; the formulas are tested elsewhere."""
 
+import json
 import logging
 import math
 from dataclasses import replace
@@ -293,3 +294,12 @@ def test_equal_scores_are_warned_of(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         ppo_case.trainer(tmp_path / "b", reward=lambda prompts, completions: [2.0] * len(completions), **quiet).step()
     assert "same score" not in caplog.text
+
+
+def test_training_a_second_time_goes_on_where_the_first_ended(tmp_path):
+    trainer = ppo_case.trainer(tmp_path, num_iterations=1, eval_prompts=ppo_case.prompts(2))
+    trainer.train()
+    trainer.state.max_steps = 2
+    trainer.train()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2] and "eval/score" in lines[0]
