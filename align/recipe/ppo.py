@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator
 
 from align.recipe.cleaning import CleaningSection
 from align.recipe.fields import Count, OptimSection, Positive, Section, Share, Source
-from align.recipe.rewards import Rewarded
+from align.recipe.rewards import ModelPart, Parts, Rewarded, RewardPart, list_rules, plain_parts
 
 
 def _coefficient(value: Any) -> float | str:
@@ -24,7 +25,11 @@ Coefficient = Annotated[float | Literal["auto"], PlainValidator(_coefficient)]
 
 
 class RolloutSection(Section):
-    """How the policy is sampled. `engine: auto` takes vLLM where it is usable, else HF, and says which."""
+    """How the policy is sampled. `engine: auto` takes vLLM where it is usable, else HF, and says which.
+
+    A prompt of more than `max_prompt_length` tokens is dropped, or with `on_overlong_prompt: truncate` loses as many of
+    its oldest exchanges as it takes (a system turn and the last exchange stay whole; dropped where these are too long).
+    """
 
     engine: Literal["auto", "hf"] = "auto"
     num_generations: Positive = 2
@@ -32,6 +37,7 @@ class RolloutSection(Section):
     top_p: float = Field(0.9, gt=0, le=1)
     top_k: Count = 0
     max_prompt_length: Positive = 1024
+    on_overlong_prompt: Literal["drop", "truncate"] = "drop"
     max_completion_length: Positive = 1024
     min_completion_length: Count = 0
     batch_size: Positive = 64
@@ -66,9 +72,19 @@ class LookSection(Section):
 
 
 class EvalSection(LookSection):
-    """The same, during training too."""
+    """The same, during training too: every `every_steps` iterations one reply at temperature 1 and one greedy a prompt.
+
+    `save_best` keeps the policy of the look with the highest `eval/score`, the first and the last look included, in
+    `best/model`; of equal ones the earliest.
+    """
 
     every_steps: Positive | None = None
+    save_best: bool = False
+
+    def rules(self) -> list[tuple[str, str]]:
+        if self.save_best and self.every_steps is None:
+            return [*super().rules(), ("save_best", "there is no choice without looks in between: set every_steps too")]
+        return super().rules()
 
 
 class GuardSection(Section):
@@ -198,17 +214,38 @@ class PPOConfig(Section):
 
 
 class PPOSection(Rewarded, PPOConfig):
-    """The ppo stage of a recipe: the configuration, the data, the reward, and what the models start from."""
+    """The ppo stage of a recipe: the configuration, the data, the rewards, and what the models start from.
+
+    `gold_reward`, of parts as `reward` is, judges the replies to held-out prompts alone: it is logged, and nothing is
+    trained on it, stopped by it or chosen by it.
+    """
 
     data: tuple[Source, ...] = Field(min_length=1)
     cleaning: CleaningSection | None = None
     eval_data: tuple[Source, ...] = ()
     ptx_data: tuple[Source, ...] = ()
+    gold_reward: Parts = ()
     init_from: str | None = None
     critic_from: str | None = None
 
+    def judges(self) -> Iterator[tuple[str, RewardPart]]:
+        yield from super().judges()
+        yield from plain_parts(self.gold_reward, "gold_reward")
+
+    def gold_rules(self) -> list[tuple[str, str]]:
+        """Broken rules of `gold_reward`."""
+        broken = list_rules(self.gold_reward, "gold_reward")
+        if self.gold_reward and not self.eval_data:
+            broken.append(("gold_reward", "judges replies to held-out prompts alone: name some in eval_data"))
+        for key, part in plain_parts(self.gold_reward, "gold_reward"):
+            if isinstance(part, ModelPart) and part.model_from is None:
+                broken.append((f"{key}.model_from", "is required here: name another model than the policy trains on"))
+        return broken
+
     def rules(self) -> list[tuple[str, str]]:
-        broken = [*PPOConfig.rules(self), *self.reward_rules()]
+        broken = [*PPOConfig.rules(self), *self.reward_rules(), *self.gold_rules()]
+        if self.evaluation.save_best and not self.eval_data:
+            broken.append(("evaluation.save_best", "needs held-out prompts to choose by: name some in eval_data"))
         if self.ptx_coef != 0 and not self.ptx_data:
             broken.append(
                 ("ptx_data", "is empty although ptx_coef is above 0: name pretraining documents, or set ptx_coef to 0")

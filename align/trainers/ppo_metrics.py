@@ -1,22 +1,77 @@
 """The figures PPO logs. All are means over real reply tokens or replies of the whole global batch, never over padding.
 
 Rollout figures come from the experience, which every rank holds in full; update figures are sums of the losses'
-statistics over micro-batches and ranks, divided by what they counted.
+statistics over micro-batches and ranks, divided by what they counted. nats and values are of the distribution divided
+by the sampling temperature, over the whole vocabulary; the score is in the reward's own unit.
+
+Rollouts, before the update (the policy's own figures come from the update with `old_logprobs: elide`):
+    score/mean, score/std        the reward as it was given; score/PART/… what each part of a composed one said
+    reward/mean, reward/std      after missing-end penalty, normalisation and clip
+    kl/reply, kl/token           log policy - log reference of the sampled tokens (k1): sum a reply, mean a token
+    kl/k3_token                  the estimator that is never negative, a token
+    kl/full_token                KL(policy || reference) over the whole vocabulary, exact, a token of
+                                 `micro_batch_size` replies drawn at random
+    kl_coef                      what the KL was multiplied by
+    entropy                      nats a token
+    value/mean                   the critic before the update, a token
+    value/explained_variance     1 - (mean squared error of these values) / (variance of the returns)
+    returns/std, advantages/std  a token; advantages before whitening
+    length/mean, length/max      tokens a reply, the drawn end token included
+    end_rate                     share of replies that the policy ended itself
+    distinct                     share of different replies
+    distinct_1, distinct_2       different tokens, and pairs of neighbours, of all replies by how many there are in all
+                                 (Li et al. 2016, arXiv 1510.03055); they fall as the policy repeats itself
+    kept_mass/mean               share of the distribution that top-p, top-k and held-back ends left, a sampled token
+    engine/logp_diff_mean, engine/logp_diff_max
+                                 |engine - trainer| of a sampled token's log-probability
+
+Update, means over its optimizer steps (those of the policy are missing while the critic warms up):
+    policy/loss, value/loss, ptx/loss   a token (or a reply, as `loss_aggregation` says)
+    policy/clipped, value/clipped       share of tokens whose ratio or value was clipped
+    policy/dual_clipped                 share of tokens whose loss `dual_clip` bounded
+    policy/approx_kl                    k3 of the policy before the update from the one being trained
+    policy/ratio, policy/ratio_max, policy/ratio_min
+                                        new over old probability of the sampled tokens
+    policy/grad_norm, value/grad_norm   before clipping
+    value/value, value/squared_error    the critic in training, and its squared distance from the returns, a token
+    kl_loss/loss, kl_loss/estimate      the KL term of `kl_in: loss` and its estimator, a token
+    entropy/token                       of the policy in training, nats
+    importance/mean, importance/truncated
+                                        weight of a token (`importance_sampling_correction`), share above the cap
+    ptx/coef, ptx/grad_norm_ratio       the factor of the ptx loss; norm of its gradient over that of PPO's
+    steps_left_out                      optimizer steps that `target_kl` ended or a guard skipped
+    lr/policy, lr/critic, optimizer_steps, warming_up
+                                        as they are after the iteration
+
+Held-out prompts (`align.trainers.ppo_eval`), at temperature 1 and, with _greedy, greedily:
+    eval/score, eval/gold, eval/kl (a reply), eval/entropy (a token), eval/length, eval/end_rate
+
+Cost:
+    seconds/PHASE, seconds/total, tokens_per_second   wall clock of the first rank; tokens of prompts and replies
+    memory/peak_gib                                   the most this process has held so far: on the GPU by torch's own
+                                                      count, without one by the system's
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import pairwise
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from align.functional import Moments, explained_variance, kl_estimate, masked_mean, masked_sum, masked_var, merge_stats
-from align.trainers.experience import Experience, Samples
+from align.runs.memory import peak_memory_gib
+from align.trainers.experience import Experience, Samples, TokenBatch
+from align.trainers.forward import reply_full_kl
+
+if TYPE_CHECKING:
+    from align.trainers.ppo import PPOTrainer
 
 
 class Stopwatch:
@@ -46,6 +101,35 @@ def reply_kl(experience: Experience, kind: str = "k1") -> Tensor:
     return masked_sum(kl_NS, experience.tokens.mask_NS, dim=1)
 
 
+def full_kl(trainer: PPOTrainer, tokens: TokenBatch) -> float:
+    """`kl/full_token`: exact KL(policy || reference), nats a token, over the tokens of `micro_batch_size` replies drawn
+    at random. Costs two forwards of one micro-batch; every rank makes them on the same replies, so that the figure does
+    not depend on the number of ranks."""
+    rows_B, _ = trainer.minibatches(tokens, epoch=0)[0]
+    batch = tokens.rows(rows_B[: trainer.config.micro_batch_size])
+    kl_BS = reply_full_kl(trainer.policy.module, trainer.reference, batch, trainer.config.rollout.temperature)
+    return float(masked_mean(kl_BS, batch.mask_NS))
+
+
+def distinct_share(replies: Sequence[Sequence[int]], n: int) -> float:
+    """Different n-grams (n = 1 or 2) of tokens by how many there are in all replies; 0 where there are none."""
+    grams = [gram for ids in replies for gram in (ids if n == 1 else pairwise(ids))]
+    return len(set(grams)) / max(1, len(grams))
+
+
+def kept_mass_metrics(samples: Samples) -> dict[str, float]:
+    """`kept_mass/mean`; nothing where the engine has not told it of every reply."""
+    if any(masses is None for masses in samples.kept_mass):
+        return {}
+    return {"kept_mass/mean": fmean(mass for masses in samples.kept_mass for mass in masses)}
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """`memory/peak_gib` of this process; empty where the system does not say."""
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else peak_memory_gib()
+    return {} if peak is None else {"memory/peak_gib": round(peak, 2)}
+
+
 def rollout_metrics(
     samples: Samples, experience: Experience, entropy_NS: Tensor | None, advantages_std: float
 ) -> dict[str, float]:
@@ -72,6 +156,9 @@ def rollout_metrics(
         "length/max": lengths_N.max(),
         "end_rate": sum(samples.finished) / len(samples),
         "distinct": len(set(samples.reply_ids)) / len(samples),
+        "distinct_1": distinct_share(samples.reply_ids, 1),
+        "distinct_2": distinct_share(samples.reply_ids, 2),
+        **kept_mass_metrics(samples),
     }
     return {key: float(figure) for key, figure in figures.items()}
 
@@ -109,11 +196,42 @@ def part_metrics(parts: dict[str, Tensor], prefix: str = "score") -> dict[str, f
     return figures
 
 
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text of each token, such that all of them in a row are the text of the whole.
+
+    Where tokens share a character (byte-level vocabularies cut them), the last one has it and the others are empty.
+    """
+    texts: list[str] = []
+    waiting: list[int] = []
+    for token in ids:
+        waiting.append(token)
+        text = tokenizer.decode(waiting, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        whole = not text.endswith("\ufffd") or len(waiting) == 4  # no character has more than four bytes
+        texts.append(text if whole else "")
+        waiting = [] if whole else waiting
+    if waiting:
+        texts[-1] = text
+    return texts
+
+
+def token_rows(tokenizer: Any, ids: Sequence[int], kls: Sequence[float] | None) -> list[list[Any]]:
+    """[text, KL in nats] of each token of a reply."""
+    rounded = [None] * len(ids) if kls is None else [round(kl, 4) for kl in kls]
+    return [list(pair) for pair in zip(token_texts(tokenizer, ids), rounded, strict=True)]
+
+
 def sample_rows(
-    samples: Samples, experience: Experience, count: int, parts: dict[str, Tensor] | None = None
+    samples: Samples, experience: Experience, tokenizer: Any, count: int, parts: dict[str, Tensor] | None = None
 ) -> list[dict[str, Any]]:
-    """The first replies of the batch as lines of samples.jsonl; `score/PART` where the reward has parts."""
-    kl_N = reply_kl(experience).tolist() if experience.policy_logps_NS is not None else [None] * len(samples)
+    """The first replies of the batch as lines of samples.jsonl; `score/PART` where the reward has parts.
+
+    `tokens` holds the text of every token with its k1 (log policy - log reference, nats), which add up to `kl`; null
+    where the policy's log-probabilities are not known.
+    """
+    known = experience.policy_logps_NS is not None
+    kl_N = reply_kl(experience).tolist() if known else [None] * len(samples)
+    kl_NS = kl_estimate(experience.policy_logps_NS, experience.ref_logps_NS, "k1") if known else None
+    mask_NS = experience.tokens.mask_NS
     return [
         {
             "prompt": samples.prompts[row].messages[-1].content,
@@ -121,10 +239,13 @@ def sample_rows(
             "score": float(experience.scores_N[row]),
             "reward": float(experience.normalized_N[row]),
             "kl": kl_N[row],
-            "tokens": len(samples.reply_ids[row]),
+            "reply_tokens": len(samples.reply_ids[row]),
             "finished": samples.finished[row],
             "category": samples.prompts[row].category,
             **{f"score/{name}": float(scores_N[row]) for name, scores_N in (parts or {}).items()},
+            "tokens": token_rows(
+                tokenizer, samples.reply_ids[row], kl_NS[row][mask_NS[row]].tolist() if known else None
+            ),
         }
         for row in range(min(count, len(samples)))
     ]

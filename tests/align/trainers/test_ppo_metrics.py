@@ -1,11 +1,27 @@
 import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+from align.trainers import ppo_metrics
 from align.trainers.experience import Experience, TokenBatch
-from align.trainers.ppo_metrics import Stopwatch, UpdateStats, part_metrics, reply_kl, rollout_metrics, sample_rows
+from align.trainers.ppo_metrics import (
+    Stopwatch,
+    UpdateStats,
+    distinct_share,
+    full_kl,
+    kept_mass_metrics,
+    part_metrics,
+    peak_memory,
+    reply_kl,
+    rollout_metrics,
+    sample_rows,
+    token_texts,
+)
+from reward.sources import FunctionReward
 from tests.align.trainers import ppo_case
 
 NAN = math.nan
@@ -50,18 +66,116 @@ def test_rollout_metrics_by_hand():
         "length/max": 2.0,
         "end_rate": 0.5,
         "distinct": 1.0,
+        "distinct_1": 1.0,
+        "distinct_2": 1.0,
     }
     assert found == pytest.approx(expected, abs=1e-6)
     assert reply_kl(made).tolist() == pytest.approx([-0.5, 0.5])
 
 
+def test_distinct_n_grams_by_hand():
+    replies = ((1, 2, 1, 2), (2, 1, 3), (3,))
+    assert distinct_share(replies, 1) == 3 / 8
+    assert distinct_share(replies, 2) == 3 / 5  # 12, 21, 12, 21, 13; none reaches from one reply into the next
+    assert distinct_share(((7,), (7,)), 2) == 0.0
+
+
+def test_kept_mass_is_a_mean_over_tokens():
+    samples = replace(case()[0], kept_mass=((1.0, 0.7), (0.4,)))
+    assert kept_mass_metrics(samples) == {"kept_mass/mean": pytest.approx(0.7)}
+    assert kept_mass_metrics(replace(samples, kept_mass=((1.0, 0.7), None))) == {}
+
+
+EVERYTHING = {
+    "ptx_coef": "auto",
+    "ptx_ratio": 1,
+    "ptx_blocks": [[1, 2, 3, 4]] * 5,
+    "kl_in": "loss",
+    "kl_estimator": "k3",
+    "entropy_coef": 0.1,
+    "dual_clip": 2.0,
+    "importance_sampling_correction": "token",
+    "policy_support": "nucleus",
+    "eval_prompts": ppo_case.prompts(2),
+    "gold": FunctionReward(ppo_case.vowels),
+}
+ELIDED = {"old_logprobs": "elide", "kl_in": "loss", "num_mini_batches": 1}
+
+
+@pytest.mark.parametrize("options", [EVERYTHING, ELIDED, {"critic_warmup_steps": 1}])
+def test_every_figure_stands_in_the_table(tmp_path, options):
+    told = set(re.findall(r"[a-z0-9_]+(?:/[a-z0-9_]+)?", ppo_metrics.__doc__))
+    told |= {f"{name}_greedy" for name in told if name.startswith("eval/")}
+    told |= {f"seconds/{phase}" for phase in ("rollout", "score", "experience", "update")}
+    trainer = ppo_case.trainer(tmp_path, **options)
+    trainer.train()
+    logged = set().union(*trainer.state.log_history) - {"step"}
+    assert len(logged) > 40 and logged - told == set()
+    assert "kept_mass/mean" in logged
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_full_kl_is_the_mean_over_the_tokens_of_one_micro_batch(tmp_path, temperature):
+    policy, reference = (ppo_case.exact(ppo_case.policy(seed)) for seed in (0, 5))
+    options = {"policy_model": policy, "reference": reference, "critic_model": ppo_case.ExactCritic()}
+    trainer = ppo_case.trainer(tmp_path, micro_batch_size=3, rollout={"temperature": temperature}, **options)
+    samples = ppo_case.samples((5, 1, 7, 3, 2, 6, 4, 7))
+    _, metrics = trainer.make_experience(samples, torch.zeros(8, dtype=torch.float64))
+    tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids)
+    chosen = trainer.minibatches(tokens, 0)[0][0][:3].tolist()
+    assert len(chosen) == 3
+    found = []
+    for row in chosen:
+        ids = torch.tensor([[*samples.prompt_ids[row], *samples.reply_ids[row]]])
+        start = len(samples.prompt_ids[row]) - 1
+        with torch.no_grad():
+            both = [model(input_ids=ids).logits[0, start:-1] / temperature for model in (policy, reference)]
+        made = [torch.distributions.Categorical(logits=logits) for logits in both]
+        found += torch.distributions.kl_divergence(*made).tolist()
+    assert len(found) == sum(len(samples.reply_ids[row]) for row in chosen)
+    assert metrics["kl/full_token"] == pytest.approx(sum(found) / len(found), rel=1e-9)
+    assert metrics["kl/full_token"] > 0.01
+    assert full_kl(trainer, tokens) == metrics["kl/full_token"]
+
+
+def test_full_kl_is_left_out_where_nothing_is_logged(tmp_path):
+    trainer = ppo_case.trainer(tmp_path, num_iterations=3, logging_steps=3)
+    measured = []
+    for step in range(3):
+        trainer.state.global_step = step
+        measured.append(trainer.step().get("kl/full_token"))
+    assert measured[0] == pytest.approx(0, abs=1e-6) and measured[1] is None and measured[2] > 1e-3
+
+
+def test_peak_memory_is_that_of_the_process():
+    assert 0.05 < peak_memory(torch.device("cpu"))["memory/peak_gib"] < 100
+
+
 def test_sample_rows_are_the_first_replies():
-    rows = sample_rows(*case(), 1)
-    assert [(row["reply"], row["score"], row["reward"], row["tokens"], row["finished"]) for row in rows] == [
+    rows = sample_rows(*case(), ppo_case.TOKENIZER, 1)
+    assert [(row["reply"], row["score"], row["reward"], row["reply_tokens"], row["finished"]) for row in rows] == [
         ("0", 1.0, -2.0, 2, True)
     ]
     assert rows[0]["kl"] == pytest.approx(-0.5)
-    assert len(sample_rows(*case(), 9)) == 2
+    assert [kl for _, kl in rows[0]["tokens"]] == [0.5, -1.0] and rows[0]["tokens"][1][0] == "<|im_end|>"
+    assert len(sample_rows(*case(), ppo_case.TOKENIZER, 9)) == 2
+
+
+@pytest.mark.parametrize("text", ["one two", "é", "a 问 b", "🙂🙂", "", "<|im_end|>"])
+def test_the_texts_of_tokens_add_up_to_the_whole(text):
+    ids = ppo_case.TOKENIZER(text)["input_ids"]
+    texts = token_texts(ppo_case.TOKENIZER, ids)
+    assert len(texts) == len(ids) and "".join(texts) == text
+    if text == "a 问 b":
+        assert texts == ["a", " ", "", "", "问", " ", "b"]
+
+
+def test_bytes_that_are_no_text_are_marked_and_hold_up_nothing():
+    lone = ppo_case.TOKENIZER("é")["input_ids"][:1]  # the first of its two bytes
+    letter = ppo_case.TOKENIZER("x")["input_ids"]
+    assert token_texts(ppo_case.TOKENIZER, [*letter, *lone]) == ["x", "\ufffd"]
+    assert token_texts(ppo_case.TOKENIZER, [*lone, *letter]) == ["", "\ufffdx"]
+    assert token_texts(ppo_case.TOKENIZER, lone * 5) == ["", "", "", "\ufffd" * 4, "\ufffd"]
 
 
 def test_the_parts_of_a_reward_are_logged_apart():
@@ -72,7 +186,7 @@ def test_the_parts_of_a_reward_are_logged_apart():
         "score/gate/safety/mean": 0.0,
         "score/gate/safety/std": 0.0,
     }
-    rows = sample_rows(*case(), 2, parts)
+    rows = sample_rows(*case(), ppo_case.TOKENIZER, 2, parts)
     assert [(row["score/rules"], row["score/gate/safety"]) for row in rows] == [(1.0, 0.0), (3.0, 0.0)]
 
 
