@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from textwrap import fill, wrap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from align.doctor import Diagnosis, History
 
 PROBLEM_FOUND = 3
+INDENT = 11
 
 
 def add_parser(commands: Any) -> None:
@@ -52,7 +54,6 @@ def run(args: argparse.Namespace) -> int:
 def _show(name: str, history: History, diagnosis: Diagnosis) -> None:
     """On standard output, a block a finding."""
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
@@ -71,15 +72,16 @@ def _show(name: str, history: History, diagnosis: Diagnosis) -> None:
         style = "bold red" if rule.severity == "problem" else "bold yellow"
         console.print()
         console.print(Text.assemble((rule.severity, style), f"  {rule.title} ", (f"({rule.name})", "dim")))
-        words = Table.grid(padding=(0, 1))
-        words.add_column(style="dim", width=10, justify="right")
-        words.add_row("seen", Text(finding.evidence.words))
-        for word, sentences in (("likely", rule.causes), ("change", rule.changes)):
-            for sentence in sentences:
-                words.add_row(word, Text(sentence))
-        console.print(words)
+        lines = [("seen", finding.evidence.words), *(("likely", cause) for cause in rule.causes)]
+        for word, text in [*lines, *(("change", change) for change in rule.changes)]:
+            first, *others = wrap(text, max(20, console.width - INDENT))
+            console.print(Text.assemble((f"{word:>{INDENT - 1}} ", "dim"), first), soft_wrap=True)
+            for other in others:
+                console.print(Text(" " * INDENT + other), soft_wrap=True)
     console.print()
-    console.print(Text(f"{len(diagnosis.clear)} rules saw nothing: {', '.join(diagnosis.clear)}"))
+    clear = f"{len(diagnosis.clear)} rules saw nothing: {', '.join(diagnosis.clear)}"
+    console.print(Text(fill(clear, console.width, break_on_hyphens=False)), soft_wrap=True)
     if diagnosis.blind:
         blind = "; ".join(f"{rule} ({why})" for rule, why in diagnosis.blind.items())
-        console.print(Text(f"{len(diagnosis.blind)} could not look: {blind}"))
+        text = fill(f"{len(diagnosis.blind)} could not look: {blind}", console.width, break_on_hyphens=False)
+        console.print(Text(text), soft_wrap=True)
