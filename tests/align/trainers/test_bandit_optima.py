@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from align.functional import kl_estimate
+from align.functional import kl_estimate, kl_loss
 from tests.align.trainers import bandit_optima as optima
 from tests.align.trainers.bandit_optima import BETAS, REPLIES, REWARDS
 
@@ -47,12 +47,12 @@ class Tabular:
     def in_reward(self, kind):
         return lambda r, logps, ref: (r - self.beta * kl_estimate(logps, ref, kind).sum()).detach() * logps.sum()
 
-    def own(self, kind):
-        return lambda r, logps, ref: r * logps.sum() - self.beta * kl_estimate(logps, ref, kind).sum()
+    def in_loss(self, kind, straight_through):
+        def surrogate(r, logps, ref):
+            rows = (logps[None], ref[None], torch.ones(1, len(logps)))
+            return r * logps.sum() - self.beta * kl_loss(*rows, kind, straight_through=straight_through)[0]
 
-    def straight_through(self, r, logps, ref):
-        to_come = (logps - ref).detach().flip(0).cumsum(0).flip(0)
-        return r * logps.sum() - self.beta * (to_come * logps).sum()
+        return surrogate
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -61,13 +61,13 @@ def test_the_fixed_points_are_those_of_the_expected_gradients(beta):
     points = [rest(table_R, beta) for rest in (optima.optimum, optima.myopic, optima.myopic_forward)]
     at_optimum, at_myopic, at_forward = (Tabular(point_R, beta) for point_R in points)
     for policy, still in ((at_optimum, True), (at_myopic, False), (at_forward, False)):
-        for surrogate in (policy.in_reward("k1"), policy.straight_through):
+        for surrogate in (policy.in_reward("k1"), *(policy.in_loss(kind, True) for kind in ("k1", "k2", "k3"))):
             assert (float(policy.gradient(surrogate).norm()) < 1e-12) == still
     for kind, here in (("k2", at_myopic), ("k3", at_forward)):
-        assert float(here.gradient(here.own(kind)).norm()) < 1e-12
+        assert float(here.gradient(here.in_loss(kind, False)).norm()) < 1e-12
         for policy in (at_optimum, at_myopic, at_forward):
             if policy is not here:
-                assert float(policy.gradient(policy.own(kind)).norm()) > 1e-2
+                assert float(policy.gradient(policy.in_loss(kind, False)).norm()) > 1e-2
             assert float(policy.gradient(policy.in_reward(kind)).norm()) > 1e-2
 
 
