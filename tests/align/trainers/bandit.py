@@ -107,16 +107,16 @@ def reference_model(seed: int) -> nn.Module:
 def config(beta: float, **changes) -> PPOConfig:
     """Nothing scales the reward, neither running statistics nor whitening: they would weigh a KL in the loss against
     rewards of another unit, and the optimum would be that of another beta."""
-    generations = changes.pop("num_generations", 512)
+    generations = changes.pop("num_generations", 256)
     rollout = {"engine": "hf", "top_p": 1.0, "max_completion_length": 4}
     values = {
-        "num_iterations": 100,
+        "num_iterations": 150,
         "rollout_batch_size": 1,
         "num_mini_batches": 1,
         "micro_batch_size": generations,
         "critic_warmup_steps": 5,
         "rollout": rollout | {"num_generations": generations, "batch_size": generations},
-        "policy": {"learning_rate": 1e-2, "lr_scheduler_type": "linear"},
+        "policy": {"learning_rate": 3e-3, "lr_scheduler_type": "linear"},
         "critic": {"learning_rate": 1e-2, "lr_scheduler_type": "linear"},
         "kl_coef": beta,
         "normalize_reward": "none",

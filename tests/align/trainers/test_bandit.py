@@ -38,7 +38,8 @@ def test_the_engine_draws_from_the_enumerated_distribution(reference):
 
 
 def test_ppo_comes_to_the_regularised_optimum(tmp_path):
-    reference_R, trained_R = bandit.train(tmp_path, beta=0.7, num_iterations=60, num_generations=256)
+    quick = {"learning_rate": 1e-2, "lr_scheduler_type": "linear"}
+    reference_R, trained_R = bandit.train(tmp_path, 0.7, num_iterations=60, policy=quick)
     assert total_variation(reference_R, optima.optimum(reference_R, 0.7)) >= 0.4
     assert total_variation(trained_R, optima.optimum(reference_R, 0.7)) <= 0.05
 
