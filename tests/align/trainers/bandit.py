@@ -123,6 +123,7 @@ def config(beta: float, **changes) -> PPOConfig:
         "reward_clip_range": None,
         "whiten_advantages": False,
         "log_samples": 0,
+        "guards": {"warn_equal_rewards": False},
     }
     return PPOConfig(**(values | changes))
 
@@ -159,13 +160,13 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[[Tensor, float], Tensor] | No
 }
 
 
-def main(chosen: Sequence[str], seeds: Sequence[int] = (0, 1, 2)) -> None:
-    """Print a line of total variations for each variant and beta: to the optimum before and after, mean and largest
-    over the seeds, and to the variant's own fixed point."""
-    print(f"{'variant':30} beta  start   end (largest)   to its fixed point (largest)")
+def main(chosen: Sequence[str], betas: Sequence[float] = BETAS, seeds: Sequence[int] = (0, 1, 2)) -> None:
+    """Print a line a variant and beta: total variation to the optimum before and after, and to the variant's own fixed
+    point; mean, smallest and largest over the seeds."""
+    print(f"{'variant':30} beta  start                end                  to its fixed point")
     for name in chosen or VARIANTS:
         changes, fixed_point = VARIANTS[name]
-        for beta in BETAS:
+        for beta in betas:
             starts, ends, rests = [], [], []
             for seed in seeds:
                 with tempfile.TemporaryDirectory() as folder:
@@ -174,8 +175,10 @@ def main(chosen: Sequence[str], seeds: Sequence[int] = (0, 1, 2)) -> None:
                 ends.append(total_variation(trained_R, optimum(reference_R, beta)))
                 if fixed_point is not None:
                     rests.append(total_variation(trained_R, fixed_point(reference_R, beta)))
-            rest = f"{fmean(rests):.3f} ({max(rests):.3f})" if rests else "has none"
-            print(f"{name:30} {beta:<4}  {fmean(starts):.3f}  {fmean(ends):.3f} ({max(ends):.3f})   {rest}", flush=True)
+            figures = (
+                f"{fmean(of):.3f} ({min(of):.3f}-{max(of):.3f})" if of else "none" for of in (starts, ends, rests)
+            )
+            print(f"{name:30} {beta:<4}", *figures, sep="  ", flush=True)
 
 
 if __name__ == "__main__":
