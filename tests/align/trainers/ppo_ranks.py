@@ -1,11 +1,13 @@
 """Started by test_ppo_ranks.py on one or two ranks: trains, and the first rank writes what it learnt.
 
 `python ppo_ranks.py OUT MODE`, MODE `given` (the same samples for any number of ranks), `composed` (these, with a
-reward of two parts and a running deviation), `resume`, or `fail` (the engine of the last rank gives up).
+reward of two parts and a running deviation), `reference` (compared with the independent PPO), `resume`, or `fail` (the
+engine of the last rank gives up).
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from align.runs.errors import TrainingError  # noqa: E402
 from reward.combined import CombinedReward, Part  # noqa: E402
 from reward.sources import FunctionReward  # noqa: E402
 from rollouts.errors import RolloutError  # noqa: E402
-from tests.align.trainers import ppo_case  # noqa: E402
+from tests.align.trainers import ppo_case, ppo_comparison, ppo_options  # noqa: E402
 
 
 def make(folder: Path, **options):
@@ -66,6 +68,22 @@ def fail(folder: Path) -> None:
         (folder / f"rank{trainer.rank}.txt").write_text(str(error))
 
 
+def reference(folder: Path) -> None:
+    """The largest errors of some combinations of options, by combination."""
+    rows = [ppo_options.changes(row) for row in ppo_options.covering(ppo_options.FACTORS)]
+    options = {name: ppo_options.everything(name) for name in ppo_options.RUNS}
+    found = {}
+    for name, changes in (options | {str(at): row for at, row in enumerate(rows)}).items():
+        trainer = ppo_comparison.trainer(folder / name, **({"num_iterations": 2} | changes))
+        trainer.train()
+        if trainer.accelerator.is_main_process:
+            comparison = ppo_comparison.Comparison(trainer)
+            found[name] = {"errors": comparison.errors, "wrong": comparison.wrong}
+        trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        (folder / "found.json").write_text(json.dumps(found))
+
+
 def composed() -> CombinedReward:
     parts = (FunctionReward(ppo_case.length_score), FunctionReward(ppo_case.vowels))
     return CombinedReward([Part(reward, weight) for reward, weight in zip(parts, (1.0, 2.5), strict=True)])
@@ -82,8 +100,8 @@ def main(out: str, mode: str) -> None:
         trainer.train()
         write(trainer, folder / "learnt.pt")
         return
-    if mode == "fail":
-        fail(folder)
+    if mode in ("fail", "reference"):
+        (fail if mode == "fail" else reference)(folder)
         return
     options = {"kind": ppo_case.PPOTrainer, "reward": ppo_case.vowels, "save_steps": 1, "save_total_limit": 5}
     trainer = make(folder / "whole", **options)

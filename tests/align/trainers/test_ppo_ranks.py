@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -30,6 +31,16 @@ def test_two_ranks_learn_what_one_learns(tmp_path, mode):
         assert one.keys() == two.keys()
         assert {name: two[name] for name in one} == pytest.approx(one, rel=1e-6, abs=1e-9)
         assert ("score/length_score/mean" in one) == (mode == "composed")
+
+
+@pytest.mark.slow
+def test_two_ranks_agree_with_the_independent_ppo(tmp_path):
+    """Under a covering set of all options: gradients, experience and the log."""
+    run(tmp_path / "run", 2, "reference")
+    found = json.loads((tmp_path / "run" / "found.json").read_text())
+    assert len(found) > 20
+    assert {name: one["wrong"] for name, one in found.items() if one["wrong"]} == {}
+    assert all({"policy gradient", "value gradient", "advantages"} <= one["errors"].keys() for one in found.values())
 
 
 @pytest.mark.slow

@@ -1,0 +1,141 @@
+"""The options of PPO by factor, and a small set of combinations in which every two levels of two factors meet."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+Row = dict[str, Any]
+
+ENDS = {
+    "subtract": {},
+    "none": {"missing_eos": "none"},
+    "replace": {"missing_eos": "replace", "missing_eos_penalty": 0.7},
+    "masked": {"mask_truncated_completions": True},
+}
+FACTORS: dict[str, dict[str, Row]] = {
+    "kl in": {
+        "reward": {},
+        "loss": {"kl_in": "loss"},
+        "loss, own gradient": {"kl_in": "loss", "kl_straight_through": False},
+    },
+    "estimator": {kind: {"kl_estimator": kind} for kind in ("k1", "k2", "k3")},
+    "end": ENDS,
+    "minibatches": {str(n): {"num_mini_batches": n} for n in (1, 2, 4)},
+    "micro": {str(n): {"micro_batch_size": n} for n in (1, 3, 8)},
+    "epochs": {"1": {}, "2": {"num_ppo_epochs": 2}},
+    "warm-up": {
+        "none": {},
+        "clipped": {"critic_warmup_steps": 1},
+        "unclipped": {"critic_warmup_steps": 1, "clip_value_in_warmup": False},
+    },
+    "normalize": {
+        kind: {"normalize_reward": kind} for kind in ("none", "running_mean", "running_std", "running_mean_std")
+    },
+    "reward clip": {"10": {}, "none": {"reward_clip_range": None}, "0.6": {"reward_clip_range": 0.6}},
+    "length": {"none": {}, "penalty": {"length_penalty": 0.3, "length_penalty_free": 3}},
+    "decay": {"plain": {}, "decoupled": {"gamma": 0.97, "lam": 0.8, "critic_lam": 1.0}},
+    "whiten": {"yes": {}, "no": {"whiten_advantages": False}},
+    "aggregation": {"token": {}, "sequence": {"loss_aggregation": "sequence"}},
+    "policy clip": {"0.2": {}, "dual": {"cliprange": 0.05, "dual_clip": 1.1}},
+    "value clip": {"0.15": {}, "none": {"cliprange_value": None, "vf_coef": 0.7}},
+    "entropy": {"none": {}, "bonus": {"entropy_coef": 0.05}},
+    "controller": {"none": {}, "adaptive": {"kl_coef": 0.2, "kl_target": 3.0, "kl_horizon": 20}},
+    "early stop": {"none": {}, "target_kl": {"target_kl": 0.02}},
+    "support": {"full": {}, "nucleus": {"policy_support": "nucleus"}},
+    "correction": {
+        "none": {},
+        "token": {"importance_sampling_correction": "token", "importance_sampling_cap": 1.3},
+        "sequence": {"importance_sampling_correction": "sequence", "importance_sampling_cap": 1.5},
+    },
+    "ptx": {"none": {}, "0.3": {"ptx_coef": 0.3}, "auto": {"ptx_coef": "auto"}},
+    "average": {"none": {}, "ema": {"ema_decay": 0.8}},
+    "old pass": {"recompute": {}, "elide": {"old_logprobs": "elide"}},
+}
+
+
+def allowed(levels: dict[str, str]) -> bool:
+    """Whether these levels (of some of the factors) go together: an elided pass asks for one optimizer step an
+    iteration, no KL in the reward and no controller, and k1 has no gradient of its own worth having."""
+    if (levels.get("kl in"), levels.get("estimator")) == ("loss, own gradient", "k1"):
+        return False
+    fits = {"kl in": ("loss", "loss, own gradient"), "minibatches": ("1",), "epochs": ("1",), "controller": ("none",)}
+    return levels.get("old pass") != "elide" or all(levels.get(key, fit[0]) in fit for key, fit in fits.items())
+
+
+def pairs(levels: dict[str, str]) -> set[tuple[tuple[str, str], ...]]:
+    """Every two (factor, level) of a combination."""
+    return set(itertools.combinations(sorted(levels.items()), 2))
+
+
+def wanted(factors: dict[str, dict[str, Row]]) -> set[tuple[tuple[str, str], ...]]:
+    """Every two levels of two factors that go together."""
+    single = [(factor, level) for factor in sorted(factors) for level in factors[factor]]
+    both = (tuple(sorted(pair)) for pair in itertools.combinations(single, 2) if pair[0][0] != pair[1][0])
+    return {pair for pair in both if allowed(dict(pair))}
+
+
+def covering(factors: dict[str, dict[str, Row]], seed: int = 0) -> list[dict[str, str]]:
+    """Combinations, greedily few, that hold every wanted pair."""
+    draw, missing, rows = random.Random(seed), wanted(factors), []
+    while missing:
+        candidates = [_complete(dict(pair), factors, missing, draw) for pair in draw.choices(sorted(missing), k=8)]
+        best = max(candidates, key=lambda row: len(pairs(row) & missing))
+        missing -= pairs(best)
+        rows.append({factor: best[factor] for factor in factors})
+    return rows
+
+
+def _complete(levels: dict[str, str], factors: dict[str, dict[str, Row]], missing: set, draw: random.Random):
+    for factor in draw.sample(sorted(factors.keys() - levels.keys()), len(factors) - len(levels)):
+        fits = [level for level in factors[factor] if allowed({**levels, factor: level})]
+        draw.shuffle(fits)
+        own = levels.items()
+        levels[factor] = max(
+            fits, key=lambda level: sum(tuple(sorted(((factor, level), other))) in missing for other in own)
+        )
+    return levels
+
+
+def changes(levels: dict[str, str], factors: dict[str, dict[str, Row]] = FACTORS) -> Row:
+    """The recipe's keys of a combination."""
+    return {key: value for factor, level in levels.items() for key, value in factors[factor][level].items()}
+
+
+EVERYTHING: Row = {
+    "num_mini_batches": 1,
+    "micro_batch_size": 3,
+    "num_ppo_epochs": 2,
+    "num_iterations": 2,
+    "length_penalty": 0.3,
+    "length_penalty_free": 3,
+    "normalize_reward": "running_mean_std",
+    "reward_clip_range": 1.0,
+    "gamma": 0.97,
+    "lam": 0.8,
+    "critic_lam": 0.9,
+    "loss_aggregation": "sequence",
+    "policy_support": "nucleus",
+    "importance_sampling_correction": "token",
+    "importance_sampling_cap": 1.2,
+    "cliprange": 0.05,
+    "dual_clip": 1.1,
+    "entropy_coef": 0.05,
+    "clip_value_in_warmup": False,
+    "critic_warmup_steps": 2,
+    "vf_coef": 0.7,
+    "ptx_coef": "auto",
+    "ptx_grad_norm_ratio": 0.1,
+    "kl_target": 3.0,
+    "kl_horizon": 20,
+}
+RUNS: dict[str, Row] = {
+    "reward": {"kl_estimator": "k3", "missing_eos": "replace", "missing_eos_penalty": 0.7, "num_iterations": 3},
+    "loss": {"kl_in": "loss", "kl_estimator": "k2", "kl_straight_through": False, "mask_truncated_completions": True},
+}
+
+
+def everything(name: str) -> Row:
+    """All options at once that can be on together, with the KL in the `reward` or in the `loss`."""
+    return EVERYTHING | RUNS[name]
