@@ -236,14 +236,23 @@ def encode_kept_comparisons(
     return rows, kept, dict(counts)
 
 
-def fit_prompt(tokenizer: Any, messages: tuple[Message, ...], room: int, tools: Sequence[str] = ()) -> list[int] | None:
-    """Ids of the prompt without as many of its oldest turns as `room` tokens demand; None when it never fits."""
+def fit_turns(
+    tokenizer: Any, messages: tuple[Message, ...], room: int, tools: Sequence[str] = ()
+) -> tuple[tuple[Message, ...], list[int]] | None:
+    """The turns of the prompt without as many of the oldest as `room` tokens demand, and their ids; None when it never
+    fits."""
     shorter: tuple[Message, ...] | None = messages
     while (shorter := _shortened(shorter)) is not None:
         ids = encode_prompt(tokenizer, shorter, tools)
         if len(ids) <= room:
-            return ids
+            return shorter, ids
     return None
+
+
+def fit_prompt(tokenizer: Any, messages: tuple[Message, ...], room: int, tools: Sequence[str] = ()) -> list[int] | None:
+    """The ids of `fit_turns`."""
+    fitted = fit_turns(tokenizer, messages, room, tools)
+    return None if fitted is None else fitted[1]
 
 
 def encode_documents(tokenizer: Any, documents: Sequence[Document], block_length: int) -> list[list[int]]:

@@ -24,7 +24,11 @@ Coefficient = Annotated[float | Literal["auto"], PlainValidator(_coefficient)]
 
 
 class RolloutSection(Section):
-    """How the policy is sampled. `engine: auto` takes vLLM where it is usable, else HF, and says which."""
+    """How the policy is sampled. `engine: auto` takes vLLM where it is usable, else HF, and says which.
+
+    A prompt of more than `max_prompt_length` tokens is dropped, or with `on_overlong_prompt: truncate` loses as many of
+    its oldest exchanges as it takes (a system turn and the last exchange stay whole; dropped where these are too long).
+    """
 
     engine: Literal["auto", "hf"] = "auto"
     num_generations: Positive = 2
@@ -32,6 +36,7 @@ class RolloutSection(Section):
     top_p: float = Field(0.9, gt=0, le=1)
     top_k: Count = 0
     max_prompt_length: Positive = 1024
+    on_overlong_prompt: Literal["drop", "truncate"] = "drop"
     max_completion_length: Positive = 1024
     min_completion_length: Count = 0
     batch_size: Positive = 64

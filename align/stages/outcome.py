@@ -127,7 +127,7 @@ def distinct(replies: list[list[Judged]]) -> float:
 
 
 def eval_prompts(recipe: Recipe, stage: str = "ppo") -> list[Prompt]:
-    """The held-out prompts of the section of `stage` that are no longer than its `max_prompt_length`."""
+    """The held-out prompts of the section of `stage` as the stage itself takes them (see `align.stages.prompts`)."""
     from align.data.load import load_records
     from align.models.tokenizer import load_tokenizer
     from align.stages.prompts import fitting

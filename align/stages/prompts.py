@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from align.recipe.ppo import RolloutSection
@@ -12,7 +14,9 @@ from data_formats.records import Prompt
 def fitting(
     prompts: list[Prompt], tokenizer: Any, rollout: RolloutSection, key: str
 ) -> tuple[list[Prompt], dict[str, int]]:
-    """The prompts of at most `max_prompt_length` tokens, and how many were left out.
+    """The prompts of at most `max_prompt_length` tokens, and how many were left out or cut, by reason.
+
+    With `on_overlong_prompt: truncate` a longer one loses its oldest exchanges (`align.data.encode.fit_turns`).
 
     Args:
         key: where the recipe names them (`ppo.data`), for the error.
@@ -20,14 +24,20 @@ def fitting(
     Raises:
         EmptyDatasetError: none is left.
     """
-    from align.data.encode import encode_prompts
+    from align.data.encode import encode_prompts, fit_turns
 
-    longest = rollout.max_prompt_length
+    longest, cuts = rollout.max_prompt_length, rollout.on_overlong_prompt == "truncate"
     encoded = encode_prompts(tokenizer, [one.messages for one in prompts], [one.tools for one in prompts])
-    lengths = [len(ids) for ids in encoded]
-    kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= longest]
-    longer = len(prompts) - len(kept)
-    dropped = {"longer than max_prompt_length": longer} if longer else {}
+    kept: list[Prompt] = []
+    counts: Counter[str] = Counter()
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) <= longest:
+            kept.append(prompt)
+            continue
+        fitted = fit_turns(tokenizer, prompt.messages, longest, prompt.tools) if cuts else None
+        counts["longer than max_prompt_length" if fitted is None else "cut to max_prompt_length"] += 1
+        if fitted is not None:
+            kept.append(replace(prompt, messages=fitted[0]))
     keys = f"{key} and {key.partition('.')[0]}.rollout.max_prompt_length"
-    common.need_rows(kept, dropped, what=f"no prompt of {key} is left", keys=keys)
-    return kept, dropped
+    common.need_rows(kept, counts, what=f"no prompt of {key} is left", keys=keys)
+    return kept, dict(counts)
