@@ -17,7 +17,7 @@ computed in. Shapes must agree exactly: nothing is broadcast in silence.
 
 from align.functional.advantages import gae
 from align.functional.kl import kl_estimate, kl_loss
-from align.functional.logprobs import token_entropy, token_logprobs
+from align.functional.logprobs import token_entropy, token_kl, token_logprobs
 from align.functional.masked import Moments, masked_mean, masked_sum, masked_var, whiten
 from align.functional.ppo import importance_weights, policy_loss, token_weights, value_loss
 from align.functional.reductions import loss_weights
@@ -44,6 +44,7 @@ __all__ = [
     "shape_rewards",
     "support_logprobs",
     "token_entropy",
+    "token_kl",
     "token_logprobs",
     "token_weights",
     "value_loss",

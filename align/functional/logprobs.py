@@ -1,4 +1,4 @@
-"""Log-probability of given tokens, and entropy, from logits; cheap in memory and exact enough to trust a ratio.
+"""Log-probability of given tokens, entropy, and KL, from logits; cheap in memory and exact enough to trust a ratio.
 
 Autograd on `log_softmax(logits.float())` would keep one or two copies of (B, T, V) in float32; with a vocabulary of
 150,000 those are the largest tensors of the whole run. Here the forward pass works block by block and keeps only the
@@ -51,6 +51,32 @@ def token_entropy(logits_BTV: Tensor, temperature: float = 1.0) -> Tensor:
     """
     _check(logits_BTV, temperature)
     return _TokenEntropy.apply(logits_BTV, temperature)
+
+
+@torch.no_grad()
+def token_kl(logits_BTV: Tensor, ref_logits_BTV: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(softmax(logits / temperature) || softmax(ref_logits / temperature)) at each position, summed over the whole
+    vocabulary, in nats: the very number that the estimators of `kl_estimate` guess from one sampled token.
+
+    Args:
+        logits_BTV, ref_logits_BTV: of one shape; a (T, V) without batch is taken too.
+
+    Returns:
+        kl_BT, float32 (float64 for float64 logits), without gradient; infinite where the reference excludes a token
+        (logit -inf) that the policy does not.
+
+    Raises:
+        ValueError: unequal shapes, no floats, or a temperature that is not above 0.
+    """
+    _check(logits_BTV, temperature)
+    same_shape(logits_BTV=logits_BTV, ref_logits_BTV=ref_logits_BTV)
+    kl = _per_row(logits_BTV)
+    for at in _blocks(logits_BTV):
+        logps = torch.log_softmax(_scaled(logits_BTV[at], temperature), dim=-1)
+        ref_logps = torch.log_softmax(_scaled(ref_logits_BTV[at], temperature), dim=-1)
+        probs = logps.exp()
+        kl[at] = torch.where(probs == 0, 0.0, probs * (logps - ref_logps)).sum(-1)  # 0 * (-inf - -inf) is NaN
+    return kl
 
 
 def _check(logits: Tensor, temperature: float) -> None:

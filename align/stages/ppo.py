@@ -22,7 +22,7 @@ from align.stages.rewards import build_reward
 from data_formats.errors import AlignError
 from data_formats.records import Document, Prompt
 
-BAR = ("score/mean", "reward/mean", "kl/reply", "entropy", "end_rate")
+BAR = ("score/mean", "eval/score", "kl/reply", "entropy", "length/mean", "end_rate")
 
 
 class CriticError(AlignError, ValueError):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from align.functional.logprobs import token_entropy, token_logprobs
+from align.functional.logprobs import token_entropy, token_kl, token_logprobs
 from align.functional.support import support_logprobs
 from align.trainers.experience import TokenBatch
 from align.trainers.support import SupportTensor
@@ -81,6 +81,17 @@ def reply_distribution(
         there = slice(first_state, None)
         ratio_BS = placed(support_logprobs(logits_BKV, ids_BK, support_BSK[:, there], mask_BSK[:, there], temperature))
     return ReplyLogprobs(full_BS, ratio_BS, placed(token_entropy(logits_BKV, temperature)) if entropy else None)
+
+
+@torch.no_grad()
+def reply_full_kl(model: nn.Module, reference: nn.Module, batch: TokenBatch, temperature: float) -> Tensor:
+    """kl_BS: KL(model || reference) of the distribution each action was drawn from, over the whole vocabulary, nats.
+
+    Holds the logits of both at once, as a training step holds logits and their gradient.
+    """
+    logits_BKV, first_state = _reply_logits(model, batch)
+    ref_logits_BKV, _ = _reply_logits(reference, batch)
+    return F.pad(token_kl(logits_BKV, ref_logits_BKV, temperature), (first_state, 0))
 
 
 def state_values(critic: nn.Module, batch: TokenBatch) -> Tensor:

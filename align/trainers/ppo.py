@@ -58,7 +58,7 @@ from align.trainers.minibatches import check_split
 from align.trainers.optimization import TrainedModel, weight_average
 from align.trainers.ppo_eval import evaluate_policy
 from align.trainers.ppo_experience import PPOExperience, running_stats
-from align.trainers.ppo_metrics import Stopwatch, part_metrics, sample_rows
+from align.trainers.ppo_metrics import Stopwatch, part_metrics, peak_memory, sample_rows
 from align.trainers.ptx import PtxStream
 from align.trainers.support import full_logprobs
 from data_formats.chatml import END_OF_TEXT, IM_END, control_id
@@ -199,7 +199,8 @@ class PPOTrainer(PPOExperience):
         self.state.num_input_tokens_seen += int(experience.tokens.lengths_N.sum())
         rates = {"lr/policy": self.policy.learning_rate, "lr/critic": self.critic.learning_rate}
         progress = {"optimizer_steps": self.optimizer_steps, "warming_up": float(self.warming_up)}
-        return {**metrics, **watch.metrics(int(experience.tokens.lengths_N.sum())), **rates, **progress}
+        cost = {**watch.metrics(int(experience.tokens.lengths_N.sum())), **peak_memory(self.accelerator.device)}
+        return {**metrics, **cost, **rates, **progress}
 
     def sampling_params(self) -> SamplingParams:
         """How replies of this iteration are sampled; the seed depends on recipe seed, iteration and rank alone."""

@@ -1,22 +1,59 @@
 """The figures PPO logs. All are means over real reply tokens or replies of the whole global batch, never over padding.
 
 Rollout figures come from the experience, which every rank holds in full; update figures are sums of the losses'
-statistics over micro-batches and ranks, divided by what they counted.
+statistics over micro-batches and ranks, divided by what they counted. nats and values are of the distribution divided
+by the sampling temperature, over the whole vocabulary; the score is in the reward's own unit.
+
+Rollouts, before the update:
+    score/mean, score/std        the reward as it was given; score/PART/… what each part of a composed one said
+    reward/mean, reward/std      after missing-end penalty, normalisation and clip
+    kl/reply, kl/token           log policy - log reference of the sampled tokens (k1): sum a reply, mean a token
+    kl/k3_token                  the estimator that is never negative, a token
+    kl/full_token                KL(policy || reference) over the whole vocabulary, exact, a token of
+                                 `micro_batch_size` replies drawn at random
+    entropy                      nats a token
+    value/mean                   the critic before the update, a token
+    value/explained_variance     1 - (mean squared error of these values) / (variance of the returns)
+    returns/std, advantages/std  a token; advantages before whitening
+    length/mean, length/max      tokens a reply, the drawn end token included
+    end_rate                     share of replies that the policy ended itself
+    distinct                     share of different replies
+    distinct_1, distinct_2       different tokens, and pairs of neighbours, of all replies by how many there are in all
+                                 (Li et al. 2016, arXiv 1510.03055); it falls as the policy repeats itself
+
+Update, means over its optimizer steps (policy/… is missing while the critic warms up):
+    policy/loss, value/loss, ptx/loss                  a token
+    policy/clipped, value/clipped                      share of tokens whose ratio or value was clipped
+    policy/approx_kl                                   k3 of the policy before the update from the one being trained
+    policy/ratio, policy/ratio_max, policy/ratio_min   new over old probability of the sampled tokens
+    policy/grad_norm, value/grad_norm                  before clipping; ptx/grad_norm_ratio: ptx's over PPO's
+    lr/policy, lr/critic, optimizer_steps, warming_up  after the iteration
+
+Cost:
+    seconds/PHASE, seconds/total, tokens_per_second    wall clock of the first rank; tokens of prompts and replies
+    memory/peak_gib                                    the most this process has held so far: on the GPU by torch's
+                                                       own count, without one by the system's
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from align.functional import Moments, explained_variance, kl_estimate, masked_mean, masked_sum, masked_var, merge_stats
-from align.trainers.experience import Experience, Samples
+from align.runs.memory import peak_memory_gib
+from align.trainers.experience import Experience, Samples, TokenBatch
+from align.trainers.forward import reply_full_kl
+
+if TYPE_CHECKING:
+    from align.trainers.ppo import PPOTrainer
 
 
 class Stopwatch:
@@ -46,6 +83,28 @@ def reply_kl(experience: Experience, kind: str = "k1") -> Tensor:
     return masked_sum(kl_NS, experience.tokens.mask_NS, dim=1)
 
 
+def full_kl(trainer: PPOTrainer, tokens: TokenBatch) -> float:
+    """`kl/full_token`: exact KL(policy || reference), nats a token, over the tokens of `micro_batch_size` replies drawn
+    at random. Costs two forwards of one micro-batch; every rank makes them on the same replies, so that the figure does
+    not depend on the number of ranks."""
+    rows_B, _ = trainer.minibatches(tokens, epoch=0)[0]
+    batch = tokens.rows(rows_B[: trainer.config.micro_batch_size])
+    kl_BS = reply_full_kl(trainer.policy.module, trainer.reference, batch, trainer.config.rollout.temperature)
+    return float(masked_mean(kl_BS, batch.mask_NS))
+
+
+def distinct_share(replies: Sequence[Sequence[int]], n: int) -> float:
+    """Different n-grams (n = 1 or 2) of tokens by how many there are in all replies; 0 where there are none."""
+    grams = [gram for ids in replies for gram in (ids if n == 1 else pairwise(ids))]
+    return len(set(grams)) / max(1, len(grams))
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """`memory/peak_gib` of this process; empty where the system does not say."""
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else peak_memory_gib()
+    return {} if peak is None else {"memory/peak_gib": round(peak, 2)}
+
+
 def rollout_metrics(
     samples: Samples, experience: Experience, entropy_NS: Tensor | None, advantages_std: float
 ) -> dict[str, float]:
@@ -72,6 +131,8 @@ def rollout_metrics(
         "length/max": lengths_N.max(),
         "end_rate": sum(samples.finished) / len(samples),
         "distinct": len(set(samples.reply_ids)) / len(samples),
+        "distinct_1": distinct_share(samples.reply_ids, 1),
+        "distinct_2": distinct_share(samples.reply_ids, 2),
     }
     return {key: float(figure) for key, figure in figures.items()}
 

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
+from align.functional import kl_estimate, policy_loss, token_entropy, token_kl, token_logprobs
 from align.functional import logprobs as module
-from align.functional import policy_loss, token_entropy, token_logprobs
 from tests import oracles
 
 
@@ -31,6 +31,50 @@ def test_entropy_by_hand():
     half = token_entropy(torch.tensor([[[0.0, 0.0, -math.inf]]], dtype=torch.float64))
     assert half.item() == pytest.approx(math.log(2), rel=1e-14)
     assert token_entropy(torch.tensor([[[200.0, 0.0, 0.0]]])).item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_full_kl_by_hand():
+    # 1/8, 2/8, 5/8 against 2/8, 4/8, 2/8: 1/8 log 1/2 + 1/4 log 1/2 + 5/8 log 5/2
+    logits = torch.tensor([[[1.0, 2.0, 5.0], [1.0, 2.0, 5.0]]], dtype=torch.float64).log()
+    ref_logits = torch.tensor([[[1.0, 2.0, 1.0], [1.0, 2.0, 5.0]]], dtype=torch.float64).log()
+    expected = 3 / 8 * math.log(1 / 2) + 5 / 8 * math.log(5 / 2)
+    assert token_kl(logits, ref_logits).tolist()[0] == pytest.approx([expected, 0.0], rel=1e-14, abs=1e-15)
+    # at temperature 0.5 the odds are squared: 1, 4, 25 of 30 against 1, 4, 1 of 6
+    cold = (5 * math.log(1 / 5) + 25 * math.log(5)) / 30
+    assert token_kl(logits, ref_logits, 0.5)[0, 0].item() == pytest.approx(cold, rel=1e-14)
+
+
+def test_full_kl_of_excluded_tokens():
+    both, one = torch.tensor([[[0.0, 0.0, -math.inf]]]), torch.tensor([[[0.0, 0.0, 0.0]]])
+    assert token_kl(both, both).item() == 0.0
+    assert token_kl(both, one).item() == pytest.approx(math.log(3 / 2))
+    assert token_kl(one, both).item() == math.inf
+
+
+def test_full_kl_is_what_the_estimators_guess():
+    logits, ref_logits = noise(1, 9, scale=1.0), noise(1, 9, scale=1.0, seed=5)
+    ids = torch.arange(9)
+    rows = logits.expand(9, 9), ref_logits.expand(9, 9)
+    logps, ref_logps = (token_logprobs(row, ids) for row in rows)
+    for kind in ("k1", "k3"):
+        mean = (logps.exp() * kl_estimate(logps, ref_logps, kind)).sum()
+        assert token_kl(logits, ref_logits).item() == pytest.approx(mean.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("distance", [0.02, 3.0])
+def test_full_kl_in_float32_against_float64(dtype, distance, monkeypatch):
+    logits = noise(2, 4, 5000, scale=4.0)
+    ref_logits = (logits + noise(2, 4, 5000, seed=7, scale=distance)).to(dtype)
+    logits = logits.to(dtype)
+    exact = torch.distributions.kl_divergence(
+        *(torch.distributions.Categorical(logits=one.double() / 0.8) for one in (logits, ref_logits))
+    )
+    found = token_kl(logits, ref_logits, 0.8)
+    assert found.dtype == torch.float32 and token_kl(logits.double(), ref_logits.double()).dtype == torch.float64
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
+    monkeypatch.setitem(module._BLOCK_ELEMENTS, "cpu", 7000)
+    torch.testing.assert_close(token_kl(logits, ref_logits, 0.8), found, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
@@ -159,6 +203,8 @@ def test_bad_input_is_refused():
         token_logprobs(logits, torch.zeros(2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="temperature must be above 0, found 0"):
         token_logprobs(logits, torch.zeros(2, 3, dtype=torch.int64), temperature=0)
+    with pytest.raises(ValueError, match=r"ref_logits_BTV \(2, 3, 5\)"):
+        token_kl(logits, torch.zeros(2, 3, 5))
     with pytest.raises(ValueError, match="must be floats of shape"):
         token_entropy(torch.zeros(2, 3, 4, dtype=torch.int64))
     with pytest.raises((RuntimeError, IndexError), match="out of bounds"):

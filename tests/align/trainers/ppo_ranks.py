@@ -45,7 +45,7 @@ def write(trainer, out: Path) -> None:
     if trainer.accelerator.is_main_process:
         weights = [p.detach() for model in (trainer.policy, trainer.critic) for p in model.raw.parameters()]
         history = [
-            {k: v for k, v in line.items() if not k.startswith(("seconds", "tokens_per"))}
+            {k: v for k, v in line.items() if not k.startswith(("seconds", "tokens_per", "memory"))}
             for line in trainer.state.log_history
         ]
         torch.save({"weights": weights, "history": history}, out)

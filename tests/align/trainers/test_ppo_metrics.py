@@ -5,7 +5,17 @@ import torch
 from accelerate import Accelerator
 
 from align.trainers.experience import Experience, TokenBatch
-from align.trainers.ppo_metrics import Stopwatch, UpdateStats, part_metrics, reply_kl, rollout_metrics, sample_rows
+from align.trainers.ppo_metrics import (
+    Stopwatch,
+    UpdateStats,
+    distinct_share,
+    full_kl,
+    part_metrics,
+    peak_memory,
+    reply_kl,
+    rollout_metrics,
+    sample_rows,
+)
 from tests.align.trainers import ppo_case
 
 NAN = math.nan
@@ -50,9 +60,55 @@ def test_rollout_metrics_by_hand():
         "length/max": 2.0,
         "end_rate": 0.5,
         "distinct": 1.0,
+        "distinct_1": 1.0,
+        "distinct_2": 1.0,
     }
     assert found == pytest.approx(expected, abs=1e-6)
     assert reply_kl(made).tolist() == pytest.approx([-0.5, 0.5])
+
+
+def test_distinct_n_grams_by_hand():
+    replies = ((1, 2, 1, 2), (2, 1, 3), (3,))
+    assert distinct_share(replies, 1) == 3 / 8
+    assert distinct_share(replies, 2) == 3 / 5  # 12, 21, 12, 21, 13; none reaches from one reply into the next
+    assert distinct_share(((7,), (7,)), 2) == 0.0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_full_kl_is_the_mean_over_the_tokens_of_one_micro_batch(tmp_path, temperature):
+    policy, reference = (ppo_case.exact(ppo_case.policy(seed)) for seed in (0, 5))
+    options = {"policy_model": policy, "reference": reference, "critic_model": ppo_case.ExactCritic()}
+    trainer = ppo_case.trainer(tmp_path, micro_batch_size=3, rollout={"temperature": temperature}, **options)
+    samples = ppo_case.samples((5, 1, 7, 3, 2, 6, 4, 7))
+    _, metrics = trainer.make_experience(samples, torch.zeros(8, dtype=torch.float64))
+    tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids)
+    chosen = trainer.minibatches(tokens, 0)[0][0][:3].tolist()
+    assert len(chosen) == 3
+    found = []
+    for row in chosen:
+        ids = torch.tensor([[*samples.prompt_ids[row], *samples.reply_ids[row]]])
+        start = len(samples.prompt_ids[row]) - 1
+        with torch.no_grad():
+            both = [model(input_ids=ids).logits[0, start:-1] / temperature for model in (policy, reference)]
+        made = [torch.distributions.Categorical(logits=logits) for logits in both]
+        found += torch.distributions.kl_divergence(*made).tolist()
+    assert len(found) == sum(len(samples.reply_ids[row]) for row in chosen)
+    assert metrics["kl/full_token"] == pytest.approx(sum(found) / len(found), rel=1e-9)
+    assert metrics["kl/full_token"] > 0.01
+    assert full_kl(trainer, tokens) == metrics["kl/full_token"]
+
+
+def test_full_kl_is_left_out_where_nothing_is_logged(tmp_path):
+    trainer = ppo_case.trainer(tmp_path, num_iterations=3, logging_steps=3)
+    measured = []
+    for step in range(3):
+        trainer.state.global_step = step
+        measured.append(trainer.step().get("kl/full_token"))
+    assert measured[0] == pytest.approx(0, abs=1e-6) and measured[1] is None and measured[2] > 1e-3
+
+
+def test_peak_memory_is_that_of_the_process():
+    assert 0.05 < peak_memory(torch.device("cpu"))["memory/peak_gib"] < 100
 
 
 def test_sample_rows_are_the_first_replies():

@@ -9,7 +9,7 @@ from align.runs.errors import CheckpointError
 from align.trainers import ppo_state
 from tests.align.trainers import ppo_case
 
-VOLATILE = ("time", "seconds/", "tokens_per_second")
+VOLATILE = ("time", "seconds/", "tokens_per_second", "memory/")
 
 
 def noisy(prompts, completions):
