@@ -194,7 +194,7 @@ class PPOTrainer(PPOExperience):
             metrics |= self.update(experience)
         if self.config.old_logprobs == "elide" and "kl/token" in metrics:  # not while the critic warms up
             metrics |= {"entropy": metrics["entropy/token"], "kl/reply": metrics["kl/token"] * metrics["length/mean"]}
-        self.pending_samples = sample_rows(samples, experience, self.config.log_samples, scores.parts)
+        self.pending_samples = sample_rows(samples, experience, self.tokenizer, self.config.log_samples, scores.parts)
         self.state.epoch += self.config.rollout_batch_size / len(self.prompts)
         self.state.num_input_tokens_seen += int(experience.tokens.lengths_N.sum())
         rates = {"lr/policy": self.policy.learning_rate, "lr/critic": self.critic.learning_rate}

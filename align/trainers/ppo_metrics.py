@@ -170,11 +170,42 @@ def part_metrics(parts: dict[str, Tensor], prefix: str = "score") -> dict[str, f
     return figures
 
 
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text of each token, such that all of them in a row are the text of the whole.
+
+    Where tokens share a character (byte-level vocabularies cut them), the last one has it and the others are empty.
+    """
+    texts: list[str] = []
+    waiting: list[int] = []
+    for token in ids:
+        waiting.append(token)
+        text = tokenizer.decode(waiting, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        whole = not text.endswith("\ufffd") or len(waiting) == 4  # no character has more than four bytes
+        texts.append(text if whole else "")
+        waiting = [] if whole else waiting
+    if waiting:
+        texts[-1] = text
+    return texts
+
+
+def token_rows(tokenizer: Any, ids: Sequence[int], kls: Sequence[float] | None) -> list[list[Any]]:
+    """[text, KL in nats] of each token of a reply."""
+    rounded = [None] * len(ids) if kls is None else [round(kl, 4) for kl in kls]
+    return [list(pair) for pair in zip(token_texts(tokenizer, ids), rounded, strict=True)]
+
+
 def sample_rows(
-    samples: Samples, experience: Experience, count: int, parts: dict[str, Tensor] | None = None
+    samples: Samples, experience: Experience, tokenizer: Any, count: int, parts: dict[str, Tensor] | None = None
 ) -> list[dict[str, Any]]:
-    """The first replies of the batch as lines of samples.jsonl; `score/PART` where the reward has parts."""
-    kl_N = reply_kl(experience).tolist() if experience.policy_logps_NS is not None else [None] * len(samples)
+    """The first replies of the batch as lines of samples.jsonl; `score/PART` where the reward has parts.
+
+    `tokens` holds the text of every token with its k1 (log policy - log reference, nats), which add up to `kl`; null
+    where the policy's log-probabilities are not known.
+    """
+    known = experience.policy_logps_NS is not None
+    kl_N = reply_kl(experience).tolist() if known else [None] * len(samples)
+    kl_NS = kl_estimate(experience.policy_logps_NS, experience.ref_logps_NS, "k1") if known else None
+    mask_NS = experience.tokens.mask_NS
     return [
         {
             "prompt": samples.prompts[row].messages[-1].content,
@@ -182,10 +213,13 @@ def sample_rows(
             "score": float(experience.scores_N[row]),
             "reward": float(experience.normalized_N[row]),
             "kl": kl_N[row],
-            "tokens": len(samples.reply_ids[row]),
+            "reply_tokens": len(samples.reply_ids[row]),
             "finished": samples.finished[row],
             "category": samples.prompts[row].category,
             **{f"score/{name}": float(scores_N[row]) for name, scores_N in (parts or {}).items()},
+            "tokens": token_rows(
+                tokenizer, samples.reply_ids[row], kl_NS[row][mask_NS[row]].tolist() if known else None
+            ),
         }
         for row in range(min(count, len(samples)))
     ]

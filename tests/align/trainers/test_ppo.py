@@ -310,7 +310,11 @@ def test_metrics_are_finite_and_named(tmp_path):
         assert line["kl/k3_token"] >= 0
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [line["step"] for line in samples] == [1, 1, 1, 2, 2, 2]
-    assert {"prompt", "reply", "score", "kl"} <= samples[0].keys()
+    for line in samples:
+        assert {"prompt", "reply", "score", "kl"} <= line.keys()
+        texts, kls = zip(*line["tokens"], strict=True)
+        assert len(texts) == line["reply_tokens"] and ("<|im_end|>" in texts[-1]) == line["finished"]
+        assert sum(kls) == pytest.approx(line["kl"], abs=1e-3)
 
 
 def test_a_reward_that_fails_stops_with_the_state_before_it(tmp_path):

@@ -15,6 +15,7 @@ from align.trainers.ppo_metrics import (
     reply_kl,
     rollout_metrics,
     sample_rows,
+    token_texts,
 )
 from tests.align.trainers import ppo_case
 
@@ -112,12 +113,30 @@ def test_peak_memory_is_that_of_the_process():
 
 
 def test_sample_rows_are_the_first_replies():
-    rows = sample_rows(*case(), 1)
-    assert [(row["reply"], row["score"], row["reward"], row["tokens"], row["finished"]) for row in rows] == [
+    rows = sample_rows(*case(), ppo_case.TOKENIZER, 1)
+    assert [(row["reply"], row["score"], row["reward"], row["reply_tokens"], row["finished"]) for row in rows] == [
         ("0", 1.0, -2.0, 2, True)
     ]
     assert rows[0]["kl"] == pytest.approx(-0.5)
-    assert len(sample_rows(*case(), 9)) == 2
+    assert [kl for _, kl in rows[0]["tokens"]] == [0.5, -1.0] and rows[0]["tokens"][1][0] == "<|im_end|>"
+    assert len(sample_rows(*case(), ppo_case.TOKENIZER, 9)) == 2
+
+
+@pytest.mark.parametrize("text", ["one two", "é", "a 问 b", "🙂🙂", "", "<|im_end|>"])
+def test_the_texts_of_tokens_add_up_to_the_whole(text):
+    ids = ppo_case.TOKENIZER(text)["input_ids"]
+    texts = token_texts(ppo_case.TOKENIZER, ids)
+    assert len(texts) == len(ids) and "".join(texts) == text
+    if text == "a 问 b":
+        assert texts == ["a", " ", "", "", "问", " ", "b"]
+
+
+def test_bytes_that_are_no_text_are_marked_and_hold_up_nothing():
+    lone = ppo_case.TOKENIZER("é")["input_ids"][:1]  # the first of its two bytes
+    letter = ppo_case.TOKENIZER("x")["input_ids"]
+    assert token_texts(ppo_case.TOKENIZER, [*letter, *lone]) == ["x", "\ufffd"]
+    assert token_texts(ppo_case.TOKENIZER, [*lone, *letter]) == ["", "\ufffdx"]
+    assert token_texts(ppo_case.TOKENIZER, lone * 5) == ["", "", "", "\ufffd" * 4, "\ufffd"]
 
 
 def test_the_parts_of_a_reward_are_logged_apart():
@@ -128,7 +147,7 @@ def test_the_parts_of_a_reward_are_logged_apart():
         "score/gate/safety/mean": 0.0,
         "score/gate/safety/std": 0.0,
     }
-    rows = sample_rows(*case(), 2, parts)
+    rows = sample_rows(*case(), ppo_case.TOKENIZER, 2, parts)
     assert [(row["score/rules"], row["score/gate/safety"]) for row in rows] == [(1.0, 0.0), (3.0, 0.0)]
 
 
