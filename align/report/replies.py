@@ -13,16 +13,29 @@ from align.report.run import Row, Run, clean, number
 
 PER_CATEGORY, MOST, OF_A_STAGE, WORST = 2, 16, 8, 10
 REPLY_CHARACTERS = 1500
+KL_STEPS = (0.5, 1.0, 2.0)  # nats at which a token's shade gets stronger: odds of 1.6, 2.7 and 7.4
 _TOLD_ELSEWHERE = ("reply", "text")
+_OF_A_SAMPLE = ("step", "score", "kl", "finished", "tokens", "reply_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of a sampled reply: `shade` is `up1` to `up3` where the policy likes it more than the reference does,
+    `down1` to `down3` where less, empty where they agree; `note` says by how many nats."""
+
+    text: str
+    shade: str
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One side: who says it, the text, and small figures under it."""
+    """One side: who says it, the text, small figures under it, and its tokens where they are known."""
 
     who: str
     text: str
     notes: list[str] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +78,7 @@ def said(run: Run, name: str) -> list[Exchange]:
         Exchange(
             prompt_text(row.get("prompt")),
             clean(row.get("category"), 60),
-            [Reply(name, _reply(row["reply"]), _notes(row, "", ("step", "score", "kl", "finished", "tokens")))]
+            [Reply(name, _reply(row["reply"]), _notes(row, "", _OF_A_SAMPLE), _tokens(row.get("tokens")))]
             + ([Reply("reference", _reply(row["reference"]))] if row.get("reference") else []),
         )
         for row in rows
@@ -127,6 +140,22 @@ def _reply(value: Any) -> str:
     if isinstance(value, list):
         return clean(prompt_text(value), REPLY_CHARACTERS)
     return clean(value, REPLY_CHARACTERS)
+
+
+def _tokens(value: Any) -> list[Token]:
+    """The first tokens, REPLY_CHARACTERS in all; none where the row has a number of them, or something else."""
+    found: list[Token] = []
+    room = REPLY_CHARACTERS
+    for pair in value if isinstance(value, list) else ():
+        kl = number(pair[1]) if isinstance(pair, list) and len(pair) == 2 else None
+        if kl is None or room <= 0:
+            break
+        text = clean(pair[0], room)
+        room -= len(text)
+        strength = sum(abs(kl) >= step for step in KL_STEPS)
+        shade = f"{'up' if kl > 0 else 'down'}{strength}" if strength else ""
+        found.append(Token(text, shade, f"{kl:+.2f} nats"))
+    return found
 
 
 def _tags(row: Row) -> list[str]:

@@ -121,7 +121,11 @@ def ppo(folder: Path, rng, iterations: int, prompts: int) -> None:
         lines.append(line)
     last = {"eval/score": 1.6, "eval/score_greedy": 1.7, "eval/kl": 4.1, "eval/entropy": 0.31, "eval/end_rate": 1.0}
     write(folder / "metrics.jsonl", [*lines, {"step": iterations, "time": 1.0, **last}])
-    samples = [{"step": iterations, "prompt": "2 + 2?", "reply": "It is 4.", "score": 1.2, "kl": 3.0, "tokens": 5}]
+    samples = [{"step": iterations, "prompt": "2 + 2?", "reply": "It is 4.", "score": 1.2, "kl": 3.0}]
+    samples[0] |= {
+        "reply_tokens": 5,
+        "tokens": [["It", 0.1], [" is", -0.7], [" 4", 2.4], [".", 1.2], ["<|im_end|>", 0.0]],
+    }
     write(folder / "samples.jsonl", samples)
     write(folder / "eval.jsonl", [eval_line(rng, index) for index in range(prompts)])
     summary = {"score_before": 0.1, "score": 1.6, "kl": 4.1, "entropy_before": 0.9, "entropy": 0.31, "seconds": 140.0}

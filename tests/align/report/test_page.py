@@ -8,7 +8,7 @@ from align.report.run import Run, StageFiles
 
 KEYS = ["step", "time", "loss", "prompt", "reply", "category", "tags", "sft_reply", "ppo_reply", "sft_gold", "ppo_gold"]
 KEYS += ["sampled", "chosen", "rejected", "chosen_score", "rejected_score", "headline", "by_tag", "accuracy", "pairs"]
-KEYS += ["grade", "source", "by_grade", "length_rule", "calibration_error", "temperature", "reliability"]
+KEYS += ["tokens", "grade", "source", "by_grade", "length_rule", "calibration_error", "temperature", "reliability"]
 KEYS += ["seconds", "judge", "gold_gain", "gold_range", "seed", "reference", "heldout_loss", "score", "finished"]
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
@@ -61,6 +61,15 @@ def test_the_time_of_the_last_figure():
     )
     assert last_written(run_of()) == ""
     assert last_written(run_of(sft=StageFiles("sft", metrics=[{"time": 1e300}]))) == ""
+
+
+def test_samples_of_ppo_are_shown_token_by_token_and_escaped():
+    row = {"prompt": "p", "reply": "<i> 4", "tokens": [["<i>", -2.5], [" 4", 0.1]]}
+    page = render(run_of(ppo=StageFiles("ppo", samples=[row])), set())
+    assert '<span class="down3" title="-2.50 nats">&lt;i&gt;</span><span title="+0.10 nats"> 4</span>' in page
+    assert "Tokens that the policy likes more" in page and ".down3 {" in page
+    plain = render(run_of(sft=StageFiles("sft", samples=[{"prompt": "p", "reply": "r"}])), set())
+    assert "Tokens that the policy" not in plain and '<div class="said">r</div>' in plain
 
 
 def test_held_out_pairs_are_shown_escaped():

@@ -71,6 +71,24 @@ def test_of_several_looks_the_one_at_the_model_that_is_left_is_shown():
     assert said(run_of(sft={"samples": []}), "sft") == []
 
 
+def test_the_tokens_of_a_sample_are_shaded_by_their_kl():
+    tokens = [["It", 0.2], [" is", -0.5], ["\x00", 1.5], [" 4", 2.0], ["", -3], ["!", -1.0]]
+    (one,) = said(run_of(ppo={"samples": [{"reply": "r", "tokens": tokens, "reply_tokens": 6}]}), "ppo")
+    assert one.replies[0].notes == ["reply_tokens 6"]
+    assert [(token.text, token.shade) for token in one.replies[0].tokens] == (
+        [("It", ""), (" is", "down1"), ("␀", "up2"), (" 4", "up3"), ("", "down3"), ("!", "down2")]
+    )
+    assert one.replies[0].tokens[1].note == "-0.50 nats"
+
+
+def test_tokens_that_are_none_or_too_many():
+    for value in (5, None, "x", [3], [["a"]], [["a", None]], {"a": 1}):
+        (one,) = said(run_of(ppo={"samples": [{"reply": "r", "tokens": value}]}), "ppo")
+        assert one.replies[0].tokens == []
+    (one,) = said(run_of(ppo={"samples": [{"reply": "r", "tokens": [["x" * 100, 0.0]] * 50}]}), "ppo")
+    assert len(one.replies[0].tokens) == REPLY_CHARACTERS / 100
+
+
 def test_pairs_of_a_reward_stage():
     line = {
         "prompt": "p",
