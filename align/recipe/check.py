@@ -11,7 +11,7 @@ from align.recipe.lineage import Origin, inputs, model_dir, stage_dir
 from align.recipe.load import STAND_IN, inspect
 from align.recipe.problems import did_you_mean
 from align.recipe.rejection import RejectionSection
-from align.recipe.rewards import part_problems, plain_parts
+from align.recipe.rewards import part_problems
 from align.recipe.schema import DEFAULT_PARENTS, ROLLOUT_STAGES, STAGES, Recipe
 from align.recipe.sources import source_problems, stage_sources
 from align.recipe.stages import SFTSection
@@ -49,7 +49,7 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
     for stage in stages:
         problems += source_problems(recipe, stage)
         if stage in ROLLOUT_STAGES and getattr(recipe, stage) is not None:
-            for key, part in plain_parts(getattr(recipe, stage).reward):
+            for key, part in getattr(recipe, stage).judges():
                 problems += part_problems(f"{stage}.{key}", part)
         for role, origin in inputs(recipe, stage).items():
             problems += _origin_problems(recipe, stage, role, origin)
@@ -60,8 +60,8 @@ def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> l
     section = getattr(recipe, stage)
     if role in _KEYS:
         key, named = f"{stage}.{_KEYS[role]}", getattr(section, _KEYS[role]) is not None
-    else:  # a model among the reward's parts
-        key, named = f"{stage}.{role}.model_from", dict(plain_parts(section.reward))[role].model_from is not None
+    else:  # a model among a reward's parts
+        key, named = f"{stage}.{role}.model_from", dict(section.judges())[role].model_from is not None
         role = "reward"
     if origin.kind == "path":
         possible = _REWARD_STAGES if role == "reward" else STAGES[: STAGES.index(stage)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from align.recipe.rewards import ModelPart, plain_parts
+from align.recipe.rewards import ModelPart, RewardPart, plain_parts
 from align.recipe.schema import DEFAULT_PARENTS, ROLLOUT_STAGES, STAGES, Recipe
 
 
@@ -53,10 +54,19 @@ def reward_origins(recipe: Recipe, stage: str = "ppo") -> dict[str, Origin]:
     if not section.reward:
         named = section.reward_from
         return {"reward": _named(recipe, named) if named else _default(recipe, ("rm", "pmp"))}
-    models = {key: part for key, part in plain_parts(section.reward) if isinstance(part, ModelPart)}
+    return _part_origins(recipe, plain_parts(section.reward))
+
+
+def gold_origins(recipe: Recipe) -> dict[str, Origin]:
+    """Where the models among the parts of ppo's `gold_reward` come from, by the part's key (`gold_reward.0`)."""
+    return _part_origins(recipe, plain_parts(recipe.ppo.gold_reward, "gold_reward"))
+
+
+def _part_origins(recipe: Recipe, parts: Iterable[tuple[str, RewardPart]]) -> dict[str, Origin]:
     return {
         key: _named(recipe, part.model_from) if part.model_from else _default(recipe, ("rm", "pmp"))
-        for key, part in models.items()
+        for key, part in parts
+        if isinstance(part, ModelPart)
     }
 
 
@@ -72,4 +82,4 @@ def inputs(recipe: Recipe, stage: str) -> dict[str, Origin]:
     if stage not in ROLLOUT_STAGES:
         return {"model": init_origin(recipe, stage)}
     found = {"policy": init_origin(recipe, stage), **reward_origins(recipe, stage)}
-    return found | {"critic": critic_origin(recipe)} if stage == "ppo" else found
+    return found | {"critic": critic_origin(recipe)} | gold_origins(recipe) if stage == "ppo" else found

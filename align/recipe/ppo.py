@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator
 
 from align.recipe.cleaning import CleaningSection
 from align.recipe.fields import Count, OptimSection, Positive, Section, Share, Source
-from align.recipe.rewards import Rewarded
+from align.recipe.rewards import ModelPart, Parts, Rewarded, RewardPart, list_rules, plain_parts
 
 
 def _coefficient(value: Any) -> float | str:
@@ -203,17 +204,36 @@ class PPOConfig(Section):
 
 
 class PPOSection(Rewarded, PPOConfig):
-    """The ppo stage of a recipe: the configuration, the data, the reward, and what the models start from."""
+    """The ppo stage of a recipe: the configuration, the data, the rewards, and what the models start from.
+
+    `gold_reward`, of parts as `reward` is, judges the replies to held-out prompts alone: it is logged, and nothing is
+    trained on it, stopped by it or chosen by it.
+    """
 
     data: tuple[Source, ...] = Field(min_length=1)
     cleaning: CleaningSection | None = None
     eval_data: tuple[Source, ...] = ()
     ptx_data: tuple[Source, ...] = ()
+    gold_reward: Parts = ()
     init_from: str | None = None
     critic_from: str | None = None
 
+    def judges(self) -> Iterator[tuple[str, RewardPart]]:
+        yield from super().judges()
+        yield from plain_parts(self.gold_reward, "gold_reward")
+
+    def gold_rules(self) -> list[tuple[str, str]]:
+        """Broken rules of `gold_reward`."""
+        broken = list_rules(self.gold_reward, "gold_reward")
+        if self.gold_reward and not self.eval_data:
+            broken.append(("gold_reward", "judges replies to held-out prompts alone: name some in eval_data"))
+        for key, part in plain_parts(self.gold_reward, "gold_reward"):
+            if isinstance(part, ModelPart) and part.model_from is None:
+                broken.append((f"{key}.model_from", "is required here: name another model than the policy trains on"))
+        return broken
+
     def rules(self) -> list[tuple[str, str]]:
-        broken = [*PPOConfig.rules(self), *self.reward_rules()]
+        broken = [*PPOConfig.rules(self), *self.reward_rules(), *self.gold_rules()]
         if self.ptx_coef != 0 and not self.ptx_data:
             broken.append(
                 ("ptx_data", "is empty although ptx_coef is above 0: name pretraining documents, or set ptx_coef to 0")

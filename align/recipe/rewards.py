@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field
 
 from align.recipe.fields import Count, Positive, Section
 from reward.address import url_problem
@@ -213,17 +213,19 @@ def as_parts(value: Any) -> Any:
     return (value,) if isinstance(value, dict) else as_tuple(value)
 
 
+Parts = Annotated[tuple[AnyPart, ...], BeforeValidator(as_parts)]
+
+
 class Rewarded(Section):
     """What judges the replies of a stage: `reward` is one part or a list of weighted parts; without it the reward is
     the model that `reward_from` names, by default rm, else pmp."""
 
-    reward: tuple[AnyPart, ...] = ()
+    reward: Parts = ()
     reward_from: str | None = None
 
-    @field_validator("reward", mode="before")
-    @classmethod
-    def _one_part(cls, value: Any) -> Any:
-        return as_parts(value)
+    def judges(self) -> Iterator[tuple[str, RewardPart]]:
+        """Every part of every reward of the section that is not a gate, with its key below the section."""
+        yield from plain_parts(self.reward)
 
     def reward_rules(self) -> list[tuple[str, str]]:
         """Broken rules of the two keys."""
@@ -234,30 +236,31 @@ class Rewarded(Section):
         return broken
 
 
-def list_rules(parts: Sequence[RewardPart]) -> list[tuple[str, str]]:
-    """Broken rules of `reward` as a list: (key, sentence)."""
+def list_rules(parts: Sequence[RewardPart], key: str = "reward") -> list[tuple[str, str]]:
+    """Broken rules of `reward` (or the `key` that holds `parts`) as a list: (key, sentence)."""
     broken, seen = [], set()
     for index, part in enumerate(parts):
         if len(parts) > 1 and part.weight is None:
-            sentence = f"is required where reward has several parts; give '{part.label}' the factor of its score"
-            broken.append((f"reward.{index}.weight", sentence))
+            sentence = f"is required where {key} has several parts; give '{part.label}' the factor of its score"
+            broken.append((f"{key}.{index}.weight", sentence))
         if part.label in seen:
             sentence = f"'{part.label}' names two parts; give each a name of its own, its scores are logged under it"
-            broken.append((f"reward.{index}.name", sentence))
+            broken.append((f"{key}.{index}.name", sentence))
         seen.add(part.label)
         if isinstance(part, GatePart) and part.inner_name("helpfulness") == part.inner_name("safety"):
-            broken.append((f"reward.{index}.safety.name", "is the name of helpfulness too; give each its own"))
+            broken.append((f"{key}.{index}.safety.name", "is the name of helpfulness too; give each its own"))
     return broken
 
 
-def plain_parts(parts: Sequence[RewardPart]) -> Iterator[tuple[str, RewardPart]]:
-    """Every part that is not a gate, with its key below the section (`reward.0`, `reward.1.safety`), in order."""
+def plain_parts(parts: Sequence[RewardPart], key: str = "reward") -> Iterator[tuple[str, RewardPart]]:
+    """Every part that is not a gate, with its key below the section (`reward.0`, `reward.1.safety`), in order; `key` is
+    the one that holds `parts`."""
     for index, part in enumerate(parts):
         if isinstance(part, GatePart):
-            yield f"reward.{index}.helpfulness", part.helpfulness
-            yield f"reward.{index}.safety", part.safety
+            yield f"{key}.{index}.helpfulness", part.helpfulness
+            yield f"{key}.{index}.safety", part.safety
         else:
-            yield f"reward.{index}", part
+            yield f"{key}.{index}", part
 
 
 def part_problems(key: str, part: RewardPart) -> list[str]:

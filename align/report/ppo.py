@@ -33,7 +33,17 @@ PLOTS = (
         (("score/mean", ROLLOUTS), ("eval/score", HELD_OUT), ("eval/score_greedy", "held-out, greedy")),
         spread="score/std",
     ),
+    Plot(
+        "gold reward (never trained on)",
+        "score",
+        (("eval/gold", HELD_OUT), ("eval/gold_greedy", "held-out, greedy")),
+    ),
     Plot("KL from the reference", "nats a reply", (("kl/reply", ROLLOUTS), ("eval/kl", HELD_OUT))),
+    Plot(
+        "KL a token",
+        "nats a token",
+        (("kl/token", "sampled tokens (k1)"), ("kl/full_token", "whole vocabulary")),
+    ),
     Plot("entropy", "nats a token", (("entropy", ROLLOUTS), ("eval/entropy", HELD_OUT))),
     Plot("clip fractions", "share of tokens", (("policy/clipped", "policy"), ("value/clipped", "value")), zero=True),
     Plot("value loss", "", (("value/loss", "value loss"),)),
@@ -44,7 +54,15 @@ PLOTS = (
         (("length/mean", "mean"), ("length/max", "longest"), ("eval/length", HELD_OUT)),
         zero=True,
     ),
-    Plot("end rate and variety", "share of replies", (("end_rate", "end by themselves"), ("distinct", "distinct"))),
+    Plot(
+        "end rate and variety",
+        "share",
+        (
+            ("end_rate", "end by themselves"),
+            ("distinct", "distinct replies"),
+            ("distinct_2", "distinct pairs of tokens"),
+        ),
+    ),
     Plot("KL of an update", "nats a token", (("policy/approx_kl", "policy"),), zero=True),
     Plot("ptx loss", "nats a token", (("ptx/loss", "ptx"),)),
     Plot(

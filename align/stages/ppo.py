@@ -1,8 +1,8 @@
 """PPO: policy and reference from the sft stage, reward model and critic from the rm stage (or what the recipe names).
 
 Leaves `model/` (the policy), `critic/`, `checkpoints/`, `metrics.jsonl`, `samples.jsonl` and `summary.json`. With
-`eval_data` the policy is looked at before and after on held-out prompts, by the reward it is trained on; the gold score
-of the embedded world is none of this stage's business.
+`eval_data` the policy is looked at before and after on held-out prompts, by the reward it is trained on and by
+`gold_reward`, which only looks on; the gold score of the embedded world is none of this stage's business.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align.recipe import Recipe, batch_plan
-from align.recipe.lineage import Origin, critic_origin, init_origin, reward_origins, stage_dir
+from align.recipe.lineage import Origin, critic_origin, gold_origins, init_origin, reward_origins, stage_dir
 from align.recipe.ppo import PPOSection
 from align.runs.seeding import derive, seed_everything
 from align.stages import common
@@ -87,6 +87,9 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     eval_dropped: dict[str, int] = {}
     if eval_prompts:
         eval_prompts, eval_dropped = fitting(eval_prompts, tokenizer, section.rollout, "ppo.eval_data")
+    gold = None
+    if section.gold_reward:
+        gold = build_reward(recipe, tokenizer, stage=stage, key="gold_reward", name="gold", device=accelerator.device)
     blocks, ptx_reports = ptx_blocks(recipe, section, tokenizer)
     trainer = PPOTrainer(
         load_causal_lm(path, recipe.model),
@@ -98,13 +101,14 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
         output_dir=out_dir,
         ptx_blocks=blocks,
         eval_prompts=eval_prompts,
+        gold=gold,
         accelerator=accelerator,
         seed=seed,
     )
     read = common.described(stage, [*reports, *more, *ptx_reports], dropped, eval_dropped)
-    origins = {role: asdict(one) for role, one in ({"policy": origin} | reward_origins(recipe)).items()}
+    origins = {"policy": origin} | reward_origins(recipe) | gold_origins(recipe)
     counts = {"prompts": len(prompts), "eval_prompts": len(eval_prompts), "ptx_blocks": len(blocks)}
-    return trainer, read | counts | {"origins": origins}
+    return trainer, read | counts | {"origins": {role: asdict(one) for role, one in origins.items()}}
 
 
 def load_critic(recipe: Recipe, reward: Any, tokenizer: Any, policy_path: str, stage: str) -> Any:
@@ -197,4 +201,7 @@ def summary_figures(history: list[dict[str, Any]]) -> dict[str, Any]:
             "entropy": final["eval/entropy"],
             "end_rate": final["eval/end_rate"],
         }
+        for name in ("gold", "gold_greedy"):
+            if f"eval/{name}" in final:
+                figures |= {f"{name}_before": first.get(f"eval/{name}"), name: final[f"eval/{name}"]}
     return figures

@@ -1,4 +1,5 @@
-"""From `reward` (or `reward_from`) of a ppo or rejection section to what judges replies, in training and evaluation.
+"""From `reward` (or `reward_from`) of a ppo or rejection section to what judges replies, in training and evaluation;
+and from ppo's `gold_reward` to what only looks on.
 
 What a part gives is documented where its class is: `reward.sources`, `reward.rules`, `reward.maths`, `reward.endpoint`,
 `reward.gate`, and the sum of several in `reward.combined`.
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from align.recipe import Recipe
-from align.recipe.lineage import Origin, reward_origins
+from align.recipe.lineage import Origin, gold_origins, reward_origins
 from align.recipe.rewards import (
     EndpointPart,
     ExactMatchPart,
@@ -36,7 +37,13 @@ DEFAULT_SCALE = {"weight": None, "shift": 0.0, "scale": 1.0, "clip": None}
 
 
 def build_reward(
-    recipe: Recipe, tokenizer: Any, *, stage: str = "ppo", name: str | None = None, device: Any = None
+    recipe: Recipe,
+    tokenizer: Any,
+    *,
+    stage: str = "ppo",
+    key: str = "reward",
+    name: str | None = None,
+    device: Any = None,
 ) -> Reward:
     """The reward that the section of `stage`, ppo or rejection, describes.
 
@@ -45,6 +52,7 @@ def build_reward(
     Args:
         tokenizer: the policy's, for lengths in tokens.
         stage: whose section it is.
+        key: which of the section's rewards, `reward` or `gold_reward`.
         name: what the whole is called; default `reward_model` for `reward_from`, else the part's name or `reward`.
         device: where models are put, default: where they are loaded.
 
@@ -54,15 +62,15 @@ def build_reward(
     """
     from reward.combined import CombinedReward, Part
 
-    parts = getattr(recipe, stage).reward
+    parts = getattr(getattr(recipe, stage), key)
     make = _Builder(recipe, tokenizer, stage, device)
     if not parts:
         return make.model(make.origins["reward"], name or "reward_model", None)
     if len(parts) == 1 and all(getattr(parts[0], key) == plain for key, plain in DEFAULT_SCALE.items()):
-        return make.part("reward.0", parts[0], name or parts[0].label)
+        return make.part(f"{key}.0", parts[0], name or parts[0].label)
     weighted = [
         Part(
-            make.part(f"reward.{index}", part, part.label),
+            make.part(f"{key}.{index}", part, part.label),
             1.0 if part.weight is None else part.weight,
             part.shift,
             part.scale,
@@ -70,7 +78,7 @@ def build_reward(
         )
         for index, part in enumerate(parts)
     ]
-    return CombinedReward(weighted, name or "reward")
+    return CombinedReward(weighted, name or key)
 
 
 class _Builder:
@@ -78,7 +86,7 @@ class _Builder:
 
     def __init__(self, recipe: Recipe, tokenizer: Any, stage: str, device: Any):
         self.recipe, self.tokenizer, self.stage, self.device = recipe, tokenizer, stage, device
-        self.origins = reward_origins(recipe, stage)
+        self.origins = reward_origins(recipe, stage) | (gold_origins(recipe) if stage == "ppo" else {})
 
     def model(self, origin: Origin, name: str, batch_size: int | None, share_prompts: bool | None = None) -> Reward:
         """The reward model of an origin."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data_formats.records import Prompt
-from reward.protocol import Sample, prompt_columns
+from reward.protocol import Reward, RewardError, Sample, judge, prompt_columns
 
 if TYPE_CHECKING:
     from align.trainers.support import SupportTensor
@@ -89,6 +89,23 @@ class Scores:
 
     total_N: Tensor
     parts: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, reward: Reward, samples: Samples, with_ids: bool) -> Scores:
+        """What `reward` says of `samples`; `with_ids`: whether it may read the policy's token ids.
+
+        Raises:
+            RewardError: not one finite float a reply.
+        """
+        verdict = judge(reward, samples.for_reward(with_ids))
+        total_N = torch.tensor(verdict.scores, dtype=torch.float64)
+        if total_N.shape != (len(samples),) or not total_N.isfinite().all():
+            raise RewardError(f"reward '{reward.name}' must give one finite float for each of {len(samples)} replies")
+        return cls(total_N, {name: torch.tensor(said, dtype=torch.float64) for name, said in verdict.parts.items()})
+
+    def row(self, at: int) -> tuple[float, dict[str, float]]:
+        """What was said of reply `at`: the whole, and each part."""
+        return float(self.total_N[at]), {name: float(part_N[at]) for name, part_N in self.parts.items()}
 
     @classmethod
     def concatenate(cls, all_scores: Sequence[Scores]) -> Scores:

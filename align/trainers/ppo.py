@@ -35,7 +35,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, gather_object
@@ -64,7 +63,7 @@ from align.trainers.support import full_logprobs
 from data_formats.chatml import END_OF_TEXT, IM_END, control_id
 from data_formats.errors import AlignError
 from data_formats.records import Prompt
-from reward.protocol import Reward, RewardError, judge, same_tokens
+from reward.protocol import Reward, same_tokens
 from rollouts.protocol import Engine, SamplingParams
 from rollouts.select import make_engine
 
@@ -105,6 +104,7 @@ class PPOTrainer(PPOExperience):
         engine: samples replies; default `HFEngine` on the policy itself.
         ptx_blocks: token ids of pretraining blocks, needed when `ptx_coef` > 0.
         eval_prompts: for `evaluate()`.
+        gold: a second reward, asked in `evaluate()` alone and used for nothing but the log.
         callbacks: transformers callbacks.
 
     Raises:
@@ -125,11 +125,13 @@ class PPOTrainer(PPOExperience):
         engine: Engine | None = None,
         ptx_blocks: Sequence[Sequence[int]] = (),
         eval_prompts: Sequence[Prompt] = (),
+        gold: Reward | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         accelerator: Accelerator | None = None,
         seed: int = 0,
     ):
         self.config, self.reward, self.tokenizer, self.seed = config, reward, tokenizer, seed
+        self.gold = gold
         self.prompts, self.eval_prompts, self.output_dir = list(prompts), list(eval_prompts), Path(output_dir)
         self.accelerator = accelerator or make_accelerator()
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -245,14 +247,7 @@ class PPOTrainer(PPOExperience):
         Raises:
             RewardError: not one finite float a reply.
         """
-        verdict = judge(self.reward, samples.for_reward(self.reward_takes_ids))
-        total_N = torch.tensor(verdict.scores, dtype=torch.float64)
-        if total_N.shape != (len(samples),) or not total_N.isfinite().all():
-            raise RewardError(
-                f"reward '{self.reward.name}' must give one finite float for each of {len(samples)} replies"
-            )
-        parts = {name: torch.tensor(scores, dtype=torch.float64) for name, scores in verdict.parts.items()}
-        return Scores(total_N, parts)
+        return Scores.of(self.reward, samples, self.reward_takes_ids)
 
     def together(self, work: Callable[[], Result]) -> Result:
         """`work()` of this rank, once it has gone well on all of them.

@@ -1,13 +1,18 @@
 """How good the policy is on held-out prompts, by the reward it is trained on and by its distance from the reference.
 
-Replies are sampled at temperature 1 and top-p 1, where the k1 estimate is an unbiased KL in nats, and once greedily.
-The seed of the sampling does not depend on the iteration, so evaluations of one run are comparable.
+Replies are sampled at temperature 1 and top-p 1, where the k1 estimate is an unbiased KL in nats, and once greedily;
+greedy replies are no samples, so along them the exact KL of the distributions at every token is summed. The seed of the
+sampling does not depend on the iteration, so evaluations of one run are comparable.
+
+A *gold* reward, where the trainer has one, judges the same replies. It is asked here and nowhere else, and the random
+generators are put back after it: training is bit for bit the same with and without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,25 +21,38 @@ from torch import Tensor
 
 from align.functional import kl_estimate, masked_sum
 from align.runs.errors import TrainingError
-from align.runs.seeding import derive
+from align.runs.seeding import derive, rng_state, set_rng_state
 from align.trainers.experience import Samples, Scores, TokenBatch
-from align.trainers.forward import reply_distribution, reply_logprobs
+from align.trainers.forward import reply_distribution, reply_full_kl, reply_logprobs
 from align.trainers.minibatches import rank_share
 from align.trainers.ppo_metrics import part_metrics
 from data_formats.records import Prompt
+from reward.protocol import same_tokens
+from rollouts.protocol import SamplingParams
 
 if TYPE_CHECKING:
     from align.trainers.ppo import PPOTrainer
 
-Rows = list[tuple[tuple[float, ...], dict[str, float]]]
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One reply: its `figures` (end_rate, length, kl and entropy, both summed over its tokens), what the reward said of
+    it, and each part of a composed one; the same of the gold reward."""
+
+    figures: dict[str, float]
+    score: float
+    parts: dict[str, float]
+    gold: float | None = None
+    gold_parts: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Prompt], num_samples: int = 1) -> dict[str, float]:
-    """Mean score, end rate and length of sampled and greedy replies; KL and entropy of the sampled ones.
+    """Mean score, end rate, length, KL and entropy of sampled and of greedy replies.
 
-    Keys: `eval/score`, `eval/score_greedy`, `eval/end_rate`, `eval/length`, `eval/kl` (nats a reply), `eval/entropy`
-    (nats a token), and the greedy ones; for each part of a composed reward `eval/score/PART/mean` and `…/std`, and
-    under `eval/score_greedy`. Every rank judges its share; all return the same.
+    Keys: `eval/score`, `eval/end_rate`, `eval/length` (tokens), `eval/kl` (nats a reply), `eval/entropy` (nats a token)
+    and, with a gold reward, `eval/gold`; each with `_greedy` too. For each part of a composed reward
+    `eval/score/PART/mean` and `…/std`, and under `eval/score_greedy`, `eval/gold` and `eval/gold_greedy`. Every rank
+    judges its share; all return the same.
 
     Raises:
         TrainingError: on every rank, when the engine or the reward fails on any.
@@ -43,24 +61,25 @@ def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Prompt], num_samples:
     prompts = list(prompts[: section.limit])
     mine = [prompts[index] for index in rank_share([0] * len(prompts), trainer.rank, trainer.world_size)]
     plain = replace(
-        trainer.sampling_params(), top_p=1.0, top_k=0, min_new_tokens=0, seed=derive(trainer.seed, "eval", trainer.rank)
+        trainer.sampling_params(),
+        top_p=1.0,
+        top_k=0,
+        min_new_tokens=0,
+        seed=derive(trainer.seed, "eval", trainer.rank),
+        return_support=False,  # of the whole vocabulary, and nobody reads it here
     )
-    rows: dict[str, Rows] = {}
-    rows["sampled"] = _judged(trainer, mine, replace(plain, n=num_samples, temperature=1.0), kl=True)
-    rows["greedy"] = _judged(trainer, mine, replace(plain, n=1, temperature=0.0), kl=False)
+    ways = {"": replace(plain, n=num_samples, temperature=1.0), "_greedy": replace(plain, n=1, temperature=0.0)}
     figures: dict[str, float] = {}
-    for kind, own in rows.items():
-        everything = gather_object(own) if trainer.world_size > 1 else own
-        figures |= _means(everything, "_greedy" if kind == "greedy" else "")
+    for suffix, params in ways.items():
+        own = _judged(trainer, mine, params)
+        figures |= _means(gather_object(own) if trainer.world_size > 1 else own, suffix)
     return figures
 
 
-def _judged(trainer: PPOTrainer, prompts: Sequence[Prompt], params, kl: bool) -> Rows:
-    """(score, finished, tokens, KL of the reply, summed entropy) of each reply, and what the reward's parts said."""
-
-    def work() -> tuple[Samples, Scores]:
+def _judged(trainer: PPOTrainer, prompts: Sequence[Prompt], params: SamplingParams) -> list[Judged]:
+    def work() -> tuple[Samples, Scores, Scores | None]:
         samples = trainer.collect(prompts, params)
-        return samples, trainer.score(samples)
+        return samples, trainer.score(samples), gold_scores(trainer, samples)
 
     try:
         judged = trainer.together(lambda: work() if prompts else None)
@@ -68,42 +87,59 @@ def _judged(trainer: PPOTrainer, prompts: Sequence[Prompt], params, kl: bool) ->
         raise TrainingError(f"{problem} (evaluation after iteration {trainer.state.global_step})") from problem
     if judged is None:
         return []
-    samples, scores = judged
-    lengths = [len(ids) for ids in samples.reply_ids]
-    kls, entropies = _distances(trainer, samples) if kl else ([0.0] * len(samples), [0.0] * len(samples))
-    finished = map(float, samples.finished)
-    figures = zip(scores.total_N.tolist(), finished, map(float, lengths), kls, entropies, strict=True)
-    parts = ({name: float(part_N[row]) for name, part_N in scores.parts.items()} for row in range(len(samples)))
-    return list(zip(figures, parts, strict=True))
+    samples, scores, gold = judged
+    kls, entropies = _distances(trainer, samples, exact=params.temperature == 0)
+    rows = []
+    for row, ids in enumerate(samples.reply_ids):
+        figures = {"end_rate": float(samples.finished[row]), "length": float(len(ids))}
+        figures |= {"kl": kls[row], "entropy": entropies[row]}
+        rows.append(Judged(figures, *scores.row(row), *(gold.row(row) if gold is not None else ())))
+    return rows
 
 
-def _means(rows: Rows, suffix: str) -> dict[str, float]:
-    count = len(rows)
-    score, finished, tokens, kl, entropy = (sum(column) for column in zip(*(row for row, _ in rows), strict=True))
-    parts = {name: torch.tensor([own[name] for _, own in rows], dtype=torch.float64) for name in rows[0][1]}
-    figures = {
-        f"eval/score{suffix}": score / count,
-        f"eval/end_rate{suffix}": finished / count,
-        f"eval/length{suffix}": tokens / count,
-        **part_metrics(parts, f"eval/score{suffix}"),
-    }
-    return figures if suffix else {**figures, "eval/kl": kl / count, "eval/entropy": entropy / tokens}
+def gold_scores(trainer: PPOTrainer, samples: Samples) -> Scores | None:
+    """What the gold reward says, None without one; the random generators are left as they were."""
+    if trainer.gold is None:
+        return None
+    generators = rng_state()
+    try:
+        return Scores.of(trainer.gold, samples, same_tokens(trainer.gold, trainer.tokenizer))
+    finally:
+        set_rng_state(generators)
+
+
+def _means(rows: Sequence[Judged], suffix: str) -> dict[str, float]:
+    means = {f"eval/{name}{suffix}": fmean(row.figures[name] for row in rows) for name in rows[0].figures}
+    means[f"eval/entropy{suffix}"] /= means[f"eval/length{suffix}"]  # a token
+    figures = {f"eval/score{suffix}": fmean(row.score for row in rows), **means}
+    figures |= _part_means([row.parts for row in rows], f"eval/score{suffix}")
+    if rows[0].gold is not None:
+        figures[f"eval/gold{suffix}"] = fmean(row.gold for row in rows)
+        figures |= _part_means([row.gold_parts for row in rows], f"eval/gold{suffix}")
+    return figures
+
+
+def _part_means(rows: Sequence[dict[str, float]], prefix: str) -> dict[str, float]:
+    parts = {name: torch.tensor([said[name] for said in rows], dtype=torch.float64) for name in rows[0]}
+    return part_metrics(parts, prefix)
 
 
 @torch.no_grad()
-def _distances(trainer: PPOTrainer, samples: Samples) -> tuple[list[float], list[float]]:
-    """KL (k1) and summed entropy of each reply, nats."""
+def _distances(trainer: PPOTrainer, samples: Samples, exact: bool) -> tuple[list[float], list[float]]:
+    """KL (k1, or the exact one at every token) and entropy of each reply, both summed over its tokens, nats."""
     tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids, trainer.pad_id).to(trainer.accelerator.device)
     order = torch.argsort(tokens.lengths_N, descending=True)
     kl_N, entropy_N = torch.zeros(len(samples)), torch.zeros(len(samples))
     for rows_B in order.split(trainer.config.micro_batch_size):
-        kl_N[rows_B.cpu()], entropy_N[rows_B.cpu()] = _distance(trainer, tokens.rows(rows_B))
+        kl_N[rows_B.cpu()], entropy_N[rows_B.cpu()] = _distance(trainer, tokens.rows(rows_B), exact)
     return kl_N.tolist(), entropy_N.tolist()
 
 
-def _distance(trainer: PPOTrainer, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-    policy = reply_distribution(trainer.policy.module, batch, 1.0, entropy=True)
-    ref_logps = reply_logprobs(trainer.reference, batch, 1.0)
-    mask = batch.mask_NS
-    kl_N = masked_sum(kl_estimate(policy.full, ref_logps, "k1"), mask, dim=1)
-    return kl_N.float().cpu(), masked_sum(policy.entropy, mask, dim=1).float().cpu()
+def _distance(trainer: PPOTrainer, batch: TokenBatch, exact: bool) -> tuple[Tensor, Tensor]:
+    module, mask_BS = trainer.policy.module, batch.mask_NS
+    policy = reply_distribution(module, batch, 1.0, entropy=True)
+    if exact:
+        kl_BS = reply_full_kl(module, trainer.reference, batch, 1.0)
+    else:
+        kl_BS = kl_estimate(policy.full, reply_logprobs(trainer.reference, batch, 1.0), "k1")
+    return masked_sum(kl_BS, mask_BS, dim=1).float().cpu(), masked_sum(policy.entropy, mask_BS, dim=1).float().cpu()
