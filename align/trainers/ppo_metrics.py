@@ -4,13 +4,14 @@ Rollout figures come from the experience, which every rank holds in full; update
 statistics over micro-batches and ranks, divided by what they counted. nats and values are of the distribution divided
 by the sampling temperature, over the whole vocabulary; the score is in the reward's own unit.
 
-Rollouts, before the update:
+Rollouts, before the update (the policy's own figures come from the update with `old_logprobs: elide`):
     score/mean, score/std        the reward as it was given; score/PART/… what each part of a composed one said
     reward/mean, reward/std      after missing-end penalty, normalisation and clip
     kl/reply, kl/token           log policy - log reference of the sampled tokens (k1): sum a reply, mean a token
     kl/k3_token                  the estimator that is never negative, a token
     kl/full_token                KL(policy || reference) over the whole vocabulary, exact, a token of
                                  `micro_batch_size` replies drawn at random
+    kl_coef                      what the KL was multiplied by
     entropy                      nats a token
     value/mean                   the critic before the update, a token
     value/explained_variance     1 - (mean squared error of these values) / (variance of the returns)
@@ -19,20 +20,36 @@ Rollouts, before the update:
     end_rate                     share of replies that the policy ended itself
     distinct                     share of different replies
     distinct_1, distinct_2       different tokens, and pairs of neighbours, of all replies by how many there are in all
-                                 (Li et al. 2016, arXiv 1510.03055); it falls as the policy repeats itself
+                                 (Li et al. 2016, arXiv 1510.03055); they fall as the policy repeats itself
+    kept_mass/mean               share of the distribution that top-p, top-k and held-back ends left, a sampled token
+    engine/logp_diff_mean, engine/logp_diff_max
+                                 |engine - trainer| of a sampled token's log-probability
 
-Update, means over its optimizer steps (policy/… is missing while the critic warms up):
-    policy/loss, value/loss, ptx/loss                  a token
-    policy/clipped, value/clipped                      share of tokens whose ratio or value was clipped
-    policy/approx_kl                                   k3 of the policy before the update from the one being trained
-    policy/ratio, policy/ratio_max, policy/ratio_min   new over old probability of the sampled tokens
-    policy/grad_norm, value/grad_norm                  before clipping; ptx/grad_norm_ratio: ptx's over PPO's
-    lr/policy, lr/critic, optimizer_steps, warming_up  after the iteration
+Update, means over its optimizer steps (those of the policy are missing while the critic warms up):
+    policy/loss, value/loss, ptx/loss   a token (or a reply, as `loss_aggregation` says)
+    policy/clipped, value/clipped       share of tokens whose ratio or value was clipped
+    policy/dual_clipped                 share of tokens whose loss `dual_clip` bounded
+    policy/approx_kl                    k3 of the policy before the update from the one being trained
+    policy/ratio, policy/ratio_max, policy/ratio_min
+                                        new over old probability of the sampled tokens
+    policy/grad_norm, value/grad_norm   before clipping
+    value/value, value/squared_error    the critic in training, and its squared distance from the returns, a token
+    kl_loss/loss, kl_loss/estimate      the KL term of `kl_in: loss` and its estimator, a token
+    entropy/token                       of the policy in training, nats
+    importance/mean, importance/truncated
+                                        weight of a token (`importance_sampling_correction`), share above the cap
+    ptx/coef, ptx/grad_norm_ratio       the factor of the ptx loss; norm of its gradient over that of PPO's
+    steps_left_out                      optimizer steps that `target_kl` ended or a guard skipped
+    lr/policy, lr/critic, optimizer_steps, warming_up
+                                        as they are after the iteration
+
+Held-out prompts (`align.trainers.ppo_eval`), at temperature 1 and, with _greedy, greedily:
+    eval/score, eval/gold, eval/kl (a reply), eval/entropy (a token), eval/length, eval/end_rate
 
 Cost:
-    seconds/PHASE, seconds/total, tokens_per_second    wall clock of the first rank; tokens of prompts and replies
-    memory/peak_gib                                    the most this process has held so far: on the GPU by torch's
-                                                       own count, without one by the system's
+    seconds/PHASE, seconds/total, tokens_per_second   wall clock of the first rank; tokens of prompts and replies
+    memory/peak_gib                                   the most this process has held so far: on the GPU by torch's own
+                                                      count, without one by the system's
 """
 
 from __future__ import annotations
@@ -41,6 +58,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,6 +117,13 @@ def distinct_share(replies: Sequence[Sequence[int]], n: int) -> float:
     return len(set(grams)) / max(1, len(grams))
 
 
+def kept_mass_metrics(samples: Samples) -> dict[str, float]:
+    """`kept_mass/mean`; nothing where the engine has not told it of every reply."""
+    if any(masses is None for masses in samples.kept_mass):
+        return {}
+    return {"kept_mass/mean": fmean(mass for masses in samples.kept_mass for mass in masses)}
+
+
 def peak_memory(device: torch.device) -> dict[str, float]:
     """`memory/peak_gib` of this process; empty where the system does not say."""
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else peak_memory_gib()
@@ -133,6 +158,7 @@ def rollout_metrics(
         "distinct": len(set(samples.reply_ids)) / len(samples),
         "distinct_1": distinct_share(samples.reply_ids, 1),
         "distinct_2": distinct_share(samples.reply_ids, 2),
+        **kept_mass_metrics(samples),
     }
     return {key: float(figure) for key, figure in figures.items()}
 

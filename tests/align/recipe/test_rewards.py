@@ -6,7 +6,7 @@ import pytest
 
 from align.recipe import RecipeError, dump_recipe, load_recipe
 from align.recipe.check import check_recipe, describe_plan
-from align.recipe.lineage import critic_origin, inputs, reward_origins
+from align.recipe.lineage import Origin, critic_origin, gold_origins, inputs, reward_origins
 from align.recipe.rewards import plain_parts
 
 RECIPE = """\
@@ -142,6 +142,53 @@ def test_the_reward_may_not_be_named_twice(write):
     assert failing(write("kind: model"), "ppo.reward_from=rm")[0].startswith(
         "ppo.reward_from: names the reward a second"
     )
+
+
+GOLD = ("ppo.eval_data=[a.jsonl]", "ppo.gold_reward={kind: model, model_from: rm}")
+
+
+def test_a_gold_reward_is_a_reward_of_its_own(write, tmp_path):
+    recipe = check_recipe(write("kind: format"), GOLD, world_size=1)
+    assert (recipe.ppo.gold_reward[0].kind, reward_origins(recipe)) == ("model", {})
+    assert gold_origins(recipe) == {"gold_reward.0": Origin("stage", "rm")}
+    assert critic_origin(recipe).value == "sft"  # what only looks on starts nothing
+    assert inputs(recipe, "ppo")["gold_reward.0"] == Origin("stage", "rm")
+    assert "gold_reward.0 rm" in describe_plan(recipe, 1)
+    (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(tmp_path / "again.yaml", world_size=1) == recipe
+    parts = "ppo.gold_reward=[{kind: length, maximum: 9, weight: 1}, {kind: format, weight: -1}]"
+    recipe = check_recipe(write("kind: model"), (GOLD[0], parts), world_size=1)
+    assert [key for key, _ in recipe.ppo.judges()] == ["reward.0", "gold_reward.0", "gold_reward.1"]
+
+
+@pytest.mark.parametrize(
+    ("gold", "problem"),
+    [
+        ("[{kind: format}, {kind: format}]", "ppo.gold_reward.0.weight: is required where gold_reward has several"),
+        ("{kind: regx, pattern: a}", "ppo.gold_reward.0.kind: there is no kind 'regx'; did you mean 'regex'?"),
+        ("{kind: regex, pattern: '('}", "ppo.gold_reward.0.pattern: '(' is no regular expression"),
+        ("{kind: model}", "ppo.gold_reward.0.model_from: is required here: name another model than the policy"),
+        ("{kind: model, model_from: ./nowhere}", "ppo.gold_reward.0.model_from: no such folder ./nowhere"),
+        ("{kind: model, model_from: sft}", "ppo.gold_reward.0.model_from: 'sft' is no reward model"),
+        ("{kind: function, function: gone.py:f}", "ppo.gold_reward.0.function: no such file gone.py"),
+        (
+            "{kind: gate, helpfulness: {kind: format}, safety: {kind: format, name: helpfulness}}",
+            "ppo.gold_reward.0.safety.name: is the name of helpfulness too",
+        ),
+        (
+            "{kind: gate, helpfulness: {kind: format}, safety: {kind: model}}",
+            "ppo.gold_reward.0.safety.model_from: is required here",
+        ),
+    ],
+)
+def test_mistakes_in_a_gold_reward_are_told_with_their_key(write, gold, problem):
+    found = failing(write("kind: format"), GOLD[0], f"ppo.gold_reward={gold}")
+    assert found[0].startswith(problem), found
+
+
+def test_a_gold_reward_without_held_out_prompts_is_refused(write):
+    (found,) = failing(write("kind: format"), GOLD[1])
+    assert found.startswith("ppo.gold_reward: judges replies to held-out prompts alone: name some in eval_data")
 
 
 def test_functions_are_looked_for_without_being_run(write, tmp_path, monkeypatch):

@@ -94,6 +94,30 @@ def test_ppo_trains_on_rules_logs_each_part_and_starts_its_critic_from_the_polic
     assert all(row["score"] == row["score/length"] + 0.5 * row["score/letters"] for row in rows)
 
 
+def test_a_gold_reward_is_built_logged_and_told_in_the_summary(tmp_path):
+    gold = [
+        {"kind": "model", "model_from": str(tmp_path / "rm"), "weight": 1.0},
+        {"kind": "length", "maximum": 3, "unit": "characters", "weight": 2.0},
+    ]
+    part = {"kind": "regex", "pattern": "[a-z]"}
+    chosen = made(tmp_path, part, gold_reward=gold, evaluation={"num_samples": 1, "every_steps": 2})
+    trainer, read = ppo.build(chosen, chosen.ppo, tmp_path / "out")
+    assert read["origins"]["gold_reward.0"] == {"kind": "path", "value": str(tmp_path / "rm")}
+    assert trainer.gold.name == "gold"
+    summary = ppo.run(chosen)
+    lines = [json.loads(line) for line in (tmp_path / "run/ppo/metrics.jsonl").read_text().splitlines()]
+    looks = [line for line in lines if "eval/gold" in line]
+    assert [line["step"] for line in looks] == [0, 2, 3]
+    for line in looks:
+        for name in ("eval/gold", "eval/gold_greedy"):
+            assert line[name] == pytest.approx(line[f"{name}/model/mean"] + 2 * line[f"{name}/length/mean"], rel=1e-5)
+    told = {name: summary[name] for name in ("gold_before", "gold", "gold_greedy_before", "gold_greedy")}
+    assert list(told.values()) == [looks[at][name] for name in ("eval/gold", "eval/gold_greedy") for at in (0, -1)]
+    assert not [name for line in lines if "score/mean" in line for name in line if "gold" in name]
+    plain = chosen.model_copy(update={"ppo": chosen.ppo.model_copy(update={"gold_reward": ()})})
+    assert not [name for name in ppo.run(plain, out_dir=tmp_path / "plain") if "gold" in name]
+
+
 def test_rewards_compare_with_the_prompts_own_answers(tmp_path):
     chosen = made(tmp_path, {"kind": "exact_match"}, eval_data=[])
     write_rows(tmp_path / "prompts.jsonl", [{"question": f"say {word}", "answer": word} for word in "abcdefgh"])

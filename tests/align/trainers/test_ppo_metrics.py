@@ -1,15 +1,19 @@
 import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+from align.trainers import ppo_metrics
 from align.trainers.experience import Experience, TokenBatch
 from align.trainers.ppo_metrics import (
     Stopwatch,
     UpdateStats,
     distinct_share,
     full_kl,
+    kept_mass_metrics,
     part_metrics,
     peak_memory,
     reply_kl,
@@ -17,6 +21,7 @@ from align.trainers.ppo_metrics import (
     sample_rows,
     token_texts,
 )
+from reward.sources import FunctionReward
 from tests.align.trainers import ppo_case
 
 NAN = math.nan
@@ -73,6 +78,40 @@ def test_distinct_n_grams_by_hand():
     assert distinct_share(replies, 1) == 3 / 8
     assert distinct_share(replies, 2) == 3 / 5  # 12, 21, 12, 21, 13; none reaches from one reply into the next
     assert distinct_share(((7,), (7,)), 2) == 0.0
+
+
+def test_kept_mass_is_a_mean_over_tokens():
+    samples = replace(case()[0], kept_mass=((1.0, 0.7), (0.4,)))
+    assert kept_mass_metrics(samples) == {"kept_mass/mean": pytest.approx(0.7)}
+    assert kept_mass_metrics(replace(samples, kept_mass=((1.0, 0.7), None))) == {}
+
+
+EVERYTHING = {
+    "ptx_coef": "auto",
+    "ptx_ratio": 1,
+    "ptx_blocks": [[1, 2, 3, 4]] * 5,
+    "kl_in": "loss",
+    "kl_estimator": "k3",
+    "entropy_coef": 0.1,
+    "dual_clip": 2.0,
+    "importance_sampling_correction": "token",
+    "policy_support": "nucleus",
+    "eval_prompts": ppo_case.prompts(2),
+    "gold": FunctionReward(ppo_case.vowels),
+}
+ELIDED = {"old_logprobs": "elide", "kl_in": "loss", "num_mini_batches": 1}
+
+
+@pytest.mark.parametrize("options", [EVERYTHING, ELIDED, {"critic_warmup_steps": 1}])
+def test_every_figure_stands_in_the_table(tmp_path, options):
+    told = set(re.findall(r"[a-z0-9_]+(?:/[a-z0-9_]+)?", ppo_metrics.__doc__))
+    told |= {f"{name}_greedy" for name in told if name.startswith("eval/")}
+    told |= {f"seconds/{phase}" for phase in ("rollout", "score", "experience", "update")}
+    trainer = ppo_case.trainer(tmp_path, **options)
+    trainer.train()
+    logged = set().union(*trainer.state.log_history) - {"step"}
+    assert len(logged) > 40 and logged - told == set()
+    assert "kept_mass/mean" in logged
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
