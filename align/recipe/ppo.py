@@ -72,9 +72,19 @@ class LookSection(Section):
 
 
 class EvalSection(LookSection):
-    """The same, during training too."""
+    """The same, during training too: every `every_steps` iterations one reply at temperature 1 and one greedy a prompt.
+
+    `save_best` keeps the policy of the look with the highest `eval/score`, the first and the last look included, in
+    `best/model`; of equal ones the earliest.
+    """
 
     every_steps: Positive | None = None
+    save_best: bool = False
+
+    def rules(self) -> list[tuple[str, str]]:
+        if self.save_best and self.every_steps is None:
+            return [*super().rules(), ("save_best", "there is no choice without looks in between: set every_steps too")]
+        return super().rules()
 
 
 class GuardSection(Section):
@@ -234,6 +244,8 @@ class PPOSection(Rewarded, PPOConfig):
 
     def rules(self) -> list[tuple[str, str]]:
         broken = [*PPOConfig.rules(self), *self.reward_rules(), *self.gold_rules()]
+        if self.evaluation.save_best and not self.eval_data:
+            broken.append(("evaluation.save_best", "needs held-out prompts to choose by: name some in eval_data"))
         if self.ptx_coef != 0 and not self.ptx_data:
             broken.append(
                 ("ptx_data", "is empty although ptx_coef is above 0: name pretraining documents, or set ptx_coef to 0")

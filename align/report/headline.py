@@ -101,6 +101,8 @@ def tagged(summary: Row) -> dict[str, Row]:
 def _policy(summary: Row) -> Iterator[Line]:
     if number(summary.get("score")) is None and number(summary.get("rollout_score")) is not None:
         yield "reward model's score on rollouts", summary.get("rollout_score_first"), summary["rollout_score"]
+    if number(summary.get("gold_before")) is not None:  # else `gold` is the world's, told among the headlines
+        yield "gold reward (never trained on), temperature 1", summary["gold_before"], summary.get("gold")
     for what, before, after in BEFORE_AND_AFTER:
         if number(summary.get(after)) is not None:
             yield what, summary.get(before) if before else None, summary[after]

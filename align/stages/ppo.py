@@ -1,6 +1,7 @@
 """PPO: policy and reference from the sft stage, reward model and critic from the rm stage (or what the recipe names).
 
-Leaves `model/` (the policy), `critic/`, `checkpoints/`, `metrics.jsonl`, `samples.jsonl` and `summary.json`. With
+Leaves `model/` (the policy), `critic/`, `checkpoints/`, `metrics.jsonl`, `samples.jsonl`, `summary.json`, and, with
+`evaluation.save_best`, `best/model` (the policy that the held-out prompts' reward liked best). With
 `eval_data` the policy is looked at before and after on held-out prompts, by the reward it is trained on and by
 `gold_reward`, which only looks on; the gold score of the embedded world is none of this stage's business.
 """
@@ -154,6 +155,7 @@ def _train(trainer: Any, stage: str) -> dict[str, Any]:
     from align.runs.callbacks import stage_callbacks
     from align.runs.checkpoint import latest, step_of
     from align.runs.interrupt import StopFlag
+    from align.trainers.iterations import BEST_MODEL
 
     newest = latest(trainer.checkpoint_dir)
     start = step_of(newest) if newest else 0
@@ -165,13 +167,17 @@ def _train(trainer: Any, stage: str) -> dict[str, Any]:
     if state.global_step < state.max_steps:
         raise common.StageStopped(f"stage '{stage}' stopped at iteration {state.global_step} of {state.max_steps}")
     if trainer.eval_prompts and "eval/score" not in state.log_history[-1]:
-        trainer.log(trainer.evaluate())
-    return {
+        trainer.look()
+    figures = {
         "steps": state.global_step,
         "optimizer_steps": trainer.optimizer_steps,
         "train_seconds": round(time.perf_counter() - began, 2),
         "resumed_from": start,
     }
+    if state.best_metric is None:
+        return figures
+    best = {"best_step": state.best_global_step, "best_score": state.best_metric, "best_model": str(BEST_MODEL)}
+    return figures | best
 
 
 def summary_figures(history: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 `TrainerCallback` objects get the standard events with the standard arguments. One *step* of `TrainerState`, and of
 logging, evaluating and saving, is one iteration (sampling and all its optimizer steps): PPO has no smaller boundary at
 which it could be continued. `should_log`, `should_evaluate`, `should_save` and `should_training_stop` are respected.
+
+The model of the best look (`evaluation.save_best`) lies in `best/model`. It belongs to the run, not to a checkpoint: a
+run that resumes before that look comes to it again, with the same weights.
 """
 
 from __future__ import annotations
@@ -18,12 +21,21 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from align.recipe.ppo import PPOConfig
 from align.runs.checkpoint import latest
 from align.runs.metrics import MetricsLog
+from data_formats.errors import EmptyDatasetError
+
+BEST_METRIC, BEST_MODEL = "eval/score", Path("best", "model")
 
 
 def loop_arguments(
     section: PPOConfig, output_dir: Path, evaluates: bool, seed: int, accelerator: Accelerator
 ) -> TrainingArguments:
-    """The `args` that callbacks see; steps are iterations."""
+    """The `args` that callbacks see; steps are iterations.
+
+    Raises:
+        EmptyDatasetError: the best model is to be kept, but there are no held-out prompts to choose it by.
+    """
+    if section.evaluation.save_best and not evaluates:
+        raise EmptyDatasetError("evaluation.save_best: there are no held-out prompts to choose by; give eval_prompts")
     regularly = evaluates and section.evaluation.every_steps is not None
     return TrainingArguments(
         output_dir=str(output_dir),
@@ -36,6 +48,8 @@ def loop_arguments(
         save_strategy="steps" if section.save_steps else "no",
         save_steps=section.save_steps or 500,
         save_total_limit=section.save_total_limit,
+        metric_for_best_model=BEST_METRIC if section.evaluation.save_best else None,
+        greater_is_better=True,
         learning_rate=section.policy.learning_rate,
         seed=seed,
         report_to="none",
@@ -48,7 +62,8 @@ def loop_arguments(
 class IterationLoop:
     """Events, logging, saving and stopping around `step()`.
 
-    Subclasses give `step() -> metrics`, `evaluate() -> metrics`, `save_checkpoint()` and `load_checkpoint(folder)`.
+    Subclasses give `step() -> metrics`, `evaluate() -> metrics`, `save_model(folder)`, `save_checkpoint()` and
+    `load_checkpoint(folder)`.
     """
 
     accelerator: Accelerator
@@ -105,9 +120,9 @@ class IterationLoop:
             self.samples_log.keep_until(kept)
         self._event("on_train_begin")
         if self.args.eval_on_start and not continues:
-            self._evaluate()
+            self.look()
         if folder and self._misses_evaluation():
-            self._evaluate()
+            self.look()
         while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             self._event("on_step_begin")
             metrics = self.step()
@@ -124,7 +139,7 @@ class IterationLoop:
                 for row in self.pending_samples:
                     self.samples_log.append({"step": self.state.global_step, **row})
         if self.control.should_evaluate:
-            self._evaluate()
+            self.look()
         if self.control.should_save:
             self.save_checkpoint()
             self._event("on_save")
@@ -136,10 +151,20 @@ class IterationLoop:
         at_step = (line for line in self.state.log_history if line["step"] == step)
         return bool(due) and not any(name.startswith("eval/") for line in at_step for name in line)
 
-    def _evaluate(self) -> None:
+    def look(self) -> None:
+        """Evaluate and log; keep the model when it is the best so far and the best is asked for. Every rank calls it.
+
+        Raises:
+            StorageError: the disk is full or not writable; the best before is intact.
+        """
         figures = self.evaluate()
         self.log(figures)
         self._event("on_evaluate", metrics=figures)
+        wanted, best = self.args.metric_for_best_model, self.state.best_metric
+        if wanted is not None and (best is None or figures[wanted] > best):
+            self.save_model(self.output_dir / BEST_MODEL)
+            self.state.best_metric, self.state.best_global_step = figures[wanted], self.state.global_step
+            self.state.best_model_checkpoint = str(self.output_dir / BEST_MODEL)
 
     def log(self, metrics: dict[str, float]) -> None:
         """Give `metrics` to history, callbacks, metrics.jsonl and the trackers."""
@@ -157,6 +182,10 @@ class IterationLoop:
 
     def evaluate(self) -> dict[str, float]:
         """Figures on held-out inputs."""
+        raise NotImplementedError
+
+    def save_model(self, folder: str | Path) -> None:
+        """Write the model as a folder that can be loaded, atomically."""
         raise NotImplementedError
 
     def save_checkpoint(self) -> Path:

@@ -131,5 +131,6 @@ def _load_ema(trainer: PPOTrainer, folder: Path) -> None:
 
 def _load_trainer_state(trainer: PPOTrainer, file: Path) -> None:
     saved = TrainerState.load_from_json(str(file))
-    for name in ("global_step", "epoch", "log_history", "num_input_tokens_seen"):
+    best = ("best_metric", "best_global_step", "best_model_checkpoint")
+    for name in ("global_step", "epoch", "log_history", "num_input_tokens_seen", *best):
         setattr(trainer.state, name, getattr(saved, name))

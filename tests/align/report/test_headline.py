@@ -84,3 +84,11 @@ def test_stages_without_figures_tell_their_state():
         ("rm", "finished"),
         ("ppo", "not run"),
     ]
+
+
+def test_a_gold_reward_stands_with_what_was_trained_on():
+    summary = {"score_before": 0.5, "score": 1.0, "gold_before": 0.25, "gold": 0.125}
+    gold = ("ppo", "gold reward (never trained on), temperature 1", "0.25", "0.125", "")
+    assert cells(ppo=summary)[0] == gold
+    del summary["gold_before"]  # the world's gold score, after
+    assert [row[1] for row in cells(ppo=summary)] == ["reward model's score, temperature 1"]

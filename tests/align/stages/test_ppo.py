@@ -78,6 +78,35 @@ def test_the_stage_leaves_its_folder_behind(tmp_path):
     assert steps == [0, 1, 2, 3, 3]  # held-out prompts before and after
 
 
+def test_the_best_policy_is_kept_and_named(tmp_path):
+    made = recipe(tmp_path, evaluation={"every_steps": 2, "save_best": True})
+    summary = ppo.run(made)
+    out = tmp_path / "run" / "ppo"
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    looks = {line["step"]: line["eval/score"] for line in lines if "eval/score" in line}
+    assert list(looks) == [0, 2, 3]  # the last look comes after training, and counts
+    assert summary["best_score"] == max(looks.values()) == looks[summary["best_step"]]
+    assert summary["best_model"] == "best/model"
+    best, last = (AutoModelForCausalLM.from_pretrained(out / name) for name in (summary["best_model"], "model"))
+    same = all(torch.equal(a, b) for a, b in zip(best.parameters(), last.parameters(), strict=True))
+    assert same == (summary["best_step"] == 3)
+    assert "best_step" not in ppo.run(recipe(tmp_path), out_dir=tmp_path / "plain")
+
+
+def test_the_last_look_can_be_the_best(tmp_path, monkeypatch):
+    evaluate = PPOTrainer.evaluate
+
+    def rising(self, *args, **kwargs):
+        return evaluate(self, *args, **kwargs) | {"eval/score": float(self.state.global_step)}
+
+    monkeypatch.setattr(PPOTrainer, "evaluate", rising)
+    summary = ppo.run(recipe(tmp_path, evaluation={"every_steps": 2, "save_best": True}))
+    assert (summary["best_step"], summary["best_score"]) == (3, 3.0)
+    out = tmp_path / "run" / "ppo"
+    best, last = (AutoModelForCausalLM.from_pretrained(out / name) for name in ("best/model", "model"))
+    assert all(torch.equal(a, b) for a, b in zip(best.parameters(), last.parameters(), strict=True))
+
+
 def test_the_critic_starts_as_the_reward_model_with_a_zero_head(tmp_path):
     made, _ = ppo.build(chosen := recipe(tmp_path), chosen.ppo, tmp_path / "out")
     reward = RewardModel.from_pretrained(tmp_path / "rm")
