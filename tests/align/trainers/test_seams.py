@@ -21,7 +21,8 @@ PPO = {
     "__init__": "(self, policy: nn.Module, critic: nn.Module, reward: Reward, tokenizer: Any, config: PPOConfig, "
     "prompts: Sequence[Prompt], *, output_dir: str | Path, reference: nn.Module | None = None, "
     "engine: Engine | None = None, ptx_blocks: Sequence[Sequence[int]] = (), eval_prompts: Sequence[Prompt] = (), "
-    "callbacks: Sequence[TrainerCallback] = (), accelerator: Accelerator | None = None, seed: int = 0)",
+    "gold: Reward | None = None, callbacks: Sequence[TrainerCallback] = (), accelerator: Accelerator | None = None, "
+    "seed: int = 0)",
     "train": "(self, resume_from_checkpoint: str | Path | bool | None = None) -> TrainerState",
     "step": "(self) -> dict[str, float]",
     "sampling_params": "(self) -> SamplingParams",
@@ -40,6 +41,7 @@ PPO = {
     "value_loss": "(self, values_BS: Tensor, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]",
     "ptx_loss": "(self, input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor",
     "evaluate": "(self, prompts: Sequence[Prompt] | None = None, num_samples: int = 1) -> dict[str, float]",
+    "look": "(self) -> None",
     "log": "(self, metrics: dict[str, float]) -> None",
     "add_callback": "(self, callback: TrainerCallback | type[TrainerCallback]) -> None",
     "save_model": "(self, folder: str | Path) -> None",
