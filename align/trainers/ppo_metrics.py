@@ -67,8 +67,10 @@ from torch import Tensor
 
 from align.functional import Moments, explained_variance, kl_estimate, masked_mean, masked_sum, masked_var, merge_stats
 from align.runs.memory import peak_memory_gib
+from align.runs.seeding import derive
 from align.trainers.experience import Experience, Samples, TokenBatch
 from align.trainers.forward import reply_full_kl
+from align.trainers.minibatches import shuffled
 
 if TYPE_CHECKING:
     from align.trainers.ppo import PPOTrainer
@@ -105,8 +107,8 @@ def full_kl(trainer: PPOTrainer, tokens: TokenBatch) -> float:
     """`kl/full_token`: exact KL(policy || reference), nats a token, over the tokens of `micro_batch_size` replies drawn
     at random. Costs two forwards of one micro-batch; every rank makes them on the same replies, so that the figure does
     not depend on the number of ranks."""
-    rows_B, _ = trainer.minibatches(tokens, epoch=0)[0]
-    batch = tokens.rows(rows_B[: trainer.config.micro_batch_size])
+    order = shuffled(len(tokens.lengths_N), derive(trainer.seed, "full_kl", trainer.state.global_step))
+    batch = tokens.rows(order[: trainer.config.micro_batch_size])
     kl_BS = reply_full_kl(trainer.policy.module, trainer.reference, batch, trainer.config.rollout.temperature)
     return float(masked_mean(kl_BS, batch.mask_NS))
 

@@ -47,6 +47,24 @@ def test_plots_without_data_are_left_out():
     assert ppo_panel(run_of([{"step": 1, "other": 3.0}]), LIGHT) is None
 
 
+def test_a_gold_reward_and_the_exact_kl_have_plots_of_their_own():
+    metrics = [
+        {"step": 0, "eval/score": 0.1, "eval/gold": 0.5, "eval/gold_greedy": 0.75},
+        {"step": 1, "kl/token": 0.5, "kl/full_token": 0.25, "end_rate": 1.0, "distinct_2": 0.5},
+        {"step": 2, "eval/score": 0.2, "eval/gold": 0.25, "eval/gold_greedy": 0.5},
+    ]
+    with matplotlib.rc_context(LIGHT.settings()):
+        figure = ppo_panel(run_of(metrics), LIGHT)
+    plots = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    gold = plots["gold reward (never trained on)"]
+    assert list(plots) == ["reward (raw score)", "gold reward (never trained on)", "KL a token", "end rate and variety"]
+    assert {label.get_text() for label in gold.get_legend().get_texts()} == {"held-out prompts", "held-out, greedy"}
+    assert [0.5, 0.25] in [list(line.get_ydata()) for line in gold.lines]
+    assert [0.75, 0.5] in [list(line.get_ydata()) for line in gold.lines]
+    labels = {label.get_text() for label in plots["KL a token"].get_legend().get_texts()}
+    assert labels == {"sampled tokens (k1)", "whole vocabulary"}
+
+
 def test_warmup_is_shaded_in_every_plot():
     recipe = {"ppo": {"critic_warmup_steps": 20}}
     metrics = [{**line, "score/mean": 0.1, "value/loss": 1.0} for line in lines(10)]

@@ -6,8 +6,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from align.runs.seeding import derive
 from align.trainers import ppo_metrics
 from align.trainers.experience import Experience, TokenBatch
+from align.trainers.minibatches import shuffled
 from align.trainers.ppo_metrics import (
     Stopwatch,
     UpdateStats,
@@ -122,7 +124,7 @@ def test_full_kl_is_the_mean_over_the_tokens_of_one_micro_batch(tmp_path, temper
     samples = ppo_case.samples((5, 1, 7, 3, 2, 6, 4, 7))
     _, metrics = trainer.make_experience(samples, torch.zeros(8, dtype=torch.float64))
     tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids)
-    chosen = trainer.minibatches(tokens, 0)[0][0][:3].tolist()
+    chosen = shuffled(8, derive(0, "full_kl", 0))[:3].tolist()
     assert len(chosen) == 3
     found = []
     for row in chosen:

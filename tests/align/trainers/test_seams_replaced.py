@@ -40,7 +40,7 @@ def test_train_calls_every_seam(tmp_path):
         "shape_rewards": 2,
         "compute_advantages": 2,
         "update": 2,
-        "minibatches": 3 * 2,  # for the passes without gradient, for the sample of the full KL, and for the one epoch
+        "minibatches": 2 * 2,  # for the passes without gradient, and for the one epoch
         "policy_loss": 2 * 2 * 2,
         "value_loss": 2 * 2 * 2,
         "ptx_loss": 2 * 2 * 2,
