@@ -1,0 +1,237 @@
+"""A PPO run that ends itself with SIGKILL at a named place; started by test_ppo_kills.py.
+
+`python kill_run.py FOLDER [PLACE:COUNT[@RANK]] [--lora]` trains in FOLDER, from the newest checkpoint there on, and
+dies the COUNT-th time it comes through PLACE (counted since this process started). Before it dies it appends a line to
+`FOLDER/kills.jsonl` that says where it stood. `python kill_run.py --serve` imports once and then forks a run for each
+line of arguments (a JSON list) on standard input; it answers with the exit status, -9 for a kill. No tensor is computed
+before the fork, so no thread of torch's exists then.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import random
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+ROOT = Path(__file__).parents[3]
+sys.path[0] = str(ROOT)
+
+from align.runs import checkpoint, metrics  # noqa: E402
+from align.trainers.ppo import PPOTrainer  # noqa: E402
+from tests.align.trainers import ppo_case  # noqa: E402
+
+ITERATIONS = 10
+WARM_UP = 6  # optimizer steps: all four of the first iteration and half of the second
+BLOCKS = [[1, 2, 3, 4, 5], [7, 8, 9], [10, 11, 12, 13], [14, 15], [200, 3, 77]]
+
+
+class Kill:
+    """Ends the process when it comes through `place` for the `count`-th time on `rank`."""
+
+    def __init__(self, folder: Path, order: str, rank: int):
+        self.folder, (self.place, _, count) = folder, order.partition(":")
+        count, _, wanted = count.partition("@")
+        self.left = int(count or 0) if int(wanted or 0) == rank else 0
+
+    def __call__(self, place: str, **facts: Any) -> None:
+        if place == self.place and self.left:
+            self.left -= 1
+            if not self.left:
+                with open(self.folder / "kills.jsonl", "a") as file:
+                    file.write(json.dumps({"place": place, **facts}) + "\n")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Mortal(PPOTrainer):
+    """Says where it is; the places that are no seam of the trainer are in `lay_mines`."""
+
+    kill: Kill
+
+    def where(self) -> dict[str, Any]:
+        return {"step": self.state.global_step, "optimizer_steps": self.optimizer_steps}
+
+    def collect(self, prompts, params=None):
+        def on_forward(*_: Any) -> None:
+            self.kill("collection" if params is None else "evaluation", **self.where())
+
+        handle = self.policy.raw.get_input_embeddings().register_forward_hook(on_forward)
+        try:
+            return super().collect(prompts, params)
+        finally:
+            handle.remove()
+
+    def value_loss(self, values_BS, batch):
+        if self.warming_up:
+            self.kill("warm_up", **self.where())
+        return super().value_loss(values_BS, batch)
+
+    def policy_loss(self, logps_BS, batch):
+        self.ptx_micros = 0
+        return super().policy_loss(logps_BS, batch)
+
+    def ptx_loss(self, input_ids_BT, mask_BT):
+        if self.ptx_micros:
+            self.kill("ptx", micro=self.ptx_micros, **self.where())
+        self.ptx_micros += 1
+        return super().ptx_loss(input_ids_BT, mask_BT)
+
+    def save_checkpoint(self):
+        self.kill("before_saving", **self.where())
+        return super().save_checkpoint()
+
+
+def lay_mines(trainer: Mortal) -> None:
+    """Kill points inside the optimizer steps and inside the writing of files."""
+    kill, policy = trainer.kill, trainer.policy
+    old: list[torch.Tensor] = []
+
+    def on_critic_stepped(*_: Any) -> None:
+        if not trainer.warming_up:
+            kill("between_optimizers", **trainer.where())
+
+    def on_policy_steps(*_: Any) -> None:
+        old[:] = [p.detach().clone() for p in policy.parameters]
+
+    def on_group(*_: Any, **__: Any) -> None:
+        if old:
+            changed = sum(not torch.equal(a, b) for a, b in zip(old, policy.parameters, strict=True))
+            if 0 < changed < len(old):
+                kill("between_groups", changed=changed, of=len(old), **trainer.where())
+
+    trainer.critic.optimizer.optimizer.register_step_post_hook(on_critic_stepped)
+    policy.optimizer.optimizer.register_step_pre_hook(on_policy_steps)
+    policy.optimizer.optimizer.register_step_post_hook(lambda *_: old.clear())
+    after(importlib.import_module("torch.optim.adam"), "adam", on_group)
+
+    def half_a_state(value: Any, file: Path) -> None:
+        if kill.place == "in_state_file":
+            written = Path(file).read_bytes()
+            Path(file).write_bytes(written[: len(written) // 2])
+            kill("in_state_file", bytes=len(written) // 2, **trainer.where())
+            Path(file).write_bytes(written)
+
+    def half_a_line(descriptor: int, data: bytes) -> None:
+        if kill.place == "in_line" and kill.left == 1:
+            os.write(descriptor, data[: len(data) // 2])
+        kill("in_line", **trainer.where())
+
+    after(torch, "save", half_a_state)
+    before(metrics, "_append_whole", half_a_line)
+    before(checkpoint, "put_dir", lambda *_: kill("before_rename", **trainer.where()))
+    before(checkpoint, "_remove_others", lambda *_: kill("before_pruning", **trainer.where()))
+
+
+def before(module: Any, name: str, act: Callable[..., None]) -> None:
+    original = getattr(module, name)
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        act(*args, **kwargs)
+        return original(*args, **kwargs)
+
+    setattr(module, name, wrapper)
+
+
+def after(module: Any, name: str, act: Callable[..., None]) -> None:
+    original = getattr(module, name)
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        act(*args, **kwargs)
+        return result
+
+    setattr(module, name, wrapper)
+
+
+def noisy(prompts, completions):
+    """A reward that draws from the global generators of torch and of Python."""
+    noise = torch.rand(len(completions)).tolist()
+    return [score + value + random.random() for score, value in zip(ppo_case.vowels(prompts, completions), noise)]
+
+
+def lora_policy():
+    from peft import LoraConfig, get_peft_model
+
+    base = ppo_case.policy()
+    return get_peft_model(base, LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=["q_proj", "v_proj"]))
+
+
+def make(folder: Path, lora: bool) -> Mortal:
+    """Everything that has a state is switched on."""
+    torch.manual_seed(11)
+    return ppo_case.trainer(
+        folder,
+        kind=Mortal,
+        policy_model=lora_policy() if lora else None,
+        reward=noisy,
+        num_prompts=7,
+        num_iterations=ITERATIONS,
+        num_ppo_epochs=2,
+        critic_warmup_steps=WARM_UP,
+        save_steps=1,
+        save_total_limit=3,
+        ptx_coef=0.2,
+        ptx_ratio=1,
+        ptx_micro_batch_size=1,
+        ptx_blocks=BLOCKS,
+        normalize_reward="running_mean_std",
+        evaluation={"every_steps": 2},
+        eval_prompts=ppo_case.prompts(2),
+        rollout={"batch_size": 3},
+        policy={"lr_scheduler_type": "linear", "warmup_steps": 2, "weight_decay": 0.1},
+        critic={"lr_scheduler_type": "cosine"},
+    )
+
+
+def run(folder: str, order: str = "", *flags: str) -> None:
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    trainer = make(path, "--lora" in flags)
+    trainer.kill = Kill(path, order, trainer.rank)
+    lay_mines(trainer)
+    newest = checkpoint.latest(trainer.checkpoint_dir)
+    if trainer.rank == 0:
+        with open(path / "starts.jsonl", "a") as file:
+            file.write(json.dumps(checkpoint.step_of(newest) if newest else None) + "\n")
+    for seeded in (torch.manual_seed, random.seed):  # a resumed process starts with other generators
+        seeded(3 if newest is None else 999)
+    trainer.train(resume_from_checkpoint=True)
+
+
+def fork(words: list[str]) -> int:
+    """Exit status of a run in a child process."""
+    child = os.fork()
+    if not child:
+        os.dup2(2, 1)
+        _child(words)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _child(words: list[str]) -> NoReturn:
+    status = 1
+    try:
+        run(*words)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--serve"]:
+        for line in sys.stdin:
+            print(fork(json.loads(line)), flush=True)
+    else:
+        run(*sys.argv[1:])
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

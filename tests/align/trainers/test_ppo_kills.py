@@ -1,0 +1,207 @@
+"""PPO killed with SIGKILL in the middle of anything and started again ends bit for bit where it would have ended.
+
+Everything that has a state is switched on (see `kill_run.py`). Compared are every weight, every tensor and number of
+the last checkpoint, and metrics.jsonl and samples.jsonl byte for byte, times aside. All processes have one thread.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from align.runs import checkpoint
+from tests.align.trainers.kill_run import ITERATIONS
+
+SCRIPT = Path(__file__).with_name("kill_run.py")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT |= {"TOKENIZERS_PARALLELISM": "false"}
+TIMES = re.compile(rb'"(?:time|seconds/[^"]*|tokens_per_second|memory/[^"]*)": [^,}]+(?:, )?')
+
+# Place and how often an iteration comes through it; a kill may fall into the first or into the second iteration.
+SAVING = {"in_line": 9, "before_saving": 1, "in_state_file": 1, "before_rename": 1, "before_pruning": 1}
+OTHERS = {"collection": 21, "between_optimizers": 4, "between_groups": 4, "ptx": 12}
+
+
+class Runs:
+    """Starts runs; each is a process of its own, forked from one that has imported everything."""
+
+    def __init__(self) -> None:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, str(SCRIPT), "--serve"], env=ENVIRONMENT, **pipes)
+
+    def __call__(self, folder: Path, order: str = "", *flags: str) -> int:
+        self.process.stdin.write(json.dumps([str(folder), order, *flags]) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def killed(self, folder: Path, place: str, count: int, *flags: str) -> None:
+        """Start or continue the run in `folder` and see it die in its place."""
+        before = len(lines(folder / "kills.jsonl"))
+        assert self(folder, f"{place}:{count}", *flags) == -9, (place, count)
+        kills = lines(folder / "kills.jsonl")
+        assert len(kills) == before + 1 and kills[-1]["place"] == place
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        assert self.process.wait(timeout=30) == 0
+
+
+@pytest.fixture(scope="module")
+def runs():
+    started = Runs()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def whole(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    assert runs(folder) == 0
+    return folder
+
+
+def lines(file: Path) -> list:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def assert_same(found, expected, where: str = "") -> None:
+    """Equal types, keys, numbers and tensors, all the way down."""
+    assert type(found) is type(expected), where
+    if isinstance(expected, torch.Tensor):
+        assert found.dtype == expected.dtype and torch.equal(found, expected), where
+    elif isinstance(expected, dict):
+        assert list(found) == list(expected), where
+        for key in expected:
+            assert_same(found[key], expected[key], f"{where}/{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), where
+        for index, pair in enumerate(zip(found, expected, strict=True)):
+            assert_same(*pair, f"{where}/{index}")
+    else:
+        assert found == expected, where
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """Both are at their end, and nothing but times tells them apart."""
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert TIMES.sub(b"", (found / name).read_bytes()) == TIMES.sub(b"", (expected / name).read_bytes()), name
+    steps = [line["step"] for line in lines(found / "metrics.jsonl") if "score/mean" in line]
+    assert steps == list(range(1, ITERATIONS + 1))
+    assert_same_step(*(folder / "checkpoints" / f"step-{ITERATIONS}" for folder in (found, expected)))
+
+
+def assert_same_step(found: Path, expected: Path) -> None:
+    checkpoint.verify(found)
+    names = sorted(str(file.relative_to(expected)) for file in expected.rglob("*") if file.is_file())
+    assert names == sorted(str(file.relative_to(found)) for file in found.rglob("*") if file.is_file())
+    assert {"policy/model.safetensors", "critic/model.safetensors", "ppo_state.pt"} <= set(names)
+    for name in names:
+        if name.endswith(".pt"):
+            assert_same(*(torch.load(folder / name, weights_only=True) for folder in (found, expected)), name)
+        elif name == "trainer_state.json":
+            assert untimed(found / name) == untimed(expected / name)
+        elif name != checkpoint.MANIFEST:  # which holds the sizes and sums of the others
+            assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def untimed(file: Path) -> dict:
+    state = json.loads(file.read_text())
+    timed = ("time", "seconds/", "tokens_per_second", "memory/")
+    state["log_history"] = [{k: v for k, v in line.items() if not k.startswith(timed)} for line in state["log_history"]]
+    return state
+
+
+def orders(seed: int) -> list[tuple[str, int]]:
+    """Ten kills: two each in warm-up, collection, an optimizer step, between ptx micro-batches, and in saving."""
+    rng = random.Random(seed)
+    places = ["collection", "collection", "between_optimizers", "between_groups", "ptx", "ptx"]
+    places += rng.sample(sorted(SAVING), 2)
+    rng.shuffle(places)
+    often = SAVING | OTHERS
+    later = [(place, rng.randint(1, round(1.5 * often[place]))) for place in places]
+    return [("warm_up", rng.randint(1, 8)), ("warm_up", rng.randint(1, 12)), *later]
+
+
+def test_two_kills_leave_no_trace(tmp_path, runs, whole):
+    runs.killed(tmp_path, "ptx", 16)
+    runs.killed(tmp_path, "before_rename", 2)
+    assert runs(tmp_path) == 0
+    assert lines(tmp_path / "starts.jsonl") == [None, 2, 3]
+    assert_same_run(tmp_path, whole)
+    with pytest.raises(AssertionError):  # the comparison tells two neighbouring steps apart
+        assert_same_step(whole / "checkpoints" / f"step-{ITERATIONS - 1}", whole / "checkpoints" / f"step-{ITERATIONS}")
+
+
+@pytest.mark.slow
+def test_ten_kills_leave_no_trace(tmp_path, runs, whole):
+    for place, count in orders(seed=0):
+        runs.killed(tmp_path, place, count)
+    assert runs(tmp_path) == 0
+    kills = lines(tmp_path / "kills.jsonl")
+    assert len(kills) == 10 and all(kill["optimizer_steps"] < 6 for kill in kills if kill["place"] == "warm_up")
+    assert all(0 < kill["changed"] < kill["of"] for kill in kills if kill["place"] == "between_groups")
+    assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_point_of_saving_and_one_in_evaluation(tmp_path, runs, whole):
+    for place in SAVING:
+        runs.killed(tmp_path, place, SAVING[place])
+    runs.killed(tmp_path, "evaluation", 3)
+    assert runs(tmp_path) == 0
+    assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_middle_of_an_adapter_run(tmp_path, runs):
+    assert runs(tmp_path / "whole", "", "--lora") == 0
+    storm = tmp_path / "storm"
+    for place, count in (("warm_up", 3), ("collection", 30), ("between_optimizers", 6), ("ptx", 7), ("in_state_file", 2)):
+        runs.killed(storm, place, count, "--lora")
+    assert runs(storm, "", "--lora") == 0
+    assert_same_run(storm, tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["policy/model.safetensors", "critic/model.safetensors", "ppo_state.pt"])
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_a_torn_checkpoint_costs_one_step_and_nothing_else(tmp_path, runs, whole, name, damage):
+    runs.killed(tmp_path, "collection", 100)
+    newest = checkpoint.latest(tmp_path / "checkpoints")
+    torn = newest / name
+    if damage == "cut":
+        torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+    else:
+        torn.unlink()
+    assert runs(tmp_path) == 0
+    assert lines(tmp_path / "starts.jsonl") == [None, checkpoint.step_of(newest) - 1]
+    assert_same_run(tmp_path, whole)
+
+
+def launch(folder: Path, order: str = "") -> subprocess.CompletedProcess:
+    """The run on two ranks."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, str(SCRIPT), str(folder), order]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_two_ranks_of_which_one_is_killed(tmp_path):
+    done = launch(tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    storm = tmp_path / "storm"
+    for order in ("ptx:9@1", "between_optimizers:3@0", "collection:12@1", "before_rename:2@0"):
+        done = launch(storm, order)
+        assert done.returncode != 0 and "-9" in done.stderr, done.stderr
+        assert lines(storm / "kills.jsonl")[-1]["place"] == order.partition(":")[0]
+    assert len(lines(storm / "kills.jsonl")) == 4
+    done = launch(storm)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(storm, tmp_path / "whole")
