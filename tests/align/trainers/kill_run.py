@@ -112,8 +112,8 @@ def lay_mines(trainer: Mortal) -> None:
     policy.optimizer.optimizer.register_step_post_hook(lambda *_: old.clear())
     after(importlib.import_module("torch.optim.adam"), "adam", on_group)
 
-    def half_a_state(value: Any, file: Path) -> None:
-        if kill.place == "in_state_file":
+    def half_a_state(value: Any, file: Any, **_: Any) -> None:
+        if kill.place == "in_state_file" and isinstance(file, Path):
             written = Path(file).read_bytes()
             Path(file).write_bytes(written[: len(written) // 2])
             kill("in_state_file", bytes=len(written) // 2, **trainer.where())
@@ -154,7 +154,8 @@ def after(module: Any, name: str, act: Callable[..., None]) -> None:
 def noisy(prompts, completions):
     """A reward that draws from the global generators of torch and of Python."""
     noise = torch.rand(len(completions)).tolist()
-    return [score + value + random.random() for score, value in zip(ppo_case.vowels(prompts, completions), noise)]
+    scores = ppo_case.vowels(prompts, completions)
+    return [score + value + random.random() for score, value in zip(scores, noise, strict=True)]
 
 
 def lora_policy():

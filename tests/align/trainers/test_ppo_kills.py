@@ -163,26 +163,41 @@ def test_a_kill_at_every_point_of_saving_and_one_in_evaluation(tmp_path, runs, w
 def test_a_kill_in_the_middle_of_an_adapter_run(tmp_path, runs):
     assert runs(tmp_path / "whole", "", "--lora") == 0
     storm = tmp_path / "storm"
-    for place, count in (("warm_up", 3), ("collection", 30), ("between_optimizers", 6), ("ptx", 7), ("in_state_file", 2)):
+    places = {"warm_up": 3, "collection": 30, "between_optimizers": 6, "ptx": 7, "in_state_file": 2}
+    for place, count in places.items():
         runs.killed(storm, place, count, "--lora")
     assert runs(storm, "", "--lora") == 0
     assert_same_run(storm, tmp_path / "whole")
 
 
+@pytest.fixture(scope="module")
+def killed(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    runs.killed(folder, "collection", 8 * OTHERS["collection"])
+    return folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["policy/model.safetensors", "critic/model.safetensors", "ppo_state.pt"])
-@pytest.mark.parametrize("damage", ["cut", "missing"])
-def test_a_torn_checkpoint_costs_one_step_and_nothing_else(tmp_path, runs, whole, name, damage):
-    runs.killed(tmp_path, "collection", 100)
-    newest = checkpoint.latest(tmp_path / "checkpoints")
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("policy/model.safetensors", "cut"),
+        ("critic/model.safetensors", "missing"),
+        ("ppo_state.pt", "cut"),
+        ("ppo_state.pt", "missing"),
+    ],
+)
+def test_a_torn_checkpoint_costs_one_step_and_nothing_else(tmp_path, runs, whole, killed, name, damage):
+    folder = shutil.copytree(killed, tmp_path / "run")
+    newest = checkpoint.latest(folder / "checkpoints")
     torn = newest / name
     if damage == "cut":
-        torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+        os.truncate(torn, torn.stat().st_size // 2)
     else:
         torn.unlink()
-    assert runs(tmp_path) == 0
-    assert lines(tmp_path / "starts.jsonl") == [None, checkpoint.step_of(newest) - 1]
-    assert_same_run(tmp_path, whole)
+    assert runs(folder) == 0
+    assert lines(folder / "starts.jsonl") == [None, checkpoint.step_of(newest) - 1]
+    assert_same_run(folder, whole)
 
 
 def launch(folder: Path, order: str = "") -> subprocess.CompletedProcess:
