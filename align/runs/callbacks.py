@@ -37,7 +37,8 @@ class MetricsCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.log.keep_until(state.global_step)
+            step = state.global_step  # at 0 nothing is resumed, and what was logged before training stays
+            self.log.keep_until(step, sum(line["step"] == step for line in state.log_history) if step else None)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs:

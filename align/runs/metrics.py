@@ -48,11 +48,18 @@ class MetricsLog:
             finally:
                 os.close(descriptor)
 
-    def keep_until(self, step: int) -> None:
-        """Drops the lines of steps after `step`, and half lines: what a run that resumes at `step` will write again."""
+    def keep_until(self, step: int, at_step: int | None = None) -> None:
+        """Drops the lines of steps after `step`, and half lines: what a run that resumes at `step` will write again.
+
+        Args:
+            at_step: how many lines of `step` itself had been written when its checkpoint was; those after them (a last
+                evaluation, say) will be written again too. None keeps them all.
+        """
         if not self.enabled or not self.path.exists():
             return
-        kept = [line for line in self.read() if line.get("step", 0) <= step]
+        lines = self.read()
+        at = [line for line in lines if line.get("step", 0) == step]
+        kept = [line for line in lines if line.get("step", 0) < step] + at[:at_step]
         write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
     def read(self) -> list[dict[str, Any]]:

@@ -116,7 +116,7 @@ class IterationLoop:
         continues = bool(folder) or self.state.global_step > 0  # or called a second time
         if self.accelerator.is_main_process:  # lines that a stopped run wrote past its checkpoint
             kept = self.state.global_step if continues else -1
-            self.metrics_log.keep_until(kept)
+            self.metrics_log.keep_until(kept, sum(line["step"] == kept for line in self.state.log_history))
             self.samples_log.keep_until(kept)
         self._event("on_train_begin")
         if self.args.eval_on_start and not continues:

@@ -37,6 +37,20 @@ def test_keep_until_drops_later_lines_and_half_ones(tmp_path):
     assert log.path.read_text() == ""
 
 
+def test_lines_written_after_the_checkpoint_of_their_step_are_dropped(tmp_path):
+    log = MetricsLog(tmp_path / "m.jsonl")
+    for step, name in ((1, "loss"), (2, "loss"), (2, "eval_loss"), (2, "train_runtime")):
+        log.append({"step": step, "time": 0, name: 1})
+    log.keep_until(2, at_step=2)
+    assert [(line["step"], *line.keys() - {"step", "time"}) for line in log.read()] == [
+        (1, "loss"),
+        (2, "loss"),
+        (2, "eval_loss"),
+    ]
+    log.keep_until(2, at_step=0)
+    assert [line["step"] for line in log.read()] == [1]
+
+
 def test_half_a_line_does_not_spoil_the_next(tmp_path):
     log = MetricsLog(tmp_path / "m.jsonl")
     log.path.write_text('{"step": 1}\n{"step": 2, "lo')

@@ -1,10 +1,10 @@
 """A PPO run that ends itself with SIGKILL at a named place; started by test_ppo_kills.py.
 
-`python kill_run.py FOLDER [PLACE:COUNT[@RANK]] [--lora]` trains in FOLDER, from the newest checkpoint there on, and
-dies the COUNT-th time it comes through PLACE (counted since this process started). Before it dies it appends a line to
-`FOLDER/kills.jsonl` that says where it stood. `python kill_run.py --serve` imports once and then forks a run for each
-line of arguments (a JSON list) on standard input; it answers with the exit status, -9 for a kill. No tensor is computed
-before the fork, so no thread of torch's exists then.
+`python kill_run.py FOLDER [PLACE:COUNT[@RANK]] [--lora]` trains in FOLDER as the ppo stage does, from the newest
+checkpoint there on, and dies the COUNT-th time it comes through PLACE (counted since this process started). Before it
+dies it appends a line to `FOLDER/kills.jsonl` that says where it stood. `python kill_run.py --serve` imports once and
+then forks a run for each line of arguments (a JSON list) on standard input; it answers with the exit status, -9 for a
+kill. No tensor is computed before the fork, so no thread of torch's exists then.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy
 import torch
 
 ROOT = Path(__file__).parents[3]
 sys.path[0] = str(ROOT)
 
 from align.runs import checkpoint, metrics  # noqa: E402
+from align.runs.seeding import seed_everything  # noqa: E402
+from align.stages import ppo  # noqa: E402
 from align.trainers.ppo import PPOTrainer  # noqa: E402
 from tests.align.trainers import ppo_case  # noqa: E402
 
@@ -152,10 +155,10 @@ def after(module: Any, name: str, act: Callable[..., None]) -> None:
 
 
 def noisy(prompts, completions):
-    """A reward that draws from the global generators of torch and of Python."""
-    noise = torch.rand(len(completions)).tolist()
+    """A reward that draws from the global generators of torch, numpy and Python."""
     scores = ppo_case.vowels(prompts, completions)
-    return [score + value + random.random() for score, value in zip(scores, noise, strict=True)]
+    noise = [float(torch.rand(())) + numpy.random.rand() + random.random() for _ in scores]
+    return [score + value for score, value in zip(scores, noise, strict=True)]
 
 
 def lora_policy():
@@ -184,7 +187,7 @@ def make(folder: Path, lora: bool) -> Mortal:
         ptx_micro_batch_size=1,
         ptx_blocks=BLOCKS,
         normalize_reward="running_mean_std",
-        evaluation={"every_steps": 2},
+        evaluation={"every_steps": 3},
         eval_prompts=ppo_case.prompts(2),
         rollout={"batch_size": 3},
         policy={"lr_scheduler_type": "linear", "warmup_steps": 2, "weight_decay": 0.1},
@@ -202,9 +205,11 @@ def run(folder: str, order: str = "", *flags: str) -> None:
     if trainer.rank == 0:
         with open(path / "starts.jsonl", "a") as file:
             file.write(json.dumps(checkpoint.step_of(newest) if newest else None) + "\n")
-    for seeded in (torch.manual_seed, random.seed):  # a resumed process starts with other generators
-        seeded(3 if newest is None else 999)
-    trainer.train(resume_from_checkpoint=True)
+    seed_everything(3 if newest is None else 999)  # a resumed process starts with other generators
+    ppo._train(trainer, "ppo")
+    trainer.kill("after_training", **trainer.where())
+    trainer.save_model(path / "model")
+    trainer.save_critic(path / "critic")
 
 
 def fork(words: list[str]) -> int:

@@ -95,13 +95,21 @@ def assert_same_run(found: Path, expected: Path) -> None:
     steps = [line["step"] for line in lines(found / "metrics.jsonl") if "score/mean" in line]
     assert steps == list(range(1, ITERATIONS + 1))
     assert_same_step(*(folder / "checkpoints" / f"step-{ITERATIONS}" for folder in (found, expected)))
+    for part in ("model", "critic"):
+        assert_same_files(found / part, expected / part)
 
 
 def assert_same_step(found: Path, expected: Path) -> None:
-    checkpoint.verify(found)
+    for folder in (found, expected):
+        checkpoint.verify(folder)
+        assert (folder / "ppo_state.pt").is_file() and (folder / "critic/model.safetensors").is_file()
+    assert_same_files(found, expected)
+
+
+def assert_same_files(found: Path, expected: Path) -> None:
     names = sorted(str(file.relative_to(expected)) for file in expected.rglob("*") if file.is_file())
     assert names == sorted(str(file.relative_to(found)) for file in found.rglob("*") if file.is_file())
-    assert {"policy/model.safetensors", "critic/model.safetensors", "ppo_state.pt"} <= set(names)
+    assert any(name.endswith(".safetensors") for name in names)
     for name in names:
         if name.endswith(".pt"):
             assert_same(*(torch.load(folder / name, weights_only=True) for folder in (found, expected)), name)
@@ -151,10 +159,11 @@ def test_ten_kills_leave_no_trace(tmp_path, runs, whole):
 
 
 @pytest.mark.slow
-def test_a_kill_at_every_point_of_saving_and_one_in_evaluation(tmp_path, runs, whole):
+def test_kills_at_every_point_of_saving_in_evaluation_and_after_the_last_step(tmp_path, runs, whole):
     for place in SAVING:
         runs.killed(tmp_path, place, SAVING[place])
     runs.killed(tmp_path, "evaluation", 3)
+    runs.killed(tmp_path, "after_training", 1)
     assert runs(tmp_path) == 0
     assert_same_run(tmp_path, whole)
 
@@ -212,11 +221,12 @@ def test_two_ranks_of_which_one_is_killed(tmp_path):
     done = launch(tmp_path / "whole")
     assert done.returncode == 0, done.stderr
     storm = tmp_path / "storm"
-    for order in ("ptx:9@1", "between_optimizers:3@0", "collection:12@1", "before_rename:2@0"):
+    kills = ("between_optimizers:3@0", "ptx:9@1")
+    for order in kills:
         done = launch(storm, order)
         assert done.returncode != 0 and "-9" in done.stderr, done.stderr
         assert lines(storm / "kills.jsonl")[-1]["place"] == order.partition(":")[0]
-    assert len(lines(storm / "kills.jsonl")) == 4
+    assert len(lines(storm / "kills.jsonl")) == len(kills)
     done = launch(storm)
     assert done.returncode == 0, done.stderr
     assert_same_run(storm, tmp_path / "whole")

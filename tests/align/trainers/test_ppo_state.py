@@ -92,6 +92,16 @@ def test_an_earlier_named_checkpoint_or_a_start_anew(tmp_path, whole):
     assert_equal(everything(again), whole)
 
 
+def test_a_line_after_the_last_checkpoint_is_not_doubled(tmp_path):
+    """As of a run that was killed between its last evaluation and the end of its stage."""
+    first, second = make(tmp_path, num_iterations=2), make(tmp_path, num_iterations=2)
+    first.train()
+    first.log({"eval/score": 1.0})
+    second.train(resume_from_checkpoint=True)
+    second.log({"eval/score": 1.0})
+    assert [line["step"] for line in everything(second)[1]] == [1, 2, 2]
+
+
 def test_the_state_of_a_finished_run_is_a_hugging_face_policy(tmp_path):
     trainer = make(tmp_path, num_iterations=1)
     trainer.train()
