@@ -182,11 +182,14 @@ def make(folder: Path, lora: bool) -> Mortal:
         critic_warmup_steps=WARM_UP,
         save_steps=1,
         save_total_limit=3,
-        ptx_coef=0.2,
+        ptx_coef="auto",
         ptx_ratio=1,
         ptx_micro_batch_size=1,
         ptx_blocks=BLOCKS,
         normalize_reward="running_mean_std",
+        kl_target=0.5,
+        kl_horizon=100,
+        ema_decay=0.9,
         evaluation={"every_steps": 3},
         eval_prompts=ppo_case.prompts(2),
         rollout={"batch_size": 3},
@@ -210,6 +213,7 @@ def run(folder: str, order: str = "", *flags: str) -> None:
     trainer.kill("after_training", **trainer.where())
     trainer.save_model(path / "model")
     trainer.save_critic(path / "critic")
+    trainer.save_ema(path / "ema")
 
 
 def fork(words: list[str]) -> int:

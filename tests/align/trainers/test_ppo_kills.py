@@ -95,14 +95,14 @@ def assert_same_run(found: Path, expected: Path) -> None:
     steps = [line["step"] for line in lines(found / "metrics.jsonl") if "score/mean" in line]
     assert steps == list(range(1, ITERATIONS + 1))
     assert_same_step(*(folder / "checkpoints" / f"step-{ITERATIONS}" for folder in (found, expected)))
-    for part in ("model", "critic"):
+    for part in ("model", "critic", "ema"):
         assert_same_files(found / part, expected / part)
 
 
 def assert_same_step(found: Path, expected: Path) -> None:
     for folder in (found, expected):
         checkpoint.verify(folder)
-        assert (folder / "ppo_state.pt").is_file() and (folder / "critic/model.safetensors").is_file()
+        assert {"policy", "critic", "ema", "ppo_state.pt", "trainer_state.json"} <= {e.name for e in folder.iterdir()}
     assert_same_files(found, expected)
 
 
