@@ -1,10 +1,10 @@
 """Everything of PPO that changes while it trains, in one place: what a checkpoint holds and how it is put back.
 
-`step-N/` holds `policy/` (a Hugging Face folder), `critic/` and, with an average, `ema/` as safetensors,
-`trainer_state.json` (transformers'), and `ppo_state.pt` (tensors and plain values; read with weights_only=True). A
-checkpoint is always the boundary between two iterations; no rollout is kept, because the next iteration samples its
-own. Sampling and shuffling draw from seeds derived from (seed, iteration), so the random generators are saved for
-rewards and callbacks that use them.
+`step-N/` holds `policy/` (a Hugging Face folder; of a peft model the base's weights as well, without a config),
+`critic/` and, with an average, `ema/` as safetensors, `trainer_state.json` (transformers'), and `ppo_state.pt` (tensors
+and plain values; read with weights_only=True). A checkpoint is always the boundary between two iterations; no rollout
+is kept, because the next iteration samples its own. Sampling and shuffling draw from seeds derived from (seed,
+iteration), so the random generators are saved for rewards and callbacks that use them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from align.runs import checkpoint
 from align.runs.errors import CheckpointError
 from align.runs.ranks import any_rank
 from align.runs.seeding import rng_state, set_rng_state
+from reward.adapter import is_adapter
 
 if TYPE_CHECKING:
     from align.trainers.ppo import PPOTrainer
@@ -117,6 +118,8 @@ def _save_weights(module: nn.Module, folder: Path) -> None:
     folder.mkdir()
     save_model(module, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
     config = getattr(module, "config", None)
+    if is_adapter(module):  # its config is the base's, with which transformers would load random weights
+        return
     if config is not None and hasattr(config, "save_pretrained"):
         config.save_pretrained(folder)
 

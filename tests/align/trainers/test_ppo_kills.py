@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from align.runs import checkpoint
 from tests.align.trainers.kill_run import ITERATIONS
@@ -177,6 +178,9 @@ def test_a_kill_in_the_middle_of_an_adapter_run(tmp_path, runs):
         runs.killed(storm, place, count, "--lora")
     assert runs(storm, "", "--lora") == 0
     assert_same_run(storm, tmp_path / "whole")
+    assert (storm / "model/adapter_config.json").is_file()
+    with pytest.raises((OSError, ValueError)):  # rather than a model with random weights
+        AutoModelForCausalLM.from_pretrained(storm / "checkpoints" / f"step-{ITERATIONS}" / "policy")
 
 
 @pytest.fixture(scope="module")
