@@ -84,6 +84,20 @@ def test_metrics_and_progress(tmp_path, capsys):
     assert capsys.readouterr().out == ""  # transformers' own printing is off
 
 
+def test_a_run_that_ends_a_second_time_writes_its_last_lines_once(tmp_path):
+    """As after a kill between the end of training and the end of the stage."""
+    for _ in range(2):
+        trainer = make(tmp_path, save_strategy="steps", save_steps=6)
+        attach(trainer, "toy", tmp_path, stream=io.StringIO())
+        trainer.train(resume_from_checkpoint=(tmp_path / "checkpoint-6").is_dir() or None)
+    assert [(line["step"], "train_runtime" in line) for line in lines(tmp_path)] == [
+        (2, False),
+        (4, False),
+        (6, False),
+        (6, True),
+    ]
+
+
 def test_ctrl_c_saves_and_stops_and_the_run_goes_on_from_there(tmp_path):
     trainer = make(tmp_path, save_strategy="steps", save_steps=100)
     with StopFlag() as flag:

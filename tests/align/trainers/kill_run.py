@@ -24,7 +24,8 @@ import numpy
 import torch
 
 ROOT = Path(__file__).parents[3]
-sys.path[0] = str(ROOT)
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
 
 from align.runs import checkpoint, metrics  # noqa: E402
 from align.runs.seeding import seed_everything  # noqa: E402
