@@ -151,6 +151,7 @@ SEEN = [
     ("large, no samples", "reward-clipped", r"reward/mean is 10, reward/std 0 over steps 4 to 6; the clip is ±10"),
     ("punished", "score-falls", r"score/mean 0\.\d+ -> 0 \(first and last third of steps 2 to 14\)"),
     ("punished", "replies-shrink", r"length/mean [\d.]+ -> 1 tokens"),
+    ("narrow", "kept-mass-low", r"truncation kept \d+% on average over steps \d to 8"),
     ("narrow", "negative-kl", r"kl/token is -0\.\d+ nats on average over steps 5 to 8"),
     ("ptx low", "ptx-drowned", r"its norm is 0\.00\d+ of PPO's"),
     ("ptx high", "ptx-drowning", r"its norm is [\de+.]+ times PPO's"),
@@ -209,7 +210,7 @@ def test_a_sound_run_shows_nothing(made):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("narrow", {"negative-kl"}),
+        ("narrow", {"negative-kl", "kept-mass-low"}),
         ("dead", {"critic-dead"}),
         ("held", {"steps-left-out"}),
         ("engine", {"engine-apart"}),
