@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import statistics
 import time
 
 import pytest
@@ -13,12 +12,17 @@ from align.doctor import examine, read_history
 from align.doctor.rule import RULES
 from align.runs.metrics import MetricsLog
 from align.trainers.ppo import PPOTrainer
+from reward.sources import FunctionReward
 from rollouts.hf import HFEngine
 from tests.align.doctor import doctor_case
 from tests.align.trainers import ppo_case
 
-BLOCKS = [[5, 6, 7, 8, 9, 10, 11, 12]] * 16
+PTX = {"ptx_blocks": [[5, 6, 7, 8, 9, 10, 11, 12]] * 16, "ptx_ratio": 1, "ptx_micro_batch_size": 16}
 SHORT = {"num_iterations": 8, "critic_warmup_steps": 2}
+
+
+def five_letters(prompts, completions):
+    return [-abs(len(text) - 5.0) for text in completions]
 
 
 def constant(prompts, completions):
@@ -41,15 +45,6 @@ class Tiring:
         self.calls += 1
         time.sleep(0.3 if self.calls > self.after else 0.0)
         return doctor_case.sound(prompts, completions)
-
-
-class WithGold(PPOTrainer):
-    """Evaluates by another judge too, who is never learned from."""
-
-    def evaluate(self, prompts=None, num_samples=1):
-        figures = super().evaluate(prompts, num_samples)
-        samples = self.collect(self.eval_prompts)
-        return figures | {"eval/gold": statistics.fmean(-abs(len(text) - 8) for text in samples.replies)}
 
 
 class StopAt(TrainerCallback):
@@ -91,15 +86,15 @@ MADE = {
         "reward": doctor_case.length,
         "kl_coef": 0.0,
         "policy": {"learning_rate": 3e-3},
-        "rollout": {"max_completion_length": 24},
+        "rollout": {"max_completion_length": 16},
         "num_iterations": 15,
         "critic_warmup_steps": 2,
     },
     "violent": lambda: SHORT | {"policy": {"learning_rate": 1.0}},
     "hasty": lambda: SHORT | {"policy": {"learning_rate": 2e-2}, "kl_coef": 0.0},
     "constant": lambda: SHORT | {"reward": constant, "num_iterations": 6},
-    "dead": lambda: {"critic": {"learning_rate": 1e-12}},
-    "value clip": lambda: SHORT | {"cliprange_value": 1e-6, "num_ppo_epochs": 2, "num_mini_batches": 4},
+    "dead": lambda: SHORT | {"critic": {"learning_rate": 1e-12}},
+    "value clip": lambda: SHORT | {"cliprange_value": 1e-6, "num_ppo_epochs": 2, "num_iterations": 6},
     "still": lambda: SHORT | {"policy": {"learning_rate": 1e-9}, "rollout": {"max_completion_length": 2}},
     "large": lambda: SHORT | {"reward": large, "normalize_reward": "none", "num_iterations": 6},
     "large, no samples": lambda: MADE["large"]() | {"log_samples": 0},
@@ -114,9 +109,10 @@ MADE = {
         "critic_warmup_steps": 2,
     },
     "narrow": lambda: SHORT | {"reference": sharper(), "rollout": {"top_p": 0.5}, "kl_coef": 0.0},
-    "ptx low": lambda: SHORT | {"ptx_coef": 1e-4, "ptx_blocks": BLOCKS, "num_iterations": 6},
-    "ptx high": lambda: SHORT | {"ptx_coef": 1e3, "ptx_blocks": BLOCKS, "num_iterations": 6},
-    "target": lambda: SHORT | {"kl_target": 0.02, "num_iterations": 10},
+    "narrower": lambda: SHORT | {"rollout": {"top_p": 0.1}, "num_iterations": 5},
+    "ptx low": lambda: SHORT | PTX | {"ptx_coef": 1e-4, "num_iterations": 6},
+    "ptx high": lambda: SHORT | PTX | {"ptx_coef": 1e3, "num_iterations": 6},
+    "target": lambda: SHORT | {"kl_target": 0.02},
     "noisy": lambda: SHORT | {"entropy_coef": 3.0, "policy": {"learning_rate": 3e-2}},
     "held": lambda: SHORT | {"target_kl": 1e-7, "num_mini_batches": 4, "num_iterations": 5},
     "skipping": lambda: SHORT | {"kind": Broken, "guards": {"non_finite": "skip"}, "num_iterations": 5},
@@ -135,16 +131,16 @@ MADE = {
 }
 
 SEEN = [
-    ("lengthy", "length-hacking", r"length/mean [\d.]+ -> 2[\d.]+, .*correlate with (0\.9\d|1\.00) among the sample"),
-    ("lengthy", "kl-runaway", r"kl/reply is 1\d\.\d nats over steps 13 to 15, 0\.\d+ a token, and rises"),
+    ("lengthy", "length-hacking", r"length/mean [\d.]+ -> 1[\d.]+, .*correlate with (0\.9\d|1\.00) among the sample"),
+    ("violent", "kl-runaway", r"kl/reply is \d\d\.\d nats over steps 7 to 8, \d\.\d a token, and (rises|falls)"),
     ("lengthy", "replies-cut", r"end_rate is 0\.\d+ on average over steps 11 to 15, (0\.9|1).* in the first third"),
     ("violent", "updates-too-large", r"the largest policy/approx_kl is [\d.]+"),
     ("violent", "entropy-collapse", r"2\.1 -> \S+e-\d+ nats a token \(steps 1 to 2, then steps 7 to 8\)"),
     ("violent", "duplicate-replies", r"distinct .* -> 0\.0\d+ "),
     ("hasty", "first-step-large", r"policy/approx_kl is 0\.0\d+ at step 2, later 0\.0"),
     ("constant", "equal-rewards", r"0 in 6 of 6 iterations \(steps 1 to 6\), score/mean 1"),
-    ("dead", "critic-dead", r"explained_variance is -0\.\d+ \(median over steps 9 to 12\), value/grad_norm 0\.\d"),
-    ("value clip", "value-clip-saturated", r"over steps 1 to 8; returns/std is 0\.\d+, cliprange_value 1e-06"),
+    ("dead", "critic-dead", r"explained_variance is -0\.\d+ \(median over steps 5 to 8\), value/grad_norm 0\.\d"),
+    ("value clip", "value-clip-saturated", r"over steps 1 to 6; returns/std is 0\.\d+, cliprange_value 1e-06"),
     ("still", "policy-still", r"e-1\d nats over steps 6 to 8, .*the learning rate is 1e-09"),
     ("still", "replies-cut", r"end_rate is 0\.\d+ on average over steps 6 to 8$"),
     ("large", "reward-clipped", r"100% of 96 sample replies have a reward of ±10"),
@@ -153,12 +149,13 @@ SEEN = [
     ("punished", "replies-shrink", r"length/mean [\d.]+ -> 1 tokens"),
     ("narrow", "kept-mass-low", r"truncation kept \d+% on average over steps \d to 8"),
     ("narrow", "negative-kl", r"kl/token is -0\.\d+ nats on average over steps 5 to 8"),
+    ("narrower", "kept-mass-low", r"truncation kept [12]\d% on average over steps 4 to 5"),
     ("ptx low", "ptx-drowned", r"its norm is 0\.00\d+ of PPO's"),
     ("ptx high", "ptx-drowning", r"its norm is [\de+.]+ times PPO's"),
     (
         "target",
         "kl-off-target",
-        r"kl/reply is 0\.\d+ over steps \d to 10, kl_target 0\.02, kl_coef 0\.04\d* at the end",
+        r"kl/reply is 0\.\d+ over steps 6 to 8, kl_target 0\.02, kl_coef 0\.04\d* at the end",
     ),
     ("noisy", "entropy-explosion", r"2\.1 -> \d\.\d+ nats a token \(steps 1 to 2, then steps 7 to 8\)"),
     ("held", "steps-left-out", r"^2.6 of 4 steps an iteration are left out over steps 1 to 5, target_kl 1e-07$"),
@@ -234,8 +231,8 @@ def test_a_critic_that_knows_much_but_gets_no_gradient(made, tmp_path):
 
 
 def test_gold_that_falls_while_the_score_rises(tmp_path):
-    """Length is paid for; gold wants replies of eight letters."""
-    wanted = MADE["lengthy"]() | {"kind": WithGold, "evaluation": {"every_steps": 3, "num_samples": 2}}
+    """Length is paid for; gold wants replies of five letters."""
+    wanted = MADE["lengthy"]() | {"gold": FunctionReward(five_letters), "evaluation": {"every_steps": 3}}
     words = doctor_case.words(
         doctor_case.diagnosis(doctor_case.run(tmp_path, **wanted, eval_prompts=ppo_case.prompts(8)))[1]
     )
@@ -244,7 +241,7 @@ def test_gold_that_falls_while_the_score_rises(tmp_path):
         r"while eval/score went from ([\d.]+) to ([\d.]+)",
         words["over-optimisation"],
     )
-    assert 6 <= int(found[1]) <= 12 and float(found[3]) < float(found[2]) - 5 and float(found[5]) > float(found[4])
+    assert int(found[1]) <= 9 and float(found[3]) < float(found[2]) - 5 and float(found[5]) > float(found[4])
     assert re.search("eval/gold went from -", words["length-hacking"])
 
 
@@ -257,6 +254,27 @@ def test_a_run_within_the_critics_warm_up(tmp_path):
         "(critic_warmup_steps is 40)"
     )
     assert found.blind["policy-still"] == "no iteration that trained the policy"
+
+
+def test_pairs_of_tokens_that_repeat(made, tmp_path):
+    """Where replies still differ from each other; longer ones share more pairs without saying the same."""
+    rows = [json.loads(line) for line in (made("violent") / "metrics.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps(row | {"distinct": 1.0}) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    found = doctor_case.words(examine(read_history(tmp_path)))
+    assert re.fullmatch(r"distinct_2 0\.\d+ -> 0\.0\d+ \(steps 1 to 2, then steps 7 to 8\)", found["duplicate-replies"])
+    history, found = doctor_case.diagnosis(made("lengthy"))
+    repeated = history.series("distinct_2")
+    assert repeated.last(1 / 5).mean < 0.5 * repeated.first(1 / 5).mean
+    assert "duplicate-replies" in found.clear
+
+
+def test_figures_that_rules_need_are_logged(made):
+    logged = set()
+    for name in ("sound", "ptx low", "capped"):
+        logged |= {key for line in doctor_case.diagnosis(made(name))[0].iterations for key in line}
+    needed = {key for rule in RULES.values() for key in rule.needs}
+    assert needed - logged == {"eval/score", "eval/gold"}
 
 
 def test_lines_that_were_lost_torn_or_written_twice(copy):
