@@ -53,9 +53,10 @@ def test_two_ranks_learn_what_one_learns(tmp_path, mode, engine):
 
 
 @pytest.mark.slow
-def test_two_ranks_agree_with_the_independent_ppo(tmp_path):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_ranks_agree_with_the_independent_ppo(tmp_path, engine):
     """Under a covering set of all options: gradients, experience and the log."""
-    run(tmp_path / "run", 2, "reference")
+    run(tmp_path / "run", 2, "reference", engine)
     found = json.loads((tmp_path / "run" / "found.json").read_text())
     assert len(found) > 20
     assert {name: one["wrong"] for name, one in found.items() if one["wrong"]} == {}
