@@ -8,7 +8,8 @@ Prompts are sorted by length into batches, so that little is padded (left, with 
 the order of the protocol. With `params.seed`, a reply depends on its prompt's place in the list and on the weights, not
 on `batch_size` (to the rounding of batched matrix products).
 
-Every rank has an engine of its own and samples its own prompts. Modules wrapped by DDP are unwrapped by the caller.
+Every rank has an engine of its own and samples its own prompts. Modules wrapped by DDP are unwrapped by the caller,
+and a sharded one is gathered while it samples.
 """
 
 from __future__ import annotations
@@ -131,6 +132,7 @@ class HFEngine:
             attention_mask=mask_BT,
             generation_config=config,
             logits_processor=LogitsProcessorList([sampler]),
+            synced_gpus=False,  # the default for a sharded module: to wait for the ranks at every token
         )
         drawn = sampler.finish()
         stops = frozenset(params.stop_token_ids)

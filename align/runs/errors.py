@@ -11,3 +11,7 @@ class CheckpointError(AlignError, ValueError):
 
 class TrainingError(AlignError, ArithmeticError):
     """Training cannot go on: a loss or gradient is not finite, or sampling or scoring failed."""
+
+
+class LaunchError(AlignError, ValueError):
+    """The launcher asked for a way of spreading models over ranks that training does not have."""

@@ -70,11 +70,14 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     from align.data.load import load_records
     from align.models.load import load_causal_lm
     from align.models.tokenizer import load_tokenizer
+    from align.trainers import sharding
     from align.trainers.ppo import PPOTrainer, make_accelerator
 
     seed = derive(recipe.seed, stage)
     seed_everything(seed)
     accelerator = make_accelerator(recipe.model.mixed_precision, recipe.report_to, out_dir)
+    if accelerator.num_processes > 1:
+        common.LOG.info("%s: %s", stage, sharding.described(accelerator))
     if recipe.report_to:
         accelerator.init_trackers(recipe.name, config={"seed": recipe.seed, "recipe": recipe.model_dump_json()})
     origin = init_origin(recipe, "ppo")

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_scheduler
 
 from align.recipe.fields import OptimSection
+from align.trainers import sharding
 
 NO_DECAY = ("bias", "norm")
 
@@ -36,13 +37,12 @@ def make_optimizer(module: nn.Module, section: OptimSection) -> torch.optim.Adam
 class TrainedModel:
     """A module in training: prepared by accelerate, with its optimizer, schedule and clip.
 
-    `module` is the prepared one (maybe wrapped by DDP); `raw` the one inside. The schedule is stepped here, once an
-    optimizer step: accelerate's wrapper would step it once a rank.
+    `module` is the prepared one (maybe wrapped by DDP); `raw` the one inside (the same, sharded, under FSDP2). The
+    schedule is stepped here, once an optimizer step: accelerate's wrapper would step it once a rank.
     """
 
     def __init__(self, module: nn.Module, section: OptimSection, accelerator: Accelerator, total_steps: int):
         self.accelerator, self.section, self.raw = accelerator, section, module
-        module.to(accelerator.device)
         optimizer = make_optimizer(module, section)
         specific = {"min_lr_rate": 0.1} if section.lr_scheduler_type == "cosine_with_min_lr" else None
         self.schedule = get_scheduler(
@@ -54,7 +54,7 @@ class TrainedModel:
         )
         with warnings.catch_warnings():  # torch 2.13 renames the switch, accelerate 1.15 knows the old name alone
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-            self.module, self.optimizer = accelerator.prepare(module, optimizer)
+            self.module, self.optimizer = sharding.prepare(accelerator, module, optimizer)
         self.parameters: list[nn.Parameter] = [p for p in self.module.parameters() if p.requires_grad]
 
     @property
@@ -68,10 +68,13 @@ class TrainedModel:
 
     def clip(self) -> Tensor:
         """Clip the gradients; returns their norm before."""
-        return self.accelerator.clip_grad_norm_(self.parameters, self.section.max_grad_norm)
+        self.accelerator.unscale_gradients(self.optimizer)
+        # not the accelerator's, which under FSDP compares the parameters of every model it knows, tensor by tensor
+        return sharding.full(nn.utils.clip_grad_norm_(self.parameters, self.section.max_grad_norm))
 
     def step(self) -> None:
         """One step of optimizer and schedule, then no gradients."""
+        sharding.reshard(self.module)  # what is gathered would outlive the weights it copies
         self.optimizer.step()
         self.schedule.step()
         self.drop_gradients()
@@ -85,28 +88,31 @@ class TrainedModel:
         return [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in self.parameters]
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer and schedule; the weights are saved on their own."""
-        return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+        """Optimizer and schedule; the weights are saved on their own. Collective, and whole on the first rank alone."""
+        return {"optimizer": sharding.gathered_optimizer(self.optimizer), "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        sharding.load_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
 
 
-def weight_average(module: nn.Module, decay: float) -> AveragedModel:
+def weight_average(module: nn.Module, decay: float, accelerator: Accelerator) -> AveragedModel:
     """A copy of `module` that `update_parameters(module)` moves: `copy = decay * copy + (1 - decay) * module`.
 
-    It starts as the module is (Ouyang et al. 2022, appendix C.4: 0.992).
+    It starts as the module is (Ouyang et al. 2022, appendix C.4: 0.992), which is not prepared yet: FSDP2 has no copies
+    of what is sharded. The copy lies, sharded alike, where the module will.
     """
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay)).requires_grad_(False)
     average.n_averaged.fill_(1)  # else the first update would replace the copy
+    average.module, _ = sharding.prepare(accelerator, average.module)
     return average
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """Euclidean norm of all of them together."""
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor.float()) for tensor in tensors]))
+    norms = [sharding.full(torch.linalg.vector_norm(tensor.float())) for tensor in tensors]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def mark_last(items: list) -> Iterator[tuple[bool, Any]]:

@@ -47,7 +47,7 @@ from align.recipe.ppo import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.files import atomic_dir
 from align.runs.seeding import derive
-from align.trainers import ppo_state
+from align.trainers import ppo_state, sharding
 from align.trainers.controllers import KLController, PtxController
 from align.trainers.experience import Samples, Scores
 from align.trainers.forward import silence_dropout
@@ -79,15 +79,19 @@ def make_accelerator(
     An earlier stage of this process may have set another precision; that one is forgotten. `project_dir`: where
     trackers that write files put them.
     """
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
+    plugin = sharding.fsdp_plugin(mixed_precision)
+    if AcceleratorState._shared_state and (plugin or AcceleratorState().mixed_precision != mixed_precision):
         AcceleratorState._reset_state()
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=mixed_precision,
         log_with=list(report_to) or None,
         project_dir=None if project_dir is None else str(project_dir),
+        fsdp_plugin=plugin,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    sharding.also_on_cpu(accelerator, plugin)
+    return accelerator
 
 
 class PPOTrainer(PPOExperience):
@@ -161,14 +165,14 @@ class PPOTrainer(PPOExperience):
             silence_dropout(module)
             module.train(module is not reference and getattr(module, "is_gradient_checkpointing", False))
         steps = self.config.num_iterations * self.config.num_ppo_epochs * self.config.num_mini_batches
+        decay = self.config.ema_decay
+        self.ema = None if decay is None else weight_average(policy, decay, self.accelerator)
         self.policy = TrainedModel(
             policy, self.config.policy, self.accelerator, steps - self.config.critic_warmup_steps
         )
         self.critic = TrainedModel(critic, self.config.critic, self.accelerator, steps)
-        decay = self.config.ema_decay
-        self.ema = None if decay is None else weight_average(self.policy.raw, decay)
         reference.requires_grad_(False)
-        self.reference = self.accelerator.prepare_model(reference, evaluation_mode=True)
+        self.reference, _ = sharding.prepare(self.accelerator, reference)
 
     def _make_ptx(self, blocks: Sequence[Sequence[int]]) -> PtxStream | None:
         per_step = self.config.ptx_ratio * self.responses // self.config.num_mini_batches
@@ -181,7 +185,7 @@ class PPOTrainer(PPOExperience):
         watch, boundary = Stopwatch(), self._boundary()
         mine = self.sampler.next()[self.rank :: self.world_size]
         try:
-            with watch("rollout"):
+            with watch("rollout"), sharding.unsharded(self.policy.module):
                 samples = self.together(lambda: self.collect([self.prompts[index] for index in mine]))
             with watch("score"):
                 scores = self.together(lambda: self.score(samples))
@@ -306,25 +310,28 @@ class PPOTrainer(PPOExperience):
 
     def save_model(self, folder: str | Path) -> None:
         """Write the policy and the tokenizer as a Hugging Face folder, atomically. The critic: `save_critic`."""
+        state = sharding.gathered_state_dict(self.policy.raw)
         if self.accelerator.is_main_process:
             with atomic_dir(folder) as draft:
-                self.policy.raw.save_pretrained(draft)
+                self.policy.raw.save_pretrained(draft, state_dict=state)
                 self.tokenizer.save_pretrained(draft)
         self.accelerator.wait_for_everyone()
 
     def save_ema(self, folder: str | Path) -> None:
         """Write the averaged policy and the tokenizer as a Hugging Face folder, atomically (needs `ema_decay`)."""
+        state = sharding.gathered_state_dict(self.ema.module)
         if self.accelerator.is_main_process:
             with atomic_dir(folder) as draft:
-                self.ema.module.save_pretrained(draft)
+                self.ema.module.save_pretrained(draft, state_dict=state)
                 self.tokenizer.save_pretrained(draft)
         self.accelerator.wait_for_everyone()
 
     def save_critic(self, folder: str | Path) -> None:
         """Write the critic, atomically."""
+        state = sharding.gathered_state_dict(self.critic.raw)
         if self.accelerator.is_main_process:
             with atomic_dir(folder) as draft:
-                self.critic.raw.save_pretrained(draft)
+                self.critic.raw.save_pretrained(draft, state_dict=state)
         self.accelerator.wait_for_everyone()
 
     def save_checkpoint(self) -> Path:

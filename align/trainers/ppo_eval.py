@@ -22,6 +22,7 @@ from torch import Tensor
 from align.functional import kl_estimate, masked_sum
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive, rng_state, set_rng_state
+from align.trainers import sharding
 from align.trainers.experience import Samples, Scores, TokenBatch
 from align.trainers.forward import reply_distribution, reply_full_kl, reply_logprobs
 from align.trainers.minibatches import rank_share
@@ -71,7 +72,8 @@ def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Prompt], num_samples:
     ways = {"": replace(plain, n=num_samples, temperature=1.0), "_greedy": replace(plain, n=1, temperature=0.0)}
     figures: dict[str, float] = {}
     for suffix, params in ways.items():
-        own = _judged(trainer, mine, params)
+        with sharding.unsharded(trainer.policy.module, trainer.reference):  # ranks have shares of unequal size
+            own = _judged(trainer, mine, params)
         figures |= _means(gather_object(own) if trainer.world_size > 1 else own, suffix)
     return figures
 

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import TrainerState
 
 from align.runs import checkpoint
 from align.runs.errors import CheckpointError
 from align.runs.ranks import any_rank
 from align.runs.seeding import rng_state, set_rng_state
+from align.trainers import sharding
 from reward.adapter import is_adapter
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ STATE_FILE, TRAINER_FILE, WEIGHTS_FILE = "ppo_state.pt", "trainer_state.json", "
 
 
 def state_of(trainer: PPOTrainer) -> dict[str, Any]:
-    """Every mutable value but the weights, `TrainerState` and the generators."""
+    """Every mutable value but the weights, `TrainerState` and the generators. Every rank calls it."""
     return {
         "schema": SCHEMA,
         "seed": trainer.seed,
@@ -57,16 +58,18 @@ def save(trainer: PPOTrainer, folder: Path) -> Path:
     """
     generators = gather_object([rng_state()]) if trainer.world_size > 1 else [rng_state()]
     main = trainer.accelerator.is_main_process
+    modules = {"policy": trainer.policy.raw, "critic": trainer.critic.raw}
+    modules |= {} if trainer.ema is None else {"ema": trainer.ema.module}
+    weights = {name: sharding.gathered_state_dict(module) for name, module in modules.items()}
+    state = state_of(trainer)
 
     def write(target: Path) -> None:
         if not main:
             return
-        _save_weights(trainer.policy.raw, target / "policy")
-        _save_weights(trainer.critic.raw, target / "critic")
-        if trainer.ema is not None:
-            _save_weights(trainer.ema.module, target / "ema")
+        for name, tensors in weights.items():
+            _save_weights(modules[name], tensors, target / name)
         trainer.state.save_to_json(str(target / TRAINER_FILE))
-        torch.save({**state_of(trainer), "rng": generators}, target / STATE_FILE)
+        torch.save({**state, "rng": generators}, target / STATE_FILE)
 
     return checkpoint.save(
         folder, trainer.state.global_step, write, trainer.config.save_total_limit, main=main, any_failed=any_rank
@@ -96,7 +99,7 @@ def load(trainer: PPOTrainer, folder: Path) -> None:
             "continue with that, or start anew (--fresh)"
         )
     for name in ("policy", "critic"):  # read on the CPU, copied to where the module is
-        load_model(getattr(trainer, name).raw, folder / name / WEIGHTS_FILE)
+        sharding.load_gathered(getattr(trainer, name).raw, folder / name / WEIGHTS_FILE)
     if trainer.ema is not None:
         _load_ema(trainer, folder)
     trainer.policy.load_state_dict(state["policy"])
@@ -110,13 +113,14 @@ def load(trainer: PPOTrainer, folder: Path) -> None:
             getattr(trainer, name).load_state_dict(state[name])
     trainer.optimizer_steps, trainer.policy_version = state["optimizer_steps"], state["policy_version"]
     _load_trainer_state(trainer, folder / TRAINER_FILE)
-    trainer.engine.update_weights(trainer.policy.raw.named_parameters(), trainer.policy_version)
+    trainer.engine.update_weights(sharding.full_parameters(trainer.policy.raw), trainer.policy_version)
     set_rng_state(state["rng"][trainer.rank])
 
 
-def _save_weights(module: nn.Module, folder: Path) -> None:
+def _save_weights(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
     folder.mkdir()
-    save_model(module, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = getattr(module, "config", None)
     if is_adapter(module):  # its config is the base's, with which transformers would load random weights
         return
@@ -129,7 +133,7 @@ def _load_ema(trainer: PPOTrainer, folder: Path) -> None:
         raise CheckpointError(
             f"{folder} was written without ema_decay, this run has it: leave it out, or start anew (--fresh)"
         )
-    load_model(trainer.ema.module, folder / "ema" / WEIGHTS_FILE)
+    sharding.load_gathered(trainer.ema.module, folder / "ema" / WEIGHTS_FILE)
 
 
 def _load_trainer_state(trainer: PPOTrainer, file: Path) -> None:

@@ -18,7 +18,7 @@ from align import functional
 from align.recipe.ppo import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
-from align.trainers import ppo_state
+from align.trainers import ppo_state, sharding
 from align.trainers.controllers import KLController, PtxController
 from align.trainers.experience import Experience, TokenBatch
 from align.trainers.forward import reply_distribution, state_values
@@ -89,7 +89,9 @@ class PPOUpdate(IterationLoop):
             if not self.warming_up:
                 trained["policy"] = self.policy
                 measure = self.policy_version == version and (self._logs_now or self.ptx_coef.automatic)
-                distance = self._policy_gradient(batches, divisor, stats, average=self.ptx is None or measure)
+                # FSDP2 keeps what is not averaged yet where it cannot be dropped
+                average = self.ptx is None or measure or self.config.target_kl is not None
+                distance = self._policy_gradient(batches, divisor, stats, average)
                 if self._is_too_far(distance, rows_B, experience):
                     self._drop_gradients()
                     stats.count("steps_left_out", len(steps) - at)
@@ -98,7 +100,7 @@ class PPOUpdate(IterationLoop):
                     self._add_ptx_gradient(stats, measure)
             self._step(trained, stats)
         if self.policy_version != version:
-            self.engine.update_weights(self.policy.raw.named_parameters(), self.policy_version)
+            self.engine.update_weights(sharding.full_parameters(self.policy.raw), self.policy_version)
         return {"steps_left_out": 0.0, **stats.over_ranks(self.accelerator)}
 
     def value_loss(self, values_BS: Tensor, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
+from align.trainers import sharding
 from align.trainers.experience import Experience, Samples
 from tests.align.trainers import ppo_case, ppo_reference
 from tests.align.trainers import ppo_reference_losses as losses
@@ -75,6 +76,7 @@ class Witness(ppo_case.PPOTrainer):
         figures = super().update(experience)
         self.updating = False
         made.end = self._weights()
+        self.averaged = None if self.ema is None else _whole(self.ema.module.parameters())
         return figures
 
     def minibatches(self, tokens, epoch):
@@ -85,13 +87,17 @@ class Witness(ppo_case.PPOTrainer):
 
     def _weights(self) -> Weights:
         models = {"policy": self.policy, "value": self.critic}
-        return {name: [p.detach().clone() for p in model.parameters] for name, model in models.items()}
+        return {name: _whole(model.parameters) for name, model in models.items()}
 
     def _step(self, trained, stats):
-        gradients = {name: model.gradients() for name, model in trained.items()}
+        gradients = {name: _whole(model.gradients()) for name, model in trained.items()}
         self.iterations[-1].steps.append(Step(self._weights(), gradients, self.blocks))
         self.blocks = []
         super()._step(trained, stats)
+
+
+def _whole(tensors) -> list[Tensor]:
+    return [sharding.full(tensor.detach()).clone() for tensor in tensors]
 
 
 def policy(seed: int):
@@ -170,7 +176,7 @@ class Comparison:
         for iteration in trainer.iterations:
             self._iteration(iteration)
         if trainer.ema is not None:
-            self._keep("average", losses.relative_error(list(trainer.ema.module.parameters()), self.average))
+            self._keep("average", losses.relative_error(trainer.averaged, self.average))
 
     @property
     def wrong(self) -> Errors:

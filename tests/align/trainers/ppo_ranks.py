@@ -1,8 +1,9 @@
 """Started by test_ppo_ranks.py on one or two ranks: trains, and the first rank writes what it learnt.
 
 `python ppo_ranks.py OUT MODE`, MODE `given` (the same samples for any number of ranks), `composed` (these, with a
-reward of two parts and a running deviation), `reference` (compared with the independent PPO), `resume`, or `fail` (the
-engine of the last rank gives up).
+reward of two parts, a running deviation and updates that end early), `reference` (compared with the independent PPO),
+`resume`, `fail` (the engine of the last rank gives up), or `sharded` (under FSDP2: shares of unequal size are judged,
+models saved, and bfloat16 computed in).
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 
 ROOT = Path(__file__).parents[3]
 sys.path[0] = str(ROOT)
 
 from align.runs.errors import TrainingError  # noqa: E402
+from align.trainers import sharding  # noqa: E402
+from align.trainers.ppo import make_accelerator  # noqa: E402
 from reward.combined import CombinedReward, Part  # noqa: E402
 from reward.sources import FunctionReward  # noqa: E402
 from rollouts.errors import RolloutError  # noqa: E402
@@ -35,6 +39,7 @@ def make(folder: Path, **options):
         micro_batch_size=2,
         num_ppo_epochs=2,
         critic_warmup_steps=1,
+        ema_decay=0.9,
         ptx_coef=0.3,
         ptx_ratio=1,
         ptx_blocks=[[3, 8, 200, 17, 4], [9, 256, 11], [40, 41, 42, 43, 44, 45, 46], [5, 6]],
@@ -44,8 +49,9 @@ def make(folder: Path, **options):
 
 
 def write(trainer, out: Path) -> None:
+    modules = (trainer.policy.raw, trainer.critic.raw, trainer.ema.module)
+    weights = [parameter for module in modules for _, parameter in sharding.full_parameters(module)]
     if trainer.accelerator.is_main_process:
-        weights = [p.detach() for model in (trainer.policy, trainer.critic) for p in model.raw.parameters()]
         history = [
             {k: v for k, v in line.items() if not k.startswith(("seconds", "tokens_per", "memory"))}
             for line in trainer.state.log_history
@@ -89,19 +95,62 @@ def composed() -> CombinedReward:
     return CombinedReward([Part(reward, weight) for reward, weight in zip(parts, (1.0, 2.5), strict=True)])
 
 
+class Counting(ppo_case.PPOTrainer):
+    """Notes what a rank holds while it samples, and what an engine with weights of its own would be given."""
+
+    def collect(self, prompts, params=None):
+        self.held = sum(held(p) for p in self.policy.module.parameters())
+        return super().collect(prompts, params)
+
+
+def held(tensor: torch.Tensor) -> int:
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).numel()
+
+
+def sharded(folder: Path) -> None:
+    for precision in ("no", "bf16"):
+        trainer = ppo_case.trainer(
+            folder / precision,
+            kind=Counting,
+            policy_model=ppo_case.policy(0, tie_word_embeddings=True),
+            eval_prompts=ppo_case.prompts(3),
+            num_iterations=1,
+            ema_decay=0.5,
+            accelerator=make_accelerator(precision),
+        )
+        looks = [trainer.evaluate(ppo_case.prompts(count)) for count in (3, 1)]  # one prompt: a rank has none
+        trainer.train()
+        modules = {"policy": trainer.policy.raw, "critic": trainer.critic.raw, "ema": trainer.ema.module}
+        modules |= {"reference": trainer.reference}
+        moments = [state["exp_avg"] for state in trainer.policy.optimizer.state.values()]
+        facts = {
+            "whole": {n: sum(p.numel() for _, p in sharding.full_parameters(m)) for n, m in modules.items()},
+            "held": {n: sum(held(p) for p in m.parameters()) for n, m in modules.items()},
+            "moments": sum(map(held, moments)),
+            "sampling": trainer.held,
+            "looks": looks,
+            "dtypes": [str(p.dtype) for p in trainer.policy.module.parameters()],
+            "history": trainer.state.log_history,
+        }
+        trainer.save_model(folder / precision / "model")
+        trainer.save_critic(folder / precision / "critic")
+        trainer.save_ema(folder / precision / "ema")
+        facts["weights"] = {name: dict(sharding.full_parameters(module)) for name, module in modules.items()}
+        torch.save(facts, folder / precision / f"rank{trainer.rank}.pt")
+
+
 def main(out: str, mode: str) -> None:
     folder = Path(out)
     if mode in ("given", "composed"):
-        trainer = make(
-            folder, **({"reward": composed(), "normalize_reward": "running_mean_std"} if mode != "given" else {})
-        )
+        more = {"reward": composed(), "normalize_reward": "running_mean_std", "target_kl": 0.05}
+        trainer = make(folder, **(more if mode == "composed" else {}))
         lengths, finished = (5, 1, 7, 3, 2, 6, 4, 7), (True, True, False, True, True, True, False, True)
         trainer.given = [ppo_case.samples(lengths, finished=finished, seed=seed) for seed in range(3)]
         trainer.train()
         write(trainer, folder / "learnt.pt")
         return
-    if mode in ("fail", "reference"):
-        (fail if mode == "fail" else reference)(folder)
+    if mode in ("fail", "reference", "sharded"):
+        {"fail": fail, "reference": reference, "sharded": sharded}[mode](folder)
         return
     options = {"kind": ppo_case.PPOTrainer, "reward": ppo_case.vowels, "save_steps": 1, "save_total_limit": 5}
     trainer = make(folder / "whole", **options)

@@ -6,24 +6,43 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
+from align.models.critic import Critic
 
 SCRIPT = Path(__file__).with_name("ppo_ranks.py")
+FSDP2 = {  # what `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP` sets
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+}
+ENGINES = [pytest.param({}, id="ddp"), pytest.param(FSDP2, id="fsdp2")]
 
 
-def run(out: Path, ranks: int, mode: str) -> None:
+def run(out: Path, ranks: int, mode: str, engine: dict[str, str] | None = None) -> None:
     out.mkdir()
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= engine or {}
     command = [sys.executable, *launcher, str(SCRIPT), str(out), mode]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("mode", ["given", pytest.param("composed", marks=pytest.mark.slow)])
-def test_two_ranks_learn_what_one_learns(tmp_path, mode):
+@pytest.mark.parametrize(
+    ("mode", "engine"),
+    [
+        pytest.param("given", {}, id="ddp"),
+        pytest.param("composed", {}, id="ddp-composed", marks=pytest.mark.slow),
+        pytest.param("given", FSDP2, id="fsdp2", marks=pytest.mark.slow),
+        pytest.param("composed", FSDP2, id="fsdp2-composed", marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_learn_what_one_learns(tmp_path, mode, engine):
     learnt = {}
     for ranks in (1, 2):
-        run(tmp_path / str(ranks), ranks, mode)
+        run(tmp_path / str(ranks), ranks, mode, engine if ranks > 1 else None)
         learnt[ranks] = torch.load(tmp_path / str(ranks) / "learnt.pt", weights_only=True)
     for one, two in zip(learnt[1]["weights"], learnt[2]["weights"], strict=True):
         assert torch.allclose(one, two, rtol=1e-8, atol=1e-10)
@@ -34,25 +53,54 @@ def test_two_ranks_learn_what_one_learns(tmp_path, mode):
 
 
 @pytest.mark.slow
-def test_two_ranks_agree_with_the_independent_ppo(tmp_path):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_ranks_agree_with_the_independent_ppo(tmp_path, engine):
     """Under a covering set of all options: gradients, experience and the log."""
-    run(tmp_path / "run", 2, "reference")
+    run(tmp_path / "run", 2, "reference", engine)
     found = json.loads((tmp_path / "run" / "found.json").read_text())
     assert len(found) > 20
     assert {name: one["wrong"] for name, one in found.items() if one["wrong"]} == {}
     assert all({"policy gradient", "value gradient", "advantages"} <= one["errors"].keys() for one in found.values())
 
 
-@pytest.mark.slow
-def test_two_ranks_resume_bit_for_bit(tmp_path):
-    run(tmp_path / "run", 2, "resume")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_ranks_resume_bit_for_bit(tmp_path, engine):
+    run(tmp_path / "run", 2, "resume", engine)
     whole, again = (torch.load(tmp_path / "run" / name, weights_only=True) for name in ("whole.pt", "again.pt"))
     assert all(torch.equal(a, b) for a, b in zip(whole["weights"], again["weights"], strict=True))
     assert whole["history"] == again["history"]
 
 
 @pytest.mark.slow
-def test_an_engine_that_fails_on_one_rank_stops_all(tmp_path):
-    run(tmp_path / "run", 2, "fail")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_that_fails_on_one_rank_stops_all(tmp_path, engine):
+    run(tmp_path / "run", 2, "fail", engine)
     said = [(tmp_path / "run" / f"rank{rank}.txt").read_text() for rank in (0, 1)]
     assert said[0] == said[1] and said[0].startswith("no answer (iteration 1); the state before it is saved in ")
+
+
+@pytest.mark.slow
+def test_models_are_spread_by_fsdp2_and_saved_whole(tmp_path):
+    run(tmp_path / "run", 2, "sharded", FSDP2)
+    for precision in ("no", "bf16"):
+        folder = tmp_path / "run" / precision
+        facts = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+        for name, whole in facts[0]["whole"].items():
+            assert sum(rank["held"][name] for rank in facts) == whole
+            assert max(rank["held"][name] for rank in facts) < 0.55 * whole
+        for rank in facts:
+            assert rank["moments"] == rank["held"]["policy"]
+            assert rank["sampling"] == rank["whole"]["policy"]
+            assert set(rank["dtypes"]) == {"torch.float32"}  # the trained weights, whatever is computed in
+            assert [look["eval/kl"] for look in rank["looks"]] == [0.0, 0.0]  # policy and reference compute alike
+            assert rank["looks"] == facts[0]["looks"] and rank["history"][-1]["kl/reply"] == 0.0
+        saved = {
+            "policy": AutoModelForCausalLM.from_pretrained(folder / "model"),
+            "critic": Critic.from_pretrained(folder / "critic"),
+            "ema": AutoModelForCausalLM.from_pretrained(folder / "ema"),
+        }
+        assert type(saved["policy"]).__name__ == "Qwen2ForCausalLM" and saved["policy"].config.tie_word_embeddings
+        for name, model in saved.items():
+            own = dict(model.named_parameters())
+            assert own.keys() == facts[0]["weights"][name].keys()
+            assert all(torch.equal(own[key], value) for key, value in facts[0]["weights"][name].items())

@@ -1,0 +1,217 @@
+"""Models spread over ranks by FSDP2: what has to be gathered, and when, so that the trainer need not know of it.
+
+accelerate shards a model where it is prepared (`fully_shard`, a group for every transformer layer), PPO's policy and
+critic one by one, each with an optimizer of its own. What follows from there:
+
+- Sampling takes as many forward passes as the longest reply of a rank, so ranks cannot gather layer by layer while they
+  sample; `unsharded` gathers a whole model for the while. A rank then holds that model in the dtype it computes in,
+  besides its shards: this is the peak of memory to plan for (evaluation holds policy and reference so).
+- Checkpoints and saved models are whole, in the format of an unsharded run. A parameter is gathered at a time; the
+  first rank keeps them all in host memory until they are written, the others none.
+- No parameter stays gathered after a forward pass, not even those of the root, which FSDP2 leaves by default: three
+  models take turns here, and a pass without a backward one would leave them until the weights they copy are stale.
+
+A model without sharded parameters passes through every function as it is. DeepSpeed and FSDP1 are refused: neither has
+been tried.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, fsdp2_prepare_model
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from align.runs.errors import CheckpointError, LaunchError
+from align.runs.ranks import is_main
+
+COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def fsdp_plugin(mixed_precision: str = "no") -> FullyShardedDataParallelPlugin | None:
+    """What the launcher asked for: FSDP2 as it was configured, or None (one process, or DDP).
+
+    Differs from accelerate's own reading in two points. Every rank loads every model whole into host memory: models
+    that are not sharded (rewards) would come out empty on all ranks but the first. Gradients are reduced in float32,
+    and outputs keep the dtype they were computed in, the critic's float32.
+
+    Raises:
+        LaunchError: DeepSpeed, or FSDP1.
+    """
+    if _asked("ACCELERATE_USE_DEEPSPEED"):
+        raise LaunchError(
+            "PPO trains policy and critic with an optimizer and a gradient clip each, which has not been tried under "
+            "DeepSpeed; launch with DDP, or with --use_fsdp --fsdp_version 2 where the models must be sharded"
+        )
+    if not _asked("ACCELERATE_USE_FSDP"):
+        return None
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise LaunchError(
+            f"PPO is sharded by FSDP2 alone, and the launcher chose version {os.environ.get('FSDP_VERSION', '1')}; "
+            "launch with --fsdp_version 2"
+        )
+    dtype = COMPUTE_DTYPES.get(mixed_precision)
+    policy = None if dtype is None else MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    return FullyShardedDataParallelPlugin(cpu_ram_efficient_loading=False, mixed_precision_policy=policy)
+
+
+def _asked(switch: str) -> bool:
+    return os.environ.get(switch, "false").lower() in ("1", "true", "yes")
+
+
+def also_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin | None) -> None:
+    """Let `accelerator` shard on CPU ranks too: accelerate 1.15 turns FSDP on for accelerator devices alone."""
+    if plugin is not None and accelerator.device.type == "cpu" and accelerator.num_processes > 1:
+        for shared in (PartialState._shared_state, AcceleratorState._shared_state):  # the first overwrites the second
+            shared["distributed_type"] = DistributedType.FSDP
+        AcceleratorState._shared_state["fsdp_plugin"] = plugin
+
+
+def prepare(
+    accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> tuple[nn.Module, Any]:
+    """`module` on its device, wrapped or sharded as was launched, and its optimizer; without one, it is frozen."""
+    if not accelerator.is_fsdp2:
+        if optimizer is None:
+            return accelerator.prepare_model(module, evaluation_mode=True), None
+        return accelerator.prepare(module.to(accelerator.device), optimizer)
+    plugin = accelerator.state.fsdp_plugin
+    chosen = plugin.transformer_cls_names_to_wrap  # accelerate notes those of the first model, and wants them of all
+    if optimizer is None:
+        module = fsdp2_prepare_model(accelerator, module)
+    else:
+        module, optimizer = accelerator.prepare(module, optimizer)
+    plugin.transformer_cls_names_to_wrap = chosen
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # values; nobody writes there
+    module.set_reshard_after_forward(plugin.reshard_after_forward)
+    return module, optimizer
+
+
+def described(accelerator: Accelerator) -> str:
+    """In words how the ranks share the work, for the user."""
+    how = "FSDP2: policy, critic and reference are sharded" if accelerator.is_fsdp2 else "DDP: each holds every model"
+    return f"{accelerator.num_processes} ranks, {how}; policy and critic are clipped each on its own"
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP2 has it."""
+    return isinstance(module, FSDPModule)
+
+
+def reshard(module: nn.Module) -> None:
+    """Let go of whatever is gathered, so that `parameters()` are the shards."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+@contextmanager
+def unsharded(*modules: nn.Module) -> Iterator[None]:
+    """The parameters of `modules` are whole for the while, and forward passes are no matter of the other ranks.
+
+    Collective: all ranks enter together. For passes without gradients; weights must not change inside.
+    """
+    sharded = [module for module in modules if is_sharded(module)]
+    try:
+        for module in sharded:
+            module.set_reshard_after_forward(False)
+            for part in module.modules():
+                if isinstance(part, FSDPModule):
+                    part.unshard()
+        yield
+    finally:
+        for module in sharded:
+            module.set_reshard_after_forward(AcceleratorState().fsdp_plugin.reshard_after_forward)
+            reshard(module)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """`tensor`, gathered where it is sharded. Collective."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def full_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole parameters, a shared one once; one is gathered at a time. Collective: all ranks read on."""
+    reshard(module)
+    for name, parameter in module.named_parameters():
+        yield name, full(parameter.detach())
+
+
+def gathered_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of `module` with whole tensors, shared ones once; of a sharded module on the CPU, and empty on all
+    ranks but the first. Collective.
+    """
+    reshard(module)
+    once = {name for name, _ in module.named_parameters()}
+    twice = {name for name, _ in module.named_parameters(remove_duplicate=False)} - once
+    state = {name: tensor for name, tensor in module.state_dict().items() if name not in twice}
+    if not is_sharded(module):
+        return state
+    return {name: value for name, tensor in state.items() if (value := _on_first(tensor)) is not None}
+
+
+def _on_first(tensor: Tensor) -> Tensor | None:
+    whole = full(tensor)
+    return whole.cpu() if is_main() else None
+
+
+def load_gathered(module: nn.Module, file: str | Path) -> None:
+    """Put a safetensors file of `gathered_state_dict` back; every rank reads it, a tensor at a time.
+
+    Raises:
+        CheckpointError: the file and the module do not have the same tensors.
+    """
+    reshard(module)
+    own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
+    left = {id(parameter): name for name, parameter in module.named_parameters()}
+    with safe_open(file, framework="pt") as tensors, torch.no_grad():
+        for name in tensors.keys():  # noqa: SIM118 (no mapping)
+            if name not in own or tuple(tensors.get_slice(name).get_shape()) != tuple(own[name].shape):
+                raise CheckpointError(f"{file}: tensor '{name}' does not fit this model; it is of another one")
+            own[name].copy_(spread(tensors.get_tensor(name), own[name]))
+            left.pop(id(own[name]), None)
+    if left:
+        raise CheckpointError(f"{file} has no tensor '{next(iter(left.values()))}'; it is of another model")
+
+
+def spread(tensor: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, laid out as `like`; the tensor itself where that is not sharded."""
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gathered_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Its `state_dict()` with whole tensors; of sharded parameters on the CPU, and None on all ranks but the first.
+    Collective.
+    """
+    state = optimizer.state_dict()
+    moments = {
+        index: {name: _on_first(value) if isinstance(value, DTensor) else value for name, value in values.items()}
+        for index, values in state["state"].items()
+    }
+    return {**state, "state": moments}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put `gathered_optimizer` back; every rank has the whole state and takes its part."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        index: {
+            name: spread(value, parameters[index]) if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
+        for index, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": moments})
