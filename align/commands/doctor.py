@@ -57,7 +57,7 @@ def _show(name: str, history: History, diagnosis: Diagnosis) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    steps = [int(line["step"]) for line in history.iterations]
+    steps = [line["step"] for line in history.iterations]
     counts = [
         f"{number} {word}{'' if number == 1 else 's'}"
         for number, word in (

@@ -11,6 +11,7 @@ from align.doctor.series import Series
 from align.report.run import Row, StageFiles, number
 
 ITERATION = "score/mean"  # stands in every line that an iteration wrote, in no line of an evaluation
+LARGEST = 3.4e38  # of float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class History:
     """A ppo stage as it went.
 
     Attributes:
-        stage: its files; `stage.metrics` in the order they were written.
+        stage: its files; every line of `metrics` and `samples` has a whole number as step, in the order written.
         settings: the ppo section of its recipe.yaml as plain values, `{}` when there is none.
         problems: a sentence for each file that is not whole.
     """
@@ -30,12 +31,12 @@ class History:
     @property
     def iterations(self) -> list[Row]:
         """The lines of iterations, in the order they were written; not those of evaluations."""
-        return [line for line in self.stage.metrics if ITERATION in line and number(line.get("step")) is not None]
+        return [line for line in self.stage.metrics if ITERATION in line]
 
     def series(self, key: str) -> Series:
-        """A figure over the steps; what is missing or not finite is left out."""
+        """A figure over the steps; what is missing, not finite or too large for float32 is left out."""
         steps, values = self.stage.series(key)
-        return Series(tuple(int(step) for step in steps), tuple(values))
+        return Series(tuple(int(step) for step in steps), tuple(values)).where(lambda value: abs(value) <= LARGEST)
 
     def setting(self, key: str) -> Any:
         """A value of the ppo section such as `policy.learning_rate`; None when it is not there."""
@@ -50,15 +51,17 @@ class History:
     def trained(self) -> History:
         """The same without the iterations in which the critic alone was trained; evaluations stay."""
         steps = {line["step"] for line in self.iterations if any(key.startswith("policy/") for key in line)}
-        kept = [line for line in self.stage.metrics if ITERATION not in line or line.get("step") in steps]
-        samples = [row for row in self.stage.samples if row.get("step") in steps]
+        kept = [line for line in self.stage.metrics if ITERATION not in line or line["step"] in steps]
+        samples = [row for row in self.stage.samples if row["step"] in steps]
         return replace(self, stage=replace(self.stage, metrics=kept, samples=samples))
 
     def sampled(self, *keys: str) -> dict[int, list[tuple[float, ...]]]:
         """Step to the figures `keys` of each sample reply of that step that has them all."""
         found: dict[int, list[tuple[float, ...]]] = defaultdict(list)
         for row in self.stage.samples:
-            step, values = number(row.get("step")), [number(row.get(key)) for key in keys]
-            if step is not None and None not in values:
-                found[int(step)].append(tuple(value for value in values if value is not None))
-        return dict(sorted(found.items()))
+            values = tuple(
+                value for key in keys if (value := number(row.get(key))) is not None and abs(value) <= LARGEST
+            )
+            if len(values) == len(keys):
+                found[row["step"]].append(values)
+        return dict(found)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from align.doctor.history import History
 from align.recipe import RecipeError
 from align.recipe.text import parse
-from align.report.run import read_stage
+from align.report.run import Row, number, read_stage
 from data_formats.errors import EmptyDatasetError, MissingFileError
 
 METRICS = "metrics.jsonl"
@@ -27,6 +28,7 @@ def read_history(path: str | Path) -> History:
     folder = stage_folder(Path(path))
     problems: list[str] = []
     stage = read_stage(folder, problems)
+    stage = replace(stage, metrics=_with_step(stage.metrics, METRICS, problems), samples=_with_step(stage.samples))
     settings = _settings(stage.recipe_text, folder, problems)
     history = History(stage, settings, tuple(problems))
     if not history.iterations:
@@ -50,6 +52,14 @@ def stage_folder(path: Path) -> Path:
         if (folder / METRICS).is_file():
             return folder
     raise MissingFileError(f"{path}: holds no {METRICS} and no ppo/{METRICS}; name a run whose ppo stage has begun")
+
+
+def _with_step(rows: list[Row], name: str = "", problems: list[str] | None = None) -> list[Row]:
+    """The rows that have a step, as a whole number; `problems` is told of the others."""
+    kept = [row | {"step": int(step)} for row in rows if (step := number(row.get("step"))) is not None]
+    if problems is not None and len(kept) < len(rows):
+        problems.append(f"{name}: {len(rows) - len(kept)} of {len(rows)} lines have no step")
+    return kept
 
 
 def _settings(text: str, folder: Path, problems: list[str]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import statistics
 from collections import Counter
 from itertools import pairwise
 
-from align.doctor.history import History
+from align.doctor.history import LARGEST, History
 from align.doctor.rule import Evidence, rule, seen
+from align.report.run import number
 
 SLOWER = 0.6  # times the speed at the start
 NAMED = 4  # keys or steps in a sentence
@@ -21,8 +22,13 @@ NAMED = 4  # keys or steps in a sentence
     changes=("ppo.policy.learning_rate lower", "look at samples.jsonl of the steps before", "precision bf16 or fp32"),
 )
 def not_finite(history: History) -> Evidence | None:
-    """They stand as null in metrics.jsonl."""
-    bad = [(int(line["step"]), key) for line in history.iterations for key, value in line.items() if value is None]
+    """They stand as null in metrics.jsonl; what is too large for float32 is as good as that."""
+    bad = [
+        (line["step"], key)
+        for line in history.iterations
+        for key, value in line.items()
+        if value is None or abs(number(value) or 0.0) > LARGEST
+    ]
     if not bad:
         return None
     keys = [key for key, _ in Counter(key for _, key in bad).most_common()]
@@ -60,7 +66,7 @@ def never_trained(history: History) -> Evidence | None:
 )
 def steps_doubled(history: History) -> Evidence | None:
     """Each iteration is logged once; a run that resumes removes what it will write again."""
-    steps = [int(line["step"]) for line in history.iterations]
+    steps = [line["step"] for line in history.iterations]
     wrong = sorted({new for old, new in pairwise(steps) if new <= old})
     if not wrong:
         return None
@@ -79,7 +85,7 @@ def steps_doubled(history: History) -> Evidence | None:
 )
 def steps_missing(history: History) -> Evidence | None:
     """Steps stand `logging_steps` apart, the first alone stands as it likes."""
-    steps = sorted({int(line["step"]) for line in history.iterations})
+    steps = sorted({line["step"] for line in history.iterations})
     gaps = list(pairwise(steps))
     apart = int(history.amount("logging_steps") or statistics.mode(new - old for old, new in gaps)) if gaps else 1
     lost = [(old, new) for old, new in gaps if new - old > apart]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import re
 import time
 
@@ -308,3 +309,20 @@ def test_older_runs_without_some_figures_are_read_without_noise(made, tmp_path):
     assert found.blind["ptx-drowned"] == "no iteration that trained the policy"  # as far as the file says
     assert found.blind["never-trained"] == "no optimizer_steps"
     assert found.blind["reward-clipped"].startswith("no reward/mean")
+
+
+def test_lines_of_any_shape_never_make_a_rule_fail(made, tmp_path):
+    rows = [json.loads(line) for line in (made("capped") / "metrics.jsonl").read_text().splitlines()] * 3
+    values = (None, 0, -1, 0.0, 1e308, -1e308, True, "text", [], {}, 10**400)
+    for seed in range(100):
+        rng = random.Random(seed)
+        keys = rng.sample(sorted(rows[0]), rng.randint(1, len(rows[0])))
+        lines = []
+        for at, row in enumerate(rng.sample(rows, rng.randint(1, len(rows)))):
+            row = {key: row[key] for key in (*keys, "score/mean")} | {"step": rng.choice([at, at + 1, 1, 7.0])}
+            row |= {key: rng.choice(values) for key in rng.sample(sorted(row), rng.randint(0, 3))}
+            lines.append(json.dumps(row | {"step": rng.choice([row["step"], at + 1])}))
+        (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, json.dumps({"step": 99, "score/mean": 1.0})]))
+        found = examine(read_history(tmp_path))
+        assert {finding.rule.name for finding in found.findings} | set(found.clear) | set(found.blind) == set(RULES)
+        json.dumps(found.as_json(), allow_nan=False)
