@@ -66,7 +66,7 @@ def test_straight_through_the_estimator_makes_no_difference(tmp_path):
     ("name", "beta"),
     [("k1 in the reward", beta) for beta in BETAS]
     + [("in the loss, straight-through", beta) for beta in BETAS]
-    + [("k2 in the loss, own gradient", 0.5), ("k3 in the loss, own gradient", 0.5)],
+    + [("k2 in the loss, own gradient", 1.0), ("k3 in the loss, own gradient", 1.0)],
 )
 def test_each_penalty_comes_to_its_own_fixed_point(tmp_path, name, beta):
     changes, fixed_point = bandit.VARIANTS[name]
