@@ -50,6 +50,8 @@ def test_the_python_runs(tmp_path):
     rewards_NS = trainer.shape_rewards(torch.zeros(1), torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool))
     assert rewards_NS.tolist() == [[0.0, 0.0, pytest.approx(0.03)]]
     assert trainer.step()["optimizer_steps"] == 2
+    without_critic = ppo_case.trainer(tmp_path / "rloo", kind=names["RLOO"])
+    assert without_critic.step()["value/loss"] == 0
 
 
 @pytest.mark.slow
