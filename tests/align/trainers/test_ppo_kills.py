@@ -96,7 +96,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
     steps = [line["step"] for line in lines(found / "metrics.jsonl") if "score/mean" in line]
     assert steps == list(range(1, ITERATIONS + 1))
     assert_same_step(*(folder / "checkpoints" / f"step-{ITERATIONS}" for folder in (found, expected)))
-    for part in ("model", "critic", "ema"):
+    for part in ("model", "critic", "ema", "best/model"):
         assert_same_files(found / part, expected / part)
 
 
@@ -122,6 +122,7 @@ def assert_same_files(found: Path, expected: Path) -> None:
 
 def untimed(file: Path) -> dict:
     state = json.loads(file.read_text())
+    del state["best_model_checkpoint"]  # names the run's folder
     timed = ("time", "seconds/", "tokens_per_second", "memory/")
     state["log_history"] = [{k: v for k, v in line.items() if not k.startswith(timed)} for line in state["log_history"]]
     return state
