@@ -88,6 +88,10 @@ class Mortal(PPOTrainer):
         self.ptx_micros += 1
         return super().ptx_loss(input_ids_BT, mask_BT)
 
+    def save_model(self, folder):
+        super().save_model(folder)
+        self.kill("after_model", name=Path(folder).parent.name, **self.where())
+
     def save_checkpoint(self):
         self.kill("before_saving", **self.where())
         return super().save_checkpoint()

@@ -162,10 +162,13 @@ def test_ten_kills_leave_no_trace(tmp_path, runs, whole):
 
 @pytest.mark.slow
 def test_kills_at_every_point_of_saving_in_evaluation_and_after_the_last_step(tmp_path, runs, whole):
+    runs.killed(tmp_path, "after_model", 1)
+    assert lines(tmp_path / "kills.jsonl")[0]["name"] == "best"  # the look before training
     for place in SAVING:
         runs.killed(tmp_path, place, SAVING[place])
     runs.killed(tmp_path, "evaluation", 3)
     runs.killed(tmp_path, "after_training", 1)
+    runs.killed(tmp_path, "after_model", 1)
     assert runs(tmp_path) == 0
     assert_same_run(tmp_path, whole)
 
