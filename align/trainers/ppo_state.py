@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import TrainerState
+from transformers import PreTrainedModel, TrainerState
 
 from align.runs import checkpoint
 from align.runs.errors import CheckpointError
@@ -124,6 +124,9 @@ def _save_weights(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -
     config = getattr(module, "config", None)
     if is_adapter(module):  # its config is the base's, with which transformers would load random weights
         return
+    if isinstance(module, PreTrainedModel):  # as its save_pretrained notes them, whether or not that was called before
+        config.architectures = [type(module).__name__.removeprefix("FSDP")]
+        config.dtype = str(module.dtype).removeprefix("torch.")
     if config is not None and hasattr(config, "save_pretrained"):
         config.save_pretrained(folder)
 

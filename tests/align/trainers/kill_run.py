@@ -88,6 +88,10 @@ class Mortal(PPOTrainer):
         self.ptx_micros += 1
         return super().ptx_loss(input_ids_BT, mask_BT)
 
+    def save_model(self, folder):
+        super().save_model(folder)
+        self.kill("after_model", name=Path(folder).parent.name, **self.where())
+
     def save_checkpoint(self):
         self.kill("before_saving", **self.where())
         return super().save_checkpoint()
@@ -191,7 +195,8 @@ def make(folder: Path, lora: bool) -> Mortal:
         kl_target=0.5,
         kl_horizon=100,
         ema_decay=0.9,
-        evaluation={"every_steps": 3},
+        eval_data=({"path": "unused"},),
+        evaluation={"every_steps": 3, "save_best": True},
         eval_prompts=ppo_case.prompts(2),
         rollout={"batch_size": 3},
         policy={"lr_scheduler_type": "linear", "warmup_steps": 2, "weight_decay": 0.1},

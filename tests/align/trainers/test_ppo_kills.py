@@ -96,7 +96,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
     steps = [line["step"] for line in lines(found / "metrics.jsonl") if "score/mean" in line]
     assert steps == list(range(1, ITERATIONS + 1))
     assert_same_step(*(folder / "checkpoints" / f"step-{ITERATIONS}" for folder in (found, expected)))
-    for part in ("model", "critic", "ema"):
+    for part in ("model", "critic", "ema", "best/model"):
         assert_same_files(found / part, expected / part)
 
 
@@ -122,6 +122,7 @@ def assert_same_files(found: Path, expected: Path) -> None:
 
 def untimed(file: Path) -> dict:
     state = json.loads(file.read_text())
+    del state["best_model_checkpoint"]  # names the run's folder
     timed = ("time", "seconds/", "tokens_per_second", "memory/")
     state["log_history"] = [{k: v for k, v in line.items() if not k.startswith(timed)} for line in state["log_history"]]
     return state
@@ -161,10 +162,13 @@ def test_ten_kills_leave_no_trace(tmp_path, runs, whole):
 
 @pytest.mark.slow
 def test_kills_at_every_point_of_saving_in_evaluation_and_after_the_last_step(tmp_path, runs, whole):
+    runs.killed(tmp_path, "after_model", 1)
+    assert lines(tmp_path / "kills.jsonl")[0]["name"] == "best"  # the look before training
     for place in SAVING:
         runs.killed(tmp_path, place, SAVING[place])
     runs.killed(tmp_path, "evaluation", 3)
     runs.killed(tmp_path, "after_training", 1)
+    runs.killed(tmp_path, "after_model", 1)
     assert runs(tmp_path) == 0
     assert_same_run(tmp_path, whole)
 
