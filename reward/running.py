@@ -91,7 +91,8 @@ class RunningMeanStd:
     cancellation that sums of squares would have.
 
     Args:
-        eps: added to the deviation that values are divided by, in the reward's unit.
+        eps: added to the deviation that values are divided by, in the reward's unit. A deviation that is not above it
+            (nothing counted yet, or equal scores only) divides nothing.
         shift: whether `normalize` subtracts the mean; without, the sign of a value stays.
     """
 
@@ -132,7 +133,8 @@ class RunningMeanStd:
 
     def normalize(self, values: Tensor) -> Tensor:
         """`(values - mean) / (std + eps)`, or without the mean; same shape and dtype."""
-        return (values - (self.mean if self.shift else 0.0)) / (self.std + self.eps)
+        moved = values - (self.mean if self.shift else 0.0)
+        return moved / (self.std + self.eps) if self.std > self.eps else moved
 
     def state_dict(self) -> dict[str, Any]:
         """Count, mean and sum of squared deviations as plain numbers."""

@@ -46,7 +46,7 @@ from align.data.prompts import PromptSampler
 from align.recipe.ppo import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.files import atomic_dir
-from align.runs.seeding import derive
+from align.runs.seeding import derive, rng_state, set_rng_state
 from align.trainers import ppo_state, sharding
 from align.trainers.controllers import KLController, PtxController
 from align.trainers.experience import Samples, Scores
@@ -269,11 +269,14 @@ class PPOTrainer(PPOExperience):
         return result
 
     def _boundary(self) -> dict[str, Any]:
-        """What an iteration changes before its first optimizer step, as it is now."""
-        return {name: getattr(self, name).state_dict() for name in ("sampler", "reward_stats", "kl")}
+        """What an iteration changes before its first optimizer step, as it is now; the random generators are a
+        reward's."""
+        parts = {name: getattr(self, name).state_dict() for name in ("sampler", "reward_stats", "kl")}
+        return {**parts, "rng": rng_state()}
 
     def _stop(self, problem: AlignError, boundary: dict[str, Any]) -> NoReturn:
         """Save the state before this iteration and give up."""
+        set_rng_state(boundary.pop("rng"))
         for name, state in boundary.items():
             getattr(self, name).load_state_dict(state)
         folder = self.save_checkpoint()

@@ -39,7 +39,8 @@ Update, means over its optimizer steps (those of the policy are missing while th
     importance/mean, importance/truncated
                                         weight of a token (`importance_sampling_correction`), share above the cap
     ptx/coef, ptx/grad_norm_ratio       the factor of the ptx loss; norm of its gradient over that of PPO's
-    steps_left_out                      optimizer steps that `target_kl` ended or a guard skipped
+    steps_left_out, steps_not_finite    optimizer steps that `target_kl` left out, and that `guards.non_finite: skip`
+                                        did (only where there were some)
     lr/policy, lr/critic, optimizer_steps, warming_up
                                         as they are after the iteration
 
@@ -288,7 +289,8 @@ class UpdateStats:
         for key, figure in sums.items():
             prefix, name = key.split("/")
             if name.endswith(("_max", "_min")):
-                figures[key] = float(figure)
+                if float(sums[f"{prefix}/tokens"]):  # of nothing there is no extreme
+                    figures[key] = float(figure)
             elif name not in ("tokens", "weight"):
                 by = "weight" if name == "loss" and f"{prefix}/weight" in sums else "tokens"
                 figures[key] = float(figure) / (float(sums[f"{prefix}/{by}"]) or 1.0)

@@ -185,10 +185,13 @@ class PPOUpdate(IterationLoop):
                 self.accelerator.backward(loss_sum * (self.ptx_coef.coef * self.world_size / num_tokens))
             stats.add("ptx", loss_sum, {"tokens": mask_BT[:, 1:].sum().to(loss_sum)})
         if measure:
-            added = [new - old for new, old in zip(self.policy.gradients(), before, strict=True)]
-            ratio = total_norm(added) / total_norm(before).clamp(min=1e-12)
-            stats.norm("ptx/grad_norm_ratio", ratio)
             stats.norm("ptx/coef", torch.tensor(self.ptx_coef.coef))
+            norm = total_norm(before)
+            if norm == 0:  # every reply was masked: nothing to compare with
+                return
+            added = [new - old for new, old in zip(self.policy.gradients(), before, strict=True)]
+            ratio = total_norm(added) / norm
+            stats.norm("ptx/grad_norm_ratio", ratio)
             self.ptx_coef.update(float(ratio))
 
     def _step(self, trained: dict[str, TrainedModel], stats: UpdateStats) -> None:

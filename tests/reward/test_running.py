@@ -107,6 +107,14 @@ def test_equal_values_become_zero():
     assert running.normalize(torch.full((2,), 0.1)).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_without_a_deviation_nothing_is_divided(count):
+    running = RunningMeanStd(shift=False)
+    running.update(torch.full((count,), 0.7))
+    running.update(torch.full((count,), 0.7))
+    assert running.normalize(torch.tensor([0.7, -2.0])).tolist() == pytest.approx([0.7, -2.0])
+
+
 def test_a_large_offset_does_not_cancel_the_deviation():
     running, values = RunningMeanStd(), torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
     for value in values:

@@ -171,3 +171,10 @@ def test_missing_inputs_are_named(tmp_path):
         ppo.run(recipe(tmp_path, reward_from=str(tmp_path / "nowhere")))
     with pytest.raises(EmptyDatasetError, match="longer than max_prompt_length"):
         ppo.run(recipe(tmp_path, rollout={"max_prompt_length": 3, "max_completion_length": 4}))
+
+
+def test_a_summary_needs_no_distance_that_was_not_measured(tmp_path):
+    elided = {"old_logprobs": "elide", "kl_in": "loss", "num_mini_batches": 1, "logging_steps": 10}
+    summary = ppo.run(recipe(tmp_path, eval_data=[], **elided))
+    assert summary["steps"] == 3 and summary["reply_tokens"] > 0
+    assert "kl" not in summary and "entropy" not in summary  # the only logged iteration is the critic's warm-up

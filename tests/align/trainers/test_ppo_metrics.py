@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from align.functional import policy_loss
 from align.runs.seeding import derive
 from align.trainers import ppo_metrics
 from align.trainers.experience import Experience, TokenBatch
@@ -208,6 +209,15 @@ def test_update_stats_are_means_over_what_was_counted():
             "policy/grad_norm": 2.0,
         }
     )
+
+
+def test_where_nothing_counts_there_are_no_extremes():
+    stats, nothing = UpdateStats(), torch.zeros(2, 3)
+    _, sums = policy_loss(nothing, nothing, nothing, nothing, 0.2)
+    stats.add("policy", torch.tensor(0.0), sums)
+    figures = stats.over_ranks(Accelerator())
+    assert figures["policy/clipped"] == 0.0 and all(math.isfinite(figure) for figure in figures.values())
+    assert not figures.keys() & {"policy/ratio_max", "policy/ratio_min"}
 
 
 def test_stopwatch_names_its_phases():

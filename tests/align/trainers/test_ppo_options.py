@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import random
 from dataclasses import replace
 from itertools import pairwise
 
@@ -266,6 +267,17 @@ def test_guards_stop_with_the_state_before_the_iteration(tmp_path):
         TrainingError, match=r"the entropy is .* below guards.min_entropy = 50: the policy has collapsed"
     ):
         trainer.train()
+
+
+def test_an_iteration_that_was_stopped_gives_its_random_numbers_back(tmp_path):
+    def drawn(prompts, completions):
+        return [random.random() for _ in completions]
+
+    trainer = ppo_case.trainer(tmp_path, reward=drawn, guards={"min_entropy": 50.0})
+    before = random.getstate()
+    with pytest.raises(TrainingError, match="the policy has collapsed"):
+        trainer.train()
+    assert random.getstate() == before
 
 
 def test_a_step_that_is_not_finite_can_be_left_out(tmp_path):

@@ -64,3 +64,18 @@ def test_the_gradient_norm_ratio_by_hand(tmp_path):
     alone, _ = gradients(tmp_path / "a", 0.0)
     both, metrics = gradients(tmp_path / "b", 0.5)
     assert metrics["ptx/grad_norm_ratio"] == pytest.approx(float((both - alone).norm() / alone.norm()), rel=1e-3)
+
+
+def test_without_a_ppo_gradient_the_automatic_coefficient_stays(tmp_path):
+    trainer = ppo_case.trainer(
+        tmp_path,
+        kind=ppo_case.Recorder,
+        mask_truncated_completions=True,
+        ptx_coef="auto",
+        ptx_ratio=1,
+        ptx_blocks=BLOCKS,
+    )
+    trainer.given = [ppo_case.samples((5, 1, 7, 3, 2, 6, 4, 7), finished=[False] * 8)]
+    metrics = trainer.step()
+    assert metrics["ptx/coef"] == pytest.approx(0.1) and trainer.ptx_coef.coef == 0.1
+    assert metrics["ptx/loss"] > 0 and "ptx/grad_norm_ratio" not in metrics
