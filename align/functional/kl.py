@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from align.functional.masked import keep, same_shape, wide
+from align.functional.ppo import weighted
 
 
 def kl_estimate(logps: Tensor, ref_logps: Tensor, kind: str = "k1") -> Tensor:
@@ -82,7 +83,4 @@ def kl_loss(
         to_go_BT = log_ratio_BT.flip(1).cumsum(1).flip(1)
         estimate_BT = estimate_BT.detach() + to_go_BT * (logps_BT - logps_BT.detach())
     stats = {"estimate": estimate_BT.detach().sum(), "tokens": (mask_BT != 0).sum().to(estimate_BT.dtype)}
-    if weights_BT is not None:
-        same_shape(estimate_BT=estimate_BT, weights_BT=weights_BT)
-        estimate_BT = estimate_BT * weights_BT.detach().to(estimate_BT.dtype)
-    return estimate_BT.sum(), stats
+    return weighted(estimate_BT, weights_BT, mask_BT).sum(), stats

@@ -17,14 +17,14 @@ Stats = dict[str, Tensor]
 
 
 def token_weights(mask_BT: Tensor, aggregation: str) -> Tensor:
-    """weights_BT of the tokens' losses, float32, 0 at masked positions: 1 for `token` (divide the summed loss by the
+    """weights_BT of the tokens' losses, float64, 0 at masked positions: 1 for `token` (divide the summed loss by the
     number of tokens), 1 / tokens of the reply for `sequence` (divide by the number of replies). Either way the divisor
     is the sum of the weights of all that is averaged.
 
     Raises:
         ValueError: an unknown aggregation.
     """
-    counts_BT = (mask_BT != 0).float()
+    counts_BT = (mask_BT != 0).double()
     if aggregation == "token":
         return counts_BT
     if aggregation == "sequence":
@@ -119,7 +119,7 @@ def policy_loss(
         above_BT = (advantages_BT < 0) & (loss_BT > ceiling_BT)
         loss_BT = torch.where(above_BT, ceiling_BT, loss_BT)
         stats["dual_clipped"] = above_BT.sum().to(ratio_BT.dtype)
-    return _weighted(loss_BT, weights_BT).sum(), stats
+    return weighted(loss_BT, weights_BT, mask_BT).sum(), stats
 
 
 def _ratio_stats(log_ratio_BT: Tensor, mask_BT: Tensor) -> Stats:
@@ -177,14 +177,15 @@ def value_loss(
         "value": values_BT.detach().sum(),
         "tokens": (mask_BT != 0).sum().to(plain_BT.dtype),
     }
-    return 0.5 * _weighted(error_BT, weights_BT).sum(), stats
+    return 0.5 * weighted(error_BT, weights_BT, mask_BT).sum(), stats
 
 
-def _weighted(terms_BT: Tensor, weights_BT: Tensor | None) -> Tensor:
+def weighted(terms_BT: Tensor, weights_BT: Tensor | None, mask_BT: Tensor) -> Tensor:
+    """`terms_BT` (0 at masked positions) times constant weights, in the precision of the terms; None: as they are."""
     if weights_BT is None:
         return terms_BT
     same_shape(terms_BT=terms_BT, weights_BT=weights_BT)
-    return terms_BT * weights_BT.detach().to(terms_BT.dtype)
+    return terms_BT * keep(weights_BT.detach(), mask_BT).to(terms_BT.dtype)
 
 
 def _positive(number: float, name: str) -> None:

@@ -233,9 +233,9 @@ class Experience:
 
     def divisor(self, rows_B: Tensor | None = None) -> int:
         """What the summed losses of some rows (default all) are divided by: their tokens or, with weights, their
-        replies; at least 1."""
+        replies."""
         mask_BS = self.mask_NS if rows_B is None else self.mask_NS[rows_B]
-        return max(1, int((mask_BS if self.weights_NS is None else mask_BS.any(1)).sum()))
+        return int((mask_BS if self.weights_NS is None else mask_BS.any(1)).sum())
 
     def rows(self, rows_B: Tensor) -> Experience:
         """These rows, every tensor cut to their own longest length."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_scheduler
 
+from align.functional.masked import wide
 from align.recipe.fields import OptimSection
 from align.trainers import sharding
 
@@ -111,7 +112,7 @@ def weight_average(module: nn.Module, decay: float, accelerator: Accelerator) ->
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """Euclidean norm of all of them together."""
-    norms = [sharding.full(torch.linalg.vector_norm(tensor.float())) for tensor in tensors]
+    norms = [sharding.full(torch.linalg.vector_norm(wide(tensor))) for tensor in tensors]
     return torch.linalg.vector_norm(torch.stack(norms))
 
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from align import functional
+from align.functional.masked import keep
+from align.functional.ppo import weighted
 from align.recipe.ppo import PPOConfig
 from align.trainers.experience import Experience
 from align.trainers.forward import ReplyLogprobs
@@ -20,8 +22,9 @@ def completed(batch: Experience, policy: ReplyLogprobs, config: PPOConfig, stats
     if batch.old_logps_NS is None:
         batch = replace(batch, old_logps_NS=policy.ratio.detach(), full_logps_NS=policy.full.detach())
         kl_BS = [functional.kl_estimate(policy.full.detach(), batch.ref_logps_NS, kind) for kind in ("k1", "k3")]
-        k1, k3 = (functional.masked_sum(each_BS, batch.mask_NS) for each_BS in kl_BS)
-        stats.add("kl", None, {"token": k1, "k3_token": k3, "tokens": batch.mask_NS.sum()})
+        mask_BS = batch.tokens.mask_NS  # of all replies, as without eliding
+        k1, k3 = (functional.masked_sum(each_BS, mask_BS) for each_BS in kl_BS)
+        stats.add("kl", None, {"token": k1, "k3_token": k3, "tokens": mask_BS.sum()})
     if batch.sampler_logps_NS is None:
         return batch
     level, cap = config.importance_sampling_correction, config.importance_sampling_cap
@@ -37,11 +40,11 @@ def regularized(
 ) -> Tensor:
     """The surrogate's sum plus `kl_coef` times the KL term (`kl_in: loss`), minus `entropy_coef` times the entropy."""
     if policy.entropy is not None:
-        entropy = functional.masked_sum(policy.entropy.detach(), batch.mask_NS)
-        stats.add("entropy", None, {"token": entropy, "tokens": batch.mask_NS.sum()})
+        entropy = functional.masked_sum(policy.entropy.detach(), batch.tokens.mask_NS)
+        stats.add("entropy", None, {"token": entropy, "tokens": batch.tokens.mask_NS.sum()})
         if config.entropy_coef:
-            weighted_BS = policy.entropy if batch.weights_NS is None else policy.entropy * batch.weights_NS
-            loss_sum = loss_sum - config.entropy_coef * functional.masked_sum(weighted_BS, batch.mask_NS)
+            entropy_BS = keep(policy.entropy, batch.mask_NS)
+            loss_sum = loss_sum - config.entropy_coef * weighted(entropy_BS, batch.weights_NS, batch.mask_NS).sum()
     if config.kl_in == "loss":
         kl_sum, sums = functional.kl_loss(
             policy.full,

@@ -16,7 +16,7 @@ from align.data.prompts import PromptSampler
 from align.trainers.controllers import KLController
 from align.trainers.experience import Experience, Samples, TokenBatch, scatter_rows
 from align.trainers.forward import reply_distribution, reply_logprobs, state_values
-from align.trainers.ppo_metrics import engine_metrics, full_kl, reply_kl, rollout_metrics
+from align.trainers.ppo_metrics import engine_metrics, full_kl, rollout_metrics
 from align.trainers.ppo_update import PPOUpdate
 from align.trainers.support import SupportTensor
 from reward.running import RunningMean, RunningMeanStd, RunningStats
@@ -118,8 +118,6 @@ class PPOExperience(PPOUpdate):
         metrics |= engine_metrics(samples, experience)
         if self._logs_now:
             metrics["kl/full_token"] = full_kl(self, tokens)
-        if experience.policy_logps_NS is not None:
-            self.kl.update(float(reply_kl(experience).mean()), len(samples))
         return experience, metrics
 
     def _support(self, samples: Samples, tokens: TokenBatch) -> SupportTensor | None:

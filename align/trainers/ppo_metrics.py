@@ -151,9 +151,9 @@ def rollout_metrics(
         **_distance_metrics(experience, entropy_NS),
         "value/mean": masked_mean(experience.old_values_NS, mask_NS),
         "value/explained_variance": explained_variance(
-            masked_sum(error_NS, mask_NS), Moments.of(experience.returns_NS, mask_NS)
+            masked_sum(error_NS, experience.mask_NS), Moments.of(experience.returns_NS, experience.mask_NS)
         ),
-        "returns/std": masked_var(experience.returns_NS, mask_NS).sqrt(),
+        "returns/std": masked_var(experience.returns_NS, experience.mask_NS).sqrt(),
         "advantages/std": advantages_std,
         "length/mean": lengths_N.mean(),
         "length/max": lengths_N.max(),

@@ -82,7 +82,7 @@ class PPOUpdate(IterationLoop):
             step for epoch in range(self.config.num_ppo_epochs) for step in self.minibatches(experience.tokens, epoch)
         ]
         for at, (rows_B, micros) in enumerate(steps):
-            divisor = experience.divisor(rows_B)
+            divisor = max(1, experience.divisor(rows_B))
             batches = [experience.rows(micro) for micro in micros]
             trained = {"value": self.critic}
             self._critic_gradient(batches, divisor, stats)
