@@ -205,6 +205,9 @@ class PPOConfig(Section):
         if self.kl_in == "loss" and self.kl_estimator == "k1" and not self.kl_straight_through:
             sentence = "'k1' in the loss has a gradient of mean zero; use k2, or kl_straight_through=true"
             broken.append(("kl_estimator", sentence))
+        if self.mask_truncated_completions and self.rollout.min_completion_length >= self.rollout.max_completion_length:
+            sentence = "takes every reply out: none can end with rollout.min_completion_length as long as the maximum"
+            broken.append(("mask_truncated_completions", sentence))
         if self.kl_target is not None and self.kl_coef == 0:
             broken.append(("kl_coef", "0 cannot be adapted, since kl_target multiplies it; start above 0"))
         if self.ptx_coef != 0 and self.ptx_ratio == 0:

@@ -48,7 +48,9 @@ Held-out prompts (`align.trainers.ppo_eval`), at temperature 1 and, with _greedy
     eval/score, eval/gold, eval/kl (a reply), eval/entropy (a token), eval/length, eval/end_rate
 
 Cost:
-    seconds/PHASE, seconds/total, tokens_per_second   wall clock of the first rank; tokens of prompts and replies
+    seconds/PHASE, seconds/total        wall clock of the first rank
+    tokens_per_second/PHASE, tokens_per_second
+                                        tokens of prompts and replies of the iteration by the seconds of a phase, of all
     memory/peak_gib                                   the most this process has held so far: on the GPU by torch's own
                                                       count, without one by the system's
 """
@@ -92,10 +94,11 @@ class Stopwatch:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
     def metrics(self, tokens: int) -> dict[str, float]:
-        """`seconds/PHASE`, their sum, and tokens (prompt and reply) a second."""
+        """`seconds/PHASE`, their sum, and tokens (prompt and reply) a second, by phase and in all."""
         total = sum(self.seconds.values())
         named = {f"seconds/{phase}": seconds for phase, seconds in self.seconds.items()}
-        return {**named, "seconds/total": total, "tokens_per_second": tokens / total if total else 0.0}
+        speeds = {f"tokens_per_second/{phase}": tokens / seconds for phase, seconds in self.seconds.items() if seconds}
+        return {**named, "seconds/total": total, **speeds, "tokens_per_second": tokens / total if total else 0.0}
 
 
 def reply_kl(experience: Experience, kind: str = "k1") -> Tensor:

@@ -189,7 +189,7 @@ class PPOUpdate(IterationLoop):
             norm = total_norm(before)
             if norm == 0:  # every reply was masked: nothing to compare with
                 return
-            added = [new - old for new, old in zip(self.policy.gradients(), before, strict=True)]
+            added = (p.grad - old for p, old in zip(self.policy.parameters, before, strict=True) if p.grad is not None)
             ratio = total_norm(added) / norm
             stats.norm("ptx/grad_norm_ratio", ratio)
             self.ptx_coef.update(float(ratio))

@@ -22,6 +22,13 @@ def made(**changes) -> PPOConfig:
         ({"kl_in": "loss", "kl_straight_through": False}, "'k1' in the loss has a gradient of mean zero; use k2"),
         ({"policy_support": "nucleus", "rollout": {"top_p": 1.0}}, "is the whole vocabulary with top_p 1 and top_k 0"),
         ({"kl_target": 6.0, "kl_coef": 0.0}, "kl_coef: 0 cannot be adapted"),
+        (
+            {
+                "mask_truncated_completions": True,
+                "rollout": {"min_completion_length": 9, "max_completion_length": 9},
+            },
+            "takes every reply out: none can end",
+        ),
         ({"critic_warmup_steps": 800}, "800 leaves the policy none of the 800 optimizer steps"),
         ({"ptx_coef": 0.1, "ptx_ratio": 0}, "0 gives a step no pretraining rows"),
         ({"ptx_coef": "much"}, "must be a number of at least 0, or 'auto', not 'much'"),

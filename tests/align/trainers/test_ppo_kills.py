@@ -23,7 +23,7 @@ from tests.align.trainers.kill_run import ITERATIONS
 SCRIPT = Path(__file__).with_name("kill_run.py")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
 ENVIRONMENT |= {"TOKENIZERS_PARALLELISM": "false"}
-TIMES = re.compile(rb'"(?:time|seconds/[^"]*|tokens_per_second|memory/[^"]*)": [^,}]+(?:, )?')
+TIMES = re.compile(rb'"(?:time|seconds/[^"]*|tokens_per_second[^"]*|memory/[^"]*)": [^,}]+(?:, )?')
 
 # Place and how often an iteration comes through it; a kill may fall into the first or into the second iteration.
 SAVING = {"in_line": 9, "before_saving": 1, "in_state_file": 1, "before_rename": 1, "before_pruning": 1}

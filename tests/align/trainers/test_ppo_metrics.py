@@ -109,7 +109,8 @@ ELIDED = {"old_logprobs": "elide", "kl_in": "loss", "num_mini_batches": 1}
 def test_every_figure_stands_in_the_table(tmp_path, options):
     told = set(re.findall(r"[a-z0-9_]+(?:/[a-z0-9_]+)?", ppo_metrics.__doc__))
     told |= {f"{name}_greedy" for name in told if name.startswith("eval/")}
-    told |= {f"seconds/{phase}" for phase in ("rollout", "score", "experience", "update")}
+    phases = ("rollout", "score", "experience", "update")
+    told |= {f"{name}/{phase}" for name in ("seconds", "tokens_per_second") for phase in phases}
     trainer = ppo_case.trainer(tmp_path, **options)
     trainer.train()
     logged = set().union(*trainer.state.log_history) - {"step"}
@@ -228,3 +229,12 @@ def test_stopwatch_names_its_phases():
     figures = watch.metrics(tokens=100)
     assert figures["seconds/total"] == figures["seconds/update"] > 0
     assert figures["tokens_per_second"] == pytest.approx(100 / figures["seconds/total"])
+    watch.seconds = {"rollout": 0.25, "update": 1.0}
+    assert watch.metrics(tokens=100) == {
+        "seconds/rollout": 0.25,
+        "seconds/update": 1.0,
+        "seconds/total": 1.25,
+        "tokens_per_second/rollout": 400.0,
+        "tokens_per_second/update": 100.0,
+        "tokens_per_second": 80.0,
+    }
