@@ -170,7 +170,8 @@ def value_loss(
         moved_BT = old_BT + (values_BT - old_BT).clamp(-cliprange_value, cliprange_value)
         bounded_BT = (moved_BT - returns_BT).square()
         error_BT = torch.maximum(plain_BT, bounded_BT)
-        clipped = (bounded_BT > plain_BT).sum().to(plain_BT.dtype)
+        outside_BT = (values_BT - old_BT).detach().abs() > cliprange_value  # inside, the two differ by rounding alone
+        clipped = (outside_BT & (bounded_BT > plain_BT)).sum().to(plain_BT.dtype)
     stats = {
         "clipped": clipped,
         "squared_error": plain_BT.detach().sum(),

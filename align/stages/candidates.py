@@ -26,6 +26,7 @@ from align.runs.errors import TrainingError
 from align.runs.ranks import any_rank, is_main
 from align.runs.seeding import derive
 from align.stages import common
+from align.stages.prompts import check_room
 from align.stages.rewards import build_reward
 from data_formats import chatml
 from data_formats.errors import DataError
@@ -83,6 +84,7 @@ class Sampler:
         device = common.device()
         reward = build_reward(self.recipe, tokenizer, stage=self.stage, name=REWARD, device=device)
         policy = load_causal_lm(self.path, model).to(device)
+        check_room(policy, self.rollout, self.stage)
         pad = tokenizer.pad_token_id or 0
         engine = make_engine(self.rollout.engine, policy, pad_token_id=pad, batch_size=self.rollout.batch_size)
         return engine, tokenizer, reward

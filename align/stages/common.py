@@ -26,6 +26,7 @@ MADE_BY_STAGES = (
     "model",
     "best",
     "critic",
+    "ema",
     "checkpoints",
     "rounds",
     "failed",

@@ -18,7 +18,7 @@ from align.recipe.lineage import Origin, critic_origin, gold_origins, init_origi
 from align.recipe.ppo import PPOSection
 from align.runs.seeding import derive, seed_everything
 from align.stages import common
-from align.stages.prompts import fitting
+from align.stages.prompts import check_room, fitting
 from align.stages.rewards import build_reward
 from data_formats.errors import AlignError
 from data_formats.records import Document, Prompt
@@ -95,8 +95,10 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     if section.gold_reward:
         gold = build_reward(recipe, tokenizer, stage=stage, key="gold_reward", name="gold", device=accelerator.device)
     blocks, ptx_reports = ptx_blocks(recipe, section, tokenizer)
+    policy = load_causal_lm(path, recipe.model)
+    check_room(policy, section.rollout, stage)
     trainer = PPOTrainer(
-        load_causal_lm(path, recipe.model),
+        policy,
         load_critic(recipe, reward, tokenizer, path, stage),
         reward,
         tokenizer,

@@ -6,9 +6,19 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+from align.recipe.errors import RecipeError
 from align.recipe.ppo import RolloutSection
 from align.stages import common
 from data_formats.records import Prompt
+
+
+def check_room(model: Any, rollout: RolloutSection, stage: str) -> None:
+    """Raises RecipeError where the longest prompt with its longest reply does not fit into the loaded model."""
+    room = getattr(model.config, "max_position_embeddings", None)
+    if room is not None and rollout.max_length > room:
+        lengths = f"max_prompt_length + max_completion_length = {rollout.max_length}"
+        sentence = f"{stage}.rollout: {lengths} is more than the model's max_position_embeddings ({room}); lower them"
+        raise RecipeError([sentence])
 
 
 def fitting(

@@ -12,7 +12,8 @@ LARGEST_ERROR = 0.2
 class KLController:
     """The coefficient of the KL penalty: fixed, or led to a target (Ziegler et al. 2019, section 2.2).
 
-    Adaptive: `coef *= 1 + clip(kl / target - 1, -0.2, 0.2) * replies / horizon` after each iteration, for the next.
+    Adaptive: `coef *= 1 + clip(kl / target - 1, -0.2, 0.2) * replies / horizon`, for the next iteration, after each in
+    which the policy moved; while the critic warms up the KL says nothing.
 
     Args:
         coef: where it starts, reward a nat.

@@ -78,9 +78,8 @@ def reply_distribution(
     full_BS = placed(token_logprobs(logits_BKV, ids_BK, temperature))
     ratio_BS = full_BS
     if support is not None:
-        support_BSK, mask_BSK = support.padded()
-        there = slice(first_state, None)
-        ratio_BS = placed(support_logprobs(logits_BKV, ids_BK, support_BSK[:, there], mask_BSK[:, there], temperature))
+        support_BKS, mask_BKS = support.from_state(first_state).padded()
+        ratio_BS = placed(support_logprobs(logits_BKV, ids_BK, support_BKS, mask_BKS, temperature))
     return ReplyLogprobs(full_BS, ratio_BS, placed(token_entropy(logits_BKV, temperature)) if entropy else None)
 
 

@@ -182,7 +182,7 @@ class PPOTrainer(PPOExperience):
 
     def step(self) -> dict[str, float]:
         """Collect, score, update; returns the iteration's metrics."""
-        watch, boundary = Stopwatch(), self._boundary()
+        watch, boundary, version = Stopwatch(), self._boundary(), self.policy_version
         mine = self.sampler.next()[self.rank :: self.world_size]
         try:
             with watch("rollout"), sharding.unsharded(self.policy.module):
@@ -200,8 +200,8 @@ class PPOTrainer(PPOExperience):
             metrics |= self.update(experience)
         if self.config.old_logprobs == "elide" and "kl/token" in metrics:  # not while the critic warms up
             metrics |= {"entropy": metrics["entropy/token"], "kl/reply": metrics["kl/token"] * metrics["length/mean"]}
-        if "kl/reply" in metrics:
-            self.kl.update(metrics["kl/reply"], len(samples))  # after the update: a KL in the loss is weighed by it too
+        if "kl/reply" in metrics and self.policy_version != version:  # after the update, which may be weighed by it
+            self.kl.update(metrics["kl/reply"], len(samples))
         self.pending_samples = sample_rows(samples, experience, self.tokenizer, self.config.log_samples, scores.parts)
         self.state.epoch += self.config.rollout_batch_size / len(self.prompts)
         self.state.num_input_tokens_seen += int(experience.tokens.lengths_N.sum())

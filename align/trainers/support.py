@@ -68,6 +68,10 @@ class SupportTensor:
         """These rows, cut to `states` (those of `TokenBatch.rows`; default all). The ids are shared, not copied."""
         return SupportTensor(self.ids_F, self.starts_NS[rows_B, :states], self.counts_NS[rows_B, :states])
 
+    def from_state(self, first: int) -> SupportTensor:
+        """The same without the states before `first`."""
+        return SupportTensor(self.ids_F, self.starts_NS[:, first:], self.counts_NS[:, first:])
+
     def padded(self) -> tuple[Tensor, Tensor]:
         """(ids_NSK int64, mask_NSK bool) as `functional.support_logprobs` takes them; K is the largest support's size.
 

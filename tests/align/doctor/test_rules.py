@@ -4,7 +4,6 @@ import json
 import math
 import random
 import re
-import time
 
 import pytest
 from transformers import TrainerCallback
@@ -32,20 +31,6 @@ def constant(prompts, completions):
 
 def large(prompts, completions):
     return [100.0 + len(text) for text in completions]
-
-
-class Tiring:
-    """A reward that takes its time after some calls."""
-
-    __name__ = "tiring"
-
-    def __init__(self, after: int):
-        self.calls, self.after = 0, after
-
-    def __call__(self, prompts, completions):
-        self.calls += 1
-        time.sleep(0.3 if self.calls > self.after else 0.0)
-        return doctor_case.sound(prompts, completions)
 
 
 class StopAt(TrainerCallback):
@@ -128,7 +113,6 @@ MADE = {
         "critic_warmup_steps": 1,
         "num_iterations": 5,
     },
-    "tiring": lambda: SHORT | {"reward": Tiring(6), "num_iterations": 10},
 }
 
 SEEN = [
@@ -163,7 +147,6 @@ SEEN = [
     ("skipping", "steps-not-finite", r"^2 steps in 2 iterations, steps 3 to 4$"),
     ("engine", "engine-apart", r"the log-probabilities differ by 0\.\d+ nats a token over steps 4 to 5"),
     ("capped", "engine-apart", r"^\d\d% of the importance weights stand at their cap over steps 4 to 5$"),
-    ("tiring", "slowing", r"tokens_per_second .*; most of it in seconds/(score|reward)"),
 ]
 
 
@@ -216,7 +199,6 @@ def test_a_sound_run_shows_nothing(made):
         ("still", {"policy-still", "replies-cut"}),
         ("constant", {"equal-rewards", "policy-still"}),
         ("ptx low", {"ptx-drowned"}),
-        ("tiring", {"slowing"}),
     ],
 )
 def test_what_ails_only_one_part_brings_no_other_rule_up(made, name, expected):
@@ -326,3 +308,15 @@ def test_lines_of_any_shape_never_make_a_rule_fail(made, tmp_path):
         found = examine(read_history(tmp_path))
         assert {finding.rule.name for finding in found.findings} | set(found.clear) | set(found.blind) == set(RULES)
         json.dumps(found.as_json(), allow_nan=False)
+
+
+def test_a_run_that_becomes_slower(made, tmp_path):
+    rows = [json.loads(line) for line in (made("sound") / "metrics.jsonl").read_text().splitlines()]
+    rows += [row | {"step": row["step"] + 8} for row in rows[4:]]  # long enough for a trend
+    for row in rows[-6:]:
+        row |= {"tokens_per_second": 300.0, "seconds/score": 0.9}
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for row in rows:
+        log.append(row)
+    found = doctor_case.words(examine(read_history(tmp_path)))
+    assert re.search(r"tokens_per_second 1e\+03 -> .*; most of it in seconds/score: 0\.1 -> 0\.9 s", found["slowing"])

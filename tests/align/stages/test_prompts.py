@@ -6,13 +6,15 @@ import logging
 import pytest
 
 from align.data.encode import encode_prompt
+from align.recipe.errors import RecipeError
 from align.recipe.ppo import RolloutSection
 from align.stages import ppo, rejection
-from align.stages.prompts import fitting
+from align.stages.prompts import check_room, fitting
 from data_formats.errors import EmptyDatasetError
 from data_formats.records import Message, Prompt
 from tests.align.stages import rejection_case
 from tests.align.stages.test_ppo import recipe
+from tests.align.trainers import ppo_case
 from tests.tiny_models import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -71,3 +73,11 @@ def test_both_stages_cut_and_say_so(tmp_path, caplog):
     assert (prompts, told["dropped_rows"]) == (trainer.prompts, read["dropped_rows"])
     for stage in ("ppo", "rejection"):
         assert f"{stage}: 3 rows: cut to max_prompt_length" in caplog.text
+
+
+def test_replies_need_room_in_the_loaded_model():
+    model, rollout = ppo_case.policy(), RolloutSection(max_prompt_length=100, max_completion_length=28)
+    room = model.config.max_position_embeddings
+    check_room(model, rollout, "ppo")
+    with pytest.raises(RecipeError, match=rf"ppo.rollout: .* = {room + 1} is more than the model's .* \({room}\)"):
+        check_room(model, rollout.model_copy(update={"max_completion_length": room - 99}), "ppo")

@@ -233,7 +233,8 @@ class Comparison:
         for name in expected.keys() & done.metrics.keys():
             self.note(name, done.metrics[name], expected[name])
         kl = sum(ppo_reference.reply_kl(reply) for reply in made) / len(made)
-        self.state.kl_coef = ppo_reference.next_kl_coef(self.state.kl_coef, kl, len(made), self.settings)
+        if any("policy" in step.gradients for step in done.steps):
+            self.state.kl_coef = ppo_reference.next_kl_coef(self.state.kl_coef, kl, len(made), self.settings)
 
     @property
     def _warming_up(self) -> bool:
