@@ -36,7 +36,7 @@ def vowels(prompts: list[list[dict]], completions: list[str]) -> list[int]:
     return [sum(character in "aeiou" for character in text) for text in completions]
 
 
-# %% A configuration; every key and its default: help(PPOConfig), or PPOConfig(num_iterations=1)
+# %% A configuration; every key and its default: help(PPOConfig), or PPOConfig(num_iterations=100)
 config = PPOConfig(
     num_iterations=30,
     rollout_batch_size=8,

@@ -86,15 +86,16 @@ class PPOExperience(PPOUpdate):
         support = self._support(samples, tokens)
         found = self._passes(tokens, support)
         finished_N, mask_NS = torch.tensor(samples.finished, device=device), tokens.mask_NS
-        counts_N = finished_N if config.mask_truncated_completions else torch.ones_like(finished_N)
-        learnt_NS = mask_NS & counts_N[:, None]
+        counts_N = finished_N if config.mask_truncated_completions else None
+        learnt_NS = mask_NS if counts_N is None else mask_NS & counts_N[:, None]
         penalized_N = self.penalize_scores(scores_N.to(device), finished_N, mask_NS.sum(1))
-        normalized_N = self.normalize_scores(penalized_N, counts_N if config.mask_truncated_completions else None)
+        normalized_N = self.normalize_scores(penalized_N, counts_N)
         kl_NS = torch.zeros_like(found["ref"])
         if "full" in found:
             kl_NS = functional.kl_estimate(found["full"], found["ref"], config.kl_estimator)
         rewards_NS = self.shape_rewards(normalized_N, kl_NS, learnt_NS)
         advantages_NS, returns_NS, std = self.compute_advantages(rewards_NS, found["values"], learnt_NS)
+        by_reply = config.loss_aggregation == "sequence"
         experience = Experience(
             tokens,
             learnt_NS,
@@ -108,9 +109,7 @@ class PPOExperience(PPOUpdate):
             returns_NS,
             full_logps_NS=found.get("full") if support is not None else None,
             sampler_logps_NS=self._sampler_logps(samples, tokens),
-            weights_NS=functional.token_weights(learnt_NS, "sequence")
-            if config.loss_aggregation == "sequence"
-            else None,
+            weights_NS=functional.token_weights(learnt_NS, "sequence") if by_reply else None,
             support=support,
         )
         metrics = rollout_metrics(samples, experience, found.get("entropy"), std)

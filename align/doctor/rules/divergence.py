@@ -25,7 +25,6 @@ LEAST_CAP = 1.2  # below it, rounding alone reaches the cap
     ),
     changes=(
         "ppo.rollout.top_p nearer to 1, top_k 0, temperature 1",
-        "ppo.kl_estimator: k3, which cannot be negative",
         "look at engine/logp_diff_mean",
     ),
 )
