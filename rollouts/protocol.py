@@ -2,7 +2,9 @@
 
 Which rank calls what: every rank owns an engine and calls `generate` with its own shard of the prompts;
 `update_weights` is called by all ranks together, because gathering sharded weights is a collective operation. An
-in-process engine that shares the trainer's module (HF) has nothing to copy and only takes the new version number.
+engine that reads the trainer's own module (`shares_module`, HF) has nothing to copy and only takes the new version
+number; the module must be whole while it generates. One with weights of its own is `Scoring` too, so that the trainer
+can ask whether both compute the same.
 """
 
 from __future__ import annotations
@@ -75,6 +77,8 @@ class Completion:
             when the engine has none.
         support: for each id, the distinct ids that could be drawn in its place, itself among them, in any order. None
             unless `return_support` asked for it, and for greedy ones.
+        full_logprobs: log-probability in nats of each id under the full distribution; for engines that know it without
+            knowing `kept_mass`. None where `logprobs + log(kept_mass)` says it, or nothing does.
     """
 
     token_ids: tuple[int, ...]
@@ -83,11 +87,18 @@ class Completion:
     weight_version: int
     kept_mass: tuple[float, ...] | None = None
     support: tuple[tuple[int, ...], ...] | None = None
+    full_logprobs: tuple[float, ...] | None = None
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """The small protocol behind which rollouts happen."""
+    """The small protocol behind which rollouts happen.
+
+    Attributes:
+        shares_module: it samples with the trainer's own module, and `update_weights` reads no tensors.
+    """
+
+    shares_module: bool
 
     def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
         """`params.n` completions per prompt, prompt-major: those of prompt i are at `[i * n, (i + 1) * n)`."""
@@ -107,4 +118,15 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release everything; the engine is not used again."""
+        ...
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """What engines with weights of their own can do besides."""
+
+    def token_logprobs(self, sequences: list[list[int]]) -> list[tuple[float, ...]]:
+        """Log-probability in nats of every id but the first of each sequence, given those before it; temperature 1,
+        nothing truncated.
+        """
         ...

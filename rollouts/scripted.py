@@ -26,6 +26,8 @@ class ScriptedEngine:
     `calls` lists every `generate` call as (prompts, params).
     """
 
+    shares_module = True
+
     def __init__(self, script: Script, logprob: float | None = None):
         self.script, self.logprob = script, logprob
         self.weight_version = 0

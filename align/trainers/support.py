@@ -20,8 +20,10 @@ from rollouts.protocol import Completion
 def full_logprobs(completion: Completion) -> tuple[float, ...] | None:
     """The engine's log-probability (nats) of each token under the full temperature-divided distribution.
 
-    None when the engine gave no log-probabilities or no kept mass.
+    None when the engine gave neither these nor log-probabilities with their kept mass.
     """
+    if completion.full_logprobs is not None:
+        return completion.full_logprobs
     if completion.logprobs is None or completion.kept_mass is None:
         return None
     return tuple(

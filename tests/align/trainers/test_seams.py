@@ -88,6 +88,7 @@ REWARD = SUPERVISED | {
 
 PROTOCOLS = {
     Engine: {
+        "shares_module": "bool",
         "generate": "(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]",
         "update_weights": "(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None",
         "sleep": "(self) -> None",
@@ -104,7 +105,7 @@ FIELDS = {  # what seams are given and give; more may come at the end
     Experience: "tokens mask_NS scores_N normalized_N old_logps_NS ref_logps_NS old_values_NS rewards_NS "
     "advantages_NS returns_NS full_logps_NS sampler_logps_NS importance_NS weights_NS support",
     SamplingParams: "n temperature top_p top_k max_new_tokens min_new_tokens stop_token_ids seed return_support",
-    Completion: "token_ids logprobs finish_reason weight_version kept_mass support",
+    Completion: "token_ids logprobs finish_reason weight_version kept_mass support full_logprobs",
     Sample: "prompt completion prompt_ids completion_ids finished columns",
 }
 

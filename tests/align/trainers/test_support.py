@@ -55,6 +55,7 @@ def test_full_logprobs_by_hand():
     assert full_logprobs(completion) == pytest.approx([math.log(0.4), math.log(0.25)], rel=1e-14)
     assert full_logprobs(Completion((1,), (0.0,), "stop", 0)) is None
     assert full_logprobs(Completion((1,), None, "stop", 0, kept_mass=(1.0,))) is None
+    assert full_logprobs(Completion((1,), None, "stop", 0, full_logprobs=(-0.5,))) == (-0.5,)
 
 
 SETTINGS = [
