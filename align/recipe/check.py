@@ -12,6 +12,7 @@ from align.recipe.load import STAND_IN, inspect
 from align.recipe.problems import did_you_mean
 from align.recipe.rejection import RejectionSection
 from align.recipe.rewards import part_problems
+from align.recipe.rollout import RolloutSection
 from align.recipe.schema import DEFAULT_PARENTS, ROLLOUT_STAGES, STAGES, Recipe
 from align.recipe.sources import source_problems, stage_sources
 from align.recipe.stages import SFTSection
@@ -208,7 +209,7 @@ def _rejection_line(rejection: RejectionSection) -> str:
     kept = " (or of an earlier round)" if rejection.keep_earlier and rejection.num_rounds > 1 else ""
     return (
         f"rejection: {rounds}; each samples {rejection.rollout.num_generations} replies a prompt from the newest model "
-        f"and finetunes it for {length} on the best of them{kept}{least}"
+        f"and finetunes it for {length} on the best of them{kept}{least}; {_engine_words(rejection.rollout)}"
     )
 
 
@@ -219,4 +220,19 @@ def _ppo_line(recipe: Recipe, plan: BatchPlan) -> str:
         f"{plan.responses} responses, {plan.steps_per_iteration} optimizer steps each; the policy waits for the first "
         f"{ppo.critic_warmup_steps} of {ppo.num_iterations * plan.steps_per_iteration} steps"
     )
-    return text + (f"; {plan.ptx_batch_size} pretraining rows a step" if plan.ptx_batch_size else "")
+    text += f"; {plan.ptx_batch_size} pretraining rows a step" if plan.ptx_batch_size else ""
+    return f"{text}; {_engine_words(ppo.rollout)}"
+
+
+def _engine_words(rollout: RolloutSection) -> str:
+    words = {
+        "auto": "vLLM samples where it is usable, else HF generate",
+        "hf": "HF generate samples",
+        "vllm": "vLLM samples in this process",
+        "vllm_server": "a vLLM server samples",
+    }
+    servers = len(rollout.vllm.urls)
+    text = (
+        f"{servers} named vLLM server{'s sample' if servers > 1 else ' samples'}" if servers else words[rollout.engine]
+    )
+    return text + (", the next batch while this one is trained on" if getattr(rollout, "overlap", False) else "")

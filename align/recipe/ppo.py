@@ -10,6 +10,7 @@ from pydantic import Field, PlainValidator
 from align.recipe.cleaning import CleaningSection
 from align.recipe.fields import Count, OptimSection, Positive, Section, Share, Source
 from align.recipe.rewards import ModelPart, Parts, Rewarded, RewardPart, list_rules, plain_parts
+from align.recipe.rollout import PPORolloutSection
 
 
 def _coefficient(value: Any) -> float | str:
@@ -21,37 +22,8 @@ def _coefficient(value: Any) -> float | str:
     return float(value)
 
 
+VLLM_ENGINES = ("vllm", "vllm_server")
 Coefficient = Annotated[float | Literal["auto"], PlainValidator(_coefficient)]
-
-
-class RolloutSection(Section):
-    """How the policy is sampled. `engine: auto` takes vLLM where it is usable, else HF, and says which.
-
-    A prompt of more than `max_prompt_length` tokens is dropped, or with `on_overlong_prompt: truncate` loses as many of
-    its oldest exchanges as it takes (a system turn and the last exchange stay whole; dropped where these are too long).
-    """
-
-    engine: Literal["auto", "hf"] = "auto"
-    num_generations: Positive = 2
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(0.9, gt=0, le=1)
-    top_k: Count = 0
-    max_prompt_length: Positive = 1024
-    on_overlong_prompt: Literal["drop", "truncate"] = "drop"
-    max_completion_length: Positive = 1024
-    min_completion_length: Count = 0
-    batch_size: Positive = 64
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of the longest prompt with its longest reply."""
-        return self.max_prompt_length + self.max_completion_length
-
-    def rules(self) -> list[tuple[str, str]]:
-        if self.min_completion_length > self.max_completion_length:
-            sentence = f"{self.min_completion_length} is more than max_completion_length ({self.max_completion_length})"
-            return [("min_completion_length", sentence)]
-        return []
 
 
 class PolicyOptim(OptimSection):
@@ -109,7 +81,7 @@ class PPOConfig(Section):
     told" explains every key.
     """
 
-    rollout: RolloutSection = RolloutSection()
+    rollout: PPORolloutSection = PPORolloutSection()
     policy: PolicyOptim = PolicyOptim()
     critic: CriticOptim = CriticOptim()
     evaluation: EvalSection = EvalSection()
@@ -213,6 +185,33 @@ class PPOConfig(Section):
         if self.ptx_coef != 0 and self.ptx_ratio == 0:
             sentence = "0 gives a step no pretraining rows although ptx_coef is above 0; set one of them to match"
             broken.append(("ptx_ratio", sentence))
+        return broken + self._rollout_rules()
+
+    def _rollout_rules(self) -> list[tuple[str, str]]:
+        """What the way replies are sampled does not go together with."""
+        broken, rollout = [], self.rollout
+        corrected = self.importance_sampling_correction != "none"
+        if corrected and rollout.engine in VLLM_ENGINES and rollout.temperature != 1 and rollout.truncates:
+            sentence = (
+                f"vLLM does not tell the probability before truncation at temperature {rollout.temperature:g} with "
+                f"rollout.{' and '.join(rollout.truncates)} set; use rollout.temperature=1, or top_p=1, top_k=0 and "
+                "min_completion_length=0, or rollout.engine=hf"
+            )
+            broken.append(("importance_sampling_correction", sentence))
+        if not rollout.overlap:
+            return broken
+        if not corrected:
+            sentence = (
+                "trains on replies of older weights, which must be corrected for; use "
+                "importance_sampling_correction=token (or sequence)"
+            )
+            broken.append(("rollout.overlap", sentence))
+        if self.old_logprobs == "elide":
+            sentence = "needs the policy's own log-probabilities of replies it has not sampled; use recompute"
+            broken.append(("old_logprobs", f"rollout.overlap {sentence}"))
+        if self.policy_support != "full":
+            sentence = "what could be drawn is recorded of older weights with rollout.overlap; use full"
+            broken.append(("policy_support", sentence))
         return broken
 
 
@@ -249,6 +248,10 @@ class PPOSection(Rewarded, PPOConfig):
         broken = [*PPOConfig.rules(self), *self.reward_rules(), *self.gold_rules()]
         if self.evaluation.save_best and not self.eval_data:
             broken.append(("evaluation.save_best", "needs held-out prompts to choose by: name some in eval_data"))
+        if self.rollout.overlap and self.rollout.engine != "vllm_server":
+            does = f"'{self.rollout.engine}' {'may' if self.rollout.engine == 'auto' else 'does'} not"
+            sentence = f"needs an engine that samples beside the training, which {does}; use engine=vllm_server"
+            broken.append(("rollout.overlap", f"{sentence}, or overlap=false"))
         if self.ptx_coef != 0 and not self.ptx_data:
             broken.append(
                 ("ptx_data", "is empty although ptx_coef is above 0: name pretraining documents, or set ptx_coef to 0")

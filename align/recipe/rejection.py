@@ -5,8 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 
 from align.recipe.fields import Positive, Share, Source
-from align.recipe.ppo import LookSection, RolloutSection
+from align.recipe.ppo import LookSection
 from align.recipe.rewards import Rewarded
+from align.recipe.rollout import RolloutSection
 from align.recipe.stages import LossReduction, SFTSection, SupervisedSection
 
 
@@ -15,6 +16,12 @@ class SamplingSection(RolloutSection):
 
     num_generations: int = Field(10, ge=2)
     top_p: float = Field(1.0, gt=0, le=1)
+
+    def rules(self) -> list[tuple[str, str]]:
+        if self.engine != "vllm_server":
+            return super().rules()
+        sentence = "'vllm_server' samples beside a training, and here none runs meanwhile; use vllm"
+        return [*super().rules(), ("engine", sentence)]
 
 
 class RejectionSection(Rewarded, SupervisedSection):

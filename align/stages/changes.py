@@ -24,6 +24,8 @@ HARMLESS = frozenset(
     | {"num_samples", "eval_num_replies", "evaluation.limit"}
     | {"micro_batch_size", "eval_batch_size", "ptx_micro_batch_size"}
     | {"timeout", "attempts", "backoff", "api_key_env"}  # of a reward's endpoint
+    | {"memory_share", "kv_cache_gib", "max_num_seqs", "sleep", "probe_tolerance"}  # of vLLM
+    | {"urls", "start_timeout", "request_timeout", "max_restarts"}
 )
 SHOWN = 8
 WORLD_STAMP = "world.json"

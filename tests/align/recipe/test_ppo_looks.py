@@ -3,7 +3,8 @@
 import pytest
 
 from align.recipe import RecipeError, load_recipe
-from align.recipe.ppo import EvalSection, RolloutSection
+from align.recipe.ppo import EvalSection
+from align.recipe.rollout import RolloutSection
 
 RECIPE = """\
 name: t

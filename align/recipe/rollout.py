@@ -1,0 +1,97 @@
+"""The `rollout` sections: how replies are sampled, and by which engine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from align.recipe.fields import Count, Positive, Rate, Section
+from reward.address import url_problem
+
+
+class VLLMSection(Section):
+    """vLLM, in this process or as a server; `rollouts.settings.VLLMSettings` says what each key does.
+
+    `max_model_len` is by default what the longest prompt with its longest reply needs. The key of the servers at `urls`
+    stands in the environment variable that `api_key_env` names, never in the recipe.
+    """
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    memory_share: float = Field(0.3, gt=0, lt=1)
+    kv_cache_gib: Rate | None = None
+    max_model_len: Positive | None = None
+    prefix_caching: bool = True
+    tensor_parallel: Positive = 1
+    eager: bool = False
+    max_num_seqs: Positive = 256
+    sleep: bool = True
+    adapters: Literal["auto", "merge", "adapter"] = "auto"
+    probe_tolerance: Rate | None = None
+    urls: tuple[str, ...] = ()
+    api_key_env: str = Field("ALIGN_VLLM_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    start_timeout: Rate = 600.0
+    request_timeout: Rate = 1800.0
+    max_restarts: Count = 3
+
+    def rules(self) -> list[tuple[str, str]]:
+        found = ((at, url_problem(url)) for at, url in enumerate(self.urls))
+        tunnel = "use https://, or a tunnel to this machine"
+        return [(f"urls.{at}", text.replace("use https://, or insecure", tunnel)) for at, text in found if text]
+
+
+class RolloutSection(Section):
+    """How the policy is sampled. `engine: auto` takes vLLM where it is usable, else HF, and says which.
+
+    A prompt of more than `max_prompt_length` tokens is dropped, or with `on_overlong_prompt: truncate` loses as many of
+    its oldest exchanges as it takes (a system turn and the last exchange stay whole; dropped where these are too long).
+    """
+
+    engine: Literal["auto", "hf", "vllm", "vllm_server"] = "auto"
+    vllm: VLLMSection = VLLMSection()
+    num_generations: Positive = 2
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    top_k: Count = 0
+    max_prompt_length: Positive = 1024
+    on_overlong_prompt: Literal["drop", "truncate"] = "drop"
+    max_completion_length: Positive = 1024
+    min_completion_length: Count = 0
+    batch_size: Positive = 64
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest prompt with its longest reply."""
+        return self.max_prompt_length + self.max_completion_length
+
+    @property
+    def truncates(self) -> list[str]:
+        """The keys that leave tokens out of what is drawn from."""
+        off = {"top_p": 1.0, "top_k": 0, "min_completion_length": 0}
+        return [key for key, value in off.items() if getattr(self, key) != value]
+
+    def rules(self) -> list[tuple[str, str]]:
+        broken = []
+        if self.min_completion_length > self.max_completion_length:
+            sentence = f"{self.min_completion_length} is more than max_completion_length ({self.max_completion_length})"
+            broken.append(("min_completion_length", sentence))
+        room = self.vllm.max_model_len
+        if room is not None and room < self.max_length:
+            sentence = (
+                f"{room} is less than max_prompt_length + max_completion_length ({self.max_length}); raise it, lower "
+                "those, or leave it out"
+            )
+            broken.append(("vllm.max_model_len", sentence))
+        if self.vllm.urls and self.engine != "vllm_server":
+            sentence = f"names servers, which engine '{self.engine}' does not ask; use engine=vllm_server, or remove it"
+            broken.append(("vllm.urls", sentence))
+        return broken
+
+
+class PPORolloutSection(RolloutSection):
+    """The same while a policy trains: with `overlap` the server samples the next batch meanwhile, one iteration behind.
+
+    The weights that sample are then those before the update, not those after it (one step off policy).
+    """
+
+    overlap: bool = False
