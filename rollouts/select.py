@@ -1,8 +1,10 @@
-"""From the recipe's `rollout.engine` to an engine."""
+"""From the recipe's `rollout.engine` to an engine. vLLM is imported by its own engine files, once it is chosen."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
@@ -10,23 +12,76 @@ from torch import nn
 from rollouts.errors import RolloutError
 from rollouts.hf import HFEngine
 from rollouts.protocol import Engine
+from rollouts.settings import VLLMSettings
 
 logger = logging.getLogger(__name__)
 
+KINDS = ("auto", "hf", "vllm", "vllm_server")
 
-def make_engine(kind: str, model: nn.Module, *, pad_token_id: int, batch_size: int = 64, **options: Any) -> Engine:
-    """The engine that `kind` names, around the trainer's own module.
+
+def make_engine(
+    kind: str,
+    model: nn.Module,
+    *,
+    pad_token_id: int,
+    batch_size: int = 64,
+    vllm: VLLMSettings | None = None,
+    temperature: float = 1.0,
+    return_support: bool = False,
+    is_owner: bool = True,
+    share: Callable[[Any], Any] = lambda value: value,
+    **hf_options: Any,
+) -> Engine:
+    """The engine that `kind` names, for the trainer's own module. vLLM's have no weights before `update_weights`.
 
     Args:
-        kind: "hf", or "auto", which takes the best engine that is usable here and logs which one that is. This version
-            has one engine, so that is HF.
-        options: further arguments of `HFEngine`.
+        kind: one of `KINDS`. "auto" takes vLLM in this process where it is installed, the model is on a GPU and
+            settings are given, else HF; it logs which and why.
+        batch_size: of HF; vLLM is told `max_num_seqs`.
+        vllm: settings of vLLM; required for "vllm" and "vllm_server".
+        temperature: replies will be sampled at; vLLM's log-probabilities are of one kind for all of them.
+        return_support: what could be drawn will be asked for; vLLM has to be prepared for that.
+        is_owner: whether this rank starts the server, and shuts it down.
+        share: gives every rank the owner's object; all ranks call it together.
+        hf_options: further arguments of `HFEngine`.
 
     Raises:
-        RolloutError: an unknown kind.
+        RolloutError: an unknown kind, or vLLM is asked for and is not installed, has no settings or does not start.
     """
-    if kind not in ("auto", "hf"):
-        raise RolloutError(f"unknown rollout engine '{kind}': choose 'auto' or 'hf'")
+    if kind not in KINDS:
+        raise RolloutError(f"unknown rollout engine '{kind}': choose one of {', '.join(KINDS)}")
     if kind == "auto":
-        logger.info("rollout engine: auto takes HF generate (in this process), the only engine of this version")
-    return HFEngine(model, pad_token_id, batch_size, **options)
+        reason = why_not_vllm(model, vllm)
+        kind = "hf" if reason else "vllm"
+        taken = f"HF generate, because {reason}" if reason else "vLLM, in this process"
+        logger.info("rollout engine: auto takes %s", taken)
+    if kind == "hf":
+        return HFEngine(model, pad_token_id, batch_size, **hf_options)
+    if vllm is None:
+        raise RolloutError(f"rollout engine '{kind}' needs settings: give make_engine a VLLMSettings")
+    if not is_installed():
+        raise RolloutError(
+            f"rollout engine '{kind}' needs vLLM, which is not installed: pip install 'align-rlhf[vllm]' (make "
+            "install-vllm in a checkout), or use engine: hf"
+        )
+    if kind == "vllm":
+        from rollouts.vllm_engine import VLLMEngine
+
+        return VLLMEngine(model, vllm, temperature=temperature, return_support=return_support)
+    from rollouts.vllm_client import VLLMServerEngine
+
+    return VLLMServerEngine(model, vllm, is_owner=is_owner, share=share, temperature=temperature)
+
+
+def is_installed() -> bool:
+    """Whether vLLM can be imported; looks without importing it, which takes seconds."""
+    return find_spec("vllm") is not None
+
+
+def why_not_vllm(model: nn.Module, settings: VLLMSettings | None) -> str | None:
+    """Why "auto" leaves vLLM alone, or None."""
+    if settings is None:
+        return "no settings of vLLM are given"
+    if next(model.parameters()).device.type != "cuda":
+        return "the policy is not on a GPU"
+    return None if is_installed() else "vLLM is not installed"

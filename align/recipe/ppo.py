@@ -187,11 +187,17 @@ class PPOConfig(Section):
             broken.append(("ptx_ratio", sentence))
         return broken + self._rollout_rules()
 
+    @property
+    def beyond_vllm(self) -> bool:
+        """Whether the importance correction needs what vLLM cannot tell: at a temperature, probabilities before
+        truncation."""
+        rollout = self.rollout
+        return self.importance_sampling_correction != "none" and rollout.temperature != 1 and bool(rollout.truncates)
+
     def _rollout_rules(self) -> list[tuple[str, str]]:
         """What the way replies are sampled does not go together with."""
         broken, rollout = [], self.rollout
-        corrected = self.importance_sampling_correction != "none"
-        if corrected and rollout.engine in VLLM_ENGINES and rollout.temperature != 1 and rollout.truncates:
+        if self.beyond_vllm and rollout.engine in VLLM_ENGINES:
             sentence = (
                 f"vLLM does not tell the probability before truncation at temperature {rollout.temperature:g} with "
                 f"rollout.{' and '.join(rollout.truncates)} set; use rollout.temperature=1, or top_p=1, top_k=0 and "
@@ -200,7 +206,7 @@ class PPOConfig(Section):
             broken.append(("importance_sampling_correction", sentence))
         if not rollout.overlap:
             return broken
-        if not corrected:
+        if self.importance_sampling_correction == "none":
             sentence = (
                 "trains on replies of older weights, which must be corrected for; use "
                 "importance_sampling_correction=token (or sequence)"

@@ -75,7 +75,7 @@ class Sampler:
     def _load(self) -> tuple[Engine, Any, Reward]:
         from align.models.load import load_causal_lm
         from align.models.tokenizer import load_tokenizer
-        from rollouts.select import make_engine
+        from align.trainers.engines import sampling_engine
 
         model = self.recipe.model
         revision = model.revision if self.path == model.path else None
@@ -86,7 +86,7 @@ class Sampler:
         policy = load_causal_lm(self.path, model).to(device)
         check_room(policy, self.rollout, self.stage)
         pad = tokenizer.pad_token_id or 0
-        engine = make_engine(self.rollout.engine, policy, pad_token_id=pad, batch_size=self.rollout.batch_size)
+        engine = sampling_engine(self.rollout, policy, pad, seed=derive(self.recipe.seed, self.stage, "engine"))
         return engine, tokenizer, reward
 
     def close(self) -> None:

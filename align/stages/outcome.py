@@ -12,6 +12,7 @@ score, which nothing before this has seen; without it, only the reward model its
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -164,25 +165,23 @@ def judge_model(
     """Replies of the model at `path`, decoded as `align.evaluation` always does, judged by every reward."""
     from align.models.load import load_causal_lm
     from align.models.tokenizer import load_tokenizer
-    from rollouts.select import make_engine
+    from align.trainers.engines import sampling_engine
 
     model, section = recipe.model, getattr(recipe, stage)
     rollout = section.rollout
     revision = model.revision if str(path) == model.path else None
     tokenizer = load_tokenizer(str(path), trust_remote_code=model.trust_remote_code, revision=revision)
-    engine = make_engine(
-        rollout.engine,
-        load_causal_lm(str(path), model).to(common.device()),
-        pad_token_id=tokenizer.pad_token_id,
-        batch_size=rollout.batch_size,
-    )
+    seed = derive(recipe.seed, "outcome")
     ways = decodings(
         tokenizer,
         num_samples=section.evaluation.num_samples,
         max_new_tokens=rollout.max_completion_length,
-        seed=derive(recipe.seed, "outcome"),
+        seed=seed,
     )
-    return {name: judged_replies(engine, tokenizer, prompts, params, rewards) for name, params in ways.items()}
+    policy = load_causal_lm(str(path), model).to(common.device())
+    engine = sampling_engine(rollout, policy, tokenizer.pad_token_id, seed=seed, temperature=1.0)
+    with closing(engine):
+        return {name: judged_replies(engine, tokenizer, prompts, params, rewards) for name, params in ways.items()}
 
 
 def write_outcome(path: Path, prompts: list[Prompt], outcomes: dict[str, Outcome]) -> None:

@@ -9,6 +9,7 @@ Leaves `model/` (the policy), `critic/`, `checkpoints/`, `metrics.jsonl`, `sampl
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,13 @@ def run(
     batch_plan(recipe, "ppo")
     out_dir = out_dir or stage_dir(recipe, stage)
     trainer, figures = build(recipe, section, out_dir, stage)
-    common.open_folder(recipe, out_dir)
-    figures |= _train(trainer, stage)
-    trainer.save_model(out_dir / "model")
-    trainer.save_critic(out_dir / "critic")
-    if trainer.ema is not None:
-        trainer.save_ema(out_dir / "ema")
-    trainer.engine.close()
+    with closing(trainer.engine):  # a server does not outlive the stage, however that ends
+        common.open_folder(recipe, out_dir)
+        figures |= _train(trainer, stage)
+        trainer.save_model(out_dir / "model")
+        trainer.save_critic(out_dir / "critic")
+        if trainer.ema is not None:
+            trainer.save_ema(out_dir / "ema")
     for tracker in trainer.accelerator.trackers:
         tracker.finish()  # not `end_training`, which would part the ranks before the chain's next stage
     figures |= summary_figures(trainer.state.log_history)

@@ -17,6 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -69,10 +70,9 @@ def run(
     rounds: list[Summary] = []
     for number in range(1, section.num_rounds + 1):
         folder = out_dir / ROUNDS / str(number)
-        sampler = Sampler(recipe, newest, stage)
         common.LOG.info("%s: round %d of %d samples from %s", stage, number, section.num_rounds, newest)
-        rows = candidates.sample_round(sampler, prompts, folder, seed=derive(recipe.seed, stage, "round", number))
-        sampler.close()
+        with closing(Sampler(recipe, newest, stage)) as sampler:
+            rows = candidates.sample_round(sampler, prompts, folder, seed=derive(recipe.seed, stage, "round", number))
         best = selection.choose(best, rows, number, section.keep_earlier)
         kept = selection.above(best, section.threshold)
         selection.require_some(kept, best, section, stage)
@@ -138,8 +138,8 @@ def look(sampler: Sampler, prompts: Sequence[Prompt], folder: Path) -> Summary:
     file, error = folder / HELDOUT, None
     if is_main() and not file.is_file():
         try:
-            judged = sampler.judged(prompts, seed=0, greedy=True)
-            sampler.close()
+            with closing(sampler):
+                judged = sampler.judged(prompts, seed=0, greedy=True)
             asked = [{"prompt": prompt.messages[-1].content, "category": prompt.category} for prompt in prompts]
             common.write_rows(file, [line | reply.row() for line, (reply,) in zip(asked, judged, strict=True)])
         except Exception as caught:

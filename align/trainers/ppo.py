@@ -49,6 +49,7 @@ from align.runs.files import atomic_dir
 from align.runs.seeding import derive, rng_state, set_rng_state
 from align.trainers import ppo_state, sharding
 from align.trainers.controllers import KLController, PtxController
+from align.trainers.engines import training_engine
 from align.trainers.experience import Samples, Scores
 from align.trainers.forward import silence_dropout
 from align.trainers.guards import reason_to_stop, warn_of
@@ -65,7 +66,6 @@ from data_formats.errors import AlignError
 from data_formats.records import Prompt
 from reward.protocol import Reward, same_tokens
 from rollouts.protocol import Engine, SamplingParams
-from rollouts.select import make_engine
 
 Result = TypeVar("Result")
 
@@ -105,7 +105,7 @@ class PPOTrainer(PPOExperience):
         config: a `PPOConfig`, or the recipe's ppo section, whose data and origins are not read here.
         prompts: what replies are sampled to; at least `rollout_batch_size`.
         reference: frozen; default a copy of `policy` as it is now.
-        engine: samples replies; default `HFEngine` on the policy itself.
+        engine: samples replies; default the one that `config.rollout.engine` names.
         ptx_blocks: token ids of pretraining blocks, needed when `ptx_coef` > 0.
         eval_prompts: for `evaluate()`.
         gold: a second reward, asked in `evaluate()` alone and used for nothing but the log.
@@ -146,9 +146,6 @@ class PPOTrainer(PPOExperience):
         self.stop_ids = (self.end_id, control_id(tokenizer, END_OF_TEXT))
         self.reward_takes_ids = same_tokens(reward, tokenizer)
         self._set_up_models(policy, critic, reference)
-        self.engine = engine or make_engine(
-            config.rollout.engine, self.policy.raw, pad_token_id=self.pad_id, batch_size=config.rollout.batch_size
-        )
         self.reward_stats = running_stats(config.normalize_reward)
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.ptx_coef = PtxController(config.ptx_coef, config.ptx_grad_norm_ratio)
@@ -157,6 +154,9 @@ class PPOTrainer(PPOExperience):
         self.optimizer_steps = 0
         self.policy_version = 0
         self.args = loop_arguments(config, self.output_dir, bool(eval_prompts), seed, self.accelerator)
+        self.engine = engine or training_engine(
+            config, self.policy.raw, self.pad_id, seed=derive(seed, "engine"), accelerator=self.accelerator
+        )
         self._set_up_loop(callbacks, self.policy.raw, tokenizer, self.policy.optimizer, self.policy.schedule)
 
     def _set_up_models(self, policy: nn.Module, critic: nn.Module, reference: nn.Module | None) -> None:

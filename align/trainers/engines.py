@@ -1,0 +1,113 @@
+"""From a recipe's rollout section to an engine for the module that is trained."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from align.recipe.ppo import PPOConfig
+from align.recipe.rollout import RolloutSection
+from align.runs.errors import TrainingError
+from rollouts.protocol import Engine
+from rollouts.select import make_engine
+from rollouts.settings import VLLMSettings
+
+logger = logging.getLogger(__name__)
+
+NEEDS_FULL = "needs probabilities before truncation, which vLLM tells at temperature 1 alone"
+
+
+def engine_of(
+    rollout: RolloutSection,
+    model: nn.Module,
+    pad_token_id: int,
+    *,
+    seed: int,
+    temperature: float | None = None,
+    return_support: bool = False,
+    accelerator: Accelerator | None = None,
+) -> Engine:
+    """The engine that `rollout` asks for.
+
+    Args:
+        model: the unwrapped policy; on its device.
+        seed: of the engine itself; replies have seeds of their own.
+        temperature: replies will be sampled at; default the section's.
+        return_support: what could be drawn will be asked for.
+        accelerator: of the ranks that sample together, which share one server that the first of them owns; all of
+            them call this then. Without one this process is alone.
+
+    Raises:
+        RolloutError: that engine cannot be had here.
+    """
+    ranks = 1 if accelerator is None else accelerator.num_processes
+    return make_engine(
+        rollout.engine,
+        model,
+        pad_token_id=pad_token_id,
+        batch_size=rollout.batch_size,
+        vllm=vllm_settings(rollout, seed),
+        temperature=rollout.temperature if temperature is None else temperature,
+        return_support=return_support,
+        is_owner=ranks == 1 or accelerator.is_main_process,
+        share=_of_the_first if ranks > 1 else lambda value: value,
+    )
+
+
+def sampling_engine(
+    rollout: RolloutSection, model: nn.Module, pad_token_id: int, *, seed: int, temperature: float | None = None
+) -> Engine:
+    """The engine that `rollout` asks for, of this rank alone, with the weights that `model` has now; for sampling from
+    a model that is not trained meanwhile.
+
+    Raises:
+        RolloutError: that engine cannot be had here.
+    """
+    engine = engine_of(rollout, model, pad_token_id, seed=seed, temperature=temperature)
+    if not engine.shares_module:
+        from rollouts.weights import checkpoint_tensors
+
+        try:
+            engine.update_weights(checkpoint_tensors(model), 0)
+        except BaseException:
+            engine.close()
+            raise
+    return engine
+
+
+def training_engine(
+    config: PPOConfig, model: nn.Module, pad_token_id: int, *, seed: int, accelerator: Accelerator
+) -> Engine:
+    """The same for PPO; `auto` leaves vLLM alone where it could not tell what the configuration asks of it."""
+    rollout = config.rollout
+    if rollout.engine == "auto" and config.beyond_vllm:
+        logger.info("rollout engine: auto takes HF generate, because importance_sampling_correction %s", NEEDS_FULL)
+        rollout = rollout.model_copy(update={"engine": "hf"})
+    nucleus = config.policy_support == "nucleus"
+    return engine_of(rollout, model, pad_token_id, seed=seed, return_support=nucleus, accelerator=accelerator)
+
+
+def check_overlap(config: PPOConfig, engine: Engine) -> None:
+    """Raises TrainingError where replies are to be sampled beside the training by an engine that reads its module."""
+    if config.rollout.overlap and engine.shares_module:
+        raise TrainingError(
+            f"ppo.rollout.overlap: {type(engine).__name__} samples with the module that is trained meanwhile; give an "
+            "engine with weights of its own (engine: vllm_server), or set overlap to false"
+        )
+
+
+def vllm_settings(rollout: RolloutSection, seed: int = 0) -> VLLMSettings:
+    """What vLLM is told; it has room for the longest prompt with its longest reply unless the recipe names a length."""
+    told: dict[str, Any] = {name: getattr(rollout.vllm, name) for name in type(rollout.vllm).model_fields}
+    told["max_model_len"] = rollout.vllm.max_model_len or rollout.max_length
+    return VLLMSettings(**told, seed=seed)
+
+
+def _of_the_first(value: Any) -> Any:
+    shared = [value]
+    broadcast_object_list(shared, from_process=0)
+    return shared[0]
