@@ -36,8 +36,9 @@ class Samples:
             temperature-divided distribution, in nats; None for a reply of which it gave none.
         kept_mass: (N) share of that distribution's mass which truncation left at each reply token; or None.
         supports: (N) the ids that could be drawn at each reply token; or None.
+        weight_versions: (N) version of the weights that made each reply; or None.
 
-    The last three may be left out: then every reply has None.
+    The last four may be left out: then every reply has None.
     """
 
     prompts: tuple[Prompt, ...]
@@ -48,9 +49,10 @@ class Samples:
     engine_logps: tuple[tuple[float, ...] | None, ...] = ()
     kept_mass: tuple[tuple[float, ...] | None, ...] = ()
     supports: tuple[tuple[tuple[int, ...], ...] | None, ...] = ()
+    weight_versions: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("engine_logps", "kept_mass", "supports"):
+        for name in ("engine_logps", "kept_mass", "supports", "weight_versions"):
             object.__setattr__(self, name, getattr(self, name) or (None,) * len(self.prompts))
 
     def __len__(self) -> int:

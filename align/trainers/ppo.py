@@ -13,7 +13,8 @@ Decisions, and departures from the named papers:
   the KL is then a penalty, not a measurement; `kept_mass` says how much is left out. `policy_support: nucleus` takes
   the ratio over what the sampler could draw, which is the distribution it drew from; KL and entropy stay whole.
 - `importance_sampling_correction` weights the policy's loss by min(trainer / engine, cap) where the engine computes in
-  another precision or with older weights; both over the full distribution, so it does not undo top-p.
+  another precision or with older weights (`rollout.overlap`: `overlap.py`); both over the full distribution, so it
+  does not undo top-p.
 - The score stands on the last real token of the reply, the KL on each token (`kl_in: loss`: in the loss). A reply ends
   at `<|im_end|>`; one that was cut, or ended with `<|endoftext|>`, has `missing_eos_penalty` subtracted from its score,
   or put in its place (`ModelReward` reads that score at an `<|im_end|>` it appends). Then the running mean counts the
@@ -49,13 +50,14 @@ from align.runs.files import atomic_dir
 from align.runs.seeding import derive, rng_state, set_rng_state
 from align.trainers import ppo_state, sharding
 from align.trainers.controllers import KLController, PtxController
-from align.trainers.engines import training_engine
+from align.trainers.engines import check_overlap, training_engine
 from align.trainers.experience import Samples, Scores
 from align.trainers.forward import silence_dropout
 from align.trainers.guards import reason_to_stop, warn_of
 from align.trainers.iterations import loop_arguments
 from align.trainers.minibatches import check_split
 from align.trainers.optimization import TrainedModel, weight_average
+from align.trainers.overlap import Ahead
 from align.trainers.ppo_eval import evaluate_policy
 from align.trainers.ppo_experience import PPOExperience, running_stats
 from align.trainers.ppo_metrics import Stopwatch, part_metrics, peak_memory, sample_rows
@@ -157,6 +159,8 @@ class PPOTrainer(PPOExperience):
         self.engine = engine or training_engine(
             config, self.policy.raw, self.pad_id, seed=derive(seed, "engine"), accelerator=self.accelerator
         )
+        check_overlap(config, self.engine)
+        self.ahead = Ahead(self)
         self._set_up_loop(callbacks, self.policy.raw, tokenizer, self.policy.optimizer, self.policy.schedule)
 
     def _set_up_models(self, policy: nn.Module, critic: nn.Module, reference: nn.Module | None) -> None:
@@ -183,10 +187,11 @@ class PPOTrainer(PPOExperience):
     def step(self) -> dict[str, float]:
         """Collect, score, update; returns the iteration's metrics."""
         watch, boundary, version = Stopwatch(), self._boundary(), self.policy_version
-        mine = self.sampler.next()[self.rank :: self.world_size]
         try:
+            mine = self.ahead.next_prompts()[self.rank :: self.world_size]
             with watch("rollout"), sharding.unsharded(self.policy.module):
                 samples = self.together(lambda: self.collect([self.prompts[index] for index in mine]))
+            self.ahead.begin()
             with watch("score"):
                 scores = self.together(lambda: self.score(samples))
             with watch("experience"):
@@ -208,6 +213,7 @@ class PPOTrainer(PPOExperience):
         rates = {"lr/policy": self.policy.learning_rate, "lr/critic": self.critic.learning_rate}
         progress = {"optimizer_steps": self.optimizer_steps, "warming_up": float(self.warming_up)}
         cost = {**watch.metrics(int(experience.tokens.lengths_N.sum())), **peak_memory(self.accelerator.device)}
+        cost |= {"seconds/wait": self.ahead.seconds} if self.config.rollout.overlap else {}
         return {**metrics, **cost, **rates, **progress}
 
     def sampling_params(self) -> SamplingParams:
@@ -231,9 +237,11 @@ class PPOTrainer(PPOExperience):
         prompt_ids = encode_prompts(
             self.tokenizer, [prompt.messages for prompt in prompts], [prompt.tools for prompt in prompts]
         )
-        self.engine.wake()
-        completions = self.engine.generate(prompt_ids, params)
-        self.engine.sleep()
+        completions = self.ahead.take(prompt_ids, params)
+        if completions is None:
+            self.engine.wake()
+            completions = self.engine.generate(prompt_ids, params)
+            self.engine.sleep()
         reply_ids = tuple(tuple(completion.token_ids) for completion in completions)
         texts = self.tokenizer.batch_decode([list(ids) for ids in reply_ids], skip_special_tokens=True)
         return Samples(
@@ -245,6 +253,7 @@ class PPOTrainer(PPOExperience):
             engine_logps=tuple(full_logprobs(completion) for completion in completions),
             kept_mass=tuple(completion.kept_mass for completion in completions),
             supports=tuple(completion.support for completion in completions),
+            weight_versions=tuple(completion.weight_version for completion in completions),
         )
 
     def score(self, samples: Samples) -> Scores:
@@ -273,7 +282,7 @@ class PPOTrainer(PPOExperience):
     def _boundary(self) -> dict[str, Any]:
         """What an iteration changes before its first optimizer step, as it is now; the random generators are a
         reward's."""
-        parts = {name: getattr(self, name).state_dict() for name in ("sampler", "reward_stats", "kl")}
+        parts = {name: getattr(self, name).state_dict() for name in ("ahead", "sampler", "reward_stats", "kl")}
         return {**parts, "rng": rng_state()}
 
     def _stop(self, problem: AlignError, boundary: dict[str, Any]) -> NoReturn:
@@ -306,7 +315,9 @@ class PPOTrainer(PPOExperience):
             TrainingError: sampling or the reward failed; what was trained up to here is saved first.
         """
         prompts = self.eval_prompts if prompts is None else prompts
+        self.ahead.wait()
         try:
+            self.ahead.raise_problem()
             return evaluate_policy(self, prompts, num_samples) if prompts else {}
         except TrainingError as problem:
             if not self.state.global_step:

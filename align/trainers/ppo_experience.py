@@ -16,7 +16,7 @@ from align.data.prompts import PromptSampler
 from align.trainers.controllers import KLController
 from align.trainers.experience import Experience, Samples, TokenBatch, scatter_rows
 from align.trainers.forward import reply_distribution, reply_logprobs, state_values
-from align.trainers.ppo_metrics import engine_metrics, full_kl, rollout_metrics
+from align.trainers.ppo_metrics import engine_metrics, full_kl, rollout_metrics, staleness
 from align.trainers.ppo_update import PPOUpdate
 from align.trainers.support import SupportTensor
 from reward.running import RunningMean, RunningMeanStd, RunningStats
@@ -114,7 +114,7 @@ class PPOExperience(PPOUpdate):
         )
         metrics = rollout_metrics(samples, experience, found.get("entropy"), std)
         metrics["kl_coef"] = self.kl.coef
-        metrics |= engine_metrics(samples, experience)
+        metrics |= engine_metrics(samples, experience) | staleness(samples, self.policy_version)
         if self._logs_now:
             metrics["kl/full_token"] = full_kl(self, tokens)
         return experience, metrics

@@ -24,6 +24,8 @@ Rollouts, before the update (the policy's own figures come from the update with 
     kept_mass/mean               share of the distribution that top-p, top-k and held-back ends left, a sampled token
     engine/logp_diff_mean, engine/logp_diff_max
                                  |engine - trainer| of a sampled token's log-probability
+    engine/staleness             the policy's optimizer steps since the weights that made a reply, a mean: 0 without
+                                 `rollout.overlap`, those of one iteration with it
 
 Update, means over its optimizer steps (those of the policy are missing while the critic warms up):
     policy/loss, value/loss, ptx/loss   a token (or a reply, as `loss_aggregation` says)
@@ -49,6 +51,7 @@ Held-out prompts (`align.trainers.ppo_eval`), at temperature 1 and, with _greedy
 
 Cost:
     seconds/PHASE, seconds/total        wall clock of the first rank
+    seconds/wait                        of the update's: for replies that are sampled ahead (`rollout.overlap`)
     tokens_per_second/PHASE, tokens_per_second
                                         tokens of prompts and replies of the iteration by the seconds of a phase, of all
     memory/peak_gib                                   the most this process has held so far: on the GPU by torch's own
@@ -191,6 +194,13 @@ def engine_metrics(samples: Samples, experience: Experience) -> dict[str, float]
         "engine/logp_diff_mean": float(masked_mean(apart_NS, mask_NS)),
         "engine/logp_diff_max": float(apart_NS[mask_NS].max()),
     }
+
+
+def staleness(samples: Samples, policy_version: int) -> dict[str, float]:
+    """`engine/staleness` of replies that a policy of this version learns from; nothing where a reply has no version."""
+    if any(version is None for version in samples.weight_versions):
+        return {}
+    return {"engine/staleness": fmean(policy_version - version for version in samples.weight_versions)}
 
 
 def part_metrics(parts: dict[str, Tensor], prefix: str = "score") -> dict[str, float]:

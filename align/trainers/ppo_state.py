@@ -2,9 +2,10 @@
 
 `step-N/` holds `policy/` (a Hugging Face folder; of a peft model the base's weights as well, without a config),
 `critic/` and, with an average, `ema/` as safetensors, `trainer_state.json` (transformers'), and `ppo_state.pt` (tensors
-and plain values; read with weights_only=True). A checkpoint is always the boundary between two iterations; no rollout
-is kept, because the next iteration samples its own. Sampling and shuffling draw from seeds derived from (seed,
-iteration), so the random generators are saved for rewards and callbacks that use them.
+and plain values; read with weights_only=True). A checkpoint is always the boundary between two iterations; rollouts are
+kept only where the next iteration's were sampled ahead (`overlap.py`), else it samples its own. Sampling and shuffling
+draw from seeds derived from (seed, iteration), so the random generators are saved for rewards and callbacks that use
+them.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ def save(trainer: PPOTrainer, folder: Path) -> Path:
     Raises:
         StorageError: the disk is full or not writable; older steps are intact.
     """
-    generators = gather_object([rng_state()]) if trainer.world_size > 1 else [rng_state()]
+    ahead = [trainer.ahead.state_dict()]  # first: to wait for it may move the prompt sampler
+    generators = [rng_state()]
+    if trainer.world_size > 1:
+        ahead, generators = gather_object(ahead), gather_object(generators)
     main = trainer.accelerator.is_main_process
     modules = {"policy": trainer.policy.raw, "critic": trainer.critic.raw}
     modules |= {} if trainer.ema is None else {"ema": trainer.ema.module}
@@ -69,7 +73,7 @@ def save(trainer: PPOTrainer, folder: Path) -> Path:
         for name, tensors in weights.items():
             _save_weights(modules[name], tensors, target / name)
         trainer.state.save_to_json(str(target / TRAINER_FILE))
-        torch.save({**state, "rng": generators}, target / STATE_FILE)
+        torch.save({**state, "ahead": ahead, "rng": generators}, target / STATE_FILE)
 
     return checkpoint.save(
         folder, trainer.state.global_step, write, trainer.config.save_total_limit, main=main, any_failed=any_rank
@@ -105,6 +109,7 @@ def load(trainer: PPOTrainer, folder: Path) -> None:
     trainer.policy.load_state_dict(state["policy"])
     trainer.critic.load_state_dict(state["critic"])
     trainer.sampler.load_state_dict(state["prompt_sampler"])
+    trainer.ahead.load_state_dict(state["ahead"][trainer.rank] if "ahead" in state else {})
     if trainer.ptx is not None and state["ptx"] is not None:
         trainer.ptx.load_state_dict(state["ptx"])
     trainer.reward_stats.load_state_dict(stats)

@@ -25,6 +25,7 @@ from align.trainers.forward import reply_distribution, state_values
 from align.trainers.iterations import IterationLoop
 from align.trainers.minibatches import plan_minibatches, shuffled
 from align.trainers.optimization import TrainedModel, mark_last, total_norm
+from align.trainers.overlap import Ahead
 from align.trainers.policy_terms import completed, regularized
 from align.trainers.ppo_metrics import UpdateStats
 from align.trainers.ptx import PtxStream, ptx_nll_sum
@@ -39,6 +40,7 @@ class PPOUpdate(IterationLoop):
     critic: TrainedModel
     reference: nn.Module
     engine: Engine
+    ahead: Ahead
     ptx: PtxStream | None
     ptx_coef: PtxController
     kl: KLController
@@ -99,7 +101,8 @@ class PPOUpdate(IterationLoop):
                 if self.ptx is not None:
                     self._add_ptx_gradient(stats, measure)
             self._step(trained, stats)
-        if self.policy_version != version:
+        self.ahead.wait()  # nothing samples while the engine's weights change
+        if self.policy_version != version and not self.ahead.failed:
             self.engine.update_weights(sharding.full_parameters(self.policy.raw), self.policy_version)
         return {"steps_left_out": 0.0, **stats.over_ranks(self.accelerator)}
 

@@ -99,7 +99,7 @@ PROTOCOLS = {
 }
 
 FIELDS = {  # what seams are given and give; more may come at the end
-    Samples: "prompts prompt_ids reply_ids replies finished engine_logps kept_mass supports",
+    Samples: "prompts prompt_ids reply_ids replies finished engine_logps kept_mass supports weight_versions",
     Scores: "total_N parts",
     TokenBatch: "input_ids_NT prompt_lengths_N lengths_N",
     Experience: "tokens mask_NS scores_N normalized_N old_logps_NS ref_logps_NS old_values_NS rewards_NS "
