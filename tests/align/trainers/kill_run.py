@@ -1,10 +1,10 @@
 """A PPO run that ends itself with SIGKILL at a named place; started by test_ppo_kills.py.
 
-`python kill_run.py FOLDER [PLACE:COUNT[@RANK]] [--lora]` trains in FOLDER as the ppo stage does, from the newest
-checkpoint there on, and dies the COUNT-th time it comes through PLACE (counted since this process started). Before it
-dies it appends a line to `FOLDER/kills.jsonl` that says where it stood. `python kill_run.py --serve` imports once and
-then forks a run for each line of arguments (a JSON list) on standard input; it answers with the exit status, -9 for a
-kill. No tensor is computed before the fork, so no thread of torch's exists then.
+`python kill_run.py FOLDER [PLACE:COUNT[@RANK]] [--lora] [--overlap]` trains in FOLDER as the ppo stage does, from the
+newest checkpoint there on, and dies the COUNT-th time it comes through PLACE (counted since this process started).
+Before it dies it appends a line to `FOLDER/kills.jsonl` that says where it stood. `python kill_run.py --serve` imports
+once and then forks a run for each line of arguments (a JSON list) on standard input; it answers with the exit status,
+-9 for a kill. No tensor is computed before the fork, so no thread of torch's exists then.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from align.runs import checkpoint, metrics  # noqa: E402
 from align.runs.seeding import seed_everything  # noqa: E402
 from align.stages import ppo  # noqa: E402
 from align.trainers.ppo import PPOTrainer  # noqa: E402
+from rollouts.hf import HFEngine  # noqa: E402
 from tests.align.trainers import ppo_case  # noqa: E402
 
 ITERATIONS = 10
@@ -115,6 +117,9 @@ def lay_mines(trainer: Mortal) -> None:
             if 0 < changed < len(old):
                 kill("between_groups", changed=changed, of=len(old), **trainer.where())
 
+    if not trainer.engine.shares_module:
+        embeddings = trainer.engine.model.get_input_embeddings()
+        embeddings.register_forward_hook(lambda *_: kill("ahead", **trainer.where()) if beside_main() else None)
     trainer.critic.optimizer.optimizer.register_step_post_hook(on_critic_stepped)
     policy.optimizer.optimizer.register_step_pre_hook(on_policy_steps)
     policy.optimizer.optimizer.register_step_post_hook(lambda *_: old.clear())
@@ -136,6 +141,10 @@ def lay_mines(trainer: Mortal) -> None:
     before(metrics, "_append_whole", half_a_line)
     before(checkpoint, "put_dir", lambda *_: kill("before_rename", **trainer.where()))
     before(checkpoint, "_remove_others", lambda *_: kill("before_pruning", **trainer.where()))
+
+
+def beside_main() -> bool:
+    return threading.current_thread() is not threading.main_thread()
 
 
 def before(module: Any, name: str, act: Callable[..., None]) -> None:
@@ -173,9 +182,14 @@ def lora_policy():
     return get_peft_model(base, LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=["q_proj", "v_proj"]))
 
 
-def make(folder: Path, lora: bool) -> Mortal:
-    """Everything that has a state is switched on."""
+def make(folder: Path, lora: bool, overlap: bool = False) -> Mortal:
+    """Everything that has a state is switched on; with `overlap` the next batch is sampled meanwhile by a copy."""
     torch.manual_seed(11)
+    rollout, more = {"batch_size": 3}, {}
+    if overlap:
+        rollout |= {"engine": "vllm_server", "overlap": True}
+        more = {"engine": HFEngine(ppo_case.policy(), 0, 3, shares_module=False)}
+        more["importance_sampling_correction"] = "token"
     return ppo_case.trainer(
         folder,
         kind=Mortal,
@@ -198,16 +212,17 @@ def make(folder: Path, lora: bool) -> Mortal:
         eval_data=({"path": "unused"},),
         evaluation={"every_steps": 3, "save_best": True},
         eval_prompts=ppo_case.prompts(2),
-        rollout={"batch_size": 3},
+        rollout=rollout,
         policy={"lr_scheduler_type": "linear", "warmup_steps": 2, "weight_decay": 0.1},
         critic={"lr_scheduler_type": "cosine"},
+        **more,
     )
 
 
 def run(folder: str, order: str = "", *flags: str) -> None:
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    trainer = make(path, "--lora" in flags)
+    trainer = make(path, "--lora" in flags, "--overlap" in flags)
     trainer.kill = Kill(path, order, trainer.rank)
     lay_mines(trainer)
     newest = checkpoint.latest(trainer.checkpoint_dir)

@@ -2,7 +2,8 @@
 
 `python ppo_ranks.py OUT MODE`, MODE `given` (the same samples for any number of ranks), `composed` (these, with a
 reward of two parts, a running deviation and updates that end early), `reference` (compared with the independent PPO),
-`resume`, `fail` (the engine of the last rank gives up), or `sharded` (under FSDP2: shares of unequal size are judged,
+`resume`, `overlap` (the same, the next batch sampled meanwhile; and an engine that gives up while it samples), `fail`
+(the engine of the last rank gives up), or `sharded` (under FSDP2: shares of unequal size are judged,
 models saved, and bfloat16 computed in).
 """
 
@@ -24,7 +25,7 @@ from align.trainers.ppo import make_accelerator  # noqa: E402
 from reward.combined import CombinedReward, Part  # noqa: E402
 from reward.sources import FunctionReward  # noqa: E402
 from rollouts.errors import RolloutError  # noqa: E402
-from tests.align.trainers import ppo_case, ppo_comparison, ppo_options  # noqa: E402
+from tests.align.trainers import overlap_case, ppo_case, ppo_comparison, ppo_options  # noqa: E402
 
 
 def make(folder: Path, **options):
@@ -49,7 +50,7 @@ def make(folder: Path, **options):
 
 
 def write(trainer, out: Path) -> None:
-    modules = (trainer.policy.raw, trainer.critic.raw, trainer.ema.module)
+    modules = [trainer.policy.raw, trainer.critic.raw, *([trainer.ema.module] if trainer.ema is not None else ())]
     weights = [parameter for module in modules for _, parameter in sharding.full_parameters(module)]
     if trainer.accelerator.is_main_process:
         history = [
@@ -68,6 +69,29 @@ class Broken(ppo_case.PPOTrainer):
 
 def fail(folder: Path) -> None:
     trainer = make(folder, kind=Broken, reward=ppo_case.vowels)
+    try:
+        trainer.train()
+    except TrainingError as error:
+        (folder / f"rank{trainer.rank}.txt").write_text(str(error))
+
+
+class FailsMeanwhile(overlap_case.OwnWeights):
+    def generate(self, prompts, params):
+        if len(self.threads) == 2:
+            raise RolloutError("no answer")
+        return super().generate(prompts, params)
+
+
+def overlap(folder: Path) -> None:
+    saving = {"num_iterations": 4, "eval_prompts": ppo_case.prompts(3)}
+    for name, checkpoint in (("whole", None), ("again", folder / "whole" / "checkpoints" / "step-2")):
+        trainer = overlap_case.make(folder / "whole", **saving)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        write(trainer, folder / f"{name}.pt")
+    own = {iteration: samples.reply_ids for iteration, samples in trainer.collected.items()}
+    torch.save(own, folder / f"replies{trainer.rank}.pt")
+    engine = (FailsMeanwhile if trainer.rank == trainer.world_size - 1 else overlap_case.OwnWeights)(ppo_case.policy())
+    trainer = overlap_case.make(folder / "failed", made_engine=engine)
     try:
         trainer.train()
     except TrainingError as error:
@@ -149,8 +173,9 @@ def main(out: str, mode: str) -> None:
         trainer.train()
         write(trainer, folder / "learnt.pt")
         return
-    if mode in ("fail", "reference", "sharded"):
-        {"fail": fail, "reference": reference, "sharded": sharded}[mode](folder)
+    modes = {"fail": fail, "overlap": overlap, "reference": reference, "sharded": sharded}
+    if mode in modes:
+        modes[mode](folder)
         return
     options = {"kind": ppo_case.PPOTrainer, "reward": ppo_case.vowels, "save_steps": 1, "save_total_limit": 5}
     trainer = make(folder / "whole", **options)

@@ -187,6 +187,16 @@ def test_a_kill_in_the_middle_of_an_adapter_run(tmp_path, runs):
         AutoModelForCausalLM.from_pretrained(storm / "checkpoints" / f"step-{ITERATIONS}" / "policy")
 
 
+@pytest.mark.slow
+def test_kills_while_the_next_batch_is_sampled(tmp_path, runs):
+    assert runs(tmp_path / "whole", "", "--overlap") == 0
+    storm = tmp_path / "storm"
+    for place, count in {"ahead": 30, "between_optimizers": 6, "in_state_file": 2}.items():
+        runs.killed(storm, place, count, "--overlap")
+    assert runs(storm, "", "--overlap") == 0
+    assert_same_run(storm, tmp_path / "whole")
+
+
 @pytest.fixture(scope="module")
 def killed(runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")

@@ -71,6 +71,23 @@ def test_two_ranks_resume_bit_for_bit(tmp_path, engine):
     assert whole["history"] == again["history"]
 
 
+def test_two_ranks_sample_ahead_and_resume_bit_for_bit(tmp_path):
+    """And when the engine of one rank gives up meanwhile, both stop before the next iteration."""
+    out = tmp_path / "run"
+    run(out, 2, "overlap")
+    whole, again = (torch.load(out / name, weights_only=True) for name in ("whole.pt", "again.pt"))
+    assert all(torch.equal(a, b) for a, b in zip(whole["weights"], again["weights"], strict=True))
+    assert whole["history"] == again["history"]
+    steps = [line["engine/staleness"] for line in whole["history"] if "score/mean" in line]
+    assert steps == [0.0, 2.0, 2.0, 2.0]
+    first, second = (torch.load(out / f"replies{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first.keys() == second.keys() == {2, 3}  # iterations of the continued run
+    assert all(len(first[at]) == len(second[at]) == 4 and first[at] != second[at] for at in first)
+    said = [(out / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+    assert said[0] == said[1] and said[0].startswith("no answer (iteration 3); the state before it is saved in ")
+    assert said[0].endswith("step-2")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_that_fails_on_one_rank_stops_all(tmp_path, engine):
