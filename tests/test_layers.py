@@ -62,7 +62,7 @@ TORCH = frozenset({"torch", "transformers", "safetensors", "numpy"})
 FOREIGN: dict[str, frozenset[str]] = {
     "data_formats": frozenset(),
     "reward": TORCH - {"numpy"},
-    "rollouts": TORCH - {"numpy", "safetensors"},
+    "rollouts": TORCH,
     "align.functional": frozenset({"torch"}),
     "align.recipe": frozenset({"pydantic", "pydantic_core", "yaml"}),
     "align.tinyworld": frozenset(),
@@ -80,6 +80,7 @@ FOREIGN: dict[str, frozenset[str]] = {
 LAZY: dict[str, frozenset[str]] = {
     "data_formats": frozenset({"pyarrow", "zstandard", "datasets", "datasketch", "numpy"}),
     "reward": frozenset({"regex", "math_verify", "peft", "bitsandbytes"}),
+    "rollouts": frozenset({"peft", "bitsandbytes"}),
 }
 ENGINES = {"vllm": "rollouts"}  # only in files of that room whose name holds the engine's
 

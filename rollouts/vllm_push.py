@@ -1,0 +1,118 @@
+"""Weights as files that servers on the same machine pull: in memory (/dev/shm) where there is room, else on disk.
+
+The stream is written in pieces of at most `PIECE` bytes (a larger tensor is a piece of its own), so that there is never
+a second whole copy of the model in this process. The files stay until the next push: a server that is started again
+needs them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rollouts.errors import RolloutError
+
+PIECE = 512 * 2**20  # bytes
+FOLDER_VARIABLE = "ALIGN_VLLM_PUSH_FOLDER"  # where weights are put instead; servers elsewhere must see it too
+_MEMORY = Path("/dev/shm")
+_ROOM = 1.1  # of the model's size must be free
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """Weights that lie in files.
+
+    Attributes:
+        version: of the weights.
+        folder: where.
+        files: name and size in bytes.
+        digest: `names_digest` of all.
+    """
+
+    version: int
+    folder: Path
+    files: list[list[Any]] = field(default_factory=list)
+    digest: str = ""
+
+
+def private_folder(bytes_needed: int) -> Path:
+    """A new folder that only this user may enter, in memory when `bytes_needed` fit."""
+    chosen = os.environ.get(FOLDER_VARIABLE)
+    if chosen:
+        base = Path(chosen)
+        if not base.is_dir():
+            raise RolloutError(f"{FOLDER_VARIABLE} names {chosen}, which is no folder")
+    elif _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM * bytes_needed:
+        base = _MEMORY
+    else:
+        base = Path(tempfile.gettempdir())
+    return Path(tempfile.mkdtemp(prefix="align-vllm-", dir=base))  # mode 0700
+
+
+def write_push(folder: Path, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> Push:
+    """Writes the stream to `folder`, in the order it comes. What an earlier push left there is removed first.
+
+    Raises:
+        RolloutError: a file cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    remove_push(folder)
+    files: list[list[Any]] = []
+    entries: list[tuple[str, tuple[int, ...], str]] = []
+    piece: dict[str, Tensor] = {}
+    size = 0
+
+    def flush() -> None:
+        nonlocal piece, size
+        if piece:
+            path = folder / f"weights-{version}-{len(files):05d}.safetensors"
+            save_file(piece, path)
+            files.append([path.name, path.stat().st_size])
+            piece, size = {}, 0
+
+    try:
+        for name, tensor in named_tensors:
+            own = tensor.detach().cpu().contiguous()
+            if own.data_ptr() == tensor.data_ptr():
+                own = own.clone()  # safetensors refuses tensors that share memory, and the source may go on
+            if size + own.nbytes > PIECE:
+                flush()
+            piece[name], size = own, size + own.nbytes
+            entries.append((name, tuple(own.shape), _kind(own)))
+        flush()
+    except OSError as error:
+        raise RolloutError(
+            f"the weights cannot be written to {folder} ({error}): name a folder with room in {FOLDER_VARIABLE}"
+        ) from None
+    return Push(version, folder, files, names_digest(entries))
+
+
+def remove_push(folder: Path) -> None:
+    """Removes the weights' files."""
+    for path in folder.glob("weights-*.safetensors"):
+        path.unlink(missing_ok=True)
+
+
+def names_digest(entries: Iterable[tuple[str, tuple[int, ...], str]]) -> str:
+    """One short text for a set of (name, shape, type in the words of safetensors)."""
+    lines = sorted(f"{name} {list(shape)} {kind}" for name, shape, kind in entries)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+_KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64", "int32": "I32"}
+
+
+def _kind(tensor: Tensor) -> str:
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in _KINDS:
+        raise RolloutError(f"weights of type {name} cannot be pushed")
+    return _KINDS[name]
