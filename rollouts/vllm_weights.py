@@ -34,14 +34,16 @@ def checked(
         raise RolloutError(f"weight '{next(iter(waiting))}' is missing in an update: push every weight of the model")
 
 
-def expected_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def expected_shapes(model: nn.Module, *, merge: bool = True) -> dict[str, tuple[int, ...]]:
     """Checkpoint names and shapes of a whole update for `model`."""
     try:
         from rollouts.weights import checkpoint_names
     except ImportError:
-        tied = model._tied_weights_keys if model.config.tie_word_embeddings else ()
-        return {name: tuple(p.shape) for name, p in model.state_dict().items() if name not in (tied or ())}
-    return checkpoint_names(model)
+        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        tied = (base._tied_weights_keys or ()) if base.config.tie_word_embeddings else ()
+        shapes = {name: tuple(tensor.shape) for name, tensor in base.state_dict().items() if name not in tied}
+        return {name.replace(".base_layer.", "."): shape for name, shape in shapes.items() if ".lora_" not in name}
+    return checkpoint_names(model, merge=merge)
 
 
 def repack_tied_head(model: nn.Module) -> None:
