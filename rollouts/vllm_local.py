@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from rollouts.errors import RolloutError
 from rollouts.settings import VLLMSettings
 from rollouts.vllm_process_guard import PrivateWorld, undisturbed, without_vllms_cleanup
 from rollouts.vllm_start import start
-from rollouts.vllm_weights import repack_tied_head
+from rollouts.vllm_weights import abandon_reload, repack_tied_head
 
 if TYPE_CHECKING:
     import vllm
@@ -57,10 +58,15 @@ class LocalVLLM:
     def reload(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """New weights in place of the old ones, in this engine's memory."""
         self.wake(("weights",))
+        llm = self._open()
         with undisturbed():
-            self._open().collective_rpc("reload_weights", kwargs={"weights_iterator": named_tensors})
+            try:
+                llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named_tensors})
+            except BaseException:
+                llm.apply_model(partial(abandon_reload, config=llm.llm_engine.vllm_config))
+                raise
             if self.on_cpu:
-                self._open().apply_model(repack_tied_head)
+                llm.apply_model(repack_tied_head)
             self._forget()
 
     def load_adapter(self, request: LoRARequest) -> None:

@@ -40,6 +40,7 @@ def write_config(model: nn.Module, folder: Path) -> None:
     config.architectures = names[:1] or config.architectures  # FSDP makes a class of its own around the model's
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # pushed weights are whole
+    config.eos_token_id = None  # vLLM would hold it back until min_tokens although no stop id of the call
     config.save_pretrained(folder)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from rollouts.errors import RolloutError
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
 
 
 def checked(
@@ -44,6 +48,22 @@ def expected_shapes(model: nn.Module, *, merge: bool = True) -> dict[str, tuple[
         shapes = {name: tuple(tensor.shape) for name, tensor in base.state_dict().items() if name not in tied}
         return {name.replace(".base_layer.", "."): shape for name, shape in shapes.items() if ".lora_" not in name}
     return checkpoint_names(model, merge=merge)
+
+
+def abandon_reload(model: nn.Module, config: VllmConfig) -> None:
+    """Brings vLLM's module back to where `reload_weights` can start again, after it was broken off in the middle.
+
+    Else the next one fails, or counts tensors of the broken one (0.32). What the weights are then is left open.
+
+    Args:
+        model: vLLM's own module, as `apply_model` gives it.
+        config: the engine's.
+    """
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+    with set_current_vllm_config(config):
+        finalize_layerwise_reload(model, config.model_config)
 
 
 def repack_tied_head(model: nn.Module) -> None:
