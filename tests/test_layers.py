@@ -62,7 +62,7 @@ TORCH = frozenset({"torch", "transformers", "safetensors", "numpy"})
 FOREIGN: dict[str, frozenset[str]] = {
     "data_formats": frozenset(),
     "reward": TORCH - {"numpy"},
-    "rollouts": TORCH - {"numpy", "safetensors"},
+    "rollouts": TORCH,
     "align.functional": frozenset({"torch"}),
     "align.recipe": frozenset({"pydantic", "pydantic_core", "yaml"}),
     "align.tinyworld": frozenset(),

@@ -1,0 +1,134 @@
+"""Between our sampling parameters and completions and vLLM's.
+
+vLLM's log-probabilities are of one kind for the life of an engine (`logprobs_mode`), and which kind says what of ours:
+
+- raw (`log_softmax(logits)`): the full distribution's at temperature 1; that of the draw too when nothing is truncated.
+- processed (after temperature, held-back stop tokens, top-k and top-p): always that of the draw; the full
+  distribution's too when nothing is truncated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from rollouts.errors import RolloutError
+from rollouts.protocol import Completion, SamplingParams
+
+if TYPE_CHECKING:
+    import vllm
+
+RAW, PROCESSED = "raw_logprobs", "processed_logprobs"
+
+
+def derived_seed(seed: int, row: int) -> int:
+    """The seed of prompt `row`, 48 bits; vLLM adds a reply's number to it."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{row}".encode(), digest_size=6).digest(), "big")
+
+
+def logprobs_mode(temperature: float, return_support: bool = False) -> str:
+    """The kind of log-probabilities that an engine for rollouts at this temperature asks vLLM for."""
+    return RAW if temperature == 1 and not return_support else PROCESSED
+
+
+def is_truncated(params: SamplingParams) -> bool:
+    """Whether some tokens may not be drawn: top-k, top-p or held-back stop tokens."""
+    held_back = params.min_new_tokens > 0 and bool(params.stop_token_ids)
+    return params.top_p < 1 or params.top_k > 0 or held_back
+
+
+def request_params(params: SamplingParams, rows: int, vocabulary: int, *, mask: bool) -> list[vllm.SamplingParams]:
+    """One of vLLM's parameter objects a prompt, for `params.n` replies that share the prompt's prefill.
+
+    Every request has a seed, so vLLM draws nothing from the process's global generators.
+
+    Args:
+        mask: the engine records sampling masks; vLLM then refuses temperature 0 and an unlimited top-k, so greedy is
+            asked for as top-k 1, and no top-k as one of the whole vocabulary.
+    """
+    from vllm import SamplingParams as Params
+
+    seed = secrets.randbits(64) if params.seed is None else params.seed
+    temperature, top_k = params.temperature, params.top_k
+    if mask and temperature == 0:
+        temperature, top_k = 1.0, 1
+    elif mask and top_k == 0:
+        top_k = vocabulary
+    return [
+        Params(
+            n=params.n,
+            temperature=temperature,
+            top_p=1.0 if params.temperature == 0 else params.top_p,
+            top_k=min(top_k, vocabulary),
+            seed=derived_seed(seed, row),
+            max_tokens=params.max_new_tokens,
+            min_tokens=params.min_new_tokens,
+            stop_token_ids=list(params.stop_token_ids),
+            ignore_eos=True,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+        )
+        for row in range(rows)
+    ]
+
+
+def scoring_params(rows: int) -> list[vllm.SamplingParams]:
+    """Parameters that score a prompt; vLLM must draw one token besides, top-k 1 of which any engine accepts."""
+    from vllm import SamplingParams as Params
+
+    return [
+        Params(max_tokens=1, top_k=1, seed=0, prompt_logprobs=0, flat_logprobs=True, ignore_eos=True, detokenize=False)
+        for _ in range(rows)
+    ]
+
+
+def completion(output: vllm.CompletionOutput, params: SamplingParams, mode: str, version: int) -> Completion:
+    """One of vLLM's replies as ours.
+
+    Raises:
+        RolloutError: vLLM gave a reply up, or gave no sampling mask where the support was asked for.
+    """
+    ids = tuple(int(token) for token in output.token_ids)
+    if output.finish_reason not in ("stop", "length"):
+        raise RolloutError(f"vLLM ended a reply after {len(ids)} tokens with '{output.finish_reason}'; see its log")
+    support = None
+    if params.return_support and params.temperature > 0:
+        if output.sampling_mask is None:
+            raise RolloutError("vLLM recorded no sampling mask for a reply: use rollout engine hf for the support")
+        support = tuple(tuple(int(token) for token in row) for row in output.sampling_mask.token_ids)
+    drawn, full = _meaning(_chosen(output.logprobs), params, mode)
+    return Completion(
+        token_ids=ids,
+        logprobs=drawn,
+        finish_reason=output.finish_reason,
+        weight_version=version,
+        support=support,
+        full_logprobs=full,
+    )
+
+
+def prompt_scores(output: vllm.RequestOutput) -> tuple[float, ...]:
+    """Log-probability of every id of the prompt but the first."""
+    return _chosen(output.prompt_logprobs)
+
+
+def _chosen(flat: Any) -> tuple[float, ...]:
+    """The first value of each position that has any: with `logprobs=0` it is the token's own, and the only one."""
+    spans = zip(flat.start_indices, flat.end_indices, strict=True)
+    return tuple(float(flat.logprobs[start]) for start, end in spans if end > start)
+
+
+def _meaning(
+    values: tuple[float, ...], params: SamplingParams, mode: str
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """(`logprobs`, `full_logprobs`) of a completion from vLLM's values."""
+    if params.temperature == 0:
+        return (0.0,) * len(values), None
+    whole = not is_truncated(params)
+    if mode == PROCESSED:
+        return values, values if whole else None
+    if params.temperature == 1:
+        return values if whole else None, values
+    return None, None
