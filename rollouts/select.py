@@ -13,6 +13,7 @@ from rollouts.errors import RolloutError
 from rollouts.hf import HFEngine
 from rollouts.protocol import Engine
 from rollouts.settings import VLLMSettings
+from rollouts.weights import pushes_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def make_engine(
     temperature: float = 1.0,
     return_support: bool = False,
     is_owner: bool = True,
-    share: Callable[[Any], Any] = lambda value: value,
+    share: Callable[[Any], Any] | None = None,
     **hf_options: Any,
 ) -> Engine:
     """The engine that `kind` names, for the trainer's own module. vLLM's have no weights before `update_weights`.
@@ -42,7 +43,7 @@ def make_engine(
         temperature: replies will be sampled at; vLLM's log-probabilities are of one kind for all of them.
         return_support: what could be drawn will be asked for; vLLM has to be prepared for that.
         is_owner: whether this rank starts the server, and shuts it down.
-        share: gives every rank the owner's object; all ranks call it together.
+        share: gives every rank the owner's object; all ranks call it together. Default: there is one rank.
         hf_options: further arguments of `HFEngine`.
 
     Raises:
@@ -67,10 +68,12 @@ def make_engine(
     if kind == "vllm":
         from rollouts.vllm_engine import VLLMEngine
 
-        return VLLMEngine(model, vllm, temperature=temperature, return_support=return_support)
+        adapters = pushes_adapter(model, vllm.adapters, _device(model))
+        return VLLMEngine(model, vllm, temperature=temperature, return_support=return_support, takes_adapters=adapters)
     from rollouts.vllm_client import VLLMServerEngine
 
-    return VLLMServerEngine(model, vllm, is_owner=is_owner, share=share, temperature=temperature)
+    shared = {} if share is None else {"share": share}
+    return VLLMServerEngine(model, vllm, is_owner=is_owner, temperature=temperature, **shared)
 
 
 def is_installed() -> bool:
@@ -82,6 +85,10 @@ def why_not_vllm(model: nn.Module, settings: VLLMSettings | None) -> str | None:
     """Why "auto" leaves vLLM alone, or None."""
     if settings is None:
         return "no settings of vLLM are given"
-    if next(model.parameters()).device.type != "cuda":
+    if _device(model) != "cuda":
         return "the policy is not on a GPU"
     return None if is_installed() else "vLLM is not installed"
+
+
+def _device(model: nn.Module) -> str:
+    return next(model.parameters()).device.type

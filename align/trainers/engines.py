@@ -15,6 +15,7 @@ from align.runs.errors import TrainingError
 from rollouts.protocol import Engine
 from rollouts.select import make_engine
 from rollouts.settings import VLLMSettings
+from rollouts.weights import checkpoint_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def engine_of(
         temperature=rollout.temperature if temperature is None else temperature,
         return_support=return_support,
         is_owner=ranks == 1 or accelerator.is_main_process,
-        share=_of_the_first if ranks > 1 else lambda value: value,
+        share=_of_the_first if ranks > 1 else None,
     )
 
 
@@ -67,10 +68,10 @@ def sampling_engine(
     Raises:
         RolloutError: that engine cannot be had here.
     """
+    merged = rollout.vllm.model_copy(update={"adapters": "merge"})  # they are pushed once
+    rollout = rollout.model_copy(update={"vllm": merged})
     engine = engine_of(rollout, model, pad_token_id, seed=seed, temperature=temperature)
     if not engine.shares_module:
-        from rollouts.weights import checkpoint_tensors
-
         try:
             engine.update_weights(checkpoint_tensors(model), 0)
         except BaseException:

@@ -24,6 +24,8 @@ Rollouts, before the update (the policy's own figures come from the update with 
     kept_mass/mean               share of the distribution that top-p, top-k and held-back ends left, a sampled token
     engine/logp_diff_mean, engine/logp_diff_max
                                  |engine - trainer| of a sampled token's log-probability
+    engine/probe_max             the same of a token of one fixed sequence, the largest, after the update's weights were
+                                 pushed; engines with weights of their own
     engine/staleness             the policy's optimizer steps since the weights that made a reply, a mean: 0 without
                                  `rollout.overlap`, those of one iteration with it
 
@@ -51,6 +53,7 @@ Held-out prompts (`align.trainers.ppo_eval`), at temperature 1 and, with _greedy
 
 Cost:
     seconds/PHASE, seconds/total        wall clock of the first rank
+    seconds/sync                        of seconds/update: pushing weights to an engine that has its own, and the probe
     seconds/wait                        of the update's: for replies that are sampled ahead (`rollout.overlap`)
     tokens_per_second/PHASE, tokens_per_second
                                         tokens of prompts and replies of the iteration by the seconds of a phase, of all

@@ -18,20 +18,22 @@ from align.data.prompts import PromptSampler
 from align.runs.seeding import derive
 from align.trainers.ppo import PPOTrainer
 from rollouts.hf import HFEngine
+from rollouts.probe import drawing_params
 from rollouts.protocol import Completion, SamplingParams
+from rollouts.settings import VLLMSettings
 from tests.align.trainers import ppo_case
 
 BATCH, PROMPTS = 4, 7
 ROLLOUT = {"engine": "vllm_server", "overlap": True, "temperature": 0.8, "top_p": 1.0}
-VOLATILE = ("time", "seconds/", "tokens_per_second", "memory/")
+VOLATILE = ("time", "seconds/", "tokens_per_second", "memory/", "engine/probe_max")
 
 
 class OwnWeights(HFEngine):
-    """Refuses to be used by two at once, and notes which threads sampled."""
+    """Refuses to be used by two at once, and notes how it was asked, and whether by the main thread."""
 
     def __init__(self, model: nn.Module):
         super().__init__(copy.deepcopy(model), pad_token_id=0, shares_module=False)
-        self._busy, self.threads = threading.Lock(), []
+        self._busy, self.threads, self.asked = threading.Lock(), [], []
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -43,7 +45,9 @@ class OwnWeights(HFEngine):
 
     def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
         with self.alone():
-            self.threads.append(threading.current_thread() is threading.main_thread())
+            if params != drawing_params():  # the probe after a push
+                self.threads.append(threading.current_thread() is threading.main_thread())
+                self.asked.append(params)
             return super().generate(prompts, params)
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -52,16 +56,18 @@ class OwnWeights(HFEngine):
 
 
 class OneBehind(HFEngine):
-    """Takes every push when the next one comes: what overlap comes to, without any."""
+    """Takes every push when the next one comes: what overlap comes to, without any. The probe must bear with it."""
+
+    settings = VLLMSettings(max_model_len=512, probe_tolerance=1e9)
 
     def __init__(self, model: nn.Module):
         super().__init__(copy.deepcopy(model), pad_token_id=0, shares_module=False)
         self._last: tuple[list[tuple[str, Tensor]], int] | None = None
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        if self._last is not None:
-            super().update_weights(*self._last)
-        self._last = [(name, tensor.clone()) for name, tensor in named_tensors], version
+        new = [(name, tensor.clone()) for name, tensor in named_tensors], version
+        super().update_weights(*(self._last or new))
+        self._last = new
 
 
 class Watched(PPOTrainer):
@@ -113,6 +119,7 @@ def batches(trainer: PPOTrainer, count: int) -> list[list]:
 
 
 def metrics(trainer: PPOTrainer) -> list[dict[str, float]]:
+    """What was logged, but for times and what was measured of the engine itself."""
     return [{k: v for k, v in line.items() if not k.startswith(VOLATILE)} for line in trainer.state.log_history]
 
 
