@@ -1,5 +1,6 @@
 """Each rule sees its symptom in a run that was made to have it, and a sound run shows no problem."""
 
+import dataclasses
 import json
 import math
 import random
@@ -203,6 +204,14 @@ def test_a_sound_run_shows_nothing(made):
 )
 def test_what_ails_only_one_part_brings_no_other_rule_up(made, name, expected):
     assert set(doctor_case.words(doctor_case.diagnosis(made(name))[1])) == expected
+
+
+def test_weights_an_iteration_apart_by_design_are_no_fault_of_the_engine(made):
+    for name, still in (("engine", False), ("capped", True)):
+        history, _ = doctor_case.diagnosis(made(name))
+        rollout = {**(history.setting("rollout") or {}), "overlap": True}
+        behind = dataclasses.replace(history, settings={**history.settings, "rollout": rollout})
+        assert ("engine-apart" in doctor_case.words(examine(behind))) == still
 
 
 def test_a_critic_that_knows_much_but_gets_no_gradient(made, tmp_path):

@@ -7,12 +7,15 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from align.models.critic import Critic
 from align.recipe import Recipe
+from align.runs.errors import TrainingError
 from align.runs.interrupt import StopFlag
 from align.stages import ppo
 from align.stages.common import StageStopped
 from align.trainers.ppo import PPOTrainer
 from data_formats.errors import EmptyDatasetError, MissingFileError
 from reward.model import RewardModel
+from reward.protocol import RewardError
+from rollouts.hf import HFEngine
 from tests.align.stages.small_chain import write_data
 from tests.tiny_models import bert_tokenizer, byte_tokenizer, qwen2_config, save_causal_lm
 
@@ -137,6 +140,23 @@ def test_ctrl_c_saves_and_the_same_call_continues(tmp_path, monkeypatch):
     assert not (out / "summary.json").exists()
     summary = ppo.run(recipe(tmp_path))
     assert summary["resumed_from"] == 2 and summary["steps"] == 3
+
+
+@pytest.mark.parametrize("problem", [RewardError("no verdict"), KeyboardInterrupt()])
+def test_the_engine_is_closed_however_the_stage_ends(tmp_path, monkeypatch, problem):
+    def fail(*_):
+        raise problem
+
+    closed = []
+    close = HFEngine.close
+    monkeypatch.setattr(HFEngine, "close", lambda self: (closed.append(self.model is not None), close(self))[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOTrainer, "score", fail)
+        with pytest.raises(TrainingError if isinstance(problem, RewardError) else KeyboardInterrupt):
+            ppo.run(recipe(tmp_path))
+    assert closed == [True]
+    ppo.run(recipe(tmp_path))
+    assert closed == [True, True]
 
 
 def test_a_foreign_classifier_judges_text_and_the_critic_starts_from_the_policy(tmp_path):
