@@ -1,7 +1,6 @@
 """vLLM in processes of their own: the first prompt of a process, distributed groups, several ranks."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,11 +27,6 @@ def program(name: str) -> subprocess.CompletedProcess:
 def test_a_short_first_prompt_in_bfloat16_does_not_kill_the_process():
     done = program("short-prompt-first")
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-@pytest.mark.skipif("amx_tile" not in Path("/proc/cpuinfo").read_text(), reason="this CPU has no AMX")
-def test_without_the_warm_up_it_does():
-    assert program("short-prompt-first-cold").returncode == -signal.SIGILL
 
 
 def test_without_a_group_the_process_does_not_look_distributed_and_trains_on():
