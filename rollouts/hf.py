@@ -34,7 +34,8 @@ class HFEngine:
         pad_token_id: fills the left of shorter prompts; masked, so any id of the vocabulary does.
         batch_size: responses generated at once.
         autocast_dtype: runs the model under `torch.autocast` in this dtype.
-        shares_module: the trainer updates `model` itself, so `update_weights` copies nothing.
+        shares_module: the trainer updates `model` itself, so `update_weights` copies nothing. Else `model` is the
+            engine's own; one whose checkpoints hold its tensors in another form (fused experts) cannot be.
     """
 
     def __init__(
@@ -56,14 +57,20 @@ class HFEngine:
         self.pad_token_id, self.batch_size = pad_token_id, batch_size
         self.autocast_dtype, self.shares_module = autocast_dtype, shares_module
         self.weight_version = 0
+        self._torn = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.autocast_dtype or self._open_model().dtype
 
     def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
         """`params.n` completions per prompt, prompt-major. Without a seed every call draws anew.
 
         Raises:
-            RolloutError: an empty prompt, or logits that are not finite.
+            RolloutError: an empty prompt, weights that came in part, or logits that are not finite.
         """
-        model = self._open_model()
+        model = self._model_to_run()
         for row, prompt in enumerate(prompts):
             if not prompt:
                 raise RolloutError(f"prompt {row} is empty: the model needs at least one token to continue")
@@ -79,23 +86,37 @@ class HFEngine:
                     completions[row] = completion
         return completions
 
+    def token_logprobs(self, sequences: list[list[int]]) -> list[tuple[float, ...]]:
+        """See `rollouts.protocol.Scoring`."""
+        model, scores = self._model_to_run(), []
+        with _undisturbed(model, self.autocast_dtype):
+            for sequence in sequences:
+                ids_1T = torch.tensor([sequence], device=model.device)
+                logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, :-1]
+                logps_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32)).log_softmax(-1)
+                scores.append(tuple(logps_TV.gather(-1, ids_1T[0, 1:, None])[:, 0].tolist()))
+        return scores
+
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Takes the version number; copies the tensors only when the module is not the trainer's own.
+        """Takes the version number; copies the tensors, as they come, only when the module is not the trainer's own.
 
         Raises:
-            RolloutError: a name the model lacks, a missing name, or another shape; nothing has been copied then.
+            RolloutError: a name the model lacks, a missing name, or another shape; the engine then does not sample
+                until a whole update has come.
         """
         if not self.shares_module:
             own = dict(self._open_model().named_parameters())
-            new = dict(named_tensors)
-            if wrong := sorted(own.keys() ^ new.keys()):
-                raise RolloutError(f"weights do not match the engine's model: '{wrong[0]}' is missing on one side")
-            for name, tensor in new.items():
-                if tensor.shape != own[name].shape:
-                    raise RolloutError(f"weight '{name}' is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}")
-            with torch.no_grad():
-                for name, tensor in new.items():
-                    own[name].copy_(tensor)
+            self._torn = True
+            for name, tensor in named_tensors:
+                if (parameter := own.pop(name, None)) is None:
+                    raise RolloutError(f"weights do not match the engine's model: it lacks '{name}', or got it twice")
+                if tensor.shape != parameter.shape:
+                    raise RolloutError(f"weight '{name}' is {tuple(tensor.shape)}, expected {tuple(parameter.shape)}")
+                with torch.no_grad():
+                    parameter.copy_(tensor)
+            if own:
+                raise RolloutError(f"weights do not match the engine's model: '{next(iter(own))}' is missing")
+            self._torn = False
         self.weight_version = version
 
     def sleep(self) -> None:
@@ -114,6 +135,11 @@ class HFEngine:
         if self.model is None:
             raise RolloutError("this engine was closed")
         return self.model
+
+    def _model_to_run(self) -> nn.Module:
+        if self._torn:
+            raise RolloutError("this engine got only a part of its last weights: push all of them again")
+        return self._open_model()
 
     def _batch(
         self, model: nn.Module, prompts: list[list[int]], params: SamplingParams, uniforms_BT: Tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def write_config(model: nn.Module, folder: Path) -> None:
     config.architectures = names[:1] or config.architectures  # FSDP makes a class of its own around the model's
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # pushed weights are whole
+    config.eos_token_id = None  # vLLM would hold it back until min_tokens although no stop id of the call
     config.save_pretrained(folder)
 
 
@@ -55,16 +57,16 @@ def dtype_of(model: nn.Module, settings: VLLMSettings) -> str:
 
 
 def engine_arguments(
-    folder: Path, model: nn.Module, settings: VLLMSettings, *, mode: str, adapters: bool, mask: bool
+    folder: Path, model: nn.Module, settings: VLLMSettings, *, on_cpu: bool, mode: str, adapters: bool, mask: bool
 ) -> dict[str, Any]:
     """Keyword arguments of `vllm.LLM`.
 
     Args:
-        mode: vLLM's `logprobs_mode`.
+        on_cpu: vLLM's platform is the CPU.
+        mode: its `logprobs_mode`.
         adapters: LoRA adapters are pushed by themselves.
         mask: sampling masks are recorded.
     """
-    on_cuda = torch.cuda.is_available()
     length = room_for(model, settings)
     arguments: dict[str, Any] = {
         "model": str(folder),
@@ -75,17 +77,17 @@ def engine_arguments(
         "max_model_len": length,
         "max_num_seqs": settings.max_num_seqs,
         "enable_prefix_caching": settings.prefix_caching,
-        "enforce_eager": settings.eager or not on_cuda,
+        "enforce_eager": settings.eager or on_cpu,
         "seed": settings.seed,
         "logprobs_mode": mode,
         "disable_log_stats": True,
     }
-    if on_cuda:
+    if not on_cpu:
         arguments |= {"gpu_memory_utilization": settings.memory_share, "enable_sleep_mode": settings.sleep}
     else:
         # A prompt in pieces would set back its seeded generator, which those of CPUs cannot (vLLM 0.32).
         arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(length, 4096)}
-    gib = settings.kv_cache_gib if settings.kv_cache_gib is not None or on_cuda else 1.0
+    gib = settings.kv_cache_gib if settings.kv_cache_gib is not None or not on_cpu else 1.0
     if gib is not None:
         arguments["kv_cache_memory_bytes"] = int(gib * GIB)
     if adapters:
@@ -129,8 +131,11 @@ def start(model: nn.Module, settings: VLLMSettings, **options: Any) -> vllm.LLM:
     if options["mask"]:
         variables["VLLM_USE_V2_MODEL_RUNNER"] = "1"
     with undisturbed(**variables), tempfile.TemporaryDirectory(prefix="align-vllm-") as folder:
+        quiet()
+        warnings.simplefilter("ignore")  # of vLLM's own code while it is read
         try:
             import vllm
+            from vllm.platforms import current_platform
 
             from rollouts.vllm_executor import LocalExecutor
         except ImportError as error:
@@ -138,9 +143,14 @@ def start(model: nn.Module, settings: VLLMSettings, **options: Any) -> vllm.LLM:
                 f"vLLM cannot be imported ({error}): install it by `make install-vllm` or "
                 "`pip install 'align-rlhf[vllm]'`, or set ppo.rollout.engine: hf"
             ) from error
-        quiet()
+        on_cpu = current_platform.is_cpu()
+        if on_cpu and options["mask"]:
+            raise RolloutError(
+                "vLLM on a CPU does not record which ids could be drawn (policy_support: nucleus needs them): set "
+                "ppo.rollout.engine: hf"
+            )
         write_config(model, Path(folder))
-        arguments = engine_arguments(Path(folder), model, settings, **options)
+        arguments = engine_arguments(Path(folder), model, settings, on_cpu=on_cpu, **options)
         try:
             with PrivateWorld.joined():
                 return vllm.LLM(**arguments, distributed_executor_backend=LocalExecutor)

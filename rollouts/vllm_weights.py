@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from rollouts.errors import RolloutError
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
 
 
 def checked(
@@ -34,14 +38,32 @@ def checked(
         raise RolloutError(f"weight '{next(iter(waiting))}' is missing in an update: push every weight of the model")
 
 
-def expected_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def expected_shapes(model: nn.Module, *, merge: bool = True) -> dict[str, tuple[int, ...]]:
     """Checkpoint names and shapes of a whole update for `model`."""
     try:
         from rollouts.weights import checkpoint_names
     except ImportError:
-        tied = model._tied_weights_keys if model.config.tie_word_embeddings else ()
-        return {name: tuple(p.shape) for name, p in model.state_dict().items() if name not in (tied or ())}
-    return checkpoint_names(model)
+        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        tied = (base._tied_weights_keys or ()) if base.config.tie_word_embeddings else ()
+        shapes = {name: tuple(tensor.shape) for name, tensor in base.state_dict().items() if name not in tied}
+        return {name.replace(".base_layer.", "."): shape for name, shape in shapes.items() if ".lora_" not in name}
+    return checkpoint_names(model, merge=merge)
+
+
+def abandon_reload(model: nn.Module, config: VllmConfig) -> None:
+    """Brings vLLM's module back to where `reload_weights` can start again, after it was broken off in the middle.
+
+    Else the next one fails, or counts tensors of the broken one (0.32). What the weights are then is left open.
+
+    Args:
+        model: vLLM's own module, as `apply_model` gives it.
+        config: the engine's.
+    """
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+    with set_current_vllm_config(config):
+        finalize_layerwise_reload(model, config.model_config)
 
 
 def repack_tied_head(model: nn.Module) -> None:

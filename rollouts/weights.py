@@ -14,9 +14,8 @@ the parameters themselves.
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +25,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange, WeightConverter, revert_weight_conversion
 
 from rollouts.errors import RolloutError
-
-Gather = Callable[[Tensor], Tensor]
+from rollouts.merged_layer import Gather, merged_layer, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +103,33 @@ def adapter_tensors(
     return json.loads(json.dumps(config, default=str)), ((key, gather(tensor)) for key, tensor in named.items())
 
 
-def adapter_obstacle(model: nn.Module) -> str | None:
-    """Why an engine (vLLM) cannot take the adapter alone, in words; None where it can."""
+def pushes_adapter(model: nn.Module, choice: str, device: str) -> bool:
+    """Whether an engine for `model` is to be built to take its adapter alone; else whole merged weights are pushed.
+
+    Args:
+        choice: as `VLLMSettings.adapters`. "auto" merges on a CPU, 4-bit bases, and what an engine (vLLM) cannot take
+            as an adapter: DoRA, `modules_to_save`, biases.
+        device: "cpu", "cuda".
+
+    Raises:
+        RolloutError: "adapter" was chosen and this one cannot be taken.
+    """
+    if choice == "merge" or not is_adapted(model):
+        return False
+    obstacle = _adapter_obstacle(model)
+    if choice == "auto":
+        return device != "cpu" and obstacle is None and not is_4bit(model)
+    if obstacle is not None:
+        raise RolloutError(f"ppo.rollout.vllm.adapters: the engine cannot take {obstacle} as an adapter; choose merge")
+    return True
+
+
+def _adapter_obstacle(model: nn.Module) -> str | None:
     config = model.peft_config[model.active_adapters[0]]
     obstacles = {
         "DoRA": getattr(config, "use_dora", False),
         "modules_to_save": getattr(config, "modules_to_save", None),
-        "a bias of the adapter": getattr(config, "bias", "none") != "none" or getattr(config, "lora_bias", False),
+        "biases": getattr(config, "bias", "none") != "none" or getattr(config, "lora_bias", False),
         "target_parameters": getattr(config, "target_parameters", None),
         "trainable tokens": getattr(config, "trainable_token_indices", None),
     }
@@ -220,56 +238,7 @@ def _shape(tensor: Tensor) -> torch.Size:
     return tensor.shape if state is None else state.shape
 
 
-@torch.no_grad()
 def _read(source: _Source, gather: Gather) -> list[tuple[str, Tensor]]:
-    if not source.adapters:
-        return [(name, _plain(tensor, gather, name)) for name, tensor in source.named.items()]
-    whole = {name: _plain(tensor, gather, name) for name, tensor in source.named.items()}
-    dtypes = {name: tensor.dtype for name, tensor in whole.items()}
-    device = next(iter(whole.values())).device.type
-    with torch.autocast(device, enabled=False):
-        stub = _stub({name.rpartition(".")[2]: whole.pop(name) for name in list(whole)})
-        for layer in source.adapters:
-            _merge_into(stub, layer, gather)
-    return [(name, getattr(stub, name.rpartition(".")[2]).data.to(dtypes[name])) for name in source.named]
-
-
-def _plain(tensor: Tensor, gather: Gather, name: str) -> Tensor:
-    """`tensor` whole and in a plain format, in the dtype it computes as."""
-    kind = type(tensor).__name__
-    if kind == "Int8Params":
-        raise RolloutError(f"{name} is held in 8 bits, which cannot be pushed to an engine: load the policy in 4 bits")
-    if kind != "Params4bit":
-        return gather(tensor.detach())
-    import bitsandbytes.functional as quantized
-
-    data, state = tensor.data, tensor.quant_state
-    if getattr(state, "packing_format_for_cpu", False):  # as bitsandbytes lays weights out after a forward in eval mode
-        data, state = quantized._convert_weight_packed_for_cpu_inverse(data, state)
-    return quantized.dequantize_4bit(data, state).to(state.dtype)
-
-
-def _stub(tensors: dict[str, Tensor]) -> nn.Module:
-    """A bare layer with float32 copies (float64 stays)."""
-    stub = nn.Module()
-    for name in list(tensors):
-        tensor = tensors.pop(name)
-        wide = tensor.clone() if tensor.dtype == torch.float64 else tensor.to(torch.float32, copy=True)
-        stub.register_parameter(name, nn.Parameter(wide, requires_grad=False))
-        del tensor, wide
-    return stub
-
-
-def _merge_into(stub: nn.Module, layer: nn.Module, gather: Gather) -> None:
-    """PEFT's own merge, by a copy of `layer` that holds the adapter whole, in the stub's dtype, around the stub."""
-    from peft.tuners.lora.layer import Linear
-
-    inside = {id(parameter) for parameter in layer.base_layer.parameters()}
-    dtype = next(stub.parameters()).dtype
-    memo: dict[int, Any] = {id(layer.base_layer): stub}
-    for parameter in layer.parameters():
-        if id(parameter) not in inside:
-            memo[id(parameter)] = nn.Parameter(gather(parameter.detach()).to(dtype), requires_grad=False)
-    twin = copy.deepcopy(layer, memo)
-    merge = Linear.merge if type(layer).__name__ == "Linear4bit" else type(layer).merge  # that one would quantise again
-    merge(twin)
+    if source.adapters:
+        return merged_layer(source.named, source.adapters, gather)
+    return [(name, plain(tensor, gather, name)) for name, tensor in source.named.items()]

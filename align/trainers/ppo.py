@@ -49,6 +49,7 @@ from align.runs.files import atomic_dir
 from align.runs.seeding import derive, rng_state, set_rng_state
 from align.trainers import ppo_state, sharding
 from align.trainers.controllers import KLController, PtxController
+from align.trainers.engine_sync import push_current, sampled_modules
 from align.trainers.experience import Samples, Scores
 from align.trainers.forward import silence_dropout
 from align.trainers.guards import reason_to_stop, warn_of
@@ -156,6 +157,7 @@ class PPOTrainer(PPOExperience):
         self.ptx = self._make_ptx(ptx_blocks)
         self.optimizer_steps = 0
         self.policy_version = 0
+        self.pushed_version: int | None = None  # what an engine with weights of its own has
         self.args = loop_arguments(config, self.output_dir, bool(eval_prompts), seed, self.accelerator)
         self._set_up_loop(callbacks, self.policy.raw, tokenizer, self.policy.optimizer, self.policy.schedule)
 
@@ -185,7 +187,8 @@ class PPOTrainer(PPOExperience):
         watch, boundary, version = Stopwatch(), self._boundary(), self.policy_version
         mine = self.sampler.next()[self.rank :: self.world_size]
         try:
-            with watch("rollout"), sharding.unsharded(self.policy.module):
+            push_current(self)  # before the first iteration; later ones end with it
+            with watch("rollout"), sharding.unsharded(*sampled_modules(self)):
                 samples = self.together(lambda: self.collect([self.prompts[index] for index in mine]))
             with watch("score"):
                 scores = self.together(lambda: self.score(samples))

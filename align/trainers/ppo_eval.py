@@ -23,6 +23,7 @@ from align.functional import kl_estimate, masked_sum
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive, rng_state, set_rng_state
 from align.trainers import sharding
+from align.trainers.engine_sync import push_current, sampled_modules
 from align.trainers.experience import Samples, Scores, TokenBatch
 from align.trainers.forward import reply_distribution, reply_full_kl, reply_logprobs
 from align.trainers.minibatches import rank_share
@@ -71,9 +72,9 @@ def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Prompt], num_samples:
     )
     ways = {"": replace(plain, n=num_samples, temperature=1.0), "_greedy": replace(plain, n=1, temperature=0.0)}
     figures: dict[str, float] = {}
+    push_current(trainer)
     for suffix, params in ways.items():
-        with sharding.unsharded(trainer.policy.module, trainer.reference):  # ranks have shares of unequal size
-            own = _judged(trainer, mine, params)
+        own = _judged(trainer, mine, params)
         figures |= _means(gather_object(own) if trainer.world_size > 1 else own, suffix)
     return figures
 
@@ -84,13 +85,15 @@ def _judged(trainer: PPOTrainer, prompts: Sequence[Prompt], params: SamplingPara
         return samples, trainer.score(samples), gold_scores(trainer, samples)
 
     try:
-        judged = trainer.together(lambda: work() if prompts else None)
+        with sharding.unsharded(*sampled_modules(trainer)):
+            judged = trainer.together(lambda: work() if prompts else None)
     except TrainingError as problem:
         raise TrainingError(f"{problem} (evaluation after iteration {trainer.state.global_step})") from problem
-    if judged is None:
-        return []
-    samples, scores, gold = judged
-    kls, entropies = _distances(trainer, samples, exact=params.temperature == 0)
+    with sharding.unsharded(trainer.policy.module, trainer.reference):  # ranks have shares of unequal size
+        if judged is None:
+            return []
+        samples, scores, gold = judged
+        kls, entropies = _distances(trainer, samples, exact=params.temperature == 0)
     rows = []
     for row, ids in enumerate(samples.reply_ids):
         figures = {"end_rate": float(samples.finished[row]), "length": float(len(ids))}

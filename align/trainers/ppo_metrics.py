@@ -24,6 +24,8 @@ Rollouts, before the update (the policy's own figures come from the update with 
     kept_mass/mean               share of the distribution that top-p, top-k and held-back ends left, a sampled token
     engine/logp_diff_mean, engine/logp_diff_max
                                  |engine - trainer| of a sampled token's log-probability
+    engine/probe_max             the same of a token of one fixed sequence, the largest, after the update's weights were
+                                 pushed; engines with weights of their own
 
 Update, means over its optimizer steps (those of the policy are missing while the critic warms up):
     policy/loss, value/loss, ptx/loss   a token (or a reply, as `loss_aggregation` says)
@@ -49,6 +51,7 @@ Held-out prompts (`align.trainers.ppo_eval`), at temperature 1 and, with _greedy
 
 Cost:
     seconds/PHASE, seconds/total        wall clock of the first rank
+    seconds/sync                        of seconds/update: pushing weights to an engine that has its own, and the probe
     tokens_per_second/PHASE, tokens_per_second
                                         tokens of prompts and replies of the iteration by the seconds of a phase, of all
     memory/peak_gib                                   the most this process has held so far: on the GPU by torch's own

@@ -23,6 +23,7 @@ from align.runs.errors import CheckpointError
 from align.runs.ranks import any_rank
 from align.runs.seeding import rng_state, set_rng_state
 from align.trainers import sharding
+from align.trainers.engine_sync import push_weights
 from reward.adapter import is_adapter
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def load(trainer: PPOTrainer, folder: Path) -> None:
 
     Raises:
         MissingFileError, CheckpointError: no such folder, a damaged one, or one of another run.
+        TrainingError: the engine does not take the weights.
     """
     checkpoint.verify(folder)
     if not (folder / STATE_FILE).is_file():
@@ -113,7 +115,7 @@ def load(trainer: PPOTrainer, folder: Path) -> None:
             getattr(trainer, name).load_state_dict(state[name])
     trainer.optimizer_steps, trainer.policy_version = state["optimizer_steps"], state["policy_version"]
     _load_trainer_state(trainer, folder / TRAINER_FILE)
-    trainer.engine.update_weights(sharding.full_parameters(trainer.policy.raw), trainer.policy_version)
+    push_weights(trainer, base=True)
     set_rng_state(state["rng"][trainer.rank])
 
 

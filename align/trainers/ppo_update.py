@@ -18,8 +18,9 @@ from align import functional
 from align.recipe.ppo import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
-from align.trainers import ppo_state, sharding
+from align.trainers import ppo_state
 from align.trainers.controllers import KLController, PtxController
+from align.trainers.engine_sync import push_weights
 from align.trainers.experience import Experience, TokenBatch
 from align.trainers.forward import reply_distribution, state_values
 from align.trainers.iterations import IterationLoop
@@ -75,7 +76,7 @@ class PPOUpdate(IterationLoop):
 
         Raises:
             TrainingError: a gradient that is not finite (unless such steps are skipped); the models are as before that
-                step, and saved.
+                step, and saved. Or the engine does not take the new weights; the models are saved then, too.
         """
         stats, version = UpdateStats(), self.policy_version
         steps = [
@@ -99,9 +100,8 @@ class PPOUpdate(IterationLoop):
                 if self.ptx is not None:
                     self._add_ptx_gradient(stats, measure)
             self._step(trained, stats)
-        if self.policy_version != version:
-            self.engine.update_weights(sharding.full_parameters(self.policy.raw), self.policy_version)
-        return {"steps_left_out": 0.0, **stats.over_ranks(self.accelerator)}
+        pushed = self._push() if self.policy_version != version else {}
+        return {"steps_left_out": 0.0, **stats.over_ranks(self.accelerator), **pushed}
 
     def value_loss(self, values_BS: Tensor, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum over reply tokens, and sums for the log."""
@@ -212,6 +212,15 @@ class PPOUpdate(IterationLoop):
             self.policy_version += 1
             if self.ema is not None:
                 self.ema.update_parameters(self.policy.raw)
+
+    def _push(self) -> dict[str, float]:
+        try:
+            return push_weights(self)
+        except TrainingError as problem:
+            folder = ppo_state.save(self, self.output_dir / "failed")
+            raise TrainingError(
+                f"{problem} (iteration {self.state.global_step + 1}); the models after its update are saved in {folder}"
+            ) from problem
 
     def _drop_gradients(self) -> None:
         self.policy.drop_gradients()

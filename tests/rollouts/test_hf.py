@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from rollouts.errors import RolloutError
 from rollouts.hf import HFEngine
-from rollouts.protocol import Engine, SamplingParams
+from rollouts.protocol import Engine, SamplingParams, Scoring
 
 PROMPTS = [[5, 6, 7, 8, 9], [3], [11, 12, 13], [20, 21, 22, 23, 24, 25, 26, 27], [2, 4]]
 
@@ -230,12 +230,32 @@ def test_versions_and_weights(build_model):
     assert {completion.weight_version for completion in completions} == {4}
     shared.update_weights(iter(()), version=9)
     assert shared.generate([[1]], params)[0].weight_version == 9
-    with pytest.raises(RolloutError, match="missing on one side"):
+    with pytest.raises(RolloutError, match=r"'model\.embed_tokens\.weight' is missing"):
         separate.update_weights([("lm_head.weight", policy.lm_head.weight)], version=5)
+    with pytest.raises(RolloutError, match="only a part"):
+        separate.generate([[1]], params)
+    with pytest.raises(RolloutError, match="it lacks 'other', or got it twice"):
+        separate.update_weights([("other", policy.lm_head.weight)], version=5)
     with pytest.raises(RolloutError, match=r"model\.norm\.weight.*\(3,\)"):
         wrong = dict(policy.named_parameters()) | {"model.norm.weight": torch.zeros(3)}
         separate.update_weights(wrong.items(), version=5)
     assert separate.weight_version == 4
+    separate.update_weights(policy.named_parameters(), version=6)
+    assert [completion.token_ids for completion in separate.generate(PROMPTS, params)] == expected
+
+
+def test_scores_are_the_plain_log_probabilities(build_model):
+    model = build_model(seed=1)
+    engine = HFEngine(model, 0, batch_size=2)
+    assert isinstance(engine, Scoring) and engine.dtype == torch.float32
+    sequences = [[5, 9, 2, 7], [3, 4], [8], [1, 2, 3, 4, 5, 6]]
+    scores = engine.token_logprobs(sequences)
+    assert [len(row) for row in scores] == [3, 1, 0, 5]
+    for sequence, row in zip(sequences, scores, strict=True):
+        with torch.no_grad():
+            logps = model(torch.tensor([sequence])).logits[0].double().log_softmax(-1)
+        expected = [float(logps[at, token]) for at, token in enumerate(sequence[1:])]
+        assert row == pytest.approx(expected, abs=1e-5)
 
 
 def test_adapters_sample_with_their_weights_and_leave_the_base_as_it_was(build_model):

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from rollouts.errors import RolloutError
-from rollouts.weights import adapter_obstacle, adapter_tensors, checkpoint_names, checkpoint_tensors, is_4bit
+from rollouts.weights import adapter_tensors, checkpoint_names, checkpoint_tensors, is_4bit, pushes_adapter
 from tests.tiny_models import qwen2_config
 
 peft = pytest.importorskip("peft")
@@ -190,7 +190,7 @@ def test_4bit_bases_are_dequantised_and_merged_in_float32(tmp_path, options):
     from transformers import AutoModelForCausalLM
 
     model = adapted(quantised(tmp_path / "base"), **options)
-    assert is_4bit(model)
+    assert is_4bit(model) and not pushes_adapter(model, "auto", "cuda")
     wide = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
     dequantised = quantised(tmp_path / "base").dequantize()
     wide.load_state_dict(dequantised.state_dict())
@@ -275,7 +275,14 @@ def test_adapters_alone_in_pefts_file_format(tmp_path, kind):
     assert {key: config[key] for key in compared} == {key: saved[key] for key in compared}
     assert sorted(config["target_modules"]) == sorted(saved["target_modules"])
     assert digest(model) == before
-    assert (adapter_obstacle(model) is None) == (kind in ("lora", "rslora", "all_linear"))
+    possible = kind in ("lora", "rslora", "all_linear")
+    assert pushes_adapter(model, "auto", "cuda") == possible
+    assert not pushes_adapter(model, "auto", "cpu") and not pushes_adapter(model, "merge", "cuda")
+    if possible:
+        assert pushes_adapter(model, "adapter", "cpu")
+    else:
+        with pytest.raises(RolloutError, match="choose merge"):
+            pushes_adapter(model, "adapter", "cuda")
 
 
 def test_what_cannot_be_pushed_is_said():

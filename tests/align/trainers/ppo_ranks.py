@@ -2,13 +2,15 @@
 
 `python ppo_ranks.py OUT MODE`, MODE `given` (the same samples for any number of ranks), `composed` (these, with a
 reward of two parts, a running deviation and updates that end early), `reference` (compared with the independent PPO),
-`resume`, `fail` (the engine of the last rank gives up), or `sharded` (under FSDP2: shares of unequal size are judged,
-models saved, and bfloat16 computed in).
+`resume`, `fail` (the engine of the last rank gives up), `sharded` (under FSDP2: shares of unequal size are judged,
+models saved, and bfloat16 computed in), `engine` (one with weights of its own on every rank, and full, LoRA and DoRA
+policies), or `push_fails` (the last rank's engine breaks off in the middle of a push).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -24,7 +26,8 @@ from align.trainers.ppo import make_accelerator  # noqa: E402
 from reward.combined import CombinedReward, Part  # noqa: E402
 from reward.sources import FunctionReward  # noqa: E402
 from rollouts.errors import RolloutError  # noqa: E402
-from tests.align.trainers import ppo_case, ppo_comparison, ppo_options  # noqa: E402
+from rollouts.protocol import SamplingParams  # noqa: E402
+from tests.align.trainers import own_engines, ppo_case, ppo_comparison, ppo_options  # noqa: E402
 
 
 def make(folder: Path, **options):
@@ -139,6 +142,44 @@ def sharded(folder: Path) -> None:
         torch.save(facts, folder / precision / f"rank{trainer.rank}.pt")
 
 
+def own_engine(folder: Path) -> None:
+    """What engine, policy and log hold after training, and what a rank held while it sampled and while it pushed."""
+    for kind in ("full", "lora", "dora"):
+        trainer = ppo_case.trainer(
+            folder / kind,
+            kind=Counting,
+            policy_model=own_engines.policy_of(kind, tie_word_embeddings=True),
+            engine=own_engines.Own(ppo_case.policy(99, tie_word_embeddings=True)),
+            eval_prompts=ppo_case.prompts(3),
+            num_iterations=2,
+        )
+        looks = [trainer.evaluate(ppo_case.prompts(count)) for count in (3, 1)]
+        trainer.train()
+        prompt = [5, 9, 100, 7, 30]
+        reply = trainer.engine.generate([prompt], SamplingParams(temperature=0, max_new_tokens=12))[0]
+        whole = dict(sharding.full_parameters(trainer.policy.raw))
+        facts = {
+            "weights": {name: tensor.detach().clone() for name, tensor in whole.items()},
+            "engine": {name: tensor.detach() for name, tensor in trainer.engine.model.named_parameters()},
+            "reply": reply.token_ids,
+            "looks": looks,
+            "whole": sum(tensor.numel() for tensor in whole.values()),
+            "sampling": trainer.held,
+            "history": trainer.state.log_history,
+        }
+        torch.save(facts, folder / f"{kind}-{trainer.rank}.pt")
+
+
+def push_fails(folder: Path) -> None:
+    last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+    engine = own_engines.Failing() if last else own_engines.Own()
+    trainer = ppo_case.trainer(folder, engine=engine)
+    try:
+        trainer.train()
+    except TrainingError as error:
+        (folder / f"rank{trainer.rank}.txt").write_text(str(error))
+
+
 def main(out: str, mode: str) -> None:
     folder = Path(out)
     if mode in ("given", "composed"):
@@ -149,8 +190,9 @@ def main(out: str, mode: str) -> None:
         trainer.train()
         write(trainer, folder / "learnt.pt")
         return
-    if mode in ("fail", "reference", "sharded"):
-        {"fail": fail, "reference": reference, "sharded": sharded}[mode](folder)
+    modes = {"fail": fail, "reference": reference, "sharded": sharded, "engine": own_engine, "push_fails": push_fails}
+    if mode in modes:
+        modes[mode](folder)
         return
     options = {"kind": ppo_case.PPOTrainer, "reward": ppo_case.vowels, "save_steps": 1, "save_total_limit": 5}
     trainer = make(folder / "whole", **options)

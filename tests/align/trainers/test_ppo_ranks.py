@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from align.models.critic import Critic
+from tests.align.trainers.own_engines import Greedy, policy_of
 
 SCRIPT = Path(__file__).with_name("ppo_ranks.py")
 FSDP2 = {  # what `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP` sets
@@ -104,3 +105,38 @@ def test_models_are_spread_by_fsdp2_and_saved_whole(tmp_path):
             own = dict(model.named_parameters())
             assert own.keys() == facts[0]["weights"][name].keys()
             assert all(torch.equal(own[key], value) for key, value in facts[0]["weights"][name].items())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_with_weights_of_their_own_get_the_policys_on_every_rank(tmp_path, engine):
+    run(tmp_path / "run", 2, "engine", engine)
+    for kind in ("full", "lora", "dora"):
+        facts = [torch.load(tmp_path / "run" / f"{kind}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+        one, other = facts
+        assert all(torch.equal(one["weights"][name], other["weights"][name]) for name in one["weights"])
+        assert all(torch.equal(one["engine"][name], other["engine"][name]) for name in one["engine"])
+        whole = own_policy(kind, one["weights"])
+        for rank in facts:
+            assert rank["reply"] == Greedy.ids(whole, [5, 9, 100, 7, 30], 12)
+            assert rank["looks"] == one["looks"] and rank["looks"][0]["eval/kl"] == pytest.approx(0, abs=1e-4)
+            for line in rank["history"]:
+                assert line.get("engine/probe_max", 0.0) < 1e-4
+            assert rank["sampling"] < 0.6 * rank["whole"] if engine else rank["sampling"] == rank["whole"]
+        assert any("engine/probe_max" in line for line in one["history"])
+        if kind == "full":
+            assert all(torch.equal(one["engine"][name], one["weights"][name]) for name in one["engine"])
+
+
+def own_policy(kind: str, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+    policy = policy_of(kind, tie_word_embeddings=True)
+    left = policy.load_state_dict(weights, strict=False)
+    assert not left.unexpected_keys and all("lm_head" in name for name in left.missing_keys)
+    return policy
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_push_that_fails_on_one_rank_stops_all(tmp_path, engine):
+    """The other rank is gathering with it."""
+    run(tmp_path / "run", 2, "push_fails", engine)
+    said = [(tmp_path / "run" / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+    assert said[0] == said[1] and said[0].startswith("the engine died (iteration 1); the models after its update")

@@ -1,0 +1,179 @@
+"""Bringing the policy's weights to an engine that has its own, and proving that they arrived.
+
+What goes over: whole weights under checkpoint names, adapters merged in ("merge"), or the adapter alone on top of base
+weights that went over once ("adapter", where the engine `takes_adapters`). An engine on the same device costs a
+second copy of the weights either way: the trainer's and its own. Of a 4-bit policy (QLoRA) these take 4 bits in the
+trainer and 16 in the engine, merged or not, as it holds weights in the dtype it computes in. On top of both stands
+one tensor at a time (see `rollouts.weights`). "merge" pushes all weights every iteration and samples at the base
+model's speed, "adapter" pushes little and samples slower (on a CPU at a third of the speed).
+
+Under FSDP2 tensors are gathered one by one, never a whole second copy; that is collective, so every rank reads the
+stream to its end even where its engine takes nothing of it, or has failed.
+
+After every push engine and trainer score one fixed sequence (`rollouts.probe`). That costs the engine one prompt of
+160 tokens twice and 2 sampled ones, and the trainer one forward pass of 162 tokens without gradients. Too large a
+difference stops the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from align.trainers import sharding
+from align.trainers.experience import TokenBatch
+from align.trainers.forward import reply_logprobs
+from align.trainers.support import full_logprobs
+from data_formats.errors import AlignError
+from rollouts import probe
+from rollouts.protocol import Engine, Scoring
+from rollouts.weights import adapter_tensors, checkpoint_tensors
+
+if TYPE_CHECKING:
+    from align.trainers.ppo import PPOTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def sampled_modules(trainer: PPOTrainer) -> list[nn.Module]:
+    """The modules that must be whole on every rank while it samples: the policy, where the engine runs it."""
+    return [trainer.policy.module] if trainer.engine.shares_module else []
+
+
+def push_current(trainer: PPOTrainer) -> None:
+    """Push the policy's weights if the engine does not have them yet. Every rank calls it.
+
+    Raises:
+        TrainingError: see `push_weights`.
+    """
+    if trainer.pushed_version == trainer.policy_version or trainer.engine.shares_module:
+        return
+    figures = push_weights(trainer)
+    if trainer.accelerator.is_main_process:
+        logger.info(
+            "the engine has the policy's weights: %s", {name: f"{value:.2g}" for name, value in figures.items()}
+        )
+
+
+def push_weights(trainer: PPOTrainer, *, base: bool = False) -> dict[str, float]:
+    """Bring `trainer.policy` to `trainer.engine`, and compare the two. Every rank calls it.
+
+    An engine that shares the policy's module only takes the version, and nothing is measured.
+
+    Args:
+        base: the engine's base weights, under an adapter, are not the policy's; the first push brings them anyway.
+
+    Returns:
+        `seconds/sync`, and `engine/probe_max` (nats a token, largest over ranks) of an engine that scores.
+
+    Raises:
+        TrainingError: on every rank, when the engine of any fails or is too far from the trainer.
+    """
+    engine, policy, version = trainer.engine, trainer.policy.raw, trainer.policy_version
+    if engine.shares_module:
+        engine.update_weights((), version)
+        trainer.pushed_version = version
+        return {}
+    start = time.perf_counter()
+    sharding.reshard(policy)
+    first, trainer.pushed_version = trainer.pushed_version is None, None
+    if not getattr(engine, "takes_adapters", False):
+        _send(trainer, lambda stream: engine.update_weights(stream, version), checkpoint_tensors(policy, sharding.full))
+    else:
+        if first or base:
+            weights = checkpoint_tensors(policy, sharding.full, merge=False)
+            _send(trainer, lambda stream: engine.update_weights(stream, version), weights)
+        config, tensors = adapter_tensors(policy, sharding.full)
+        _send(trainer, lambda stream: engine.update_adapter(config, stream, version), tensors)
+    figures = {"engine/probe_max": _probe(trainer)} if isinstance(engine, Scoring) else {}
+    trainer.pushed_version = version
+    return {"seconds/sync": time.perf_counter() - start, **figures}
+
+
+class _Stream:
+    """Named tensors that a consumer can neither close nor leave half read: the other ranks gather with this one."""
+
+    def __init__(self, tensors: Iterable[tuple[str, Tensor]]):
+        self._tensors = iter(tensors)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return self
+
+    def __next__(self) -> tuple[str, Tensor]:
+        return next(self._tensors)
+
+
+def _send(trainer: PPOTrainer, take: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    stream = _Stream(tensors)
+
+    def work() -> None:
+        try:
+            take(stream)
+        except AlignError:
+            _read_on(stream)
+            raise
+        _read_on(stream)
+
+    trainer.together(work)
+
+
+def _read_on(stream: _Stream) -> None:
+    for _ in stream:
+        pass
+
+
+@torch.no_grad()
+def _probe(trainer: PPOTrainer) -> float:
+    """Largest difference between engine and trainer, over ranks."""
+    engine, config = trainer.engine, trainer.policy.raw.config
+    room = min(config.max_position_embeddings, getattr(_settings(engine), "max_model_len", probe.LENGTH * 2))
+    vocabulary = min(config.vocab_size, len(trainer.tokenizer))
+    prompt = trainer.together(lambda: probe.probe_ids(vocabulary, room, trainer.tokenizer.all_special_ids))
+
+    def ask() -> tuple[list[int], tuple[float, ...], tuple[float, ...] | None]:
+        engine.wake()
+        reply = engine.generate([prompt], probe.drawing_params())[0]
+        whole = [*prompt, *reply.token_ids]
+        scores = engine.token_logprobs([whole])[0]
+        engine.sleep()
+        return whole, scores, full_logprobs(reply)
+
+    whole, scores, drawn = trainer.together(ask)
+    batch = TokenBatch.from_ids([whole[:1]], [whole[1:]], trainer.pad_id).to(trainer.accelerator.device)
+    own = reply_logprobs(trainer.policy.module, batch, 1.0)[0].tolist()
+    dtypes = (_trainer_dtype(trainer), _engine_dtype(engine, trainer.policy.raw))
+    allowed = probe.tolerance(dtypes, getattr(_settings(engine), "probe_tolerance", None))
+
+    def compare() -> float:
+        difference = probe.Difference.of(scores, own, drawn)
+        probe.check(difference, allowed, trainer.policy_version, dtypes)
+        return difference.largest
+
+    largest = trainer.together(compare)
+    return max(gather_object([largest])) if trainer.world_size > 1 else largest
+
+
+def _settings(engine: Engine) -> Any:
+    return getattr(engine, "settings", None)
+
+
+def _trainer_dtype(trainer: PPOTrainer) -> torch.dtype:
+    mixed = sharding.COMPUTE_DTYPES.get(trainer.accelerator.mixed_precision)
+    return mixed or _weight_dtype(trainer.policy.raw)
+
+
+def _engine_dtype(engine: Engine, policy: nn.Module) -> torch.dtype:
+    named = getattr(_settings(engine), "dtype", "auto")
+    return getattr(engine, "dtype", None) or (_weight_dtype(policy) if named == "auto" else getattr(torch, named))
+
+
+def _weight_dtype(module: nn.Module) -> torch.dtype:
+    """Of its base: an adapter may be finer."""
+    dtypes = [p.dtype for name, p in module.named_parameters() if p.is_floating_point() and "lora_" not in name]
+    return max(set(dtypes), key=dtypes.count)
