@@ -115,7 +115,7 @@ class VLLMServerEngine:
             self._unusable, self.weight_version = None, version
 
     def sleep(self) -> None:
-        """Frees the memory of an own server's GPU while the trainer updates; with several ranks and on a CPU nothing."""
+        """Frees the GPU's memory of an own server while the trainer updates. Not with several ranks, not on a CPU."""
         with self._busy:
             self._check_open()
             self._backend.sleep()

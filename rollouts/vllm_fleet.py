@@ -1,4 +1,4 @@
-"""Many requests to one or several servers at once: spread evenly, asked again where a server failed, each once answered.
+"""Many requests to one or several servers at once: spread evenly, asked again when a server failed, each answered once.
 
 Rounds: what is unanswered is dealt out over the servers that live, row by row in turn; the first failure of a server
 ends its part of the round. After the round the failed are brought back or given up, and the next round asks what is
@@ -71,6 +71,7 @@ class Fleet:
     ):
         self.servers, self.timeout = list(servers), timeout
         self._turn, self._failed, self._recover, self._refresh = turn, failed, recover, refresh
+        self.asked = 0  # requests made
         self._closed = False
 
     def live(self) -> list[Server]:
@@ -132,6 +133,7 @@ class Fleet:
                     if part.failure is not None or not part.rows:
                         return
                     row = part.rows.popleft()
+                    self.asked += 1
                 try:
                     answers[row] = part.server.address.ask(GENERATE, bodies[row], timeout=self.timeout)
                 except ServerGone as gone:

@@ -1,8 +1,8 @@
 """One owned server for several ranks: only the owner can start it again, and any rank may be the one that sees it fail.
 
-In the server's private folder lie `turn` (how often it has come up with weights, and where it listens) and, when a rank cannot go on,
-`wanted-N`, the wish for a turn after N. The owner looks for wishes twice a second, or restarts by itself; either way
-once for each turn. Ranks on other machines have no such folder: they need servers given by URL.
+In the server's private folder lie `turn` (how often it has come up with weights, and where it listens) and, when a
+rank cannot go on, `wanted-N`, the wish for a turn after N. The owner looks for wishes twice a second, or restarts by
+itself; either way once for each turn. Ranks on other machines have no such folder: they need servers given by URL.
 """
 
 from __future__ import annotations

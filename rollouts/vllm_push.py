@@ -63,6 +63,7 @@ def write_push(folder: Path, named_tensors: Iterable[tuple[str, Tensor]], versio
     Raises:
         RolloutError: a file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     remove_push(folder)
@@ -89,7 +90,7 @@ def write_push(folder: Path, named_tensors: Iterable[tuple[str, Tensor]], versio
             piece[name], size = own, size + own.nbytes
             entries.append((name, tuple(own.shape), _kind(own)))
         flush()
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise RolloutError(
             f"the weights cannot be written to {folder} ({error}): name a folder with room in {FOLDER_VARIABLE}"
         ) from None

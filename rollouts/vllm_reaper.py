@@ -2,8 +2,9 @@
 
 A small process, forked off before vLLM is imported, holds the read end of a pipe whose only write end is the trainer's.
 When that closes (the trainer ended, SIGKILL included) or the server itself has gone, it ends the whole process group,
-first kindly, and removes the private folders, of which the one with the weights may lie in memory (/dev/shm). The signal that Linux
-offers for it (PR_SET_PDEATHSIG) comes when the starting *thread* ends, and servers are started from threads.
+first kindly, and removes the private folders, of which the one with the weights may lie in memory (/dev/shm). The
+signal that Linux offers for it (PR_SET_PDEATHSIG) comes when the starting *thread* ends, and servers are started from
+threads.
 
 Kept open by mistake the pipe can be only by processes that the trainer forks without an exec; the server then lives as
 long as the last of them.

@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m rollouts.vllm_serve",
         description="A vLLM server for rollouts: wants its key on every route, takes weights from the trainer.",
         epilog="Options that are not listed are handed to vLLM.",
+        allow_abbrev=False,
     )
     parser.add_argument("--model", required=True, help="folder of the model; config.json is enough with --load-format")
     place = parser.add_mutually_exclusive_group()
@@ -68,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Serves until SIGTERM or SIGINT."""
     args, rest = build_parser().parse_known_args(argv)
-    if any(word.split("=")[0] == "--api-key" for word in rest):
+    if any(word.replace("_", "-").startswith("--api-k") for word in rest):
         sys.exit(
             "--api-key would show the key to every user of this machine: put it into the variable of --api-key-env"
         )
@@ -76,7 +77,8 @@ def main(argv: list[str] | None = None) -> None:
         key = read_key(args.api_key_env)
     except RolloutError as error:
         sys.exit(str(error))
-    os.environ.pop(args.api_key_env, None)  # no child needs it
+    for name in (args.api_key_env, "VLLM_API_KEY"):  # no child needs the one, vLLM itself would want the other besides
+        os.environ.pop(name, None)
     hand_over(key)
     if args.owner_pipe:
         from rollouts.vllm_reaper import start_reaper
@@ -152,7 +154,7 @@ async def _warm_up(engine: Any) -> None:
 
     length = min(WARM_UP_TOKENS, engine.model_config.max_model_len - 2)
     prompt = TokensPrompt(prompt_token_ids=[1 + i % 2 for i in range(length)])
-    params = SamplingParams(max_tokens=2, temperature=1.0, top_p=0.9, seed=0, detokenize=False)
+    params = SamplingParams(max_tokens=2, temperature=1.0, top_p=0.9, seed=0, detokenize=False, logprobs=0)
     async for _ in engine.generate(prompt, params, "warm-up"):
         pass
     await engine.reset_prefix_cache()

@@ -57,6 +57,7 @@ class VLLMServer:
         owned_folders: removed together with the server when this process dies.
         tcp: listen on a port in any case.
         ports: gives the next port to try.
+        key: what it wants to hear; default a new one.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class VLLMServer:
         owned_folders: Sequence[Path] = (),
         tcp: bool = False,
         ports: Callable[[], int] = free_port,
+        key: str | None = None,
     ):
         self.arguments, self.start_timeout, self.ports = list(arguments), start_timeout, ports
         self.home = Path(tempfile.mkdtemp(prefix="align-vllm-"))  # mode 0700
@@ -77,7 +79,7 @@ class VLLMServer:
         path = self.home / "socket"
         unix = hasattr(socket, "AF_UNIX") and not tcp and len(os.fsencode(path)) <= LONGEST_SOCKET_PATH
         self._socket = path if unix else None
-        self._key = secrets.token_hex(32)
+        self._key = key or secrets.token_hex(32)
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
         self._lock = threading.RLock()
