@@ -4,7 +4,8 @@ Which rank calls what: every rank owns an engine and calls `generate` with its o
 `update_weights` is called by all ranks together, because gathering sharded weights is a collective operation. An
 engine that reads the trainer's own module (`shares_module`, HF) has nothing to copy and only takes the new version
 number; the module must be whole while it generates. One with weights of its own is `Scoring` too, so that the trainer
-can ask whether both compute the same.
+can ask whether both compute the same. That one may be asked to generate in a thread of its own while the trainer
+trains: one call at a time, and nothing else of it is used meanwhile but `close`.
 """
 
 from __future__ import annotations

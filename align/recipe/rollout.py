@@ -85,6 +85,11 @@ class RolloutSection(Section):
         if self.vllm.urls and self.engine != "vllm_server":
             sentence = f"names servers, which engine '{self.engine}' does not ask; use engine=vllm_server, or remove it"
             broken.append(("vllm.urls", sentence))
+        if self.vllm.tensor_parallel > 1 and self.engine == "vllm":
+            sentence = f"{self.vllm.tensor_parallel} needs a server, since vLLM in this process runs on one device"
+            broken.append(("vllm.tensor_parallel", f"{sentence}; use engine=vllm_server, or 1"))
+        if self.vllm.adapters == "adapter" and self.engine == "vllm_server":
+            broken.append(("vllm.adapters", "'adapter' is for vLLM in this process; a server takes merged weights"))
         return broken
 
 

@@ -20,11 +20,13 @@ import logging
 import time
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from align.data.encode import encode_prompts
 from align.runs.errors import TrainingError
+from data_formats.errors import AlignError
 from rollouts.protocol import Completion, SamplingParams
 
 if TYPE_CHECKING:
@@ -126,11 +128,15 @@ class Ahead:
         """Until the engine is free again, on all ranks; a failure is kept for `raise_problem`."""
         if self._sampling is None:
             return
-        began, batch = time.perf_counter(), self._batch
-        try:
-            completions = self.trainer.together(self._sampling.result)
-            self._batch = replace(batch, completions=completions)
+        began, batch, sampling = time.perf_counter(), self._batch, self._sampling
+
+        def finish() -> list[Completion]:
+            completions = sampling.result()
             self.trainer.engine.sleep()
+            return completions
+
+        try:
+            self._batch = replace(batch, completions=self.trainer.together(finish))
         except TrainingError as problem:
             self.trainer.sampler.load_state_dict(batch.drawn_from)
             self._batch, self._problem = None, problem
@@ -146,7 +152,8 @@ class Ahead:
         """Forget the coming batch, once the engine is done with it, and what went wrong with it."""
         if self._sampling is not None:
             futures.wait([self._sampling])
-            self.trainer.engine.sleep()
+            with suppress(AlignError):  # something else went wrong, which is told
+                self.trainer.engine.sleep()
         self._batch = self._ready = self._problem = self._sampling = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -162,12 +169,14 @@ class Ahead:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave; whatever was begun since is forgotten.
 
-        A run that no longer samples ahead draws the same prompts again and samples them with its own weights.
+        A run that no longer samples ahead, or with batches of another size, goes on with the prompts of that batch and
+        samples them with its own weights.
         """
         self.drop()
         if not state:
             return
-        if not self.trainer.config.rollout.overlap:
+        config = self.trainer.config
+        if not config.rollout.overlap or len(state["indexes"]) != config.rollout_batch_size:
             self.trainer.sampler.load_state_dict(state["drawn_from"])
             return
         columns = state["completions"]

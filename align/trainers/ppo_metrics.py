@@ -54,7 +54,8 @@ Held-out prompts (`align.trainers.ppo_eval`), at temperature 1 and, with _greedy
 Cost:
     seconds/PHASE, seconds/total        wall clock of the first rank
     seconds/sync                        of seconds/update: pushing weights to an engine that has its own, and the probe
-    seconds/wait                        of the update's: for replies that are sampled ahead (`rollout.overlap`)
+    seconds/wait                        of seconds/update: for the next replies to be finished (`rollout.overlap`, with
+                                        which seconds/rollout is next to nothing after the first iteration)
     tokens_per_second/PHASE, tokens_per_second
                                         tokens of prompts and replies of the iteration by the seconds of a phase, of all
     memory/peak_gib                                   the most this process has held so far: on the GPU by torch's own

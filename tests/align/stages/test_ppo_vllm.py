@@ -26,7 +26,7 @@ def made(folder, rollout, **changes) -> Recipe:
     """With a policy of a width that vLLM has kernels for."""
     small = {"kv_cache_gib": 0.05, "max_num_seqs": 8, "dtype": "float32"}
     lengths = {"max_prompt_length": 50, "max_completion_length": 6, "top_p": 1.0}
-    changes = {"importance_sampling_correction": "token", "evaluation": {"every_steps": 2, "num_samples": 1}} | changes
+    changes = {"importance_sampling_correction": "token", "evaluation": {"num_samples": 1}} | changes
     found = recipe(folder, rollout={**lengths, "vllm": small, **rollout}, save_steps=1, **changes)
     save_causal_lm(folder / "policy", seed=1, hidden_size=64, max_position_embeddings=512)
     return found
@@ -80,7 +80,7 @@ def test_a_server_samples_the_next_batch_and_ends_with_its_stage(tmp_path, monke
         patch.setattr(PPOTrainer, "score", failing)
         with pytest.raises(TrainingError, match=r"no verdict \(iteration 3\)"):
             ppo.run(part)
-    assert min(seen) == 1 and not servers()
+    assert min(seen) >= 1 and not servers()
     state = torch.load(tmp_path / "again/run/ppo/checkpoints/step-2/ppo_state.pt", weights_only=True)
     assert len(state["ahead"][0]["completions"]["token_ids"]) == 8
     ppo.run(part)
