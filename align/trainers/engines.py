@@ -55,7 +55,7 @@ def engine_of(
         temperature=rollout.temperature if temperature is None else temperature,
         return_support=return_support,
         is_owner=ranks == 1 or accelerator.is_main_process,
-        share=_of_the_first if ranks > 1 else None,
+        share=of_the_first if ranks > 1 else None,
     )
 
 
@@ -108,7 +108,8 @@ def vllm_settings(rollout: RolloutSection, seed: int = 0) -> VLLMSettings:
     return VLLMSettings(**told, seed=seed)
 
 
-def _of_the_first(value: Any) -> Any:
+def of_the_first(value: Any) -> Any:
+    """The first rank's `value`, on every rank. Collective."""
     shared = [value]
     broadcast_object_list(shared, from_process=0)
     return shared[0]

@@ -57,6 +57,7 @@ def test_a_stage_samples_in_this_process(tmp_path):
     assert all(line["engine/probe_max"] < 1e-3 for line in found)
 
 
+@pytest.mark.slow
 def test_a_server_samples_the_next_batch_and_ends_with_its_stage(tmp_path, monkeypatch):
     """Stopped by a reward in the third iteration and continued: the same figures as in one go."""
     whole = made(tmp_path, OVERLAP, num_iterations=4)

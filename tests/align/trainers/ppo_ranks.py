@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 sys.path[0] = str(ROOT)
 
 from align.runs.errors import TrainingError  # noqa: E402
-from align.trainers import sharding  # noqa: E402
+from align.trainers import engines, sharding  # noqa: E402
 from align.trainers.ppo import make_accelerator  # noqa: E402
 from reward.combined import CombinedReward, Part  # noqa: E402
 from reward.sources import FunctionReward  # noqa: E402
@@ -92,6 +92,7 @@ def overlap(folder: Path) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
         write(trainer, folder / f"{name}.pt")
     own = {iteration: samples.reply_ids for iteration, samples in trainer.collected.items()}
+    assert engines.of_the_first({"of rank": trainer.rank}) == {"of rank": 0}
     torch.save(own, folder / f"replies{trainer.rank}.pt")
     engine = (FailsMeanwhile if trainer.rank == trainer.world_size - 1 else overlap_case.OwnWeights)(ppo_case.policy())
     trainer = overlap_case.make(folder / "failed", made_engine=engine)
