@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +131,8 @@ def start(model: nn.Module, settings: VLLMSettings, **options: Any) -> vllm.LLM:
     if options["mask"]:
         variables["VLLM_USE_V2_MODEL_RUNNER"] = "1"
     with undisturbed(**variables), tempfile.TemporaryDirectory(prefix="align-vllm-") as folder:
+        quiet()
+        warnings.simplefilter("ignore")  # of vLLM's own code while it is read
         try:
             import vllm
             from vllm.platforms import current_platform
@@ -140,7 +143,6 @@ def start(model: nn.Module, settings: VLLMSettings, **options: Any) -> vllm.LLM:
                 f"vLLM cannot be imported ({error}): install it by `make install-vllm` or "
                 "`pip install 'align-rlhf[vllm]'`, or set ppo.rollout.engine: hf"
             ) from error
-        quiet()
         on_cpu = current_platform.is_cpu()
         if on_cpu and options["mask"]:
             raise RolloutError(
