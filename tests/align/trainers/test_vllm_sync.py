@@ -154,3 +154,30 @@ def test_the_probe_catches_an_adapter_that_stayed(tmp_path, engines, monkeypatch
         patch.setattr(engine, "update_adapter", lambda config, stream, version: None)
         push_weights(trainer)
     assert push_weights(trainer)["engine/probe_max"] < 1e-3
+
+
+def test_a_4bit_policy_is_pushed_in_the_dtype_it_computes_in(tmp_path):
+    """The merged weights are rounded to bfloat16 once more than what the trainer computes with."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM
+
+    from reward.adapter import keep_unpacked, quantization_4bit
+    from rollouts.vllm_engine import VLLMEngine
+
+    build("qwen2-untied", vocab_size=259, initializer_range=0.1).bfloat16().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", dtype=torch.bfloat16, quantization_config=quantization_4bit()
+    )
+    keep_unpacked(base)
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=8, **ADAPTERS["all"]))
+    engine = VLLMEngine(model, settings())
+    try:
+        trainer = trainer_of(tmp_path, engine, model)
+        first = push_weights(trainer)["engine/probe_max"]
+        stale = Greedy.ids(model, PROMPT, 3)
+        assert said(engine)[:3] == stale
+        disturb(trainer)
+        assert max(first, push_weights(trainer)["engine/probe_max"]) < 0.5
+        assert said(engine)[:3] == Greedy.ids(model, PROMPT, 3) != stale
+    finally:
+        engine.close()
