@@ -2,7 +2,8 @@
 
 The stream is written in pieces of at most `PIECE` bytes (a larger tensor is a piece of its own), so that there is never
 a second whole copy of the model in this process. The files stay until the next push: a server that is started again
-needs them.
+needs them. They go with the engine, and when this process is killed with the server it owns; a process that is killed
+while it uses servers given by URL leaves its folder (align-vllm-*) behind.
 """
 
 from __future__ import annotations

@@ -109,8 +109,8 @@ def in_the_middle(engine, act):
     while fleet.asked - before < 9:  # five replies are there
         assert thread.is_alive()
         time.sleep(0.01)
-    act()
     assert thread.is_alive()
+    act()
     thread.join()
     return found[0], fleet.asked - before
 
