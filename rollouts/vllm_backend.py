@@ -1,14 +1,11 @@
-"""The servers behind `VLLMServerEngine`: found or started, checked, given weights, brought back when they fail."""
+"""The servers behind `VLLMServerEngine`: asked, given weights, brought back when they fail, ended."""
 
 from __future__ import annotations
 
 import logging
-import secrets
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +14,18 @@ from torch import Tensor, nn
 from rollouts.errors import RolloutError
 from rollouts.settings import VLLMSettings
 from rollouts.vllm_fleet import Body, Fleet, Server
-from rollouts.vllm_guard import read_key
 from rollouts.vllm_http import Address, ServerGone
 from rollouts.vllm_keeper import Guest, Keeper
+from rollouts.vllm_place import SHORT, Place, describe, given, own_place, reachable, start_own
 from rollouts.vllm_push import Push, private_folder, write_push
-from rollouts.vllm_server import VLLMServer
-from rollouts.vllm_start import dtype_of, plain_model, room_for, write_config
+from rollouts.vllm_start import plain_model
 from rollouts.vllm_weights import checked, expected_shapes
 from rollouts.vllm_wire import made_by
 
 logger = logging.getLogger(__name__)
 
-SHORT = 30.0  # seconds for a question that costs no work
 STRIKES = 2  # failures in a row after which a server given by URL is left out
 PAUSE = 1.0  # seconds before a server given by URL is asked again
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What the owner tells the other ranks.
-
-    Attributes:
-        servers: URL and key of each.
-        home: the private folder of an own server, None for servers given by URL.
-        host: the machine of that folder.
-        mark: begins the name of every version of this engine's weights.
-    """
-
-    servers: tuple[tuple[str, str], ...]
-    home: Path | None
-    host: str
-    mark: str
-
-    def __repr__(self) -> str:
-        return f"Place({[url for url, _ in self.servers]})"  # no key in any text
 
 
 class Backend:
@@ -76,7 +51,7 @@ class Backend:
         alone: bool,
     ):
         self.settings, self.mode, self.is_owner, self.alone, self._share = settings, mode, is_owner, alone, share
-        self._shapes, self._config = expected_shapes(model), plain_model(model).config.get_text_config()
+        self._shapes, config = expected_shapes(model), plain_model(model).config.get_text_config()
         self._bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         self._keeper: Keeper | Guest | None = None
         self._folder: Path | None = None
@@ -95,8 +70,10 @@ class Backend:
                 refresh=self._refresh,
             )
             if not is_owner and place.home is not None:
-                self._keeper = self._guest(place)
-            facts = self.on_owner(self._check)
+                self._keeper = Guest(reachable(place), 2 * settings.start_timeout)
+            facts = self.on_owner(
+                lambda: [describe(server.address, config, settings, mode) for server in self.fleet.servers]
+            )
         except BaseException:
             self.close()
             raise
@@ -147,9 +124,13 @@ class Backend:
     def sleep(self) -> None:
         """Frees a GPU's memory, when the server and its one user are ours."""
         if self._keeper is not None and self.alone and self.settings.sleep and not self.on_cpu and not self._asleep:
-            self._reset_cache(self.fleet.servers[0])
-            self.fleet.servers[0].address.ask("/sleep?level=1", {}, timeout=self.settings.request_timeout)
-            self._asleep = {"weights", "kv_cache"}
+            server, turn = self.fleet.servers[0], self._turn()
+            try:
+                self._reset_cache(server)
+                server.address.ask("/sleep?level=1", {}, timeout=self.settings.request_timeout)
+                self._asleep = {"weights", "kv_cache"}
+            except ServerGone as gone:
+                self._recover(server, turn, str(gone))
 
     def wake(self) -> None:
         """Memory is there again."""
@@ -165,70 +146,12 @@ class Backend:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _open(self, model: nn.Module) -> Place:
-        mark = secrets.token_hex(8)
         if self.settings.urls:
-            key = read_key(self.settings.api_key_env)
-            addresses = [Address(url.rstrip("/"), key) for url in self.settings.urls]
-            for address in addresses:
-                if address.in_the_clear:
-                    logger.warning("%s: the key and all rollouts travel unencrypted to that machine", address.url)
-            return Place(tuple((address.url, key) for address in addresses), None, "", mark)
+            return given(self.settings)
         self._folder = private_folder(self._bytes)
-        server = VLLMServer(start_timeout=self.settings.start_timeout, owned_folders=[self._folder])
-        try:
-            write_config(model, server.home)
-            server.arguments = _arguments(model, server.home, self.settings, self.mode)
-            address = server.start()
-            self._keeper = Keeper(server, self.settings.max_restarts, self._dress_again, watch=not self.alone)
-        except BaseException:
-            server.stop()
-            raise
-        return Place(((address.url, address.key),), server.home, socket.gethostname(), mark)
-
-    def _guest(self, place: Place) -> Guest:
-        assert place.home is not None
-        if place.host != socket.gethostname() or not place.home.is_dir():
-            raise RolloutError(
-                f"the vLLM server runs on {place.host}, out of this rank's reach: start servers by hand "
-                "(python -m rollouts.vllm_serve) and name them in ppo.rollout.vllm.urls"
-            )
-        return Guest(place.home, 2 * self.settings.start_timeout)
-
-    def _check(self) -> list[dict[str, Any]]:
-        """What the servers are, when they are what is needed."""
-        found = []
-        for server in self.fleet.servers:
-            url = server.address.url
-            try:
-                answer = server.address.ask("/collective_rpc", {"method": "align_describe"}, timeout=SHORT)
-            except ServerGone as gone:
-                raise RolloutError(
-                    f"the vLLM server {url} {gone}: is `python -m rollouts.vllm_serve` running there?"
-                ) from None
-            fact = answer["results"][0]
-            self._compare(fact, url)
-            found.append(fact)
-        return found
-
-    def _compare(self, fact: dict[str, Any], url: str) -> None:
-        own = {
-            "vocab_size": self._config.vocab_size,
-            "hidden_size": self._config.hidden_size,
-            "layers": self._config.num_hidden_layers,
-        }
-        for name, value in own.items():
-            if fact[name] != value:
-                raise RolloutError(
-                    f"the vLLM server {url} holds another model: its {name} is {fact[name]}, the policy's is {value}"
-                )
-        if fact["max_model_len"] < self.settings.max_model_len:
-            raise RolloutError(
-                f"the vLLM server {url} takes {fact['max_model_len']} tokens, max_model_len asks for "
-                f"{self.settings.max_model_len}: start it with --max-model-len {self.settings.max_model_len}"
-            )
-        if fact["logprobs"] != self.mode:
-            kind = self.mode.removesuffix("_logprobs")
-            raise RolloutError(f"the vLLM server {url} must be started with --logprobs {kind} for this temperature")
+        server = start_own(model, self.settings, self.mode, self._folder)
+        self._keeper = Keeper(server, self.settings.max_restarts, self._dress_again, watch=not self.alone)
+        return own_place(server)
 
     def _version(self) -> str:
         assert self._push is not None
@@ -237,12 +160,14 @@ class Backend:
     def _dress_all(self) -> None:
         """Gives the pushed weights to every server, those that were left out too."""
         for server in self.fleet.servers:
-            turn = self._turn()
-            try:
-                self._dress(server)
-                server.lost = None
-            except ServerGone as gone:
-                self._recover(server, turn, str(gone))
+            server.lost, dressed = None, False
+            while not dressed and server.lost is None:
+                turn = self._turn()
+                try:
+                    self._dress(server)
+                    dressed, self._strikes[server.address.url] = True, 0
+                except ServerGone as gone:
+                    self._recover(server, turn, str(gone))
         self.fleet.live()
 
     def _dress(self, server: Server) -> None:
@@ -311,22 +236,12 @@ class Backend:
 
     def _wake(self, tags: set[str]) -> None:
         if asleep := sorted(tags & self._asleep):
-            query = "&".join(f"tags={tag}" for tag in asleep)
-            self.fleet.servers[0].address.ask(f"/wake_up?{query}", {}, timeout=self.settings.request_timeout)
+            query, server, turn = "&".join(f"tags={tag}" for tag in asleep), self.fleet.servers[0], self._turn()
+            try:
+                server.address.ask(f"/wake_up?{query}", {}, timeout=self.settings.request_timeout)
+            except ServerGone as gone:
+                self._recover(server, turn, str(gone))  # a new server is awake
             self._asleep -= set(asleep)
-
-
-def _arguments(model: nn.Module, folder: Path, settings: VLLMSettings, mode: str) -> list[str]:
-    """Of `python -m rollouts.vllm_serve`."""
-    words = ["--model", str(folder), "--load-format", "dummy", "--dtype", dtype_of(model, settings)]
-    words += ["--max-model-len", str(room_for(model, settings)), "--memory-share", str(settings.memory_share)]
-    words += ["--tensor-parallel", str(settings.tensor_parallel), "--max-num-seqs", str(settings.max_num_seqs)]
-    words += ["--seed", str(settings.seed), "--logprobs", mode.removesuffix("_logprobs")]
-    words += [] if settings.kv_cache_gib is None else ["--kv-cache-gib", str(settings.kv_cache_gib)]
-    words += [] if settings.prefix_caching else ["--no-prefix-caching"]
-    words += ["--eager"] if settings.eager else []
-    words += ["--sleep"] if settings.sleep else []
-    return words
 
 
 def drain(stream: Iterable[Any]) -> None:

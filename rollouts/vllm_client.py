@@ -78,6 +78,7 @@ class VLLMServerEngine:
         Raises:
             RolloutError: an empty or too long prompt, an id outside the vocabulary, no weights, or no server is left.
         """
+        self._check_usable()
         if params.return_support and params.temperature > 0:
             raise RolloutError("the vLLM server does not say which ids could be drawn: use rollout engine hf")
         for row, prompt in enumerate(prompts):
@@ -93,6 +94,7 @@ class VLLMServerEngine:
         Raises:
             RolloutError: as `generate`.
         """
+        self._check_usable()
         for row, sequence in enumerate(sequences):
             self._check(sequence, f"sequence {row}", self._backend.room - 1)
         with self._busy:

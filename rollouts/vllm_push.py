@@ -2,7 +2,8 @@
 
 The stream is written in pieces of at most `PIECE` bytes (a larger tensor is a piece of its own), so that there is never
 a second whole copy of the model in this process. The files stay until the next push: a server that is started again
-needs them.
+needs them. They go with the engine, and when this process is killed with the server it owns; a process that is killed
+while it uses servers given by URL leaves its folder (align-vllm-*) behind.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,32 +70,38 @@ def write_push(folder: Path, named_tensors: Iterable[tuple[str, Tensor]], versio
     remove_push(folder)
     files: list[list[Any]] = []
     entries: list[tuple[str, tuple[int, ...], str]] = []
-    piece: dict[str, Tensor] = {}
-    size = 0
-
-    def flush() -> None:
-        nonlocal piece, size
-        if piece:
-            path = folder / f"weights-{version}-{len(files):05d}.safetensors"
-            save_file(piece, path)
-            files.append([path.name, path.stat().st_size])
-            piece, size = {}, 0
-
     try:
-        for name, tensor in named_tensors:
-            own = tensor.detach().cpu().contiguous()
-            if own.data_ptr() == tensor.data_ptr():
-                own = own.clone()  # safetensors refuses tensors that share memory, and the source may go on
-            if size + own.nbytes > PIECE:
-                flush()
-            piece[name], size = own, size + own.nbytes
-            entries.append((name, tuple(own.shape), _kind(own)))
-        flush()
+        for piece in pieces(_own(named_tensors), PIECE):
+            entries += [(name, tuple(tensor.shape), _kind(tensor)) for name, tensor in piece]
+            path = folder / f"weights-{version}-{len(files):05d}.safetensors"
+            save_file(dict(piece), path)
+            files.append([path.name, path.stat().st_size])
     except (OSError, SafetensorError) as error:
         raise RolloutError(
             f"the weights cannot be written to {folder} ({error}): name a folder with room in {FOLDER_VARIABLE}"
         ) from None
     return Push(version, folder, files, names_digest(entries))
+
+
+def pieces(named_tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[list[tuple[str, Tensor]]]:
+    """The stream in lists of at most `limit` bytes each; a larger tensor is a list of its own."""
+    piece: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, tensor in named_tensors:
+        if piece and size + tensor.nbytes > limit:
+            yield piece
+            piece, size = [], 0
+        piece.append((name, tensor))
+        size += tensor.nbytes
+    if piece:
+        yield piece
+
+
+def _own(named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Copies on the CPU: the source may go on, and tensors that share memory are refused by safetensors."""
+    for name, tensor in named_tensors:
+        own = tensor.detach().cpu().contiguous()
+        yield name, own.clone() if own.data_ptr() == tensor.data_ptr() else own
 
 
 def remove_push(folder: Path) -> None:

@@ -37,7 +37,9 @@ logger = logging.getLogger(__name__)
 LONGEST_SOCKET_PATH = 100  # bytes; the kernel's limit is 107
 STOP_TIMEOUT = 10.0  # seconds between SIGTERM and SIGKILL
 PORTS_TRIED = 5
-_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+_TRAINERS_OWN = re.compile(  # what a launcher told the trainer's rank, and settings of vLLM in its process
+    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|VLLM_ENABLE_V1_MULTIPROCESSING"
+)
 _ERROR = re.compile(r"(?:^|[\s\]])((?:[\w.]*(?:Error|Exception)): .*)$")
 
 
@@ -163,7 +165,7 @@ class VLLMServer:
         return address
 
     def _spawn(self, place: list[str]) -> None:
-        environment = {name: value for name, value in os.environ.items() if name not in _LAUNCHERS}
+        environment = {name: value for name, value in os.environ.items() if not _TRAINERS_OWN.fullmatch(name)}
         here = str(Path(__file__).resolve().parents[1])
         paths = [here, *filter(None, [environment.get("PYTHONPATH")])]
         environment |= {KEY_VARIABLE: self._key, "PYTHONPATH": os.pathsep.join(paths)}

@@ -1,38 +1,35 @@
 """The server engine on a real server: what transformers computes, weights by file, a guarded door, several servers."""
 
 import dataclasses
-import importlib.util
 import json
 import re
 import socket
 import threading
 
+import psutil
 import pytest
 import torch
 
 from rollouts import vllm_backend
 from rollouts.errors import RolloutError
 from rollouts.protocol import Engine, SamplingParams, Scoring
-from rollouts.vllm_backend import _arguments
 from rollouts.vllm_client import VLLMServerEngine
 from rollouts.vllm_http import Address
+from rollouts.vllm_place import serve_arguments
 from rollouts.vllm_push import write_push
 from rollouts.vllm_server import VLLMServer, free_port
+from rollouts.vllm_start import write_config
 from rollouts.weights import checkpoint_tensors
-from tests.rollouts.vllm_policy import VOCABULARY, policy, settings
+from tests.rollouts.vllm_models import VOCABULARY, build, needs_vllm, settings
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, needs_vllm]
 
 PROMPTS = [[5, 6, 7, 8, 9], [3], [11, 12, 13], [20 + i % 7 for i in range(150)]]  # the last one spans cache blocks
 
 
 @pytest.fixture(scope="module")
 def model():
-    return policy()
+    return build()
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +56,8 @@ def second(model, engine):
         left = list(offered)
         key = own_address(engine).key
         server = VLLMServer(start_timeout=300, tcp=True, ports=lambda: left.pop(0), key=key)
-        engine._backend  # noqa: B018 - started before, so that both never start at once
-        from rollouts.vllm_start import write_config
-
         write_config(model, server.home)
-        server.arguments = _arguments(model, server.home, settings(), "raw_logprobs")
+        server.arguments = serve_arguments(model, server.home, settings(), "raw_logprobs")
         server.start()
         yield server, offered
         server.stop()
@@ -135,7 +129,7 @@ def test_stops_end_a_reply_and_are_part_of_it(pushed, model):
 
 
 def test_a_push_changes_the_replies_and_nothing_of_the_old_stays(pushed, model):
-    other = policy(seed=1)
+    other = build(seed=1)
     params = SamplingParams(temperature=0, max_new_tokens=6)
     pushed.generate(PROMPTS, params)  # fills the prefix cache
     pushed.update_weights(checkpoint_tensors(other), 40)
@@ -154,10 +148,10 @@ def test_a_push_cut_short_is_refused_and_the_next_whole_one_heals(pushed, model,
         return push
 
     monkeypatch.setattr(vllm_backend, "write_push", cut)
-    with pytest.raises(RolloutError, match="its own are the old ones: .*was cut short"):
-        pushed.update_weights(checkpoint_tensors(policy(seed=2)), 50)
+    with pytest.raises(RolloutError, match=r"its own are the old ones: .*was cut short"):
+        pushed.update_weights(checkpoint_tensors(build(seed=2)), 50)
     with pytest.raises(RolloutError, match="got only a part of its last weights"):
-        pushed.generate(PROMPTS, SamplingParams())
+        pushed.generate(PROMPTS, SamplingParams(max_new_tokens=4))
     monkeypatch.undo()
     pushed.update_weights(checkpoint_tensors(model), 51)
     reply = pushed.generate(PROMPTS, SamplingParams(temperature=0, max_new_tokens=6))[0]
@@ -237,8 +231,6 @@ def test_the_socket_is_in_a_private_folder_and_the_key_in_no_command_line(pushed
     server = pushed._backend._keeper.server
     assert server.home.stat().st_mode & 0o777 == 0o700 and server.log.stat().st_mode & 0o777 == 0o600
     key = own_address(pushed).key.encode()
-    import psutil
-
     family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
     assert len(family) >= 3 and all(key not in " ".join(process.cmdline()).encode() for process in family)
     workers = [process for process in family if "VLLM" in process.name()]
@@ -249,7 +241,7 @@ def test_the_socket_is_in_a_private_folder_and_the_key_in_no_command_line(pushed
     ("prompts", "params", "said"),
     [
         ([[1], []], {}, "prompt 1 is empty"),
-        ([[1] * 250], {"max_new_tokens": 7}, "prompt 0 has 250 tokens, and 249 fit into max_model_len 256"),
+        ([[1] * 294], {"max_new_tokens": 7}, "prompt 0 has 294 tokens, and 293 fit into max_model_len 300"),
         ([[VOCABULARY]], {}, f"an id outside the model's vocabulary of {VOCABULARY}"),
         ([[1]], {"return_support": True}, "which ids could be drawn: use rollout engine hf"),
     ],
@@ -264,19 +256,19 @@ def test_a_server_of_another_model_or_key_or_none_is_refused(pushed, monkeypatch
     monkeypatch.setenv("SOME_KEY", address.key)
     there = {"urls": (address.url,), "api_key_env": "SOME_KEY"}
     with pytest.raises(RolloutError, match=r"holds another model: its vocab_size is 300, the policy's is 304"):
-        VLLMServerEngine(policy(vocab_size=304), settings(**there))
-    with pytest.raises(RolloutError, match=r"takes 257 tokens, max_model_len asks for 300: start it with"):
-        VLLMServerEngine(policy(), settings(**there, max_model_len=300))
+        VLLMServerEngine(build(vocab_size=304), settings(**there))
+    with pytest.raises(RolloutError, match=r"takes 301 tokens, max_model_len asks for 400: start it with"):
+        VLLMServerEngine(build(), settings(**there, max_model_len=400))
     with pytest.raises(RolloutError, match=r"must be started with --logprobs processed for this temperature"):
-        VLLMServerEngine(policy(), settings(**there), temperature=0.7)
+        VLLMServerEngine(build(), settings(**there), temperature=0.7)
     with pytest.raises(RolloutError, match=r"http://127.0.0.1:9 cannot be reached.*vllm_serve` running there"):
-        VLLMServerEngine(policy(), settings(urls=("http://127.0.0.1:9",), api_key_env="SOME_KEY"))
+        VLLMServerEngine(build(), settings(urls=("http://127.0.0.1:9",), api_key_env="SOME_KEY"))
     monkeypatch.setenv("SOME_KEY", "another key"[::-1].replace(" ", "-") * 3)
     with pytest.raises(RolloutError, match=r"does not take the key \(status 401\)"):
-        VLLMServerEngine(policy(), settings(**there))
+        VLLMServerEngine(build(), settings(**there))
     monkeypatch.delenv("SOME_KEY")
     with pytest.raises(RolloutError, match="SOME_KEY must hold the key of the vLLM server, and is not set"):
-        VLLMServerEngine(policy(), settings(**there))
+        VLLMServerEngine(build(), settings(**there))
 
 
 def test_two_servers_share_the_work_and_give_the_replies_of_one(pushed, second, model, monkeypatch, caplog):
@@ -326,10 +318,11 @@ def test_requests_say_what_the_engine_in_this_process_says():
     from rollouts.vllm_wire import sampling_requests
 
     for changes in ({}, {"temperature": 0.0, "top_p": 0.5}, {"top_k": 7, "temperature": 0.7}, {"top_k": 10**6}):
-        params = SamplingParams(n=2, seed=4, stop_token_ids=(3,), min_new_tokens=1, **changes)
+        n = 1 if changes.get("temperature") == 0 else 2  # vLLM's own limit
+        params = SamplingParams(n=n, seed=4, stop_token_ids=(3,), min_new_tokens=1, **changes)
         requests = sampling_requests([[1], [2]], params, VOCABULARY)
         for row, known in enumerate(request_params(params, 2, VOCABULARY, mask=False)):
-            for number in range(2):
-                asked = json.loads(json.dumps(requests[2 * row + number]["sampling_params"]))
+            for number in range(n):
+                asked = json.loads(json.dumps(requests[n * row + number]["sampling_params"]))
                 assert asked.pop("seed") == known.seed + number and asked.pop("n") == 1
                 assert {name: getattr(known, name) for name in asked} == asked

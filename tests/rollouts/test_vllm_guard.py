@@ -40,8 +40,18 @@ def test_every_method_and_path_wants_the_key(method, path):
 
 @pytest.mark.parametrize(
     "value",
-    [b"", b"Bearer", b"Bearer ", KEY.encode(), f"Basic {KEY}".encode(), f"Bearer {KEY[:-1]}".encode()]
-    + [f"Bearer {KEY}x".encode(), f"Bearer  {KEY}".encode(), f"Bearer {KEY.upper()}".encode(), b"Bearer \xff\xfe"],
+    [
+        b"",
+        b"Bearer",
+        b"Bearer ",
+        KEY.encode(),
+        f"Basic {KEY}".encode(),
+        f"Bearer {KEY[:-1]}".encode(),
+        f"Bearer {KEY}x".encode(),
+        f"Bearer  {KEY}".encode(),
+        f"Bearer {KEY.upper()}".encode(),
+        b"Bearer \xff\xfe",
+    ],
 )
 def test_anything_but_the_key_is_refused(value):
     sent, reached = ask([(b"authorization", value)])
@@ -69,8 +79,13 @@ def test_the_key_is_handed_over_once_and_no_server_is_without(monkeypatch):
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(None, "is not set"), ("  ", "is not set"), ("short", "has 5 characters"), ("käse" * 8, "holds characters")]
-    + [("two words and many more", "holds characters")],
+    [
+        (None, "is not set"),
+        ("  ", "is not set"),
+        ("short", "has 5 characters"),
+        ("käse" * 8, "holds characters"),
+        ("two words and many more", "holds characters"),
+    ],
 )
 def test_a_key_that_is_none_is_named_by_its_variable(monkeypatch, value, said):
     monkeypatch.delenv("SOME_KEY", raising=False)

@@ -65,7 +65,7 @@ def test_the_folder_is_private_and_may_be_chosen(tmp_path, monkeypatch):
     folder = private_folder(1)
     assert folder.parent == tmp_path and stat.S_IMODE(os.stat(folder).st_mode) == 0o700
     monkeypatch.setenv("ALIGN_VLLM_PUSH_FOLDER", str(tmp_path / "none"))
-    with pytest.raises(RolloutError, match="ALIGN_VLLM_PUSH_FOLDER names .*none, which is no folder"):
+    with pytest.raises(RolloutError, match=r"ALIGN_VLLM_PUSH_FOLDER names .*none, which is no folder"):
         private_folder(1)
 
 
@@ -77,5 +77,5 @@ def test_no_room_in_memory_means_disk(tmp_path, monkeypatch):
 
 def test_a_full_disk_is_said_in_words():
     folder = vllm_push.Path("/proc")  # where nothing can be written there
-    with pytest.raises(RolloutError, match="cannot be written to /proc.*ALIGN_VLLM_PUSH_FOLDER"):
+    with pytest.raises(RolloutError, match=r"cannot be written to /proc.*ALIGN_VLLM_PUSH_FOLDER"):
         write_push(folder, stream(), 1)

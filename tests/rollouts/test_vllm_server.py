@@ -1,6 +1,5 @@
 """Servers that die, hang, do not start, and owners that die: nothing is lost, nothing is asked twice, nothing stays."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -18,13 +17,9 @@ from rollouts.protocol import SamplingParams
 from rollouts.vllm_client import VLLMServerEngine
 from rollouts.vllm_server import VLLMServer, last_error
 from rollouts.weights import checkpoint_tensors
-from tests.rollouts.vllm_policy import policy, settings
+from tests.rollouts.vllm_models import build, needs_vllm, settings
 
-real = [
-    pytest.mark.vllm,
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-]
+real = [pytest.mark.vllm, pytest.mark.slow, needs_vllm]
 LONG = SamplingParams(n=6, max_new_tokens=500, seed=2)
 PROMPTS = [[5, 6, 7, 8, 9], [3], [11, 12, 13], [20, 21]]
 
@@ -65,7 +60,7 @@ class TwoRanks:
 
 @pytest.fixture(scope="module")
 def model():
-    return policy()
+    return build(max_position_embeddings=1024)
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +109,8 @@ def in_the_middle(engine, act):
     while fleet.asked - before < 9:  # five replies are there
         assert thread.is_alive()
         time.sleep(0.01)
-    act()
     assert thread.is_alive()
+    act()
     thread.join()
     return found[0], fleet.asked - before
 
@@ -171,10 +166,10 @@ OWNER = """
     import sys, time
     from rollouts.vllm_client import VLLMServerEngine
     from rollouts.weights import checkpoint_tensors
-    from tests.rollouts.vllm_policy import policy, settings
+    from tests.rollouts.vllm_models import build, settings
 
-    engine = VLLMServerEngine(policy(), settings())
-    engine.update_weights(checkpoint_tensors(policy()), 1)
+    engine = VLLMServerEngine(build(), settings())
+    engine.update_weights(checkpoint_tensors(build()), 1)
     server = engine._backend._keeper.server
     print(server.pid, server.home, engine._backend._folder, server.log, flush=True)
     time.sleep(600)
