@@ -32,6 +32,10 @@ def engine(model):
     engine.close()
 
 
+def scheduler_of(engine):
+    return engine._local._llm.llm_engine.engine_core.engine_core.scheduler
+
+
 def distribution(logits, params, at):
     """(log-probabilities, those before truncation) over the vocabulary, float64, for one token of one reply."""
     scaled = logits / params.temperature
@@ -100,7 +104,7 @@ def test_many_more_sequences_than_the_cache_holds_are_complete_and_right(model):
     try:
         for engine in (roomy, tight):
             engine.update_weights(weights(model), 1)
-        scheduler = tight._local._llm.llm_engine.engine_core.engine_core.scheduler
+        scheduler = scheduler_of(tight)
         taken_back, take_back = [], scheduler._preempt_request
         scheduler._preempt_request = lambda *given, **named: (taken_back.append(given), take_back(*given, **named))[1]
         wanted = roomy.generate(prompts, params)
@@ -113,6 +117,37 @@ def test_many_more_sequences_than_the_cache_holds_are_complete_and_right(model):
     finally:
         roomy.close()
         tight.close()
+
+
+def test_replies_to_one_prompt_share_its_first_block(engine):
+    scheduler, prefilled = scheduler_of(engine), []
+    schedule = scheduler.schedule
+
+    def counting(*given, **named):
+        step = schedule(*given, **named)
+        prefilled.append(step.total_num_scheduled_tokens)
+        return step
+
+    scheduler.schedule = counting
+    engine.generate([LONG[::-1]], SamplingParams(n=4, temperature=0.7, max_new_tokens=3, seed=1))
+    assert prefilled[0] == 200 + 3 * (200 - 128)
+
+
+def test_the_other_settings_reach_vllm(model):
+    odd = {"dtype": "bfloat16", "prefix_caching": False, "max_num_seqs": 3, "seed": 5}
+    engine = VLLMEngine(model, settings(**odd))
+    try:
+        engine.update_weights(weights(model), 1)
+        config = engine._local._llm.llm_engine.vllm_config
+        assert config.model_config.dtype == torch.bfloat16 and config.model_config.seed == 5
+        assert not config.cache_config.enable_prefix_caching and config.scheduler_config.max_num_seqs == 3
+        rounded = build("qwen2-untied", dtype=torch.bfloat16).float()
+        wanted = torch.log_softmax(logits_after(rounded, LONG, 1), -1)[range(199), LONG[1:]]
+        apart = (torch.tensor(engine.token_logprobs([LONG])[0], dtype=torch.float64) - wanted).abs()
+        assert 1e-4 < apart.mean() < 0.1
+        assert len(engine.generate(PROMPTS, SamplingParams(n=2, max_new_tokens=5))) == 12
+    finally:
+        engine.close()
 
 
 def test_settings_that_vllm_refuses_are_one_sentence(model):
