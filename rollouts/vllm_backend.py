@@ -20,8 +20,8 @@ from rollouts.vllm_place import SHORT, Place, describe, given, own_place, reacha
 from rollouts.vllm_push import Push, private_folder, write_push
 from rollouts.vllm_start import plain_model
 from rollouts.vllm_weights import checked
-from rollouts.weights import checkpoint_names
 from rollouts.vllm_wire import made_by
+from rollouts.weights import checkpoint_names
 
 logger = logging.getLogger(__name__)
 
