@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -90,16 +91,14 @@ class Keeper:
 
     def _give_up(self, problem: str) -> None:
         with contextlib.suppress(OSError):
-            (self.server.home / "given-up").write_text(problem, encoding="utf-8")
+            _put(self.server.home / "given-up", problem)
         raise RolloutError(problem)
 
     def _announce(self) -> None:
-        path = self.server.home / "turn"
-        path.with_suffix(".new").write_text(f"{self.turn} {self.url}", encoding="utf-8")
-        path.with_suffix(".new").replace(path)
+        _put(self.server.home / "turn", f"{self.turn} {self.url}")
 
     def _watch(self) -> None:
-        while not self._over.wait(_LOOK):
+        while not self._over.wait(_LOOK) and not (self.server.home / "given-up").exists():
             wish = self.server.home / f"wanted-{self.turn}"
             if wish.exists():
                 turn, reason = self.turn, wish.read_text(encoding="utf-8")
@@ -159,4 +158,11 @@ class Guest:
 
     def _wish(self, turn: int, reason: str) -> None:
         with contextlib.suppress(OSError):
-            (self.home / f"wanted-{turn}").write_text(reason, encoding="utf-8")
+            _put(self.home / f"wanted-{turn}", reason)
+
+
+def _put(path: Path, text: str) -> None:
+    """Writes a file that nobody sees half written."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
