@@ -2,10 +2,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
+from transformers import TrainingArguments
 
 from align.recipe.fields import OptimSection
 from align.runs.errors import LaunchError
+from align.trainers.arguments import optimizer_options
 from align.trainers.optimization import TrainedModel, make_optimizer, mark_last, require_whole, total_norm
+from align.trainers.sft import SFTTrainer
+from tests.align.trainers.supervised_case import causal_lm, sft_rows
+from tests.tiny_models import byte_tokenizer
 
 
 def section(**changes) -> OptimSection:
@@ -160,3 +165,29 @@ def test_sharded_parameters_are_torchs_alone():
     require_whole("adamw", True)
     with pytest.raises(LaunchError, match="optimizer=lion_8bit does not know parameters that FSDP shards"):
         require_whole("lion_8bit", True)
+
+
+NAMES = {"adamw_8bit": ("AdamW", 8, False), "paged_adamw": ("AdamW", 32, True), "lion_8bit": ("Lion", 8, False)}
+NAMES |= {"paged_adamw_8bit": ("AdamW", 8, True)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_supervised_stages_take_the_same_optimizers(tmp_path, name):
+    """The class, its options and its groups are those of transformers' own names, and of PPO's optimizers."""
+    pytest.importorskip("bitsandbytes")
+    told = section(optimizer=name, adam_beta1=0.8)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **optimizer_options(told))
+    model = causal_lm(torch.float32)
+    trainer = SFTTrainer(model, args, train_dataset=sft_rows(4), processing_class=byte_tokenizer())
+    theirs, ours = trainer.create_optimizer(), make_optimizer(model, told)
+    kind, bits, paged = NAMES[name]
+    for optimizer in (theirs, ours):
+        assert type(optimizer).__name__ == kind and type(optimizer).__module__.startswith("bitsandbytes")
+        assert (optimizer.args.optim_bits, optimizer.is_paged) == (bits, paged)
+        assert [part for part, *_ in optimizer.mng.module_weight_config_triple] == [model.model.embed_tokens]
+    for one, other in zip(theirs.param_groups, ours.param_groups, strict=True):
+        assert len(one["params"]) == len(other["params"]) and one["weight_decay"] == other["weight_decay"]
+        assert all(a is b for a, b in zip(one["params"], other["params"], strict=True))
+        keys = ("lr", "betas", *(("eps",) if kind == "AdamW" else ()))
+        assert all(one[key] == other[key] for key in keys)
+    assert theirs.param_groups[0]["betas"] == (0.8, 0.95)
