@@ -81,6 +81,7 @@ LAZY: dict[str, frozenset[str]] = {
     "data_formats": frozenset({"pyarrow", "zstandard", "datasets", "datasketch", "numpy"}),
     "reward": frozenset({"regex", "math_verify", "peft", "bitsandbytes"}),
     "rollouts": frozenset({"peft", "bitsandbytes"}),
+    "align.trainers": frozenset({"bitsandbytes"}),
 }
 ENGINES = {"vllm": "rollouts"}  # only in files of that room whose name holds the engine's
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from align.recipe.fields import Count, Positive, Rate, Section
+from align.recipe.section import Count, Positive, Rate, Section
 from reward.address import url_problem
 
 
