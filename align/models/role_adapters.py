@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -102,6 +105,15 @@ class Adapter:
             module for module in config.modules_to_save or () if any(f".{module}." in name for name in inside)
         ] or None
         return Adapter(config, {_shorter(name, body_prefix): tensor for name, tensor in inside.items()}, of_body=True)
+
+
+def adapter_parameters(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and tensors of one adapter on a PEFT model; every other tensor is the base's or another adapter's."""
+    for place, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            for own, parameter in module.named_parameters():
+                if own.split(".")[1:2] == [name]:  # lora_A.NAME.weight, modules_to_save.NAME.weight
+                    yield f"{place}.{own}", parameter
 
 
 def load_tensors(model: Any, role: str, adapter: Adapter) -> None:

@@ -26,7 +26,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from align.models.role_adapters import Adapter, RoleError, load_tensors, save_adapter
+from align.models.role_adapters import Adapter, RoleError, adapter_parameters, load_tensors, save_adapter
 from reward.adapter import keep_unpacked
 
 TRAINED = ("policy", "critic")
@@ -55,7 +55,7 @@ class SharedBackbone:
             self.model.add_adapter(role, on_it[role].config)
         for role, one in on_it.items():
             load_tensors(self.model, role, one)
-        self._parts = {role: dict(self._parameters_of(role)) for role in on_it}
+        self._parts = {role: dict(adapter_parameters(self.model, role)) for role in on_it}
         self._fix_gradients(trained)
         self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
         self._current: str | None = None
@@ -138,13 +138,6 @@ class SharedBackbone:
         options["context_fn"] = lambda: (nullcontext(), _Again(self, self._current, self.model.training))
         self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
-    def _parameters_of(self, role: str) -> Iterator[tuple[str, nn.Parameter]]:
-        for place, module in self.model.named_modules():
-            if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-                for name, parameter in module.named_parameters():
-                    if name.split(".")[1:2] == [role]:  # lora_A.ROLE.weight, modules_to_save.ROLE.weight
-                        yield f"{place}.{name}", parameter
-
     def _fix_gradients(self, trained: tuple[str, ...]) -> None:
         wanted = []
         for role in trained:
@@ -222,6 +215,11 @@ class RoleView(nn.Module):
     def get_base_model(self) -> nn.Module:
         """What computes, with every role's adapter inside."""
         return self._computes[0]
+
+    @property
+    def peft_model(self) -> Any:
+        """The base with every role's adapter on it, as PEFT knows it."""
+        return self.backbone.model
 
     @property
     def config(self) -> Any:

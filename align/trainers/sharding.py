@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,14 +148,15 @@ def full_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name, full(parameter.detach())
 
 
-def gathered_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict of `module` with whole tensors, shared ones once; of a sharded module on the CPU, and empty on all
-    ranks but the first. Collective.
+def gathered_state_dict(module: nn.Module, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """The state dict of `module`, or those of `names`, with whole tensors, shared ones once; of a sharded module on the
+    CPU, and empty on all ranks but the first. Collective.
     """
     reshard(module)
     once = {name for name, _ in module.named_parameters()}
     twice = {name for name, _ in module.named_parameters(remove_duplicate=False)} - once
     state = {name: tensor for name, tensor in module.state_dict().items() if name not in twice}
+    state = state if names is None else {name: state[name] for name in names}
     if not is_sharded(module):
         return state
     return {name: value for name, tensor in state.items() if (value := _on_first(tensor)) is not None}
@@ -166,15 +167,15 @@ def _on_first(tensor: Tensor) -> Tensor | None:
     return whole.cpu() if is_main() else None
 
 
-def load_gathered(module: nn.Module, file: str | Path) -> None:
+def load_gathered(module: nn.Module, file: str | Path, names: Collection[str] | None = None) -> None:
     """Put a safetensors file of `gathered_state_dict` back; every rank reads it, a tensor at a time.
 
     Raises:
-        CheckpointError: the file and the module do not have the same tensors.
+        CheckpointError: the file and the module (or `names`) do not have the same tensors.
     """
     reshard(module)
     own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
-    left = {id(parameter): name for name, parameter in module.named_parameters()}
+    left = {id(parameter): name for name, parameter in module.named_parameters() if names is None or name in names}
     with safe_open(file, framework="pt") as tensors, torch.no_grad():
         for name in tensors.keys():  # noqa: SIM118 (no mapping)
             if name not in own or tuple(tensors.get_slice(name).get_shape()) != tuple(own[name].shape):
