@@ -3,7 +3,7 @@
 `python ppo_ranks.py OUT MODE`, MODE `given` (the same samples for any number of ranks), `composed` (these, with a
 reward of two parts, a running deviation and updates that end early), `reference` (compared with the independent PPO),
 `resume`, `fail` (the engine of the last rank gives up), or `sharded` (under FSDP2: shares of unequal size are judged,
-models saved, and bfloat16 computed in).
+models saved, and bfloat16 computed in), `roles` (roles of one backbone, its layers checkpointed, given samples).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from align.trainers.ppo import make_accelerator  # noqa: E402
 from reward.combined import CombinedReward, Part  # noqa: E402
 from reward.sources import FunctionReward  # noqa: E402
 from rollouts.errors import RolloutError  # noqa: E402
-from tests.align.trainers import ppo_case, ppo_comparison, ppo_options  # noqa: E402
+from tests.align.trainers import ppo_case, ppo_comparison, ppo_options, roles_run  # noqa: E402
 
 
 def make(folder: Path, **options):
@@ -139,6 +139,21 @@ def sharded(folder: Path) -> None:
         torch.save(facts, folder / precision / f"rank{trainer.rank}.pt")
 
 
+def roles(folder: Path) -> None:
+    parts = roles_run.models(shared=True, dtype=torch.float64)
+    for name in ("policy", "critic"):
+        parts[name].gradient_checkpointing_enable()
+    options = {"reward": ppo_case.length_score, "critic_warmup_steps": 1, "ema_decay": 0.9, "num_iterations": 3}
+    trainer = roles_run.trainer(folder, parts, **options)
+    trainer.train()
+    gradients = [list(found.values()) for _, found in trainer.steps]
+    if trainer.accelerator.is_main_process:
+        torch.save({"gradients": gradients}, folder / "gradients.pt")
+    write(trainer, folder / "learnt.pt")
+    whole = torch.cat([p.detach().flatten().double() for p in parts["policy"].peft_model.parameters()])
+    torch.save(whole, folder / f"rank{trainer.rank}.pt")
+
+
 def main(out: str, mode: str) -> None:
     folder = Path(out)
     if mode in ("given", "composed"):
@@ -149,8 +164,8 @@ def main(out: str, mode: str) -> None:
         trainer.train()
         write(trainer, folder / "learnt.pt")
         return
-    if mode in ("fail", "reference", "sharded"):
-        {"fail": fail, "reference": reference, "sharded": sharded}[mode](folder)
+    if mode in ("fail", "reference", "sharded", "roles"):
+        {"fail": fail, "reference": reference, "sharded": sharded, "roles": roles}[mode](folder)
         return
     options = {"kind": ppo_case.PPOTrainer, "reward": ppo_case.vowels, "save_steps": 1, "save_total_limit": 5}
     trainer = make(folder / "whole", **options)

@@ -52,6 +52,23 @@ def test_two_ranks_learn_what_one_learns(tmp_path, mode, engine):
         assert ("score/length_score/mean" in one) == (mode == "composed")
 
 
+def test_roles_of_one_backbone_learn_on_two_ranks_what_they_learn_on_one(tmp_path):
+    """Two DDP wrappers over one base, each around one role's adapter; layers are checkpointed."""
+    for ranks in (1, 2):
+        run(tmp_path / str(ranks), ranks, "roles")
+    learnt = [torch.load(tmp_path / ranks / "learnt.pt", weights_only=True) for ranks in ("1", "2")]
+    found = [torch.load(tmp_path / ranks / "gradients.pt", weights_only=True)["gradients"] for ranks in ("1", "2")]
+    assert len(found[0]) == len(found[1]) == 12
+    for one, two in zip(*found, strict=True):
+        for gradient, other in zip(sum(one, []), sum(two, []), strict=True):
+            assert torch.allclose(gradient, other, rtol=1e-10, atol=1e-12)
+    assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-10) for a, b in zip(*(w["weights"] for w in learnt), strict=True))
+    for one, two in zip(*(w["history"] for w in learnt), strict=True):
+        assert two == pytest.approx(one, rel=1e-6, abs=1e-9)
+    ranks = [torch.load(tmp_path / "2" / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert torch.equal(*ranks)  # replicas stay equal, all roles and the base
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_ranks_agree_with_the_independent_ppo(tmp_path, engine):
