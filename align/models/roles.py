@@ -60,10 +60,12 @@ class SharedBackbone:
         self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
         self._current: str | None = None
         self._owner: int | None = None
-        self._rest = first  # what tools that merge or save find active between two passes
+        self._rest = (
+            "policy" if "policy" in on_it else first
+        )  # what tools that merge or save find active between two passes
         self._lock = threading.Lock()
         self.model.eval()
-        self._switch(first)
+        self._switch(self._rest)
         for module in (self.causal_lm, self.body):
             module.register_forward_pre_hook(self._needs_a_role)
 
@@ -231,6 +233,16 @@ class RoleView(nn.Module):
         """The adapter's configuration, by the role's name; empty for the base alone."""
         adapter = self.backbone.adapter(self.active_adapter)
         return {} if adapter is None else {self.active_adapter: self.backbone.model.peft_config[self.active_adapter]}
+
+    @property
+    def active_peft_config(self) -> Any:
+        """The adapter's configuration."""
+        return self.peft_config[self.active_adapter]
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The role's name."""
+        return [self.active_adapter]
 
     @property
     def device(self) -> torch.device:

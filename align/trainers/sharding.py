@@ -81,11 +81,20 @@ def also_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin
 def prepare(
     accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> tuple[nn.Module, Any]:
-    """`module` on its device, wrapped or sharded as was launched, and its optimizer; without one, it is frozen."""
+    """`module` on its device, wrapped or sharded as was launched, and its optimizer; without one, it is frozen.
+
+    Raises:
+        LaunchError: FSDP2 for a role of a shared backbone.
+    """
     if not accelerator.is_fsdp2:
         if optimizer is None:
             return accelerator.prepare_model(module, evaluation_mode=True), None
         return accelerator.prepare(module.to(accelerator.device), optimizer)
+    if any(hasattr(part, "peft_model") for part in module.modules()):
+        raise LaunchError(
+            "roles on one backbone cannot be sharded by FSDP2, since none of them holds the base: launch with DDP, or "
+            "set ppo.shared_backbone to false"
+        )
     plugin = accelerator.state.fsdp_plugin
     chosen = plugin.transformer_cls_names_to_wrap  # accelerate notes those of the first model, and wants them of all
     if optimizer is None:

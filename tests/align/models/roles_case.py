@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from align.models.critic import Critic
 from align.models.role_adapters import Adapter
 from align.models.roles import SharedBackbone
+from reward.adapter import keep_unpacked, quantization_4bit
 from reward.head import ScalarHead
 from reward.model import RewardModel
 from tests.align.trainers import ppo_case
@@ -18,7 +21,13 @@ from tests.align.trainers import ppo_case
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
 
-def base(dtype: torch.dtype = torch.float32, **changes) -> nn.Module:
+def base(dtype: torch.dtype = torch.float32, four_bit: Path | None = None, **changes) -> nn.Module:
+    """The same weights at every call; `four_bit`: a folder that holds them, to be loaded in NF4."""
+    if four_bit is not None:
+        options = {"quantization_config": quantization_4bit("float32")}
+        model = AutoModelForCausalLM.from_pretrained(four_bit, **options).eval()
+        keep_unpacked(model)
+        return model
     model = ppo_case.policy(0, **changes)
     return ppo_case.exact(model) if dtype == torch.float64 else model
 
@@ -45,8 +54,8 @@ def head(seed: int, double: bool = False) -> nn.Module:
 
 def separate(dtype: torch.dtype = torch.float32, **changes) -> dict[str, nn.Module]:
     """Four LoRA models, each on a base of its own: the reward's adapter has another rank and other targets."""
-    sft = moved(get_peft_model(base(dtype, **changes), config(task_type="CAUSAL_LM")), 1)
-    body = base(dtype, **changes).base_model
+    policy, body = base(dtype, **changes), base(dtype, **changes).base_model
+    sft = moved(get_peft_model(policy, config(task_type="CAUSAL_LM")), 1)
     rm = moved(get_peft_model(body, config(3, target_modules=["q_proj", "o_proj", "up_proj"])), 2)
     return {
         "policy": sft,

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import AutoModel, AutoModelForCausalLM
 
 from align.models.critic import Critic
@@ -180,8 +180,6 @@ def test_saved_roles_are_what_peft_and_the_reward_model_load(tmp_path, separate,
 
 
 def test_a_regular_expression_names_layers_of_the_body_and_comes_back_as_it_was(tmp_path):
-    from peft import get_peft_model
-
     pattern = r"layers\.1\.self_attn\.(q|k)_proj"
     body = roles_case.moved(get_peft_model(roles_case.base().base_model, roles_case.config(target_modules=pattern)), 4)
     critic = Critic(body, roles_case.head(1))
@@ -209,8 +207,6 @@ def test_an_adapter_that_does_not_fit_is_refused_by_name(separate):
 
 
 def test_a_critic_starts_from_the_policys_adapter_without_its_head(separate):
-    from peft import get_peft_model
-
     config = roles_case.config(target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
     sft = Adapter.of(roles_case.moved(get_peft_model(roles_case.base(), config), 5))
     backbone = SharedBackbone(roles_case.base(), {"policy": sft, "critic": sft.for_body("model.")})
@@ -227,3 +223,23 @@ def test_generation_is_the_roles(models, separate):
     options = {"max_new_tokens": 8, "do_sample": False}
     for name in ("policy", "reference"):
         assert torch.equal(models[name].generate(rows, **options), separate[name].generate(input_ids=rows, **options))
+
+
+def test_tools_of_peft_find_the_policys_adapter_active_between_two_passes(models, separate):
+    view, backbone = models["policy"], models["policy"].backbone
+    outputs(models)
+    named = get_peft_model_state_dict(view, state_dict=view.state_dict(), adapter_name="policy")
+    expected = get_peft_model_state_dict(separate["policy"])
+    assert named.keys() == expected.keys() and all(torch.equal(named[name], expected[name]) for name in named)
+    assert view.active_adapters == ["policy"] and view.active_peft_config.r == 4
+    layers = [m for m in view.get_base_model().modules() if hasattr(m, "merge_adapter") or hasattr(m, "lora_A")]
+    assert layers and all(layer.active_adapters == ["policy"] and not layer.disable_adapters for layer in layers)
+    batch = {"input_ids": IDS, "attention_mask": MASK}
+    with torch.no_grad():
+        before = view(**batch).logits
+        backbone.model.merge_adapter()  # as an engine is brought whole weights
+        with backbone.role("policy"):
+            merged = {name: p.clone() for name, p in backbone.causal_lm.named_parameters() if "base_layer" in name}
+        backbone.model.unmerge_adapter()
+    assert any(not torch.equal(p, merged[n]) for n, p in backbone.causal_lm.named_parameters() if n in merged)
+    assert torch.allclose(view(**batch).logits, before, atol=1e-5)

@@ -30,12 +30,18 @@ def largest(found, expected):
         pytest.param(torch.float64, 1e-12, {}, id="float64"),
         pytest.param(torch.float32, 1e-6, {"gradient_checkpointing": True}, id="checkpointed"),
         pytest.param(torch.float32, 1e-6, {"critic_warmup_steps": 5, "ema_decay": 0.9}, id="warmup-ema"),
+        pytest.param(torch.float32, 1e-6, {"four_bit": True}, id="4bit"),
     ],
 )
 def test_two_iterations_equal_those_of_four_models(tmp_path, dtype, limit, options):
-    runs, checkpointed = {}, options.pop("gradient_checkpointing", False)
+    options = dict(options)
+    runs, checkpointed, changes = {}, options.pop("gradient_checkpointing", False), {}
+    if options.pop("four_bit", False):
+        pytest.importorskip("bitsandbytes")
+        roles_case.base().save_pretrained(tmp_path / "base")
+        changes = {"four_bit": tmp_path / "base"}
     for shared in (False, True):
-        parts = roles_run.models(shared, dtype)
+        parts = roles_run.models(shared, dtype, **changes)
         if checkpointed:
             for name in ("policy", "critic"):
                 parts[name].gradient_checkpointing_enable({"use_reentrant": False})
@@ -43,11 +49,15 @@ def test_two_iterations_equal_those_of_four_models(tmp_path, dtype, limit, optio
         start = roles_run.weights(parts)
         trainer.train()
         runs[shared] = trainer, start, roles_run.weights(parts)
+        linear = parts["policy"].get_base_model().model.layers[0].self_attn.q_proj
+        assert (type(linear).__name__ == "Linear4bit") == bool(changes)
+        assert not getattr(linear, "support_avx512bf16_for_cpu", False)
     (alone, begun, expected), (together, same, found) = runs[False], runs[True]
     assert len(alone.steps) == len(together.steps) == 8
     for (_, wanted), (_, had) in zip(alone.steps, together.steps, strict=True):
         assert wanted.keys() == had.keys()
         assert all(largest(had[name], wanted[name]) <= limit for name in wanted)
+        assert all(float(gradient.norm()) > 0 for name in had for gradient in had[name])
     for name in expected:
         assert all(torch.equal(a, b) for a, b in zip(begun[name], same[name], strict=True))
         assert largest(found[name], expected[name]) <= limit
