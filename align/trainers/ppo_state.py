@@ -2,9 +2,10 @@
 
 `step-N/` holds `policy/` (a Hugging Face folder), `critic/` and, with an average, `ema/` as safetensors,
 `trainer_state.json` (transformers'), and `ppo_state.pt` (tensors and plain values; read with weights_only=True). Of a
-model with an adapter only that (and a head) is written, without a config, and the state says which base it was on. A checkpoint is always the boundary between two iterations; no rollout
-is kept, because the next iteration samples its own. Sampling and shuffling draw from seeds derived from (seed,
-iteration), so the random generators are saved for rewards and callbacks that use them.
+model with an adapter only that (and a head) is written, without a config, and the state says which base it was on. A
+checkpoint is always the boundary between two iterations; no rollout is kept, because the next iteration samples its
+own. Sampling and shuffling draw from seeds derived from (seed, iteration), so the random generators are saved for
+rewards and callbacks that use them.
 """
 
 from __future__ import annotations

@@ -228,7 +228,7 @@ def test_generation_is_the_roles(models, separate):
 def test_tools_of_peft_find_the_policys_adapter_active_between_two_passes(models, separate):
     view, backbone = models["policy"], models["policy"].backbone
     outputs(models)
-    named = get_peft_model_state_dict(view, state_dict=view.state_dict(), adapter_name="policy")
+    named = get_peft_model_state_dict(view.peft_model, state_dict=view.state_dict(), adapter_name="policy")
     expected = get_peft_model_state_dict(separate["policy"])
     assert named.keys() == expected.keys() and all(torch.equal(named[name], expected[name]) for name in named)
     assert view.active_adapters == ["policy"] and view.active_peft_config.r == 4

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -60,12 +61,12 @@ def test_roles_of_one_backbone_learn_on_two_ranks_what_they_learn_on_one(tmp_pat
     found = [torch.load(tmp_path / ranks / "gradients.pt", weights_only=True)["gradients"] for ranks in ("1", "2")]
     assert len(found[0]) == len(found[1]) == 12
     for one, two in zip(*found, strict=True):
-        for gradient, other in zip(sum(one, []), sum(two, []), strict=True):
+        for gradient, other in zip(chain(*one), chain(*two), strict=True):
             assert torch.allclose(gradient, other, rtol=1e-10, atol=1e-12)
     assert all(
         torch.allclose(a, b, rtol=1e-8, atol=1e-10) for a, b in zip(*(w["weights"] for w in learnt), strict=True)
     )
-    for one, two in zip(*(w["history"] for w in learnt), strict=True):
+    for one, two in zip(*(run["history"] for run in learnt), strict=True):
         assert two == pytest.approx(one, rel=1e-6, abs=1e-9)
     ranks = [torch.load(tmp_path / "2" / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert torch.equal(*ranks)  # replicas stay equal, all roles and the base
