@@ -23,6 +23,7 @@ from data_formats.errors import AlignError
 from reward.adapter import CONFIG, WEIGHTS
 from reward.errors import ModelFileError
 from reward.folder import check_safetensors
+from reward.loading import hub_file
 
 ROOT = "base_model.model."  # PEFT's, before the names of the wrapped model
 
@@ -47,21 +48,24 @@ class Adapter:
     of_body: bool = False
 
     @classmethod
-    def read(cls, folder: str | Path, *, of_body: bool = False) -> Self:
-        """From a folder in PEFT's format.
+    def read(cls, path: str | Path, *, of_body: bool = False, **hub_options: Any) -> Self:
+        """From a folder or hub id in PEFT's format.
 
         Raises:
             RoleError: not LoRA.
             ModelFileError: torn or incomplete files.
         """
+        file = hub_file(path, WEIGHTS, **hub_options)
+        if hub_file(path, CONFIG, **hub_options) is None or file is None:
+            raise ModelFileError(f"{path} holds no adapter in safetensors: it needs {CONFIG} and {WEIGHTS}")
         try:
-            config = PeftConfig.from_pretrained(str(folder))
+            config = PeftConfig.from_pretrained(str(file.parent))
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ModelFileError(f"{Path(folder) / CONFIG} cannot be read: {str(error).splitlines()[0]}") from error
+            raise ModelFileError(f"{file.parent / CONFIG} cannot be read: {str(error).splitlines()[0]}") from error
         if not isinstance(config, LoraConfig):
-            raise RoleError(f"{folder} holds a {config.peft_type} adapter; a shared backbone takes LoRA alone")
-        check_safetensors(Path(folder) / WEIGHTS)
-        return cls(config, load_file(Path(folder) / WEIGHTS), of_body)
+            raise RoleError(f"{path} holds an adapter of type {config.peft_type}; a shared backbone takes LoRA alone")
+        check_safetensors(file)
+        return cls(config, load_file(file), of_body)
 
     @classmethod
     def of(cls, model: Any, name: str = "default", *, of_body: bool = False) -> Self:
