@@ -19,8 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 ARMS = {
     "full": "four models, all weights trained",
     "lora": "four models with LoRA",
@@ -144,6 +142,7 @@ def measure(arm: str, argv: list[str]) -> dict[str, float]:
     """`run` in a process of its own."""
     command = [sys.executable, __file__, *argv, "--arm", arm]
     environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     if done.returncode:
         raise RuntimeError(f"the arm {arm} failed:\n{done.stderr[-2000:]}")
@@ -168,7 +167,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         return {options.arm: found}
     table = {arm: measure(arm, argv) for arm in ARMS}
     full = table["full"]
-    print("| | parameters | trained | peak MiB | of the full four | checkpoint MiB | s |\n|---|---|---|---|---|---|---|")
+    print("| | parameters | trained | peak MiB | of the full four | checkpoint MiB | s |", "|---" * 7 + "|", sep="\n")
     for arm, words in ARMS.items():
         found = table[arm]
         found["ratio"] = found["peak"] / full["peak"]

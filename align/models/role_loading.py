@@ -55,14 +55,17 @@ def load_roles(plan: SharedPlan, model: ModelSection, *, seed: int = 0) -> Roles
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         backbone = SharedBackbone(base, added)
-    rewards = {path: RewardModel.from_pretrained(path, backbone=backbone.headless(name)) for path, name in names.items()}
+    rewards = {
+        path: RewardModel.from_pretrained(path, backbone=backbone.headless(name)).requires_grad_(False)
+        for path, name in names.items()
+    }
     body_view, start = backbone.headless("critic"), plan.critic
     own_head = start is not None and Critic.is_saved_at(start)
     roles = Roles(
         backbone.causal("policy"),
         backbone.causal("reference"),
         (Critic.from_pretrained(start, backbone=body_view) if own_head else Critic(body_view)).eval(),
-        {path: reward.requires_grad_(False) for path, reward in rewards.items()},
+        rewards,
     )
     if model.gradient_checkpointing:
         backbone.gradient_checkpointing_enable()

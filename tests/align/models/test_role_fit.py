@@ -141,7 +141,7 @@ class TestRefused:
 
     def test_a_reward_model_trained_on_the_sft_model_while_that_is_an_adapter(self, tmp_path, sft):
         rm = role_folders.reward(tmp_path, role_folders.base(tmp_path, "merged", seed=9))
-        with pytest.raises(RoleError, match="is an adapter on .*merged, while the policy"):
+        with pytest.raises(RoleError, match=r"is an adapter on .*merged, while the policy"):
             plan(sft, [rm])
 
     def test_a_whole_reward_model(self, tmp_path, base, sft):
@@ -153,17 +153,17 @@ class TestRefused:
 
     def test_a_critic_on_another_base(self, tmp_path, sft, rm):
         critic = role_folders.critic(tmp_path, role_folders.base(tmp_path, "other", seed=5))
-        with pytest.raises(RoleError, match="the critic at .*critic is an adapter on .*other, while"):
+        with pytest.raises(RoleError, match=r"the critic at .*critic is an adapter on .*other, while"):
             plan(sft, [rm], critic=critic)
-        with pytest.raises(RoleError, match="the critic at .*base is a whole model"):
+        with pytest.raises(RoleError, match=r"the critic at .*base is a whole model"):
             plan(sft, [rm], critic=tmp_path / "base")
 
     def test_another_quantisation(self, tmp_path, base, sft):
         pytest.importorskip("bitsandbytes")
         rm = role_folders.reward(tmp_path, base, four_bit=True)
-        with pytest.raises(RoleError, match="base in load_in_4bit=True, quant_type=nf4, .*policy's is in full preci"):
+        with pytest.raises(RoleError, match=r"base in load_in_4bit=True, quant_type=nf4, .*policy's is in full preci"):
             plan(sft, [rm])
-        with pytest.raises(RoleError, match="in load_in_4bit=True, .* compute_dtype=float32, the policy's is in full"):
+        with pytest.raises(RoleError, match=r"in load_in_4bit=True, .* compute_dtype=float32, the policy's is in full"):
             plan(base, [rm])
         assert plan(base, [rm], adapter="qlora").quantization.load_in_4bit
 

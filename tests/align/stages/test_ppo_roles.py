@@ -59,7 +59,7 @@ def test_one_backbone_learns_what_four_do(chain, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         ppo.run(told(chain), out_dir=tmp_path / "shared")
     base = f"{chain.output_dir}/base/model"
-    assert f"all models are adapters of one base, {base}; the reference is a copy of the policy's adapter" in caplog.text
+    assert f"adapters of one base, {base}; the reference is a copy of the policy's adapter" in caplog.text
     ppo.run(told(chain, shared_backbone=False), out_dir=tmp_path / "alone")
     one, other = figures(tmp_path / "shared"), figures(tmp_path / "alone")
     assert len(one) == len(other) == 4
@@ -113,7 +113,7 @@ def test_models_that_do_not_fit_have_backbones_of_their_own_or_are_refused(chain
     assert "ppo: every model has a backbone of its own: the reward model at" in caplog.text
     assert not isinstance(trainer.policy.raw, RoleView)
     strict = told(chain, reward_from=str(reward), shared_backbone=True)
-    with pytest.raises(RoleError, match="^ppo.shared_backbone=true: the reward model at .* is a whole model"):
+    with pytest.raises(RoleError, match=r"^ppo\.shared_backbone=true: the reward model at .* is a whole model"):
         ppo.build(strict, strict.ppo, tmp_path / "strict")
 
 
