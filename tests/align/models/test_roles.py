@@ -243,3 +243,41 @@ def test_tools_of_peft_find_the_policys_adapter_active_between_two_passes(models
         backbone.model.unmerge_adapter()
     assert any(not torch.equal(p, merged[n]) for n, p in backbone.causal_lm.named_parameters() if n in merged)
     assert torch.allclose(view(**batch).logits, before, atol=1e-5)
+
+
+def test_the_second_pass_may_run_on_another_thread(separate, models):
+    """As on accelerators, where a thread of autograd's computes while the one that called backward waits."""
+    lm = {"input_ids": IDS, "attention_mask": MASK, "use_cache": False}
+    for parts in (separate, models):
+        parts["policy"].gradient_checkpointing_enable({"use_reentrant": False})
+        parts["policy"].train()
+    loss = models["policy"](**lm).logits.square().mean()
+    backbone = models["policy"].backbone
+    with backbone.role("critic"):
+        thread = threading.Thread(target=loss.backward)
+        thread.start()
+        thread.join()
+        assert (backbone._current, backbone._owner) == ("critic", threading.get_ident())
+    separate["policy"](**lm).logits.square().mean().backward()
+    expected = [p.grad for p in separate["policy"].parameters() if p.requires_grad]
+    assert all(torch.equal(p.grad, grad) for p, grad in zip(models["policy"].parameters(), expected, strict=True))
+    assert (backbone._current, backbone._owner) == (None, None)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_roles_move_to_a_gpu_together_and_are_checkpointed_there(separate, models):
+    models["policy"].gradient_checkpointing_enable()
+    for name in ("reference", "policy", "critic", "reward"):
+        assert models[name].to("cuda") is models[name]
+        separate[name].to("cuda")
+    batch = {"input_ids": IDS.cuda(), "attention_mask": MASK.cuda(), "use_cache": False}
+    models["policy"].train()
+    found, expected = (parts["policy"](**batch).logits.square().mean() for parts in (models, separate))
+    models["critic"](IDS.cuda(), MASK.cuda())
+    for loss in (found, expected):
+        loss.backward()
+    own = [p.grad for p in separate["policy"].parameters() if p.requires_grad]
+    pairs = zip((p.grad for p in models["policy"].parameters()), own, strict=True)
+    assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-7) for one, other in pairs)
+    whole = {id(p) for p in models["policy"].peft_model.parameters()}
+    assert all(p.is_cuda and id(p) in whole for p in models["policy"].parameters())

@@ -2,13 +2,15 @@
 
 `python ppo_ranks.py OUT MODE`, MODE `given` (the same samples for any number of ranks), `composed` (these, with a
 reward of two parts, a running deviation and updates that end early), `reference` (compared with the independent PPO),
-`resume`, `fail` (the engine of the last rank gives up), or `sharded` (under FSDP2: shares of unequal size are judged,
-models saved, and bfloat16 computed in), `roles` (roles of one backbone, its layers checkpointed, given samples).
+`resume`, `fail` (the engine of the last rank gives up), `sharded` (under FSDP2: shares of unequal size are judged,
+models saved, and bfloat16 computed in), `roles` (roles of one backbone, its layers checkpointed, given samples), or
+`refused` (these under FSDP2).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from torch.distributed.tensor import DTensor
 ROOT = Path(__file__).parents[3]
 sys.path[0] = str(ROOT)
 
-from align.runs.errors import TrainingError  # noqa: E402
+from align.runs.errors import LaunchError, TrainingError  # noqa: E402
 from align.trainers import sharding  # noqa: E402
 from align.trainers.ppo import make_accelerator  # noqa: E402
 from reward.combined import CombinedReward, Part  # noqa: E402
@@ -154,6 +156,13 @@ def roles(folder: Path) -> None:
     torch.save(whole, folder / f"rank{trainer.rank}.pt")
 
 
+def refused(folder: Path) -> None:
+    try:
+        roles_run.trainer(folder, roles_run.models(shared=True))
+    except LaunchError as error:
+        (folder / f"rank{os.environ['RANK']}.txt").write_text(str(error))
+
+
 def main(out: str, mode: str) -> None:
     folder = Path(out)
     if mode in ("given", "composed"):
@@ -164,8 +173,9 @@ def main(out: str, mode: str) -> None:
         trainer.train()
         write(trainer, folder / "learnt.pt")
         return
-    if mode in ("fail", "reference", "sharded", "roles"):
-        {"fail": fail, "reference": reference, "sharded": sharded, "roles": roles}[mode](folder)
+    modes = {"fail": fail, "reference": reference, "sharded": sharded, "roles": roles, "refused": refused}
+    if mode in modes:
+        modes[mode](folder)
         return
     options = {"kind": ppo_case.PPOTrainer, "reward": ppo_case.vowels, "save_steps": 1, "save_total_limit": 5}
     trainer = make(folder / "whole", **options)

@@ -73,6 +73,14 @@ def test_roles_of_one_backbone_learn_on_two_ranks_what_they_learn_on_one(tmp_pat
 
 
 @pytest.mark.slow
+def test_fsdp2_is_refused_for_roles_of_one_backbone(tmp_path):
+    run(tmp_path / "run", 2, "refused", FSDP2)
+    for rank in (0, 1):
+        said = (tmp_path / "run" / f"rank{rank}.txt").read_text()
+        assert said.startswith("roles on one backbone cannot be sharded by FSDP2") and "shared_backbone" in said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_ranks_agree_with_the_independent_ppo(tmp_path, engine):
     """Under a covering set of all options: gradients, experience and the log."""

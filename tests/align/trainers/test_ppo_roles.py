@@ -3,7 +3,11 @@ import json
 import pytest
 import torch
 
+from align.models.critic import Critic
+from align.models.role_adapters import Adapter
+from align.models.roles import SharedBackbone
 from align.runs.errors import TrainingError
+from align.trainers.ppo import make_accelerator
 from tests.align.models import roles_case
 from tests.align.trainers import ppo_case, roles_run
 
@@ -31,11 +35,13 @@ def largest(found, expected):
         pytest.param(torch.float32, 1e-6, {"gradient_checkpointing": True}, id="checkpointed"),
         pytest.param(torch.float32, 1e-6, {"critic_warmup_steps": 5, "ema_decay": 0.9}, id="warmup-ema"),
         pytest.param(torch.float32, 1e-6, {"four_bit": True}, id="4bit"),
+        pytest.param(torch.float32, 1e-6, {"mixed_precision": "bf16", "gradient_checkpointing": True}, id="bf16"),
     ],
 )
 def test_two_iterations_equal_those_of_four_models(tmp_path, dtype, limit, options):
     options = dict(options)
     runs, checkpointed, changes = {}, options.pop("gradient_checkpointing", False), {}
+    precision = options.pop("mixed_precision", "no")
     if options.pop("four_bit", False):
         pytest.importorskip("bitsandbytes")
         roles_case.base().save_pretrained(tmp_path / "base")
@@ -45,6 +51,7 @@ def test_two_iterations_equal_those_of_four_models(tmp_path, dtype, limit, optio
         if checkpointed:
             for name in ("policy", "critic"):
                 parts[name].gradient_checkpointing_enable({"use_reentrant": False})
+        options["accelerator"] = make_accelerator(precision)
         trainer = roles_run.trainer(tmp_path / str(shared), parts, **options)
         start = roles_run.weights(parts)
         trainer.train()
@@ -120,3 +127,22 @@ def test_a_copy_of_a_view_computes_nothing(tmp_path):
     trainer = roles_run.trainer(tmp_path, parts | {"reference": None}, num_iterations=1)
     with pytest.raises(TrainingError, match="copy of a role's weights"):
         trainer.train()
+
+
+def test_the_base_alone_as_reference_equals_a_whole_one(tmp_path):
+    runs = {}
+    for shared in (False, True):
+        parts = roles_case.separate() | {"reference": roles_case.base()}
+        started = {"policy": Adapter.of(parts["policy"]), "reference": None}
+        if shared:
+            critic = Adapter.of(parts["critic"].backbone, of_body=True)
+            backbone = SharedBackbone(roles_case.base(), started | {"critic": critic})
+            views = {name: backbone.causal(name) for name in started}
+            parts |= views | {"critic": Critic(backbone.headless("critic"), parts["critic"].head)}
+        trainer = roles_run.trainer(tmp_path / str(shared), parts)
+        trainer.train()
+        runs[shared] = [p.detach() for p in trainer.policy.parameters + trainer.critic.parameters], figures(trainer)
+    assert largest(runs[True][0], runs[False][0]) <= 1e-6
+    for wanted, had in zip(runs[False][1], runs[True][1], strict=True):
+        assert had == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+        assert abs(had["kl/reply"]) > 0.01
