@@ -150,9 +150,12 @@ class HeadedModel(nn.Module):
         return hub_file(path, cls.settings_file, **hub_options) is not None
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **load_kwargs: Any) -> Self:
+    def from_pretrained(cls, path: str | Path, *, backbone: nn.Module | None = None, **load_kwargs: Any) -> Self:
         """Load what `save_pretrained` wrote; outputs are bit-equal for the same dtype (the default: as saved),
         device and `attn_implementation`.
+
+        Args:
+            backbone: what was saved there, where it is loaded already; head and settings alone are read then.
 
         Raises:
             MissingFileError: no such folder or hub id.
@@ -165,7 +168,7 @@ class HeadedModel(nn.Module):
             )
         settings = read_json(settings_path)
         tensors = _read_head(path, settings, settings_path, load_kwargs)
-        body = _body(path, settings=settings, **load_kwargs)
+        body = _body(path, settings=settings, **load_kwargs) if backbone is None else backbone
         size = body.config.get_text_config().hidden_size
         head = ScalarHead(tensors["head.weight"].shape[1], zero=True)
         if size != head.weight.shape[1]:

@@ -74,7 +74,7 @@ def add(
     """
     from peft import get_peft_model
 
-    config = _config(module, lora, revision)
+    config = lora_config(module, lora, revision)
     folder = local_folder(base)
     module.name_or_path = str(folder.resolve()) if folder is not None else str(base)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -82,7 +82,12 @@ def add(
         return get_peft_model(module, config).eval()
 
 
-def _config(module: nn.Module, lora: LoraSection, revision: str | None) -> Any:
+def lora_config(module: nn.Module, lora: LoraSection, revision: str | None = None) -> Any:
+    """PEFT's configuration of a new adapter on `module`.
+
+    Raises:
+        RecipeError: targets or modules to save that the model does not have.
+    """
     from peft import LoraConfig
 
     has_head = module.get_output_embeddings() is not None

@@ -21,6 +21,7 @@ from align.runs.seeding import derive, seed_everything
 from align.stages import common
 from align.stages.prompts import check_room, fitting
 from align.stages.rewards import build_reward
+from align.stages.roles import shared_roles
 from data_formats.errors import AlignError
 from data_formats.records import Document, Prompt
 
@@ -85,7 +86,9 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     path = common.origin_path(recipe, origin, stage=stage)
     revision = recipe.model.revision if path == recipe.model.path else None
     tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code, revision=revision)
-    reward = build_reward(recipe, tokenizer, stage=stage, device=accelerator.device)
+    roles = shared_roles(recipe, section, tokenizer, path, accelerator.is_fsdp2)
+    ready = None if roles is None else roles.rewards
+    reward = build_reward(recipe, tokenizer, stage=stage, device=accelerator.device, ready=ready)
     prompts, reports = load_records(section.data, Prompt, recipe, section.cleaning)
     prompts, dropped = fitting(prompts, tokenizer, section.rollout, "ppo.data")
     eval_prompts, more = load_records(section.eval_data, Prompt, recipe) if section.eval_data else ([], [])
@@ -96,16 +99,21 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     if section.gold_reward:
         gold = build_reward(recipe, tokenizer, stage=stage, key="gold_reward", name="gold", device=accelerator.device)
     blocks, ptx_reports = ptx_blocks(recipe, section, tokenizer)
-    policy = load_causal_lm(path, recipe.model, seed=derive(seed, "adapter"))
+    if roles is None:
+        policy = load_causal_lm(path, recipe.model, seed=derive(seed, "adapter"))
+        critic, reference = load_critic(recipe, reward, tokenizer, path, stage), None
+    else:
+        policy, critic, reference = roles.policy, roles.critic, roles.reference
     check_room(policy, section.rollout, stage)
     trainer = PPOTrainer(
         policy,
-        load_critic(recipe, reward, tokenizer, path, stage),
+        critic,
         reward,
         tokenizer,
         section,
         prompts,
         output_dir=out_dir,
+        reference=reference,
         ptx_blocks=blocks,
         eval_prompts=eval_prompts,
         gold=gold,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def build_reward(
     key: str = "reward",
     name: str | None = None,
     device: Any = None,
+    ready: Mapping[str, Any] | None = None,
 ) -> Reward:
     """The reward that the section of `stage`, ppo or rejection, describes.
 
@@ -55,6 +56,7 @@ def build_reward(
         key: which of the section's rewards, `reward` or `gold_reward`.
         name: what the whole is called; default `reward_model` for `reward_from`, else the part's name or `reward`.
         device: where models are put, default: where they are loaded.
+        ready: reward models that are loaded already, by path; with the policy's tokenizer.
 
     Raises:
         MissingFileError: a model, file or function that does not exist.
@@ -63,7 +65,7 @@ def build_reward(
     from reward.combined import CombinedReward, Part
 
     parts = getattr(getattr(recipe, stage), key)
-    make = _Builder(recipe, tokenizer, stage, device)
+    make = _Builder(recipe, tokenizer, stage, device, ready or {})
     if not parts:
         return make.model(make.origins["reward"], name or "reward_model", None)
     if len(parts) == 1 and all(getattr(parts[0], key) == plain for key, plain in DEFAULT_SCALE.items()):
@@ -84,19 +86,25 @@ def build_reward(
 class _Builder:
     """Makes rewards of parts; a model that two parts name is loaded for each."""
 
-    def __init__(self, recipe: Recipe, tokenizer: Any, stage: str, device: Any):
-        self.recipe, self.tokenizer, self.stage, self.device = recipe, tokenizer, stage, device
+    def __init__(self, recipe: Recipe, tokenizer: Any, stage: str, device: Any, ready: Mapping[str, Any]):
+        self.recipe, self.tokenizer, self.stage, self.device, self.ready = recipe, tokenizer, stage, device, ready
         self.origins = reward_origins(recipe, stage) | (gold_origins(recipe) if stage == "ppo" else {})
 
     def model(self, origin: Origin, name: str, batch_size: int | None, share_prompts: bool | None = None) -> Reward:
         """The reward model of an origin."""
         from align.models.load import load_options
-        from reward.sources import load_reward
+        from reward.sources import ModelReward, load_reward
 
         path = common.origin_path(self.recipe, origin, stage=self.stage)
+        batch_size = batch_size or getattr(self.recipe, self.stage).rollout.batch_size
+        if path in self.ready:
+            model = self.ready[path]
+            if self.device is not None:
+                model.to(self.device)
+            return ModelReward(model, self.tokenizer, batch_size, name, share_prompts=share_prompts)
         return load_reward(
             path,
-            batch_size=batch_size or getattr(self.recipe, self.stage).rollout.batch_size,
+            batch_size=batch_size,
             name=name,
             device=self.device,
             share_prompts=share_prompts,

@@ -7,6 +7,7 @@ truncate sampling only; see `PPOTrainer`). Logits are computed only from the fir
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -101,9 +102,16 @@ def state_values(critic: nn.Module, batch: TokenBatch) -> Tensor:
 
 def silence_dropout(module: nn.Module) -> None:
     """Set every dropout of `module` to 0 for good, so that its mode (train or eval) no longer matters."""
-    for part in module.modules():
+    for part in _all_modules(module):
         if isinstance(part, nn.modules.dropout._DropoutNd):
             part.p = 0.0
         for name in ("attention_dropout", "dropout", "dropout_p"):
             if isinstance(getattr(part, name, None), float):
                 setattr(part, name, 0.0)
+
+
+def _all_modules(module: nn.Module) -> Iterator[nn.Module]:
+    for part in module.modules():
+        yield part
+        if hasattr(part, "get_base_model"):  # a role of a shared backbone does not hold what it computes with
+            yield from part.get_base_model().modules()

@@ -1,11 +1,11 @@
 """Everything of PPO that changes while it trains, in one place: what a checkpoint holds and how it is put back.
 
-`step-N/` holds `policy/` (a Hugging Face folder; of a peft model the base's weights as well, without a config),
-`critic/` and, with an average, `ema/` as safetensors, `trainer_state.json` (transformers'), and `ppo_state.pt` (tensors
-and plain values; read with weights_only=True). A checkpoint is always the boundary between two iterations; rollouts are
-kept only where the next iteration's were sampled ahead (`overlap.py`), else it samples its own. Sampling and shuffling
-draw from seeds derived from (seed, iteration), so the random generators are saved for rewards and callbacks that use
-them.
+`step-N/` holds `policy/` (a Hugging Face folder), `critic/` and, with an average, `ema/` as safetensors,
+`trainer_state.json` (transformers'), and `ppo_state.pt` (tensors and plain values; read with weights_only=True). Of a
+model with an adapter only that (and a head) is written, without a config, and the state says which base it was on. A
+checkpoint is always the boundary between two iterations; rollouts are kept only where the next iteration's were sampled
+ahead (`overlap.py`), else it samples its own. Sampling and shuffling draw from seeds derived from (seed, iteration), so
+the random generators are saved for rewards and callbacks that use them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from align.runs import checkpoint
 from align.runs.errors import CheckpointError
 from align.runs.ranks import any_rank
 from align.runs.seeding import rng_state, set_rng_state
-from align.trainers import sharding
+from align.trainers import bases, sharding
 from align.trainers.engine_sync import push_weights
-from reward.adapter import is_adapter
 
 if TYPE_CHECKING:
     from align.trainers.ppo import PPOTrainer
@@ -42,6 +41,7 @@ def state_of(trainer: PPOTrainer) -> dict[str, Any]:
         "world_size": trainer.world_size,
         "optimizer_steps": trainer.optimizer_steps,
         "policy_version": trainer.policy_version,
+        "bases": {name: bases.base_of(getattr(trainer, name).raw) for name in ("policy", "critic")},
         "policy": trainer.policy.state_dict(),
         "critic": trainer.critic.state_dict(),
         "prompt_sampler": trainer.sampler.state_dict(),
@@ -65,7 +65,8 @@ def save(trainer: PPOTrainer, folder: Path) -> Path:
     main = trainer.accelerator.is_main_process
     modules = {"policy": trainer.policy.raw, "critic": trainer.critic.raw}
     modules |= {} if trainer.ema is None else {"ema": trainer.ema.module}
-    weights = {name: sharding.gathered_state_dict(module) for name, module in modules.items()}
+    names = _learnt(trainer)
+    weights = {name: sharding.gathered_state_dict(module, names[name]) for name, module in modules.items()}
     state = state_of(trainer)
 
     def write(target: Path) -> None:
@@ -104,8 +105,12 @@ def load(trainer: PPOTrainer, folder: Path) -> None:
             f"{folder} was written with another normalize_reward than {trainer.config.normalize_reward}: "
             "continue with that, or start anew (--fresh)"
         )
+    names = _learnt(trainer)
     for name in ("policy", "critic"):  # read on the CPU, copied to where the module is
-        sharding.load_gathered(getattr(trainer, name).raw, folder / name / WEIGHTS_FILE)
+        module = getattr(trainer, name).raw
+        if "bases" in state:  # older checkpoints hold the base as well
+            bases.check_base(folder, name, module, state["bases"][name])
+        sharding.load_gathered(module, folder / name / WEIGHTS_FILE, names[name])
     if trainer.ema is not None:
         _load_ema(trainer, folder)
     trainer.policy.load_state_dict(state["policy"])
@@ -124,12 +129,17 @@ def load(trainer: PPOTrainer, folder: Path) -> None:
     set_rng_state(state["rng"][trainer.rank])
 
 
+def _learnt(trainer: PPOTrainer) -> dict[str, list[str] | None]:
+    names = {name: bases.learnt(getattr(trainer, name).raw) for name in ("policy", "critic")}
+    return {**names, "ema": names["policy"]}
+
+
 def _save_weights(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
     folder.mkdir()
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = getattr(module, "config", None)
-    if is_adapter(module):  # its config is the base's, with which transformers would load random weights
+    if bases.learnt(module) is not None:  # its config is the base's, with which transformers would load random weights
         return
     if isinstance(module, PreTrainedModel):  # as its save_pretrained notes them, whether or not that was called before
         config.architectures = [type(module).__name__.removeprefix("FSDP")]
@@ -143,7 +153,7 @@ def _load_ema(trainer: PPOTrainer, folder: Path) -> None:
         raise CheckpointError(
             f"{folder} was written without ema_decay, this run has it: leave it out, or start anew (--fresh)"
         )
-    sharding.load_gathered(trainer.ema.module, folder / "ema" / WEIGHTS_FILE)
+    sharding.load_gathered(trainer.ema.module, folder / "ema" / WEIGHTS_FILE, _learnt(trainer)["ema"])
 
 
 def _load_trainer_state(trainer: PPOTrainer, file: Path) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,20 @@ def also_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin
 def prepare(
     accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> tuple[nn.Module, Any]:
-    """`module` on its device, wrapped or sharded as was launched, and its optimizer; without one, it is frozen."""
+    """`module` on its device, wrapped or sharded as was launched, and its optimizer; without one, it is frozen.
+
+    Raises:
+        LaunchError: FSDP2 for a role of a shared backbone.
+    """
     if not accelerator.is_fsdp2:
         if optimizer is None:
             return accelerator.prepare_model(module, evaluation_mode=True), None
         return accelerator.prepare(module.to(accelerator.device), optimizer)
+    if any(hasattr(part, "peft_model") for part in module.modules()):
+        raise LaunchError(
+            "roles on one backbone cannot be sharded by FSDP2, since none of them holds the base: launch with DDP, or "
+            "set ppo.shared_backbone to false"
+        )
     plugin = accelerator.state.fsdp_plugin
     chosen = plugin.transformer_cls_names_to_wrap  # accelerate notes those of the first model, and wants them of all
     if optimizer is None:
@@ -143,14 +152,15 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict of `module` with whole tensors, shared ones once; of a sharded module on the CPU, and empty on all
-    ranks but the first. Collective.
+def gathered_state_dict(module: nn.Module, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """The state dict of `module`, or those of `names`, with whole tensors, shared ones once; of a sharded module on the
+    CPU, and empty on all ranks but the first. Collective.
     """
     reshard(module)
     once = {name for name, _ in module.named_parameters()}
     twice = {name for name, _ in module.named_parameters(remove_duplicate=False)} - once
     state = {name: tensor for name, tensor in module.state_dict().items() if name not in twice}
+    state = state if names is None else {name: state[name] for name in names}
     if not is_sharded(module):
         return state
     return {name: value for name, tensor in state.items() if (value := _on_first(tensor)) is not None}
@@ -161,15 +171,15 @@ def _on_first(tensor: Tensor) -> Tensor | None:
     return whole.cpu() if is_main() else None
 
 
-def load_gathered(module: nn.Module, file: str | Path) -> None:
+def load_gathered(module: nn.Module, file: str | Path, names: Collection[str] | None = None) -> None:
     """Put a safetensors file of `gathered_state_dict` back; every rank reads it, a tensor at a time.
 
     Raises:
-        CheckpointError: the file and the module do not have the same tensors.
+        CheckpointError: the file and the module (or `names`) do not have the same tensors.
     """
     reshard(module)
     own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
-    left = {id(parameter): name for name, parameter in module.named_parameters()}
+    left = {id(parameter): name for name, parameter in module.named_parameters() if names is None or name in names}
     with safe_open(file, framework="pt") as tensors, torch.no_grad():
         for name in tensors.keys():  # noqa: SIM118 (no mapping)
             if name not in own or tuple(tensors.get_slice(name).get_shape()) != tuple(own[name].shape):

@@ -302,6 +302,19 @@ def test_the_pairs_of_the_benchmark_have_the_lengths_asked_for():
     assert 72 <= min(prompts) <= max(prompts) <= 88 and 18 <= min(replies) <= max(replies) <= 22
 
 
+@pytest.mark.slow
+def test_the_memory_of_roles_is_measured_in_processes_of_their_own(capsys):
+    example = load("benchmark_roles")
+    tiny = ["--width", "256", "--layers", "2", "--vocab", "4096", "--rank", "2", "--reply", "4"]
+    table = example.main(tiny)
+    full, lora, roles = (table[arm] for arm in ("full", "lora", "roles"))
+    one = full["parameters"] / 4
+    assert lora["parameters"] > 3.5 * one > 2 * roles["parameters"] and full["trained"] > 40 * roles["trained"]
+    assert roles["trained"] == lora["trained"] and roles["checkpoint"] < full["checkpoint"] / 20
+    assert 0 < roles["peak"] < lora["peak"] < full["peak"] and roles["ratio"] < 1
+    assert "| four roles on one backbone | " in capsys.readouterr().out
+
+
 def test_the_table_of_the_rejection_experiments(tmp_path, capsys):
     """The arms themselves are run on a finished miniature in tests/align/stages/test_quickstart_small.py."""
     example = load("rejection_experiments")

@@ -1,8 +1,8 @@
 """A PPO run that ends itself with SIGKILL at a named place; started by test_ppo_kills.py.
 
-`python kill_run.py FOLDER [PLACE:COUNT[@RANK]] [--lora] [--overlap]` trains in FOLDER as the ppo stage does, from the
-newest checkpoint there on, and dies the COUNT-th time it comes through PLACE (counted since this process started).
-Before it dies it appends a line to `FOLDER/kills.jsonl` that says where it stood. `python kill_run.py --serve` imports
+`python kill_run.py FOLDER [PLACE:COUNT[@RANK]] [--lora|--roles] [--overlap]` trains in FOLDER as the ppo stage does,
+from the newest checkpoint there on, and dies the COUNT-th time it comes through PLACE (counted since this process
+started). Before it dies it appends a line to `FOLDER/kills.jsonl` that says where it stood. `python kill_run.py --serve` imports
 once and then forks a run for each line of arguments (a JSON list) on standard input; it answers with the exit status,
 -9 for a kill. No tensor is computed before the fork, so no thread of torch's exists then.
 """
@@ -182,8 +182,17 @@ def lora_policy():
     return get_peft_model(base, LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=["q_proj", "v_proj"]))
 
 
-def make(folder: Path, lora: bool, overlap: bool = False) -> Mortal:
-    """Everything that has a state is switched on; with `overlap` the next batch is sampled meanwhile by a copy."""
+def roles() -> dict[str, Any]:
+    from tests.align.models import roles_case
+
+    parts = roles_case.shared(roles_case.separate())
+    return {"policy_model": parts["policy"], "critic_model": parts["critic"], "reference": parts["reference"]}
+
+
+def make(folder: Path, flags: tuple[str, ...]) -> Mortal:
+    """Everything that has a state is switched on; with `--overlap` the next batch is sampled meanwhile by a copy."""
+    models = {"policy_model": lora_policy()} if "--lora" in flags else roles() if "--roles" in flags else {}
+    overlap = "--overlap" in flags
     torch.manual_seed(11)
     rollout, more = {"batch_size": 3}, {}
     if overlap:
@@ -193,7 +202,7 @@ def make(folder: Path, lora: bool, overlap: bool = False) -> Mortal:
     return ppo_case.trainer(
         folder,
         kind=Mortal,
-        policy_model=lora_policy() if lora else None,
+        **models,
         reward=noisy,
         num_prompts=7,
         num_iterations=ITERATIONS,
@@ -222,7 +231,7 @@ def make(folder: Path, lora: bool, overlap: bool = False) -> Mortal:
 def run(folder: str, order: str = "", *flags: str) -> None:
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    trainer = make(path, "--lora" in flags, "--overlap" in flags)
+    trainer = make(path, flags)
     trainer.kill = Kill(path, order, trainer.rank)
     lay_mines(trainer)
     newest = checkpoint.latest(trainer.checkpoint_dir)

@@ -4,8 +4,9 @@
 reward of two parts, a running deviation and updates that end early), `reference` (compared with the independent PPO),
 `resume`, `overlap` (the same, the next batch sampled meanwhile; and an engine that gives up while it samples), `fail`
 (the engine of the last rank gives up), `sharded` (under FSDP2: shares of unequal size are judged, models saved, and
-bfloat16 computed in), `engine` (one with weights of its own on every rank, and full, LoRA and DoRA policies), or
-`push_fails` (the last rank's engine breaks off in the middle of a push).
+bfloat16 computed in), `engine` (one with weights of its own on every rank, and full, LoRA and DoRA policies),
+`push_fails` (the last rank's engine breaks off in the middle of a push), `roles` (roles of one backbone, its layers
+checkpointed, given samples), or `refused` (these under FSDP2).
 """
 
 from __future__ import annotations
@@ -21,14 +22,21 @@ from torch.distributed.tensor import DTensor
 ROOT = Path(__file__).parents[3]
 sys.path[0] = str(ROOT)
 
-from align.runs.errors import TrainingError  # noqa: E402
+from align.runs.errors import LaunchError, TrainingError  # noqa: E402
 from align.trainers import engines, sharding  # noqa: E402
 from align.trainers.ppo import make_accelerator  # noqa: E402
 from reward.combined import CombinedReward, Part  # noqa: E402
 from reward.sources import FunctionReward  # noqa: E402
 from rollouts.errors import RolloutError  # noqa: E402
 from rollouts.protocol import SamplingParams  # noqa: E402
-from tests.align.trainers import overlap_case, own_engines, ppo_case, ppo_comparison, ppo_options  # noqa: E402
+from tests.align.trainers import (  # noqa: E402
+    overlap_case,
+    own_engines,
+    ppo_case,
+    ppo_comparison,
+    ppo_options,
+    roles_run,
+)
 
 
 def make(folder: Path, **options):
@@ -211,6 +219,28 @@ def push_fails(folder: Path) -> None:
         (folder / f"rank{trainer.rank}.txt").write_text(str(error))
 
 
+def roles(folder: Path) -> None:
+    parts = roles_run.models(shared=True, dtype=torch.float64)
+    for name in ("policy", "critic"):
+        parts[name].gradient_checkpointing_enable()
+    options = {"reward": ppo_case.length_score, "critic_warmup_steps": 1, "ema_decay": 0.9, "num_iterations": 3}
+    trainer = roles_run.trainer(folder, parts, **options)
+    trainer.train()
+    gradients = [list(found.values()) for _, found in trainer.steps]
+    if trainer.accelerator.is_main_process:
+        torch.save({"gradients": gradients}, folder / "gradients.pt")
+    write(trainer, folder / "learnt.pt")
+    whole = torch.cat([p.detach().flatten().double() for p in parts["policy"].peft_model.parameters()])
+    torch.save(whole, folder / f"rank{trainer.rank}.pt")
+
+
+def refused(folder: Path) -> None:
+    try:
+        roles_run.trainer(folder, roles_run.models(shared=True))
+    except LaunchError as error:
+        (folder / f"rank{os.environ['RANK']}.txt").write_text(str(error))
+
+
 def main(out: str, mode: str) -> None:
     folder = Path(out)
     if mode in ("given", "composed"):
@@ -222,7 +252,7 @@ def main(out: str, mode: str) -> None:
         write(trainer, folder / "learnt.pt")
         return
     modes = {"fail": fail, "overlap": overlap, "reference": reference, "sharded": sharded, "engine": own_engine}
-    modes["push_fails"] = push_fails
+    modes |= {"push_fails": push_fails, "roles": roles, "refused": refused}
     if mode in modes:
         modes[mode](folder)
         return

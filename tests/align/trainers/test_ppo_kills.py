@@ -174,13 +174,14 @@ def test_kills_at_every_point_of_saving_in_evaluation_and_after_the_last_step(tm
 
 
 @pytest.mark.slow
-def test_a_kill_in_the_middle_of_an_adapter_run(tmp_path, runs):
-    assert runs(tmp_path / "whole", "", "--lora") == 0
+@pytest.mark.parametrize("kind", ["--lora", "--roles"])
+def test_a_kill_in_the_middle_of_an_adapter_run(tmp_path, runs, kind):
+    assert runs(tmp_path / "whole", "", kind) == 0
     storm = tmp_path / "storm"
     places = {"warm_up": 3, "collection": 30, "between_optimizers": 6, "ptx": 7, "in_state_file": 2}
     for place, count in places.items():
-        runs.killed(storm, place, count, "--lora")
-    assert runs(storm, "", "--lora") == 0
+        runs.killed(storm, place, count, kind)
+    assert runs(storm, "", kind) == 0
     assert_same_run(storm, tmp_path / "whole")
     assert (storm / "model/adapter_config.json").is_file()
     with pytest.raises((OSError, ValueError)):  # rather than a model with random weights

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,33 @@ def test_two_ranks_learn_what_one_learns(tmp_path, mode, engine):
         assert one.keys() == two.keys()
         assert {name: two[name] for name in one} == pytest.approx(one, rel=1e-6, abs=1e-9)
         assert ("score/length_score/mean" in one) == (mode == "composed")
+
+
+def test_roles_of_one_backbone_learn_on_two_ranks_what_they_learn_on_one(tmp_path):
+    """Two DDP wrappers over one base, each around one role's adapter; layers are checkpointed."""
+    for ranks in (1, 2):
+        run(tmp_path / str(ranks), ranks, "roles")
+    learnt = [torch.load(tmp_path / ranks / "learnt.pt", weights_only=True) for ranks in ("1", "2")]
+    found = [torch.load(tmp_path / ranks / "gradients.pt", weights_only=True)["gradients"] for ranks in ("1", "2")]
+    assert len(found[0]) == len(found[1]) == 12
+    for one, two in zip(*found, strict=True):
+        for gradient, other in zip(chain(*one), chain(*two), strict=True):
+            assert torch.allclose(gradient, other, rtol=1e-10, atol=1e-12)
+    assert all(
+        torch.allclose(a, b, rtol=1e-8, atol=1e-10) for a, b in zip(*(w["weights"] for w in learnt), strict=True)
+    )
+    for one, two in zip(*(run["history"] for run in learnt), strict=True):
+        assert two == pytest.approx(one, rel=1e-6, abs=1e-9)
+    ranks = [torch.load(tmp_path / "2" / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert torch.equal(*ranks)  # replicas stay equal, all roles and the base
+
+
+@pytest.mark.slow
+def test_fsdp2_is_refused_for_roles_of_one_backbone(tmp_path):
+    run(tmp_path / "run", 2, "refused", FSDP2)
+    for rank in (0, 1):
+        said = (tmp_path / "run" / f"rank{rank}.txt").read_text()
+        assert said.startswith("roles on one backbone cannot be sharded by FSDP2") and "shared_backbone" in said
 
 
 @pytest.mark.slow
