@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from align.recipe.errors import RecipeError
-from align.recipe.fields import Count, Positive, Section, Share, Source
+from align.recipe.fields import Source
+from align.recipe.section import Count, Positive, Section, Share
 from align.recipe.text import parse
 from data_formats.errors import MissingFileError
 

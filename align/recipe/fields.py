@@ -1,46 +1,17 @@
-"""Shared pieces of the schema: the closed base class and the sections every stage is made of."""
+"""Shared pieces of the schema: sources, optimizers, the model."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from align.recipe.adapters import LoraSection, QuantizationSection, adapter_rules
+from align.recipe.section import Count, Positive, Rate, Section
+
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion_8bit"]
+
 SMALLEST_VOCAB = 300  # of a new model
-
-
-class Section(BaseModel):
-    """A part of the recipe: unknown keys are errors, values never change after loading.
-
-    Rules between keys are returned by `rules()`, so that the loader can collect those of all sections at once
-    (it validates with the context `{"collect_rules": True}`); everyone else gets a ValidationError.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    def rules(self) -> list[tuple[str, str]]:
-        """Broken rules between the keys of this section: (key, sentence)."""
-        broken = []
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            sources = [item for item in value if isinstance(item, Source)] if isinstance(value, tuple) else []
-            bare = [at for at, source in enumerate(sources) if source.weight is None]
-            if 0 < len(bare) < len(sources):
-                sentence = "either all sources of a list have a weight or none has; give this one a weight too"
-                broken += [(f"{name}.{at}.weight", sentence) for at in bare]
-        return broken
-
-    @model_validator(mode="after")
-    def _obeys_rules(self, info: ValidationInfo) -> Self:
-        if not (info.context or {}).get("collect_rules"):
-            broken = [f"{key}: {sentence}" if key else sentence for key, sentence in self.rules()]
-            if broken:
-                raise ValueError("; ".join(broken))
-        return self
 
 
 class Source(Section):
@@ -56,6 +27,8 @@ class Source(Section):
     `split` cuts a text file into documents (`lines`, `paragraphs`; without it a file is one document). `weight` is the
     source's share of the mixture, see `data_formats.mixing`; either all sources of a list have one or none.
     """
+
+    mixed: ClassVar[bool] = True
 
     path: str = ""
     hub: str | None = Field(None, min_length=1)
@@ -98,9 +71,15 @@ class Source(Section):
 
 
 class OptimSection(Section):
-    """Optimizer and schedule of one trained model; names follow transformers' TrainingArguments."""
+    """Optimizer and schedule of one trained model; names follow transformers' TrainingArguments.
+
+    `optimizer`: `adamw` is torch's; the others are bitsandbytes', with moments in 8 bits, or (`paged`) moved out of a
+    full GPU's memory. `lion_8bit` reads the betas (its paper: 0.9 and 0.99) and has no epsilon; its learning rate is
+    a third to a tenth of AdamW's.
+    """
 
     learning_rate: Rate
+    optimizer: Optimizer = "adamw"
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"] = (
         "constant"
     )
@@ -112,10 +91,13 @@ class OptimSection(Section):
     max_grad_norm: Rate = 1.0
 
     def rules(self) -> list[tuple[str, str]]:
+        broken = super().rules()
         if self.warmup_steps and self.lr_scheduler_type == "constant":
             sentence = "'constant' ignores warmup_steps; use lr_scheduler_type=constant_with_warmup or warmup_steps=0"
-            return [*super().rules(), ("lr_scheduler_type", sentence)]
-        return super().rules()
+            broken.append(("lr_scheduler_type", sentence))
+        if self.optimizer == "lion_8bit" and self.adam_epsilon != type(self).model_fields["adam_epsilon"].default:
+            broken.append(("adam_epsilon", "lion_8bit has no epsilon; remove the key, or take an adamw"))
+        return broken
 
 
 class Architecture(Section):
@@ -148,7 +130,11 @@ class Architecture(Section):
 
 
 class ModelSection(Section):
-    """The pretrained model, by folder or hub id (`path`), or the shape of a new one (`architecture`)."""
+    """The pretrained model, by folder or hub id (`path`), or the shape of a new one (`architecture`).
+
+    `adapter` says how it is trained in every stage but base, which always trains all weights: `none` is all weights,
+    `lora` an adapter, `qlora` an adapter on weights quantised to 4 bits (`align.recipe.adapters`).
+    """
 
     path: str | None = None
     revision: str | None = None
@@ -158,11 +144,16 @@ class ModelSection(Section):
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
+    adapter: Literal["none", "lora", "qlora"] = "none"
+    lora: LoraSection = LoraSection()
+    quantization: QuantizationSection = QuantizationSection()
 
     def rules(self) -> list[tuple[str, str]]:
+        broken = adapter_rules(self.adapter, self.lora, self.quantization, self.dtype)
         if (self.path is None) == (self.architecture is None):
-            return [("", "needs exactly one of 'path' (a folder or hub id) and 'architecture' (a new tiny model)")]
-        return []
+            sentence = "needs exactly one of 'path' (a folder or hub id) and 'architecture' (a new tiny model)"
+            return [("", sentence), *broken]
+        return broken
 
 
 class TinyWorldSection(Section):

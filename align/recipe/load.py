@@ -19,9 +19,9 @@ from pydantic import ValidationError
 
 from align.recipe.batch import batch_problem, launched_world_size
 from align.recipe.errors import RecipeError
-from align.recipe.fields import Section
 from align.recipe.problems import Loc, Problem, describe, dotted, section_at
 from align.recipe.schema import Recipe
+from align.recipe.section import Section
 from align.recipe.text import Lines, dump, parse
 from data_formats.errors import MissingFileError
 

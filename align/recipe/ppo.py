@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator
 
 from align.recipe.cleaning import CleaningSection
-from align.recipe.fields import Count, OptimSection, Positive, Section, Share, Source
+from align.recipe.fields import OptimSection, Source
 from align.recipe.rewards import ModelPart, Parts, Rewarded, RewardPart, list_rules, plain_parts
+from align.recipe.section import Count, Positive, Section, Share
 
 
 def _coefficient(value: Any) -> float | str:
@@ -221,6 +222,9 @@ class PPOSection(Rewarded, PPOConfig):
 
     `gold_reward`, of parts as `reward` is, judges the replies to held-out prompts alone: it is logged, and nothing is
     trained on it, stopped by it or chosen by it.
+
+    `shared_backbone` keeps policy, reference, critic and reward model as adapters of one frozen base; `auto` does so
+    where `model.adapter` is not none.
     """
 
     data: tuple[Source, ...] = Field(min_length=1)
@@ -230,6 +234,7 @@ class PPOSection(Rewarded, PPOConfig):
     gold_reward: Parts = ()
     init_from: str | None = None
     critic_from: str | None = None
+    shared_backbone: Literal["auto"] | bool = "auto"
 
     def judges(self) -> Iterator[tuple[str, RewardPart]]:
         yield from super().judges()

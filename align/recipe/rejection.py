@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from align.recipe.fields import Positive, Share, Source
+from align.recipe.fields import Source
 from align.recipe.ppo import LookSection, RolloutSection
 from align.recipe.rewards import Rewarded
+from align.recipe.section import Positive, Share
 from align.recipe.stages import LossReduction, SFTSection, SupervisedSection
 
 

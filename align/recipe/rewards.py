@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from align.recipe.fields import Count, Positive, Section
+from align.recipe.section import Count, Positive, Section
 from reward.address import url_problem
 
 

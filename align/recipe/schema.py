@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from align.recipe.fields import Count, ModelSection, Section, TinyWorldSection
+from align.recipe.fields import ModelSection, TinyWorldSection
 from align.recipe.ppo import PPOSection
 from align.recipe.rejection import RejectionSection
+from align.recipe.section import Count, Section
 from align.recipe.stages import BaseSection, RewardSection, SFTSection
 
 STAGES = ("base", "sft", "pmp", "rm", "rejection", "ppo")
@@ -50,6 +51,9 @@ class Recipe(Section):
             if section is not None and section.center_scores and not section.reference_data and self.sft is None:
                 sentence = "needs demonstrations whose replies are to average 0: name some in reference_data"
                 broken.append((f"{stage}.center_scores", sentence))
+        if self.ppo is not None and self.ppo.shared_backbone is True and self.model.adapter == "none":
+            sentence = "is shared by adapters, but model.adapter is none; set it to lora or qlora, or this to auto"
+            broken.append(("ppo.shared_backbone", sentence))
         if self.model.architecture is None:
             return broken
         room = self.model.architecture.max_position_embeddings

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from align.recipe.cleaning import CleaningSection
-from align.recipe.fields import Count, OptimSection, Positive, Rate, Section, Share, Source
+from align.recipe.fields import OptimSection, Source
+from align.recipe.section import Count, Positive, Rate, Section, Share
 
 Mask = Literal["assistant_only", "user_content_only", "qwen_script", "last_turn_only", "all"]
 LossReduction = Literal["token_mean", "session_mean", "turn_mean", "prefix_mean"]

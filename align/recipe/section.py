@@ -1,0 +1,43 @@
+"""The closed base class of every section, and the kinds of numbers their keys hold."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are errors, values never change after loading.
+
+    Rules between keys are returned by `rules()`, so that the loader can collect those of all sections at once
+    (it validates with the context `{"collect_rules": True}`); everyone else gets a ValidationError.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    mixed: ClassVar[bool] = False  # whether a list of them is a mixture by `weight`
+
+    def rules(self) -> list[tuple[str, str]]:
+        """Broken rules between the keys of this section: (key, sentence)."""
+        broken = []
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            sources = [item for item in value if getattr(item, "mixed", False)] if isinstance(value, tuple) else []
+            bare = [at for at, source in enumerate(sources) if source.weight is None]
+            if 0 < len(bare) < len(sources):
+                sentence = "either all sources of a list have a weight or none has; give this one a weight too"
+                broken += [(f"{name}.{at}.weight", sentence) for at in bare]
+        return broken
+
+    @model_validator(mode="after")
+    def _obeys_rules(self, info: ValidationInfo) -> Self:
+        if not (info.context or {}).get("collect_rules"):
+            broken = [f"{key}: {sentence}" if key else sentence for key, sentence in self.rules()]
+            if broken:
+                raise ValueError("; ".join(broken))
+        return self
