@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-BLOCK_LOGITS = 1 << 26  # held at once: 256 MiB in float32; align.plan counts with it
+from align.recipe.batch import BLOCK_LOGITS
+
 BEHIND_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 Question = Callable[[Tensor, slice], Tensor]
