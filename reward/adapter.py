@@ -1,31 +1,39 @@
-"""Backbones behind a peft adapter (LoRA), over plain or 4-bit weights (bitsandbytes).
+"""Models behind a peft adapter (LoRA), over plain or 4-bit weights (bitsandbytes).
 
-Saved are the adapter (`adapter_config.json`, `adapter_model.safetensors`) and, beside it, head and settings; the base
-model is found again where it was (`base_model_name_or_path`), and quantised again where the settings say so.
+Saved is the adapter in peft's own format (`adapter_config.json`, `adapter_model.safetensors`), and beside it how the
+base is quantised (`base_quantization.json`); a reward model's head and settings lie there too. The base model is found
+again where it was (`base_model_name_or_path`).
+
+An adapter of a causal language model goes on that model's body as well (a reward model, a critic): the head's part of
+it is left behind.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from data_formats.errors import MissingFileError
 from reward.errors import ModelFileError
 from reward.folder import check_safetensors, local_folder, read_json
-from reward.loading import hub_file, load_pretrained
+from reward.loading import hub_file, load_pretrained, quiet
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, QUANTIZATION = "adapter_config.json", "adapter_model.safetensors", "base_quantization.json"
+HEAD = "lm_head"
+_PREFIX = "base_model.model."
 
 
-def quantization_4bit(compute_dtype: Any = "bfloat16") -> Any:
-    """NF4 with double quantisation (Dettmers et al. 2023, QLoRA), for `quantization_config=`."""
+def quantization_4bit(compute_dtype: Any = "bfloat16", *, kind: str = "nf4", double_quant: bool = True) -> Any:
+    """4-bit weights (Dettmers et al. 2023, QLoRA: NF4 with double quantisation), for `quantization_config=`."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=compute_dtype,
     )
 
@@ -47,48 +55,129 @@ def is_adapter(backbone: nn.Module) -> bool:
     return hasattr(backbone, "peft_config")
 
 
-def settings(backbone: nn.Module) -> dict[str, Any]:
-    """What is needed to load the base again: how it is quantised; nothing for a plain one."""
-    config = getattr(backbone.config, "quantization_config", None)
-    if not is_adapter(backbone) or config is None:
-        return {}
-    return {"base_quantization": config if isinstance(config, dict) else _plain(config.to_dict())}
+def is_saved_at(path: str | Path, **hub_options: Any) -> bool:
+    """Whether a folder or hub id holds an adapter, and no whole model."""
+    if hub_file(path, CONFIG, **hub_options) is None:
+        return False
+    return hub_file(path, "config.json", **hub_options) is None
 
 
-def save_body(backbone: nn.Module, folder: Path, state: dict[str, Tensor]) -> None:
-    """Write the adapter alone where there is one, else the whole backbone."""
-    if is_adapter(backbone):
-        backbone.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
-    else:
+def save_body(backbone: nn.Module, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+    """Write the adapter alone where there is one, else the whole backbone; `state` is its gathered state."""
+    if not is_adapter(backbone):
         backbone.save_pretrained(folder, state_dict=state)
+        return
+    backbone.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+    config = getattr(backbone.config, "quantization_config", None)
+    if config is not None:
+        values = _plain(config if isinstance(config, dict) else config.to_dict())
+        (Path(folder) / QUANTIZATION).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def load_body(path: str | Path, settings: dict[str, Any], **load_kwargs: Any) -> nn.Module:
-    """The base model with the adapter on it.
+def saved_config(path: str | Path, **hub_options: Any) -> dict[str, Any]:
+    """The adapter's configuration.
 
     Raises:
-        MissingFileError: the base model is not where it was.
-        ModelFileError: torn or incomplete files.
+        ModelFileError: not there, damaged, or without the base model's name.
     """
-    from peft import PeftModel
-    from transformers import AutoModel, BitsAndBytesConfig
-
-    config = read_json(hub_file(path, CONFIG, **load_kwargs))
+    file = hub_file(path, CONFIG, **hub_options)
+    if file is None:
+        raise ModelFileError(f"{path} holds no adapter: it has no {CONFIG}")
+    config = read_json(file)
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ModelFileError(f"{path}/{CONFIG}: 'base_model_name_or_path' must name the base model, found {base!r}")
-    folder = local_folder(path)
-    if folder is not None:
-        check_safetensors(folder / WEIGHTS)
-    quantization = settings.get("base_quantization")
-    if quantization is not None:
-        load_kwargs.setdefault("quantization_config", BitsAndBytesConfig.from_dict(quantization))
-    body = load_pretrained(AutoModel, base, **{k: v for k, v in load_kwargs.items() if k != "revision"})
-    keep_unpacked(body)
+    return config
+
+
+def saved_quantization(path: str | Path, settings: dict[str, Any] | None = None, **hub_options: Any) -> Any:
+    """How the base of the adapter at `path` is quantised, None for plain weights.
+
+    Args:
+        settings: of a reward model, which held it before `base_quantization.json` did.
+    """
+    from transformers import BitsAndBytesConfig
+
+    file = hub_file(path, QUANTIZATION, **hub_options)
+    values = read_json(file) if file is not None else (settings or {}).get("base_quantization")
+    return None if values is None else BitsAndBytesConfig.from_dict(values)
+
+
+def load_body(
+    path: str | Path,
+    settings: dict[str, Any] | None = None,
+    *,
+    auto_class: Any = None,
+    trainable: bool = True,
+    base: str | Path | None = None,
+    **load_kwargs: Any,
+) -> nn.Module:
+    """The base model with the adapter on it.
+
+    Args:
+        path: folder or hub id of the adapter.
+        settings: see `saved_quantization`.
+        auto_class: what the base is loaded as, default `AutoModel`, its body.
+        trainable: whether the adapter is trained further; the base never is.
+        base: another place where the base model lies.
+        load_kwargs: `revision` (of the adapter), `dtype`, …; a `quantization_config`, None included, wins over the
+            saved one.
+
+    Raises:
+        MissingFileError: the base model is not where it was.
+        ModelFileError: torn or incomplete files, or an adapter of another model.
+    """
+    from transformers import AutoModel
+
+    config = saved_config(path, **load_kwargs)
+    weights = hub_file(path, WEIGHTS, **load_kwargs)
+    if weights is None:
+        raise ModelFileError(f"{path} has an {CONFIG} but no {WEIGHTS}: save the adapter as safetensors")
+    check_safetensors(weights)
+    if "quantization_config" not in load_kwargs:
+        load_kwargs["quantization_config"] = saved_quantization(path, settings, **load_kwargs)
+    options = {key: value for key, value in load_kwargs.items() if key != "revision"}
+    if options["quantization_config"] is None:
+        del options["quantization_config"]
+    if base is None and config.get("revision"):
+        options["revision"] = config["revision"]
+    where = base or config["base_model_name_or_path"]
     try:
-        return PeftModel.from_pretrained(body, str(folder or path), is_trainable=True)
+        body = load_pretrained(auto_class or AutoModel, where, **options)
+    except MissingFileError as error:
+        raise MissingFileError(
+            f"{error}: the adapter {path} stands on it; correct base_model_name_or_path in its {CONFIG}"
+        ) from error
+    keep_unpacked(body)
+    return _with_adapter(body, path, weights, trainable=trainable)
+
+
+def _with_adapter(body: nn.Module, path: str | Path, weights: Path, *, trainable: bool) -> nn.Module:
+    import torch
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    tensors = load_file(weights)
+    prefix = f"{_PREFIX}{body.base_model_prefix}."
+    has_head = body.get_output_embeddings() is not None
+    try:
+        config = PeftConfig.from_pretrained(str(local_folder(path) or weights.parent))
+        config.inference_mode, config.task_type = not trainable, "CAUSAL_LM" if has_head else None
+        if not has_head:
+            tensors = {key: value for key, value in tensors.items() if f".{HEAD}." not in key}
+            tensors = {_PREFIX + key.removeprefix(prefix).removeprefix(_PREFIX): v for key, v in tensors.items()}
+            kept = [name for name in config.modules_to_save or () if name != HEAD]
+            config.modules_to_save = kept or None
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), quiet():
+            model = get_peft_model(body, config)
+            found = set_peft_model_state_dict(model, tensors)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelFileError(f"adapter {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    lost = [key for key in found.missing_keys if ".default." in key or key.endswith(".default")]
+    for kind, keys in (("has no weights for", lost), ("has weights that the model has no place for,", [*found[1]])):
+        if keys:
+            raise ModelFileError(f"adapter {path} {kind} {keys[0]}: it is incomplete, or made for another model")
+    return model.eval()
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -134,7 +134,6 @@ class HeadedModel(nn.Module):
             if key.startswith(("head.", "pooler."))
         }
         settings = {"format": FORMAT, "hidden_size": state["head.weight"].shape[1], **self.settings()}
-        settings |= adapter.settings(self.backbone)
         try:
             with quiet(), staged(path) as folder:
                 adapter.save_body(self.backbone, folder, body)
@@ -195,7 +194,7 @@ class HeadedModel(nn.Module):
 def _body(path: str | Path, *, settings: dict[str, Any] | None = None, **load_kwargs: Any) -> nn.Module:
     from transformers import AutoModel
 
-    if settings is not None and hub_file(path, adapter.CONFIG, **load_kwargs) is not None:
+    if adapter.is_saved_at(path, **load_kwargs):
         return adapter.load_body(path, settings, **load_kwargs)
     body = load_pretrained(AutoModel, path, **load_kwargs)
     adapter.keep_unpacked(body)

@@ -1,24 +1,29 @@
 """Models by role, from what the recipe says: a new tiny Qwen2, a causal language model, a reward model, a critic.
 
 Native transformers classes and safetensors; code from the hub runs only where the recipe says `trust_remote_code`.
-Every model comes back in evaluation mode; trainers call `train()`.
+Every model comes back in evaluation mode; trainers call `train()`. A path may be an adapter's folder; `use` says what
+for (`align.models.adapters.fitted`): with `model.adapter` lora or qlora, `train` gives a model of which the adapter
+alone is trained, a new one where the path has none.
 """
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from align.models import adapters
 from align.models.critic import Critic
 from align.recipe.fields import Architecture, ModelSection
+from reward import adapter
 from reward.loading import load_pretrained
 from reward.model import RewardModel
 
 logger = logging.getLogger(__name__)
+Use = Literal["train", "frozen", "merged"]
 
 
 def new_causal_lm(architecture: Architecture, tokenizer: Any, seed: int) -> nn.Module:
@@ -41,30 +46,41 @@ def new_causal_lm(architecture: Architecture, tokenizer: Any, seed: int) -> nn.M
         return Qwen2ForCausalLM(config).eval()
 
 
-def load_causal_lm(path: str | Path, model: ModelSection, *, attention_dropout: float = 0.0) -> nn.Module:
+def load_causal_lm(
+    path: str | Path, model: ModelSection, *, attention_dropout: float = 0.0, use: Use = "train", seed: int = 0
+) -> nn.Module:
     """A causal language model from a folder or hub id.
 
     Args:
-        path: folder or hub id.
-        model: dtype, attention implementation, gradient checkpointing, revision (used for `model.path` alone) and
-            `trust_remote_code`.
+        path: folder or hub id, of a model or of an adapter.
+        model: dtype, attention implementation, gradient checkpointing, revision (used for `model.path` alone),
+            `trust_remote_code`, adapter and quantisation.
         attention_dropout: every attention dropout rate; all other dropout is off.
+        use: what for, see the module's head.
+        seed: draws a new adapter.
 
     Raises:
         MissingFileError: neither a folder nor a model the hub gives.
         ModelFileError: a torn or incomplete folder, or one that holds no causal language model.
+        RecipeError: adapter targets that the model does not have.
+        MissingPackageError: qlora without bitsandbytes.
     """
     from transformers import AutoModelForCausalLM
 
-    options = load_options(path, model)
-    return _checkpointed(
-        load_pretrained(AutoModelForCausalLM, path, attention_dropout=attention_dropout, **options), model
-    )
+    options = load_options(path, model) | {"attention_dropout": attention_dropout}
+    if adapter.is_saved_at(path, **options):
+        loaded = adapter.load_body(path, auto_class=AutoModelForCausalLM, trainable=use == "train", **options)
+    else:
+        loaded = load_pretrained(AutoModelForCausalLM, path, **options)
+        adapter.keep_unpacked(loaded)
+    return _checkpointed(adapters.fitted(loaded, path, model, use=use, seed=seed), model)
 
 
-def load_reward_model(path: str | Path, model: ModelSection, *, attention_dropout: float = 0.0) -> RewardModel:
-    """A reward model to train further: an own one keeps its head (PMP -> RM), any other model gives its body and a new
-    head, drawn from the global generator. Arguments and errors as of `load_causal_lm`.
+def load_reward_model(
+    path: str | Path, model: ModelSection, *, attention_dropout: float = 0.0, use: Use = "train", seed: int = 0
+) -> RewardModel:
+    """A reward model: an own one keeps its head (PMP -> RM), any other model gives its body and a new head, drawn from
+    the global generator. Arguments and errors as of `load_causal_lm`; the head is trained beside an adapter.
     """
     options = load_options(path, model)
     own = RewardModel.is_saved_at(path, **options)
@@ -72,27 +88,39 @@ def load_reward_model(path: str | Path, model: ModelSection, *, attention_dropou
     loaded = make(path, attention_dropout=attention_dropout, **options)
     if not own and any("SequenceClassification" in name for name in loaded.config.architectures or ()):
         logger.warning("%s is a classifier: training starts from its body, its own head is left behind", path)
-    return _checkpointed(loaded, model)
+    return _checkpointed(_headed(loaded, path, model, use, seed), model)
 
 
-def load_critic(path: str | Path, model: ModelSection, *, attention_dropout: float = 0.0) -> Critic:
+def load_critic(
+    path: str | Path, model: ModelSection, *, attention_dropout: float = 0.0, use: Use = "train", seed: int = 0
+) -> Critic:
     """A critic: an own one keeps its head, any other model (reward model, causal model, foreign classifier) gives its
-    body and a zero head. Arguments and errors as of `load_causal_lm`.
+    body and a zero head. Arguments and errors as of `load_causal_lm`; the head is trained beside an adapter.
     """
     options = load_options(path, model)
     make = Critic.from_pretrained if Critic.is_saved_at(path, **options) else Critic.from_backbone
-    return _checkpointed(make(path, attention_dropout=attention_dropout, **options), model)
+    loaded = make(path, attention_dropout=attention_dropout, **options)
+    return _checkpointed(_headed(loaded, path, model, use, seed), model)
+
+
+def _headed(loaded: Any, path: str | Path, model: ModelSection, use: Use, seed: int) -> Any:
+    loaded.backbone = adapters.fitted(loaded.backbone, path, model, use=use, seed=seed)
+    return loaded if use == "train" else loaded.requires_grad_(False)
 
 
 def load_options(path: str | Path, model: ModelSection) -> dict[str, Any]:
-    """What `from_pretrained` is told; the revision belongs to `model.path` and to no other model of the chain."""
-    options = {
+    """What `from_pretrained` is told; the revision belongs to `model.path` and to no other model of the chain. An
+    adapter's folder says itself how its base is quantised.
+    """
+    options: dict[str, Any] = {
         "dtype": getattr(torch, model.dtype),
         "attn_implementation": model.attn_implementation,
         "trust_remote_code": model.trust_remote_code,
     }
     if model.revision is not None and str(path) == model.path:
         options["revision"] = model.revision
+    if model.adapter == "qlora" and not adapter.is_saved_at(path, **options):
+        options["quantization_config"] = adapters.quantization(model)
     return options
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 
 from align.recipe.section import Positive, Rate, Section
 
 Name = Annotated[str, Field(min_length=1)]
-Names = Annotated[tuple[Name, ...], Field(min_length=1)]
+
+
+def _targets(value: Any) -> str | tuple[str, ...]:
+    if value == "all-linear":
+        return value
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) and name for name in value):
+        shown = f"'{value}'" if isinstance(value, str) else value
+        raise ValueError(f"must be 'all-linear' or a list of names like [q_proj, v_proj], not {shown}")
+    return tuple(value)
+
+
+Targets = Annotated[Literal["all-linear"] | tuple[str, ...], PlainValidator(_targets)]
 
 
 class LoraSection(Section):
@@ -24,7 +35,7 @@ class LoraSection(Section):
     rank: Positive = 16
     alpha: Rate = 32
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: Literal["all-linear"] | Names = "all-linear"
+    targets: Targets = "all-linear"
     rslora: bool = False
     dora: bool = False
     modules_to_save: tuple[Name, ...] = ()

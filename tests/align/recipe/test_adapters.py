@@ -86,7 +86,8 @@ def test_values_that_do_not_go_together(recipe_file):
     assert load_recipe(recipe_file, ["ppo.policy.optimizer=lion_8bit"]).ppo.policy.optimizer == "lion_8bit"
 
 
-@pytest.mark.parametrize("value", ["[]", "q_proj", "[1]"])
-def test_targets_that_are_none(recipe_file, value):
-    problems = failing(recipe_file, "model.adapter=lora", f"model.lora.targets={value}")
-    assert problems and all("model.lora.targets" in line for line in problems)
+@pytest.mark.parametrize(("value", "shown"), [("[]", "[]"), ("q_proj", "'q_proj'"), ("[1]", "[1]")])
+def test_targets_that_are_none(recipe_file, value, shown):
+    assert failing(recipe_file, "model.adapter=lora", f"model.lora.targets={value}") == [
+        f"model.lora.targets: must be 'all-linear' or a list of names like [q_proj, v_proj], not {shown}"
+    ]

@@ -1,0 +1,196 @@
+"""Adapters (LoRA, DoRA) from what the recipe says, on plain or on 4-bit weights (QLoRA, Dettmers et al. 2023).
+
+Frozen weights stay in the dtype they were loaded in: `peft.prepare_model_for_kbit_training` would make float32 copies
+of embeddings, head and norms, 4 bytes a parameter for values that never change, while norms compute in float32 anyway.
+The adapter's own weights, and whole modules that are trained beside it, are float32 (peft's default), so that small
+updates are not rounded away. Gradient checkpointing is the kind that needs no inputs with gradients
+(`use_reentrant=False`). bitsandbytes' repacking of 4-bit weights on CPUs, which loses gradients, is off
+(`reward.adapter.keep_unpacked`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from align.recipe.adapters import LoraSection
+from align.recipe.errors import RecipeError
+from align.recipe.fields import ModelSection
+from data_formats.errors import AlignError
+from reward import adapter
+from reward.errors import ModelFileError
+from reward.folder import local_folder
+
+logger = logging.getLogger(__name__)
+
+
+class MissingPackageError(AlignError, ImportError):
+    """A package that the recipe's choice needs is not installed."""
+
+
+def require_bitsandbytes(key: str) -> None:
+    """Raises MissingPackageError where bitsandbytes, which the recipe's `key` needs, is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingPackageError(
+            f"{key} needs bitsandbytes, which is not installed: pip install 'align-rlhf[bitsandbytes]'"
+        )
+
+
+def quantization(model: ModelSection) -> Any:
+    """The `quantization_config` of qlora.
+
+    Raises:
+        MissingPackageError: bitsandbytes is not installed.
+    """
+    require_bitsandbytes("model.adapter=qlora")
+    asked = model.quantization
+    return adapter.quantization_4bit(
+        getattr(torch, asked.compute_dtype), kind=asked.type, double_quant=asked.double_quant
+    )
+
+
+def add(
+    module: nn.Module, lora: LoraSection, *, base: str | Path, revision: str | None = None, seed: int = 0
+) -> nn.Module:
+    """A peft model around `module`, whose weights are frozen; the new adapter changes nothing yet (B is 0).
+
+    Args:
+        module: a causal language model, or the body of one (`lm_head` among targets or modules to save is then left
+            out).
+        base: where `module` was loaded from; a folder is noted with its whole path, so that the adapter is found from
+            any working folder.
+        revision: of `base`.
+        seed: draws A, the same on every rank; the global generator is left alone.
+
+    Raises:
+        RecipeError: targets or modules to save that the model does not have.
+    """
+    from peft import get_peft_model
+
+    config = _config(module, lora, revision)
+    folder = local_folder(base)
+    module.name_or_path = str(folder.resolve()) if folder is not None else str(base)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        return get_peft_model(module, config).eval()
+
+
+def _config(module: nn.Module, lora: LoraSection, revision: str | None) -> Any:
+    from peft import LoraConfig
+
+    has_head = module.get_output_embeddings() is not None
+    targets = lora.targets if lora.targets == "all-linear" else list(_within(lora.targets, has_head))
+    whole = list(_within(lora.modules_to_save, has_head))
+    _check_names(module, [] if targets == "all-linear" else targets, whole)
+    tied = bool(getattr(module.config.get_text_config(), "tie_word_embeddings", False)) and has_head
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        modules_to_save=whole or None,
+        ensure_weight_tying=tied and any(name in (adapter.HEAD, "embed_tokens") for name in whole),
+        task_type="CAUSAL_LM" if has_head else None,
+    )
+    config.revision = revision
+    return config
+
+
+def _within(names: Sequence[str], has_head: bool) -> Iterable[str]:
+    return names if has_head else [name for name in names if name != adapter.HEAD]
+
+
+def _check_names(module: nn.Module, targets: list[str], whole: list[str]) -> None:
+    modules = [(name, part) for name, part in module.named_modules() if name]
+    linear = {name: part for name, part in modules if isinstance(part, nn.Linear | nn.Embedding)}
+    weighted = {name: part for name, part in modules if any(True for _ in part.parameters(recurse=False))}
+    problems = []
+    for key, names, there in (("targets", targets, linear), ("modules_to_save", whole, weighted)):
+        for name in names:
+            if not any(_named(path, name) for path in there):
+                known = ", ".join(sorted({path.rpartition(".")[2] for path in there}))
+                problems.append(f"model.lora.{key}: the model has no '{name}'; it has {known}")
+    for name in whole:
+        if any(_named(path, name) and _is_4bit(part) for path, part in linear.items()):
+            sentence = f"model.lora.modules_to_save: '{name}' is stored in 4 bits, which cannot be trained whole"
+            problems.append(f"{sentence}; make it one of model.lora.targets")
+    if problems:
+        raise RecipeError(problems)
+
+
+def _named(path: str, name: str) -> bool:
+    return path == name or path.endswith(f".{name}")
+
+
+def _is_4bit(part: nn.Module) -> bool:
+    return type(getattr(part, "weight", None)).__name__ == "Params4bit"
+
+
+def fitted(module: nn.Module, path: str | Path, model: ModelSection, *, use: str, seed: int) -> nn.Module:
+    """`module` (a causal language model or a body, maybe with its saved adapter) as `use` wants it.
+
+    Args:
+        use: `train` (an adapter where the recipe has one, else all weights), `frozen`, `merged` (frozen too).
+
+    Raises:
+        ModelFileError: an adapter would have to be merged into 4-bit weights.
+    """
+    has = adapter.is_adapter(module)
+    if has and (use == "merged" or (use == "train" and model.adapter == "none")):
+        module = merged(module, path)
+    elif use == "train" and model.adapter != "none" and not has:
+        revision = model.revision if str(path) == model.path else None
+        return add(module, model.lora, base=path, revision=revision, seed=seed)
+    elif use == "train" and has:
+        _compare(module, path, model.lora)
+        return module
+    return module if use == "train" else module.requires_grad_(False)
+
+
+def _compare(module: nn.Module, path: str | Path, lora: LoraSection) -> None:
+    rank = module.peft_config["default"].r
+    if rank != lora.rank:
+        logger.warning(
+            "%s: its adapter of rank %d is trained on, model.lora.rank=%d is not read", path, rank, lora.rank
+        )
+
+
+def merged(module: nn.Module, path: str | Path) -> nn.Module:
+    """The base model with the adapter's product added to its weights, all of them trainable again.
+
+    Raises:
+        ModelFileError: the base is stored in 4 bits.
+    """
+    if getattr(module, "is_loaded_in_4bit", False):
+        raise ModelFileError(
+            f"{path} is an adapter on 4-bit weights, into which it cannot be merged without rounding it away; make a "
+            "whole model of it with `align merge` first (--dequantize, or --base)"
+        )
+    return module.merge_and_unload().requires_grad_(True).eval()
+
+
+def save_pretrained(module: nn.Module, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+    """Write a causal language model or a reward model: the adapter alone where it has one, else all weights."""
+    if adapter.is_adapter(module):
+        adapter.save_body(module, Path(folder), state_dict)
+    else:
+        module.save_pretrained(folder, state_dict=state_dict)
+
+
+def trained_share(module: nn.Module) -> tuple[int, int]:
+    """How many parameters are trained, and how many there are; a 4-bit one counts as one."""
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    total = sum(
+        math.prod(part.quant_state.shape) if getattr(part, "quant_state", None) is not None else part.numel()
+        for part in module.parameters()
+    )
+    return trained, total
