@@ -7,6 +7,7 @@ align quickstart [key=value …] [--fresh]        run the embedded default
 align data stats | inspect | convert | split    look at data files, count, convert and split them
 align export-reward MODEL_DIR OUT_DIR           a reward model as a plain classifier for transformers and vLLM
 align evaluate-reward MODEL DATA …              a reward model on comparisons, without training
+align plan RECIPE [--gpu 24GB] [key=value …]   the memory of every stage, and what makes it fit; imports no torch
 align doctor RUN                                what ails a ppo stage, by the figures it logged
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align import __version__
-from align.commands import data, doctor, evaluate_reward, export_reward
+from align.commands import data, doctor, evaluate_reward, export_reward, plan
 from align.runs.arguments import parse_with_overrides
 from align.runs.files import storage_errors
 from align.runs.launch import guarded, prepare, started_as
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     export_reward.add_parser(commands)
     evaluate_reward.add_parser(commands)
     doctor.add_parser(commands)
+    plan.add_parser(commands)
     return parser
 
 
@@ -140,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare(args.debug)
     works = {"run": _run, "quickstart": _run, "check": _check, "recipes": _recipes}
     works |= {"data": data.run, "export-reward": export_reward.run, "evaluate-reward": evaluate_reward.run}
-    works |= {"doctor": doctor.run}
+    works |= {"doctor": doctor.run, "plan": plan.run}
     work = works[args.command]
     again = [word for word in argv if word != "--fresh"]
     return guarded(lambda: work(args), proceed=shlex.join(["align", *again]))

@@ -61,7 +61,9 @@ def count_adapter(shape: Shape, lora: LoraSection) -> int:
     """Trained parameters of one adapter: A and B (with DoRA a norm a row), and modules that are trained whole."""
     pairs: Iterable[tuple[int, int]] = (shape.linears[name] for name in adapted(shape, lora))
     per_layer = sum(lora.rank * (inputs + outputs) + (outputs if lora.dora else 0) for inputs, outputs in pairs)
-    whole = sum(shape.vocab_size * shape.hidden_size for name in lora.modules_to_save if name in ("embed_tokens", "lm_head"))
+    whole = sum(
+        shape.vocab_size * shape.hidden_size for name in lora.modules_to_save if name in ("embed_tokens", "lm_head")
+    )
     if "embed_tokens" in lora.targets and lora.targets != "all-linear":
         whole += lora.rank * (shape.vocab_size + shape.hidden_size)
     return shape.num_hidden_layers * per_layer + whole
