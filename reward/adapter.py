@@ -152,32 +152,60 @@ def load_body(
     return _with_adapter(body, path, weights, trainable=trainable)
 
 
-def _with_adapter(body: nn.Module, path: str | Path, weights: Path, *, trainable: bool) -> nn.Module:
-    import torch
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+def load_weights(model: nn.Module, path: str | Path, tensors: dict[str, Tensor] | None = None) -> None:
+    """Take over the weights of the adapter saved at `path`, one like `model`'s own.
+
+    Args:
+        tensors: the weights, where they are read already.
+
+    Raises:
+        ModelFileError: torn files, or an adapter of another shape.
+    """
+    from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    tensors = load_file(weights)
-    prefix = f"{_PREFIX}{body.base_model_prefix}."
-    has_head = body.get_output_embeddings() is not None
+    if tensors is None:
+        check_safetensors(Path(path) / WEIGHTS)
+        tensors = load_file(Path(path) / WEIGHTS)
     try:
-        config = PeftConfig.from_pretrained(str(local_folder(path) or weights.parent))
-        config.inference_mode, config.task_type = not trainable, "CAUSAL_LM" if has_head else None
-        if not has_head:
-            tensors = {key: value for key, value in tensors.items() if f".{HEAD}." not in key}
-            tensors = {_PREFIX + key.removeprefix(prefix).removeprefix(_PREFIX): v for key, v in tensors.items()}
-            kept = [name for name in config.modules_to_save or () if name != HEAD]
-            config.modules_to_save = kept or None
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), quiet():
-            model = get_peft_model(body, config)
-            found = set_peft_model_state_dict(model, tensors)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        found = set_peft_model_state_dict(model, tensors)
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelFileError(f"adapter {path} cannot be loaded: {str(error).splitlines()[0]}") from error
     lost = [key for key in found.missing_keys if ".default." in key or key.endswith(".default")]
     for kind, keys in (("has no weights for", lost), ("has weights that the model has no place for,", [*found[1]])):
         if keys:
             raise ModelFileError(f"adapter {path} {kind} {keys[0]}: it is incomplete, or made for another model")
+
+
+def _with_adapter(body: nn.Module, path: str | Path, weights: Path, *, trainable: bool) -> nn.Module:
+    import torch
+    from peft import PeftConfig, get_peft_model
+    from safetensors.torch import load_file
+
+    tensors = load_file(weights)
+    has_head = body.get_output_embeddings() is not None
+    try:
+        config = PeftConfig.from_pretrained(str(local_folder(path) or weights.parent))
+        config.inference_mode, config.task_type = not trainable, "CAUSAL_LM" if has_head else None
+        if not has_head:
+            tensors = _of_the_body(config, tensors, f"{body.base_model_prefix}.")
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), quiet():
+            model = get_peft_model(body, config)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ModelFileError(f"adapter {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    load_weights(model, path, tensors)
     return model.eval()
+
+
+def _of_the_body(config: Any, tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors by their names in the body alone, without those of the head; `config` is changed alike."""
+    names = config.target_modules
+    if not isinstance(names, str | None):  # names of modules, or their paths
+        config.target_modules = {name.removeprefix(prefix) for name in names if name != HEAD}
+    config.modules_to_save = [name for name in config.modules_to_save or () if name != HEAD] or None
+    config.ensure_weight_tying = False
+    inner = ((key.removeprefix(_PREFIX).removeprefix(prefix), value) for key, value in tensors.items())
+    return {_PREFIX + key: value for key, value in inner if not key.startswith(f"{HEAD}.")}
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -171,15 +171,33 @@ class HeadedModel(nn.Module):
         if size != head.weight.shape[1]:
             raise ModelFileError(f"{path}: head of size {head.weight.shape[1]} on a backbone of size {size}")
         model = cls(body, head)
-        model.take_settings(settings, settings_path)
-        own = {key: value for key, value in model.state_dict().items() if key.startswith(("head.", "pooler."))}
+        model._take_head(settings, settings_path, tensors)
+        return model.eval()
+
+    def load_weights(self, folder: str | Path) -> None:
+        """Take over what another model like this one saved in `folder`; of an adapter's backbone the adapter alone.
+
+        Raises:
+            MissingFileError, ModelFileError: as of `from_pretrained`.
+        """
+        if not adapter.is_adapter(self.backbone):
+            self.load_state_dict(type(self).from_pretrained(folder).state_dict())
+            return
+        settings_path = Path(folder) / self.settings_file
+        settings = read_json(settings_path)
+        tensors = _read_head(folder, settings, settings_path, {})
+        adapter.load_weights(self.backbone, folder)
+        self._take_head(settings, settings_path, tensors)
+
+    def _take_head(self, settings: dict[str, Any], settings_path: Path, tensors: dict[str, Tensor]) -> None:
+        self.take_settings(settings, settings_path)
+        own = {key: value for key, value in self.state_dict().items() if key.startswith(("head.", "pooler."))}
         for name, value in own.items():
             if name not in tensors or tensors[name].shape != value.shape:
                 raise ModelFileError(
                     f"{settings_path.parent / HEAD_FILE} must hold {name!r} of shape {tuple(value.shape)}"
                 )
             value.copy_(tensors[name])
-        return model.eval()
 
     @classmethod
     def from_backbone(cls, path: str | Path, **load_kwargs: Any) -> Self:

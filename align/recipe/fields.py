@@ -148,6 +148,11 @@ class ModelSection(Section):
     lora: LoraSection = LoraSection()
     quantization: QuantizationSection = QuantizationSection()
 
+    def without_adapter(self) -> ModelSection:
+        """The same model with all of its weights trained."""
+        plain = {"adapter": "none", "lora": LoraSection(), "quantization": QuantizationSection()}
+        return self.model_copy(update=plain)
+
     def rules(self) -> list[tuple[str, str]]:
         broken = adapter_rules(self.adapter, self.lora, self.quantization, self.dtype)
         if (self.path is None) == (self.architecture is None):

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from align.models.adapters import save_pretrained
 from align.runs import files
 from align.runs.errors import CheckpointError, TrainingError
 from align.runs.ranks import any_rank, is_main
@@ -61,7 +62,7 @@ class BestModel:
         try:
             if is_main():
                 with files.atomic_dir(self.folder) as draft:
-                    self.trainer.accelerator.unwrap_model(self.trainer.model).save_pretrained(draft)
+                    save_pretrained(self.trainer.accelerator.unwrap_model(self.trainer.model), draft)
                     files.write_json(draft / FIGURES, look)
         except Exception as caught:
             error = caught

@@ -17,17 +17,22 @@ from align.trainers.sft import SFTTrainer
 
 
 def load(recipe: Recipe, stage: str, origin: Origin, section: SupervisedSection) -> tuple[Any, Any]:
-    """Model and tokenizer that the stage starts from."""
+    """Model, with its adapter where the recipe has one, and tokenizer that the stage starts from; base trains all
+    weights whatever the recipe says of adapters.
+    """
     from align.models.load import load_causal_lm
     from align.models.tokenizer import load_tokenizer
 
     path, model = common.origin_path(recipe, origin, stage=stage), recipe.model
+    if stage == "base":
+        model = model.without_adapter()
     revision = model.revision if path == model.path else None
     own_template = getattr(section, "default_system", "none") == "template"
     tokenizer = load_tokenizer(
         path, trust_remote_code=model.trust_remote_code, revision=revision, own_template=own_template
     )
-    return load_causal_lm(path, model, attention_dropout=section.attention_dropout), tokenizer
+    seed = derive(recipe.seed, stage, "adapter")
+    return load_causal_lm(path, model, attention_dropout=section.attention_dropout, seed=seed), tokenizer
 
 
 def arguments(

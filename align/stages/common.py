@@ -132,18 +132,26 @@ def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learnin
         figures: what the progress bar shows of the logged values.
 
     Returns:
-        `steps`, `train_loss` (the last one logged), `train_seconds`, `resumed_from` (0 = from the start).
+        `steps`, `train_loss` (the last one logged), `train_seconds`, `resumed_from` (0 = from the start); of an
+        adapter also `trained_parameters` of all `parameters`.
 
     Raises:
         StageStopped: Ctrl-C; a checkpoint was written.
         TrainingError: the loss is not finite.
     """
+    from align.models.adapters import trained_share
     from align.runs.callbacks import attach
     from align.runs.interrupt import StopFlag
 
     out_dir = Path(trainer.args.output_dir)
     latest = checkpoint.latest(trainer.checkpoint_dir)
     start = checkpoint.step_of(latest) if latest else 0
+    trained, parameters = trained_share(trainer.model)
+    share = {"trained_parameters": trained, "parameters": parameters} if trained < parameters else {}
+    if share:
+        LOG.info(
+            "%s: %d of %d parameters are trained (%.2f %%)", stage, trained, parameters, 100 * trained / parameters
+        )
     began = time.perf_counter()
     with StopFlag() as flag:
         attach(trainer, stage, out_dir, flag, figures=figures)
@@ -160,15 +168,18 @@ def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learnin
         "train_loss": next((line["loss"] for line in reversed(state.log_history) if "loss" in line), None),
         "train_seconds": round(time.perf_counter() - began, 2),
         "resumed_from": start,
+        **share,
     }
 
 
 def save_model(trainer: Any, tokenizer: Any) -> Path:
-    """Write `model/` atomically: weights, config and tokenizer."""
+    """Write `model/` atomically: weights and config, or the adapter alone, and the tokenizer."""
+    from align.models.adapters import save_pretrained
+
     folder = Path(trainer.args.output_dir) / "model"
     if is_main():
         with files.atomic_dir(folder) as draft:
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(draft)
+            save_pretrained(trainer.accelerator.unwrap_model(trainer.model), draft)
             tokenizer.save_pretrained(draft)
     trainer.accelerator.wait_for_everyone()
     return folder

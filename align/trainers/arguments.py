@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from align.models.adapters import require_bitsandbytes
 from align.recipe.batch import BatchPlan
 from align.recipe.fields import ModelSection, OptimSection
 from align.recipe.stages import SupervisedSection
@@ -68,8 +69,16 @@ def training_arguments(
 
 
 def optimizer_options(section: OptimSection) -> dict[str, Any]:
-    """AdamW and schedule; `cosine_with_min_lr` ends at a tenth of the peak, as pretraining of Qwen did."""
+    """Optimizer and schedule; `cosine_with_min_lr` ends at a tenth of the peak, as pretraining of Qwen did.
+
+    Raises:
+        MissingPackageError: an optimizer of bitsandbytes, which is not installed.
+    """
+    named = {}
+    if section.optimizer != "adamw":  # without a word, Trainer takes torch's, fused where it can
+        require_bitsandbytes(f"optimizer={section.optimizer}")
+        named = {"optim": "paged_adamw_32bit" if section.optimizer == "paged_adamw" else section.optimizer}
     names = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm")
     options = {name: getattr(section, name) for name in (*names, "adam_beta1", "adam_beta2", "adam_epsilon")}
     schedule = {"min_lr_rate": 0.1} if section.lr_scheduler_type == "cosine_with_min_lr" else {}
-    return options | {"lr_scheduler_kwargs": schedule}
+    return options | named | {"lr_scheduler_kwargs": schedule}

@@ -14,25 +14,70 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_scheduler
 
 from align.functional.masked import wide
+from align.models.adapters import require_bitsandbytes
 from align.recipe.fields import OptimSection
+from align.runs.errors import LaunchError
 from align.trainers import sharding
 
 NO_DECAY = ("bias", "norm")
 
 
-def make_optimizer(module: nn.Module, section: OptimSection) -> torch.optim.AdamW:
-    """AdamW over the parameters that need gradients; biases and norms are not decayed, as in `transformers.Trainer`."""
+def make_optimizer(module: nn.Module, section: OptimSection) -> torch.optim.Optimizer:
+    """The section's optimizer over the parameters that need gradients; biases and norms are not decayed, as in
+    `transformers.Trainer`.
+
+    Raises:
+        MissingPackageError: an optimizer of bitsandbytes, which is not installed.
+    """
     named = [(name.lower(), parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     decayed = [parameter for name, parameter in named if not any(part in name for part in NO_DECAY)]
     others = [parameter for name, parameter in named if any(part in name for part in NO_DECAY)]
     groups = [{"params": decayed, "weight_decay": section.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=section.learning_rate,
-        betas=(section.adam_beta1, section.adam_beta2),
-        eps=section.adam_epsilon,
-        fused=all(parameter.device.type in ("cpu", "cuda") for _, parameter in named),
-    )
+    groups = [group for group in groups if group["params"]]
+    options = {"lr": section.learning_rate, "betas": (section.adam_beta1, section.adam_beta2)}
+    if section.optimizer != "adamw":
+        return with_own_exceptions(_bitsandbytes_optimizer(groups, section, options), module)
+    fused = all(parameter.device.type in ("cpu", "cuda") for _, parameter in named)
+    return torch.optim.AdamW(groups, eps=section.adam_epsilon, fused=fused, **options)
+
+
+def _bitsandbytes_optimizer(
+    groups: list[dict[str, Any]], section: OptimSection, options: dict[str, Any]
+) -> torch.optim.Optimizer:
+    require_bitsandbytes(f"optimizer={section.optimizer}")
+    from bitsandbytes.optim import AdamW, Lion
+
+    bits = 8 if section.optimizer.endswith("8bit") else 32
+    if section.optimizer == "lion_8bit":
+        return Lion(groups, optim_bits=bits, **options)
+    paged = section.optimizer.startswith("paged")
+    return AdamW(groups, eps=section.adam_epsilon, optim_bits=bits, is_paged=paged, **options)
+
+
+def with_own_exceptions(optimizer: torch.optim.Optimizer, module: nn.Module) -> torch.optim.Optimizer:
+    """Let a bitsandbytes optimizer keep the moments of embeddings in 32 bits, as `transformers.Trainer` does, by a list
+    of its own.
+
+    bitsandbytes 0.50 notes such exceptions once a process, by a parameter's place in its optimizer and by `id`, and
+    holds on to the modules: a stage after another one would keep its first parameter in 32 bits, alone it would not.
+    """
+    from bitsandbytes.optim import GlobalOptimManager
+
+    GlobalOptimManager.get_instance().initialize()
+    optimizer.mng = GlobalOptimManager.__new__(GlobalOptimManager)
+    optimizer.mng.initialize()
+    for part in module.modules():
+        if isinstance(part, nn.Embedding):
+            optimizer.mng.register_module_override(part, "weight", {"optim_bits": 32})
+    return optimizer
+
+
+def require_whole(optimizer: str, sharded: bool) -> None:
+    """Raises LaunchError for an `optimizer` of bitsandbytes on sharded parameters, which it does not know."""
+    if sharded and optimizer != "adamw":
+        raise LaunchError(
+            f"optimizer={optimizer} does not know parameters that FSDP shards: use optimizer=adamw, or launch with DDP"
+        )
 
 
 class TrainedModel:
@@ -44,6 +89,7 @@ class TrainedModel:
 
     def __init__(self, module: nn.Module, section: OptimSection, accelerator: Accelerator, total_steps: int):
         self.accelerator, self.section, self.raw = accelerator, section, module
+        require_whole(section.optimizer, accelerator.is_fsdp2)
         optimizer = make_optimizer(module, section)
         specific = {"min_lr_rate": 0.1} if section.lr_scheduler_type == "cosine_with_min_lr" else None
         self.schedule = get_scheduler(

@@ -117,4 +117,4 @@ class RewardTrainer(SupervisedTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.accelerator.unwrap_model(model if model is not None else self.model)
-        target.load_state_dict(type(target).from_pretrained(resume_from_checkpoint).state_dict())
+        target.load_weights(resume_from_checkpoint)

@@ -26,9 +26,12 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput, align_special_tokens
 
+from align.models.adapters import save_pretrained
 from align.runs import checkpoint
 from align.runs.ranks import any_rank
+from align.trainers.optimization import require_whole, with_own_exceptions
 from align.trainers.sampling import StepLoader, StepSampler
+from reward.adapter import is_adapter, load_weights
 
 
 class SupervisedTrainer(Trainer):
@@ -112,6 +115,14 @@ class SupervisedTrainer(Trainer):
             items = self.accelerator.gather(items.reshape(1)).sum()
         return items
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As of `Trainer`; one of bitsandbytes keeps its exceptions to itself (`with_own_exceptions`)."""
+        named = str(self.args.optim)
+        ours = self.optimizer is None and named.endswith(("8bit", "paged_adamw_32bit"))
+        require_whole(named if ours else "adamw", self.is_fsdp_enabled)
+        optimizer = super().create_optimizer(model)
+        return with_own_exceptions(optimizer, model or self.model) if ours else optimizer
+
     def mean_over_step(
         self, loss_sum: Tensor, local_items: int | Tensor, num_items_in_batch: Tensor | int | None
     ) -> Tensor:
@@ -168,8 +179,21 @@ class SupervisedTrainer(Trainer):
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        folder = Path(output_dir or self.args.output_dir)
+        model = self.accelerator.unwrap_model(self.model)
+        if not is_adapter(model):
+            super()._save(output_dir, state_dict)
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        else:  # Trainer's own would ask the hub about the base model's vocabulary
+            save_pretrained(model, folder, state_dict)
+            self.processing_class.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        target = self.accelerator.unwrap_model(model if model is not None else self.model)
+        if is_adapter(target) and not self.is_fsdp_enabled:
+            load_weights(target, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
 def disable_dropout(model: nn.Module) -> None:

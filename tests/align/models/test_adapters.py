@@ -23,7 +23,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return save_causal_lm(tmp_path_factory.mktemp("base"), hidden_size=64, intermediate_size=64)
+    return save_causal_lm(tmp_path_factory.mktemp("base"), hidden_size=64, intermediate_size=64, initializer_range=0.1)
 
 
 def section(base, adapter="lora", **changes):
@@ -267,7 +267,7 @@ def test_damaged_adapters(base, tmp_path):
     with pytest.raises(ModelFileError, match="cut short"):
         load_causal_lm(tmp_path / "model", options)
     weights.unlink()
-    with pytest.raises(ModelFileError, match="no adapter_model.safetensors"):
+    with pytest.raises(ModelFileError, match=r"no adapter_model\.safetensors"):
         load_causal_lm(tmp_path / "model", options)
     weights.write_bytes(whole)
     config = tmp_path / "model/adapter_config.json"
@@ -276,5 +276,5 @@ def test_damaged_adapters(base, tmp_path):
     with pytest.raises(MissingFileError, match="stands on it; correct base_model_name_or_path"):
         load_causal_lm(tmp_path / "model", options)
     config.write_text(json.dumps(values | {"r": 8}))
-    with pytest.raises(ModelFileError, match="size mismatch|cannot be loaded"):
+    with pytest.raises(ModelFileError, match="cannot be loaded"):
         load_causal_lm(tmp_path / "model", options)

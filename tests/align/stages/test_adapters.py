@@ -1,0 +1,140 @@
+"""LoRA and QLoRA in the supervised stages: what is trained and left behind, and resuming."""
+
+import json
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
+
+from align.models.load import load_causal_lm, load_reward_model
+from align.stages import reward, sft
+from align.stages.chain import run_chain
+from reward.model import RewardModel
+from tests.align.stages.sft_case import recipe
+from tests.align.stages.small_chain import small_recipe, write_data
+
+ADAPTERS = ("lora", "qlora")
+
+
+def adapted(folder, adapter, **keys):
+    """The sft recipe with an adapter of rank 2."""
+    if adapter == "qlora":
+        pytest.importorskip("bitsandbytes")
+    plain = recipe(folder, **keys)
+    lora = type(plain.model.lora)(rank=2, alpha=4, dropout=0.1)
+    return plain.model_copy(update={"model": plain.model.model_copy(update={"adapter": adapter, "lora": lora})})
+
+
+def weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """`run(recipe, step)`, which ends as a kill does at the beginning of an optimizer step."""
+
+    def run(stage, step, *args):
+        trainer = stage.SFTTrainer if stage is sft else reward.RewardTrainer
+        real, seen = trainer.training_step, []
+
+        def training_step(self, *inputs, **more):
+            seen.append(self.state.global_step)
+            if self.state.global_step == step:
+                raise SystemExit("killed")
+            return real(self, *inputs, **more)
+
+        monkeypatch.setattr(trainer, "training_step", training_step)
+        with pytest.raises(SystemExit):
+            stage.run(*args)
+        monkeypatch.setattr(trainer, "training_step", real)
+
+    return run
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_sft_resumed_is_sft_never_stopped(tmp_path, killed_at, adapter, optimizer):
+    if optimizer != "adamw":
+        pytest.importorskip("bitsandbytes")
+    keys = {"save_steps": 2, "eval_steps": 2, "optimizer": optimizer}
+    whole = sft.run(adapted(tmp_path, adapter, run="whole", **keys))
+    killed = adapted(tmp_path, adapter, run="killed", **keys)
+    killed_at(sft, 3, killed)
+    again = sft.run(killed)
+    assert again["resumed_from"] == 2
+    for key in ("heldout_loss", "end_rate", "distinct"):
+        assert again[key] == whole[key]
+    one, other = (tmp_path / run / "sft" for run in ("whole", "killed"))
+    assert same(weights(one / "model"), weights(other / "model"))
+    assert same(weights(one / "checkpoints/step-6"), weights(other / "checkpoints/step-6"))
+    assert whole["heldout_loss"] < whole["heldout_loss_before"]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_sft_leaves_an_adapter_in_pefts_format(tmp_path, adapter):
+    told = adapted(tmp_path, adapter, keep_best=True, eval_steps=2)
+    summary = sft.run(told)
+    folder = tmp_path / "run/sft/model"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["r"]) == (str(tmp_path / "model"), 2)
+    names = {path.name for path in folder.iterdir()}
+    assert {"adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
+    assert not {"config.json", "model.safetensors"} & names
+    assert ("base_quantization.json" in names) == (adapter == "qlora")
+    assert 0 < summary["trained_parameters"] < summary["parameters"]
+    model = load_causal_lm(folder, told.model, use="frozen")
+    if adapter == "lora":
+        peft = AutoPeftModelForCausalLM.from_pretrained(folder)
+        ids = torch.arange(10)[None]
+        with torch.no_grad():
+            assert torch.equal(peft(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def changes(adapter, **more):
+    if adapter == "qlora":
+        pytest.importorskip("bitsandbytes")
+    return {"model__adapter": adapter, "model__lora": {"rank": 2, "alpha": 4}} | more
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_chain_of_adapters_on_one_base(tmp_path, adapter):
+    write_data(tmp_path)
+    told = small_recipe(tmp_path, **changes(adapter))
+    run_chain(told)
+    run = tmp_path / "run"
+    assert (run / "base/model/model.safetensors").is_file()
+    assert not (run / "base/model/adapter_config.json").exists()
+    for stage in ("sft", "pmp", "rm"):
+        config = json.loads((run / stage / "model/adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str((run / "base/model").resolve())
+        summary = json.loads((run / stage / "summary.json").read_text())
+        assert 0 < summary["trained_parameters"] < summary["parameters"]
+    pmp, rm = (weights(run / stage / "model") for stage in ("pmp", "rm"))
+    assert pmp.keys() == rm.keys() and not same(pmp, rm)
+    model = load_reward_model(run / "rm/model", told.model, use="frozen")
+    assert isinstance(model, RewardModel) and float(model.shift) != 0
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_rm_resumed_is_rm_never_stopped(tmp_path, killed_at, adapter):
+    write_data(tmp_path)
+    more = {"rm__save_steps": 2, "rm__max_steps": 5, "rm__optimizer": "lion_8bit", "rm__learning_rate": 1e-3}
+    pytest.importorskip("bitsandbytes")
+    recipes = [small_recipe(tmp_path, **changes(adapter, output_dir=str(tmp_path / at), **more)) for at in "ab"]
+    for one in recipes:
+        run_chain(one.model_copy(update={"sft": None, "rm": None}))
+    whole = reward.run(recipes[0])
+    killed_at(reward, 3, recipes[1])
+    again = reward.run(recipes[1])
+    assert again["resumed_from"] == 2 and again["accuracy"] == whole["accuracy"]
+    one, other = (tmp_path / at / "rm/model" for at in "ab")
+    assert same(weights(one), weights(other))
+    assert same(load_file(one / "head.safetensors"), load_file(other / "head.safetensors"))
+    assert json.loads((one / "reward_config.json").read_text()) == json.loads(
+        (other / "reward_config.json").read_text()
+    )
