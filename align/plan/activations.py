@@ -90,9 +90,11 @@ def _read_by_adapters(lora: LoraSection, shape: Shape, precision: Precision) -> 
 def weight_copies(body: Body, *, head: bool, backward: bool) -> float:
     """bfloat16 copies of float32 weights that autocast keeps: of trained ones for a whole forward pass, and whatever is
     saved for the backward pass until that has used it."""
+    if body.precision.quantized is not None:  # the widest matrix at a time is unpacked, into bfloat16
+        return 2 * max(inputs * outputs for inputs, outputs in body.shape.linears.values())
     if not body.precision.copies_weights:
         return 0
-    linear = 0 if body.precision.quantized is not None else body.count.linear
+    linear = body.count.linear
     whole = linear + (body.shape.vocab_size * body.shape.hidden_size if head else 0)
     layer = linear / body.shape.num_hidden_layers
     trained = body.trained and body.lora is None

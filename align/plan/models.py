@@ -56,9 +56,17 @@ class Model:
     def resident(self, ranks: int = 1) -> tuple[Part, ...]:
         """Weights, adapter, moments of the optimizer, and the buckets in which DDP adds gradients up."""
         weights = self.body.precision.bytes_of(self.body.count, head=self.head) if self.own_weights else 0
-        moments = self.trained * bytes_of_moments(self.optimizer, self.trained_width) if self.optimizer else 0
+        moments = self._moments() if self.optimizer else 0
         found = parts(self.role, weights=weights, adapters=4 * self.adapter_size, optimizer=moments)
         return found + (parts(self.role, gradients=self.gradient_bytes) if ranks > 1 else ())
+
+    def _moments(self) -> float:
+        width = self.trained_width
+        size = self.trained * bytes_of_moments(self.optimizer, width)
+        if self.body.lora is None and self.optimizer in ("adamw_8bit", "lion_8bit"):  # embeddings stay in 32 bits
+            wide = 8 if self.optimizer == "adamw_8bit" else 4
+            size += self.body.count.embedding * (wide - bytes_of_moments(self.optimizer, width))
+        return size
 
     @property
     def gradient_bytes(self) -> int:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from align.data.packing import PackingError
-from align.trainers.head import Question, ask_head
+from align.trainers.head import Question, ask_head, head_of
 
 LEAK = 0.1  # share of what visible neighbours would do to the logits; rounding in bfloat16 stays well below
 
@@ -81,7 +81,7 @@ def _head_only_at(raw_model: nn.Module, shape: torch.Size, flat_N: Tensor) -> It
         seen.used = True
         return (args[0].flatten(0, 1).index_select(0, flat_N), *args[1:])
 
-    head = raw_model.get_output_embeddings() if hasattr(raw_model, "get_output_embeddings") else None
+    head = head_of(raw_model)
     handle = head.register_forward_pre_hook(select) if head is not None else None
     try:
         yield seen

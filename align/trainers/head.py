@@ -14,7 +14,7 @@ model is not what the head answered; that is looked at, and such a model gives w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakSet
 
@@ -37,7 +37,8 @@ def ask_head(
 
     Args:
         model: what is called, maybe wrapped.
-        raw_model: the causal LM inside.
+        raw_model: the causal LM inside. Where the head computes differently from time to time (roles of one backbone),
+            its `second_pass()` gives the context in which to make logits again.
         inputs: what `forward` takes.
         num_rows: how many rows of logits the head makes.
         ask: (logits_nV, at) -> answers_nA: about the rows `at` of all rows, flattened; any float dtype.
@@ -45,9 +46,9 @@ def ask_head(
     Returns:
         The model's output (its `logits` hold the answers where the head gave them) and answers_NA.
     """
-    head = raw_model.get_output_embeddings() if hasattr(raw_model, "get_output_embeddings") else None
+    head = head_of(raw_model)
     if head is not None and not _is_small(raw_model, num_rows) and not _changes_logits(raw_model):
-        with _answering(head, _rows_at_once(raw_model), ask) as given:
+        with _answering(head, _rows_at_once(raw_model), ask, getattr(raw_model, "second_pass", nullcontext)) as given:
             output = model(**inputs, use_cache=False)
         if not given:  # another layer made the logits
             return output, _whole(output, ask)
@@ -58,8 +59,15 @@ def ask_head(
     return output, _whole(output, ask)
 
 
-def ask_in_blocks(make: Callable[[Tensor], Tensor], states_Nd: Tensor, num_rows: int, ask: Question) -> Tensor:
-    """answers_NA of `ask(make(states), at)`, `num_rows` rows at a time; a block is made again in the backward pass."""
+def ask_in_blocks(
+    make: Callable[[Tensor], Tensor],
+    states_Nd: Tensor,
+    num_rows: int,
+    ask: Question,
+    second_pass: Callable[[], AbstractContextManager] = nullcontext,
+) -> Tensor:
+    """answers_NA of `ask(make(states), at)`, `num_rows` rows at a time; a block is made again in the backward pass,
+    inside `second_pass()`."""
     total = states_Nd.shape[0]
     blocks = [slice(start, min(start + num_rows, total)) for start in range(0, total, num_rows)]
     if len(blocks) < 2:
@@ -68,14 +76,23 @@ def ask_in_blocks(make: Callable[[Tensor], Tensor], states_Nd: Tensor, num_rows:
     def answer(states_nd: Tensor, at: slice) -> Tensor:
         return ask(make(states_nd), at)
 
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), second_pass()
+
     if not torch.is_grad_enabled():
         return torch.cat([answer(states_Nd[at], at) for at in blocks])
-    return torch.cat([checkpoint(answer, states_Nd[at], at, use_reentrant=False) for at in blocks])
+    return torch.cat([checkpoint(answer, states_Nd[at], at, use_reentrant=False, context_fn=contexts) for at in blocks])
 
 
 def rows_at_once(vocabulary: int) -> int:
     """Rows of a block."""
     return max(1, BLOCK_LOGITS // max(1, vocabulary))
+
+
+def head_of(raw_model: nn.Module) -> nn.Module | None:
+    """The layer that makes the logits; None where the model does not name it."""
+    plain = raw_model.get_base_model() if hasattr(raw_model, "get_base_model") else raw_model  # behind an adapter
+    return plain.get_output_embeddings() if hasattr(plain, "get_output_embeddings") else None
 
 
 def _vocabulary(raw_model: nn.Module) -> int:
@@ -107,12 +124,15 @@ def _same(found: Tensor, given: Tensor) -> bool:
 
 
 @contextmanager
-def _answering(head: nn.Module, num_rows: int, ask: Question) -> Iterator[list[Tensor]]:
+def _answering(
+    head: nn.Module, num_rows: int, ask: Question, second_pass: Callable[[], AbstractContextManager]
+) -> Iterator[list[Tensor]]:
     """While it holds, `head` gives answers in place of logits; the list has what it gave last."""
     make, given = head.forward, []
 
     def answer(states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        found = ask_in_blocks(lambda part: make(part, *args, **kwargs), states.flatten(0, -2), num_rows, ask)
+        flat_Nd = states.flatten(0, -2)
+        found = ask_in_blocks(lambda part: make(part, *args, **kwargs), flat_Nd, num_rows, ask, second_pass)
         given[:] = [found.unflatten(0, states.shape[:-1])]
         return given[0]
 
