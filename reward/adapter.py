@@ -110,6 +110,7 @@ def load_body(
     auto_class: Any = None,
     trainable: bool = True,
     base: str | Path | None = None,
+    dequantize: bool = False,
     **load_kwargs: Any,
 ) -> nn.Module:
     """The base model with the adapter on it.
@@ -120,6 +121,7 @@ def load_body(
         auto_class: what the base is loaded as, default `AutoModel`, its body.
         trainable: whether the adapter is trained further; the base never is.
         base: another place where the base model lies.
+        dequantize: make the base's 4-bit weights wide again, in its dtype.
         load_kwargs: `revision` (of the adapter), `dtype`, …; a `quantization_config`, None included, wins over the
             saved one.
 
@@ -148,6 +150,9 @@ def load_body(
         raise MissingFileError(
             f"{error}: the adapter {path} stands on it; correct base_model_name_or_path in its {CONFIG}"
         ) from error
+    if dequantize:
+        body = body.dequantize()
+        body.is_loaded_in_4bit = False  # transformers 5.19 forgets to say so
     keep_unpacked(body)
     return _with_adapter(body, path, weights, trainable=trainable)
 

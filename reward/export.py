@@ -128,8 +128,8 @@ def _require_end_token(model_dir: str | Path, load_kwargs: dict[str, Any]) -> No
 def _merged(backbone: nn.Module, model_dir: str | Path) -> nn.Module:
     if getattr(backbone, "is_quantized", False):
         raise ExportError(
-            f"{model_dir} has a quantized backbone, into which no adapter can be merged exactly: load it in "
-            "bfloat16 or float32 and save it before exporting"
+            f"{model_dir} has a quantized backbone, into which no adapter can be merged exactly: make a whole "
+            "model of it first, align merge with --dequantize or --base"
         )
     return backbone.merge_and_unload() if hasattr(backbone, "merge_and_unload") else backbone
 

@@ -149,9 +149,7 @@ def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learnin
     trained, parameters = trained_share(trainer.model)
     share = {"trained_parameters": trained, "parameters": parameters} if trained < parameters else {}
     if share:
-        LOG.info(
-            "%s: %d of %d parameters are trained (%.2f %%)", stage, trained, parameters, 100 * trained / parameters
-        )
+        LOG.info("%s: trains %d of %d parameters (%.2f %%)", stage, trained, parameters, 100 * trained / parameters)
     began = time.perf_counter()
     with StopFlag() as flag:
         attach(trainer, stage, out_dir, flag, figures=figures)

@@ -172,7 +172,7 @@ def judge_model(
     tokenizer = load_tokenizer(str(path), trust_remote_code=model.trust_remote_code, revision=revision)
     engine = make_engine(
         rollout.engine,
-        load_causal_lm(str(path), model).to(common.device()),
+        load_causal_lm(str(path), model, use="frozen").to(common.device()),
         pad_token_id=tokenizer.pad_token_id,
         batch_size=rollout.batch_size,
     )

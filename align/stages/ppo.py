@@ -95,7 +95,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     if section.gold_reward:
         gold = build_reward(recipe, tokenizer, stage=stage, key="gold_reward", name="gold", device=accelerator.device)
     blocks, ptx_reports = ptx_blocks(recipe, section, tokenizer)
-    policy = load_causal_lm(path, recipe.model)
+    policy = load_causal_lm(path, recipe.model, seed=derive(seed, "adapter"))
     check_room(policy, section.rollout, stage)
     trainer = PPOTrainer(
         policy,

@@ -112,10 +112,8 @@ def output_layer(recipe: Recipe, section: RewardSection, path: str | Path, *, fr
     if not fresh_head:
         sentence = f"{stage}.lm_weight: {path} is a reward model without a language model's output layer; set it to 0"
         raise RecipeError([sentence], recipe.name)
-    from transformers import AutoModelForCausalLM
+    from align.models.load import load_causal_lm
 
-    from align.models.load import load_options
-    from reward.loading import load_pretrained
-
-    model = load_pretrained(AutoModelForCausalLM, path, **load_options(path, recipe.model))
-    return model.get_output_embeddings().weight.detach().clone()
+    head = load_causal_lm(path, recipe.model, use="frozen").get_output_embeddings()
+    weight = head.weight.detach().clone()
+    return weight + head.get_delta_weight("default") if hasattr(head, "get_delta_weight") else weight

@@ -135,6 +135,5 @@ def test_rm_resumed_is_rm_never_stopped(tmp_path, killed_at, adapter):
     one, other = (tmp_path / at / "rm/model" for at in "ab")
     assert same(weights(one), weights(other))
     assert same(load_file(one / "head.safetensors"), load_file(other / "head.safetensors"))
-    assert json.loads((one / "reward_config.json").read_text()) == json.loads(
-        (other / "reward_config.json").read_text()
-    )
+    first, second = (json.loads((at / "reward_config.json").read_text()) for at in (one, other))
+    assert first == second
