@@ -73,7 +73,9 @@ def plan_ppo(
     tokens, replies = rollout.max_length, rows * rollout.max_completion_length
     for one in models.rewards:
         moments.append(
-            plain_moment(one, held, min(rollout.batch_size, plan.responses), tokens, device=device, name="scoring")
+            plain_moment(
+                one, held, min(rollout.batch_size, plan.responses // ranks), tokens, device=device, name="scoring"
+            )
         )
     for one, asked in ((models.policy, replies), (models.reference, replies), (models.critic, 0)):
         moments.append(plain_moment(one, held, rows, tokens, device=device, name="passes", logit_rows=asked))
