@@ -33,17 +33,18 @@ SHAPES: dict[str, dict[str, Any]] = {
     "D 86M": {**A, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 12},
     "E wide": {**A, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 8}
     | {"vocab_size": 152064, "tie_word_embeddings": True},
+    "tiny": {**A, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 1000},
 }
-SFT = ["sft.micro_batch_size=2", "sft.batch_size=2", "sft.max_length=512"]
-RM = ["rm.micro_batch_size=1", "rm.batch_size=2", "rm.max_length=512"]
+SFT = ["sft.micro_batch_size=2", "sft.batch_size=2", "sft.max_length=256"]
+RM = ["rm.micro_batch_size=1", "rm.batch_size=2", "rm.max_length=192"]
 CASES: dict[str, tuple[str, str, list[str]]] = {  # stage, shape, what the recipe is told
     "sft-full": ("sft", "A 155M", SFT),
     "sft-full-accumulated-checkpointed": (
         *("sft", "A 155M"),
-        [*SFT, "sft.batch_size=4", "sft.max_length=1024", "model.gradient_checkpointing=true"],
+        [*SFT, "sft.batch_size=4", "model.gradient_checkpointing=true"],
     ),
-    "sft-full-wide-vocabulary": ("sft", "E wide", [*SFT, "sft.micro_batch_size=4", "sft.batch_size=4"]),
-    "sft-full-autocast": ("sft", "A 155M", [*SFT, "sft.max_length=384", "model.mixed_precision=bf16"]),
+    "sft-full-wide-vocabulary": ("sft", "E wide", [*SFT, "sft.max_length=384"]),
+    "sft-full-autocast": ("sft", "A 155M", [*SFT, "model.mixed_precision=bf16"]),
     "rm-full": ("rm", "A 155M", RM),
     "sft-lora": ("sft", "B 335M", [*SFT, "model.adapter=lora"]),
     "sft-qlora": ("sft", "C 480M", [*SFT, "model.adapter=qlora", "model.quantization.compute_dtype=float32"]),
@@ -51,6 +52,7 @@ CASES: dict[str, tuple[str, str, list[str]]] = {  # stage, shape, what the recip
     "rm-lora": ("rm", "B 335M", [*RM, "rm.batch_size=1", "model.adapter=lora"]),
     "ppo-lora": ("ppo", "B 335M", ["model.adapter=lora", "ppo.shared_backbone=false"]),
 }
+TINY = {"tiny": ("sft", "tiny", [*SFT, "sft.max_length=64"])}  # to see that this file runs
 ON_GPU = {
     f"{stage}-{adapter}-{size}": (
         *(stage, f"Qwen2.5-{size}"),
@@ -71,7 +73,7 @@ rm: {data: [rm.jsonl], holdout: 0, init_from: model, max_length: 512, batch_size
 max_steps: 2, learning_rate: 1.0e-5}
 ppo: {data: [ppo.jsonl], init_from: model, reward_from: reward, critic_from: reward, num_iterations: 2, \
 rollout_batch_size: 2, num_mini_batches: 1, micro_batch_size: 2, critic_warmup_steps: 0, \
-rollout: {num_generations: 2, max_prompt_length: 192, max_completion_length: 64}}
+rollout: {num_generations: 2, max_prompt_length: 96, max_completion_length: 32}}
 """
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
@@ -179,7 +181,7 @@ def run_case(name: str, cases: dict[str, tuple[str, str, list[str]]]) -> None:
 def main() -> None:
     import torch
 
-    cases = ON_GPU if torch.cuda.is_available() else CASES
+    cases = (ON_GPU if torch.cuda.is_available() else CASES) | TINY
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(cases))
     parser.add_argument("--make", help=argparse.SUPPRESS)
@@ -196,7 +198,7 @@ def main() -> None:
         measure(*cases[args.measure])
     else:
         print(f"{'case':36} {'shape':8} {'planned':>8} {'measured':>8} {'sampled':>8}     off   GiB")
-        for name in args.cases or cases:
+        for name in args.cases or [name for name in cases if name not in TINY]:
             run_case(name, cases)
 
 
