@@ -8,6 +8,7 @@ align data stats | inspect | convert | split    look at data files, count, conve
 align export-reward MODEL_DIR OUT_DIR           a reward model as a plain classifier for transformers and vLLM
 align merge FOLDER OUT                          an adapter (LoRA, QLoRA) and its base as a whole model
 align evaluate-reward MODEL DATA …              a reward model on comparisons, without training
+align plan RECIPE [--gpu 24GB] [key=value …]   the memory of every stage, and what makes it fit; imports no torch
 align doctor RUN                                what ails a ppo stage, by the figures it logged
 """
 
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align import __version__
-from align.commands import data, doctor, evaluate_reward, export_reward, merge
+from align.commands import data, doctor, evaluate_reward, export_reward, merge, plan
 from align.runs.arguments import parse_with_overrides
 from align.runs.files import storage_errors
 from align.runs.launch import guarded, prepare, started_as
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_parser(commands)
     evaluate_reward.add_parser(commands)
     doctor.add_parser(commands)
+    plan.add_parser(commands)
     return parser
 
 
@@ -142,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare(args.debug)
     works = {"run": _run, "quickstart": _run, "check": _check, "recipes": _recipes}
     works |= {"data": data.run, "export-reward": export_reward.run, "evaluate-reward": evaluate_reward.run}
-    works |= {"doctor": doctor.run, "merge": merge.run}
+    works |= {"doctor": doctor.run, "merge": merge.run, "plan": plan.run}
     work = works[args.command]
     again = [word for word in argv if word != "--fresh"]
     return guarded(lambda: work(args), proceed=shlex.join(["align", *again]))

@@ -49,8 +49,9 @@ ARROWS: dict[str, frozenset[str]] = {
         | {"align.evaluation.table"}  # plain numbers
     ),
     "align.doctor": frozenset({"data_formats", "align.recipe", "align.report.run"}),  # without torch
+    "align.plan": frozenset({"data_formats.errors", "align.recipe"}),  # without torch
     "align.commands": frozenset(
-        {"align.runs", "align.recipe", "align.data", "align.models", "align.evaluation", "align.doctor"}
+        {"align.runs", "align.recipe", "align.data", "align.models", "align.evaluation", "align.doctor", "align.plan"}
         | {"reward", "data_formats"}
     ),
     "align.stages": ANYTHING,
@@ -73,6 +74,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.evaluation": TORCH,
     "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),
     "align.doctor": frozenset(),
+    "align.plan": frozenset(),
     "align.commands": frozenset({"rich"}),
     "align.stages": TORCH | {"accelerate", "rich", "peft", "trl"},
     "align": frozenset({"rich"}),

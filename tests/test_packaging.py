@@ -51,6 +51,7 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path):
     assert where.startswith(str(site))
     assert "quickstart" in run("-m", "align.cli", "recipes").stdout
     assert run("-m", "align.cli", "check", "quickstart").returncode == 0
+    assert run("-m", "align.cli", "plan", "qwen2.5_7b_qlora_24gb", "--gpu", "24GB").returncode == 0  # shapes.json
     assert "RECIPE" in run("-m", "align.ppo", "--help").stdout
     accelerate = str(Path(sys.executable).with_name("accelerate"))
     launched = run(accelerate, "launch", "--quiet", "--num_processes", "1", "-m", "align.ppo", "quickstart")

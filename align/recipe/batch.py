@@ -13,6 +13,8 @@ from align.recipe.ppo import PPOSection
 from align.recipe.schema import Recipe
 from align.recipe.stages import SupervisedSection
 
+BLOCK_LOGITS = 1 << 26  # that the LM head makes at once (`align.trainers.head`): 256 MiB in float32
+
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:

@@ -4,7 +4,7 @@ Logits. The LM head is by far the widest layer; prompts have no loss, so most of
 hands it only the hidden states whose next label counts. The hook sits on the head itself, so that the pass still goes
 through the wrapped model (DDP, FSDP, PEFT) and through whatever follows the head (soft-capping, logit scales), which
 works element by element in every architecture. A model that does not name its head, or calls it in another way, gives
-all logits and the same rows are taken out of them.
+all logits and the same rows are taken out of them. Even the chosen logits are not held all at once (`head`).
 
 Packing. The usual ways of telling a model about packed samples are silently wrong on a CPU (position ids next to an
 all-ones mask, or with a cache, attend across samples). Here every implementation gets what it cannot misread:
@@ -21,52 +21,70 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from align.data.packing import PackingError
-from align.functional.masked import same_shape
+from align.trainers.head import Question, ask_head, head_of
 
 LEAK = 0.1  # share of what visible neighbours would do to the logits; rounding in bfloat16 stays well below
 
 
-def logits_at(model: nn.Module, raw_model: nn.Module, inputs: dict[str, Tensor], flat_N: Tensor) -> tuple[Any, Tensor]:
-    """One forward pass with logits at some positions only.
+def ask_at(
+    model: nn.Module, raw_model: nn.Module, inputs: dict[str, Tensor], flat_N: Tensor, ask: Question
+) -> tuple[Any, Tensor]:
+    """One forward pass, and the answers to a question about the logits at some positions.
 
     Args:
         model: what is called, maybe wrapped.
         raw_model: the causal LM inside.
         inputs: `input_ids` (B, T) and what else `forward` takes.
         flat_N: positions as flat indices into (B, T).
+        ask: (logits_nV, at) -> answers_nA, about the rows `at` of the N (`align.trainers.head`).
 
     Returns:
-        The model's output, and logits_NV (the same as `output.logits` where the hook did its work).
+        The model's output and answers_NA.
 
     Raises:
         ValueError: the model gives logits of another length than its input (virtual tokens of prompt tuning).
     """
-    with _head_only_at(raw_model, inputs["input_ids"].shape, flat_N):
-        output = model(**inputs, use_cache=False)
-    logits = output.logits
-    if logits.dim() == 2:
-        return output, logits
-    same_shape(logits_BTV_without_V=logits[..., 0], input_ids_BT=inputs["input_ids"])
-    return output, logits.flatten(0, 1).index_select(0, flat_N)
+    shape = inputs["input_ids"].shape
+
+    def of_chosen(logits: Tensor, at: slice) -> Tensor:
+        if head.used:
+            return ask(logits, at)
+        if len(logits) != shape.numel():
+            raise ValueError(f"the model gives {len(logits)} rows of logits for input_ids of shape {tuple(shape)}")
+        return ask(logits.index_select(0, flat_N), slice(0, len(flat_N)))
+
+    with _head_only_at(raw_model, shape, flat_N) as head:
+        return ask_head(model, raw_model, inputs, len(flat_N), of_chosen)
+
+
+@dataclass(slots=True)
+class _Head:
+    """Whether the head was handed the chosen states alone."""
+
+    used: bool = False
 
 
 @contextmanager
-def _head_only_at(raw_model: nn.Module, shape: torch.Size, flat_N: Tensor) -> Iterator[None]:
+def _head_only_at(raw_model: nn.Module, shape: torch.Size, flat_N: Tensor) -> Iterator[_Head]:
+    seen = _Head()
+
     def select(head: nn.Module, args: tuple) -> tuple | None:
         if not args or args[0].dim() != 3 or args[0].shape[:2] != shape:
             return None
+        seen.used = True
         return (args[0].flatten(0, 1).index_select(0, flat_N), *args[1:])
 
-    head = raw_model.get_output_embeddings() if hasattr(raw_model, "get_output_embeddings") else None
+    head = head_of(raw_model)
     handle = head.register_forward_pre_hook(select) if head is not None else None
     try:
-        yield
+        yield seen
     finally:
         if handle is not None:
             handle.remove()

@@ -2,34 +2,40 @@
 
 Sampling, old, new and reference log-probabilities of PPO all come from here, so that the ratio of an unchanged policy
 is exactly 1. Logits are divided by the sampling temperature and normalised over the whole vocabulary (top-p and top-k
-truncate sampling only; see `PPOTrainer`). Logits are computed only from the first reply token of the micro-batch on.
+truncate sampling only; see `PPOTrainer`). Logits are computed only from the first reply token of the micro-batch on,
+and never held all at once (`align.trainers.head`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from align.functional.logprobs import token_entropy, token_kl, token_logprobs
 from align.functional.support import support_logprobs
 from align.trainers.experience import TokenBatch
+from align.trainers.head import ask_head
 from align.trainers.support import SupportTensor
 
 
-def _reply_logits(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, int]:
+def _on_replies(
+    model: nn.Module, batch: TokenBatch, ask: Callable[[Tensor, Tensor, slice], Tensor]
+) -> tuple[Tensor, int]:
+    """answers_BKA of the K states from the first that has an action in any row, and the number of that state; `ask`
+    gets logits_nV, the ids_n drawn from them and where they lie among B * (K + 1) rows (the last state draws none)."""
     first_state = int(batch.prompt_lengths_N.min()) - 1
-    width = batch.input_ids_NT.shape[1]
-    output = model(
-        input_ids=batch.input_ids_NT,
-        attention_mask=batch.attention_mask_NT,
-        logits_to_keep=width - first_state,
-        use_cache=False,
-    )
-    return output.logits[:, :-1], first_state
+    rows, width = batch.input_ids_NT.shape
+    kept = width - first_state
+    ids_N = F.pad(batch.input_ids_NT[:, first_state + 1 :], (0, 1)).flatten()
+    inputs = {"input_ids": batch.input_ids_NT, "attention_mask": batch.attention_mask_NT, "logits_to_keep": kept}
+    raw = model.module if isinstance(model, DistributedDataParallel) else model
+    _, answers_NA = ask_head(model, raw, inputs, rows * kept, lambda logits_nV, at: ask(logits_nV, ids_N[at], at))
+    return answers_NA.unflatten(0, (rows, kept))[:, :-1], first_state
 
 
 def reply_logprobs(model: nn.Module, batch: TokenBatch, temperature: float) -> Tensor:
@@ -41,9 +47,10 @@ def reply_logprobs(model: nn.Module, batch: TokenBatch, temperature: float) -> T
     Returns:
         logps_BS in nats; positions before the first reply token are 0, padded ones arbitrary.
     """
-    logits_BKV, first_state = _reply_logits(model, batch)
-    logps_BK = token_logprobs(logits_BKV, batch.input_ids_NT[:, first_state + 1 :], temperature)
-    return F.pad(logps_BK, (first_state, 0))
+    logps_BK1, first_state = _on_replies(
+        model, batch, lambda logits_nV, ids_n, at: token_logprobs(logits_nV, ids_n, temperature)[:, None]
+    )
+    return F.pad(logps_BK1[..., 0], (first_state, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,29 +77,41 @@ def reply_distribution(
     entropy: bool = False,
 ) -> ReplyLogprobs:
     """`reply_logprobs`, and from the same pass those over a recorded support and the entropy."""
-    logits_BKV, first_state = _reply_logits(model, batch)
-    ids_BK = batch.input_ids_NT[:, first_state + 1 :]
-
-    def placed(of_states_BK: Tensor) -> Tensor:
-        return F.pad(of_states_BK, (first_state, 0))
-
-    full_BS = placed(token_logprobs(logits_BKV, ids_BK, temperature))
-    ratio_BS = full_BS
     if support is not None:
-        support_BKS, mask_BKS = support.from_state(first_state).padded()
-        ratio_BS = placed(support_logprobs(logits_BKV, ids_BK, support_BKS, mask_BKS, temperature))
-    return ReplyLogprobs(full_BS, ratio_BS, placed(token_entropy(logits_BKV, temperature)) if entropy else None)
+        first_state = int(batch.prompt_lengths_N.min()) - 1
+        support_NS, mask_NS = (
+            F.pad(part_BKS, (0, 0, 0, 1)).flatten(0, 1) for part_BKS in support.from_state(first_state).padded()
+        )
+
+    def ask(logits_nV: Tensor, ids_n: Tensor, at: slice) -> Tensor:
+        found = [token_logprobs(logits_nV, ids_n, temperature)]
+        if support is not None:
+            found.append(support_logprobs(logits_nV, ids_n, support_NS[at], mask_NS[at], temperature))
+        if entropy:
+            found.append(token_entropy(logits_nV, temperature))
+        return torch.stack(found, dim=-1)
+
+    answers_BKA, first_state = _on_replies(model, batch, ask)
+    placed = [F.pad(answers_BK, (first_state, 0)) for answers_BK in answers_BKA.unbind(-1)]
+    return ReplyLogprobs(placed[0], placed[support is not None], placed[-1] if entropy else None)
 
 
 @torch.no_grad()
 def reply_full_kl(model: nn.Module, reference: nn.Module, batch: TokenBatch, temperature: float) -> Tensor:
     """kl_BS: KL(model || reference) of the distribution each action was drawn from, over the whole vocabulary, nats.
 
-    Holds the logits of both at once, as a training step holds logits and their gradient.
+    Works reply by reply: the logits of both models at one reply's states are held at once, and no more.
     """
-    logits_BKV, first_state = _reply_logits(model, batch)
-    ref_logits_BKV, _ = _reply_logits(reference, batch)
-    return F.pad(token_kl(logits_BKV, ref_logits_BKV, temperature), (first_state, 0))
+    kl_BS = torch.zeros(batch.mask_NS.shape, device=batch.input_ids_NT.device)
+    for row in range(len(kl_BS)):
+        one = batch.rows(torch.tensor([row], device=kl_BS.device))
+        first_state, width = int(one.prompt_lengths_N[0]) - 1, one.input_ids_NT.shape[1]
+        inputs = {"input_ids": one.input_ids_NT, "attention_mask": one.attention_mask_NT, "use_cache": False}
+        both = [policy(**inputs, logits_to_keep=width - first_state).logits[0, :-1] for policy in (model, reference)]
+        kl_K = token_kl(*both, temperature)
+        kl_BS = kl_BS.to(kl_K.dtype)
+        kl_BS[row, first_state : width - 1] = kl_K
+    return kl_BS
 
 
 def state_values(critic: nn.Module, batch: TokenBatch) -> Tensor:

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from align.data.collate import pad_right
 from align.data.pairs import GroupRow
+from align.functional import token_logprobs
+from align.trainers.head import ask_in_blocks, rows_at_once
 from align.trainers.reward import RewardTrainer
 from reward.errors import ModelFileError
 from reward.flat import flat_batch, flat_problem
@@ -158,9 +159,15 @@ class GroupRewardTrainer(RewardTrainer):
         """Mean NLL a token of each group's best reply, shape (G,), in nats."""
         states_Md = states_BTd[inputs["lm_rows"], inputs["lm_columns"]]
         self.output_layer = self.output_layer.to(states_Md.device, states_Md.dtype)
-        nll_M = F.cross_entropy((states_Md @ self.output_layer.T).float(), inputs["lm_ids"], reduction="none")
-        sums_G = nll_M.new_zeros(len(inputs["weights"]))
-        return sums_G.index_add(0, inputs["lm_groups"], nll_M * inputs["lm_shares"])
+        ids_M, layer_Vd = inputs["lm_ids"], self.output_layer
+        nll_M1 = ask_in_blocks(
+            lambda states: states @ layer_Vd.T,
+            states_Md,
+            rows_at_once(len(layer_Vd)),
+            lambda logits, at: -token_logprobs(logits, ids_M[at])[:, None],
+        )
+        sums_G = nll_M1.new_zeros(len(inputs["weights"]))
+        return sums_G.index_add(0, inputs["lm_groups"], nll_M1[:, 0] * inputs["lm_shares"])
 
     def compute_loss(
         self,

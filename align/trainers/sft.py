@@ -23,9 +23,10 @@ from transformers import EvalPrediction
 from align.data.collate import CausalCollator
 from align.data.packing import PackedRows, PackingError
 from align.functional.logprobs import token_logprobs
+from align.functional.masked import keep
 from align.functional.reductions import REDUCTIONS, Reduction, loss_weights
-from align.functional.supervised import predicting_positions, weighted_nll_sum
-from align.trainers.causal_forward import attention_of, logits_at, packed_batch, packed_inputs, prove_packing
+from align.functional.supervised import predicting_positions
+from align.trainers.causal_forward import ask_at, attention_of, packed_batch, packed_inputs, prove_packing
 from align.trainers.supervised import SupervisedTrainer
 
 LOG = logging.getLogger("align")
@@ -115,26 +116,33 @@ class SFTTrainer(SupervisedTrainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Weighted sum of token losses of this micro-batch over the step's units; scalar.
 
-        With `return_outputs`, the outputs hold the logits of the positions with loss alone, (N, V).
+        With `return_outputs`, the outputs hold the logits of the positions with loss alone, (N, V), and where these are
+        very many their log-probabilities, (N, 1).
         """
         inputs = self._laid_out(inputs)
         weights_BT, units = self.token_weights(inputs)
-        outputs, logits_NV, flat_N = self._forward(model, inputs, weights_BT)
-        loss_sum = weighted_nll_sum(logits_NV, *_next(inputs["labels"], weights_BT, flat_N))
+        outputs, logps_N, _, weights_N = self._forward(model, inputs, weights_BT)
+        loss_sum = -(keep(logps_N, weights_N) * weights_N.to(logps_N.dtype)).sum()
         loss = self.mean_over_step(loss_sum, units, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _laid_out(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return packed_batch(inputs, attention_of(self.model)) if "segments" in inputs else inputs
 
-    def _forward(self, model: nn.Module, inputs: dict[str, Tensor], weights_BT: Tensor) -> tuple[Any, Tensor, Tensor]:
+    def _forward(
+        self, model: nn.Module, inputs: dict[str, Tensor], weights_BT: Tensor
+    ) -> tuple[Any, Tensor, Tensor, Tensor]:
+        """The model's output; log-probability, flat position and weight of the N labels that weigh something."""
         flat_N = predicting_positions(weights_BT)
+        labels_N, weights_N = _next(inputs["labels"], weights_BT, flat_N)
         if "segments" in inputs:
             called = packed_inputs(inputs, attention_of(self.model), self.model.dtype)
         else:
             called = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        outputs, logits_NV = logits_at(model, self.model, called, flat_N)
-        return outputs, logits_NV, flat_N
+        outputs, logps_N1 = ask_at(
+            model, self.model, called, flat_N, lambda logits, at: token_logprobs(logits, labels_N[at])[:, None]
+        )
+        return outputs, logps_N1[:, 0], flat_N, weights_N
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
@@ -143,10 +151,9 @@ class SFTTrainer(SupervisedTrainer):
         inputs = self._prepare_inputs(inputs)
         weights_BT, _ = loss_weights(inputs["labels"])
         with torch.no_grad(), self.compute_loss_context_manager():
-            _, logits_NV, flat_N = self._forward(model, inputs, weights_BT)
-            labels_N, weights_N = _next(inputs["labels"], weights_BT, flat_N)
+            _, logps_N, flat_N, weights_N = self._forward(model, inputs, weights_BT)
             row_N = flat_N // weights_BT.shape[1]
-            nll_N = -token_logprobs(logits_NV, labels_N).double()
+            nll_N = -logps_N.double()
         sums_B2 = torch.zeros(len(weights_BT), 2, dtype=torch.float64, device=nll_N.device)
         sums_B2.index_add_(0, row_N, torch.stack([nll_N, weights_N], dim=1))
         return None, sums_B2, torch.zeros(len(sums_B2), device=sums_B2.device)

@@ -2,9 +2,9 @@
 
 `python kill_run.py FOLDER [PLACE:COUNT[@RANK]] [--lora|--roles] [--overlap]` trains in FOLDER as the ppo stage does,
 from the newest checkpoint there on, and dies the COUNT-th time it comes through PLACE (counted since this process
-started). Before it dies it appends a line to `FOLDER/kills.jsonl` that says where it stood. `python kill_run.py --serve` imports
-once and then forks a run for each line of arguments (a JSON list) on standard input; it answers with the exit status,
--9 for a kill. No tensor is computed before the fork, so no thread of torch's exists then.
+started). Before it dies it appends a line to `FOLDER/kills.jsonl` that says where it stood. `python kill_run.py
+--serve` imports once and then forks a run for each line of arguments (a JSON list) on standard input; it answers with
+the exit status, -9 for a kill. No tensor is computed before the fork, so no thread of torch's exists then.
 """
 
 from __future__ import annotations

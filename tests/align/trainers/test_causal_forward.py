@@ -20,9 +20,9 @@ from transformers import (
 from align.data.collate import CausalCollator
 from align.data.packing import PackedRows, PackingError
 from align.trainers.causal_forward import (
+    ask_at,
     block_mask,
     flattened,
-    logits_at,
     packed_batch,
     packed_inputs,
     positions,
@@ -57,6 +57,10 @@ def make(name):
     return MODELS[name]().double().eval()
 
 
+def whole(logits, at):
+    return logits
+
+
 # -- logits where they are needed
 
 
@@ -66,7 +70,7 @@ def test_chosen_logits_and_their_gradients_are_those_of_all_logits(name):
     grads = []
     for sparse in (True, False):
         if sparse:
-            output, logits = logits_at(model, model, {"input_ids": ids}, flat)
+            output, logits = ask_at(model, model, {"input_ids": ids}, flat, whole)
             assert output.logits.shape == (3, 64)  # the head saw three positions
         else:
             logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)[flat]
@@ -81,7 +85,7 @@ def test_a_model_that_does_not_name_its_head_gives_the_same_rows():
     model, ids, flat = make("qwen3"), torch.randint(1, 64, (2, 6)), torch.tensor([0, 11])
     expected = model(input_ids=ids).logits.flatten(0, 1)[flat]
     model.get_output_embeddings = lambda: None
-    output, logits = logits_at(model, model, {"input_ids": ids}, flat)
+    output, logits = ask_at(model, model, {"input_ids": ids}, flat, whole)
     assert output.logits.shape == (2, 6, 64) and torch.equal(logits, expected)
 
 
@@ -90,8 +94,8 @@ def test_logits_of_another_length_than_the_input_are_refused():
         def forward(self, input_ids, use_cache):
             return type("Output", (), {"logits": torch.zeros(2, 8, 4)})
 
-    with pytest.raises(ValueError, match=r"\(2, 8\)"):
-        logits_at(Prompted(), Prompted(), {"input_ids": torch.zeros(2, 6)}, torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"16 rows of logits for input_ids of shape \(2, 6\)"):
+        ask_at(Prompted(), Prompted(), {"input_ids": torch.zeros(2, 6)}, torch.tensor([0]), whole)
 
 
 # -- packed samples

@@ -1,0 +1,79 @@
+"""align plan RECIPE [--gpu 24GB] [key=value …]: the memory of every stage, before anything is loaded.
+
+Worked out from the model's shape and the recipe's numbers in under a second: weights, optimizer state, gradients,
+activations, logits and the cache of rollouts, at the moment of each stage at which most is held, on one process. With
+--gpu a recipe that needs more than the card has is refused, with the changes (each found by planning again) that make
+it fit.
+
+exit code: 0, or 3 when the card is too small; 1 for a recipe or a model that cannot be planned
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from align.commands.options import positive
+
+TOO_SMALL = 3
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand to the parser's `commands`."""
+    words = "predict the memory of every stage, and what would make it fit"
+    parser = commands.add_parser("plan", help=words, description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a shipped recipe")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, such as sft.micro_batch_size=1")
+    parser.add_argument("--gpu", metavar="SIZE", help="memory of the card, for example 24GB")
+    parser.add_argument("--num-processes", type=positive, default=1, metavar="N", help="ranks under DDP (default 1)")
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object, in bytes")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan; returns the exit code.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+        PlanError: a model's shape is not known, or --gpu is no size.
+    """
+    from align.plan import card, plan_stages, propose
+    from align.plan.show import as_data, describe
+    from align.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides, world_size=args.num_processes)
+    size = card.read_size(args.gpu) if args.gpu else None
+    plans = plan_stages(recipe, ranks=args.num_processes)
+    limit = None if size is None else card.usable(size)
+    fits = limit is None or all(plan.peak.bytes <= limit for plan in plans)
+    proposal = None if fits else propose(recipe, limit, ranks=args.num_processes)
+    if args.json:
+        shown: dict[str, Any] = {"recipe": recipe.name, "stages": as_data(plans)}
+        if limit is not None:
+            shown |= {"gpu": size, "usable": limit, "fits": fits}
+        if not fits:
+            shown["proposal"] = None if proposal is None else {"changes": proposal.changes, "peak": proposal.peak}
+        print(json.dumps(shown, ensure_ascii=False, indent=2))
+    else:
+        print(describe(plans))
+        if limit is not None:
+            print("\n" + _verdict(recipe, plans, args, limit, proposal))
+    return 0 if fits else TOO_SMALL
+
+
+def _verdict(recipe: Any, plans: list, args: argparse.Namespace, limit: int, proposal: Any) -> str:
+    from align.plan.propose import alone
+    from align.plan.show import gib
+
+    worst = max(plans, key=lambda plan: plan.peak.bytes)
+    has = f"a card of {args.gpu}, of which {gib(limit)} GiB can be used"
+    if worst.peak.bytes <= limit:
+        return f"fits on {has}"
+    lines = [f"{worst.stage} needs {gib(worst.peak.bytes)} GiB and does not fit on {has}"]
+    single = alone(recipe, worst, ranks=args.num_processes)
+    lines += [f"  {' '.join(one.changes)}: {gib(one.peak)} GiB" for one in single]
+    if proposal is None:
+        return "\n".join([*lines, "no change that this command knows makes the recipe fit on that card"])
+    return "\n".join([*lines, f"fits, with {gib(proposal.peak)} GiB at most, by: {' '.join(proposal.changes)}"])

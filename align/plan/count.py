@@ -1,0 +1,69 @@
+"""Exact numbers of parameters, by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from align.plan.shapes import Shape
+from align.recipe.adapters import LoraSection
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Parameters of a causal LM.
+
+    Attributes:
+        embedding: the token embedding.
+        linear: the weights of all linear layers between embedding and head.
+        head: of the LM head, 0 where it is the embedding.
+        rest: norms and biases.
+    """
+
+    embedding: int
+    linear: int
+    head: int
+    rest: int
+
+    @property
+    def body(self) -> int:
+        """All but the LM head: what a reward model and a critic have beside their own head."""
+        return self.embedding + self.linear + self.rest
+
+    @property
+    def whole(self) -> int:
+        """The causal LM."""
+        return self.body + self.head
+
+
+def count(shape: Shape) -> Count:
+    """Parameters of a causal LM of this shape."""
+    h, layers = shape.hidden_size, shape.num_hidden_layers
+    linears = shape.linears
+    biased = (("q_proj", "k_proj", "v_proj") if shape.qkv_bias else ()) + (("o_proj",) if shape.output_bias else ())
+    biased += ("gate_proj", "up_proj", "down_proj") if shape.mlp_bias else ()
+    per_layer = 2 * h + sum(linears[name][1] for name in biased) + (2 * shape.head_dim if shape.qk_norm else 0)
+    embedding = shape.vocab_size * h
+    return Count(
+        embedding=embedding,
+        linear=layers * sum(inputs * outputs for inputs, outputs in linears.values()),
+        head=0 if shape.tie_word_embeddings else embedding,
+        rest=layers * per_layer + h,
+    )
+
+
+def adapted(shape: Shape, lora: LoraSection) -> tuple[str, ...]:
+    """Which linear layers of a layer have an adapter."""
+    return tuple(name for name in shape.linears if lora.targets == "all-linear" or name in lora.targets)
+
+
+def count_adapter(shape: Shape, lora: LoraSection) -> int:
+    """Trained parameters of one adapter: A and B (with DoRA a norm a row), and modules that are trained whole."""
+    pairs: Iterable[tuple[int, int]] = (shape.linears[name] for name in adapted(shape, lora))
+    per_layer = sum(lora.rank * (inputs + outputs) + (outputs if lora.dora else 0) for inputs, outputs in pairs)
+    whole = sum(
+        shape.vocab_size * shape.hidden_size for name in lora.modules_to_save if name in ("embed_tokens", "lm_head")
+    )
+    if "embed_tokens" in lora.targets and lora.targets != "all-linear":
+        whole += lora.rank * (shape.vocab_size + shape.hidden_size)
+    return shape.num_hidden_layers * per_layer + whole

@@ -1,0 +1,119 @@
+"""The moments of ppo: four models at once, two of them in training, and one of them sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from align.plan.activations import INNER_BLOCK
+from align.plan.models import Model, frozen_model, trained_model
+from align.plan.parts import Moment, Part, StagePlan, parts
+from align.plan.passes import plain_moment, sampling_moments, training_moments
+from align.plan.shapes import Shape
+from align.recipe import Recipe, batch_plan
+from align.recipe.lineage import init_origin
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """The models of the stage."""
+
+    policy: Model
+    critic: Model
+    reference: Model
+    rewards: tuple[Model, ...]
+
+    def resident(self, ranks: int) -> tuple[Part, ...]:
+        """What they hold for good."""
+        return tuple(
+            part
+            for model in (self.policy, self.critic, self.reference, *self.rewards)
+            for part in model.resident(ranks)
+        )
+
+
+def shares_backbone(recipe: Recipe) -> bool:
+    """Whether policy, critic, reference and reward model are adapters of one base."""
+    asked = recipe.ppo.shared_backbone
+    return recipe.model.adapter != "none" if asked == "auto" else bool(asked)
+
+
+def roles(recipe: Recipe, policy: Shape, critic: Shape, rewards: dict[str, Shape]) -> Roles:
+    """The models of the recipe's ppo stage; the weights of a shared base are the policy's."""
+    section, model = recipe.ppo, recipe.model
+    shared = shares_backbone(recipe)
+    from_adapter = init_origin(recipe, "ppo").kind == "stage"  # the reference is the adapter that training starts from
+    found = Roles(
+        trained_model("policy", policy, model, section.policy),
+        trained_model("critic", critic, model, section.critic, head=False),
+        frozen_model("reference", policy, model, head=True, adapter=from_adapter),
+        tuple(frozen_model(role, shape, model, head=False, adapter=True) for role, shape in rewards.items()),
+    )
+    if not shared:
+        return found
+    return Roles(
+        found.policy,
+        replace(found.critic, own_weights=critic != policy),
+        replace(found.reference, own_weights=False),
+        tuple(replace(one, own_weights=one.body.shape != policy) for one in found.rewards),
+    )
+
+
+def plan_ppo(
+    recipe: Recipe, policy: Shape, critic: Shape, rewards: dict[str, Shape], *, ranks: int, device: str
+) -> StagePlan:
+    """The stage; `rewards`: the reward models by role, `gold_reward` among them."""
+    section, plan = recipe.ppo, batch_plan(recipe, "ppo", ranks)
+    models, rollout, rows = roles(recipe, policy, critic, rewards), section.rollout, plan.micro_batch_size
+    held = models.resident(ranks)
+    if section.ema_decay is not None:
+        average = models.policy
+        size = average.adapter_size * 4 if average.body.lora else 0
+        held += parts("average", weights=size or average.body.precision.bytes_of(average.body.count, head=True))
+    moments = _sampling(recipe, models, held, plan.responses // ranks)
+    tokens, replies = rollout.max_length, rows * rollout.max_completion_length
+    for one in models.rewards:
+        moments.append(
+            plain_moment(
+                one, held, min(rollout.batch_size, plan.responses // ranks), tokens, device=device, name="scoring"
+            )
+        )
+    for one, asked in ((models.policy, replies), (models.reference, replies), (models.critic, 0)):
+        moments.append(plain_moment(one, held, rows, tokens, device=device, name="passes", logit_rows=asked))
+    moments.append(_whole_kl(models, held, rollout.max_completion_length, device))
+    many = plan.accumulation > 1
+    moments += training_moments(models.critic, held, rows, tokens, device=device, accumulating=many)
+    held += models.critic.gradients()
+    moments += training_moments(models.policy, held, rows, tokens, device=device, logit_rows=replies, accumulating=many)
+    if section.uses_ptx:
+        moments += _ptx(recipe, models.policy, held, plan.ptx_micro_batch_size, device)
+    return StagePlan("ppo", (*moments, Moment("optimizer step", held + models.policy.gradients())))
+
+
+def _sampling(recipe: Recipe, models: Roles, held: tuple[Part, ...], responses: int) -> list[Moment]:
+    rollout = recipe.ppo.rollout
+    truncated = rollout.top_p < 1 or rollout.top_k > 0
+    return sampling_moments(
+        models.policy,
+        held,
+        min(rollout.batch_size, responses),
+        rollout.max_prompt_length,
+        rollout.max_completion_length,
+        truncated=truncated,
+    )
+
+
+def _whole_kl(models: Roles, held: tuple[Part, ...], tokens: int, device: str) -> Moment:
+    """The exact KL is taken reply by reply: logits of policy and reference, and three float32 pieces of theirs."""
+    precision = models.policy.body.precision
+    width = 4 if precision.autocast else precision.weights
+    size = tokens * models.policy.body.shape.vocab_size
+    made = size * (2 * width + (2 if precision.autocast else 0)) + 3 * 4 * min(size, INNER_BLOCK[device])
+    return Moment("policy and reference: exact KL of a reply", held + parts("policy", logits=made))
+
+
+def _ptx(recipe: Recipe, policy: Model, held: tuple[Part, ...], rows: int, device: str) -> list[Moment]:
+    """Pretraining rows come on top of the replies' gradients, whose norm is taken from a copy."""
+    held += policy.gradients()
+    tokens = recipe.ppo.ptx_max_length
+    found = training_moments(policy, held, rows, tokens, device=device, logit_rows=rows * tokens, accumulating=True)
+    return [replace(moment, name=moment.name.replace("policy:", "policy, ptx:")) for moment in found]

@@ -1,0 +1,77 @@
+"""The moments of base, sft, pmp, rm and rejection."""
+
+from __future__ import annotations
+
+from align.plan.models import Model, frozen_model, trained_model
+from align.plan.parts import Moment, StagePlan
+from align.plan.passes import plain_moment, sampling_moments, training_moments
+from align.plan.shapes import Shape
+from align.recipe import Recipe, batch_plan
+from align.recipe.rejection import RejectionSection
+from align.recipe.stages import RewardSection, SFTSection, SupervisedSection
+
+
+def plan_supervised(
+    recipe: Recipe, stage: str, shape: Shape, rewards: dict[str, Shape], *, ranks: int, device: str
+) -> StagePlan:
+    """One stage; `rewards`: the reward models that rejection asks, by role."""
+    section: SupervisedSection = getattr(recipe, stage)
+    pairs = isinstance(section, RewardSection)
+    model = trained_model("model", shape, recipe.model, section, head=not pairs, adapted=stage != "base")
+    moments = _training(recipe, stage, section, model, ranks, device)
+    if (section.eval_data and not isinstance(section, RejectionSection)) or section.holdout:
+        moments += _looks(section, model, ranks, device, replies=isinstance(section, SFTSection))
+    if isinstance(section, RejectionSection):
+        moments += _sampling(section, model, recipe, rewards, device)
+    return StagePlan(stage, tuple(moments))
+
+
+def _training(
+    recipe: Recipe, stage: str, section: SupervisedSection, model: Model, ranks: int, device: str
+) -> list[Moment]:
+    plan = batch_plan(recipe, stage, ranks)
+    pairs = isinstance(section, RewardSection)
+    rows, held = plan.micro_batch_size * (2 if pairs else 1), model.resident(ranks)
+    with_logits = not pairs or section.lm_weight > 0
+    per_row = section.max_length // (2 if pairs else 1)  # the language model's share of a reward loss: the better reply
+    moments = training_moments(
+        model,
+        held,
+        rows,
+        section.max_length,
+        device=device,
+        logit_rows=rows * per_row if with_logits else 0,
+        accumulating=plan.accumulation > 1,
+    )
+    return [*moments, Moment("model: optimizer step", held + model.gradients())]
+
+
+def _looks(section: SupervisedSection, model: Model, ranks: int, device: str, *, replies: bool) -> list[Moment]:
+    pairs, held = isinstance(section, RewardSection), model.resident(ranks)
+    rows = section.eval_batch_size * (2 if pairs else 1)
+    logit_rows = 0 if pairs else rows * section.max_length
+    moments = [
+        plain_moment(model, held, rows, section.max_length, device=device, name="held-out loss", logit_rows=logit_rows)
+    ]
+    if replies and section.eval_num_replies:
+        at_once = min(section.eval_batch_size, section.eval_num_replies)
+        prompt, reply = max(1, section.max_length - section.max_completion_length), section.max_completion_length
+        moments += sampling_moments(model, held, at_once, prompt, reply, truncated=False, name="held-out replies")
+    return moments
+
+
+def _sampling(
+    section: RejectionSection, model: Model, recipe: Recipe, rewards: dict[str, Shape], device: str
+) -> list[Moment]:
+    """The newest model is loaded anew, with the reward models beside it."""
+    rollout = section.rollout
+    asked = [frozen_model(role, shape, recipe.model, head=False, adapter=True) for role, shape in rewards.items()]
+    held = frozen_model("model", model.body.shape, recipe.model, head=True, adapter=True).resident()
+    held += tuple(part for one in asked for part in one.resident())
+    frozen = frozen_model("model", model.body.shape, recipe.model, head=True)
+    truncated = rollout.top_p < 1 or rollout.top_k > 0
+    prompt, reply = rollout.max_prompt_length, rollout.max_completion_length
+    moments = sampling_moments(frozen, held, rollout.batch_size, prompt, reply, truncated=truncated)
+    for one in asked:
+        moments.append(plain_moment(one, held, rollout.batch_size, rollout.max_length, device=device, name="scoring"))
+    return moments

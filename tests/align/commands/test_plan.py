@@ -1,0 +1,73 @@
+import json
+import sys
+import time
+
+import pytest
+
+from align import cli
+from tests.commands import INSTALLED, align, run
+
+
+@pytest.fixture
+def asked(capsys):
+    def ask(*words, code=0):
+        capsys.readouterr()
+        assert cli.main(["plan", *words]) == code
+        return capsys.readouterr()
+
+    return ask
+
+
+def test_a_table_of_stages_and_one_of_roles(asked):
+    lines = asked("qwen2.5_7b_qlora_24gb", "--gpu", "24GB").out.splitlines()
+    assert lines[0] == "memory of each stage's highest moment, GiB"
+    assert lines[2].split()[:3] == ["stage", "weights", "adapters"] and lines[2].split()[-2:] == ["peak", "when"]
+    assert [line.split()[0] for line in lines[4:8]] == ["sft", "pmp", "rm", "ppo"]
+    assert [line.split()[0] for line in lines[13:17]] == ["policy", "critic", "reference", "reward"]
+    assert lines[-1] == "fits on a card of 24GB, of which 22.05 GiB can be used"
+
+
+def test_a_card_too_small_is_refused_with_what_would_fit(asked):
+    shown = asked("qwen_rlhf", "--gpu", "24GB", code=3).out
+    assert "ppo needs " in shown and "does not fit on a card of 24GB" in shown
+    changes = shown.splitlines()[-1].partition(" by: ")[2].split()
+    assert shown.splitlines()[-1].startswith("fits, with ") and "model.adapter=qlora" in changes
+    assert "fits on a card of 24GB" in asked("qwen_rlhf", *changes, "--gpu", "24GB").out
+    small = asked("qwen_rlhf", "--gpu", "2GB", code=3).out.splitlines()[-1]
+    assert small == "no change that this command knows makes the recipe fit on that card"
+
+
+def test_json_adds_up(asked):
+    found = json.loads(asked("qwen_rlhf", "--gpu", "80GB", "--json", code=3).out)
+    assert (found["gpu"], found["fits"]) == (80 * 2**30, False)
+    for stage in found["stages"]:
+        assert stage["peak"] == max(moment["bytes"] for moment in stage["moments"])
+        for moment in stage["moments"]:
+            assert moment["bytes"] == sum(part["bytes"] for part in moment["parts"])
+    assert found["proposal"]["peak"] <= found["usable"]
+
+
+def test_errors_are_sentences(asked):
+    shown = asked("qwen_rlhf", "--gpu", "huge", code=1).err
+    assert shown == "error: --gpu huge: write a card's memory as 24GB\n"
+    shown = asked("qwen_rlhf", "model.path=me/model", code=1).err
+    assert shown.startswith(
+        "error: model.path: the shape of 'me/model' is not known; name a folder with its config.json"
+    )
+    assert "did you mean" in asked("qwen_rlfh", code=1).err
+
+
+def test_more_ranks_need_buckets_and_a_batch_that_fits(asked):
+    one, two = (json.loads(asked("qwen_rlhf", "--json", *more).out) for more in ([], ["--num-processes", "2"]))
+    assert two["stages"][0]["peak"] > one["stages"][0]["peak"]
+    assert "ranks" in asked("qwen_rlhf", "--num-processes", "7", code=1).err
+
+
+def test_it_takes_less_than_a_second_and_no_torch(tmp_path):
+    began = time.perf_counter()
+    done = align("plan", "qwen_rlhf", "--gpu", "24GB", cwd=tmp_path)
+    assert done.returncode == 3 and time.perf_counter() - began < 5  # on a busy machine; 0.4 s of work
+    code = "import sys; from align import cli; cli.main(['plan', 'qwen_rlhf']); print(sorted({'torch', 'transformers', "
+    code += "'rich'} & set(sys.modules)))"
+    shown = run(sys.executable, "-c", code, cwd=tmp_path, env=INSTALLED)
+    assert shown.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,90 @@
+"""The head answers in blocks: the same answers and gradients as from all logits, which are never held."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from align.functional import token_entropy, token_logprobs
+from align.trainers import head
+from align.trainers.causal_forward import ask_at
+from align.trainers.experience import TokenBatch
+from align.trainers.forward import reply_distribution, reply_logprobs
+from tests.align.trainers import ppo_case
+from tests.align.trainers.test_causal_forward import MODELS, make
+
+IDS = torch.arange(1, 31).reshape(2, 15)
+BATCH = TokenBatch.from_ids([(1, 2, 3), (4, 5, 6, 7, 8), (9,)], [(10, 11, 258), (12,), (13, 14, 15, 16)], pad_id=77)
+
+
+def ask(logits, at):
+    ids = IDS.flatten()[at] % logits.shape[-1]
+    return torch.stack([token_logprobs(logits, ids, 0.7), token_entropy(logits, 0.7)], dim=-1)
+
+
+def answers_and_gradients(model, flat=None):
+    model.zero_grad()
+    if flat is None:
+        _, found = head.ask_head(model, model, {"input_ids": IDS}, IDS.numel(), ask)
+    else:
+        _, found = ask_at(model, model, {"input_ids": IDS}, flat, ask)
+    (found * torch.arange(1.0, found.numel() + 1).reshape(found.shape)).sum().backward()
+    return found.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("flat", [None, torch.tensor([0, 3, 4, 9, 20, 28, 29])])
+def test_blocks_give_the_answers_and_gradients_of_all_logits(name, flat, monkeypatch):
+    model = make(name)
+    whole = answers_and_gradients(model, flat)
+    monkeypatch.setattr(head, "BLOCK_LOGITS", 64 * 4)  # four rows
+    torch.testing.assert_close(answers_and_gradients(model, flat), whole, rtol=1e-12, atol=1e-13)
+    assert model(input_ids=IDS).logits.shape == (2, 15, 64)  # the head is itself again
+
+
+def test_a_model_that_changes_its_logits_unannounced_is_found_out(monkeypatch):
+    model = make("qwen3")
+    plain = model.forward
+
+    def scaled(**kwargs):
+        output = plain(**kwargs)
+        output.logits = output.logits * 2.0
+        return output
+
+    model.forward = scaled
+    whole = answers_and_gradients(model)
+    monkeypatch.setattr(head, "BLOCK_LOGITS", 64 * 4)
+    for _ in range(2):  # found out, then known
+        torch.testing.assert_close(answers_and_gradients(model), whole, rtol=1e-12, atol=1e-13)
+
+
+class Widest(TorchDispatchMode):
+    """The most rows that any tensor as wide as the vocabulary had."""
+
+    rows = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.is_floating_point() and made.shape[-1:] == (259,):
+            rows = made.shape[:-1].numel()
+            self.rows = max(self.rows, rows if rows != 16 else 0)  # 16 x 259 is the head's own gradient
+        return made
+
+
+def test_no_more_logits_than_a_block_are_ever_made(monkeypatch):
+    model = ppo_case.exact(ppo_case.policy())
+    for limit, expected in ((1 << 26, 3 * 6), (259 * 5, 5)):
+        monkeypatch.setattr(head, "BLOCK_LOGITS", limit)
+        with Widest() as seen:
+            reply_distribution(model, BATCH, 0.5, entropy=True).full.sum().backward()
+        assert seen.rows == expected
+
+
+def test_replies_in_blocks_are_judged_as_at_once(monkeypatch):
+    model = ppo_case.exact(ppo_case.policy())
+    found = reply_distribution(model, BATCH, 0.5, entropy=True)
+    monkeypatch.setattr(head, "BLOCK_LOGITS", 259 * 2)
+    blocks = reply_distribution(model, BATCH, 0.5, entropy=True)
+    torch.testing.assert_close(blocks.full, found.full, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(blocks.entropy, found.entropy, rtol=1e-13, atol=1e-13)
+    with torch.no_grad():
+        torch.testing.assert_close(reply_logprobs(model, BATCH, 0.5), found.full.detach(), rtol=1e-13, atol=1e-13)
