@@ -14,6 +14,7 @@ from torch import nn
 from rollouts.errors import RolloutError
 from rollouts.settings import VLLMSettings
 from rollouts.vllm_process_guard import PrivateWorld, quiet, undisturbed
+from rollouts.weights import checkpoint_names
 
 if TYPE_CHECKING:
     import vllm
@@ -41,6 +42,8 @@ def write_config(model: nn.Module, folder: Path) -> None:
     config.architectures = names[:1] or config.architectures  # FSDP makes a class of its own around the model's
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # pushed weights are whole
+    if config.tie_word_embeddings and "lm_head.weight" in checkpoint_names(model):
+        config.tie_word_embeddings = False  # an adapter on one of the two parts them
     config.eos_token_id = None  # vLLM would hold it back until min_tokens although no stop id of the call
     config.save_pretrained(folder)
 
