@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -94,7 +95,7 @@ def fail(folder: Path) -> None:
 
 class FailsMeanwhile(overlap_case.OwnWeights):
     def generate(self, prompts, params):
-        if len(self.threads) == 2:
+        if len(self.threads) == 2 and threading.current_thread() is not threading.main_thread():
             raise RolloutError("no answer")
         return super().generate(prompts, params)
 
