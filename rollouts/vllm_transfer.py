@@ -80,4 +80,3 @@ class NCCLSender:
 
     def _call(self, path: str, body: dict[str, Any]) -> Any:
         return self._caller.submit(self.address.ask, path, body, timeout=self.timeout)
-

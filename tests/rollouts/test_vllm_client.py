@@ -61,6 +61,7 @@ def second(model, engine):
         server.start()
         yield server, offered
         server.stop()
+        server.log.unlink(missing_ok=True)  # it was killed, and its log stays then
 
 
 def own_address(engine) -> Address:
