@@ -4,8 +4,9 @@ Scoring asks about the weights alone: vLLM reads no cached keys and values for i
 way of every rollout, prefix cache included, so a cache that older weights filled shows there: the sequence is long
 enough for a block of it (128 tokens on a CPU).
 
-How far the two may differ depends on the coarser of their precisions. Rounding is no measure of small steps: with a
-learning rate of 1e-6 in bfloat16 one left-out push stays below it, several of them, or a wrong layer, do not.
+How far the two may differ depends on the coarser of their precisions. Two sound implementations in bfloat16 differ by
+0.2 nats at the worst token of a small trained model, by 0.9 where logits spread widely; other weights differ by several
+nats. So in bfloat16 the probe finds a push that came apart, not the one small step that a left-out push is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rollouts.protocol import SamplingParams
 
 LENGTH = 160  # tokens; more than a block of any prefix cache
 DRAWN = 2  # tokens that continue it
-TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}  # nats a token
+TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.2, torch.bfloat16: 1.0}  # nats a token
 
 
 def probe_ids(vocabulary: int, room: int, control_ids: Collection[int] = (), seed: int = 0) -> list[int]:
@@ -47,7 +48,7 @@ def drawing_params() -> SamplingParams:
 
 def tolerance(dtypes: Sequence[torch.dtype], override: float | None = None) -> float:
     """Nats a token that engine and trainer may differ by: of the coarser of `dtypes`, or what the recipe says."""
-    return max(TOLERANCES.get(dtype, 0.5) for dtype in dtypes) if override is None else override
+    return max(TOLERANCES.get(dtype, 1.0) for dtype in dtypes) if override is None else override
 
 
 @dataclass(frozen=True, slots=True)

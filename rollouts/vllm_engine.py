@@ -25,7 +25,8 @@ from rollouts.settings import VLLMSettings
 from rollouts.vllm_adapter import Adapter
 from rollouts.vllm_local import LocalVLLM
 from rollouts.vllm_start import plain_model
-from rollouts.vllm_weights import checked, expected_shapes
+from rollouts.vllm_weights import checked
+from rollouts.weights import checkpoint_names
 
 if TYPE_CHECKING:
     import vllm
@@ -68,7 +69,7 @@ class VLLMEngine:
         self.settings, self.takes_adapters = settings, takes_adapters
         self.weight_version = 0
         self._mode, self._mask = requests.logprobs_mode(temperature, return_support), return_support
-        self._shapes = expected_shapes(model, merge=not takes_adapters)
+        self._shapes = checkpoint_names(model, merge=not takes_adapters)
         self._vocabulary = plain_model(model).config.vocab_size
         self._unusable: str | None = "has no weights yet: push them by update_weights first"
         self._adapter: Adapter | None = None

@@ -14,7 +14,7 @@ from rollouts.errors import RolloutError
 from rollouts.settings import VLLMSettings
 from rollouts.vllm_process_guard import PrivateWorld, undisturbed, without_vllms_cleanup
 from rollouts.vllm_start import start
-from rollouts.vllm_weights import abandon_reload, repack_tied_head
+from rollouts.vllm_weights import abandon_reload, repack_for_cpu
 
 if TYPE_CHECKING:
     import vllm
@@ -66,7 +66,7 @@ class LocalVLLM:
                 llm.apply_model(partial(abandon_reload, config=llm.llm_engine.vllm_config))
                 raise
             if self.on_cpu:
-                llm.apply_model(repack_tied_head)
+                llm.apply_model(repack_for_cpu)
             self._forget()
 
     def load_adapter(self, request: LoRARequest) -> None:

@@ -7,7 +7,8 @@ destroys every distributed group of the process. `undisturbed` puts all of that 
 `PrivateWorld` that the process does not see as its own: a trainer's group stays its default group, and without one the
 process does not look distributed.
 
-What stays after the first import: `torch._inductor`'s number of compile threads (1) and vLLM's registered operators.
+What stays after the first import: vLLM's registered operators and its repairs of torch's compiler; and on a CPU with
+several NUMA nodes the process's memory is bound to one of them.
 """
 
 from __future__ import annotations

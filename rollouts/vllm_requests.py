@@ -10,6 +10,7 @@ vLLM's log-probabilities are of one kind for the life of an engine (`logprobs_mo
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import vllm
 
 RAW, PROCESSED = "raw_logprobs", "processed_logprobs"
+LOWEST_TEMPERATURE = 0.01
 
 
 def derived_seed(seed: int, row: int) -> int:
@@ -46,8 +48,17 @@ def request_params(params: SamplingParams, rows: int, vocabulary: int, *, mask: 
     Args:
         mask: the engine records sampling masks; vLLM then refuses temperature 0 and an unlimited top-k, so greedy is
             asked for as top-k 1, and no top-k as one of the whole vocabulary.
+
+    Raises:
+        RolloutError: a temperature that vLLM would silently raise.
     """
     from vllm import SamplingParams as Params
+
+    if 0 < params.temperature < LOWEST_TEMPERATURE:
+        raise RolloutError(
+            f"vLLM samples at temperature 0 or at least {LOWEST_TEMPERATURE}, not at {params.temperature}: choose one "
+            "of them, or ppo.rollout.engine: hf"
+        )
 
     seed = secrets.randbits(64) if params.seed is None else params.seed
     temperature, top_k = params.temperature, params.top_k
@@ -88,7 +99,8 @@ def completion(output: vllm.CompletionOutput, params: SamplingParams, mode: str,
     """One of vLLM's replies as ours.
 
     Raises:
-        RolloutError: vLLM gave a reply up, or gave no sampling mask where the support was asked for.
+        RolloutError: vLLM gave a reply up, gave no sampling mask where the support was asked for, or drew from logits
+            that are not finite.
     """
     ids = tuple(int(token) for token in output.token_ids)
     if output.finish_reason not in ("stop", "length"):
@@ -98,7 +110,10 @@ def completion(output: vllm.CompletionOutput, params: SamplingParams, mode: str,
         if output.sampling_mask is None:
             raise RolloutError("vLLM recorded no sampling mask for a reply: use rollout engine hf for the support")
         support = tuple(tuple(int(token) for token in row) for row in output.sampling_mask.token_ids)
-    drawn, full = _meaning(_chosen(output.logprobs), params, mode)
+    values = _chosen(output.logprobs)
+    if not all(map(math.isfinite, values)):
+        raise RolloutError("the logits in vLLM are not finite: the weights are broken, or too large for the dtype")
+    drawn, full = _meaning(values, params, mode)
     return Completion(
         token_ids=ids,
         logprobs=drawn,

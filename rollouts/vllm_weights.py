@@ -38,18 +38,6 @@ def checked(
         raise RolloutError(f"weight '{next(iter(waiting))}' is missing in an update: push every weight of the model")
 
 
-def expected_shapes(model: nn.Module, *, merge: bool = True) -> dict[str, tuple[int, ...]]:
-    """Checkpoint names and shapes of a whole update for `model`."""
-    try:
-        from rollouts.weights import checkpoint_names
-    except ImportError:
-        base = model.get_base_model() if hasattr(model, "peft_config") else model
-        tied = (base._tied_weights_keys or ()) if base.config.tie_word_embeddings else ()
-        shapes = {name: tuple(tensor.shape) for name, tensor in base.state_dict().items() if name not in tied}
-        return {name.replace(".base_layer.", "."): shape for name, shape in shapes.items() if ".lora_" not in name}
-    return checkpoint_names(model, merge=merge)
-
-
 def abandon_reload(model: nn.Module, config: VllmConfig) -> None:
     """Brings vLLM's module back to where `reload_weights` can start again, after it was broken off in the middle.
 
@@ -66,16 +54,24 @@ def abandon_reload(model: nn.Module, config: VllmConfig) -> None:
         finalize_layerwise_reload(model, config.model_config)
 
 
-def repack_tied_head(model: nn.Module) -> None:
-    """What vLLM's `reload_weights` leaves out on a CPU (0.32).
+def repack_for_cpu(model: nn.Module) -> None:
+    """What vLLM's `reload_weights` leaves out on a CPU (0.32); call it after each.
 
-    The output layer of a model with tied embeddings computes with a packed copy of them, and else goes on with the copy
-    of the old ones.
+    The output layer of a model with tied embeddings computes with a packed copy of them, which stays that of the old
+    ones. Experts' weights are packed when an engine starts and never again: a reload puts plain ones in their place.
 
     Args:
-        model: vLLM's own module, as `apply_model` gives it. Does nothing where there is no such copy.
+        model: vLLM's own module, as `apply_model` gives it. Does nothing to layers without such copies.
     """
     head = getattr(model, "lm_head", None)
     head = getattr(head, "base_layer", head)
     if hasattr(head, "cpu_linear") and model.config.tie_word_embeddings:
         head.quant_method.process_weights_after_loading(head)
+    for layer in model.modules():
+        kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
+        experts = getattr(kernel, "fused_experts", None)
+        if type(experts).__name__.endswith("CPUUnquantizedExperts"):
+            experts.process_weights_after_loading(layer)
+
+
+repack_tied_head = repack_for_cpu

@@ -4,8 +4,10 @@ accelerate shards a model where it is prepared (`fully_shard`, a group for every
 critic one by one, each with an optimizer of its own. What follows from there:
 
 - Sampling takes as many forward passes as the longest reply of a rank, so ranks cannot gather layer by layer while they
-  sample; `unsharded` gathers a whole model for the while. A rank then holds that model in the dtype it computes in,
-  besides its shards: this is the peak of memory to plan for (evaluation holds policy and reference so).
+  sample with the policy itself; `unsharded` gathers a whole model for the while. A rank then holds that model in the
+  dtype it computes in, besides its shards: this is the peak of memory to plan for (evaluation's forward passes hold
+  policy and reference so). An engine with weights of its own is given them one by one, and nothing is gathered to
+  sample.
 - Checkpoints and saved models are whole, in the format of an unsharded run. A parameter is gathered at a time; the
   first rank keeps them all in host memory until they are written, the others none.
 - No parameter stays gathered after a forward pass, not even those of the root, which FSDP2 leaves by default: three
@@ -139,13 +141,6 @@ def unsharded(*modules: nn.Module) -> Iterator[None]:
 def full(tensor: Tensor) -> Tensor:
     """`tensor`, gathered where it is sharded. Collective."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def full_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole parameters, a shared one once; one is gathered at a time. Collective: all ranks read on."""
-    reshard(module)
-    for name, parameter in module.named_parameters():
-        yield name, full(parameter.detach())
 
 
 def gathered_state_dict(module: nn.Module) -> dict[str, Tensor]:

@@ -190,6 +190,20 @@ def test_wrong_prompts_are_refused_and_no_prompts_are_none(engine):
     assert engine.generate([], GREEDY) == [] and engine.token_logprobs([]) == []
 
 
+def test_a_temperature_that_vllm_would_raise_is_refused(engine):
+    with pytest.raises(RolloutError, match=r"at least 0\.01, not at 0\.005"):
+        engine.generate([[1]], SamplingParams(temperature=0.005))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_broken_weights_are_an_error(model, engine, temperature):
+    broken = {name: tensor.detach().clone() for name, tensor in weights(model)}
+    broken["model.norm.weight"].fill_(float("nan"))
+    engine.update_weights(broken.items(), 2)
+    with pytest.raises(RolloutError, match="not finite"):
+        engine.generate([[1, 2]], SamplingParams(temperature=temperature, max_new_tokens=3))
+
+
 def test_a_broken_push_stops_sampling_until_a_whole_one(model, engine):
     named = dict(weights(model))
     head = next(iter(named))

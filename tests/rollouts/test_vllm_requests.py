@@ -1,12 +1,17 @@
-"""The translation alone, without an engine: seeds, and what vLLM's log-probabilities are of ours."""
+"""What needs no engine: seeds, what vLLM's log-probabilities are of ours, and no vLLM at all."""
 
+import os
+import sys
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 
 from rollouts.errors import RolloutError
 from rollouts.protocol import SamplingParams
+from rollouts.vllm_engine import VLLMEngine
 from rollouts.vllm_requests import PROCESSED, RAW, completion, derived_seed, logprobs_mode
+from tests.rollouts.vllm_models import build, settings
 
 STOP = {"stop_token_ids": (3,), "max_new_tokens": 4}
 
@@ -22,7 +27,7 @@ def test_seeds_of_rows_are_far_apart_and_fixed():
     seeds = [derived_seed(seed, row) for seed in range(20) for row in range(200)]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**48 for seed in seeds)
     ordered = sorted(seeds)
-    assert min(b - a for a, b in zip(ordered, ordered[1:], strict=False)) > 1000  # vLLM adds the reply's number
+    assert min(b - a for a, b in pairwise(ordered)) > 1000  # vLLM adds the reply's number
     assert derived_seed(0, 0) == 0x7808B38A4191
 
 
@@ -69,3 +74,11 @@ def test_sampling_masks_become_the_support():
 def test_a_reply_that_vllm_gave_up_is_an_error():
     with pytest.raises(RolloutError, match="after 2 tokens with 'abort'"):
         completion(reply(finish_reason="abort"), SamplingParams(), RAW, 1)
+
+
+def test_without_vllm_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    before = dict(os.environ)
+    with pytest.raises(RolloutError, match=r"make install-vllm.*align-rlhf\[vllm\]"):
+        VLLMEngine(build(), settings())
+    assert dict(os.environ) == before

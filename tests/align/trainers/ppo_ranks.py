@@ -51,9 +51,15 @@ def make(folder: Path, **options):
     )
 
 
+def full_parameters(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All of them whole, on every rank."""
+    sharding.reshard(module)
+    return {name: sharding.full(parameter.detach()) for name, parameter in module.named_parameters()}
+
+
 def write(trainer, out: Path) -> None:
     modules = (trainer.policy.raw, trainer.critic.raw, trainer.ema.module)
-    weights = [parameter for module in modules for _, parameter in sharding.full_parameters(module)]
+    weights = [parameter for module in modules for parameter in full_parameters(module).values()]
     if trainer.accelerator.is_main_process:
         history = [
             {k: v for k, v in line.items() if not k.startswith(("seconds", "tokens_per", "memory"))}
@@ -127,7 +133,7 @@ def sharded(folder: Path) -> None:
         modules |= {"reference": trainer.reference}
         moments = [state["exp_avg"] for state in trainer.policy.optimizer.state.values()]
         facts = {
-            "whole": {n: sum(p.numel() for _, p in sharding.full_parameters(m)) for n, m in modules.items()},
+            "whole": {n: sum(p.numel() for p in full_parameters(m).values()) for n, m in modules.items()},
             "held": {n: sum(held(p) for p in m.parameters()) for n, m in modules.items()},
             "moments": sum(map(held, moments)),
             "sampling": trainer.held,
@@ -138,7 +144,7 @@ def sharded(folder: Path) -> None:
         trainer.save_model(folder / precision / "model")
         trainer.save_critic(folder / precision / "critic")
         trainer.save_ema(folder / precision / "ema")
-        facts["weights"] = {name: dict(sharding.full_parameters(module)) for name, module in modules.items()}
+        facts["weights"] = {name: full_parameters(module) for name, module in modules.items()}
         torch.save(facts, folder / precision / f"rank{trainer.rank}.pt")
 
 
@@ -157,7 +163,7 @@ def own_engine(folder: Path) -> None:
         trainer.train()
         prompt = [5, 9, 100, 7, 30]
         reply = trainer.engine.generate([prompt], SamplingParams(temperature=0, max_new_tokens=12))[0]
-        whole = dict(sharding.full_parameters(trainer.policy.raw))
+        whole = full_parameters(trainer.policy.raw)
         facts = {
             "weights": {name: tensor.detach().clone() for name, tensor in whole.items()},
             "engine": {name: tensor.detach() for name, tensor in trainer.engine.model.named_parameters()},
