@@ -19,8 +19,9 @@ from rollouts.vllm_keeper import Guest, Keeper
 from rollouts.vllm_place import SHORT, Place, describe, given, own_place, reachable, start_own
 from rollouts.vllm_push import Push, private_folder, write_push
 from rollouts.vllm_start import plain_model
-from rollouts.vllm_weights import checked, expected_shapes
+from rollouts.vllm_weights import checked
 from rollouts.vllm_wire import made_by
+from rollouts.weights import checkpoint_names
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Backend:
         alone: bool,
     ):
         self.settings, self.mode, self.is_owner, self.alone, self._share = settings, mode, is_owner, alone, share
-        self._shapes, config = expected_shapes(model), plain_model(model).config.get_text_config()
+        self._shapes, config = checkpoint_names(model), plain_model(model).config.get_text_config()
         self._bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         self._keeper: Keeper | Guest | None = None
         self._folder: Path | None = None
