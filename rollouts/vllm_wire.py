@@ -11,7 +11,7 @@ from typing import Any
 
 from rollouts.errors import RolloutError
 from rollouts.protocol import Completion, SamplingParams
-from rollouts.vllm_requests import completion, derived_seed
+from rollouts.vllm_requests import LOWEST_TEMPERATURE, completion, derived_seed
 
 _NO_NUMBER = -9999.0  # what vLLM's server writes for a log-probability that is NaN or minus infinity
 _BROKEN_LOGITS = (
@@ -21,7 +21,16 @@ _BROKEN_LOGITS = (
 
 
 def sampling_requests(prompts: list[list[int]], params: SamplingParams, vocabulary: int) -> list[dict[str, Any]]:
-    """`params.n` requests a prompt, prompt-major. Only our stop ids end a reply, and the one drawn is part of it."""
+    """`params.n` requests a prompt, prompt-major. Only our stop ids end a reply, and the one drawn is part of it.
+
+    Raises:
+        RolloutError: a temperature that vLLM would silently raise.
+    """
+    if 0 < params.temperature < LOWEST_TEMPERATURE:
+        raise RolloutError(
+            f"vLLM samples at temperature 0 or at least {LOWEST_TEMPERATURE}, not at {params.temperature}: choose one "
+            "of them, or ppo.rollout.engine: hf"
+        )
     call = secrets.randbits(64) if params.seed is None else params.seed
     common = {
         "n": 1,

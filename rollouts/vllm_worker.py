@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from rollouts.vllm_push import names_digest
-from rollouts.vllm_weights import repack_tied_head
+from rollouts.vllm_weights import abandon_reload, repack_for_cpu
 
 
 class WeightPuller:
@@ -49,6 +49,7 @@ class WeightPuller:
         try:
             missing = self._align_load(tensors(paths))
         except Exception as error:  # whatever vLLM's loaders raise
+            abandon_reload(self.model_runner.get_model(), self.vllm_config)  # type: ignore[attr-defined]
             return {"problem": f"{type(error).__name__}: {error}", "undefined": True}
         if missing:
             return {"problem": f"weight '{missing[0]}' of the engine's model was not in the push", "undefined": True}
@@ -71,7 +72,7 @@ class WeightPuller:
         finally:
             del model.load_weights
         if self.device.type == "cpu":  # type: ignore[attr-defined]
-            repack_tied_head(model)
+            repack_for_cpu(model)
         return sorted(set(names) - loaded)
 
 

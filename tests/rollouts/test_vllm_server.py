@@ -11,13 +11,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from rollouts.errors import RolloutError
 from rollouts.protocol import SamplingParams
 from rollouts.vllm_client import VLLMServerEngine
 from rollouts.vllm_server import VLLMServer, last_error
 from rollouts.weights import checkpoint_tensors
-from tests.rollouts.vllm_models import build, needs_vllm, settings
+from tests.rollouts.vllm_models import build, logits_after, needs_vllm, settings
 
 real = [pytest.mark.vllm, pytest.mark.slow, needs_vllm]
 LONG = SamplingParams(n=6, max_new_tokens=500, seed=2)
@@ -158,6 +159,7 @@ class TestFaults:
         owner.close()
         other.close()
         assert not server.home.exists() and not folder.exists() and not server.alive
+        server.log.unlink()  # of a server that was given up
         with pytest.raises(RolloutError, match="this engine was closed"):
             owner.generate(PROMPTS, LONG)
 
@@ -198,8 +200,13 @@ class TestOwner:
         log.unlink()
 
     def test_closing_from_another_thread_ends_a_call_that_runs(self, model):
-        engine = VLLMServerEngine(model, settings(max_model_len=640, max_num_seqs=4))
+        engine = VLLMServerEngine(model, settings(max_model_len=640, max_num_seqs=4), temperature=0.7)
         engine.update_weights(checkpoint_tensors(model), 1)
+        warm = SamplingParams(temperature=0.7, max_new_tokens=8, seed=1)
+        for prompt, reply in zip(PROMPTS, engine.generate(PROMPTS, warm), strict=True):
+            logits_TV = logits_after(model, [*prompt, *reply.token_ids], len(prompt))
+            wanted = (logits_TV / 0.7).log_softmax(-1).gather(-1, torch.tensor(reply.token_ids)[:, None])[:, 0]
+            assert reply.logprobs == reply.full_logprobs == pytest.approx(wanted.tolist(), abs=1e-4)
         processes = family(server_of(engine))
         problem, _ = in_the_middle(engine, engine.close)
         assert isinstance(problem, RolloutError) and "closed" in str(problem)

@@ -30,6 +30,11 @@ def test_requests_are_prompt_major_and_every_one_has_its_seed():
     assert common["ignore_eos"] and not common["detokenize"] and common["logprobs"] == 0 and common["n"] == 1
 
 
+def test_a_temperature_that_vllm_would_raise_is_refused():
+    with pytest.raises(RolloutError, match=r"temperature 0 or at least 0\.01, not at 0\.001"):
+        sampling_requests([[1]], SamplingParams(temperature=0.001), 50)
+
+
 def test_without_a_seed_every_call_has_others():
     first, second = (sampling_requests([[1]], SamplingParams(), 50)[0]["sampling_params"]["seed"] for _ in range(2))
     assert first != second
