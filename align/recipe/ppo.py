@@ -205,6 +205,9 @@ class PPOConfig(Section):
                 "min_completion_length=0, or rollout.engine=hf"
             )
             broken.append(("importance_sampling_correction", sentence))
+        if self.policy_support == "nucleus" and rollout.engine == "vllm_server":
+            sentence = "a vLLM server does not say which ids could be drawn; use full, or rollout.engine=hf"
+            broken.append(("policy_support", sentence))
         if not rollout.overlap:
             return broken
         if self.importance_sampling_correction == "none":
@@ -216,9 +219,6 @@ class PPOConfig(Section):
         if self.old_logprobs == "elide":
             sentence = "needs the policy's own log-probabilities of replies it has not sampled; use recompute"
             broken.append(("old_logprobs", f"rollout.overlap {sentence}"))
-        if self.policy_support != "full":
-            sentence = "what could be drawn is recorded of older weights with rollout.overlap; use full"
-            broken.append(("policy_support", sentence))
         return broken
 
 

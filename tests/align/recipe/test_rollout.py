@@ -82,7 +82,7 @@ def test_the_settings_have_one_set_of_names_and_defaults():
             CORRECTED | {"old_logprobs": "elide", "num_mini_batches": 1, "kl_in": "loss", "rollout_batch_size": 4},
             "ppo.old_logprobs: rollout.overlap needs the policy's own log-probabilities",
         ),
-        (SERVER | {"overlap": True}, CORRECTED | {"policy_support": "nucleus"}, "ppo.policy_support: what could be"),
+        (SERVER, {"policy_support": "nucleus"}, "ppo.policy_support: a vLLM server does not say"),
         (
             {"engine": "vllm", "temperature": 0.7, "top_p": 0.9},
             CORRECTED,
