@@ -94,7 +94,7 @@ class VLLMEngine:
         return [
             requests.completion(reply, params, self._mode, self.weight_version)
             for output in self._run(prompts, asked)
-            for reply in output.outputs
+            for reply in (output.outputs if params.temperature > 0 else output.outputs * params.n)
         ]
 
     def token_logprobs(self, sequences: list[list[int]]) -> list[tuple[float, ...]]:

@@ -68,7 +68,7 @@ def request_params(params: SamplingParams, rows: int, vocabulary: int, *, mask: 
         top_k = vocabulary
     return [
         Params(
-            n=params.n,
+            n=params.n if params.temperature > 0 else 1,  # greedy ones are equal, and vLLM refuses more than one
             temperature=temperature,
             top_p=1.0 if params.temperature == 0 else params.top_p,
             top_k=min(top_k, vocabulary),

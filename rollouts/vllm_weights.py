@@ -72,6 +72,3 @@ def repack_for_cpu(model: nn.Module) -> None:
         experts = getattr(kernel, "fused_experts", None)
         if type(experts).__name__.endswith("CPUUnquantizedExperts"):
             experts.process_weights_after_loading(layer)
-
-
-repack_tied_head = repack_for_cpu

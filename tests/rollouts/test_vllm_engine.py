@@ -11,6 +11,7 @@ import os
 import random
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,6 +97,12 @@ def test_greedy_replies_are_those_of_transformers(model, engine):
     theirs = HFEngine(model, 0).generate(prompts, GREEDY)
     assert [reply.token_ids for reply in ours] == [reply.token_ids for reply in theirs]
     assert {reply.logprobs for reply in ours} == {(0.0,) * 24} and {reply.full_logprobs for reply in ours} == {None}
+
+
+def test_greedy_replies_to_a_prompt_are_equal(engine):
+    once = engine.generate([LONG, [5]], GREEDY)
+    twice = engine.generate([LONG, [5]], replace(GREEDY, n=2))
+    assert twice == [once[0], once[0], once[1], once[1]]
 
 
 def test_a_push_changes_what_long_prompts_become_too(model, engine):
