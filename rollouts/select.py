@@ -66,11 +66,11 @@ def make_engine(
             "install-vllm in a checkout), or use engine: hf"
         )
     if kind == "vllm":
-        from rollouts.vllm_engine import VLLMEngine
+        from rollouts.vllm.engine import VLLMEngine
 
         adapters = pushes_adapter(model, vllm.adapters, _device(model))
         return VLLMEngine(model, vllm, temperature=temperature, return_support=return_support, takes_adapters=adapters)
-    from rollouts.vllm_client import VLLMServerEngine
+    from rollouts.vllm.client import VLLMServerEngine
 
     shared = {} if share is None else {"share": share}
     return VLLMServerEngine(model, vllm, is_owner=is_owner, temperature=temperature, **shared)

@@ -108,7 +108,7 @@ def test_foreign_packages_are_reported(tmp_path):
         data_formats__files="import json\ndef f():\n    import pyarrow",
         data_formats__eager="import pyarrow",
         align__functional__kl="import torch\nimport numpy",
-        rollouts__vllm_engine="def f():\n    import vllm",
+        rollouts__vllm__engine="def f():\n    import vllm",
         rollouts__hf="def f():\n    import vllm",
     )
     found = sorted(line.rpartition(": ")[2] for line in layers.foreign_imports(tree))

@@ -85,7 +85,7 @@ LAZY: dict[str, frozenset[str]] = {
     "rollouts": frozenset({"peft", "bitsandbytes"}),
     "align.trainers": frozenset({"bitsandbytes"}),
 }
-ENGINES = {"vllm": "rollouts"}  # only in files of that room whose name holds the engine's
+ENGINES = {"vllm": "rollouts.vllm"}  # only inside that package
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -127,7 +127,7 @@ def foreign_imports(tree: Tree) -> Iterator[str]:
             continue
         room = room_of(item.source) or ""
         lazily = item.lazy and package in LAZY.get(room, frozenset())
-        engine = ENGINES.get(package) == room and package in item.source.rpartition(".")[2]
+        engine = package in ENGINES and inside(item.source, ENGINES[package])
         if package not in FOREIGN.get(room, frozenset()) and not lazily and not engine:
             yield where(tree, item)
 

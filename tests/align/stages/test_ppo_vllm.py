@@ -14,7 +14,7 @@ from align.stages import ppo
 from align.trainers.ppo import PPOTrainer
 from reward.protocol import RewardError
 from tests.align.stages.test_ppo import recipe
-from tests.rollouts.vllm_models import needs_vllm
+from tests.rollouts.vllm.models import needs_vllm
 from tests.tiny_models import save_causal_lm
 
 pytestmark = [pytest.mark.vllm, needs_vllm]
@@ -37,7 +37,7 @@ def servers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process(os.getpid()).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            found += [process] if "rollouts.vllm_serve" in " ".join(process.cmdline()) else []
+            found += [process] if "rollouts.vllm.serve" in " ".join(process.cmdline()) else []
     return found
 
 

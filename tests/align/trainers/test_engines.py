@@ -12,7 +12,7 @@ from rollouts.hf import HFEngine
 from rollouts.protocol import SamplingParams
 from rollouts.settings import VLLMSettings
 from tests.align.trainers import ppo_case
-from tests.rollouts.vllm_models import build, needs_vllm
+from tests.rollouts.vllm.models import build, needs_vllm
 
 SMALL = {"kv_cache_gib": 0.05, "max_num_seqs": 4, "eager": True, "urls": (), "probe_tolerance": 0.1}
 

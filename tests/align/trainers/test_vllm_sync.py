@@ -12,7 +12,7 @@ from align.trainers.engine_sync import push_current, push_weights
 from rollouts.protocol import SamplingParams
 from tests.align.trainers import ppo_case
 from tests.align.trainers.own_engines import Greedy
-from tests.rollouts.vllm_models import build, needs_vllm, settings
+from tests.rollouts.vllm.models import build, needs_vllm, settings
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, needs_vllm]
 PROMPT = [5, 9, 100, 7, 30]
@@ -48,7 +48,7 @@ def said(engine) -> tuple[int, ...]:
 @pytest.fixture(scope="module")
 def engines():
     """Engines by (family, takes_adapters); one at a time."""
-    from rollouts.vllm_engine import VLLMEngine
+    from rollouts.vllm.engine import VLLMEngine
 
     assert os.environ.get("OMP_NUM_THREADS"), "two threads that spin are ten times slower on a busy machine"
     held = {}
@@ -162,7 +162,7 @@ def test_a_4bit_policy_is_pushed_in_the_dtype_it_computes_in(tmp_path):
     from transformers import AutoModelForCausalLM
 
     from reward.adapter import keep_unpacked, quantization_4bit
-    from rollouts.vllm_engine import VLLMEngine
+    from rollouts.vllm.engine import VLLMEngine
 
     build("qwen2-untied", vocab_size=259, initializer_range=0.1).bfloat16().save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(

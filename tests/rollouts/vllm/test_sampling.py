@@ -1,0 +1,218 @@
+"""vLLM's distribution at other temperatures than 1, long runs beyond the cache, adapters: engines of their own."""
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from rollouts.errors import RolloutError
+from rollouts.hf import HFEngine
+from rollouts.protocol import SamplingParams
+from rollouts.vllm.engine import VLLMEngine
+from rollouts.weights import adapter_tensors, checkpoint_tensors
+from tests.rollouts.vllm.models import VOCABULARY, build, logits_after, needs_vllm, random_prompts, settings, weights
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, needs_vllm]
+PROMPTS = random_prompts(6, seed=2)
+LONG = list(range(200))
+GREEDY = SamplingParams(temperature=0, max_new_tokens=16)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build("qwen2-untied")
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    engine = VLLMEngine(model, settings(), temperature=0.7)
+    engine.update_weights(weights(model), 1)
+    yield engine
+    engine.close()
+
+
+def scheduler_of(engine):
+    return engine._local._llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def distribution(logits, params, at):
+    """(log-probabilities, those before truncation) over the vocabulary, float64, for one token of one reply."""
+    scaled = logits / params.temperature
+    full = torch.log_softmax(scaled, -1)
+    if at < params.min_new_tokens:
+        scaled = scaled.index_fill(0, torch.tensor(params.stop_token_ids), -math.inf)
+    order = scaled.argsort(descending=True)
+    allowed = order[: params.top_k or None]
+    shares = torch.softmax(scaled[allowed], -1)
+    kept = allowed[: int((shares.cumsum(-1) < params.top_p - 1e-9).sum()) + 1] if params.top_p < 1 else allowed
+    drawn = torch.full_like(full, -math.inf)
+    drawn[kept] = torch.log_softmax(scaled[kept], -1)
+    return drawn, full
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"top_p": 0.9},
+        {"top_k": 5},
+        {"top_k": 8, "top_p": 0.9},
+        {"min_new_tokens": 6, "stop_token_ids": tuple(range(0, VOCABULARY, 3))},
+        {"temperature": 1.0},
+        {"temperature": 1.0, "top_p": 0.9},
+    ],
+)
+def test_log_probabilities_are_those_of_the_draw(model, engine, changes):
+    params = SamplingParams(**({"n": 4, "temperature": 0.7, "max_new_tokens": 12, "seed": 3} | changes))
+    truncated = bool(changes.keys() & {"top_p", "top_k", "min_new_tokens"})
+    for index, reply in enumerate(engine.generate(PROMPTS, params)):
+        prompt = PROMPTS[index // 4]
+        logits_TV = logits_after(model, [*prompt, *reply.token_ids], len(prompt))
+        wanted = [distribution(logits, params, at) for at, logits in enumerate(logits_TV)]
+        assert reply.logprobs == pytest.approx(
+            [float(drawn[token]) for (drawn, _), token in zip(wanted, reply.token_ids, strict=True)], abs=1e-4
+        )
+        full = [float(full[token]) for (_, full), token in zip(wanted, reply.token_ids, strict=True)]
+        assert reply.full_logprobs == (None if truncated else pytest.approx(full, abs=1e-4))
+
+
+def test_scores_are_at_temperature_1_whatever_the_engines_kind(model, engine):
+    wanted = torch.log_softmax(logits_after(model, LONG, 1), -1)[range(199), LONG[1:]]
+    assert engine.token_logprobs([LONG])[0] == pytest.approx(wanted.tolist(), abs=1e-4)
+
+
+def test_first_tokens_are_drawn_from_the_distribution(model, engine):
+    params = SamplingParams(n=4000, temperature=0.7, top_p=0.9, max_new_tokens=1, seed=1)
+    drawn, _ = distribution(logits_after(model, [*LONG[:5], 0], 5)[0], params, 0)
+    expected = 4000 * drawn.exp()
+    counts = torch.zeros(VOCABULARY, dtype=torch.float64)
+    for reply in engine.generate([LONG[:5]], params):
+        counts[reply.token_ids[0]] += 1
+    assert counts[expected == 0].sum() == 0
+    often = expected >= 5
+    statistic = float(((counts - expected)[often] ** 2 / expected[often]).sum())
+    freedom = int(often.sum()) - 1
+    assert freedom >= 3 and statistic < freedom + 4 * (2 * freedom) ** 0.5
+
+
+def test_many_more_sequences_than_the_cache_holds_are_complete_and_right(model):
+    """The cache has room for few whole sequences, so vLLM starts more than it can finish and takes some back."""
+    prompts = random_prompts(40, longest=200, seed=9)
+    params = SamplingParams(n=2, max_new_tokens=80, seed=4)
+    roomy, tight = VLLMEngine(model, settings()), VLLMEngine(model, settings(kv_cache_gib=0.0007))
+    try:
+        for engine in (roomy, tight):
+            engine.update_weights(weights(model), 1)
+        scheduler = scheduler_of(tight)
+        taken_back, take_back = [], scheduler._preempt_request
+        scheduler._preempt_request = lambda *given, **named: (taken_back.append(given), take_back(*given, **named))[1]
+        wanted = roomy.generate(prompts, params)
+        got = tight.generate(prompts, params)
+        assert len(taken_back) > 5
+        assert [reply.token_ids for reply in got] == [reply.token_ids for reply in wanted]
+        assert {len(reply.token_ids) for reply in got} == {80}
+        for mine, other in zip(got, wanted, strict=True):
+            assert mine.full_logprobs == pytest.approx(other.full_logprobs, abs=1e-4)
+    finally:
+        roomy.close()
+        tight.close()
+
+
+def test_replies_to_one_prompt_share_its_first_block(engine):
+    scheduler, prefilled = scheduler_of(engine), []
+    schedule = scheduler.schedule
+
+    def counting(*given, **named):
+        step = schedule(*given, **named)
+        prefilled.append(step.total_num_scheduled_tokens)
+        return step
+
+    scheduler.schedule = counting
+    engine.generate([LONG[::-1]], SamplingParams(n=4, temperature=0.7, max_new_tokens=3, seed=1))
+    assert prefilled[0] == 200 + 3 * (200 - 128)
+
+
+def test_the_other_settings_reach_vllm(model):
+    odd = {"dtype": "bfloat16", "prefix_caching": False, "max_num_seqs": 3, "seed": 5}
+    engine = VLLMEngine(model, settings(**odd))
+    try:
+        engine.update_weights(weights(model), 1)
+        config = engine._local._llm.llm_engine.vllm_config
+        assert config.model_config.dtype == torch.bfloat16 and config.model_config.seed == 5
+        assert not config.cache_config.enable_prefix_caching and config.scheduler_config.max_num_seqs == 3
+        rounded = build("qwen2-untied", dtype=torch.bfloat16).float()
+        wanted = torch.log_softmax(logits_after(rounded, LONG, 1), -1)[range(199), LONG[1:]]
+        apart = (torch.tensor(engine.token_logprobs([LONG])[0], dtype=torch.float64) - wanted).abs()
+        assert 1e-4 < apart.mean() < 0.1
+        assert len(engine.generate(PROMPTS, SamplingParams(n=2, max_new_tokens=5))) == 12
+    finally:
+        engine.close()
+
+
+def test_settings_that_vllm_refuses_are_one_sentence(model):
+    with pytest.raises(RolloutError, match=r"vLLM could not start: .*KV cache"):
+        VLLMEngine(model, settings(kv_cache_gib=0.0001))
+    with pytest.raises(RolloutError, match="max_model_len 600 is longer than the model's 512 positions"):
+        VLLMEngine(model, settings(max_model_len=600))
+    with pytest.raises(RolloutError, match="vllm_server"):
+        VLLMEngine(model, settings(tensor_parallel=2))
+    with pytest.raises(RolloutError, match="engine: hf"):
+        VLLMEngine(model, settings(), return_support=True)
+    engine = VLLMEngine(model, settings(max_model_len=512))  # and after all that one still starts
+    engine.update_weights(weights(model), 1)
+    assert len(engine.generate([[1] * 496], GREEDY)[0].token_ids) == 16
+    engine.close()
+
+
+def adapted(seed):
+    """A PEFT model around the one base, its adapter random and not zero."""
+    base = build("qwen2-tied")
+    torch.manual_seed(seed)
+    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.2)
+    return model.eval()
+
+
+def test_adapters_by_themselves_replace_one_another():
+    first, second = adapted(1), adapted(2)
+    engine = VLLMEngine(first, settings(), takes_adapters=True)
+    try:
+        with pytest.raises(RolloutError, match="no weights yet"):
+            engine.update_adapter(*adapter_tensors(first), 1)
+        engine.update_weights(checkpoint_tensors(first, merge=False), 0)
+        plain = engine.generate([LONG], GREEDY)[0].token_ids
+        replies = []
+        for version, policy in ((1, first), (2, second), (3, second), (4, first)):
+            engine.update_adapter(*adapter_tensors(policy), version)
+            replies.append(engine.generate([LONG, LONG, *PROMPTS], GREEDY))
+            theirs = HFEngine(policy, 0).generate([LONG, LONG, *PROMPTS], GREEDY)
+            assert [reply.token_ids for reply in replies[-1]] == [reply.token_ids for reply in theirs]
+            assert {reply.weight_version for reply in replies[-1]} == {version}
+        assert replies[0][0].token_ids != replies[1][0].token_ids != plain
+        engine.update_weights(checkpoint_tensors(first, merge=False), 5)
+        assert engine.generate([LONG], GREEDY)[0].token_ids == plain
+        with pytest.raises(RolloutError, match="vLLM refused the adapter"):
+            engine.update_adapter(adapter_tensors(first)[0] | {"r": 600}, adapter_tensors(first)[1], 6)
+        with pytest.raises(RolloutError, match="lost its adapter"):
+            engine.generate([LONG], GREEDY)
+        engine.update_adapter(*adapter_tensors(second), 7)
+        assert engine.generate([LONG], GREEDY)[0].token_ids == replies[1][0].token_ids
+    finally:
+        engine.close()
+
+
+def test_an_adapter_merged_in_the_push_is_the_policy():
+    policy = adapted(3)
+    engine = VLLMEngine(policy, settings())
+    try:
+        engine.update_weights(checkpoint_tensors(policy), 1)
+        ours, theirs = engine.generate(PROMPTS, GREEDY), HFEngine(policy, 0).generate(PROMPTS, GREEDY)
+        assert [reply.token_ids for reply in ours] == [reply.token_ids for reply in theirs]
+        with pytest.raises(RolloutError, match="whole weights only"):
+            engine.update_adapter(*adapter_tensors(policy), 2)
+    finally:
+        engine.close()
