@@ -268,7 +268,7 @@ def test_a_server_of_another_model_or_key_or_none_is_refused(pushed, monkeypatch
         VLLMServerEngine(build(), settings(**there, max_model_len=400))
     with pytest.raises(RolloutError, match=r"must be started with --logprobs processed for this temperature"):
         VLLMServerEngine(build(), settings(**there), temperature=0.7)
-    with pytest.raises(RolloutError, match=r"http://127.0.0.1:9 cannot be reached.*vllm_serve` running there"):
+    with pytest.raises(RolloutError, match=r"http://127.0.0.1:9 cannot be reached.*vllm.serve` running there"):
         VLLMServerEngine(build(), settings(urls=("http://127.0.0.1:9",), api_key_env="SOME_KEY"))
     monkeypatch.setenv("SOME_KEY", "another key"[::-1].replace(" ", "-") * 3)
     with pytest.raises(RolloutError, match=r"does not take the key \(status 401\)"):
