@@ -56,6 +56,7 @@ class SharedBackbone:
         for role, one in on_it.items():
             load_tensors(self.model, role, one)
         self._parts = {role: dict(adapter_parameters(self.model, role)) for role in on_it}
+        self._rest = "policy" if "policy" in on_it else first  # active between two passes, for tools that merge or save
         self._fix_gradients(trained)
         self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
         self._current: str | None = None
@@ -146,6 +147,7 @@ class SharedBackbone:
             if role in self._parts:
                 self.model.set_adapter(role)  # what PEFT would train of this one
                 wanted += [parameter for parameter in self._parts[role].values() if parameter.requires_grad]
+        self.model.set_adapter(self._rest)
         self.model.requires_grad_(False)
         for parameter in wanted:
             parameter.requires_grad_(True)

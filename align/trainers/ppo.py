@@ -103,12 +103,12 @@ class PPOTrainer(PPOExperience):
 
     Args:
         policy: a causal LM; `critic`: gives values_BT for (input_ids, attention_mask). Both are trained in place, with
-            their dropout set to 0. Two modules, sharing nothing.
+            their dropout set to 0. Two modules that share nothing, or two roles of one `SharedBackbone`.
         reward: scores replies; never trained.
         tokenizer: of the policy, with ChatML's control tokens.
         config: a `PPOConfig`, or the recipe's ppo section, whose data and origins are not read here.
         prompts: what replies are sampled to; at least `rollout_batch_size`.
-        reference: frozen; default a copy of `policy` as it is now.
+        reference: frozen; default a copy of `policy` as it is now (of a shared backbone, give its role).
         engine: samples replies; default the one that `config.rollout.engine` names.
         ptx_blocks: token ids of pretraining blocks, needed when `ptx_coef` > 0.
         eval_prompts: for `evaluate()`.

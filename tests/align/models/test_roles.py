@@ -231,7 +231,7 @@ def test_tools_of_peft_find_the_policys_adapter_active_between_two_passes(models
     named = get_peft_model_state_dict(view.peft_model, state_dict=view.state_dict(), adapter_name="policy")
     expected = get_peft_model_state_dict(separate["policy"])
     assert named.keys() == expected.keys() and all(torch.equal(named[name], expected[name]) for name in named)
-    assert view.active_adapters == ["policy"] and view.active_peft_config.r == 4
+    assert view.peft_model.active_adapters == view.active_adapters == ["policy"] and view.active_peft_config.r == 4
     layers = [m for m in view.get_base_model().modules() if hasattr(m, "merge_adapter") or hasattr(m, "lora_A")]
     assert layers and all(layer.active_adapters == ["policy"] and not layer.disable_adapters for layer in layers)
     batch = {"input_ids": IDS, "attention_mask": MASK}

@@ -146,3 +146,15 @@ def test_the_base_alone_as_reference_equals_a_whole_one(tmp_path):
     for wanted, had in zip(runs[False][1], runs[True][1], strict=True):
         assert had == pytest.approx(wanted, rel=1e-4, abs=1e-4)
         assert abs(had["kl/reply"]) > 0.01
+
+
+def test_dropout_of_every_role_is_silenced(tmp_path):
+    started = {"policy": Adapter(roles_case.config(lora_dropout=0.5)), "reference": None}
+    critic = Adapter(roles_case.config(lora_dropout=0.3), of_body=True)
+    backbone = SharedBackbone(roles_case.base(attention_dropout=0.1), started | {"critic": critic})
+    rates = [part.p for part in backbone.model.modules() if isinstance(part, torch.nn.Dropout)]
+    assert {0.5, 0.3} <= set(rates)
+    parts = roles_case.separate() | {name: backbone.causal(name) for name in started}
+    roles_run.trainer(tmp_path, parts | {"critic": Critic(backbone.headless("critic"))})
+    assert not any(part.p for part in backbone.model.modules() if isinstance(part, torch.nn.Dropout))
+    assert not any(getattr(part, "attention_dropout", 0) for part in backbone.model.modules())
