@@ -82,6 +82,7 @@ FOREIGN: dict[str, frozenset[str]] = {
 LAZY: dict[str, frozenset[str]] = {
     "data_formats": frozenset({"pyarrow", "zstandard", "datasets", "datasketch", "numpy"}),
     "reward": frozenset({"regex", "math_verify", "peft", "bitsandbytes"}),
+    "align.trainers": frozenset({"bitsandbytes"}),
 }
 ENGINES = {"vllm": "rollouts"}  # only in files of that room whose name holds the engine's
 

@@ -44,6 +44,8 @@ def prepare(debug: bool = False) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if debug:
         os.environ["ALIGN_DEBUG"] = "1"
+    # it misses kernels for a packing of 4-bit weights that is switched off here (reward.adapter.keep_unpacked)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     handler = _ToStderr()
     handler.setFormatter(_Messages())
     for name in PACKAGES:

@@ -43,6 +43,7 @@ from transformers import TrainerCallback
 
 from align.data.encode import encode_prompts
 from align.data.prompts import PromptSampler
+from align.models.adapters import save_pretrained
 from align.recipe.ppo import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.files import atomic_dir
@@ -318,7 +319,7 @@ class PPOTrainer(PPOExperience):
         state = sharding.gathered_state_dict(self.policy.raw)
         if self.accelerator.is_main_process:
             with atomic_dir(folder) as draft:
-                self.policy.raw.save_pretrained(draft, state_dict=state)
+                save_pretrained(self.policy.raw, draft, state)
                 self.tokenizer.save_pretrained(draft)
         self.accelerator.wait_for_everyone()
 
@@ -327,7 +328,7 @@ class PPOTrainer(PPOExperience):
         state = sharding.gathered_state_dict(self.ema.module)
         if self.accelerator.is_main_process:
             with atomic_dir(folder) as draft:
-                self.ema.module.save_pretrained(draft, state_dict=state)
+                save_pretrained(self.ema.module, draft, state)
                 self.tokenizer.save_pretrained(draft)
         self.accelerator.wait_for_everyone()
 

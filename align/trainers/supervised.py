@@ -25,6 +25,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput, align_special_tokens
+from transformers.training_args import OptimizerNames
 
 from align.models.adapters import save_pretrained
 from align.runs import checkpoint
@@ -117,7 +118,7 @@ class SupervisedTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As of `Trainer`; one of bitsandbytes keeps its exceptions to itself (`with_own_exceptions`)."""
-        named = str(self.args.optim)
+        named = OptimizerNames(self.args.optim).value
         ours = self.optimizer is None and named.endswith(("8bit", "paged_adamw_32bit"))
         require_whole(named if ours else "adamw", self.is_fsdp_enabled)
         optimizer = super().create_optimizer(model)

@@ -191,6 +191,25 @@ def test_the_chats_of_the_benchmark_are_mixed_and_always_the_same():
     assert words[0] < 40 and words[-1] > 4 * words[0]
 
 
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_memory_and_time_of_adapters(tmp_path, capsys):
+    """Tiny: that every arm runs and holds less than the one before; the seconds of so small a run are noise."""
+    pytest.importorskip("bitsandbytes")
+    words = ["--rows", "1", "--length", "16", "--steps", "2", "--dtype", "float32"]
+    figures = load("benchmark_adapters").main(tmp_path, words)
+    assert [json.loads(line)["adapter"] for line in capsys.readouterr().out.splitlines() if line[:1] == "{"] == [
+        arm["adapter"] for arm in figures
+    ]
+    full, full8, lora, qlora, paged = figures
+    assert full["trained"] == full8["trained"] == 1 and lora["trained"] == qlora["trained"] < 0.1
+    if "held GiB" in full:
+        parameters = load("benchmark_adapters").GIB * full["held GiB"] / 16  # weight, gradient, two moments in float32
+        assert parameters == pytest.approx(6033664, rel=1e-5)
+        sizes = [arm["held GiB"] for arm in (full, full8, lora, qlora, paged)]
+        assert sizes == sorted(sizes, reverse=True) and sizes[2] < 0.5 * sizes[0]
+    assert all(math.isfinite(arm["loss"]) and arm["seconds"] > 0 for arm in figures)
+
+
 @pytest.mark.slow
 def test_sft_throughput_beside_trl_on_the_same_masks(tmp_path):
     """Tiny: that it runs and compares like with like; the ratio of so small a run is noise."""

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from align.models import adapters
 from align.models.load import load_causal_lm, load_critic, load_reward_model
 from align.recipe import RecipeError
-from align.recipe.fields import ModelSection
+from align.recipe.fields import ModelSection, OptimSection
+from align.trainers.optimization import TrainedModel
 from data_formats.errors import MissingFileError
 from reward.errors import ModelFileError
 from tests.tiny_models import save_causal_lm
@@ -278,3 +280,24 @@ def test_damaged_adapters(base, tmp_path):
     config.write_text(json.dumps(values | {"r": 8}))
     with pytest.raises(ModelFileError, match="cannot be loaded"):
         load_causal_lm(tmp_path / "model", options)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+def test_adapters_learn_on_a_gpu_with_paged_moments(base, adapter):
+    pytest.importorskip("bitsandbytes")
+    options = section(base, adapter, dtype="bfloat16", gradient_checkpointing=True)
+    loaded = load_causal_lm(base, options).train()
+    told = OptimSection(learning_rate=1e-2, optimizer="paged_adamw_8bit")
+    model = TrainedModel(loaded, told, Accelerator(), total_steps=9)
+    batch = {name: tensor.cuda() for name, tensor in (("input_ids", IDS), ("attention_mask", MASK), ("labels", IDS))}
+    losses = []
+    for _ in range(8):
+        loss = model.module(**batch).loss
+        model.accelerator.backward(loss)
+        assert torch.isfinite(model.clip())
+        model.step()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] - 0.1
+    assert {p.device.type for p in loaded.parameters()} == {"cuda"}

@@ -7,12 +7,16 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 
+from align import cli
 from align.models.load import load_causal_lm, load_reward_model
-from align.stages import reward, sft
+from align.recipe import load_recipe
+from align.stages import rejection, reward, sft
 from align.stages.chain import run_chain
 from reward.model import RewardModel
+from tests.align.stages.rejection_case import recipe as rejection_recipe
 from tests.align.stages.sft_case import recipe
 from tests.align.stages.small_chain import small_recipe, write_data
+from tests.align.stages.test_quickstart_small import SIZES
 
 ADAPTERS = ("lora", "qlora")
 
@@ -102,7 +106,7 @@ def changes(adapter, **more):
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_a_chain_of_adapters_on_one_base(tmp_path, adapter):
+def test_a_chain_of_adapters_on_one_base(tmp_path, adapter, capsys):
     write_data(tmp_path)
     told = small_recipe(tmp_path, **changes(adapter))
     run_chain(told)
@@ -118,6 +122,70 @@ def test_a_chain_of_adapters_on_one_base(tmp_path, adapter):
     assert pmp.keys() == rm.keys() and not same(pmp, rm)
     model = load_reward_model(run / "rm/model", told.model, use="frozen")
     assert isinstance(model, RewardModel) and float(model.shift) != 0
+    assert cli.main(["evaluate-reward", str(run / "rm/model"), str(tmp_path / "comparisons.jsonl")]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    exported = cli.main(["export-reward", str(run / "rm/model"), str(tmp_path / "out")])
+    assert exported == (1 if adapter == "qlora" else 0)
+    assert ("align merge" in capsys.readouterr().err) == (adapter == "qlora")
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_groups_of_replies_and_a_language_term(tmp_path, adapter):
+    write_data(tmp_path)
+    grouped = {"pmp__share_prompts": True, "pmp__lm_weight": 0.5, "pmp__max_length": 96}
+    run_chain(small_recipe(tmp_path, **changes(adapter, **grouped)).model_copy(update={"sft": None, "rm": None}))
+    summary = json.loads((tmp_path / "run/pmp/summary.json").read_text())
+    assert 0 < summary["trained_parameters"] < summary["parameters"] and summary["rows"] > 0
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_rejection_sampling_trains_one_adapter_on(tmp_path, adapter):
+    plain = rejection_recipe(tmp_path)
+    if adapter == "qlora":
+        pytest.importorskip("bitsandbytes")
+    lora = type(plain.model.lora)(rank=2, alpha=4)
+    model = plain.model.model_copy(update={"adapter": adapter, "lora": lora})
+    rejection.run(plain.model_copy(update={"model": model}))
+    folders = [tmp_path / "run/rejection" / name for name in ("rounds/1/model", "rounds/2/model", "model")]
+    for folder in folders:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert (config["base_model_name_or_path"], config["r"]) == (str(tmp_path / "policy"), 2)
+    first, second, last = map(weights, folders)
+    assert same(second, last) and first.keys() == second.keys() and not same(first, second)
+
+
+def test_a_stage_goes_on_with_another_runs_adapter(tmp_path, caplog):
+    sft.run(adapted(tmp_path, "lora", run="first"))
+    start = weights(tmp_path / "first/sft/model")
+    told = adapted(tmp_path, "lora", run="second", init_from=str(tmp_path / "first/sft/model"), learning_rate=1e-9)
+    told = told.model_copy(update={"model": told.model.model_copy(update={"lora": type(told.model.lora)(rank=8)})})
+    sft.run(told)
+    assert "its adapter of rank 2 is trained on, model.lora.rank=8 is not read" in caplog.text
+    end = weights(tmp_path / "second/sft/model")
+    assert start.keys() == end.keys()
+    assert all(torch.allclose(start[name], end[name], rtol=0, atol=1e-7) for name in start)
+    config = json.loads((tmp_path / "second/sft/model/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "model")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_the_quickstart_in_miniature(tmp_path, adapter):
+    if adapter == "qlora":
+        pytest.importorskip("bitsandbytes")
+    sizes = [f"{section}.{key}={value}" for section, values in SIZES.items() for key, value in values.items()]
+    told = [f"output_dir={tmp_path / 'run'}", "seed=5", *sizes, f"model.adapter={adapter}", "model.lora.rank=4"]
+    run_chain(load_recipe("quickstart", told))
+    run = tmp_path / "run"
+    for folder in ("sft/model", "pmp/model", "rm/model", "ppo/model", "ppo/critic"):
+        names = {path.name for path in (run / folder).iterdir()}
+        assert "adapter_model.safetensors" in names and "model.safetensors" not in names
+        assert ("base_quantization.json" in names) == (adapter == "qlora")
+    before, after = (weights(run / stage / "model") for stage in ("sft", "ppo"))
+    assert before.keys() == after.keys() and not same(before, after)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["sft"]["heldout_loss"] < summary["sft"]["heldout_loss_before"] - 0.1
+    assert (run / "report/index.html").is_file()
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

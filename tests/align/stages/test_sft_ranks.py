@@ -15,18 +15,20 @@ KEYS = {"turns": 2, "eval_steps": 2, "max_steps": 5, "keep_best": True}
 GHOST = {"instructions": ["Shout."], "share": 0.5}
 
 
-def written(tmp_path, name):
+def written(tmp_path, name, adapter="none"):
     made = recipe(tmp_path, run=name, ghost_attention=GHOST, **KEYS)
+    made = made.model_copy(update={"model": made.model.model_copy(update={"adapter": adapter})})
     file = tmp_path / f"{name}.yaml"
     file.write_text(dump_recipe(made), encoding="utf-8")
     return file
 
 
 @pytest.mark.slow
-def test_two_ranks_measure_and_keep_what_one_does(tmp_path):
-    one = run(sys.executable, SCRIPT, written(tmp_path, "one"), env=INSTALLED)
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_two_ranks_measure_and_keep_what_one_does(tmp_path, adapter):
+    one = run(sys.executable, SCRIPT, written(tmp_path, "one", adapter), env=INSTALLED)
     assert one.returncode == 0, one.stderr[-3000:]
-    two = on_two_ranks(SCRIPT, written(tmp_path, "two"), env=INSTALLED)
+    two = on_two_ranks(SCRIPT, written(tmp_path, "two", adapter), env=INSTALLED)
     assert two.returncode == 0, two.stderr[-3000:]
     alone = json.loads((tmp_path / "one/rank-0.json").read_text())
     for rank in (0, 1):
