@@ -45,6 +45,7 @@ CASES: dict[str, tuple[str, str, list[str]]] = {  # stage, shape, what the recip
     ),
     "sft-full-wide-vocabulary": ("sft", "E wide", [*SFT, "sft.max_length=384"]),
     "sft-full-autocast": ("sft", "A 155M", [*SFT, "model.mixed_precision=bf16"]),
+    "sft-full-eager": ("sft", "A 155M", [*SFT, "model.attn_implementation=eager"]),
     "rm-full": ("rm", "A 155M", RM),
     "sft-lora": ("sft", "B 335M", [*SFT, "model.adapter=lora"]),
     "sft-qlora": ("sft", "C 480M", [*SFT, "model.adapter=qlora", "model.quantization.compute_dtype=float32"]),

@@ -1,5 +1,8 @@
 """The head answers in blocks: the same answers and gradients as from all logits, which are never held."""
 
+import sys
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,6 +14,7 @@ from align.trainers.experience import TokenBatch
 from align.trainers.forward import reply_distribution, reply_logprobs
 from tests.align.trainers import ppo_case
 from tests.align.trainers.test_causal_forward import MODELS, make
+from tests.commands import run
 
 IDS = torch.arange(1, 31).reshape(2, 15)
 BATCH = TokenBatch.from_ids([(1, 2, 3), (4, 5, 6, 7, 8), (9,)], [(10, 11, 258), (12,), (13, 14, 15, 16)], pad_id=77)
@@ -88,3 +92,35 @@ def test_replies_in_blocks_are_judged_as_at_once(monkeypatch):
     torch.testing.assert_close(blocks.entropy, found.entropy, rtol=1e-13, atol=1e-13)
     with torch.no_grad():
         torch.testing.assert_close(reply_logprobs(model, BATCH, 0.5), found.full.detach(), rtol=1e-13, atol=1e-13)
+
+
+def test_two_ranks_add_up_the_gradients_of_their_blocks(tmp_path):
+    words = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
+    done = run(sys.executable, *words, "tests.align.trainers.head_ranks", tmp_path / "gradients.pt")
+    assert done.returncode == 0, done.stderr
+    model = ppo_case.exact(ppo_case.policy())
+    for rows in ([0, 1], [2]):
+        found = reply_distribution(model, BATCH.rows(torch.tensor(rows)), 0.5, entropy=True)
+        ((found.full.sum() + 0.1 * found.entropy.sum()) / 2).backward()  # DDP takes the mean over ranks
+    expected = {name: part.grad for name, part in model.named_parameters()}
+    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+
+
+def test_the_second_pass_runs_in_its_context(monkeypatch):
+    """A head that computes as another between the two passes (a role of a shared backbone) is what it was at first."""
+    model = make("qwen3")
+    whole = answers_and_gradients(model)
+    monkeypatch.setattr(head, "BLOCK_LOGITS", 64 * 4)
+    plain, entered = model.lm_head.forward, []
+
+    @contextmanager
+    def second_pass():
+        entered.append(model.lm_head.forward)
+        model.lm_head.forward = plain
+        yield
+        model.lm_head.forward = entered[-1]
+
+    model.second_pass = second_pass
+    torch.testing.assert_close(answers_and_gradients(model), whole, rtol=1e-12, atol=1e-13)
+    assert len(entered) == 8  # 30 rows, four at a time
