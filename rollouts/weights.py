@@ -95,7 +95,8 @@ def adapter_tensors(
         raise RolloutError(f"adapters {model.active_adapters} are active at once: push them merged (adapters: merge)")
     name = model.active_adapters[0]
     own = {key: parameter.detach() for key, parameter in model.named_parameters(remove_duplicate=False)}
-    named = get_peft_model_state_dict(model, state_dict=own, adapter_name=name, save_embedding_layers=False)
+    whole = getattr(model, "peft_model", model)  # a role of a shared backbone holds its adapter alone
+    named = get_peft_model_state_dict(whole, state_dict=own, adapter_name=name, save_embedding_layers=False)
     config = {
         key: sorted(value) if isinstance(value, set | frozenset) else value
         for key, value in model.peft_config[name].to_dict().items()
@@ -143,7 +144,7 @@ def is_adapted(model: nn.Module) -> bool:
 
 def is_4bit(model: nn.Module) -> bool:
     """Whether the base is held in 4 bits (bitsandbytes)."""
-    return any(type(parameter).__name__ == "Params4bit" for parameter in model.parameters())
+    return any(type(parameter).__name__ == "Params4bit" for parameter in _base_of(model).parameters())
 
 
 def _base_of(model: nn.Module) -> nn.Module:
@@ -228,9 +229,10 @@ def _in_use(module: nn.Module, prefix: str, merge: bool) -> nn.Module:
             f"{prefix.rstrip('.')}: {type(module).__name__} cannot be merged a layer at a time; leave it out of the "
             "adapter, or sample with the engine 'hf'"
         )
-    if not merge or module.disable_adapters or not module.active_adapters:
+    active = next((name for name in module.active_adapters if name in module.modules_to_save), None)
+    if not merge or module.disable_adapters or active is None:
         return module.original_module
-    return module.modules_to_save[module.active_adapters[0]]
+    return module.modules_to_save[active]
 
 
 def _shape(tensor: Tensor) -> torch.Size:

@@ -175,5 +175,6 @@ def _engine_dtype(engine: Engine, policy: nn.Module) -> torch.dtype:
 
 def _weight_dtype(module: nn.Module) -> torch.dtype:
     """Of its base: an adapter may be finer."""
+    module = module.get_base_model() if hasattr(module, "get_base_model") else module  # a role holds its adapter alone
     dtypes = [p.dtype for name, p in module.named_parameters() if p.is_floating_point() and "lora_" not in name]
     return max(set(dtypes), key=dtypes.count)

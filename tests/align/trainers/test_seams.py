@@ -57,6 +57,7 @@ SUPERVISED = {  # of both trainers, beside what `transformers.Trainer` promises
     "train": "(self, *args: Any, **kwargs: Any) -> TrainOutput",
     "row_length": "(self, row: dict) -> int",
     "get_train_dataloader": "(self) -> DataLoader",
+    "create_optimizer": "(self, model: nn.Module | None = None) -> torch.optim.Optimizer",
     "mean_over_step": "(self, loss_sum: Tensor, local_items: int | Tensor, num_items_in_batch: Tensor | int | None) "
     "-> Tensor",
     "compute_loss": "(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, "
