@@ -49,7 +49,7 @@ def scripted(monkeypatch, folder):
 
         return ScriptedEngine(script)
 
-    monkeypatch.setattr("rollouts.select.make_engine", make_engine)
+    monkeypatch.setattr("align.trainers.engines.make_engine", make_engine)
     (folder / "number.py").write_text(
         "def number(prompts, completions):\n    return [float(text or 99) for text in completions]\n"
     )
