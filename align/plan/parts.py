@@ -10,7 +10,7 @@ KINDS = ("weights", "adapters", "optimizer", "gradients", "weight copies", "acti
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Memory with a reason: one of KINDS, of a model by its role (policy, critic, reference, reward, model)."""
+    """Memory with a reason: one of KINDS, of a model by its role (policy, critic, reference, reward, engine, model)."""
 
     kind: str
     role: str

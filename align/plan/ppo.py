@@ -1,10 +1,11 @@
-"""The moments of ppo: four models at once, two of them in training, and one of them sampling."""
+"""The moments of ppo: four models at once, two of them in training, and one of them sampling (or an engine beside)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from align.plan.activations import INNER_BLOCK
+from align.plan.engine import engine_parts, sleeps
 from align.plan.models import Model, frozen_model, trained_model
 from align.plan.parts import Moment, Part, StagePlan, parts
 from align.plan.passes import plain_moment, sampling_moments, training_moments
@@ -69,7 +70,12 @@ def plan_ppo(
         average = models.policy
         size = average.adapter_size * 4 if average.body.lora else 0
         held += parts("average", weights=size or average.body.precision.bytes_of(average.body.count, head=True))
-    moments = _sampling(recipe, models, held, plan.responses // ranks)
+    engine = engine_parts(rollout, models.policy, recipe.model.dtype, plan.responses // ranks, device)
+    moments = [Moment("engine: sampling", held + engine)]
+    if not engine:
+        moments = _sampling(recipe, models, held, plan.responses // ranks)
+    elif not sleeps(rollout, device):
+        held += engine
     tokens, replies = rollout.max_length, rows * rollout.max_completion_length
     for one in models.rewards:
         moments.append(

@@ -1,0 +1,42 @@
+"""What a rollout engine with weights of its own holds: vLLM in this process, or a server that this run starts.
+
+`engine: auto` is planned as HF generate, which samples on the policy itself. vLLM's cache is what the recipe's
+`kv_cache_gib` says; without it, on a CPU, vLLM's default of 1 GiB, on a GPU what the replies of one iteration fill
+(vLLM takes `memory_share` of the card whether they do or not).
+"""
+
+from __future__ import annotations
+
+from align.plan.models import Model
+from align.plan.parts import GIB, Part, parts
+from align.recipe.rollout import RolloutSection
+
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def engine_parts(rollout: RolloutSection, policy: Model, dtype: str, responses: int, device: str) -> tuple[Part, ...]:
+    """Its weights and cache on one device; nothing for HF generate and for servers elsewhere.
+
+    Args:
+        dtype: of the trainer's weights, which the engine takes by default.
+        responses: sampled in an iteration by this process.
+    """
+    told = rollout.vllm
+    if rollout.engine not in ("vllm", "vllm_server") or told.urls:
+        return ()
+    width = WIDTHS[dtype if told.dtype == "auto" else told.dtype]
+    weights = policy.body.count.whole * width / told.tensor_parallel
+    if told.kv_cache_gib is not None:
+        cache = told.kv_cache_gib * GIB
+    elif device == "cpu":
+        cache = GIB
+    else:
+        shape, rows = policy.body.shape, min(responses, told.max_num_seqs)
+        token = 2 * shape.num_hidden_layers * shape.key_size * width
+        cache = token * rows * rollout.max_length / told.tensor_parallel
+    return parts("engine", weights=weights, kv_cache=cache)
+
+
+def sleeps(rollout: RolloutSection, device: str) -> bool:
+    """Whether it gives its memory back while the trainer updates."""
+    return rollout.vllm.sleep and device != "cpu"

@@ -1,0 +1,34 @@
+"""Memory of an engine with weights of its own, by hand."""
+
+import pytest
+
+from align.plan import plan_stages
+from align.recipe import load_recipe
+
+TINY = "qwen2.5_0.5b_lora_24gb"  # 494,032,768 parameters, 24 layers, 2 key-value heads of 64
+WEIGHTS = 494_032_768 * 2
+CACHE = 24 * 2 * 2 * 64 * 2 * 2048  # layers, keys and values, heads, width, bytes, tokens: of one reply
+
+
+def engine(changes, device="gpu"):
+    recipe = load_recipe(TINY, ["data_root=/data", *(f"ppo.rollout.{key}" for key in changes)])
+    ppo = next(plan for plan in plan_stages(recipe, device=device) if plan.stage == "ppo")
+    return {moment.name: sum(part.bytes for part in moment.parts if part.role == "engine") for moment in ppo.moments}
+
+
+def test_hf_and_servers_elsewhere_hold_nothing_here():
+    for changes in (["engine=hf"], ["engine=auto"], ["engine=vllm_server", "vllm.urls=[http://127.0.0.1:8000]"]):
+        assert set(engine(changes).values()) == {0}
+
+
+@pytest.mark.parametrize("sleep", ["true", "false"])
+def test_on_a_gpu_it_holds_weights_and_cache_while_it_does_not_sleep(sleep):
+    found = engine(["engine=vllm", f"vllm.sleep={sleep}"])
+    whole = WEIGHTS + 128 * CACHE
+    assert found.pop("engine: sampling") == whole
+    assert set(found.values()) == ({0} if sleep == "true" else {whole})
+
+
+def test_on_a_cpu_it_never_lets_go():
+    found = engine(["engine=vllm_server", "vllm.dtype=float32", "vllm.kv_cache_gib=0.5"], device="cpu")
+    assert set(found.values()) == {2 * WEIGHTS + 2**29}
