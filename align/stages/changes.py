@@ -18,6 +18,7 @@ from align.runs.files import write_json
 from align.stages.common import MADE_BY_STAGES
 from data_formats.errors import AlignError
 
+ADAPTERS = ("adapter", "lora", "quantization")
 COMMON = ("seed", "data_root", "model", "tinyworld")
 HARMLESS = frozenset(
     {"logging_steps", "save_steps", "save_total_limit", "eval_steps", "log_samples", "every_steps"}
@@ -67,6 +68,8 @@ def changed_keys(recipe: Recipe, stage: str, folder: Path) -> list[str]:
     saved, _ = parse(file.read_text(encoding="utf-8"), str(file))
     saved = saved if isinstance(saved, dict) else {}
     now = recipe.model_dump(mode="json")
+    if stage == "base":  # trains all weights, whatever these say
+        now["model"] = {key: value for key, value in now["model"].items() if key not in ADAPTERS}
     found: list[str] = []
     for key in (*COMMON, *ancestors(recipe, stage)):
         if key in saved:

@@ -79,3 +79,14 @@ def test_how_much_is_evaluated_may_change_and_how_much_is_trained_on_may_not(tmp
     changes.require_unchanged(new, ("sft", "ppo"))
     fewer = small_recipe(tmp_path, ppo=ppo, sft__data=[{"path": "demonstrations.jsonl", "limit": 8}])
     assert changes.changed_keys(fewer, "sft", run / "sft") == ["sft.data.0.limit was 9, is 8"]
+
+
+def test_the_base_of_another_adapter_is_the_same_base(tmp_path):
+    old, new = small_recipe(tmp_path), small_recipe(tmp_path, model__adapter="lora", model__lora={"rank": 2})
+    for stage in ("base", "sft"):
+        common.open_folder(old, tmp_path / "run" / stage)
+    assert changes.changed_keys(new, "base", tmp_path / "run/base") == []
+    assert changes.changed_keys(new, "sft", tmp_path / "run/sft") == [
+        "model.adapter was none, is lora",
+        "model.lora.rank was 16, is 2",
+    ]
