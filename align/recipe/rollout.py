@@ -35,7 +35,7 @@ class VLLMSection(Section):
     max_restarts: Count = 3
 
     def rules(self) -> list[tuple[str, str]]:
-        found = ((at, url_problem(url)) for at, url in enumerate(self.urls))
+        found = ((at, None if url.startswith("unix:///") else url_problem(url)) for at, url in enumerate(self.urls))
         tunnel = "use https://, or a tunnel to this machine"
         return [(f"urls.{at}", text.replace("use https://, or insecure", tunnel)) for at, text in found if text]
 

@@ -66,6 +66,7 @@ def test_the_settings_have_one_set_of_names_and_defaults():
             "ppo.rollout.vllm.urls.1: plain http to far.example would show prompts, replies and key to the network; "
             "use https://, or a tunnel to this machine",
         ),
+        (SERVER | {"vllm": {"urls": ["unix://me/socket"]}}, {}, "ppo.rollout.vllm.urls.0: the address must begin with"),
         (SERVER | {"vllm": {"urls": ["https://me:word@a"]}}, {}, "ppo.rollout.vllm.urls.0: the address holds a user"),
         (SERVER | {"vllm": {"api_key_env": "sk-12345"}}, {}, "ppo.rollout.vllm.api_key_env"),
         (
@@ -110,6 +111,7 @@ def test_what_cannot_be_is_refused(tmp_path, rollout, changes, sentence):
         ({"engine": "hf", "temperature": 0.7, "top_p": 0.9}, CORRECTED),
         ({"engine": "vllm"}, {"policy_support": "nucleus"}),  # some engines can; refused when this one cannot
         (SERVER | {"vllm": {"urls": ["https://a:8000", "http://127.0.0.1:8001"], "max_model_len": 2048}}, {}),
+        (SERVER | {"vllm": {"urls": ["unix:///run/me/socket"]}}, {}),  # `python -m rollouts.vllm.serve --uds`
     ],
 )
 def test_what_can_be(tmp_path, rollout, changes):
