@@ -6,7 +6,7 @@ import json
 import pytest
 
 from align.recipe import dump_recipe
-from align.recipe.check import describe_plan
+from align.recipe.check import describe_plan, run_problems
 from align.recipe.load import load_recipe
 from align.recipe.rollout import PPORolloutSection, RolloutSection, VLLMSection
 from rollouts.settings import VLLMSettings
@@ -118,6 +118,21 @@ def test_what_can_be(tmp_path, rollout, changes):
     recipe = load_recipe(written(tmp_path, rollout, **changes))
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
     assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_an_engine_that_cannot_be_had_is_said_before_anything_runs(tmp_path, monkeypatch, installed):
+    monkeypatch.setattr("align.recipe.rollout.find_spec", lambda name: installed or None)
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    named = SERVER | {"vllm": {"urls": ["https://a"], "api_key_env": "SOME_KEY"}}
+    for rollout, keyless in (({"engine": "auto"}, False), ({"engine": "vllm"}, False), (SERVER, False), (named, True)):
+        problems = run_problems(load_recipe(written(tmp_path, rollout)), ["ppo"])
+        missing = [problem for problem in problems if "needs vLLM, which is not installed: pip install" in problem]
+        assert len(missing) == (not installed and rollout["engine"] != "auto" and not keyless)
+        unset = "ppo.rollout.vllm.api_key_env: the environment variable SOME_KEY is not set; set it to the servers' key"
+        assert (unset in problems) == keyless
+    monkeypatch.setenv("SOME_KEY", "k" * 16)
+    assert not any("rollout" in problem for problem in run_problems(load_recipe(written(tmp_path, named)), ["ppo"]))
 
 
 def test_rejection_samples_with_nothing_beside_it(tmp_path):
