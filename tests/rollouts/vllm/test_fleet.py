@@ -168,8 +168,10 @@ def test_nobody_there_is_a_gone_server(tmp_path):
 
 @pytest.mark.parametrize(
     "url",
-    ["localhost:8000", "ftp://h", "http://", "http://user:secret@h:1", "unix://host/path", "http://h/v1?key=s"]
-    + ["http://h:port", "http://h:99999"],
+    [
+        *("localhost:8000", "ftp://h", "http://", "http://user:secret@h:1", "unix://host/path", "http://h/v1?key=s"),
+        *("http://h:port", "http://h:99999"),
+    ],
 )
 def test_what_is_no_address_is_said_without_its_secrets(url):
     with pytest.raises(RolloutError, match="is no address of a vLLM server") as caught:
