@@ -60,7 +60,7 @@ def make_engine(
         return HFEngine(model, pad_token_id, batch_size, **hf_options)
     if vllm is None:
         raise RolloutError(f"rollout engine '{kind}' needs settings: give make_engine a VLLMSettings")
-    if not is_installed():
+    if not (is_installed() or (kind == "vllm_server" and vllm.urls)):
         raise RolloutError(
             f"rollout engine '{kind}' needs vLLM, which is not installed: pip install 'align-rlhf[vllm]' (make "
             "install-vllm in a checkout), or use engine: hf"

@@ -47,3 +47,13 @@ class VLLMSettings:
     start_timeout: float = 600.0
     request_timeout: float = 1800.0
     max_restarts: int = 3
+
+
+def memory_hint(said: str) -> str:
+    """The keys of a recipe that an error of vLLM about memory is cured by, to be put behind it; empty for another."""
+    words = ("gpu_memory_utilization", "kv cache", "cache blocks", "out of memory", "outofmemory", "free memory on")
+    if not any(word in said.lower() for word in words):
+        return ""
+    return (
+        " (the recipe's keys are ppo.rollout.vllm.kv_cache_gib, memory_share on a GPU, max_model_len and max_num_seqs)"
+    )

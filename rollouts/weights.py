@@ -79,6 +79,13 @@ def checkpoint_names(model: nn.Module, *, merge: bool = True) -> dict[str, tuple
     return shapes
 
 
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Bytes of what `checkpoint_tensors` yields, 4-bit weights in the dtype they compute as; reads no tensor."""
+    tensors = [tensor for source in _once(_sources(_base_of(model), "", True)) for tensor in source.named.values()]
+    dtypes = [getattr(getattr(tensor, "quant_state", tensor), "dtype", tensor.dtype) for tensor in tensors]
+    return sum(_shape(tensor).numel() * dtype.itemsize for tensor, dtype in zip(tensors, dtypes, strict=True))
+
+
 def adapter_tensors(
     model: nn.Module, gather: Gather = _as_it_is
 ) -> tuple[dict[str, Any], Iterator[tuple[str, Tensor]]]:

@@ -12,7 +12,7 @@ from align.recipe.load import STAND_IN, inspect
 from align.recipe.problems import did_you_mean
 from align.recipe.rejection import RejectionSection
 from align.recipe.rewards import part_problems
-from align.recipe.rollout import RolloutSection
+from align.recipe.rollout import RolloutSection, engine_problems
 from align.recipe.schema import DEFAULT_PARENTS, ROLLOUT_STAGES, STAGES, Recipe
 from align.recipe.sources import source_problems, stage_sources
 from align.recipe.stages import SFTSection
@@ -50,6 +50,7 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
     for stage in stages:
         problems += source_problems(recipe, stage)
         if stage in ROLLOUT_STAGES and getattr(recipe, stage) is not None:
+            problems += engine_problems(f"{stage}.rollout", getattr(recipe, stage).rollout)
             for key, part in getattr(recipe, stage).judges():
                 problems += part_problems(f"{stage}.{key}", part)
         for role, origin in inputs(recipe, stage).items():

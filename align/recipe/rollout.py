@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from typing import Literal
 
 from pydantic import Field
@@ -35,7 +37,7 @@ class VLLMSection(Section):
     max_restarts: Count = 3
 
     def rules(self) -> list[tuple[str, str]]:
-        found = ((at, url_problem(url)) for at, url in enumerate(self.urls))
+        found = ((at, None if url.startswith("unix:///") else url_problem(url)) for at, url in enumerate(self.urls))
         tunnel = "use https://, or a tunnel to this machine"
         return [(f"urls.{at}", text.replace("use https://, or insecure", tunnel)) for at, text in found if text]
 
@@ -100,3 +102,22 @@ class PPORolloutSection(RolloutSection):
     """
 
     overlap: bool = False
+
+
+def engine_problems(key: str, rollout: RolloutSection) -> list[str]:
+    """What would keep the engine from being had here and now.
+
+    Args:
+        key: of the section (`ppo.rollout`).
+    """
+    if rollout.engine not in ("vllm", "vllm_server"):
+        return []
+    if not rollout.vllm.urls:
+        if find_spec("vllm") is not None:
+            return []
+        how = "pip install 'align-rlhf[vllm]' (make install-vllm in a checkout), or use engine=hf"
+        return [f"{key}.engine: '{rollout.engine}' needs vLLM, which is not installed: {how}"]
+    variable = rollout.vllm.api_key_env
+    if os.environ.get(variable, "").strip():
+        return []
+    return [f"{key}.vllm.api_key_env: the environment variable {variable} is not set; set it to the servers' key"]

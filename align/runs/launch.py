@@ -44,6 +44,9 @@ def prepare(debug: bool = False) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if debug:
         os.environ["ALIGN_DEBUG"] = "1"
+    if os.environ.get("ALIGN_DEBUG", "0") in ("", "0"):
+        # of torch's C++ part and its extensions: vLLM's tells in every process to which NUMA node it binds memory
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # it misses kernels for a packing of 4-bit weights that is switched off here (reward.adapter.keep_unpacked)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     handler = _ToStderr()

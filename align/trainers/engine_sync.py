@@ -56,9 +56,7 @@ def push_current(trainer: PPOTrainer) -> None:
         return
     figures = push_weights(trainer)
     if trainer.accelerator.is_main_process:
-        logger.info(
-            "the engine has the policy's weights: %s", {name: f"{value:.2g}" for name, value in figures.items()}
-        )
+        logger.info("the engine has the policy's weights%s", _in_words(figures))
 
 
 def push_weights(trainer: PPOTrainer, *, base: bool = False) -> dict[str, float]:
@@ -157,6 +155,12 @@ def _probe(trainer: PPOTrainer) -> float:
 
     largest = trainer.together(compare)
     return max(gather_object([largest])) if trainer.world_size > 1 else largest
+
+
+def _in_words(figures: dict[str, float]) -> str:
+    apart = figures.get("engine/probe_max")
+    probed = "" if apart is None else f"; its log-probabilities differ from the trainer's by at most {apart:.1g} nats"
+    return f" after {figures['seconds/sync']:.1f} s{probed}"
 
 
 def _settings(engine: Engine) -> Any:

@@ -21,7 +21,7 @@ from rollouts.vllm.push import Push, private_folder, write_push
 from rollouts.vllm.start import plain_model
 from rollouts.vllm.weights import checked
 from rollouts.vllm.wire import made_by
-from rollouts.weights import checkpoint_names
+from rollouts.weights import checkpoint_bytes, checkpoint_names
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Backend:
     ):
         self.settings, self.mode, self.is_owner, self.alone, self._share = settings, mode, is_owner, alone, share
         self._shapes, config = checkpoint_names(model), plain_model(model).config.get_text_config()
-        self._bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        self._bytes = checkpoint_bytes(model)
         self._keeper: Keeper | Guest | None = None
         self._folder: Path | None = None
         self._push: Push | None = None

@@ -6,13 +6,14 @@ The standard library's client does it. It uses no proxy and follows no redirect 
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
 import logging
 import socket
 import ssl
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from rollouts.errors import RolloutError
 
@@ -42,7 +43,7 @@ class Address:
         if parts.scheme == "unix":
             sound = parts.path.startswith("/") and not parts.netloc
         else:
-            sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.path in ("", "/")
+            sound = parts.scheme in ("http", "https") and _names_a_host(parts) and parts.path in ("", "/")
         if not sound or parts.username or parts.password or parts.query or parts.fragment:
             shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
             raise RolloutError(
@@ -120,5 +121,15 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
+def _names_a_host(parts: SplitResult) -> bool:
+    try:
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is no number, or too large
+        return False
+
+
 def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, like 127.0.0.1.example
+        return False

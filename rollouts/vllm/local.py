@@ -84,11 +84,21 @@ class LocalVLLM:
             self._asleep = set(ALL)
 
     def wake(self, tags: tuple[str, ...] = ALL) -> None:
-        """These parts are on the device again."""
+        """These parts are on the device again.
+
+        Raises:
+            RolloutError: vLLM cannot bring them back; most often the trainer has their memory.
+        """
         llm = self._open()
         if asleep := [tag for tag in tags if tag in self._asleep]:
             with undisturbed():
-                llm.wake_up(asleep)
+                try:
+                    llm.wake_up(asleep)
+                except Exception as error:
+                    raise RolloutError(
+                        f"vLLM could not take its GPU memory back after the update ({type(error).__name__}: {error}): "
+                        "lower ppo.rollout.vllm.memory_share or the trainer's micro_batch_size"
+                    ) from error
             self._asleep -= set(asleep)
 
     def close(self) -> None:

@@ -67,6 +67,7 @@ def start_own(model: nn.Module, settings: VLLMSettings, mode: str, folder: Path)
     try:
         write_config(model, server.home)
         server.arguments = serve_arguments(model, server.home, settings, mode)
+        logger.info("a vLLM server is started, which takes a minute or two; its log: %s", server.log)
         server.start()
     except BaseException:
         server.stop()

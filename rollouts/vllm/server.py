@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rollouts.errors import RolloutError
+from rollouts.settings import memory_hint
 from rollouts.vllm.guard import KEY_VARIABLE
 from rollouts.vllm.http import Address, ServerGone
 
@@ -199,7 +200,8 @@ class VLLMServer:
     def _start_error(self, what: str) -> RolloutError:
         self.kill()
         said = last_error(self.log.read_text(encoding="utf-8", errors="replace")).replace(self._key, "(the key)")
-        return RolloutError(f"the vLLM server {what}: {said or 'it said nothing'} (its log: {self.log})")
+        said = (said or "it said nothing") + memory_hint(said)
+        return RolloutError(f"the vLLM server {what}: {said} (its log: {self.log})")
 
     def _signal(self, number: int) -> None:
         assert self._process is not None

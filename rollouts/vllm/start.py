@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rollouts.errors import RolloutError
-from rollouts.settings import VLLMSettings
+from rollouts.settings import VLLMSettings, memory_hint
 from rollouts.vllm.process_guard import PrivateWorld, quiet, undisturbed
 from rollouts.weights import checkpoint_names
 
@@ -158,7 +158,8 @@ def start(model: nn.Module, settings: VLLMSettings, **options: Any) -> vllm.LLM:
             with PrivateWorld.joined():
                 return vllm.LLM(**arguments, distributed_executor_backend=LocalExecutor)
         except Exception as error:
-            raise RolloutError(f"vLLM could not start: {_last_line(error)}") from error
+            said = _last_line(error)
+            raise RolloutError(f"vLLM could not start: {said}{memory_hint(said)}") from error
 
 
 def _last_line(error: Exception) -> str:

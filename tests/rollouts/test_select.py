@@ -60,3 +60,11 @@ def test_vllm_that_is_not_there_is_named_with_the_way_to_get_it(model, monkeypat
         make_engine(kind, model, pad_token_id=0, vllm=SETTINGS)
     with pytest.raises(RolloutError, match="needs settings"):
         make_engine(kind, model, pad_token_id=0)
+
+
+def test_servers_named_by_url_need_no_vllm_here(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(select, "find_spec", lambda name: None)
+    monkeypatch.setenv("SOME_KEY", "k" * 16)
+    settings = VLLMSettings(max_model_len=16, urls=(f"unix://{tmp_path}/socket",), api_key_env="SOME_KEY")
+    with pytest.raises(RolloutError, match=r"is `python -m rollouts.vllm.serve` running there"):
+        make_engine("vllm_server", model, pad_token_id=0, vllm=settings)

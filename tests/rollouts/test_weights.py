@@ -12,7 +12,14 @@ from torch import nn
 from transformers import Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from rollouts.errors import RolloutError
-from rollouts.weights import adapter_tensors, checkpoint_names, checkpoint_tensors, is_4bit, pushes_adapter
+from rollouts.weights import (
+    adapter_tensors,
+    checkpoint_bytes,
+    checkpoint_names,
+    checkpoint_tensors,
+    is_4bit,
+    pushes_adapter,
+)
 from tests.tiny_models import qwen2_config
 
 peft = pytest.importorskip("peft")
@@ -207,6 +214,13 @@ def test_4bit_bases_are_dequantised_and_merged_in_float32(tmp_path, options):
 
 def qwen2_64():
     return list(qwen2(hidden_size=64, intermediate_size=64).bfloat16().parameters())
+
+
+@pytest.mark.parametrize("kind", ["full", "tied", "4bit"])
+def test_bytes_of_a_push_are_known_before_it(tmp_path, kind):
+    """Room for them is looked for: 4-bit weights travel in the dtype they compute as, four times as many bytes."""
+    model = adapted(quantised(tmp_path)) if kind == "4bit" else qwen2(tie_word_embeddings=kind == "tied")
+    assert checkpoint_bytes(model) == sum(tensor.nbytes for _, tensor in checkpoint_tensors(model))
 
 
 def test_packed_4bit_weights_say_the_same(tmp_path):

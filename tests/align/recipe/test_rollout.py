@@ -6,7 +6,7 @@ import json
 import pytest
 
 from align.recipe import dump_recipe
-from align.recipe.check import describe_plan
+from align.recipe.check import describe_plan, run_problems
 from align.recipe.load import load_recipe
 from align.recipe.rollout import PPORolloutSection, RolloutSection, VLLMSection
 from rollouts.settings import VLLMSettings
@@ -66,6 +66,7 @@ def test_the_settings_have_one_set_of_names_and_defaults():
             "ppo.rollout.vllm.urls.1: plain http to far.example would show prompts, replies and key to the network; "
             "use https://, or a tunnel to this machine",
         ),
+        (SERVER | {"vllm": {"urls": ["unix://me/socket"]}}, {}, "ppo.rollout.vllm.urls.0: the address must begin with"),
         (SERVER | {"vllm": {"urls": ["https://me:word@a"]}}, {}, "ppo.rollout.vllm.urls.0: the address holds a user"),
         (SERVER | {"vllm": {"api_key_env": "sk-12345"}}, {}, "ppo.rollout.vllm.api_key_env"),
         (
@@ -110,12 +111,28 @@ def test_what_cannot_be_is_refused(tmp_path, rollout, changes, sentence):
         ({"engine": "hf", "temperature": 0.7, "top_p": 0.9}, CORRECTED),
         ({"engine": "vllm"}, {"policy_support": "nucleus"}),  # some engines can; refused when this one cannot
         (SERVER | {"vllm": {"urls": ["https://a:8000", "http://127.0.0.1:8001"], "max_model_len": 2048}}, {}),
+        (SERVER | {"vllm": {"urls": ["unix:///run/me/socket"]}}, {}),  # `python -m rollouts.vllm.serve --uds`
     ],
 )
 def test_what_can_be(tmp_path, rollout, changes):
     recipe = load_recipe(written(tmp_path, rollout, **changes))
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
     assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_an_engine_that_cannot_be_had_is_said_before_anything_runs(tmp_path, monkeypatch, installed):
+    monkeypatch.setattr("align.recipe.rollout.find_spec", lambda name: installed or None)
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    named = SERVER | {"vllm": {"urls": ["https://a"], "api_key_env": "SOME_KEY"}}
+    for rollout, keyless in (({"engine": "auto"}, False), ({"engine": "vllm"}, False), (SERVER, False), (named, True)):
+        problems = run_problems(load_recipe(written(tmp_path, rollout)), ["ppo"])
+        missing = [problem for problem in problems if "needs vLLM, which is not installed: pip install" in problem]
+        assert len(missing) == (not installed and rollout["engine"] != "auto" and not keyless)
+        unset = "ppo.rollout.vllm.api_key_env: the environment variable SOME_KEY is not set; set it to the servers' key"
+        assert (unset in problems) == keyless
+    monkeypatch.setenv("SOME_KEY", "k" * 16)
+    assert not any("rollout" in problem for problem in run_problems(load_recipe(written(tmp_path, named)), ["ppo"]))
 
 
 def test_rejection_samples_with_nothing_beside_it(tmp_path):

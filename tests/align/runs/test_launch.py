@@ -45,6 +45,13 @@ def test_fresh_is_not_repeated(monkeypatch):
     assert started_as("align/ppo.py", ["r.yaml", "--fresh"]) == "accelerate launch align/ppo.py r.yaml"
 
 
+@pytest.mark.parametrize(("debug", "level"), [(False, "ERROR"), (True, None)])
+def test_warnings_of_c_extensions_are_for_those_who_debug(monkeypatch, debug, level):
+    monkeypatch.setattr(launch.os, "environ", {})
+    launch.prepare(debug)
+    assert launch.os.environ.get("TORCH_CPP_LOG_LEVEL") == level
+
+
 def test_the_first_rank_speaks_at_once_and_others_only_if_they_live_on(monkeypatch, capsys):
     waited = []
     monkeypatch.delenv("ALIGN_DEBUG", raising=False)

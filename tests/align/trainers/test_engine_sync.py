@@ -1,6 +1,7 @@
 """Engines with weights of their own sample with the policy's in every phase, and a push that went wrong is noticed."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -75,6 +76,14 @@ def test_the_engine_says_what_the_policy_says(tmp_path, kind, tied):
     assert engine.generate([[5, 9]], SamplingParams(temperature=0, max_new_tokens=12))[0].token_ids != before
     figures = trainer.train()
     assert figures.global_step == 2 and agrees(trainer)
+
+
+def test_the_first_push_is_told_in_words(tmp_path, caplog):
+    trainer = ppo_case.trainer(tmp_path, engine=Own())
+    with caplog.at_level("INFO", logger="align.trainers.engine_sync"):
+        push_current(trainer)
+    said = r"the engine has the policy's weights after \d+\.\d s; its log-probabilities differ from the trainer's by "
+    assert re.fullmatch(said + r"at most [-\de.]+ nats", caplog.messages[-1])
 
 
 def test_adapters_go_over_alone_after_the_base(tmp_path):

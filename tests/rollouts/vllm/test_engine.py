@@ -91,6 +91,18 @@ def test_it_is_an_engine_and_leaves_the_process_alone(started):
     assert not torch.distributed.is_initialized() and Accelerator(cpu=True).num_processes == 1
 
 
+def test_memory_that_does_not_come_back_is_told(engine, monkeypatch):
+    def full(tags):
+        raise RuntimeError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._local, "_asleep", {"kv_cache"})  # a CPU's never sleeps
+        patch.setattr(engine._local._llm, "wake_up", full)
+        with pytest.raises(RolloutError, match=r"memory back .*CUDA out of memory.*lower ppo.rollout.vllm.memory_sha"):
+            engine.generate([[1]], GREEDY)
+    assert engine.generate([[1]], GREEDY)
+
+
 def test_greedy_replies_are_those_of_transformers(model, engine):
     prompts = [*random_prompts(20), LONG]
     ours = engine.generate(prompts, GREEDY)

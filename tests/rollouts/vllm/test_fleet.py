@@ -167,7 +167,11 @@ def test_nobody_there_is_a_gone_server(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "ftp://h", "http://", "http://user:secret@h:1", "unix://host/path", "http://h/v1?key=s"]
+    "url",
+    [
+        *("localhost:8000", "ftp://h", "http://", "http://user:secret@h:1", "unix://host/path", "http://h/v1?key=s"),
+        *("http://h:port", "http://h:99999"),
+    ],
 )
 def test_what_is_no_address_is_said_without_its_secrets(url):
     with pytest.raises(RolloutError, match="is no address of a vLLM server") as caught:
@@ -177,6 +181,7 @@ def test_what_is_no_address_is_said_without_its_secrets(url):
 
 def test_the_key_is_in_no_text_and_other_machines_are_told_apart():
     assert KEY not in repr(Address("http://h:1", KEY))
-    assert Address("http://node7:1", KEY).in_the_clear
+    for url in ("http://node7:1", "http://127.0.0.1.example:1"):
+        assert Address(url, KEY).in_the_clear
     for url in ("https://node7", "http://localhost:1", "http://127.0.0.1:1", "http://[::1]:1", "unix:///x"):
         assert not Address(url, KEY).in_the_clear

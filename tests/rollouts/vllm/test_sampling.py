@@ -151,7 +151,7 @@ def test_the_other_settings_reach_vllm(model):
 
 
 def test_settings_that_vllm_refuses_are_one_sentence(model):
-    with pytest.raises(RolloutError, match=r"vLLM could not start: .*KV cache"):
+    with pytest.raises(RolloutError, match=r"vLLM could not start: .*recipe's keys are ppo.rollout.vllm.kv_cache_gib"):
         VLLMEngine(model, settings(kv_cache_gib=0.0001))
     with pytest.raises(RolloutError, match="max_model_len 600 is longer than the model's 512 positions"):
         VLLMEngine(model, settings(max_model_len=600))

@@ -15,6 +15,7 @@ import torch
 
 from rollouts.errors import RolloutError
 from rollouts.protocol import SamplingParams
+from rollouts.settings import memory_hint
 from rollouts.vllm.client import VLLMServerEngine
 from rollouts.vllm.server import VLLMServer, last_error
 from rollouts.weights import checkpoint_tensors
@@ -247,3 +248,13 @@ def test_the_last_error_of_a_log_is_its_cause():
     assert last_error(LOG) == "ValueError: no room for 8 blocks"
     assert last_error("one\n two \n\n") == "two" and last_error("") == ""
     assert last_error("torch.cuda.OutOfMemoryError: 9 GiB\n") == "torch.cuda.OutOfMemoryError: 9 GiB"
+
+
+def test_errors_about_memory_name_the_recipes_keys():
+    for said in (
+        "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`",
+        "ValueError: To serve at least one request, 1.5 GiB KV cache is needed",
+        "torch.cuda.OutOfMemoryError: 9 GiB",
+    ):
+        assert "ppo.rollout.vllm.kv_cache_gib" in memory_hint(said)
+    assert memory_hint("ValueError: no such model") == ""
