@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,9 +61,6 @@ class SharedBackbone:
         self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
         self._current: str | None = None
         self._owner: int | None = None
-        self._rest = (
-            "policy" if "policy" in on_it else first
-        )  # what tools that merge or save find active between two passes
         self._lock = threading.Lock()
         self.model.eval()
         self._switch(self._rest)
@@ -177,7 +174,7 @@ class SharedBackbone:
                 layer._active_adapter = [role]
 
 
-class _Again:
+class _Again(AbstractContextManager):
     """The context of a second pass: the role and mode of the first one, whichever thread it runs on."""
 
     def __init__(self, backbone: SharedBackbone, role: str | None, training: bool):
@@ -215,6 +212,10 @@ class RoleView(nn.Module):
         """As of the causal language model."""
         with self.backbone.role(self.active_adapter, self.training):
             return self._computes[0].generate(*args, **kwargs)
+
+    def second_pass(self) -> AbstractContextManager:
+        """The context in which a part of this role's forward pass is computed again, later and on any thread."""
+        return _Again(self.backbone, self.active_adapter, self.training)
 
     def get_base_model(self) -> nn.Module:
         """What computes, with every role's adapter inside."""
