@@ -51,8 +51,9 @@ class SharedBackbone:
         on_it = {role: one.on(self.body_prefix) for role, one in adapters.items() if one is not None}
         first, *others = on_it
         self.model = get_peft_model(base, on_it[first].config, adapter_name=first)
+        tied = getattr(on_it[first].config, "modules_to_tie", None)
         for role in others:
-            self.model.add_adapter(role, on_it[role].config)
+            _add_adapter(self.model, role, on_it[role].config, tied)
         for role, one in on_it.items():
             load_tensors(self.model, role, one)
         self._parts = {role: dict(adapter_parameters(self.model, role)) for role in on_it}
@@ -319,9 +320,19 @@ class RoleView(nn.Module):
         twin = RoleView.__new__(RoleView)
         nn.Module.__init__(twin)
         twin.backbone, twin.active_adapter, twin._computes = self.backbone, self.active_adapter, self._computes
-        twin._hold({name: copy.deepcopy(parameter, memo) for name, parameter in self.named_parameters()})
+        held = self.named_parameters(remove_duplicate=False)  # tied ones stay tied
+        twin._hold({name: copy.deepcopy(parameter, memo) for name, parameter in held})
         twin.register_forward_pre_hook(_no_forward)
         return twin.train(self.training)
+
+
+def _add_adapter(model: Any, role: str, config: Any, tied: set[str] | None) -> None:
+    """As of PEFT, which no longer finds what was tied to the embedding once an adapter before has wrapped that."""
+    tie = tied is not None and config.ensure_weight_tying
+    if tie:
+        config.modules_to_tie, config.ensure_weight_tying = tied, False
+    model.add_adapter(role, config)
+    config.ensure_weight_tying = tie or config.ensure_weight_tying
 
 
 def _no_forward(*_: Any) -> None:
