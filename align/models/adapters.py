@@ -186,9 +186,16 @@ def merged(module: nn.Module, path: str | Path) -> nn.Module:
 def save_pretrained(module: nn.Module, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
     """Write a causal language model or a reward model: the adapter alone where it has one, else all weights."""
     if adapter.is_adapter(module):
-        adapter.save_body(module, Path(folder), state_dict)
+        adapter.save_body(module, Path(folder), None if state_dict is None else _named_again(module, state_dict))
     else:
         module.save_pretrained(folder, state_dict=state_dict)
+
+
+def _named_again(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict that has shared tensors once, with all of their names, as PEFT looks for them."""
+    once = {id(parameter): name for name, parameter in module.named_parameters()}
+    shared = ((name, once[id(part)]) for name, part in module.named_parameters(remove_duplicate=False))
+    return state | {name: state[first] for name, first in shared if name not in state and first in state}
 
 
 def trained_share(module: nn.Module) -> tuple[int, int]:

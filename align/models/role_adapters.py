@@ -99,7 +99,7 @@ class Adapter:
             return replace(self, of_body=True)
         inside = {name: tensor for name, tensor in self.tensors.items() if name.startswith(ROOT + body_prefix)}
         config = copy.deepcopy(self.config)
-        config.task_type = None
+        config.task_type, config.ensure_weight_tying = None, False
         outside = {name.removeprefix(ROOT).split(".lora_")[0] for name in self.tensors.keys() - inside.keys()}
         if outside and isinstance(config.exclude_modules, str):
             config.exclude_modules = "|".join([f"(?:{config.exclude_modules})", *map(re.escape, sorted(outside))])
@@ -154,6 +154,8 @@ def save_adapter(
         tensors = {_shorter(name, body_prefix): tensor for name, tensor in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    once = {tensor.data_ptr(): name for name, tensor in kept.items()}
+    kept |= {name: tensor.clone() for name, tensor in kept.items() if once[tensor.data_ptr()] != name}  # tied weights
     save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
     config = copy.deepcopy(model.peft_config[role])
     if body_prefix is not None and isinstance(config.target_modules, str):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,8 +51,9 @@ class SharedBackbone:
         on_it = {role: one.on(self.body_prefix) for role, one in adapters.items() if one is not None}
         first, *others = on_it
         self.model = get_peft_model(base, on_it[first].config, adapter_name=first)
+        tied = getattr(on_it[first].config, "modules_to_tie", None)
         for role in others:
-            self.model.add_adapter(role, on_it[role].config)
+            _add_adapter(self.model, role, on_it[role].config, tied)
         for role, one in on_it.items():
             load_tensors(self.model, role, one)
         self._parts = {role: dict(adapter_parameters(self.model, role)) for role in on_it}
@@ -61,9 +62,6 @@ class SharedBackbone:
         self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
         self._current: str | None = None
         self._owner: int | None = None
-        self._rest = (
-            "policy" if "policy" in on_it else first
-        )  # what tools that merge or save find active between two passes
         self._lock = threading.Lock()
         self.model.eval()
         self._switch(self._rest)
@@ -177,7 +175,7 @@ class SharedBackbone:
                 layer._active_adapter = [role]
 
 
-class _Again:
+class _Again(AbstractContextManager):
     """The context of a second pass: the role and mode of the first one, whichever thread it runs on."""
 
     def __init__(self, backbone: SharedBackbone, role: str | None, training: bool):
@@ -215,6 +213,10 @@ class RoleView(nn.Module):
         """As of the causal language model."""
         with self.backbone.role(self.active_adapter, self.training):
             return self._computes[0].generate(*args, **kwargs)
+
+    def second_pass(self) -> AbstractContextManager:
+        """The context in which a part of this role's forward pass is computed again, later and on any thread."""
+        return _Again(self.backbone, self.active_adapter, self.training)
 
     def get_base_model(self) -> nn.Module:
         """What computes, with every role's adapter inside."""
@@ -318,9 +320,19 @@ class RoleView(nn.Module):
         twin = RoleView.__new__(RoleView)
         nn.Module.__init__(twin)
         twin.backbone, twin.active_adapter, twin._computes = self.backbone, self.active_adapter, self._computes
-        twin._hold({name: copy.deepcopy(parameter, memo) for name, parameter in self.named_parameters()})
+        held = self.named_parameters(remove_duplicate=False)  # tied ones stay tied
+        twin._hold({name: copy.deepcopy(parameter, memo) for name, parameter in held})
         twin.register_forward_pre_hook(_no_forward)
         return twin.train(self.training)
+
+
+def _add_adapter(model: Any, role: str, config: Any, tied: set[str] | None) -> None:
+    """As of PEFT, which no longer finds what was tied to the embedding once an adapter before has wrapped that."""
+    tie = tied is not None and config.ensure_weight_tying
+    if tie:
+        config.modules_to_tie, config.ensure_weight_tying = tied, False
+    model.add_adapter(role, config)
+    config.ensure_weight_tying = tie or config.ensure_weight_tying
 
 
 def _no_forward(*_: Any) -> None:

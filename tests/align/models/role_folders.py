@@ -32,7 +32,7 @@ def _options(four_bit: bool) -> dict[str, Any]:
 def policy(folder: Path, on: Path, name: str = "sft", four_bit: bool = False, **lora: Any) -> Path:
     model = AutoModelForCausalLM.from_pretrained(on, **_options(four_bit))
     config = LoraConfig(**({"r": 4, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"} | lora))
-    return _saved(moved(get_peft_model(model, config), SEEDS["policy"]), folder / name)
+    return saved(moved(get_peft_model(model, config), SEEDS["policy"]), folder / name)
 
 
 def reward(folder: Path, on: Path, name: str = "rm", four_bit: bool = False, kind: type = RewardModel) -> Path:
@@ -43,19 +43,19 @@ def reward(folder: Path, on: Path, name: str = "rm", four_bit: bool = False, kin
     seed = SEEDS["reward" if kind is RewardModel else "critic"]
     torch.manual_seed(seed)
     more = {"shift": 0.5, "pooling": "mean"} if kind is RewardModel else {}
-    return _saved(kind(moved(get_peft_model(body, config), seed), ScalarHead(16), **more), folder / name)
+    return saved(kind(moved(get_peft_model(body, config), seed), ScalarHead(16), **more), folder / name)
 
 
 def whole_reward(folder: Path, on: Path, name: str = "whole_rm") -> Path:
     torch.manual_seed(SEEDS["reward"])
-    return _saved(RewardModel.from_backbone(on), folder / name)
+    return saved(RewardModel.from_backbone(on), folder / name)
 
 
 def critic(folder: Path, on: Path, name: str = "critic") -> Path:
     return reward(folder, on, name, kind=Critic)
 
 
-def _saved(model: Any, folder: Path) -> Path:
+def saved(model: Any, folder: Path) -> Path:
     adapters.save_pretrained(model, folder)
     byte_tokenizer().save_pretrained(folder)
     return folder

@@ -1,5 +1,6 @@
 """Which models share a backbone, decided from their folders; and loading those that do."""
 
+import copy
 import json
 import shutil
 
@@ -7,12 +8,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from align.models import adapters
 from align.models.critic import Critic
 from align.models.load import load_causal_lm, load_critic, load_reward_model
 from align.models.role_adapters import RoleError
 from align.models.role_fit import plan_sharing
 from align.models.role_loading import load_roles
-from tests.align.models import role_folders
+from align.recipe.fields import ModelSection
+from align.trainers import sharding
+from rollouts.weights import checkpoint_tensors
+from tests.align.models import role_folders, roles_case
 from tests.tiny_models import byte_tokenizer, save_causal_lm
 
 IDS, MASK = torch.tensor([[5, 9, 200, 31, 7], [80, 81, 3, 0, 0]]), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
@@ -188,3 +193,35 @@ class TestRefused:
         model.save_pretrained(tmp_path / "ia3")
         with pytest.raises(RoleError, match=r"ia3 holds an adapter of type .*IA3.*; a shared backbone takes LoRA"):
             load_roles(plan(tmp_path / "ia3", []), role_folders.section(base))
+
+
+@pytest.mark.parametrize("whole", [["embed_tokens", "lm_head"], ["lm_head"]])
+@pytest.mark.parametrize("from_reward", [True, False])
+def test_tied_embeddings_that_are_trained_whole_stay_tied_in_every_role(tmp_path, whole, from_reward):
+    """As for ChatML's tokens on a small Qwen2.5: shared, averaged and saved as by a model of its own."""
+    base = role_folders.base(tmp_path, tie_word_embeddings=True)
+    told = ModelSection(path=str(base), adapter="lora", lora={"rank": 3, "modules_to_save": whole})
+    start = load_causal_lm(base, told)
+    role_folders.saved(roles_case.moved(start, 4), tmp_path / "sft")
+    rm = load_reward_model(base, told)
+    roles_case.moved(rm.backbone, 5)
+    rewards = [str(role_folders.saved(rm, tmp_path / "rm"))]
+    critic = rewards[0] if from_reward else str(tmp_path / "sft")
+    roles = load_roles(plan_sharing(str(tmp_path / "sft"), rewards, critic, told, TOKENS), told)
+    alone = load_causal_lm(tmp_path / "sft", told)
+    own_reward, own_critic = load_reward_model(rewards[0], told, use="frozen"), load_critic(critic, told)
+    with torch.no_grad():
+        for model in (roles.policy, roles.reference):
+            assert torch.equal(model(input_ids=IDS, attention_mask=MASK).logits, alone(IDS, MASK).logits)
+        assert torch.equal(roles.rewards[rewards[0]](IDS, MASK), own_reward(IDS, MASK))
+        found, expected = (one.backbone(IDS, MASK).last_hidden_state for one in (roles.critic, own_critic))
+        assert torch.equal(found, expected)
+    count = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (roles.policy, alone)]
+    assert count[0] == count[1]
+    pushed, own = (dict(checkpoint_tensors(model)) for model in (roles.policy, alone))
+    assert pushed.keys() == own.keys() and all(torch.equal(pushed[name], own[name]) for name in own)
+    written = {"policy": roles.policy, "average": copy.deepcopy(roles.policy), "alone": alone}
+    for name, model in written.items():  # as the trainer hands its state over: shared tensors once
+        adapters.save_pretrained(model, tmp_path / name, sharding.gathered_state_dict(model))
+        again = load_causal_lm(tmp_path / name, told)
+        assert torch.equal(again(IDS, MASK).logits, alone(IDS, MASK).logits), name

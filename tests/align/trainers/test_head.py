@@ -1,17 +1,22 @@
 """The head answers in blocks: the same answers and gradients as from all logits, which are never held."""
 
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.functional import token_entropy, token_logprobs
+from align.models.role_adapters import Adapter
+from align.models.roles import SharedBackbone
 from align.trainers import head
 from align.trainers.causal_forward import ask_at
 from align.trainers.experience import TokenBatch
 from align.trainers.forward import reply_distribution, reply_logprobs
+from rollouts.weights import checkpoint_tensors
+from tests.align.models import roles_case
 from tests.align.trainers import ppo_case
 from tests.align.trainers.test_causal_forward import MODELS, make
 from tests.commands import run
@@ -124,3 +129,35 @@ def test_the_second_pass_runs_in_its_context(monkeypatch):
     model.second_pass = second_pass
     torch.testing.assert_close(answers_and_gradients(model), whole, rtol=1e-12, atol=1e-13)
     assert len(entered) == 8  # 30 rows, four at a time
+
+
+@pytest.mark.parametrize(
+    "changes", [{"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}], ids=["adapted", "whole"]
+)
+def test_a_roles_own_head_answers_again_as_that_role(changes, monkeypatch):
+    """The backward pass comes when the role was left, or another computes; what is pushed is the role's head too."""
+    config = roles_case.config(task_type="CAUSAL_LM", **changes)
+    alone = roles_case.moved(get_peft_model(roles_case.base(torch.float64), config), 1)
+    other = roles_case.moved(get_peft_model(roles_case.base(torch.float64), config), 2)
+    backbone = SharedBackbone(
+        roles_case.base(torch.float64), {"critic": Adapter.of(other), "policy": Adapter.of(alone), "reference": None}
+    )
+    view = backbone.causal("policy")
+    own = [part.grad for part in _judged(alone).parameters() if part.grad is not None]
+    for role in (None, "critic", "reference"):
+        for limit in (1 << 26, 259 * 2):
+            monkeypatch.setattr(head, "BLOCK_LOGITS", limit)
+            found = [part.grad for part in _judged(view, backbone, role).parameters() if part.grad is not None]
+            torch.testing.assert_close(found, own, rtol=1e-11, atol=1e-13)
+    pushed = dict(checkpoint_tensors(view))
+    assert pushed.keys() == dict(checkpoint_tensors(alone)).keys() and "lm_head.weight" in pushed
+    assert all(torch.equal(pushed[name], tensor) for name, tensor in checkpoint_tensors(alone))
+
+
+def _judged(model, backbone=None, role=None):
+    """With the gradients of a judgement whose backward pass is run inside another `role`."""
+    model.zero_grad()
+    loss = reply_distribution(model, BATCH, 0.5, entropy=True).full.sum()
+    with nullcontext() if role is None else backbone.role(role):
+        loss.backward()
+    return model
