@@ -1,16 +1,16 @@
 """Hugging Face models from a folder or the hub: safetensors only, complete, and with clear errors.
 
-Departs from a bare `from_pretrained` in four ways: a torn folder is named before loading; weights that are missing are
-an error, not a warning and a random tensor; dropout is what the caller says, not what the pretraining config says; and
-the embedding of the pad token learns like any other (`padding_idx` would freeze `<|endoftext|>`, which separates
-documents in Qwen's pretraining).
+Departs from a bare `from_pretrained` in five ways: a torn folder is named before loading; weights that are missing are
+an error, not a warning and a random tensor; dropout is what the caller says, not what the pretraining config says; the
+embedding of the pad token learns like any other (`padding_idx` would freeze `<|endoftext|>`, which separates
+documents in Qwen's pretraining); and weights that are quantised on the way leave no mapped file behind.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,27 @@ def _no_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in str(record.msg)
 
 
+@contextmanager
+def read_by_tensor() -> Iterator[None]:
+    """Let transformers read each tensor of a safetensors file when its turn comes, and map no file into memory.
+
+    What is quantised while it is loaded needs its wide weights for a moment alone; of a mapped file every page that was
+    read stays in the process for as long as one tensor of it lives (the embedding, which is not quantised).
+    """
+    from transformers import modeling_utils
+
+    mapping = modeling_utils.safe_open
+
+    def reading(*args: Any, **kwargs: Any) -> Any:
+        return mapping(*args, **{**kwargs, "backend": "pread"})
+
+    modeling_utils.safe_open = reading  # transformers 5.19 asks for it on Windows alone, and has no option
+    try:
+        yield
+    finally:
+        modeling_utils.safe_open = mapping
+
+
 def load_pretrained(
     auto_class: Any, path: str | Path, *, attention_dropout: float | None = 0.0, optional: str = "pooler", **kwargs: Any
 ) -> nn.Module:
@@ -85,7 +106,8 @@ def load_pretrained(
         config = kwargs.pop("config", None) or AutoConfig.from_pretrained(where, **_hub_options(kwargs))
         if attention_dropout is not None:
             set_dropout(config, attention_dropout)
-        with quiet():
+        wide = kwargs.get("quantization_config") is None
+        with quiet(), nullcontext() if wide else read_by_tensor():
             model, info = auto_class.from_pretrained(
                 where, config=config, use_safetensors=True, output_loading_info=True, **kwargs
             )

@@ -24,6 +24,7 @@ def _coefficient(value: Any) -> float | str:
 
 
 VLLM_ENGINES = ("vllm", "vllm_server")
+Offloaded = Literal["reference", "reward", "optimizer"]
 Coefficient = Annotated[float | Literal["auto"], PlainValidator(_coefficient)]
 
 
@@ -78,8 +79,9 @@ class PPOConfig(Section):
 
     One iteration: `rollout_batch_size` prompts over all ranks give `rollout_batch_size * num_generations` responses,
     which are trained on for `num_ppo_epochs` passes of `num_mini_batches` optimizer steps each. `micro_batch_size`
-    responses are held at once by a rank. `critic_warmup_steps` counts optimizer steps. README's table "What PPO is
-    told" explains every key.
+    responses are held at once by a rank. `critic_warmup_steps` counts optimizer steps. What `offload` names waits in
+    the host's memory while it is idle: the reference, the reward models, the optimizers' moments. README's table "What
+    PPO is told" explains every key.
     """
 
     rollout: PPORolloutSection = PPORolloutSection()
@@ -133,6 +135,7 @@ class PPOConfig(Section):
     ptx_max_length: Positive = 2048
     ptx_micro_batch_size: Positive | None = None
     ema_decay: float | None = Field(None, gt=0, lt=1)
+    offload: tuple[Offloaded, ...] = ()
 
     logging_steps: Positive = 1
     save_steps: Positive | None = None
@@ -186,7 +189,17 @@ class PPOConfig(Section):
         if self.ptx_coef != 0 and self.ptx_ratio == 0:
             sentence = "0 gives a step no pretraining rows although ptx_coef is above 0; set one of them to match"
             broken.append(("ptx_ratio", sentence))
-        return broken + self._rollout_rules()
+        return broken + self._offload_rules() + self._rollout_rules()
+
+    def _offload_rules(self) -> list[tuple[str, str]]:
+        broken = []
+        if len(set(self.offload)) < len(self.offload):
+            broken.append(("offload", "names a part twice; name each once"))
+        paged = [name for name in ("policy", "critic") if getattr(self, name).optimizer.startswith("paged")]
+        if "optimizer" in self.offload and paged:
+            sentence = f"moments of {paged[0]}.optimizer={getattr(self, paged[0]).optimizer} give way by themselves"
+            broken.append(("offload", f"{sentence}; leave optimizer out, or use an optimizer that is not paged"))
+        return broken
 
     @property
     def beyond_vllm(self) -> bool:

@@ -54,6 +54,11 @@ class Recipe(Section):
         if self.ppo is not None and self.ppo.shared_backbone is True and self.model.adapter == "none":
             sentence = "is shared by adapters, but model.adapter is none; set it to lora or qlora, or this to auto"
             broken.append(("ppo.shared_backbone", sentence))
+        if self.ppo is not None and self.ppo.shared_backbone is not False and self.model.adapter != "none":
+            roles = [part for part in self.ppo.offload if part != "optimizer"]
+            if roles:
+                sentence = f"{' and '.join(roles)} may be roles of the policy's own backbone, with nothing to offload"
+                broken.append(("ppo.offload", f"{sentence}; leave them out, or set ppo.shared_backbone=false"))
         if self.model.architecture is None:
             return broken
         room = self.model.architecture.max_position_embeddings

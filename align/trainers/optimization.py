@@ -18,6 +18,7 @@ from align.models.adapters import require_bitsandbytes
 from align.recipe.fields import OptimSection
 from align.runs.errors import LaunchError
 from align.trainers import sharding
+from align.trainers.offload import Offload
 
 NO_DECAY = ("bias", "norm")
 
@@ -87,7 +88,14 @@ class TrainedModel:
     schedule is stepped here, once an optimizer step: accelerate's wrapper would step it once a rank.
     """
 
-    def __init__(self, module: nn.Module, section: OptimSection, accelerator: Accelerator, total_steps: int):
+    def __init__(
+        self,
+        module: nn.Module,
+        section: OptimSection,
+        accelerator: Accelerator,
+        total_steps: int,
+        offload: Offload | None = None,
+    ):
         self.accelerator, self.section, self.raw = accelerator, section, module
         require_whole(section.optimizer, accelerator.is_fsdp2)
         optimizer = make_optimizer(module, section)
@@ -103,6 +111,7 @@ class TrainedModel:
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
             self.module, self.optimizer = sharding.prepare(accelerator, module, optimizer)
         self.parameters: list[nn.Parameter] = [p for p in self.module.parameters() if p.requires_grad]
+        self.waiting = None if offload is None else offload.moments(self.optimizer)
 
     @property
     def learning_rate(self) -> float:
@@ -122,7 +131,8 @@ class TrainedModel:
     def step(self) -> None:
         """One step of optimizer and schedule, then no gradients."""
         sharding.reshard(self.module)  # what is gathered would outlive the weights it copies
-        self.optimizer.step()
+        with self.waiting or nullcontext():
+            self.optimizer.step()
         self.schedule.step()
         self.drop_gradients()
 
@@ -141,6 +151,8 @@ class TrainedModel:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         sharding.load_optimizer(self.optimizer, state["optimizer"])
+        if self.waiting is not None:
+            self.waiting.put_away()
         self.schedule.load_state_dict(state["schedule"])
 
 

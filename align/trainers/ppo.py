@@ -58,6 +58,7 @@ from align.trainers.forward import silence_dropout
 from align.trainers.guards import reason_to_stop, warn_of
 from align.trainers.iterations import loop_arguments
 from align.trainers.minibatches import check_split
+from align.trainers.offload import Offload, reward_models
 from align.trainers.optimization import TrainedModel, weight_average
 from align.trainers.overlap import Ahead
 from align.trainers.ppo_eval import evaluate_policy
@@ -149,6 +150,8 @@ class PPOTrainer(PPOExperience):
         self.end_id = control_id(tokenizer, IM_END)
         self.stop_ids = (self.end_id, control_id(tokenizer, END_OF_TEXT))
         self.reward_takes_ids = same_tokens(reward, tokenizer)
+        self.offload = Offload(config.offload, self.accelerator)
+        self.offload.rest("reward", *reward_models(reward, gold))
         self._set_up_models(policy, critic, reference)
         self.reward_stats = running_stats(config.normalize_reward)
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
@@ -175,11 +178,12 @@ class PPOTrainer(PPOExperience):
         decay = self.config.ema_decay
         self.ema = None if decay is None else weight_average(policy, decay, self.accelerator)
         self.policy = TrainedModel(
-            policy, self.config.policy, self.accelerator, steps - self.config.critic_warmup_steps
+            policy, self.config.policy, self.accelerator, steps - self.config.critic_warmup_steps, self.offload
         )
-        self.critic = TrainedModel(critic, self.config.critic, self.accelerator, steps)
+        self.critic = TrainedModel(critic, self.config.critic, self.accelerator, steps, self.offload)
         reference.requires_grad_(False)
         self.reference, _ = sharding.prepare(self.accelerator, reference)
+        self.offload.rest("reference", self.reference)
 
     def _make_ptx(self, blocks: Sequence[Sequence[int]]) -> PtxStream | None:
         per_step = self.config.ptx_ratio * self.responses // self.config.num_mini_batches
@@ -266,7 +270,8 @@ class PPOTrainer(PPOExperience):
         Raises:
             RewardError: not one finite float a reply.
         """
-        return Scores.of(self.reward, samples, self.reward_takes_ids)
+        with self.offload.here("reward"):
+            return Scores.of(self.reward, samples, self.reward_takes_ids)
 
     def together(self, work: Callable[[], Result]) -> Result:
         """`work()` of this rank, once it has gone well on all of them.

@@ -89,7 +89,8 @@ def _judged(trainer: PPOTrainer, prompts: Sequence[Prompt], params: SamplingPara
             judged = trainer.together(lambda: work() if prompts else None)
     except TrainingError as problem:
         raise TrainingError(f"{problem} (evaluation after iteration {trainer.state.global_step})") from problem
-    with sharding.unsharded(trainer.policy.module, trainer.reference):  # ranks have shares of unequal size
+    whole = sharding.unsharded(trainer.policy.module, trainer.reference)  # ranks have shares of unequal size
+    with whole, trainer.offload.here("reference"):
         if judged is None:
             return []
         samples, scores, gold = judged
@@ -108,7 +109,8 @@ def gold_scores(trainer: PPOTrainer, samples: Samples) -> Scores | None:
         return None
     generators = rng_state()
     try:
-        return Scores.of(trainer.gold, samples, same_tokens(trainer.gold, trainer.tokenizer))
+        with trainer.offload.here("reward"):
+            return Scores.of(trainer.gold, samples, same_tokens(trainer.gold, trainer.tokenizer))
     finally:
         set_rng_state(generators)
 

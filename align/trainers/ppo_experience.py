@@ -84,7 +84,8 @@ class PPOExperience(PPOUpdate):
         device, config = self.accelerator.device, self.config
         tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids, self.pad_id).to(device)
         support = self._support(samples, tokens)
-        found = self._passes(tokens, support)
+        with self.offload.here("reference"):
+            found = self._passes(tokens, support)
         finished_N, mask_NS = torch.tensor(samples.finished, device=device), tokens.mask_NS
         counts_N = finished_N if config.mask_truncated_completions else None
         learnt_NS = mask_NS if counts_N is None else mask_NS & counts_N[:, None]
@@ -116,7 +117,8 @@ class PPOExperience(PPOUpdate):
         metrics["kl_coef"] = self.kl.coef
         metrics |= engine_metrics(samples, experience) | staleness(samples, self.policy_version)
         if self._logs_now:
-            metrics["kl/full_token"] = full_kl(self, tokens)
+            with self.offload.here("reference"):
+                metrics["kl/full_token"] = full_kl(self, tokens)
         return experience, metrics
 
     def _support(self, samples: Samples, tokens: TokenBatch) -> SupportTensor | None:

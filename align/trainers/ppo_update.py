@@ -25,6 +25,7 @@ from align.trainers.experience import Experience, TokenBatch
 from align.trainers.forward import reply_distribution, state_values
 from align.trainers.iterations import IterationLoop
 from align.trainers.minibatches import plan_minibatches, shuffled
+from align.trainers.offload import Offload
 from align.trainers.optimization import TrainedModel, mark_last, total_norm
 from align.trainers.overlap import Ahead
 from align.trainers.policy_terms import completed, regularized
@@ -40,6 +41,7 @@ class PPOUpdate(IterationLoop):
     policy: TrainedModel
     critic: TrainedModel
     reference: nn.Module
+    offload: Offload
     engine: Engine
     ahead: Ahead
     ptx: PtxStream | None

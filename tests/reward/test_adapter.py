@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -48,3 +50,18 @@ def test_a_base_that_is_gone_is_named(tmp_path):
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(MissingFileError, match="base does not exist"):
         RewardModel.from_pretrained(tmp_path / "rm")
+
+
+def test_weights_that_are_quantised_leave_no_mapped_file(tmp_path):
+    """Else every page of the wide weights would stay with the process as long as the embedding does."""
+    pytest.importorskip("bitsandbytes")
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("the system does not tell what is mapped")
+    base = save_causal_lm(tmp_path / "base")
+    four_bit = RewardModel.from_backbone(base, quantization_config=quantization_4bit("float32"))
+    assert str(base) not in maps.read_text()
+    plain = RewardModel.from_backbone(base)
+    assert str(base) in maps.read_text()  # so this would be seen
+    name = "embed_tokens.weight"
+    torch.testing.assert_close(four_bit.backbone.state_dict()[name], plain.backbone.state_dict()[name], rtol=0, atol=0)

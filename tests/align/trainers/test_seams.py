@@ -116,7 +116,7 @@ kl_coef kl_estimator kl_in kl_straight_through kl_target kl_horizon missing_eos 
 mask_truncated_completions length_penalty length_penalty_free normalize_reward reward_clip_range gamma lam critic_lam
 whiten_advantages loss_aggregation cliprange dual_clip entropy_coef target_kl cliprange_value clip_value_in_warmup
 vf_coef ptx_coef ptx_grad_norm_ratio ptx_ratio ptx_max_length ptx_micro_batch_size ema_decay logging_steps save_steps
-save_total_limit log_samples"""
+save_total_limit log_samples offload"""
 
 
 def keeps(owner: str, promised: dict[str, str], found: dict[str, str]) -> None:
