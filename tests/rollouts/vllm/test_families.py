@@ -5,6 +5,7 @@ import torch
 
 from rollouts.hf import HFEngine
 from rollouts.protocol import SamplingParams
+from rollouts.vllm.client import VLLMServerEngine
 from rollouts.vllm.engine import VLLMEngine
 from rollouts.weights import checkpoint_tensors
 from tests.rollouts.vllm.models import FAMILIES, build, logits_after, needs_vllm, random_prompts, settings
@@ -27,10 +28,16 @@ def assert_same_replies(model, ours, theirs):
     assert differing <= 2
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_replies_are_those_of_transformers(family):
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [
+        *((VLLMEngine, family) for family in FAMILIES),
+        *((VLLMServerEngine, family) for family in ("qwen2-untied", "qwen3", "qwen3-moe")),  # others: test_client
+    ],
+)
+def test_greedy_replies_are_those_of_transformers(kind, family):
     model, stale = build(family), build(family, seed=1)
-    engine = VLLMEngine(model, settings())
+    engine = kind(model, settings())
     try:
         engine.update_weights(checkpoint_tensors(stale), 1)  # the second push must undo all of the first
         before = [reply.token_ids for reply in engine.generate(PROMPTS, GREEDY)]
