@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib.util import find_spec
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 
 from align.recipe.section import Count, Positive, Rate, Section
 from reward.address import url_problem
+
+
+def _variable_name(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        return value
+    raise ValueError("must be the name of an environment variable (letters, digits, _) that holds the key")
+
+
+VariableName = Annotated[str, PlainValidator(_variable_name)]  # what was typed, maybe the key itself, is not shown
 
 
 class VLLMSection(Section):
@@ -31,7 +41,7 @@ class VLLMSection(Section):
     adapters: Literal["auto", "merge", "adapter"] = "auto"
     probe_tolerance: Rate | None = None
     urls: tuple[str, ...] = ()
-    api_key_env: str = Field("ALIGN_VLLM_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    api_key_env: VariableName = "ALIGN_VLLM_API_KEY"
     start_timeout: Rate = 600.0
     request_timeout: Rate = 1800.0
     max_restarts: Count = 3
@@ -39,7 +49,9 @@ class VLLMSection(Section):
     def rules(self) -> list[tuple[str, str]]:
         found = ((at, None if url.startswith("unix:///") else url_problem(url)) for at, url in enumerate(self.urls))
         tunnel = "use https://, or a tunnel to this machine"
-        return [(f"urls.{at}", text.replace("use https://, or insecure", tunnel)) for at, text in found if text]
+        broken = [(f"urls.{at}", text.replace("use https://, or insecure", tunnel)) for at, text in found if text]
+        twice = [url for url in dict.fromkeys(self.urls) if self.urls.count(url) > 1]
+        return broken + [("urls", f"names {url} twice; name each server once") for url in twice]
 
 
 class RolloutSection(Section):

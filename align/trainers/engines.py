@@ -70,6 +70,8 @@ def sampling_engine(
     """
     merged = rollout.vllm.model_copy(update={"adapters": "merge"})  # they are pushed once
     rollout = rollout.model_copy(update={"vllm": merged})
+    if rollout.engine == "vllm_server" and not merged.urls and merged.tensor_parallel == 1:
+        rollout = rollout.model_copy(update={"engine": "vllm"})  # nothing else wants this process meanwhile
     engine = engine_of(rollout, model, pad_token_id, seed=seed, temperature=temperature)
     if not engine.shares_module:
         try:

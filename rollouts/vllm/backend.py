@@ -84,12 +84,12 @@ class Backend:
             server.at_once = fact["max_num_seqs"]
 
     def on_owner(self, action: Callable[[], Any]) -> Any:
-        """What `action` gives on the owner, on every rank; its RolloutError likewise."""
+        """What `action` gives on the owner, on every rank; what goes wrong there likewise, as RolloutError."""
         outcome = None
         if self.is_owner:
             try:
                 outcome = (action(), None)
-            except RolloutError as error:
+            except (RolloutError, OSError) as error:
                 outcome = (None, str(error))
         result, problem = self._share(outcome)
         if problem is not None:

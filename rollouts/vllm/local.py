@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -56,15 +56,30 @@ class LocalVLLM:
             return self._open().generate(inputs, asked, use_tqdm=False, lora_request=adapter)
 
     def reload(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """New weights in place of the old ones, in this engine's memory."""
+        """New weights in place of the old ones, in this engine's memory.
+
+        Raises:
+            RolloutError: vLLM could not take them.
+            Exception: what the stream itself raises.
+        """
         self.wake(("weights",))
-        llm = self._open()
+        llm, broken = self._open(), []
+
+        def stream() -> Iterator[tuple[str, Tensor]]:
+            try:
+                yield from named_tensors
+            except Exception as error:  # not GeneratorExit: vLLM stopped reading
+                broken.append(error)
+                raise
+
         with undisturbed():
             try:
-                llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named_tensors})
-            except BaseException:
+                llm.collective_rpc("reload_weights", kwargs={"weights_iterator": stream()})
+            except BaseException as error:
                 llm.apply_model(partial(abandon_reload, config=llm.llm_engine.vllm_config))
-                raise
+                if broken or not isinstance(error, Exception):
+                    raise
+                raise RolloutError(f"vLLM could not take the new weights: {type(error).__name__}: {error}") from error
             if self.on_cpu:
                 llm.apply_model(repack_for_cpu)
             self._forget()

@@ -68,7 +68,12 @@ def test_the_settings_have_one_set_of_names_and_defaults():
         ),
         (SERVER | {"vllm": {"urls": ["unix://me/socket"]}}, {}, "ppo.rollout.vllm.urls.0: the address must begin with"),
         (SERVER | {"vllm": {"urls": ["https://me:word@a"]}}, {}, "ppo.rollout.vllm.urls.0: the address holds a user"),
-        (SERVER | {"vllm": {"api_key_env": "sk-12345"}}, {}, "ppo.rollout.vllm.api_key_env"),
+        (
+            SERVER | {"vllm": {"api_key_env": "sk-12345"}},
+            {},
+            "ppo.rollout.vllm.api_key_env: must be the name of",
+        ),
+        (SERVER | {"vllm": {"urls": ["https://a"] * 2}}, {}, "ppo.rollout.vllm.urls: names https://a twice"),
         (
             {"engine": "vllm", "vllm": {"tensor_parallel": 2}},
             {},
@@ -99,7 +104,8 @@ def test_the_settings_have_one_set_of_names_and_defaults():
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, rollout, changes, sentence):
-    assert sentence in refused(tmp_path, rollout, **changes)
+    told = refused(tmp_path, rollout, **changes)
+    assert sentence in told and "sk-12345" not in told
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from align.trainers.ppo import make_accelerator
 from rollouts.hf import HFEngine
 from rollouts.protocol import SamplingParams
 from rollouts.settings import VLLMSettings
+from rollouts.vllm.engine import VLLMEngine
 from tests.align.trainers import ppo_case
 from tests.rollouts.vllm.models import build, needs_vllm
 
@@ -42,14 +43,16 @@ def test_auto_says_when_vllm_could_not_tell_what_is_asked_for(caplog):
 
 @pytest.mark.vllm
 @needs_vllm
-def test_vllm_samples_with_the_weights_that_the_model_has_now():
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vllm", "vllm_server"])  # to judge a model nobody needs a server beside
+def test_vllm_samples_with_the_weights_that_the_model_has_now(kind):
     model = build("qwen2-tied")
-    rollout = RolloutSection(engine="vllm", max_prompt_length=30, max_completion_length=12, vllm=SMALL)
+    rollout = RolloutSection(engine=kind, max_prompt_length=30, max_completion_length=12, vllm=SMALL)
     prompts, greedy = [[5, 9, 100], [40, 8, 7, 6, 33]], SamplingParams(temperature=0.0, max_new_tokens=12)
     expected = HFEngine(model, pad_token_id=0).generate(prompts, greedy)
     engine = sampling_engine(rollout, model, 0, seed=1)
     try:
-        assert not engine.shares_module
+        assert isinstance(engine, VLLMEngine)
         found = engine.generate(prompts, greedy)
     finally:
         engine.close()

@@ -248,3 +248,8 @@ def test_a_broken_push_stops_sampling_until_a_whole_one(model, engine):
         engine.token_logprobs([[1, 2]])
     engine.update_weights(named.items(), 1)
     assert engine.generate([LONG], GREEDY) == whole
+    half = {name: tensor.to("meta") for name, tensor in named.items()}  # as large as it should be, and no data
+    with pytest.raises(RolloutError, match="vLLM could not take the new weights: "):
+        engine.update_weights(half.items(), 2)
+    engine.update_weights(named.items(), 1)
+    assert engine.generate([LONG], GREEDY) == whole
