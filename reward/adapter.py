@@ -22,7 +22,7 @@ from reward.folder import check_safetensors, local_folder, read_json
 from reward.loading import hub_file, load_pretrained, quiet
 
 CONFIG, WEIGHTS, QUANTIZATION = "adapter_config.json", "adapter_model.safetensors", "base_quantization.json"
-HEAD = "lm_head"
+CARD, HEAD = "README.md", "lm_head"
 _PREFIX = "base_model.model."
 
 
@@ -68,6 +68,7 @@ def save_body(backbone: nn.Module, folder: Path, state: dict[str, Tensor] | None
         backbone.save_pretrained(folder, state_dict=state)
         return
     backbone.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+    (Path(folder) / CARD).unlink(missing_ok=True)  # a form of PEFT's that nobody filled in
     config = getattr(backbone.config, "quantization_config", None)
     if config is not None:
         values = _plain(config if isinstance(config, dict) else config.to_dict())
@@ -151,7 +152,8 @@ def load_body(
             f"{error}: the adapter {path} stands on it; correct base_model_name_or_path in its {CONFIG}"
         ) from error
     if dequantize:
-        body = body.dequantize()
+        with quiet():
+            body = body.dequantize()
         body.is_loaded_in_4bit = False  # transformers 5.19 forgets to say so
     keep_unpacked(body)
     return _with_adapter(body, path, weights, trainable=trainable)

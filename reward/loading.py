@@ -33,23 +33,25 @@ def set_dropout(config: Any, attention: float) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' bars and load report: what is wrong with a model is an error here, not a table."""
+    """Without transformers' bars, load report and notes: what is wrong with a model is an error here, not a table."""
     from transformers.utils import logging as transformers_logging
 
     bars = transformers_logging.is_progress_bar_enabled()
-    loader = logging.getLogger("transformers.modeling_utils")
+    loaders = [logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "integrations.bitsandbytes")]
     transformers_logging.disable_progress_bar()
-    loader.addFilter(_no_report)
+    for loader in loaders:
+        loader.addFilter(_no_report)
     try:
         yield
     finally:
-        loader.removeFilter(_no_report)
+        for loader in loaders:
+            loader.removeFilter(_no_report)
         if bars:
             transformers_logging.enable_progress_bar()
 
 
 def _no_report(record: logging.LogRecord) -> bool:
-    return "LOAD REPORT" not in str(record.msg)
+    return not any(words in str(record.msg) for words in ("LOAD REPORT", "modules are dequantized in"))
 
 
 @contextmanager

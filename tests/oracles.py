@@ -135,14 +135,3 @@ def value_loss(values: Rows, old: Rows, returns: Rows, mask: Rows, cliprange: fl
         value_sum += value
     stats = {"clipped": clipped, "squared_error": squared_error, "value": value_sum, "tokens": len(losses)}
     return math.fsum(losses), stats
-
-
-def causal_nll(logits: list[Rows], labels: list[list[int]]) -> tuple[float, int]:
-    """Logits at t are judged by the label at t + 1; -100 is no label."""
-    total, count = 0.0, 0
-    for rows, row_labels in zip(logits, labels, strict=True):
-        for t in range(len(row_labels) - 1):
-            if row_labels[t + 1] != -100:
-                total -= log_softmax(rows[t])[row_labels[t + 1]]
-                count += 1
-    return total, count

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from align.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides, world_size=args.num_processes)
-    size = card.read_size(args.gpu) if args.gpu else None
+    size = None if args.gpu is None else card.read_size(args.gpu)
     plans = plan_stages(recipe, ranks=args.num_processes)
     limit = None if size is None else card.usable(size)
     fits = limit is None or all(plan.peak.bytes <= limit for plan in plans)

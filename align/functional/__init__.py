@@ -23,12 +23,10 @@ from align.functional.ppo import importance_weights, policy_loss, token_weights,
 from align.functional.reductions import loss_weights
 from align.functional.shaping import penalize, shape_rewards
 from align.functional.stats import explained_variance, merge_stats
-from align.functional.supervised import causal_nll_sum, weighted_nll_sum
 from align.functional.support import support_logprobs
 
 __all__ = [
     "Moments",
-    "causal_nll_sum",
     "explained_variance",
     "gae",
     "importance_weights",
@@ -48,6 +46,5 @@ __all__ = [
     "token_logprobs",
     "token_weights",
     "value_loss",
-    "weighted_nll_sum",
     "whiten",
 ]

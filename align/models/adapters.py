@@ -92,6 +92,9 @@ def lora_config(module: nn.Module, lora: LoraSection, revision: str | None = Non
 
     has_head = module.get_output_embeddings() is not None
     targets = lora.targets if lora.targets == "all-linear" else list(_within(lora.targets, has_head))
+    if not targets:
+        sentence = "names the head alone, which a reward model and a critic do not have; name layers below it too"
+        raise RecipeError([f"model.lora.targets: {sentence}"])
     whole = list(_within(lora.modules_to_save, has_head))
     _check_names(module, [] if targets == "all-linear" else targets, whole)
     tied = bool(getattr(module.config.get_text_config(), "tie_word_embeddings", False)) and has_head

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from align.plan.shapes import Shape
+from align.plan.shapes import PlanError, Shape
 from align.recipe.adapters import LoraSection
+
+ENDS = ("embed_tokens", "lm_head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +55,25 @@ def count(shape: Shape) -> Count:
 
 
 def adapted(shape: Shape, lora: LoraSection) -> tuple[str, ...]:
-    """Which linear layers of a layer have an adapter."""
-    return tuple(name for name in shape.linears if lora.targets == "all-linear" or name in lora.targets)
+    """Which linear layers of a layer have an adapter; a path counts as its last part.
+
+    Raises:
+        PlanError: a target that the model does not have.
+    """
+    if lora.targets == "all-linear":
+        return tuple(shape.linears)
+    named = {name.rpartition(".")[2] for name in lora.targets}
+    if unknown := sorted(named - shape.linears.keys() - set(ENDS)):
+        known = ", ".join((*shape.linears, *ENDS))
+        raise PlanError(f"model.lora.targets: the model has no '{unknown[0]}'; it has {known}")
+    return tuple(name for name in shape.linears if name in named)
 
 
 def count_adapter(shape: Shape, lora: LoraSection) -> int:
     """Trained parameters of one adapter: A and B (with DoRA a norm a row), and modules that are trained whole."""
     pairs: Iterable[tuple[int, int]] = (shape.linears[name] for name in adapted(shape, lora))
     per_layer = sum(lora.rank * (inputs + outputs) + (outputs if lora.dora else 0) for inputs, outputs in pairs)
-    whole = sum(
-        shape.vocab_size * shape.hidden_size for name in lora.modules_to_save if name in ("embed_tokens", "lm_head")
-    )
-    if "embed_tokens" in lora.targets and lora.targets != "all-linear":
-        whole += lora.rank * (shape.vocab_size + shape.hidden_size)
+    whole = sum(shape.vocab_size * shape.hidden_size for name in lora.modules_to_save if name in ENDS)
+    if lora.targets != "all-linear":
+        whole += lora.rank * (shape.vocab_size + shape.hidden_size) * len(set(ENDS) & set(lora.targets))
     return shape.num_hidden_layers * per_layer + whole

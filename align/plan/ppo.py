@@ -11,7 +11,7 @@ from align.plan.parts import Moment, Part, StagePlan, parts
 from align.plan.passes import plain_moment, sampling_moments, training_moments
 from align.plan.shapes import Shape
 from align.recipe import Recipe, batch_plan
-from align.recipe.lineage import init_origin
+from align.recipe.lineage import gold_origins, init_origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,12 @@ def roles(recipe: Recipe, policy: Shape, critic: Shape, rewards: dict[str, Shape
     )
     if not shared:
         return found
+    alone = gold_origins(recipe)  # it only looks on, and is loaded by itself
     return Roles(
         found.policy,
         replace(found.critic, own_weights=critic != policy),
         replace(found.reference, own_weights=False),
-        tuple(replace(one, own_weights=one.body.shape != policy) for one in found.rewards),
+        tuple(replace(one, own_weights=one.body.shape != policy or one.role in alone) for one in found.rewards),
     )
 
 
@@ -68,8 +69,8 @@ def plan_ppo(
     held = models.resident(ranks)
     if section.ema_decay is not None:
         average = models.policy
-        size = average.adapter_size * 4 if average.body.lora else 0
-        held += parts("average", weights=size or average.body.precision.bytes_of(average.body.count, head=True))
+        whole = 0 if shares_backbone(recipe) else average.body.precision.bytes_of(average.body.count, head=True)
+        held += parts("average", weights=whole, adapters=4 * average.adapter_size)
     engine = engine_parts(rollout, models.policy, recipe.model.dtype, plan.responses // ranks, device)
     moments = [Moment("engine: sampling", held + engine)]
     if not engine:

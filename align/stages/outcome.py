@@ -36,8 +36,9 @@ def sft(recipe: Recipe, stage: str, summary: Summary) -> Summary:
     judging = next((name for name in ("ppo", "rejection") if _has_prompts(recipe, name)), None)
     if recipe.tinyworld is None or judging is None or not common.is_main():
         return {}
-    prompts = eval_prompts(recipe, judging)
-    outcome = judge_model(recipe, model_dir(recipe, "sft"), prompts, gold_rewards(recipe), judging)
+    model = model_dir(recipe, "sft")  # what the judging stage starts from may be trained later
+    prompts = eval_prompts(recipe, judging, model)
+    outcome = judge_model(recipe, model, prompts, gold_rewards(recipe), judging)
     write_outcome(stage_dir(recipe, "sft") / "eval.jsonl", prompts, {"sft": outcome})
     return figures(outcome, "gold") | {
         "headline": [("gold score, greedy replies", None, figures(outcome, "gold")["gold"])]
@@ -127,15 +128,16 @@ def distinct(replies: list[list[Judged]]) -> float:
     return len(set(texts)) / len(texts)
 
 
-def eval_prompts(recipe: Recipe, stage: str = "ppo") -> list[Prompt]:
-    """The held-out prompts of the section of `stage` as the stage itself takes them (see `align.stages.prompts`)."""
+def eval_prompts(recipe: Recipe, stage: str = "ppo", path: str | Path | None = None) -> list[Prompt]:
+    """The held-out prompts of the section of `stage` as the stage itself takes them (see `align.stages.prompts`), by
+    the tokenizer at `path` (default: of what the stage starts from)."""
     from align.data.load import load_records
     from align.models.tokenizer import load_tokenizer
     from align.stages.prompts import fitting
 
     section = getattr(recipe, stage)
-    path = common.origin_path(recipe, init_origin(recipe, stage), stage=stage)
-    tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)
+    path = path or common.origin_path(recipe, init_origin(recipe, stage), stage=stage)
+    tokenizer = load_tokenizer(str(path), trust_remote_code=recipe.model.trust_remote_code)
     prompts, _ = load_records(section.eval_data, Prompt, recipe)
     prompts, _ = fitting(prompts, tokenizer, section.rollout, f"{stage}.eval_data")
     return prompts[: section.evaluation.limit]

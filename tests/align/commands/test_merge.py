@@ -1,10 +1,12 @@
 """`align merge`: the whole model gives what base and adapter gave."""
 
 import json
+import logging
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations import bitsandbytes
 
 from align import cli
 from align.models import adapters
@@ -43,6 +45,7 @@ def refused(capsys, folder, out, *words):
 @pytest.mark.parametrize("options", [{}, {"dora": True, "rslora": True}, {"modules_to_save": ["lm_head"]}])
 def test_a_merged_language_model_is_that_with_its_adapter(tmp_path, base, options, capsys):
     model = saved(tmp_path / "sft", base, "lora", lora=options)
+    assert not (tmp_path / "sft" / "README.md").exists()
     assert merge(tmp_path / "sft", tmp_path / "out") == 0
     assert f"merged into {base.resolve()}: a language model of" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -54,14 +57,17 @@ def test_a_merged_language_model_is_that_with_its_adapter(tmp_path, base, option
     assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "<|im_end|>"
 
 
-def test_an_adapter_on_4bit_weights(tmp_path, base, capsys):
+def test_an_adapter_on_4bit_weights(tmp_path, base, capsys, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    bitsandbytes.logger.warning_once.cache_clear()
     model = saved(tmp_path / "sft", base, "qlora")
     shown = refused(capsys, tmp_path / "sft", tmp_path / "out")
     assert "--dequantize" in shown and "--base [MODEL]" in shown
     both = refused(capsys, tmp_path / "sft", tmp_path / "out", "--dequantize", "--base")
     assert "choose one of them" in both
     assert merge(tmp_path / "sft", tmp_path / "wide", "--dequantize") == 0
-    assert "keeps the rounding to 4 bits" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "keeps the rounding to 4 bits" in shown.out and "dequantized" not in shown.err + caplog.text
     wide = AutoModelForCausalLM.from_pretrained(tmp_path / "wide")
     assert "quantization_config" not in json.loads((tmp_path / "wide/config.json").read_text())
     torch.testing.assert_close(logits(wide), logits(model), rtol=0, atol=1e-5)

@@ -55,6 +55,9 @@ def test_errors_are_sentences(asked):
         "error: model.path: the shape of 'me/model' is not known; name a folder with its config.json"
     )
     assert "did you mean" in asked("qwen_rlfh", code=1).err
+    assert asked("quickstart", "--gpu", "", code=1).err.startswith("error: --gpu ")
+    shown = asked("quickstart", "model.adapter=lora", "model.lora.targets=[q_proj, wq]", code=1).err
+    assert shown.startswith("error: model.lora.targets: the model has no 'wq'; it has q_proj, k_proj,")
 
 
 def test_more_ranks_need_buckets_and_a_batch_that_fits(asked):

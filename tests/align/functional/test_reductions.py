@@ -5,8 +5,9 @@ from fractions import Fraction
 import pytest
 import torch
 
+from align.functional.logprobs import token_logprobs
 from align.functional.reductions import REDUCTIONS, counted_labels, loss_weights
-from align.functional.supervised import predicting_positions, weighted_nll_sum
+from align.functional.supervised import predicting_positions
 
 A, B, C = 0, 1, 2
 VOCAB = 5
@@ -32,7 +33,8 @@ def turn_shares(conversations, reduction):
     flat = predicting_positions(weights)
     features = torch.nn.functional.one_hot(owner.flatten()[flat + 1], 3).double()
     matrix = torch.zeros(3, VOCAB, dtype=torch.float64, requires_grad=True)
-    loss = weighted_nll_sum(features @ matrix, labels.flatten()[flat + 1], weights.flatten()[flat + 1]) / units
+    logps = token_logprobs(features @ matrix, labels.flatten()[flat + 1])
+    loss = -(logps * weights.flatten()[flat + 1]).sum() / units
     loss.backward()
     return (-matrix.grad[:, 0] / (1 - 1 / VOCAB)).tolist()
 

@@ -301,3 +301,10 @@ def test_adapters_learn_on_a_gpu_with_paged_moments(base, adapter):
         losses.append(float(loss))
     assert losses[-1] < losses[0] - 0.1
     assert {p.device.type for p in loaded.parameters()} == {"cuda"}
+
+
+def test_an_adapter_on_the_head_alone_is_none_for_a_reward_model(base):
+    told = section(base, lora={"targets": ("lm_head",)})
+    assert load_causal_lm(base, told).peft_config["default"].target_modules == {"lm_head"}
+    with pytest.raises(RecipeError, match=r"model\.lora\.targets: names the head alone"):
+        load_reward_model(base, told)

@@ -55,6 +55,7 @@ def test_parts_are_those_of_the_real_model(name):
     [
         {"rank": 16},
         {"rank": 4, "targets": ("q_proj", "v_proj")},
+        {"rank": 4, "targets": ("q_proj", "lm_head")},
         {"rank": 8, "dora": True},
         {"rank": 8, "targets": ("gate_proj",), "modules_to_save": ("lm_head",)},
     ],

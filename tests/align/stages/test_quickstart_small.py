@@ -1,11 +1,12 @@
 """The quickstart in miniature: its files and figures are what issue and README promise, whatever the model is worth."""
 
 import json
+import shutil
 
 import pytest
 
 from align.recipe import RecipeError, load_recipe
-from align.stages import controls, rejection_arms, reward_arms, seeds
+from align.stages import controls, outcome, rejection_arms, reward_arms, seeds
 from align.stages.chain import run_chain, run_stage
 from data_formats.errors import AlignError, MissingFileError
 
@@ -233,3 +234,12 @@ def test_the_stage_is_judged_by_the_gold_score_that_it_did_not_see(finished):
     measured = {row[0]: row for row in found["headline"]}
     assert measured["gold, greedy"][1:] == [summary["sft"]["gold"], found["gold"]]
     assert measured["held-out reward, greedy"][2] == found["score_greedy"]
+
+
+def test_sft_is_judged_though_what_ppo_starts_from_is_not_trained_yet(finished, tmp_path):
+    recipe, run, summary = finished
+    for name in ("sft", "world"):
+        shutil.copytree(run / name, tmp_path / name)
+    section = rejection_arms.section(recipe, rejection_arms.Settings(prompts=12, steps=2), 4)
+    longer = recipe.model_copy(update={"rejection": section, "output_dir": str(tmp_path)})
+    assert outcome.sft(longer, "sft", {})["gold"] == summary["sft"]["gold"]
