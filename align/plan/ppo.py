@@ -45,7 +45,7 @@ class Roles:
         return tuple(
             part
             for part in held
-            if not (part.role in away - set(busy))
+            if part.role not in away - set(busy)
             and not (moments and part.kind == "optimizer" and f"{part.role}'s moments" not in busy)
         )
 
