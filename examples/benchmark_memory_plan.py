@@ -51,6 +51,7 @@ CASES: dict[str, tuple[str, str, list[str]]] = {  # stage, shape, what the recip
     "sft-qlora": ("sft", "C 480M", [*SFT, "model.adapter=qlora", "model.quantization.compute_dtype=float32"]),
     "ppo-full": ("ppo", "D 86M", []),
     "rm-lora": ("rm", "B 335M", [*RM, "rm.batch_size=1", "model.adapter=lora"]),
+    "rm-qlora": ("rm", "C 480M", [*RM, "model.adapter=qlora", "model.quantization.compute_dtype=float32"]),
     "ppo-lora": ("ppo", "B 335M", ["model.adapter=lora", "ppo.shared_backbone=false"]),
 }
 TINY = {"tiny": ("sft", "tiny", [*SFT, "sft.max_length=64"])}  # to see that this file runs

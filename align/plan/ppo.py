@@ -1,4 +1,7 @@
-"""The moments of ppo: four models at once, two of them in training, and one of them sampling (or an engine beside)."""
+"""The moments of ppo: four models at once, two of them in training, and one of them sampling (or an engine beside).
+
+What `ppo.offload` names is left out of the moments in which it is idle.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from align.plan.shapes import Shape
 from align.recipe import Recipe, batch_plan
 from align.recipe.lineage import gold_origins, init_origin
 
+GOLD = "gold_reward"  # how the roles of reward models begin that judge for the log alone
+
 
 @dataclass(frozen=True, slots=True)
 class Roles:
@@ -22,6 +27,7 @@ class Roles:
     critic: Model
     reference: Model
     rewards: tuple[Model, ...]
+    offload: tuple[str, ...] = ()
 
     def resident(self, ranks: int) -> tuple[Part, ...]:
         """What they hold for good."""
@@ -30,6 +36,22 @@ class Roles:
             for model in (self.policy, self.critic, self.reference, *self.rewards)
             for part in model.resident(ranks)
         )
+
+    def without_idle(self, held: tuple[Part, ...], *busy: str) -> tuple[Part, ...]:
+        """`held` without what waits in the host's memory; `busy`: roles at work, or `ROLE's moments`."""
+        away = {"reference"} if "reference" in self.offload else set()
+        away |= {one.role for one in self.rewards} if "reward" in self.offload else set()
+        moments = "optimizer" in self.offload
+        return tuple(
+            part
+            for part in held
+            if part.role not in away - set(busy)
+            and not (moments and part.kind == "optimizer" and f"{part.role}'s moments" not in busy)
+        )
+
+    def judging(self, one: Model) -> tuple[str, ...]:
+        """The reward models that are asked together with `one`."""
+        return tuple(each.role for each in self.rewards if each.role.startswith(GOLD) == one.role.startswith(GOLD))
 
 
 def shares_backbone(recipe: Recipe) -> bool:
@@ -66,34 +88,47 @@ def plan_ppo(
     """The stage; `rewards`: the reward models by role, `gold_reward` among them."""
     section, plan = recipe.ppo, batch_plan(recipe, "ppo", ranks)
     models, rollout, rows = roles(recipe, policy, critic, rewards), section.rollout, plan.micro_batch_size
+    models = models if device == "cpu" else replace(models, offload=section.offload)  # a CPU has no other memory
     held = models.resident(ranks)
     if section.ema_decay is not None:
         average = models.policy
         whole = 0 if shares_backbone(recipe) else average.body.precision.bytes_of(average.body.count, head=True)
         held += parts("average", weights=whole, adapters=4 * average.adapter_size)
     engine = engine_parts(rollout, models.policy, recipe.model.dtype, plan.responses // ranks, device)
-    moments = [Moment("engine: sampling", held + engine)]
+    idle = models.without_idle(held)
+    moments = [Moment("engine: sampling", idle + engine)]
     if not engine:
-        moments = _sampling(recipe, models, held, plan.responses // ranks)
+        moments = _sampling(recipe, models, idle, plan.responses // ranks)
     elif not sleeps(rollout, device):
         held += engine
     tokens, replies = rollout.max_length, rows * rollout.max_completion_length
+    at_once = min(rollout.batch_size, plan.responses // ranks)
     for one in models.rewards:
-        moments.append(
-            plain_moment(
-                one, held, min(rollout.batch_size, plan.responses // ranks), tokens, device=device, name="scoring"
-            )
-        )
+        here = models.without_idle(held, *models.judging(one))
+        moments.append(plain_moment(one, here, at_once, tokens, device=device, name="scoring"))
+    here = models.without_idle(held, "reference")
     for one, asked in ((models.policy, replies), (models.reference, replies), (models.critic, 0)):
-        moments.append(plain_moment(one, held, rows, tokens, device=device, name="passes", logit_rows=asked))
-    moments.append(_whole_kl(models, held, rollout.max_completion_length, device))
-    many = plan.accumulation > 1
+        moments.append(plain_moment(one, here, rows, tokens, device=device, name="passes", logit_rows=asked))
+    moments.append(_whole_kl(models, here, rollout.max_completion_length, device))
+    many, whole = plan.accumulation > 1, held
+    held = models.without_idle(held)
     moments += training_moments(models.critic, held, rows, tokens, device=device, accumulating=many)
     held += models.critic.gradients()
     moments += training_moments(models.policy, held, rows, tokens, device=device, logit_rows=replies, accumulating=many)
     if section.uses_ptx:
         moments += _ptx(recipe, models.policy, held, plan.ptx_micro_batch_size, device)
-    return StagePlan("ppo", (*moments, Moment("optimizer step", held + models.policy.gradients())))
+    return StagePlan("ppo", (*moments, *_steps(models, whole)))
+
+
+def _steps(models: Roles, held: tuple[Part, ...]) -> list[Moment]:
+    """Where moments wait, those of one model are there at a time."""
+    gradients = models.critic.gradients() + models.policy.gradients()
+    if "optimizer" not in models.offload:
+        return [Moment("optimizer step", models.without_idle(held) + gradients)]
+    return [
+        Moment(f"{one.role}: optimizer step", models.without_idle(held, f"{one.role}'s moments") + gradients)
+        for one in (models.critic, models.policy)
+    ]
 
 
 def _sampling(recipe: Recipe, models: Roles, held: tuple[Part, ...], responses: int) -> list[Moment]:

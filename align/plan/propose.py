@@ -19,6 +19,7 @@ from align.recipe.load import validate
 
 SHORTEST = 128  # tokens of a row that a proposal still asks for
 MOST_STEPS = 60
+PARTS = ("reference", "reward", "optimizer")  # of ppo.offload
 WORTH = 0.995  # of the former peak: a step must lower it below that
 
 
@@ -95,7 +96,13 @@ def _pruned(recipe: Recipe, changes: dict[str, Any], limit: int, ranks: int, dev
 
 
 def _words(changes: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in changes.items())
+    return tuple(f"{key}={_word(value)}" for key, value in changes.items())
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(value)}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _steps(recipe: Recipe, worst: StagePlan, ranks: int) -> Iterator[dict[str, Any]]:
@@ -113,20 +120,40 @@ def _steps(recipe: Recipe, worst: StagePlan, ranks: int) -> Iterator[dict[str, A
     yield from _smaller_batches(recipe, stage, ranks)
     if not model.gradient_checkpointing:
         yield {"model.gradient_checkpointing": True}
+    if stage == "ppo":
+        yield from _offload(recipe)
     trained = ("policy", "critic") if stage == "ppo" else ()
     optimizers = [(f"{stage}.{role}", getattr(section, role)) for role in trained] or [(stage, section)]
     eight = {f"{key}.optimizer": "adamw_8bit" for key, one in optimizers if one.optimizer == "adamw"}
     if eight:
         yield eight
+    shared = {} if recipe.ppo is None or recipe.ppo.shared_backbone is False else _roles_stay(recipe)
     if stage != "base" and model.adapter == "none":
-        yield {"model.adapter": "lora"}
+        yield {"model.adapter": "lora"} | shared
         if model.dtype == "float32":
-            yield {"model.adapter": "lora", "model.dtype": "bfloat16", "model.mixed_precision": "bf16"}
+            yield {"model.adapter": "lora", "model.dtype": "bfloat16", "model.mixed_precision": "bf16"} | shared
     if stage != "base" and model.adapter != "qlora":
-        yield {"model.adapter": "qlora", "model.dtype": "bfloat16", "model.mixed_precision": "bf16"}
+        yield {"model.adapter": "qlora", "model.dtype": "bfloat16", "model.mixed_precision": "bf16"} | shared
     if stage == "ppo" and model.adapter != "none" and section.shared_backbone is False:
-        yield {"ppo.shared_backbone": True}
+        yield {"ppo.shared_backbone": True} | _roles_stay(recipe)
     yield from _shorter(recipe, stage)
+
+
+def _offload(recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """What the recipe lets wait in the host's memory; roles of one backbone have nothing to offload."""
+    section, model = recipe.ppo, recipe.model
+    paged = any(one.optimizer.startswith("paged") for one in (section.policy, section.critic))
+    shared = model.adapter != "none" and section.shared_backbone is not False
+    parts = ([] if shared else ["reference", "reward"]) + ([] if paged else ["optimizer"])
+    if set(parts) - set(section.offload):
+        yield {"ppo.offload": [part for part in PARTS if part in {*parts, *section.offload}]}
+
+
+def _roles_stay(recipe: Recipe) -> dict[str, Any]:
+    """What else changes where models become roles of one backbone: these have nothing to offload."""
+    offloaded = recipe.ppo.offload
+    kept = [part for part in offloaded if part == "optimizer"]
+    return {} if kept == list(offloaded) else {"ppo.offload": kept}
 
 
 def _smaller_batches(recipe: Recipe, stage: str, ranks: int) -> Iterator[dict[str, Any]]:

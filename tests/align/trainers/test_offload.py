@@ -8,8 +8,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from align.models.load import load_causal_lm
 from align.recipe import load_recipe
 from align.recipe.errors import RecipeError
+from align.recipe.fields import ModelSection
 from align.runs.errors import LaunchError
 from align.trainers import offload
 from align.trainers.offload import Offload, Resting, Shelf, reward_models
@@ -19,6 +21,7 @@ from reward.model import RewardModel
 from reward.sources import FunctionReward, ModelReward
 from tests.align.models.roles_case import separate, shared
 from tests.align.trainers.ppo_case import TOKENIZER, policy, prompts, trainer, vowels
+from tests.tiny_models import save_causal_lm
 
 ALL = ("reference", "reward", "optimizer")
 
@@ -131,6 +134,21 @@ def test_entered_twice_it_leaves_once(stand_in):
             assert torch.equal(module.weight, was)
         assert torch.equal(module.weight, was)
     assert not torch.equal(module.weight, was)
+
+
+def test_weights_in_4_bits_rest_too(tmp_path, stand_in):
+    pytest.importorskip("bitsandbytes")
+    base = save_causal_lm(tmp_path, hidden_size=64, intermediate_size=64)
+    told = {"path": str(base), "adapter": "qlora", "quantization": {"compute_dtype": "float32"}}
+    model = load_causal_lm(base, ModelSection.model_validate(told), use="frozen")
+    ids = torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        resting = Resting(model, Shelf(torch.device("cpu")))
+        assert not torch.equal(model(input_ids=ids).logits, expected)
+        with resting:
+            assert torch.equal(model(input_ids=ids).logits, expected)
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
 
 
 def test_models_are_found_in_combined_rewards_once_each():
