@@ -254,7 +254,7 @@ def test_a_broken_push_stops_sampling_until_a_whole_one(model, engine, monkeypat
     assert engine.generate([LONG], GREEDY) == whole
     with (
         monkeypatch.context() as patch,
-        pytest.raises(RolloutError, match="take the new weights: RuntimeError: no room"),
+        pytest.raises(RolloutError, match="new weights: RuntimeError: no room"),
     ):
         patch.setattr(engine._local._llm, "collective_rpc", out_of_memory)
         engine.update_weights(named.items(), 2)
