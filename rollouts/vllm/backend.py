@@ -154,6 +154,10 @@ class Backend:
         self._keeper = Keeper(server, self.settings.max_restarts, self._dress_again, watch=not self.alone)
         return own_place(server)
 
+    @property
+    def _changing(self) -> str:
+        return f"{self._mark}-changing"
+
     def _version(self) -> str:
         assert self._push is not None
         return f"{self._mark}-{self._push.version}"
@@ -176,7 +180,7 @@ class Backend:
         if push is None:
             return
         self._wake({"weights"})
-        ask("/update_weight_version", {"new_version": f"{self._mark}-changing"}, timeout=SHORT)
+        ask("/update_weight_version", {"new_version": self._changing}, timeout=SHORT)
         call = {"method": "align_pull", "args": [str(push.folder), push.files, push.digest]}
         for result in ask("/collective_rpc", call, timeout=self.settings.request_timeout)["results"]:
             if result["problem"] is not None:
@@ -202,9 +206,14 @@ class Backend:
         self._dress(self.fleet.servers[0])
 
     def _refresh(self, server: Server) -> None:
-        """Another rank may have done it already."""
+        """The pushed weights again, unless another rank has brought them, or brings them now."""
+        deadline = time.monotonic() + self.settings.request_timeout
         try:
-            if server.address.ask("/weight_info", timeout=SHORT)["weight_version"] != self._version():
+            found = server.address.ask("/weight_info", timeout=SHORT)["weight_version"]
+            while found == self._changing and time.monotonic() < deadline:
+                time.sleep(PAUSE)
+                found = server.address.ask("/weight_info", timeout=SHORT)["weight_version"]
+            if found != self._version():
                 self._dress(server)
         except ServerGone as gone:
             self._recover(server, self._turn(), str(gone))
