@@ -84,7 +84,7 @@ def by_batch_size(model: Any, options: argparse.Namespace) -> dict[str, dict[str
             return sum(len(completion.token_ids) for completion in completions)
 
         def bare(inputs: Any = inputs, requests: Any = requests) -> int:
-            outputs = engine._llm.generate(inputs, requests, use_tqdm=False)
+            outputs = engine._local._open().generate(inputs, requests, use_tqdm=False)
             return sum(len(reply.token_ids) for output in outputs for reply in output.outputs)
 
         ways: dict[str, Callable[[], int]] = {

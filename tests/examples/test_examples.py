@@ -20,6 +20,7 @@ from reward.model import RewardModel
 from tests.align.stages.small_chain import small_recipe, write_data
 from tests.align.trainers import ppo_case
 from tests.commands import INSTALLED, ROOT, run
+from tests.rollouts.vllm.models import needs_vllm
 
 FILES = sorted((ROOT / "examples").glob("*.py"))
 MEASURES = ("benchmark_", "compare_")  # these run below with tiny numbers, the experiments need finished runs
@@ -41,7 +42,8 @@ def test_an_example_is_short_and_is_run_here(file):
     text = file.read_text(encoding="utf-8")
     longest = 210 if file.stem.startswith(MEASURES) else 80  # a measurement holds two or three programs
     assert len(text.splitlines()) < longest and f"python examples/{file.name}" in text.split('"""')[1]
-    assert f'load("{file.stem}")' in (ROOT / "tests/examples/test_examples.py").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests/examples").glob("*.py"))
+    assert f'load("{file.stem}")' in tests or f"examples/{file.name}" in tests
 
 
 def test_ppo_with_a_function_as_reward(tmp_path):
@@ -313,6 +315,57 @@ def test_the_memory_of_roles_is_measured_in_processes_of_their_own(capsys):
     assert roles["trained"] == lora["trained"] and roles["checkpoint"] < full["checkpoint"] / 20
     assert 0 < roles["peak"] < lora["peak"] < full["peak"] and roles["ratio"] < 1
     assert "| four roles on one backbone | " in capsys.readouterr().out
+
+
+def test_speeds_of_engines_are_medians_and_ratios_of_the_same_round(monkeypatch):
+    example = load("benchmark_rollouts")
+    seconds = iter([9, 9, 1, 2, 4, 1, 2, 8])  # a round to warm up, then three of two ways
+    clock = [0.0]
+    monkeypatch.setattr(example.time, "perf_counter", lambda: clock[0])
+
+    def way():
+        clock[0] += next(seconds)
+        return 8
+
+    table = example.medians({"vllm": way, "bare": way}, rounds=3)
+    assert table == {"vllm": 4.0, "bare": 4.0, "vllm/bare": 2.0}
+    prompts = example.make_prompts(20, 64, 100)
+    assert 32 <= min(map(len, prompts)) <= max(map(len, prompts)) <= 96
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@needs_vllm
+def test_engines_are_measured_on_the_same_requests():
+    example = load("benchmark_rollouts")
+    example.SHAPE |= {"num_hidden_layers": 1, "vocab_size": 300}
+    tiny = [
+        "--batch-sizes",
+        "4",
+        "--prompt-length",
+        "8",
+        "--new-tokens",
+        "4",
+        "--rounds",
+        "1",
+        "--kv-cache-gib",
+        "0.05",
+    ]
+    table = example.main(tiny)
+    assert table["batch 4"].keys() == {"vllm", "bare", "hf", "vllm/bare", "vllm/hf"}
+    assert min(table["batch 4"].values()) > 0 and table["sync"]["seconds"] > 0
+
+
+def test_seconds_of_an_iteration_leave_the_first_two_out(tmp_path):
+    keys = ("seconds/rollout", "seconds/update", "seconds/sync", "engine/staleness")
+    lines = [
+        {"time": time, "score/mean": 0.0} | dict.fromkeys(keys, value)
+        for time, value in ((0, 50), (90, 50), (92, 1), (95, 2), (99, 3))
+    ]
+    lines.insert(2, {"time": 91, "eval/score": 1.0})
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert load("benchmark_overlap").iteration_seconds(file) == {"seconds": 3} | dict.fromkeys(keys, 2)
 
 
 def test_the_table_of_the_rejection_experiments(tmp_path, capsys):
