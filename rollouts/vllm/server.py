@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import getpass
 import logging
 import os
 import re
@@ -171,8 +170,6 @@ class VLLMServer:
         here = str(Path(__file__).resolve().parents[2])
         paths = [here, *filter(None, [environment.get("PYTHONPATH")])]
         environment |= {KEY_VARIABLE: self._key, "PYTHONPATH": os.pathsep.join(paths)}
-        if len(os.fsencode(self.home)) <= LONGEST_SOCKET_PATH - 40:  # vLLM puts sockets of its own there
-            environment = {"TORCHINDUCTOR_CACHE_DIR": _compiled()} | environment | {"TMPDIR": str(self.home)}
         owned = [word for folder in self.owned_folders for word in ("--owner-folder", str(folder))]
         command = [sys.executable, "-P", "-m", "rollouts.vllm.serve", *place, "--owner-pipe", *owned, *self.arguments]
         with self.log.open("ab") as log:
@@ -215,14 +212,6 @@ class VLLMServer:
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
-
-
-def _compiled() -> str:
-    """Where torch keeps what it compiled, whatever TMPDIR is."""
-    user = str(os.getuid()) if hasattr(os, "getuid") else "user"
-    with contextlib.suppress(KeyError, OSError, ModuleNotFoundError):
-        user = getpass.getuser()
-    return str(Path(tempfile.gettempdir(), f"torchinductor_{user}"))
 
 
 def last_error(log: str) -> str:
