@@ -27,7 +27,7 @@ from rollouts.errors import RolloutError
 from rollouts.protocol import Completion, SamplingParams
 from rollouts.settings import VLLMSettings
 from rollouts.vllm.backend import Backend
-from rollouts.vllm.requests import logprobs_mode
+from rollouts.vllm.requests import check_ids, logprobs_mode
 from rollouts.vllm.start import plain_model
 from rollouts.vllm.wire import sampling_requests, scoring_request, to_completion, to_logprobs
 
@@ -136,16 +136,12 @@ class VLLMServerEngine:
             self._backend.close()
 
     def _check(self, ids: list[int], what: str, room: int) -> None:
-        """An id outside the vocabulary would end the server."""
-        if not ids:
-            raise RolloutError(f"{what} is empty: the model needs at least one token to continue")
+        check_ids(ids, what, self._vocabulary)
         if len(ids) > room:
             raise RolloutError(
                 f"{what} has {len(ids)} tokens, and {room} fit into max_model_len {self.settings.max_model_len} beside "
                 "the reply: raise ppo.rollout.vllm.max_model_len or shorten it"
             )
-        if min(ids) < 0 or max(ids) >= self._vocabulary:
-            raise RolloutError(f"{what} has an id outside the model's vocabulary of {self._vocabulary}")
 
     def _check_open(self) -> None:
         if self._closed:

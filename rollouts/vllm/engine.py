@@ -178,15 +178,12 @@ class VLLMEngine:
         return outputs
 
     def _check(self, ids: list[int], what: str, room: int, beside: str) -> None:
-        if not ids:
-            raise RolloutError(f"{what} is empty: the model needs at least one token to continue")
+        requests.check_ids(ids, what, self._vocabulary)
         if len(ids) > room:
             raise RolloutError(
                 f"{what} has {len(ids)} tokens, but beside {beside} only {max(room, 0)} fit into max_model_len "
                 f"{self.settings.max_model_len}: shorten it or raise ppo.rollout.vllm.max_model_len"
             )
-        if min(ids) < 0 or max(ids) >= self._vocabulary:
-            raise RolloutError(f"{what} has an id outside the model's vocabulary of {self._vocabulary}")
 
     def _drop_adapter(self) -> None:
         if self._adapter is not None:

@@ -40,6 +40,39 @@ def is_truncated(params: SamplingParams) -> bool:
     return params.top_p < 1 or params.top_k > 0 or held_back
 
 
+SCORING = {"max_tokens": 1, "top_k": 1, "seed": 0, "prompt_logprobs": 0, "ignore_eos": True, "detokenize": False}
+"""Scores a prompt; vLLM must draw one token besides, top-k 1 of which any engine accepts."""
+
+
+def call_seed(params: SamplingParams) -> int:
+    """The seed of a call; without one of the user's, another every time."""
+    return secrets.randbits(64) if params.seed is None else params.seed
+
+
+def plain_params(params: SamplingParams, vocabulary: int) -> dict[str, Any]:
+    """How every prompt of a call is sampled, in vLLM's words; seed and number of replies come on top.
+
+    Raises:
+        RolloutError: a temperature that vLLM would silently raise.
+    """
+    if 0 < params.temperature < LOWEST_TEMPERATURE:
+        raise RolloutError(
+            f"vLLM samples at temperature 0 or at least {LOWEST_TEMPERATURE}, not at {params.temperature}: choose one "
+            "of them, or ppo.rollout.engine: hf"
+        )
+    return {
+        "temperature": params.temperature,
+        "top_p": 1.0 if params.temperature == 0 else params.top_p,
+        "top_k": min(params.top_k, vocabulary),
+        "max_tokens": params.max_new_tokens,
+        "min_tokens": params.min_new_tokens,
+        "stop_token_ids": list(params.stop_token_ids),
+        "ignore_eos": True,
+        "detokenize": False,
+        "logprobs": 0,
+    }
+
+
 def request_params(params: SamplingParams, rows: int, vocabulary: int, *, mask: bool) -> list[vllm.SamplingParams]:
     """One of vLLM's parameter objects a prompt, for `params.n` replies that share the prompt's prefill.
 
@@ -50,49 +83,37 @@ def request_params(params: SamplingParams, rows: int, vocabulary: int, *, mask: 
             asked for as top-k 1, and no top-k as one of the whole vocabulary.
 
     Raises:
-        RolloutError: a temperature that vLLM would silently raise.
+        RolloutError: as `plain_params`.
     """
     from vllm import SamplingParams as Params
 
-    if 0 < params.temperature < LOWEST_TEMPERATURE:
-        raise RolloutError(
-            f"vLLM samples at temperature 0 or at least {LOWEST_TEMPERATURE}, not at {params.temperature}: choose one "
-            "of them, or ppo.rollout.engine: hf"
-        )
-
-    seed = secrets.randbits(64) if params.seed is None else params.seed
-    temperature, top_k = params.temperature, params.top_k
-    if mask and temperature == 0:
-        temperature, top_k = 1.0, 1
-    elif mask and top_k == 0:
-        top_k = vocabulary
+    seed, changes = call_seed(params), {}
+    if mask and params.temperature == 0:
+        changes = {"temperature": 1.0, "top_k": 1}
+    elif mask and params.top_k == 0:
+        changes = {"top_k": vocabulary}
+    replies = params.n if params.temperature > 0 else 1  # greedy ones are equal, and vLLM refuses more than one
     return [
         Params(
-            n=params.n if params.temperature > 0 else 1,  # greedy ones are equal, and vLLM refuses more than one
-            temperature=temperature,
-            top_p=1.0 if params.temperature == 0 else params.top_p,
-            top_k=min(top_k, vocabulary),
-            seed=derived_seed(seed, row),
-            max_tokens=params.max_new_tokens,
-            min_tokens=params.min_new_tokens,
-            stop_token_ids=list(params.stop_token_ids),
-            ignore_eos=True,
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
+            **plain_params(params, vocabulary) | changes, n=replies, seed=derived_seed(seed, row), flat_logprobs=True
         )
         for row in range(rows)
     ]
 
 
 def scoring_params(rows: int) -> list[vllm.SamplingParams]:
-    """Parameters that score a prompt; vLLM must draw one token besides, top-k 1 of which any engine accepts."""
+    """Parameters that score a prompt each."""
     from vllm import SamplingParams as Params
 
-    return [
-        Params(max_tokens=1, top_k=1, seed=0, prompt_logprobs=0, flat_logprobs=True, ignore_eos=True, detokenize=False)
-        for _ in range(rows)
-    ]
+    return [Params(**SCORING, flat_logprobs=True) for _ in range(rows)]
+
+
+def check_ids(ids: list[int], what: str, vocabulary: int) -> None:
+    """Raises RolloutError for a sequence that vLLM cannot read; an id outside the vocabulary would end a server."""
+    if not ids:
+        raise RolloutError(f"{what} is empty: the model needs at least one token to continue")
+    if min(ids) < 0 or max(ids) >= vocabulary:
+        raise RolloutError(f"{what} has an id outside the model's vocabulary of {vocabulary}")
 
 
 def completion(output: vllm.CompletionOutput, params: SamplingParams, mode: str, version: int) -> Completion:

@@ -5,13 +5,12 @@ What the numbers mean, and which seed a reply has, is said in `rollouts.vllm.req
 
 from __future__ import annotations
 
-import secrets
 from types import SimpleNamespace
 from typing import Any
 
 from rollouts.errors import RolloutError
 from rollouts.protocol import Completion, SamplingParams
-from rollouts.vllm.requests import LOWEST_TEMPERATURE, completion, derived_seed
+from rollouts.vllm.requests import SCORING, call_seed, completion, derived_seed, plain_params
 
 _NO_NUMBER = -9999.0  # what vLLM's server writes for a log-probability that is NaN or minus infinity
 _BROKEN_LOGITS = (
@@ -26,24 +25,7 @@ def sampling_requests(prompts: list[list[int]], params: SamplingParams, vocabula
     Raises:
         RolloutError: a temperature that vLLM would silently raise.
     """
-    if 0 < params.temperature < LOWEST_TEMPERATURE:
-        raise RolloutError(
-            f"vLLM samples at temperature 0 or at least {LOWEST_TEMPERATURE}, not at {params.temperature}: choose one "
-            "of them, or ppo.rollout.engine: hf"
-        )
-    call = secrets.randbits(64) if params.seed is None else params.seed
-    common = {
-        "n": 1,
-        "temperature": params.temperature,
-        "top_p": 1.0 if params.temperature == 0 else params.top_p,
-        "top_k": min(params.top_k, vocabulary),
-        "max_tokens": params.max_new_tokens,
-        "min_tokens": params.min_new_tokens,
-        "stop_token_ids": list(params.stop_token_ids),
-        "ignore_eos": True,
-        "detokenize": False,
-        "logprobs": 0,
-    }
+    call, common = call_seed(params), plain_params(params, vocabulary) | {"n": 1}
     return [
         {"token_ids": list(prompt), "sampling_params": common | {"seed": derived_seed(call, row) + number}}
         for row, prompt in enumerate(prompts)
@@ -53,8 +35,7 @@ def sampling_requests(prompts: list[list[int]], params: SamplingParams, vocabula
 
 def scoring_request(sequence: list[int]) -> dict[str, Any]:
     """Asks for the log-probabilities of a sequence's ids; vLLM must draw one token besides."""
-    sampling = {"n": 1, "max_tokens": 1, "top_k": 1, "seed": 0, "prompt_logprobs": 0}
-    return {"token_ids": list(sequence), "sampling_params": sampling | {"ignore_eos": True, "detokenize": False}}
+    return {"token_ids": list(sequence), "sampling_params": SCORING | {"n": 1}}
 
 
 def made_by(answer: dict[str, Any], version: str) -> bool:
