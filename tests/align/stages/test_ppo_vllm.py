@@ -19,6 +19,13 @@ from tests.tiny_models import save_causal_lm
 
 pytestmark = [pytest.mark.vllm, needs_vllm]
 
+
+@pytest.fixture(autouse=True)
+def one_thread_a_server(monkeypatch):
+    """With two, log-probabilities depend in their last bits on what runs beside a reply."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 OVERLAP = {"engine": "vllm_server", "overlap": True}
 
 
