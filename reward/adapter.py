@@ -148,6 +148,8 @@ def load_body(
     try:
         body = load_pretrained(auto_class or AutoModel, where, **options)
     except MissingFileError as error:
+        if base is not None:  # the user named it
+            raise
         raise MissingFileError(
             f"{error}: the adapter {path} stands on it; correct base_model_name_or_path in its {CONFIG}"
         ) from error

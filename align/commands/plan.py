@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _verdict(recipe: Any, plans: list, args: argparse.Namespace, limit: int, proposal: Any) -> str:
+    from align.plan.parts import gib
     from align.plan.propose import alone
-    from align.plan.show import gib
 
     worst = max(plans, key=lambda plan: plan.peak.bytes)
     has = f"a card of {args.gpu}, of which {gib(limit)} GiB can be used"

@@ -42,9 +42,8 @@ def count(shape: Shape) -> Count:
     """Parameters of a causal LM of this shape."""
     h, layers = shape.hidden_size, shape.num_hidden_layers
     linears = shape.linears
-    biased = (("q_proj", "k_proj", "v_proj") if shape.qkv_bias else ()) + (("o_proj",) if shape.output_bias else ())
-    biased += ("gate_proj", "up_proj", "down_proj") if shape.mlp_bias else ()
-    per_layer = 2 * h + sum(linears[name][1] for name in biased) + (2 * shape.head_dim if shape.qk_norm else 0)
+    biases = sum(linears[name][1] for name in _biased(shape))
+    per_layer = 2 * h + biases + (2 * shape.head_dim if shape.qk_norm else 0)
     embedding = shape.vocab_size * h
     return Count(
         embedding=embedding,
@@ -52,6 +51,11 @@ def count(shape: Shape) -> Count:
         head=0 if shape.tie_word_embeddings else embedding,
         rest=layers * per_layer + h,
     )
+
+
+def _biased(shape: Shape) -> tuple[str, ...]:
+    attention = (("q_proj", "k_proj", "v_proj") if shape.qkv_bias else ()) + (("o_proj",) if shape.output_bias else ())
+    return attention + (("gate_proj", "up_proj", "down_proj") if shape.mlp_bias else ())
 
 
 def adapted(shape: Shape, lora: LoraSection) -> tuple[str, ...]:
@@ -73,7 +77,30 @@ def count_adapter(shape: Shape, lora: LoraSection) -> int:
     """Trained parameters of one adapter: A and B (with DoRA a norm a row), and modules that are trained whole."""
     pairs: Iterable[tuple[int, int]] = (shape.linears[name] for name in adapted(shape, lora))
     per_layer = sum(lora.rank * (inputs + outputs) + (outputs if lora.dora else 0) for inputs, outputs in pairs)
-    whole = sum(shape.vocab_size * shape.hidden_size for name in lora.modules_to_save if name in ENDS)
+    whole = _saved_whole(shape, lora)
     if lora.targets != "all-linear":
         whole += lora.rank * (shape.vocab_size + shape.hidden_size) * len(set(ENDS) & set(lora.targets))
     return shape.num_hidden_layers * per_layer + whole
+
+
+def _saved_whole(shape: Shape, lora: LoraSection) -> int:
+    """Weights of the modules that are trained whole. PEFT takes every module whose name ends so; a path counts as its
+    last part.
+
+    Raises:
+        PlanError: none ends so.
+    """
+    layers, end = shape.num_hidden_layers, shape.vocab_size * shape.hidden_size
+    norms = {"input_layernorm": shape.hidden_size, "post_attention_layernorm": shape.hidden_size}
+    norms |= {"q_norm": shape.head_dim, "k_norm": shape.head_dim} if shape.qk_norm else {}
+    sizes = {name: layers * size for name, size in norms.items()}
+    sizes |= {"norm": shape.hidden_size, "embed_tokens": end, "lm_head": end}
+    for name, (inputs, outputs) in shape.linears.items():
+        sizes[name] = layers * (inputs * outputs + (outputs if name in _biased(shape) else 0))
+    saved = set()
+    for path in lora.modules_to_save:
+        found = {name for name in sizes if name.endswith(path.rpartition(".")[2])}
+        if not found:
+            raise PlanError(f"model.lora.modules_to_save: the model has no '{path}'; it has {', '.join(sizes)}")
+        saved |= found
+    return sum(sizes[name] for name in saved)

@@ -32,15 +32,21 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """The moments of a stage at which memory can be highest."""
+    """The moments of a stage at which memory can be highest, and what was assumed that only the models can tell."""
 
     stage: str
     moments: tuple[Moment, ...]
+    assumption: str | None = None
 
     @property
     def peak(self) -> Moment:
         """The highest one."""
         return max(self.moments, key=lambda moment: moment.bytes)
+
+
+def gib(size: float) -> str:
+    """`12.34`, in GiB."""
+    return f"{size / GIB:.2f}"
 
 
 def parts(role: str, **bytes_of: float) -> tuple[Part, ...]:

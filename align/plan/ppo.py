@@ -92,7 +92,8 @@ def plan_ppo(
     held = models.resident(ranks)
     if section.ema_decay is not None:
         average = models.policy
-        whole = 0 if shares_backbone(recipe) else average.body.precision.bytes_of(average.body.count, head=True)
+        frozen = recipe.model.adapter != "none"  # its base is not averaged
+        whole = 0 if frozen else average.body.precision.bytes_of(average.body.count, head=True)
         held += parts("average", weights=whole, adapters=4 * average.adapter_size)
     engine = engine_parts(rollout, models.policy, recipe.model.dtype, plan.responses // ranks, device)
     idle = models.without_idle(held)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from align.plan.parts import StagePlan
-from align.plan.ppo import plan_ppo
+from dataclasses import replace
+
+from align.plan.parts import StagePlan, gib
+from align.plan.ppo import plan_ppo, shares_backbone
 from align.plan.shapes import Shape, find_shape
 from align.plan.supervised import plan_supervised
 from align.recipe import Recipe
 from align.recipe.lineage import Origin, critic_origin, gold_origins, init_origin, reward_origins
+
+ASSUMED = (
+    "policy, reward model and critic are adapters on one base (ppo.shared_backbone: auto looks when it loads them); "
+    "where they are not, ppo holds each apart"
+)
 
 
 def plan_stages(recipe: Recipe, *, ranks: int = 1, device: str = "gpu") -> list[StagePlan]:
@@ -29,7 +36,12 @@ def _plan(recipe: Recipe, stage: str, ranks: int, device: str) -> StagePlan:
         origins = reward_origins(recipe) | gold_origins(recipe)
         rewards = {role: _shape(recipe, origin, f"ppo.{role}") for role, origin in origins.items()}
         critic = _shape(recipe, critic_origin(recipe), "ppo.critic_from")
-        return plan_ppo(recipe, shape, critic, rewards, ranks=ranks, device=device)
+        plan = plan_ppo(recipe, shape, critic, rewards, ranks=ranks, device=device)
+        if shares_backbone(recipe) and recipe.ppo.shared_backbone == "auto" and not _one_root(recipe):
+            apart = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"shared_backbone": False})})
+            other = plan_ppo(apart, shape, critic, rewards, ranks=ranks, device=device)
+            plan = replace(plan, assumption=f"{ASSUMED}, {gib(other.peak.bytes)} GiB at most")
+        return plan
     origins = reward_origins(recipe, stage) if stage == "rejection" else {}
     rewards = {role: _shape(recipe, origin, f"{stage}.{role}") for role, origin in origins.items()}
     return plan_supervised(recipe, stage, shape, rewards, ranks=ranks, device=device)
@@ -44,3 +56,17 @@ def _shape(recipe: Recipe, origin: Origin, key: str) -> Shape:
     if recipe.model.path is not None:
         return find_shape(recipe.model.path)
     return Shape.of_config(recipe.model.architecture.model_dump(), "model.architecture")
+
+
+def _one_root(recipe: Recipe) -> bool:
+    """Whether the recipe alone says that ppo's models stand on one base."""
+    trained = (critic_origin(recipe), *reward_origins(recipe).values())
+    roots = {_root(recipe, origin) for origin in (init_origin(recipe, "ppo"), *trained)}
+    return len(roots) == 1 and all(origin.kind == "stage" for origin in trained)
+
+
+def _root(recipe: Recipe, origin: Origin) -> Origin:
+    """The model at the beginning of the chain of adapters; base trains all weights."""
+    if origin.kind != "stage" or origin.value == "base" or getattr(recipe, origin.value) is None:
+        return origin
+    return _root(recipe, init_origin(recipe, origin.value))

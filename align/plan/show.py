@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from align.plan.parts import GIB, KINDS, Moment, StagePlan
+from align.plan.parts import KINDS, Moment, StagePlan, gib
 from align.recipe.table import table
-
-
-def gib(size: float) -> str:
-    """`12.34`, in GiB."""
-    return f"{size / GIB:.2f}"
 
 
 def describe(plans: Sequence[StagePlan]) -> str:
@@ -30,6 +25,8 @@ def describe(plans: Sequence[StagePlan]) -> str:
                 for role in names
             ]
             parts += [f"{plan.stage}, by role", table(("role", *used, "all"), by_role)]
+        if plan.assumption:
+            parts.append(f"assumed: {plan.assumption}")
     return "\n\n".join(parts)
 
 
@@ -40,6 +37,7 @@ def as_data(plans: Sequence[StagePlan]) -> list[dict[str, Any]]:
             "stage": plan.stage,
             "peak": plan.peak.bytes,
             "when": plan.peak.name,
+            "assumption": plan.assumption,
             "moments": [
                 {
                     "name": moment.name,

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_scheduler
 
 from align.functional.masked import wide
@@ -154,18 +153,6 @@ class TrainedModel:
         if self.waiting is not None:
             self.waiting.put_away()
         self.schedule.load_state_dict(state["schedule"])
-
-
-def weight_average(module: nn.Module, decay: float, accelerator: Accelerator) -> AveragedModel:
-    """A copy of `module` that `update_parameters(module)` moves: `copy = decay * copy + (1 - decay) * module`.
-
-    It starts as the module is (Ouyang et al. 2022, appendix C.4: 0.992), which is not prepared yet: FSDP2 has no copies
-    of what is sharded. The copy lies, sharded alike, where the module will.
-    """
-    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay)).requires_grad_(False)
-    average.n_averaged.fill_(1)  # else the first update would replace the copy
-    average.module, _ = sharding.prepare(accelerator, average.module)
-    return average
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:

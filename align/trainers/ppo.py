@@ -50,6 +50,7 @@ from align.runs.errors import TrainingError
 from align.runs.files import atomic_dir
 from align.runs.seeding import derive, rng_state, set_rng_state
 from align.trainers import ppo_state, sharding
+from align.trainers.average import WeightAverage
 from align.trainers.controllers import KLController, PtxController
 from align.trainers.engine_sync import push_current, sampled_modules
 from align.trainers.engines import check_overlap, training_engine
@@ -59,7 +60,7 @@ from align.trainers.guards import reason_to_stop, warn_of
 from align.trainers.iterations import loop_arguments
 from align.trainers.minibatches import check_split
 from align.trainers.offload import Offload, reward_models
-from align.trainers.optimization import TrainedModel, weight_average
+from align.trainers.optimization import TrainedModel
 from align.trainers.overlap import Ahead
 from align.trainers.ppo_eval import evaluate_policy
 from align.trainers.ppo_experience import PPOExperience, running_stats
@@ -176,7 +177,7 @@ class PPOTrainer(PPOExperience):
             module.train(module is not reference and getattr(module, "is_gradient_checkpointing", False))
         steps = self.config.num_iterations * self.config.num_ppo_epochs * self.config.num_mini_batches
         decay = self.config.ema_decay
-        self.ema = None if decay is None else weight_average(policy, decay, self.accelerator)
+        self.ema = None if decay is None else WeightAverage(policy, decay, self.accelerator)
         self.policy = TrainedModel(
             policy, self.config.policy, self.accelerator, steps - self.config.critic_warmup_steps, self.offload
         )

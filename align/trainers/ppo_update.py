@@ -12,13 +12,13 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from align import functional
 from align.recipe.ppo import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
 from align.trainers import ppo_state
+from align.trainers.average import WeightAverage
 from align.trainers.controllers import KLController, PtxController
 from align.trainers.engine_sync import push_weights
 from align.trainers.experience import Experience, TokenBatch
@@ -47,7 +47,7 @@ class PPOUpdate(IterationLoop):
     ptx: PtxStream | None
     ptx_coef: PtxController
     kl: KLController
-    ema: AveragedModel | None
+    ema: WeightAverage | None
     seed: int
     rank: int
     world_size: int
@@ -216,7 +216,7 @@ class PPOUpdate(IterationLoop):
         if "policy" in trained:
             self.policy_version += 1
             if self.ema is not None:
-                self.ema.update_parameters(self.policy.raw)
+                self.ema.update(self.policy.raw)
 
     def _push(self) -> dict[str, float]:
         try:

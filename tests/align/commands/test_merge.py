@@ -119,6 +119,8 @@ def test_a_base_that_moved(tmp_path, capsys):
     model = saved(tmp_path / "sft", base, "lora")
     base.rename(tmp_path / "moved")
     assert "stands on it" in refused(capsys, tmp_path / "sft", tmp_path / "out")
+    nowhere = refused(capsys, tmp_path / "sft", tmp_path / "out", "--base", str(tmp_path / "nowhere"))
+    assert "nowhere" in nowhere and "stands on it" not in nowhere  # its configuration is not at fault
     assert merge(tmp_path / "sft", tmp_path / "out", "--base", str(tmp_path / "moved")) == 0
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(logits(whole), logits(model), rtol=1e-5, atol=1e-4)

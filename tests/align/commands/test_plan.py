@@ -37,6 +37,20 @@ def test_a_card_too_small_is_refused_with_what_would_fit(asked):
     assert small == "no change that this command knows makes the recipe fit on that card"
 
 
+def test_one_backbone_is_assumed_aloud_where_only_the_models_can_tell(asked):
+    recipe = "qwen2.5_7b_qlora_24gb"
+    assert "assumed" not in asked(recipe).out
+    assert "assumed" not in asked(recipe, "model.adapter=none", "ppo.reward_from=Qwen/Qwen2.5-7B").out
+    plans = {}
+    for shared in ("auto", "false"):
+        shown = asked(recipe, "ppo.reward_from=Qwen/Qwen2.5-7B", f"ppo.shared_backbone={shared}", "--json").out
+        plans[shared] = json.loads(shown)["stages"][-1]
+    assert plans["false"]["assumption"] is None
+    apart = f"{plans['false']['peak'] / 2**30:.2f} GiB at most"
+    assert plans["auto"]["assumption"].endswith(apart) and plans["auto"]["peak"] < plans["false"]["peak"]
+    assert asked(recipe, "ppo.reward_from=Qwen/Qwen2.5-7B").out.splitlines()[-1].startswith("assumed: policy, reward")
+
+
 def test_json_adds_up(asked):
     found = json.loads(asked("qwen_rlhf", "--gpu", "80GB", "--json", code=3).out)
     assert (found["gpu"], found["fits"]) == (80 * 2**30, False)

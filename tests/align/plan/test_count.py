@@ -58,6 +58,8 @@ def test_parts_are_those_of_the_real_model(name):
         {"rank": 4, "targets": ("q_proj", "lm_head")},
         {"rank": 8, "dora": True},
         {"rank": 8, "targets": ("gate_proj",), "modules_to_save": ("lm_head",)},
+        {"rank": 4, "targets": ("q_proj",), "modules_to_save": ("embed_tokens", "post_attention_layernorm", "v_proj")},
+        {"rank": 4, "targets": ("q_proj",), "modules_to_save": ("norm",)},
     ],
 )
 def test_adapters_are_those_of_peft(options):

@@ -46,13 +46,15 @@ def test_four_bits_a_weight_and_one_base_for_four_roles():
 
 
 def test_what_stands_on_no_shared_base_is_counted_whole():
-    """A gold reward model only looks on, and an average is a copy of all that its policy holds."""
+    """A gold reward model only looks on; an average has a copy of what is trained, and no base of its own."""
     name, more = "qwen2.5_7b_qlora_24gb", ["ppo.ema_decay=0.99", "ppo.gold_reward=[{kind: model, model_from: rm}]"]
     shared, apart = (
         plan_stages(load_recipe(name, [*more, *words]))[-1] for words in ([], ["ppo.shared_backbone=false"])
     )
-    assert "weights" not in by_kind(shared, "average") and by_kind(shared, "average")["adapters"] > 0
-    assert by_kind(apart, "average")["weights"] == by_kind(apart, "policy")["weights"]
+    for plan in (shared, apart):
+        assert by_kind(plan, "average") == {"adapters": by_kind(plan, "policy")["adapters"]}
+    full = plan_stages(load_recipe("qwen_rlhf", ["ppo.ema_decay=0.99"]))[-1]
+    assert by_kind(full, "average")["weights"] == by_kind(full, "policy")["weights"]
     gold = next(part.role for part in shared.peak.parts if part.role.startswith("gold"))
     assert by_kind(shared, gold)["weights"] == by_kind(apart, gold)["weights"] > 3 * GIB
 
