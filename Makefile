@@ -3,12 +3,14 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
 SEED ?= 0
+WORKERS ?= 2
+THREADS := 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TRAIN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}
-# vLLM's threads wait passively: spinning ones are ten times slower beside any other work on the same cores.
-TEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} \
+# Threads wait passively: spinning ones are ten times slower beside any other work on the same cores.
+TEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} \
   HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest
 PIP_ADD = $(BIN)/python -m pip install -q --disable-pip-version-check
 
@@ -18,7 +20,8 @@ PIP_ADD = $(BIN)/python -m pip install -q --disable-pip-version-check
 help:
 	@echo "make quickstart [SEED=n]   install, then the whole chain on the embedded default (runs/quickstart)"
 	@echo "make controls [SEED=n]     the other arms and controls beside the quickstart"
-	@echo "make test | test-slow      the tests | the long ones"
+	@echo "make test [WORKERS=n]      the tests, in two processes"
+	@echo "make test-slow             the long ones"
 	@echo "make install | install-vllm | install-full | lint | clean"
 
 install: $(STAMP)
@@ -52,8 +55,10 @@ quickstart: $(STAMP)
 controls: quickstart
 	@$(TRAIN) $(BIN)/python -m align.stages.controls quickstart seed=$(SEED)
 
+# Most of these are Python on one core: a worker for each, and a file's tests together.
+test: THREADS := 1
 test: $(STAMP)
-	@$(TEST) -m "not slow and not gpu"
+	@$(TEST) -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
 
 test-slow: $(STAMP)
 	@$(TEST) -m "slow and not gpu"

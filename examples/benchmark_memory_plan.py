@@ -29,7 +29,7 @@ A |= {"num_key_value_heads": 4, "vocab_size": 32000, "tie_word_embeddings": Fals
 SHAPES: dict[str, dict[str, Any]] = {
     "A 155M": A,
     "B 335M": {**A, "num_hidden_layers": 24},
-    "C 480M": {**A, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 8},
+    "C 1.2B": {**A, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24},
     "D 86M": {**A, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 12},
     "E wide": {**A, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 8}
     | {"vocab_size": 152064, "tie_word_embeddings": True},
@@ -37,22 +37,24 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 SFT = ["sft.micro_batch_size=2", "sft.batch_size=2", "sft.max_length=256"]
 RM = ["rm.micro_batch_size=1", "rm.batch_size=2", "rm.max_length=192"]
+CHECKPOINTED = "model.gradient_checkpointing=true"
+LORA = ["model.adapter=lora"]
+QLORA = ["model.adapter=qlora", "model.quantization.compute_dtype=float32"]
 CASES: dict[str, tuple[str, str, list[str]]] = {  # stage, shape, what the recipe is told
     "sft-full": ("sft", "A 155M", SFT),
-    "sft-full-accumulated-checkpointed": (
-        *("sft", "A 155M"),
-        [*SFT, "sft.batch_size=4", "model.gradient_checkpointing=true"],
-    ),
+    "sft-full-accumulated-checkpointed": ("sft", "A 155M", [*SFT, "sft.batch_size=4", CHECKPOINTED]),
     "sft-full-wide-vocabulary": ("sft", "E wide", [*SFT, "sft.max_length=384"]),
     "sft-full-autocast": ("sft", "A 155M", [*SFT, "model.mixed_precision=bf16"]),
     "sft-full-eager": ("sft", "A 155M", [*SFT, "model.attn_implementation=eager"]),
     "rm-full": ("rm", "A 155M", RM),
-    "sft-lora": ("sft", "B 335M", [*SFT, "model.adapter=lora"]),
-    "sft-qlora": ("sft", "C 480M", [*SFT, "model.adapter=qlora", "model.quantization.compute_dtype=float32"]),
+    "sft-lora": ("sft", "B 335M", [*SFT, *LORA]),
+    "sft-qlora": ("sft", "C 1.2B", [*SFT, *QLORA]),
     "ppo-full": ("ppo", "D 86M", []),
-    "rm-lora": ("rm", "B 335M", [*RM, "rm.batch_size=1", "model.adapter=lora"]),
-    "rm-qlora": ("rm", "C 480M", [*RM, "model.adapter=qlora", "model.quantization.compute_dtype=float32"]),
-    "ppo-lora": ("ppo", "B 335M", ["model.adapter=lora", "ppo.shared_backbone=false"]),
+    "rm-lora": ("rm", "B 335M", [*RM, "rm.batch_size=1", *LORA]),
+    "rm-qlora": ("rm", "C 1.2B", [*RM, *QLORA]),
+    "ppo-lora-apart": ("ppo", "B 335M", [*LORA, "ppo.shared_backbone=false"]),
+    "ppo-lora": ("ppo", "B 335M", LORA),
+    "ppo-qlora": ("ppo", "C 1.2B", QLORA),
 }
 TINY = {"tiny": ("sft", "tiny", [*SFT, "sft.max_length=64"])}  # to see that this file runs
 ON_GPU = {
@@ -77,15 +79,20 @@ ppo: {data: [ppo.jsonl], init_from: model, reward_from: reward, critic_from: rew
 rollout_batch_size: 2, num_mini_batches: 1, micro_batch_size: 2, critic_warmup_steps: 0, \
 rollout: {num_generations: 2, max_prompt_length: 96, max_completion_length: 32}}
 """
+IMPORTS = ("align.trainers.sft", "align.trainers.reward", "align.trainers.ppo", "align.models.load", "peft")
+IMPORTS += ("transformers.models.qwen2.modeling_qwen2", "bitsandbytes")
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
 
 
-def make_models(shape: dict[str, Any]) -> None:
-    """A model and a reward model with random weights and a tokenizer of single bytes, into the working folder."""
+def make_models(shape: dict[str, Any], recipe: Any) -> None:
+    """A model and a reward model with random weights and a tokenizer of single bytes, into the working folder; the
+    reward model is an adapter on the model where ppo's models are to share it."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    from align.models.adapters import save_pretrained
+    from align.models.load import load_reward_model
     from align.models.tokenizer import train_tokenizer
     from reward.model import RewardModel
 
@@ -93,8 +100,11 @@ def make_models(shape: dict[str, Any]) -> None:
     config = Qwen2Config(**shape, max_position_embeddings=4096, bos_token_id=None, eos_token_id=2, pad_token_id=None)
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(config)
-    RewardModel(model.model).save_pretrained("reward")
     model.save_pretrained("model")
+    if recipe.model.adapter == "none" or recipe.ppo is None or recipe.ppo.shared_backbone is False:
+        RewardModel(model.model).save_pretrained("reward")
+    else:
+        save_pretrained(load_reward_model("model", recipe.model), "reward")
     for folder in ("model", "reward"):
         tokenizer.save_pretrained(folder)
 
@@ -105,16 +115,23 @@ def make_rows(stage: str, length: int) -> None:
     def text(tokens: int) -> str:
         return "".join(chr(97 + at * 7 % 26) for at in range(tokens - 22))
 
-    rows = []
-    for tokens in (length, length - length // 10) * 8:
+    def row(tokens: int) -> dict[str, Any]:
         if stage == "sft":
-            turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": text(tokens)}]
-            rows.append({"messages": turns})
-        elif stage == "rm":
-            rows.append({"prompt": "q", "chosen": text(tokens), "rejected": text(tokens - 20)})
-        else:
-            rows.append({"prompt": text(tokens + 3)})  # 19 without a reply
-    Path(f"{stage}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            return {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": text(tokens)}]}
+        if stage == "rm":
+            return {"prompt": "q", "chosen": text(tokens), "rejected": text(tokens - 20)}
+        return {"prompt": text(tokens + 3)}  # 19 without a reply
+
+    rows = [json.dumps(row(tokens)) + "\n" for tokens in (length, length - length // 10) * 8]
+    Path(f"{stage}.jsonl").write_text("".join(rows))
+
+
+def load(stage: str, words: list[str]) -> Any:
+    """The recipe of one stage."""
+    from align.recipe import load_recipe
+
+    Path("recipe.yaml").write_text(RECIPE)
+    return load_recipe("recipe.yaml", [*words, *(f"{name}=null" for name in ("sft", "rm", "ppo") if name != stage)])
 
 
 def status(key: str) -> int:
@@ -141,25 +158,21 @@ def measure(stage: str, shape: str, words: list[str]) -> None:
     import torch
 
     from align.plan import plan_stages
-    from align.recipe import load_recipe
     from align.stages.chain import RUNNERS
 
-    Path("recipe.yaml").write_text(RECIPE)
-    recipe = load_recipe("recipe.yaml", [*words, *(f"{name}=null" for name in ("sft", "rm", "ppo") if name != stage)])
+    recipe = load(stage, words)
     section = getattr(recipe, stage)
     make_rows(stage, section.rollout.max_prompt_length if stage == "ppo" else section.max_length)
-    subprocess.run([sys.executable, __file__, "--make", shape], check=True)
-    on_gpu = torch.cuda.is_available()
-    (plan,) = plan_stages(recipe, device="gpu" if on_gpu else "cpu")
-    modules = ["align.trainers.sft", "align.trainers.reward", "align.trainers.ppo", "align.models.load", "peft"]
-    for name in [*modules, RUNNERS[stage], "transformers.models.qwen2.modeling_qwen2", "bitsandbytes"]:
+    subprocess.run([sys.executable, __file__, "--make", shape, stage, *words], check=True)
+    (plan,) = plan_stages(recipe, device="gpu" if torch.cuda.is_available() else "cpu")
+    for name in (*IMPORTS, RUNNERS[stage]):
         importlib.import_module(name)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before, watch, began = status("VmRSS"), Watch(Path("run") / stage), time.perf_counter()
     watch.start()
     importlib.import_module(RUNNERS[stage]).run(recipe, stage)
-    measured = torch.cuda.max_memory_allocated() if on_gpu else watch.highest - before
+    measured = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else watch.highest - before
     found = {"measured": measured, "sampled": watch.sampled - before, "planned": plan.peak.bytes}
     print("RESULT " + json.dumps(found | {"when": plan.peak.name, "seconds": round(time.perf_counter() - began)}))
 
@@ -186,16 +199,15 @@ def main() -> None:
     cases = (ON_GPU if torch.cuda.is_available() else CASES) | TINY
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(cases))
-    parser.add_argument("--make", help=argparse.SUPPRESS)
+    parser.add_argument("--make", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.make:
         from align.plan.shapes import shipped_shapes
 
-        shape = SHAPES.get(args.make) or {
-            key: getattr(shipped_shapes()[args.make], key) for key in (*A, "tie_word_embeddings")
-        }
-        make_models(shape)
+        name, stage, *words = args.make
+        shape = SHAPES.get(name) or {key: getattr(shipped_shapes()[name], key) for key in A}
+        make_models(shape, load(stage, words))
     elif args.measure:
         measure(*cases[args.measure])
     else:

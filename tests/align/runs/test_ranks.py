@@ -10,10 +10,11 @@ TWO = """
 import pathlib, sys
 import torch.distributed as dist
 from align.runs.ranks import any_rank, is_main
+from tests.ranks import leave
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 pathlib.Path(sys.argv[1], str(rank)).write_text(f"{is_main()}:{any_rank(rank == 1)}:{any_rank(False)}")
-dist.destroy_process_group()
+leave()
 """
 
 

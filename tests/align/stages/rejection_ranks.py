@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from align.stages import candidates, rejection
 from align.stages.candidates import Sampler
 from data_formats.errors import AlignError
 from reward.protocol import RewardError
+from tests.ranks import leave, say_where_it_waits
 
 
 def main(file: Path, broken: bool) -> None:
@@ -40,11 +40,9 @@ def main(file: Path, broken: bool) -> None:
         summary = rejection.run(recipe)
         found["rounds"] = [[one["score_best"], one["kept"], one["score_greedy"]] for one in summary["rounds"]]
     Path(recipe.output_dir, f"rank-{rank}.json").write_text(json.dumps(found))
-    if together:
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(150, exit=True)  # a rank that waits for ever should say where
+    say_where_it_waits()
     main(Path(sys.argv[1]), "broken" in sys.argv[2:])
+    leave()

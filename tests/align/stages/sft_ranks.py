@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from align.stages.ghost import ghost_demonstrations
 from data_formats.errors import AlignError
 from data_formats.records import Demonstration
 from rollouts.errors import RolloutError
+from tests.ranks import leave, say_where_it_waits
 
 
 def main(file: Path, broken: bool) -> None:
@@ -45,11 +45,9 @@ def main(file: Path, broken: bool) -> None:
         summary = sft.run(recipe)
         found["best"] = [summary["best_step"], summary["best_heldout_loss"], summary["last_heldout_loss"]]
     (out / f"rank-{rank}.json").write_text(json.dumps(found))
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(150, exit=True)  # a rank that waits for ever should say where
+    say_where_it_waits()
     main(Path(sys.argv[1]), "broken" in sys.argv[2:])
+    leave()

@@ -11,6 +11,7 @@ from align.trainers import head
 from align.trainers.forward import reply_distribution
 from tests.align.trainers import ppo_case
 from tests.align.trainers.test_head import BATCH
+from tests.ranks import leave, say_where_it_waits
 
 
 def gradients(model: torch.nn.Module, raw: torch.nn.Module, rows: list[int]) -> dict[str, torch.Tensor]:
@@ -28,8 +29,9 @@ def main() -> None:
         found = gradients(wrapped, model, [[0, 1], [2]][dist.get_rank()])
     if dist.get_rank() == 0:
         torch.save(found, sys.argv[1])
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
+    say_where_it_waits()
     main()
+    leave()

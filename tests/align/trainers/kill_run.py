@@ -34,6 +34,7 @@ from align.stages import ppo  # noqa: E402
 from align.trainers.ppo import PPOTrainer  # noqa: E402
 from rollouts.hf import HFEngine  # noqa: E402
 from tests.align.trainers import ppo_case  # noqa: E402
+from tests.ranks import leave  # noqa: E402
 
 ITERATIONS = 10
 WARM_UP = 6  # optimizer steps: all four of the first iteration and half of the second
@@ -273,5 +274,4 @@ if __name__ == "__main__":
             print(fork(json.loads(line)), flush=True)
     else:
         run(*sys.argv[1:])
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        leave()

@@ -38,6 +38,7 @@ from tests.align.trainers import (  # noqa: E402
     ppo_options,
     roles_run,
 )
+from tests.ranks import leave, say_where_it_waits  # noqa: E402
 
 
 def make(folder: Path, **options):
@@ -267,6 +268,6 @@ def main(out: str, mode: str) -> None:
 
 
 if __name__ == "__main__":
+    say_where_it_waits(250)
     main(*sys.argv[1:])
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave()

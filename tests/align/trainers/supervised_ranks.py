@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tests.align.trainers.supervised_case import (
     pair_rows,
     sft_rows,
 )
+from tests.ranks import leave, say_where_it_waits
 
 
 def main(folder: Path, ranks: int) -> None:
@@ -54,11 +54,9 @@ def main(folder: Path, ranks: int) -> None:
         assert again.state.global_step == 2
         if trainer.is_world_process_zero():
             torch.save(results, folder / "results.pt")
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(150, exit=True)  # a rank that waits for ever should say where
+    say_where_it_waits()
     main(Path(sys.argv[1]), int(sys.argv[2]))
+    leave()

@@ -20,6 +20,8 @@ FSDP2 = {  # what `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wra
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
 }
 ENGINES = [pytest.param({}, id="ddp"), pytest.param(FSDP2, id="fsdp2")]
+DDP_FIRST = [ENGINES[0], pytest.param(FSDP2, id="fsdp2", marks=pytest.mark.slow)]
+FSDP2_FIRST = [pytest.param({}, id="ddp", marks=pytest.mark.slow), ENGINES[1]]
 
 
 def run(out: Path, ranks: int, mode: str, engine: dict[str, str] | None = None) -> None:
@@ -54,6 +56,7 @@ def test_two_ranks_learn_what_one_learns(tmp_path, mode, engine):
         assert ("score/length_score/mean" in one) == (mode == "composed")
 
 
+@pytest.mark.slow
 def test_roles_of_one_backbone_learn_on_two_ranks_what_they_learn_on_one(tmp_path):
     """Two DDP wrappers over one base, each around one role's adapter; layers are checkpointed."""
     for ranks in (1, 2):
@@ -92,7 +95,7 @@ def test_two_ranks_agree_with_the_independent_ppo(tmp_path, engine):
     assert all({"policy gradient", "value gradient", "advantages"} <= one["errors"].keys() for one in found.values())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", FSDP2_FIRST)
 def test_two_ranks_resume_bit_for_bit(tmp_path, engine):
     run(tmp_path / "run", 2, "resume", engine)
     whole, again = (torch.load(tmp_path / "run" / name, weights_only=True) for name in ("whole.pt", "again.pt"))
@@ -100,6 +103,7 @@ def test_two_ranks_resume_bit_for_bit(tmp_path, engine):
     assert whole["history"] == again["history"]
 
 
+@pytest.mark.slow
 def test_two_ranks_sample_ahead_and_resume_bit_for_bit(tmp_path):
     """And when the engine of one rank gives up meanwhile, both stop before the next iteration."""
     out = tmp_path / "run"
@@ -152,7 +156,7 @@ def test_models_are_spread_by_fsdp2_and_saved_whole(tmp_path):
             assert all(torch.equal(own[key], value) for key, value in facts[0]["weights"][name].items())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", FSDP2_FIRST)
 def test_engines_with_weights_of_their_own_get_the_policys_on_every_rank(tmp_path, engine):
     run(tmp_path / "run", 2, "engine", engine)
     for kind in ("full", "lora", "dora"):
@@ -179,7 +183,7 @@ def own_policy(kind: str, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
     return policy
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", DDP_FIRST)
 def test_a_push_that_fails_on_one_rank_stops_all(tmp_path, engine):
     """The other rank is gathering with it."""
     run(tmp_path / "run", 2, "push_fails", engine)
