@@ -16,6 +16,7 @@ from typing import Any
 from align.recipe.problems import did_you_mean
 from data_formats.errors import AlignError
 
+ADAPTER = "adapter_config.json"
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
 SAME_SHAPE = ("-Instruct", "-Base")  # what finetuned models of a shape are called besides
 
@@ -103,8 +104,8 @@ def shipped_shapes() -> dict[str, Shape]:
 
 
 def find_shape(path: str, key: str = "model.path") -> Shape:
-    """The shape of a folder (its config.json), a shipped name with or without its organisation, or a model that the
-    hub's cache on this machine holds.
+    """The shape of a folder (its config.json; an adapter's is that of its base), a shipped name with or without its
+    organisation, or a model that the hub's cache on this machine holds.
 
     Raises:
         PlanError: none of these.
@@ -112,6 +113,8 @@ def find_shape(path: str, key: str = "model.path") -> Shape:
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
         return _read(folder / "config.json", key)
+    if (folder / ADAPTER).is_file():
+        return find_shape(_base_of(folder / ADAPTER, key), f"{key}: {folder / ADAPTER}: base_model_name_or_path")
     name = path.rstrip("/").rpartition("/")[2]
     for ending in ("", *SAME_SHAPE):
         if name.endswith(ending) and (found := shipped_shapes().get(name.removesuffix(ending))):
@@ -129,9 +132,24 @@ def find_shape(path: str, key: str = "model.path") -> Shape:
 
 
 def _read(file: Path, key: str) -> Shape:
+    return Shape.of_config(_json(file, key), f"{key}: {file}")
+
+
+def _base_of(file: Path, key: str) -> str:
+    base = _json(file, key).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise PlanError(f"{key}: {file} does not name its base model in base_model_name_or_path")
+    folder = Path(base).expanduser()
+    if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
+        raise PlanError(f"{key}: {file} names {base} as its base model, which is an adapter itself")
+    return base
+
+
+def _json(file: Path, key: str) -> dict[str, Any]:
     try:
-        return Shape.of_config(json.loads(file.read_text(encoding="utf-8")), f"{key}: {file}")
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        if isinstance(error, AlignError):
-            raise
         raise PlanError(f"{key}: {file} cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise PlanError(f"{key}: {file} holds no JSON object")
+    return found

@@ -104,3 +104,18 @@ def test_names_folders_and_what_is_not_known(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(PlanError, match="cannot be read"):
         find_shape(str(tmp_path))
+
+
+def test_an_adapter_has_the_shape_of_its_base(tmp_path):
+    config = tmp_path / "adapter_config.json"
+    config.write_text('{"base_model_name_or_path": "Qwen/Qwen3-8B"}')
+    assert find_shape(str(tmp_path)) == shipped_shapes()["Qwen3-8B"]
+    for text, sentence in (
+        ('{"base_model_name_or_path": "Qwen/Qwen3-9B"}', r"ppo.reward: .*base_model_name_or_path: .*'Qwen/Qwen3-9B'"),
+        (json.dumps({"base_model_name_or_path": str(tmp_path)}), "which is an adapter itself"),
+        ("{}", "does not name its base model"),
+        ("[]", "holds no JSON object"),
+    ):
+        config.write_text(text)
+        with pytest.raises(PlanError, match=sentence):
+            find_shape(str(tmp_path), "ppo.reward")
