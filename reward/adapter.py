@@ -145,6 +145,8 @@ def load_body(
     if base is None and config.get("revision"):
         options["revision"] = config["revision"]
     where = base or config["base_model_name_or_path"]
+    if base is not None and is_saved_at(base):
+        raise ModelFileError(f"{base} is an adapter itself: name the whole model that {path} stands on")
     try:
         body = load_pretrained(auto_class or AutoModel, where, **options)
     except MissingFileError as error:
@@ -179,7 +181,7 @@ def load_weights(model: nn.Module, path: str | Path, tensors: dict[str, Tensor] 
     try:
         found = set_peft_model_state_dict(model, tensors)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ModelFileError(f"adapter {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ModelFileError(f"adapter {path} cannot be loaded: {_reason(error)}") from error
     lost = [key for key in found.missing_keys if ".default." in key or key.endswith(".default")]
     for kind, keys in (("has no weights for", lost), ("has weights that the model has no place for,", [*found[1]])):
         if keys:
@@ -201,7 +203,7 @@ def _with_adapter(body: nn.Module, path: str | Path, weights: Path, *, trainable
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), quiet():
             model = get_peft_model(body, config)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ModelFileError(f"adapter {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ModelFileError(f"adapter {path} cannot be loaded: {_reason(error)}") from error
     load_weights(model, path, tensors)
     return model.eval()
 
@@ -215,6 +217,12 @@ def _of_the_body(config: Any, tensors: dict[str, Tensor], prefix: str) -> dict[s
     config.ensure_weight_tying = False
     inner = ((key.removeprefix(_PREFIX).removeprefix(prefix), value) for key, value in tensors.items())
     return {_PREFIX + key: value for key, value in inner if not key.startswith(f"{HEAD}.")}
+
+
+def _reason(error: Exception) -> str:
+    """Its first line, and the next where the first only announces it (torch's list of tensors that do not fit)."""
+    first, *others = (line.strip() for line in str(error).splitlines())
+    return f"{first} {others[0]}" if first.endswith(":") and others else first
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 Frozen weights stay in the dtype they were loaded in: `peft.prepare_model_for_kbit_training` would make float32 copies
 of embeddings, head and norms, 4 bytes a parameter for values that never change, while norms compute in float32 anyway.
-The adapter's own weights, and whole modules that are trained beside it, are float32 (peft's default), so that small
-updates are not rounded away. Gradient checkpointing is the kind that needs no inputs with gradients
-(`use_reentrant=False`). bitsandbytes' repacking of 4-bit weights on CPUs, which loses gradients, is off
-(`reward.adapter.keep_unpacked`).
+The adapter's own weights are float32 (peft's default), so that small updates are not rounded away. Modules that are
+trained whole have the model's dtype, which must then be float32. Gradient checkpointing is the kind that needs no
+inputs with gradients (`use_reentrant=False`). bitsandbytes' repacking of 4-bit weights on CPUs, which loses gradients,
+is off (`reward.adapter.keep_unpacked`).
 """
 
 from __future__ import annotations
@@ -183,7 +183,22 @@ def merged(module: nn.Module, path: str | Path) -> nn.Module:
             f"{path} is an adapter on 4-bit weights, into which it cannot be merged without rounding it away; make a "
             "whole model of it with `align merge` first (--dequantize, or --base)"
         )
+    _part_tied_ends(module.get_base_model())
     return module.merge_and_unload().requires_grad_(True).eval()
+
+
+def _part_tied_ends(model: nn.Module) -> None:
+    """An adapter on the head or on the embedding of a model that ties them makes them differ: each is then given
+    weights of its own."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    ends = (head, model.get_input_embeddings())
+    if head is None or not config.tie_word_embeddings or not any(isinstance(end, BaseTunerLayer) for end in ends):
+        return
+    inner = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+    inner.weight = nn.Parameter(inner.weight.detach().clone(), requires_grad=inner.weight.requires_grad)
+    config.tie_word_embeddings = False
 
 
 def save_pretrained(module: nn.Module, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:

@@ -73,19 +73,24 @@ def adapted(shape: Shape, lora: LoraSection) -> tuple[str, ...]:
     return tuple(name for name in shape.linears if name in named)
 
 
-def count_adapter(shape: Shape, lora: LoraSection) -> int:
-    """Trained parameters of one adapter: A and B (with DoRA a norm a row), and modules that are trained whole."""
+def count_adapter(shape: Shape, lora: LoraSection, *, head: bool = True) -> int:
+    """Trained parameters of one adapter: A and B (with DoRA a norm a row), and modules that are trained whole.
+
+    Args:
+        head: whether the model has an LM head; else what is said of it is left out.
+    """
     pairs: Iterable[tuple[int, int]] = (shape.linears[name] for name in adapted(shape, lora))
     per_layer = sum(lora.rank * (inputs + outputs) + (outputs if lora.dora else 0) for inputs, outputs in pairs)
-    whole = _saved_whole(shape, lora)
+    whole = _saved_whole(shape, lora, head)
     if lora.targets != "all-linear":
-        whole += lora.rank * (shape.vocab_size + shape.hidden_size) * len(set(ENDS) & set(lora.targets))
+        ends = set(ENDS if head else ENDS[:1]) & {name.rpartition(".")[2] for name in lora.targets}
+        whole += lora.rank * (shape.vocab_size + shape.hidden_size) * len(ends)
     return shape.num_hidden_layers * per_layer + whole
 
 
-def _saved_whole(shape: Shape, lora: LoraSection) -> int:
+def _saved_whole(shape: Shape, lora: LoraSection, head: bool) -> int:
     """Weights of the modules that are trained whole. PEFT takes every module whose name ends so; a path counts as its
-    last part.
+    last part. Tied ends are one.
 
     Raises:
         PlanError: none ends so.
@@ -103,4 +108,12 @@ def _saved_whole(shape: Shape, lora: LoraSection) -> int:
         if not found:
             raise PlanError(f"model.lora.modules_to_save: the model has no '{path}'; it has {', '.join(sizes)}")
         saved |= found
+    if not head or (shape.tie_word_embeddings and set(ENDS) <= saved):
+        saved -= {"lm_head"}
     return sum(sizes[name] for name in saved)
+
+
+def saves_embedding(shape: Shape, lora: LoraSection, *, head: bool) -> bool:
+    """Whether the adapter trains the token embedding whole, by its own name or as the head tied to it."""
+    names = {path.rpartition(".")[2] for path in lora.modules_to_save}
+    return "embed_tokens" in names or (head and shape.tie_word_embeddings and "lm_head" in names)

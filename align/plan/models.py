@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from align.plan.activations import Body
-from align.plan.count import count_adapter
+from align.plan.count import count_adapter, saves_embedding
 from align.plan.parts import Part, parts
 from align.plan.precision import Precision
 from align.plan.shapes import Shape
@@ -37,7 +37,8 @@ class Model:
     @property
     def adapter_size(self) -> int:
         """Parameters of the adapter."""
-        return count_adapter(self.body.shape, self.body.lora) if self.adapter and self.body.lora else 0
+        found = self.adapter and self.body.lora
+        return count_adapter(self.body.shape, self.body.lora, head=self.head) if found else 0
 
     @property
     def trained(self) -> int:
@@ -63,7 +64,9 @@ class Model:
     def _moments(self) -> float:
         width = self.trained_width
         size = self.trained * bytes_of_moments(self.optimizer, width)
-        if self.body.lora is None and self.optimizer in ("adamw_8bit", "lion_8bit"):  # embeddings stay in 32 bits
+        shape, lora = self.body.shape, self.body.lora
+        has_embedding = lora is None or saves_embedding(shape, lora, head=self.head)
+        if has_embedding and self.optimizer in ("adamw_8bit", "lion_8bit"):  # embeddings stay in 32 bits
             wide = 8 if self.optimizer == "adamw_8bit" else 4
             size += self.body.count.embedding * (wide - bytes_of_moments(self.optimizer, width))
         return size

@@ -17,7 +17,7 @@ def training_moments(
     body, role = model.body, model.role
     before = held + (model.gradients() if accumulating else ())
     kept = activations.saved(body, rows, tokens)
-    turn = activations.logits(body, logit_rows, device, backward=True) if logit_rows else 0
+    turn = activations.logits(body, logit_rows, device, backward=True, learns=model.head) if logit_rows else 0
     flowing = activations.flowing(body, rows, tokens)
     copies = activations.weight_copies(body, head=logit_rows > 0, backward=True)
     at_turn = parts(role, weight_copies=copies, activations=kept + max(0, flowing - turn), logits=turn)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.plan.models import Model, frozen_model, trained_model
-from align.plan.parts import Moment, StagePlan
+from align.plan.parts import Moment, Part, StagePlan, parts
 from align.plan.passes import plain_moment, sampling_moments, training_moments
 from align.plan.shapes import Shape
 from align.recipe import Recipe, batch_plan
@@ -31,7 +31,7 @@ def _training(
 ) -> list[Moment]:
     plan = batch_plan(recipe, stage, ranks)
     pairs = isinstance(section, RewardSection)
-    rows, held = plan.micro_batch_size * (2 if pairs else 1), model.resident(ranks)
+    rows, held = plan.micro_batch_size * (2 if pairs else 1), _held(section, model, ranks)
     with_logits = not pairs or section.lm_weight > 0
     per_row = section.max_length // (2 if pairs else 1)  # the language model's share of a reward loss: the better reply
     moments = training_moments(
@@ -46,8 +46,16 @@ def _training(
     return [*moments, Moment("model: optimizer step", held + model.gradients())]
 
 
+def _held(section: SupervisedSection, model: Model, ranks: int) -> tuple[Part, ...]:
+    """What is there all the time: the model and, for a language model's term, an output layer that is not trained."""
+    if not isinstance(section, RewardSection) or not section.lm_weight:
+        return model.resident(ranks)
+    shape, width = model.body.shape, model.body.precision.weights
+    return model.resident(ranks) + parts("output layer", weights=shape.vocab_size * shape.hidden_size * width)
+
+
 def _looks(section: SupervisedSection, model: Model, ranks: int, device: str, *, replies: bool) -> list[Moment]:
-    pairs, held = isinstance(section, RewardSection), model.resident(ranks)
+    pairs, held = isinstance(section, RewardSection), _held(section, model, ranks)
     rows = section.eval_batch_size * (2 if pairs else 1)
     logit_rows = 0 if pairs else rows * section.max_length
     moments = [

@@ -69,6 +69,9 @@ def adapter_rules(
     if adapter != "none" and dtype == "float16":
         sentence = "float16 overflows in training without a loss scale, which no stage has; use bfloat16 or float32"
         broken.append(("dtype", sentence))
+    if adapter != "none" and lora.modules_to_save and dtype == "bfloat16":
+        sentence = "whole modules are trained in model.dtype, and bfloat16 rounds small updates away; set that to"
+        broken.append(("lora.modules_to_save", f"{sentence} float32 (beside which mixed_precision: bf16 is fine)"))
     return broken
 
 

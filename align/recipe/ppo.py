@@ -23,8 +23,15 @@ def _coefficient(value: Any) -> float | str:
     return float(value)
 
 
+def _shared(value: Any) -> str | bool:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    raise ValueError(f"must be 'auto', true or false, not {value!r}")
+
+
 VLLM_ENGINES = ("vllm", "vllm_server")
 Offloaded = Literal["reference", "reward", "optimizer"]
+Shared = Annotated[Literal["auto"] | bool, PlainValidator(_shared)]
 Coefficient = Annotated[float | Literal["auto"], PlainValidator(_coefficient)]
 
 
@@ -252,7 +259,7 @@ class PPOSection(Rewarded, PPOConfig):
     gold_reward: Parts = ()
     init_from: str | None = None
     critic_from: str | None = None
-    shared_backbone: Literal["auto"] | bool = "auto"
+    shared_backbone: Shared = "auto"
 
     def judges(self) -> Iterator[tuple[str, RewardPart]]:
         yield from super().judges()

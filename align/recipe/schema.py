@@ -59,6 +59,10 @@ class Recipe(Section):
             if roles:
                 sentence = f"{' and '.join(roles)} may be roles of the policy's own backbone, with nothing to offload"
                 broken.append(("ppo.offload", f"{sentence}; leave them out, or set ppo.shared_backbone=false"))
+        headless = [stage for stage in ("pmp", "rm", "ppo") if getattr(self, stage) is not None]
+        if headless and set(self.model.lora.targets) == {"lm_head"}:
+            sentence = "names the head alone, which the reward models and critics of"
+            broken.append(("model.lora.targets", f"{sentence} {', '.join(headless)} lack; name layers below it too"))
         if self.model.architecture is None:
             return broken
         room = self.model.architecture.max_position_embeddings

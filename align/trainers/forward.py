@@ -3,7 +3,7 @@
 Sampling, old, new and reference log-probabilities of PPO all come from here, so that the ratio of an unchanged policy
 is exactly 1. Logits are divided by the sampling temperature and normalised over the whole vocabulary (top-p and top-k
 truncate sampling only; see `PPOTrainer`). Logits are computed only from the first reply token of the micro-batch on,
-and never held all at once (`align.trainers.head`).
+and never held all at once (`align.trainers.head`); `reply_full_kl` holds those of one reply.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def state_values(critic: nn.Module, batch: TokenBatch) -> Tensor:
 
 def silence_dropout(module: nn.Module) -> None:
     """Set every dropout of `module` to 0 for good, so that its mode (train or eval) no longer matters."""
-    for part in _all_modules(module):
+    for part in all_modules(module):
         if isinstance(part, nn.modules.dropout._DropoutNd):
             part.p = 0.0
         for name in ("attention_dropout", "dropout", "dropout_p"):
@@ -129,7 +129,8 @@ def silence_dropout(module: nn.Module) -> None:
                 setattr(part, name, 0.0)
 
 
-def _all_modules(module: nn.Module) -> Iterator[nn.Module]:
+def all_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """Those it holds, and those of the shared backbone that it computes with."""
     for part in module.modules():
         yield part
         if hasattr(part, "get_base_model"):  # a role of a shared backbone does not hold what it computes with

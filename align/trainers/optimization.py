@@ -17,6 +17,7 @@ from align.models.adapters import require_bitsandbytes
 from align.recipe.fields import OptimSection
 from align.runs.errors import LaunchError
 from align.trainers import sharding
+from align.trainers.forward import all_modules
 from align.trainers.offload import Offload
 
 NO_DECAY = ("bias", "norm")
@@ -66,9 +67,11 @@ def with_own_exceptions(optimizer: torch.optim.Optimizer, module: nn.Module) -> 
     GlobalOptimManager.get_instance().initialize()
     optimizer.mng = GlobalOptimManager.__new__(GlobalOptimManager)
     optimizer.mng.initialize()
-    for part in module.modules():
-        if isinstance(part, nn.Embedding):
-            optimizer.mng.register_module_override(part, "weight", {"optim_bits": 32})
+    embeddings = {id(part.weight) for part in all_modules(module) if isinstance(part, nn.Embedding)}
+    for part in module.modules():  # a role of a shared backbone holds its parameters in modules of no kind
+        for name, parameter in part.named_parameters(recurse=False):
+            if id(parameter) in embeddings:
+                optimizer.mng.register_module_override(part, name, {"optim_bits": 32})
     return optimizer
 
 

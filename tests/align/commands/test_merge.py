@@ -81,6 +81,21 @@ def test_an_adapter_on_4bit_weights(tmp_path, base, capsys, caplog, monkeypatch)
     assert rounding > 1e-3
 
 
+@pytest.mark.parametrize("ends", [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]])
+@pytest.mark.parametrize("whole", [False, True])
+def test_adapters_at_tied_ends(tmp_path, ends, whole):
+    """LoRA on one of them makes them differ; trained whole they stay one."""
+    base = save_causal_lm(tmp_path / "tied", tie_word_embeddings=True)
+    lora = {"targets": ["q_proj"], "modules_to_save": ends} if whole else {"targets": ["q_proj", *ends]}
+    model = saved(tmp_path / "sft", base, "lora", lora=lora)
+    assert merge(tmp_path / "sft", tmp_path / "out") == 0
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert made.config.tie_word_embeddings is whole
+    torch.testing.assert_close(logits(made), logits(model), rtol=1e-5, atol=1e-4)
+    bare = AutoModelForCausalLM.from_pretrained(base)
+    assert float((logits(made) - logits(bare)).abs().max()) > 0.1
+
+
 @pytest.mark.parametrize(("adapter", "words"), [("lora", []), ("qlora", ["--dequantize"])])
 def test_a_reward_model_keeps_head_shift_and_scale(tmp_path, base, adapter, words):
     model = load_reward_model(base, section(base, adapter))
@@ -121,6 +136,10 @@ def test_a_base_that_moved(tmp_path, capsys):
     assert "stands on it" in refused(capsys, tmp_path / "sft", tmp_path / "out")
     nowhere = refused(capsys, tmp_path / "sft", tmp_path / "out", "--base", str(tmp_path / "nowhere"))
     assert "nowhere" in nowhere and "stands on it" not in nowhere  # its configuration is not at fault
+    narrow = save_causal_lm(tmp_path / "narrow", hidden_size=8)
+    assert "size mismatch for" in refused(capsys, tmp_path / "sft", tmp_path / "out", "--base", str(narrow))
+    itself = refused(capsys, tmp_path / "sft", tmp_path / "out", "--base", str(tmp_path / "sft"))
+    assert "sft is an adapter itself: name the whole model" in itself
     assert merge(tmp_path / "sft", tmp_path / "out", "--base", str(tmp_path / "moved")) == 0
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(logits(whole), logits(model), rtol=1e-5, atol=1e-4)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from align.models.adapters import add
 from align.plan import shapes
 from align.plan.count import count, count_adapter
 from align.plan.shapes import PlanError, Shape, find_shape, shipped_shapes
@@ -75,6 +76,28 @@ def test_adapters_are_those_of_peft(options):
     with torch.device("meta"):
         model = get_peft_model(on_meta("Qwen3-8B", 3), config)
     assert count_adapter(row, lora) == sum(part.numel() for part in model.parameters() if part.requires_grad)
+
+
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("targets", "saved"),
+    [
+        (("q_proj",), ("embed_tokens", "lm_head")),
+        (("q_proj",), ("lm_head",)),
+        (("q_proj",), ("embed_tokens",)),
+        (("q_proj", "lm_head"), ()),
+        (("q_proj", "embed_tokens"), ()),
+    ],
+)
+def test_adapters_at_the_ends_are_those_of_the_trainers(head, tied, targets, saved):
+    row = {**ROW["Qwen3-8B"], "num_hidden_layers": 2, "tie_word_embeddings": tied}
+    lora = LoraSection(rank=4, targets=targets, modules_to_save=saved)
+    with torch.device("meta"):
+        kind = AutoModelForCausalLM if head else AutoModel
+        model = add(kind.from_config(AutoConfig.for_model(**row)), lora, base="nowhere")
+    trained = sum(part.numel() for part in model.parameters() if part.requires_grad)
+    assert count_adapter(Shape.of_config(row, "x"), lora, head=head) == trained
 
 
 def test_families_with_other_biases():

@@ -59,6 +59,21 @@ def test_what_stands_on_no_shared_base_is_counted_whole():
     assert by_kind(shared, gold)["weights"] == by_kind(apart, gold)["weights"] > 3 * GIB
 
 
+def test_a_language_models_term_of_a_reward_model_holds_an_output_layer_that_is_not_trained():
+    for name, width in (("qwen2.5_7b_qlora_24gb", 2), ("qwen_rlhf", 4)):
+        without, held = (
+            plan_stages(load_recipe(name, [f"rm.lm_weight={weight}", "rm.init_from=sft", "rm.max_length=512"]))[-2]
+            for weight in (0, 0.1)
+        )
+        assert "output layer" not in {part.role for part in without.peak.parts}
+        for moment in held.moments:
+            (layer,) = (part for part in moment.parts if part.role == "output layer")
+            assert layer.bytes == width * SEVEN.head and layer.kind == "weights"
+        assert by_kind(held, "model")["weights"] == by_kind(without, "model")["weights"]
+        ends = [one.moments[-2].bytes for one in (without, held)]
+        assert ends[1] - ends[0] == width * SEVEN.head  # no gradient of it
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "less"),
     [

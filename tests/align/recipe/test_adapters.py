@@ -73,6 +73,18 @@ def test_values_that_do_not_go_together(recipe_file):
         "model.lora.modules_to_save: 'lm_head' is among the targets too; a module is either trained whole or has an "
         "adapter, so name it once",
     ]
+    whole = ["model.adapter=lora", "model.lora.modules_to_save=[lm_head]"]
+    assert failing(recipe_file, *whole, "model.dtype=bfloat16") == [
+        "model.lora.modules_to_save: whole modules are trained in model.dtype, and bfloat16 rounds small updates away; "
+        "set that to float32 (beside which mixed_precision: bf16 is fine)"
+    ]
+    load_recipe(recipe_file, [*whole, "model.dtype=float32", "model.mixed_precision=bf16"])
+    head = ["model.adapter=lora", "model.lora.targets=[lm_head]"]
+    assert failing(recipe_file, *head) == [
+        "model.lora.targets: names the head alone, which the reward models and critics of rm, ppo lack; name layers "
+        "below it too"
+    ]
+    load_recipe(recipe_file, [*head, "rm=null", "ppo=null"])
     (half,) = failing(recipe_file, "model.adapter=qlora", "model.quantization.compute_dtype=float16")
     assert half.startswith("model.quantization.compute_dtype:") and "'bfloat16'" in half
     (typo,) = failing(recipe_file, "model.adapter=loar")
@@ -90,4 +102,11 @@ def test_values_that_do_not_go_together(recipe_file):
 def test_targets_that_are_none(recipe_file, value, shown):
     assert failing(recipe_file, "model.adapter=lora", f"model.lora.targets={value}") == [
         f"model.lora.targets: must be 'all-linear' or a list of names like [q_proj, v_proj], not {shown}"
+    ]
+
+
+@pytest.mark.parametrize(("value", "shown"), [("maybe", "'maybe'"), ("1", "1"), ("[true]", "[True]")])
+def test_a_backbone_is_shared_or_not(recipe_file, value, shown):
+    assert failing(recipe_file, "model.adapter=lora", f"ppo.shared_backbone={value}") == [
+        f"ppo.shared_backbone: must be 'auto', true or false, not {shown}"
     ]
