@@ -6,6 +6,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from align.models.adapters import save_pretrained
+from align.models.load import load_causal_lm
+from align.recipe.fields import ModelSection
 from rollouts.errors import RolloutError
 from rollouts.hf import HFEngine
 from rollouts.protocol import SamplingParams
@@ -203,6 +206,35 @@ def test_adapters_by_themselves_replace_one_another():
         assert engine.generate([LONG], GREEDY)[0].token_ids == replies[1][0].token_ids
     finally:
         engine.close()
+
+
+def test_a_folder_that_a_stage_leaves_is_an_adapter_that_vllm_reads(tmp_path):
+    import vllm
+    from vllm.lora.request import LoRARequest
+
+    build("qwen2-tied").save_pretrained(tmp_path / "base")
+    path = str(tmp_path / "base")
+    lora = {"rank": 4, "targets": ["q_proj", "up_proj"]}
+    policy = load_causal_lm(path, ModelSection(path=path, adapter="lora", lora=lora))
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.5)
+    save_pretrained(policy, tmp_path / "model")
+    prompts = [LONG, *PROMPTS]
+    expected = [reply.token_ids for reply in HFEngine(policy, 0).generate(prompts, GREEDY)]
+    engine = VLLMEngine(policy, settings(), takes_adapters=True)
+    try:
+        engine.update_weights(checkpoint_tensors(policy, merge=False), 0)
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+        greedy = vllm.SamplingParams(temperature=0, max_tokens=GREEDY.max_new_tokens, ignore_eos=True)
+        found = []
+        for adapter in (None, LoRARequest("saved", 7, str(tmp_path / "model"))):
+            outputs = engine._local._llm.generate(asked, greedy, use_tqdm=False, lora_request=adapter)
+            found.append([tuple(output.outputs[0].token_ids) for output in outputs])
+    finally:
+        engine.close()
+    assert found[1] == [tuple(ids) for ids in expected] and found[0] != found[1]
 
 
 def test_an_adapter_merged_in_the_push_is_the_policy():
