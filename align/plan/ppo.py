@@ -14,6 +14,7 @@ from align.plan.parts import Moment, Part, StagePlan, parts
 from align.plan.passes import plain_moment, sampling_moments, training_moments
 from align.plan.shapes import Shape
 from align.recipe import Recipe, batch_plan
+from align.recipe.batch import BLOCK_LOGITS
 from align.recipe.lineage import gold_origins, init_origin
 
 GOLD = "gold_reward"  # how the roles of reward models begin that judge for the log alone
@@ -110,7 +111,7 @@ def plan_ppo(
     here = models.without_idle(held, "reference")
     for one, asked in ((models.policy, replies), (models.reference, replies), (models.critic, 0)):
         moments.append(plain_moment(one, here, rows, tokens, device=device, name="passes", logit_rows=asked))
-    moments.append(_whole_kl(models, here, rollout.max_completion_length, device))
+    moments.append(_whole_kl(models, here, rows, rollout.max_completion_length, device))
     many, whole = plan.accumulation > 1, held
     held = models.without_idle(held)
     moments += training_moments(models.critic, held, rows, tokens, device=device, accumulating=many)
@@ -145,13 +146,15 @@ def _sampling(recipe: Recipe, models: Roles, held: tuple[Part, ...], responses: 
     )
 
 
-def _whole_kl(models: Roles, held: tuple[Part, ...], tokens: int, device: str) -> Moment:
-    """The exact KL is taken reply by reply: logits of policy and reference, and three float32 pieces of theirs."""
+def _whole_kl(models: Roles, held: tuple[Part, ...], rows: int, tokens: int, device: str) -> Moment:
+    """The exact KL of as many replies as a block of logits has room for: those of policy and reference, and three
+    float32 pieces of theirs."""
     precision = models.policy.body.precision
     width = 4 if precision.autocast else precision.weights
-    size = tokens * models.policy.body.shape.vocab_size
+    one = tokens * models.policy.body.shape.vocab_size
+    size = one * max(1, min(rows, BLOCK_LOGITS // one))
     made = size * (2 * width + (2 if precision.autocast else 0)) + 3 * 4 * min(size, INNER_BLOCK[device])
-    return Moment("policy and reference: exact KL of a reply", held + parts("policy", logits=made))
+    return Moment("policy and reference: exact KL", held + parts("policy", logits=made))
 
 
 def _ptx(recipe: Recipe, policy: Model, held: tuple[Part, ...], rows: int, device: str) -> list[Moment]:

@@ -3,7 +3,7 @@
 Sampling, old, new and reference log-probabilities of PPO all come from here, so that the ratio of an unchanged policy
 is exactly 1. Logits are divided by the sampling temperature and normalised over the whole vocabulary (top-p and top-k
 truncate sampling only; see `PPOTrainer`). Logits are computed only from the first reply token of the micro-batch on,
-and never held all at once (`align.trainers.head`); `reply_full_kl` holds those of one reply.
+and never held all at once (`align.trainers.head`); `reply_full_kl` holds a block of them, or those of one reply.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from align.functional.logprobs import token_entropy, token_kl, token_logprobs
 from align.functional.support import support_logprobs
 from align.trainers.experience import TokenBatch
-from align.trainers.head import ask_head
+from align.trainers.head import ask_head, block_rows
 from align.trainers.support import SupportTensor
 
 
@@ -33,9 +33,13 @@ def _on_replies(
     kept = width - first_state
     ids_N = F.pad(batch.input_ids_NT[:, first_state + 1 :], (0, 1)).flatten()
     inputs = {"input_ids": batch.input_ids_NT, "attention_mask": batch.attention_mask_NT, "logits_to_keep": kept}
-    raw = model.module if isinstance(model, DistributedDataParallel) else model
+    raw = _inside(model)
     _, answers_NA = ask_head(model, raw, inputs, rows * kept, lambda logits_nV, at: ask(logits_nV, ids_N[at], at))
     return answers_NA.unflatten(0, (rows, kept))[:, :-1], first_state
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def reply_logprobs(model: nn.Module, batch: TokenBatch, temperature: float) -> Tensor:
@@ -100,17 +104,19 @@ def reply_distribution(
 def reply_full_kl(model: nn.Module, reference: nn.Module, batch: TokenBatch, temperature: float) -> Tensor:
     """kl_BS: KL(model || reference) of the distribution each action was drawn from, over the whole vocabulary, nats.
 
-    Works reply by reply: the logits of both models at one reply's states are held at once, and no more.
+    The logits of both models are held for as many replies at once as a block has room for, at least for one.
     """
     kl_BS = torch.zeros(batch.mask_NS.shape, device=batch.input_ids_NT.device)
-    for row in range(len(kl_BS)):
-        one = batch.rows(torch.tensor([row], device=kl_BS.device))
-        first_state, width = int(one.prompt_lengths_N[0]) - 1, one.input_ids_NT.shape[1]
-        inputs = {"input_ids": one.input_ids_NT, "attention_mask": one.attention_mask_NT, "use_cache": False}
-        both = [policy(**inputs, logits_to_keep=width - first_state).logits[0, :-1] for policy in (model, reference)]
-        kl_K = token_kl(*both, temperature)
-        kl_BS = kl_BS.to(kl_K.dtype)
-        kl_BS[row, first_state : width - 1] = kl_K
+    widest = batch.input_ids_NT.shape[1] - int(batch.prompt_lengths_N.min()) + 1
+    at_once = max(1, block_rows(_inside(model)) // widest)
+    for rows_B in torch.arange(len(kl_BS), device=kl_BS.device).split(at_once):
+        some = batch.rows(rows_B)
+        first_state, width = int(some.prompt_lengths_N.min()) - 1, some.input_ids_NT.shape[1]
+        inputs = {"input_ids": some.input_ids_NT, "attention_mask": some.attention_mask_NT, "use_cache": False}
+        both = [policy(**inputs, logits_to_keep=width - first_state).logits[:, :-1] for policy in (model, reference)]
+        kl_BK = token_kl(*both, temperature)
+        kl_BS = kl_BS.to(kl_BK.dtype)
+        kl_BS[rows_B, first_state : width - 1] = kl_BK
     return kl_BS
 
 

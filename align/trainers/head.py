@@ -13,6 +13,7 @@ model is not what the head answered; that is looked at, and such a model gives w
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -48,7 +49,7 @@ def ask_head(
     """
     head = head_of(raw_model)
     if head is not None and not _is_small(raw_model, num_rows) and not _changes_logits(raw_model):
-        with _answering(head, _rows_at_once(raw_model), ask, getattr(raw_model, "second_pass", nullcontext)) as given:
+        with _answering(head, block_rows(raw_model), ask, getattr(raw_model, "second_pass", nullcontext)) as given:
             output = model(**inputs, use_cache=False)
         if not given:  # another layer made the logits
             return output, _whole(output, ask)
@@ -100,12 +101,13 @@ def _vocabulary(raw_model: nn.Module) -> int:
     return (config.get_text_config() if hasattr(config, "get_text_config") else config).vocab_size
 
 
-def _rows_at_once(raw_model: nn.Module) -> int:
-    return rows_at_once(_vocabulary(raw_model))
+def block_rows(raw_model: nn.Module) -> int:
+    """Rows of logits that a block of this model's holds; no limit for a model that does not say its vocabulary."""
+    return rows_at_once(_vocabulary(raw_model)) if hasattr(raw_model, "config") else sys.maxsize
 
 
 def _is_small(raw_model: nn.Module, num_rows: int) -> bool:
-    return not hasattr(raw_model, "config") or num_rows <= _rows_at_once(raw_model)
+    return num_rows <= block_rows(raw_model)
 
 
 def _changes_logits(raw_model: nn.Module) -> bool:

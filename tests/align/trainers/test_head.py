@@ -14,7 +14,7 @@ from align.models.roles import SharedBackbone
 from align.trainers import head
 from align.trainers.causal_forward import ask_at
 from align.trainers.experience import TokenBatch
-from align.trainers.forward import reply_distribution, reply_logprobs
+from align.trainers.forward import reply_distribution, reply_full_kl, reply_logprobs
 from rollouts.weights import checkpoint_tensors
 from tests.align.models import roles_case
 from tests.align.trainers import ppo_case
@@ -97,6 +97,21 @@ def test_replies_in_blocks_are_judged_as_at_once(monkeypatch):
     torch.testing.assert_close(blocks.entropy, found.entropy, rtol=1e-13, atol=1e-13)
     with torch.no_grad():
         torch.testing.assert_close(reply_logprobs(model, BATCH, 0.5), found.full.detach(), rtol=1e-13, atol=1e-13)
+
+
+def test_the_exact_kl_of_a_block_of_replies_is_that_of_each(monkeypatch):
+    policy, reference = (ppo_case.exact(ppo_case.policy(seed)) for seed in (0, 1))
+    passes = []
+    policy.register_forward_pre_hook(lambda *_, **__: passes.append(1))
+    found = []
+    for block in (1 << 26, 259 * 2 * BATCH.input_ids_NT.shape[1], 1):
+        monkeypatch.setattr(head, "BLOCK_LOGITS", block)
+        passes.clear()
+        found.append(reply_full_kl(policy, reference, BATCH, 0.7))
+        assert len(passes) == {1 << 26: 1, 1: 3}.get(block, 2)
+    for kl_BS in found[1:]:
+        torch.testing.assert_close(kl_BS * BATCH.mask_NS, found[0] * BATCH.mask_NS, rtol=1e-11, atol=1e-12)
+    assert float((found[0] * BATCH.mask_NS).sum()) > 0
 
 
 def test_two_ranks_add_up_the_gradients_of_their_blocks(tmp_path):
