@@ -51,8 +51,8 @@ def test_an_elided_pass_changes_nothing_but_the_work(tmp_path):
         seen[how] = trainer.step()
         learnt[how] = weights(trainer.policy.raw)
     assert torch.allclose(learnt["elide"], learnt["recompute"], atol=1e-7)
-    # two micro-batches, twice or once; and one for each of two replies for kl/full_token
-    assert (len(passes["recompute"]), len(passes["elide"])) == (6, 4)
+    # two micro-batches, twice or once; and one for kl/full_token
+    assert (len(passes["recompute"]), len(passes["elide"])) == (5, 3)
     for name in ("kl/reply", "kl/token", "kl/k3_token", "entropy", "policy/ratio_max"):
         assert seen["elide"][name] == pytest.approx(seen["recompute"][name], rel=1e-5)
     assert seen["elide"]["policy/ratio_max"] == 1.0
