@@ -4,7 +4,7 @@
 
 On a CPU the measure is the process's resident memory above what it holds after its imports (the kernel's high-water
 mark, set back then, and a thread's samples beside it), up to the saving of the model, which a GPU's memory has no part
-in. glibc is told to give tensors of 1 MiB and more pages of their own (MALLOC_MMAP_THRESHOLD_) and to keep one arena
+in. glibc is told to give tensors of 128 KiB and more pages of their own (MALLOC_MMAP_THRESHOLD_) and to keep one arena
 (MALLOC_ARENA_MAX), so that freed memory goes back to the system; else its pools would be measured, not the tensors.
 On a GPU it is `torch.cuda.max_memory_allocated`; the cases are then Qwen2.5's shapes.
 """
@@ -82,7 +82,7 @@ rollout: {num_generations: 2, max_prompt_length: 96, max_completion_length: 32}}
 IMPORTS = ("align.trainers.sft", "align.trainers.reward", "align.trainers.ppo", "align.models.load", "peft")
 IMPORTS += ("transformers.models.qwen2.modeling_qwen2", "bitsandbytes")
 ROOT = Path(__file__).resolve().parents[1]
-QUIET = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
+QUIET = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
 
 
 def make_models(shape: dict[str, Any], recipe: Any) -> None:
