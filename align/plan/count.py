@@ -58,6 +58,10 @@ def _biased(shape: Shape) -> tuple[str, ...]:
     return attention + (("gate_proj", "up_proj", "down_proj") if shape.mlp_bias else ())
 
 
+def _last_parts(paths: Iterable[str]) -> set[str]:
+    return {path.rpartition(".")[2] for path in paths}
+
+
 def adapted(shape: Shape, lora: LoraSection) -> tuple[str, ...]:
     """Which linear layers of a layer have an adapter; a path counts as its last part.
 
@@ -66,7 +70,7 @@ def adapted(shape: Shape, lora: LoraSection) -> tuple[str, ...]:
     """
     if lora.targets == "all-linear":
         return tuple(shape.linears)
-    named = {name.rpartition(".")[2] for name in lora.targets}
+    named = _last_parts(lora.targets)
     if unknown := sorted(named - shape.linears.keys() - set(ENDS)):
         known = ", ".join((*shape.linears, *ENDS))
         raise PlanError(f"model.lora.targets: the model has no '{unknown[0]}'; it has {known}")
@@ -83,7 +87,7 @@ def count_adapter(shape: Shape, lora: LoraSection, *, head: bool = True) -> int:
     per_layer = sum(lora.rank * (inputs + outputs) + (outputs if lora.dora else 0) for inputs, outputs in pairs)
     whole = _saved_whole(shape, lora, head)
     if lora.targets != "all-linear":
-        ends = set(ENDS if head else ENDS[:1]) & {name.rpartition(".")[2] for name in lora.targets}
+        ends = _last_parts(lora.targets) & set(ENDS if head else ENDS[:1])
         whole += lora.rank * (shape.vocab_size + shape.hidden_size) * len(ends)
     return shape.num_hidden_layers * per_layer + whole
 
@@ -115,5 +119,5 @@ def _saved_whole(shape: Shape, lora: LoraSection, head: bool) -> int:
 
 def saves_embedding(shape: Shape, lora: LoraSection, *, head: bool) -> bool:
     """Whether the adapter trains the token embedding whole, by its own name or as the head tied to it."""
-    names = {path.rpartition(".")[2] for path in lora.modules_to_save}
+    names = _last_parts(lora.modules_to_save)
     return "embed_tokens" in names or (head and shape.tie_word_embeddings and "lm_head" in names)

@@ -37,8 +37,9 @@ class Model:
     @property
     def adapter_size(self) -> int:
         """Parameters of the adapter."""
-        found = self.adapter and self.body.lora
-        return count_adapter(self.body.shape, self.body.lora, head=self.head) if found else 0
+        if not self.adapter or self.body.lora is None:
+            return 0
+        return count_adapter(self.body.shape, self.body.lora, head=self.head)
 
     @property
     def trained(self) -> int:

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from align.functional.logprobs import token_entropy, token_kl, token_logprobs
 from align.functional.support import support_logprobs
 from align.trainers.experience import TokenBatch
-from align.trainers.head import ask_head, block_rows
+from align.trainers.head import ask_head, block_rows, unwrapped
 from align.trainers.support import SupportTensor
 
 
@@ -33,13 +32,9 @@ def _on_replies(
     kept = width - first_state
     ids_N = F.pad(batch.input_ids_NT[:, first_state + 1 :], (0, 1)).flatten()
     inputs = {"input_ids": batch.input_ids_NT, "attention_mask": batch.attention_mask_NT, "logits_to_keep": kept}
-    raw = _inside(model)
+    raw = unwrapped(model)
     _, answers_NA = ask_head(model, raw, inputs, rows * kept, lambda logits_nV, at: ask(logits_nV, ids_N[at], at))
     return answers_NA.unflatten(0, (rows, kept))[:, :-1], first_state
-
-
-def _inside(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def reply_logprobs(model: nn.Module, batch: TokenBatch, temperature: float) -> Tensor:
@@ -108,7 +103,7 @@ def reply_full_kl(model: nn.Module, reference: nn.Module, batch: TokenBatch, tem
     """
     kl_BS = torch.zeros(batch.mask_NS.shape, device=batch.input_ids_NT.device)
     widest = batch.input_ids_NT.shape[1] - int(batch.prompt_lengths_N.min()) + 1
-    at_once = max(1, block_rows(_inside(model)) // widest)
+    at_once = max(1, block_rows(unwrapped(model)) // widest)
     for rows_B in torch.arange(len(kl_BS), device=kl_BS.device).split(at_once):
         some = batch.rows(rows_B)
         first_state, width = int(some.prompt_lengths_N.min()) - 1, some.input_ids_NT.shape[1]

@@ -21,6 +21,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from align.recipe.batch import BLOCK_LOGITS
@@ -83,6 +84,11 @@ def ask_in_blocks(
     if not torch.is_grad_enabled():
         return torch.cat([answer(states_Nd[at], at) for at in blocks])
     return torch.cat([checkpoint(answer, states_Nd[at], at, use_reentrant=False, context_fn=contexts) for at in blocks])
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """What DDP wraps, where it does."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def rows_at_once(vocabulary: int) -> int:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from align.data.collate import pad_right
 from align.data.prompts import PromptSampler
 from align.functional import token_logprobs
 from align.trainers.causal_forward import ask_at
+from align.trainers.head import unwrapped
 from align.trainers.minibatches import rank_share
 
 IGNORE = -100
@@ -66,6 +66,6 @@ def ptx_nll_sum(model: torch.nn.Module, input_ids_BT: Tensor, mask_BT: Tensor) -
     next_BT = F.pad(torch.where(mask_BT != 0, input_ids_BT, IGNORE)[:, 1:], (0, 1), value=IGNORE)
     flat_N = (next_BT != IGNORE).flatten().nonzero().squeeze(-1)
     ids_N, inputs = next_BT.flatten()[flat_N], {"input_ids": input_ids_BT, "attention_mask": mask_BT}
-    raw = model.module if isinstance(model, DistributedDataParallel) else model
+    raw = unwrapped(model)
     _, logps_N1 = ask_at(model, raw, inputs, flat_N, lambda logits, at: token_logprobs(logits, ids_N[at])[:, None])
     return -logps_N1.sum()

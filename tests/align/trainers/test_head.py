@@ -1,6 +1,5 @@
 """The head answers in blocks: the same answers and gradients as from all logits, which are never held."""
 
-import sys
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -19,7 +18,7 @@ from rollouts.weights import checkpoint_tensors
 from tests.align.models import roles_case
 from tests.align.trainers import ppo_case
 from tests.align.trainers.test_causal_forward import MODELS, make
-from tests.commands import run
+from tests.commands import on_two_ranks
 
 IDS = torch.arange(1, 31).reshape(2, 15)
 BATCH = TokenBatch.from_ids([(1, 2, 3), (4, 5, 6, 7, 8), (9,)], [(10, 11, 258), (12,), (13, 14, 15, 16)], pad_id=77)
@@ -115,8 +114,7 @@ def test_the_exact_kl_of_a_block_of_replies_is_that_of_each(monkeypatch):
 
 
 def test_two_ranks_add_up_the_gradients_of_their_blocks(tmp_path):
-    words = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
-    done = run(sys.executable, *words, "tests.align.trainers.head_ranks", tmp_path / "gradients.pt")
+    done = on_two_ranks("-m", "tests.align.trainers.head_ranks", tmp_path / "gradients.pt")
     assert done.returncode == 0, done.stderr
     model = ppo_case.exact(ppo_case.policy())
     for rows in ([0, 1], [2]):
