@@ -186,7 +186,7 @@ def token_counter(tokenizer: Any) -> Callable[[Sequence[str]], list[int]]:
     """Counts a text's tokens, control tokens left out, with a ChatML tokenizer."""
     from data_formats.chatml import encode_texts
 
-    return lambda texts: [len(ids) for ids in encode_texts(tokenizer, texts)]
+    return lambda texts: [len(ids) for ids in encode_texts(tokenizer, texts, continues=True)]
 
 
 class TagFormat(Rule):

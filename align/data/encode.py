@@ -170,7 +170,7 @@ def encode_prompt(tokenizer: Any, messages: Iterable[Message], tools: Sequence[s
 def encode_replies(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Ids of replies, each closed by `<|im_end|>`: what follows the ids of `encode_prompt`."""
     end = chatml.control_id(tokenizer, chatml.IM_END)
-    return [[*ids, end] for ids in chatml.encode_texts(tokenizer, texts)]
+    return [[*ids, end] for ids in chatml.encode_texts(tokenizer, texts, continues=True)]
 
 
 def encode_reply(tokenizer: Any, text: str) -> list[int]:

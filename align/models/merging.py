@@ -23,7 +23,7 @@ from reward import adapter
 from reward.errors import ModelFileError
 from reward.folder import staged
 from reward.headed import HeadedModel
-from reward.loading import hub_file, load_tokenizer, quiet
+from reward.loading import hub_file, load_tokenizer
 from reward.model import RewardModel
 
 OWN_BASE = "own"  # in place of a path: the base that the adapter names
@@ -82,7 +82,7 @@ def merge_folder(
     if isinstance(model, HeadedModel):
         model.backbone, merged = merged, model
     tokenizer = _tokenizer(path, where or named, load_kwargs)
-    with quiet(), staged(out_dir) as folder:
+    with staged(out_dir) as folder:
         save_model(merged, tokenizer, folder)
     size = sum(file.stat().st_size for file in out_dir.glob("*.safetensors"))
     return Merged(_words(kind), where or named, quantised, size)

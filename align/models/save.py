@@ -25,6 +25,7 @@ from align.models.adapters import save_pretrained
 from data_formats.chatml import END_OF_TEXT, IM_END, stop_ids
 from reward.adapter import is_adapter
 from reward.headed import HeadedModel
+from reward.loading import quiet
 
 logger = logging.getLogger(__name__)
 FIRST = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")  # what the others must agree with
@@ -42,7 +43,8 @@ def save_model(
     """
     if tokenizer is not None:
         dress(module, tokenizer)
-    save_pretrained(module, folder, state_dict)
+    with quiet():
+        save_pretrained(module, folder, state_dict)
     shipped = getattr(_plain(module), "generation_config", None)
     if is_adapter(module) and shipped is not None:
         shipped.save_pretrained(folder)
@@ -65,7 +67,9 @@ def dress(module: nn.Module, tokenizer: Any) -> None:
             config.eos_token_id = ends
     if generation is None:
         return
-    generation.update(**moved, defaults_only=True)
+    for key, value in moved.items():
+        if getattr(generation, key, None) is None:
+            setattr(generation, key, value)
     if ends is not None:
         generation.eos_token_id, generation.pad_token_id = ends, tokenizer.pad_token_id
     model.generation_config = consistent(generation, model.name_or_path)

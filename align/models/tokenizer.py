@@ -9,13 +9,24 @@ are put into the training text, so that a small vocabulary spends one token on e
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_formats.chatml import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START
+from data_formats.chatml import (
+    CHAT_TEMPLATE,
+    END_OF_TEXT,
+    IM_END,
+    IM_START,
+    WITH_BOS,
+    TemplateError,
+    render_template,
+    template_difference,
+)
 from data_formats.errors import AlignError, MissingFileError
 
+logger = logging.getLogger(__name__)
 CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END)
 SMALLEST_VOCAB = 256 + len(CONTROL_TOKENS)
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
@@ -70,15 +81,17 @@ def load_tokenizer(
 ) -> Any:
     """Load a tokenizer by folder or hub id and make sure that it speaks ChatML.
 
-    The end token becomes `<|im_end|>` and the chat template ours (no default system turn), so that a saved model is
-    served with what it was trained with; a missing pad token becomes `<|endoftext|>` (masks come from lengths).
+    The end token becomes `<|im_end|>` and the chat template ours (no default system turn; behind a BOS token where the
+    tokenizer, or its own template, puts one first), so that a saved model is served with what it was trained with; a
+    missing pad token becomes `<|endoftext|>` (masks come from lengths).
 
     Args:
         own_template: leave the tokenizer its own chat template, whose default system turn is trained with then.
 
     Raises:
         MissingFileError: `path` looks like a folder and is not there, or holds no tokenizer.
-        TokenizerError: it cannot be loaded, is not a fast tokenizer, or lacks a ChatML control token.
+        TokenizerError: it cannot be loaded, is not a fast tokenizer, lacks a ChatML control token, or its template
+            serves other tokens than are trained.
     """
     from transformers import AutoTokenizer
 
@@ -102,5 +115,46 @@ def load_tokenizer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = END_OF_TEXT
     if not own_template:
-        tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.chat_template = WITH_BOS if _begins_with_bos(tokenizer, path) else CHAT_TEMPLATE
+    _check_template(tokenizer, path, own=own_template)
     return tokenizer
+
+
+def _begins_with_bos(tokenizer: Any, path: str | Path) -> bool:
+    """Whether the model was trained with a BOS token before every text, as far as its tokenizer tells.
+
+    Raises:
+        TokenizerError: another token stands there.
+    """
+    bare = tokenizer("x", add_special_tokens=False)["input_ids"]
+    ids = tokenizer("x")["input_ids"]
+    first = ids[: next((at for at in range(len(ids)) if ids[at : at + len(bare)] == bare), 0)]
+    bos = tokenizer.bos_token
+    if first and (first != [tokenizer.bos_token_id] or bos == IM_START):
+        names = " ".join(tokenizer.convert_ids_to_tokens(first))
+        raise TokenizerError(f"{path}: the tokenizer puts {names} before every text, which is no BOS token of ChatML's")
+    template = str(tokenizer.chat_template or "")
+    if first or bos in (None, IM_START) or not ("bos_token" in template or bos in template):
+        return bool(first)
+    try:
+        return render_template(tokenizer, [{"role": "user", "content": "?"}]).startswith(bos)
+    except TemplateError:  # it is replaced
+        return False
+
+
+def _check_template(tokenizer: Any, path: str | Path, *, own: bool) -> None:
+    if not tokenizer.chat_template:  # default_system names that
+        return
+    whose = "its own chat template (default_system: template)" if own else "ChatML"
+    try:
+        difference = template_difference(tokenizer)
+    except AlignError as error:
+        raise TokenizerError(f"{path}: {whose} cannot be trained with this tokenizer: {error}") from error
+    if difference is not None:
+        raise TokenizerError(f"{path}: {whose} would not be served as it is trained: {difference}")
+    try:
+        difference = template_difference(tokenizer, tools=True)
+    except TemplateError as error:
+        difference = str(error)
+    if difference is not None:
+        logger.warning("%s: %s would not serve tools as they are trained: %s", path, whose, difference)

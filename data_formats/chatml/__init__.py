@@ -22,8 +22,10 @@ from data_formats.chatml.encoding import (
     stop_ids,
 )
 from data_formats.chatml.pieces import END_OF_TEXT, IM_END, IM_START, Piece
+from data_formats.chatml.probe import template_difference
 from data_formats.chatml.rendering import MASKS, THINKING, Mask, Thinking, render
-from data_formats.chatml.template import CHAT_TEMPLATE
+from data_formats.chatml.served import TemplateError, opening_token, render_template
+from data_formats.chatml.template import CHAT_TEMPLATE, WITH_BOS
 from data_formats.chatml.thinking import with_reasoning
 
 __all__ = [
@@ -33,9 +35,11 @@ __all__ = [
     "IM_START",
     "MASKS",
     "THINKING",
+    "WITH_BOS",
     "EncodedRow",
     "Mask",
     "Piece",
+    "TemplateError",
     "Thinking",
     "control_id",
     "default_system_turn",
@@ -43,8 +47,11 @@ __all__ = [
     "encode_many",
     "encode_rows",
     "encode_texts",
+    "opening_token",
     "render",
+    "render_template",
     "stop_ids",
+    "template_difference",
     "with_reasoning",
     "with_system",
 ]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from data_formats.chatml.pieces import IM_END, IM_START
+from data_formats.chatml.served import template_system_turn
 from data_formats.errors import DataError
 from data_formats.records import Message
-
-_FOUND: WeakKeyDictionary[Any, Message | None] = WeakKeyDictionary()
 
 
 def default_system_turn(tokenizer: Any) -> Message | None:
@@ -19,18 +16,14 @@ def default_system_turn(tokenizer: Any) -> Message | None:
 
     Raises:
         DataError: the tokenizer has no chat template.
+        TemplateError: it fails, or writes no ChatML.
     """
-    if tokenizer not in _FOUND:
-        if not getattr(tokenizer, "chat_template", None):
-            raise DataError(
-                "the tokenizer has no chat template to take a default system turn from: set default_system to none",
-                field="default_system",
-            )
-        text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
-        head = f"{IM_START}system\n"
-        found = text.startswith(head)
-        _FOUND[tokenizer] = Message("system", text.removeprefix(head).partition(IM_END)[0]) if found else None
-    return _FOUND[tokenizer]
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError(
+            "the tokenizer has no chat template to take a default system turn from: set default_system to none",
+            field="default_system",
+        )
+    return template_system_turn(tokenizer)
 
 
 def with_system(messages: tuple[Message, ...], system: Message | None) -> tuple[Message, ...]:

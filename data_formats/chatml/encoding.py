@@ -5,44 +5,27 @@ Control tokens are looked up by name, plain text is encoded by a copy of the tok
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 from data_formats.chatml.pieces import END_OF_TEXT, IM_END, IM_START, MARKS, Piece
-from data_formats.chatml.words import encodes_word_by_word, split_words
+from data_formats.chatml.plain import plain_tokenizer
+from data_formats.chatml.served import opening_token
+from data_formats.chatml.words import split_words
 from data_formats.errors import DataError
 
-_PLAIN: WeakKeyDictionary[Any, tuple[Any, bool]] = WeakKeyDictionary()
 _Item = TypeVar("_Item")
 SHORT = 12  # characters of a text that is likely to come again: role lines, newlines
-
-
-def _plain_tokenizer(tokenizer: Any) -> tuple[Any, bool]:
-    """A copy of the backend without added tokens, and whether it may be given single words.
-
-    Made once per tokenizer, tokens added later do not concern it.
-    """
-    if tokenizer in _PLAIN:
-        return _PLAIN[tokenizer]
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise DataError(f"{type(tokenizer).__name__} is not a fast tokenizer; ChatML needs one with a tokenizer.json")
-    state = json.loads(backend.to_str())
-    state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
-    _PLAIN[tokenizer] = type(backend).from_str(json.dumps(state)), encodes_word_by_word(state)
-    return _PLAIN[tokenizer]
 
 
 class _Words:
     """Plain texts -> words -> ids, for one call; equal words are encoded once, see `data_formats.chatml.words`."""
 
     def __init__(self, tokenizer: Any):
-        self.plain, by_word = _plain_tokenizer(tokenizer)
-        self.cut = split_words if by_word else lambda text: [text]
+        self.plain = plain_tokenizer(tokenizer)
+        self.cut = split_words if self.plain.by_word else lambda text: [text]
         self.forbidden = set(tokenizer.get_added_vocab().values())
         self.ids_of: dict[str, list[int]] = {}
 
@@ -54,7 +37,7 @@ class _Words:
         """
         words_of = [self.cut(text) for text in texts]
         new = list(set(chain.from_iterable(words_of)) - self.ids_of.keys())
-        for word, found in zip(new, self.plain.encode_batch_fast(new, add_special_tokens=False), strict=True):
+        for word, found in zip(new, self.plain.backend.encode_batch_fast(new, add_special_tokens=False), strict=True):
             ids = found.ids
             if not self.forbidden.isdisjoint(ids):
                 raise DataError(
@@ -68,14 +51,18 @@ class _Words:
         return list(chain.from_iterable(map(self.ids_of.__getitem__, words)))
 
 
-def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def encode_texts(tokenizer: Any, texts: Sequence[str], *, continues: bool = False) -> list[list[int]]:
     """Ids of plain texts, in batched calls.
+
+    Args:
+        continues: the texts go on where a role line ends (replies); else each stands by itself (documents).
 
     Raises:
         DataError: a text gave the id of an added token after all (a tokenizer whose model itself knows the token).
     """
     words, found = _Words(tokenizer), []
-    for batch in _batches(texts):
+    begun = texts if continues or words.plain.alone is None else map(words.plain.alone, texts)
+    for batch in _batches(begun):
         found += map(words.ids, words.learn(batch))
     return found
 
@@ -117,7 +104,8 @@ class EncodedRow:
 
 
 def encode_rows(tokenizer: Any, conversations: Iterable[Sequence[Piece]], no_loss: int = -100) -> Iterator[EncodedRow]:
-    """The conversations as ids, turns and labels, batch by batch.
+    """The conversations as ids, turns and labels, batch by batch; each begins with what the tokenizer's chat template
+    writes before the first turn (a BOS token, or nothing).
 
     Raises:
         DataError: see `encode`.
@@ -125,16 +113,17 @@ def encode_rows(tokenizer: Any, conversations: Iterable[Sequence[Piece]], no_los
     added = tokenizer.get_added_vocab()
     spelled = frozenset(mark for mark in MARKS if mark not in added)
     words, controls, short = _Words(tokenizer), dict[str, list[int]](), dict[str, list[int]]()
+    first = [control_id(tokenizer, token)] if (token := opening_token(tokenizer)) else []
     for batch in _batches(conversations):
-        laid_out = [_laid_out(pieces, spelled) for pieces in batch]
+        laid_out = [_laid_out(pieces, spelled, words.plain.opening) for pieces in batch]
         texts = [piece.text for pieces in laid_out for piece in pieces if not piece.control]
         new = list({text for text in texts if len(text) <= SHORT} - short.keys())
         short |= zip(new, map(words.ids, words.learn(new)), strict=True)
         long = iter(words.learn(text for text in texts if len(text) > SHORT))
         for pieces in laid_out:
-            ids: list[int] = []
-            turns: list[int] = []
-            labels: list[int] = []
+            ids = list(first)
+            turns = [0] * len(first)
+            labels = [no_loss] * len(first)
             for piece in pieces:
                 text, turn = piece.text, piece.turn
                 if not piece.control:
@@ -147,8 +136,9 @@ def encode_rows(tokenizer: Any, conversations: Iterable[Sequence[Piece]], no_los
             yield EncodedRow(ids, turns, labels)
 
 
-def _laid_out(pieces: Sequence[Piece], spelled: frozenset[str]) -> list[Piece]:
-    """What the tokenizer gets: marks that it lacks are spelled, and joined text is one string.
+def _laid_out(pieces: Sequence[Piece], spelled: frozenset[str], opening: Callable[[str], str] | None) -> list[Piece]:
+    """What the tokenizer gets: marks that it lacks are spelled, joined text is one string, and text after a control
+    token begins with what the tokenizer puts there (`opening`).
 
     The role line stays by itself, as when the model generates; so does text with loss beside text without.
     """
@@ -162,6 +152,8 @@ def _laid_out(pieces: Sequence[Piece], spelled: frozenset[str]) -> list[Piece]:
             continue
         if continues and (spell or piece.joined) and rows[-1].turn == piece.turn:
             rows[-1] = Piece(rows[-1].text + piece.text, False, piece.turn)
+        elif opening is not None and (not rows or rows[-1].control):
+            rows.append(Piece(opening(piece.text), False, piece.turn))
         else:
             rows.append(Piece(piece.text, False, piece.turn) if spell else piece)
         opens_turn, continues = False, not opens_turn

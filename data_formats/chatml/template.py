@@ -1,7 +1,7 @@
 """The chat template that saved tokenizers carry: what `render` does, for whoever serves the model.
 
-No default system turn is added. Tools, calls and answers stand in Qwen's format, thinking where a message has
-`reasoning_content`.
+No default system turn is added; `WITH_BOS` is for tokenizers that put a BOS token before every text. Tools, calls and
+answers stand in Qwen's format, thinking where a message has `reasoning_content`.
 """
 
 from __future__ import annotations
@@ -64,3 +64,4 @@ CHAT_TEMPLATE = (
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
 ).strip()
+WITH_BOS = "{{ bos_token }}" + CHAT_TEMPLATE

@@ -1,0 +1,71 @@
+"""What a tokenizer's chat template writes: the errors of its code, and what it puts before the first turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from data_formats.chatml.pieces import IM_END, IM_START
+from data_formats.errors import AlignError
+from data_formats.records import Message
+
+_FOUND: WeakKeyDictionary[Any, tuple[Any, str, Message | None]] = WeakKeyDictionary()
+_LONE = ({"role": "user", "content": "?"},)
+
+
+class TemplateError(AlignError, ValueError):
+    """A chat template that fails, or that writes what no conversation is trained with."""
+
+
+def render_template(tokenizer: Any, turns: Sequence[dict[str, Any]], **options: Any) -> str:
+    """What the tokenizer's chat template writes.
+
+    Raises:
+        TemplateError: the template fails: a mistake in it, a refusal of its own, something unsafe or far too large.
+    """
+    try:
+        text = tokenizer.apply_chat_template(list(turns), tokenize=False, **options)
+    except Exception as error:  # jinja2's own, its sandbox's, and whatever a template raises: that is the model's code
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise TemplateError(
+            f"the tokenizer's chat template fails on a conversation of {roles} ({type(error).__name__}: {reason})"
+        ) from error
+    return text
+
+
+def opening_token(tokenizer: Any) -> str:
+    """What the tokenizer's chat template writes before the first turn: its BOS token, or nothing.
+
+    Raises:
+        TemplateError: the template fails, or writes anything else there.
+    """
+    return _opening(tokenizer)[0]
+
+
+def template_system_turn(tokenizer: Any) -> Message | None:
+    """The system turn that the tokenizer's chat template puts before a lone user turn, None where it puts none.
+
+    Raises:
+        TemplateError: see `opening_token`.
+    """
+    return _opening(tokenizer)[1]
+
+
+def _opening(tokenizer: Any) -> tuple[str, Message | None]:
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
+        return "", None
+    if tokenizer not in _FOUND or _FOUND[tokenizer][0] != template:
+        head, mark, rest = render_template(tokenizer, _LONE).partition(IM_START)
+        if not mark or head not in ("", tokenizer.bos_token):
+            raise TemplateError(
+                f"the tokenizer's chat template does not begin a conversation with {IM_START} or a BOS token, but with "
+                f"{(head or mark)[:40]!r}: it writes no ChatML"
+            )
+        system = rest.startswith("system\n")
+        turn = Message("system", rest.removeprefix("system\n").partition(IM_END)[0]) if system else None
+        _FOUND[tokenizer] = template, head, turn
+    return _FOUND[tokenizer][1:]
