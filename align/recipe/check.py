@@ -9,6 +9,7 @@ from align.recipe.batch import BatchPlan, batch_plan
 from align.recipe.errors import RecipeError
 from align.recipe.lineage import Origin, inputs, model_dir, stage_dir
 from align.recipe.load import STAND_IN, inspect
+from align.recipe.precision import rounded_away
 from align.recipe.problems import did_you_mean
 from align.recipe.rejection import RejectionSection
 from align.recipe.rewards import part_problems
@@ -136,6 +137,18 @@ def require_ready(recipe: Recipe, stage: str, command: str) -> None:
         )
 
 
+def precision_warnings(recipe: Recipe) -> list[str]:
+    """A sentence for every model that the recipe trains whole in bfloat16; base has no adapter whatever it says."""
+    if recipe.model.dtype != "bfloat16":
+        return []
+    found = []
+    for stage in recipe.stages if recipe.model.adapter == "none" else set(recipe.stages) & {"base"}:
+        section = getattr(recipe, stage)
+        optims = {"ppo.policy": section.policy, "ppo.critic": section.critic} if stage == "ppo" else {stage: section}
+        found += [f"{key}: {rounded_away(optim.learning_rate)}" for key, optim in optims.items()]
+    return found
+
+
 def describe_plan(recipe: Recipe, world_size: int | None = None) -> str:
     """The plan as text: stages with inputs and outputs, then the derived batch sizes."""
     rows = [
@@ -147,6 +160,7 @@ def describe_plan(recipe: Recipe, world_size: int | None = None) -> str:
         f"{recipe.name}: seed {recipe.seed}, output {recipe.output_dir}",
         table(("stage", "starts from", "data", "writes"), rows),
         describe_batches(plans),
+        *(f"warning: {sentence}" for sentence in precision_warnings(recipe)),
     ]
     if recipe.sft is not None:
         parts.append(_sft_line(recipe.sft))

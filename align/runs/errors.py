@@ -15,3 +15,7 @@ class TrainingError(AlignError, ArithmeticError):
 
 class LaunchError(AlignError, ValueError):
     """The launcher asked for a way of spreading models over ranks that training does not have."""
+
+
+class PrecisionError(AlignError, ValueError):
+    """Weights that cannot be trained in the precision they are in."""

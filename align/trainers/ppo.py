@@ -48,6 +48,7 @@ from align.models.adapters import save_pretrained
 from align.recipe.ppo import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.files import atomic_dir
+from align.runs.proof import reset_process_state
 from align.runs.seeding import derive, rng_state, set_rng_state
 from align.trainers import ppo_state, sharding
 from align.trainers.average import WeightAverage
@@ -144,6 +145,7 @@ class PPOTrainer(PPOExperience):
         self.gold = gold
         self.prompts, self.eval_prompts, self.output_dir = list(prompts), list(eval_prompts), Path(output_dir)
         self.accelerator = accelerator or make_accelerator()
+        reset_process_state(self.accelerator)
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         check_split(config.rollout_batch_size, config.rollout.num_generations, config.num_mini_batches, self.world_size)
         self.responses = config.rollout_batch_size * config.rollout.num_generations
@@ -178,10 +180,10 @@ class PPOTrainer(PPOExperience):
         steps = self.config.num_iterations * self.config.num_ppo_epochs * self.config.num_mini_batches
         decay = self.config.ema_decay
         self.ema = None if decay is None else WeightAverage(policy, decay, self.accelerator)
-        self.policy = TrainedModel(
-            policy, self.config.policy, self.accelerator, steps - self.config.critic_warmup_steps, self.offload
-        )
-        self.critic = TrainedModel(critic, self.config.critic, self.accelerator, steps, self.offload)
+        shared: dict[str, Any] = {"accelerator": self.accelerator, "offload": self.offload}
+        policy_steps = steps - self.config.critic_warmup_steps
+        self.policy = TrainedModel(policy, self.config.policy, total_steps=policy_steps, name="ppo.policy", **shared)
+        self.critic = TrainedModel(critic, self.config.critic, total_steps=steps, name="ppo.critic", **shared)
         reference.requires_grad_(False)
         self.reference, _ = sharding.prepare(self.accelerator, reference)
         self.offload.rest("reference", self.reference)

@@ -29,8 +29,10 @@ from transformers.training_args import OptimizerNames
 
 from align.models.adapters import save_pretrained
 from align.runs import checkpoint
+from align.runs.callbacks import ProofCallback
+from align.runs.proof import reset_process_state
 from align.runs.ranks import any_rank
-from align.trainers.optimization import require_whole, with_own_exceptions
+from align.trainers.optimization import check_precision, require_whole, with_own_exceptions
 from align.trainers.sampling import StepLoader, StepSampler
 from reward.adapter import is_adapter, load_weights
 
@@ -55,6 +57,7 @@ class SupervisedTrainer(Trainer):
             kwargs["compute_metrics"] = type(self).default_metrics
         args.remove_unused_columns = False  # rows carry what our collators need, not what `forward` is called with
         super().__init__(model, args, **kwargs)
+        self.add_callback(ProofCallback())
 
     def row_length(self, row: dict) -> int:
         """Tokens of a row of the training set."""
@@ -74,6 +77,8 @@ class SupervisedTrainer(Trainer):
         if self.model_wrapped is self.model and getattr(self.model, "_is_accelerate_prepared", False):
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             self.model._is_accelerate_prepared = False
+        reset_process_state()
+        check_precision(self.model, self.args.learning_rate, type(self).__name__)
         config = getattr(self.model, "config", None)
         if config is None or self.processing_class is None:
             return super().train(*args, **kwargs)
