@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from align.models.critic import Critic
+from align.models.save import save_model
 from data_formats.errors import AlignError, StorageError
 from reward import adapter
 from reward.errors import ModelFileError
@@ -82,8 +83,7 @@ def merge_folder(
         model.backbone, merged = merged, model
     tokenizer = _tokenizer(path, where or named, load_kwargs)
     with quiet(), staged(out_dir) as folder:
-        merged.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_model(merged, tokenizer, folder)
     size = sum(file.stat().st_size for file in out_dir.glob("*.safetensors"))
     return Merged(_words(kind), where or named, quantised, size)
 

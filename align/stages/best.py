@@ -1,8 +1,8 @@
 """`best/`: the model of the lowest held-out loss so far, until the stage is finished.
 
-The folder holds weights, config and `best.json` (the step and what was measured there) and takes its name only when it
-is whole, so a kill leaves the best before or the new one. It belongs to the run, not to a checkpoint: a run that
-resumes before the best step trains through it again and arrives at the same weights.
+The folder holds what `model/` would and `best.json` (the step and what was measured there) and takes its name only
+when it is whole, so a kill leaves the best before or the new one. It belongs to the run, not to a checkpoint: a run
+that resumes before the best step trains through it again and arrives at the same weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from align.models.adapters import save_pretrained
+from align.models.save import save_model
 from align.runs import files
 from align.runs.errors import CheckpointError, TrainingError
 from align.runs.ranks import any_rank, is_main
@@ -62,7 +62,8 @@ class BestModel:
         try:
             if is_main():
                 with files.atomic_dir(self.folder) as draft:
-                    save_pretrained(self.trainer.accelerator.unwrap_model(self.trainer.model), draft)
+                    model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+                    save_model(model, self.trainer.processing_class, draft)
                     files.write_json(draft / FIGURES, look)
         except Exception as caught:
             error = caught

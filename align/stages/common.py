@@ -172,13 +172,12 @@ def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learnin
 
 def save_model(trainer: Any, tokenizer: Any) -> Path:
     """Write `model/` atomically: weights and config, or the adapter alone, and the tokenizer."""
-    from align.models.adapters import save_pretrained
+    from align.models import save
 
     folder = Path(trainer.args.output_dir) / "model"
     if is_main():
         with files.atomic_dir(folder) as draft:
-            save_pretrained(trainer.accelerator.unwrap_model(trainer.model), draft)
-            tokenizer.save_pretrained(draft)
+            save.save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft)
     trainer.accelerator.wait_for_everyone()
     return folder
 

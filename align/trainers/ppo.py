@@ -44,7 +44,7 @@ from transformers import TrainerCallback
 
 from align.data.encode import encode_prompts
 from align.data.prompts import PromptSampler
-from align.models.adapters import save_pretrained
+from align.models.save import save_model
 from align.recipe.ppo import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.files import atomic_dir
@@ -341,8 +341,7 @@ class PPOTrainer(PPOExperience):
         state = sharding.gathered_state_dict(self.policy.raw)
         if self.accelerator.is_main_process:
             with atomic_dir(folder) as draft:
-                save_pretrained(self.policy.raw, draft, state)
-                self.tokenizer.save_pretrained(draft)
+                save_model(self.policy.raw, self.tokenizer, draft, state)
         self.accelerator.wait_for_everyone()
 
     def save_ema(self, folder: str | Path) -> None:
@@ -350,8 +349,7 @@ class PPOTrainer(PPOExperience):
         state = sharding.gathered_state_dict(self.ema.module)
         if self.accelerator.is_main_process:
             with atomic_dir(folder) as draft:
-                save_pretrained(self.ema.module, draft, state)
-                self.tokenizer.save_pretrained(draft)
+                save_model(self.ema.module, self.tokenizer, draft, state)
         self.accelerator.wait_for_everyone()
 
     def save_critic(self, folder: str | Path) -> None:
@@ -359,7 +357,7 @@ class PPOTrainer(PPOExperience):
         state = sharding.gathered_state_dict(self.critic.raw)
         if self.accelerator.is_main_process:
             with atomic_dir(folder) as draft:
-                self.critic.raw.save_pretrained(draft, state_dict=state)
+                save_model(self.critic.raw, self.tokenizer, draft, state)
         self.accelerator.wait_for_everyone()
 
     def save_checkpoint(self) -> Path:

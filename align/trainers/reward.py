@@ -7,7 +7,6 @@ A subclass changes the loss by overriding `compute_pair_losses` (margins, weight
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,12 +107,6 @@ class RewardTrainer(SupervisedTrainer):
             logs |= {"accuracy": float(seen_3[0]) / pairs, "margin": float(seen_3[1]) / pairs}
             self._seen_3 = torch.zeros_like(self._seen_3)
         super().log(logs, start_time)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.accelerator.unwrap_model(model if model is not None else self.model)

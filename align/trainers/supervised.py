@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput, align_special_tokens
 from transformers.training_args import OptimizerNames
 
-from align.models.adapters import save_pretrained
+from align.models.save import save_model
 from align.runs import checkpoint
 from align.runs.callbacks import ProofCallback
 from align.runs.proof import reset_process_state
@@ -186,13 +186,7 @@ class SupervisedTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        model = self.accelerator.unwrap_model(self.model)
-        if not is_adapter(model):
-            super()._save(output_dir, state_dict)
-            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        else:  # Trainer's own would ask the hub about the base model's vocabulary
-            save_pretrained(model, folder, state_dict)
-            self.processing_class.save_pretrained(folder)
+        save_model(self.accelerator.unwrap_model(self.model), self.processing_class, folder, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.accelerator.unwrap_model(model if model is not None else self.model)

@@ -1,0 +1,115 @@
+"""The one place that dresses a model for saving, whatever its kind: a language model with all its weights, an adapter,
+a merged one, an average; a reward model or critic.
+
+A model leaves with what it was trained to end at: `config` and `generation_config` name `<|im_end|>`, which ends a
+reply, and `<|endoftext|>`, which ends a document, so that plain `generate`, pipelines and servers stop. The pad token
+goes into `generation_config` alone: in a language model's config it would freeze that token's embedding in later
+training (as in Qwen2.5, whose configs have none). transformers refuses to write a configuration that contradicts itself
+(`do_sample: false` beside a `temperature`: Llama-2-chat, Vicuna); what contradicts is left out, with a warning.
+
+Beside an adapter lies the same `generation_config.json`. Loaders take the base model's (`AutoPeftModelForCausalLM`,
+pipelines), so they are told: `generate(..., generation_config=GenerationConfig.from_pretrained(folder))`, vLLM
+`--generation-config folder`; a merged model needs no telling.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from align.models.adapters import save_pretrained
+from data_formats.chatml import END_OF_TEXT, IM_END, stop_ids
+from reward.adapter import is_adapter
+from reward.headed import HeadedModel
+
+logger = logging.getLogger(__name__)
+FIRST = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")  # what the others must agree with
+
+
+def save_model(
+    module: nn.Module, tokenizer: Any, folder: str | Path, state_dict: dict[str, Tensor] | None = None
+) -> None:
+    """Write the dressed model (of one with an adapter that alone) and its tokenizer.
+
+    Args:
+        module: a causal language model, one role of a shared backbone, a reward model or a critic.
+        tokenizer: None: another writes it.
+        state_dict: the gathered state where the parameters are sharded.
+    """
+    if tokenizer is not None:
+        dress(module, tokenizer)
+    save_pretrained(module, folder, state_dict)
+    shipped = getattr(_plain(module), "generation_config", None)
+    if is_adapter(module) and shipped is not None:
+        shipped.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def dress(module: nn.Module, tokenizer: Any) -> None:
+    """Give a model's configurations the tokens it ends at, and leave out what transformers would refuse to write.
+
+    A tokenizer without ChatML's end token (of another's adapter that is merged) leaves the tokens as they are.
+    """
+    model = _plain(module)
+    ends = list(stop_ids(tokenizer)) if {IM_END, END_OF_TEXT} <= tokenizer.get_added_vocab().keys() else None
+    generation = getattr(model, "generation_config", None)
+    moved = {}
+    for config in {id(part): part for part in (model.config, model.config.get_text_config())}.values():
+        moved |= _taken_out(config)
+        if ends is not None:
+            config.eos_token_id = ends
+    if generation is None:
+        return
+    generation.update(**moved, defaults_only=True)
+    if ends is not None:
+        generation.eos_token_id, generation.pad_token_id = ends, tokenizer.pad_token_id
+    model.generation_config = consistent(generation, model.name_or_path)
+
+
+def consistent(generation: Any, name: str = "") -> Any:
+    """`generation` itself where transformers would write it, else a copy without the values that contradict others.
+
+    What is left out had no effect (a temperature without sampling), or made every call fail.
+    """
+    if _is_valid(generation):
+        return generation
+    kept, left_out = type(generation)(), []
+    values = generation.to_diff_dict()
+    for key in sorted(values, key=lambda key: key not in FIRST):
+        before = getattr(kept, key, None)
+        setattr(kept, key, copy.deepcopy(values[key]))
+        if not _is_valid(kept):
+            setattr(kept, key, before)
+            left_out.append(f"{key}={values[key]!r}")
+    logger.warning(
+        "%s: its generation_config contradicts itself, so it is saved without %s", name or "model", ", ".join(left_out)
+    )
+    return kept
+
+
+def _is_valid(generation: Any) -> bool:
+    try:
+        generation.validate(strict=True)
+    except (ValueError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def _taken_out(config: Any) -> dict[str, Any]:
+    """Parameters of generation that stand in a model's config, from which they are removed: transformers writes none
+    there."""
+    found = config._get_generation_parameters()
+    for key in found:
+        delattr(config, key)
+    return found
+
+
+def _plain(module: nn.Module) -> Any:
+    """The transformers model inside a head or an adapter."""
+    module = module.backbone if isinstance(module, HeadedModel) else module
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
