@@ -7,7 +7,7 @@ from pathlib import Path
 
 from align.recipe.batch import BatchPlan, batch_plan
 from align.recipe.errors import RecipeError
-from align.recipe.lineage import Origin, inputs, model_dir, stage_dir
+from align.recipe.lineage import Origin, has_model, inputs, model_dir, stage_dir
 from align.recipe.load import STAND_IN, inspect
 from align.recipe.precision import rounded_away
 from align.recipe.problems import did_you_mean
@@ -82,7 +82,7 @@ def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> l
         return [f"{key}: '{parent}' is no reward model; name pmp, rm, or a reward model's folder or hub id"]
     if role in ("model", "policy") and parent in _REWARD_STAGES and stage not in _REWARD_STAGES:
         return [f"{key}: '{parent}' is a reward model and cannot write; name base, sft, or a language model"]
-    if getattr(recipe, parent) is None and not model_dir(recipe, parent).is_dir():
+    if getattr(recipe, parent) is None and not has_model(recipe, parent):
         return [f"{key}: stage '{parent}' is neither in this recipe nor finished in {stage_dir(recipe, parent)}"]
     return []
 
@@ -110,7 +110,7 @@ def _path_problem(key: str, value: str, stages: Sequence[str] = ()) -> list[str]
 def missing_inputs(recipe: Recipe, stage: str) -> list[str]:
     """Names of the stages whose finished model `stage` needs and which are not there, in running order."""
     needed = {origin.value for origin in inputs(recipe, stage).values() if origin.kind == "stage"}
-    return [name for name in STAGES if name in needed and not model_dir(recipe, name).is_dir()]
+    return [name for name in STAGES if name in needed and not has_model(recipe, name)]
 
 
 def require_ready(recipe: Recipe, stage: str, command: str) -> None:

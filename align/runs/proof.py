@@ -1,8 +1,8 @@
 """Proof that optimizer steps train: what is process-wide is as training needs it, and weights move.
 
-accelerate shares one `GradientState` among all trainers of a process. One that was interrupted between the micro-batches
-of a step leaves `sync_gradients` False there, and `step()` and `zero_grad()` of every optimizer that accelerate has
-prepared then do nothing, while norms, rates and counters go on.
+accelerate shares one `GradientState` among all trainers of a process. One that was interrupted between the
+micro-batches of a step leaves `sync_gradients` False there, and `step()` and `zero_grad()` of every optimizer that
+accelerate has prepared then do nothing, while norms, rates and counters go on.
 """
 
 from __future__ import annotations
