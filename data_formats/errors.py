@@ -6,7 +6,11 @@ prints it without a traceback and exits with 1. Rooms add their own leaves besid
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+
+# torch's allocators and the libraries below it raise a plain RuntimeError; these words are all they share
+_SHORT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed", "bad_alloc")
 
 
 class AlignError(Exception):
@@ -59,3 +63,10 @@ class StorageError(AlignError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of whatever library, says that memory, the host's or a device's, was not enough."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _SHORT_OF_MEMORY)

@@ -28,6 +28,7 @@ import torch
 from data_formats.records import Message
 from reward.errors import ModelFileError
 from reward.folder import check_safetensors, read_json
+from reward.forward import forward_errors, position_room
 from reward.loading import HUB_OPTIONS, hub_file, load_pretrained, load_tokenizer, quiet
 from reward.protocol import RewardError, Sample
 from reward.scoring import batches_by_length, checked, right_padded
@@ -83,10 +84,12 @@ class ClassifierReward:
         config = model.config.get_text_config()
         self.pad_id: int | None = getattr(config, "pad_token_id", None)
         self.batch_size = 1 if self.pad_id is None else batch_size
+        self._room = position_room(self.model)
         self.max_length = min(
             max_length or math.inf,
             self.tokenizer.model_max_length,
             getattr(config, "max_position_embeddings", None) or math.inf,
+            self._room or math.inf,
         )
         self._controls = sorted(
             (token for token in self.tokenizer.all_special_tokens if len(token) > 1), key=len, reverse=True
@@ -108,16 +111,27 @@ class ClassifierReward:
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> list[float]:
-        """One score (the model's single logit) a sample."""
+        """One score (the model's single logit) a sample.
+
+        Raises:
+            RewardError: the model failed, or a score that is not finite.
+        """
         rows = [self.encode(sample) for sample in samples]
         device = next(self.model.parameters()).device
         scores = [math.nan] * len(rows)
         for indices in batches_by_length([len(row) for row in rows], self.batch_size):
-            ids_BT, mask_BT = right_padded([rows[index] for index in indices], self.pad_id or 0, device)
-            logits_B1 = self.model(input_ids=ids_BT, attention_mask=mask_BT).logits.float()
+            asked = [rows[index] for index in indices]
+            ids_BT, mask_BT = right_padded(asked, self.pad_id or 0, device)
+            texts = [samples[index].completion for index in indices]
+            length = lambda at, texts=texts: self._length(texts[at])  # noqa: E731
+            with forward_errors(self.name, self.model, asked, length, self._room):
+                logits_B1 = self.model(input_ids=ids_BT, attention_mask=mask_BT).logits.float()
             for index, score in zip(indices, logits_B1.squeeze(-1).tolist(), strict=True):
                 scores[index] = score
         return checked(scores, len(samples), self.name)
+
+    def _length(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _templated(self, turns: Sequence[Message], reply: Message) -> list[int]:
         messages = [{"role": turn.role, "content": turn.content} for turn in (*turns, reply)]
@@ -137,7 +151,7 @@ class ClassifierReward:
         separators = self.tokenizer.num_special_tokens_to_add(pair=True) - self.tokenizer.num_special_tokens_to_add()
         if separators <= 0:
             return self.tokenizer(f"{prompt}\n{reply.content}")["input_ids"]
-        reply_length = len(self.tokenizer(reply.content, add_special_tokens=False)["input_ids"])
+        reply_length = self._length(reply.content)
         room = self.max_length - reply_length - self.tokenizer.num_special_tokens_to_add(pair=True)
         if room <= 0:  # the reply alone is too long: its tail is cut, the frame of special tokens stays
             cut = {"truncation": "only_second", "max_length": int(self.max_length)}

@@ -14,6 +14,7 @@ from torch import nn
 from data_formats.chatml import IM_END, control_id, encode_many, render
 from data_formats.records import Message
 from reward.classifier import ClassifierReward
+from reward.forward import forward_errors, position_room
 from reward.loading import load_tokenizer
 from reward.model import RewardModel
 from reward.protocol import Reward, RewardError, Sample
@@ -75,20 +76,35 @@ class ModelReward:
 
     @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> list[float]:
-        """One score a sample, in evaluation mode; the model's mode is put back."""
+        """One score a sample, in evaluation mode; the model's mode is put back.
+
+        Raises:
+            RewardError: the model failed, or has no room for a reply; a score that is not finite.
+        """
         rows = self.token_rows(samples)
         device = next(self.model.parameters()).device
         scores = [math.nan] * len(rows)
         training = self.model.training
+        room = position_room(self.model, own_positions=True)
         self.model.eval()
         try:
             for indices, inputs in self._batches(samples, rows):
-                found_N = self.model(**{name: value.to(device) for name, value in inputs.items()})
+                asked = [rows[index] for index in indices]
+                with forward_errors(self.name, self.model, asked, self._reply_length(samples, indices), room):
+                    found_N = self.model(**{name: value.to(device) for name, value in inputs.items()})
                 for index, score in zip(indices, found_N.tolist(), strict=True):
                     scores[index] = score
         finally:
             self.model.train(training)
         return checked(scores, len(samples), self.name)
+
+    def _reply_length(self, samples: Sequence[Sample], indices: list[int]) -> Callable[[int], int]:
+        def length(at: int) -> int:
+            sample = samples[indices[at]]
+            ids = sample.completion_ids
+            return len(encode_many(self.tokenizer, [sample.completion])[0][0] if ids is None else ids)
+
+        return length
 
     def _batches(
         self, samples: Sequence[Sample], rows: list[list[int]]

@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         MissingFileError, ModelFileError: no such model, torn, or no reward model.
         DataError: data that cannot be read as comparisons, or no comparison among them.
-        RewardError: a score that is not finite.
+        RewardError: the model failed, or a score that is not finite.
+        OutOfMemoryError: too many replies at once.
         StorageError: `--out` is a file or a stage's folder, or cannot be written.
     """
     if args.out is not None:
@@ -53,13 +54,15 @@ def run(args: argparse.Namespace) -> None:
 
     from align.evaluation.preference import evaluate, lines
     from align.evaluation.scoring import best_device, score_comparisons
+    from align.runs.memory import memory_errors
     from align.runs.progress import StageProgress
     from reward.sources import load_reward
 
     reward = load_reward(
         args.model, batch_size=args.batch_size, name=args.model, device=best_device(), dtype=args.dtype
     )
-    with StageProgress("pairs", len(comparisons)) as progress:
+    short = memory_errors("the reward model", f"--batch-size ({args.batch_size})")
+    with short, StageProgress("pairs", len(comparisons)) as progress:
         chosen, rejected = score_comparisons(reward, comparisons, progress.update)
     summary = {"model": args.model, "data": [_described(report) for report in reports]}
     summary |= evaluate(comparisons, chosen, rejected)

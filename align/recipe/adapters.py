@@ -55,9 +55,7 @@ class QuantizationSection(Section):
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
 
-def adapter_rules(
-    adapter: str, lora: LoraSection, quantization: QuantizationSection, dtype: str
-) -> list[tuple[str, str]]:
+def adapter_rules(adapter: str, lora: LoraSection, quantization: QuantizationSection) -> list[tuple[str, str]]:
     """Broken rules between `model.adapter` and the keys that belong to it: (key below `model`, sentence)."""
     broken = []
     for name in _changed(lora) if adapter == "none" else ():
@@ -66,12 +64,6 @@ def adapter_rules(
     for name in _changed(quantization) if adapter != "qlora" else ():
         sentence = f"is read by qlora alone, but model.adapter is {adapter}; set it to qlora, or remove the key"
         broken.append((f"quantization.{name}", sentence))
-    if adapter != "none" and dtype == "float16":
-        sentence = "float16 overflows in training without a loss scale, which no stage has; use bfloat16 or float32"
-        broken.append(("dtype", sentence))
-    if adapter != "none" and lora.modules_to_save and dtype == "bfloat16":
-        sentence = "whole modules are trained in model.dtype, and bfloat16 rounds small updates away; set that to"
-        broken.append(("lora.modules_to_save", f"{sentence} float32 (beside which mixed_precision: bf16 is fine)"))
     return broken
 
 

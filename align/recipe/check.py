@@ -7,8 +7,9 @@ from pathlib import Path
 
 from align.recipe.batch import BatchPlan, batch_plan
 from align.recipe.errors import RecipeError
-from align.recipe.lineage import Origin, inputs, model_dir, stage_dir
+from align.recipe.lineage import Origin, has_model, inputs, model_dir, stage_dir
 from align.recipe.load import STAND_IN, inspect
+from align.recipe.precision import rounded_away
 from align.recipe.problems import did_you_mean
 from align.recipe.rejection import RejectionSection
 from align.recipe.rewards import part_problems
@@ -81,7 +82,7 @@ def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> l
         return [f"{key}: '{parent}' is no reward model; name pmp, rm, or a reward model's folder or hub id"]
     if role in ("model", "policy") and parent in _REWARD_STAGES and stage not in _REWARD_STAGES:
         return [f"{key}: '{parent}' is a reward model and cannot write; name base, sft, or a language model"]
-    if getattr(recipe, parent) is None and not model_dir(recipe, parent).is_dir():
+    if getattr(recipe, parent) is None and not has_model(recipe, parent):
         return [f"{key}: stage '{parent}' is neither in this recipe nor finished in {stage_dir(recipe, parent)}"]
     return []
 
@@ -109,7 +110,7 @@ def _path_problem(key: str, value: str, stages: Sequence[str] = ()) -> list[str]
 def missing_inputs(recipe: Recipe, stage: str) -> list[str]:
     """Names of the stages whose finished model `stage` needs and which are not there, in running order."""
     needed = {origin.value for origin in inputs(recipe, stage).values() if origin.kind == "stage"}
-    return [name for name in STAGES if name in needed and not model_dir(recipe, name).is_dir()]
+    return [name for name in STAGES if name in needed and not has_model(recipe, name)]
 
 
 def require_ready(recipe: Recipe, stage: str, command: str) -> None:
@@ -136,6 +137,18 @@ def require_ready(recipe: Recipe, stage: str, command: str) -> None:
         )
 
 
+def precision_warnings(recipe: Recipe) -> list[str]:
+    """A sentence for every model that the recipe trains whole in bfloat16; base has no adapter whatever it says."""
+    if recipe.model.dtype != "bfloat16":
+        return []
+    found = []
+    for stage in recipe.stages if recipe.model.adapter == "none" else set(recipe.stages) & {"base"}:
+        section = getattr(recipe, stage)
+        optims = {"ppo.policy": section.policy, "ppo.critic": section.critic} if stage == "ppo" else {stage: section}
+        found += [f"{key}: {rounded_away(optim.learning_rate)}" for key, optim in optims.items()]
+    return found
+
+
 def describe_plan(recipe: Recipe, world_size: int | None = None) -> str:
     """The plan as text: stages with inputs and outputs, then the derived batch sizes."""
     rows = [
@@ -147,6 +160,7 @@ def describe_plan(recipe: Recipe, world_size: int | None = None) -> str:
         f"{recipe.name}: seed {recipe.seed}, output {recipe.output_dir}",
         table(("stage", "starts from", "data", "writes"), rows),
         describe_batches(plans),
+        *(f"warning: {sentence}" for sentence in precision_warnings(recipe)),
     ]
     if recipe.sft is not None:
         parts.append(_sft_line(recipe.sft))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from align.recipe.adapters import LoraSection, QuantizationSection, adapter_rules
+from align.recipe.precision import precision_rules
 from align.recipe.section import Count, Positive, Rate, Section
 
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion_8bit"]
@@ -154,7 +155,8 @@ class ModelSection(Section):
         return self.model_copy(update=plain)
 
     def rules(self) -> list[tuple[str, str]]:
-        broken = adapter_rules(self.adapter, self.lora, self.quantization, self.dtype)
+        broken = adapter_rules(self.adapter, self.lora, self.quantization)
+        broken += precision_rules(self.adapter, self.lora, self.dtype)
         if (self.path is None) == (self.architecture is None):
             sentence = "needs exactly one of 'path' (a folder or hub id) and 'architecture' (a new tiny model)"
             return [("", sentence), *broken]

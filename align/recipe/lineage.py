@@ -10,6 +10,8 @@ from typing import Literal
 from align.recipe.rewards import ModelPart, RewardPart, plain_parts
 from align.recipe.schema import DEFAULT_PARENTS, ROLLOUT_STAGES, STAGES, Recipe
 
+TRAINED = "trained.json"  # beside a model that is trained and not yet measured
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -27,6 +29,11 @@ def stage_dir(recipe: Recipe, stage: str) -> Path:
 def model_dir(recipe: Recipe, stage: str) -> Path:
     """Where a finished stage keeps its model."""
     return stage_dir(recipe, stage) / "model"
+
+
+def has_model(recipe: Recipe, stage: str) -> bool:
+    """Whether the stage's model is there as others may start from it: trained, and whatever comes after is done."""
+    return model_dir(recipe, stage).is_dir() and not (stage_dir(recipe, stage) / TRAINED).exists()
 
 
 def _named(recipe: Recipe, value: str) -> Origin:

@@ -20,6 +20,7 @@ from align.runs.errors import TrainingError
 from align.runs.interrupt import StopFlag
 from align.runs.metrics import MetricsLog
 from align.runs.progress import StageProgress
+from align.runs.proof import StepProof
 from align.runs.ranks import any_rank
 
 _NOT_FIGURES = ("epoch", "total_flos", "step", "time")
@@ -136,6 +137,23 @@ class FiniteCallback(TrainerCallback):
             f"the {what} of step {step} is not finite{kept}: "
             "lower the learning rate or max_grad_norm, or look at the data"
         )
+
+
+class ProofCallback(TrainerCallback):
+    """Ends training with a TrainingError when an optimizer step trains nothing (`align.runs.proof`)."""
+
+    def __init__(self) -> None:
+        self._proof: StepProof | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._proof = None
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self._proof = self._proof or StepProof(optimizer, "the model")
+        self._proof.before()
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self._proof.after()
 
 
 def stage_callbacks(

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from align.runs.memory import memory_errors
 from align.runs.ranks import is_main
 from data_formats.errors import AlignError
 
@@ -66,7 +67,8 @@ def guarded(work: Callable[[], int | None], *, proceed: str) -> int:
     after Ctrl-C, with the command `proceed` that goes on from what is saved. Of several ranks the first one speaks.
     """
     try:
-        return work() or 0
+        with memory_errors("the program"):
+            return work() or 0
     except AlignError as error:
         if os.environ.get("ALIGN_DEBUG", "0") not in ("", "0"):
             raise

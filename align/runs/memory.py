@@ -1,8 +1,13 @@
-"""How much memory a run has needed."""
+"""How much memory a run has needed, and what to say when there is not enough."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from align.runs.errors import OutOfMemoryError
+from data_formats.errors import AlignError, is_out_of_memory
 
 
 def peak_memory_gib() -> float | None:
@@ -13,3 +18,23 @@ def peak_memory_gib() -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
+
+
+@contextmanager
+def memory_errors(doing: str, *lower: str) -> Iterator[None]:
+    """Turns a lack of memory inside the block into one `OutOfMemoryError`; other errors pass unchanged.
+
+    Args:
+        doing: what asked for the memory, the sentence's subject.
+        lower: the keys that make it ask for less, with their values where these help.
+    """
+    try:
+        yield
+    except AlignError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        what = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cure = f"lower {' or '.join(lower)}" if lower else "free memory, or use a smaller model"
+        raise OutOfMemoryError(f"{doing} ran out of memory ({what}): {cure}") from error

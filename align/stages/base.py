@@ -16,6 +16,7 @@ from align.recipe import Recipe
 from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.runs.seeding import derive
 from align.stages import causal, common
+from align.stages.record import Record
 from align.stages.unigram import unigram_entropy
 from align.trainers.sft import SFTTrainer
 from data_formats.records import Document
@@ -43,8 +44,9 @@ def run(
     rows, heldout_rows = ([{"input_ids": block} for block in every] for every in (blocks, heldout_blocks))
     args = causal.arguments(recipe, stage, section, out_dir, evaluate=bool(heldout_rows))
     trainer = SFTTrainer(model, args, train_dataset=rows, eval_dataset=heldout_rows or None, processing_class=tokenizer)
-    figures = _fit(trainer, stage, measure_before=origin.kind != "new")
-    common.save_model(trainer, tokenizer)
+    record = Record(trainer, tokenizer, stage)
+    figures = record.once("before", lambda: _before(trainer, new=origin.kind == "new")) | record.train()
+    figures["heldout_loss"] = causal.heldout_metrics(trainer).get("eval_loss")
     if common.is_main():
         policy = trainer.accelerator.unwrap_model(trainer.model)
         samples = continuations(policy, tokenizer, heldout_blocks, derive(recipe.seed, stage, "samples"))
@@ -65,10 +67,12 @@ def run(
     return common.finish(out_dir, summary, began)
 
 
-def _fit(trainer: SFTTrainer, stage: str, *, measure_before: bool) -> dict[str, Any]:
-    losses = {"heldout_loss_before": causal.heldout_metrics(trainer).get("eval_loss")} if measure_before else {}
-    figures = common.train(trainer, stage)
-    return {"heldout_loss": causal.heldout_metrics(trainer).get("eval_loss"), **losses, **figures}
+def _before(trainer: SFTTrainer, *, new: bool) -> dict[str, Any]:
+    """The held-out loss before training; of a new model none, but a batch is tried."""
+    if new:
+        common.try_evaluation(trainer)
+        return {}
+    return {"heldout_loss_before": causal.heldout_metrics(trainer).get("eval_loss")}
 
 
 def _start(recipe: Recipe, stage: str, origin: Origin, train: list[Document]) -> tuple[Any, Any]:

@@ -18,11 +18,12 @@ from align.recipe.check import describe_batches, missing_inputs, run_problems
 from align.recipe.errors import RecipeError
 from align.recipe.lineage import stage_dir
 from align.recipe.sources import WORLD, source_path, stage_sources
+from align.runs.drafts import prove_folder
 from align.runs.lock import CHAIN, locked
-from align.runs.memory import peak_memory_gib
+from align.runs.memory import memory_errors, peak_memory_gib
 from align.stages import hooks
 from align.stages.changes import descendants, is_finished, require_same_world, require_unchanged, stamp_world
-from align.stages.common import Summary, command, is_main, write_summary
+from align.stages.common import Summary, command, is_main, memory_keys, write_summary
 from align.stages.fresh import clear_chain, clear_stages
 from align.stages.overview import print_table, stage_summary, write_chain_summary
 from data_formats.errors import MissingFileError
@@ -61,6 +62,8 @@ def _run_chain(recipe: Recipe, fresh: bool) -> Summary:
     _meet()
     require_unchanged(recipe, recipe.stages)
     if is_main():
+        for folder in (Path(recipe.output_dir), Path(recipe.output_dir) / "report"):  # the chain's last files
+            prove_folder(folder)
         print(describe_batches([batch_plan(recipe, stage) for stage in recipe.stages]), flush=True)
     for stage in recipe.stages:
         run_stage(recipe, stage)
@@ -109,10 +112,14 @@ def _run_stage(recipe: Recipe, stage: str) -> Summary:
     else:
         from transformers.utils import logging as transformers_logging
 
+        from align.runs.proof import reset_process_state
+
         transformers_logging.disable_progress_bar()  # bars of every saved and loaded file would break the stage's own
         require_inputs(recipe, stage)
         prepare_data(recipe, stage)
-        summary = import_module(RUNNERS[stage]).run(recipe, stage)
+        reset_process_state()
+        with memory_errors(f"stage '{stage}'", *memory_keys(recipe, stage)):
+            summary = import_module(RUNNERS[stage]).run(recipe, stage)
         summary["seconds"] = round(time.perf_counter() - began, 2)  # the making of the embedded world's sets included
         began = time.perf_counter()
         summary = write_summary(stage_dir(recipe, stage), summary)
@@ -127,7 +134,8 @@ def _contribute(recipe: Recipe, stage: str, summary: Summary, began: float) -> S
         done = summary.get("hooks", [])
         if name in done:
             continue
-        found = hooks.resolve(name)(recipe, stage, summary)
+        with memory_errors(f"what follows stage '{stage}'", *memory_keys(recipe, stage)):
+            found = hooks.resolve(name)(recipe, stage, summary)
         rows = [*summary.get("headline", []), *found.get("headline", [])]
         summary = summary | found | {"headline": rows, "hooks": [*done, name]}
         summary["seconds"] = summary.get("seconds", 0.0) + round(time.perf_counter() - began, 2)

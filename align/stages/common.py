@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from align.recipe import Recipe, dump_recipe
-from align.recipe.lineage import Origin, model_dir
+from align.recipe.lineage import TRAINED, Origin, has_model, model_dir
 from align.recipe.stages import SupervisedSection
 from align.runs import checkpoint, files
-from align.runs.memory import peak_memory_gib
+from align.runs.memory import memory_errors, peak_memory_gib
 from align.runs.ranks import is_main
 from data_formats.cleaning import CleaningReport
 from data_formats.errors import DataError, EmptyDatasetError, MissingFileError
@@ -28,6 +28,7 @@ MADE_BY_STAGES = (
     "critic",
     "ema",
     "checkpoints",
+    TRAINED,
     "rounds",
     "failed",
     "metrics.jsonl",
@@ -59,12 +60,25 @@ def origin_path(recipe: Recipe, origin: Origin, *, stage: str) -> str:
     if origin.kind != "stage":
         return origin.value
     folder = model_dir(recipe, origin.value)
-    if not folder.is_dir():
+    if not has_model(recipe, origin.value):
+        missing = "has not been measured yet" if folder.is_dir() else "does not exist"
         raise MissingFileError(
-            f"stage '{stage}' starts from the model of stage '{origin.value}', but {folder} does not exist: "
+            f"stage '{stage}' starts from the model of stage '{origin.value}', but {folder} {missing}: "
             f"run `align run RECIPE` or `{command(origin.value)}` first"
         )
     return str(folder)
+
+
+def memory_keys(recipe: Recipe, stage: str) -> list[str]:
+    """The keys, with their values, that make a stage need less memory."""
+    section = getattr(recipe, stage)
+    names = ("micro_batch_size", "eval_batch_size", "max_length")
+    found = [f"{stage}.{name} ({getattr(section, name)})" for name in names if hasattr(section, name)]
+    rollout = getattr(section, "rollout", None)
+    if rollout is not None:
+        shown = {"batch_size": rollout.batch_size, "max_completion_length": rollout.max_completion_length}
+        found += [f"{stage}.rollout.{name} ({value})" for name, value in shown.items()]
+    return found
 
 
 def open_folder(recipe: Recipe, out_dir: Path) -> None:
@@ -170,6 +184,27 @@ def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learnin
     }
 
 
+def try_evaluation(trainer: Any) -> None:
+    """Evaluate one batch of the longest held-out rows, which takes the most memory, before anything is trained; leaves
+    no trace.
+
+    Raises:
+        OutOfMemoryError: it does not fit.
+    """
+    from align.runs.seeding import rng_state, set_rng_state
+
+    if not trainer.eval_dataset:
+        return
+    rows = sorted(trainer.eval_dataset, key=trainer.row_length, reverse=True)
+    generators, training = rng_state(), trainer.model.training
+    trainer.model.eval()
+    with memory_errors("evaluation", f"eval_batch_size ({trainer.args.per_device_eval_batch_size})"):
+        for batch in trainer.get_test_dataloader(rows[: trainer.args.per_device_eval_batch_size]):
+            trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
+    trainer.model.train(training)
+    set_rng_state(generators)
+
+
 def save_model(trainer: Any, tokenizer: Any) -> Path:
     """Write `model/` atomically: weights and config, or the adapter alone, and the tokenizer."""
     from align.models import save
@@ -184,7 +219,7 @@ def save_model(trainer: Any, tokenizer: Any) -> Path:
 
 def write_summary(out_dir: Path, summary: Summary) -> Summary:
     """Write `summary.json`, the mark of a finished stage; numbers that are not finite become null."""
-    summary = _finite(summary)
+    summary = finite(summary)
     if is_main():
         files.write_json(out_dir / "summary.json", summary)
     return summary
@@ -193,7 +228,10 @@ def write_summary(out_dir: Path, summary: Summary) -> Summary:
 def finish(out_dir: Path, figures: Summary, began: float) -> Summary:
     """Write the summary of a stage that began at `began` (`time.perf_counter`), with its seconds and peak memory."""
     cost = {"seconds": round(time.perf_counter() - began, 2), "peak_memory_gib": peak_memory_gib()}
-    return write_summary(out_dir, figures | cost)
+    summary = write_summary(out_dir, figures | cost)
+    if is_main():
+        (out_dir / TRAINED).unlink(missing_ok=True)
+    return summary
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -237,9 +275,10 @@ def _process_state() -> Any:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` with None for every number that is not finite: JSON has none of these."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from align.evaluation.heldout import loss_figures
 from align.evaluation.samples import replies_by_category, reply_figures, sample_replies
 from align.runs.errors import TrainingError
+from align.runs.memory import memory_errors
 from align.runs.metrics import MetricsLog
 from align.runs.ranks import any_rank, is_main
 from align.stages import common
@@ -70,7 +71,12 @@ class Looks(TrainerCallback):
         if self.best is not None:
             self.best.offer(self.last)
 
-    def _ask(self) -> list[dict[str, Any]]:
+    def try_sampling(self) -> None:
+        """Sample a token after each prompt of one batch, so that an engine that fails does so before training."""
+        prompts = sorted(self.prompts, key=lambda prompt: -sum(len(turn.content) for turn in prompt.messages))
+        self._ask(prompts[: self.batch_size], 1)
+
+    def _ask(self, prompts: Sequence[Prompt] | None = None, longest: int | None = None) -> list[dict[str, Any]]:
         """The sampled replies on the first rank, nothing on the others."""
         rows: list[dict[str, Any]] = []
         error: Exception | None = None
@@ -78,7 +84,9 @@ class Looks(TrainerCallback):
             try:
                 model = self.trainer.accelerator.unwrap_model(self.trainer.model)
                 engine = make_engine("hf", model, pad_token_id=self.tokenizer.pad_token_id, batch_size=self.batch_size)
-                rows = sample_replies(engine, self.tokenizer, self.prompts, self.max_new_tokens, self.seed)
+                asked, longest = self.prompts if prompts is None else prompts, longest or self.max_new_tokens
+                with memory_errors("sampling", "eval_batch_size", "max_completion_length"):
+                    rows = sample_replies(engine, self.tokenizer, asked, longest, self.seed)
             except Exception as caught:
                 error = caught
         if any_rank(error is not None):

@@ -19,6 +19,7 @@ from align.recipe.lineage import Origin, critic_origin, gold_origins, init_origi
 from align.recipe.ppo import PPOSection
 from align.runs.seeding import derive, seed_everything
 from align.stages import common
+from align.stages.drafts import prove_outputs
 from align.stages.prompts import check_room, fitting
 from align.stages.rewards import build_reward
 from align.stages.roles import shared_roles
@@ -56,15 +57,24 @@ def run(
     trainer, figures = build(recipe, section, out_dir, stage)
     with closing(trainer.engine):  # a server does not outlive the stage, however that ends
         common.open_folder(recipe, out_dir)
+        prove_outputs(stage, out_dir, trainer.tokenizer, _outputs(trainer))
         figures |= _train(trainer, stage)
         trainer.save_model(out_dir / "model")
         trainer.save_critic(out_dir / "critic")
         if trainer.ema is not None:
             trainer.save_ema(out_dir / "ema")
+        figures |= _last_look(trainer)
     for tracker in trainer.accelerator.trackers:
         tracker.finish()  # not `end_training`, which would part the ranks before the chain's next stage
     figures |= summary_figures(trainer.state.log_history)
     return common.finish(out_dir, figures, began)
+
+
+def _outputs(trainer: Any) -> dict[str, Any]:
+    """The models that the stage will save, by folder."""
+    models = {"model": trainer.policy.raw, "critic": trainer.critic.raw}
+    models |= {} if trainer.ema is None else {"ema": trainer.ema.module}
+    return models | ({"best/model": trainer.policy.raw} if trainer.config.evaluation.save_best else {})
 
 
 def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo") -> tuple[Any, dict[str, Any]]:
@@ -169,7 +179,6 @@ def _train(trainer: Any, stage: str) -> dict[str, Any]:
     from align.runs.callbacks import stage_callbacks
     from align.runs.checkpoint import latest, step_of
     from align.runs.interrupt import StopFlag
-    from align.trainers.iterations import BEST_MODEL
 
     newest = latest(trainer.checkpoint_dir)
     start = step_of(newest) if newest else 0
@@ -180,18 +189,27 @@ def _train(trainer: Any, stage: str) -> dict[str, Any]:
         state = trainer.train(resume_from_checkpoint=newest)
     if state.global_step < state.max_steps:
         raise common.StageStopped(f"stage '{stage}' stopped at iteration {state.global_step} of {state.max_steps}")
-    if trainer.eval_prompts and "eval/score" not in state.log_history[-1]:
-        trainer.look()
-    figures = {
+    return {
         "steps": state.global_step,
         "optimizer_steps": trainer.optimizer_steps,
         "train_seconds": round(time.perf_counter() - began, 2),
         "resumed_from": start,
     }
+
+
+def _last_look(trainer: Any) -> dict[str, Any]:
+    """Evaluate what is saved, unless its last iteration ended with that; which model was the best.
+
+    A failed evaluation leaves a checkpoint of the last iteration, from which the same command evaluates alone.
+    """
+    from align.trainers.iterations import BEST_MODEL
+
+    state = trainer.state
+    if trainer.eval_prompts and "eval/score" not in state.log_history[-1]:
+        trainer.look()
     if state.best_metric is None:
-        return figures
-    best = {"best_step": state.best_global_step, "best_score": state.best_metric, "best_model": str(BEST_MODEL)}
-    return figures | best
+        return {}
+    return {"best_step": state.best_global_step, "best_score": state.best_metric, "best_model": str(BEST_MODEL)}
 
 
 def summary_figures(history: list[dict[str, Any]]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from align.runs.seeding import derive
 from align.stages import candidates, common, selection, sft
 from align.stages.candidates import REWARD, Sampler
 from align.stages.common import Summary
+from align.stages.drafts import prove_outputs
 from align.stages.prompts import fitting
 from data_formats.records import Prompt
 
@@ -65,6 +66,7 @@ def run(
     newest = common.origin_path(recipe, origin, stage=stage)
     prompts, heldout, read = read_prompts(recipe, section, newest, stage)
     common.open_folder(recipe, out_dir)
+    prove_outputs(stage, out_dir, None, {})  # its models are tried by the finetuning of the first round
     best: list[selection.Best | None] = [None] * len(prompts)
     before = look(Sampler(recipe, newest, stage), heldout, out_dir / ROUNDS / "0")
     rounds: list[Summary] = []
@@ -80,11 +82,12 @@ def run(
             common.write_rows(folder / DEMONSTRATIONS, selection.demonstrations(prompts, kept))
         found = finetune(recipe, stage, section, newest, folder)
         newest = str(folder / "model")
+        if number == section.num_rounds:
+            put_model(Path(newest), out_dir / "model")
         found |= selection.figures(rows, best, kept, number)
         found |= look(Sampler(recipe, newest, stage), heldout, folder)
         rounds.append({"round": number, **found})
         common.write_lines(out_dir / "metrics.jsonl", [logged(one) for one in rounds])
-    put_model(Path(newest), out_dir / "model")
     origins = {role: asdict(one) for role, one in ({"policy": origin} | reward_origins(recipe, stage)).items()}
     counts = {"prompts": len(prompts), "eval_prompts": len(heldout), "origins": origins}
     return common.finish(out_dir, read | counts | summary_figures(before, rounds), began)

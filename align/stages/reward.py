@@ -20,6 +20,7 @@ from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.recipe.stages import RewardSection
 from align.runs.seeding import derive, seed_everything
 from align.stages import common, preferences
+from align.stages.record import Record
 from align.stages.reference import reference_batches
 from align.trainers.arguments import training_arguments
 from align.trainers.reward import RewardTrainer
@@ -84,14 +85,18 @@ def train_reward(
     args = _arguments(recipe, section, stage, out_dir, seed, evaluate=bool(heldout_rows))
     reference = reference_batches(recipe, section, tokenizer, stage) if section.center_scores else None  # fails early
     trainer = preferences.make_trainer(section, args, model, tokenizer, rows, heldout_rows, layer)
-    before = None if fresh_head else held_out(trainer, heldout, heldout_rows, train).get("accuracy")
-    figures = {"accuracy_before": before} | common.train(trainer, stage, ("loss", "accuracy", "margin"))
+    record = Record(trainer, tokenizer, stage)
+    figures = record.once("before", lambda: _before(trainer, heldout, heldout_rows, train, fresh_head))
+    figures = figures | record.train("loss", "accuracy", "margin")
     if reference is not None:
-        figures |= _center(model, *reference, unit_variance=section.unit_variance)
+        found = record.once("center", lambda: _center(model, *reference, unit_variance=section.unit_variance))
+        model.shift.fill_(found["shift"])  # of a run that was left after it
+        model.scale.fill_(found["scale"])
+        common.save_model(trainer, tokenizer)
+        figures |= found
     figures |= held_out(trainer, heldout, heldout_rows, train, write_to=out_dir)
     if section.binarise and heldout:
         figures["accuracy_binarised"] = preferences.binarised_accuracy(trainer, tokenizer, heldout, section)
-    common.save_model(trainer, tokenizer)
     if heldout:
         figures["majority_baseline"] = preference.majority_baseline(train, heldout)
     figures |= {"rows": len(rows), "shuffled_labels": shuffle_labels, "origin": asdict(origin)} | read
@@ -158,6 +163,14 @@ def held_out(
         for name, lines in (kept | {"samples.jsonl": kept["eval.jsonl"][:SAMPLES]}).items():
             common.write_lines(write_to / name, lines)
     return preference.evaluate(heldout, chosen, rejected, train=train)
+
+
+def _before(trainer: RewardTrainer, heldout: list, rows: list, train: list, fresh_head: bool) -> dict[str, Any]:
+    """The accuracy before training; of a head that says nothing yet none, but a batch is tried."""
+    if fresh_head:
+        common.try_evaluation(trainer)
+        return {"accuracy_before": None}
+    return {"accuracy_before": held_out(trainer, heldout, rows, train).get("accuracy")}
 
 
 def _center(model: Any, batches: list[Any], counts: dict[str, int], *, unit_variance: bool) -> dict[str, Any]:

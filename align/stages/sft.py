@@ -27,6 +27,7 @@ from align.stages import causal, common
 from align.stages.best import BestModel
 from align.stages.ghost import ghost_demonstrations
 from align.stages.looks import Looks, merge
+from align.stages.record import Record
 from align.trainers.sft import SFTTrainer
 from data_formats import chatml
 from data_formats.records import Demonstration
@@ -158,11 +159,10 @@ def fit(
     heldout: Sequence[Demonstration],
     seed: int,
 ) -> dict[str, Any]:
-    """Train, look at the model and save it, the best one where that is asked for; returns the figures."""
+    """Train, save the model, look at it, and save the best one where that is asked for; returns the figures."""
+    record = Record(trainer, tokenizer, stage)
     if not trainer.eval_dataset:
-        figures = common.train(trainer, stage)
-        common.save_model(trainer, tokenizer)
-        return {"heldout_loss": None, "heldout_loss_before": None, **figures}
+        return {"heldout_loss": None, "heldout_loss_before": None, **record.train()}
     prompts = fitting_prompts(tokenizer, heldout_prompts(heldout, section.eval_num_replies), section.max_length)
     best = BestModel(trainer, out_dir) if section.keep_best else None
     looks = Looks(
@@ -175,15 +175,17 @@ def fit(
         seed=seed,
         best=best,
     )
-    before = loss_figures(causal.heldout_metrics(trainer))
+    before = record.once("before", lambda: loss_figures(causal.heldout_metrics(trainer)))
+    if not record.trained:
+        looks.try_sampling()
     trainer.add_callback(looks)
-    figures = common.train(trainer, stage)
-    look = looks.final()
+    figures = dict(record.train())
+    look = record.once("look", looks.final)
     if best is not None:
         figures["last_heldout_loss"] = look["heldout_loss"]
         look = best.restore()
         figures |= {"best_step": look["step"], "best_heldout_loss": look["heldout_loss"]}
-    common.save_model(trainer, tokenizer)
+        common.save_model(trainer, tokenizer)
     return _figures(before, look) | figures
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import AbstractContextManager
 
-from align.recipe.ppo import GuardSection
+from align.recipe.ppo import GuardSection, PPOConfig
+from align.runs.memory import memory_errors
 
 logger = logging.getLogger(__name__)
 
@@ -40,3 +42,20 @@ def warn_of(metrics: dict[str, float], guards: GuardSection, iteration: int) -> 
             iteration,
             metrics["score/mean"],
         )
+
+
+def enough_memory(config: PPOConfig, part: str) -> AbstractContextManager[None]:
+    """Around one `part` of an iteration (rollout, score, experience, update) or an `evaluation`: where memory is not
+    enough, an OutOfMemoryError names the keys that this part reads."""
+    length = f"ppo.rollout.max_completion_length ({config.rollout.max_completion_length})"
+    sampled = f"ppo.rollout.batch_size ({config.rollout.batch_size})"
+    micro = f"ppo.micro_batch_size ({config.micro_batch_size})"
+    ptx = [f"ppo.ptx_micro_batch_size ({config.ptx_rows_at_once})"] if config.uses_ptx else []
+    keys = {
+        "rollout": ("sampling replies", sampled, length),
+        "score": ("the reward", "its batch_size", length),
+        "experience": ("the passes over the sampled replies", micro, length),
+        "update": ("the update", micro, *ptx, length),
+        "evaluation": ("the evaluation", sampled, micro, "the reward's batch_size", length),
+    }
+    return memory_errors(*keys[part])

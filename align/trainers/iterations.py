@@ -21,6 +21,7 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from align.recipe.ppo import PPOConfig
 from align.runs.checkpoint import latest
 from align.runs.metrics import MetricsLog
+from align.runs.proof import reset_process_state
 from data_formats.errors import EmptyDatasetError
 
 BEST_METRIC, BEST_MODEL = "eval/score", Path("best", "model")
@@ -110,6 +111,7 @@ class IterationLoop:
         Args:
             resume_from_checkpoint: a `step-N` folder, or True for the newest whole one of this run (none there: start).
         """
+        reset_process_state(self.accelerator)
         folder = latest(self.checkpoint_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         if folder:
             self.load_checkpoint(Path(folder))

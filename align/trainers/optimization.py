@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -15,10 +16,15 @@ from transformers import get_scheduler
 from align.functional.masked import wide
 from align.models.adapters import require_bitsandbytes
 from align.recipe.fields import OptimSection
-from align.runs.errors import LaunchError
+from align.recipe.precision import rounded_away
+from align.runs.errors import LaunchError, PrecisionError
+from align.runs.proof import StepProof
+from align.runs.ranks import is_main
 from align.trainers import sharding
 from align.trainers.forward import all_modules
 from align.trainers.offload import Offload
+
+logger = logging.getLogger(__name__)
 
 NO_DECAY = ("bias", "norm")
 
@@ -75,6 +81,19 @@ def with_own_exceptions(optimizer: torch.optim.Optimizer, module: nn.Module) -> 
     return optimizer
 
 
+def check_precision(module: nn.Module, learning_rate: float, name: str) -> None:
+    """Warn of weights that are trained whole in bfloat16 (`align.recipe.precision`).
+
+    Raises:
+        PrecisionError: float16 weights are trained.
+    """
+    dtypes = {parameter.dtype for parameter in module.parameters() if parameter.requires_grad}
+    if torch.float16 in dtypes:
+        raise PrecisionError(f"{name}: float16 weights overflow in training without a loss scale; load float32 weights")
+    if torch.bfloat16 in dtypes and is_main():
+        logger.warning("%s: %s", name, rounded_away(learning_rate))
+
+
 def require_whole(optimizer: str, sharded: bool) -> None:
     """Raises LaunchError for an `optimizer` of bitsandbytes on sharded parameters, which it does not know."""
     if sharded and optimizer != "adamw":
@@ -97,9 +116,12 @@ class TrainedModel:
         accelerator: Accelerator,
         total_steps: int,
         offload: Offload | None = None,
+        *,
+        name: str = "the model",
     ):
         self.accelerator, self.section, self.raw = accelerator, section, module
         require_whole(section.optimizer, accelerator.is_fsdp2)
+        check_precision(module, section.learning_rate, name)
         optimizer = make_optimizer(module, section)
         specific = {"min_lr_rate": 0.1} if section.lr_scheduler_type == "cosine_with_min_lr" else None
         self.schedule = get_scheduler(
@@ -114,6 +136,7 @@ class TrainedModel:
             self.module, self.optimizer = sharding.prepare(accelerator, module, optimizer)
         self.parameters: list[nn.Parameter] = [p for p in self.module.parameters() if p.requires_grad]
         self.waiting = None if offload is None else offload.moments(self.optimizer)
+        self.proof = StepProof(self.optimizer, name)
 
     @property
     def learning_rate(self) -> float:
@@ -131,10 +154,16 @@ class TrainedModel:
         return sharding.full(nn.utils.clip_grad_norm_(self.parameters, self.section.max_grad_norm))
 
     def step(self) -> None:
-        """One step of optimizer and schedule, then no gradients."""
+        """One step of optimizer and schedule, then no gradients.
+
+        Raises:
+            TrainingError: nothing was trained by it.
+        """
         sharding.reshard(self.module)  # what is gathered would outlive the weights it copies
+        self.proof.before()
         with self.waiting or nullcontext():
             self.optimizer.step()
+        self.proof.after()
         self.schedule.step()
         self.drop_gradients()
 

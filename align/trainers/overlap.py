@@ -25,7 +25,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from align.data.encode import encode_prompts
-from align.runs.errors import TrainingError
 from data_formats.errors import AlignError
 from rollouts.protocol import Completion, SamplingParams
 
@@ -63,7 +62,7 @@ class Ahead:
         self._batch: Batch | None = None
         self._sampling: Future[list[Completion]] | None = None
         self._ready: Batch | None = None
-        self._problem: TrainingError | None = None
+        self._problem: Exception | None = None
         self._told = False
 
     @property
@@ -137,13 +136,13 @@ class Ahead:
 
         try:
             self._batch = replace(batch, completions=self.trainer.together(finish))
-        except TrainingError as problem:
+        except Exception as problem:
             self.trainer.sampler.load_state_dict(batch.drawn_from)
             self._batch, self._problem = None, problem
         self._sampling, self.seconds = None, time.perf_counter() - began
 
     def raise_problem(self) -> None:
-        """Raises TrainingError, once, when the coming batch could not be sampled."""
+        """Raises, once, what went wrong when the coming batch could not be sampled (TrainingError, or the engine's)."""
         problem, self._problem = self._problem, None
         if problem is not None:
             raise problem

@@ -34,7 +34,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
@@ -48,15 +48,17 @@ from align.models.save import save_model
 from align.recipe.ppo import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.files import atomic_dir
-from align.runs.seeding import derive, rng_state, set_rng_state
+from align.runs.proof import reset_process_state
+from align.runs.seeding import derive
 from align.trainers import ppo_state, sharding
 from align.trainers.average import WeightAverage
+from align.trainers.boundary import kept_boundary, kept_state
 from align.trainers.controllers import KLController, PtxController
 from align.trainers.engine_sync import push_current, sampled_modules
 from align.trainers.engines import check_overlap, training_engine
 from align.trainers.experience import Samples, Scores
 from align.trainers.forward import silence_dropout
-from align.trainers.guards import reason_to_stop, warn_of
+from align.trainers.guards import enough_memory, reason_to_stop, warn_of
 from align.trainers.iterations import loop_arguments
 from align.trainers.minibatches import check_split
 from align.trainers.offload import Offload, reward_models
@@ -144,6 +146,7 @@ class PPOTrainer(PPOExperience):
         self.gold = gold
         self.prompts, self.eval_prompts, self.output_dir = list(prompts), list(eval_prompts), Path(output_dir)
         self.accelerator = accelerator or make_accelerator()
+        reset_process_state(self.accelerator)
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         check_split(config.rollout_batch_size, config.rollout.num_generations, config.num_mini_batches, self.world_size)
         self.responses = config.rollout_batch_size * config.rollout.num_generations
@@ -178,10 +181,10 @@ class PPOTrainer(PPOExperience):
         steps = self.config.num_iterations * self.config.num_ppo_epochs * self.config.num_mini_batches
         decay = self.config.ema_decay
         self.ema = None if decay is None else WeightAverage(policy, decay, self.accelerator)
-        self.policy = TrainedModel(
-            policy, self.config.policy, self.accelerator, steps - self.config.critic_warmup_steps, self.offload
-        )
-        self.critic = TrainedModel(critic, self.config.critic, self.accelerator, steps, self.offload)
+        shared: dict[str, Any] = {"accelerator": self.accelerator, "offload": self.offload}
+        policy_steps = steps - self.config.critic_warmup_steps
+        self.policy = TrainedModel(policy, self.config.policy, total_steps=policy_steps, name="ppo.policy", **shared)
+        self.critic = TrainedModel(critic, self.config.critic, total_steps=steps, name="ppo.critic", **shared)
         reference.requires_grad_(False)
         self.reference, _ = sharding.prepare(self.accelerator, reference)
         self.offload.rest("reference", self.reference)
@@ -193,24 +196,32 @@ class PPOTrainer(PPOExperience):
         return PtxStream(blocks, per_step, self.config.ptx_rows_at_once, derive(self.seed, "ptx"), self.pad_id)
 
     def step(self) -> dict[str, float]:
-        """Collect, score, update; returns the iteration's metrics."""
-        watch, boundary, version = Stopwatch(), self._boundary(), self.policy_version
-        try:
-            mine = self.ahead.next_prompts()[self.rank :: self.world_size]
-            push_current(self)  # before the first iteration; later ones end with it
-            with watch("rollout"), sharding.unsharded(*sampled_modules(self)):
-                samples = self.together(lambda: self.collect([self.prompts[index] for index in mine]))
-            self.ahead.begin()
-            with watch("score"):
-                scores = self.together(lambda: self.score(samples))
-            with watch("experience"):
-                samples, scores = self._over_ranks(samples, scores)
+        """Collect, score, update; returns the iteration's metrics.
+
+        Raises:
+            TrainingError: an error of ours, with what is saved; any other exception comes as it is, with a note of it.
+        """
+        with kept_boundary(self):
+            return self._iterate(Stopwatch())
+
+    def _iterate(self, watch: Stopwatch) -> dict[str, float]:
+        version = self.policy_version
+        mine = self.ahead.next_prompts()[self.rank :: self.world_size]
+        push_current(self)  # before the first iteration; later ones end with it
+        with watch("rollout"), sharding.unsharded(*sampled_modules(self)):
+            samples = self.together(
+                enough_memory(self.config, "rollout")(lambda: self.collect([self.prompts[index] for index in mine]))
+            )
+        self.ahead.begin()
+        with watch("score"):
+            scores = self.together(enough_memory(self.config, "score")(lambda: self.score(samples)))
+        with watch("experience"):
+            samples, scores = self._over_ranks(samples, scores)
+            with enough_memory(self.config, "experience"):
                 experience, metrics = self.make_experience(samples, scores.total_N)
-                metrics |= part_metrics(scores.parts)
-            self._heed_guards(metrics)
-        except AlignError as problem:
-            self._stop(problem, boundary)
-        with watch("update"):
+            metrics |= part_metrics(scores.parts)
+        self._heed_guards(metrics)
+        with watch("update"), enough_memory(self.config, "update"):
             metrics |= self.update(experience)
         if self.config.old_logprobs == "elide" and "kl/token" in metrics:  # not while the critic warms up
             metrics |= {"entropy": metrics["entropy/token"], "kl/reply": metrics["kl/token"] * metrics["length/mean"]}
@@ -278,32 +289,20 @@ class PPOTrainer(PPOExperience):
         """`work()` of this rank, once it has gone well on all of them.
 
         Raises:
-            TrainingError: on every rank, with the words of the first AlignError (engine's, reward's) of any.
+            TrainingError: on every rank, with the words of the first AlignError (engine's, reward's) of any; of another
+                exception on the ranks that did not meet it. Those that did raise it as it came.
         """
+        result, problem, words = None, None, ""
         try:
-            result, problem = work(), ""
-        except AlignError as error:
-            result, problem = None, str(error)
-        problems = gather_object([problem]) if self.world_size > 1 else [problem]
+            result = work()
+        except Exception as error:
+            problem, words = error, str(error) if isinstance(error, AlignError) else f"{type(error).__name__}: {error}"
+        problems = gather_object([words]) if self.world_size > 1 else [words]
+        if problem is not None and not isinstance(problem, AlignError):
+            raise problem
         if any(problems):
-            raise TrainingError(next(filter(None, problems)))
+            raise TrainingError(next(filter(None, problems))) from problem
         return result
-
-    def _boundary(self) -> dict[str, Any]:
-        """What an iteration changes before its first optimizer step, as it is now; the random generators are a
-        reward's."""
-        parts = {name: getattr(self, name).state_dict() for name in ("ahead", "sampler", "reward_stats", "kl")}
-        return {**parts, "rng": rng_state()}
-
-    def _stop(self, problem: AlignError, boundary: dict[str, Any]) -> NoReturn:
-        """Save the state before this iteration and give up."""
-        set_rng_state(boundary.pop("rng"))
-        for name, state in boundary.items():
-            getattr(self, name).load_state_dict(state)
-        folder = self.save_checkpoint()
-        raise TrainingError(
-            f"{problem} (iteration {self.state.global_step + 1}); the state before it is saved in {folder}"
-        ) from problem
 
     def _heed_guards(self, metrics: dict[str, float]) -> None:
         reason = reason_to_stop(metrics, self.config.guards)
@@ -322,17 +321,14 @@ class PPOTrainer(PPOExperience):
         """Score, KL and entropy on held-out prompts (default `eval_prompts`; none: no figures); see `ppo_eval`.
 
         Raises:
-            TrainingError: sampling or the reward failed; what was trained up to here is saved first.
+            TrainingError: sampling or the reward failed; what was trained up to here is saved first, as it is before
+                any other exception.
         """
         prompts = self.eval_prompts if prompts is None else prompts
         self.ahead.wait()
-        try:
+        with kept_state(self), enough_memory(self.config, "evaluation"):
             self.ahead.raise_problem()
             return evaluate_policy(self, prompts, num_samples) if prompts else {}
-        except TrainingError as problem:
-            if not self.state.global_step:
-                raise
-            raise TrainingError(f"{problem}; the state is saved in {self.save_checkpoint()}") from problem
 
     def save_model(self, folder: str | Path) -> None:
         """Write the policy and the tokenizer as a Hugging Face folder, atomically. The critic: `save_critic`."""

@@ -140,10 +140,17 @@ class PPOExperience(PPOUpdate):
             )
         return tokens.on_actions(samples.engine_logps)
 
-    @torch.no_grad()
     def _passes(self, tokens: TokenBatch, support: SupportTensor | None = None) -> dict[str, Tensor]:
         """By name, (N, S): `full` and `entropy` of the policy (not when elided), `ratio` (with a support), `ref`,
         `values`; on the very micro-batches of the first epoch."""
+        whole = self.together(lambda: self._own_passes(tokens, support))
+        if self.world_size == 1:
+            return whole  # else each row was computed by one rank and is 0 elsewhere
+        return {name: self.accelerator.reduce(tensor, "sum") for name, tensor in whole.items()}
+
+    @torch.no_grad()
+    def _own_passes(self, tokens: TokenBatch, support: SupportTensor | None) -> dict[str, Tensor]:
+        """`_passes` of this rank's rows, 0 elsewhere."""
         temperature, states = self.config.rollout.temperature, tokens.input_ids_NT.shape[1] - 1
         parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for _, micros in self.minibatches(tokens, epoch=0):
@@ -161,7 +168,4 @@ class PPOExperience(PPOUpdate):
                 for name, tensor in found.items():
                     parts.setdefault(name, []).append((rows_B, tensor))
         shape = (len(tokens.lengths_N), states)
-        whole = {name: scatter_rows(pieces, shape) for name, pieces in parts.items()}
-        if self.world_size == 1:
-            return whole  # else each row was computed by one rank and is 0 elsewhere
-        return {name: self.accelerator.reduce(tensor, "sum") for name, tensor in whole.items()}
+        return {name: scatter_rows(pieces, shape) for name, pieces in parts.items()}

@@ -8,14 +8,14 @@ ptx gradient (see `ptx.py`) is accumulated into the policy's same optimizer step
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from align import functional
 from align.recipe.ppo import PPOConfig
-from align.runs.errors import TrainingError
+from align.runs.errors import SavedError, TrainingError
 from align.runs.seeding import derive
 from align.trainers import ppo_state
 from align.trainers.average import WeightAverage
@@ -54,6 +54,7 @@ class PPOUpdate(IterationLoop):
     responses: int
     optimizer_steps: int
     policy_version: int
+    updating: Literal["no", "begun", "moved"]
 
     def minibatches(self, tokens: TokenBatch, epoch: int) -> list[tuple[Tensor, list[Tensor]]]:
         """This epoch's minibatches: global rows, and this rank's rows by micro-batch."""
@@ -82,7 +83,7 @@ class PPOUpdate(IterationLoop):
             TrainingError: a gradient that is not finite (unless such steps are skipped); the models are as before that
                 step, and saved. Or the engine does not take the new weights; the models are saved then, too.
         """
-        stats, version = UpdateStats(), self.policy_version
+        stats, version, self.updating = UpdateStats(), self.policy_version, "begun"
         steps = [
             step for epoch in range(self.config.num_ppo_epochs) for step in self.minibatches(experience.tokens, epoch)
         ]
@@ -209,6 +210,7 @@ class PPOUpdate(IterationLoop):
                 stats.count("steps_not_finite")
                 return
             self._stop_broken(f"the gradient of the {' and the '.join(broken)} loss is not finite")
+        self.updating = "moved"
         for name, model in trained.items():
             model.step()
             stats.norm(f"{name}/grad_norm", norms[name])
@@ -223,7 +225,7 @@ class PPOUpdate(IterationLoop):
             return push_weights(self)
         except TrainingError as problem:
             folder = ppo_state.save(self, self.output_dir / "failed")
-            raise TrainingError(
+            raise SavedError(
                 f"{problem} (iteration {self.state.global_step + 1}); the models after its update are saved in {folder}"
             ) from problem
 
@@ -234,7 +236,7 @@ class PPOUpdate(IterationLoop):
     def _stop_broken(self, what: str) -> NoReturn:
         """Save what there is, apart from the sound checkpoints (it lies inside an iteration), and stop."""
         folder = ppo_state.save(self, self.output_dir / "failed")
-        raise TrainingError(
+        raise SavedError(
             f"{what} in iteration {self.state.global_step + 1}; the models as they were before that step are saved "
             f"in {folder}: continue from an earlier checkpoint with a lower learning rate, or look at samples.jsonl"
         )

@@ -1,0 +1,108 @@
+"""Proof that optimizer steps train: what is process-wide is as training needs it, and weights move.
+
+accelerate shares one `GradientState` among all trainers of a process. One that was interrupted between the
+micro-batches of a step leaves `sync_gradients` False there, and `step()` and `zero_grad()` of every optimizer that
+accelerate has prepared then do nothing, while norms, rates and counters go on.
+"""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import GradientState
+from torch import Tensor, nn
+
+from align.runs.errors import TrainingError
+from align.runs.ranks import any_rank
+
+SEARCHED = 1 << 22  # weights of a tensor among which its witness is sought
+
+
+def reset_process_state(accelerator: Accelerator | None = None) -> None:
+    """Put back what a training that was broken off in this process may have left: accelerate's state of accumulation,
+    torch's switch of gradients.
+
+    Args:
+        accelerator: of a loop that scales its losses itself: they are not divided by somebody's accumulation steps.
+    """
+    GradientState()._set_sync_gradients(True)
+    if accelerator is not None:
+        accelerator.gradient_accumulation_steps = 1
+    torch.set_grad_enabled(True)
+
+
+class StepProof:
+    """Whether an optimizer's steps are made, every time, and whether the first of them that should moves a weight.
+
+    A witness is the smallest weight with a gradient, of every trained tensor: where any weight moves, it does. Nothing
+    is asked of a step at learning rate 0, or of one whose gradients are all zero; the next one is looked at then.
+
+    Args:
+        optimizer: maybe wrapped by accelerate.
+        name: what is trained, for messages.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, name: str):
+        self.name, self.proven = name, False
+        self._wrapped, self._inner = optimizer, getattr(optimizer, "optimizer", optimizer)
+        self._made = False
+        self._witnesses: list[tuple[nn.Parameter, int, Tensor]] = []
+        self._inner.register_step_post_hook(self._note)
+
+    def _note(self, *_: object) -> None:
+        self._made = True
+
+    @torch.no_grad()
+    def before(self) -> None:
+        """Called when the gradients are final, before `step()`."""
+        self._made, self._witnesses = False, []
+        if self.proven or not all(group["lr"] > 0 for group in self._inner.param_groups):
+            return
+        for group in self._inner.param_groups:
+            found = (_witness(parameter) for parameter in group["params"])
+            self._witnesses += [witness for witness in found if witness is not None]
+
+    @torch.no_grad()
+    def after(self) -> None:
+        """Called after `step()`, before the gradients are dropped.
+
+        Raises:
+            TrainingError: the step was not made, or no weight has moved by it; on every rank.
+        """
+        if getattr(self._wrapped, "step_was_skipped", False):  # a loss scale's overflow
+            return
+        if not self._made:
+            raise TrainingError(
+                f"the optimizer step of {self.name} was not made, so nothing would be trained: another trainer in this "
+                "process was broken off, or is at work; start a new process"
+            )
+        if self.proven or not any_rank(bool(self._witnesses)):
+            return
+        moved = any(_local(parameter).flatten()[at] != value for parameter, at, value in self._witnesses)
+        if not any_rank(moved):
+            raise TrainingError(self._why())
+        self.proven, self._witnesses = True, []
+
+    def _why(self) -> str:
+        rate = max(group["lr"] for group in self._inner.param_groups)
+        dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter, _, _ in self._witnesses}
+        return (
+            f"an optimizer step of {self.name} moved no weight ({' and '.join(sorted(dtypes))}, learning_rate "
+            f"{rate:g}): raise the learning rate, or train float32 weights"
+        )
+
+
+def _local(parameter: Tensor) -> Tensor:
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter.detach()
+
+
+def _witness(parameter: nn.Parameter) -> tuple[nn.Parameter, int, Tensor] | None:
+    """The place and value of the smallest of its weights that has a gradient."""
+    if parameter.grad is None:
+        return None
+    weights, gradients = (_local(tensor).flatten()[:SEARCHED] for tensor in (parameter, parameter.grad))
+    sizes = torch.where(gradients != 0, weights.abs(), torch.inf)
+    if not len(sizes) or not sizes.min().isfinite():
+        return None
+    at = int(sizes.argmin())
+    return parameter, at, weights[at].clone()

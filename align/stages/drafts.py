@@ -1,0 +1,106 @@
+"""What would only be tried at the end is tried at the start: a draft of everything that a stage will leave.
+
+Every model is dressed and written by the very function that writes it at the end, where it will lie and by the same
+renames, with one element of each tensor in place of the whole: a configuration that transformers refuses, a chat
+template that cannot be written, tensors that share memory, a folder that is a file or not writable, a full disk are met
+before the first step, not after the last. What the dressing can mend it mends in the model itself, so that checkpoints
+are written with it too. The drafts are removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from align.models.save import dress, save_model
+from align.runs import files
+from align.runs.checkpoint import MANIFEST
+from align.runs.drafts import draft
+from align.runs.errors import OutputError
+from align.runs.ranks import any_rank, is_main
+from align.stages.common import MADE_BY_STAGES
+from align.trainers import sharding
+from data_formats.errors import AlignError, StorageError
+from reward.adapter import is_adapter
+
+WHOLE = ("head.", "pooler.")  # of a reward model or critic, whose settings name the head's size
+
+
+def prove_outputs(stage: str, out_dir: Path, tokenizer: Any, models: Mapping[str, nn.Module]) -> None:
+    """Write a draft of each of a stage's outputs; every rank calls it, the first one writes.
+
+    Args:
+        models: what will be saved, by its folder below `out_dir` (`model`, `critic`, `best/model`).
+
+    Raises:
+        StorageError: something cannot be written where it belongs.
+        OutputError: a model that cannot be saved as it is.
+    """
+    error: Exception | None = None
+    for module in models.values():
+        dress(module, tokenizer)  # on all ranks: their configurations stay equal
+    if is_main():
+        try:
+            _check_places(out_dir)
+            for name, module in models.items():
+                with _refused(f"{stage}: {out_dir / name}"), draft(out_dir / name) as folder:
+                    _write(module, tokenizer, folder)
+            with draft(out_dir / "checkpoints" / "step-0") as folder:
+                torch.save({"step": torch.zeros(1)}, folder / "state.pt")
+                files.write_json(folder / MANIFEST, {})
+        except Exception as caught:
+            error = caught
+    if any_rank(error is not None):
+        raise error or StorageError(f"{out_dir}: the first rank cannot write (see its message)")
+
+
+def _check_places(out_dir: Path) -> None:
+    for name in MADE_BY_STAGES:
+        path = out_dir / name
+        if path.exists() and path.is_dir() == bool(path.suffix):
+            raise StorageError(f"{path} is a {'folder' if path.suffix else 'file'}: move it away, a stage writes there")
+        if path.is_file():
+            with files.storage_errors(path, "append to"), open(path, "ab"):
+                pass
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    try:
+        yield
+    except AlignError:
+        raise
+    except Exception as error:  # of transformers, safetensors, tokenizers, jinja
+        words = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise OutputError(
+            f"{what} could not be written after training ({type(error).__name__}: {words}); mend the model or the "
+            "tokenizer that the stage starts from"
+        ) from error
+
+
+def _write(module: nn.Module, tokenizer: Any, folder: Path) -> None:
+    if not sharding.is_sharded(module):
+        save_model(module, tokenizer, folder, _thin(module))
+        return
+    module.config.save_pretrained(folder)  # its tensors are gathered by all ranks together
+    tokenizer.save_pretrained(folder)
+
+
+def _thin(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict with one element of each tensor: views, so that what shares memory is seen to. Of weights that
+    transformers rearranges when it saves them, the first alone."""
+    state = module.state_dict()
+    thin = {
+        name: tensor if name.startswith(WHOLE) or not isinstance(tensor, Tensor) else tensor[(slice(1),) * tensor.dim()]
+        for name, tensor in state.items()
+    }
+    body = getattr(module, "backbone", module)
+    if not is_adapter(body) and getattr(body, "_weight_conversions", None):
+        first = next(name for name in thin if not name.startswith(WHOLE))
+        thin = {name: value for name, value in thin.items() if name == first or name.startswith(WHOLE)}
+    return thin

@@ -1,0 +1,156 @@
+"""Evaluation never stands between training and saving, and a failed one is repeated alone."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from align.recipe.check import missing_inputs
+from align.runs.errors import CheckpointError, OutOfMemoryError
+from align.stages import base, common, reward, sft
+from align.stages.looks import Looks
+from align.trainers.reward import RewardTrainer
+from align.trainers.sft import SFTTrainer
+from tests.align.stages.sft_case import lines, recipe
+from tests.align.stages.small_chain import small_recipe, write_data
+
+
+def timeless(summary):
+    kept = ("seconds", "train_seconds", "peak_memory_gib", "resumed_from")
+    return {name: value for name, value in summary.items() if name not in kept}
+
+
+def tensors(folder):
+    return {file.name: load_file(file) for file in sorted((folder / "model").glob("*.safetensors"))}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[file][name]) for file, part in one.items() for name, value in part.items()
+    )
+
+
+def fails(monkeypatch, kind, method, *, when):
+    """`method` raises once, when `when(self)`."""
+    whole, left = getattr(kind, method), [1]
+
+    def broken(self, *args, **kwargs):
+        if left and when(self):
+            left.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, method, broken)
+
+
+def never(*args, **kwargs):
+    raise AssertionError("trained again")
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """A base model, an sft and a reward model, unbroken."""
+    folder = tmp_path_factory.mktemp("chain")
+    write_data(folder)
+    small = small_recipe(folder)
+    for module, stage in ((base, "base"), (sft, "sft"), (reward, "rm")):
+        module.run(small_recipe(folder, rm__init_from="base"), stage)
+    return folder, small
+
+
+RUNS = [(base, "base", SFTTrainer), (sft, "sft", SFTTrainer), (reward, "rm", RewardTrainer)]
+
+
+@pytest.mark.parametrize(("module", "stage", "kind"), RUNS)
+def test_a_failed_last_evaluation_leaves_the_model_and_is_repeated_alone(chain, monkeypatch, module, stage, kind):
+    folder, _ = chain
+    small = small_recipe(folder, rm__init_from="base")
+    out = folder / f"again_{stage}"
+    trained = lambda self: self.state.global_step == getattr(small, stage).max_steps  # noqa: E731
+    fails(monkeypatch, kind, "prediction_step", when=trained)
+    with pytest.raises(OutOfMemoryError, match=r"evaluation ran out of memory .*: lower eval_batch_size \(16\)"):
+        module.run(small, stage, out_dir=out)
+    assert (out / "trained.json").is_file() and not (out / "summary.json").exists()
+    first = tensors(out)
+    monkeypatch.setattr(common, "train", never)
+    summary = module.run(small, stage, out_dir=out)
+    whole = folder / "run" / stage
+    assert timeless(summary) == timeless(json.loads((whole / "summary.json").read_text()))
+    assert equal(tensors(out), first) and equal(first, tensors(whole))
+    assert not (out / "trained.json").exists()
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert [_untimed(line) for line in lines(out / name)] == [_untimed(line) for line in lines(whole / name)]
+
+
+def _untimed(line):
+    return {key: value for key, value in line.items() if key != "time" and not key.endswith(("time", "per_second"))}
+
+
+def test_a_model_that_is_not_measured_is_no_start_for_others(chain):
+    folder, _ = chain
+    small = small_recipe(folder, rm__init_from="base")
+    assert missing_inputs(small, "rm") == []
+    mark = folder / "run" / "base" / "trained.json"
+    mark.write_text("{}")
+    try:
+        assert missing_inputs(small, "rm") == ["base"]
+        with pytest.raises(FileNotFoundError, match="has not been measured yet"):
+            sft.run(small, "sft", out_dir=folder / "never")
+    finally:
+        mark.unlink()
+
+
+def test_the_best_model_is_put_back_after_a_failed_last_look(tmp_path, monkeypatch):
+    keys = {"learning_rate": 0.3, "eval_steps": 2, "keep_best": True, "max_steps": 5}
+    whole = sft.run(recipe(tmp_path, **keys))
+    again = recipe(tmp_path, run="again", **keys)
+    fails(monkeypatch, Looks, "final", when=lambda self: True)
+    with pytest.raises(torch.OutOfMemoryError):
+        sft.run(again)
+    monkeypatch.setattr(common, "train", never)
+    assert timeless(sft.run(again)) == timeless(whole)
+    assert equal(tensors(tmp_path / "run" / "sft"), tensors(tmp_path / "again" / "sft"))
+
+
+def test_an_evaluation_that_fails_while_training_is_made_up_for(tmp_path, monkeypatch):
+    keys = {"eval_steps": 2, "max_steps": 5}
+    whole = sft.run(recipe(tmp_path, **keys))
+    again = recipe(tmp_path, run="again", **keys)
+    fails(monkeypatch, Looks, "_ask", when=lambda self: self.trainer.state.global_step == 4)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        sft.run(again)
+    assert "the state before this evaluation is saved" in caught.value.__notes__[0]
+    summary = sft.run(again)
+    assert summary["resumed_from"] == 4 and timeless(summary) == timeless(whole)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        first, second = (lines(tmp_path / run / "sft" / name) for run in ("run", "again"))
+        steps = [[_untimed(line) for line in found if "train_loss" not in line] for found in (first, second)]
+        assert steps[0] == steps[1]
+
+
+def test_a_step_that_fails_leaves_the_state_before_it(tmp_path, monkeypatch):
+    whole = sft.run(recipe(tmp_path, max_steps=4))
+    again = recipe(tmp_path, run="again", max_steps=4)
+    fails(monkeypatch, SFTTrainer, "compute_loss", when=lambda self: self.state.global_step == 2)
+    with pytest.raises(OutOfMemoryError, match=r"training ran out of memory .*lower micro_batch_size \(4\)"):
+        sft.run(again)
+    summary = sft.run(again)
+    assert summary["resumed_from"] == 2 and timeless(summary) == timeless(whole)
+
+
+def test_what_a_reward_model_evaluates_first_at_the_end_is_tried_at_the_start(chain, monkeypatch):
+    folder, _ = chain
+    small = small_recipe(folder, rm__init_from="base")
+    fails(monkeypatch, RewardTrainer, "prediction_step", when=lambda self: True)
+    with pytest.raises(OutOfMemoryError, match="eval_batch_size"):
+        reward.run(small, "rm", out_dir=folder / "tried")
+    assert sorted(path.name for path in (folder / "tried").iterdir()) == ["recipe.yaml"]
+
+
+def test_a_torn_record_is_told(tmp_path):
+    small = recipe(tmp_path)
+    (tmp_path / "run" / "sft" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "sft" / "trained.json").write_text('{"state"')
+    with pytest.raises(CheckpointError, match=r"trained\.json cannot be read: remove it"):
+        sft.run(small)
