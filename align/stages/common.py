@@ -17,6 +17,7 @@ from align.recipe.stages import SupervisedSection
 from align.runs import checkpoint, files
 from align.runs.memory import peak_memory_gib
 from align.runs.ranks import is_main
+from align.runs.reading import RunFileError, read_object, read_objects
 from data_formats.cleaning import CleaningReport
 from data_formats.errors import DataError, EmptyDatasetError, MissingFileError
 
@@ -215,9 +216,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         DataError: the file is not there or damaged.
     """
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): remove it to have it made again") from None
+        return read_objects(path, "remove it to have it made again")
+    except RunFileError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """What a stage, an arm or the chain left in its `summary.json`, None where it has not finished.
+
+    Raises:
+        RunFileError: the file is damaged.
+    """
+    return read_object(folder / "summary.json", "remove it, and the same command writes it again")
 
 
 def device() -> Any:

@@ -109,12 +109,20 @@ class RewardTrainer(SupervisedTrainer):
             self._seen_3 = torch.zeros_like(self._seen_3)
         super().log(logs, start_time)
 
+    def sums(self) -> dict[str, Any]:
+        names = ("correct", "margins", "pairs")
+        return super().sums() | dict(zip(names, self._seen_3.tolist(), strict=True))
+
+    def take_sums(self, sums: dict[str, float]) -> None:
+        super().take_sums(sums)
+        self._seen_3 = torch.tensor([sums[name] for name in ("correct", "margins", "pairs")], dtype=torch.float64)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _take_weights(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.accelerator.unwrap_model(model if model is not None else self.model)
         target.load_weights(resume_from_checkpoint)
