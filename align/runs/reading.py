@@ -11,8 +11,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from align.recipe.errors import RecipeError
-from align.recipe.text import parse
 from data_formats.errors import AlignError
 
 Row = dict[str, Any]
@@ -59,6 +57,9 @@ def read_objects(path: Path, advice: str) -> list[Row]:
 
 def read_recipe(path: Path) -> Row:
     """The values of a stage's `recipe.yaml`, empty where there is none. Raises RunFileError."""
+    from align.recipe.errors import RecipeError  # checkpoints are written and read without YAML and pydantic
+    from align.recipe.text import parse
+
     text = read_text(path)
     try:
         found = parse(text, str(path))[0] if text else {}

@@ -15,6 +15,7 @@ from align.recipe import Recipe, dump_recipe
 from align.recipe.lineage import Origin, model_dir
 from align.recipe.stages import SupervisedSection
 from align.runs import checkpoint, files
+from align.runs.acceptance import accepted
 from align.runs.memory import peak_memory_gib
 from align.runs.ranks import is_main
 from align.runs.reading import RunFileError, read_object, read_objects
@@ -36,6 +37,7 @@ MADE_BY_STAGES = (
     "ghost.jsonl",
     "eval.jsonl",
     "most_wrong.jsonl",
+    "accepted.json",
     "recipe.yaml",
     "summary.json",
 )
@@ -139,6 +141,7 @@ def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learnin
     Raises:
         StageStopped: Ctrl-C; a checkpoint was written.
         TrainingError: the loss is not finite.
+        CheckpointError: the checkpoint to go on from was trained on other rows.
     """
     from align.models.adapters import trained_share
     from align.runs.callbacks import attach
@@ -152,6 +155,7 @@ def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learnin
     if share:
         LOG.info("%s: trains %d of %d parameters (%.2f %%)", stage, trained, parameters, 100 * trained / parameters)
     began = time.perf_counter()
+    trainer.data.keys = (f"{stage}.data", f"{stage}.eval_data")
     with StopFlag() as flag:
         attach(trainer, stage, out_dir, flag, figures=figures)
         if latest and start >= trainer.planned_steps():
@@ -195,7 +199,8 @@ def write_summary(out_dir: Path, summary: Summary) -> Summary:
 def finish(out_dir: Path, figures: Summary, began: float) -> Summary:
     """Write the summary of a stage that began at `began` (`time.perf_counter`), with its seconds and peak memory."""
     cost = {"seconds": round(time.perf_counter() - began, 2), "peak_memory_gib": peak_memory_gib()}
-    return write_summary(out_dir, figures | cost)
+    changes = accepted(out_dir)
+    return write_summary(out_dir, figures | cost | ({"accepted": changes} if changes else {}))
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -6,7 +6,6 @@ rows the run trains on and a hash of them (`align.data.fingerprint`).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +46,10 @@ class Sums(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self._at_boundary = None
 
-    def write(self, folder: Path) -> None:
-        """Write the sums as they were when the checkpoint's step ended. Every rank calls it."""
+    def gathered(self) -> list[dict[str, float]]:
+        """The sums of every rank as they were when the last step ended. Every rank calls it."""
         own = {name: float(value) for name, value in (self._at_boundary or self.trainer.sums()).items()}
-        per_rank = gather_object([own]) if self.trainer.args.world_size > 1 else [own]
-        if self.trainer.args.should_save:
-            (folder / FIGURES_FILE).write_text(json.dumps({"ranks": per_rank}), encoding="utf-8")
+        return gather_object([own]) if self.trainer.args.world_size > 1 else [own]
 
 
 class Data:
@@ -74,11 +71,6 @@ class Data:
             self._found = {name: fingerprint(rows) for name, rows in sets.items() if rows is not None}
         return self._found
 
-    def write(self, folder: Path) -> None:
-        """Write the fingerprints beside the checkpoint's weights; the first rank does."""
-        if self.trainer.args.should_save:
-            (folder / DATA_FILE).write_text(json.dumps(self.found()), encoding="utf-8")
-
     def require_same(self, folder: Path) -> None:
         """Whether the checkpoint in `folder` was trained on these rows.
 
@@ -99,22 +91,27 @@ class Data:
 
 def require_same_data(
     folder: Path, was: dict[str, Fingerprint | None], now: dict[str, Fingerprint | None], out_dir: str | Path
-) -> None:
+) -> set[str]:
     """Compare the rows that a checkpoint was trained on with those of now, by key of the recipe (`sft.data`).
 
-    A difference in an accepted key is noted in the stage's folder.
+    Returns:
+        The keys whose difference is accepted, which is noted in the stage's folder.
 
     Raises:
         CheckpointError: another difference; names the key, the rows before and now, and what to do.
     """
+    changed = set()
     for key, fresh in now.items():
         told = difference(was.get(key), fresh or {"rows": 0, "sha256": None})
         if told is None:
             continue
-        if not is_accepted(key):
+        accepts = is_accepted(key) or (key.endswith(".eval_data") and is_accepted(key.replace("eval_data", "data")))
+        if not accepts:  # held-out rows may be a share of the others
             stage, _, rest = key.partition(".")
             ways = (
                 f"go on with the new rows (--accept {key}), or start anew (--fresh {stage})" if rest else "start anew"
             )
             raise CheckpointError(f"{key}: {folder} was trained with {told}; put the old rows back, or {ways}")
         note(Path(out_dir), [{"key": key, "was": was[key], "is": fresh}])
+        changed.add(key)
+    return changed

@@ -110,8 +110,8 @@ class RewardTrainer(SupervisedTrainer):
         super().log(logs, start_time)
 
     def sums(self) -> dict[str, Any]:
-        names = ("correct", "margins", "pairs")
-        return super().sums() | dict(zip(names, self._seen_3.tolist(), strict=True))
+        correct, margins, pairs = self._seen_3.clone()
+        return super().sums() | {"correct": correct, "margins": margins, "pairs": pairs}
 
     def take_sums(self, sums: dict[str, float]) -> None:
         super().take_sums(sums)

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
@@ -30,9 +31,10 @@ from transformers.training_args import OptimizerNames
 
 from align.models.adapters import save_pretrained
 from align.runs import checkpoint
+from align.runs.files import write_json
 from align.runs.ranks import any_rank
-from align.trainers.optimization import require_whole, with_own_exceptions
-from align.trainers.resumed import Data, Sums
+from align.trainers.optimization import require_whole, take_rates, with_own_exceptions
+from align.trainers.resumed import DATA_FILE, FIGURES_FILE, Data, Sums
 from align.trainers.sampling import StepLoader, StepSampler
 from reward.adapter import is_adapter, load_weights
 
@@ -57,6 +59,7 @@ class SupervisedTrainer(Trainer):
             kwargs["compute_metrics"] = type(self).default_metrics
         args.remove_unused_columns = False  # rows carry what our collators need, not what `forward` is called with
         super().__init__(model, args, **kwargs)
+        self._tr_loss, self._total_loss_scalar, self._globalstep_last_logged = torch.zeros(()), 0.0, 0
         self.data, self._sums = Data(self), Sums(self)
         self.add_callback(self._sums)
 
@@ -176,6 +179,11 @@ class SupervisedTrainer(Trainer):
             self._sums.resumed_from = Path(resume_from_checkpoint)
         self._take_weights(resume_from_checkpoint, model)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and isinstance(self.lr_scheduler, LambdaLR):
+            take_rates(self.lr_scheduler)
+
     def sums(self) -> dict[str, Any]:
         """What the figures that are not logged yet are made of, on this rank; a subclass adds its own."""
         return {
@@ -197,10 +205,18 @@ class SupervisedTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write `checkpoints/step-N` atomically; every rank takes part, the first one names it."""
+        sums = self._sums.gathered()
+
+        def write(folder: Path) -> None:
+            self._write_checkpoint(folder)
+            if self.args.should_save:
+                write_json(folder / FIGURES_FILE, {"ranks": sums})
+                write_json(folder / DATA_FILE, self.data.found())
+
         checkpoint.save(
             self.checkpoint_dir,
             self.state.global_step,
-            self._write_checkpoint,
+            write,
             keep=self.args.save_total_limit or 2,
             main=self.is_world_process_zero(),
             any_failed=any_rank,
@@ -212,8 +228,6 @@ class SupervisedTrainer(Trainer):
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
-        self._sums.write(folder)
-        self.data.write(folder)
         if self.args.should_save:
             for callback in [*self.callback_handler.callbacks, self.control]:
                 if isinstance(callback, ExportableState):
