@@ -1,9 +1,12 @@
 """The `align` command.
 
-align run RECIPE [key=value …] [--fresh]        run the chain: finished stages are skipped, interrupted ones continued
+align run RECIPE [key=value …]                  run the chain: finished stages are skipped, interrupted ones continued,
+                                                changed ones started anew, longer ones gone on with
+    --fresh [STAGE …] | --from STAGE            start everything, these stages, or this and all later ones anew
+    --accept KEY                                go on although this key changed
 align check RECIPE [key=value …]                every error at once, else the plan; imports no torch
 align recipes [list | show NAME | copy NAME DEST]
-align quickstart [key=value …] [--fresh]        run the embedded default
+align quickstart [key=value …]                  run the embedded default
 align data stats | inspect | convert | split    look at data files, count, convert and split them
 align export-reward MODEL_DIR OUT_DIR           a reward model as a plain classifier for transformers and vLLM
 align merge FOLDER OUT                          an adapter (LoRA, QLoRA) and its base as a whole model
@@ -22,7 +25,7 @@ from pathlib import Path
 
 from align import __version__
 from align.commands import data, doctor, evaluate_reward, export_reward, merge, plan
-from align.runs.arguments import parse_with_overrides
+from align.runs.arguments import add_redoing, parse_with_overrides, without_redoing
 from align.runs.files import storage_errors
 from align.runs.launch import guarded, prepare, started_as
 from data_formats.errors import StorageError
@@ -59,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, for example ppo.kl_coef=0.1")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for command in (run, quickstart):
-        command.add_argument("--fresh", action="store_true", help="start anew instead of continuing what is there")
+        add_redoing(command, chain=True)
     check.add_argument(
         "--num-processes", type=_number_of_ranks, metavar="N", help="ranks to plan the batches for (default 1)"
     )
@@ -89,21 +92,27 @@ def _run(args: argparse.Namespace) -> None:
         _keep_other_seed(Path(recipe.output_dir), recipe.seed)
     from align.stages.chain import run_chain
 
-    run_chain(recipe, fresh=args.fresh)
+    run_chain(recipe, fresh=args.fresh, start=args.start, accept=args.accept, yes=args.yes)
 
 
 def _keep_other_seed(output_dir: Path, seed: int) -> None:
     """Make room for the quickstart of another seed: what is in `output_dir` moves to `<output_dir>-seed<n>`, and what a
     former run of this seed left there moves back. Nothing is lost, and the folder is that of the last command."""
     from align.recipe import STAGES
-    from align.recipe.text import parse
     from align.runs.lock import CHAIN, locked
+    from align.runs.reading import RunFileError, read_recipe
 
     saved = next(iter(sorted(output_dir.glob("*/recipe.yaml"))), None)
     if saved is not None:
-        former = parse(saved.read_text(encoding="utf-8"), str(saved))[0].get("seed")
+        advice = f"remove {saved.parent}, or choose another output_dir"
+        try:
+            former = read_recipe(saved).get("seed")
+        except RunFileError as error:
+            raise RunFileError(f"{error}: {advice}") from error
         if former == seed:
             return
+        if isinstance(former, bool) or not isinstance(former, int):
+            raise RunFileError(f"{saved} names no seed, so nobody knows which run this is: {advice}")
         aside = output_dir.with_name(f"{output_dir.name}-seed{former}")
         if aside.exists():
             raise StorageError(f"{output_dir} holds the run of seed {former}, and {aside} exists: remove one of them")
@@ -146,8 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     works |= {"data": data.run, "export-reward": export_reward.run, "evaluate-reward": evaluate_reward.run}
     works |= {"doctor": doctor.run, "merge": merge.run, "plan": plan.run}
     work = works[args.command]
-    again = [word for word in argv if word != "--fresh"]
-    return guarded(lambda: work(args), proceed=shlex.join(["align", *again]))
+    return guarded(lambda: work(args), proceed=shlex.join(["align", *without_redoing(argv)]))
 
 
 def run_entry(stages: Sequence[str], argv: Sequence[str], program: str) -> int:
@@ -155,7 +163,7 @@ def run_entry(stages: Sequence[str], argv: Sequence[str], program: str) -> int:
 
     Args:
         stages: the stages this entry can run; with more than one, `--stage` chooses (default the last).
-        argv: RECIPE [key=value …] [--stage STAGE] [--fresh] [--debug].
+        argv: RECIPE [key=value …] [--stage STAGE] [--fresh] [--accept KEY] [--yes] [--debug].
         program: how the entry was started, for messages (`align/ppo.py`).
     """
     parser = argparse.ArgumentParser(prog=program, description=f"Run the {' or '.join(stages)} stage of a recipe.")
@@ -163,10 +171,12 @@ def run_entry(stages: Sequence[str], argv: Sequence[str], program: str) -> int:
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, for example ppo.kl_coef=0.1")
     if len(stages) > 1:
         parser.add_argument("--stage", choices=stages, default=stages[-1], help=f"which stage (default {stages[-1]})")
-    parser.add_argument("--fresh", action="store_true", help="start the stage anew instead of continuing it")
+    add_redoing(parser, chain=False)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parse_with_overrides(parser, argv)
     stage = args.stage if len(stages) > 1 else stages[0]
+    if args.fresh not in (False, True, (stage,)):
+        parser.error(f"--fresh {' '.join(args.fresh)}: this starts '{stage}' alone; align run knows the others")
     prepare(args.debug)
 
     def work() -> None:
@@ -177,7 +187,7 @@ def run_entry(stages: Sequence[str], argv: Sequence[str], program: str) -> int:
         require_ready(recipe, stage, shlex.join([args.recipe, *args.overrides]))
         from align.stages.chain import run_stage
 
-        run_stage(recipe, stage, fresh=args.fresh)
+        run_stage(recipe, stage, fresh=bool(args.fresh), accept=args.accept, yes=args.yes)
 
     return guarded(work, proceed=started_as(program, argv))
 

@@ -6,12 +6,11 @@ Reading such a file gives equal records back (`source` and empty fields are writ
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from data_formats.atomic import atomic_file
 from data_formats.errors import StorageError
 from data_formats.records import Comparison, Demonstration, Document, Message, Prompt, Record, Reply, Scored
 
@@ -64,27 +63,10 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
         StorageError: writing failed; what was at `path` before is intact.
     """
     path = Path(path)
-    temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        with atomic_file(path) as file:
             file.writelines(json.dumps(as_row(record), ensure_ascii=False) + "\n" for record in records)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-        temporary = None
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder"
         ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_formats.atomic import is_temporary, remove, remove_leftovers, temporary
 from data_formats.errors import MissingFileError, StorageError
 from reward.errors import ModelFileError
 
@@ -118,21 +117,27 @@ def check_model_folder(folder: Path) -> None:
 def staged(folder: str | Path) -> Iterator[Path]:
     """Write files in a temporary folder beside `folder`; on success each is renamed into it, on failure none is.
 
+    A `folder` that is itself a part of what waits for its name (a checkpoint) is written to as it is.
+
     Raises:
         StorageError: a full disk, no permission; what was in `folder` before is intact.
     """
     target = Path(folder)
-    temporary: Path | None = None
+    waits = any(is_temporary(part) for part in target.absolute().parts)
+    draft = target if waits else temporary(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-        yield temporary
-        _publish(temporary, target)
+        if not waits:
+            remove_leftovers(target)
+        draft.mkdir(exist_ok=waits, mode=0o755)
+        yield draft
+        if not waits:
+            _publish(draft, target)
     except OSError as error:
         raise StorageError(f"cannot write the model to {target}: {error}; nothing that was there is changed") from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if not waits:
+            remove(draft)
 
 
 def _publish(temporary: Path, target: Path) -> None:

@@ -47,6 +47,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.report": frozenset(
         {"data_formats", "align.recipe", "align.evaluation.accuracy", "align.evaluation.shares"}
         | {"align.evaluation.table"}  # plain numbers
+        | {"align.runs.reading"}
     ),
     "align.doctor": frozenset({"data_formats", "align.recipe", "align.report.run"}),  # without torch
     "align.plan": frozenset({"data_formats.errors", "align.recipe"}),  # without torch

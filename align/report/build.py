@@ -6,11 +6,10 @@ that is killed is repaired by the next. Files of other names in `report/` are le
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from align.report.run import read_run
+from data_formats.atomic import atomic_file
 from data_formats.errors import MissingFileError, StorageError
 
 
@@ -41,23 +40,10 @@ def build_report(output_dir: str | Path) -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-            leftover.unlink(missing_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
+        with atomic_file(path, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written ({error.strerror or error}); the older report is whole"
         ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)

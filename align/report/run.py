@@ -7,15 +7,14 @@ Files read: `<output_dir>/summary.json` and, per stage, `metrics.jsonl`, `summar
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from align.recipe import STAGES, RecipeError
 from align.recipe.text import parse
+from align.runs.reading import Row, number, objects, parse_json
 
-Row = dict[str, Any]
 Series = tuple[list[float], list[float]]
 STAGE_FILES = ("metrics.jsonl", "summary.json", "samples.jsonl", "eval.jsonl", "recipe.yaml")
 MAX_CHARACTERS = 4000
@@ -93,16 +92,6 @@ def read_stage(folder: Path, problems: list[str]) -> StageFiles:
     )
 
 
-def number(value: Any) -> float | None:
-    """`value` as a float where it is a finite number (truth values are none), else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
 def clean(value: Any, limit: int = MAX_CHARACTERS) -> str:
     """Text for a page or a figure: control characters become visible, lone surrogates �, `limit` characters at most."""
     text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
@@ -129,26 +118,18 @@ def _text(path: Path, problems: list[str]) -> str:
         return ""
 
 
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
 def _object(path: Path, problems: list[str]) -> Row:
     text = _text(path, problems)
-    found = _json(text)
+    found = parse_json(text)
     if text and not isinstance(found, dict):
         problems.append(f"{_short(path)} is not a whole JSON object and was left out")
     return found if isinstance(found, dict) else {}
 
 
 def _lines(path: Path, problems: list[str]) -> list[Row]:
-    texts = [line for line in _text(path, problems).split("\n") if line.strip()]
-    rows = [row for line in texts if isinstance(row := _json(line), dict)]
-    if len(rows) < len(texts):
-        problems.append(f"{_short(path)}: {len(texts) - len(rows)} of {len(texts)} lines are no JSON objects")
+    rows, others = objects(_text(path, problems))
+    if others:
+        problems.append(f"{_short(path)}: {others} of {len(rows) + others} lines are no JSON objects")
     return rows
 
 

@@ -8,23 +8,23 @@ someone who means harm.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
-import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from align.runs.errors import CheckpointError
-from align.runs.files import heal, put_dir, storage_errors, write_json
+from align.runs.files import put_dir, storage_errors, sweep, write_json
+from align.runs.reading import RunFileError, read_object
+from data_formats.atomic import remove, temporary
 from data_formats.errors import MissingFileError, StorageError
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-_STEP = re.compile(r"step-(\d+)")
+_STEP = re.compile(r"step-(0|[1-9][0-9]*)")
 
 
 def save(
@@ -49,18 +49,17 @@ def save(
         StorageError: the disk is full or not writable; the older steps are intact.
     """
     folder = Path(folder)
-    target, temporary = folder / f"step-{step}", folder / f".step-{step}.tmp"
+    target = folder / f"step-{step}"
+    draft = temporary(target, "ranks")
 
     def prepare() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".step-*.tmp"):
-            shutil.rmtree(leftover)
-        heal(target)
-        temporary.mkdir()
+        sweep(folder)
+        draft.mkdir()
 
     def finish() -> None:
-        _write_manifest(temporary)
-        put_dir(temporary, target)
+        _write_manifest(draft)
+        put_dir(draft, target)
         _remove_others(folder, step, keep)
 
     def one(part: Callable[[], None], mine: bool) -> None:
@@ -76,19 +75,20 @@ def save(
 
     try:
         one(prepare, main)
-        one(lambda: write(temporary), True)
+        one(lambda: write(draft), True)
         one(finish, main)
     except BaseException:
         if main:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove(draft)
         raise
     return target
 
 
 def steps(folder: str | Path) -> list[int]:
-    """The steps that are there, in ascending order, sound or not."""
+    """The steps that are there, in ascending order, sound or not; a plain file of such a name is none."""
     folder = Path(folder)
-    found = [_STEP.fullmatch(entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
+    entries = [entry for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+    found = [_STEP.fullmatch(entry.name) for entry in entries]
     return sorted(int(match.group(1)) for match in found if match)
 
 
@@ -124,9 +124,9 @@ def verify(path: str | Path) -> None:
     if not path.is_dir():
         raise MissingFileError(f"{path}: no such checkpoint folder")
     try:
-        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = (read_object(path / MANIFEST, "") or {})["files"]
         wanted = [(name, entry["size"], entry["crc32"]) for name, entry in files.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (RunFileError, KeyError, TypeError, AttributeError):
         raise CheckpointError(
             f"{path}: no readable {MANIFEST}, so this checkpoint is not complete; remove it"
         ) from None
@@ -140,7 +140,10 @@ def _problem(file: Path, size: int, crc: int) -> str:
         return "missing from the checkpoint"
     if (found := file.stat().st_size) != size:
         return f"not whole ({found} of {size} bytes)"
-    return "" if _crc32(file) == crc else "content is damaged"
+    try:
+        return "" if _crc32(file) == crc else "content is damaged"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
 
 
 def _write_manifest(folder: Path) -> None:
@@ -163,9 +166,10 @@ def _remove_others(folder: Path, step: int, keep: int) -> None:
     older = [other for other in steps(folder) if other < step]
     stale = [other for other in steps(folder) if other > step]
     for other in stale + older[: len(older) - max(keep - 1, 0)]:
-        doomed = folder / f".step-{other}.tmp"  # a kill while removing must not leave half a step under its name
+        old = folder / f"step-{other}"
+        doomed = temporary(old)  # a kill while removing must not leave half a step under its name
         try:
-            os.rename(folder / f"step-{other}", doomed)
+            os.rename(old, doomed)
         except OSError as error:  # the new step is safe, which is what matters
-            logger.warning("cannot remove the old checkpoint %s: %s", folder / f"step-{other}", error)
-        shutil.rmtree(doomed, ignore_errors=True)
+            logger.warning("cannot remove the old checkpoint %s: %s", old, error)
+        remove(doomed)

@@ -1,29 +1,32 @@
 """Writing files and folders so that a reader sees the old or the new one, whole, whatever happens in between.
 
-Everything is written under a temporary name in the target's own folder, flushed to the disk (fsync), then renamed. A
-killed process leaves at most a temporary name (`.NAME.tmp-…`), which the next write of the same target removes.
-Failures of the storage (full disk, no permission, quota) become `StorageError`; what was there before is intact.
+Everything is written by `data_formats.atomic` under a temporary name (`.NAME.tmp-…`). A kill leaves that at most, which
+the next write of the same target removes, and `sweep` wherever a folder's owner starts again. Failures of the storage
+(full disk, no permission, quota) become `StorageError`; what was there before is intact.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
+from data_formats.atomic import atomic_file, fsync, is_temporary, remove, remove_leftovers, temporary
 from data_formats.errors import AlignError, StorageError
 
 # Libraries written in other languages wrap the system's error in their own; these words are all they leave of it.
 # (safetensors: "I/O error: … (os error 28)"; torch.save: "[enforce fail at inline_container.cc…] unexpected pos", or,
 # when only the last bytes do not fit, "basic_ios::clear: iostream error").
 _TORCH_WORDS = ("inline_container", "iostream error")
+_ASIDE = re.compile(r"\.(.+)\.old-\w{8}")
 _STORAGE_WORDS = ("no space left", "file too large", "i/o error", "os error", *_TORCH_WORDS)
 
 
@@ -50,21 +53,8 @@ def _reason(error: Exception) -> str:
 
 def write_text(path: str | Path, text: str) -> None:
     """Writes `text` as UTF-8, atomically; makes the folder when it is missing. Raises StorageError."""
-    path = Path(path)
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path)
-        temporary = _temporary(path)
-        try:
-            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        fsync(path.parent)
+    with storage_errors(path), atomic_file(Path(path)) as file:
+        file.write(text)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -84,69 +74,50 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         heal(path)
         remove_leftovers(path)
-        temporary = _temporary(path)
-        temporary.mkdir()
+        draft = temporary(path)
+        draft.mkdir()
         try:
-            yield temporary
-            put_dir(temporary, path)
+            yield draft
+            put_dir(draft, path)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove(draft)
             raise
 
 
-def put_dir(temporary: Path, path: Path) -> None:
-    """Flushes the folder `temporary` to the disk and gives it the name `path`; an older folder of that name goes."""
-    for folder, _, names in os.walk(temporary):
+def put_dir(draft: Path, path: Path) -> None:
+    """Flushes the folder `draft` to the disk and gives it the name `path`; an older folder of that name goes."""
+    for folder, _, names in os.walk(draft):
         for name in names:
             fsync(Path(folder) / name)
         fsync(Path(folder))
     if path.exists():
-        _swap(temporary, path)
-        shutil.rmtree(temporary, ignore_errors=True)
+        _swap(draft, path)
+        remove(draft)
     else:
-        os.rename(temporary, path)
+        os.rename(draft, path)
     fsync(path.parent)
 
 
 def heal(path: Path) -> None:
     """Puts back a folder that a kill caught between the two renames of a replacement."""
-    for old in sorted(path.parent.glob(f".{path.name}.old-*")):
+    for old in sorted(path.parent.glob(f".{escape(path.name)}.old-*")):
         if not path.exists():
             os.rename(old, path)
         else:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Removes what killed writers of `path` left behind."""
-    for leftover in path.parent.glob(f".{path.name}.tmp-*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            with suppress(FileNotFoundError):
-                leftover.unlink()
+def sweep(folder: Path) -> None:
+    """Heal what a kill caught half replaced in `folder`, and below, and remove what killed writers left there.
 
-
-def fsync(path: Path) -> None:
-    """Flushes a file, or a folder's list of names, to the disk (where the system can do that for folders)."""
-    flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) if path.is_dir() else os.O_RDONLY
-    try:
-        descriptor = os.open(path, flags)
-    except PermissionError:
-        if path.is_dir():
-            return
-        raise
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _temporary(path: Path) -> Path:
-    return path.parent / f".{path.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    To be called by whoever holds the folder alone (`align.runs.lock`): an unfinished write of another process goes too.
+    """
+    for place, folders, names in os.walk(folder):
+        for name in [name for name in folders if _ASIDE.fullmatch(name)]:
+            heal(Path(place) / _ASIDE.fullmatch(name)[1])
+        for name in filter(is_temporary, [*folders, *names]):
+            remove(Path(place) / name)
+        folders[:] = [name for name in folders if not name.startswith(".")]
 
 
 def _swap(new: Path, path: Path) -> None:
@@ -156,7 +127,7 @@ def _swap(new: Path, path: Path) -> None:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
         if rename(at_here, os.fsencode(new), at_here, os.fsencode(path), exchange) == 0:
             return
-    aside = path.parent / f".{path.name}.old-{uuid.uuid4().hex[:8]}"
+    aside = path.parent / f".{path.name}.old-{uuid.uuid4().hex[:8]}"  # as `_ASIDE` knows it
     os.rename(path, aside)
     os.rename(new, path)
     shutil.rmtree(aside, ignore_errors=True)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from align.runs.arguments import without_redoing
 from align.runs.memory import memory_errors
 from align.runs.ranks import is_main
 from data_formats.errors import AlignError
@@ -108,4 +109,4 @@ def started_as(program: str, argv: Sequence[str]) -> str:
             module = ["python", "-m"] if line[start - 1 : start] == ["-m"] else []
             command = [*module, names[start], *line[start + 1 :]]
             break
-    return shlex.join(word for word in command if word != "--fresh")
+    return shlex.join(without_redoing(command))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import math
 import os
 import time
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from align.runs.files import storage_errors, write_text
+from align.runs.reading import number, objects
+
+LOG = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -63,18 +67,17 @@ class MetricsLog:
         write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole lines."""
+        """All whole lines. Those that are no records of a step (edited by hand, say) are left out with a warning."""
         if not self.path.exists():
             return []
-        lines = []
-        for text in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict):
-                lines.append(line)
-        return lines
+        with storage_errors(self.path, "read"):
+            whole, _, half = self.path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
+        lines, strange = objects(whole)
+        lines += objects(half)[0]  # a killed process may have left no more than a part of the last
+        kept = [line for line in lines if number(line.get("step", 0)) is not None]
+        if strange := strange + len(lines) - len(kept):
+            LOG.warning("%s: %d lines are no records of a step and are left out", self.path, strange)
+        return kept
 
 
 def _append_whole(descriptor: int, data: bytes) -> None:

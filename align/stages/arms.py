@@ -6,7 +6,6 @@ model that PMP started from; `align.stages.controls` gives both arms their best 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from align.evaluation.compare import paired_difference
 from align.recipe import Recipe
 from align.recipe.lineage import init_origin, stage_dir
 from align.runs.seeding import derive
-from align.stages.common import Summary
+from align.stages.common import Summary, read_rows
 from align.stages.overview import percent
 from align.stages.reward import train_reward
 
@@ -56,7 +55,7 @@ def manners(recipe: Recipe, stage: str, summary: Summary) -> Summary:
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     """The rows of a reward stage's `eval.jsonl`."""
-    return [json.loads(line) for line in (folder / "eval.jsonl").read_text(encoding="utf-8").splitlines()]
+    return read_rows(folder / "eval.jsonl")
 
 
 def right(folder: Path) -> list[list[float]]:

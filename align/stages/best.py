@@ -19,6 +19,16 @@ from align.runs.errors import CheckpointError, TrainingError
 from align.runs.ranks import any_rank, is_main
 
 BEST, FIGURES = "best", "best.json"
+LOOK = ("by_category", "replies", "end_rate", "distinct", "reply_tokens")  # what a look tells beside step and loss
+
+
+def put_back(out_dir: Path, summary: dict[str, Any]) -> None:
+    """Make `best/` again from the model of a finished stage, for a longer run to beat."""
+    look = {name: summary[name] for name in LOOK if name in summary}
+    look |= {"step": summary["best_step"], "heldout_loss": summary["best_heldout_loss"]}
+    with files.atomic_dir(out_dir / BEST) as draft:
+        shutil.copytree(out_dir / "model", draft, dirs_exist_ok=True)
+        files.write_json(draft / FIGURES, look)
 
 
 class BestModel:

@@ -1,6 +1,6 @@
 """Run one stage, or the chain: finished stages are skipped, interrupted ones continued at their last checkpoint.
 
-A stage is finished when its `summary.json` is there. `fresh` starts anew (`align.stages.fresh`).
+A stage is finished when its `summary.json` is there. What is started anew, and when: `align.stages.redo`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import gc
 import logging
 import os
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -18,13 +20,15 @@ from align.recipe.check import describe_batches, missing_inputs, run_problems
 from align.recipe.errors import RecipeError
 from align.recipe.lineage import stage_dir
 from align.recipe.sources import WORLD, source_path, stage_sources
+from align.runs.acceptance import accepting
 from align.runs.drafts import prove_folder
+from align.runs.files import sweep
 from align.runs.lock import CHAIN, locked
 from align.runs.memory import memory_errors, peak_memory_gib
-from align.stages import hooks
-from align.stages.changes import descendants, is_finished, require_same_world, require_unchanged, stamp_world
+from align.stages import hooks, redo
+from align.stages.changes import is_finished, require_same_world, stamp_world
 from align.stages.common import Summary, command, is_main, memory_keys, write_summary
-from align.stages.fresh import clear_chain, clear_stages
+from align.stages.fresh import clear_chain
 from align.stages.overview import print_table, stage_summary, write_chain_summary
 from data_formats.errors import MissingFileError
 
@@ -39,28 +43,51 @@ RUNNERS = {
 }
 
 
-def run_chain(recipe: Recipe, *, fresh: bool = False) -> Summary:
+def run_chain(
+    recipe: Recipe,
+    *,
+    fresh: bool | Sequence[str] = False,
+    start: str | None = None,
+    accept: Sequence[str] = (),
+    yes: bool | None = None,
+) -> Summary:
     """Run every stage of the recipe in order, then write `<output_dir>/summary.json` and print the table.
 
+    A finished stage whose keys changed is started anew with what builds on it; see `align.stages.redo`.
+
+    Args:
+        fresh: start everything anew, or the stages named and what builds on them.
+        start: start this stage and all later ones anew.
+        accept: keys of the recipe whose change the stages that are there go on with.
+        yes: whether what removes the whole run has the user's consent; with False he is asked at a terminal. None takes
+            `fresh=True` for consent.
+
     Raises:
-        RecipeError: the recipe has no stage or cannot run.
+        RecipeError: the recipe has no stage or cannot run; a stage or key that is not in it.
         RecipeChangedError: the output folder holds the work of another recipe.
+        NotConfirmedError: consent is missing.
         FolderInUseError: another process is at work in it.
         StageStopped: Ctrl-C; the same command continues.
     """
     if problems := run_problems(recipe, recipe.stages):
         raise RecipeError(problems, recipe.name)
-    with locked(recipe.output_dir, [CHAIN]):
-        return _run_chain(recipe, fresh)
-
-
-def _run_chain(recipe: Recipe, fresh: bool) -> Summary:
-    if fresh:
+    redo.require_keys(recipe, accept)
+    named = redo.named_stages(recipe, () if isinstance(fresh, bool) else fresh, start)
+    with locked(recipe.output_dir, [CHAIN]), accepting(accept):
         _meet()
-        with locked(recipe.output_dir, recipe.stages):
-            clear_chain(recipe)
-    _meet()
-    require_unchanged(recipe, recipe.stages)
+        if fresh is True:
+            redo.confirm(recipe, "--fresh starts the whole run anew", yes is not False)
+            with locked(recipe.output_dir, recipe.stages):
+                clear_chain(recipe)
+        else:
+            found = redo.plan(recipe, recipe.stages, named)
+            _meet()
+            redo.carry_out(recipe, found, yes=bool(yes))
+        _meet()
+        return _run_chain(recipe)
+
+
+def _run_chain(recipe: Recipe) -> Summary:
     if is_main():
         for folder in (Path(recipe.output_dir), Path(recipe.output_dir) / "report"):  # the chain's last files
             prove_folder(folder)
@@ -77,37 +104,47 @@ def _run_chain(recipe: Recipe, fresh: bool) -> Summary:
     return summary
 
 
-def run_stage(recipe: Recipe, stage: str, *, fresh: bool = False) -> Summary:
+def run_stage(
+    recipe: Recipe, stage: str, *, fresh: bool = False, accept: Sequence[str] | None = None, yes: bool = False
+) -> Summary:
     """Run one stage, unless it is finished, and the hooks it still lacks; returns its summary.
 
+    Where its keys changed it is started anew, and what was made from it is removed; see `align.stages.redo`.
+
+    Args:
+        fresh, accept, yes: as for `run_chain`, of this stage.
+
     Raises:
+        RecipeError: a key of `accept` that the recipe has not.
         MissingFileError: an input stage is not finished; names the command that runs it.
-        RecipeChangedError: the stage's folder holds the work of another recipe.
-        FolderInUseError: another process runs the stage, or, with `fresh`, one that builds on it.
+        RecipeChangedError: the stage was begun with another recipe, or builds on one that was.
+        FolderInUseError: another process runs the stage, or one that builds on it and would be removed.
         StageStopped: Ctrl-C; the same command continues.
     """
+    redo.require_keys(recipe, accept or ())
     _meet()
-    with locked(recipe.output_dir, descendants(recipe, (stage,)) if fresh else [stage]):
-        if fresh:
-            _clear(recipe, stage)
+    with locked(recipe.output_dir, [stage]), ExitStack() as held:
+        if accept is not None:
+            held.enter_context(accepting(accept))
+        found = redo.plan(recipe, (stage,), (stage,) if fresh else ())
+        if found.anew and _world_sets(recipe, stage):
+            require_same_world(recipe)  # before anything is removed
+        _meet()
+        redo.carry_out(recipe, found, yes=yes, alone=True)
+        _meet()
         return _run_stage(recipe, stage)
 
 
-def _clear(recipe: Recipe, stage: str) -> None:
-    if _world_sets(recipe, stage):
-        require_same_world(recipe)  # before anything is removed
-    gone = clear_stages(recipe, (stage,))
-    if gone:
-        print(f"{stage}: starts anew; removed what was made from it: {', '.join(gone)}", flush=True)
-    _meet()
-
-
 def _run_stage(recipe: Recipe, stage: str) -> Summary:
-    require_unchanged(recipe, (stage,))
     began = time.perf_counter()
+    if is_main():
+        for name in (stage, *hooks.FOLDERS.get(stage, [])):
+            sweep(stage_dir(recipe, name))
     if is_finished(recipe, stage):
         if is_main():
-            print(f"{stage}: finished before, in {stage_dir(recipe, stage)} (--fresh starts anew)", flush=True)
+            print(
+                f"{stage}: finished before, in {stage_dir(recipe, stage)} (--fresh {stage} starts it anew)", flush=True
+            )
         summary = stage_summary(recipe, stage) or {}
     else:
         from transformers.utils import logging as transformers_logging

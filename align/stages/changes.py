@@ -6,15 +6,16 @@ root and world. Keys that only say how often to log, save or evaluate, on how mu
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from align.recipe import STAGES, Recipe
 from align.recipe.lineage import inputs, stage_dir
 from align.recipe.sources import world_dir
-from align.recipe.text import parse
+from align.runs.acceptance import accepted, is_accepted
 from align.runs.files import write_json
+from align.runs.reading import RunFileError, read_object, read_recipe
 from align.stages.common import MADE_BY_STAGES
 from data_formats.errors import AlignError
 
@@ -26,8 +27,9 @@ HARMLESS = frozenset(
     | {"micro_batch_size", "eval_batch_size", "ptx_micro_batch_size"}
     | {"timeout", "attempts", "backoff", "api_key_env"}  # of a reward's endpoint
     | {"memory_share", "kv_cache_gib", "max_num_seqs", "sleep", "probe_tolerance"}  # of vLLM
-    | {"urls", "start_timeout", "request_timeout", "max_restarts"}
+    | {"urls", "start_timeout", "request_timeout", "max_restarts", "rollout.batch_size"}
 )
+NOTES = ("recipe.yaml", "accepted.json")  # written before a stage begins
 SHOWN = 8
 WORLD_STAMP = "world.json"
 
@@ -60,24 +62,58 @@ def _builds_on(recipe: Recipe, stage: str, stages: tuple[str, ...]) -> bool:
     return getattr(recipe, stage) is not None and bool(set(ancestors(recipe, stage)) & set(stages))
 
 
-def changed_keys(recipe: Recipe, stage: str, folder: Path) -> list[str]:
-    """ "key was X, is Y" for every key that matters to `stage` and differs from `folder/recipe.yaml`."""
-    file = folder / "recipe.yaml"
-    if not file.is_file():
-        return []
-    saved, _ = parse(file.read_text(encoding="utf-8"), str(file))
-    saved = saved if isinstance(saved, dict) else {}
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A key of the recipe (`ppo.kl_coef`) that is not what a stage was made with."""
+
+    key: str
+    was: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} was {_short(self.was)}, is {_short(self.now)}"
+
+
+def changes(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
+    """Every key that matters to `stage` and differs from `folder/recipe.yaml`, but for what is or was accepted.
+
+    Raises:
+        RunFileError: the file is damaged.
+    """
+    found = _changes(recipe, stage, folder)
+    known = [(one.get("key"), one.get("is")) for one in accepted(folder)] if found else []
+    return [one for one in found if not is_accepted(one.key) and (one.key, one.now) not in known]
+
+
+def accepted_changes(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
+    """Those of the keys that differ whose change this command accepts, and none before did. Raises RunFileError."""
+    found = [one for one in _changes(recipe, stage, folder) if is_accepted(one.key)]
+    known = [(one.get("key"), one.get("is")) for one in accepted(folder)] if found else []
+    return [one for one in found if (one.key, one.now) not in known]
+
+
+def _changes(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
+    try:
+        saved = read_recipe(folder / "recipe.yaml")
+    except RunFileError as error:
+        advice = f"nobody knows what '{stage}' was made with; put it back, or start it anew with --fresh {stage}"
+        raise RunFileError(f"{error}: {advice}") from error
     now = recipe.model_dump(mode="json")
     if stage == "base":  # trains all weights, whatever these say
         now["model"] = {key: value for key, value in now["model"].items() if key not in ADAPTERS}
-    found: list[str] = []
+    found: list[Change] = []
     for key in (*COMMON, *ancestors(recipe, stage)):
         if key in saved:
             _compare(key, saved[key], now[key], found)
     return found
 
 
-def _compare(key: str, was: Any, now: Any, found: list[str]) -> None:
+def changed_keys(recipe: Recipe, stage: str, folder: Path) -> list[str]:
+    """`changes` in words: "key was X, is Y"."""
+    return [str(one) for one in changes(recipe, stage, folder)]
+
+
+def _compare(key: str, was: Any, now: Any, found: list[Change]) -> None:
     if isinstance(was, dict) and isinstance(now, dict):
         for name in now:
             harmless = HARMLESS & {name, f"{key.rpartition('.')[2]}.{name}"}
@@ -87,7 +123,7 @@ def _compare(key: str, was: Any, now: Any, found: list[str]) -> None:
         for index, (old, new) in enumerate(zip(was, now, strict=True)):
             _compare(f"{key}.{index}", old, new, found)
     elif was != now:
-        found.append(f"{key} was {_short(was)}, is {_short(now)}")
+        found.append(Change(key, was, now))
 
 
 def _short(value: Any) -> str:
@@ -101,9 +137,9 @@ def is_finished(recipe: Recipe, stage: str) -> bool:
 
 
 def is_begun(recipe: Recipe, stage: str) -> bool:
-    """Whether the stage has written anything besides its recipe, which it overwrites when it starts."""
+    """Whether the stage has written anything besides what it notes before it starts."""
     folder = stage_dir(recipe, stage)
-    return any((folder / name).exists() for name in MADE_BY_STAGES if name != "recipe.yaml")
+    return any((folder / name).exists() for name in MADE_BY_STAGES if name not in NOTES)
 
 
 def require_unchanged(recipe: Recipe, stages: tuple[str, ...]) -> None:
@@ -114,12 +150,12 @@ def require_unchanged(recipe: Recipe, stages: tuple[str, ...]) -> None:
             problems += changed_keys(recipe, stage, stage_dir(recipe, stage))
     if problems:
         raise RecipeChangedError(
-            f"{recipe.output_dir} holds stages made with another recipe ({_some(problems)}): "
+            f"{recipe.output_dir} holds stages made with another recipe ({some(problems)}): "
             "give --fresh to start them anew, or choose another output_dir"
         )
 
 
-def _some(problems: list[str]) -> str:
+def some(problems: list[str]) -> str:
     problems = list(dict.fromkeys(problems))
     more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     return "; ".join(problems[:SHOWN]) + more
@@ -133,14 +169,13 @@ def stamp_world(recipe: Recipe) -> None:
 def require_same_world(recipe: Recipe) -> None:
     """Raises RecipeChangedError when the sets in `world/` were made with another seed or other sizes."""
     file = world_dir(recipe) / WORLD_STAMP
-    problems: list[str] = []
-    if file.is_file():
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        for key, now in _world(recipe).items():
-            _compare(key, saved.get(key), now, problems)
-    if problems:
+    found: list[Change] = []
+    saved = read_object(file, "start the whole chain anew with `align run RECIPE --fresh`")
+    for key, now in _world(recipe).items() if saved is not None else ():
+        _compare(key, saved.get(key), now, found)
+    if found:
         raise RecipeChangedError(
-            f"{world_dir(recipe)} holds the sets of another world ({_some(problems)}): "
+            f"{world_dir(recipe)} holds the sets of another world ({some(list(map(str, found)))}): "
             "start the whole chain anew with `align run RECIPE --fresh`, or choose another output_dir"
         )
 

@@ -15,8 +15,10 @@ from align.recipe import Recipe, dump_recipe
 from align.recipe.lineage import TRAINED, Origin, has_model, model_dir
 from align.recipe.stages import SupervisedSection
 from align.runs import checkpoint, files
+from align.runs.acceptance import accepted
 from align.runs.memory import memory_errors, peak_memory_gib
 from align.runs.ranks import is_main
+from align.runs.reading import RunFileError, read_object, read_objects
 from data_formats.cleaning import CleaningReport
 from data_formats.errors import DataError, EmptyDatasetError, MissingFileError
 
@@ -36,6 +38,7 @@ MADE_BY_STAGES = (
     "ghost.jsonl",
     "eval.jsonl",
     "most_wrong.jsonl",
+    "accepted.json",
     "recipe.yaml",
     "summary.json",
 )
@@ -152,6 +155,7 @@ def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learnin
     Raises:
         StageStopped: Ctrl-C; a checkpoint was written.
         TrainingError: the loss is not finite.
+        CheckpointError: the checkpoint to go on from was trained on other rows.
     """
     from align.models.adapters import trained_share
     from align.runs.callbacks import attach
@@ -165,6 +169,7 @@ def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learnin
     if share:
         LOG.info("%s: trains %d of %d parameters (%.2f %%)", stage, trained, parameters, 100 * trained / parameters)
     began = time.perf_counter()
+    trainer.data.keys = (f"{stage}.data", f"{stage}.eval_data")
     with StopFlag() as flag:
         attach(trainer, stage, out_dir, flag, figures=figures)
         if latest and start >= trainer.planned_steps():
@@ -228,7 +233,8 @@ def write_summary(out_dir: Path, summary: Summary) -> Summary:
 def finish(out_dir: Path, figures: Summary, began: float) -> Summary:
     """Write the summary of a stage that began at `began` (`time.perf_counter`), with its seconds and peak memory."""
     cost = {"seconds": round(time.perf_counter() - began, 2), "peak_memory_gib": peak_memory_gib()}
-    summary = write_summary(out_dir, figures | cost)
+    changes = accepted(out_dir)
+    summary = write_summary(out_dir, figures | cost | ({"accepted": changes} if changes else {}))
     if is_main():
         (out_dir / TRAINED).unlink(missing_ok=True)
     return summary
@@ -252,9 +258,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         DataError: the file is not there or damaged.
     """
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): remove it to have it made again") from None
+        return read_objects(path, "remove it to have it made again")
+    except RunFileError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """What a stage, an arm or the chain left in its `summary.json`, None where it has not finished.
+
+    Raises:
+        RunFileError: the file is damaged.
+    """
+    return read_object(folder / "summary.json", "remove it, and the same command writes it again")
 
 
 def device() -> Any:

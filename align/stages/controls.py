@@ -14,7 +14,6 @@ Runs on a finished chain and writes to `<output_dir>/controls/`; arms that are t
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from align.runs.lock import locked
 from align.runs.seeding import derive
 from align.stages import arms, outcome
 from align.stages.changes import require_same_world, require_unchanged
-from align.stages.common import Summary
+from align.stages.common import Summary, read_summary
 from data_formats.errors import MissingFileError
 
 RATES = (0.3, 1.0, 3.0)
@@ -148,7 +147,7 @@ def shuffled_labels(recipe: Recipe, folder: Path, prompts: list[Any]) -> Summary
         origin = init_origin(recipe, "pmp" if recipe.pmp is not None else "rm")
         seed = derive(recipe.seed, "rm")
         arms.train_reward(recipe, recipe.rm, origin, reward_dir, seed, stage="rm", shuffle_labels=True)
-    accuracy = json.loads((reward_dir / "summary.json").read_text(encoding="utf-8"))["accuracy"]
+    accuracy = read_summary(reward_dir)["accuracy"]
     arm = recipe.ppo.model_copy(update={"reward": (), "reward_from": str(reward_dir / "model")})
     changed = recipe.model_copy(update={"ppo": arm})
     if not (out_dir / "summary.json").is_file():
@@ -169,7 +168,7 @@ def print_table(recipe: Recipe, found: Summary) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    chain = json.loads((Path(recipe.output_dir) / "summary.json").read_text(encoding="utf-8"))
+    chain = read_summary(Path(recipe.output_dir))
     table = Table(title=f"controls of {recipe.name}, seed {recipe.seed}")
     for name in ("policy", "gold, greedy", "correct, greedy", "gold, temperature 1", "correct, temperature 1"):
         table.add_column(name, justify="left" if name == "policy" else "right")

@@ -13,7 +13,7 @@ from pathlib import Path
 from align.recipe import Recipe
 from align.recipe.lineage import stage_dir
 from align.recipe.sources import LABELLED_SETS, world_dir
-from align.runs.files import storage_errors
+from align.runs.files import storage_errors, sweep
 from align.stages import hooks
 from align.stages.changes import descendants
 from align.stages.common import MADE_BY_STAGES, is_main
@@ -21,13 +21,14 @@ from align.stages.common import MADE_BY_STAGES, is_main
 CONTROL_ARMS = ("rm_", "sft_", "ppo_")
 CONTROL_FILES = ("summary.json", "good_demonstrations.jsonl")
 SAMPLED_FROM = frozenset({"base", "sft"})
+_LABELLED_FILES = [f"{name}{ending}" for name in LABELLED_SETS for ending in (".jsonl", ".info.json")]
 
 
 def clear_chain(recipe: Recipe) -> None:
     """Remove every stage of the recipe with what was made from it, and the embedded world."""
     clear_stages(recipe, recipe.stages)
     if recipe.tinyworld is not None and is_main():
-        _remove(world_dir(recipe), [file.name for file in world_dir(recipe).glob("*.json*")])
+        _remove(world_dir(recipe), _world_files(recipe))
 
 
 def clear_stages(recipe: Recipe, stages: tuple[str, ...]) -> list[str]:
@@ -38,43 +39,81 @@ def clear_stages(recipe: Recipe, stages: tuple[str, ...]) -> list[str]:
     """
     if not is_main():
         return []
-    root = Path(recipe.output_dir)
-    others = [stage for stage in descendants(recipe, stages) if stage not in stages]
-    gone = [stage for stage in others if any((stage_dir(recipe, stage) / name).exists() for name in MADE_BY_STAGES)]
-    (root / "summary.json").unlink(missing_ok=True)
-    if _clear_controls(root / "controls"):
-        gone.append("the controls")
+    gone = made_from(recipe, stages)
+    clear_outcome(recipe)
     for stage in reversed(descendants(recipe, stages)):
-        for name in (stage, *hooks.FOLDERS.get(stage, [])):
-            _remove(root / name, MADE_BY_STAGES)
-    if recipe.tinyworld is not None and SAMPLED_FROM & set(stages):
-        names = [f"{name}{ending}" for name in LABELLED_SETS for ending in (".jsonl", ".info.json")]
-        if _remove(world_dir(recipe), names):
-            gone.append("the comparisons of sampled replies")
+        _remove(stage_dir(recipe, stage), MADE_BY_STAGES)
+        clear_arms(recipe, stage)
+    if _samples_for_world(recipe, stages):
+        _remove(world_dir(recipe), _LABELLED_FILES)
     return gone
 
 
-def _clear_controls(folder: Path) -> bool:
-    arms = [path for path in folder.glob("*") if path.is_dir() and path.name.startswith(CONTROL_ARMS)]
-    found = [_remove(arm, MADE_BY_STAGES) for arm in arms]
-    return any([*found, _remove(folder, CONTROL_FILES)])
+def clear_outcome(recipe: Recipe) -> None:
+    """Remove what was made from the whole chain: its summary and the controls."""
+    root = Path(recipe.output_dir)
+    (root / "summary.json").unlink(missing_ok=True)
+    for arm in _control_arms(root / "controls"):
+        _remove(arm, MADE_BY_STAGES)
+    _remove(root / "controls", CONTROL_FILES)
 
 
-def _remove(folder: Path, names: Iterable[str]) -> bool:
-    """Remove `names` in `folder`, the summary first (what is half removed is not finished), and it when it is empty.
+def clear_arms(recipe: Recipe, stage: str) -> None:
+    """Remove what the hooks of a stage wrote in folders of their own."""
+    for name in hooks.FOLDERS.get(stage, []):
+        _remove(stage_dir(recipe, name), MADE_BY_STAGES)
 
-    Returns:
-        Whether anything was there.
-    """
-    found = False
+
+def made_from(recipe: Recipe, stages: tuple[str, ...]) -> list[str]:
+    """Words for what is there that was made from these stages, and goes with them."""
+    others = [stage for stage in descendants(recipe, stages) if stage not in stages]
+    found = [stage for stage in others if holds(stage_dir(recipe, stage), MADE_BY_STAGES)]
+    controls = Path(recipe.output_dir) / "controls"
+    if holds(controls, CONTROL_FILES) or any(holds(arm, MADE_BY_STAGES) for arm in _control_arms(controls)):
+        found.append("the controls")
+    if _samples_for_world(recipe, stages) and holds(world_dir(recipe), _LABELLED_FILES):
+        found.append("the comparisons of sampled replies")
+    return found
+
+
+def whole_run(recipe: Recipe) -> list[str]:
+    """Words for everything that `clear_chain` would remove."""
+    states = {True: "finished", False: "begun"}
+    stages = [
+        f"{stage} ({states[(stage_dir(recipe, stage) / 'summary.json').is_file()]})"
+        for stage in recipe.stages
+        if holds(stage_dir(recipe, stage), MADE_BY_STAGES)
+    ]
+    world = ["the embedded world's sets"] if recipe.tinyworld is not None and _world_files(recipe) else []
+    return stages + made_from(recipe, recipe.stages) + world
+
+
+def holds(folder: Path, names: Iterable[str]) -> bool:
+    """Whether any of `names` is in `folder`."""
+    return any((folder / name).exists() for name in names)
+
+
+def _samples_for_world(recipe: Recipe, stages: tuple[str, ...]) -> bool:
+    return recipe.tinyworld is not None and bool(SAMPLED_FROM & set(stages))
+
+
+def _world_files(recipe: Recipe) -> list[str]:
+    return [file.name for file in world_dir(recipe).glob("*.json*")]
+
+
+def _control_arms(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*") if path.is_dir() and path.name.startswith(CONTROL_ARMS)]
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    """Remove `names` in `folder`, the summary first (what is half removed is not finished), and it when it is empty."""
     with storage_errors(folder, "remove what is in"):
+        sweep(folder)
         for name in sorted(names, key=lambda name: name != "summary.json"):
             path = folder / name
-            found |= path.exists()
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-    return found

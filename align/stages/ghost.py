@@ -14,7 +14,6 @@ What was sampled is in `ghost.jsonl`, from which a resumed run trains; its rows 
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -170,11 +169,12 @@ def _taken(
 
 
 def _read(file: Path, ghosts: Sequence[Ghost]) -> list[dict[str, Any]]:
+    rows = common.read_rows(file)
     try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         found = [Ghost(row["index"], row["instruction"], row["trained_instruction"]) for row in rows]
-        whole = all(row["reply"] is None or isinstance(row["finished"], bool) for row in rows)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        whole = all(row["reply"] is None or isinstance(row["reply"] + "", str) for row in rows)
+        whole = whole and all(row["reply"] is None or isinstance(row["finished"], bool) for row in rows)
+    except (KeyError, TypeError) as error:
         raise DataError(f"{file} cannot be read ({error}): remove it to sample again") from None
     if not whole or found != list(ghosts):
         raise DataError(f"{file} was sampled for other conversations or instructions: remove it to sample again")

@@ -103,6 +103,10 @@ class Looks(TrainerCallback):
             lines = self.metrics.read()
             common.write_lines(self.metrics.path, [line for line in lines if not _of_look(line, step)])
             self.trainer.evaluate()
+            if self.trainer.args.eval_strategy != "no":  # then the look of a whole run stands before its last line
+                lines = self.metrics.read()
+                lines.sort(key=lambda line: line["step"] == step and "train_loss" in line)
+                common.write_lines(self.metrics.path, lines)
         return self.last
 
 

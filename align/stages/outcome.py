@@ -11,7 +11,6 @@ score, which nothing before this has seen; without it, only the reward model its
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -203,7 +202,7 @@ def write_outcome(path: Path, prompts: list[Prompt], outcomes: dict[str, Outcome
 
 def read_outcome(path: Path, name: str) -> list[dict[str, Any]]:
     """The sampled replies of one policy in `eval.jsonl`, a list of rows a prompt."""
-    return [json.loads(line)["sampled"][name] for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line["sampled"][name] for line in common.read_rows(path)]
 
 
 def chain(recipe: Recipe, summary: Summary) -> Summary:

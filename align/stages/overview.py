@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from align.recipe import Recipe
 from align.recipe.lineage import stage_dir
 from align.stages import hooks
-from align.stages.common import Summary, write_summary
+from align.stages.common import Summary, read_summary, write_summary
 
 Line = tuple[str, str, str]
 BASELINES = {"length_baseline": "by length alone", "majority_baseline": "by the side that won more often"}
@@ -19,9 +18,8 @@ WIDTH = 110  # of the table where there is no terminal to ask
 
 
 def stage_summary(recipe: Recipe, stage: str) -> Summary | None:
-    """What the stage left in its `summary.json`, None when it has not finished."""
-    file = stage_dir(recipe, stage) / "summary.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    """What the stage left in its `summary.json`, None when it has not finished. Raises RunFileError."""
+    return read_summary(stage_dir(recipe, stage))
 
 
 def write_chain_summary(recipe: Recipe) -> Summary:

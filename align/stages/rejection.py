@@ -12,7 +12,6 @@ are answered by the first one while the others wait.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -124,7 +123,7 @@ def finetune(recipe: Recipe, stage: str, section: RejectionSection, start: str, 
         told = section.finetuning(str((folder / DEMONSTRATIONS).resolve()))
         sft.run(recipe, stage, section=told, init_from=Origin("path", start), out_dir=folder)
     any_rank(False)
-    done = json.loads(file.read_text(encoding="utf-8"))
+    done = common.read_summary(folder) or {}
     if is_main():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     shown = ("rows", "dropped_rows", "steps", "train_loss", "train_seconds", "seconds")

@@ -8,7 +8,6 @@ those of several rounds share their first round.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from align.recipe.lineage import model_dir
 from align.recipe.rejection import RejectionSection, SamplingSection
 from align.runs import files
 from align.runs.lock import locked
+from align.runs.reading import read_object
 from align.stages import candidates, common, outcome, ppo, rejection
-from align.stages.common import Summary
+from align.stages.common import Summary, read_summary
 from data_formats.errors import MissingFileError
 from data_formats.records import Prompt
 from reward.protocol import Reward
@@ -70,8 +70,8 @@ def run(folder: str | Path, settings: Settings) -> Summary:
             file = out / f"{name}.json"
             if not file.is_file():
                 files.write_json(file, judged(recipe, make(), prompts, rewards))
-            found[name] = json.loads(file.read_text(encoding="utf-8"))
-        largest = json.loads((out / f"k{max(settings.counts)}" / "summary.json").read_text(encoding="utf-8"))
+            found[name] = read_object(file, "remove it to have it made again")
+        largest = read_summary(out / f"k{max(settings.counts)}")
     return {"seed": recipe.seed, "arms": found, "by_k": largest["by_k"]}
 
 
@@ -92,7 +92,7 @@ def require_same_settings(file: Path, settings: Settings) -> None:
     now["counts"] = list(settings.counts)
     if not file.is_file():
         files.write_json(file, now)
-    elif json.loads(file.read_text(encoding="utf-8")) != now:
+    elif read_object(file, f"remove {file.parent} to run the arms anew") != now:
         raise RecipeError([f"holds arms of other settings; remove {file.parent} to run them anew"], str(file))
 
 

@@ -12,7 +12,6 @@ arms are measured, the columns of the seeds how far training itself scatters.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import statistics
@@ -28,6 +27,7 @@ from align.recipe.lineage import Origin
 from align.runs.lock import locked
 from align.runs.seeding import derive
 from align.stages.arms import train_reward
+from align.stages.common import read_rows
 from align.stages.world import clean_comparisons
 from align.tinyworld import phrasing, sets
 from align.tinyworld.gold import judge
@@ -192,8 +192,7 @@ def train(run: Path, arm: Arm) -> None:
 def read(folder: Path) -> dict[str, Any]:
     """The held-out pairs of an arm: `clean` and `crowd`, each a list of (prompt, strength, difference of scores)."""
     found: dict[str, Any] = {"clean": [], "crowd": []}
-    for line in (folder / "eval.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_rows(folder / "eval.jsonl"):
         rest = (grade(row["grade"]), row["chosen_score"] - row["rejected_score"])
         found["crowd" if row["source"] == "crowd" else "clean"].append((row["prompt"][-1]["content"], *rest))
     return found

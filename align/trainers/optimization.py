@@ -185,6 +185,18 @@ class TrainedModel:
         if self.waiting is not None:
             self.waiting.put_away()
         self.schedule.load_state_dict(state["schedule"])
+        take_rates(self.schedule)
+
+
+def take_rates(schedule: Any) -> None:
+    """Give the optimizer the rates of `schedule` for the coming step: those it was saved with, unless the stage is
+    longer now than it was then."""
+    rates = [
+        base * shape(schedule.last_epoch) for base, shape in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -43,6 +43,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from align.data.encode import encode_prompts
+from align.data.fingerprint import fingerprint
 from align.data.prompts import PromptSampler
 from align.models.save import save_model
 from align.recipe.ppo import PPOConfig
@@ -162,6 +163,8 @@ class PPOTrainer(PPOExperience):
         self.ptx_coef = PtxController(config.ptx_coef, config.ptx_grad_norm_ratio)
         self.sampler = PromptSampler(len(self.prompts), config.rollout_batch_size, derive(seed, "prompts"))
         self.ptx = self._make_ptx(ptx_blocks)
+        sets = {"data": self.prompts, "eval_data": self.eval_prompts, "ptx_data": list(ptx_blocks)}
+        self.data = {f"ppo.{name}": fingerprint(rows) for name, rows in sets.items()}
         self.optimizer_steps = 0
         self.policy_version = 0
         self.pushed_version: int | None = None  # what an engine with weights of its own has

@@ -25,6 +25,7 @@ from align.runs.ranks import any_rank
 from align.runs.seeding import rng_state, set_rng_state
 from align.trainers import bases, sharding
 from align.trainers.engine_sync import push_weights
+from align.trainers.resumed import require_same_data
 
 if TYPE_CHECKING:
     from align.trainers.ppo import PPOTrainer
@@ -44,6 +45,7 @@ def state_of(trainer: PPOTrainer) -> dict[str, Any]:
         "bases": {name: bases.base_of(getattr(trainer, name).raw) for name in ("policy", "critic")},
         "policy": trainer.policy.state_dict(),
         "critic": trainer.critic.state_dict(),
+        "data": trainer.data,
         "prompt_sampler": trainer.sampler.state_dict(),
         "ptx": trainer.ptx.state_dict() if trainer.ptx is not None else None,
         "ptx_coef": trainer.ptx_coef.state_dict(),
@@ -86,7 +88,7 @@ def load(trainer: PPOTrainer, folder: Path) -> None:
     """Put `trainer` where it stood when `folder` was written.
 
     Raises:
-        MissingFileError, CheckpointError: no such folder, a damaged one, or one of another run.
+        MissingFileError, CheckpointError: no such folder, a damaged one, or one of another run or other data.
         TrainingError: the engine does not take the weights.
     """
     checkpoint.verify(folder)
@@ -105,6 +107,7 @@ def load(trainer: PPOTrainer, folder: Path) -> None:
             f"{folder} was written with another normalize_reward than {trainer.config.normalize_reward}: "
             "continue with that, or start anew (--fresh)"
         )
+    new = require_same_data(folder, state.get("data") or {}, trainer.data, trainer.output_dir)
     names = _learnt(trainer)
     for name in ("policy", "critic"):  # read on the CPU, copied to where the module is
         module = getattr(trainer, name).raw
@@ -115,9 +118,10 @@ def load(trainer: PPOTrainer, folder: Path) -> None:
         _load_ema(trainer, folder)
     trainer.policy.load_state_dict(state["policy"])
     trainer.critic.load_state_dict(state["critic"])
-    trainer.sampler.load_state_dict(state["prompt_sampler"])
-    trainer.ahead.load_state_dict(state["ahead"][trainer.rank] if "ahead" in state else {})
-    if trainer.ptx is not None and state["ptx"] is not None:
+    if "ppo.data" not in new:  # of other prompts an epoch begins
+        trainer.sampler.load_state_dict(state["prompt_sampler"])
+        trainer.ahead.load_state_dict(state["ahead"][trainer.rank] if "ahead" in state else {})
+    if trainer.ptx is not None and state["ptx"] is not None and "ppo.ptx_data" not in new:
         trainer.ptx.load_state_dict(state["ptx"])
     trainer.reward_stats.load_state_dict(stats)
     for name in ("kl", "ptx_coef"):

@@ -108,6 +108,14 @@ class RewardTrainer(SupervisedTrainer):
             self._seen_3 = torch.zeros_like(self._seen_3)
         super().log(logs, start_time)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def sums(self) -> dict[str, Any]:
+        correct, margins, pairs = self._seen_3.clone()
+        return super().sums() | {"correct": correct, "margins": margins, "pairs": pairs}
+
+    def take_sums(self, sums: dict[str, float]) -> None:
+        super().take_sums(sums)
+        self._seen_3 = torch.tensor([sums[name] for name in ("correct", "margins", "pairs")], dtype=torch.float64)
+
+    def _take_weights(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.accelerator.unwrap_model(model if model is not None else self.model)
         target.load_weights(resume_from_checkpoint)

@@ -14,6 +14,7 @@ operations are not counted, which costs more than a small model's step.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
@@ -31,10 +33,12 @@ from transformers.training_args import OptimizerNames
 from align.models.save import save_model
 from align.runs import checkpoint
 from align.runs.callbacks import ProofCallback
+from align.runs.files import write_json
 from align.runs.memory import memory_errors
 from align.runs.proof import reset_process_state
 from align.runs.ranks import any_rank
-from align.trainers.optimization import check_precision, require_whole, with_own_exceptions
+from align.trainers.optimization import check_precision, require_whole, take_rates, with_own_exceptions
+from align.trainers.resumed import DATA_FILE, FIGURES_FILE, Data, Sums
 from align.trainers.sampling import StepLoader, StepSampler
 from reward.adapter import is_adapter, load_weights
 
@@ -61,6 +65,9 @@ class SupervisedTrainer(Trainer):
             kwargs["compute_metrics"] = type(self).default_metrics
         args.remove_unused_columns = False  # rows carry what our collators need, not what `forward` is called with
         super().__init__(model, args, **kwargs)
+        self._tr_loss, self._total_loss_scalar, self._globalstep_last_logged = torch.zeros(()), 0.0, 0
+        self.data, self._sums = Data(self), Sums(self)
+        self.add_callback(self._sums)
         self.add_callback(ProofCallback())
 
     def row_length(self, row: dict) -> int:
@@ -72,11 +79,15 @@ class SupervisedTrainer(Trainer):
         raise NotImplementedError
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `Trainer.train`, mended in two places.
+        """As `Trainer.train`, mended in three places.
 
         An evaluation before training marks the model as prepared, and accelerate 1.15 then leaves DDP out: every rank
         would train by itself. And the pad id that `Trainer` copies from the tokenizer into the model's config (with a
-        warning) is taken out again: it would freeze that token's embedding in later training.
+        warning) is taken out again: it would freeze that token's embedding in later training. A resumed run logs what
+        a whole one would (`align.trainers.resumed`).
+
+        Raises:
+            CheckpointError: the checkpoint to resume from was trained on other rows.
         """
         if self.model_wrapped is self.model and getattr(self.model, "_is_accelerate_prepared", False):
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -205,16 +216,60 @@ class SupervisedTrainer(Trainer):
         return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
 
     def load_finished(self, folder: Path) -> None:
-        """Take weights and state from the checkpoint of the last step, without training."""
+        """Take weights and state from the checkpoint of the last step, without training; the last line is logged."""
         self._load_from_checkpoint(str(folder))
         self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        self.state.is_world_process_zero = self.is_world_process_zero()
+        self.state.is_local_process_zero = self.is_local_process_zero()
+        self._tr_loss, self._total_loss_scalar = torch.zeros((), device=self.args.device), 0.0
+        self._initial_global_step = self._globalstep_last_logged = self.state.global_step
+        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        self._finalize_training(None, 0, time.time())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if (Path(resume_from_checkpoint) / TRAINER_STATE_NAME).is_file():  # to go on from, not the best model's weights
+            self.data.require_same(Path(resume_from_checkpoint))
+            self._sums.resumed_from = Path(resume_from_checkpoint)
+        self._take_weights(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and isinstance(self.lr_scheduler, LambdaLR):
+            take_rates(self.lr_scheduler)
+
+    def sums(self) -> dict[str, Any]:
+        """What the figures that are not logged yet are made of, on this rank; a subclass adds its own."""
+        return {
+            "loss": self._tr_loss.detach().clone(),
+            "total_loss": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+        }
+
+    def take_sums(self, sums: dict[str, float]) -> None:
+        """Go on from `sums()`."""
+        self._tr_loss.fill_(sums["loss"])
+        self._total_loss_scalar, self._globalstep_last_logged = sums["total_loss"], int(sums["last_logged"])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As of `Trainer`; the last line's mean loss is that of the whole run, whatever this process did of it."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write `checkpoints/step-N` atomically; every rank takes part, the first one names it."""
+        sums = self._sums.gathered()
+
+        def write(folder: Path) -> None:
+            self._write_checkpoint(folder)
+            if self.args.should_save:
+                write_json(folder / FIGURES_FILE, {"ranks": sums})
+                write_json(folder / DATA_FILE, self.data.found())
+
         checkpoint.save(
             self.checkpoint_dir,
             self.state.global_step,
-            self._write_checkpoint,
+            write,
             keep=self.args.save_total_limit or 2,
             main=self.is_world_process_zero(),
             any_failed=any_rank,
@@ -236,7 +291,7 @@ class SupervisedTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         save_model(self.accelerator.unwrap_model(self.model), self.processing_class, folder, state_dict)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _take_weights(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.accelerator.unwrap_model(model if model is not None else self.model)
         if is_adapter(target) and not self.is_fsdp_enabled:
             load_weights(target, resume_from_checkpoint)

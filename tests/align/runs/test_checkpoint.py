@@ -130,7 +130,7 @@ def test_kill_in_the_middle_of_a_slow_write_leaves_the_old_step(tmp_path):
         if line.split() == ["saving", "2"]:
             break
     time.sleep(0.2)  # a write takes 0.6 s
-    assert (tmp_path / ".step-2.tmp" / "a").exists()
+    assert (tmp_path / ".step-2.tmp-ranks" / "a").exists()
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert checkpoint.latest(tmp_path) == tmp_path / "step-1" and content(tmp_path / "step-1") == 1

@@ -1,0 +1,255 @@
+"""What is done anew, or goes on for longer, when a recipe is not the one that its stages were made with.
+
+A finished stage whose keys changed is started anew, with all that builds on it, after a line that says so; nothing else
+is touched. One that is to be longer, and nothing else, goes on from its last checkpoint. A stage that was begun with
+other keys could do either, so the user is asked to say which. A change of what every stage shares (seed, model, data
+root, world) is a change of the whole run and wants the consent that `--fresh` wants.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from align.recipe import STAGES, Recipe
+from align.recipe.errors import RecipeError
+from align.recipe.lineage import stage_dir
+from align.recipe.problems import did_you_mean
+from align.runs.acceptance import accepted, note
+from align.runs.lock import locked
+from align.runs.ranks import any_rank, is_main
+from align.stages import fresh
+from align.stages.best import BEST, put_back
+from align.stages.changes import (
+    COMMON,
+    Change,
+    RecipeChangedError,
+    accepted_changes,
+    ancestors,
+    changes,
+    descendants,
+    is_begun,
+    is_finished,
+    some,
+)
+from align.stages.common import command, read_summary, write_summary
+from align.stages.longer import Longer, longer, needs
+from data_formats.errors import AlignError
+
+FIXED = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optimizer")
+"""What a checkpoint's optimizer brings back: a resumed stage would not follow a change."""
+
+
+class NotConfirmedError(AlignError, RuntimeError):
+    """Finished work would be removed, and nobody said yes."""
+
+
+@dataclass
+class Plan:
+    """What is to be done with the stages that are there.
+
+    Attributes:
+        anew: a stage to start anew -> why, `""` where the user named it; what builds on it is not in here.
+        longer: stages that go on for longer.
+        refused: the changes of stages that were begun and may neither go on nor be removed unasked.
+        common: changes of what every stage shares.
+        accepted: a stage -> the changes that it goes on with.
+    """
+
+    anew: dict[str, str] = field(default_factory=dict)
+    longer: dict[str, Longer] = field(default_factory=dict)
+    refused: dict[str, list[Change]] = field(default_factory=dict)
+    common: list[Change] = field(default_factory=list)
+    accepted: dict[str, list[Change]] = field(default_factory=dict)
+
+
+def require_keys(recipe: Recipe, keys: Sequence[str]) -> None:
+    """Raises RecipeError for a key of `--accept` that the recipe has not, or that a resumed stage cannot follow."""
+    problems = []
+    for key in keys:
+        place, known = recipe.model_dump(mode="json"), True
+        for part in key.split("."):
+            inner = dict(enumerate(place)) if isinstance(place, list) else place
+            part = int(part) if isinstance(place, list) and part.isdecimal() else part
+            known = known and isinstance(inner, dict) and part in inner
+            near = did_you_mean(str(part), [str(name) for name in inner]) if isinstance(inner, dict) else None
+            if not known:
+                problems.append(f"--accept {key}: no such key" + (f"; did you mean '{near}'?" if near else ""))
+                break
+            place = inner[part]
+        if known and key.rpartition(".")[2] in FIXED:
+            stage = key.partition(".")[0]
+            sentence = "comes back with the optimizer of a checkpoint, whatever the recipe says"
+            problems.append(f"--accept {key}: {sentence}; start anew with --fresh {stage}")
+    if problems:
+        raise RecipeError(problems, recipe.name)
+
+
+def named_stages(recipe: Recipe, names: Sequence[str], start: str | None) -> tuple[str, ...]:
+    """The stages that `--fresh NAME …` and `--from NAME` mean. Raises RecipeError where the recipe lacks one."""
+    has = f"it has {', '.join(recipe.stages) or 'none'}"
+    given = [("--fresh", name) for name in names] + ([("--from", start)] if start else [])
+    problems = [f"{option} {name}: has no stage '{name}'; {has}" for option, name in given if name not in recipe.stages]
+    if problems:
+        raise RecipeError(problems, recipe.name)
+    later = recipe.stages[recipe.stages.index(start) :] if start else ()
+    return tuple(stage for stage in STAGES if stage in names or stage in later)
+
+
+def plan(recipe: Recipe, stages: Sequence[str], named: Sequence[str] = ()) -> Plan:
+    """Compare what lies in the folders of `stages` with the recipe; changes nothing.
+
+    Args:
+        named: the stages that the user wants anew.
+
+    Raises:
+        RecipeChangedError: a stage builds on another one (not in `stages`) that was made with another recipe.
+        RunFileError: a recipe.yaml that cannot be read.
+    """
+    found = Plan(anew=dict.fromkeys(named, ""))
+    for stage in stages:
+        changed_before = {*found.anew, *found.longer, *found.refused} & set(ancestors(recipe, stage))
+        if changed_before or not is_begun(recipe, stage):
+            continue  # it goes with what it builds on, or there is nothing of it
+        folder = stage_dir(recipe, stage)
+        if noted := accepted_changes(recipe, stage, folder):
+            found.accepted[stage] = noted
+        changed = changes(recipe, stage, folder)
+        if not changed:
+            continue
+        if common := [one for one in changed if one.key.partition(".")[0] in COMMON]:
+            found.common += [one for one in common if one not in found.common]
+        found_longer = None if common else longer(recipe, stage, changed)
+        if found_longer is not None and found_longer.checkpoint is not None:
+            found.longer[stage] = found_longer
+        elif found_longer is not None and not is_finished(recipe, stage):
+            continue  # nothing of it is kept yet
+        elif is_finished(recipe, stage) or common:
+            _require_fresh_parents(recipe, stage)
+            found.anew[stage] = some(list(map(str, changed))) + needs(found_longer)
+        else:
+            found.refused[stage] = changed
+    return found
+
+
+def _require_fresh_parents(recipe: Recipe, stage: str) -> None:
+    """What a stage is started anew from must have been made with this recipe."""
+    for parent in ancestors(recipe, stage):
+        folder = stage_dir(recipe, parent)
+        if parent != stage and is_finished(recipe, parent) and (stale := changes(recipe, parent, folder)):
+            raise RecipeChangedError(
+                f"'{stage}' builds on '{parent}', which was made with another recipe ({some(list(map(str, stale)))}): "
+                f"run `{command(parent)}` with this recipe first, or the whole chain with `align run RECIPE`"
+            )
+
+
+def carry_out(recipe: Recipe, found: Plan, *, yes: bool = False, alone: bool = False) -> None:
+    """Say what is done, and do it. Every rank calls it, once all have made the plan.
+
+    Args:
+        yes: consent to a change of the whole run is given.
+        alone: one stage runs by itself, and its lock is held.
+
+    Raises:
+        RecipeChangedError: an unfinished stage was begun with other keys, or, without a terminal to ask, those that
+            every stage shares changed.
+        NotConfirmedError: the answer was no.
+        FolderInUseError: another process runs a stage that would be removed.
+    """
+    if found.common:
+        confirm(recipe, f"{some(list(map(str, found.common)))}, which concerns every stage", yes, RecipeChangedError)
+    elif found.refused:
+        _refuse(recipe, found.refused)
+    stages = tuple(stage for stage in STAGES if stage in {*found.anew, *found.longer})
+    gone = descendants(recipe, stages)
+    with locked(recipe.output_dir, gone[1:] if alone else gone):
+        if is_main():
+            _tell(recipe, found, gone, alone)
+            for stage, noted in found.accepted.items():
+                _note(recipe, stage, noted)
+            for stage, one in found.longer.items():
+                _lengthen(recipe, stage, one)
+            for stage in found.anew:
+                fresh.clear_stages(recipe, (stage,))
+            if found.common and not alone:
+                fresh.clear_chain(recipe)  # with the world
+
+
+def confirm(recipe: Recipe, why: str, yes: bool, error: type[AlignError] = NotConfirmedError) -> None:
+    """Have the user agree that the whole run is removed; the first rank asks. Nothing to remove needs no consent.
+
+    Raises:
+        NotConfirmedError: the answer was no.
+        error: there is no terminal to ask at, and `yes` is not given.
+    """
+    doomed = fresh.whole_run(recipe)
+    if not doomed:
+        return
+    what, silent, refused = f"{recipe.output_dir}: {why}; this removes {', '.join(doomed)}", False, False
+    if is_main() and not yes:
+        silent = sys.stdin is None or not sys.stdin.isatty()
+        refused = not silent and input(f"{what}. Go on? [y/N] ").strip().lower() not in ("y", "yes")
+    elif is_main():
+        print(what, flush=True)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        silent, refused = any_rank(silent), any_rank(refused)
+    if silent:
+        option = "--yes" if error is NotConfirmedError else "--fresh --yes"
+        raise error(
+            f"{what}: give {option} to start all of it anew, --fresh STAGE to start what you name anew, or choose "
+            "another output_dir"
+        )
+    if refused:
+        raise NotConfirmedError("nothing was removed")
+
+
+def _refuse(recipe: Recipe, refused: dict[str, list[Change]]) -> None:
+    changed = list(dict.fromkeys(one for every in refused.values() for one in every))
+    keys = " ".join(f"--accept {one.key}" for one in changed[:3])
+    stage = next(iter(refused))
+    raise RecipeChangedError(
+        f"{recipe.output_dir}: '{stage}' was begun with another recipe and is not finished "
+        f"({some(list(map(str, changed)))}): go on with the change ({keys}), start it anew (--fresh {stage}), or put "
+        "the old value back"
+    )
+
+
+def _tell(recipe: Recipe, found: Plan, gone: Sequence[str], alone: bool) -> None:
+    for stage in (stage for stage in STAGES if stage in {*found.anew, *found.longer}):
+        also = fresh.made_from(recipe, (stage,))
+        removed = f"; removed what was made from it: {', '.join(also)}" if also else ""
+        if stage in found.longer:
+            print(f"{found.longer[stage]}{removed}", flush=True)
+            continue
+        why = f" ({found.anew[stage]})" if found.anew[stage] else ""
+        if also or why or (not alone and is_begun(recipe, stage)):
+            print(f"{stage}: starts anew{why}{removed}", flush=True)
+    kept = [stage for stage in recipe.stages if stage not in gone and is_begun(recipe, stage)]
+    if gone and kept and not alone:
+        print(f"kept as they are: {', '.join(kept)}", flush=True)
+    for stage, noted in found.accepted.items():
+        print(f"{stage}: goes on although {some(list(map(str, noted)))}; noted in {stage}/accepted.json", flush=True)
+
+
+def _note(recipe: Recipe, stage: str, noted: list[Change]) -> None:
+    """Write down what a stage goes on with; a finished one tells it in its summary at once."""
+    folder = stage_dir(recipe, stage)
+    note(folder, [{"key": one.key, "was": one.was, "is": one.now} for one in noted])
+    if summary := read_summary(folder):
+        write_summary(folder, summary | {"accepted": accepted(folder)})
+
+
+def _lengthen(recipe: Recipe, stage: str, one: Longer) -> None:
+    """Take the mark of being finished from a stage, so that it goes on; what was made from it goes."""
+    folder = stage_dir(recipe, stage)
+    summary = read_summary(folder)
+    later = tuple(name for name in descendants(recipe, (stage,)) if name != stage)
+    fresh.clear_outcome(recipe)
+    for name in later:
+        fresh.clear_stages(recipe, (name,))
+    fresh.clear_arms(recipe, stage)
+    if summary and "best_heldout_loss" in summary and not (folder / BEST).exists():
+        put_back(folder, summary)
+    (folder / "summary.json").unlink(missing_ok=True)
