@@ -18,6 +18,10 @@ class RewardError(AlignError, RuntimeError):
     """A reward that failed, or gave something that is not one finite float a reply."""
 
 
+class RewardUnavailableError(RewardError):
+    """A reward that is not to be had at all, whatever the reply: no connection, a refused key."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One reply to be judged.

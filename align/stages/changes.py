@@ -25,6 +25,7 @@ HARMLESS = frozenset(
     | {"num_samples", "eval_num_replies", "evaluation.limit"}
     | {"micro_batch_size", "eval_batch_size", "ptx_micro_batch_size"}
     | {"timeout", "attempts", "backoff", "api_key_env"}  # of a reward's endpoint
+    | {"on_reward_error"}  # decides only what would have stopped the run
     | {"memory_share", "kv_cache_gib", "max_num_seqs", "sleep", "probe_tolerance"}  # of vLLM
     | {"urls", "start_timeout", "request_timeout", "max_restarts"}
 )

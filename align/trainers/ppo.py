@@ -19,7 +19,8 @@ Decisions, and departures from the named papers:
   at `<|im_end|>`; one that was cut, or ended with `<|endoftext|>`, has `missing_eos_penalty` subtracted from its score,
   or put in its place (`ModelReward` reads that score at an `<|im_end|>` it appends). Then the running mean counts the
   whole global batch in, is subtracted, and the result is clipped. `mask_truncated_completions` takes replies without an
-  end out of everything that is learnt: losses, whitening, running statistics. No value follows the last token.
+  end out of everything that is learnt: losses, whitening, running statistics; `on_reward_error: mask` those that the
+  reward fails on. No value follows the last token.
 - Losses are sums divided by the token count (or, aggregated by sequence, the reply count) of the minibatch over all
   ranks, so gradients do not depend on micro-batches, padding or ranks. Minibatches are real optimizer steps, reshuffled
   every epoch. With whitened advantages a KL in the loss weighs `kl_coef` times their deviation, one in the reward does
@@ -32,6 +33,7 @@ Decisions, and departures from the named papers:
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -54,7 +56,7 @@ from align.trainers.average import WeightAverage
 from align.trainers.controllers import KLController, PtxController
 from align.trainers.engine_sync import push_current, sampled_modules
 from align.trainers.engines import check_overlap, training_engine
-from align.trainers.experience import Samples, Scores
+from align.trainers.experience import Samples, Scores, require_judged
 from align.trainers.forward import silence_dropout
 from align.trainers.guards import reason_to_stop, warn_of
 from align.trainers.iterations import loop_arguments
@@ -74,6 +76,7 @@ from reward.protocol import Reward, same_tokens
 from rollouts.protocol import Engine, SamplingParams
 
 Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 
 def make_accelerator(
@@ -266,13 +269,14 @@ class PPOTrainer(PPOExperience):
         )
 
     def score(self, samples: Samples) -> Scores:
-        """The reward's verdict on each reply, in its own unit, float64; with that of its parts where it has some.
+        """The reward's verdict on each reply, in its own unit, float64; with that of its parts where it has some. NaN
+        for replies it failed on, with `on_reward_error: mask`.
 
         Raises:
             RewardError: not one finite float a reply.
         """
         with self.offload.here("reward"):
-            return Scores.of(self.reward, samples, self.reward_takes_ids)
+            return Scores.of(self.reward, samples, self.reward_takes_ids, self.config.on_reward_error, self.world_size)
 
     def together(self, work: Callable[[], Result]) -> Result:
         """`work()` of this rank, once it has gone well on all of them.
@@ -313,10 +317,15 @@ class PPOTrainer(PPOExperience):
             warn_of(metrics, self.config.guards, self.state.global_step + 1)
 
     def _over_ranks(self, samples: Samples, scores: Scores) -> tuple[Samples, Scores]:
-        if self.world_size == 1:
-            return samples, scores
-        parts = gather_object([(samples, scores)])
-        return Samples.concatenate([part for part, _ in parts]), Scores.concatenate([part for _, part in parts])
+        if self.world_size > 1:
+            parts = gather_object([(samples, scores)])
+            samples = Samples.concatenate([part for part, _ in parts])
+            scores = Scores.concatenate([part for _, part in parts])
+        require_judged(scores.failures, len(samples))
+        if scores.failures and self.accelerator.is_main_process:
+            told = (self.state.global_step + 1, len(scores.failures), len(samples), scores.failures[0])
+            logger.warning("iteration %d: %d of %d replies cannot be judged and teach nothing; the first: %s", *told)
+        return samples, scores
 
     def evaluate(self, prompts: Sequence[Prompt] | None = None, num_samples: int = 1) -> dict[str, float]:
         """Score, KL and entropy on held-out prompts (default `eval_prompts`; none: no figures); see `ppo_eval`.
