@@ -17,6 +17,7 @@ from align.recipe.text import parse
 from align.runs.files import write_json
 from align.stages.common import MADE_BY_STAGES
 from data_formats.errors import AlignError
+from data_formats.secrets import hide
 
 ADAPTERS = ("adapter", "lora", "quantization")
 COMMON = ("seed", "data_root", "model", "tinyworld")
@@ -87,12 +88,12 @@ def _compare(key: str, was: Any, now: Any, found: list[str]) -> None:
     elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
         for index, (old, new) in enumerate(zip(was, now, strict=True)):
             _compare(f"{key}.{index}", old, new, found)
-    elif was != now:
+    elif was != now and (not isinstance(was, str) or hide(was) != now):  # now is as it would be written
         found.append(f"{key} was {_short(was)}, is {_short(now)}")
 
 
 def _short(value: Any) -> str:
-    text = "absent" if value is None else str(value)
+    text = "absent" if value is None else hide(str(value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
