@@ -8,6 +8,7 @@ whatever stands at padded positions is read by nobody.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from reward.protocol import Reward, RewardError, Sample, prompt_columns
 
 if TYPE_CHECKING:
     from align.trainers.support import SupportTensor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +140,20 @@ class Scores:
         return self.parts.get(name, torch.full_like(self.total_N, torch.nan))
 
 
-def require_judged(failures: Sequence[str], count: int) -> None:
-    """Raises RewardError when the reward failed on more of `count` replies, over all ranks, than may be left out."""
+def require_judged(failures: Sequence[str], count: int, where: str = "", quiet: bool = False) -> None:
+    """Say on how many of `count` replies, over all ranks, the reward failed, unless another rank does (`quiet`).
+
+    Raises:
+        RewardError: on more of them than may be left out.
+    """
     if len(failures) > MAX_FAILED_SHARE * count:
         raise RewardError(
             f"{len(failures)} of {count} replies cannot be judged, more than the {MAX_FAILED_SHARE:.0%} that "
             f"on_reward_error: mask leaves out; the first: {failures[0]}"
         )
+    if failures and not quiet:
+        words = (where, len(failures), count, failures[0])
+        logger.warning("%s: %d of %d replies cannot be judged and teach nothing; the first: %s", *words)
 
 
 @dataclass(frozen=True, slots=True)

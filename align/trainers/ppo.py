@@ -33,7 +33,6 @@ Decisions, and departures from the named papers:
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -51,7 +50,7 @@ from align.recipe.ppo import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.files import atomic_dir
 from align.runs.seeding import derive, rng_state, set_rng_state
-from align.trainers import ppo_state, sharding
+from align.trainers import accepted, ppo_state, sharding
 from align.trainers.average import WeightAverage
 from align.trainers.controllers import KLController, PtxController
 from align.trainers.engine_sync import push_current, sampled_modules
@@ -76,7 +75,6 @@ from reward.protocol import Reward, same_tokens
 from rollouts.protocol import Engine, SamplingParams
 
 Result = TypeVar("Result")
-logger = logging.getLogger(__name__)
 
 
 def make_accelerator(
@@ -109,10 +107,11 @@ class PPOTrainer(PPOExperience):
     Args:
         policy: a causal LM; `critic`: gives values_BT for (input_ids, attention_mask). Both are trained in place, with
             their dropout set to 0. Two modules that share nothing, or two roles of one `SharedBackbone`.
-        reward: scores replies; never trained.
+        reward: scores replies; never trained. A function becomes a `FunctionReward`; `gold` likewise.
         tokenizer: of the policy, with ChatML's control tokens.
         config: a `PPOConfig`, or the recipe's ppo section, whose data and origins are not read here.
-        prompts: what replies are sampled to; at least `rollout_batch_size`.
+        prompts: what replies are sampled to; at least `rollout_batch_size`. Records, texts, or rows as files have them
+            (`{"prompt": …}`, `{"messages": […]}`); `eval_prompts` likewise.
         reference: frozen; default a copy of `policy` as it is now (of a shared backbone, give its role).
         engine: samples replies; default the one that `config.rollout.engine` names.
         ptx_blocks: token ids of pretraining blocks, needed when `ptx_coef` > 0.
@@ -122,6 +121,7 @@ class PPOTrainer(PPOExperience):
 
     Raises:
         BatchSplitError: the batch cannot be cut into equal minibatches and shares.
+        TypeError: an argument that is something else, a path for instance; says what to do.
     """
 
     def __init__(
@@ -143,9 +143,14 @@ class PPOTrainer(PPOExperience):
         accelerator: Accelerator | None = None,
         seed: int = 0,
     ):
+        accepted.require_roles(policy, critic, reference)
+        accepted.require_tokenizer(tokenizer, "tokenizer")
+        accepted.require_config(config, "config")
+        reward = accepted.as_reward(reward, "reward")
         self.config, self.reward, self.tokenizer, self.seed = config, reward, tokenizer, seed
-        self.gold = gold
-        self.prompts, self.eval_prompts, self.output_dir = list(prompts), list(eval_prompts), Path(output_dir)
+        self.gold = None if gold is None else accepted.as_reward(gold, "gold")
+        self.prompts = accepted.as_prompts(prompts, "prompts")
+        self.eval_prompts, self.output_dir = accepted.as_prompts(eval_prompts, "eval_prompts"), Path(output_dir)
         self.accelerator = accelerator or make_accelerator()
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         check_split(config.rollout_batch_size, config.rollout.num_generations, config.num_mini_batches, self.world_size)
@@ -155,7 +160,7 @@ class PPOTrainer(PPOExperience):
         self.stop_ids = (self.end_id, control_id(tokenizer, END_OF_TEXT))
         self.reward_takes_ids = same_tokens(reward, tokenizer)
         self.offload = Offload(config.offload, self.accelerator)
-        self.offload.rest("reward", *reward_models(reward, gold))
+        self.offload.rest("reward", *reward_models(reward, self.gold))
         self._set_up_models(policy, critic, reference)
         self.reward_stats = running_stats(config.normalize_reward)
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
@@ -245,7 +250,7 @@ class PPOTrainer(PPOExperience):
 
     def collect(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> Samples:
         """Sample replies to this rank's prompts."""
-        params = params or self.sampling_params()
+        params, prompts = params or self.sampling_params(), accepted.as_prompts(prompts, "prompts")
         prompt_ids = encode_prompts(
             self.tokenizer, [prompt.messages for prompt in prompts], [prompt.tools for prompt in prompts]
         )
@@ -321,10 +326,8 @@ class PPOTrainer(PPOExperience):
             parts = gather_object([(samples, scores)])
             samples = Samples.concatenate([part for part, _ in parts])
             scores = Scores.concatenate([part for _, part in parts])
-        require_judged(scores.failures, len(samples))
-        if scores.failures and self.accelerator.is_main_process:
-            told = (self.state.global_step + 1, len(scores.failures), len(samples), scores.failures[0])
-            logger.warning("iteration %d: %d of %d replies cannot be judged and teach nothing; the first: %s", *told)
+        where, quiet = f"iteration {self.state.global_step + 1}", not self.accelerator.is_main_process
+        require_judged(scores.failures, len(samples), where, quiet)
         return samples, scores
 
     def evaluate(self, prompts: Sequence[Prompt] | None = None, num_samples: int = 1) -> dict[str, float]:
@@ -333,7 +336,7 @@ class PPOTrainer(PPOExperience):
         Raises:
             TrainingError: sampling or the reward failed; what was trained up to here is saved first.
         """
-        prompts = self.eval_prompts if prompts is None else prompts
+        prompts = self.eval_prompts if prompts is None else accepted.as_prompts(prompts, "prompts")
         self.ahead.wait()
         try:
             self.ahead.raise_problem()

@@ -83,7 +83,7 @@ def evaluate_policy(trainer: PPOTrainer, prompts: Sequence[Prompt], num_samples:
         rows = [row for rows, _ in shares for row in rows]
         for failures in zip(*(failures for _, failures in shares), strict=True):  # of the reward, of the gold one
             try:
-                require_judged(sum(failures, ()), len(rows))
+                require_judged(sum(failures, ()), len(rows), quiet=True)
             except RewardError as problem:
                 raise TrainingError(f"{problem} {_moment(trainer)}") from problem
         figures |= _means(rows, suffix)

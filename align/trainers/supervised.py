@@ -30,6 +30,7 @@ from transformers.training_args import OptimizerNames
 from align.models.adapters import save_pretrained
 from align.runs import checkpoint
 from align.runs.ranks import any_rank
+from align.trainers import accepted
 from align.trainers.optimization import require_whole, with_own_exceptions
 from align.trainers.sampling import StepLoader, StepSampler
 from reward.adapter import is_adapter, load_weights
@@ -45,12 +46,19 @@ class SupervisedTrainer(Trainer):
 
     loss_is_scaled_for_ga = True  # read by Trainer.training_step
     group_by_length = False  # steps of rows of like length, see StepSampler
+    encoded: ClassVar[tuple[tuple[str, ...], str]]  # keys of a row, and the function that makes such rows
     default_collator: ClassVar[Callable[[int], Callable[[list], dict[str, Tensor]]]]
     default_metrics: ClassVar[Callable[[EvalPrediction], dict[str, float]]]
 
     def __init__(self, model: nn.Module, args: Any, **kwargs: Any):
+        accepted.require_arguments(args, "args")
+        own = type(self).default_collator
         if kwargs.get("data_collator") is None:
-            kwargs["data_collator"] = type(self).default_collator(kwargs["processing_class"].pad_token_id)
+            accepted.require_tokenizer(kwargs.get("processing_class"), "processing_class")
+            kwargs["data_collator"] = own(kwargs["processing_class"].pad_token_id)
+        if isinstance(own, type) and isinstance(kwargs["data_collator"], own):
+            for argument in ("train_dataset", "eval_dataset"):
+                accepted.require_encoded(kwargs.get(argument), *self.encoded, argument)
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = type(self).default_metrics
         args.remove_unused_columns = False  # rows carry what our collators need, not what `forward` is called with
