@@ -1,7 +1,7 @@
 """RLHF the way the Qwen report did it: SFT, preference-model pretraining, reward model, PPO with a critic.
 
-`from align import SFTTrainer, RewardTrainer, PPOTrainer, PPOConfig, load_recipe` works; nothing heavy is imported
-before its use.
+`from align import SFTTrainer, RewardTrainer, PPOTrainer, PPOConfig, load_recipe` works, and so do `Critic`, `Prompt`,
+`FunctionReward` and `load_tokenizer`, for what these are given. Nothing heavy is imported before its use.
 """
 
 from __future__ import annotations
@@ -10,21 +10,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from align.models.critic import Critic
+    from align.models.tokenizer import load_tokenizer
     from align.recipe import load_recipe
     from align.recipe.ppo import PPOConfig
     from align.trainers.ppo import PPOTrainer
     from align.trainers.reward import RewardTrainer
     from align.trainers.sft import SFTTrainer
+    from data_formats.records import Prompt
+    from reward.sources import FunctionReward
 
 __version__ = "0.1.0"
-__all__ = ["PPOConfig", "PPOTrainer", "RewardTrainer", "SFTTrainer", "load_recipe"]
+__all__ = [
+    "Critic",
+    "FunctionReward",
+    "PPOConfig",
+    "PPOTrainer",
+    "Prompt",
+    "RewardTrainer",
+    "SFTTrainer",
+    "load_recipe",
+    "load_tokenizer",
+]
 
 _HOMES = {
+    "Critic": "align.models.critic",
+    "FunctionReward": "reward.sources",
     "PPOConfig": "align.recipe.ppo",
     "PPOTrainer": "align.trainers.ppo",
+    "Prompt": "data_formats.records",
     "RewardTrainer": "align.trainers.reward",
     "SFTTrainer": "align.trainers.sft",
     "load_recipe": "align.recipe",
+    "load_tokenizer": "align.models.tokenizer",
 }
 
 

@@ -8,12 +8,14 @@ same way. Datasets that need code of their own are refused by the library; none 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_formats.errors import AlignError, DataError, MissingFileError, RowNumber
+from data_formats.secrets import hide
 
 PREFIX = "hub:"
 _SHOWN = 300  # characters of the library's own message
@@ -76,7 +78,7 @@ class HubDataset:
 
     def _as_ours(self, error: Exception, number: int) -> AlignError:
         """The library's error as one of ours; `number` rows had been read."""
-        said = " ".join(str(error.__cause__ or error).split())[:_SHOWN].rstrip(".")
+        said = " ".join(hide(str(error.__cause__ or error), _tokens()).split())[:_SHOWN].rstrip(".")
         said = said or type(error).__name__
         if number:
             return DataError(f"cannot be read on ({said})", path=str(self), line=RowNumber(number + 1))
@@ -98,6 +100,11 @@ class HubDataset:
                 path=str(self),
             )
         return DataError(f"cannot be loaded ({said})", path=str(self))
+
+
+def _tokens() -> list[str]:
+    """The hub's tokens of this environment, which its messages could quote."""
+    return [token for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if (token := os.environ.get(name, "").strip())]
 
 
 def as_source(source: str | Path | HubDataset) -> Path | HubDataset:

@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align import PPOConfig, PPOTrainer
-from align.models.critic import Critic
+from align import Critic, PPOConfig, PPOTrainer
 from align.models.load import new_causal_lm
 from align.models.tokenizer import train_tokenizer
 from align.recipe.fields import Architecture
-from data_formats.records import Message, Prompt
-from reward.sources import FunctionReward
 
 TOPICS = ("tea", "rain", "bread", "music", "cats", "chess", "trees", "maps")
 
@@ -28,8 +25,8 @@ def vowels(prompts: list[list[dict]], completions: list[str], category: list[str
 
 def main(output_dir: str | Path = "runs/examples/ppo_function_reward") -> dict[str, float]:
     """Train, and return the mean reward of sampled replies before and after."""
-    prompts = [Prompt((Message("user", f"Say something about {topic}."),), category="talk") for topic in TOPICS]
-    tokenizer = train_tokenizer([prompt.messages[0].content for prompt in prompts], vocab_size=300)
+    prompts = [{"prompt": f"Say something about {topic}.", "category": "talk"} for topic in TOPICS]
+    tokenizer = train_tokenizer([prompt["prompt"] for prompt in prompts], vocab_size=300)
     shape = Architecture(hidden_size=32, intermediate_size=64, num_hidden_layers=1, max_position_embeddings=128)
     policy = new_causal_lm(shape, tokenizer, seed=0)
     config = PPOConfig(
@@ -49,7 +46,7 @@ def main(output_dir: str | Path = "runs/examples/ppo_function_reward") -> dict[s
     trainer = PPOTrainer(
         policy,
         Critic.from_causal_lm(policy),
-        FunctionReward(vowels),
+        vowels,
         tokenizer,
         config,
         prompts,

@@ -12,20 +12,17 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from align import PPOConfig, PPOTrainer
-from align.models.critic import Critic
+from align import Critic, PPOConfig, PPOTrainer
 from align.models.load import new_causal_lm
 from align.models.tokenizer import train_tokenizer
 from align.recipe.fields import Architecture
-from data_formats.records import Message, Prompt
-from reward.sources import FunctionReward
 
 output_dir = Path("runs/examples/ppo_notebook")
 
 # %% Prompts, tokenizer, policy; the critic starts from the policy's body
 topics = ("tea", "rain", "bread", "music", "cats", "chess", "trees", "maps")
-prompts = [Prompt((Message("user", f"Say something about {topic}."),)) for topic in topics]
-tokenizer = train_tokenizer([prompt.messages[0].content for prompt in prompts], vocab_size=300)
+prompts = [f"Say something about {topic}." for topic in topics]
+tokenizer = train_tokenizer(prompts, vocab_size=300)
 shape = Architecture(hidden_size=32, intermediate_size=64, num_hidden_layers=1, max_position_embeddings=128)
 policy = new_causal_lm(shape, tokenizer, seed=0)
 critic = Critic.from_causal_lm(policy)
@@ -47,7 +44,7 @@ config = PPOConfig(
     policy={"learning_rate": 3e-3},
     critic={"learning_rate": 3e-3},
 )
-trainer = PPOTrainer(policy, critic, FunctionReward(vowels), tokenizer, config, prompts, output_dir=output_dir)
+trainer = PPOTrainer(policy, critic, vowels, tokenizer, config, prompts, output_dir=output_dir)
 
 # %% Before: figures on the prompts, and a few replies
 before = trainer.evaluate(prompts, num_samples=4)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reward.protocol import Reward, Sample, Verdict, judge, same_tokens, text_alone
+from reward.protocol import Reward, Sample, Verdict, judge, require_reward, same_tokens, text_alone
 from reward.scoring import checked
 
 
@@ -28,6 +28,7 @@ class Part:
 
     Raises:
         ValueError: a number out of its range.
+        TypeError: no reward.
     """
 
     reward: Reward
@@ -37,6 +38,7 @@ class Part:
     clip: float | None = None
 
     def __post_init__(self) -> None:
+        require_reward(self.reward, "Part: reward")
         numbers = [self.weight, self.shift, self.scale, 1.0 if self.clip is None else self.clip]
         if not all(map(math.isfinite, numbers)) or self.scale <= 0 or numbers[3] <= 0:
             raise ValueError(
@@ -65,6 +67,8 @@ class Composed:
 
     def __init__(self, rewards: Sequence[Reward], name: str):
         self.rewards, self.name = tuple(rewards), name
+        for at, reward in enumerate(self.rewards):
+            require_reward(reward, f"reward {name!r}, number {at + 1}")
         names = [reward.name for reward in self.rewards]
         twice = sorted({each for each in names if names.count(each) > 1})
         if twice or not names:
@@ -109,6 +113,11 @@ class CombinedReward(Composed):
 
     def __init__(self, parts: Sequence[Part], name: str = "reward"):
         self.parts = tuple(parts)
+        for at, part in enumerate(self.parts):
+            if not isinstance(part, Part):
+                raise TypeError(
+                    f"CombinedReward: parts[{at}] must be a Part(reward, weight), not a {type(part).__name__}"
+                )
         super().__init__([part.reward for part in self.parts], name)
 
     def verdict(self, samples: Sequence[Sample]) -> Verdict:

@@ -7,9 +7,10 @@ What can be over in a moment is tried again (no connection, a timeout, 408, 425,
 and is spread by chance, so that many ranks do not come back all at once. Everything else fails at the first answer:
 other statuses, redirects (the key would follow them), anything that is not the JSON above.
 
-The key is read from an environment variable when a request is made; it stands in no recipe, log or error. It is sent
-over TLS, with the system's certificates; plain http is for loopback addresses, unless one insists. The standard
-library's client does all of this; it uses no proxy.
+The key is read from an environment variable when a request is made; it stands in no recipe, log or error, and neither
+do the secrets of the address, whatever the server echoes of them (`data_formats.secrets`). It is sent over TLS, with
+the system's certificates; plain http is for loopback addresses, unless one insists. The standard library's client does
+all of this; it uses no proxy.
 """
 
 from __future__ import annotations
@@ -28,18 +29,25 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from data_formats.secrets import hide, shown_url, url_secrets
 from reward.address import url_problem
-from reward.protocol import RewardError, Sample
+from reward.protocol import RewardError, RewardUnavailableError, Sample
 from reward.scoring import checked
 
 logger = logging.getLogger(__name__)
 
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+UNAVAILABLE = frozenset({401, 403, 404, 405, 407, 410, 429, 502, 503, 504, *range(300, 400)})  # whatever the reply
 LARGEST = 64 * 2**20  # bytes of an answer that are read
+QUOTED = 4096  # bytes of an answer that are looked at for an error
 
 
 class TryAgain(Exception):
-    """A failure that may be over at the next attempt."""
+    """A failure that may be over at the next attempt; `kind` is the error that it is after the last."""
+
+    def __init__(self, problem: str, kind: type[RewardError] = RewardError):
+        super().__init__(problem)
+        self.kind = kind
 
 
 class EndpointReward:
@@ -79,14 +87,15 @@ class EndpointReward:
         self.name, self.batch_size, self.timeout, self.attempts = name, batch_size, timeout, attempts
         self.backoff, self.longest_backoff, self.api_key_env = backoff, longest_backoff, api_key_env
         self._url = urlsplit(url)
-        self.shown_url = self._url._replace(query="", fragment="").geturl()  # a query may hold a secret
+        self.shown_url, self._secrets = shown_url(url), url_secrets(url)
         self._chance = random.Random()  # its own, so that pauses do not move the training's generators
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
         """One score a sample.
 
         Raises:
-            RewardError: no usable answer, naming address, status and attempt.
+            RewardError: no usable answer, naming address, status and attempt; a RewardUnavailableError where no reply
+                can have to do with it.
         """
         scores: list[float] = []
         for start in range(0, len(samples), self.batch_size):
@@ -118,7 +127,7 @@ class EndpointReward:
         if not isinstance(scores, list) or any(isinstance(s, bool | str) for s in scores):
             raise RewardError(
                 f'reward {self.name!r}: {self.shown_url} must answer with {{"scores": [{count} numbers]}}, '
-                f"it gave {_short(answer)}"
+                f"it gave {self._quoted(answer)}"
             )
         return scores
 
@@ -128,56 +137,71 @@ class EndpointReward:
             try:
                 return self._post(body, headers)
             except TryAgain as problem:
-                if attempt == self.attempts:
-                    raise RewardError(
-                        f"reward {self.name!r}: {self.shown_url} {problem} (attempt {attempt} of {self.attempts})"
-                    ) from None
+                failure = problem
+            if attempt < self.attempts:
                 pause = min(self.longest_backoff, self.backoff * 2 ** (attempt - 1)) * self._chance.uniform(0.5, 1.0)
                 logger.warning(
                     "reward %r: %s %s (attempt %d of %d), once more in %.1f s",
-                    *(self.name, self.shown_url, problem, attempt, self.attempts, pause),
+                    *(self.name, self.shown_url, failure, attempt, self.attempts, pause),
                 )
                 time.sleep(pause)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        raise failure.kind(
+            f"reward {self.name!r}: {self.shown_url} {failure} (attempt {self.attempts} of {self.attempts})"
+        )
 
     def _authorization(self) -> dict[str, str]:
         if self.api_key_env is None:
             return {}
         key = os.environ.get(self.api_key_env, "").strip()
         if not key or not key.isascii() or not key.isprintable():
-            raise RewardError(
+            raise RewardUnavailableError(
                 f"reward {self.name!r}: the environment variable {self.api_key_env} must hold the key of "
                 f"{self.shown_url}, and {'is not set' if not key else 'holds characters that no key has'}"
             )
         return {"Authorization": f"Bearer {key}"}
 
     def _post(self, body: bytes, headers: dict[str, str]) -> bytes:
+        failure: Exception | None = None  # raised where no error of a library is its context: those quote the server
         try:
             with self._connected() as connection:
                 target = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
                 connection.request("POST", target, body, headers)
                 response = connection.getresponse()
                 answer = response.read(LARGEST + 1)
-                key = headers.get("Authorization", "").removeprefix("Bearer ")
-                answer = answer.replace(key.encode(), b"(the key)") if key else answer  # errors quote answers
         except ssl.SSLCertVerificationError as error:
-            raise RewardError(f"reward {self.name!r}: {self.shown_url} cannot be trusted ({error})") from None
+            failure = RewardUnavailableError(
+                f"reward {self.name!r}: {self.shown_url} cannot be trusted ({self._hidden(error)})"
+            )
         except _Late:
-            raise TryAgain(f"gave no answer in {self.timeout:g} s") from None
+            failure = TryAgain(f"gave no answer in {self.timeout:g} s")
         except (OSError, http.client.HTTPException) as error:
-            raise TryAgain(f"cannot be reached or broke off ({type(error).__name__}: {error})") from None
+            kind = RewardUnavailableError if isinstance(error, OSError) else RewardError
+            what = f"cannot be reached or broke off ({type(error).__name__}: {self._hidden(error)})"
+            failure = TryAgain(what, kind)
+        if failure is not None:
+            raise failure
         if response.length and len(answer) <= LARGEST:  # bytes that were announced and did not come
             raise TryAgain(f"broke off in the middle of its answer, {response.length} bytes before its end")
-        if response.status in AGAIN:
-            raise TryAgain(f"answered with status {response.status} {response.reason}: {_short(answer)}")
         if response.status != 200:
-            raise RewardError(
-                f"reward {self.name!r}: {self.shown_url} answered with status {response.status} {response.reason}, "
-                f"which is not tried again: {_short(answer)}"
+            kind = RewardUnavailableError if response.status in UNAVAILABLE else RewardError
+            said = f"answered with status {response.status} {self._hidden(response.reason)[:60]}"
+            if response.status in AGAIN:
+                raise TryAgain(f"{said}: {self._quoted(answer)}", kind)
+            raise kind(
+                f"reward {self.name!r}: {self.shown_url} {said}, which is not tried again: {self._quoted(answer)}"
             )
         if len(answer) > LARGEST:
             raise RewardError(f"reward {self.name!r}: the answer of {self.shown_url} is over {LARGEST} bytes")
         return answer
+
+    def _hidden(self, said: object) -> str:
+        """What the server, or a library about it, says, without the secrets it was told."""
+        key = os.environ.get(self.api_key_env or "", "").strip()
+        return hide(str(said)[:QUOTED], [*self._secrets, *([key] if key else [])])
+
+    def _quoted(self, answer: bytes) -> str:
+        text = self._hidden(answer[:QUOTED].decode("utf-8", errors="replace"))
+        return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[http.client.HTTPConnection]:
@@ -222,8 +246,3 @@ class EndpointReward:
 
 class _Late(Exception):
     """An attempt took longer than it may."""
-
-
-def _short(answer: bytes) -> str:
-    text = answer[:200].decode("utf-8", errors="replace")
-    return repr(text if len(answer) <= 60 else f"{text[:57]}...")

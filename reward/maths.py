@@ -7,17 +7,19 @@ are plain numbers behind "####" (Cobbe et al. 2021).
 
 from __future__ import annotations
 
+import importlib.util
 import re
-import threading
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
-from reward.protocol import RewardError
+from reward.protocol import RewardError, Sample
 from reward.rules import ReferenceRule
+from reward.workers import workers
 
 NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
 MARK = "####"
-SECONDS = 5  # that math-verify may take for reading, and for comparing
+SECONDS = 1.0  # of CPU that math-verify may take for a reply
 
 
 class FinalAnswer(ReferenceRule):
@@ -77,10 +79,11 @@ def number(text: str) -> Decimal | None:
 
 
 class MathEquality(ReferenceRule):
-    """1 where the reply's answer equals the reference as mathematics, by `math-verify`.
+    """1 where the reply's answer equals the reference as mathematics, by `math-verify` in a process of its own.
 
-    A reply that holds no answer the library can read is wrong. A reference may be LaTeX with or without dollar signs,
-    a number, or a worked solution with "#### answer".
+    A reply that holds no answer the library can read is wrong, and so is one that keeps it busy for more than `SECONDS`
+    (`reward.workers`). A reference may be LaTeX with or without dollar signs, a number, or a worked solution with
+    "#### answer".
 
     Args:
         column, missing, name: see `ReferenceRule`.
@@ -91,42 +94,40 @@ class MathEquality(ReferenceRule):
 
     def __init__(self, *, name: str = "math", **options: Any):
         super().__init__(name, **options)
-        try:
-            import math_verify
-        except ImportError:
+        if importlib.util.find_spec("math_verify") is None:
             raise RewardError(
                 f"reward {name!r} needs math-verify, which is not installed: pip install 'align-rlhf[maths]'"
-            ) from None
-        self._library = math_verify
-        self._gold: dict[str, list[Any]] = {}
+            )
 
     def compare(self, completion: str, reference: str) -> bool:
-        """Whether reply and reference are equal.
+        """Whether reply and reference are equal; see `score`."""
+        return self._judged([completion], [reference])[0]
+
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        """1 or 0 a sample, `missing` where the prompt has no answer.
 
         Raises:
-            RewardError: the reference cannot be read as mathematics.
+            RewardError: a reference cannot be read as mathematics.
         """
-        if reference not in self._gold:
-            self._gold[reference] = self._read_reference(reference)
-        seconds = _seconds()
-        answer = self._library.parse(completion, parsing_timeout=seconds)
-        return bool(self._library.verify(self._gold[reference], answer, timeout_seconds=seconds))
+        references = [self.reference(sample) for sample in samples]
+        known = [
+            (sample.completion, text) for sample, text in zip(samples, references, strict=True) if text is not None
+        ]
+        right = iter(self._judged([completion for completion, _ in known], [text for _, text in known]))
+        return [self.missing if text is None else float(next(right)) for text in references]
 
-    def _read_reference(self, reference: str) -> list[Any]:
-        text = reference.rpartition(MARK)[2].strip()
-        marked = any(sign in text for sign in ("$", "\\boxed", "\\(", "\\["))
-        for candidate in (text,) if marked else (f"${text}$", text):
-            found = self._library.parse(candidate, parsing_timeout=_seconds())
-            if any(not isinstance(value, str) for value in found):
-                return found
-        raise RewardError(
-            f"reward {self.name!r}: the {self.column} {_short(reference)} cannot be read as a number or LaTeX"
-        )
-
-
-def _seconds() -> int | None:
-    """The library's time limit is a signal, which only the main thread can wait for."""
-    return SECONDS if threading.current_thread() is threading.main_thread() else None
+    def _judged(self, completions: Sequence[str], references: Sequence[str]) -> list[bool]:
+        requests = [
+            {"text": completion, "reference": reference.rpartition(MARK)[2].strip()}
+            for completion, reference in zip(completions, references, strict=True)
+        ]
+        said = workers("math").judge(requests, SECONDS, self.name)
+        if "unreadable" in said:
+            reference = references[said.index("unreadable")]
+            raise RewardError(
+                f"reward {self.name!r}: the {self.column} {_short(reference)} cannot be read as a number or LaTeX"
+            )
+        return [verdict is True for verdict in said]
 
 
 def _short(text: str) -> str:

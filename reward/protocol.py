@@ -18,6 +18,10 @@ class RewardError(AlignError, RuntimeError):
     """A reward that failed, or gave something that is not one finite float a reply."""
 
 
+class RewardUnavailableError(RewardError):
+    """A reward that is not to be had at all, whatever the reply: no connection, a refused key."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One reply to be judged.
@@ -89,3 +93,28 @@ def same_tokens(reward: Any, tokenizer: Any) -> bool:
     """Whether a reward may be given the policy's token ids: it has no tokenizer of its own, or an equal one."""
     own = getattr(reward, "tokenizer", None)
     return own is None or own is tokenizer or own.get_vocab() == tokenizer.get_vocab()
+
+
+def require_reward(value: Any, argument: str) -> Reward:
+    """`value`, which must be a reward: something with a `name` and `score(samples)`.
+
+    Raises:
+        TypeError: it is something else; names `argument` and what to do.
+    """
+    kind = type(value)
+    modules = {base.__module__.partition(".")[0] for base in kind.__mro__} & {"torch"}
+    if isinstance(value, type):
+        problem = f"not the class {value.__name__}; give an instance of it"
+    elif modules:
+        problem = f"not the module {kind.__name__}; wrap it: reward.sources.ModelReward(model, tokenizer)"
+    elif isinstance(value, str) or hasattr(value, "__fspath__"):
+        problem = f"not the text {str(value)!r}; load it: reward.sources.load_reward(path)"
+    elif callable(getattr(value, "score", None)) and not isinstance(getattr(value, "name", None), str):
+        problem = f"and this {kind.__name__} has no name; give it one (a text), for logs and errors"
+    elif isinstance(value, Reward):
+        return value
+    elif callable(value):
+        problem = "not a function; wrap it: align.FunctionReward(function)"
+    else:
+        problem = f"not a {kind.__name__}; give an object with `name` and `score(samples)`, or a function"
+    raise TypeError(f"{argument}: must be a reward, {problem}")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from reward.protocol import RewardError, Sample
 from reward.scoring import checked
+from reward.workers import workers
 
 Normalization = Literal["strip", "spaces", "case", "punctuation", "articles", "unicode"]
 
@@ -59,17 +60,26 @@ class ReferenceRule(Rule):
         """Whether the reply is right."""
         raise NotImplementedError
 
-    def of(self, sample: Sample) -> float:
-        """1 where the reply is right, else 0; `missing` where the prompt has no answer."""
+    def reference(self, sample: Sample) -> str | None:
+        """The known answer; None where the prompt has none, whose replies get `missing`.
+
+        Raises:
+            RewardError: it has none, and there is no `missing`.
+        """
         reference = (sample.columns or {}).get(self.column)
-        if reference is None or reference == "":
-            if self.missing is not None:
-                return self.missing
+        if reference is not None and reference != "":
+            return str(reference)
+        if self.missing is None:
             raise RewardError(
                 f"reward {self.name!r}: the prompt {shown(sample)} has no {self.column!r} to compare with; "
                 "leave such prompts out of the data, or set 'missing' to the score their replies get"
             )
-        return float(self.compare(sample.completion, str(reference)))
+        return None
+
+    def of(self, sample: Sample) -> float:
+        """1 where the reply is right, else 0; `missing` where the prompt has no answer."""
+        reference = self.reference(sample)
+        return self.missing if reference is None else float(self.compare(sample.completion, reference))
 
 
 class ExactMatch(ReferenceRule):
@@ -107,13 +117,13 @@ def normalized(text: str, steps: Sequence[Normalization]) -> str:
 
 
 class RegexMatch(Rule):
-    """1 where the pattern matches.
+    """1 where the pattern matches; 0 where it does not, or takes too long to say so (`reward.workers`).
 
     Args:
         pattern: a regular expression; `.` does not match a newline unless it says `(?s)`.
         match: `search` anywhere, or the `full` reply.
         ignore_case: letters of both cases are alike.
-        seconds: the longest that one reply may take, since some patterns take for ever on some texts.
+        seconds: of CPU that one reply may take, since some patterns take for ever on some texts.
         name: for logs and errors.
 
     Raises:
@@ -133,25 +143,20 @@ class RegexMatch(Rule):
 
         super().__init__(name)
         self.seconds = seconds
+        self._asked = {"pattern": pattern, "match": match, "ignore_case": ignore_case}
         try:
-            compiled = regex.compile(pattern, regex.IGNORECASE if ignore_case else 0)
+            regex.compile(pattern)
         except regex.error as error:
             raise ValueError(f"reward {name!r}: {pattern!r} is no regular expression ({error})") from None
-        self._matches = compiled.fullmatch if match == "full" else compiled.search
 
     def of(self, sample: Sample) -> float:
-        """1 or 0.
+        """1 or 0."""
+        return self.score([sample])[0]
 
-        Raises:
-            RewardError: the pattern took longer than `seconds`.
-        """
-        try:
-            return float(self._matches(sample.completion, timeout=self.seconds) is not None)
-        except TimeoutError:
-            raise RewardError(
-                f"reward {self.name!r}: the pattern took more than {self.seconds} s on a reply of "
-                f"{len(sample.completion)} characters; write it without nested repetition"
-            ) from None
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        """1 or 0 a sample."""
+        requests = [{**self._asked, "text": sample.completion} for sample in samples]
+        return [float(said is True) for said in workers("regex").judge(requests, self.seconds, self.name)]
 
 
 class LengthWindow(Rule):

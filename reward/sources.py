@@ -129,6 +129,8 @@ class FunctionReward:
     """
 
     def __init__(self, fn: RewardFunction, name: str | None = None):
+        if not callable(fn):
+            raise TypeError(f"FunctionReward: must be a function (prompts, completions, **columns), not {fn!r}")
         self.fn, self.name = fn, name or getattr(fn, "__name__", type(fn).__name__)
         try:
             parameters = inspect.signature(fn).parameters.values()

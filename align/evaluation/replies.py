@@ -6,6 +6,7 @@ model's own distribution (temperature 1, top-p 1), whatever training sampled wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,15 @@ from typing import Any
 from align.data.encode import encode_prompts
 from data_formats import chatml
 from data_formats.records import Prompt
-from reward.protocol import Reward, Sample, judge, prompt_columns, same_tokens, text_alone
+from reward.failures import MAX_FAILED_SHARE, OnRewardError, judge_all
+from reward.protocol import Reward, Sample, prompt_columns, same_tokens, text_alone
 from rollouts.protocol import Engine, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One reply and what each reward, by name, said of it; the parts of a composed reward are `REWARD/PART`."""
+    """One reply and what each reward, by name, said of it (NaN: it failed on it); the parts of a composed reward are
+    `REWARD/PART`."""
 
     text: str
     finished: bool
@@ -27,8 +30,9 @@ class Judged:
     scores: dict[str, float]
 
     def row(self) -> dict[str, Any]:
-        """As a JSON object: the scores beside the reply."""
-        return {"reply": self.text, "finished": self.finished, "tokens": self.tokens, **self.scores}
+        """As a JSON object: the scores beside the reply, null for none."""
+        scores = {name: None if math.isnan(score) else score for name, score in self.scores.items()}
+        return {"reply": self.text, "finished": self.finished, "tokens": self.tokens, **scores}
 
 
 def decodings(tokenizer: Any, *, num_samples: int, max_new_tokens: int, seed: int) -> dict[str, SamplingParams]:
@@ -41,9 +45,15 @@ def decodings(tokenizer: Any, *, num_samples: int, max_new_tokens: int, seed: in
 
 
 def judged_replies(
-    engine: Engine, tokenizer: Any, prompts: Sequence[Prompt], params: SamplingParams, rewards: Sequence[Reward]
+    engine: Engine,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    rewards: Sequence[Reward],
+    on_error: OnRewardError = "stop",
 ) -> list[list[Judged]]:
-    """`params.n` replies to each prompt, judged by every reward; one inner list a prompt, in order."""
+    """`params.n` replies to each prompt, judged by every reward; one inner list a prompt, in order. `on_error`: what
+    becomes of a reward that fails on some (`reward.failures`)."""
     ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts], [prompt.tools for prompt in prompts])
     completions, end_id = engine.generate(ids, params), chatml.control_id(tokenizer, chatml.IM_END)
     texts = tokenizer.batch_decode([list(one.token_ids) for one in completions], skip_special_tokens=True)
@@ -61,7 +71,8 @@ def judged_replies(
     ]
     scores: dict[str, list[float]] = {}
     for reward in rewards:
-        verdict = judge(reward, samples if same_tokens(reward, tokenizer) else text_alone(samples))
+        told = samples if same_tokens(reward, tokenizer) else text_alone(samples)
+        verdict, _ = judge_all(reward, told, on_error, int(MAX_FAILED_SHARE * len(samples)))
         scores[reward.name] = verdict.scores
         scores |= {f"{reward.name}/{part}": row for part, row in verdict.parts.items()}
     judged = [

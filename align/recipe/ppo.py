@@ -87,8 +87,9 @@ class PPOConfig(Section):
     One iteration: `rollout_batch_size` prompts over all ranks give `rollout_batch_size * num_generations` responses,
     which are trained on for `num_ppo_epochs` passes of `num_mini_batches` optimizer steps each. `micro_batch_size`
     responses are held at once by a rank. `critic_warmup_steps` counts optimizer steps. What `offload` names waits in
-    the host's memory while it is idle: the reference, the reward models, the optimizers' moments. README's table "What
-    PPO is told" explains every key.
+    the host's memory while it is idle: the reference, the reward models, the optimizers' moments. A reward that fails
+    stops the run, is asked again (three calls in all), or with `on_reward_error: mask` teaches nothing by the replies
+    it fails on, up to a quarter of an iteration's. README's table "What PPO is told" explains every key.
     """
 
     rollout: PPORolloutSection = PPORolloutSection()
@@ -118,6 +119,7 @@ class PPOConfig(Section):
     missing_eos: Literal["none", "replace", "subtract"] = "subtract"
     missing_eos_penalty: float = Field(1.0, ge=0)
     mask_truncated_completions: bool = False
+    on_reward_error: Literal["stop", "retry", "mask"] = "stop"
     length_penalty: float = Field(0.0, ge=0)
     length_penalty_free: Count = 0
     normalize_reward: Literal["none", "running_mean", "running_std", "running_mean_std"] = "running_mean"

@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from align.recipe.section import Count, Positive, Section
+from align.recipe.section import Count, Positive, Section, Url
+from data_formats.secrets import is_hidden
 from reward.address import url_problem
 
 
@@ -78,10 +79,13 @@ class FunctionPart(RewardPart):
 
 
 class EndpointPart(RewardPart):
-    """An HTTP endpoint; the key stands in the environment variable that `api_key_env` names, never in the recipe."""
+    """An HTTP endpoint; the key stands in the environment variable that `api_key_env` names, never in the recipe.
+
+    What the url's query holds is written nowhere (`***` in a run's recipe.yaml) and may change when a run goes on.
+    """
 
     kind: Literal["http"]
-    url: str
+    url: Url = Field(repr=False)
     batch_size: Positive = 64
     timeout: float = Field(60.0, gt=0)
     attempts: Positive = 4
@@ -270,6 +274,8 @@ def part_problems(key: str, part: RewardPart) -> list[str]:
     if isinstance(part, FunctionPart):
         problem = _function_problem(*part.function.rsplit(":", 1))
         return [f"{key}.function: {problem}"] if problem else []
+    if isinstance(part, EndpointPart) and is_hidden(part.url):
+        return [f"{key}.url: *** stands where a secret was left out when the recipe was written; put it in again"]
     if isinstance(part, EndpointPart) and part.api_key_env and not os.environ.get(part.api_key_env, "").strip():
         return [f"{key}.api_key_env: the environment variable {part.api_key_env} is not set; set it to the key"]
     if isinstance(part, MathPart) and importlib.util.find_spec("math_verify") is None:

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator
 
-from align.recipe.section import Count, Positive, Rate, Section
+from align.recipe.section import Count, Positive, Rate, Section, Url
+from data_formats.secrets import shown_url
 from reward.address import url_problem
 
 
@@ -40,7 +41,7 @@ class VLLMSection(Section):
     sleep: bool = True
     adapters: Literal["auto", "merge", "adapter"] = "auto"
     probe_tolerance: Rate | None = None
-    urls: tuple[str, ...] = ()
+    urls: tuple[Url, ...] = Field((), repr=False)
     api_key_env: VariableName = "ALIGN_VLLM_API_KEY"
     start_timeout: Rate = 600.0
     request_timeout: Rate = 1800.0
@@ -51,7 +52,7 @@ class VLLMSection(Section):
         tunnel = "use https://, or a tunnel to this machine"
         broken = [(f"urls.{at}", text.replace("use https://, or insecure", tunnel)) for at, text in found if text]
         twice = [url for url in dict.fromkeys(self.urls) if self.urls.count(url) > 1]
-        return broken + [("urls", f"names {url} twice; name each server once") for url in twice]
+        return broken + [("urls", f"names {shown_url(url)} twice; name each server once") for url in twice]
 
 
 class RolloutSection(Section):

@@ -14,6 +14,7 @@ from typing import Any
 from align.recipe import STAGES, RecipeError
 from align.recipe.text import parse
 from align.runs.reading import Row, number, objects, parse_json
+from data_formats.secrets import hide
 
 Series = tuple[list[float], list[float]]
 STAGE_FILES = ("metrics.jsonl", "summary.json", "samples.jsonl", "eval.jsonl", "recipe.yaml")
@@ -88,7 +89,7 @@ def read_stage(folder: Path, problems: list[str]) -> StageFiles:
         folder.name,
         _object(folder / "summary.json", problems),
         *(_lines(folder / file, problems) for file in ("metrics.jsonl", "samples.jsonl", "eval.jsonl")),
-        recipe_text=_text(folder / "recipe.yaml", problems),
+        recipe_text=hide(_text(folder / "recipe.yaml", problems)),
     )
 
 

@@ -11,13 +11,16 @@ import os
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 
 from align.runs.arguments import without_redoing
 from align.runs.memory import memory_errors
 from align.runs.ranks import is_main
 from data_formats.errors import AlignError
+from data_formats.secrets import hide
 
 PACKAGES = ("align", "data_formats", "reward", "rollouts")
 LAUNCHERS = ("accelerate", "torchrun", "accelerate.commands.launch", "torch.distributed.run")
@@ -28,7 +31,7 @@ class _Messages(logging.Formatter):
     """The message alone; what is a warning or worse says so."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = hide(super().format(record))
         return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 
 
@@ -40,10 +43,16 @@ class _ToStderr(logging.StreamHandler):
         super().emit(record)
 
 
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As Python does, without the secrets of addresses, which the errors of other libraries quote."""
+    print(hide("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
 def prepare(debug: bool = False) -> None:
     """Set the environment variables that must be there before torch and transformers are imported; log to stderr."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.excepthook = _show_traceback
     if debug:
         os.environ["ALIGN_DEBUG"] = "1"
     if os.environ.get("ALIGN_DEBUG", "0") in ("", "0"):
@@ -76,12 +85,12 @@ def guarded(work: Callable[[], int | None], *, proceed: str) -> int:
         if not is_main():
             # What the first rank meets too, it says, and the launcher ends the others; what it does not, is said here.
             time.sleep(LAST_WORD_SECONDS)
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {hide(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         what = str(stop) or "interrupted"
         if is_main():
-            print(f"\n{what}; what is finished or saved is kept. Continue with: {proceed}", file=sys.stderr)
+            print(f"\n{what}; what is finished or saved is kept. Continue with: {hide(proceed)}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `align recipes show quickstart | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -18,6 +18,7 @@ from align.runs.files import write_json
 from align.runs.reading import RunFileError, read_object, read_recipe
 from align.stages.common import MADE_BY_STAGES
 from data_formats.errors import AlignError
+from data_formats.secrets import hide
 
 ADAPTERS = ("adapter", "lora", "quantization")
 COMMON = ("seed", "data_root", "model", "tinyworld")
@@ -26,6 +27,7 @@ HARMLESS = frozenset(
     | {"num_samples", "eval_num_replies", "evaluation.limit"}
     | {"micro_batch_size", "eval_batch_size", "ptx_micro_batch_size"}
     | {"timeout", "attempts", "backoff", "api_key_env"}  # of a reward's endpoint
+    | {"on_reward_error"}  # decides only what would have stopped the run
     | {"memory_share", "kv_cache_gib", "max_num_seqs", "sleep", "probe_tolerance"}  # of vLLM
     | {"urls", "start_timeout", "request_timeout", "max_restarts", "rollout.batch_size"}
 )
@@ -122,12 +124,12 @@ def _compare(key: str, was: Any, now: Any, found: list[Change]) -> None:
     elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
         for index, (old, new) in enumerate(zip(was, now, strict=True)):
             _compare(f"{key}.{index}", old, new, found)
-    elif was != now:
+    elif was != now and (not isinstance(was, str) or hide(was) != now):  # now is as it would be written
         found.append(Change(key, was, now))
 
 
 def _short(value: Any) -> str:
-    text = "absent" if value is None else str(value)
+    text = "absent" if value is None else hide(str(value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

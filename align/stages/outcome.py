@@ -11,6 +11,7 @@ score, which nothing before this has seen; without it, only the reward model its
 
 from __future__ import annotations
 
+import math
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from align.stages.common import Summary
 from align.tinyworld.gold import GOLD_RANGE, Correctness, GoldScore, WellFormed
 from align.tinyworld.world import World
 from data_formats.records import Prompt
-from reward.protocol import Reward
+from reward.protocol import Reward, RewardError
 
 Outcome = dict[str, list[list[Judged]]]  # decoding -> prompt -> replies
 
@@ -66,7 +67,30 @@ def compare_policies(
     before = judge_model(recipe, before_path, prompts, rewards, stage)
     after = judge_model(recipe, out_dir / "model", prompts, rewards, stage)
     write_outcome(out_dir / "eval.jsonl", prompts, {"sft": before, stage: after})
-    return comparison(prompts, before, after, rewards[0].name)
+    return comparison(*_judged(prompts, before, after), rewards[0].name)
+
+
+def _judged(prompts: list[Prompt], before: Outcome, after: Outcome) -> tuple[list[Prompt], Outcome, Outcome]:
+    """Without the prompts that a reward failed on a reply of (`on_reward_error: mask`).
+
+    Raises:
+        RewardError: none is left.
+    """
+    failed = {
+        at
+        for outcome in (before, after)
+        for replies in outcome.values()
+        for at, row in enumerate(replies)
+        if any(math.isnan(score) for one in row for score in one.scores.values())
+    }
+    if not failed:
+        return prompts, before, after
+    kept = [at for at in range(len(prompts)) if at not in failed]
+    if not kept:
+        raise RewardError("the reward failed on a reply to each held-out prompt, so there is nothing to compare")
+    common.LOG.warning("%d held-out prompts are in no comparison: the reward failed on a reply to them", len(failed))
+    rows = ({way: [replies[at] for at in kept] for way, replies in one.items()} for one in (before, after))
+    return [prompts[at] for at in kept], *rows
 
 
 def comparison(prompts: list[Prompt], before: Outcome, after: Outcome, judge: str) -> Summary:
@@ -182,7 +206,12 @@ def judge_model(
     policy = load_causal_lm(str(path), model, use="frozen").to(common.device())
     engine = sampling_engine(rollout, policy, tokenizer.pad_token_id, seed=seed, temperature=1.0)
     with closing(engine):
-        return {name: judged_replies(engine, tokenizer, prompts, params, rewards) for name, params in ways.items()}
+        return {
+            name: judged_replies(
+                engine, tokenizer, prompts, params, rewards, getattr(section, "on_reward_error", "stop")
+            )
+            for name, params in ways.items()
+        }
 
 
 def write_outcome(path: Path, prompts: list[Prompt], outcomes: dict[str, Outcome]) -> None:

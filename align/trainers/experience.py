@@ -8,6 +8,7 @@ whatever stands at padded positions is read by nobody.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,13 @@ import torch
 from torch import Tensor
 
 from data_formats.records import Prompt
-from reward.protocol import Reward, RewardError, Sample, judge, prompt_columns
+from reward.failures import MAX_FAILED_SHARE, OnRewardError, judge_all
+from reward.protocol import Reward, RewardError, Sample, prompt_columns
 
 if TYPE_CHECKING:
     from align.trainers.support import SupportTensor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +89,37 @@ class Scores:
     """What the reward said of N replies.
 
     Attributes:
-        total_N: (N) float64, the reward in its own unit.
+        total_N: (N) float64, the reward in its own unit; NaN for a reply that it failed on (`on_reward_error: mask`).
         parts: by name, (N) float64, what each part of a composed reward said; empty for a plain one.
+        failures: why, for each reply without a score.
     """
 
     total_N: Tensor
     parts: dict[str, Tensor]
+    failures: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, reward: Reward, samples: Samples, with_ids: bool) -> Scores:
-        """What `reward` says of `samples`; `with_ids`: whether it may read the policy's token ids.
+    def of(
+        cls,
+        reward: Reward,
+        samples: Samples,
+        with_ids: bool,
+        on_error: OnRewardError = "stop",
+        world_size: int = 1,
+    ) -> Scores:
+        """What `reward` says of `samples`.
+
+        Args:
+            with_ids: whether it may read the policy's token ids.
+            on_error: see `reward.failures`; with `mask`, this rank may have every failure that is allowed to all.
 
         Raises:
             RewardError: not one finite float a reply.
         """
-        verdict = judge(reward, samples.for_reward(with_ids))
-        total_N = torch.tensor(verdict.scores, dtype=torch.float64)
-        if total_N.shape != (len(samples),) or not total_N.isfinite().all():
-            raise RewardError(f"reward '{reward.name}' must give one finite float for each of {len(samples)} replies")
-        return cls(total_N, {name: torch.tensor(said, dtype=torch.float64) for name, said in verdict.parts.items()})
+        most = int(MAX_FAILED_SHARE * len(samples) * world_size)
+        verdict, failures = judge_all(reward, samples.for_reward(with_ids), on_error, most)
+        parts = {name: torch.tensor(said, dtype=torch.float64) for name, said in verdict.parts.items()}
+        return cls(torch.tensor(verdict.scores, dtype=torch.float64), parts, tuple(failures))
 
     def row(self, at: int) -> tuple[float, dict[str, float]]:
         """What was said of reply `at`: the whole, and each part."""
@@ -112,11 +128,32 @@ class Scores:
     @classmethod
     def concatenate(cls, all_scores: Sequence[Scores]) -> Scores:
         """One after the other (ranks in order)."""
-        names = all_scores[0].parts
+        names = list(dict.fromkeys(name for scores in all_scores for name in scores.parts))
         return cls(
             torch.cat([scores.total_N for scores in all_scores]),
-            {name: torch.cat([scores.parts[name] for scores in all_scores]) for name in names},
+            {name: torch.cat([scores._part(name) for scores in all_scores]) for name in names},
+            sum((scores.failures for scores in all_scores), ()),
         )
+
+    def _part(self, name: str) -> Tensor:
+        """NaN where the reward failed on every reply, and so told no parts."""
+        return self.parts.get(name, torch.full_like(self.total_N, torch.nan))
+
+
+def require_judged(failures: Sequence[str], count: int, where: str = "", quiet: bool = False) -> None:
+    """Say on how many of `count` replies, over all ranks, the reward failed, unless another rank does (`quiet`).
+
+    Raises:
+        RewardError: on more of them than may be left out.
+    """
+    if len(failures) > MAX_FAILED_SHARE * count:
+        raise RewardError(
+            f"{len(failures)} of {count} replies cannot be judged, more than the {MAX_FAILED_SHARE:.0%} that "
+            f"on_reward_error: mask leaves out; the first: {failures[0]}"
+        )
+    if failures and not quiet:
+        words = (where, len(failures), count, failures[0])
+        logger.warning("%s: %d of %d replies cannot be judged and teach nothing; the first: %s", *words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +232,8 @@ class Experience:
         tokens: the rows' token ids.
         mask_NS: (N, S) bool, 1 on the reply actions that are learnt from (of masked replies none); every (N, S) tensor
             below means nothing outside the reply.
-        scores_N: (N) the reward as it was given, in its own unit.
-        normalized_N: (N) after penalties, running statistics and clip.
+        scores_N: (N) the reward as it was given, in its own unit; NaN for a reply that it failed on.
+        normalized_N: (N) after penalties, running statistics and clip; means nothing where the score is NaN.
         old_logps_NS: (N, S) nats, the denominator of the ratio: the sampling policy under the training forward,
             temperature-divided, over the full vocabulary or, with `support`, over what the sampler could draw. None
             when that pass is elided.

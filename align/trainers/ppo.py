@@ -19,7 +19,8 @@ Decisions, and departures from the named papers:
   at `<|im_end|>`; one that was cut, or ended with `<|endoftext|>`, has `missing_eos_penalty` subtracted from its score,
   or put in its place (`ModelReward` reads that score at an `<|im_end|>` it appends). Then the running mean counts the
   whole global batch in, is subtracted, and the result is clipped. `mask_truncated_completions` takes replies without an
-  end out of everything that is learnt: losses, whitening, running statistics. No value follows the last token.
+  end out of everything that is learnt: losses, whitening, running statistics; `on_reward_error: mask` those that the
+  reward fails on. No value follows the last token.
 - Losses are sums divided by the token count (or, aggregated by sequence, the reply count) of the minibatch over all
   ranks, so gradients do not depend on micro-batches, padding or ranks. Minibatches are real optimizer steps, reshuffled
   every epoch. With whitened advantages a KL in the loss weighs `kl_coef` times their deviation, one in the reward does
@@ -51,13 +52,13 @@ from align.runs.errors import TrainingError
 from align.runs.files import atomic_dir
 from align.runs.proof import reset_process_state
 from align.runs.seeding import derive
-from align.trainers import ppo_state, sharding
+from align.trainers import accepted, ppo_state, sharding
 from align.trainers.average import WeightAverage
 from align.trainers.boundary import kept_boundary, kept_state
 from align.trainers.controllers import KLController, PtxController
 from align.trainers.engine_sync import push_current, sampled_modules
 from align.trainers.engines import check_overlap, training_engine
-from align.trainers.experience import Samples, Scores
+from align.trainers.experience import Samples, Scores, require_judged
 from align.trainers.forward import silence_dropout
 from align.trainers.guards import enough_memory, reason_to_stop, warn_of
 from align.trainers.iterations import loop_arguments
@@ -109,10 +110,11 @@ class PPOTrainer(PPOExperience):
     Args:
         policy: a causal LM; `critic`: gives values_BT for (input_ids, attention_mask). Both are trained in place, with
             their dropout set to 0. Two modules that share nothing, or two roles of one `SharedBackbone`.
-        reward: scores replies; never trained.
+        reward: scores replies; never trained. A function becomes a `FunctionReward`; `gold` likewise.
         tokenizer: of the policy, with ChatML's control tokens.
         config: a `PPOConfig`, or the recipe's ppo section, whose data and origins are not read here.
-        prompts: what replies are sampled to; at least `rollout_batch_size`.
+        prompts: what replies are sampled to; at least `rollout_batch_size`. Records, texts, or rows as files have them
+            (`{"prompt": …}`, `{"messages": […]}`); `eval_prompts` likewise.
         reference: frozen; default a copy of `policy` as it is now (of a shared backbone, give its role).
         engine: samples replies; default the one that `config.rollout.engine` names.
         ptx_blocks: token ids of pretraining blocks, needed when `ptx_coef` > 0.
@@ -122,6 +124,7 @@ class PPOTrainer(PPOExperience):
 
     Raises:
         BatchSplitError: the batch cannot be cut into equal minibatches and shares.
+        TypeError: an argument that is something else, a path for instance; says what to do.
     """
 
     def __init__(
@@ -143,9 +146,14 @@ class PPOTrainer(PPOExperience):
         accelerator: Accelerator | None = None,
         seed: int = 0,
     ):
+        accepted.require_roles(policy, critic, reference)
+        accepted.require_tokenizer(tokenizer, "tokenizer")
+        accepted.require_config(config, "config")
+        reward = accepted.as_reward(reward, "reward")
         self.config, self.reward, self.tokenizer, self.seed = config, reward, tokenizer, seed
-        self.gold = gold
-        self.prompts, self.eval_prompts, self.output_dir = list(prompts), list(eval_prompts), Path(output_dir)
+        self.gold = None if gold is None else accepted.as_reward(gold, "gold")
+        self.prompts = accepted.as_prompts(prompts, "prompts")
+        self.eval_prompts, self.output_dir = accepted.as_prompts(eval_prompts, "eval_prompts"), Path(output_dir)
         self.accelerator = accelerator or make_accelerator()
         reset_process_state(self.accelerator)
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -156,7 +164,7 @@ class PPOTrainer(PPOExperience):
         self.stop_ids = (self.end_id, control_id(tokenizer, END_OF_TEXT))
         self.reward_takes_ids = same_tokens(reward, tokenizer)
         self.offload = Offload(config.offload, self.accelerator)
-        self.offload.rest("reward", *reward_models(reward, gold))
+        self.offload.rest("reward", *reward_models(reward, self.gold))
         self._set_up_models(policy, critic, reference)
         self.reward_stats = running_stats(config.normalize_reward)
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
@@ -256,7 +264,7 @@ class PPOTrainer(PPOExperience):
 
     def collect(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> Samples:
         """Sample replies to this rank's prompts."""
-        params = params or self.sampling_params()
+        params, prompts = params or self.sampling_params(), accepted.as_prompts(prompts, "prompts")
         prompt_ids = encode_prompts(
             self.tokenizer, [prompt.messages for prompt in prompts], [prompt.tools for prompt in prompts]
         )
@@ -280,13 +288,14 @@ class PPOTrainer(PPOExperience):
         )
 
     def score(self, samples: Samples) -> Scores:
-        """The reward's verdict on each reply, in its own unit, float64; with that of its parts where it has some.
+        """The reward's verdict on each reply, in its own unit, float64; with that of its parts where it has some. NaN
+        for replies it failed on, with `on_reward_error: mask`.
 
         Raises:
             RewardError: not one finite float a reply.
         """
         with self.offload.here("reward"):
-            return Scores.of(self.reward, samples, self.reward_takes_ids)
+            return Scores.of(self.reward, samples, self.reward_takes_ids, self.config.on_reward_error, self.world_size)
 
     def together(self, work: Callable[[], Result]) -> Result:
         """`work()` of this rank, once it has gone well on all of them.
@@ -315,10 +324,13 @@ class PPOTrainer(PPOExperience):
             warn_of(metrics, self.config.guards, self.state.global_step + 1)
 
     def _over_ranks(self, samples: Samples, scores: Scores) -> tuple[Samples, Scores]:
-        if self.world_size == 1:
-            return samples, scores
-        parts = gather_object([(samples, scores)])
-        return Samples.concatenate([part for part, _ in parts]), Scores.concatenate([part for _, part in parts])
+        if self.world_size > 1:
+            parts = gather_object([(samples, scores)])
+            samples = Samples.concatenate([part for part, _ in parts])
+            scores = Scores.concatenate([part for _, part in parts])
+        where, quiet = f"iteration {self.state.global_step + 1}", not self.accelerator.is_main_process
+        require_judged(scores.failures, len(samples), where, quiet)
+        return samples, scores
 
     def evaluate(self, prompts: Sequence[Prompt] | None = None, num_samples: int = 1) -> dict[str, float]:
         """Score, KL and entropy on held-out prompts (default `eval_prompts`; none: no figures); see `ppo_eval`.
@@ -327,7 +339,7 @@ class PPOTrainer(PPOExperience):
             TrainingError: sampling or the reward failed; what was trained up to here is saved first, as it is before
                 any other exception.
         """
-        prompts = self.eval_prompts if prompts is None else prompts
+        prompts = self.eval_prompts if prompts is None else accepted.as_prompts(prompts, "prompts")
         self.ahead.wait()
         with kept_state(self), enough_memory(self.config, "evaluation"):
             self.ahead.raise_problem()

@@ -80,16 +80,20 @@ class PPOExperience(PPOUpdate):
         return advantages_NS, returns_NS, float(moments.var.sqrt())
 
     def make_experience(self, samples: Samples, scores_N: Tensor) -> tuple[Experience, dict[str, float]]:
-        """The experience of the global batch and its metrics; every rank computes its share of the passes."""
+        """The experience of the global batch and its metrics; every rank computes its share of the passes. A reply
+        whose score is NaN teaches nothing (`on_reward_error: mask`)."""
         device, config = self.accelerator.device, self.config
         tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids, self.pad_id).to(device)
         support = self._support(samples, tokens)
         with self.offload.here("reference"):
             found = self._passes(tokens, support)
         finished_N, mask_NS = torch.tensor(samples.finished, device=device), tokens.mask_NS
+        scores_N, judged_N = scores_N.to(device), ~scores_N.to(device).isnan()
         counts_N = finished_N if config.mask_truncated_completions else None
+        if not judged_N.all():
+            counts_N = judged_N if counts_N is None else judged_N & counts_N
         learnt_NS = mask_NS if counts_N is None else mask_NS & counts_N[:, None]
-        penalized_N = self.penalize_scores(scores_N.to(device), finished_N, mask_NS.sum(1))
+        penalized_N = self.penalize_scores(scores_N.where(judged_N, 0.0), finished_N, mask_NS.sum(1))
         normalized_N = self.normalize_scores(penalized_N, counts_N)
         kl_NS = torch.zeros_like(found["ref"])
         if "full" in found:
@@ -100,7 +104,7 @@ class PPOExperience(PPOUpdate):
         experience = Experience(
             tokens,
             learnt_NS,
-            scores_N.to(device),
+            scores_N,
             normalized_N,
             found.get("ratio", found.get("full")),
             found["ref"],
@@ -115,6 +119,8 @@ class PPOExperience(PPOUpdate):
         )
         metrics = rollout_metrics(samples, experience, found.get("entropy"), std)
         metrics["kl_coef"] = self.kl.coef
+        if config.on_reward_error == "mask":
+            metrics["reward/failed"] = float((~judged_N).sum())
         metrics |= engine_metrics(samples, experience) | staleness(samples, self.policy_version)
         if self._logs_now:
             with self.offload.here("reference"):

@@ -6,6 +6,8 @@ by the sampling temperature, over the whole vocabulary; the score is in the rewa
 
 Rollouts, before the update (the policy's own figures come from the update with `old_logprobs: elide`):
     score/mean, score/std        the reward as it was given; score/PART/… what each part of a composed one said
+    reward/failed                replies that it failed on, which are in no figure of score and reward
+                                 (`on_reward_error: mask`)
     reward/mean, reward/std      after missing-end penalty, normalisation and clip
     kl/reply, kl/token           log policy - log reference of the sampled tokens (k1): sum a reply, mean a token
     kl/k3_token                  the estimator that is never negative, a token
@@ -153,11 +155,12 @@ def rollout_metrics(
     mask_NS = experience.tokens.mask_NS
     lengths_N = mask_NS.sum(1).float()
     error_NS = (experience.old_values_NS - experience.returns_NS).square()
+    judged_N = ~experience.scores_N.isnan()
     figures = {
-        "score/mean": experience.scores_N.mean(),
-        "score/std": experience.scores_N.std(unbiased=False),
-        "reward/mean": experience.normalized_N.mean(),
-        "reward/std": experience.normalized_N.std(unbiased=False),
+        "score/mean": experience.scores_N[judged_N].mean(),
+        "score/std": experience.scores_N[judged_N].std(unbiased=False),
+        "reward/mean": experience.normalized_N[judged_N].mean(),
+        "reward/std": experience.normalized_N[judged_N].std(unbiased=False),
         **_distance_metrics(experience, entropy_NS),
         "value/mean": masked_mean(experience.old_values_NS, mask_NS),
         "value/explained_variance": explained_variance(
@@ -208,9 +211,11 @@ def staleness(samples: Samples, policy_version: int) -> dict[str, float]:
 
 
 def part_metrics(parts: dict[str, Tensor], prefix: str = "score") -> dict[str, float]:
-    """`PREFIX/PART/mean` and `PREFIX/PART/std` (population) of what each part of the reward said, in its own unit."""
+    """`PREFIX/PART/mean` and `PREFIX/PART/std` (population) of what each part of the reward said, in its own unit, over
+    the replies that it did not fail on."""
     figures = {}
     for name, scores_N in parts.items():
+        scores_N = scores_N[~scores_N.isnan()]
         figures[f"{prefix}/{name}/mean"] = float(scores_N.mean())
         figures[f"{prefix}/{name}/std"] = float(scores_N.std(unbiased=False))
     return figures
@@ -246,7 +251,7 @@ def sample_rows(
     """The first replies of the batch as lines of samples.jsonl; `score/PART` where the reward has parts.
 
     `tokens` holds the text of every token with its k1 (log policy - log reference, nats), which add up to `kl`; null
-    where the policy's log-probabilities are not known.
+    where the policy's log-probabilities are not known. `score` and `reward` are null where the reward failed.
     """
     known = experience.policy_logps_NS is not None
     kl_N = reply_kl(experience).tolist() if known else [None] * len(samples)
@@ -256,19 +261,24 @@ def sample_rows(
         {
             "prompt": samples.prompts[row].messages[-1].content,
             "reply": samples.replies[row],
-            "score": float(experience.scores_N[row]),
-            "reward": float(experience.normalized_N[row]),
+            "score": _known(experience.scores_N[row]),
+            "reward": None if experience.scores_N[row].isnan() else float(experience.normalized_N[row]),
             "kl": kl_N[row],
             "reply_tokens": len(samples.reply_ids[row]),
             "finished": samples.finished[row],
             "category": samples.prompts[row].category,
-            **{f"score/{name}": float(scores_N[row]) for name, scores_N in (parts or {}).items()},
+            **{f"score/{name}": _known(scores_N[row]) for name, scores_N in (parts or {}).items()},
             "tokens": token_rows(
                 tokenizer, samples.reply_ids[row], kl_NS[row][mask_NS[row]].tolist() if known else None
             ),
         }
         for row in range(min(count, len(samples)))
     ]
+
+
+def _known(score: Tensor) -> float | None:
+    """None for a score that is none (NaN)."""
+    return None if score.isnan() else float(score)
 
 
 class UpdateStats:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 
 from align.data.collate import PairCollator
+from align.trainers import accepted
 from align.trainers.supervised import SupervisedTrainer, disable_dropout
 from reward.losses import pairwise_logistic
 
@@ -42,8 +43,10 @@ class RewardTrainer(SupervisedTrainer):
 
     default_collator = PairCollator
     default_metrics = staticmethod(pair_metrics)
+    encoded = (("chosen_ids", "rejected_ids"), "align.data.encode.encode_comparisons")
 
     def __init__(self, model: nn.Module, args: Any, **kwargs: Any):
+        accepted.require_module(model, "model", accepted.LOAD_REWARD_MODEL, values=True)
         disable_dropout(model)
         super().__init__(model, args, **kwargs)
         self._seen_3 = torch.zeros(3, dtype=torch.float64)  # correct, sum of margins, pairs since the last log

@@ -26,6 +26,7 @@ from align.functional.logprobs import token_logprobs
 from align.functional.masked import keep
 from align.functional.reductions import REDUCTIONS, Reduction, loss_weights
 from align.functional.supervised import predicting_positions
+from align.trainers import accepted
 from align.trainers.causal_forward import ask_at, attention_of, packed_batch, packed_inputs, prove_packing
 from align.trainers.supervised import SupervisedTrainer
 
@@ -60,7 +61,9 @@ class SFTTrainer(SupervisedTrainer):
             would see one another.
     """
 
+    default_collator = CausalCollator
     default_metrics = staticmethod(nll_metrics)
+    encoded = (("input_ids",), "align.data.encode.encode_demonstrations")
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class SFTTrainer(SupervisedTrainer):
         group_by_length: bool = False,
         **kwargs: Any,
     ):
+        accepted.require_module(model, "model", accepted.LOAD_MODEL)
         if loss_reduction not in REDUCTIONS:
             raise ValueError(f"loss_reduction must be one of {', '.join(REDUCTIONS)}, found '{loss_reduction}'")
         if packing and group_by_length:
@@ -80,9 +84,11 @@ class SFTTrainer(SupervisedTrainer):
         self.loss_reduction, self.group_by_length = loss_reduction, group_by_length
         self.packing_report: dict[str, int | float] | None = None
         if kwargs.get("data_collator") is None:
+            accepted.require_tokenizer(kwargs.get("processing_class"), "processing_class")
             pad_id = kwargs["processing_class"].pad_token_id
             kwargs["data_collator"] = CausalCollator(pad_id, with_turns=loss_reduction != "token_mean")
         if packing and kwargs.get("train_dataset") is not None:
+            accepted.require_encoded(kwargs["train_dataset"], *self.encoded, "train_dataset")
             packed = PackedRows(kwargs["train_dataset"], max_length)
             if "segments" not in kwargs["data_collator"]([packed[0]]):
                 raise PackingError("the data_collator gives no 'segments', so packed samples would see one another")

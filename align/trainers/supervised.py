@@ -37,6 +37,7 @@ from align.runs.files import write_json
 from align.runs.memory import memory_errors
 from align.runs.proof import reset_process_state
 from align.runs.ranks import any_rank
+from align.trainers import accepted
 from align.trainers.optimization import check_precision, require_whole, take_rates, with_own_exceptions
 from align.trainers.resumed import DATA_FILE, FIGURES_FILE, Data, Sums
 from align.trainers.sampling import StepLoader, StepSampler
@@ -55,12 +56,19 @@ class SupervisedTrainer(Trainer):
 
     loss_is_scaled_for_ga = True  # read by Trainer.training_step
     group_by_length = False  # steps of rows of like length, see StepSampler
+    encoded: ClassVar[tuple[tuple[str, ...], str]]  # keys of a row, and the function that makes such rows
     default_collator: ClassVar[Callable[[int], Callable[[list], dict[str, Tensor]]]]
     default_metrics: ClassVar[Callable[[EvalPrediction], dict[str, float]]]
 
     def __init__(self, model: nn.Module, args: Any, **kwargs: Any):
+        accepted.require_arguments(args, "args")
+        own = type(self).default_collator
         if kwargs.get("data_collator") is None:
-            kwargs["data_collator"] = type(self).default_collator(kwargs["processing_class"].pad_token_id)
+            accepted.require_tokenizer(kwargs.get("processing_class"), "processing_class")
+            kwargs["data_collator"] = own(kwargs["processing_class"].pad_token_id)
+        if isinstance(own, type) and isinstance(kwargs["data_collator"], own):
+            for argument in ("train_dataset", "eval_dataset"):
+                accepted.require_encoded(kwargs.get(argument), *self.encoded, argument)
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = type(self).default_metrics
         args.remove_unused_columns = False  # rows carry what our collators need, not what `forward` is called with

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from data_formats.secrets import hide, shown_url
 from rollouts.errors import RolloutError
 
 logger = logging.getLogger(__name__)
 
 LARGEST = 256 * 2**20  # bytes of an answer that are read
+QUOTED = 4096  # bytes of an answer that are looked at for an error
 
 
 class ServerGone(Exception):
@@ -45,9 +47,8 @@ class Address:
         else:
             sound = parts.scheme in ("http", "https") and _names_a_host(parts) and parts.path in ("", "/")
         if not sound or parts.username or parts.password or parts.query or parts.fragment:
-            shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
             raise RolloutError(
-                f"'{shown}' is no address of a vLLM server: write http://HOST:PORT, https://HOST:PORT or unix:///PATH"
+                f"'{shown_url(self.url)}' is no address of a vLLM server: write http://HOST:PORT, https://HOST:PORT or unix:///PATH"
             )
 
     @property
@@ -66,18 +67,21 @@ class Address:
         content = None if body is None else json.dumps(body, allow_nan=False).encode()
         headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
         connection = self._connection(timeout)
+        failure: Exception | None = None  # raised where no error of a library is its context: those quote the server
         try:
             connection.request("GET" if body is None else "POST", path, content, headers)
             response = connection.getresponse()
             answer = response.read(LARGEST + 1)
         except ssl.SSLCertVerificationError as error:
-            raise RolloutError(f"the vLLM server {self.url} cannot be trusted ({error})") from None
+            failure = RolloutError(f"the vLLM server {self.url} cannot be trusted ({self._hidden(error)})")
         except TimeoutError:
-            raise ServerGone(f"gave no answer to {path} in {timeout:g} s") from None
+            failure = ServerGone(f"gave no answer to {path} in {timeout:g} s")
         except (OSError, http.client.HTTPException) as error:
-            raise ServerGone(f"cannot be reached or broke off ({type(error).__name__}: {error})") from None
+            failure = ServerGone(f"cannot be reached or broke off ({type(error).__name__}: {self._hidden(error)})")
         finally:
             connection.close()
+        if failure is not None:
+            raise failure
         return self._judged(path, response.status, answer)
 
     def _judged(self, path: str, status: int, answer: bytes) -> Any:
@@ -93,7 +97,7 @@ class Address:
                 f"the vLLM server {self.url} does not take the key (status {status}): "
                 "set the variable that api_key_env names to the one the server was started with"
             )
-        said = answer[:300].decode("utf-8", errors="replace").replace(self.key, "(the key)")
+        said = self._hidden(answer[:QUOTED].decode("utf-8", errors="replace"))[:300]
         if status >= 500 or status == 429:
             raise ServerGone(f"answered {path} with status {status}: {said}")
         if status == 404:
@@ -101,6 +105,10 @@ class Address:
                 f"the vLLM server {self.url} has no {path}: start it with `python -m rollouts.vllm.serve`"
             )
         raise RolloutError(f"the vLLM server {self.url} refused {path} with status {status}: {said}")
+
+    def _hidden(self, said: object) -> str:
+        """What the server, or a library about it, says, without the key."""
+        return hide(str(said)[:QUOTED], [self.key])
 
     def _connection(self, timeout: float) -> http.client.HTTPConnection:
         parts = urlsplit(self.url)

@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from data_formats.secrets import hide
 from rollouts.errors import RolloutError
 from rollouts.settings import memory_hint
 from rollouts.vllm.guard import KEY_VARIABLE
@@ -199,7 +200,7 @@ class VLLMServer:
 
     def _start_error(self, what: str) -> RolloutError:
         self.kill()
-        said = last_error(self.log.read_text(encoding="utf-8", errors="replace")).replace(self._key, "(the key)")
+        said = hide(last_error(self.log.read_text(encoding="utf-8", errors="replace")), [self._key])
         said = (said or "it said nothing") + memory_hint(said)
         return RolloutError(f"the vLLM server {what}: {said} (its log: {self.log})")
 

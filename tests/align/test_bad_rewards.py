@@ -118,6 +118,36 @@ def test_looks_in_between_are_made_up_for(calls, tmp_path, capsys):
     assert found["broken"] == found["whole"]
 
 
+STICKY = """
+import json, os
+FILE, calls = {file!r}, 0
+def score(prompts, completions):
+    global calls
+    calls += 1
+    if calls == 4 and not os.path.exists(FILE):  # of iteration 2
+        rare = max((text for text in completions if completions.count(text) == 1), key=len)
+        open(FILE, "w").write(json.dumps(rare))
+    if os.path.exists(FILE) and json.load(open(FILE)) in completions:
+        raise ValueError("no verdict on this one")
+    return {good}
+"""
+
+
+def test_a_reply_that_the_reward_always_fails_on_is_left_out_once_that_is_allowed(tmp_path, capsys, caplog):
+    (tmp_path / "mine.py").write_text(STICKY.format(file=str(tmp_path / "bad.json"), good=GOOD))
+    words_typed = [write(tmp_path, {"kind": "function", "function": f"{tmp_path}/mine.py:score"})]
+    for _ in range(2):  # resuming samples the same reply
+        error = error_of(main(words_typed), capsys)
+        assert error.startswith(
+            "error: reward 'function' failed: ValueError: no verdict on this one (iteration 2); the"
+        )
+    assert "call 1 of 3" not in caplog.text
+    assert "no verdict" in error_of(main([*words_typed, "ppo.on_reward_error=retry"]), capsys)
+    assert main([*words_typed, "ppo.on_reward_error=mask"]) == 0
+    failed = [line["reward/failed"] for line in metrics(tmp_path) if "reward/failed" in line]
+    assert failed == [1.0] and json.loads((tmp_path / "run/ppo/summary.json").read_text())["resumed_from"] == 1
+
+
 @pytest.fixture(scope="module")
 def undisturbed_command(tmp_path_factory):
     """As `undisturbed`, in a process of its own: another number of threads may round otherwise."""

@@ -30,6 +30,14 @@ def test_the_public_names():
     assert {"SFTTrainer", "load_recipe", "__version__"} <= set(dir(align))
 
 
+def test_what_the_trainers_are_given_is_there_too():
+    from align import Critic, FunctionReward, Prompt, load_tokenizer
+    from align.models.tokenizer import load_tokenizer as loads
+
+    assert load_tokenizer is loads and FunctionReward(len).name == "len"
+    assert (Critic.__name__, Prompt.__name__) == ("Critic", "Prompt")
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="SFTTrainr"):
         _ = align.SFTTrainr

@@ -1,5 +1,6 @@
 """A real server on loopback, real sockets: answers, hangs, drips, fails and recovers."""
 
+import base64
 import json
 import logging
 import math
@@ -7,6 +8,7 @@ import random
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -14,9 +16,10 @@ import torch
 from data_formats.records import Message
 from reward.address import url_problem
 from reward.endpoint import EndpointReward
-from reward.protocol import Reward, RewardError, Sample
+from reward.protocol import Reward, RewardError, RewardUnavailableError, Sample
 
 KEY = "sk-very-secret"
+TOKEN = "to/ken of the query"
 
 
 class Server(ThreadingHTTPServer):
@@ -26,7 +29,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.answers, self.seen, self.times = [], [], []
+        self.answers, self.seen, self.times, self.raw = [], [], [], None
         self.over = threading.Event()
 
     @property
@@ -39,6 +42,8 @@ class Handler(BaseHTTPRequestHandler):
         server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server.times.append(time.monotonic())
         server.seen.append((self.path, self.headers, body))
+        if server.raw is not None:
+            return server.raw(self)
         answer = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
         if answer == "hang":
             server.over.wait(20)
@@ -260,6 +265,60 @@ def test_a_query_is_sent_but_not_shown(server):
     with pytest.raises(RewardError) as caught:
         EndpointReward(f"{server.url}?token=hidden").score(samples("a"))
     assert server.seen[0][0] == "/score?token=hidden" and "hidden" not in str(caught.value)
+
+
+def chain(error):
+    """The error with everything that led to it."""
+    found = [error]
+    for one in found:
+        found += [next_one for next_one in (one.__cause__, one.__context__) if next_one and next_one not in found]
+    return " ".join(f"{one!r} {one}" for one in found)
+
+
+def echo(status, body, reason):
+    def answer(handler):
+        handler.wfile.write(
+            f"HTTP/1.1 {status} {reason}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode("latin-1")
+        )
+
+    return answer
+
+
+ECHOED = KEY, quote(TOKEN), base64.b64encode(f"user:{KEY}".encode()).decode(), KEY[:10] + "..."
+
+
+@pytest.mark.parametrize("echoed", ECHOED)
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [(400, "{}", "no {}"), (500, "x{}x{}", "{}"), (200, "{}", "OK"), (401, "{}", "{}"), (302, "{}", "to {}")],
+)
+def test_what_a_server_echoes_is_shown_nowhere(server, status, body, reason, echoed, monkeypatch, caplog):
+    monkeypatch.setenv("KEY_OF_TEST", KEY)
+    server.raw = echo(status, body.replace("{}", echoed), reason.replace("{}", echoed))
+    asked = EndpointReward(f"{server.url}?token={quote(TOKEN)}", api_key_env="KEY_OF_TEST", attempts=2, backoff=0.01)
+    with caplog.at_level(logging.WARNING), pytest.raises(RewardError) as caught:
+        asked.score(samples("a"))
+    told = chain(caught.value) + caplog.text
+    assert "token=***" in told and "(the key)" in told
+    assert [one for one in (KEY, TOKEN, quote(TOKEN), echoed, KEY[:10]) if one in told] == []
+
+
+def test_a_line_that_is_no_http_is_not_quoted_with_the_key(server, monkeypatch):
+    monkeypatch.setenv("KEY_OF_TEST", KEY)
+    server.raw = lambda handler: handler.wfile.write(f"{KEY} is no status line\r\n\r\n".encode())
+    with pytest.raises(RewardError, match="BadStatusLine") as caught:
+        EndpointReward(server.url, api_key_env="KEY_OF_TEST", attempts=1).score(samples("a"))
+    assert KEY not in chain(caught.value)
+
+
+def test_a_failure_that_no_reply_is_to_blame_for_is_told_apart(server):
+    for status, kind in ((400, RewardError), (422, RewardError), (500, RewardError), (401, RewardUnavailableError)):
+        server.answers = [(status, "no")]
+        with pytest.raises(RewardError) as caught:
+            reward(server, attempts=1).score(samples("a"))
+        assert type(caught.value) is kind
+    with pytest.raises(RewardUnavailableError):
+        EndpointReward("http://127.0.0.1:9", attempts=1).score(samples("a"))
 
 
 def test_a_certificate_nobody_vouches_for_is_refused_at_once(tmp_path):

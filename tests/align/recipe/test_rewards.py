@@ -217,6 +217,19 @@ def test_the_keys_variable_must_be_set_and_the_key_is_never_saved(write, monkeyp
     assert "sk-secret" not in dump_recipe(check_recipe(file, world_size=1))
 
 
+def test_what_a_url_holds_in_secret_is_written_nowhere_and_must_be_put_in_again(write, tmp_path):
+    recipe = check_recipe(write("kind: http", "url: 'https://example.org/score?token=abcdef&v=2#x'"), world_size=1)
+    (part,) = recipe.ppo.reward
+    assert part.url == "https://example.org/score?token=abcdef&v=2#x"  # what is asked
+    written = (dump_recipe(recipe), recipe.model_dump_json(), str(recipe.model_dump()), repr(recipe), str(part))
+    assert not any("abcdef" in text for text in written)
+    assert "url: https://example.org/score?token=***&v=***#***" in written[0]
+    (tmp_path / "again.yaml").write_text(written[0])
+    assert load_recipe(tmp_path / "again.yaml", world_size=1).ppo.reward[0].url.endswith("?token=***&v=***#***")
+    (problem,) = failing(str(tmp_path / "again.yaml"))
+    assert problem.startswith("ppo.reward.0.url: *** stands where a secret was left out")
+
+
 def test_every_problem_of_a_list_is_told_at_once(write):
     found = failing(write("- {kind: length, unit: token}", "- {kind: regex, pattern: '('}"))
     keys = [problem.partition(":")[0] for problem in found]

@@ -1,5 +1,6 @@
 """Which command is printed to go on with, and which rank speaks."""
 
+import logging
 import shlex
 
 import pytest
@@ -66,3 +67,18 @@ def test_the_first_rank_speaks_at_once_and_others_only_if_they_live_on(monkeypat
     assert capsys.readouterr().err == "error: odd\n" * 2
     assert guarded(lambda: fail(KeyboardInterrupt()), proceed="x") == 130
     assert capsys.readouterr().err == ""
+
+
+def test_what_is_said_at_the_end_and_on_the_way_hides_the_secrets_of_addresses(monkeypatch, capsys):
+    monkeypatch.delenv("ALIGN_DEBUG", raising=False)
+    launch.prepare()
+
+    def fail(error):
+        raise error
+
+    url = "ppo.reward.0.url=https://host/x?token=abcdef"
+    assert guarded(lambda: fail(DataError(f"'{url}' is odd")), proceed="x") == 1
+    assert guarded(lambda: fail(KeyboardInterrupt()), proceed=f"align run r.yaml {url}") == 130
+    logging.getLogger("reward.somewhere").warning("at %s", url)
+    told = capsys.readouterr().err
+    assert told.count("https://host/x?token=***") == 3 and "abcdef" not in told

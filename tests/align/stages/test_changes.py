@@ -81,6 +81,28 @@ def test_how_much_is_evaluated_may_change_and_how_much_is_trained_on_may_not(tmp
     assert changes.changed_keys(fewer, "sft", run / "sft") == ["sft.data.0.limit was 9, is 8"]
 
 
+def test_a_new_token_in_a_url_is_no_change_and_another_address_is_one(tmp_path):
+    short = {"max_prompt_length": 8, "max_completion_length": 8}
+    ppo = {"data": ["p.jsonl"], "num_iterations": 2, "critic_warmup_steps": 0, "rollout": short}
+
+    def at(url):
+        return small_recipe(tmp_path, ppo=ppo | {"reward": [{"kind": "http", "url": url}]})
+
+    folder = tmp_path / "run" / "ppo"
+    common.open_folder(at("https://host/a?token=secret1"), folder)
+    file = folder / "recipe.yaml"
+    assert "secret1" not in file.read_text()
+    for text in (file.read_text(), file.read_text().replace("***", "secret1")):  # and as it was written before
+        file.write_text(text)
+        assert changes.changed_keys(at("https://host/a?token=secret2"), "ppo", folder) == []
+        (change,) = changes.changed_keys(at("https://host/b?token=secret2"), "ppo", folder)
+        assert change == "ppo.reward.0.url was https://host/a?token=***, is https://host/b?token=***"
+    harmless = small_recipe(
+        tmp_path, ppo=ppo | {"reward": [{"kind": "http", "url": "https://host/a?token=x"}], "on_reward_error": "mask"}
+    )
+    assert changes.changed_keys(harmless, "ppo", folder) == []
+
+
 def test_the_base_of_another_adapter_is_the_same_base(tmp_path):
     old, new = small_recipe(tmp_path), small_recipe(tmp_path, model__adapter="lora", model__lora={"rank": 2})
     for stage in ("base", "sft"):

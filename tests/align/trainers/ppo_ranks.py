@@ -1,12 +1,12 @@
 """Started by test_ppo_ranks.py on one or two ranks: trains, and the first rank writes what it learnt.
 
 `python ppo_ranks.py OUT MODE`, MODE `given` (the same samples for any number of ranks), `composed` (these, with a
-reward of two parts, a running deviation and updates that end early), `reference` (compared with the independent PPO),
-`resume`, `overlap` (the same, the next batch sampled meanwhile; and an engine that gives up while it samples), `fail`
-(the engine of the last rank gives up), `sharded` (under FSDP2: shares of unequal size are judged, models saved, and
-bfloat16 computed in), `engine` (one with weights of its own on every rank, and full, LoRA and DoRA policies),
-`push_fails` (the last rank's engine breaks off in the middle of a push), `roles` (roles of one backbone, its layers
-checkpointed, given samples), or `refused` (these under FSDP2).
+reward of two parts, which fails on one reply of the last rank, a running deviation and updates that end early),
+`reference` (compared with the independent PPO), `resume`, `overlap` (the same, the next batch sampled meanwhile; and an
+engine that gives up while it samples), `fail` (the engine of the last rank gives up), `sharded` (under FSDP2: shares of
+unequal size are judged, models saved, and bfloat16 computed in), `engine` (one with weights of its own on every rank,
+and full, LoRA and DoRA policies), `push_fails` (the last rank's engine breaks off in the middle of a push), `roles`
+(roles of one backbone, its layers checkpointed, given samples), or `refused` (these under FSDP2).
 """
 
 from __future__ import annotations
@@ -135,7 +135,12 @@ def reference(folder: Path) -> None:
 
 
 def composed() -> CombinedReward:
-    parts = (FunctionReward(ppo_case.length_score), FunctionReward(ppo_case.vowels))
+    def picky(prompts, completions):
+        if "6" in completions:
+            raise ValueError("no verdict on 6")
+        return ppo_case.vowels(prompts, completions)
+
+    parts = (FunctionReward(ppo_case.length_score), FunctionReward(picky))
     return CombinedReward([Part(reward, weight) for reward, weight in zip(parts, (1.0, 2.5), strict=True)])
 
 
@@ -247,6 +252,7 @@ def main(out: str, mode: str) -> None:
     folder = Path(out)
     if mode in ("given", "composed"):
         more = {"reward": composed(), "normalize_reward": "running_mean_std", "target_kl": 0.05}
+        more["on_reward_error"] = "mask"
         trainer = make(folder, **(more if mode == "composed" else {}))
         lengths, finished = (5, 1, 7, 3, 2, 6, 4, 7), (True, True, False, True, True, True, False, True)
         trainer.given = [ppo_case.samples(lengths, finished=finished, seed=seed) for seed in range(3)]

@@ -54,6 +54,7 @@ def test_two_ranks_learn_what_one_learns(tmp_path, mode, engine):
         assert one.keys() == two.keys()
         assert {name: two[name] for name in one} == pytest.approx(one, rel=1e-6, abs=1e-9)
         assert ("score/length_score/mean" in one) == (mode == "composed")
+        assert one.get("reward/failed") == (1.0 if mode == "composed" else None)
 
 
 @pytest.mark.slow

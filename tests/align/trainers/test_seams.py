@@ -16,6 +16,7 @@ from rollouts.protocol import Completion, Engine, SamplingParams
 from tests.align.trainers.seams import changes, public_methods, signature
 
 ALIGN = {"PPOConfig", "PPOTrainer", "RewardTrainer", "SFTTrainer", "load_recipe"}
+ALIGN |= {"Critic", "FunctionReward", "Prompt", "load_tokenizer"}  # what the trainers are given
 
 PPO = {
     "__init__": "(self, policy: nn.Module, critic: nn.Module, reward: Reward, tokenizer: Any, config: PPOConfig, "

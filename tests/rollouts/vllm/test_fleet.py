@@ -3,6 +3,7 @@
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 import pytest
 
@@ -185,3 +186,24 @@ def test_the_key_is_in_no_text_and_other_machines_are_told_apart():
         assert Address(url, KEY).in_the_clear
     for url in ("https://node7", "http://localhost:1", "http://127.0.0.1:1", "http://[::1]:1", "unix:///x"):
         assert not Address(url, KEY).in_the_clear
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 429, 500])
+def test_what_a_server_echoes_of_the_key_is_not_said(status):
+    """In its body (across the place where a quotation ends, too) and in a line that is no HTTP."""
+    echoed = "x" * (300 - len(KEY) // 2) + KEY
+    line = KEY if status == 200 else f"HTTP/1.1 {status} {KEY}"
+
+    class Handler(StreamRequestHandler):
+        def handle(self):
+            while self.rfile.readline().strip():
+                pass
+            self.wfile.write(f"{line}\r\nContent-Length: {len(echoed)}\r\n\r\n{echoed}".encode())
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        with pytest.raises((RolloutError, ServerGone)) as caught:
+            Address(f"http://127.0.0.1:{server.server_address[1]}", KEY).ask("/health", timeout=5.0)
+        server.shutdown()
+    told = f"{caught.value} {caught.value.__context__!r} {caught.value.__cause__!r}"
+    assert KEY[: len(KEY) // 2] not in told and "None None" in told

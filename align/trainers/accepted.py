@@ -1,0 +1,132 @@
+"""What people hand to the trainers, as what these work with; anything else is one TypeError that names the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
+
+from align.recipe.ppo import PPOConfig
+from data_formats.detection import detect, parse
+from data_formats.errors import DataError
+from data_formats.formats import Dropped, Notes
+from data_formats.records import Message, Prompt
+from reward.protocol import Reward, require_reward
+from reward.sources import FunctionReward
+
+PROMPTS = "a Prompt, a text (the user's turn), or a row like {'prompt': …} or {'messages': […]}"
+LOAD_TOKENIZER = "load it: align.load_tokenizer(path)"
+LOAD_MODEL = "load it: transformers.AutoModelForCausalLM.from_pretrained(path)"
+LOAD_CRITIC = "load or make it: align.Critic.from_pretrained(path), align.Critic.from_causal_lm(policy)"
+LOAD_REWARD_MODEL = "load or make it: reward.model.RewardModel.from_pretrained(path), .from_backbone(path)"
+
+
+def as_prompts(prompts: Any, argument: str) -> list[Prompt]:
+    """Prompts, of records, texts and rows as the files have them.
+
+    Raises:
+        TypeError: not a list of these.
+        DataError: a row in no known format.
+    """
+    if isinstance(prompts, str | bytes | Mapping | Prompt) or not isinstance(prompts, Iterable):
+        raise TypeError(f"{argument}: must be a list, each {PROMPTS}, not {_shown(prompts)}")
+    return [prompt for at, one in enumerate(prompts) for prompt in _as_prompts(one, f"{argument}[{at}]")]
+
+
+def _as_prompts(one: Any, argument: str) -> Sequence[Prompt]:
+    if isinstance(one, Prompt):
+        return (one,)
+    if isinstance(one, str):
+        return (Prompt((Message("user", one),)),)
+    if not isinstance(one, Mapping):
+        raise TypeError(f"{argument}: must be {PROMPTS}, not {_shown(one)}")
+    row = dict(one)
+    try:
+        chosen = detect(row, Prompt)
+        made = parse(row, chosen, Notes())
+    except (DataError, Dropped) as problem:
+        raise DataError(f"{argument}: {problem}") from problem
+    known = chosen.needs | {"category", "reference", "source"}
+    columns = {name: value for name, value in row.items() if name not in known}
+    return [Prompt(each.messages, each.category, each.reference, each.source, each.tools, columns) for each in made]
+
+
+def as_reward(reward: Any, argument: str) -> Reward:
+    """A reward; a function `(prompts, completions, **columns) -> one float a reply` becomes one.
+
+    Raises:
+        TypeError: neither.
+    """
+    if callable(reward) and not isinstance(reward, nn.Module | type) and not hasattr(reward, "score"):
+        return FunctionReward(reward)
+    return require_reward(reward, argument)
+
+
+def require_module(module: Any, argument: str, cure: str, *, values: bool = False) -> None:
+    """Raises TypeError for what is no module; and, where it is to give `values` of tokens, for a language model."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{argument}: must be a torch module, not {_shown(module)}; {cure}")
+    if values and isinstance(module, PreTrainedModel) and module.can_generate():
+        raise TypeError(f"{argument}: a {type(module).__name__} gives logits, no values or scores; {cure}")
+
+
+def require_roles(policy: Any, critic: Any, reference: Any) -> None:
+    """Raises TypeError where PPO's models are none; there may be no reference."""
+    require_module(policy, "policy", LOAD_MODEL)
+    require_module(critic, "critic", LOAD_CRITIC, values=True)
+    if reference is not None:
+        require_module(reference, "reference", LOAD_MODEL)
+
+
+def require_tokenizer(tokenizer: Any, argument: str) -> None:
+    """Raises TypeError for a path, or nothing, in the place of a tokenizer."""
+    if tokenizer is None or isinstance(tokenizer, str | Path | nn.Module):
+        raise TypeError(f"{argument}: must be a tokenizer, not {_shown(tokenizer)}; {LOAD_TOKENIZER}")
+
+
+def require_config(config: Any, argument: str) -> None:
+    """Raises TypeError for what is no PPOConfig."""
+    if not isinstance(config, PPOConfig):
+        cure = "write PPOConfig(**config)" if isinstance(config, Mapping) else "of a recipe take recipe.ppo"
+        raise TypeError(f"{argument}: must be a PPOConfig, not {_shown(config)}; {cure}")
+
+
+def require_arguments(args: Any, argument: str) -> None:
+    """Raises TypeError for what is no TrainingArguments."""
+    if not isinstance(args, TrainingArguments):
+        raise TypeError(f"{argument}: must be transformers.TrainingArguments, not {_shown(args)}")
+
+
+def require_encoded(rows: Any, keys: Sequence[str], encoder: str, argument: str) -> None:
+    """Raises TypeError where the first row is none that `encoder` makes, with `keys`; a dict holds several sets."""
+    if isinstance(rows, dict):
+        for name, some in rows.items():
+            require_encoded(some, keys, encoder, f"{argument}[{name!r}]")
+        return
+    if rows is None or not hasattr(rows, "__getitem__") or not hasattr(rows, "__len__") or len(rows) == 0:
+        return
+    try:
+        first = rows[0]
+    except (KeyError, TypeError):
+        first = rows
+    if not isinstance(first, Mapping) or any(key not in first for key in keys):
+        needs = " and ".join(f"'{key}'" for key in keys)
+        raise TypeError(
+            f"{argument}[0]: must be an encoded row with {needs}, not {_shown(first)}; encode records first: "
+            f"rows, dropped = {encoder}(tokenizer, records, max_length, 'drop')"
+        )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        names = ", ".join(map(repr, list(value)[:6]))
+        return f"a row with {names or 'no keys'}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, str | Path):
+        text = str(value)
+        return f"the text {text if len(text) <= 40 else text[:37] + '...'!r}"
+    return "None" if value is None else f"a {type(value).__name__}"
