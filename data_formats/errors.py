@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from align.runtime.errors import AlignError as AlignError
 
-class AlignError(Exception):
-    """Root of all errors raised on purpose by this project."""
+MEBIBYTE = 1 << 20
+MOST = 64 * MEBIBYTE  # bytes of a row, where nothing else is said
 
 
 class MissingFileError(AlignError, FileNotFoundError):
@@ -48,6 +49,18 @@ class DataError(AlignError, ValueError):
         )
         super().__init__(f"{where}: {problem}" if where else problem)
         self.problem, self.path, self.line, self.field = problem, path, line, field
+
+
+class TooLargeError(DataError):
+    """A row larger than was allowed.
+
+    Args:
+        most: the limit, in bytes.
+    """
+
+    def __init__(self, most: int, *, path: str | Path | None = None, line: int | None = None, field: str | None = None):
+        problem = f"larger than {most / MEBIBYTE:g} MiB; if it is meant to be, raise max_row_mb (--max-row-mb)"
+        super().__init__(problem, path=path, line=line, field=field)
 
 
 class EmptyDatasetError(DataError):

@@ -11,6 +11,7 @@ from typing import Any
 
 from align.commands.kinds import KINDS, files_in, kind_of
 from align.recipe.table import table
+from align.runtime.terminal import say
 from data_formats import AlignError, ReadReport, stream
 from data_formats.cleaning.texts import prompt_text, reply_texts
 from data_formats.records import Record
@@ -77,11 +78,11 @@ def stats(paths: list[Path | str], kind: str | None, options: dict[str, Any], as
         except AlignError as error:
             refused.append({"path": str(path), "refused": str(error)})
     if as_json:
-        print(json.dumps([*(one.as_json() for one in found), *refused], ensure_ascii=False, indent=2))
+        say(json.dumps([*(one.as_json() for one in found), *refused], ensure_ascii=False, indent=2))
     else:
-        print(describe(found))
+        say(describe(found))
         for one in refused:
-            print(f"refused: {one['refused']}")
+            say(f"refused: {one['refused']}")
     return 1 if refused else 0
 
 
