@@ -17,7 +17,7 @@ from data_formats.errors import DataError, RowNumber, TooLargeError
 
 _CHUNK = 1 << 16  # bytes
 _SPACE = re.compile(r"[ \t\n\r]*")
-_LONGEST_WORD = 16  # characters: an error so near the end may be that of a word which goes on in the next chunk
+_LONGEST_WORD = 16  # characters: what is found so near the end may go on in the next chunk
 _CLOSING = {b"[": b"]", b"{": b"}"}
 _decode = json.JSONDecoder().raw_decode
 
@@ -135,7 +135,7 @@ class _Window:
                 raise self.error("nested too deeply to be read") from error
             except ValueError as error:  # a number of thousands of digits
                 raise self.error(f"not JSON that can be read ({error})") from error
-            if end == len(self.text) and self.more():
+            if len(self.text) - end < _LONGEST_WORD and self.more():
                 continue  # a number may go on
             if end - self.at > self.most:
                 raise TooLargeError(self.most, path=self.path, line=self.line_of(self.at))
