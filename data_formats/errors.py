@@ -38,17 +38,18 @@ class DataError(AlignError, ValueError):
     def __init__(
         self, problem: str, *, path: str | Path | None = None, line: int | None = None, field: str | None = None
     ):
-        where = ", ".join(
-            part
-            for part in (
-                str(path) if path is not None else "",
-                f"{'row' if isinstance(line, RowNumber) else 'line'} {line}" if line is not None else "",
-                f"field '{field}'" if field else "",
-            )
-            if part
-        )
-        super().__init__(f"{where}: {problem}" if where else problem)
         self.problem, self.path, self.line, self.field = problem, path, line, field
+        super().__init__(f"{path}{', ' if self._place() else ': '}{self.placed}" if path is not None else self.placed)
+
+    def _place(self) -> str:
+        number = f"{'row' if isinstance(self.line, RowNumber) else 'line'} {self.line}" if self.line is not None else ""
+        return ", ".join(part for part in (number, f"field '{self.field}'" if self.field else "") if part)
+
+    @property
+    def placed(self) -> str:
+        """The problem with its line and field, without the file."""
+        place = self._place()
+        return f"{place}: {self.problem}" if place else self.problem
 
 
 class TooLargeError(DataError):

@@ -55,7 +55,7 @@ class _Counted(io.RawIOBase):
         buffer[: len(data)] = data
         self.count += len(data)
         if self.count > max(EXPANDED, EXPANSION * self.packed_bytes):
-            problem = f"expands to more than {EXPANSION} times its size, as no text does; unpack it first if you trust it"
+            problem = f"expands to more than {EXPANSION} times its size, as no text does; unpack it if you trust it"
             raise DataError(problem, path=self.path)
         return len(data)
 
@@ -84,7 +84,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
             file = stack.enter_context(path.open("rb"))
             size = os.fstat(file.fileno()).st_size
             if compression == ".gz":
-                file = stack.enter_context(io.BufferedReader(_Counted(gzip.open(file), size, path)))
+                file = stack.enter_context(io.BufferedReader(_Counted(gzip.GzipFile(fileobj=file), size, path)))
             elif compression == ".zst":
                 zstandard = _zstandard(path)
                 damaged = (zstandard.ZstdError, EOFError)

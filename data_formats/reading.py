@@ -15,7 +15,7 @@ from typing import Any
 from data_formats import documents, files
 from data_formats.detection import detect, format_names, named, parse
 from data_formats.errors import MEBIBYTE, MOST, DataError, EmptyDatasetError
-from data_formats.formats import LEFT_OUT, Dropped, Format, Notes
+from data_formats.formats import LEFT_OUT, Dropped, Format, Notes, encodable
 from data_formats.hub import HubDataset, as_source
 from data_formats.records import Comparison, Document, Prompt, Record, Scored
 from data_formats.report import ReadReport, ReadResult
@@ -109,6 +109,7 @@ class Stream:
         notes = Notes()
         report.rows += posts
         try:
+            row = _located(self.source, line, partial(encodable, row, notes))
             made = _located(self.source, line, partial(parse, row, chosen, notes))
         except Dropped as reason:
             report.dropped[str(reason)] += posts
@@ -178,8 +179,6 @@ def read(
         DataError: an unknown or ambiguous shape, or a malformed row; names file, line and field.
         EmptyDatasetError: it holds no row at all.
     """
-    lazily = Stream(
-        source, kind, format=format, limit=limit, category=category, split=split, max_row_mb=max_row_mb
-    )
+    lazily = Stream(source, kind, format=format, limit=limit, category=category, split=split, max_row_mb=max_row_mb)
     records = list(lazily)
     return ReadResult(records, lazily.report)

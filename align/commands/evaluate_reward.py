@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,10 @@ def _comparisons(data: list[str], format: str) -> tuple[list[Comparison], list[R
     """The comparisons of every file; one without a source of its own gets the file's name as source."""
     found: list[Comparison] = []
     reports = []
-    for path in files_in([text if text.startswith("hub:") else Path(text) for text in data]):
+    paths, notes = files_in([text if text.startswith("hub:") else Path(text) for text in data])
+    for note in notes:
+        say(note, file=sys.stderr)
+    for path in paths:
         result = read(path, Comparison, format=format)
         found += [pair if pair.source else replace(pair, source=str(path)) for pair in result.records]
         reports.append(result.report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field, fields
@@ -72,7 +73,10 @@ def stats(paths: list[Path | str], kind: str | None, options: dict[str, Any], as
     """Print the statistics of every file; 1 when a file was refused."""
     found: list[FileStats] = []
     refused: list[dict[str, str]] = []
-    for path in files_in(paths):
+    files, notes = files_in(paths)
+    for note in notes:
+        say(note, file=sys.stderr)
+    for path in files:
         try:
             found.append(measure(path, KINDS[kind] if kind else kind_of(path, options), options))
         except AlignError as error:
@@ -80,7 +84,8 @@ def stats(paths: list[Path | str], kind: str | None, options: dict[str, Any], as
     if as_json:
         say(json.dumps([*(one.as_json() for one in found), *refused], ensure_ascii=False, indent=2))
     else:
-        say(describe(found))
+        if found:
+            say(describe(found))
         for one in refused:
             say(f"refused: {one['refused']}")
     return 1 if refused else 0
@@ -103,7 +108,7 @@ def describe(found: list[FileStats]) -> str:
         )
         for one in found
     ]
-    lines = [table(header, rows), "prompt, reply: median characters"] if rows else []
+    lines = [table(header, rows), "prompt, reply: median characters"]
     for one in found:
         for word in ("dropped", "repaired"):
             lines += [f"{one.report.path}: {word} {n}: {why}" for why, n in sorted(getattr(one.report, word).items())]
