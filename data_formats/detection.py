@@ -79,7 +79,7 @@ def parse(row: Any, chosen: Format, notes: Notes) -> tuple[Any, ...]:
     for name, (meaning, kinds) in _UNSUPPORTED.items() if isinstance(row, dict) else ():
         if chosen.kind in kinds and name not in chosen.needs and row.get(name) not in (None, "", [], {}, "[]"):
             raise DataError(f"{meaning} are not supported by this reader", field=name)
-    if chosen.fits is not Format.fits and not chosen.fits(row):
+    if not chosen.fits(row):
         raise DataError(f"the values are not those of format {chosen.name}; keys seen: {keys_of(row)}")
     made = chosen.parse(row, notes)
     return made if isinstance(made, tuple) else (made,)

@@ -11,7 +11,7 @@ from align.runtime.paths import typed_path
 from data_formats import DataError, EmptyDatasetError, HubDataset, MissingFileError, stream
 from data_formats.detection import FORMATS
 from data_formats.files import COMPRESSED, ROW_ENDINGS, TEXT_ENDINGS, ending, raw_rows
-from data_formats.formats import Format
+from data_formats.formats import any_values
 from data_formats.hub import as_source
 from data_formats.records import Comparison, Demonstration, Document, Prompt, Record, Scored
 
@@ -115,8 +115,8 @@ def _require_richest(path: Path | str, name: str, failed: dict[str, DataError], 
         for richer, error in failed.items():
             if fields := _further_fields(row, KINDS[richer], KINDS[name]):
                 raise DataError(
-                    f"{error.problem}; but the rows have the fields of kind '{richer}' too ({', '.join(sorted(fields))}"
-                    f"). Mend them, or say --kind {name} to read them as that alone",
+                    f"{error.problem}; the rows have the fields of kind '{richer}' ({', '.join(sorted(fields))}): mend "
+                    f"them, or say --kind {name} to read them as that alone",
                     path=path,
                     line=line if error.line is None else error.line,
                     field=error.field,
@@ -143,6 +143,6 @@ def _further_fields(row: Any, richer: type[Record], poorer: type[Record]) -> fro
     read = frozenset[str]().union(*(known.needs for known in there if known.kind is poorer))
     for known in there:
         further = known.needs - read
-        if known.kind is richer and len(further) >= (1 if known.fits is Format.fits else 2):
+        if known.kind is richer and len(further) >= (1 if known.fits is any_values else 2):
             return further
     return frozenset()
