@@ -28,6 +28,7 @@ from align.commands import data, doctor, evaluate_reward, export_reward, merge, 
 from align.runs.arguments import add_redoing, parse_with_overrides, without_redoing
 from align.runs.files import storage_errors
 from align.runs.launch import guarded, prepare, started_as
+from align.runtime.terminal import Parser, say
 from data_formats.errors import StorageError
 
 
@@ -38,7 +39,7 @@ def _number_of_ranks(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="align",
         description="RLHF the way the Qwen report did it: base -> SFT, base -> PMP -> reward model, -> PPO.",
         epilog="One stage, on several processes: accelerate launch align/STAGE.py RECIPE [key=value ...], "
@@ -118,30 +119,30 @@ def _keep_other_seed(output_dir: Path, seed: int) -> None:
             raise StorageError(f"{output_dir} holds the run of seed {former}, and {aside} exists: remove one of them")
         with locked(output_dir, [CHAIN, *STAGES]), storage_errors(output_dir, "move"):
             output_dir.rename(aside)
-        print(f"{output_dir} held the run of seed {former}; it is now {aside}")
+        say(f"{output_dir} held the run of seed {former}; it is now {aside}")
     back = output_dir.with_name(f"{output_dir.name}-seed{seed}")
     if back.is_dir() and not output_dir.exists():
         with storage_errors(back, "move"):
             back.rename(output_dir)
-        print(f"continuing {back} as {output_dir}")
+        say(f"continuing {back} as {output_dir}")
 
 
 def _check(args: argparse.Namespace) -> None:
     from align.recipe.check import check_recipe, describe_plan
 
     recipe = check_recipe(args.recipe, args.overrides, world_size=args.num_processes)
-    print(describe_plan(recipe, args.num_processes))
+    say(describe_plan(recipe, args.num_processes))
 
 
 def _recipes(args: argparse.Namespace) -> None:
     from align.recipe.shipped import copy_recipe, describe_recipes, find_shipped
 
     if args.what == "show":
-        print(find_shipped(args.name).read_text(encoding="utf-8"), end="")
+        say(find_shipped(args.name).read_text(encoding="utf-8"), end="")
     elif args.what == "copy":
-        print(copy_recipe(args.name, args.dest))
+        say(copy_recipe(args.name, args.dest))
     else:
-        print(describe_recipes())
+        say(describe_recipes())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,7 +167,7 @@ def run_entry(stages: Sequence[str], argv: Sequence[str], program: str) -> int:
         argv: RECIPE [key=value …] [--stage STAGE] [--fresh] [--accept KEY] [--yes] [--debug].
         program: how the entry was started, for messages (`align/ppo.py`).
     """
-    parser = argparse.ArgumentParser(prog=program, description=f"Run the {' or '.join(stages)} stage of a recipe.")
+    parser = Parser(prog=program, description=f"Run the {' or '.join(stages)} stage of a recipe.")
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a shipped recipe")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, for example ppo.kl_coef=0.1")
     if len(stages) > 1:

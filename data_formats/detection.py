@@ -13,7 +13,7 @@ from typing import Any
 
 from data_formats import comparisons, demonstrations, documents, prompts, scored
 from data_formats.errors import DataError
-from data_formats.formats import Format, Notes
+from data_formats.formats import Format, Notes, keys_of
 from data_formats.records import Comparison, Demonstration, Prompt, Record, Scored
 
 FORMATS: tuple[Format, ...] = (
@@ -41,17 +41,13 @@ def format_names(kind: type[Record]) -> list[str]:
     return [known.name for known in FORMATS if known.kind is kind]
 
 
-def _keys(row: Any) -> str:
-    return ", ".join(map(str, row)) if isinstance(row, dict) else f"none (a {type(row).__name__})"
-
-
 def detect(row: Any, kind: type[Record]) -> Format:
     """The most specific format whose fields the row has.
 
     Raises:
         DataError: none, or two that are equally specific.
     """
-    keys, kind_name = _keys(row), kind.__name__.lower()
+    keys, kind_name = keys_of(row), kind.__name__.lower()
     for has, lacks, what in _REFUSED if isinstance(row, dict) else ():
         if has <= row.keys() and lacks not in row:
             raise DataError(f"these are {what}; keys seen: {keys}")
@@ -79,11 +75,11 @@ def parse(row: Any, chosen: Format, notes: Notes) -> tuple[Any, ...]:
     """The records of one row, which must have the format's fields."""
     if not (chosen.needs <= row.keys() if isinstance(row, dict) else isinstance(row, list) and not chosen.needs):
         needs = ", ".join(sorted(chosen.needs)) or "a list"
-        raise DataError(f"the row does not have the shape of format {chosen.name} ({needs}); keys seen: {_keys(row)}")
+        raise DataError(f"the row does not have the shape of format {chosen.name} ({needs}); keys seen: {keys_of(row)}")
     for name, (meaning, kinds) in _UNSUPPORTED.items() if isinstance(row, dict) else ():
         if chosen.kind in kinds and name not in chosen.needs and row.get(name) not in (None, "", [], {}, "[]"):
             raise DataError(f"{meaning} are not supported by this reader", field=name)
-    if chosen.fits is not Format.fits and not chosen.fits(row):
-        raise DataError(f"the values are not those of format {chosen.name}; keys seen: {_keys(row)}")
+    if not chosen.fits(row):
+        raise DataError(f"the values are not those of format {chosen.name}; keys seen: {keys_of(row)}")
     made = chosen.parse(row, notes)
     return made if isinstance(made, tuple) else (made,)

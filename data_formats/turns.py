@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_formats.errors import DataError
-from data_formats.formats import Dropped, Notes, as_text, optional_text, shown
+from data_formats.formats import Dropped, Notes, as_text, keys_of, optional_text, shown
 from data_formats.records import Message, ToolCall
 from data_formats.tools import read_calls
 
@@ -72,8 +72,8 @@ def read_turn(raw: Any, field: str, notes: Notes) -> Message:
         raise DataError(f"expected a turn {{role, content}} or {{from, value}}, found {shown(raw)}", field=field)
     role_key, content_key = ("role", "content") if "role" in raw else ("from", "value")
     if role_key not in raw or content_key not in raw:
-        found = ", ".join(sorted(map(str, raw))) or "nothing"
-        raise DataError(f"expected a turn {{role, content}} or {{from, value}}, found the keys {found}", field=field)
+        seen = keys_of(raw)
+        raise DataError(f"expected a turn {{role, content}} or {{from, value}}, found the keys {seen}", field=field)
     role = ROLE_NAMES.get(raw[role_key]) if isinstance(raw[role_key], str) else None
     if role is None:
         known = ", ".join(ROLE_NAMES)

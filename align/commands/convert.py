@@ -8,6 +8,7 @@ from typing import Any
 
 from align.commands.kinds import KINDS, kind_of
 from align.data.cleaning import cleaning_table
+from align.runtime.terminal import say
 from data_formats import DataError, EmptyDatasetError, stream, write_jsonl
 from data_formats.cleaning import Cleaner
 from data_formats.records import Record
@@ -34,7 +35,7 @@ def convert(path: Path | str, out: Path, kind: str | None, options: dict[str, An
     counted = _Counted(kept)
     write_jsonl(out, counted)
     _say(rows, cleaner)
-    print(f"{out}: {counted.number} records")
+    say(f"{out}: {counted.number} records")
 
 
 class _Counted:
@@ -67,10 +68,10 @@ def split(
         raise EmptyDatasetError(f"a share of {share} leaves one side empty ({sides})", path=path)
     for name, records in (("train", train), ("heldout", heldout)):
         write_jsonl(out_dir / f"{name}.jsonl", records)
-        print(f"{out_dir / name}.jsonl: {len(records)} records")
+        say(f"{out_dir / name}.jsonl: {len(records)} records")
 
 
 def _say(rows: Any, cleaner: Cleaner | None) -> None:
-    print(rows.report.describe())
+    say(rows.report.describe())
     if cleaner is not None:
-        print(cleaning_table(cleaner.report))
+        say(cleaning_table(cleaner.report))

@@ -56,9 +56,15 @@ def load_records(
             raise MissingFileError(
                 f"{path}: the embedded world has not been written here; run `align run` on this recipe"
             )
-        read_as = preference_kind(path, source.format) if ranked else kind
+        read_as = preference_kind(path, source.format, source.max_row_mb) if ranked else kind
         result = read(
-            path, read_as, format=source.format, limit=source.limit, category=source.category, split=source.split
+            path,
+            read_as,
+            format=source.format,
+            limit=source.limit,
+            category=source.category,
+            split=source.split,
+            max_row_mb=source.max_row_mb,
         )
         keep = source.name not in named
         own = [one if keep and one.source else replace(one, source=source.name) for one in result.records]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationInfo, model_validator
 
+from align.runtime.paths import typed_path
 from data_formats.secrets import shown_url
 
 Positive = Annotated[int, Field(gt=0)]
@@ -13,6 +14,14 @@ Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Url = Annotated[str, PlainSerializer(shown_url)]  # written without its secrets, whoever dumps the recipe
+
+
+def _usable(path: str) -> str:
+    typed_path(path)
+    return path
+
+
+LocalPath = Annotated[str, AfterValidator(_usable)]  # one that can be looked up here, or a hub id
 
 
 class Section(BaseModel):

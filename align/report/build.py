@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from align.report.run import read_run
+from align.runtime.paths import typed_path
 from data_formats.atomic import atomic_file
 from data_formats.errors import MissingFileError, StorageError
 
@@ -25,7 +26,7 @@ def build_report(output_dir: str | Path) -> Path:
     from align.report.figures import FIGURES, draw_all
     from align.report.page import render
 
-    root = Path(output_dir)
+    root = typed_path(output_dir)
     if not root.is_dir():
         raise MissingFileError(f"{root}: no such run folder; name the output_dir of a recipe that has run")
     run, folder = read_run(root), root / "report"

@@ -19,6 +19,7 @@ from types import TracebackType
 from align.runs.arguments import without_redoing
 from align.runs.memory import memory_errors
 from align.runs.ranks import is_main
+from align.runtime.terminal import clean_foreign_output, say
 from data_formats.errors import AlignError
 from data_formats.secrets import hide
 
@@ -45,11 +46,12 @@ class _ToStderr(logging.StreamHandler):
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """As Python does, without the secrets of addresses, which the errors of other libraries quote."""
-    print(hide("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+    say(hide("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def prepare(debug: bool = False) -> None:
     """Set the environment variables that must be there before torch and transformers are imported; log to stderr."""
+    clean_foreign_output()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.excepthook = _show_traceback
@@ -73,8 +75,9 @@ def prepare(debug: bool = False) -> None:
 def guarded(work: Callable[[], int | None], *, proceed: str) -> int:
     """Run `work` and turn how it ended into an exit code.
 
-    Returns 0 (or what `work` returned), 1 after an AlignError (one message, no traceback; ALIGN_DEBUG=1 shows it), 130
-    after Ctrl-C, with the command `proceed` that goes on from what is saved. Of several ranks the first one speaks.
+    Returns 0 (or what `work` returned), 1 after an AlignError or where memory ends (one message, no traceback;
+    ALIGN_DEBUG=1 shows it), 130 after Ctrl-C, with the command `proceed` that goes on from what is saved. Of several
+    ranks the first one speaks.
     """
     try:
         with memory_errors("the program"):
@@ -85,12 +88,12 @@ def guarded(work: Callable[[], int | None], *, proceed: str) -> int:
         if not is_main():
             # What the first rank meets too, it says, and the launcher ends the others; what it does not, is said here.
             time.sleep(LAST_WORD_SECONDS)
-        print(f"error: {hide(str(error))}", file=sys.stderr)
+        say(f"error: {hide(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         what = str(stop) or "interrupted"
         if is_main():
-            print(f"\n{what}; what is finished or saved is kept. Continue with: {hide(proceed)}", file=sys.stderr)
+            say(f"\n{what}; what is finished or saved is kept. Continue with: {hide(proceed)}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `align recipes show quickstart | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -36,5 +36,5 @@ def memory_errors(doing: str, *lower: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         what = (str(error).strip() or type(error).__name__).splitlines()[0]
-        cure = f"lower {' or '.join(lower)}" if lower else "free memory, or use a smaller model"
+        cure = f"lower {' or '.join(lower)}" if lower else "give the process more, or smaller files, batches or models"
         raise OutOfMemoryError(f"{doing} ran out of memory ({what}): {cure}") from error

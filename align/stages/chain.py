@@ -25,6 +25,7 @@ from align.runs.drafts import prove_folder
 from align.runs.files import sweep
 from align.runs.lock import CHAIN, locked
 from align.runs.memory import memory_errors, peak_memory_gib
+from align.runtime.terminal import say
 from align.stages import hooks, redo
 from align.stages.changes import is_finished, require_same_world, stamp_world
 from align.stages.common import Summary, command, is_main, memory_keys, write_summary
@@ -91,7 +92,7 @@ def _run_chain(recipe: Recipe) -> Summary:
     if is_main():
         for folder in (Path(recipe.output_dir), Path(recipe.output_dir) / "report"):  # the chain's last files
             prove_folder(folder)
-        print(describe_batches([batch_plan(recipe, stage) for stage in recipe.stages]), flush=True)
+        say(describe_batches([batch_plan(recipe, stage) for stage in recipe.stages]), flush=True)
     for stage in recipe.stages:
         run_stage(recipe, stage)
     if not is_main():
@@ -142,9 +143,7 @@ def _run_stage(recipe: Recipe, stage: str) -> Summary:
             sweep(stage_dir(recipe, name))
     if is_finished(recipe, stage):
         if is_main():
-            print(
-                f"{stage}: finished before, in {stage_dir(recipe, stage)} (--fresh {stage} starts it anew)", flush=True
-            )
+            say(f"{stage}: finished before, in {stage_dir(recipe, stage)} (--fresh {stage} starts it anew)", flush=True)
         summary = stage_summary(recipe, stage) or {}
     else:
         from transformers.utils import logging as transformers_logging

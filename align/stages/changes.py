@@ -24,6 +24,7 @@ ADAPTERS = ("adapter", "lora", "quantization")
 COMMON = ("seed", "data_root", "model", "tinyworld")
 HARMLESS = frozenset(
     {"logging_steps", "save_steps", "save_total_limit", "eval_steps", "log_samples", "every_steps"}
+    | {"max_row_mb"}  # of a source
     | {"num_samples", "eval_num_replies", "evaluation.limit"}
     | {"micro_batch_size", "eval_batch_size", "ptx_micro_batch_size"}
     | {"timeout", "attempts", "backoff", "api_key_env"}  # of a reward's endpoint

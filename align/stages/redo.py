@@ -20,6 +20,7 @@ from align.recipe.problems import did_you_mean
 from align.runs.acceptance import accepted, note
 from align.runs.lock import locked
 from align.runs.ranks import any_rank, is_main
+from align.runtime.terminal import say
 from align.stages import fresh
 from align.stages.best import BEST, put_back
 from align.stages.changes import (
@@ -192,7 +193,7 @@ def confirm(recipe: Recipe, why: str, yes: bool, error: type[AlignError] = NotCo
         silent = sys.stdin is None or not sys.stdin.isatty()
         refused = not silent and input(f"{what}. Go on? [y/N] ").strip().lower() not in ("y", "yes")
     elif is_main():
-        print(what, flush=True)
+        say(what, flush=True)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         silent, refused = any_rank(silent), any_rank(refused)
     if silent:
@@ -221,16 +222,16 @@ def _tell(recipe: Recipe, found: Plan, gone: Sequence[str], alone: bool) -> None
         also = fresh.made_from(recipe, (stage,))
         removed = f"; removed what was made from it: {', '.join(also)}" if also else ""
         if stage in found.longer:
-            print(f"{found.longer[stage]}{removed}", flush=True)
+            say(f"{found.longer[stage]}{removed}", flush=True)
             continue
         why = f" ({found.anew[stage]})" if found.anew[stage] else ""
         if also or why or (not alone and is_begun(recipe, stage)):
-            print(f"{stage}: starts anew{why}{removed}", flush=True)
+            say(f"{stage}: starts anew{why}{removed}", flush=True)
     kept = [stage for stage in recipe.stages if stage not in gone and is_begun(recipe, stage)]
     if gone and kept and not alone:
-        print(f"kept as they are: {', '.join(kept)}", flush=True)
+        say(f"kept as they are: {', '.join(kept)}", flush=True)
     for stage, noted in found.accepted.items():
-        print(f"{stage}: goes on although {some(list(map(str, noted)))}; noted in {stage}/accepted.json", flush=True)
+        say(f"{stage}: goes on although {some(list(map(str, noted)))}; noted in {stage}/accepted.json", flush=True)
 
 
 def _note(recipe: Recipe, stage: str, noted: list[Change]) -> None:
