@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+import zstandard
 
 from data_formats.errors import DataError, MissingFileError
 from data_formats.files import ending, raw_rows, text_lines
@@ -46,7 +47,6 @@ def test_gzip(tmp_path):
 
 
 def test_zstd(tmp_path):
-    zstandard = pytest.importorskip("zstandard", reason="zstandard is not installed")
     whole = zstandard.ZstdCompressor().compress(LINES.encode())
     (tmp_path / "x.jsonl.zst").write_bytes(whole)
     assert [row for _, row in raw_rows(tmp_path / "x.jsonl.zst")] == ROWS
@@ -63,7 +63,7 @@ def test_zstd_without_its_package_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_parquet(tmp_path):
-    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     nested = [{"messages": [{"role": "user", "content": "q"}]}, {"messages": []}]

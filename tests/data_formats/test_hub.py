@@ -10,12 +10,12 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import datasets
 import pytest
 
 from data_formats import Comparison, DataError, Demonstration, Document, HubDataset, Message, MissingFileError, read
 from data_formats import stream as read_lazily
 
-datasets = pytest.importorskip("datasets")
 ROOT = Path(__file__).parents[2]
 PAIRS = [{"prompt": f"q{at}", "chosen": "good", "rejected": "bad" if at else "good"} for at in range(3)]
 

@@ -20,7 +20,6 @@ from reward.model import RewardModel
 from tests.align.stages.small_chain import small_recipe, write_data
 from tests.align.trainers import ppo_case
 from tests.commands import INSTALLED, ROOT, run
-from tests.rollouts.vllm.models import needs_vllm
 
 FILES = sorted((ROOT / "examples").glob("*.py"))
 MEASURES = ("benchmark_", "compare_")  # these run below with tiny numbers, the experiments need finished runs
@@ -193,10 +192,10 @@ def test_the_chats_of_the_benchmark_are_mixed_and_always_the_same():
     assert words[0] < 40 and words[-1] > 4 * words[0]
 
 
+@pytest.mark.needs("bitsandbytes")
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 def test_memory_and_time_of_adapters(tmp_path, capsys):
     """Tiny: that every arm runs and holds less than the one before; the seconds of so small a run are noise."""
-    pytest.importorskip("bitsandbytes")
     words = ["--rows", "1", "--length", "16", "--steps", "2", "--dtype", "float32"]
     figures = load("benchmark_adapters").main(tmp_path, words)
     assert [json.loads(line)["adapter"] for line in capsys.readouterr().out.splitlines() if line[:1] == "{"] == [
@@ -334,8 +333,7 @@ def test_speeds_of_engines_are_medians_and_ratios_of_the_same_round(monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.vllm
-@needs_vllm
+@pytest.mark.needs("vllm")
 def test_engines_are_measured_on_the_same_requests():
     example = load("benchmark_rollouts")
     example.SHAPE |= {"num_hidden_layers": 1, "vocab_size": 300}

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 
@@ -8,7 +9,6 @@ from reward.adapter import quantization_4bit
 from reward.model import RewardModel
 from tests.tiny_models import save_causal_lm
 
-peft = pytest.importorskip("peft")
 IDS = torch.arange(12).view(2, 6)
 
 
@@ -23,11 +23,10 @@ def adapted(base, **load_kwargs):
     return model.eval()
 
 
-@pytest.mark.parametrize("four_bit", [False, True])
+@pytest.mark.parametrize("four_bit", [False, pytest.param(True, marks=pytest.mark.needs("bitsandbytes"))])
 def test_an_adapter_is_saved_with_its_head_beside_it_and_loaded_again(tmp_path, four_bit):
     options = {}
     if four_bit:
-        pytest.importorskip("bitsandbytes")
         options = {"quantization_config": quantization_4bit("float32")}
     base = save_causal_lm(tmp_path / "base")
     model = adapted(base, **options)
@@ -52,9 +51,9 @@ def test_a_base_that_is_gone_is_named(tmp_path):
         RewardModel.from_pretrained(tmp_path / "rm")
 
 
+@pytest.mark.needs("bitsandbytes")
 def test_weights_that_are_quantised_leave_no_mapped_file(tmp_path):
     """Else every page of the wide weights would stay with the process as long as the embedding does."""
-    pytest.importorskip("bitsandbytes")
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("the system does not tell what is mapped")

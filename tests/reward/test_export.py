@@ -147,11 +147,12 @@ def test_a_pad_token_that_is_the_end_token_is_replaced(exported, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.vllm
+@pytest.mark.needs("vllm")
 def test_vllm_serves_the_same_raw_scores(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    vllm = pytest.importorskip("vllm")
+    import vllm
+
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 2}
     ours = save_reward(tmp_path, **sizes, initializer_range=0.1)  # kernels want heads of 32 at least
     theirs = export_classifier(ours, tmp_path / "out")

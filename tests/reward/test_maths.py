@@ -88,18 +88,15 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch):
     ],
 )
 def test_equality_as_mathematics(reference, reply, right):
-    pytest.importorskip("math_verify", reason="math-verify is not installed (extra maths)")
     assert MathEquality().score(samples(reply, reference=reference)) == [float(right)]
 
 
 def test_a_reference_that_is_no_mathematics_is_an_error():
-    pytest.importorskip("math_verify", reason="math-verify is not installed (extra maths)")
     with pytest.raises(RewardError, match=r"'math': the reference .* cannot be read as a number or LaTeX"):
         MathEquality().score(samples("4", reference="__import__('os').getcwd()"))
 
 
 def test_it_judges_outside_of_the_main_thread_too():
-    pytest.importorskip("math_verify", reason="math-verify is not installed (extra maths)")
     found = []
     thread = threading.Thread(target=lambda: found.extend(MathEquality().score(samples("0.5", reference="1/2"))))
     thread.start()

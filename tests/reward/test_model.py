@@ -1,17 +1,16 @@
 import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from reward.errors import ModelFileError
 from reward.losses import pairwise_logistic
 from reward.model import RewardModel
 from reward.pooling import last_counted
+from tests.ranks import on_ranks
 from tests.tiny_models import ragged_ids, save_causal_lm
 
 
@@ -148,31 +147,18 @@ def test_gradient_checkpointing_passes_through_and_changes_no_gradient(model):
     assert not model.is_gradient_checkpointing
 
 
-UNDER_DDP = """
-import sys
-import torch
-from torch.distributed import destroy_process_group, init_process_group
-from torch.nn.parallel import DistributedDataParallel
-from reward.losses import pairwise_logistic
-from reward.model import RewardModel
 
-model = RewardModel.from_backbone(sys.argv[1])
-init_process_group("gloo", init_method=f"file://{sys.argv[2]}/store", rank=0, world_size=1)
-ids_BT, mask_BT = torch.tensor([[5, 6, 7, 8], [9, 6, 7, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
-scores_B = DistributedDataParallel(model)(ids_BT, mask_BT)
-pairwise_logistic(scores_B[:1], scores_B[1:]).mean().backward()
-missing = [name for name, value in model.named_parameters() if value.grad is None]
-destroy_process_group()
-print("without gradient:", missing, flush=True)
-"""
+def learn_under_ddp(base, store):
+    model = RewardModel.from_backbone(base)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    ids_BT, mask_BT = torch.tensor([[5, 6, 7, 8], [9, 6, 7, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    scores_B = DistributedDataParallel(model)(ids_BT, mask_BT)
+    pairwise_logistic(scores_B[:1], scores_B[1:]).mean().backward()
+    assert [name for name, value in model.named_parameters() if value.grad is None] == []
 
 
 def test_every_parameter_learns_under_ddp(base, tmp_path):
-    # in a process of its own: gloo's threads may keep the destructor of a process group waiting for ever
-    command = [sys.executable, "-c", UNDER_DDP, str(base), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert "without gradient: []" in result.stdout, result.stderr
+    on_ranks(1, learn_under_ddp, base, tmp_path / "store")
 
 
 def test_accelerate_prepares_it_with_bfloat16_autocast(model, tmp_path):

@@ -284,7 +284,6 @@ def test_autocast_dtype_is_used_and_ends_with_the_call(model):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda_as_on_the_cpu_and_its_generator_is_not_touched(model):
     params = SamplingParams(n=4, top_p=0.9, max_new_tokens=8, stop_token_ids=(7,), seed=5)
     expected = HFEngine(model, 0).generate(PROMPTS, params)

@@ -5,6 +5,7 @@ import gc
 import hashlib
 import weakref
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,8 +22,6 @@ from rollouts.weights import (
     pushes_adapter,
 )
 from tests.tiny_models import qwen2_config
-
-peft = pytest.importorskip("peft")
 
 
 def qwen2(seed: int = 0, **changes) -> nn.Module:
@@ -181,7 +180,6 @@ def test_several_and_switched_off_adapters(tmp_path):
 
 
 def quantised(folder, dtype=torch.bfloat16) -> nn.Module:
-    pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForCausalLM
 
     from reward.adapter import keep_unpacked, quantization_4bit
@@ -192,6 +190,7 @@ def quantised(folder, dtype=torch.bfloat16) -> nn.Module:
     return model
 
 
+@pytest.mark.needs("bitsandbytes")
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"target_modules": "all-linear"}], ids=str)
 def test_4bit_bases_are_dequantised_and_merged_in_float32(tmp_path, options):
     from transformers import AutoModelForCausalLM
@@ -216,13 +215,14 @@ def qwen2_64():
     return list(qwen2(hidden_size=64, intermediate_size=64).bfloat16().parameters())
 
 
-@pytest.mark.parametrize("kind", ["full", "tied", "4bit"])
+@pytest.mark.parametrize("kind", ["full", "tied", pytest.param("4bit", marks=pytest.mark.needs("bitsandbytes"))])
 def test_bytes_of_a_push_are_known_before_it(tmp_path, kind):
     """Room for them is looked for: 4-bit weights travel in the dtype they compute as, four times as many bytes."""
     model = adapted(quantised(tmp_path)) if kind == "4bit" else qwen2(tie_word_embeddings=kind == "tied")
     assert checkpoint_bytes(model) == sum(tensor.nbytes for _, tensor in checkpoint_tensors(model))
 
 
+@pytest.mark.needs("bitsandbytes")
 def test_packed_4bit_weights_say_the_same(tmp_path):
     """bitsandbytes repacks at the first forward in eval mode, on some CPUs."""
     import bitsandbytes

@@ -1,6 +1,7 @@
 import json
 import math
 
+import peft
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
@@ -93,7 +94,6 @@ def test_scores_are_those_of_the_model_alone_and_the_table_says_it(tmp_path, dat
 
 
 def test_an_adapter_of_ours(tmp_path, data, asked):
-    peft = pytest.importorskip("peft")
     model = RewardModel.from_backbone(save_causal_lm(tmp_path / "base"))
     torch.nn.init.normal_(model.head.weight)
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)

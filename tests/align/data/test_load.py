@@ -1,5 +1,6 @@
 """Sources of a recipe -> records: where paths lead, and what is refused."""
 
+import datasets
 import pytest
 
 from align.data.load import load_records, train_and_heldout
@@ -98,7 +99,6 @@ def test_weights_mix_the_sources_by_the_seed_and_are_counted(tmp_path):
 
 
 def test_a_hub_source_is_read_as_a_file_is(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     documents(tmp_path / "set" / "test.jsonl", 3)
     name = str(tmp_path / "set")

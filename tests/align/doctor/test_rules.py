@@ -78,7 +78,6 @@ MADE = {
         "critic_warmup_steps": 2,
     },
     "violent": lambda: SHORT | {"policy": {"learning_rate": 1.0}},
-    "hasty": lambda: SHORT | {"policy": {"learning_rate": 2e-2}, "kl_coef": 0.0},
     "constant": lambda: SHORT | {"reward": constant, "num_iterations": 6},
     "dead": lambda: SHORT | {"critic": {"learning_rate": 1e-12}},
     "value clip": lambda: SHORT | {"cliprange_value": 1e-6, "num_ppo_epochs": 2, "num_iterations": 6},
@@ -123,7 +122,6 @@ SEEN = [
     ("violent", "updates-too-large", r"the largest policy/approx_kl is [\d.]+"),
     ("violent", "entropy-collapse", r"2\.1 -> \S+e-\d+ nats a token \(steps 1 to 2, then steps 7 to 8\)"),
     ("violent", "duplicate-replies", r"distinct .* -> 0\.0\d+ "),
-    ("hasty", "first-step-large", r"policy/approx_kl is 0\.0\d+ at step 2, later 0\.0"),
     ("constant", "equal-rewards", r"0 in 6 of 6 iterations \(steps 1 to 6\), score/mean 1"),
     ("dead", "critic-dead", r"explained_variance is -0\.\d+ \(median over steps 5 to 8\), value/grad_norm 0\.\d"),
     ("value clip", "value-clip-saturated", r"over steps 1 to 6; returns/std is 0\.\d+, cliprange_value 1e-06"),
@@ -317,6 +315,19 @@ def test_lines_of_any_shape_never_make_a_rule_fail(made, tmp_path):
         found = examine(read_history(tmp_path))
         assert {finding.rule.name for finding in found.findings} | set(found.clear) | set(found.blind) == set(RULES)
         json.dumps(found.as_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize(("first", "later", "seen"), [(0.05, 0.004, True), (0.05, 0.012, False), (0.015, 0.001, False)])
+def test_a_first_update_that_is_much_larger_than_the_others(copy, first, later, seen):
+    """By figures that were written, since what a first step does is not the same on every machine. The policy is
+    trained from step 5 on."""
+    lines, ask = copy
+    rows = [json.loads(line) for line in lines]
+    for row in rows[4:]:
+        row["policy/approx_kl"] = first if row["step"] == 5 else later
+    found = ask([json.dumps(row) for row in rows])
+    words = f"policy/approx_kl is {first} at step 5, later {later} (median)"
+    assert found == ({"first-step-large": words} if seen else {})
 
 
 def test_a_run_that_becomes_slower(made, tmp_path):

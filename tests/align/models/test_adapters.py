@@ -28,10 +28,12 @@ def base(tmp_path_factory):
     return save_causal_lm(tmp_path_factory.mktemp("base"), hidden_size=64, intermediate_size=64, initializer_range=0.1)
 
 
+ADAPTERS = ["lora", pytest.param("qlora", marks=pytest.mark.needs("bitsandbytes"))]
+
+
 def section(base, adapter="lora", **changes):
     lora = {"rank": 4, "alpha": 8} | changes.pop("lora", {})
     if adapter == "qlora":
-        pytest.importorskip("bitsandbytes")
         changes = {"quantization": {"compute_dtype": "float32"}} | changes
     return ModelSection.model_validate({"path": str(base), "adapter": adapter, "lora": lora} | changes)
 
@@ -56,7 +58,7 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+@pytest.mark.parametrize("adapter", ADAPTERS)
 def test_only_the_adapter_is_trained(base, adapter):
     model = load_causal_lm(base, section(base, adapter), seed=3)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -113,7 +115,7 @@ def test_gradients_equal_those_of_peft_alone(base, options):
         assert float(gradient.abs().sum()) > 0
 
 
-@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+@pytest.mark.parametrize("adapter", ADAPTERS)
 def test_gradient_checkpointing_gives_the_same_gradients(base, adapter):
     plain = stir(load_causal_lm(base, section(base, adapter)))
     thrifty = stir(load_causal_lm(base, section(base, adapter, gradient_checkpointing=True)))
@@ -124,6 +126,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(base, adapter):
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.needs("bitsandbytes")
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_forward_without_gradients_takes_no_gradients_from_4bit_weights(tmp_path, bias):
     """bitsandbytes would repack the weights there on CPUs with avx512_bf16; the reference never evaluates."""
@@ -157,6 +160,7 @@ def four_bit(model):
     return found
 
 
+@pytest.mark.needs("bitsandbytes")
 def test_frozen_weights_keep_their_dtype(base):
     model = load_causal_lm(base, section(base, "qlora", dtype="bfloat16"))
     names = ("embed_tokens", "lm_head", "norm")
@@ -165,7 +169,7 @@ def test_frozen_weights_keep_their_dtype(base):
     assert model.config.quantization_config.bnb_4bit_quant_type == "nf4"
 
 
-@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+@pytest.mark.parametrize("adapter", ADAPTERS)
 def test_saved_in_pefts_format_and_loaded_again(base, tmp_path, adapter):
     options = section(base, adapter)
     model = stir(load_causal_lm(base, options))
@@ -222,10 +226,14 @@ def test_names_that_the_model_does_not_have(base):
     linear = "down_proj, embed_tokens, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
     assert targets == f"model.lora.targets: the model has no 'q_prj'; it has {linear}"
     assert whole.startswith("model.lora.modules_to_save: the model has no 'score'; it has down_proj, embed_tokens,")
-    with pytest.raises(RecipeError, match="'q_proj' is stored in 4 bits"):
-        load_causal_lm(base, section(base, "qlora", lora={"targets": ["v_proj"], "modules_to_save": ["q_proj"]}))
     body = load_critic(base, section(base, lora={"targets": ["q_proj", "lm_head"]}))
     assert sum("lora_A" in name for name, _ in body.named_parameters()) == 2
+
+
+@pytest.mark.needs("bitsandbytes")
+def test_a_layer_in_4_bits_is_not_saved_whole(base):
+    with pytest.raises(RecipeError, match="'q_proj' is stored in 4 bits"):
+        load_causal_lm(base, section(base, "qlora", lora={"targets": ["v_proj"], "modules_to_save": ["q_proj"]}))
 
 
 def test_qlora_without_bitsandbytes(base, monkeypatch):
@@ -235,7 +243,7 @@ def test_qlora_without_bitsandbytes(base, monkeypatch):
         load_causal_lm(base, options)
 
 
-@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+@pytest.mark.parametrize("adapter", ADAPTERS)
 def test_an_adapter_of_a_language_model_goes_on_its_body(base, tmp_path, adapter):
     options = section(base, adapter)
     model = stir(load_causal_lm(base, options))
@@ -281,10 +289,9 @@ def test_damaged_adapters(base, tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.needs("bitsandbytes")
 @pytest.mark.parametrize("adapter", ["lora", "qlora"])
 def test_adapters_learn_on_a_gpu_with_paged_moments(base, adapter):
-    pytest.importorskip("bitsandbytes")
     options = section(base, adapter, dtype="bfloat16", gradient_checkpointing=True)
     loaded = load_causal_lm(base, options).train()
     told = OptimSection(learning_rate=1e-2, optimizer="paged_adamw_8bit")

@@ -45,10 +45,8 @@ def rm(tmp_path, base):
     return role_folders.reward(tmp_path, base)
 
 
-@pytest.mark.parametrize("four_bit", [False, True])
+@pytest.mark.parametrize("four_bit", [False, pytest.param(True, marks=pytest.mark.needs("bitsandbytes"))])
 def test_all_adapters_of_one_base(tmp_path, base, four_bit):
-    if four_bit:
-        pytest.importorskip("bitsandbytes")
     sft = role_folders.policy(tmp_path, base, four_bit=four_bit)
     rm = role_folders.reward(tmp_path, base, four_bit=four_bit)
     adapter = "qlora" if four_bit else "lora"
@@ -163,8 +161,8 @@ class TestRefused:
         with pytest.raises(RoleError, match=r"the critic at .*base is a whole model"):
             plan(sft, [rm], critic=tmp_path / "base")
 
+    @pytest.mark.needs("bitsandbytes")
     def test_another_quantisation(self, tmp_path, base, sft):
-        pytest.importorskip("bitsandbytes")
         rm = role_folders.reward(tmp_path, base, four_bit=True)
         with pytest.raises(RoleError, match=r"base in load_in_4bit=True, quant_type=nf4, .*policy's is in full preci"):
             plan(sft, [rm])

@@ -264,7 +264,7 @@ def test_the_second_pass_may_run_on_another_thread(separate, models):
     assert (backbone._current, backbone._owner) == (None, None)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_roles_move_to_a_gpu_together_and_are_checkpointed_there(separate, models):
     models["policy"].gradient_checkpointing_enable()
     for name in ("reference", "policy", "critic", "reward"):

@@ -1,21 +1,15 @@
 """Ranks: alone, and two real processes over gloo."""
 
-import os
-import subprocess
-import sys
+from torch import distributed
 
 from align.runs.ranks import any_rank, is_main
+from tests.ranks import on_ranks
 
-TWO = """
-import pathlib, sys
-import torch.distributed as dist
-from align.runs.ranks import any_rank, is_main
-from tests.ranks import leave
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-pathlib.Path(sys.argv[1], str(rank)).write_text(f"{is_main()}:{any_rank(rank == 1)}:{any_rank(False)}")
-leave()
-"""
+
+def agree(folder):
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+    (folder / str(rank)).write_text(f"{is_main()}:{any_rank(rank == 1)}:{any_rank(False)}")
 
 
 def test_one_process_is_the_main_rank():
@@ -30,11 +24,5 @@ def test_before_the_ranks_have_met_the_launcher_says_who_is_first(monkeypatch):
 
 
 def test_two_ranks_agree(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(script), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert result.returncode == 0, result.stderr
+    on_ranks(2, agree, tmp_path)
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["True:True:False", "False:True:False"]

@@ -1,9 +1,8 @@
-"""The rejection stage on every rank; run by test_rejection_ranks.py. `broken`: one rank's reward fails."""
+"""The rejection stage on every rank, run by test_rejection_ranks.py. `broken`: one rank's reward fails."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -14,10 +13,9 @@ from align.stages import candidates, rejection
 from align.stages.candidates import Sampler
 from data_formats.errors import AlignError
 from reward.protocol import RewardError
-from tests.ranks import leave, say_where_it_waits
 
 
-def main(file: Path, broken: bool) -> None:
+def main(file: Path, broken: bool = False) -> None:
     PartialState(cpu=True)
     together = torch.distributed.is_initialized()
     rank = int(torch.distributed.get_rank()) if together else 0
@@ -40,9 +38,3 @@ def main(file: Path, broken: bool) -> None:
         summary = rejection.run(recipe)
         found["rounds"] = [[one["score_best"], one["kept"], one["score_greedy"]] for one in summary["rounds"]]
     Path(recipe.output_dir, f"rank-{rank}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    say_where_it_waits()
-    main(Path(sys.argv[1]), "broken" in sys.argv[2:])
-    leave()

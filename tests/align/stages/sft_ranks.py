@@ -1,9 +1,8 @@
-"""The sft stage on every rank; run by test_sft_ranks.py under a launcher. `broken`: the first rank's engine fails."""
+"""The sft stage on every rank; run by test_sft_ranks.py. `broken`: the first rank's engine fails."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -16,10 +15,9 @@ from align.stages.ghost import ghost_demonstrations
 from data_formats.errors import AlignError
 from data_formats.records import Demonstration
 from rollouts.errors import RolloutError
-from tests.ranks import leave, say_where_it_waits
 
 
-def main(file: Path, broken: bool) -> None:
+def main(file: Path, broken: bool = False) -> None:
     PartialState(cpu=True)
     rank = int(torch.distributed.get_rank()) if torch.distributed.is_initialized() else 0
     recipe = load_recipe(file)
@@ -45,9 +43,3 @@ def main(file: Path, broken: bool) -> None:
         summary = sft.run(recipe)
         found["best"] = [summary["best_step"], summary["best_heldout_loss"], summary["last_heldout_loss"]]
     (out / f"rank-{rank}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    say_where_it_waits()
-    main(Path(sys.argv[1]), "broken" in sys.argv[2:])
-    leave()

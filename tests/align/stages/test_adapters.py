@@ -18,13 +18,12 @@ from tests.align.stages.sft_case import recipe
 from tests.align.stages.small_chain import small_recipe, write_data
 from tests.align.stages.test_quickstart_small import SIZES
 
-ADAPTERS = ("lora", "qlora")
+ADAPTERS = ("lora", pytest.param("qlora", marks=pytest.mark.needs("bitsandbytes")))
+OPTIMIZERS = ("adamw", pytest.param("adamw_8bit", marks=pytest.mark.needs("bitsandbytes")))
 
 
 def adapted(folder, adapter, **keys):
     """The sft recipe with an adapter of rank 2."""
-    if adapter == "qlora":
-        pytest.importorskip("bitsandbytes")
     plain = recipe(folder, **keys)
     lora = type(plain.model.lora)(rank=2, alpha=4, dropout=0.1)
     return plain.model_copy(update={"model": plain.model.model_copy(update={"adapter": adapter, "lora": lora})})
@@ -61,10 +60,8 @@ def killed_at(monkeypatch):
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_sft_resumed_is_sft_never_stopped(tmp_path, killed_at, adapter, optimizer):
-    if optimizer != "adamw":
-        pytest.importorskip("bitsandbytes")
     keys = {"save_steps": 2, "eval_steps": 2, "optimizer": optimizer}
     whole = sft.run(adapted(tmp_path, adapter, run="whole", **keys))
     killed = adapted(tmp_path, adapter, run="killed", **keys)
@@ -100,8 +97,6 @@ def test_sft_leaves_an_adapter_in_pefts_format(tmp_path, adapter):
 
 
 def changes(adapter, **more):
-    if adapter == "qlora":
-        pytest.importorskip("bitsandbytes")
     return {"model__adapter": adapter, "model__lora": {"rank": 2, "alpha": 4}} | more
 
 
@@ -141,8 +136,6 @@ def test_groups_of_replies_and_a_language_term(tmp_path, adapter):
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_rejection_sampling_trains_one_adapter_on(tmp_path, adapter):
     plain = rejection_recipe(tmp_path)
-    if adapter == "qlora":
-        pytest.importorskip("bitsandbytes")
     lora = type(plain.model.lora)(rank=2, alpha=4)
     model = plain.model.model_copy(update={"adapter": adapter, "lora": lora})
     rejection.run(plain.model_copy(update={"model": model}))
@@ -171,8 +164,6 @@ def test_a_stage_goes_on_with_another_runs_adapter(tmp_path, caplog):
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_the_quickstart_in_miniature(tmp_path, adapter):
-    if adapter == "qlora":
-        pytest.importorskip("bitsandbytes")
     sizes = [f"{section}.{key}={value}" for section, values in SIZES.items() for key, value in values.items()]
     told = [f"output_dir={tmp_path / 'run'}", "seed=5", *sizes, f"model.adapter={adapter}", "model.lora.rank=4"]
     run_chain(load_recipe("quickstart", told))
@@ -188,11 +179,11 @@ def test_the_quickstart_in_miniature(tmp_path, adapter):
     assert (run / "report/index.html").is_file()
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.needs("bitsandbytes")
+@pytest.mark.parametrize("adapter", ["lora", "qlora"])
 def test_rm_resumed_is_rm_never_stopped(tmp_path, killed_at, adapter):
     write_data(tmp_path)
     more = {"rm__save_steps": 2, "rm__max_steps": 5, "rm__optimizer": "lion_8bit", "rm__learning_rate": 1e-3}
-    pytest.importorskip("bitsandbytes")
     recipes = [small_recipe(tmp_path, **changes(adapter, output_dir=str(tmp_path / at), **more)) for at in "ab"]
     for one in recipes:
         run_chain(one.model_copy(update={"sft": None, "rm": None}))

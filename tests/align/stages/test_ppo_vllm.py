@@ -14,10 +14,9 @@ from align.stages import ppo
 from align.trainers.ppo import PPOTrainer
 from reward.protocol import RewardError
 from tests.align.stages.test_ppo import recipe
-from tests.rollouts.vllm.models import needs_vllm
 from tests.tiny_models import save_causal_lm
 
-pytestmark = [pytest.mark.vllm, needs_vllm]
+pytestmark = pytest.mark.needs("vllm")
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from rollouts.scripted import ScriptedEngine
 from tests.align.stages.sft_case import conversations, lines, recipe, write_lines
 from tests.tiny_models import byte_tokenizer
 
-DAMAGING = {"learning_rate": 0.3, "eval_steps": 1, "keep_best": True}  # every step makes the model worse or far worse
+KEEPING = {"eval_steps": 1, "keep_best": True}
 
 
 def weights(folder):
@@ -223,11 +223,19 @@ def test_mask_reduction_and_packing_reach_the_trainer(tmp_path, trained_on):
 # -- the best model
 
 
-class Seen(TrainerCallback):
-    """Keeps the weights at every evaluation, and stops the program after step `die`."""
+class Ruined(TrainerCallback):
+    """Two steps learn; every later one ruins the model. Keeps the weights at every evaluation, and stops the program
+    after step `die`."""
 
     def __init__(self, die=None):
         self.weights, self.die = {}, die
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step >= 2:
+            generator = torch.Generator().manual_seed(state.global_step)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter += 3 * torch.randn(parameter.shape, generator=generator)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         self.weights[state.global_step] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -239,10 +247,10 @@ class Seen(TrainerCallback):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """A function that runs the stage under the eyes of `Seen`."""
+    """A function that runs the stage with `Ruined`, and gives both."""
 
     def run(recipe_, die=None):
-        seen, real = Seen(die), sft.common.train
+        seen, real = Ruined(die), sft.common.train
 
         def train(trainer, stage):
             trainer.add_callback(seen)
@@ -256,11 +264,12 @@ def watched(monkeypatch):
 
 
 def test_the_best_model_is_the_one_of_the_lowest_held_out_loss(tmp_path, watched):
-    summary, seen = watched(recipe(tmp_path, **DAMAGING))
+    summary, seen = watched(recipe(tmp_path, **KEEPING))
     out = tmp_path / "run/sft"
     logged = {line["step"]: line["eval_loss"] for line in lines(out / "metrics.jsonl") if "eval_loss" in line}
     best = min(logged, key=logged.get)
-    assert best < 6 and list(logged) == [1, 2, 3, 4, 5, 6]
+    assert best == 2 and list(logged) == [1, 2, 3, 4, 5, 6]
+    assert logged[2] + 0.1 < logged[1] < min(logged[at] for at in (3, 4, 5, 6)) - 1
     assert (summary["best_step"], summary["best_heldout_loss"]) == (best, logged[best])
     assert summary["heldout_loss"] == logged[best] < summary["last_heldout_loss"] == logged[6]
     assert all(torch.equal(tensor, seen.weights[best][name]) for name, tensor in weights(out / "model").items())
@@ -278,15 +287,15 @@ def test_a_model_that_goes_on_learning_is_kept_as_it_is(tmp_path):
     assert same(weights(tmp_path / "best/sft/model"), weights(tmp_path / "plain/sft/model"))
 
 
-@pytest.mark.parametrize("die", [2, 4])  # the best is of step 1 or 2: before and after the checkpoint of step 3
+@pytest.mark.parametrize("die", [2, 4])  # the best is of step 2: before and after the checkpoint of step 3
 def test_a_killed_run_still_knows_the_best(tmp_path, watched, die):
-    whole, _ = watched(recipe(tmp_path, run="whole", save_steps=3, **DAMAGING))
-    killed = recipe(tmp_path, run="killed", save_steps=3, **DAMAGING)
+    whole, _ = watched(recipe(tmp_path, run="whole", save_steps=3, **KEEPING))
+    killed = recipe(tmp_path, run="killed", save_steps=3, **KEEPING)
     with pytest.raises(SystemExit):
         watched(killed, die=die)
     assert (tmp_path / "killed/sft/best/best.json").is_file()
-    again = sft.run(killed)
-    assert again["resumed_from"] == (3 if die > 3 else 0)
+    again, _ = watched(killed)
+    assert again["best_step"] == 2 and again["resumed_from"] == (3 if die > 3 else 0)
     keys = ("best_step", "best_heldout_loss", "last_heldout_loss", "by_category", "end_rate", "distinct")
     assert {key: again[key] for key in keys} == {key: whole[key] for key in keys}
     assert same(weights(tmp_path / "whole/sft/model"), weights(tmp_path / "killed/sft/model"))
@@ -294,19 +303,19 @@ def test_a_killed_run_still_knows_the_best(tmp_path, watched, die):
     assert said[0] == said[1]
 
 
-def test_a_run_killed_after_its_last_step_leaves_what_a_whole_one_does(tmp_path, monkeypatch):
-    whole = sft.run(recipe(tmp_path, run="whole", save_steps=3, **DAMAGING))
-    killed, real = recipe(tmp_path, run="killed", save_steps=3, **DAMAGING), sft.common.save_model
+def test_a_run_killed_after_its_last_step_leaves_what_a_whole_one_does(tmp_path, watched, monkeypatch):
+    whole, _ = watched(recipe(tmp_path, run="whole", save_steps=3, **KEEPING))
+    killed, real = recipe(tmp_path, run="killed", save_steps=3, **KEEPING), sft.common.save_model
 
     def kill(*args):
         raise SystemExit("killed")
 
     monkeypatch.setattr(sft.common, "save_model", kill)
     with pytest.raises(SystemExit):
-        sft.run(killed)
+        watched(killed)
     monkeypatch.setattr(sft.common, "save_model", real)
-    again = sft.run(killed)
-    assert again["resumed_from"] == 6 and again["best_step"] == whole["best_step"]
+    again, _ = watched(killed)
+    assert again["resumed_from"] == 6 and again["best_step"] == whole["best_step"] == 2
     assert same(weights(tmp_path / "whole/sft/model"), weights(tmp_path / "killed/sft/model"))
     for name in ("samples.jsonl", "metrics.jsonl"):
         one, other = (lines(tmp_path / run / "sft" / name) for run in ("whole", "killed"))
@@ -347,7 +356,7 @@ def test_an_interrupted_write_of_the_best_leaves_the_one_before(tmp_path, monkey
 
 
 def test_keep_best_without_a_held_out_row_is_an_error(tmp_path):
-    plain = recipe(tmp_path, eval_data=[], holdout=0.1, **DAMAGING)
+    plain = recipe(tmp_path, eval_data=[], holdout=0.1, **KEEPING)
     read = load_records(plain.sft.data, Demonstration, plain)[0]
     held = {demo.messages[0].content for demo in split_heldout(read, 0.1)[1]}
     rows = conversations(24)

@@ -1,16 +1,14 @@
 """Several ranks look at the model as one does, and none waits for ever."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 from align.recipe import dump_recipe
+from tests.align.stages import sft_ranks
 from tests.align.stages.sft_case import lines, recipe
-from tests.commands import INSTALLED, on_two_ranks, run
+from tests.ranks import on_ranks
 
-SCRIPT = Path(__file__).parent / "sft_ranks.py"
 KEYS = {"turns": 2, "eval_steps": 2, "max_steps": 5, "keep_best": True}
 GHOST = {"instructions": ["Shout."], "share": 0.5}
 
@@ -26,10 +24,8 @@ def written(tmp_path, name, adapter="none"):
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_two_ranks_measure_and_keep_what_one_does(tmp_path, adapter):
-    one = run(sys.executable, SCRIPT, written(tmp_path, "one", adapter), env=INSTALLED)
-    assert one.returncode == 0, one.stderr[-3000:]
-    two = on_two_ranks(SCRIPT, written(tmp_path, "two", adapter), env=INSTALLED)
-    assert two.returncode == 0, two.stderr[-3000:]
+    on_ranks(1, sft_ranks.main, written(tmp_path, "one", adapter))
+    on_ranks(2, sft_ranks.main, written(tmp_path, "two", adapter))
     alone = json.loads((tmp_path / "one/rank-0.json").read_text())
     for rank in (0, 1):
         found = json.loads((tmp_path / f"two/rank-{rank}.json").read_text())
@@ -51,7 +47,6 @@ def test_two_ranks_measure_and_keep_what_one_does(tmp_path, adapter):
 
 @pytest.mark.slow
 def test_an_engine_that_fails_on_the_first_rank_stops_both(tmp_path):
-    done = on_two_ranks(SCRIPT, written(tmp_path, "two"), "broken", env=INSTALLED)
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_ranks(2, sft_ranks.main, written(tmp_path, "two"), True)
     errors = [json.loads((tmp_path / f"two/rank-{rank}.json").read_text())["error"] for rank in (0, 1)]
     assert errors == ["no room", "the first rank could not sample replies (see its message)"]

@@ -1,36 +1,32 @@
-"""Started by test_ppo_ranks.py on one or two ranks: trains, and the first rank writes what it learnt.
+"""What test_ppo_ranks.py runs on one or two ranks: trains, and the first rank writes what it learnt.
 
-`python ppo_ranks.py OUT MODE`, MODE `given` (the same samples for any number of ranks), `composed` (these, with a
-reward of two parts, which fails on one reply of the last rank, a running deviation and updates that end early),
-`reference` (compared with the independent PPO), `resume`, `overlap` (the same, the next batch sampled meanwhile; and an
-engine that gives up while it samples), `fail` (the engine of the last rank gives up), `sharded` (under FSDP2: shares of
-unequal size are judged, models saved, and bfloat16 computed in), `engine` (one with weights of its own on every rank,
-and full, LoRA and DoRA policies), `push_fails` (the last rank's engine breaks off in the middle of a push), `roles`
-(roles of one backbone, its layers checkpointed, given samples), or `refused` (these under FSDP2).
+MODE is `given` (the same samples for any number of ranks), `composed` (these, with a reward of two parts, which fails
+on one reply of the last rank, a running deviation and updates that end early), `reference` (compared with the
+independent PPO), `resume`, `overlap` (the same, the next batch sampled meanwhile; and an engine that gives up while it
+samples), `fail` (the engine of the last rank gives up), `sharded` (under FSDP2: shares of unequal size are judged,
+models saved, and bfloat16 computed in), `engine` (one with weights of its own on every rank, and full, LoRA and DoRA
+policies), `push_fails` (the last rank's engine breaks off in the middle of a push), `roles` (roles of one backbone, its
+layers checkpointed, given samples), or `refused` (these under FSDP2).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 from pathlib import Path
 
 import torch
 from torch.distributed.tensor import DTensor
 
-ROOT = Path(__file__).parents[3]
-sys.path[0] = str(ROOT)
-
-from align.runs.errors import LaunchError, TrainingError  # noqa: E402
-from align.trainers import engines, sharding  # noqa: E402
-from align.trainers.ppo import make_accelerator  # noqa: E402
-from reward.combined import CombinedReward, Part  # noqa: E402
-from reward.sources import FunctionReward  # noqa: E402
-from rollouts.errors import RolloutError  # noqa: E402
-from rollouts.protocol import SamplingParams  # noqa: E402
-from tests.align.trainers import (  # noqa: E402
+from align.runs.errors import LaunchError, TrainingError
+from align.trainers import engines, sharding
+from align.trainers.ppo import make_accelerator
+from reward.combined import CombinedReward, Part
+from reward.sources import FunctionReward
+from rollouts.errors import RolloutError
+from rollouts.protocol import SamplingParams
+from tests.align.trainers import (
     overlap_case,
     own_engines,
     ppo_case,
@@ -38,7 +34,6 @@ from tests.align.trainers import (  # noqa: E402
     ppo_options,
     roles_run,
 )
-from tests.ranks import leave, say_where_it_waits  # noqa: E402
 
 
 def make(folder: Path, **options):
@@ -248,8 +243,7 @@ def refused(folder: Path) -> None:
         (folder / f"rank{os.environ['RANK']}.txt").write_text(str(error))
 
 
-def main(out: str, mode: str) -> None:
-    folder = Path(out)
+def main(folder: Path, mode: str) -> None:
     if mode in ("given", "composed"):
         more = {"reward": composed(), "normalize_reward": "running_mean_std", "target_kl": 0.05}
         more["on_reward_error"] = "mask"
@@ -271,9 +265,3 @@ def main(out: str, mode: str) -> None:
     again = make(folder / "whole", **options)
     again.train(resume_from_checkpoint=folder / "whole" / "checkpoints" / "step-1")
     write(again, folder / "again.pt")
-
-
-if __name__ == "__main__":
-    say_where_it_waits(250)
-    main(*sys.argv[1:])
-    leave()

@@ -1,8 +1,7 @@
-"""One optimizer step, evaluations and a checkpoint on every rank; run by test_supervised_ranks.py under a launcher."""
+"""One optimizer step, evaluations and a checkpoint on every rank; run by test_supervised_ranks.py."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -18,7 +17,6 @@ from tests.align.trainers.supervised_case import (
     pair_rows,
     sft_rows,
 )
-from tests.ranks import leave, say_where_it_waits
 
 
 def main(folder: Path, ranks: int) -> None:
@@ -54,9 +52,3 @@ def main(folder: Path, ranks: int) -> None:
         assert again.state.global_step == 2
         if trainer.is_world_process_zero():
             torch.save(results, folder / "results.pt")
-
-
-if __name__ == "__main__":
-    say_where_it_waits()
-    main(Path(sys.argv[1]), int(sys.argv[2]))
-    leave()

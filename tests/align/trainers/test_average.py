@@ -9,10 +9,9 @@ from align.trainers.average import WeightAverage
 from tests.align.models import roles_case
 
 
-@pytest.mark.parametrize("bits", [32, 4])
+@pytest.mark.parametrize("bits", [32, pytest.param(4, marks=pytest.mark.needs("bitsandbytes"))])
 def test_the_base_of_an_adapter_is_shared_and_the_rest_averaged_by_hand(tmp_path, bits):
     if bits == 4:
-        pytest.importorskip("bitsandbytes")
         roles_case.base().save_pretrained(tmp_path)
     policy = get_peft_model(roles_case.base(four_bit=tmp_path if bits == 4 else None), roles_case.config())
     start = {name: weights.detach().clone() for name, weights in policy.named_parameters()}

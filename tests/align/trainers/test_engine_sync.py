@@ -25,8 +25,6 @@ from tests.align.trainers.own_engines import (
     policy_of,
 )
 
-peft = pytest.importorskip("peft")
-
 
 def trained(history):
     cost = ("seconds", "tokens_per", "memory", "engine/probe")

@@ -13,7 +13,7 @@ from rollouts.protocol import SamplingParams
 from rollouts.settings import VLLMSettings
 from rollouts.vllm.engine import VLLMEngine
 from tests.align.trainers import ppo_case
-from tests.rollouts.vllm.models import build, needs_vllm
+from tests.rollouts.vllm.models import build
 
 SMALL = {"kv_cache_gib": 0.05, "max_num_seqs": 4, "eager": True, "urls": (), "probe_tolerance": 0.1}
 
@@ -41,8 +41,7 @@ def test_auto_says_when_vllm_could_not_tell_what_is_asked_for(caplog):
     ]
 
 
-@pytest.mark.vllm
-@needs_vllm
+@pytest.mark.needs("vllm")
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vllm", "vllm_server"])  # to judge a model nobody needs a server beside
 def test_vllm_samples_with_the_weights_that_the_model_has_now(kind):

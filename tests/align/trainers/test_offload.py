@@ -136,8 +136,8 @@ def test_entered_twice_it_leaves_once(stand_in):
     assert not torch.equal(module.weight, was)
 
 
+@pytest.mark.needs("bitsandbytes")
 def test_weights_in_4_bits_rest_too(tmp_path, stand_in):
-    pytest.importorskip("bitsandbytes")
     base = save_causal_lm(tmp_path, hidden_size=64, intermediate_size=64)
     told = {"path": str(base), "adapter": "qlora", "quantization": {"compute_dtype": "float32"}}
     model = load_causal_lm(base, ModelSection.model_validate(told), use="frozen")
@@ -194,10 +194,9 @@ def test_recipes_that_can_be():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.needs("bitsandbytes")
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
 def test_on_a_gpu_the_same_weights_with_less_memory(tmp_path, optimizer):
-    pytest.importorskip("bitsandbytes")
     found = {}
     for parts in ((), ALL):
         torch.cuda.empty_cache()

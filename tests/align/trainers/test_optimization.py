@@ -100,8 +100,6 @@ def steps(model, net, count, first=0):
 
 @pytest.fixture
 def wide():
-    pytest.importorskip("bitsandbytes")
-
     def make(name):
         net = Wide()
         return net, TrainedModel(net, section(optimizer=name), Accelerator(), total_steps=9)
@@ -110,6 +108,7 @@ def wide():
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.needs("bitsandbytes")
 @pytest.mark.parametrize("name", BITSANDBYTES)
 def test_optimizers_of_bitsandbytes(wide, name):
     net, model = wide(name)
@@ -124,6 +123,7 @@ def test_optimizers_of_bitsandbytes(wide, name):
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.needs("bitsandbytes")
 @pytest.mark.parametrize("name", BITSANDBYTES)
 def test_optimizers_of_bitsandbytes_resume_bit_for_bit(wide, name, tmp_path):
     net, model = wide(name)
@@ -140,6 +140,7 @@ def test_optimizers_of_bitsandbytes_resume_bit_for_bit(wide, name, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.needs("bitsandbytes")
 def test_adamw_in_32_bits_is_torchs(wide):
     nets = []
     for name in ("adamw", "paged_adamw"):
@@ -150,6 +151,7 @@ def test_adamw_in_32_bits_is_torchs(wide):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.needs("bitsandbytes")
 def test_one_optimizers_exceptions_are_not_anothers(wide):
     """bitsandbytes would keep the second one's first parameter in 32 bits, as the first one's embedding."""
     net, model = wide("adamw_8bit")
@@ -171,10 +173,10 @@ NAMES = {"adamw_8bit": ("AdamW", 8, False), "paged_adamw": ("AdamW", 32, True), 
 NAMES |= {"paged_adamw_8bit": ("AdamW", 8, True)}
 
 
+@pytest.mark.needs("bitsandbytes")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_supervised_stages_take_the_same_optimizers(tmp_path, name):
     """The class, its options and its groups are those of transformers' own names, and of PPO's optimizers."""
-    pytest.importorskip("bitsandbytes")
     told = section(optimizer=name, adam_beta1=0.8)
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **optimizer_options(told))
     model = causal_lm(torch.float32)

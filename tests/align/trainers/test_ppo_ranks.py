@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 
@@ -10,9 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from align.models.critic import Critic
+from tests.align.trainers import ppo_ranks
 from tests.align.trainers.own_engines import Greedy, policy_of
+from tests.ranks import on_ranks
 
-SCRIPT = Path(__file__).with_name("ppo_ranks.py")
 FSDP2 = {  # what `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP` sets
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -26,12 +24,7 @@ FSDP2_FIRST = [pytest.param({}, id="ddp", marks=pytest.mark.slow), ENGINES[1]]
 
 def run(out: Path, ranks: int, mode: str, engine: dict[str, str] | None = None) -> None:
     out.mkdir()
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    environment |= engine or {}
-    command = [sys.executable, *launcher, str(SCRIPT), str(out), mode]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    on_ranks(ranks, ppo_ranks.main, out, mode, environment=engine)
 
 
 @pytest.mark.parametrize(

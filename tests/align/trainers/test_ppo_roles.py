@@ -34,7 +34,7 @@ def largest(found, expected):
         pytest.param(torch.float64, 1e-12, {}, id="float64"),
         pytest.param(torch.float32, 1e-6, {"gradient_checkpointing": True}, id="checkpointed"),
         pytest.param(torch.float32, 1e-6, {"critic_warmup_steps": 5, "ema_decay": 0.9}, id="warmup-ema"),
-        pytest.param(torch.float32, 1e-6, {"four_bit": True}, id="4bit"),
+        pytest.param(torch.float32, 1e-6, {"four_bit": True}, id="4bit", marks=pytest.mark.needs("bitsandbytes")),
         pytest.param(torch.float32, 1e-6, {"mixed_precision": "bf16", "gradient_checkpointing": True}, id="bf16"),
     ],
 )
@@ -43,7 +43,6 @@ def test_two_iterations_equal_those_of_four_models(tmp_path, dtype, limit, optio
     runs, checkpointed, changes = {}, options.pop("gradient_checkpointing", False), {}
     precision = options.pop("mixed_precision", "no")
     if options.pop("four_bit", False):
-        pytest.importorskip("bitsandbytes")
         roles_case.base().save_pretrained(tmp_path / "base")
         changes = {"four_bit": tmp_path / "base"}
     for shared in (False, True):

@@ -11,9 +11,9 @@ from align.trainers.optimization import make_optimizer
 from tests.tiny_models import byte_tokenizer, save_causal_lm
 
 
+@pytest.mark.needs("bitsandbytes")
 @pytest.mark.parametrize("saved", [["embed_tokens"], ["lm_head"]])
 def test_8_bit_moments_spare_embeddings_in_a_role_as_in_a_model_of_its_own(tmp_path, saved):
-    pytest.importorskip("bitsandbytes")
     base = save_causal_lm(tmp_path / "base", tie_word_embeddings=False)
     model = ModelSection(path=str(base), adapter="lora", lora={"rank": 2, "modules_to_save": saved})
     for name, load in (("sft", load_causal_lm), ("rm", load_reward_model)):

@@ -1,22 +1,13 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[3]
-SCRIPT = Path(__file__).parent / "supervised_ranks.py"
+from tests.align.trainers import supervised_ranks
+from tests.ranks import on_ranks
 
 
 def launch(folder, ranks):
     folder.mkdir()
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *launcher, str(SCRIPT), str(folder), str(ranks)]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_ranks(ranks, supervised_ranks.main, folder, ranks)
     return torch.load(folder / "results.pt", weights_only=True)
 
 

@@ -12,9 +12,9 @@ from align.trainers.engine_sync import push_current, push_weights
 from rollouts.protocol import SamplingParams
 from tests.align.trainers import ppo_case
 from tests.align.trainers.own_engines import Greedy
-from tests.rollouts.vllm.models import build, needs_vllm, settings
+from tests.rollouts.vllm.models import build, settings
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, needs_vllm]
+pytestmark = [pytest.mark.needs("vllm"), pytest.mark.slow]
 PROMPT = [5, 9, 100, 7, 30]
 ADAPTERS = {
     "lora": {"target_modules": ["q_proj", "o_proj", "up_proj"]},
@@ -156,9 +156,9 @@ def test_the_probe_catches_an_adapter_that_stayed(tmp_path, engines, monkeypatch
     assert push_weights(trainer)["engine/probe_max"] < 1e-3
 
 
+@pytest.mark.needs("bitsandbytes")
 def test_a_4bit_policy_is_pushed_in_the_dtype_it_computes_in(tmp_path):
     """The merged weights are rounded to bfloat16 once more than what the trainer computes with."""
-    pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForCausalLM
 
     from reward.adapter import keep_unpacked, quantization_4bit

@@ -5,11 +5,9 @@ Spread-out logits (wide initialization, biases that are not zero), so that a wro
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -24,7 +22,6 @@ from transformers import (
 from rollouts.settings import VLLMSettings
 
 VOCABULARY = 300
-needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 FAMILIES = ("qwen2-tied", "qwen2-untied", "qwen2-window-off", "qwen3", "qwen3-tied", "qwen3-moe")
 SHAPE = {
     "vocab_size": VOCABULARY,

@@ -20,9 +20,9 @@ from rollouts.vllm.push import write_push
 from rollouts.vllm.server import VLLMServer, free_port
 from rollouts.vllm.start import write_config
 from rollouts.weights import checkpoint_tensors
-from tests.rollouts.vllm.models import VOCABULARY, build, needs_vllm, settings
+from tests.rollouts.vllm.models import VOCABULARY, build, settings
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, needs_vllm]
+pytestmark = [pytest.mark.needs("vllm"), pytest.mark.slow]
 
 PROMPTS = [[5, 6, 7, 8, 9], [3], [11, 12, 13], [20 + i % 7 for i in range(150)]]  # the last one spans cache blocks
 

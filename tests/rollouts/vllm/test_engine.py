@@ -22,9 +22,9 @@ from rollouts.errors import RolloutError
 from rollouts.hf import HFEngine
 from rollouts.protocol import Engine, SamplingParams, Scoring
 from rollouts.vllm.engine import VLLMEngine
-from tests.rollouts.vllm.models import VOCABULARY, build, logits_after, needs_vllm, random_prompts, settings, weights
+from tests.rollouts.vllm.models import VOCABULARY, build, logits_after, random_prompts, settings, weights
 
-pytestmark = [pytest.mark.vllm, needs_vllm]
+pytestmark = pytest.mark.needs("vllm")
 LONG = [3 * at % VOCABULARY for at in range(200)]  # longer than a block of the cache, 128
 GREEDY = SamplingParams(temperature=0, max_new_tokens=24)
 

@@ -8,9 +8,9 @@ from rollouts.protocol import SamplingParams
 from rollouts.vllm.client import VLLMServerEngine
 from rollouts.vllm.engine import VLLMEngine
 from rollouts.weights import checkpoint_tensors
-from tests.rollouts.vllm.models import FAMILIES, build, logits_after, needs_vllm, random_prompts, settings
+from tests.rollouts.vllm.models import FAMILIES, build, logits_after, random_prompts, settings
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, needs_vllm]
+pytestmark = [pytest.mark.needs("vllm"), pytest.mark.slow]
 PROMPTS = random_prompts(52, longest=150, seed=8)
 GREEDY = SamplingParams(temperature=0, max_new_tokens=72)
 

@@ -6,14 +6,9 @@ import torch
 from rollouts.hf import HFEngine
 from rollouts.protocol import SamplingParams
 from rollouts.vllm.engine import VLLMEngine
-from tests.rollouts.vllm.models import build, needs_vllm, random_prompts, settings, weights
+from tests.rollouts.vllm.models import build, random_prompts, settings, weights
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.gpu,
-    needs_vllm,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = [pytest.mark.needs("vllm"), pytest.mark.gpu]
 PROMPTS = random_prompts(8, seed=2)
 GREEDY = SamplingParams(temperature=0, max_new_tokens=16)
 

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rollouts.vllm.models import needs_vllm
-
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, needs_vllm]
+pytestmark = [pytest.mark.needs("vllm"), pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
 
 

@@ -14,9 +14,9 @@ from rollouts.hf import HFEngine
 from rollouts.protocol import SamplingParams
 from rollouts.vllm.engine import VLLMEngine
 from rollouts.weights import adapter_tensors, checkpoint_tensors
-from tests.rollouts.vllm.models import VOCABULARY, build, logits_after, needs_vllm, random_prompts, settings, weights
+from tests.rollouts.vllm.models import VOCABULARY, build, logits_after, random_prompts, settings, weights
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, needs_vllm]
+pytestmark = [pytest.mark.needs("vllm"), pytest.mark.slow]
 PROMPTS = random_prompts(6, seed=2)
 LONG = list(range(200))
 GREEDY = SamplingParams(temperature=0, max_new_tokens=16)

@@ -19,9 +19,9 @@ from rollouts.settings import memory_hint
 from rollouts.vllm.client import VLLMServerEngine
 from rollouts.vllm.server import VLLMServer, last_error
 from rollouts.weights import checkpoint_tensors
-from tests.rollouts.vllm.models import build, logits_after, needs_vllm, settings
+from tests.rollouts.vllm.models import build, logits_after, settings
 
-real = [pytest.mark.vllm, pytest.mark.slow, needs_vllm]
+real = [pytest.mark.needs("vllm"), pytest.mark.slow]
 LONG = SamplingParams(n=6, max_new_tokens=500, seed=2)
 PROMPTS = [[5, 6, 7, 8, 9], [3], [11, 12, 13], [20, 21]]
 

@@ -13,7 +13,7 @@ from rollouts.vllm.http import Address, ServerGone
 from rollouts.vllm.start import write_config
 from rollouts.vllm.transfer import NCCLSender
 from rollouts.weights import checkpoint_tensors
-from tests.rollouts.vllm.models import build, needs_vllm
+from tests.rollouts.vllm.models import build
 
 KEY = "0123456789abcdef-the-key"
 
@@ -25,9 +25,8 @@ def test_without_cuda_it_says_so():
 
 
 @pytest.mark.gpu
-@pytest.mark.vllm
+@pytest.mark.needs("vllm")
 @pytest.mark.slow
-@needs_vllm
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_a_server_on_another_gpu_computes_with_what_was_sent(tmp_path):
     model = build(seed=3).cuda(0)

@@ -1,0 +1,19 @@
+"""What a test needs beyond `make install` it says by a marker, and is skipped with the reason where that is missing."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        (module,) = marker.args
+        if find_spec(module) is None:
+            pytest.skip(f"needs {module}: make install-full")
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
