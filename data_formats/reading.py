@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from data_formats import documents, files
-from data_formats.detection import detect, format_names, named, parse
+from data_formats.detection import detect, format_names, named, parse, refuse_unread
 from data_formats.errors import DataError, EmptyDatasetError
+from data_formats.fields import Fields, PassedOver
 from data_formats.formats import LEFT_OUT, Dropped, Format, Notes
 from data_formats.hub import HubDataset, as_source
 from data_formats.records import Comparison, Document, Prompt, Record, Scored
@@ -102,29 +103,42 @@ class Stream:
                     return
 
     def _records(self, line: int, row: Any, chosen: Format, report: ReadReport) -> Iterator[Any]:
+        row = Fields(row) if isinstance(row, dict) else row
         posts = row["posts"] if self._is_dump else 1
         notes = Notes()
         report.rows += posts
         try:
-            made = _located(self.source, line, partial(parse, row, chosen, notes))
+            made = _located(self.source, line, partial(self._made, row, chosen, notes))
         except Dropped as reason:
             report.dropped[str(reason)] += posts
             return
         report.used += posts
         for note, count in notes.items():
-            if note in LEFT_OUT:
+            if isinstance(note, PassedOver):
+                report.passed_over[str(note)] += 1
+            elif note in LEFT_OUT:
                 report.left_out[note] += count
             else:
                 report.repaired[note] += 1
         for name in ("left_out", "repaired"):
             setattr(report, name, +getattr(report, name))
-        if self.kind is Prompt and isinstance(row, dict):
-            known = chosen.needs | {"category", "reference", "source"}
-            columns = {name: value for name, value in row.items() if isinstance(value, PLAIN) and name not in known}
-            made = tuple(replace(record, columns=columns) for record in made)
         if self.category is not None and self.kind is not Document:
             made = tuple(replace(record, category=self.category) for record in made)
         yield from made
+
+    def _made(self, row: Any, chosen: Format, notes: Notes) -> tuple[Any, ...]:
+        """The records of a row, every one of whose keys is read, refused or counted."""
+        made = parse(row, chosen, notes)
+        if not isinstance(row, Fields):
+            return made
+        refuse_unread(row, chosen)
+        if self.kind is Prompt:
+            known = chosen.needs | {"category", "reference", "source"}
+            names = [name for name, value in row.items() if isinstance(value, PLAIN) and name not in known]
+            columns = {name: row[name] for name in names}
+            made = tuple(replace(record, columns=columns) for record in made)
+        row.pass_over(notes)
+        return made
 
 
 stream = Stream
