@@ -10,7 +10,7 @@ from data_formats.errors import DataError
 from data_formats.formats import Dropped, Format, Notes, as_text, label, shown, source_of
 from data_formats.records import Message, Prompt
 from data_formats.tools import read_tools
-from data_formats.turns import Turns, read_turns, repaired, without_flags
+from data_formats.turns import Turns, prompt_turns, read_turns, repaired, without_flags
 
 CATEGORY_FIELDS = ("category", "class", "dataset")
 REFERENCE_FIELDS = ("reference", "std_answer", "ground_truth", "canonical_solution", "answer")
@@ -66,9 +66,16 @@ def _up_to_last_user_turn(turns: Turns, notes: Notes) -> tuple[Turns, str | None
 
 
 def parse_conversation(row: dict[str, Any], notes: Notes) -> Prompt:
-    """`messages` or `conversations`; a reply at the end becomes the reference."""
+    """`messages` or `conversations`; a reply at the end becomes the reference.
+
+    Where the row gives the reference itself it hangs on the last question, and no turn before it is cut.
+    """
     field = "messages" if "messages" in row else "conversations"
     turns = with_system(row, read_turns(row[field], field, notes), notes)
+    if any(row.get(name) for name in REFERENCE_FIELDS):
+        while turns and turns[-1].role == "assistant":
+            turns = turns[:-1]
+        return _prompt(row, prompt_turns(turns, notes), notes)
     messages, reference = _up_to_last_user_turn(without_flags(turns), notes)
     return _prompt(row, messages, notes, reference)
 
