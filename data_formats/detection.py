@@ -12,9 +12,14 @@ from __future__ import annotations
 from typing import Any
 
 from data_formats import comparisons, demonstrations, documents, prompts, scored
+from data_formats.context import SYSTEM_FIELDS
 from data_formats.errors import DataError
+from data_formats.fields import NOTHING, Fields
 from data_formats.formats import Format, Notes, keys_of
+from data_formats.loss import LOSS_FIELDS
 from data_formats.records import Comparison, Demonstration, Prompt, Record, Scored
+from data_formats.tools import CALL_FIELDS, TOOL_FIELDS
+from data_formats.turns import REASONING_FIELDS
 
 FORMATS: tuple[Format, ...] = (
     *demonstrations.FORMATS,
@@ -23,11 +28,19 @@ FORMATS: tuple[Format, ...] = (
     *prompts.FORMATS,
     *documents.FORMATS,
 )
-# Fields whose meaning would be lost if they were passed over, with the kinds of record for which they matter.
+_CONVERSATIONS = (Demonstration, Comparison, Scored, Prompt)
+_LEARNT = (Demonstration, Comparison, Scored)  # a prompt's further fields are columns for its reward
+# Fields that no format of these kinds reads unless it needs them.
 _UNSUPPORTED = {
-    "images": ("images", (Demonstration, Comparison, Scored, Prompt)),
+    **{name: (name, _CONVERSATIONS) for name in ("images", "videos", "audios")},
     "label": ("unpaired labelled replies", (Demonstration, Comparison)),
     "rejected": ("ranked replies", (Demonstration,)),
+}
+# Fields whose meaning is known, with the kinds of record for which they matter: a format that leaves one unread refuses
+# the row, instead of losing what it says.
+_MEANT: dict[str, tuple[type[Record], ...]] = {
+    **dict.fromkeys((*SYSTEM_FIELDS, *TOOL_FIELDS, *CALL_FIELDS, "history", "context"), _CONVERSATIONS),
+    **dict.fromkeys((*LOSS_FIELDS, *REASONING_FIELDS), _LEARNT),
 }
 # Shapes that hold no record of any kind: the fields they have, one they would need, and what to do.
 _REFUSED = (
@@ -77,9 +90,24 @@ def parse(row: Any, chosen: Format, notes: Notes) -> tuple[Any, ...]:
         needs = ", ".join(sorted(chosen.needs)) or "a list"
         raise DataError(f"the row does not have the shape of format {chosen.name} ({needs}); keys seen: {keys_of(row)}")
     for name, (meaning, kinds) in _UNSUPPORTED.items() if isinstance(row, dict) else ():
-        if chosen.kind in kinds and name not in chosen.needs and row.get(name) not in (None, "", [], {}, "[]"):
+        if chosen.kind in kinds and name not in chosen.needs and dict.get(row, name) not in NOTHING:
             raise DataError(f"{meaning} are not supported by this reader", field=name)
     if not chosen.fits(row):
         raise DataError(f"the values are not those of format {chosen.name}; keys seen: {keys_of(row)}")
     made = chosen.parse(row, notes)
     return made if isinstance(made, tuple) else (made,)
+
+
+def refuse_unread(row: Fields, chosen: Format) -> None:
+    """Refuse a parsed row that has a field of known meaning which its format did not read.
+
+    Raises:
+        DataError: names the field.
+    """
+    for name in row.unread():
+        if chosen.kind in _MEANT.get(name, ()):
+            raise DataError(
+                f"format {chosen.name} has no place for this field and would lose what it says; move it to where the "
+                "format reads it, or take it out",
+                field=name,
+            )

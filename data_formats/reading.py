@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from data_formats import documents, files
-from data_formats.detection import detect, format_names, named, parse
+from data_formats.detection import detect, format_names, named, parse, refuse_unread
 from data_formats.errors import MEBIBYTE, MOST, DataError, EmptyDatasetError
+from data_formats.fields import Fields, PassedOver
 from data_formats.formats import LEFT_OUT, Dropped, Format, Notes, encodable
 from data_formats.hub import HubDataset, as_source
+from data_formats.padding import without_padding
 from data_formats.records import Comparison, Document, Prompt, Record, Scored
 from data_formats.report import ReadReport, ReadResult
 
+PADDING = "a column's nulls removed from calls and tools"  # a note
 PLAIN = (str, int, float)  # of the values of further columns; bool is an int
 
 
@@ -81,6 +84,10 @@ class Stream:
     def _is_dump(self) -> bool:
         return isinstance(self.source, Path) and files.ending(self.source) == ".xml"
 
+    @property
+    def _is_columnar(self) -> bool:
+        return isinstance(self.source, HubDataset) or files.ending(self.source) == ".parquet"
+
     def __iter__(self) -> Iterator[Any]:
         report = self.report = ReadReport(str(self.source), self.format)
         chosen, rows = _open(self.source, self.kind, self.format, self.split, self.most)
@@ -105,30 +112,44 @@ class Stream:
                     return
 
     def _records(self, line: int, row: Any, chosen: Format, report: ReadReport) -> Iterator[Any]:
+        whole = without_padding(row) if self._is_columnar else row
+        notes = Notes({} if whole is row else {PADDING: 1})
         posts = row["posts"] if self._is_dump else 1
-        notes = Notes()
         report.rows += posts
         try:
-            row = _located(self.source, line, partial(encodable, row, notes))
-            made = _located(self.source, line, partial(parse, row, chosen, notes))
+            made = _located(self.source, line, partial(self._made, whole, chosen, notes))
         except Dropped as reason:
             report.dropped[str(reason)] += posts
             return
         report.used += posts
         for note, count in notes.items():
-            if note in LEFT_OUT:
+            if isinstance(note, PassedOver):
+                report.passed_over[str(note)] += 1
+            elif note in LEFT_OUT:
                 report.left_out[note] += count
             else:
                 report.repaired[note] += 1
         for name in ("left_out", "repaired"):
             setattr(report, name, +getattr(report, name))
-        if self.kind is Prompt and isinstance(row, dict):
-            known = chosen.needs | {"category", "reference", "source"}
-            columns = {name: value for name, value in row.items() if isinstance(value, PLAIN) and name not in known}
-            made = tuple(replace(record, columns=columns) for record in made)
         if self.category is not None and self.kind is not Document:
             made = tuple(replace(record, category=self.category) for record in made)
         yield from made
+
+    def _made(self, row: Any, chosen: Format, notes: Notes) -> tuple[Any, ...]:
+        """The records of a row, every one of whose keys is read, refused or counted."""
+        row = encodable(row, notes)
+        row = Fields(row) if isinstance(row, dict) else row
+        made = parse(row, chosen, notes)
+        if not isinstance(row, Fields):
+            return made
+        refuse_unread(row, chosen)
+        if self.kind is Prompt:
+            known = chosen.needs | {"category", "reference", "source"}
+            names = [name for name, value in row.items() if isinstance(value, PLAIN) and name not in known]
+            columns = {name: row[name] for name in names}
+            made = tuple(replace(record, columns=columns) for record in made)
+        row.pass_over(notes)
+        return made
 
 
 stream = Stream

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -26,17 +26,23 @@ class Message:
         content: the text without any control token.
         reasoning: what an assistant thought before `content`, without tags.
         tool_calls: the calls that follow `content`, of an assistant.
+        loss: False for an assistant turn of a demonstration that is read but not trained on.
     """
 
     role: str
     content: str
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    loss: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A conversation to imitate; its assistant turns get loss (SFT). `tools`: JSON text of each function on offer."""
+    """A conversation to imitate; its assistant turns get loss (SFT), but for those whose `loss` is False.
+
+    Attributes:
+        tools: JSON text of each function on offer.
+    """
 
     messages: tuple[Message, ...]
     category: str = ""
@@ -44,9 +50,9 @@ class Demonstration:
     tools: tuple[str, ...] = ()
 
     def last_exchange(self) -> tuple[tuple[Message, ...], str] | None:
-        """The turns before the last assistant turn, and that turn's text; None where nothing stands before one."""
+        """The turns before the last assistant turn with loss, and its text; None where nothing stands before one."""
         for at in range(len(self.messages) - 1, 0, -1):
-            if self.messages[at].role == "assistant":
+            if self.messages[at].role == "assistant" and self.messages[at].loss:
                 return self.messages[:at], self.messages[at].content
         return None
 
@@ -59,6 +65,7 @@ class Comparison:
         prompt: the turns before the reply, the last one a user turn.
         grade: strength of the preference in the annotators' own unit, None when the source has none.
         tags: facts about the pair kept for evaluation, e.g. ("correctness",).
+        chosen_reasoning, rejected_reasoning: what was thought before each reply, without tags.
     """
 
     prompt: tuple[Message, ...]
@@ -69,6 +76,28 @@ class Comparison:
     source: str = ""
     tags: tuple[str, ...] = field(default=())
     tools: tuple[str, ...] = ()
+    chosen_reasoning: str = ""
+    rejected_reasoning: str = ""
+
+    def swapped(self) -> Comparison:
+        """The same pair with the other reply as the better one."""
+        return replace(
+            self,
+            chosen=self.rejected,
+            rejected=self.chosen,
+            chosen_reasoning=self.rejected_reasoning,
+            rejected_reasoning=self.chosen_reasoning,
+        )
+
+    @property
+    def chosen_reply(self) -> Message:
+        """The better reply as a turn."""
+        return Message("assistant", self.chosen, self.chosen_reasoning)
+
+    @property
+    def rejected_reply(self) -> Message:
+        """The worse reply as a turn."""
+        return Message("assistant", self.rejected, self.rejected_reasoning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +110,22 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply with its score, in the source's own unit; higher is better. `steps`, where it is judged in parts."""
+    """A reply with its score, in the source's own unit; higher is better.
+
+    Attributes:
+        steps: where it is judged in parts.
+        reasoning: what was thought before `content`, without tags.
+    """
 
     content: str
     score: float | None = None
     steps: tuple[Step, ...] = ()
+    reasoning: str = ""
+
+    @property
+    def turn(self) -> Message:
+        """The reply as a turn."""
+        return Message("assistant", self.content, self.reasoning)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,10 @@ from data_formats.chatml.encoding import (
 )
 from data_formats.chatml.pieces import END_OF_TEXT, IM_END, IM_START, Piece
 from data_formats.chatml.probe import template_difference
-from data_formats.chatml.rendering import MASKS, THINKING, Mask, Thinking, render
+from data_formats.chatml.rendering import MASKS, REPLY_OPENING, THINKING, Mask, Thinking, render, render_reply
 from data_formats.chatml.served import TemplateError, opening_token, render_template
 from data_formats.chatml.template import CHAT_TEMPLATE, WITH_BOS
-from data_formats.chatml.thinking import with_reasoning
+from data_formats.chatml.thinking import reply_text, with_reasoning
 
 __all__ = [
     "CHAT_TEMPLATE",
@@ -34,6 +34,7 @@ __all__ = [
     "IM_END",
     "IM_START",
     "MASKS",
+    "REPLY_OPENING",
     "THINKING",
     "WITH_BOS",
     "EncodedRow",
@@ -49,6 +50,8 @@ __all__ = [
     "encode_texts",
     "opening_token",
     "render",
+    "render_reply",
+    "reply_text",
     "render_template",
     "stop_ids",
     "template_difference",
