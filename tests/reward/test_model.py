@@ -147,7 +147,6 @@ def test_gradient_checkpointing_passes_through_and_changes_no_gradient(model):
     assert not model.is_gradient_checkpointing
 
 
-
 def learn_under_ddp(base, store):
     model = RewardModel.from_backbone(base)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
