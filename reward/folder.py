@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_formats.errors import MissingFileError, StorageError
-from reward.errors import ModelFileError
+from reward.errors import ModelFileError, reason_of
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 JSON_FILES = (
@@ -36,10 +36,14 @@ def local_folder(path: str | Path) -> Path | None:
         MissingFileError: `path` is clearly meant as a local path (absolute, `./`, `~`, more than one slash, inside an
             existing folder, or an existing file) but is no folder.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(path).expanduser()
+        found = folder.is_dir(), folder.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # an unknown user's home, a name too long, a null byte
+        raise MissingFileError(f"model folder {str(path)[:200]!r} cannot be looked at ({reason_of(error)})") from error
+    if found[0]:
         return folder
-    if folder.is_file():
+    if found[1]:
         raise MissingFileError(f"{path} is a file; a model is a folder with a config.json, or a hub id")
     text = str(path)
     beside = len(folder.parts) > 1 and Path(folder.parts[0]).is_dir()  # runs/x where runs is a folder here
@@ -58,10 +62,12 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelFileError(f"{path} is missing: the model folder is incomplete, save or copy it again") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(
             f"{path} is not valid JSON ({error}): it was cut short or damaged, copy it again"
         ) from None
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read ({error.strerror})") from error
     if not isinstance(value, dict):
         raise ModelFileError(f"{path} holds a JSON {type(value).__name__} where an object is expected")
     return value

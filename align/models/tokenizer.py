@@ -25,6 +25,9 @@ from data_formats.chatml import (
     template_difference,
 )
 from data_formats.errors import AlignError, MissingFileError
+from reward.errors import reason_of
+from reward.folder import local_folder
+from reward.loading import check_room
 
 logger = logging.getLogger(__name__)
 CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END)
@@ -95,16 +98,20 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    folder = Path(path).expanduser()
-    if not folder.is_dir() and (folder.is_absolute() or str(path).startswith(".") or str(path).count("/") > 1):
-        raise MissingFileError(f"{path}: no such folder; expected a model folder with its tokenizer, or a hub id")
-    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    try:
+        folder = local_folder(path)
+    except MissingFileError as error:
+        raise MissingFileError(
+            f"{path}: no such folder; expected a model folder with its tokenizer, or a hub id ({error})"
+        ) from error
+    if folder is not None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise MissingFileError(f"{path}: the folder holds no tokenizer (tokenizer.json)")
     try:
-        where = str(folder if folder.is_dir() else path)
+        where = str(folder or path)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, revision=revision)
     except Exception as error:
-        raise TokenizerError(f"{path}: the tokenizer cannot be loaded ({str(error).splitlines()[0]})") from error
+        raise TokenizerError(f"{path}: the tokenizer cannot be loaded ({reason_of(error)})") from error
+    check_room(tokenizer, path)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise TokenizerError(f"{path}: {type(tokenizer).__name__} is not a fast tokenizer (tokenizer.json)")
     missing = [token for token in CONTROL_TOKENS if token not in tokenizer.get_added_vocab()]

@@ -25,7 +25,7 @@ from data_formats.chatml.pieces import END_OF_TEXT, IM_END, IM_START, Piece
 from data_formats.chatml.probe import template_difference
 from data_formats.chatml.rendering import MASKS, THINKING, Mask, Thinking, render
 from data_formats.chatml.served import TemplateError, opening_token, render_template
-from data_formats.chatml.template import CHAT_TEMPLATE, WITH_BOS
+from data_formats.chatml.template import CHAT_TEMPLATE, WITH_BOS, ending_at_reply
 from data_formats.chatml.thinking import with_reasoning
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "encode_many",
     "encode_rows",
     "encode_texts",
+    "ending_at_reply",
     "opening_token",
     "render",
     "render_template",
