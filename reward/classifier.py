@@ -25,10 +25,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from data_formats.chatml import TemplateError, render_template
 from data_formats.errors import MissingFileError
 from data_formats.records import Message
 from reward.adapter import peft_config, put_on
-from reward.errors import ModelFileError
+from reward.errors import ModelFileError, reason_of
 from reward.folder import check_safetensors, read_json
 from reward.loading import check_vocabulary, hub_file, load_config, load_pretrained, load_tokenizer
 from reward.protocol import RewardError, Sample
@@ -75,7 +76,7 @@ class ClassifierReward:
         if adapter is not None and hub_file(path, "config.json", **load_kwargs) is None:
             model = _with_adapter(path, adapter, **load_kwargs)
         else:
-            model = load_pretrained(AutoModelForSequenceClassification, path, exact=True, **load_kwargs)
+            model = load_pretrained(AutoModelForSequenceClassification, path, exact=(), **load_kwargs)
         if model.config.num_labels != 1:
             raise ModelFileError(f"{path} has {model.config.num_labels} labels; a reward model has one (num_labels 1)")
         self.model = model.requires_grad_(False).eval()
@@ -126,12 +127,12 @@ class ClassifierReward:
     def _templated(self, turns: Sequence[Message], reply: Message) -> list[int]:
         messages = [{"role": turn.role, "content": turn.content} for turn in (*turns, reply)]
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False)
-        except Exception as error:  # jinja2's own, and whatever a template raises; that is the model's code
+            text = render_template(self.tokenizer, messages)
+        except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise RewardError(
-                f"reward {self.name!r}: its chat template refuses a conversation of {roles} ({error}); leave such "
-                "prompts out or use another reward model"
+                f"reward {self.name!r}: its chat template refuses a conversation of {roles} "
+                f"({reason_of(error.__cause__)}); leave such prompts out or use another reward model"
             ) from error
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 

@@ -248,7 +248,8 @@ def _body(path: str | Path, *, settings: dict[str, Any] | None = None, **load_kw
 
     if adapter.is_saved_at(path, **load_kwargs):
         return adapter.load_body(path, settings, **load_kwargs)
-    body = load_pretrained(AutoModel, path, optional=("pooler",), **load_kwargs)
+    exact = None if settings is None else stock.HEADS  # an own folder holds nothing else
+    body = load_pretrained(AutoModel, path, optional=("pooler",), exact=exact, **load_kwargs)
     adapter.keep_unpacked(body)
     if not hasattr(body.config.get_text_config(), "hidden_size"):
         raise ModelFileError(f"{path}: its config has no hidden_size, so no head can be put on it")

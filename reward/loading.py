@@ -24,7 +24,7 @@ from reward.folder import check_model_folder, local_folder
 
 logger = logging.getLogger(__name__)
 HUB_OPTIONS = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only")
-HARMLESS = ("lm_head.", "cls.predictions.")  # unexpected weights that no score is read from
+OUTPUT_LAYERS = ("lm_head.", "cls.predictions.")  # over the vocabulary: no score is read from them
 BATCH_ROPES = ("longrope", "dynamic")
 
 
@@ -85,7 +85,7 @@ def load_pretrained(
     *,
     attention_dropout: float | None = 0.0,
     optional: tuple[str, ...] = (),
-    exact: bool = False,
+    exact: tuple[str, ...] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """`auto_class.from_pretrained(path, **kwargs)` with the checks named above.
@@ -95,7 +95,8 @@ def load_pretrained(
         path: folder or hub id.
         attention_dropout: see `set_dropout`; None keeps the config's rates.
         optional: weights whose name contains one of these may be missing.
-        exact: weights that the model has no place for are an error too (the output layer of a language model is none).
+        exact: weights that the model has no place for are an error too, but for those whose name begins so and those of
+            an output layer over the vocabulary; None: they are left behind.
         kwargs: `dtype` (default: as saved), `revision`, `trust_remote_code`, `attn_implementation`, `device_map`, ...
 
     Raises:
@@ -161,7 +162,7 @@ def _drop_foreign_pad(config: Any, path: str | Path) -> None:
 
 
 def _check_weights(
-    model: nn.Module, info: dict[str, Any], path: str | Path, optional: tuple[str, ...], exact: bool
+    model: nn.Module, info: dict[str, Any], path: str | Path, optional: tuple[str, ...], exact: tuple[str, ...] | None
 ) -> None:
     missing = sorted(key for key in info["missing_keys"] if not any(word in key for word in optional))
     if missing:
@@ -169,7 +170,8 @@ def _check_weights(
             f"{path} lacks {len(missing)} weights of {type(model).__name__}, the first {missing[0]}: "
             "it is another kind of model than is asked for here, or incomplete"
         )
-    unexpected = sorted(key for key in info["unexpected_keys"] if not key.startswith(HARMLESS)) if exact else []
+    allowed = ("",) if exact is None else (*OUTPUT_LAYERS, *exact)
+    unexpected = sorted(key for key in info["unexpected_keys"] if not key.startswith(allowed))
     if unexpected:
         raise ModelFileError(
             f"{path} holds {len(unexpected)} weights that {type(model).__name__} has no place for, the first "

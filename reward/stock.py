@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 SCORE = "score.weight"
+HEADS = ("score.", "classifier.")  # what such classes call theirs
 
 
 def classifier_config(config: Any, settings: dict[str, Any]) -> Any:
@@ -33,7 +34,7 @@ def empty_classifier(config: Any, dtype: torch.dtype) -> nn.Module | None:
     from transformers import AutoModelForSequenceClassification
 
     try:
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
             return AutoModelForSequenceClassification.from_config(config).to(dtype)
     except Exception:  # no such class, or one that needs more than a text model has
         return None
@@ -62,6 +63,5 @@ def refusal(classifier: nn.Module | None) -> dict[str, Tensor]:
     """What a body's state gets on top, so that the classifier refuses it."""
     if classifier is None:
         return {}
-    prefix = f"{classifier.base_model_prefix}."
-    heads = [name for name, _ in classifier.named_parameters() if not name.startswith(prefix)]
+    heads = [name for name, _ in classifier.named_parameters() if name.startswith(HEADS)]
     return {name: torch.zeros(0) for name in heads[:1]}

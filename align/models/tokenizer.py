@@ -21,6 +21,7 @@ from data_formats.chatml import (
     IM_START,
     WITH_BOS,
     TemplateError,
+    opening_token,
     render_template,
     template_difference,
 )
@@ -121,9 +122,10 @@ def load_tokenizer(
     tokenizer.eos_token = IM_END
     if tokenizer.pad_token is None:
         tokenizer.pad_token = END_OF_TEXT
+    bos = _begins_with_bos(tokenizer, path)
     if not own_template:
-        tokenizer.chat_template = WITH_BOS if _begins_with_bos(tokenizer, path) else CHAT_TEMPLATE
-    _check_template(tokenizer, path, own=own_template)
+        tokenizer.chat_template = WITH_BOS if bos else CHAT_TEMPLATE
+    _check_template(tokenizer, path, own=own_template, bos=bos)
     return tokenizer
 
 
@@ -149,7 +151,7 @@ def _begins_with_bos(tokenizer: Any, path: str | Path) -> bool:
         return False
 
 
-def _check_template(tokenizer: Any, path: str | Path, *, own: bool) -> None:
+def _check_template(tokenizer: Any, path: str | Path, *, own: bool, bos: bool) -> None:
     if not tokenizer.chat_template:  # default_system names that
         return
     whose = "its own chat template (default_system: template)" if own else "ChatML"
@@ -163,5 +165,8 @@ def _check_template(tokenizer: Any, path: str | Path, *, own: bool) -> None:
         difference = template_difference(tokenizer, tools=True)
     except TemplateError as error:
         difference = str(error)
+    if own and bos and not opening_token(tokenizer):
+        told = "its own chat template writes no BOS token, which the tokenizer puts before a text: none is trained"
+        logger.warning("%s: %s", path, told)
     if difference is not None:
         logger.warning("%s: %s would not serve tools as they are trained: %s", path, whose, difference)
