@@ -103,7 +103,7 @@ def load_tokenizer(
         folder = local_folder(path)
     except MissingFileError as error:
         raise MissingFileError(
-            f"{path}: no such folder; expected a model folder with its tokenizer, or a hub id ({error})"
+            f"{str(path)[:200]}: no such folder; expected a model folder with its tokenizer, or a hub id ({error})"
         ) from error
     if folder is not None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise MissingFileError(f"{path}: the folder holds no tokenizer (tokenizer.json)")
@@ -113,6 +113,15 @@ def load_tokenizer(
     except Exception as error:
         raise TokenizerError(f"{path}: the tokenizer cannot be loaded ({reason_of(error)})") from error
     check_room(tokenizer, path)
+    try:
+        return _speaking_chatml(tokenizer, path, own_template=own_template)
+    except AlignError:
+        raise
+    except Exception as error:  # values of another type in tokenizer_config.json
+        raise TokenizerError(f"{path}: the tokenizer cannot be used ({reason_of(error)})") from error
+
+
+def _speaking_chatml(tokenizer: Any, path: str | Path, *, own_template: bool) -> Any:
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise TokenizerError(f"{path}: {type(tokenizer).__name__} is not a fast tokenizer (tokenizer.json)")
     missing = [token for token in CONTROL_TOKENS if token not in tokenizer.get_added_vocab()]

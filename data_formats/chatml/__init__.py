@@ -7,6 +7,10 @@ between a role line and its content, as in Qwen's own finetune.py, and as when t
 `split_special_tokens=True` would not do: it still lets through tokens that are merely "added", such as Qwen2.5's
 `<tool_call>`.)
 
+A conversation begins with what the tokenizer's chat template writes first (a BOS token, or nothing), and text after a
+control token with the space that tokenizers after Llama's put there; `template_difference` says where the ids part from
+what the template serves.
+
 Tokenizers are duck-typed: anything with `backend_tokenizer` (tokenizers.Tokenizer) and `get_added_vocab`, i.e. every
 fast Hugging Face tokenizer.
 """
