@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from data_formats.errors import MissingFileError
-from reward.errors import ModelFileError
+from reward.errors import ModelFileError, reason_of
 from reward.folder import check_safetensors, local_folder, read_json
 from reward.loading import hub_file, load_pretrained, quiet
 
@@ -101,7 +101,10 @@ def saved_quantization(path: str | Path, settings: dict[str, Any] | None = None,
 
     file = hub_file(path, QUANTIZATION, **hub_options)
     values = read_json(file) if file is not None else (settings or {}).get("base_quantization")
-    return None if values is None else BitsAndBytesConfig.from_dict(values)
+    try:
+        return None if values is None else BitsAndBytesConfig.from_dict(values)
+    except Exception as error:
+        raise ModelFileError(f"{path}: how its base is quantised cannot be read: {reason_of(error)}") from error
 
 
 def load_body(
@@ -148,7 +151,7 @@ def load_body(
     if base is not None and is_saved_at(base):
         raise ModelFileError(f"{base} is an adapter itself: name the whole model that {path} stands on")
     try:
-        body = load_pretrained(auto_class or AutoModel, where, **options)
+        body = load_pretrained(auto_class or AutoModel, where, optional=("pooler",), **options)
     except MissingFileError as error:
         if base is not None:  # the user named it
             raise
@@ -161,6 +164,38 @@ def load_body(
         body.is_loaded_in_4bit = False  # transformers 5.19 forgets to say so
     keep_unpacked(body)
     return _with_adapter(body, path, weights, trainable=trainable)
+
+
+def put_on(body: nn.Module, config: Any, tensors: dict[str, Tensor], path: str | Path) -> nn.Module:
+    """The peft model of an adapter on `body`, with its weights.
+
+    Raises:
+        ModelFileError: an adapter of another model, or an incomplete one.
+    """
+    import torch
+    from peft import get_peft_model
+
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), quiet():
+            model = get_peft_model(body, config)
+    except Exception as error:
+        raise ModelFileError(f"adapter {path} cannot be loaded: {reason_of(error)}") from error
+    load_weights(model, path, tensors)
+    return model.eval()
+
+
+def peft_config(path: str | Path, weights: Path) -> Any:
+    """PEFT's own reading of the adapter's configuration.
+
+    Raises:
+        ModelFileError: PEFT does not take it.
+    """
+    from peft import PeftConfig
+
+    try:
+        return PeftConfig.from_pretrained(str(local_folder(path) or weights.parent))
+    except Exception as error:
+        raise ModelFileError(f"adapter {path} cannot be loaded: {reason_of(error)}") from error
 
 
 def load_weights(model: nn.Module, path: str | Path, tensors: dict[str, Tensor] | None = None) -> None:
@@ -180,49 +215,39 @@ def load_weights(model: nn.Module, path: str | Path, tensors: dict[str, Tensor] 
         tensors = load_file(Path(path) / WEIGHTS)
     try:
         found = set_peft_model_state_dict(model, tensors)
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ModelFileError(f"adapter {path} cannot be loaded: {_reason(error)}") from error
-    lost = [key for key in found.missing_keys if ".default." in key or key.endswith(".default")]
+    except Exception as error:
+        raise ModelFileError(f"adapter {path} cannot be loaded: {reason_of(error)}") from error
+    own = dict(model.named_parameters(remove_duplicate=False))
+    given = {id(own[key]) for key in own.keys() - set(found.missing_keys)}  # tied ones are saved once
+    wanted = (key for key in found.missing_keys if ".default." in key or key.endswith(".default"))
+    lost = [key for key in wanted if id(own.get(key)) not in given]
     for kind, keys in (("has no weights for", lost), ("has weights that the model has no place for,", [*found[1]])):
         if keys:
             raise ModelFileError(f"adapter {path} {kind} {keys[0]}: it is incomplete, or made for another model")
 
 
 def _with_adapter(body: nn.Module, path: str | Path, weights: Path, *, trainable: bool) -> nn.Module:
-    import torch
-    from peft import PeftConfig, get_peft_model
     from safetensors.torch import load_file
 
-    tensors = load_file(weights)
+    tensors, config = load_file(weights), peft_config(path, weights)
     has_head = body.get_output_embeddings() is not None
-    try:
-        config = PeftConfig.from_pretrained(str(local_folder(path) or weights.parent))
-        config.inference_mode, config.task_type = not trainable, "CAUSAL_LM" if has_head else None
-        if not has_head:
-            tensors = _of_the_body(config, tensors, f"{body.base_model_prefix}.")
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), quiet():
-            model = get_peft_model(body, config)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ModelFileError(f"adapter {path} cannot be loaded: {_reason(error)}") from error
-    load_weights(model, path, tensors)
-    return model.eval()
+    config.inference_mode, config.task_type = not trainable, "CAUSAL_LM" if has_head else None
+    if not has_head:
+        tensors = _of_the_body(config, tensors, f"{body.base_model_prefix}.")
+    return put_on(body, config, tensors, path)
 
 
 def _of_the_body(config: Any, tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors by their names in the body alone, without those of the head; `config` is changed alike."""
-    names = config.target_modules
+    names = getattr(config, "target_modules", None)
     if not isinstance(names, str | None):  # names of modules, or their paths
         config.target_modules = {name.removeprefix(prefix) for name in names if name != HEAD}
-    config.modules_to_save = [name for name in config.modules_to_save or () if name != HEAD] or None
+    config.modules_to_save = [name for name in getattr(config, "modules_to_save", None) or () if name != HEAD] or None
     config.ensure_weight_tying = False
+    if isinstance(tokens := getattr(config, "trainable_token_indices", None), dict):
+        config.trainable_token_indices = {name: ids for name, ids in tokens.items() if name != HEAD} or None
     inner = ((key.removeprefix(_PREFIX).removeprefix(prefix), value) for key, value in tensors.items())
     return {_PREFIX + key: value for key, value in inner if not key.startswith(f"{HEAD}.")}
-
-
-def _reason(error: Exception) -> str:
-    """Its first line, and the next where the first only announces it (torch's list of tensors that do not fit)."""
-    first, *others = (line.strip() for line in str(error).splitlines())
-    return f"{first} {others[0]}" if first.endswith(":") and others else first
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -25,15 +25,19 @@ from typing import Any, ClassVar
 
 import torch
 
+from data_formats.chatml import TemplateError, render_template
+from data_formats.errors import MissingFileError
 from data_formats.records import Message
-from reward.errors import ModelFileError
+from reward.adapter import peft_config, put_on
+from reward.errors import ModelFileError, reason_of
 from reward.folder import check_safetensors, read_json
 from reward.forward import forward_errors, position_room
-from reward.loading import HUB_OPTIONS, hub_file, load_pretrained, load_tokenizer, quiet
+from reward.loading import check_vocabulary, hub_file, load_config, load_pretrained, load_tokenizer
 from reward.protocol import RewardError, Sample
 from reward.scoring import batches_by_length, checked, right_padded
 
 logger = logging.getLogger(__name__)
+HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -73,13 +77,14 @@ class ClassifierReward:
         if adapter is not None and hub_file(path, "config.json", **load_kwargs) is None:
             model = _with_adapter(path, adapter, **load_kwargs)
         else:
-            model = load_pretrained(AutoModelForSequenceClassification, path, **load_kwargs)
+            model = load_pretrained(AutoModelForSequenceClassification, path, exact=(), **load_kwargs)
         if model.config.num_labels != 1:
             raise ModelFileError(f"{path} has {model.config.num_labels} labels; a reward model has one (num_labels 1)")
         self.model = model.requires_grad_(False).eval()
         if device is not None:
             self.model.to(device)
         self.tokenizer = load_tokenizer(path, **load_kwargs)
+        check_vocabulary(model, self.tokenizer, path)
         self.name = name
         config = model.config.get_text_config()
         self.pad_id: int | None = getattr(config, "pad_token_id", None)
@@ -136,12 +141,12 @@ class ClassifierReward:
     def _templated(self, turns: Sequence[Message], reply: Message) -> list[int]:
         messages = [{"role": turn.role, "content": turn.content} for turn in (*turns, reply)]
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False)
-        except Exception as error:  # jinja2's own, and whatever a template raises; that is the model's code
+            text = render_template(self.tokenizer, messages)
+        except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise RewardError(
-                f"reward {self.name!r}: its chat template refuses a conversation of {roles} ({error}); leave such "
-                "prompts out or use another reward model"
+                f"reward {self.name!r}: its chat template refuses a conversation of {roles} "
+                f"({reason_of(error.__cause__)}); leave such prompts out or use another reward model"
             ) from error
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -173,32 +178,29 @@ def _with_adapter(path: str | Path, adapter: Path, **load_kwargs: Any) -> torch.
     Raises:
         ModelFileError: torn, no safetensors, without a head of its own, or on a model that is not there.
     """
-    from peft import PeftModel
-    from safetensors import safe_open
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from safetensors.torch import load_file
+    from transformers import AutoModelForSequenceClassification
 
     settings = read_json(adapter)
     weights = hub_file(path, ADAPTER_WEIGHTS, **load_kwargs)
     if weights is None:
         raise ModelFileError(f"{path} has an {ADAPTER} but no {ADAPTER_WEIGHTS}: save the adapter as safetensors")
     check_safetensors(weights)
-    with safe_open(weights, "pt") as file:
-        heads = [name for name in file.keys() if name.endswith(("score.weight", "classifier.weight"))]  # noqa: SIM118
-        labels = file.get_slice(heads[0]).get_shape()[0] if heads else 0
+    tensors, config = load_file(weights), peft_config(path, weights)
+    heads = [name for name in tensors if name.endswith(HEADS)]
     if not heads:
         raise ModelFileError(
             f"{path} is an adapter without a head, which would be random: train it with modules_to_save: [score]"
         )
     base = settings.get("base_model_name_or_path") or ""
-    options = {key: value for key, value in load_kwargs.items() if key in HUB_OPTIONS and key != "revision"}
+    own = {key: value for key, value in load_kwargs.items() if key != "revision"}
     try:
-        config = AutoConfig.from_pretrained(base, num_labels=labels, **options)
-    except (OSError, ValueError) as error:
+        own["config"] = load_config(base, num_labels=tensors[heads[0]].shape[0], **own)
+        model = load_pretrained(AutoModelForSequenceClassification, base, optional=("score.", "classifier."), **own)
+    except MissingFileError as error:
         raise ModelFileError(
             f"{path} is an adapter on the model {base!r}, which is not there: correct base_model_name_or_path in its "
-            f"{ADAPTER} ({str(error).strip().splitlines()[0]})"
-        ) from None
-    own = {key: value for key, value in load_kwargs.items() if key != "revision"} | {"config": config}
-    model = load_pretrained(AutoModelForSequenceClassification, base, optional="score", **own)
-    with quiet():
-        return PeftModel.from_pretrained(model, str(weights.parent)).merge_and_unload()
+            f"{ADAPTER} ({error})"
+        ) from error
+    config.inference_mode = True
+    return put_on(model, config, tensors, path).merge_and_unload()  # the head, missing above, comes from the adapter

@@ -9,7 +9,6 @@ newline that ChatML puts there, so that `apply_chat_template` gives what the sco
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,25 @@ import torch
 from torch import nn
 
 from align.runtime.paths import typed_path
-from data_formats.chatml import END_OF_TEXT, IM_END, control_id
+from data_formats.chatml import (
+    CHAT_TEMPLATE,
+    END_OF_TEXT,
+    IM_END,
+    WITH_BOS,
+    control_id,
+    ending_at_reply,
+    opening_token,
+)
 from data_formats.errors import AlignError, StorageError
 from reward.card import model_card
 from reward.errors import ModelFileError
 from reward.folder import read_json, staged
-from reward.loading import hub_file, load_tokenizer, quiet
+from reward.loading import check_vocabulary, hub_file, load_tokenizer, quiet
 from reward.model import RewardModel
+from reward.stock import classifier_config, empty_classifier, reads_last_token
 
 POOLING = "end_token"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ ('' if loop.first else '\\n') + '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' }}"
-    "{% endfor %}"
-)
+TEMPLATES = {bos: ending_at_reply(WITH_BOS if bos else CHAT_TEMPLATE) for bos in (False, True)}
 
 
 class ExportError(AlignError, ValueError):
@@ -63,6 +67,7 @@ def export_classifier(model_dir: str | Path, out_dir: str | Path, *, dtype: str 
     _require_end_token(model_dir, load_kwargs)
     model = RewardModel.from_pretrained(model_dir, dtype=dtype, **load_kwargs)
     tokenizer = load_tokenizer(model_dir, **load_kwargs)
+    check_vocabulary(model, tokenizer, model_dir)
     settings = model.settings()
     exported = as_classifier(
         _merged(model.backbone, model_dir),
@@ -93,24 +98,15 @@ def as_classifier(
     """
     from transformers import AutoModelForSequenceClassification
 
-    config = copy.deepcopy(backbone.config)
-    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}  # this is num_labels 1
-    config.pad_token_id = tokenizer.pad_token_id
-    config.problem_type = "regression"  # servers that put a sigmoid on one label leave it off
-    for name, value in settings.items():
-        setattr(config, name, value)
-    try:
-        exported = AutoModelForSequenceClassification.from_config(config).to(backbone.dtype)
-    except ValueError:
-        exported = None
-    score = getattr(exported, "score", None)
-    if not isinstance(score, nn.Linear) or score.bias is not None or score.weight.shape != head_weight_1d.shape:
+    config = classifier_config(backbone.config, settings | {"pad_token_id": tokenizer.pad_token_id})
+    if not reads_last_token(empty_classifier(config, backbone.dtype), head_weight_1d):
         raise ExportError(
             f"the architecture {type(backbone).__name__} has no sequence classifier in transformers that reads the "
             "last token through one linear unit, so its reward model cannot be exported"
         )
+    exported = AutoModelForSequenceClassification.from_config(config).to(backbone.dtype)
     exported.base_model.load_state_dict(backbone.state_dict())
-    score.weight.data.copy_(head_weight_1d)
+    exported.score.weight.data.copy_(head_weight_1d)
     return exported.eval()
 
 
@@ -140,6 +136,6 @@ def _prepared(tokenizer: Any) -> Any:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == control_id(tokenizer, IM_END):
         control_id(tokenizer, END_OF_TEXT)
         tokenizer.pad_token = END_OF_TEXT
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = TEMPLATES[bool(opening_token(tokenizer))]
     tokenizer.padding_side = "right"
     return tokenizer

@@ -35,6 +35,7 @@ def local_folder(path: str | Path) -> Path | None:
     Raises:
         MissingFileError: `path` is clearly meant as a local path (absolute, `./`, `~`, more than one slash, inside an
             existing folder, or an existing file) but is no folder.
+        PathError: no folder can have this path.
     """
     folder = typed_path(path)
     if folder.is_dir():
@@ -58,10 +59,12 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelFileError(f"{path} is missing: the model folder is incomplete, save or copy it again") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(
             f"{path} is not valid JSON ({error}): it was cut short or damaged, copy it again"
         ) from None
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read ({error.strerror})") from error
     if not isinstance(value, dict):
         raise ModelFileError(f"{path} holds a JSON {type(value).__name__} where an object is expected")
     return value

@@ -2,7 +2,8 @@
 
 A plain `nn.Module`: Trainer, accelerate and DDP treat it like any other, and its switches (`config`, gradient
 checkpointing, input embeddings) are those of the backbone. Folder: the backbone as a Hugging Face model (`config.json`,
-`model.safetensors`), the head in `head.safetensors`, the rest in a small JSON whose name tells the kind.
+`model.safetensors`; what transformers' own classifier makes of it: `reward.stock`), the head in `head.safetensors`, the
+rest in a small JSON whose name tells the kind.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from data_formats.errors import StorageError
-from reward import adapter
+from reward import adapter, stock
 from reward.errors import ModelFileError
 from reward.folder import check_safetensors, read_json, staged
 from reward.head import ScalarHead
@@ -24,6 +25,22 @@ from reward.loading import hub_file, load_pretrained, quiet
 
 HEAD_FILE = "head.safetensors"
 FORMAT = 1
+
+
+def output_size(backbone: nn.Module) -> int:
+    """Width of the states that a backbone gives: its hidden size, but for some whose embeddings are of another width
+    (OPT-350M projects back to that), which are asked.
+    """
+    size = backbone.config.get_text_config().hidden_size
+    embedding = backbone.get_input_embeddings()
+    if getattr(embedding, "embedding_dim", size) == size:
+        return size
+    training, device = backbone.training, embedding.weight.device
+    ids_11 = torch.zeros((1, 1), dtype=torch.long, device=device)
+    with torch.no_grad():
+        states = backbone.eval()(input_ids=ids_11, attention_mask=torch.ones_like(ids_11)).last_hidden_state
+    backbone.train(training)
+    return states.shape[-1]
 
 
 class HeadedModel(nn.Module):
@@ -34,7 +51,7 @@ class HeadedModel(nn.Module):
 
     def __init__(self, backbone: nn.Module, head: ScalarHead | None = None):
         super().__init__()
-        size = backbone.config.get_text_config().hidden_size
+        size = output_size(backbone)
         self.backbone = backbone
         self.head = head if head is not None else ScalarHead(size, zero=self.zero_head)
         self.head.to(next(backbone.parameters()).device)
@@ -110,6 +127,10 @@ class HeadedModel(nn.Module):
         """What the settings file holds beside format and head size; subclasses extend it."""
         return {}
 
+    def classifier_settings(self) -> dict[str, Any] | None:
+        """What the config of a plain sequence classifier would hold; None: no such class reads this head."""
+        return None
+
     def take_settings(self, settings: dict[str, Any], path: Path) -> None:
         """Take over what a settings file holds; subclasses extend it."""
 
@@ -136,13 +157,23 @@ class HeadedModel(nn.Module):
         settings = {"format": FORMAT, "hidden_size": state["head.weight"].shape[1], **self.settings()}
         try:
             with quiet(), staged(path) as folder:
-                adapter.save_body(self.backbone, folder, body)
+                self._save_body(folder, body, state["head.weight"])
                 save_file(read_off, folder / HEAD_FILE)
                 (folder / self.settings_file).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         except SafetensorError as error:
             raise StorageError(
                 f"cannot write the model to {path}: {error}; nothing that was there is changed"
             ) from error
+
+    def _save_body(self, folder: Path, body: dict[str, Tensor], head_weight_1d: Tensor) -> None:
+        classifier = None
+        if not adapter.is_adapter(self.backbone):
+            config = stock.classifier_config(self.config, self.classifier_settings() or {})
+            classifier = stock.empty_classifier(config, self.backbone.dtype)
+        if self.classifier_settings() is not None and stock.reads_last_token(classifier, head_weight_1d):
+            stock.save_as_classifier(classifier, folder, body, head_weight_1d.detach().float())
+        else:
+            adapter.save_body(self.backbone, folder, body | stock.refusal(classifier))
 
     @classmethod
     def is_saved_at(cls, path: str | Path, **hub_options: Any) -> bool:
@@ -169,7 +200,7 @@ class HeadedModel(nn.Module):
         settings = read_json(settings_path)
         tensors = _read_head(path, settings, settings_path, load_kwargs)
         body = _body(path, settings=settings, **load_kwargs) if backbone is None else backbone
-        size = body.config.get_text_config().hidden_size
+        size = output_size(body)
         head = ScalarHead(tensors["head.weight"].shape[1], zero=True)
         if size != head.weight.shape[1]:
             raise ModelFileError(f"{path}: head of size {head.weight.shape[1]} on a backbone of size {size}")
@@ -217,7 +248,8 @@ def _body(path: str | Path, *, settings: dict[str, Any] | None = None, **load_kw
 
     if adapter.is_saved_at(path, **load_kwargs):
         return adapter.load_body(path, settings, **load_kwargs)
-    body = load_pretrained(AutoModel, path, **load_kwargs)
+    exact = None if settings is None else stock.HEADS  # an own folder holds nothing else
+    body = load_pretrained(AutoModel, path, optional=("pooler",), exact=exact, **load_kwargs)
     adapter.keep_unpacked(body)
     if not hasattr(body.config.get_text_config(), "hidden_size"):
         raise ModelFileError(f"{path}: its config has no hidden_size, so no head can be put on it")

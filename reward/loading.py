@@ -1,9 +1,10 @@
 """Hugging Face models from a folder or the hub: safetensors only, complete, and with clear errors.
 
-Departs from a bare `from_pretrained` in five ways: a torn folder is named before loading; weights that are missing are
+Departs from a bare `from_pretrained` in six ways: a torn folder is named before loading; weights that are missing are
 an error, not a warning and a random tensor; dropout is what the caller says, not what the pretraining config says; the
 embedding of the pad token learns like any other (`padding_idx` would freeze `<|endoftext|>`, which separates
-documents in Qwen's pretraining); and weights that are quantised on the way leave no mapped file behind.
+documents in Qwen's pretraining), and a pad id that is no token's is none; and weights that are quantised on the way
+leave no mapped file behind. Whatever the libraries below raise at a strange config becomes one sentence.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import torch
 from torch import nn
 
 from data_formats.errors import MissingFileError
-from reward.errors import ModelFileError
+from reward.errors import ModelFileError, VocabularyError, reason_of
 from reward.folder import check_model_folder, local_folder
 
+logger = logging.getLogger(__name__)
 HUB_OPTIONS = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only")
+OUTPUT_LAYERS = ("lm_head.", "cls.predictions.")  # over the vocabulary: no score is read from them
+BATCH_ROPES = ("longrope", "dynamic")
 
 
 def set_dropout(config: Any, attention: float) -> None:
@@ -76,7 +80,13 @@ def read_by_tensor() -> Iterator[None]:
 
 
 def load_pretrained(
-    auto_class: Any, path: str | Path, *, attention_dropout: float | None = 0.0, optional: str = "pooler", **kwargs: Any
+    auto_class: Any,
+    path: str | Path,
+    *,
+    attention_dropout: float | None = 0.0,
+    optional: tuple[str, ...] = (),
+    exact: tuple[str, ...] | None = None,
+    **kwargs: Any,
 ) -> nn.Module:
     """`auto_class.from_pretrained(path, **kwargs)` with the checks named above.
 
@@ -84,16 +94,15 @@ def load_pretrained(
         auto_class: `AutoModel`, `AutoModelForCausalLM`, ...
         path: folder or hub id.
         attention_dropout: see `set_dropout`; None keeps the config's rates.
-        optional: weights whose name contains this may be missing.
+        optional: weights whose name contains one of these may be missing.
+        exact: weights that the model has no place for are an error too, but for those whose name begins so and those of
+            an output layer over the vocabulary; None: they are left behind.
         kwargs: `dtype` (default: as saved), `revision`, `trust_remote_code`, `attn_implementation`, `device_map`, ...
 
     Raises:
         MissingFileError: neither a folder nor a model the hub gives.
         ModelFileError: torn or incomplete files.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig
-
     folder = local_folder(path)
     if folder is not None:
         check_model_folder(folder)
@@ -104,8 +113,9 @@ def load_pretrained(
     kwargs.setdefault(
         "adapter_kwargs", {key: kwargs[key] for key in ("cache_dir", "local_files_only") if key in kwargs}
     )
+    config = kwargs.pop("config", None) or load_config(path, **kwargs)
     try:
-        config = kwargs.pop("config", None) or AutoConfig.from_pretrained(where, **_hub_options(kwargs))
+        _drop_foreign_pad(config, path)
         if attention_dropout is not None:
             set_dropout(config, attention_dropout)
         wide = kwargs.get("quantization_config") is None
@@ -113,18 +123,101 @@ def load_pretrained(
             model, info = auto_class.from_pretrained(
                 where, config=config, use_safetensors=True, output_loading_info=True, **kwargs
             )
+        free_pad_embedding(model)
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except Exception as error:  # a config can make any line of the libraries below fail
         raise _explain(error, path, local=folder is not None) from error
-    missing = sorted(key for key in info["missing_keys"] if optional not in key)
+    _check_weights(model, info, path, optional, exact)
+    _warn_of_rope(config, path)
+    return model
+
+
+def load_config(path: str | Path, **kwargs: Any) -> Any:
+    """The transformers config of a folder or hub id; of `kwargs` the hub options are used, and `num_labels`.
+
+    Raises:
+        MissingFileError, ModelFileError: as `load_pretrained`.
+    """
+    from transformers import AutoConfig
+
+    folder = local_folder(path)
+    labels = {key: kwargs[key] for key in ("num_labels",) if key in kwargs}
+    try:
+        return AutoConfig.from_pretrained(str(folder or path), **_hub_options(kwargs), **labels)
+    except Exception as error:
+        raise _explain(error, path, local=folder is not None) from error
+
+
+def _drop_foreign_pad(config: Any, path: str | Path) -> None:
+    """Take a pad id out of the config that is no token of the model's: -1, or one past the last."""
+    text = config.get_text_config()
+    pad, vocabulary = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if isinstance(pad, int) and isinstance(vocabulary, int) and not 0 <= pad < vocabulary:
+        logger.warning(
+            "%s: pad_token_id %d is none of its %d tokens: it is loaded without a pad token", path, pad, vocabulary
+        )
+        for part in (config, text):
+            part.pad_token_id = None
+
+
+def _check_weights(
+    model: nn.Module, info: dict[str, Any], path: str | Path, optional: tuple[str, ...], exact: tuple[str, ...] | None
+) -> None:
+    missing = sorted(key for key in info["missing_keys"] if not any(word in key for word in optional))
     if missing:
         raise ModelFileError(
             f"{path} lacks {len(missing)} weights of {type(model).__name__}, the first {missing[0]}: "
             "it is another kind of model than is asked for here, or incomplete"
         )
-    free_pad_embedding(model)
-    return model
+    allowed = ("",) if exact is None else (*OUTPUT_LAYERS, *exact)
+    unexpected = sorted(key for key in info["unexpected_keys"] if not key.startswith(allowed))
+    if unexpected:
+        raise ModelFileError(
+            f"{path} holds {len(unexpected)} weights that {type(model).__name__} has no place for, the first "
+            f"{unexpected[0]}: without them it would not score as it was trained to"
+        )
+
+
+def _warn_of_rope(config: Any, path: str | Path) -> None:
+    """Scaled rotary embeddings that look at the longest row of the batch."""
+    text = config.get_text_config()
+    parameters = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    layers = [one for one in parameters.values() if isinstance(one, dict)] if isinstance(parameters, dict) else []
+    for one in [parameters, *layers]:
+        kind = one.get("rope_type", one.get("type")) if isinstance(one, dict) else None
+        if kind in BATCH_ROPES:
+            original = (
+                one.get("original_max_position_embeddings")
+                or getattr(text, "original_max_position_embeddings", None)
+                or getattr(text, "max_position_embeddings", None)
+            )
+            logger.warning(
+                "%s: its rotary embedding (%s) changes for a whole batch when one row is longer than %s tokens, so "
+                "scores and log-probabilities would depend on the batch: keep every length below that",
+                path,
+                kind,
+                original,
+            )
+            return
+
+
+def check_vocabulary(model: nn.Module, tokenizer: Any, path: str | Path) -> None:
+    """See to it that the model can read every token of the tokenizer.
+
+    Raises:
+        VocabularyError: it has fewer token embeddings.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    vocabulary = tokenizer.get_vocab()
+    beyond = [token for token, id_ in vocabulary.items() if id_ >= rows]
+    if beyond:
+        first = min(beyond, key=vocabulary.__getitem__)
+        raise VocabularyError(
+            f"the model at {path} has {rows} token embeddings, fewer than the {max(vocabulary.values()) + 1} tokens of "
+            f"its tokenizer ({first!r} is token {vocabulary[first]}): take the tokenizer that belongs to it, or give "
+            "it embeddings for all of them (model.resize_token_embeddings)"
+        )
 
 
 def free_pad_embedding(model: Any) -> None:
@@ -144,7 +237,7 @@ def hub_file(path: str | Path, name: str, **options: Any) -> Path | None:
     options = {key: value for key, value in options.items() if key in HUB_OPTIONS and key != "trust_remote_code"}
     try:
         found = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise _explain(error, path, local=False) from error
     return Path(found) if found else None
 
@@ -154,14 +247,23 @@ def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: Exception, path: str | Path, *, local: bool) -> Exception:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = reason_of(error)
+    if isinstance(error, ValueError) and "does not support an attention implementation" in str(error):
+        return ModelFileError(
+            f"model {path} has no such attention in transformers ({reason.partition(' yet')[0]}): set "
+            "model.attn_implementation=eager"
+        )
     if "trust_remote_code" in str(error):
         return ModelFileError(
             f"model {path} brings its own code: set trust_remote_code to true if you trust it, else take another"
         )
     if not local and isinstance(error, OSError):
         return MissingFileError(f"model {path} is neither a folder here nor a model that the hub gives ({reason})")
-    return ModelFileError(f"model {path} cannot be loaded: {reason}")
+    if isinstance(error, OSError | ValueError | RuntimeError | ImportError):  # whose words stand by themselves
+        return ModelFileError(f"model {path} cannot be loaded: {reason}")
+    return ModelFileError(
+        f"model {path} cannot be loaded: its configuration makes no model ({type(error).__name__}: {reason})"
+    )
 
 
 def load_tokenizer(path: str | Path, **kwargs: Any) -> Any:
@@ -178,8 +280,17 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> Any:
             f"{path} has no tokenizer (tokenizer.json): save the model's tokenizer into the same folder"
         )
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             str(folder or path), **{"trust_remote_code": False, **_hub_options(kwargs)}
         )
     except Exception as error:  # the Rust parser raises bare Exception on a torn tokenizer.json
         raise _explain(error, path, local=folder is not None) from error
+    check_room(tokenizer, path)
+    return tokenizer
+
+
+def check_room(tokenizer: Any, path: str | Path) -> None:
+    """Raises ModelFileError where the tokenizer's `model_max_length` is no length."""
+    room = tokenizer.model_max_length
+    if not isinstance(room, int | float) or room <= 0:
+        raise ModelFileError(f"{path}: model_max_length in tokenizer_config.json must be a number above 0, is {room!r}")

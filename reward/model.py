@@ -123,6 +123,12 @@ class RewardModel(HeadedModel):
         """Pooling, shift and scale."""
         return {"pooling": self.pooling, "shift": float(self.shift), "scale": float(self.scale)}
 
+    def classifier_settings(self) -> dict[str, Any] | None:
+        """Shift and scale, which a plain sequence classifier carries without applying them."""
+        if self.pooling != "end_token":
+            return None
+        return {"reward_shift": float(self.shift), "reward_scale": float(self.scale)}
+
     def take_settings(self, settings: dict[str, Any], path: Path) -> None:
         """Pooling, shift and scale; an unknown pooling is an error, a missing shift too, a missing scale is 1."""
         pooling, shift, scale = settings.get("pooling"), settings.get("shift"), settings.get("scale", 1.0)

@@ -15,7 +15,7 @@ from data_formats.chatml import IM_END, control_id, encode_many, render, with_re
 from data_formats.records import Message
 from reward.classifier import ClassifierReward
 from reward.forward import forward_errors, position_room
-from reward.loading import load_tokenizer
+from reward.loading import check_vocabulary, load_tokenizer
 from reward.model import RewardModel
 from reward.protocol import Reward, RewardError, Sample
 from reward.scoring import batches_by_length, checked, right_padded
@@ -195,4 +195,6 @@ def load_reward(
     model = RewardModel.from_pretrained(path, **load_kwargs).requires_grad_(False)
     if device is not None:
         model.to(device)
-    return ModelReward(model, load_tokenizer(path, **load_kwargs), batch_size, name, share_prompts=share_prompts)
+    tokenizer = load_tokenizer(path, **load_kwargs)
+    check_vocabulary(model, tokenizer, path)
+    return ModelReward(model, tokenizer, batch_size, name, share_prompts=share_prompts)

@@ -19,7 +19,7 @@ from align.models import adapters
 from align.models.critic import Critic
 from align.recipe.fields import Architecture, ModelSection
 from reward import adapter
-from reward.loading import load_pretrained
+from reward.loading import check_vocabulary, load_pretrained
 from reward.model import RewardModel
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,13 @@ def new_causal_lm(architecture: Architecture, tokenizer: Any, seed: int) -> nn.M
 
 
 def load_causal_lm(
-    path: str | Path, model: ModelSection, *, attention_dropout: float = 0.0, use: Use = "train", seed: int = 0
+    path: str | Path,
+    model: ModelSection,
+    *,
+    tokenizer: Any = None,
+    attention_dropout: float = 0.0,
+    use: Use = "train",
+    seed: int = 0,
 ) -> nn.Module:
     """A causal language model from a folder or hub id.
 
@@ -55,6 +61,7 @@ def load_causal_lm(
         path: folder or hub id, of a model or of an adapter.
         model: dtype, attention implementation, gradient checkpointing, revision (used for `model.path` alone),
             `trust_remote_code`, adapter and quantisation.
+        tokenizer: what the model is to read; it must have an embedding for every token.
         attention_dropout: every attention dropout rate; all other dropout is off.
         use: what for, see the module's head.
         seed: draws a new adapter.
@@ -62,6 +69,7 @@ def load_causal_lm(
     Raises:
         MissingFileError: neither a folder nor a model the hub gives.
         ModelFileError: a torn or incomplete folder, or one that holds no causal language model.
+        VocabularyError: the tokenizer has more tokens than the model embeddings.
         RecipeError: adapter targets that the model does not have.
         MissingPackageError: qlora without bitsandbytes.
     """
@@ -73,11 +81,18 @@ def load_causal_lm(
     else:
         loaded = load_pretrained(AutoModelForCausalLM, path, **options)
         adapter.keep_unpacked(loaded)
+    _check_tokenizer(loaded, tokenizer, path)
     return _checkpointed(adapters.fitted(loaded, path, model, use=use, seed=seed), model)
 
 
 def load_reward_model(
-    path: str | Path, model: ModelSection, *, attention_dropout: float = 0.0, use: Use = "train", seed: int = 0
+    path: str | Path,
+    model: ModelSection,
+    *,
+    tokenizer: Any = None,
+    attention_dropout: float = 0.0,
+    use: Use = "train",
+    seed: int = 0,
 ) -> RewardModel:
     """A reward model: an own one keeps its head (PMP -> RM), any other model gives its body and a new head, drawn from
     the global generator. Arguments and errors as of `load_causal_lm`; the head is trained beside an adapter.
@@ -88,11 +103,18 @@ def load_reward_model(
     loaded = make(path, attention_dropout=attention_dropout, **options)
     if not own and any("SequenceClassification" in name for name in loaded.config.architectures or ()):
         logger.warning("%s is a classifier: training starts from its body, its own head is left behind", path)
+    _check_tokenizer(loaded, tokenizer, path)
     return _checkpointed(_headed(loaded, path, model, use, seed), model)
 
 
 def load_critic(
-    path: str | Path, model: ModelSection, *, attention_dropout: float = 0.0, use: Use = "train", seed: int = 0
+    path: str | Path,
+    model: ModelSection,
+    *,
+    tokenizer: Any = None,
+    attention_dropout: float = 0.0,
+    use: Use = "train",
+    seed: int = 0,
 ) -> Critic:
     """A critic: an own one keeps its head, any other model (reward model, causal model, foreign classifier) gives its
     body and a zero head. Arguments and errors as of `load_causal_lm`; the head is trained beside an adapter.
@@ -100,7 +122,13 @@ def load_critic(
     options = load_options(path, model)
     make = Critic.from_pretrained if Critic.is_saved_at(path, **options) else Critic.from_backbone
     loaded = make(path, attention_dropout=attention_dropout, **options)
+    _check_tokenizer(loaded, tokenizer, path)
     return _checkpointed(_headed(loaded, path, model, use, seed), model)
+
+
+def _check_tokenizer(loaded: Any, tokenizer: Any, path: str | Path) -> None:
+    if tokenizer is not None:
+        check_vocabulary(loaded, tokenizer, path)
 
 
 def _headed(loaded: Any, path: str | Path, model: ModelSection, use: Use, seed: int) -> Any:

@@ -24,7 +24,7 @@ from reward import adapter
 from reward.errors import ModelFileError
 from reward.folder import staged
 from reward.headed import HeadedModel
-from reward.loading import hub_file, load_tokenizer
+from reward.loading import check_vocabulary, hub_file, load_config, load_tokenizer
 from reward.model import RewardModel
 
 OWN_BASE = "own"  # in place of a path: the base that the adapter names
@@ -83,6 +83,7 @@ def merge_folder(
     if isinstance(model, HeadedModel):
         model.backbone, merged = merged, model
     tokenizer = _tokenizer(path, where or named, load_kwargs)
+    check_vocabulary(merged, tokenizer, path)
     with staged(out_dir) as folder:
         save_model(merged, tokenizer, folder)
     size = sum(file.stat().st_size for file in out_dir.glob("*.safetensors"))
@@ -139,7 +140,7 @@ def _loaded(
     kind: Any, path: str | Path, *, base: str | None, dequantize: bool, **load_kwargs: Any
 ) -> tuple[nn.Module, torch.dtype]:
     """The model with its adapter in float32, and the dtype that its base was saved in."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": torch.float32, "base": base, "dequantize": dequantize} | load_kwargs
     if not dequantize:
@@ -150,7 +151,7 @@ def _loaded(
         model = kind.from_pretrained(path, **options)
     kept = {key: value for key, value in load_kwargs.items() if key != "revision"}
     where = model.backbone if isinstance(model, HeadedModel) else model
-    saved = AutoConfig.from_pretrained(where.get_base_model().name_or_path, **kept).dtype
+    saved = load_config(where.get_base_model().name_or_path, **kept).dtype
     return model, saved or torch.float32
 
 

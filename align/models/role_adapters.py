@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data_formats.errors import AlignError
-from reward.adapter import CONFIG, WEIGHTS
+from reward.adapter import CONFIG, WEIGHTS, peft_config
 from reward.errors import ModelFileError
 from reward.folder import check_safetensors
 from reward.loading import hub_file
@@ -58,10 +58,7 @@ class Adapter:
         file = hub_file(path, WEIGHTS, **hub_options)
         if hub_file(path, CONFIG, **hub_options) is None or file is None:
             raise ModelFileError(f"{path} holds no adapter in safetensors: it needs {CONFIG} and {WEIGHTS}")
-        try:
-            config = PeftConfig.from_pretrained(str(file.parent))
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ModelFileError(f"{file.parent / CONFIG} cannot be read: {str(error).splitlines()[0]}") from error
+        config = peft_config(path, file)
         if not isinstance(config, LoraConfig):
             raise RoleError(f"{path} holds an adapter of type {config.peft_type}; a shared backbone takes LoRA alone")
         check_safetensors(file)

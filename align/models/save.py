@@ -22,10 +22,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from align.models.adapters import save_pretrained
-from data_formats.chatml import END_OF_TEXT, IM_END, stop_ids
+from data_formats.chatml import END_OF_TEXT, IM_END, ending_at_reply, stop_ids
 from reward.adapter import is_adapter
 from reward.headed import HeadedModel
 from reward.loading import quiet
+from reward.model import RewardModel
 
 logger = logging.getLogger(__name__)
 FIRST = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")  # what the others must agree with
@@ -49,7 +50,17 @@ def save_model(
     if is_adapter(module) and shipped is not None:
         shipped.save_pretrained(folder)
     if tokenizer is not None:
+        _save_tokenizer(tokenizer, folder, scores=isinstance(module, RewardModel))
+
+
+def _save_tokenizer(tokenizer: Any, folder: str | Path, *, scores: bool) -> None:
+    template = tokenizer.chat_template
+    if scores and isinstance(template, str):
+        tokenizer.chat_template = ending_at_reply(template)
+    try:
         tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.chat_template = template
 
 
 def dress(module: nn.Module, tokenizer: Any) -> None:
@@ -65,6 +76,8 @@ def dress(module: nn.Module, tokenizer: Any) -> None:
         moved |= _taken_out(config)
         if ends is not None:
             config.eos_token_id = ends
+            if isinstance(module, RewardModel):  # transformers' classifier tells padding by it
+                config.pad_token_id = ends[1] if tokenizer.pad_token_id == ends[0] else tokenizer.pad_token_id
     if generation is None:
         return
     for key, value in moved.items():

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from align.runtime.paths import typed_path
 from data_formats.chatml import (
     CHAT_TEMPLATE,
     END_OF_TEXT,
@@ -22,10 +21,14 @@ from data_formats.chatml import (
     IM_START,
     WITH_BOS,
     TemplateError,
+    opening_token,
     render_template,
     template_difference,
 )
 from data_formats.errors import AlignError, MissingFileError
+from reward.errors import reason_of
+from reward.folder import local_folder
+from reward.loading import check_room
 
 logger = logging.getLogger(__name__)
 CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END)
@@ -96,16 +99,29 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    folder = typed_path(path)
-    if not folder.is_dir() and (folder.is_absolute() or str(path).startswith(".") or str(path).count("/") > 1):
-        raise MissingFileError(f"{path}: no such folder; expected a model folder with its tokenizer, or a hub id")
-    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    try:
+        folder = local_folder(path)
+    except MissingFileError as error:
+        raise MissingFileError(
+            f"{str(path)[:200]}: no such folder; expected a model folder with its tokenizer, or a hub id ({error})"
+        ) from error
+    if folder is not None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise MissingFileError(f"{path}: the folder holds no tokenizer (tokenizer.json)")
     try:
-        where = str(folder if folder.is_dir() else path)
+        where = str(folder or path)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, revision=revision)
     except Exception as error:
-        raise TokenizerError(f"{path}: the tokenizer cannot be loaded ({str(error).splitlines()[0]})") from error
+        raise TokenizerError(f"{path}: the tokenizer cannot be loaded ({reason_of(error)})") from error
+    check_room(tokenizer, path)
+    try:
+        return _speaking_chatml(tokenizer, path, own_template=own_template)
+    except AlignError:
+        raise
+    except Exception as error:  # values of another type in tokenizer_config.json
+        raise TokenizerError(f"{path}: the tokenizer cannot be used ({reason_of(error)})") from error
+
+
+def _speaking_chatml(tokenizer: Any, path: str | Path, *, own_template: bool) -> Any:
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise TokenizerError(f"{path}: {type(tokenizer).__name__} is not a fast tokenizer (tokenizer.json)")
     missing = [token for token in CONTROL_TOKENS if token not in tokenizer.get_added_vocab()]
@@ -115,9 +131,10 @@ def load_tokenizer(
     tokenizer.eos_token = IM_END
     if tokenizer.pad_token is None:
         tokenizer.pad_token = END_OF_TEXT
+    bos = _begins_with_bos(tokenizer, path)
     if not own_template:
-        tokenizer.chat_template = WITH_BOS if _begins_with_bos(tokenizer, path) else CHAT_TEMPLATE
-    _check_template(tokenizer, path, own=own_template)
+        tokenizer.chat_template = WITH_BOS if bos else CHAT_TEMPLATE
+    _check_template(tokenizer, path, own=own_template, bos=bos)
     return tokenizer
 
 
@@ -143,7 +160,7 @@ def _begins_with_bos(tokenizer: Any, path: str | Path) -> bool:
         return False
 
 
-def _check_template(tokenizer: Any, path: str | Path, *, own: bool) -> None:
+def _check_template(tokenizer: Any, path: str | Path, *, own: bool, bos: bool) -> None:
     if not tokenizer.chat_template:  # default_system names that
         return
     whose = "its own chat template (default_system: template)" if own else "ChatML"
@@ -157,5 +174,8 @@ def _check_template(tokenizer: Any, path: str | Path, *, own: bool) -> None:
         difference = template_difference(tokenizer, tools=True)
     except TemplateError as error:
         difference = str(error)
+    if own and bos and not opening_token(tokenizer):
+        told = "its own chat template writes no BOS token, which the tokenizer puts before a text: none is trained"
+        logger.warning("%s: %s", path, told)
     if difference is not None:
         logger.warning("%s: %s would not serve tools as they are trained: %s", path, whose, difference)

@@ -22,6 +22,10 @@ FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
 SAME_SHAPE = ("-Instruct", "-Base")  # what finetuned models of a shape are called besides
 
 
+COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+OPTIONAL_COUNTS = ("num_key_value_heads", "head_dim")
+
+
 class PlanError(AlignError, ValueError):
     """A model whose shape is not known, or a wish that cannot be read."""
 
@@ -74,8 +78,13 @@ class Shape:
             PlanError: another family, or a key is missing.
         """
         family = config.get("model_type", "qwen2")
-        if family not in FAMILIES:
+        if not isinstance(family, str) or family not in FAMILIES:
             raise PlanError(f"{name}: the memory of '{family}' models is not known; known are {', '.join(FAMILIES)}")
+        for key in (*COUNTS, *OPTIONAL_COUNTS):
+            value = config.get(key, 1)
+            absent = value is None and key in OPTIONAL_COUNTS
+            if not absent and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise PlanError(f"{name}: {key} must be a whole number above 0, is {value!r}")
         try:
             heads, hidden = config["num_attention_heads"], config["hidden_size"]
             bias = bool(config.get("attention_bias", False))
@@ -149,7 +158,7 @@ def _base_of(file: Path, key: str) -> str:
 def _json(file: Path, key: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PlanError(f"{key}: {file} cannot be read ({error})") from None
     if not isinstance(found, dict):
         raise PlanError(f"{key}: {file} holds no JSON object")

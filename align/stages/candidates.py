@@ -83,7 +83,7 @@ class Sampler:
         _free_device()  # of the trainer of the round before
         device = common.device()
         reward = build_reward(self.recipe, tokenizer, stage=self.stage, name=REWARD, device=device)
-        policy = load_causal_lm(self.path, model, use="frozen").to(device)
+        policy = load_causal_lm(self.path, model, tokenizer=tokenizer, use="frozen").to(device)
         check_room(policy, self.rollout, self.stage)
         pad = tokenizer.pad_token_id or 0
         engine = sampling_engine(self.rollout, policy, pad, seed=derive(self.recipe.seed, self.stage, "engine"))

@@ -32,7 +32,8 @@ def load(recipe: Recipe, stage: str, origin: Origin, section: SupervisedSection)
         path, trust_remote_code=model.trust_remote_code, revision=revision, own_template=own_template
     )
     seed = derive(recipe.seed, stage, "adapter")
-    return load_causal_lm(path, model, attention_dropout=section.attention_dropout, seed=seed), tokenizer
+    options = {"tokenizer": tokenizer, "attention_dropout": section.attention_dropout, "seed": seed}
+    return load_causal_lm(path, model, **options), tokenizer
 
 
 def arguments(

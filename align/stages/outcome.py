@@ -203,7 +203,7 @@ def judge_model(
         max_new_tokens=rollout.max_completion_length,
         seed=seed,
     )
-    policy = load_causal_lm(str(path), model, use="frozen").to(common.device())
+    policy = load_causal_lm(str(path), model, tokenizer=tokenizer, use="frozen").to(common.device())
     engine = sampling_engine(rollout, policy, tokenizer.pad_token_id, seed=seed, temperature=1.0)
     with closing(engine):
         return {

@@ -110,7 +110,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
         gold = build_reward(recipe, tokenizer, stage=stage, key="gold_reward", name="gold", device=accelerator.device)
     blocks, ptx_reports = ptx_blocks(recipe, section, tokenizer)
     if roles is None:
-        policy = load_causal_lm(path, recipe.model, seed=derive(seed, "adapter"))
+        policy = load_causal_lm(path, recipe.model, tokenizer=tokenizer, seed=derive(seed, "adapter"))
         critic, reference = load_critic(recipe, reward, tokenizer, path, stage), None
     else:
         policy, critic, reference = roles.policy, roles.critic, roles.reference
@@ -140,10 +140,11 @@ def load_critic(recipe: Recipe, reward: Any, tokenizer: Any, policy_path: str, s
     """The critic of the recipe's origin, or the policy's body where the (first) reward model reads other tokens.
 
     Raises:
-        CriticError: `critic_from` has fewer tokens than the policy.
+        CriticError: what it starts from has fewer tokens than the policy.
     """
     from align.models.load import load_critic
     from reward.combined import leaves
+    from reward.errors import VocabularyError
     from reward.protocol import same_tokens
 
     named: Origin = critic_origin(recipe)
@@ -152,14 +153,11 @@ def load_critic(recipe: Recipe, reward: Any, tokenizer: Any, policy_path: str, s
     if recipe.ppo.critic_from is None and not same_tokens(model, tokenizer):
         common.LOG.info("%s: the reward has its own tokenizer, so the critic starts from the policy's body", stage)
         path = policy_path
-    critic = load_critic(path, recipe.model)
-    rows = critic.get_input_embeddings().weight.shape[0]
-    if rows < len(tokenizer):
-        raise CriticError(
-            f"ppo.critic_from: the model at {path} has {rows} token embeddings, fewer than the {len(tokenizer)} "
-            "tokens of the policy's tokenizer; name a model with that tokenizer"
-        )
-    return critic
+    try:
+        return load_critic(path, recipe.model, tokenizer=tokenizer)
+    except VocabularyError as error:
+        key = "ppo.critic_from" if recipe.ppo.critic_from is not None else "the critic starts from the reward model"
+        raise CriticError(f"{key}: {error} (the policy's); name a model with that in ppo.critic_from") from error
 
 
 def ptx_blocks(recipe: Recipe, section: PPOSection, tokenizer: Any) -> tuple[list[list[int]], list[Any]]:

@@ -113,7 +113,7 @@ def load(recipe: Recipe, section: RewardSection, origin: Origin, seed: int, *, s
     revision = settings.revision if path == settings.path else None
     tokenizer = load_tokenizer(path, trust_remote_code=settings.trust_remote_code, revision=revision)
     seed_everything(derive(seed, "head"))
-    model = load_reward_model(path, settings, seed=derive(seed, "adapter"))
+    model = load_reward_model(path, settings, tokenizer=tokenizer, seed=derive(seed, "adapter"))
     fresh = not RewardModel.is_saved_at(path, **load_options(path, settings))
     if fresh:
         model.set_pooling(section.pooling)

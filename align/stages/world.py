@@ -81,7 +81,8 @@ def _sample(recipe: Recipe, prompts: list[Prompt], part: Part) -> dict[str, list
 
     path = origin_path(recipe, Origin("stage", "sft"), stage="rm")
     tokenizer = load_tokenizer(path)
-    engine = HFEngine(load_causal_lm(path, recipe.model, use="frozen"), tokenizer.pad_token_id, batch_size=256)
+    policy = load_causal_lm(path, recipe.model, tokenizer=tokenizer, use="frozen")
+    engine = HFEngine(policy, tokenizer.pad_token_id, batch_size=256)
     params = SamplingParams(
         n=REPLIES_A_PROMPT,
         max_new_tokens=recipe.sft.max_completion_length,

@@ -7,6 +7,10 @@ between a role line and its content, as in Qwen's own finetune.py, and as when t
 `split_special_tokens=True` would not do: it still lets through tokens that are merely "added", such as Qwen2.5's
 `<tool_call>`.)
 
+A conversation begins with what the tokenizer's chat template writes first (a BOS token, or nothing), and text after a
+control token with the space that tokenizers after Llama's put there; `template_difference` says where the ids part from
+what the template serves.
+
 Tokenizers are duck-typed: anything with `backend_tokenizer` (tokenizers.Tokenizer) and `get_added_vocab`, i.e. every
 fast Hugging Face tokenizer.
 """
@@ -25,7 +29,7 @@ from data_formats.chatml.pieces import END_OF_TEXT, IM_END, IM_START, Piece
 from data_formats.chatml.probe import template_difference
 from data_formats.chatml.rendering import MASKS, REPLY_OPENING, THINKING, Mask, Thinking, render, render_reply
 from data_formats.chatml.served import TemplateError, opening_token, render_template
-from data_formats.chatml.template import CHAT_TEMPLATE, WITH_BOS
+from data_formats.chatml.template import CHAT_TEMPLATE, WITH_BOS, ending_at_reply
 from data_formats.chatml.thinking import reply_text, with_reasoning
 
 __all__ = [
@@ -48,6 +52,7 @@ __all__ = [
     "encode_many",
     "encode_rows",
     "encode_texts",
+    "ending_at_reply",
     "opening_token",
     "render",
     "render_reply",

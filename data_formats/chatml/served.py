@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,6 +13,7 @@ from data_formats.errors import AlignError
 from data_formats.records import Message
 
 _FOUND: WeakKeyDictionary[Any, tuple[Any, str, Message | None]] = WeakKeyDictionary()
+SECONDS = 5.0  # a conversation takes a template some milliseconds
 _LONE = ({"role": "user", "content": "?"},)
 
 
@@ -22,10 +25,10 @@ def render_template(tokenizer: Any, turns: Sequence[dict[str, Any]], **options: 
     """What the tokenizer's chat template writes.
 
     Raises:
-        TemplateError: the template fails: a mistake in it, a refusal of its own, something unsafe or far too large.
+        TemplateError: the template fails: a mistake in it, a refusal of its own, something unsafe, huge or endless.
     """
     try:
-        text = tokenizer.apply_chat_template(list(turns), tokenize=False, **options)
+        return _bounded(lambda: tokenizer.apply_chat_template(list(turns), tokenize=False, **options))
     except Exception as error:  # jinja2's own, its sandbox's, and whatever a template raises: that is the model's code
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
@@ -33,7 +36,32 @@ def render_template(tokenizer: Any, turns: Sequence[dict[str, Any]], **options: 
         raise TemplateError(
             f"the tokenizer's chat template fails on a conversation of {roles} ({type(error).__name__}: {reason})"
         ) from error
-    return text
+
+
+def _bounded(work: Callable[[], str]) -> str:
+    """`work()` on a thread of its own, which is ended when it takes too long: a template may loop for hours.
+
+    Raises:
+        TimeoutError: it did; else what `work` raises.
+    """
+    done: list[str] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    if thread.is_alive():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(TimeoutError))
+        raise TimeoutError(f"it takes longer than {SECONDS:g} s")
+    if failed:
+        raise failed[0]
+    return done[0]
 
 
 def opening_token(tokenizer: Any) -> str:

@@ -65,3 +65,10 @@ CHAT_TEMPLATE = (
 """
 ).strip()
 WITH_BOS = "{{ bos_token }}" + CHAT_TEMPLATE
+_LAST = "{{ '<|im_end|>' }}{%- if not loop.last or add_generation_prompt -%}{{ '\\n' }}{%- endif -%}"
+
+
+def ending_at_reply(template: str) -> str:
+    """Our chat template for whoever scores: without the newline behind the last turn, at whose `<|im_end|>` a score is
+    read. Another template stays as it is."""
+    return template.replace("{{ '<|im_end|>\\n' }}", _LAST) if CHAT_TEMPLATE in template else template

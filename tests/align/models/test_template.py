@@ -6,6 +6,7 @@ from transformers import AutoTokenizer
 from align.data.encode import encode_demonstrations, encode_documents, encode_prompts, encode_replies
 from align.models.tokenizer import TokenizerError, load_tokenizer
 from data_formats.chatml import default_system_turn
+from data_formats.chatml import served as served_module
 from data_formats.records import Demonstration, Document, Message
 from tests.qwen_tokenizers import QWEN2_TEMPLATE, as_dicts, qwen
 from tests.sentencepiece_tokenizers import SPACES, spaced_tokenizer
@@ -84,13 +85,14 @@ def test_a_bos_that_is_a_chatml_token_opens_turns_alone(tmp_path):
 
 
 @pytest.mark.parametrize("head", ["", "{{ bos_token }}"])
-def test_the_default_system_turn_behind_a_bos(tmp_path, head):
+def test_the_default_system_turn_behind_a_bos(tmp_path, head, caplog):
     made = spaced_tokenizer("first", bos=True, template=head + QWEN2_TEMPLATE)
     tokenizer = loaded(tmp_path, made, own_template=True)
     assert default_system_turn(tokenizer) == Message("system", "You are a helpful assistant.")
     rows, _ = encode_demonstrations(tokenizer, [Demonstration(TALK[1:])], 1000, "error", default_system="template")
     assert rows[0]["input_ids"] == served(tmp_path, TALK[1:])
     assert (rows[0]["input_ids"][0] == tokenizer.bos_token_id) == bool(head)
+    assert ("writes no BOS token" in caplog.text) == (not head)
 
 
 @pytest.mark.parametrize("release", ["1.5", "2", "2.5", "3"])
@@ -111,6 +113,10 @@ REFUSED = {  # own templates
     "unsafe": ("{{ messages.__class__.__mro__ }}", "SecurityError"),
     "no such range": ("{% for i in range(10 ** 9) %}{{ i }}{% endfor %}", "OverflowError"),
     "undefined": ("{{ nothing.at.all }}", "UndefinedError"),
+    "endless": (
+        "{% for i in range(9 ** 5) %}{% for j in range(9 ** 5) %}{% endfor %}{% endfor %}",
+        "TimeoutError: it takes",
+    ),
     "deep": ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "RecursionError"),
     "division": ("{{ 1 // (messages | length - 1) }}", "ZeroDivisionError"),
     "not a text": (7, "fails"),
@@ -118,7 +124,8 @@ REFUSED = {  # own templates
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_an_own_template_that_serves_something_else_is_refused(tmp_path, kind):
+def test_an_own_template_that_serves_something_else_is_refused(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(served_module, "SECONDS", 0.5)
     template, sentence = REFUSED[kind]
     byte_tokenizer().save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)

@@ -1,0 +1,67 @@
+"""What transformers' own sequence classifier (`AutoModelForSequenceClassification`) finds in the folder of a head.
+
+Where that class reads its score as our head does (at the last token, through one linear unit without bias), the folder
+is that class's own: its names of the weights, one label, the head as `score.weight`. Everywhere else a weight of a size
+that fits nothing stands under the name of the class's head, so that it refuses the folder: it would draw a head at
+random, with no more than a warning.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SCORE = "score.weight"
+HEADS = ("score.", "classifier.")  # what such classes call theirs
+
+
+def classifier_config(config: Any, settings: dict[str, Any]) -> Any:
+    """A copy of a body's config for a classifier of one label, with further values."""
+    config = copy.deepcopy(config)
+    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}  # this is num_labels 1
+    config.problem_type = "regression"  # servers that put a sigmoid on one label leave it off
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return config
+
+
+def empty_classifier(config: Any, dtype: torch.dtype) -> nn.Module | None:
+    """The classifier of a config without memory for its weights, None where transformers has none."""
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return AutoModelForSequenceClassification.from_config(config).to(dtype)
+    except Exception:  # no such class, or one that needs more than a text model has
+        return None
+
+
+def reads_last_token(classifier: nn.Module | None, head_weight_1d: Tensor) -> bool:
+    """Whether the classifier's score is our head's: the last token's state through one linear unit without bias."""
+    score = getattr(classifier, "score", None)
+    return isinstance(score, nn.Linear) and score.bias is None and score.weight.shape == head_weight_1d.shape
+
+
+def save_as_classifier(classifier: nn.Module, folder: Path, body: dict[str, Tensor], head_weight_1d: Tensor) -> None:
+    """Write the classifier's folder.
+
+    Args:
+        classifier: see `empty_classifier`.
+        body: the backbone's state.
+        head_weight_1d: (1, d), kept in float32.
+    """
+    prefix = f"{classifier.base_model_prefix}."
+    state = {prefix + name: tensor for name, tensor in body.items()} | {SCORE: head_weight_1d}
+    classifier.save_pretrained(folder, state_dict=state)
+
+
+def refusal(classifier: nn.Module | None) -> dict[str, Tensor]:
+    """What a body's state gets on top, so that the classifier refuses it."""
+    if classifier is None:
+        return {}
+    heads = [name for name, _ in classifier.named_parameters() if name.startswith(HEADS)]
+    return {name: torch.zeros(0) for name in heads[:1]}

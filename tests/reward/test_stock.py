@@ -1,0 +1,114 @@
+"""What transformers' own sequence classifier makes of the folders that we write: our scores, or a refusal."""
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaModel,
+    Qwen2Model,
+)
+
+from align.models.critic import Critic
+from align.models.load import load_critic, load_reward_model
+from align.models.save import save_model
+from align.recipe.fields import ModelSection
+from data_formats.chatml import CHAT_TEMPLATE
+from data_formats.records import Message
+from reward.model import RewardModel
+from reward.pooling import POOLINGS
+from reward.protocol import Sample
+from reward.sources import load_reward
+from tests.tiny_models import byte_tokenizer, qwen2_config
+
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+LONG = [
+    {"role": "system", "content": "Be."},
+    *TURNS,
+    {"role": "user", "content": "A"},
+    {"role": "assistant", "content": "B"},
+]
+
+
+def reward_model(dtype=torch.float32, **options):
+    torch.manual_seed(2)
+    return RewardModel(Qwen2Model(qwen2_config()).to(dtype), shift=0.5, scale=2.0, **options).eval()
+
+
+def saved(folder, model, **tokens):
+    tokenizer = byte_tokenizer(chat_template=CHAT_TEMPLATE)
+    for name, token in tokens.items():
+        setattr(tokenizer, name, token)
+    save_model(model, tokenizer, folder)
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+    return folder
+
+
+@pytest.mark.parametrize("tokens", [{}, {"pad_token": "<|im_end|>"}])
+def test_the_stock_class_scores_as_ours_does(tmp_path, tokens):
+    folder = saved(tmp_path / "rm", reward_model(), **tokens)
+    theirs, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and theirs.config.num_labels == 1
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token_id = theirs.config.pad_token_id
+    texts = [tokenizer.apply_chat_template(turns, tokenize=False) for turns in (TURNS, LONG)]
+    assert all(text.endswith("<|im_end|>") for text in texts)
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        raw_2 = theirs(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits[:, 0]
+    calibrated = (raw_2 - theirs.config.reward_shift) / theirs.config.reward_scale
+    samples = [Sample(tuple(Message(**turn) for turn in turns[:-1]), turns[-1]["content"]) for turns in (TURNS, LONG)]
+    torch.testing.assert_close(calibrated, torch.tensor(load_reward(folder).score(samples)), rtol=0, atol=1e-5)
+
+
+def test_the_folder_is_ours_as_before(tmp_path):
+    model = reward_model(torch.bfloat16)
+    folder = saved(tmp_path / "rm", model)
+    again = RewardModel.from_pretrained(folder)
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+    assert AutoModel.from_pretrained(folder).dtype == torch.bfloat16
+    assert AutoConfig.from_pretrained(folder).architectures == ["Qwen2ForSequenceClassification"]
+    told = ModelSection(path=str(folder))
+    assert load_reward_model(folder, told).pooling == "end_token" and load_critic(folder, told).head.weight.sum() == 0
+    again.save_pretrained(tmp_path / "twice")
+    for name in ("config.json", "model.safetensors", "head.safetensors", "reward_config.json"):
+        assert (tmp_path / "twice" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("pooling", sorted(set(POOLINGS) - {"end_token"}))
+def test_another_pooling_is_refused_by_the_stock_class(tmp_path, pooling):
+    folder = saved(tmp_path, reward_model(pooling=pooling))
+    with pytest.raises(RuntimeError, match="mismatch"):
+        AutoModelForSequenceClassification.from_pretrained(folder)
+    assert RewardModel.from_pretrained(folder).pooling == pooling
+
+
+def test_a_critic_is_refused_by_the_stock_class(tmp_path):
+    folder = saved(
+        tmp_path,
+        Critic(
+            LlamaModel(
+                LlamaConfig(
+                    vocab_size=259, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+                )
+            )
+        ),
+    )
+    with pytest.raises(RuntimeError, match="mismatch"):
+        AutoModelForSequenceClassification.from_pretrained(folder)
+    assert Critic.from_pretrained(folder).head.weight.shape == (1, 16)
+
+
+def test_a_class_that_reads_elsewhere_refuses(tmp_path):
+    """BERT's reads a pooled first token through a head of its own."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    folder = saved(tmp_path, RewardModel(BertModel(BertConfig(vocab_size=259, **shape))))
+    with pytest.raises(RuntimeError, match="mismatch"):
+        AutoModelForSequenceClassification.from_pretrained(folder)
+    assert RewardModel.from_pretrained(folder).head.weight.shape == (1, 16)
