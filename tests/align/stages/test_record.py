@@ -118,7 +118,7 @@ def test_an_evaluation_that_fails_while_training_is_made_up_for(tmp_path, monkey
     whole = sft.run(recipe(tmp_path, **keys))
     again = recipe(tmp_path, run="again", **keys)
     fails(monkeypatch, Looks, "_ask", when=lambda self: self.trainer.state.global_step == 4)
-    with pytest.raises(torch.OutOfMemoryError) as caught:
+    with pytest.raises(OutOfMemoryError) as caught:
         sft.run(again)
     assert "the state before this evaluation is saved" in caught.value.__notes__[0]
     summary = sft.run(again)
