@@ -102,7 +102,8 @@ class Looks(TrainerCallback):
         if self.last is None or self.last["step"] != step:
             lines = self.metrics.read()
             common.write_lines(self.metrics.path, [line for line in lines if not _of_look(line, step)])
-            self.trainer.evaluate()
+            with common.evaluating(self.trainer):
+                self.trainer.evaluate()
         return self.last
 
 
