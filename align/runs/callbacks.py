@@ -145,6 +145,11 @@ class ProofCallback(TrainerCallback):
     def __init__(self) -> None:
         self._proof: StepProof | None = None
 
+    @property
+    def steps(self) -> int:
+        """Steps that the optimizer has begun."""
+        return 0 if self._proof is None else self._proof.steps
+
     def on_train_begin(self, args, state, control, **kwargs):
         self._proof = None
 

@@ -12,21 +12,19 @@ from align.runs.files import atomic_dir
 
 @contextmanager
 def draft(target: Path) -> Iterator[Path]:
-    """An atomic folder beside `target`, removed once it has its name, with parents that were not there before.
+    """An atomic folder beside `target`, removed once it has its name; where the folder of `target` is not there yet,
+    beside the first one above it that is missing, so that nobody sees folders come and go.
 
     Raises:
         StorageError: nothing can be written there.
     """
-    made = [parent for parent in target.parents if not parent.exists()]
-    place = target.parent / f".{target.name}.draft"
+    first = next(path for path in (target, *target.parents) if path.parent.exists())
+    place = first.parent / f".{first.name}.draft"
     try:
         with atomic_dir(place) as folder:
             yield folder
     finally:
         shutil.rmtree(place, ignore_errors=True)
-        for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
 
 
 def prove_folder(folder: Path) -> None:

@@ -45,17 +45,18 @@ class StepProof:
     def __init__(self, optimizer: torch.optim.Optimizer, name: str):
         self.name, self.proven = name, False
         self._wrapped, self._inner = optimizer, getattr(optimizer, "optimizer", optimizer)
-        self._made = False
+        self.steps = 0  # begun by the optimizer, whoever asked for them
+        self._before = 0
         self._witnesses: list[tuple[nn.Parameter, int, Tensor]] = []
-        self._inner.register_step_post_hook(self._note)
+        self._inner.register_step_pre_hook(self._count)
 
-    def _note(self, *_: object) -> None:
-        self._made = True
+    def _count(self, *_: object) -> None:
+        self.steps += 1
 
     @torch.no_grad()
     def before(self) -> None:
         """Called when the gradients are final, before `step()`."""
-        self._made, self._witnesses = False, []
+        self._before, self._witnesses = self.steps, []
         if self.proven or not all(group["lr"] > 0 for group in self._inner.param_groups):
             return
         for group in self._inner.param_groups:
@@ -71,7 +72,7 @@ class StepProof:
         """
         if getattr(self._wrapped, "step_was_skipped", False):  # a loss scale's overflow
             return
-        if not self._made:
+        if self.steps == self._before:
             raise TrainingError(
                 f"the optimizer step of {self.name} was not made, so nothing would be trained: another trainer in this "
                 "process was broken off, or is at work; start a new process"

@@ -58,4 +58,5 @@ def arguments(
 def heldout_metrics(trainer: SFTTrainer) -> dict[str, Any]:
     """Metrics of the trainer's held-out rows, `eval_loss` in nats a token among them; empty without rows."""
     rows = trainer.eval_dataset
-    return trainer.predict(rows, metric_key_prefix="eval").metrics if rows else {}
+    with common.evaluating(trainer):
+        return trainer.predict(rows, metric_key_prefix="eval").metrics if rows else {}

@@ -8,6 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,11 @@ def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learnin
     }
 
 
+def evaluating(trainer: Any) -> AbstractContextManager[None]:
+    """Around what the trainer evaluates. Raises OutOfMemoryError when that needs more memory than there is."""
+    return memory_errors("evaluation", f"eval_batch_size ({trainer.args.per_device_eval_batch_size})")
+
+
 def try_evaluation(trainer: Any) -> None:
     """Evaluate one batch of the longest held-out rows, which takes the most memory, before anything is trained; leaves
     no trace.
@@ -203,7 +209,7 @@ def try_evaluation(trainer: Any) -> None:
     rows = sorted(trainer.eval_dataset, key=trainer.row_length, reverse=True)
     generators, training = rng_state(), trainer.model.training
     trainer.model.eval()
-    with memory_errors("evaluation", f"eval_batch_size ({trainer.args.per_device_eval_batch_size})"):
+    with evaluating(trainer):
         for batch in trainer.get_test_dataloader(rows[: trainer.args.per_device_eval_batch_size]):
             trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
     trainer.model.train(training)

@@ -102,7 +102,8 @@ class Looks(TrainerCallback):
         if self.last is None or self.last["step"] != step:
             lines = self.metrics.read()
             common.write_lines(self.metrics.path, [line for line in lines if not _of_look(line, step)])
-            self.trainer.evaluate()
+            with common.evaluating(self.trainer):
+                self.trainer.evaluate()
             if self.trainer.args.eval_strategy != "no":  # then the look of a whole run stands before its last line
                 lines = self.metrics.read()
                 lines.sort(key=lambda line: line["step"] == step and "train_loss" in line)

@@ -13,6 +13,7 @@ from typing import Any
 
 from align.recipe import Recipe, RecipeError
 from align.recipe.stages import RewardSection
+from align.stages import common
 from align.trainers.reward import RewardTrainer
 from align.trainers.reward_groups import GroupOptions, GroupRewardTrainer
 from data_formats.records import Comparison, Scored
@@ -84,7 +85,8 @@ def binarised_accuracy(
 def side_scores(trainer: RewardTrainer, rows: list[Any]) -> tuple[list[float], list[float]]:
     """Scores of both sides of rows of one pair each, in the rows' order; like lengths are computed together."""
     order = sorted(range(len(rows)), key=lambda row: trainer.row_length(rows[row]))
-    scores = trainer.predict([rows[row] for row in order]).predictions[:, :2].tolist()
+    with common.evaluating(trainer):
+        scores = trainer.predict([rows[row] for row in order]).predictions[:, :2].tolist()
     by_row = dict(zip(order, scores, strict=True))
     chosen, rejected = ([by_row[row][side] for row in range(len(rows))] for side in (0, 1))
     return chosen, rejected

@@ -89,7 +89,8 @@ def train_reward(
     figures = record.once("before", lambda: _before(trainer, heldout, heldout_rows, train, fresh_head))
     figures = figures | record.train("loss", "accuracy", "margin")
     if reference is not None:
-        found = record.once("center", lambda: _center(model, *reference, unit_variance=section.unit_variance))
+        with common.evaluating(trainer):
+            found = record.once("center", lambda: _center(model, *reference, unit_variance=section.unit_variance))
         model.shift.fill_(found["shift"])  # of a run that was left after it
         model.scale.fill_(found["scale"])
         common.save_model(trainer, tokenizer)

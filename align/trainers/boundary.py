@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from align.runs.checkpoint import latest
 from align.runs.errors import SavedError, TrainingError
@@ -31,31 +31,40 @@ Stopped = (Exception, KeyboardInterrupt, SystemExit)
 
 @contextmanager
 def kept_boundary(trainer: PPOTrainer) -> Iterator[None]:
-    """Around an iteration. Sets `trainer.updating` to `no`; `update` sets `begun` and, before weights move, `moved`.
+    """Around an iteration; inside, `trainer.updating` is set when the update begins.
 
     Raises:
         TrainingError: an AlignError was raised inside; it says what is saved. Everything else is raised as it came.
     """
     owners = {name: part for name in PARTS if (part := getattr(trainer, name)) is not None}
-    states = {name: part.state_dict() for name, part in owners.items()}
-    generators, trainer.updating = rng_state(), "no"
+    states: dict[str, Any] = {name: part.state_dict() for name, part in owners.items()}
+    generators, steps, trainer.updating = rng_state(), _steps(trainer), False
     try:
         yield
     except Stopped as problem:
-        alone, ours = trainer.world_size == 1, isinstance(problem, AlignError)
-        if trainer.updating == "moved" or not (alone or (_is_shared(problem) and trainer.updating == "no")):
-            told = _after_the_boundary(trainer, problem)
-        else:
+        shared = trainer.world_size == 1 or (isinstance(problem, Exception) and not trainer.updating)
+        if shared and _steps(trainer) == steps:
             trainer._drop_gradients()
             set_rng_state(generators)
             for name, part in owners.items():
                 part.load_state_dict(states[name])
             told = _saved(trainer)
-        if not ours:
-            problem.add_note(f"iteration {trainer.state.global_step + 1}: {told}")
-            raise
-        where = "" if isinstance(problem, SavedError) else f" (iteration {trainer.state.global_step + 1})"
-        raise TrainingError(f"{problem}{where}; {told}") from problem
+        else:
+            told = _after_the_boundary(trainer, problem)
+        _raise(problem, told, trainer.state.global_step + 1)
+
+
+def _steps(trainer: PPOTrainer) -> int:
+    """Optimizer steps that were begun, by whom ever."""
+    return trainer.policy.proof.steps + trainer.critic.proof.steps
+
+
+def _raise(problem: BaseException, told: str, iteration: int | None = None) -> NoReturn:
+    if not isinstance(problem, AlignError):
+        problem.add_note(told if iteration is None else f"iteration {iteration}: {told}")
+        raise problem
+    where = "" if iteration is None or isinstance(problem, SavedError) else f" (iteration {iteration})"
+    raise TrainingError(f"{problem}{where}; {told}") from problem
 
 
 @contextmanager
@@ -64,24 +73,16 @@ def kept_state(trainer: PPOTrainer) -> Iterator[None]:
     try:
         yield
     except Stopped as problem:
-        if not trainer.state.global_step or not (trainer.world_size == 1 or _is_shared(problem)):
+        shared = trainer.world_size == 1 or isinstance(problem, Exception)  # signals come when they come
+        if not trainer.state.global_step or not shared:
             raise
-        told = _saved(trainer, "the state")
-        if not isinstance(problem, AlignError):
-            problem.add_note(told)
-            raise
-        raise TrainingError(f"{problem}; {told}") from problem
-
-
-def _is_shared(problem: BaseException) -> bool:
-    """Whether the other ranks have stopped too: signals come when they come."""
-    return isinstance(problem, Exception)
+        _raise(problem, _saved(trainer, "the state"))
 
 
 def _saved(trainer: PPOTrainer, what: str = "the state before it") -> str:
     try:
         return f"{what} is saved in {trainer.save_checkpoint()}"
-    except AlignError as worse:
+    except Exception as worse:  # a device that is lost, too: the first error is the one to tell
         return f"{what} could not be saved ({worse})"
 
 
@@ -93,6 +94,6 @@ def _after_the_boundary(trainer: PPOTrainer, problem: BaseException) -> str:
         return told
     try:
         folder: Any = ppo_state.save(trainer, trainer.output_dir / "failed")
-    except AlignError as worse:
+    except Exception as worse:
         return f"weights have moved, and the models could not be saved ({worse}); {told}"
     return f"weights have moved; the models as they are inside the iteration are saved in {folder}, {told}"

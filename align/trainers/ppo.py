@@ -232,6 +232,7 @@ class PPOTrainer(PPOExperience):
                 experience, metrics = self.make_experience(samples, scores.total_N)
             metrics |= part_metrics(scores.parts)
         self._heed_guards(metrics)
+        self.updating = True
         with watch("update"), enough_memory(self.config, "update"):
             metrics |= self.update(experience)
         if self.config.old_logprobs == "elide" and "kl/token" in metrics:  # not while the critic warms up

@@ -108,10 +108,12 @@ def _judged(
         raise TrainingError(f"{problem} {_moment(trainer)}") from problem
     whole = sharding.unsharded(trainer.policy.module, trainer.reference)  # ranks have shares of unequal size
     with whole, trainer.offload.here("reference"):
-        if judged is None:
-            return [], ((), ())
-        samples, scores, gold = judged
-        kls, entropies = _distances(trainer, samples, exact=params.temperature == 0)
+        exact = params.temperature == 0
+        distances = trainer.together(lambda: judged and _distances(trainer, judged[0], exact=exact))
+    if judged is None:
+        return [], ((), ())
+    samples, scores, gold = judged
+    kls, entropies = distances
     rows = []
     for row, ids in enumerate(samples.reply_ids):
         figures = {"end_rate": float(samples.finished[row]), "length": float(len(ids))}

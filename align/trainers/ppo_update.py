@@ -8,7 +8,7 @@ ptx gradient (see `ptx.py`) is accumulated into the policy's same optimizer step
 
 from __future__ import annotations
 
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class PPOUpdate(IterationLoop):
     responses: int
     optimizer_steps: int
     policy_version: int
-    updating: Literal["no", "begun", "moved"]
+    updating: bool
 
     def minibatches(self, tokens: TokenBatch, epoch: int) -> list[tuple[Tensor, list[Tensor]]]:
         """This epoch's minibatches: global rows, and this rank's rows by micro-batch."""
@@ -83,7 +83,7 @@ class PPOUpdate(IterationLoop):
             TrainingError: a gradient that is not finite (unless such steps are skipped); the models are as before that
                 step, and saved. Or the engine does not take the new weights; the models are saved then, too.
         """
-        stats, version, self.updating = UpdateStats(), self.policy_version, "begun"
+        stats, version = UpdateStats(), self.policy_version
         steps = [
             step for epoch in range(self.config.num_ppo_epochs) for step in self.minibatches(experience.tokens, epoch)
         ]
@@ -210,7 +210,6 @@ class PPOUpdate(IterationLoop):
                 stats.count("steps_not_finite")
                 return
             self._stop_broken(f"the gradient of the {' and the '.join(broken)} loss is not finite")
-        self.updating = "moved"
         for name, model in trained.items():
             model.step()
             stats.norm(f"{name}/grad_norm", norms[name])

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,26 +23,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers import EvalPrediction, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
-from transformers.trainer_utils import IntervalStrategy, PredictionOutput, TrainOutput, align_special_tokens
+from transformers.trainer_utils import TrainOutput, align_special_tokens
 from transformers.training_args import OptimizerNames
 
 from align.models.save import save_model
 from align.runs import checkpoint
 from align.runs.callbacks import ProofCallback
 from align.runs.files import write_json
-from align.runs.memory import memory_errors
 from align.runs.proof import reset_process_state
 from align.runs.ranks import any_rank
 from align.trainers import accepted
+from align.trainers.kept import LastStep
 from align.trainers.optimization import check_precision, require_whole, take_rates, with_own_exceptions
 from align.trainers.resumed import DATA_FILE, FIGURES_FILE, Data, Sums
 from align.trainers.sampling import StepLoader, StepSampler
 from reward.adapter import is_adapter, load_weights
-
-LOG = logging.getLogger("align")
 
 
 class SupervisedTrainer(Trainer):
@@ -76,7 +73,9 @@ class SupervisedTrainer(Trainer):
         self._tr_loss, self._total_loss_scalar, self._globalstep_last_logged = torch.zeros(()), 0.0, 0
         self.data, self._sums = Data(self), Sums(self)
         self.add_callback(self._sums)
-        self.add_callback(ProofCallback())
+        self._proof = ProofCallback()
+        self.add_callback(self._proof)
+        self._last_step = LastStep(self, self._proof)
 
     def row_length(self, row: dict) -> int:
         """Tokens of a row of the training set."""
@@ -87,7 +86,8 @@ class SupervisedTrainer(Trainer):
         raise NotImplementedError
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `Trainer.train`, mended in three places.
+        """As `Trainer.train`, which keeps what it has trained when it fails (`align.trainers.kept`), proves that it
+        trains, and is mended in three places.
 
         An evaluation before training marks the model as prepared, and accelerate 1.15 then leaves DDP out: every rank
         would train by itself. And the pad id that `Trainer` copies from the tokenizer into the model's config (with a
@@ -101,9 +101,13 @@ class SupervisedTrainer(Trainer):
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             self.model._is_accelerate_prepared = False
         reset_process_state()
-        self.remove_callback(_MissedEvaluation)
-        self.add_callback(_MissedEvaluation(self))  # after those that read the log as it was saved
+        self.remove_callback(LastStep)
+        self.add_callback(self._last_step)  # after those that read the log as it was saved
         check_precision(self.model, self.args.learning_rate, type(self).__name__)
+        with self._last_step.kept():
+            return self._train(*args, **kwargs)
+
+    def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         config = getattr(self.model, "config", None)
         if config is None or self.processing_class is None:
             return super().train(*args, **kwargs)
@@ -116,6 +120,10 @@ class SupervisedTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             config.pad_token_id = pad
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self._last_step.evaluation():
+            return super()._evaluate(*args, **kwargs)
 
     # -- batches and scale
 
@@ -165,48 +173,6 @@ class SupervisedTrainer(Trainer):
             return loss_sum / max(int(local_items), 1)
         items = torch.as_tensor(num_items_in_batch, device=loss_sum.device).clamp(min=1)
         return loss_sum * self.accelerator.num_processes / items
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As `Trainer.training_step`. Where it fails, the state before this optimizer step is saved; with several
-        ranks, which cannot tell one another here, the last checkpoint is what remains.
-
-        Raises:
-            OutOfMemoryError: it needs more memory than there is.
-        """
-        lower = (f"micro_batch_size ({self.args.per_device_train_batch_size})", "max_length")
-        with self._saved_before("this step", len(self.state.log_history)), memory_errors("training", *lower):
-            return super().training_step(*args, **kwargs)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As `Trainer.evaluate`. Where one that is due while training fails, the state before it is saved as by
-        `training_step`, and a run that resumes there begins with it.
-
-        Raises:
-            OutOfMemoryError: it needs more memory than there is.
-        """
-        with self._saved_before("this evaluation", len(self.state.log_history)), self._evaluating():
-            return super().evaluate(*args, **kwargs)
-
-    @contextmanager
-    def _saved_before(self, what: str, logged: int) -> Iterator[None]:
-        try:
-            yield
-        except Exception as problem:
-            if self.is_in_train and self.state.global_step and self.args.world_size == 1:
-                del self.state.log_history[logged:]
-                self._save_checkpoint(self.model, None)
-                told = f"the state before {what} is saved in {self.checkpoint_dir}"
-                LOG.warning("step %d: %s", self.state.global_step, told)
-                problem.add_note(told)
-            raise
-
-    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
-        """As `Trainer.predict`. Raises OutOfMemoryError when it needs more memory than there is."""
-        with self._evaluating():
-            return super().predict(*args, **kwargs)
-
-    def _evaluating(self) -> AbstractContextManager[None]:
-        return memory_errors("evaluation", f"eval_batch_size ({self.args.per_device_eval_batch_size})")
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """0: not counted."""
@@ -305,21 +271,6 @@ class SupervisedTrainer(Trainer):
             load_weights(target, resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-
-class _MissedEvaluation(TrainerCallback):
-    """Makes up, when training resumes, for the evaluation that was due at the checkpoint and failed."""
-
-    def __init__(self, trainer: SupervisedTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        step = state.global_step
-        if not step or args.eval_strategy != IntervalStrategy.STEPS or step % int(args.eval_steps):
-            return
-        here = [line for line in state.log_history if line["step"] == step]
-        if not any(name.startswith("eval_") for line in here for name in line):
-            self.trainer.evaluate()
 
 
 def disable_dropout(model: nn.Module) -> None:

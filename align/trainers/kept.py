@@ -1,0 +1,91 @@
+"""What is left of a supervised training that fails: a checkpoint of its last optimizer step, whatever the exception
+was, as long as the weights are still as that step left them (a forward pass, an evaluation, a callback). A run that
+resumes there makes up for the evaluation that failed.
+
+With several ranks, which cannot tell one another here, the last checkpoint is what remains.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
+
+from align.runs.callbacks import ProofCallback
+from align.runs.errors import TrainingError
+from align.runs.memory import memory_errors
+from data_formats.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+
+class LastStep(TrainerCallback):
+    """Knows whether weights have moved since the last step, and begins a resumed training with an evaluation that was
+    due at its checkpoint and is not in its log."""
+
+    def __init__(self, trainer: Any, proof: ProofCallback):
+        self.trainer, self.proof = trainer, proof
+        self.steps, self.evaluating = 0, False
+
+    @property
+    def moved(self) -> bool:
+        """Whether an optimizer step was begun and not ended."""
+        return self.proof.steps != self.steps
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.steps, self.evaluating, step = self.proof.steps, False, state.global_step
+        if not step or args.eval_strategy != IntervalStrategy.STEPS or step % int(args.eval_steps):
+            return
+        if not any(line["step"] == step and _of_evaluation(line) for line in state.log_history):
+            self.trainer._evaluate(None, None)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps = self.proof.steps
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Around an evaluation while training. Raises OutOfMemoryError when it needs more memory than there is."""
+        self.evaluating = True
+        with memory_errors("evaluation", f"eval_batch_size ({self.trainer.args.per_device_eval_batch_size})"):
+            yield
+        self.evaluating = False
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Around the training.
+
+        Raises:
+            OutOfMemoryError: it needs more memory than there is; everything else is raised as it came.
+        """
+        lower = (f"micro_batch_size ({self.trainer.args.per_device_train_batch_size})", "max_length")
+        try:
+            with memory_errors("training", *lower):
+                yield
+        except (TrainingError, StorageError):  # of weights that are broken already, or of the disk
+            raise
+        except Exception as problem:
+            if self.trainer.args.world_size == 1 and self.trainer.state.global_step and not self.moved:
+                self._save(problem)
+            raise
+
+    def _save(self, problem: Exception) -> None:
+        state = self.trainer.state
+        if self.evaluating:  # what it logged before it failed will be logged again
+            here, history = state.global_step, state.log_history
+            state.log_history = [line for line in history if line["step"] != here or not _of_evaluation(line)]
+        try:
+            self.trainer._save_checkpoint(self.trainer.model, None)
+        except Exception as worse:  # the first error is the one to tell
+            problem.add_note(f"the state of step {state.global_step} could not be saved ({worse})")
+            return
+        told = f"the state of step {state.global_step} is saved in {self.trainer.checkpoint_dir}"
+        logger.warning("%s failed; %s", "the evaluation" if self.evaluating else "the training", told)
+        problem.add_note(told)
+
+
+def _of_evaluation(line: dict[str, Any]) -> bool:
+    return any(name.startswith("eval_") for name in line)
