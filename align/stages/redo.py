@@ -54,7 +54,7 @@ class Plan:
         anew: a stage to start anew -> why, `""` where the user named it; what builds on it is not in here.
         longer: stages that go on for longer.
         refused: the changes of stages that were begun and may neither go on nor be removed unasked.
-        common: changes of what every stage shares.
+        common: all changes, where one is of what every stage shares.
         accepted: a stage -> the changes that it goes on with.
     """
 
@@ -119,8 +119,9 @@ def plan(recipe: Recipe, stages: Sequence[str], named: Sequence[str] = ()) -> Pl
         changed = changes(recipe, stage, folder)
         if not changed:
             continue
-        if common := [one for one in changed if one.key.partition(".")[0] in COMMON]:
-            found.common += [one for one in common if one not in found.common]
+        common = any(one.key.partition(".")[0] in COMMON for one in changed)
+        if common:
+            found.common = found.common or _all_changes(recipe, stages)
         found_longer = None if common else longer(recipe, stage, changed)
         if found_longer is not None and found_longer.checkpoint is not None:
             found.longer[stage] = found_longer
@@ -132,6 +133,12 @@ def plan(recipe: Recipe, stages: Sequence[str], named: Sequence[str] = ()) -> Pl
         else:
             found.refused[stage] = changed
     return found
+
+
+def _all_changes(recipe: Recipe, stages: Sequence[str]) -> list[Change]:
+    begun = [stage for stage in stages if is_begun(recipe, stage)]
+    every = [one for stage in begun for one in changes(recipe, stage, stage_dir(recipe, stage))]
+    return [one for at, one in enumerate(every) if one not in every[:at]]
 
 
 def _require_fresh_parents(recipe: Recipe, stage: str) -> None:
@@ -159,7 +166,7 @@ def carry_out(recipe: Recipe, found: Plan, *, yes: bool = False, alone: bool = F
         FolderInUseError: another process runs a stage that would be removed.
     """
     if found.common:
-        confirm(recipe, f"{some(list(map(str, found.common)))}, which concerns every stage", yes, RecipeChangedError)
+        confirm(recipe, f"{some(list(map(str, found.common)))}, which is another run", yes, RecipeChangedError)
     elif found.refused:
         _refuse(recipe, found.refused)
     stages = tuple(stage for stage in STAGES if stage in {*found.anew, *found.longer})
@@ -206,9 +213,8 @@ def confirm(recipe: Recipe, why: str, yes: bool, error: type[AlignError] = NotCo
 
 
 def _refuse(recipe: Recipe, refused: dict[str, list[Change]]) -> None:
-    changed = list(dict.fromkeys(one for every in refused.values() for one in every))
+    stage, changed = next(iter(refused.items()))
     keys = " ".join(f"--accept {one.key}" for one in changed[:3])
-    stage = next(iter(refused))
     raise RecipeChangedError(
         f"{recipe.output_dir}: '{stage}' was begun with another recipe and is not finished "
         f"({some(list(map(str, changed)))}): go on with the change ({keys}), start it anew (--fresh {stage}), or put "
