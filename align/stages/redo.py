@@ -9,6 +9,7 @@ root, world) is a change of the whole run and wants the consent that `--fresh` w
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from align.recipe.problems import did_you_mean
 from align.runs.acceptance import accepted, note
 from align.runs.lock import locked
 from align.runs.ranks import any_rank, is_main
+from align.runs.reading import read_object
 from align.stages import fresh
 from align.stages.best import BEST, put_back
 from align.stages.changes import (
@@ -256,6 +258,10 @@ def _lengthen(recipe: Recipe, stage: str, one: Longer) -> None:
     for name in later:
         fresh.clear_stages(recipe, (name,))
     fresh.clear_arms(recipe, stage)
+    if summary and "best_score" in summary:
+        state = read_object(folder / "checkpoints" / f"step-{one.checkpoint}" / "trainer_state.json", "") or {}
+        if state.get("best_global_step") != summary["best_step"]:  # of a look after the checkpoint: not in a longer run
+            shutil.rmtree(folder / BEST, ignore_errors=True)
     if summary and "best_heldout_loss" in summary and not (folder / BEST).exists():
         put_back(folder, summary)
     (folder / "summary.json").unlink(missing_ok=True)
