@@ -42,8 +42,9 @@ class MetricsCallback(TrainerCallback):
             self.log.keep_until(step, sum(line["step"] == step for line in state.log_history) if step else None)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and logs:
-            self.log.append({"step": state.global_step, **logs})
+        if state.is_world_process_zero and logs:  # a run's lines do not tell which process evaluated for the first time
+            kept = {name: value for name, value in logs.items() if not name.endswith("model_preparation_time")}
+            self.log.append({"step": state.global_step, **kept})
 
 
 class StageProgressCallback(TrainerCallback):

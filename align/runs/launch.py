@@ -18,7 +18,7 @@ from types import TracebackType
 
 from align.runs.arguments import without_redoing
 from align.runs.memory import memory_errors
-from align.runs.ranks import is_main
+from align.runs.ranks import is_main, lost_rank
 from align.runtime.terminal import clean_foreign_output, say
 from data_formats.errors import AlignError
 from data_formats.secrets import hide
@@ -77,27 +77,38 @@ def guarded(work: Callable[[], int | None], *, proceed: str) -> int:
 
     Returns 0 (or what `work` returned), 1 after an AlignError or where memory ends (one message, no traceback;
     ALIGN_DEBUG=1 shows it), 130 after Ctrl-C, with the command `proceed` that goes on from what is saved. Of several
-    ranks the first one speaks.
+    ranks the first one speaks; when one was killed, each of the others says that and ends with 1.
     """
     try:
         with memory_errors("the program"):
             return work() or 0
-    except AlignError as error:
-        if os.environ.get("ALIGN_DEBUG", "0") not in ("", "0"):
+    except Exception as error:
+        if not isinstance(error, BrokenPipeError | AlignError) and not lost_rank(error):
             raise
-        if not is_main():
-            # What the first rank meets too, it says, and the launcher ends the others; what it does not, is said here.
-            time.sleep(LAST_WORD_SECONDS)
-        say(f"error: {hide(str(error))}", file=sys.stderr)
-        return 1
+        return _failed(error, proceed)
     except KeyboardInterrupt as stop:
         what = str(stop) or "interrupted"
         if is_main():
             say(f"\n{what}; what is finished or saved is kept. Continue with: {hide(proceed)}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `align recipes show quickstart | head`
+
+
+def _failed(error: Exception, proceed: str) -> int:
+    """One line for an error that needs no traceback; returns the exit code."""
+    if isinstance(error, BrokenPipeError):  # `align recipes show quickstart | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    if os.environ.get("ALIGN_DEBUG", "0") not in ("", "0"):
+        raise error
+    if lost_rank(error):
+        told = f"what is finished or saved is kept. Continue with: {hide(proceed)}"
+        say(f"error: another rank was killed (for want of memory?) or lost; {told}", file=sys.stderr, flush=True)
+        os._exit(1)  # the process group can neither be left nor closed without that rank
+    if not is_main():
+        # What the first rank meets too, it says, and the launcher ends the others; what it does not, is said here.
+        time.sleep(LAST_WORD_SECONDS)
+    say(f"error: {hide(str(error))}", file=sys.stderr)
+    return 1
 
 
 def started_as(program: str, argv: Sequence[str]) -> str:

@@ -50,8 +50,8 @@ def read_objects(path: Path, advice: str) -> list[Row]:
     """The JSON lines in `path`. Raises RunFileError where it is missing or a line of it is not an object."""
     rows, others = objects(read_text(path)) if path.exists() else ([], 1)
     if others:
-        what = f"has {others} lines that are no JSON objects" if path.exists() else "does not exist"
-        raise RunFileError(f"{path} {what}: {advice}")
+        what = f"{others} lines are no JSON objects" if path.exists() else "no such file"
+        raise RunFileError(f"{path} cannot be read ({what}): {advice}")
     return rows
 
 

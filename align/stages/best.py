@@ -8,6 +8,7 @@ that resumes before the best step trains through it again and arrives at the sam
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from align.runs import files
 from align.runs.errors import CheckpointError, TrainingError
 from align.runs.ranks import any_rank, is_main
 
+LOG = logging.getLogger("align")
 BEST, FIGURES = "best", "best.json"
 LOOK = ("by_category", "replies", "end_rate", "distinct", "reply_tokens")  # what a look tells beside step and loss
 
@@ -59,6 +61,17 @@ class BestModel:
             raise CheckpointError(
                 f"{self.folder / FIGURES} cannot be read, so the best model is unknown: start the stage with --fresh"
             ) from None
+
+    def tell_of_loss(self, history: list[dict[str, Any]], step: int) -> None:
+        """Warn where a resumed run measured held-out losses before, but no `best/` is left of them."""
+        looked = [line for line in history if "eval_loss" in line]
+        if self.look is None and looked and is_main():
+            best = min(looked, key=lambda line: line["eval_loss"])
+            LOG.warning(
+                "%s is gone: the best so far (held-out loss %.4g, step %s) cannot be had again, so the best is chosen among "
+                "the models after step %d (--fresh starts the stage anew)",
+                *(self.folder, best["eval_loss"], best["step"], step),
+            )
 
     def offer(self, look: dict[str, Any]) -> None:
         """Keep the current weights if `look["heldout_loss"]` is below that of the best. Every rank calls it.

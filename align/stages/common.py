@@ -257,16 +257,16 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path, advice: str = "remove it to have it made again") -> list[dict[str, Any]]:
     """The rows of JSON lines that a stage wrote.
 
     Raises:
         DataError: the file is not there or damaged.
     """
     try:
-        return read_objects(path, "remove it to have it made again")
+        return read_objects(path, advice)
     except RunFileError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(str(error)) from error
 
 
 def read_summary(folder: Path) -> Summary | None:

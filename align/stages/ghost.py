@@ -169,7 +169,7 @@ def _taken(
 
 
 def _read(file: Path, ghosts: Sequence[Ghost]) -> list[dict[str, Any]]:
-    rows = common.read_rows(file)
+    rows = common.read_rows(file, "remove it to sample again")
     try:
         found = [Ghost(row["index"], row["instruction"], row["trained_instruction"]) for row in rows]
         whole = all(row["reply"] is None or isinstance(row["reply"] + "", str) for row in rows)

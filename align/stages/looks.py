@@ -58,6 +58,10 @@ class Looks(TrainerCallback):
         self.metrics, self.samples = MetricsLog(out_dir / "metrics.jsonl"), SampleFile(out_dir / "samples.jsonl")
         self.last: Look | None = None
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.best is not None:
+            self.best.tell_of_loss(state.log_history, state.global_step)
+
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         rows = self._ask()
         figures = reply_figures(rows)

@@ -9,6 +9,7 @@ root, world) is a change of the whole run and wants the consent that `--fresh` w
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from align.recipe.problems import did_you_mean
 from align.runs.acceptance import accepted, note
 from align.runs.lock import locked
 from align.runs.ranks import any_rank, is_main
+from align.runs.reading import read_object
 from align.runtime.terminal import say
 from align.stages import fresh
 from align.stages.best import BEST, put_back
@@ -55,7 +57,7 @@ class Plan:
         anew: a stage to start anew -> why, `""` where the user named it; what builds on it is not in here.
         longer: stages that go on for longer.
         refused: the changes of stages that were begun and may neither go on nor be removed unasked.
-        common: changes of what every stage shares.
+        common: all changes, where one is of what every stage shares.
         accepted: a stage -> the changes that it goes on with.
     """
 
@@ -120,8 +122,9 @@ def plan(recipe: Recipe, stages: Sequence[str], named: Sequence[str] = ()) -> Pl
         changed = changes(recipe, stage, folder)
         if not changed:
             continue
-        if common := [one for one in changed if one.key.partition(".")[0] in COMMON]:
-            found.common += [one for one in common if one not in found.common]
+        common = any(one.key.partition(".")[0] in COMMON for one in changed)
+        if common:
+            found.common = found.common or _all_changes(recipe, stages)
         found_longer = None if common else longer(recipe, stage, changed)
         if found_longer is not None and found_longer.checkpoint is not None:
             found.longer[stage] = found_longer
@@ -133,6 +136,12 @@ def plan(recipe: Recipe, stages: Sequence[str], named: Sequence[str] = ()) -> Pl
         else:
             found.refused[stage] = changed
     return found
+
+
+def _all_changes(recipe: Recipe, stages: Sequence[str]) -> list[Change]:
+    begun = [stage for stage in stages if is_begun(recipe, stage)]
+    every = [one for stage in begun for one in changes(recipe, stage, stage_dir(recipe, stage))]
+    return [one for at, one in enumerate(every) if one not in every[:at]]
 
 
 def _require_fresh_parents(recipe: Recipe, stage: str) -> None:
@@ -160,7 +169,7 @@ def carry_out(recipe: Recipe, found: Plan, *, yes: bool = False, alone: bool = F
         FolderInUseError: another process runs a stage that would be removed.
     """
     if found.common:
-        confirm(recipe, f"{some(list(map(str, found.common)))}, which concerns every stage", yes, RecipeChangedError)
+        confirm(recipe, f"{some(list(map(str, found.common)))}, which is another run", yes, RecipeChangedError)
     elif found.refused:
         _refuse(recipe, found.refused)
     stages = tuple(stage for stage in STAGES if stage in {*found.anew, *found.longer})
@@ -207,9 +216,8 @@ def confirm(recipe: Recipe, why: str, yes: bool, error: type[AlignError] = NotCo
 
 
 def _refuse(recipe: Recipe, refused: dict[str, list[Change]]) -> None:
-    changed = list(dict.fromkeys(one for every in refused.values() for one in every))
+    stage, changed = next(iter(refused.items()))
     keys = " ".join(f"--accept {one.key}" for one in changed[:3])
-    stage = next(iter(refused))
     raise RecipeChangedError(
         f"{recipe.output_dir}: '{stage}' was begun with another recipe and is not finished "
         f"({some(list(map(str, changed)))}): go on with the change ({keys}), start it anew (--fresh {stage}), or put "
@@ -251,6 +259,10 @@ def _lengthen(recipe: Recipe, stage: str, one: Longer) -> None:
     for name in later:
         fresh.clear_stages(recipe, (name,))
     fresh.clear_arms(recipe, stage)
+    if summary and "best_score" in summary:
+        state = read_object(folder / "checkpoints" / f"step-{one.checkpoint}" / "trainer_state.json", "") or {}
+        if state.get("best_global_step") != summary["best_step"]:  # of a look after the checkpoint: not in a longer run
+            shutil.rmtree(folder / BEST, ignore_errors=True)
     if summary and "best_heldout_loss" in summary and not (folder / BEST).exists():
         put_back(folder, summary)
     (folder / "summary.json").unlink(missing_ok=True)

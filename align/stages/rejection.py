@@ -34,6 +34,7 @@ from align.stages.candidates import REWARD, Sampler
 from align.stages.common import Summary
 from align.stages.drafts import prove_outputs
 from align.stages.prompts import fitting
+from data_formats.errors import DataError
 from data_formats.records import Prompt
 
 ROUNDS, DEMONSTRATIONS, HELDOUT = "rounds", "demonstrations.jsonl", "heldout.jsonl"
@@ -149,6 +150,11 @@ def look(sampler: Sampler, prompts: Sequence[Prompt], folder: Path) -> Summary:
     if any_rank(error is not None):
         raise error or TrainingError("the first rank could not answer the held-out prompts (see its message)")
     rows = common.read_rows(file)
+    asked = [prompt.messages[-1].content for prompt in prompts]
+    whole = all(isinstance(row.get(REWARD), int | float) and "finished" in row for row in rows)
+    if not rows or not whole or any(row.get("prompt") != text for row, text in zip(rows, asked, strict=False)):
+        told = f"{file} holds {len(rows)} replies to other prompts than the {len(asked)} of rejection.eval_data"
+        raise DataError(f"{told}: remove it to have them answered")
     return {
         "score_greedy": fmean(row[REWARD] for row in rows),
         "end_rate": fmean(float(row["finished"]) for row in rows),

@@ -7,15 +7,15 @@ Reads `<run>/summary.json` and, where it is there, `<run>/controls/summary.json`
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from align.runs.launch import guarded
+from align.runs.reading import read_object
 from align.runtime.terminal import Parser, say
-from data_formats.errors import MissingFileError
+from data_formats.errors import DataError, MissingFileError
 
 Row = tuple[str, Callable[[dict[str, Any]], str]]
 
@@ -137,6 +137,14 @@ def show(folders: Sequence[Path]) -> None:
     missing = [folder for folder, run in zip(folders, runs, strict=True) if run is None]
     if missing:
         raise MissingFileError(f"{missing[0]}/summary.json does not exist: run the quickstart to its end first")
+    for folder, run in zip(folders, runs, strict=True):
+        try:
+            _ = table(CHAIN, [run]), table(by_category([run]), [run])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{folder}/summary.json is not of a finished quickstart (looking for {error}): "
+                "name the folder of an `align quickstart`"
+            ) from error
     say(table(CHAIN, runs) + "\n")
     say(table(by_category(runs), runs) + "\n")
     controls = [_read(folder / "controls" / "summary.json") for folder in folders]
@@ -145,7 +153,7 @@ def show(folders: Sequence[Path]) -> None:
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_object(file, "run the quickstart again to have it written")
 
 
 if __name__ == "__main__":

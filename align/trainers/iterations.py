@@ -10,6 +10,7 @@ run that resumes before that look comes to it again, with the same weights.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from align.runs.metrics import MetricsLog
 from align.runs.proof import reset_process_state
 from data_formats.errors import EmptyDatasetError
 
+LOG = logging.getLogger(__name__)
 BEST_METRIC, BEST_MODEL = "eval/score", Path("best", "model")
 
 
@@ -115,6 +117,7 @@ class IterationLoop:
         folder = latest(self.checkpoint_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         if folder:
             self.load_checkpoint(Path(folder))
+            self._require_best()
         continues = bool(folder) or self.state.global_step > 0  # or called a second time
         if self.accelerator.is_main_process:  # lines that a stopped run wrote past its checkpoint
             kept = self.state.global_step if continues else -1
@@ -145,6 +148,23 @@ class IterationLoop:
         if self.control.should_save:
             self.save_checkpoint()
             self._event("on_save")
+
+    def _require_best(self) -> None:
+        """Make the best model again where somebody removed it and it is the one of this step; else forget it aloud."""
+        step = self.state.best_global_step
+        if self.state.best_metric is None or (self.output_dir / BEST_MODEL).is_dir():
+            return
+        if step == self.state.global_step:
+            self.save_model(self.output_dir / BEST_MODEL)
+            return
+        if self.accelerator.is_main_process:
+            LOG.warning(
+                "%s is gone: the model of step %s (%s %.4g) cannot be had again, so the best is chosen among those after "
+                "step %d (--fresh starts the stage anew)",
+                *(self.output_dir / BEST_MODEL, step, BEST_METRIC, self.state.best_metric, self.state.global_step),
+            )
+        self.state.best_metric = self.state.best_model_checkpoint = None
+        self.state.best_global_step = 0
 
     def _misses_evaluation(self) -> bool:
         """Whether the evaluation that was due at this checkpoint had failed."""
