@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from data_formats.secrets import hide, shown_url, url_secrets
+from data_formats.secrets import hidden_problem, hide, shown_url, url_secrets
 from reward.address import url_problem
 from reward.protocol import RewardError, RewardUnavailableError, Sample
 from reward.scoring import checked
@@ -81,7 +81,7 @@ class EndpointReward:
         insecure: bool = False,
         name: str = "endpoint",
     ):
-        problem = url_problem(url, insecure)
+        problem = url_problem(url, insecure) or hidden_problem(url)
         if problem:
             raise ValueError(f"reward {name!r}: {problem}")
         self.name, self.batch_size, self.timeout, self.attempts = name, batch_size, timeout, attempts

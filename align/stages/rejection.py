@@ -148,7 +148,7 @@ def look(sampler: Sampler, prompts: Sequence[Prompt], folder: Path) -> Summary:
         raise error or TrainingError("the first rank could not answer the held-out prompts (see its message)")
     rows = common.read_rows(file)
     return {
-        "score_greedy": fmean(row[REWARD] for row in rows),
+        "score_greedy": fmean(row[REWARD] for row in rows if row[REWARD] is not None),
         "end_rate": fmean(float(row["finished"]) for row in rows),
     }
 
