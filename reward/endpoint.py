@@ -175,7 +175,8 @@ class EndpointReward:
         except _Late:
             failure = TryAgain(f"gave no answer in {self.timeout:g} s")
         except (OSError, http.client.HTTPException) as error:
-            kind = RewardUnavailableError if isinstance(error, OSError) else RewardError
+            in_work = isinstance(error, http.client.HTTPException | ConnectionResetError | BrokenPipeError)
+            kind = RewardError if in_work else RewardUnavailableError
             what = f"cannot be reached or broke off ({type(error).__name__}: {self._hidden(error)})"
             failure = TryAgain(what, kind)
         if failure is not None:

@@ -145,7 +145,7 @@ def test_a_reply_that_the_reward_always_fails_on_is_left_out_once_that_is_allowe
     assert "no verdict" in error_of(main([*words_typed, "ppo.on_reward_error=retry"]), capsys)
     assert main([*words_typed, "ppo.on_reward_error=mask"]) == 0
     failed = [line["reward/failed"] for line in metrics(tmp_path) if "reward/failed" in line]
-    assert failed == [1.0] and json.loads((tmp_path / "run/ppo/summary.json").read_text())["resumed_from"] == 1
+    assert failed == [1.0, 0.0] and json.loads((tmp_path / "run/ppo/summary.json").read_text())["resumed_from"] == 1
 
 
 @pytest.fixture(scope="module")
