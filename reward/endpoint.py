@@ -124,7 +124,7 @@ class EndpointReward:
             scores = json.loads(answer)["scores"]
         except (ValueError, KeyError, TypeError, RecursionError):
             scores = None
-        if not isinstance(scores, list) or any(isinstance(s, bool | str) for s in scores):
+        if not isinstance(scores, list) or any(isinstance(s, bool | str | list | dict) for s in scores):
             raise RewardError(
                 f'reward {self.name!r}: {self.shown_url} must answer with {{"scores": [{count} numbers]}}, '
                 f"it gave {self._quoted(answer)}"

@@ -291,7 +291,14 @@ ECHOED = KEY, quote(TOKEN), base64.b64encode(f"user:{KEY}".encode()).decode(), K
 @pytest.mark.parametrize("echoed", ECHOED)
 @pytest.mark.parametrize(
     ("status", "body", "reason"),
-    [(400, "{}", "no {}"), (500, "x{}x{}", "{}"), (200, "{}", "OK"), (401, "{}", "{}"), (302, "{}", "to {}")],
+    [
+        (200, '{"scores": [["{}"]]}', "OK"),
+        (400, "{}", "no {}"),
+        (500, "x{}x{}", "{}"),
+        (200, "{}", "OK"),
+        (401, "{}", "{}"),
+        (302, "{}", "to {}"),
+    ],
 )
 def test_what_a_server_echoes_is_shown_nowhere(server, status, body, reason, echoed, monkeypatch, caplog):
     monkeypatch.setenv("KEY_OF_TEST", KEY)
