@@ -20,7 +20,7 @@ SHORTEST = 4  # of a query's values, and of what is looked for encoded; a shorte
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,20}://[^\s\"'<>\\]+")
 _PARTS = re.compile(r"^([^:/?#]+://)?([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#(.*))?$", re.DOTALL)
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=\bBearer )[^\s\"',]+", re.IGNORECASE)  # of the hub; of any header
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=\bBearer )[^\s\"',]{16,}", re.IGNORECASE)  # of the hub; of any header
 _LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}  # str.lower changes the length of some texts
 
 
@@ -39,9 +39,11 @@ def _shown_parameter(parameter: str) -> str:
     return f"{name}={HIDDEN if value else ''}" if equals else HIDDEN if name else ""
 
 
-def is_hidden(url: str) -> bool:
-    """Whether something of the url was hidden by `shown_url`, so that it cannot be asked."""
-    return HIDDEN in url
+def hidden_problem(url: str) -> str | None:
+    """What keeps a url from being asked that `shown_url` wrote: something of it is hidden; else None."""
+    if HIDDEN not in url:
+        return None
+    return f"{HIDDEN} stands where a secret was left out when the recipe was written; put it in again"
 
 
 def url_secrets(url: str) -> list[str]:

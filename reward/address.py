@@ -11,8 +11,8 @@ def url_problem(url: str, insecure: bool = False) -> str | None:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        return f"the address is not a URL ({error})"
+    except ValueError:  # its words quote the address, with a password maybe
+        return "the address is not a URL, its host or port cannot be read"
     if parts.scheme not in ("http", "https") or not host:
         return "the address must begin with https:// (or http:// for this machine) and name a host"
     if parts.username is not None or parts.password is not None:

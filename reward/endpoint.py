@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from data_formats.secrets import hide, shown_url, url_secrets
+from data_formats.secrets import hidden_problem, hide, shown_url, url_secrets
 from reward.address import url_problem
 from reward.protocol import RewardError, RewardUnavailableError, Sample
 from reward.scoring import checked
@@ -81,7 +81,7 @@ class EndpointReward:
         insecure: bool = False,
         name: str = "endpoint",
     ):
-        problem = url_problem(url, insecure)
+        problem = url_problem(url, insecure) or hidden_problem(url)
         if problem:
             raise ValueError(f"reward {name!r}: {problem}")
         self.name, self.batch_size, self.timeout, self.attempts = name, batch_size, timeout, attempts
@@ -124,7 +124,7 @@ class EndpointReward:
             scores = json.loads(answer)["scores"]
         except (ValueError, KeyError, TypeError, RecursionError):
             scores = None
-        if not isinstance(scores, list) or any(isinstance(s, bool | str) for s in scores):
+        if not isinstance(scores, list) or any(isinstance(s, bool | str | list | dict) for s in scores):
             raise RewardError(
                 f'reward {self.name!r}: {self.shown_url} must answer with {{"scores": [{count} numbers]}}, '
                 f"it gave {self._quoted(answer)}"
@@ -175,7 +175,8 @@ class EndpointReward:
         except _Late:
             failure = TryAgain(f"gave no answer in {self.timeout:g} s")
         except (OSError, http.client.HTTPException) as error:
-            kind = RewardUnavailableError if isinstance(error, OSError) else RewardError
+            in_work = isinstance(error, http.client.HTTPException | ConnectionResetError | BrokenPipeError)
+            kind = RewardError if in_work else RewardUnavailableError
             what = f"cannot be reached or broke off ({type(error).__name__}: {self._hidden(error)})"
             failure = TryAgain(what, kind)
         if failure is not None:

@@ -101,18 +101,17 @@ def require_reward(value: Any, argument: str) -> Reward:
     Raises:
         TypeError: it is something else; names `argument` and what to do.
     """
-    kind = type(value)
-    modules = {base.__module__.partition(".")[0] for base in kind.__mro__} & {"torch"}
+    kind, scores = type(value), callable(getattr(value, "score", None))
     if isinstance(value, type):
         problem = f"not the class {value.__name__}; give an instance of it"
-    elif modules:
+    elif scores and isinstance(getattr(value, "name", None), str):
+        return value
+    elif any(base.__module__.startswith("torch.nn") for base in kind.__mro__):
         problem = f"not the module {kind.__name__}; wrap it: reward.sources.ModelReward(model, tokenizer)"
     elif isinstance(value, str) or hasattr(value, "__fspath__"):
         problem = f"not the text {str(value)!r}; load it: reward.sources.load_reward(path)"
-    elif callable(getattr(value, "score", None)) and not isinstance(getattr(value, "name", None), str):
+    elif scores:
         problem = f"and this {kind.__name__} has no name; give it one (a text), for logs and errors"
-    elif isinstance(value, Reward):
-        return value
     elif callable(value):
         problem = "not a function; wrap it: align.FunctionReward(function)"
     else:

@@ -9,7 +9,7 @@ from pydantic import Field, PlainValidator
 
 from align.recipe.cleaning import CleaningSection
 from align.recipe.fields import OptimSection, Source
-from align.recipe.rewards import ModelPart, Parts, Rewarded, RewardPart, list_rules, plain_parts
+from align.recipe.rewards import ModelPart, OnRewardError, Parts, Rewarded, RewardPart, list_rules, plain_parts
 from align.recipe.rollout import PPORolloutSection
 from align.recipe.section import Count, LocalPath, Positive, Section, Share
 
@@ -119,7 +119,7 @@ class PPOConfig(Section):
     missing_eos: Literal["none", "replace", "subtract"] = "subtract"
     missing_eos_penalty: float = Field(1.0, ge=0)
     mask_truncated_completions: bool = False
-    on_reward_error: Literal["stop", "retry", "mask"] = "stop"
+    on_reward_error: OnRewardError = "stop"
     length_penalty: float = Field(0.0, ge=0)
     length_penalty_free: Count = 0
     normalize_reward: Literal["none", "running_mean", "running_std", "running_mean_std"] = "running_mean"

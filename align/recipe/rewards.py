@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field
 from align.recipe.section import Count, LocalPath, Positive, Section, Url
 from align.runtime.errors import PathError
 from align.runtime.paths import typed_path
-from data_formats.secrets import is_hidden
+from data_formats.secrets import hidden_problem
 from reward.address import url_problem
 
 
@@ -30,6 +30,7 @@ def as_tuple(value: Any) -> Any:
 Column = Annotated[str, Field(min_length=1)]
 Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 Listed = BeforeValidator(as_tuple)
+OnRewardError = Literal["stop", "retry", "mask"]  # of `reward.failures`
 
 
 class RewardPart(Section):
@@ -223,10 +224,15 @@ Parts = Annotated[tuple[AnyPart, ...], BeforeValidator(as_parts)]
 
 class Rewarded(Section):
     """What judges the replies of a stage: `reward` is one part or a list of weighted parts; without it the reward is
-    the model that `reward_from` names, by default rm, else pmp."""
+    the model that `reward_from` names, by default rm, else pmp.
+
+    A reward that fails stops the stage, is asked again (three calls in all), or with `on_reward_error: mask` leaves the
+    replies it fails on out, up to a quarter of those it is asked for at once: nothing is learnt from them.
+    """
 
     reward: Parts = ()
     reward_from: LocalPath | None = None
+    on_reward_error: OnRewardError = "stop"
 
     def judges(self) -> Iterator[tuple[str, RewardPart]]:
         """Every part of every reward of the section that is not a gate, with its key below the section."""
@@ -275,8 +281,8 @@ def part_problems(key: str, part: RewardPart) -> list[str]:
     if isinstance(part, FunctionPart):
         problem = _function_problem(*part.function.rsplit(":", 1))
         return [f"{key}.function: {problem}"] if problem else []
-    if isinstance(part, EndpointPart) and is_hidden(part.url):
-        return [f"{key}.url: *** stands where a secret was left out when the recipe was written; put it in again"]
+    if isinstance(part, EndpointPart) and (problem := hidden_problem(part.url)):
+        return [f"{key}.url: {problem}"]
     if isinstance(part, EndpointPart) and part.api_key_env and not os.environ.get(part.api_key_env, "").strip():
         return [f"{key}.api_key_env: the environment variable {part.api_key_env} is not set; set it to the key"]
     if isinstance(part, MathPart) and importlib.util.find_spec("math_verify") is None:

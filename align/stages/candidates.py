@@ -2,7 +2,8 @@
 
 A line is a row of ours that reads as scored replies (and so as comparisons for the next reward model): `prompt`,
 `replies` with `content` and `score`, `category`; beside the score each reply has `stop`, `tokens` and the scores of the
-reward's `parts`. `stop` is `end` where the model ended the reply itself, `length` where it was cut, else `other`.
+reward's `parts`. `stop` is `end` where the model ended the reply itself, `length` where it was cut, else `other`. A
+score is null where the reward failed on the reply (`on_reward_error: mask`), which is then never chosen.
 
 The prompts are cut into pieces that do not depend on the number of ranks. Each rank samples every n-th piece with a
 seed of the piece's own and keeps it in `pieces/` as soon as it is scored, so that a run that is stopped, by a reward
@@ -70,7 +71,8 @@ class Sampler:
         )
         if greedy:
             params = SamplingParams(temperature=0.0, max_new_tokens=longest, stop_token_ids=stops)
-        return judged_replies(engine, tokenizer, prompts, params, [reward])
+        on_error = getattr(self.recipe, self.stage).on_reward_error
+        return judged_replies(engine, tokenizer, prompts, params, [reward], on_error)
 
     def _load(self) -> tuple[Engine, Any, Reward]:
         from align.models.load import load_causal_lm
@@ -156,12 +158,13 @@ def _join(file: Path, folder: Path, cut: list[range]) -> None:
 
 
 def _row(prompt: Prompt, replies: list[Judged], rollout: SamplingSection) -> Row:
-    scored = tuple(Reply(one.text, one.scores[REWARD]) for one in replies)
+    known = [one.row() for one in replies]  # null, not NaN
+    scored = tuple(Reply(one.text, row[REWARD]) for one, row in zip(replies, known, strict=True))
     row = as_row(Scored(prompt.messages, scored, prompt.category, prompt.source, (), prompt.tools))
-    for entry, one in zip(row["replies"], replies, strict=True):
+    for entry, one, told in zip(row["replies"], replies, known, strict=True):
         cut = one.tokens >= rollout.max_completion_length
         entry |= {"stop": "end" if one.finished else "length" if cut else "other", "tokens": one.tokens}
-        parts = {name.removeprefix(f"{REWARD}/"): score for name, score in one.scores.items() if name != REWARD}
+        parts = {name.removeprefix(f"{REWARD}/"): told[name] for name in one.scores if name != REWARD}
         entry |= {"parts": parts} if parts else {}
     return row
 

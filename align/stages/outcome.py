@@ -207,9 +207,7 @@ def judge_model(
     engine = sampling_engine(rollout, policy, tokenizer.pad_token_id, seed=seed, temperature=1.0)
     with closing(engine):
         return {
-            name: judged_replies(
-                engine, tokenizer, prompts, params, rewards, getattr(section, "on_reward_error", "stop")
-            )
+            name: judged_replies(engine, tokenizer, prompts, params, rewards, section.on_reward_error)
             for name, params in ways.items()
         }
 

@@ -156,7 +156,7 @@ def look(sampler: Sampler, prompts: Sequence[Prompt], folder: Path) -> Summary:
         told = f"{file} holds {len(rows)} replies to other prompts than the {len(asked)} of rejection.eval_data"
         raise DataError(f"{told}: remove it to have them answered")
     return {
-        "score_greedy": fmean(row[REWARD] for row in rows),
+        "score_greedy": fmean(row[REWARD] for row in rows if row[REWARD] is not None),
         "end_rate": fmean(float(row["finished"]) for row in rows),
     }
 

@@ -26,9 +26,10 @@ class Best:
 
 
 def best_reply(row: Row, number: int) -> Best | None:
-    """The reply of the highest score among those of round `number` that ended by themselves and say something; of equal
-    ones the first. None where there is no such reply."""
-    able = [one for one in row["replies"] if one["stop"] == "end" and one["content"].strip()]
+    """The reply of the highest score among those of round `number` that have one, ended by themselves and say
+    something; of equal ones the first. None where there is no such reply."""
+    judged = [one for one in row["replies"] if one["score"] is not None]
+    able = [one for one in judged if one["stop"] == "end" and one["content"].strip()]
     best = max(able, key=lambda one: one["score"], default=None)  # max gives the first of equal ones
     return None if best is None else Best(best["content"], best["score"], number)
 
@@ -85,8 +86,15 @@ def demonstrations(prompts: Sequence[Prompt], kept: Sequence[Best | None]) -> li
 
 
 def figures(rows: Sequence[Row], best: Sequence[Best | None], kept: Sequence[Best | None], number: int) -> Row:
-    """What a round found: counts, mean scores, and the best of k by k (over all replies, cut ones too)."""
-    scores = [[one["score"] for one in row["replies"]] for row in rows]
+    """What a round found: counts, mean scores, and the best of k by k (over all replies, cut ones too).
+
+    Where the reward failed on some replies (`replies_failed`), k goes to the fewest that a prompt has scores of, and a
+    prompt without any is in no mean.
+    """
+    scores = [[one["score"] for one in row["replies"] if one["score"] is not None] for row in rows]
+    failed = sum(len(row["replies"]) for row in rows) - sum(map(len, scores))
+    fewest = min(len(row) for row in scores if row)
+    scores = [row[:fewest] for row in scores if row]
     stops = Counter(one["stop"] for row in rows for one in row["replies"])
     by_k, chosen = best_of(scores), [one for one in kept if one is not None]
     return {
@@ -94,6 +102,7 @@ def figures(rows: Sequence[Row], best: Sequence[Best | None], kept: Sequence[Bes
         "replies": sum(stops.values()),
         "replies_cut": stops["length"],
         "replies_without_end": stops["other"],
+        **({"replies_failed": failed} if failed else {}),
         "no_reply_ended": sum(one is None for one in best),
         "below_threshold": sum(one is not None for one in best) - len(chosen),
         "kept": len(chosen),

@@ -145,7 +145,7 @@ def test_a_reply_that_the_reward_always_fails_on_is_left_out_once_that_is_allowe
     assert "no verdict" in error_of(main([*words_typed, "ppo.on_reward_error=retry"]), capsys)
     assert main([*words_typed, "ppo.on_reward_error=mask"]) == 0
     failed = [line["reward/failed"] for line in metrics(tmp_path) if "reward/failed" in line]
-    assert failed == [1.0] and json.loads((tmp_path / "run/ppo/summary.json").read_text())["resumed_from"] == 1
+    assert failed == [1.0, 0.0] and json.loads((tmp_path / "run/ppo/summary.json").read_text())["resumed_from"] == 1
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +216,7 @@ def scores(*values):
     return lambda handler: handler.give(200, json.dumps({"scores": list(values)}))
 
 
+TOKEN = "sec-ret-token"
 FAILS = {
     "hangs": (lambda handler: time.sleep(2), r"gave no answer in 0\.5 s \(attempt 3 of 3\)", 3),
     "no json": (lambda handler: handler.give(200, "<html>"), r"must answer with .*it gave \'<html>\'", 1),
@@ -224,6 +225,7 @@ FAILS = {
     "too large": (scores(*[10**400] * 8), "must give one float a reply", 1),
     "deep": (lambda handler: handler.give(200, "[" * 100_000), "must answer with", 1),
     "status 500": (lambda handler: handler.give(500, "oh"), r"status 500 .*'oh' \(attempt 3 of 3\)", 3),
+    "echoes": (lambda handler: handler.give(400, handler.path), r"status 400 .*'/score\?token=", 1),
     "redirects": (lambda handler: handler.give(302, "", Location="/there"), "status 302 .*not tried again", 1),
     "breaks off": (
         lambda handler: handler.give(200, '{"scores": [1.0', announced=999),
@@ -237,15 +239,19 @@ FAILS = {
 def test_an_endpoint_that_fails_and_comes_back(kind, undisturbed, tmp_path, capsys):
     bad, words, requests = FAILS[kind]
     with served() as server:
-        url = f"http://127.0.0.1:{server.server_address[1]}/score"
-        part = {"kind": "http", "url": url, "name": "remote", "timeout": 0.5, "attempts": 3, "backoff": 0.01}
-        words_typed = [write(tmp_path, part)]
+        plain = f"http://127.0.0.1:{server.server_address[1]}/score"
+        url = f"{plain}?token={TOKEN}"
+        part = {"kind": "http", "url": plain, "name": "remote", "timeout": 0.5, "attempts": 3, "backoff": 0.01}
+        words_typed = [write(tmp_path, part), f"ppo.reward.0.url={url}"]
         server.good, server.bad = 3, bad
         error = error_of(main(words_typed), capsys)
+        assert TOKEN not in error
         assert error.startswith("error: reward 'remote'") and re.search(words, error), error
         saved = tmp_path / "run/ppo/checkpoints/step-1"
         assert error.endswith(f"(iteration 2); the state before it is saved in {saved}") and saved.is_dir()
         assert server.seen == 3 + requests
         server.good = 10**6
-        assert main(words_typed) == 0
+        assert main([*words_typed[:1], f"ppo.reward.0.url={url}x"]) == 0  # a new token is no other run
     assert metrics(tmp_path) == undisturbed
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(written) > 5 and [path for path in written if TOKEN.encode() in path.read_bytes()] == []

@@ -16,6 +16,7 @@ import torch
 from data_formats.records import Message
 from reward.address import url_problem
 from reward.endpoint import EndpointReward
+from reward.failures import judge_all
 from reward.protocol import Reward, RewardError, RewardUnavailableError, Sample
 
 KEY = "sk-very-secret"
@@ -290,7 +291,14 @@ ECHOED = KEY, quote(TOKEN), base64.b64encode(f"user:{KEY}".encode()).decode(), K
 @pytest.mark.parametrize("echoed", ECHOED)
 @pytest.mark.parametrize(
     ("status", "body", "reason"),
-    [(400, "{}", "no {}"), (500, "x{}x{}", "{}"), (200, "{}", "OK"), (401, "{}", "{}"), (302, "{}", "to {}")],
+    [
+        (200, '{"scores": [["{}"]]}', "OK"),
+        (400, "{}", "no {}"),
+        (500, "x{}x{}", "{}"),
+        (200, "{}", "OK"),
+        (401, "{}", "{}"),
+        (302, "{}", "to {}"),
+    ],
 )
 def test_what_a_server_echoes_is_shown_nowhere(server, status, body, reason, echoed, monkeypatch, caplog):
     monkeypatch.setenv("KEY_OF_TEST", KEY)
@@ -317,8 +325,23 @@ def test_a_failure_that_no_reply_is_to_blame_for_is_told_apart(server):
         with pytest.raises(RewardError) as caught:
             reward(server, attempts=1).score(samples("a"))
         assert type(caught.value) is kind
+    server.answers = ["drop"]  # it may have broken over this reply
+    with pytest.raises(RewardError) as caught:
+        reward(server, attempts=1).score(samples("a"))
+    assert type(caught.value) is RewardError
     with pytest.raises(RewardUnavailableError):
         EndpointReward("http://127.0.0.1:9", attempts=1).score(samples("a"))
+
+
+def test_a_reply_that_an_endpoint_refuses_costs_the_others_nothing(server):
+    def refuses(body):
+        return (422, "no") if any(each["completion"] == "bad" for each in body["inputs"]) else lengths(body)
+
+    server.answers = [refuses]
+    texts = ["a", "bb", "ccc", "bad", "ee", "f", "gg", "hhh"]
+    verdict, failures = judge_all(reward(server, batch_size=4), samples(*texts), "mask", most=2)
+    assert [None if math.isnan(score) else score for score in verdict.scores] == [1, 2, 3, None, 2, 1, 2, 3]
+    assert len(failures) == 1 and "status 422" in failures[0]
 
 
 def test_a_certificate_nobody_vouches_for_is_refused_at_once(tmp_path):

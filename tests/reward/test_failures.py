@@ -2,13 +2,15 @@
 
 import logging
 import math
+from typing import get_args
 
 import pytest
 import torch
 
+from align.recipe.rewards import OnRewardError as recipe_words
 from data_formats.records import Message
 from reward.combined import CombinedReward, Part
-from reward.failures import judge_all
+from reward.failures import OnRewardError, judge_all
 from reward.gate import SafetyGate
 from reward.protocol import RewardError, RewardUnavailableError, Sample
 from reward.sources import FunctionReward
@@ -125,6 +127,10 @@ def test_a_gate_and_what_it_holds():
     assert known(verdict.scores)[1:] == [0.0, 0.0, 0.0, 0.0, None] and verdict.scores[0] < -10
     assert known(verdict.parts["gated"]) == [1.0, 0.0, 0.0, 0.0, 0.0, None]
     assert "'safe' gave 1.25" in failures[0]
+
+
+def test_a_recipe_knows_the_same_words():
+    assert get_args(recipe_words) == get_args(OnRewardError)
 
 
 def test_no_replies_are_no_failure():

@@ -282,6 +282,25 @@ def test_a_reward_that_fails_is_one_error_and_loses_nothing(whole, monkeypatch):
     assert again["score_best"] == summary["score_best"] and again["kept"] == summary["kept"]
 
 
+def test_replies_that_the_reward_fails_on_are_never_chosen(whole):
+    folder, summary = whole
+    before = (folder / "reward.py").read_text()
+    rows = lines(folder / "run/rejection/rounds/1/samples.jsonl")
+    at, best = next((at, found.text) for at, row in enumerate(rows) if (found := selection.best_reply(row, 1)))
+    (folder / "reward.py").write_text(before.replace("return ", f"assert {best!r} not in completions\n    return "))
+    with pytest.raises(RewardError, match="'reward' failed: AssertionError"):
+        rejection.run(recipe(folder, run="masked"))
+    found = rejection.run(recipe(folder, run="masked", on_reward_error="mask"))  # goes on
+    (folder / "reward.py").write_text(before)
+    rows = lines(folder / "masked/rejection/rounds/1/samples.jsonl")
+    unknown = [[one["content"] for one in row["replies"] if one["score"] is None] for row in rows]
+    assert unknown == [[best] if number == at else [] for number in range(len(rows))]
+    chosen = selection.best_reply(rows[at], 1)
+    assert chosen is None or chosen.text != best
+    assert found["rounds"][0]["replies_failed"] == 1 and found["rounds"][0]["by_k"][-1]["k"] == 7
+    assert "replies_failed" not in summary["rounds"][0]
+
+
 def test_samples_of_other_prompts_are_refused(whole):
     folder, _ = whole
     file = folder / "run/rejection/rounds/1/samples.jsonl"
