@@ -51,6 +51,8 @@ def alpaca_prompt(row: dict[str, Any], notes: Notes) -> str:
 def alpaca_history(row: dict[str, Any], notes: Notes) -> Turns:
     """`system` and `history` ([[user, reply], ...]), where LLaMA-Factory's Alpaca rows have them."""
     history = row.get("history") or []
+    if not isinstance(history, list):
+        raise DataError(f"expected a list of [user, reply], found {shown(history)}", field="history")
     turns = [Message("system", optional_text(row, "system", notes))] if row.get("system") else []
     for at, pair in enumerate(history):
         if not isinstance(pair, list) or len(pair) != 2:

@@ -65,33 +65,38 @@ def prepare(debug: bool = False) -> None:
 def guarded(work: Callable[[], int | None], *, proceed: str) -> int:
     """Run `work` and turn how it ended into an exit code.
 
-    Returns 0 (or what `work` returned), 1 after an AlignError or where memory ends (one message, no traceback;
-    ALIGN_DEBUG=1 shows it), 130 after Ctrl-C, with the command `proceed` that goes on from what is saved. Of several
-    ranks the first one speaks.
+    Returns 0 (or what `work` returned), 1 after an AlignError, or where the system has no memory or no way to a file
+    (one message, no traceback; ALIGN_DEBUG=1 shows it), 130 after Ctrl-C, with the command `proceed` that goes on from
+    what is saved. Of several ranks the first one speaks.
     """
     try:
         return work() or 0
-    except (AlignError, MemoryError) as error:
+    except BrokenPipeError:  # `align recipes show quickstart | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (AlignError, MemoryError, OSError) as error:
         if os.environ.get("ALIGN_DEBUG", "0") not in ("", "0"):
             raise
         if not is_main():
             # What the first rank meets too, it says, and the launcher ends the others; what it does not, is said here.
             time.sleep(LAST_WORD_SECONDS)
-        say(f"error: {_out_of_memory(error) if isinstance(error, MemoryError) else error}", file=sys.stderr)
+        say(f"error: {_sentence(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         what = str(stop) or "interrupted"
         if is_main():
             say(f"\n{what}; what is finished or saved is kept. Continue with: {proceed}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `align recipes show quickstart | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
-def _out_of_memory(error: MemoryError) -> str:
-    said = " ".join(str(error).split())[:200]  # of numpy or Arrow: how much was asked for
-    return f"out of memory{f' ({said})' if said else ''}; {MEMORY_HELP}"
+def _sentence(error: Exception) -> str:
+    """An error of ours as it is; what the system says, on one line."""
+    if isinstance(error, AlignError):
+        return str(error)
+    said = " ".join(str(error).split())[:200]
+    if isinstance(error, MemoryError):
+        return f"out of memory{f' ({said})' if said else ''}; {MEMORY_HELP}"
+    return f"the system refused: {said or type(error).__name__} (ALIGN_DEBUG=1 shows where)"
 
 
 def started_as(program: str, argv: Sequence[str]) -> str:
