@@ -80,7 +80,7 @@ BOMB = "x0: &x0 [ha, ha, ha, ha, ha, ha, ha, ha, ha]\n" + "".join(
         (BOMB, "line 1, column .*: its aliases, written out, come to more than a recipe can hold"),
         (BOMB.replace("[*", "{<<: [*").replace("*]", "*]}"), "line"),
         ("a: &a " + "x" * 10_000 + "\nb: [" + "*a, " * 200 + "]\n", "its aliases, written out"),
-        ("[" * 3000, "nested deeper than 64 levels"),
+        ("[" * 1200, "nested deeper than 64 levels"),
         ("a:\n" + "".join(" " * at + "- \n" for at in range(1, 100)), "nested deeper than 64 levels"),
         ("- " * 70 + "x", "line 1, column 131: nested deeper than 64 levels"),
         ("a: " + "x" * (1 << 18), "is longer than 262144 characters; is this a recipe"),
