@@ -54,16 +54,16 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO]:
     """An open file that takes the place of `path` when the block ends well, else is removed; makes the folder.
 
     Args:
-        mode: `w` for text (UTF-8, lines end with \\n) or `wb`.
+        mode: `w` for text (UTF-8, half a surrogate pair as JSON's escape of it, lines end with \\n) or `wb`.
 
     Raises:
         OSError: what was at `path` before is intact.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
-    draft, text = temporary(path), {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    draft, text = temporary(path), {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
     try:
-        with open(draft, mode, **text) as file:
+        with open(draft, mode, **({} if "b" in mode else text)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

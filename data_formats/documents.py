@@ -6,7 +6,8 @@ lines between empty ones. Lines and paragraphs are read one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from data_formats.errors import MOST, DataError, TooLargeError
 from data_formats.formats import Dropped, Format, Notes, source_of, text_field
 from data_formats.records import Document
 
-Lines = tuple[int, list[str]]
 SPLITS = ("none", "lines", "paragraphs")
 
 
@@ -26,25 +26,38 @@ def parse_text(row: dict[str, Any], notes: Notes) -> Document:
     return Document(text, source_of(row))
 
 
-def _gathered(lines: Iterable[str], ends: Callable[[str], bool], path: Path | None, most: int) -> Iterator[Lines]:
-    """Runs of lines, of which one that `ends` closes the run and belongs to none.
+class _Text:
+    """Lines put together, of which a document may have no more than `most` characters."""
 
-    Raises:
-        TooLargeError: a run has more than `most` characters.
-    """
-    start, size, run = 0, 0, list[str]()
+    def __init__(self, path: Path | None, most: int):
+        self.path, self.most, self.start, self.size, self.text = path, most, 0, 0, io.StringIO(newline="")
+
+    def add(self, number: int, line: str) -> None:
+        self.start, self.size = self.start or number, self.size + len(line)
+        if self.size > self.most:
+            raise TooLargeError(self.most, path=self.path, line=self.start)
+        self.text.write(line)
+
+    def taken(self) -> Iterator[tuple[int, str]]:
+        """What was put together with the line it starts on, if anything was; then it is empty again."""
+        if self.start:
+            yield self.start, self.text.getvalue()
+        self.start, self.size, self.text = 0, 0, io.StringIO(newline="")
+
+
+def _whole(lines: Iterable[str], text: _Text) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(lines, 1):
-        if ends(line):
-            if run:
-                yield start, run
-            size, run = 0, []
-            continue
-        start, size = start if run else number, size + len(line)
-        if size > most:
-            raise TooLargeError(most, path=path, line=start)
-        run.append(line)
-    if run:
-        yield start, run
+        text.add(number, line)
+    yield from text.taken()
+
+
+def _paragraphs(lines: Iterable[str], text: _Text) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            text.add(number, line.removesuffix("\n").rstrip("\r") + "\n")
+        else:
+            yield from text.taken()
+    yield from text.taken()
 
 
 def text_rows(
@@ -67,11 +80,9 @@ def text_rows(
         raise DataError(f"unknown split {split!r}; a text file has {', '.join(SPLITS)}", field="split")
     if split == "lines":
         pieces = ((number, line.removesuffix("\n").rstrip("\r")) for number, line in enumerate(lines, 1))
-    elif split == "paragraphs":
-        runs = _gathered(lines, lambda line: not line.strip(), path, most)
-        pieces = ((start, "\n".join(line.removesuffix("\n").rstrip("\r") for line in run)) for start, run in runs)
     else:
-        pieces = ((start, "".join(run).strip("\n")) for start, run in _gathered(lines, lambda line: False, path, most))
+        put_together = _paragraphs if split == "paragraphs" else _whole
+        pieces = ((start, text.strip("\n")) for start, text in put_together(lines, _Text(path, most)))
     return ((number, {"text": piece}) for number, piece in pieces)
 
 

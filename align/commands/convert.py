@@ -8,6 +8,7 @@ from typing import Any
 
 from align.commands.kinds import KINDS, kind_of
 from align.data.cleaning import cleaning_table
+from align.runtime.paths import typed_path
 from align.runtime.terminal import say
 from data_formats import DataError, EmptyDatasetError, stream, write_jsonl
 from data_formats.cleaning import Cleaner
@@ -29,6 +30,7 @@ def convert(path: Path | str, out: Path, kind: str | None, options: dict[str, An
         DataError: `out` is `path`, or a row is malformed; nothing is written then.
         EmptyDatasetError: no record is left.
     """
+    out = typed_path(out)
     if isinstance(path, Path) and out.exists() and out.samefile(path):
         raise DataError("the output is the input; name another file", path=out)
     rows, kept = _records(path, kind, options, cleaner)
@@ -60,6 +62,7 @@ def split(
     Raises:
         EmptyDatasetError: one side would be empty.
     """
+    out_dir = typed_path(out_dir)
     rows, kept = _records(path, kind, options, cleaner)
     train, heldout = split_heldout(list(kept), share)
     _say(rows, cleaner)

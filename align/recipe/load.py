@@ -88,7 +88,8 @@ def _override(data: dict, item: str, lines: Lines) -> str | None:
     try:
         value, _ = parse(text, key)
     except RecipeError as error:
-        return f"{key}: the value {text!r} is not YAML ({error.problems[0]})"
+        shown = text if len(text) <= 60 else f"{text[:60]}…"
+        return f"{key}: the value {shown!r} is not YAML ({error.problems[0]})"
     loc: list[str | int] = []
     here: Any = data
     for depth, part in enumerate(parts):

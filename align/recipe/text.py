@@ -95,6 +95,8 @@ class _Walk:
             raise _refused(f"nested deeper than {DEEPEST} levels", node)
         inside |= {id(node)}
         self.size += 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
+        if isinstance(node, yaml.ScalarNode) and not _encodable(node.value):
+            raise _refused("half of a surrogate pair, which no text holds", node)
         if self.size > MOST_EXPANDED:
             raise _refused("its aliases, written out, come to more than a recipe can hold", node)
         if isinstance(node, yaml.MappingNode):
@@ -107,6 +109,14 @@ class _Walk:
             for index, value in enumerate(node.value):
                 self.lines[(*path, index)] = value.start_mark.line + 1
                 self.visit(value, (*path, index), inside)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refused(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:

@@ -75,15 +75,16 @@ def prepare(debug: bool = False) -> None:
 def guarded(work: Callable[[], int | None], *, proceed: str) -> int:
     """Run `work` and turn how it ended into an exit code.
 
-    Returns 0 (or what `work` returned), 1 after an AlignError or where memory ends (one message, no traceback;
-    ALIGN_DEBUG=1 shows it), 130 after Ctrl-C, with the command `proceed` that goes on from what is saved. Of several
-    ranks the first one speaks; when one was killed, each of the others says that and ends with 1.
+    Returns 0 (or what `work` returned), 1 after an AlignError, or where the system has no memory or no way to a file
+    (one message, no traceback; ALIGN_DEBUG=1 shows it), 130 after Ctrl-C, with the command `proceed` that goes on from
+    what is saved. Of several ranks the first one speaks; when one was killed, each of the others says that and ends
+    with 1.
     """
     try:
         with memory_errors("the program"):
             return work() or 0
     except Exception as error:
-        if not isinstance(error, BrokenPipeError | AlignError) and not lost_rank(error):
+        if not isinstance(error, AlignError | OSError) and not lost_rank(error):
             raise
         return _failed(error, proceed)
     except KeyboardInterrupt as stop:
@@ -107,7 +108,9 @@ def _failed(error: Exception, proceed: str) -> int:
     if not is_main():
         # What the first rank meets too, it says, and the launcher ends the others; what it does not, is said here.
         time.sleep(LAST_WORD_SECONDS)
-    say(f"error: {hide(str(error))}", file=sys.stderr)
+    told = str(error) if isinstance(error, AlignError) else f"the system refused: {' '.join(str(error).split())[:200]}"
+    hint = "" if isinstance(error, AlignError) else " (ALIGN_DEBUG=1 shows where)"
+    say(f"error: {hide(told)}{hint}", file=sys.stderr)
     return 1
 
 

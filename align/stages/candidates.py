@@ -185,7 +185,7 @@ def read_samples(file: Path, prompts: Sequence[Prompt], count: int) -> list[Row]
     if not whole or asked != [[(turn.role, turn.content) for turn in prompt.messages] for prompt in prompts]:
         now = f"the {len(prompts)} of rejection.data, {count} replies each"
         raise DataError(
-            f"{file} was sampled for other prompts or another num_generations (it holds {len(rows)} prompts, now there are "
-            f"{now}): remove it to sample again"
+            f"{file} was sampled for other prompts or another num_generations (it holds {len(rows)} prompts, now there "
+            f"are {now}): remove it to sample again"
         )
     return rows

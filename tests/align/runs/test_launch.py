@@ -82,3 +82,13 @@ def test_what_is_said_at_the_end_and_on_the_way_hides_the_secrets_of_addresses(m
     logging.getLogger("reward.somewhere").warning("at %s", url)
     told = capsys.readouterr().err
     assert told.count("https://host/x?token=***") == 3 and "abcdef" not in told
+
+
+def test_what_the_system_refuses_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("ALIGN_DEBUG", raising=False)
+    assert guarded(lambda: len((tmp_path / "none").read_text()), proceed="x") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: the system refused: [Errno 2] No such file") and said.count("\n") == 1
+    monkeypatch.setenv("ALIGN_DEBUG", "1")
+    with pytest.raises(FileNotFoundError):
+        guarded(lambda: len((tmp_path / "none").read_text()), proceed="x")
