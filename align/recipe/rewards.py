@@ -16,18 +16,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from align.recipe.section import Count, Positive, Section
+from align.recipe.section import Count, Listed, Positive, Section, as_tuple
 from reward.address import url_problem
-
-
-def as_tuple(value: Any) -> Any:
-    """A list as the tuple that a strict section wants (pydantic itself takes lists only straight from JSON)."""
-    return tuple(value) if isinstance(value, list) else value
-
 
 Column = Annotated[str, Field(min_length=1)]
 Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-Listed = BeforeValidator(as_tuple)
 
 
 class RewardPart(Section):

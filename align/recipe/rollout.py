@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator
 
-from align.recipe.section import Count, Positive, Rate, Section
+from align.recipe.section import Count, Listed, Positive, Rate, Section
 from reward.address import url_problem
 
 
@@ -40,7 +40,7 @@ class VLLMSection(Section):
     sleep: bool = True
     adapters: Literal["auto", "merge", "adapter"] = "auto"
     probe_tolerance: Rate | None = None
-    urls: tuple[str, ...] = ()
+    urls: Annotated[tuple[str, ...], Listed] = ()
     api_key_env: VariableName = "ALIGN_VLLM_API_KEY"
     start_timeout: Rate = 600.0
     request_timeout: Rate = 1800.0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from align.recipe.fields import ModelSection, TinyWorldSection
 from align.recipe.ppo import PPOSection
 from align.recipe.rejection import RejectionSection
-from align.recipe.section import Count, Section
+from align.recipe.section import Count, Listed, Section
 from align.recipe.stages import BaseSection, RewardSection, SFTSection
 
 STAGES = ("base", "sft", "pmp", "rm", "rejection", "ppo")
@@ -29,7 +31,7 @@ class Recipe(Section):
     output_dir: str
     seed: Count = 0
     data_root: str | None = None
-    report_to: tuple[str, ...] = ()
+    report_to: Annotated[tuple[str, ...], Listed] = ()
     model: ModelSection
     tinyworld: TinyWorldSection | None = None
     base: BaseSection | None = None

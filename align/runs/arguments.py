@@ -6,6 +6,12 @@ import argparse
 from collections.abc import Sequence
 
 
+def add_overrides(parser: argparse.ArgumentParser, example: str = "ppo.kl_coef=0.1") -> None:
+    """The words `key=value`, of which there may be none: argparse says so only where there is a default."""
+    help = f"overrides, for example {example}"
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=help)
+
+
 def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """Parse `argv` where `key=value` words may come before, between and after options.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from align.runs.launch import guarded
-from data_formats.errors import MissingFileError
+from data_formats.errors import DataError, MissingFileError
 
 Row = tuple[str, Callable[[dict[str, Any]], str]]
 
@@ -133,19 +133,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def show(folders: Sequence[Path]) -> None:
     """Print the chain's tables, and the controls' where every run has them."""
-    runs = [_read(folder / "summary.json") for folder in folders]
-    missing = [folder for folder, run in zip(folders, runs, strict=True) if run is None]
+    files = [folder / "summary.json" for folder in folders]
+    missing = [file for file in files if not file.is_file()]
     if missing:
-        raise MissingFileError(f"{missing[0]}/summary.json does not exist: run the quickstart to its end first")
+        raise MissingFileError(f"{missing[0]} does not exist: run the quickstart to its end first")
+    runs: list[dict[str, Any]] = []
+    for file in files:
+        runs.append(_read(file, lambda run: (*CHAIN, *by_category([*runs, run]))))
     print(table(CHAIN, runs) + "\n")
     print(table(by_category(runs), runs) + "\n")
-    controls = [_read(folder / "controls" / "summary.json") for folder in folders]
-    if all(controls):
-        print(table(CONTROLS, controls) + "\n")
+    beside = [folder / "controls" / "summary.json" for folder in folders]
+    if all(file.is_file() for file in beside):
+        print(table(CONTROLS, [_read(file, lambda _: CONTROLS) for file in beside]) + "\n")
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+def _read(file: Path, rows: Callable[[dict[str, Any]], Sequence[Row]]) -> dict[str, Any]:
+    """The summary in `file`, once it is seen to have the figures of all its `rows`.
+
+    Raises:
+        DataError: it is another recipe's, or damaged.
+    """
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        table(rows(summary), [summary])
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else "cannot be read as one"
+        problem = f"is not the summary of a finished quickstart (it {what}), whose figures these tables show"
+        raise DataError(problem, path=str(file)) from error
+    return summary
 
 
 if __name__ == "__main__":
