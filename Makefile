@@ -15,13 +15,14 @@ TEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} OMP_WAIT_POLICY=$${OMP_WA
 PIP_ADD = $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm install-full quickstart controls test test-slow lint clean
+.PHONY: help install install-vllm install-full quickstart controls test test-extras test-slow lint clean
 
 help:
 	@echo "make quickstart [SEED=n]   install, then the whole chain on the embedded default (runs/quickstart)"
 	@echo "make controls [SEED=n]     the other arms and controls beside the quickstart"
 	@echo "make test [WORKERS=n]      the tests, in two processes"
 	@echo "make test-slow             the long ones"
+	@echo "make test-extras           those of make test that want install-full"
 	@echo "make install | install-vllm | install-full | lint | clean"
 
 install: $(STAMP)
@@ -56,9 +57,13 @@ controls: quickstart
 	@$(TRAIN) $(BIN)/python -m align.stages.controls quickstart seed=$(SEED)
 
 # Most of these are Python on one core: a worker for each, and a file's tests together.
-test: THREADS := 1
+test test-extras: THREADS := 1
 test: $(STAMP)
 	@$(TEST) -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
+
+# What `make test` skips where the packages of extras are missing.
+test-extras: $(STAMP)
+	@$(TEST) -m "needs and not slow and not gpu" -n $(WORKERS) --dist loadfile
 
 test-slow: $(STAMP)
 	@$(TEST) -m "slow and not gpu"

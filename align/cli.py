@@ -25,7 +25,7 @@ from pathlib import Path
 
 from align import __version__
 from align.commands import data, doctor, evaluate_reward, export_reward, merge, plan
-from align.runs.arguments import add_redoing, parse_with_overrides, without_redoing
+from align.runs.arguments import add_overrides, add_redoing, parse_with_overrides, without_redoing
 from align.runs.files import storage_errors
 from align.runs.launch import guarded, prepare, started_as
 from align.runtime.terminal import Parser, say
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, check):
         command.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a shipped recipe")
     for command in (run, check, quickstart):
-        command.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, for example ppo.kl_coef=0.1")
+        add_overrides(command)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for command in (run, quickstart):
         add_redoing(command, chain=True)
@@ -172,7 +172,7 @@ def run_entry(stages: Sequence[str], argv: Sequence[str], program: str) -> int:
     """
     parser = Parser(prog=program, description=f"Run the {' or '.join(stages)} stage of a recipe.")
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a shipped recipe")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, for example ppo.kl_coef=0.1")
+    add_overrides(parser)
     if len(stages) > 1:
         parser.add_argument("--stage", choices=stages, default=stages[-1], help=f"which stage (default {stages[-1]})")
     add_redoing(parser, chain=False)

@@ -19,6 +19,7 @@ from torch import distributed
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.align.trainers.ppo_case"])  # with it torch, transformers and peft
 PLAIN = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+PLAIN |= {"TOKENIZERS_PARALLELISM": "false"}
 
 
 def on_ranks(
@@ -29,6 +30,15 @@ def on_ranks(
     Raises:
         AssertionError: a rank failed or waited too long; with what all ranks printed.
     """
+    codes, printed = exit_codes(ranks, function, *args, environment=environment)
+    assert not any(codes), printed
+
+
+def exit_codes(
+    ranks: int, function: Callable[..., None], *args: Any, environment: Mapping[str, str] | None = None
+) -> tuple[list[int], str]:
+    """As `on_ranks`, but gives each rank's exit code (-9 of a killed one, and of those that waited for it) and what all
+    printed."""
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder, str(rank)) for rank in range(ranks)]
         common = dict(os.environ) | PLAIN | dict(environment or {})
@@ -43,11 +53,12 @@ def on_ranks(
         while running and not any(process.exitcode for process in started):
             wait([process.sentinel for process in running])
             running = [process for process in running if process.exitcode is None]
-        for process in running:  # the others would wait for the one that failed
+        for process in running:
             process.kill()
         for process in started:
             process.join()
-        assert not any(process.exitcode for process in started), "\n".join(log.read_text() for log in logs)
+        printed = "\n".join(log.read_text(errors="replace") for log in logs if log.exists())
+        return [process.exitcode for process in started], printed
 
 
 def _places(ranks: int) -> list[dict[str, str]]:

@@ -36,6 +36,14 @@ def test_every_make_target_exists():
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True, timeout=60)
 
 
+def test_the_ci_begins_with_the_first_commands_of_the_readme():
+    """In the environment that they make themselves: what needs more is installed later."""
+    ran = re.findall(r"^run (.*)$", (ROOT / ".ci/run").read_text(), re.M)
+    first = [line.partition("#")[0].strip() for line in BLOCKS[0][1].splitlines()]
+    assert ran[: len(first)] == first == ["make quickstart", "make test"]
+    assert {"make install-full", "make test-extras", "make test-slow"} <= set(ran[len(first) :])
+
+
 def test_every_file_and_folder_that_is_named_exists():
     named = set(re.findall(r"`((?:align|recipes|tests|examples|reward|rollouts|data_formats)/[\w./]*)`", README))
     assert len(named) > 5

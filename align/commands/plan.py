@@ -15,6 +15,7 @@ import json
 from typing import Any
 
 from align.commands.options import positive
+from align.runs.arguments import add_overrides
 from align.runtime.terminal import say
 
 TOO_SMALL = 3
@@ -26,7 +27,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("plan", help=words, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a shipped recipe")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, such as sft.micro_batch_size=1")
+    add_overrides(parser, example="sft.micro_batch_size=1")
     parser.add_argument("--gpu", metavar="SIZE", help="memory of the card, for example 24GB")
     parser.add_argument("--num-processes", type=positive, default=1, metavar="N", help="ranks under DDP (default 1)")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object, in bytes")

@@ -15,21 +15,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from align.recipe.section import Count, LocalPath, Positive, Section, Url
+from align.recipe.section import Count, Listed, LocalPath, Positive, Section, Url, as_tuple
 from align.runtime.errors import PathError
 from align.runtime.paths import typed_path
 from data_formats.secrets import hidden_problem
 from reward.address import url_problem
 
-
-def as_tuple(value: Any) -> Any:
-    """A list as the tuple that a strict section wants (pydantic itself takes lists only straight from JSON)."""
-    return tuple(value) if isinstance(value, list) else value
-
-
 Column = Annotated[str, Field(min_length=1)]
 Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-Listed = BeforeValidator(as_tuple)
 OnRewardError = Literal["stop", "retry", "mask"]  # of `reward.failures`
 
 

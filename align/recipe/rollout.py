@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator
 
-from align.recipe.section import Count, Positive, Rate, Section, Url
+from align.recipe.section import Count, Listed, Positive, Rate, Section, Url
 from data_formats.secrets import shown_url
 from reward.address import url_problem
 
@@ -41,7 +41,7 @@ class VLLMSection(Section):
     sleep: bool = True
     adapters: Literal["auto", "merge", "adapter"] = "auto"
     probe_tolerance: Rate | None = None
-    urls: tuple[Url, ...] = Field((), repr=False)
+    urls: Annotated[tuple[Url, ...], Listed] = Field((), repr=False)
     api_key_env: VariableName = "ALIGN_VLLM_API_KEY"
     start_timeout: Rate = 600.0
     request_timeout: Rate = 1800.0

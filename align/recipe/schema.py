@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from align.recipe.fields import ModelSection, TinyWorldSection
 from align.recipe.ppo import PPOSection
 from align.recipe.rejection import RejectionSection
-from align.recipe.section import Count, LocalPath, Section
+from align.recipe.section import Count, Listed, LocalPath, Section
 from align.recipe.stages import BaseSection, RewardSection, SFTSection
 
 STAGES = ("base", "sft", "pmp", "rm", "rejection", "ppo")
@@ -37,7 +37,7 @@ class Recipe(Section):
     output_dir: Annotated[LocalPath, AfterValidator(_at_home)]
     seed: Count = 0
     data_root: LocalPath | None = None
-    report_to: tuple[str, ...] = ()
+    report_to: Annotated[tuple[str, ...], Listed] = ()
     model: ModelSection
     tinyworld: TinyWorldSection | None = None
     base: BaseSection | None = None

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    model_validator,
+)
 
 from align.runtime.paths import typed_path
 from data_formats.secrets import shown_url
@@ -22,6 +31,17 @@ def _usable(path: str) -> str:
 
 
 LocalPath = Annotated[str, AfterValidator(_usable)]  # one that can be looked up here, or a hub id
+
+
+def as_tuple(value: Any) -> Any:
+    """A list as the tuple that a strict section wants (pydantic itself takes lists only straight from JSON); a text
+    alone as a list of one."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+Listed = BeforeValidator(as_tuple)
 
 
 class Section(BaseModel):

@@ -31,6 +31,12 @@ def _stages(text: str) -> bool | tuple[str, ...]:
     return tuple(name for name in text.split(",") if name) or True
 
 
+def add_overrides(parser: argparse.ArgumentParser, example: str = "ppo.kl_coef=0.1") -> None:
+    """The words `key=value`, of which there may be none: argparse says so only where there is a default."""
+    help = f"overrides, for example {example}"
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=help)
+
+
 def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """Parse `argv` where `key=value` words may come before, between and after options.
 

@@ -24,6 +24,7 @@ from align.evaluation.compare import paired_difference
 from align.recipe import Recipe, RecipeError, load_recipe
 from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.runs import files
+from align.runs.arguments import add_overrides
 from align.runs.launch import guarded, prepare
 from align.runs.lock import locked
 from align.runs.seeding import derive
@@ -39,9 +40,10 @@ RATES = (0.3, 1.0, 3.0)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run every control of the recipe named on the command line and print the table; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = Parser(prog="python -m align.stages.controls", description="The controls beside a chain.")
+    description = "The controls beside a chain, of the same overrides."
+    parser = Parser(prog="python -m align.stages.controls", description=description)
     parser.add_argument("recipe", metavar="RECIPE", help="the recipe of a finished chain of the embedded world")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="the same overrides as the chain had")
+    add_overrides(parser)
     args = parser.parse_args(argv)
     prepare()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from align.stages.common import Summary, read_summary, write_summary
 
 Line = tuple[str, str, str]
 BASELINES = {"length_baseline": "by length alone", "majority_baseline": "by the side that won more often"}
-WIDTH = 110  # of the table where there is no terminal to ask
+WIDTH = 80
 
 
 def stage_summary(recipe: Recipe, stage: str) -> Summary | None:
@@ -87,31 +86,35 @@ def _took(seconds: float | None, resumed_from: int | None) -> str:
     return f"{seconds:.0f}, from step {resumed_from}" if resumed_from else f"{seconds:.0f}"
 
 
+def _rows(recipe: Recipe, summary: Summary) -> Iterator[tuple[tuple[str, ...], bool]]:
+    """The cells of every row, and whether it is its stage's last one."""
+    for stage in recipe.stages:
+        if stage not in summary:
+            continue
+        took = _took(summary["seconds"].get(stage), summary[stage].get("resumed_from"))
+        lines = list(headline(stage, summary[stage])) or [("finished", "", "")]
+        for index, line in enumerate(lines):
+            yield (stage, *line, took) if index == 0 else ("", *line, ""), index == len(lines) - 1
+
+
 def print_table(recipe: Recipe, summary: Summary) -> None:
     """One table (stage, what it measured, before -> after, seconds), and where everything lies."""
+    from rich.box import HORIZONTALS
     from rich.table import Table
 
     from align.runtime.console import Console
 
-    table = Table(title=f"{recipe.name}, seed {recipe.seed}")
-    for name, side in (
-        ("stage", "left"),
-        ("measured", "left"),
-        ("before", "right"),
-        ("after", "right"),
-        ("seconds", "right"),
-    ):
-        table.add_column(name, justify=side)
-    for stage in recipe.stages:
-        if stage not in summary:
-            continue
-        seconds = summary["seconds"].get(stage)
-        lines = list(headline(stage, summary[stage])) or [("finished", "", "")]
-        for index, line in enumerate(lines):
-            first = index == 0
-            took = _took(seconds, summary[stage].get("resumed_from")) if first else ""
-            table.add_row(stage if first else "", *line, took, end_section=index == len(lines) - 1)
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    rows = list(_rows(recipe, summary))
+    title = f"{recipe.name}, seed {recipe.seed}"
+    table = Table(title=title, box=HORIZONTALS, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("stage")
+    table.add_column("measured")
+    for at, name, width in ((2, "before", 9), (3, "after", 16), (4, "seconds", 9)):
+        words = (len(word) for row, _ in rows for word in row[at].split())
+        table.add_column(name, justify="right", width=max(width, *words, 0))
+    for row, last in rows:
+        table.add_row(*(cell.replace(" [", "\n[") for cell in row), end_section=last)  # an interval below its figure
+    console = Console(width=WIDTH)
     console.print(table)
     if summary.get("peak_memory_gib"):
         console.print(f"{sum(summary['seconds'].values()):.0f} s in all, {summary['peak_memory_gib']} GiB at most.")

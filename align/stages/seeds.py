@@ -133,27 +133,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def show(folders: Sequence[Path]) -> None:
     """Print the chain's tables, and the controls' where every run has them."""
-    runs = [_read(folder / "summary.json") for folder in folders]
-    missing = [folder for folder, run in zip(folders, runs, strict=True) if run is None]
+    files = [folder / "summary.json" for folder in folders]
+    missing = [file for file in files if not file.is_file()]
     if missing:
-        raise MissingFileError(f"{missing[0]}/summary.json does not exist: run the quickstart to its end first")
-    for folder, run in zip(folders, runs, strict=True):
-        try:
-            _ = table(CHAIN, [run]), table(by_category([run]), [run])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"{folder}/summary.json is not of a finished quickstart (looking for {error}): "
-                "name the folder of an `align quickstart`"
-            ) from error
+        raise MissingFileError(f"{missing[0]} does not exist: run the quickstart to its end first")
+    runs: list[dict[str, Any]] = []
+    for file in files:
+        runs.append(_read(file, lambda run: (*CHAIN, *by_category([*runs, run]))))
     say(table(CHAIN, runs) + "\n")
     say(table(by_category(runs), runs) + "\n")
-    controls = [_read(folder / "controls" / "summary.json") for folder in folders]
-    if all(controls):
-        say(table(CONTROLS, controls) + "\n")
+    beside = [folder / "controls" / "summary.json" for folder in folders]
+    if all(file.is_file() for file in beside):
+        say(table(CONTROLS, [_read(file, lambda _: CONTROLS) for file in beside]) + "\n")
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    return read_object(file, "run the quickstart again to have it written")
+def _read(file: Path, rows: Callable[[dict[str, Any]], Sequence[Row]]) -> dict[str, Any]:
+    """The summary in `file`, once it is seen to have the figures of all its `rows`.
+
+    Raises:
+        RunFileError: it is damaged.
+        DataError: it is another recipe's.
+    """
+    summary = read_object(file, "run the quickstart again to have it written")
+    try:
+        table(rows(summary), [summary])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else "cannot be read as one"
+        problem = f"is not the summary of a finished quickstart (it {what}), whose figures these tables show"
+        raise DataError(problem, path=str(file)) from error
+    return summary
 
 
 if __name__ == "__main__":

@@ -105,7 +105,8 @@ def test_recipes(tmp_path, capsys):
     [
         ([], "COMMAND"),
         (["train"], "invalid choice"),
-        (["run"], "RECIPE"),
+        (["run"], "the following arguments are required: RECIPE\n"),
+        (["check"], "the following arguments are required: RECIPE\n"),
         (["check", "quickstart", "--frsh"], "--frsh"),
     ],
 )

@@ -77,29 +77,16 @@ MADE = {
         "num_iterations": 15,
         "critic_warmup_steps": 2,
     },
-    "violent": lambda: SHORT | {"policy": {"learning_rate": 1.0}},
     "constant": lambda: SHORT | {"reward": constant, "num_iterations": 6},
     "dead": lambda: SHORT | {"critic": {"learning_rate": 1e-12}},
-    "value clip": lambda: SHORT | {"cliprange_value": 1e-6, "num_ppo_epochs": 2, "num_iterations": 6},
     "still": lambda: SHORT | {"policy": {"learning_rate": 1e-9}, "rollout": {"max_completion_length": 2}},
     "large": lambda: SHORT | {"reward": large, "normalize_reward": "none", "num_iterations": 6},
     "large, no samples": lambda: MADE["large"]() | {"log_samples": 0},
-    "punished": lambda: {
-        "reward": doctor_case.length,
-        "missing_eos_penalty": 50.0,
-        "reward_clip_range": None,
-        "kl_coef": 0.0,
-        "policy": {"learning_rate": 5e-3},
-        "rollout": {"max_completion_length": 4},
-        "num_iterations": 14,
-        "critic_warmup_steps": 2,
-    },
     "narrow": lambda: SHORT | {"reference": sharper(), "rollout": {"top_p": 0.5}, "kl_coef": 0.0},
     "narrower": lambda: SHORT | {"rollout": {"top_p": 0.1}, "num_iterations": 5},
     "ptx low": lambda: SHORT | PTX | {"ptx_coef": 1e-4, "num_iterations": 6},
     "ptx high": lambda: SHORT | PTX | {"ptx_coef": 1e3, "num_iterations": 6},
     "target": lambda: SHORT | {"kl_target": 0.02},
-    "noisy": lambda: SHORT | {"entropy_coef": 3.0, "policy": {"learning_rate": 3e-2}},
     "held": lambda: SHORT | {"target_kl": 1e-7, "num_mini_batches": 4, "num_iterations": 5},
     "skipping": lambda: SHORT | {"kind": Broken, "guards": {"non_finite": "skip"}, "num_iterations": 5},
     "engine": lambda: SHORT | {"engine": stale_engine(), "num_iterations": 5},
@@ -117,22 +104,13 @@ MADE = {
 
 SEEN = [
     ("lengthy", "length-hacking", r"length/mean [\d.]+ -> 1[\d.]+, .*correlate with (0\.9\d|1\.00) among the sample"),
-    ("violent", "kl-runaway", r"kl/reply is \d\d\.\d nats over steps 7 to 8, \d\.\d a token, and (rises|falls)"),
-    ("lengthy", "replies-cut", r"end_rate is 0\.\d+ on average over steps 11 to 15, (0\.9|1).* in the first third"),
-    ("violent", "updates-too-large", r"the largest policy/approx_kl is [\d.]+"),
-    ("violent", "entropy-collapse", r"2\.1 -> \S+e-\d+ nats a token \(steps 1 to 2, then steps 7 to 8\)"),
-    ("violent", "duplicate-replies", r"distinct .* -> 0\.0\d+ "),
     ("constant", "equal-rewards", r"0 in 6 of 6 iterations \(steps 1 to 6\), score/mean 1"),
     ("dead", "critic-dead", r"explained_variance is -0\.\d+ \(median over steps 5 to 8\), value/grad_norm 0\.\d"),
-    ("value clip", "value-clip-saturated", r"over steps 1 to 6; returns/std is 0\.\d+, cliprange_value 1e-06"),
     ("still", "policy-still", r"e-1\d nats over steps 6 to 8, .*the learning rate is 1e-09"),
     ("still", "replies-cut", r"end_rate is 0\.\d+ on average over steps 6 to 8$"),
     ("large", "reward-clipped", r"100% of 96 sample replies have a reward of ±10"),
     ("large, no samples", "reward-clipped", r"reward/mean is 10, reward/std 0 over steps 4 to 6; the clip is ±10"),
-    ("punished", "score-falls", r"score/mean 0\.\d+ -> 0 \(first and last third of steps 2 to 14\)"),
-    ("punished", "replies-shrink", r"length/mean [\d.]+ -> 1 tokens"),
     ("narrow", "kept-mass-low", r"truncation kept \d+% on average over steps \d to 8"),
-    ("narrow", "negative-kl", r"kl/token is -0\.\d+ nats on average over steps 5 to 8"),
     ("narrower", "kept-mass-low", r"truncation kept [12]\d% on average over steps 4 to 5"),
     ("ptx low", "ptx-drowned", r"its norm is 0\.00\d+ of PPO's"),
     ("ptx high", "ptx-drowning", r"its norm is [\de+.]+ times PPO's"),
@@ -141,7 +119,6 @@ SEEN = [
         "kl-off-target",
         r"kl/reply is 0\.\d+ over steps 6 to 8, kl_target 0\.02, kl_coef 0\.04\d* at the end",
     ),
-    ("noisy", "entropy-explosion", r"2\.1 -> \d\.\d+ nats a token \(steps 1 to 2, then steps 7 to 8\)"),
     ("held", "steps-left-out", r"^2.6 of 4 steps an iteration are left out over steps 1 to 5, target_kl 1e-07$"),
     ("skipping", "steps-not-finite", r"^2 steps in 2 iterations, steps 3 to 4$"),
     ("engine", "engine-apart", r"the log-probabilities differ by 0\.\d+ nats a token over steps 4 to 5"),
@@ -166,6 +143,7 @@ def made(tmp_path_factory):
 def copy(made, tmp_path):
     """The sound run's metrics.jsonl as lines, and a function that reads them once they were changed."""
     lines = (made("sound") / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "recipe.yaml").write_text((made("sound") / "recipe.yaml").read_text())
 
     def ask(changed):
         (tmp_path / "metrics.jsonl").write_text("\n".join(changed) + "\n")
@@ -180,6 +158,111 @@ def test_a_rule_sees_what_the_run_was_made_to_show(made, name, rule, words):
     assert re.search(words, found.get(rule, "")), found
 
 
+def late(before, after):
+    """One figure up to step 10 and another from there on."""
+    return lambda step: before if step <= 10 else after
+
+
+# What a run does that goes wrong is not the same on every machine, so these figures are written into the lines of a
+# sound one of 20 iterations, of which the first 4 train the critic alone.
+WRITTEN = [
+    (
+        "updates-too-large",
+        {"policy/clipped": 0.1, "policy/approx_kl": 0.3, "policy/ratio_max": 4.0},
+        "in 16 of 16 iterations over 0.3 clipped or 0.1 nats (medians: policy/clipped 0.1, policy/approx_kl 0.3; "
+        "largest ratio 4); the largest policy/approx_kl is 0.3",
+    ),
+    (
+        "updates-too-large",
+        {"policy/clipped": 0.1, "policy/approx_kl": lambda step: 1.5 if step == 12 else 0.01, "policy/ratio_max": 9.0},
+        "in 1 of 16 iterations over 0.3 clipped or 0.1 nats (medians: policy/clipped 0.1, policy/approx_kl 0.01; "
+        "largest ratio 9); the largest policy/approx_kl is 1.5",
+    ),
+    (
+        "first-step-large",
+        {"policy/approx_kl": lambda step: 0.05 if step == 5 else 0.004},
+        "policy/approx_kl is 0.05 at step 5, later 0.004 (median)",
+    ),
+    (
+        "kl-runaway",
+        {"kl/token": 2.0, "kl/reply": lambda step: 4.0 * step},
+        "kl/reply is 74 nats over steps 17 to 20, 2 a token, and rises",
+    ),
+    (
+        "kl-runaway",
+        {"kl/token": 2.0, "kl/reply": lambda step: 20.0 * (21 - step)},
+        "kl/reply is 50 nats over steps 17 to 20, 2 a token, and falls",
+    ),
+    ("negative-kl", {"kl/token": -0.2, "kl/k3_token": 0.1}, "kl/token is -0.2 nats on average over steps 13 to 20"),
+    ("entropy-collapse", {"entropy": late(2.0, 0.1)}, "2 -> 0.1 nats a token (steps 1 to 4, then steps 17 to 20)"),
+    ("entropy-explosion", {"entropy": late(1.0, 3.0)}, "1 -> 3 nats a token (steps 1 to 4, then steps 17 to 20)"),
+    ("duplicate-replies", {"distinct": late(1.0, 0.25)}, "distinct 1 -> 0.25 (steps 1 to 4, then steps 17 to 20)"),
+    (
+        "duplicate-replies",
+        {"distinct": 1.0, "distinct_2": late(0.8, 0.1), "length/mean": 4.0},
+        "distinct_2 0.8 -> 0.1 (steps 1 to 4, then steps 17 to 20)",
+    ),
+    (
+        "replies-cut",
+        {"end_rate": late(0.95, 0.3)},
+        "end_rate is 0.3 on average over steps 14 to 20, 0.95 in the first third",
+    ),
+    (
+        "replies-shrink",
+        {"length/mean": lambda step: 21.0 - step},
+        "length/mean 13.5 -> 3.5 tokens (first and last third of steps 5 to 20)",
+    ),
+    (
+        "score-falls",
+        {"score/mean": lambda step: 2 - 0.1 * step, "score/std": 0.3},
+        "score/mean 1.25 -> 0.25 (first and last third of steps 5 to 20)",
+    ),
+    (
+        "value-clip-saturated",
+        {"value/clipped": 0.5, "returns/std": 0.4},
+        "value/clipped is 50% of the tokens on average over steps 1 to 20; returns/std is 0.4, cliprange_value 0.5",
+    ),
+    (
+        "critic-dead",
+        {"value/explained_variance": -0.2, "value/grad_norm": 0.3},
+        "value/explained_variance is -0.2 (median over steps 13 to 20), value/grad_norm 0.3",
+    ),
+]
+UNSEEN = [  # almost the same
+    {"policy/approx_kl": lambda step: 0.05 if step == 5 else 0.012},
+    {"policy/approx_kl": lambda step: 0.015 if step == 5 else 0.001},
+    {"distinct": 1.0, "distinct_2": late(0.8, 0.3), "length/mean": late(4.0, 16.0), "score/mean": 0.5},  # longer ones
+]
+
+
+@pytest.fixture
+def written(copy):
+    """What is said of 20 iterations of the sound run in which some figures are others: numbers, or functions of the
+    step."""
+    lines, ask = copy
+    rows = [json.loads(line) for line in lines]
+    rows += [row | {"step": row["step"] + 8} for row in rows[4:]]
+
+    def value(figure, step):
+        return figure(step) if callable(figure) else figure
+
+    def see(figures):
+        changed = ({key: value(figures[key], row["step"]) for key in figures.keys() & row.keys()} for row in rows)
+        return ask([json.dumps(row | new) for row, new in zip(rows, changed, strict=True)])
+
+    return see
+
+
+@pytest.mark.parametrize(("rule", "figures", "words"), WRITTEN)
+def test_a_rule_sees_the_figures_of_its_symptom_and_no_other_rule_does(written, rule, figures, words):
+    assert written(figures) == {rule: words}
+
+
+@pytest.mark.parametrize("figures", UNSEEN)
+def test_figures_that_are_almost_those_of_a_symptom_are_none(written, figures):
+    assert written(figures) == {}
+
+
 def test_a_sound_run_shows_nothing(made):
     history, found = doctor_case.diagnosis(made("sound"))
     assert doctor_case.words(found) == {}
@@ -190,13 +273,9 @@ def test_a_sound_run_shows_nothing(made):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("narrow", {"negative-kl", "kept-mass-low"}),
         ("dead", {"critic-dead"}),
-        ("held", {"steps-left-out"}),
         ("engine", {"engine-apart"}),
-        ("value clip", {"value-clip-saturated"}),
         ("still", {"policy-still", "replies-cut"}),
-        ("constant", {"equal-rewards", "policy-still"}),
         ("ptx low", {"ptx-drowned"}),
     ],
 )
@@ -244,19 +323,6 @@ def test_a_run_within_the_critics_warm_up(tmp_path):
         "(critic_warmup_steps is 40)"
     )
     assert found.blind["policy-still"] == "no iteration that trained the policy"
-
-
-def test_pairs_of_tokens_that_repeat(made, tmp_path):
-    """Where replies still differ from each other; longer ones share more pairs without saying the same."""
-    rows = [json.loads(line) for line in (made("violent") / "metrics.jsonl").read_text().splitlines()]
-    text = "".join(json.dumps(row | {"distinct": 1.0}) + "\n" for row in rows)
-    (tmp_path / "metrics.jsonl").write_text(text)
-    found = doctor_case.words(examine(read_history(tmp_path)))
-    assert re.fullmatch(r"distinct_2 0\.\d+ -> 0\.0\d+ \(steps 1 to 2, then steps 7 to 8\)", found["duplicate-replies"])
-    history, found = doctor_case.diagnosis(made("lengthy"))
-    repeated = history.series("distinct_2")
-    assert repeated.last(1 / 5).mean < 0.5 * repeated.first(1 / 5).mean
-    assert "duplicate-replies" in found.clear
 
 
 def test_figures_that_rules_need_are_logged(made):
@@ -315,19 +381,6 @@ def test_lines_of_any_shape_never_make_a_rule_fail(made, tmp_path):
         found = examine(read_history(tmp_path))
         assert {finding.rule.name for finding in found.findings} | set(found.clear) | set(found.blind) == set(RULES)
         json.dumps(found.as_json(), allow_nan=False)
-
-
-@pytest.mark.parametrize(("first", "later", "seen"), [(0.05, 0.004, True), (0.05, 0.012, False), (0.015, 0.001, False)])
-def test_a_first_update_that_is_much_larger_than_the_others(copy, first, later, seen):
-    """By figures that were written, since what a first step does is not the same on every machine. The policy is
-    trained from step 5 on."""
-    lines, ask = copy
-    rows = [json.loads(line) for line in lines]
-    for row in rows[4:]:
-        row["policy/approx_kl"] = first if row["step"] == 5 else later
-    found = ask([json.dumps(row) for row in rows])
-    words = f"policy/approx_kl is {first} at step 5, later {later} (median)"
-    assert found == ({"first-step-large": words} if seen else {})
 
 
 def test_a_run_that_becomes_slower(made, tmp_path):

@@ -162,7 +162,7 @@ def test_rejection_samples_with_nothing_beside_it(tmp_path):
             "; a vLLM server samples, the next batch while this one is trained on",
         ),
         (SERVER | {"vllm": {"urls": ["https://a", "https://b"]}}, {}, "; 2 named vLLM servers sample"),
-        (SERVER | {"vllm": {"urls": ["https://a"]}}, {}, "; 1 named vLLM server samples"),
+        (SERVER | {"vllm": {"urls": "https://a"}}, {}, "; 1 named vLLM server samples"),
     ],
 )
 def test_the_plan_names_the_engine(tmp_path, rollout, changes, words):

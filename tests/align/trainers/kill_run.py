@@ -1,10 +1,8 @@
-"""A PPO run that ends itself with SIGKILL at a named place; started by test_ppo_kills.py.
+"""A PPO run that ends itself with SIGKILL at a named place; test_ppo_kills.py calls `run` in a process of its own.
 
-`python kill_run.py FOLDER [PLACE:COUNT[@RANK]] [--lora|--roles] [--overlap]` trains in FOLDER as the ppo stage does,
-from the newest checkpoint there on, and dies the COUNT-th time it comes through PLACE (counted since this process
-started). Before it dies it appends a line to `FOLDER/kills.jsonl` that says where it stood. `python kill_run.py
---serve` imports once and then forks a run for each line of arguments (a JSON list) on standard input; it answers with
-the exit status, -9 for a kill. No tensor is computed before the fork, so no thread of torch's exists then.
+It trains in a folder as the ppo stage does, from the newest checkpoint there on, and dies by the order
+PLACE:COUNT[@RANK] the COUNT-th time it comes through PLACE. Before it dies it appends a line to `FOLDER/kills.jsonl`
+that says where it stood.
 """
 
 from __future__ import annotations
@@ -14,27 +12,20 @@ import json
 import os
 import random
 import signal
-import sys
 import threading
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy
 import torch
 
-ROOT = Path(__file__).parents[3]
-if __name__ == "__main__":
-    sys.path[0] = str(ROOT)
-
-from align.runs import checkpoint, metrics  # noqa: E402
-from align.runs.seeding import seed_everything  # noqa: E402
-from align.stages import ppo  # noqa: E402
-from align.trainers.ppo import PPOTrainer  # noqa: E402
-from rollouts.hf import HFEngine  # noqa: E402
-from tests.align.trainers import ppo_case  # noqa: E402
-from tests.ranks import leave  # noqa: E402
+from align.runs import checkpoint, metrics
+from align.runs.seeding import seed_everything
+from align.stages import ppo
+from align.trainers.ppo import PPOTrainer
+from rollouts.hf import HFEngine
+from tests.align.trainers import ppo_case
 
 ITERATIONS = 10
 WARM_UP = 6  # optimizer steps: all four of the first iteration and half of the second
@@ -229,8 +220,7 @@ def make(folder: Path, flags: tuple[str, ...]) -> Mortal:
     )
 
 
-def run(folder: str, order: str = "", *flags: str) -> None:
-    path = Path(folder)
+def run(path: Path, order: str = "", *flags: str) -> None:
     path.mkdir(parents=True, exist_ok=True)
     trainer = make(path, flags)
     trainer.kill = Kill(path, order, trainer.rank)
@@ -245,33 +235,3 @@ def run(folder: str, order: str = "", *flags: str) -> None:
     trainer.save_model(path / "model")
     trainer.save_critic(path / "critic")
     trainer.save_ema(path / "ema")
-
-
-def fork(words: list[str]) -> int:
-    """Exit status of a run in a child process."""
-    child = os.fork()
-    if not child:
-        os.dup2(2, 1)
-        _child(words)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def _child(words: list[str]) -> NoReturn:
-    status = 1
-    try:
-        run(*words)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] == ["--serve"]:
-        for line in sys.stdin:
-            print(fork(json.loads(line)), flush=True)
-    else:
-        run(*sys.argv[1:])
-        leave()

@@ -9,8 +9,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,11 +16,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from align.runs import checkpoint
+from tests.align.trainers import kill_run
 from tests.align.trainers.kill_run import ITERATIONS
+from tests.ranks import exit_codes, on_ranks
 
-SCRIPT = Path(__file__).with_name("kill_run.py")
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-ENVIRONMENT |= {"TOKENIZERS_PARALLELISM": "false"}
 TIMES = re.compile(rb'"(?:time|seconds/[^"]*|tokens_per_second[^"]*|memory/[^"]*)": [^,}]+(?:, )?')
 
 # Place and how often an iteration comes through it; a kill may fall into the first or into the second iteration.
@@ -30,41 +27,24 @@ SAVING = {"in_line": 9, "before_saving": 1, "in_state_file": 1, "before_rename":
 OTHERS = {"collection": 21, "between_optimizers": 4, "between_groups": 4, "ptx": 12}
 
 
-class Runs:
-    """Starts runs; each is a process of its own, forked from one that has imported everything."""
+def run(folder: Path, order: str = "", *flags: str) -> int:
+    """Exit status of the run in `folder`, started or continued in a process of its own."""
+    (code,), _ = exit_codes(1, kill_run.run, folder, order, *flags)
+    return code
 
-    def __init__(self) -> None:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen([sys.executable, str(SCRIPT), "--serve"], env=ENVIRONMENT, **pipes)
 
-    def __call__(self, folder: Path, order: str = "", *flags: str) -> int:
-        self.process.stdin.write(json.dumps([str(folder), order, *flags]) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-    def killed(self, folder: Path, place: str, count: int, *flags: str) -> None:
-        """Start or continue the run in `folder` and see it die in its place."""
-        before = len(lines(folder / "kills.jsonl"))
-        assert self(folder, f"{place}:{count}", *flags) == -9, (place, count)
-        kills = lines(folder / "kills.jsonl")
-        assert len(kills) == before + 1 and kills[-1]["place"] == place
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        assert self.process.wait(timeout=30) == 0
+def killed_at(folder: Path, place: str, count: int, *flags: str) -> None:
+    """Start or continue the run in `folder` and see it die in its place."""
+    before = len(lines(folder / "kills.jsonl"))
+    assert run(folder, f"{place}:{count}", *flags) == -9, (place, count)
+    kills = lines(folder / "kills.jsonl")
+    assert len(kills) == before + 1 and kills[-1]["place"] == place
 
 
 @pytest.fixture(scope="module")
-def runs():
-    started = Runs()
-    yield started
-    started.close()
-
-
-@pytest.fixture(scope="module")
-def whole(runs, tmp_path_factory):
+def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    assert runs(folder) == 0
+    assert run(folder) == 0
     return folder
 
 
@@ -139,10 +119,10 @@ def orders(seed: int) -> list[tuple[str, int]]:
     return [("warm_up", rng.randint(1, 8)), ("warm_up", rng.randint(1, 12)), *later]
 
 
-def test_two_kills_leave_no_trace(tmp_path, runs, whole):
-    runs.killed(tmp_path, "ptx", 16)
-    runs.killed(tmp_path, "before_rename", 2)
-    assert runs(tmp_path) == 0
+def test_two_kills_leave_no_trace(tmp_path, whole):
+    killed_at(tmp_path, "ptx", 16)
+    killed_at(tmp_path, "before_rename", 2)
+    assert run(tmp_path) == 0
     assert lines(tmp_path / "starts.jsonl") == [None, 2, 3]
     assert_same_run(tmp_path, whole)
     with pytest.raises(AssertionError):  # the comparison tells two neighbouring steps apart
@@ -150,10 +130,10 @@ def test_two_kills_leave_no_trace(tmp_path, runs, whole):
 
 
 @pytest.mark.slow
-def test_ten_kills_leave_no_trace(tmp_path, runs, whole):
+def test_ten_kills_leave_no_trace(tmp_path, whole):
     for place, count in orders(seed=0):
-        runs.killed(tmp_path, place, count)
-    assert runs(tmp_path) == 0
+        killed_at(tmp_path, place, count)
+    assert run(tmp_path) == 0
     kills = lines(tmp_path / "kills.jsonl")
     assert len(kills) == 10 and all(kill["optimizer_steps"] < 6 for kill in kills if kill["place"] == "warm_up")
     assert all(0 < kill["changed"] < kill["of"] for kill in kills if kill["place"] == "between_groups")
@@ -161,27 +141,27 @@ def test_ten_kills_leave_no_trace(tmp_path, runs, whole):
 
 
 @pytest.mark.slow
-def test_kills_at_every_point_of_saving_in_evaluation_and_after_the_last_step(tmp_path, runs, whole):
-    runs.killed(tmp_path, "after_model", 1)
+def test_kills_at_every_point_of_saving_in_evaluation_and_after_the_last_step(tmp_path, whole):
+    killed_at(tmp_path, "after_model", 1)
     assert lines(tmp_path / "kills.jsonl")[0]["name"] == "best"  # the look before training
     for place in SAVING:
-        runs.killed(tmp_path, place, SAVING[place])
-    runs.killed(tmp_path, "evaluation", 3)
-    runs.killed(tmp_path, "after_training", 1)
-    runs.killed(tmp_path, "after_model", 1)
-    assert runs(tmp_path) == 0
+        killed_at(tmp_path, place, SAVING[place])
+    killed_at(tmp_path, "evaluation", 3)
+    killed_at(tmp_path, "after_training", 1)
+    killed_at(tmp_path, "after_model", 1)
+    assert run(tmp_path) == 0
     assert_same_run(tmp_path, whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["--lora", "--roles"])
-def test_a_kill_in_the_middle_of_an_adapter_run(tmp_path, runs, kind):
-    assert runs(tmp_path / "whole", "", kind) == 0
+def test_a_kill_in_the_middle_of_an_adapter_run(tmp_path, kind):
+    assert run(tmp_path / "whole", "", kind) == 0
     storm = tmp_path / "storm"
     places = {"warm_up": 3, "collection": 30, "between_optimizers": 6, "ptx": 7, "in_state_file": 2}
     for place, count in places.items():
-        runs.killed(storm, place, count, kind)
-    assert runs(storm, "", kind) == 0
+        killed_at(storm, place, count, kind)
+    assert run(storm, "", kind) == 0
     assert_same_run(storm, tmp_path / "whole")
     assert (storm / "model/adapter_config.json").is_file()
     with pytest.raises((OSError, ValueError)):  # rather than a model with random weights
@@ -189,19 +169,19 @@ def test_a_kill_in_the_middle_of_an_adapter_run(tmp_path, runs, kind):
 
 
 @pytest.mark.slow
-def test_kills_while_the_next_batch_is_sampled(tmp_path, runs):
-    assert runs(tmp_path / "whole", "", "--overlap") == 0
+def test_kills_while_the_next_batch_is_sampled(tmp_path):
+    assert run(tmp_path / "whole", "", "--overlap") == 0
     storm = tmp_path / "storm"
     for place, count in {"ahead": 30, "between_optimizers": 6, "in_state_file": 2}.items():
-        runs.killed(storm, place, count, "--overlap")
-    assert runs(storm, "", "--overlap") == 0
+        killed_at(storm, place, count, "--overlap")
+    assert run(storm, "", "--overlap") == 0
     assert_same_run(storm, tmp_path / "whole")
 
 
 @pytest.fixture(scope="module")
-def killed(runs, tmp_path_factory):
+def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
-    runs.killed(folder, "collection", 8 * OTHERS["collection"])
+    killed_at(folder, "collection", 8 * OTHERS["collection"])
     return folder
 
 
@@ -215,7 +195,7 @@ def killed(runs, tmp_path_factory):
         ("ppo_state.pt", "missing"),
     ],
 )
-def test_a_torn_checkpoint_costs_one_step_and_nothing_else(tmp_path, runs, whole, killed, name, damage):
+def test_a_torn_checkpoint_costs_one_step_and_nothing_else(tmp_path, whole, killed, name, damage):
     folder = shutil.copytree(killed, tmp_path / "run")
     newest = checkpoint.latest(folder / "checkpoints")
     torn = newest / name
@@ -223,29 +203,19 @@ def test_a_torn_checkpoint_costs_one_step_and_nothing_else(tmp_path, runs, whole
         os.truncate(torn, torn.stat().st_size // 2)
     else:
         torn.unlink()
-    assert runs(folder) == 0
+    assert run(folder) == 0
     assert lines(folder / "starts.jsonl") == [None, checkpoint.step_of(newest) - 1]
     assert_same_run(folder, whole)
 
 
-def launch(folder: Path, order: str = "") -> subprocess.CompletedProcess:
-    """The run on two ranks."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launcher, str(SCRIPT), str(folder), order]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-
-
 @pytest.mark.slow
 def test_two_ranks_of_which_one_is_killed(tmp_path):
-    done = launch(tmp_path / "whole")
-    assert done.returncode == 0, done.stderr
+    on_ranks(2, kill_run.run, tmp_path / "whole")
     storm = tmp_path / "storm"
     kills = ("between_optimizers:3@0", "ptx:9@1")
     for order in kills:
-        done = launch(storm, order)
-        assert done.returncode != 0 and "-9" in done.stderr, done.stderr
+        assert -9 in exit_codes(2, kill_run.run, storm, order)[0]
         assert lines(storm / "kills.jsonl")[-1]["place"] == order.partition(":")[0]
     assert len(lines(storm / "kills.jsonl")) == len(kills)
-    done = launch(storm)
-    assert done.returncode == 0, done.stderr
+    on_ranks(2, kill_run.run, storm)
     assert_same_run(storm, tmp_path / "whole")
