@@ -9,6 +9,7 @@ from data_formats.errors import DataError
 from data_formats.formats import Notes, as_text, shown
 from data_formats.records import ToolCall
 
+NO_ARGUMENTS = ("", "null", "None")  # and null: how calls without arguments are written beside {}
 _NOT_A_CALL = "expected a call {name, arguments}"
 
 
@@ -34,6 +35,8 @@ def _call(raw: Any, field: str, notes: Notes) -> ToolCall:
     if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
         raise DataError(f"{_NOT_A_CALL}, found {shown(raw)}", field=field)
     arguments = raw.get("arguments", raw.get("parameters", {}))
+    if arguments is None or (isinstance(arguments, str) and arguments.strip() in NO_ARGUMENTS):
+        arguments = {}
     parsed = _parsed(arguments, f"{field}.arguments")
     if not isinstance(parsed, dict):
         raise DataError(f"expected an object, found {shown(parsed)}", field=f"{field}.arguments")

@@ -14,21 +14,30 @@ from data_formats.formats import Dropped, Notes, as_text, optional_text, shown
 from data_formats.records import Message, ToolCall
 from data_formats.tools import read_calls
 
-ROLE_NAMES = {
+ROLE_NAMES = {  # whatever their capitals
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
+    "prompter": "user",
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bing": "assistant",
     "bard": "assistant",
     "model": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
     "function_call": "assistant",
     "tool_call": "assistant",
     "observation": "tool",
     "function": "tool",
     "tool": "tool",
+    "tool_response": "tool",
+    "tool_result": "tool",
+    "function_response": "tool",
+    "environment": "tool",
+    "ipython": "tool",
 }
 CALLS = ("function_call", "tool_call")  # ShareGPT: the whole turn is a call
 THOUGHTS = ("reasoning", "thinking")
@@ -74,7 +83,8 @@ def read_turn(raw: Any, field: str, notes: Notes) -> Message:
     if role_key not in raw or content_key not in raw:
         found = ", ".join(sorted(map(str, raw))) or "nothing"
         raise DataError(f"expected a turn {{role, content}} or {{from, value}}, found the keys {found}", field=field)
-    role = ROLE_NAMES.get(raw[role_key]) if isinstance(raw[role_key], str) else None
+    named = raw[role_key].strip().lower() if isinstance(raw[role_key], str) else None
+    role = ROLE_NAMES.get(named)
     if role is None:
         known = ", ".join(ROLE_NAMES)
         raise DataError(f"unknown role {shown(raw[role_key])}; known are {known}", field=f"{field}.{role_key}")
@@ -85,7 +95,7 @@ def read_turn(raw: Any, field: str, notes: Notes) -> Message:
     if raw.get("tool_calls"):
         calls = read_calls(raw["tool_calls"], f"{field}.tool_calls", notes)
         value = "" if value is None else value
-    if raw[role_key] in CALLS:
+    if named in CALLS:
         return Message(role, "", "", read_calls(value, at, notes))
     parts = _parts(value, at, notes)
     calls = parts.calls + calls
