@@ -2,137 +2,178 @@
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 from typing import Any
 
+from data_formats.context import asked, with_system
 from data_formats.demonstrations import alpaca_prompt
 from data_formats.errors import DataError
-from data_formats.formats import (
-    Dropped,
-    Format,
-    Notes,
-    label,
-    optional_number,
-    optional_text,
-    shown,
-    source_of,
-    text_field,
-)
+from data_formats.formats import Dropped, Format, Notes, as_text, label, optional_number, shown, source_of, text_field
+from data_formats.loss import drop_without_loss
 from data_formats.records import Comparison, Message
-from data_formats.tools import read_tools
-from data_formats.turns import Turns, as_prompt, prompt_turns, read_turn, read_turns
+from data_formats.tools import read_tools, turn_list
+from data_formats.transcripts import hh, starts_as_transcript, transcript
+from data_formats.turns import Turns, prompt_turns, read_turn, read_turns, without_flags
 
-_SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _TIES = (0, 1.5)
 
 
-def _comparison(
-    row: dict[str, Any], prompt: Turns, chosen: str, rejected: str, notes: Notes, grade: float | None = None
+def same(first: Message, second: Message) -> bool:
+    """Whether two replies say and think the same."""
+    return (first.content.strip(), first.reasoning.strip()) == (second.content.strip(), second.reasoning.strip())
+
+
+def comparison_of(
+    row: dict[str, Any], prompt: Turns, chosen: Message, rejected: Message, notes: Notes, grade: float | None = None
 ) -> Comparison:
-    if not chosen.strip() or not rejected.strip():
+    if chosen.tool_calls or rejected.tool_calls:
+        raise Dropped("reply is a tool call")  # a compared reply is text
+    if not chosen.content.strip() or not rejected.content.strip():
         raise Dropped("empty reply")
-    if chosen.strip() == rejected.strip():
+    if same(chosen, rejected):
         raise Dropped("identical replies")
     tags = row.get("tags") or ()
     if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
         raise DataError(f"expected a list of strings, found {shown(tags)}", field="tags")
+    drop_without_loss(row)
     return Comparison(
         prompt,
-        chosen,
-        rejected,
+        chosen.content,
+        rejected.content,
         grade=optional_number(row, "grade") if grade is None else grade,
         category=label(row, "category", notes),
         source=source_of(row),
         tags=tuple(tags),
         tools=read_tools(row, notes),
+        chosen_reasoning=chosen.reasoning,
+        rejected_reasoning=rejected.reasoning,
     )
 
 
-def _reply(value: Any, field: str, notes: Notes) -> str:
-    """A reply written as a string or as one assistant turn."""
-    if isinstance(value, str):
-        return text_field({field: value}, field, notes)
-    turn = read_turn(value, field, notes)
-    if turn.role != "assistant":
-        raise DataError(f"the reply is by the {turn.role}, expected the assistant", field=field)
-    return _plain(turn)
+def _side(value: Any, field: str, notes: Notes) -> Turns:
+    """A side of a pair: a string, one assistant turn, or turns (or their JSON text, or an HH transcript) up to a reply.
 
-
-def _plain(turn: Message) -> str:
-    """The text of a reply to compare, which is no call: a compared reply is text."""
-    if turn.tool_calls:
-        raise Dropped("reply is a tool call")
-    return turn.content
-
-
-def _split_reply(turns: Turns) -> tuple[Turns, str]:
-    """A conversation -> what comes before the last reply, and that reply."""
-    if not turns or turns[-1].role != "assistant":
+    Raises:
+        Dropped: it does not end with a reply.
+    """
+    if isinstance(value, list) or turn_list(value) is not None:
+        said = read_turns(value, field, notes)
+    elif isinstance(value, str):
+        text = as_text(value, field, notes)
+        said = (hh(text) if text.startswith("\n\nHuman:") else ()) or (Message("assistant", text),)
+    else:
+        said = (read_turn(value, field, notes),)
+        if said[0].role != "assistant":
+            raise DataError(f"the reply is by the {said[0].role}, expected the assistant", field=field)
+    if not said or said[-1].role != "assistant":
         raise Dropped("ends without reply")
-    return turns[:-1], _plain(turns[-1])
+    return without_flags(said)
 
 
-def _from_conversations(row: dict[str, Any], chosen: Turns, rejected: Turns, notes: Notes) -> Comparison:
+def from_conversations(row: dict[str, Any], chosen: Turns, rejected: Turns, notes: Notes) -> Comparison:
     """Two full conversations that differ in the last reply alone."""
-    prompt, good = _split_reply(chosen)
-    other, bad = _split_reply(rejected)
-    if prompt != other:
+    if chosen[:-1] != rejected[:-1]:
         raise Dropped("prompts differ")
-    return _comparison(row, prompt_turns(prompt, notes), good, bad, notes)
+    prompt = prompt_turns(with_system(row, chosen[:-1], notes), notes)
+    return comparison_of(row, prompt, chosen[-1], rejected[-1], notes)
+
+
+def _reconciled(prompt: Turns, before: Turns, notes: Notes) -> Turns:
+    """The whole of what comes before the replies.
+
+    Args:
+        prompt: what the row gives as its prompt: all of it, its last turn, or its first (UltraFeedback's pairs).
+        before: the turns of a side before its reply; those that begin with a reply go on from the prompt.
+
+    Raises:
+        Dropped: they are not of one conversation.
+    """
+    goes_on = before[:1] and before[0].role in ("assistant", "tool")
+    before = before if goes_on or not before else prompt_turns(before, notes)
+    (own, asked_), (other, further) = _parted(prompt), _parted(before)
+    if own and other and _said(own) != _said(other):
+        raise Dropped("prompts differ")
+    if goes_on:
+        whole = (*asked_, *further)
+    elif _ends_with(asked_, further):
+        whole = asked_
+    elif _said(further[: len(asked_)]) == _said(asked_) or _ends_with(further, asked_):
+        whole = further
+    else:
+        raise Dropped("prompts differ")
+    return prompt_turns((*(other or own), *whole), notes)
+
+
+def _parted(turns: Turns) -> tuple[Turns, Turns]:
+    """The system turn, where there is one, and the others."""
+    own = 1 if turns[:1] and turns[0].role == "system" else 0
+    return turns[:own], turns[own:]
+
+
+def _said(turns: Turns) -> list[tuple[str, str]]:
+    return [(turn.role, turn.content.strip()) for turn in turns]
+
+
+def _ends_with(turns: Turns, end: Turns) -> bool:
+    return len(end) <= len(turns) and _said(turns[len(turns) - len(end) :]) == _said(end)
 
 
 def parse_preference(row: dict[str, Any], notes: Notes) -> Comparison:
     """`prompt` (string or turns), `chosen` and `rejected` (string, one turn, or turns with or without the prompt)."""
-    prompt = as_prompt(row["prompt"], "prompt", notes)
-    replies = []
-    for field in ("chosen", "rejected"):
-        if isinstance(row[field], list):
-            before, reply = _split_reply(read_turns(row[field], field, notes))
-            if before and prompt_turns(before, notes)[-len(prompt) :] != prompt:
-                raise Dropped("prompts differ")
-            replies.append(reply)
-        else:
-            replies.append(_reply(row[field], field, notes))
-    return _comparison(row, prompt, replies[0], replies[1], notes)
+    prompt = asked(row, "prompt", notes)
+    sides = [_side(row[field], field, notes) for field in ("chosen", "rejected")]
+    if isinstance(row["prompt"], str) and transcript(row["prompt"]):  # whose labels are followed by a blank
+        sides = [(*side[:-1], replace(side[-1], content=side[-1].content.strip())) for side in sides]
+    befores = [side[:-1] for side in sides if len(side) > 1]
+    wholes = [_reconciled(prompt, before, notes) for before in befores] or [prompt]
+    alone = len(befores) == 1 and befores[0][0].role != "user" and befores[0][0].role != "system"
+    if alone or any(whole != wholes[0] for whole in wholes):
+        raise Dropped("prompts differ")
+    return comparison_of(row, wholes[0], sides[0][-1], sides[1][-1], notes)
 
 
 def parse_ranking(row: dict[str, Any], notes: Notes) -> Comparison:
     """`conversations` (the prompt), `chosen` and `rejected` as {from, value} or string (LLaMA-Factory, MedicalGPT)."""
     turns = read_turns(row["conversations"], "conversations", notes)
-    system = optional_text(row, "system", notes)
-    prompt = prompt_turns((Message("system", system), *turns) if system else turns, notes)
-    return _comparison(
-        row, prompt, _reply(row["chosen"], "chosen", notes), _reply(row["rejected"], "rejected", notes), notes
-    )
+    prompt = prompt_turns(with_system(row, turns, notes), notes)
+    chosen, rejected = (_side(row[field], field, notes) for field in ("chosen", "rejected"))
+    if len(chosen) > 1 or len(rejected) > 1:
+        raise Dropped("prompts differ")
+    return comparison_of(row, prompt, chosen[-1], rejected[-1], notes)
 
 
 def parse_conversation_pair(row: dict[str, Any], notes: Notes) -> Comparison:
     """`chosen` and `rejected`, or `chosen_messages` and `rejected_messages`: lists of turns, the prompt included."""
     fields = ("chosen", "rejected") if "chosen" in row else ("chosen_messages", "rejected_messages")
-    chosen, rejected = (read_turns(row[field], field, notes) for field in fields)
-    return _from_conversations(row, chosen, rejected, notes)
-
-
-def hh_turns(text: str, field: str) -> Turns:
-    """An HH transcript ("\\n\\nHuman: ...\\n\\nAssistant: ...", Bai et al. 2022) -> turns without outer white space."""
-    parts = _SPEAKER.split(text)
-    if len(parts) < 3 or parts[0].strip():
-        raise DataError(f"expected a transcript that starts with 'Human:', found {shown(text[:60])}", field=field)
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return tuple(Message(roles[who], said.strip()) for who, said in zip(parts[1::2], parts[2::2], strict=True))
+    chosen, rejected = (_side(row[field], field, notes) for field in fields)
+    return from_conversations(row, chosen, rejected, notes)
 
 
 def parse_hh(row: dict[str, Any], notes: Notes) -> Comparison:
     """`chosen` and `rejected` as HH transcripts."""
-    chosen = hh_turns(text_field(row, "chosen", notes), "chosen")
-    rejected = hh_turns(text_field(row, "rejected", notes), "rejected")
-    return _from_conversations(row, chosen, rejected, notes)
+    chosen, rejected = (_hh(row, field, notes) for field in ("chosen", "rejected"))
+    return from_conversations(row, chosen, rejected, notes)
+
+
+def _hh(row: dict[str, Any], field: str, notes: Notes) -> Turns:
+    turns = hh_turns(text_field(row, field, notes), field)
+    if turns[-1].role != "assistant":
+        raise Dropped("ends without reply")
+    return turns
+
+
+def hh_turns(text: str, field: str) -> Turns:
+    """An HH transcript ("\\n\\nHuman: ...\\n\\nAssistant: ...", Bai et al. 2022) -> turns without outer white space."""
+    turns = hh(text)
+    if not turns:
+        raise DataError(f"expected a transcript that starts with 'Human:', found {shown(text[:60])}", field=field)
+    return turns
 
 
 def parse_stack_exchange_paired(row: dict[str, Any], notes: Notes) -> Comparison:
     """`question`, `response_j` (better), `response_k` (worse)."""
-    prompt = as_prompt(text_field(row, "question", notes), "question", notes)
-    return _comparison(row, prompt, text_field(row, "response_j", notes), text_field(row, "response_k", notes), notes)
+    better, worse = (Message("assistant", text_field(row, field, notes)) for field in ("response_j", "response_k"))
+    return comparison_of(row, asked(row, "question", notes), better, worse, notes)
 
 
 def parse_alpacaeval(row: dict[str, Any], notes: Notes) -> Comparison:
@@ -142,15 +183,14 @@ def parse_alpacaeval(row: dict[str, Any], notes: Notes) -> Comparison:
     probability that the chosen one is better. 0, 1.5 and null are ties and dropped.
     """
     preference = optional_number(row, "preference")
-    first, second = text_field(row, "output_1", notes), text_field(row, "output_2", notes)
+    first, second = (Message("assistant", text_field(row, field, notes)) for field in ("output_1", "output_2"))
     if preference is None or preference in _TIES:
         raise Dropped("tie")
     if not 1 <= preference <= 2:
         raise DataError(f"expected a number from 1 to 2, or 0 for a tie, found {preference}", field="preference")
     grade = None if preference in (1, 2) else max(2 - preference, preference - 1)
     chosen, rejected = (first, second) if preference < 1.5 else (second, first)
-    prompt = as_prompt(alpaca_prompt(row, notes), "instruction", notes)
-    return _comparison(row, prompt, chosen, rejected, notes, grade=grade)
+    return comparison_of(row, alpaca_prompt(row, notes), chosen, rejected, notes, grade=grade)
 
 
 def parse_arena(row: dict[str, Any], notes: Notes) -> Comparison:
@@ -160,9 +200,9 @@ def parse_arena(row: dict[str, Any], notes: Notes) -> Comparison:
         raise Dropped("tie")
     if winner not in ("model_a", "model_b"):
         raise DataError(f"expected model_a, model_b or tie, found {shown(winner)}", field="winner")
-    a, b = (read_turns(row[field], field, notes) for field in ("conversation_a", "conversation_b"))
+    a, b = (_side(row[field], field, notes) for field in ("conversation_a", "conversation_b"))
     chosen, rejected = (a, b) if winner == "model_a" else (b, a)
-    return _from_conversations(row, chosen, rejected, notes)
+    return from_conversations(row, chosen, rejected, notes)
 
 
 def _both(kind: type, *fields: str) -> Any:
@@ -170,12 +210,24 @@ def _both(kind: type, *fields: str) -> Any:
 
 
 def _is_hh(row: dict[str, Any]) -> bool:
-    return all(isinstance(row[field], str) and _SPEAKER.match(row[field]) for field in ("chosen", "rejected"))
+    return all(isinstance(row[field], str) and starts_as_transcript(row[field]) for field in ("chosen", "rejected"))
+
+
+def is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def is_best_of(row: dict[str, Any]) -> bool:
+    """Whether a side holds several replies, each a text; a list of turns is one reply."""
+    sides = [row.get(field) for field in ("chosen", "rejected")]
+    return any(is_list_of_texts(side) for side in sides) and all(
+        isinstance(side, str) or is_list_of_texts(side) for side in sides
+    )
 
 
 _PAIR = frozenset({"chosen", "rejected"})
 FORMATS = (
-    Format("preference", Comparison, _PAIR | {"prompt"}, parse_preference),
+    Format("preference", Comparison, _PAIR | {"prompt"}, parse_preference, lambda row: not is_best_of(row)),
     Format("ranking", Comparison, _PAIR | {"conversations"}, parse_ranking),
     Format("hh", Comparison, _PAIR, parse_hh, _is_hh),
     Format("conversation_pair", Comparison, _PAIR, parse_conversation_pair, _both(list, "chosen", "rejected")),

@@ -6,89 +6,91 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_formats.errors import DataError
+from data_formats.context import asked, judged, with_system
+from data_formats.fields import objects
 from data_formats.formats import (
     EMPTY_REPLIES,
     Dropped,
     Format,
     Notes,
-    as_text,
+    flag,
     label,
     optional_text,
-    shown,
     source_of,
     text_field,
 )
+from data_formats.loss import WITHOUT_LOSS, drop_without_loss
 from data_formats.records import Demonstration, Message
 from data_formats.tools import read_tools
-from data_formats.turns import Turns, as_prompt, conversation, read_turns
+from data_formats.turns import Turns, conversation, read_turns, reasoning_of
 
 
-def _demonstration(row: dict[str, Any], turns: Turns, notes: Notes) -> Demonstration:
-    return Demonstration(
-        conversation(turns, notes), label(row, "category", notes), source_of(row), read_tools(row, notes)
-    )
+def demonstration_of(row: dict[str, Any], turns: Turns, notes: Notes) -> Demonstration:
+    """The record; `turns` are whole, with what the row says before them."""
+    kept, about = conversation(turns, notes), (label(row, "category", notes), source_of(row), read_tools(row, notes))
+    drop_without_loss(row)
+    if not any(turn.loss for turn in kept if turn.role == "assistant"):
+        raise Dropped(WITHOUT_LOSS)
+    return Demonstration(kept, *about)
 
 
 def parse_messages(row: dict[str, Any], notes: Notes) -> Demonstration:
-    """`messages`: [{role, content}], content a string or text parts."""
-    return _demonstration(row, read_turns(row["messages"], "messages", notes), notes)
+    """`messages`: [{role, content}], content a string or text parts, and optionally `system`."""
+    return demonstration_of(row, with_system(row, read_turns(row["messages"], "messages", notes), notes), notes)
 
 
 def parse_sharegpt(row: dict[str, Any], notes: Notes) -> Demonstration:
     """`conversations`: [{from, value}], and optionally `system`."""
     turns = read_turns(row["conversations"], "conversations", notes)
-    system = optional_text(row, "system", notes)
-    return _demonstration(row, (Message("system", system), *turns) if system else turns, notes)
+    return demonstration_of(row, with_system(row, turns, notes), notes)
 
 
-def alpaca_prompt(row: dict[str, Any], notes: Notes) -> str:
+def alpaca_text(row: dict[str, Any], notes: Notes) -> str:
     """`instruction`, then `input` on the next line when there is one (as LLaMA-Factory joins them)."""
     instruction, extra = text_field(row, "instruction", notes), optional_text(row, "input", notes)
     return f"{instruction}\n{extra}" if extra.strip() else instruction
 
 
-def alpaca_history(row: dict[str, Any], notes: Notes) -> Turns:
-    """`system` and `history` ([[user, reply], ...]), where LLaMA-Factory's Alpaca rows have them."""
-    history = row.get("history") or []
-    turns = [Message("system", optional_text(row, "system", notes))] if row.get("system") else []
-    for at, pair in enumerate(history):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise DataError(f"expected [user, reply], found {shown(pair)}", field=f"history[{at}]")
-        turns += [Message("user", as_text(pair[0], f"history[{at}][0]", notes))]
-        turns += [Message("assistant", as_text(pair[1], f"history[{at}][1]", notes))]
-    return tuple(turns)
+def alpaca_prompt(row: dict[str, Any], notes: Notes) -> Turns:
+    """`alpaca_text`, and what the row says around it (`system`, `history` …)."""
+    text = alpaca_text(row, notes)
+    if not text.strip():
+        raise Dropped("empty turn")
+    return asked(row, "instruction", notes, text)
+
+
+def _answered(row: dict[str, Any], prompt: Turns, field: str, notes: Notes) -> Demonstration:
+    """The prompt and the reply under `field`, with what the row says was thought before it."""
+    reply = text_field(row, field, notes)
+    if not reply.strip():
+        raise Dropped("empty reply")
+    thought = reasoning_of(row, "", notes)
+    return demonstration_of(row, (*prompt, Message("assistant", reply, thought)), notes)
 
 
 def parse_alpaca(row: dict[str, Any], notes: Notes) -> Demonstration:
     """`instruction`, `output`, optionally `input`, `system`, `history`."""
-    reply = text_field(row, "output", notes)
-    if not reply.strip():
-        raise Dropped("empty reply")
-    last = (Message("user", alpaca_prompt(row, notes)), Message("assistant", reply))
-    return _demonstration(row, (*alpaca_history(row, notes), *last), notes)
+    return _answered(row, alpaca_prompt(row, notes), "output", notes)
 
 
 def parse_desirable(row: dict[str, Any], notes: Notes) -> Demonstration:
     """`messages` and `label` (KTO): the desirable ones."""
-    if not isinstance(row["label"], bool):
-        raise DataError(f"expected true or false, found {shown(row['label'])}", field="label")
-    if not row["label"]:
+    if not flag(row, "label"):
         raise Dropped("undesirable reply")
-    return parse_messages(row, notes)
+    prompt, reply = judged(row, "messages", notes)
+    return demonstration_of(row, (*prompt, reply), notes)
 
 
-def instances(row: dict[str, Any], notes: Notes) -> list[tuple[str, str]]:
+def instances(row: dict[str, Any], notes: Notes) -> list[tuple[Turns, str]]:
     """(prompt, output) of each of the `instances` of a Self-Instruct task (Wang et al. 2023); those of no text go."""
-    raw = row["instances"]
-    if not isinstance(raw, list) or not all(isinstance(instance, dict) for instance in raw):
-        raise DataError(f"expected a list of objects, found {shown(raw)}", field="instances")
-    pairs = []
-    for instance in raw:
-        asked = {"instruction": row["instruction"], "input": instance.get("input")}
-        pairs.append((alpaca_prompt(asked, notes), text_field(instance, "output", notes)))
-    kept = [(prompt, output) for prompt, output in pairs if prompt.strip() and output.strip()]
-    notes[EMPTY_REPLIES] += len(pairs) - len(kept)
+    kept, instruction = [], row["instruction"]
+    for number, instance in enumerate(objects(row, "instances", notes)):
+        text = alpaca_text({"instruction": instruction, "input": instance.get("input")}, notes)
+        output = text_field(instance, "output", notes)
+        if text.strip() and output.strip():
+            kept.append((asked(row, f"instances[{number}]", notes, text), output))
+        else:
+            notes[EMPTY_REPLIES] += 1
     if not kept:
         raise Dropped("empty reply")
     return kept
@@ -97,26 +99,23 @@ def instances(row: dict[str, Any], notes: Notes) -> list[tuple[str, str]]:
 def parse_self_instruct(row: dict[str, Any], notes: Notes) -> tuple[Demonstration, ...]:
     """`instruction` and `instances`: [{input, output}]; one record an instance."""
     return tuple(
-        _demonstration(row, (Message("user", prompt), Message("assistant", output)), notes)
-        for prompt, output in instances(row, notes)
+        demonstration_of(row, (*prompt, Message("assistant", output)), notes) for prompt, output in instances(row, notes)
     )
 
 
-def _asked(row: dict[str, Any], asked: str, answered: str, notes: Notes) -> Demonstration:
-    reply = text_field(row, answered, notes)
-    if not reply.strip():
-        raise Dropped("empty reply")
-    return _demonstration(row, (*as_prompt(row[asked], asked, notes), Message("assistant", reply)), notes)
-
-
 def parse_question_answer(row: dict[str, Any], notes: Notes) -> Demonstration:
-    """`question` and `answer` (GSM8K)."""
-    return _asked(row, "question", "answer", notes)
+    """`question` and `answer` (GSM8K), optionally `context` to answer from."""
+    return _answered(row, asked(row, "question", notes), "answer", notes)
+
+
+def parse_question_response(row: dict[str, Any], notes: Notes) -> Demonstration:
+    """`question` and `response`, and usually `system_prompt` (OpenOrca)."""
+    return _answered(row, asked(row, "question", notes), "response", notes)
 
 
 def parse_prompt_completion(row: dict[str, Any], notes: Notes) -> Demonstration:
     """`prompt` and `completion`, a string (TRL)."""
-    return _asked(row, "prompt", "completion", notes)
+    return _answered(row, asked(row, "prompt", notes), "completion", notes)
 
 
 FORMATS = (
@@ -126,5 +125,6 @@ FORMATS = (
     Format("self_instruct", Demonstration, frozenset({"instruction", "instances"}), parse_self_instruct),
     Format("desirable", Demonstration, frozenset({"messages", "label"}), parse_desirable),
     Format("question_answer", Demonstration, frozenset({"question", "answer"}), parse_question_answer),
+    Format("question_response", Demonstration, frozenset({"question", "response"}), parse_question_response),
     Format("prompt_completion", Demonstration, frozenset({"prompt", "completion"}), parse_prompt_completion),
 )

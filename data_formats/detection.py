@@ -9,25 +9,42 @@ for demonstrations: messages, sharegpt (1), all others (2); for prompts: self_in
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from data_formats import comparisons, demonstrations, documents, prompts, scored
+from data_formats import benchmarks, comparisons, demonstrations, documents, prompts, scored, verdicts
+from data_formats.context import SYSTEM_FIELDS
 from data_formats.errors import DataError
+from data_formats.fields import NOTHING, Fields
 from data_formats.formats import Format, Notes
+from data_formats.loss import LOSS_FIELDS
+from data_formats.neighbours import Neighbours
 from data_formats.records import Comparison, Demonstration, Prompt, Record, Scored
+from data_formats.tools import CALL_FIELDS, TOOL_FIELDS
+from data_formats.turns import REASONING_FIELDS
 
 FORMATS: tuple[Format, ...] = (
     *demonstrations.FORMATS,
     *comparisons.FORMATS,
     *scored.FORMATS,
+    *verdicts.FORMATS,
+    *benchmarks.FORMATS,
     *prompts.FORMATS,
     *documents.FORMATS,
 )
-# Fields whose meaning would be lost if they were passed over, with the kinds of record for which they matter.
+_CONVERSATIONS = (Demonstration, Comparison, Scored, Prompt)
+_LEARNT = (Demonstration, Comparison, Scored)  # a prompt's further fields are columns for its reward
+# Fields that no format of these kinds reads unless it needs them.
 _UNSUPPORTED = {
-    "images": ("images", (Demonstration, Comparison, Scored, Prompt)),
+    **{name: (name, _CONVERSATIONS) for name in ("images", "videos", "audios")},
     "label": ("unpaired labelled replies", (Demonstration, Comparison)),
     "rejected": ("ranked replies", (Demonstration,)),
+}
+# Fields whose meaning is known, with the kinds of record for which they matter: a format that leaves one unread refuses
+# the row, instead of losing what it says.
+_MEANT: dict[str, tuple[type[Record], ...]] = {
+    **dict.fromkeys((*SYSTEM_FIELDS, *TOOL_FIELDS, *CALL_FIELDS, "history", "context"), _CONVERSATIONS),
+    **dict.fromkeys((*LOSS_FIELDS, *REASONING_FIELDS), _LEARNT),
 }
 # Shapes that hold no record of any kind: the fields they have, one they would need, and what to do.
 _REFUSED = (
@@ -76,14 +93,41 @@ def named(name: str, kind: type[Record]) -> Format:
 
 
 def parse(row: Any, chosen: Format, notes: Notes) -> tuple[Any, ...]:
-    """The records of one row, which must have the format's fields."""
+    """The records of one row (of rows that belong together, where the format says so)."""
+    if isinstance(row, Neighbours):
+        row.each(partial(_check_shape, chosen=chosen))
+    else:
+        _check_shape(row, chosen)
+    made = chosen.parse(row, notes)
+    return made if isinstance(made, tuple) else (made,)
+
+
+def _check_shape(row: Any, chosen: Format) -> None:
+    """Nothing, where a row has the format's fields and none that would be lost.
+
+    Raises:
+        DataError: it has not.
+    """
     if not (chosen.needs <= row.keys() if isinstance(row, dict) else isinstance(row, list) and not chosen.needs):
         needs = ", ".join(sorted(chosen.needs)) or "a list"
         raise DataError(f"the row does not have the shape of format {chosen.name} ({needs}); keys seen: {_keys(row)}")
     for name, (meaning, kinds) in _UNSUPPORTED.items() if isinstance(row, dict) else ():
-        if chosen.kind in kinds and name not in chosen.needs and row.get(name) not in (None, "", [], {}, "[]"):
+        if chosen.kind in kinds and name not in chosen.needs and dict.get(row, name) not in NOTHING:
             raise DataError(f"{meaning} are not supported by this reader", field=name)
     if chosen.fits is not Format.fits and not chosen.fits(row):
         raise DataError(f"the values are not those of format {chosen.name}; keys seen: {_keys(row)}")
-    made = chosen.parse(row, notes)
-    return made if isinstance(made, tuple) else (made,)
+
+
+def refuse_unread(row: Fields, chosen: Format) -> None:
+    """Refuse a parsed row that has a field of known meaning which its format did not read.
+
+    Raises:
+        DataError: names the field.
+    """
+    for name in row.unread():
+        if chosen.kind in _MEANT.get(name, ()):
+            raise DataError(
+                f"format {chosen.name} has no place for this field and would lose what it says; move it to where the "
+                "format reads it, or take it out",
+                field=name,
+            )

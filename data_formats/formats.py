@@ -36,6 +36,7 @@ class Format:
         needs: fields that must be there; more of them make the format more specific.
         parse: raw row and notes -> a record, or several.
         fits: a further test of the values, where the names alone do not tell.
+        group: a field whose equal values make rows that follow each other one; `parse` gets them as `Neighbours`.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Format:
     needs: frozenset[str]
     parse: Callable[[Any, Notes], Record | tuple[Any, ...]]
     fits: Callable[[Any], bool] = lambda row: True
+    group: str = ""
 
     def matches(self, row: Any) -> bool:
         """Whether a row has this shape."""
@@ -137,3 +139,22 @@ def optional_number(row: dict[str, Any], field: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise DataError(f"expected a finite number, found {shown(value)}", field=field)
     return float(value)
+
+
+def as_flag(value: Any) -> bool | None:
+    """True, 1 and "true" as True, false, 0 and "false" as False; None for anything else."""
+    if isinstance(value, str):
+        return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower())
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+
+
+def flag(row: dict[str, Any], field: str) -> bool:
+    """The flag under `field`, which must be there.
+
+    Raises:
+        DataError: it is missing, or no flag.
+    """
+    found = as_flag(row.get(field))
+    if found is None:
+        raise DataError(f"expected true or false, 1 or 0, found {shown(row.get(field))}", field=field)
+    return found

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_formats.demonstrations import alpaca_history, alpaca_prompt, instances
+from data_formats.context import asked, with_system
+from data_formats.demonstrations import alpaca_prompt, instances
 from data_formats.errors import DataError
 from data_formats.formats import Dropped, Format, Notes, as_text, label, shown, source_of
 from data_formats.records import Message, Prompt
 from data_formats.tools import read_tools
-from data_formats.turns import Turns, as_prompt, prompt_turns, read_turns, repaired
+from data_formats.turns import Turns, read_turns, repaired, without_flags
 
 CATEGORY_FIELDS = ("category", "class", "dataset")
 REFERENCE_FIELDS = ("reference", "std_answer", "ground_truth", "canonical_solution", "answer")
 
 
-def _prompt(row: dict[str, Any], messages: Turns, notes: Notes, reference: str | None = None) -> Prompt:
+def prompt_of(row: dict[str, Any], messages: Turns, notes: Notes, reference: str | None = None) -> Prompt:
     """The record, with the first category field there is; a reference may be a string or a list (one a turn).
 
     One without text (a reply that is a call alone) is none.
@@ -30,23 +31,19 @@ def _prompt(row: dict[str, Any], messages: Turns, notes: Notes, reference: str |
     )
 
 
-def _with_history(row: dict[str, Any], text: str, notes: Notes) -> Prompt:
-    return _prompt(row, prompt_turns((*alpaca_history(row, notes), Message("user", text)), notes), notes)
-
-
 def parse_prompt(row: dict[str, Any], notes: Notes) -> Prompt:
     """`prompt`: a string or turns ending with the user's (our own rows, ifeval)."""
-    return _prompt(row, as_prompt(row["prompt"], "prompt", notes), notes)
+    return prompt_of(row, asked(row, "prompt", notes), notes)
 
 
 def parse_question(row: dict[str, Any], notes: Notes) -> Prompt:
     """`question`, a string (AlignBench, BELLE)."""
-    return _prompt(row, as_prompt(as_text(row["question"], "question", notes), "question", notes), notes)
+    return prompt_of(row, asked(row, "question", notes, as_text(row["question"], "question", notes)), notes)
 
 
 def parse_instruction(row: dict[str, Any], notes: Notes) -> Prompt:
     """`instruction`, optionally `input`, `system`, `history` (Alpaca, AlpacaEval); an `output` is not a reference."""
-    return _with_history(row, alpaca_prompt(row, notes), notes)
+    return prompt_of(row, alpaca_prompt(row, notes), notes)
 
 
 def parse_first_turn(row: dict[str, Any], notes: Notes) -> Prompt:
@@ -56,7 +53,7 @@ def parse_first_turn(row: dict[str, Any], notes: Notes) -> Prompt:
         raise DataError(f"expected a list of user turns, found {shown(turns)}", field="turns")
     if len(turns) > 1:
         notes["later turns left out"] += 1
-    return _prompt(row, as_prompt(as_text(turns[0], "turns[0]", notes), "turns[0]", notes), notes)
+    return prompt_of(row, asked(row, "turns[0]", notes, as_text(turns[0], "turns[0]", notes)), notes)
 
 
 def _up_to_last_user_turn(turns: Turns, notes: Notes) -> tuple[Turns, str | None]:
@@ -71,8 +68,9 @@ def _up_to_last_user_turn(turns: Turns, notes: Notes) -> tuple[Turns, str | None
 def parse_conversation(row: dict[str, Any], notes: Notes) -> Prompt:
     """`messages` or `conversations`; a reply at the end becomes the reference."""
     field = "messages" if "messages" in row else "conversations"
-    messages, reference = _up_to_last_user_turn(read_turns(row[field], field, notes), notes)
-    return _prompt(row, messages, notes, reference)
+    turns = with_system(row, read_turns(row[field], field, notes), notes)
+    messages, reference = _up_to_last_user_turn(without_flags(turns), notes)
+    return prompt_of(row, messages, notes, reference)
 
 
 def parse_turn_list(row: list[Any], notes: Notes) -> Prompt:
@@ -88,7 +86,7 @@ def parse_turn_list(row: list[Any], notes: Notes) -> Prompt:
 
 def parse_self_instruct(row: dict[str, Any], notes: Notes) -> tuple[Prompt, ...]:
     """`instruction` and `instances`: one prompt an instance, its output the reference."""
-    return tuple(_prompt(row, (Message("user", prompt),), notes, output) for prompt, output in instances(row, notes))
+    return tuple(prompt_of(row, prompt, notes, output) for prompt, output in instances(row, notes))
 
 
 FORMATS = (

@@ -13,14 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from data_formats import documents, files
-from data_formats.detection import detect, format_names, named, parse
+from data_formats.detection import detect, format_names, named, parse, refuse_unread
 from data_formats.errors import DataError, EmptyDatasetError
+from data_formats.fields import Fields, PassedOver
 from data_formats.formats import LEFT_OUT, Dropped, Format, Notes
 from data_formats.hub import HubDataset, as_source
+from data_formats.neighbours import Neighbours, neighbours
 from data_formats.records import Comparison, Document, Prompt, Record, Scored
 from data_formats.report import ReadReport, ReadResult
 
-PLAIN = (str, int, float)  # of the values of further columns; bool is an int
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value of a further column is what JSON can hold: texts, numbers, true and false, lists and objects."""
+    if isinstance(value, list):
+        return all(inner is None or is_plain(inner) for inner in value)
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and (inner is None or is_plain(inner)) for name, inner in value.items())
+    return isinstance(value, str | int | float)  # bool is an int
 
 
 def _open(
@@ -43,7 +53,8 @@ def _located(source: Path | HubDataset, line: int | None, action: Callable[[], A
     try:
         return action()
     except DataError as error:
-        raise DataError(error.problem, path=str(source), line=line, field=error.field) from None
+        at = line if error.line is None else error.line
+        raise DataError(error.problem, path=str(source), line=at, field=error.field) from None
     except RecursionError:
         raise DataError("nested too deeply to be read", path=str(source), line=line) from None
 
@@ -87,7 +98,11 @@ class Stream:
                 f"the {'dataset' if isinstance(self.source, HubDataset) else 'file'} holds no rows",
                 path=str(self.source),
             )
-        for line, row in chain([first], rows):
+        rows = chain([first], rows)
+        if not self._is_dump:
+            chosen = chosen or _located(self.source, first[0], partial(detect, first[1], self.kind))
+            rows = neighbours(rows, chosen.group) if chosen.group else rows
+        for line, row in rows:
             if isinstance(row, dict) and row.keys() == {"left_out"} and self._is_dump:
                 report.rows += 1
                 report.dropped[row["left_out"]] += 1
@@ -102,29 +117,44 @@ class Stream:
                     return
 
     def _records(self, line: int, row: Any, chosen: Format, report: ReadReport) -> Iterator[Any]:
-        posts = row["posts"] if self._is_dump else 1
+        row = Fields(row) if isinstance(row, dict) else row
+        held = row["posts"] if self._is_dump else len(row) if isinstance(row, Neighbours) else 1
         notes = Notes()
-        report.rows += posts
+        report.rows += held
         try:
-            made = _located(self.source, line, partial(parse, row, chosen, notes))
+            made = _located(self.source, line, partial(self._made, row, chosen, notes))
         except Dropped as reason:
-            report.dropped[str(reason)] += posts
+            report.dropped[str(reason)] += held
             return
-        report.used += posts
+        report.used += held
         for note, count in notes.items():
-            if note in LEFT_OUT:
+            if isinstance(note, PassedOver):
+                report.passed_over[str(note)] += 1
+            elif note in LEFT_OUT:
                 report.left_out[note] += count
             else:
                 report.repaired[note] += 1
         for name in ("left_out", "repaired"):
             setattr(report, name, +getattr(report, name))
-        if self.kind is Prompt and isinstance(row, dict):
-            known = chosen.needs | {"category", "reference", "source"}
-            columns = {name: value for name, value in row.items() if isinstance(value, PLAIN) and name not in known}
-            made = tuple(replace(record, columns=columns) for record in made)
         if self.category is not None and self.kind is not Document:
             made = tuple(replace(record, category=self.category) for record in made)
         yield from made
+
+    def _made(self, row: Any, chosen: Format, notes: Notes) -> tuple[Any, ...]:
+        """The records of a row, every one of whose keys is read, refused or counted."""
+        made = parse(row, chosen, notes)
+        if isinstance(row, Neighbours):
+            row.each(partial(refuse_unread, chosen=chosen))
+            row.each(partial(Fields.pass_over, notes=notes))
+        if not isinstance(row, Fields):
+            return made
+        refuse_unread(row, chosen)
+        if self.kind is Prompt:
+            known = chosen.needs | {"category", "reference", "source"}
+            columns = {name: row[name] for name, value in row.items() if name not in known and is_plain(value)}
+            made = tuple(replace(record, columns=columns) for record in made)
+        row.pass_over(notes)
+        return made
 
 
 stream = Stream

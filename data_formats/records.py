@@ -26,12 +26,14 @@ class Message:
         content: the text without any control token.
         reasoning: what an assistant thought before `content`, without tags.
         tool_calls: the calls that follow `content`, of an assistant.
+        loss: False for an assistant turn of a demonstration that is read but not trained on.
     """
 
     role: str
     content: str
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    loss: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Comparison:
         prompt: the turns before the reply, the last one a user turn.
         grade: strength of the preference in the annotators' own unit, None when the source has none.
         tags: facts about the pair kept for evaluation, e.g. ("correctness",).
+        chosen_reasoning, rejected_reasoning: what was thought before each reply, without tags.
     """
 
     prompt: tuple[Message, ...]
@@ -69,6 +72,18 @@ class Comparison:
     source: str = ""
     tags: tuple[str, ...] = field(default=())
     tools: tuple[str, ...] = ()
+    chosen_reasoning: str = ""
+    rejected_reasoning: str = ""
+
+    @property
+    def chosen_reply(self) -> Message:
+        """The better reply as a turn."""
+        return Message("assistant", self.chosen, self.chosen_reasoning)
+
+    @property
+    def rejected_reply(self) -> Message:
+        """The worse reply as a turn."""
+        return Message("assistant", self.rejected, self.rejected_reasoning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +96,22 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply with its score, in the source's own unit; higher is better. `steps`, where it is judged in parts."""
+    """A reply with its score, in the source's own unit; higher is better.
+
+    Attributes:
+        steps: where it is judged in parts.
+        reasoning: what was thought before `content`, without tags.
+    """
 
     content: str
     score: float | None = None
     steps: tuple[Step, ...] = ()
+    reasoning: str = ""
+
+    @property
+    def turn(self) -> Message:
+        """The reply as a turn."""
+        return Message("assistant", self.content, self.reasoning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +133,8 @@ class Scored:
 class Prompt:
     """A query to answer (PPO, evaluation); `reference` is a known good answer where the source has one.
 
-    `columns` are the row's further fields that are a text, a number or true or false, for rewards; they do not count in
-    comparing two prompts.
+    `columns` are the row's further fields, for rewards: texts, numbers, true and false, and lists and objects of these
+    (unit tests, several answers); they do not count in comparing two prompts.
     """
 
     messages: tuple[Message, ...]

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+SHOWN_KEYS = 20
+
 
 @dataclass(slots=True)
 class ReadReport:
@@ -17,6 +19,7 @@ class ReadReport:
         dropped: rows left out, by reason.
         repaired: used rows that were repaired, by kind of repair.
         left_out: parts of used rows that were left out (pairs of equal score, replies without text), by reason.
+        passed_over: keys that no reader understands ("messages[].foo"), each with the number of used rows that have it.
         used: rows that gave at least one record.
         drawn: records taken into a mixture, None where there is none.
     """
@@ -28,6 +31,7 @@ class ReadReport:
     dropped: dict[str, int] = field(default_factory=Counter)
     repaired: dict[str, int] = field(default_factory=Counter)
     left_out: dict[str, int] = field(default_factory=Counter)
+    passed_over: dict[str, int] = field(default_factory=Counter)
     used: int = 0
     drawn: int | None = None
 
@@ -38,7 +42,15 @@ class ReadReport:
             if counts := getattr(self, word):
                 reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
                 line += f"; {word.replace('_', ' ')}: {reasons}"
+        if self.passed_over:
+            line += f"; fields passed over: {self.describe_passed_over()}"
         return line if self.drawn is None else f"{line}; {self.drawn} taken into the mixture"
+
+    def describe_passed_over(self) -> str:
+        """The keys that were passed over and how many rows have each, the most frequent ones; "" without any."""
+        counts = sorted(self.passed_over.items(), key=lambda one: (-one[1], one[0]))
+        more = f", and {len(counts) - SHOWN_KEYS} more" if len(counts) > SHOWN_KEYS else ""
+        return ", ".join(f"{key} {count}" for key, count in counts[:SHOWN_KEYS]) + more
 
 
 @dataclass(frozen=True, slots=True)

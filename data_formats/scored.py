@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import Any
 
+from data_formats.comparisons import same
+from data_formats.context import asked, judged, with_system
 from data_formats.demonstrations import alpaca_prompt
 from data_formats.errors import DataError
+from data_formats.fields import Fields, objects
 from data_formats.formats import (
     EMPTY_REPLIES,
     TIED_PAIRS,
@@ -22,15 +26,17 @@ from data_formats.formats import (
     Format,
     Notes,
     as_text,
+    flag,
     label,
     optional_number,
     shown,
     source_of,
     text_field,
 )
-from data_formats.records import Comparison, Reply, Scored, Step
+from data_formats.loss import drop_without_loss
+from data_formats.records import Comparison, Message, Reply, Scored, Step
 from data_formats.tools import read_tools
-from data_formats.turns import Turns, as_prompt, conversation, read_turns
+from data_formats.turns import Turns, as_prompt, read_turns, reasoning_of
 
 
 def vote_score(votes: float, accepted: bool) -> float:
@@ -38,7 +44,8 @@ def vote_score(votes: float, accepted: bool) -> float:
     return float((-1 if votes < 0 else round(math.log2(1 + votes))) + bool(accepted))
 
 
-def _scored(row: dict[str, Any], prompt: Turns, replies: list[Reply], notes: Notes) -> Scored:
+def scored_of(row: dict[str, Any], prompt: Turns, replies: list[Reply], notes: Notes) -> Scored:
+    drop_without_loss(row)
     kept = tuple(reply for reply in replies if reply.content.strip())
     if not kept:
         raise Dropped("empty reply" if replies else "no reply")
@@ -57,60 +64,51 @@ def pairs(scored: Scored, notes: Notes) -> tuple[Comparison, ...]:
     made = []
     rated = [reply for reply in scored.replies if reply.score is not None]
     for first, second in combinations(rated, 2):
-        if first.score == second.score or first.content.strip() == second.content.strip():
+        if first.score == second.score or same(first.turn, second.turn):
             notes[TIED_PAIRS] += 1
             continue
         good, bad = (first, second) if first.score > second.score else (second, first)
         grade = good.score - bad.score
-        about = (scored.category, scored.source, scored.tags, scored.tools)
+        about = (scored.category, scored.source, scored.tags, scored.tools, good.reasoning, bad.reasoning)
         made.append(Comparison(scored.prompt, good.content, bad.content, grade, *about))
     if not made:
         raise Dropped("a single reply" if len(rated) < 2 else "tie")
     return tuple(made)
 
 
-def _objects(row: dict[str, Any], field: str) -> list[dict[str, Any]]:
-    value = row[field]
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise DataError(f"expected a list of objects, found {shown(value)}", field=field)
-    return value
-
-
-def _flag(row: dict[str, Any], field: str) -> float:
-    if not isinstance(row.get(field), bool):
-        raise DataError(f"expected true or false, found {shown(row.get(field))}", field=field)
-    return float(row[field])
-
-
 def parse_kto(row: dict[str, Any], notes: Notes) -> Scored:
     """`messages` ending with a reply, and `label`: whether it is desirable (LLaMA-Factory's KTO rows)."""
-    score, turns = _flag(row, "label"), conversation(read_turns(row["messages"], "messages", notes), notes)
-    if turns[-1].tool_calls:
-        raise Dropped("reply is a tool call")
-    return _scored(row, turns[:-1], [Reply(turns[-1].content, score)], notes)
+    score = float(flag(row, "label"))
+    prompt, reply = judged(row, "messages", notes)
+    return scored_of(row, prompt, [_reply(reply, score)], notes)
+
+
+def _reply(turn: Message, score: float | None) -> Reply:
+    if turn.tool_calls:
+        raise Dropped("reply is a tool call")  # a scored reply is text
+    return Reply(turn.content, score, reasoning=turn.reasoning)
 
 
 def parse_unpaired(row: dict[str, Any], notes: Notes) -> Scored:
     """`prompt`, `completion` (a string or turns) and `label` (TRL's unpaired preference)."""
-    completion = row["completion"]
+    completion, score = row["completion"], float(flag(row, "label"))
     if isinstance(completion, list):
         turns = read_turns(completion, "completion", notes)
         if len(turns) != 1 or turns[0].role != "assistant":
             raise DataError(f"expected one turn of the assistant, found {shown(completion)}", field="completion")
-        if turns[0].tool_calls:
-            raise Dropped("reply is a tool call")
-        completion = turns[0].content
-    reply = Reply(as_text(completion, "completion", notes), _flag(row, "label"))
-    return _scored(row, as_prompt(row["prompt"], "prompt", notes), [reply], notes)
+        turn = turns[0]
+    else:
+        turn = Message("assistant", as_text(completion, "completion", notes), reasoning_of(row, "", notes))
+    return scored_of(row, asked(row, "prompt", notes), [_reply(turn, score)], notes)
 
 
 def parse_ultrafeedback(row: dict[str, Any], notes: Notes) -> Scored:
     """`instruction` and `completions`: [{response, overall_score or fine-grained_score}]."""
     replies = []
-    for item in _objects(row, "completions"):
+    for item in objects(row, "completions", notes):
         field = "overall_score" if item.get("overall_score") is not None else "fine-grained_score"
         replies.append(Reply(text_field(item, "response", notes), optional_number(item, field)))
-    return _scored(row, as_prompt(alpaca_prompt(row, notes), "instruction", notes), replies, notes)
+    return scored_of(row, alpaca_prompt(row, notes), replies, notes)
 
 
 def _step(item: dict[str, Any], notes: Notes) -> Step:
@@ -123,11 +121,12 @@ def parse_replies(row: dict[str, Any], notes: Notes) -> Scored:
         Reply(
             text_field(item, "content", notes),
             optional_number(item, "score"),
-            tuple(_step(step, notes) for step in (_objects(item, "steps") if item.get("steps") else ())),
+            tuple(_step(step, notes) for step in (objects(item, "steps", notes) if item.get("steps") else ())),
+            reasoning_of(item, item.at, notes),
         )
-        for item in _objects(row, "replies")
+        for item in objects(row, "replies", notes)
     ]
-    return _scored(row, as_prompt(row["prompt"], "prompt", notes), replies, notes)
+    return scored_of(row, asked(row, "prompt", notes), replies, notes)
 
 
 def parse_shp(row: dict[str, Any], notes: Notes) -> Scored:
@@ -136,18 +135,19 @@ def parse_shp(row: dict[str, Any], notes: Notes) -> Scored:
     replies = [
         Reply(text_field(row, f"human_ref_{side}", notes), optional_number(row, f"score_{side}")) for side in sides
     ]
-    return _scored(row, as_prompt(text_field(row, "history", notes), "history", notes), replies, notes)
+    prompt = with_system(row, as_prompt(text_field(row, "history", notes), "history", notes), notes)
+    return scored_of(row, prompt, replies, notes)
 
 
 def parse_posts(row: dict[str, Any], notes: Notes) -> Scored:
     """`question` and `answers`: [{text, pm_score, or score (votes) and selected or accepted}]."""
     replies = []
-    for item in _objects(row, "answers"):
+    for item in objects(row, "answers", notes):
         score, votes = optional_number(item, "pm_score"), optional_number(item, "score")
         if score is None and votes is not None:
             score = vote_score(votes, item.get("selected") is True or item.get("accepted") is True)
         replies.append(Reply(text_field(item, "text", notes), score))
-    return _scored(row, as_prompt(text_field(row, "question", notes), "question", notes), replies, notes)
+    return scored_of(row, asked(row, "question", notes, text_field(row, "question", notes)), replies, notes)
 
 
 def _solutions(row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -157,15 +157,16 @@ def _solutions(row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def parse_solutions(row: dict[str, Any], notes: Notes) -> Scored:
     """`question`, `ground_truth` and named {is_correct, solution}: 1 for a right solution, 0 for a wrong one."""
-    replies = [Reply(text_field(item, "solution", notes), _flag(item, "is_correct")) for _, item in _solutions(row)]
-    return _scored(row, as_prompt(row["question"], "question", notes), replies, notes)
+    items = [row[name] for name, _ in _solutions(row)]
+    replies = [Reply(text_field(item, "solution", notes), float(flag(item, "is_correct"))) for item in items]
+    return scored_of(row, asked(row, "question", notes), replies, notes)
 
 
 def parse_edited(row: dict[str, Any], notes: Notes) -> Scored:
     """`prompt` and `edited` > `chosen` > `rejected`: ranks 2, 1, 0."""
     ranked = zip(("edited", "chosen", "rejected"), (2.0, 1.0, 0.0), strict=True)
     replies = [Reply(text_field(row, field, notes), score) for field, score in ranked]
-    return _scored(row, as_prompt(row["prompt"], "prompt", notes), replies, notes)
+    return scored_of(row, asked(row, "prompt", notes), replies, notes)
 
 
 def parse_prm800k(row: dict[str, Any], notes: Notes) -> Scored:
@@ -173,10 +174,10 @@ def parse_prm800k(row: dict[str, Any], notes: Notes) -> Scored:
 
     A step is the chosen completion, the labeller's own where none was good (no rating), else the first.
     """
-    question, judged = row["question"], row["label"]
+    question, judgement = Fields(row["question"], "question"), Fields(row["label"], "label")
     steps = []
-    for item in _objects(judged, "steps"):
-        completions = _objects(item, "completions") if item.get("completions") else []
+    for item in objects(judgement, "steps", notes):
+        completions = list(objects(item, "completions", notes)) if item.get("completions") else []
         at, own = item.get("chosen_completion"), item.get("human_completion")
         if isinstance(at, int) and not 0 <= at < len(completions):
             raise DataError(f"there is no completion {at}", field="label.steps.chosen_completion")
@@ -186,7 +187,7 @@ def parse_prm800k(row: dict[str, Any], notes: Notes) -> Scored:
             steps.append(_step(completions[at if isinstance(at, int) else 0], notes))
     reply = Reply("\n".join(step.text for step in steps), None, tuple(steps))
     problem = as_prompt(text_field(question, "problem", notes), "question.problem", notes)
-    return _scored(row, problem, [reply], notes)
+    return scored_of(row, problem, [reply], notes)
 
 
 def parse_predictions(row: dict[str, Any], notes: Notes) -> tuple[Comparison, ...]:
@@ -196,30 +197,43 @@ def parse_predictions(row: dict[str, Any], notes: Notes) -> tuple[Comparison, ..
     (1,2), (1,3), ... (3,4): 0 a tie, 1 the first better, 2 the second; they need not be transitive, so there is no
     score a reply and no `Scored`.
     """
-    question, verdicts = text_field(row, "question", notes), row["preference"]
+    verdicts = row["preference"]
     if not isinstance(verdicts, list) or len(verdicts) != 6 or not all(item in (0, 1, 2) for item in verdicts):
         raise DataError(f"expected six times 0, 1 or 2, found {shown(verdicts)}", field="preference")
-    passages = row.get("passages") or []
-    if not isinstance(passages, list) or not all(isinstance(passage, list) and passage for passage in passages):
-        raise DataError(f"expected lists of a title and sentences, found {shown(passages)}", field="passages")
-    texts = [[as_text(part, "passages", notes) for part in passage] for passage in passages]
-    context = ["\n".join((title, " ".join(sentences))) for title, *sentences in texts]
-    prompt = as_prompt("\n\n".join((question, *context)), "question", notes)
+    prompt = asked(row, "question", notes, text_field(row, "question", notes))
     replies = [text_field(row, f"prediction {number}", notes) for number in range(1, 5)]
-    made = []
+    made, tools = [], read_tools(row, notes)
     for (first, second), verdict in zip(combinations(replies, 2), verdicts, strict=True):
         if verdict == 0 or first.strip() == second.strip() or not first.strip() or not second.strip():
             notes[TIED_PAIRS] += 1
             continue
         chosen, rejected = (first, second) if verdict == 1 else (second, first)
-        made.append(Comparison(prompt, chosen, rejected, source=source_of(row)))
+        made.append(Comparison(prompt, chosen, rejected, source=source_of(row), tools=tools))
     if not made:
         raise Dropped("tie")
     return tuple(made)
 
 
-def _compared(parse: Callable[[Any, Notes], Scored], row: Any, notes: Notes) -> tuple[Comparison, ...]:
-    return pairs(parse(row, notes), notes)
+def _compared(
+    parse: Callable[[Any, Notes], Scored | tuple[Scored, ...]], row: Any, notes: Notes
+) -> tuple[Comparison, ...]:
+    made = parse(row, notes)
+    if isinstance(made, Scored):
+        return pairs(made, notes)
+    found, reason = [], Dropped("no reply")
+    for scored in made:
+        try:
+            found += pairs(scored, notes)
+        except Dropped as dropped:
+            reason = dropped
+    if not found:
+        raise reason
+    return tuple(found)
+
+
+def compared(known: Format) -> Format:
+    """A format of scored replies, read as the comparisons that follow from it."""
+    return replace(known, kind=Comparison, parse=partial(_compared, known.parse))
 
 
 def _is_prm800k(row: dict[str, Any]) -> bool:
@@ -244,10 +258,6 @@ _SINGLE = ("kto", "unpaired", "prm800k")  # one reply a row: nothing to compare
 _PREDICTIONS = frozenset({"question", "preference", *(f"prediction {number}" for number in range(1, 5))})
 FORMATS = (
     *_SCORED,
-    *(
-        Format(known.name, Comparison, known.needs, partial(_compared, known.parse), known.fits)
-        for known in _SCORED
-        if known.name not in _SINGLE
-    ),
+    *(compared(known) for known in _SCORED if known.name not in _SINGLE),
     Format("predictions", Comparison, _PREDICTIONS, parse_predictions),
 )

@@ -6,10 +6,12 @@ import json
 from typing import Any
 
 from data_formats.errors import DataError
+from data_formats.fields import HARMLESS_IN_TURNS, NOTHING, Fields
 from data_formats.formats import Notes, as_text, shown
 from data_formats.records import ToolCall
 
-NO_ARGUMENTS = ("", "null", "None")  # and null: how calls without arguments are written beside {}
+TOOL_FIELDS = ("tools", "functions")
+CALL_FIELDS = ("tool_calls", "function_call", "function_calls")  # the latter two: before OpenAI had several a turn
 _NOT_A_CALL = "expected a call {name, arguments}"
 
 
@@ -30,17 +32,19 @@ def _json_text(value: Any, field: str, notes: Notes) -> str:
 
 
 def _call(raw: Any, field: str, notes: Notes) -> ToolCall:
-    if isinstance(raw, dict) and isinstance(raw.get("function"), dict):
-        raw = raw["function"]
-    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
+    call = Fields(raw, field) if isinstance(raw, dict) else None
+    if call is not None and isinstance(call.get("function"), dict):
+        call.pass_over(notes, HARMLESS_IN_TURNS)
+        call = Fields(call["function"], field)
+    if call is None or not isinstance(call.get("name"), str):
         raise DataError(f"{_NOT_A_CALL}, found {shown(raw)}", field=field)
-    arguments = raw.get("arguments", raw.get("parameters", {}))
-    if arguments is None or (isinstance(arguments, str) and arguments.strip() in NO_ARGUMENTS):
-        arguments = {}
-    parsed = _parsed(arguments, f"{field}.arguments")
+    arguments = call.get("arguments", call.get("parameters"))
+    nothing = arguments is None or (isinstance(arguments, str) and arguments.strip() in ("", "null", "None"))
+    parsed = {} if nothing else _parsed(arguments, f"{field}.arguments")
     if not isinstance(parsed, dict):
         raise DataError(f"expected an object, found {shown(parsed)}", field=f"{field}.arguments")
-    return ToolCall(as_text(raw["name"], field, notes), _json_text(parsed, f"{field}.arguments", notes))
+    call.pass_over(notes, HARMLESS_IN_TURNS)
+    return ToolCall(as_text(call["name"], field, notes), _json_text(parsed, f"{field}.arguments", notes))
 
 
 def read_calls(value: Any, field: str, notes: Notes) -> tuple[ToolCall, ...]:
@@ -54,16 +58,45 @@ def read_calls(value: Any, field: str, notes: Notes) -> tuple[ToolCall, ...]:
     return tuple(_call(call, field, notes) for call in calls)
 
 
+def called(turn: dict[str, Any], field: str, notes: Notes) -> tuple[ToolCall, ...]:
+    """The calls of a turn (`tool_calls`, or the older `function_call`), the same one given in two fields once.
+
+    Raises:
+        DataError: see `read_calls`.
+    """
+    given = [read_calls(turn[name], f"{field}.{name}", notes) for name in CALL_FIELDS if turn.get(name) not in NOTHING]
+    return sum((calls for at, calls in enumerate(given) if calls not in given[:at]), ())
+
+
 def read_tools(row: dict[str, Any], notes: Notes) -> tuple[str, ...]:
-    """The functions on offer (`tools` or `functions`: a list, or the JSON text of one), each as JSON text.
+    """The functions on offer: `tools` or `functions` of the row and of its system turns, each once, as JSON text.
+
+    Each field is a list, or the JSON text of one.
 
     Raises:
         DataError: not JSON, or not a list of objects.
     """
-    field = next((name for name in ("tools", "functions") if row.get(name) not in (None, "", [], {}, "[]")), None)
-    if field is None:
-        return ()
-    parsed = _parsed(row[field], field)
-    if not isinstance(parsed, list) or not all(isinstance(tool, dict) for tool in parsed):
-        raise DataError(f"expected a list of function definitions, found {shown(parsed)}", field=field)
-    return tuple(_json_text(tool, field, notes) for tool in parsed)
+    offers = [(name, row[name]) for name in TOOL_FIELDS if row.get(name) not in NOTHING]
+    for field, value in row.items():
+        for at, turn in enumerate(turn_list(value) or ()):
+            offers += [(f"{field}[{at}].{name}", turn[name]) for name in TOOL_FIELDS if turn.get(name) not in NOTHING]
+    found: dict[str, None] = {}
+    for field, offer in offers:
+        parsed = _parsed(offer, field)
+        if not isinstance(parsed, list) or not all(isinstance(tool, dict) for tool in parsed):
+            raise DataError(f"expected a list of function definitions, found {shown(parsed)}", field=field)
+        found |= {_json_text(tool, field, notes): None for tool in parsed}
+    return tuple(found)
+
+
+def turn_list(value: Any) -> list[dict[str, Any]] | None:
+    """The raw turns of a list of turns, or of the JSON text of one; None for anything else."""
+    if isinstance(value, str):
+        if value.lstrip()[:1] != "[" or '"' not in value:
+            return None
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    turns = isinstance(value, list) and all(isinstance(one, dict) and ("role" in one or "from" in one) for one in value)
+    return value if turns and value else None

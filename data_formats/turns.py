@@ -6,13 +6,16 @@ as it is: control-token look-alikes stay text (see `chatml`), white space stays.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data_formats.errors import DataError
-from data_formats.formats import Dropped, Notes, as_text, optional_text, shown
+from data_formats.fields import HARMLESS_IN_TURNS, NOTHING, Fields
+from data_formats.formats import Dropped, Notes, as_text, shown
+from data_formats.loss import loss_of
 from data_formats.records import Message, ToolCall
-from data_formats.tools import read_calls
+from data_formats.tools import TOOL_FIELDS, called, read_calls, turn_list
+from data_formats.transcripts import transcript
 
 ROLE_NAMES = {  # whatever their capitals
     "system": "system",
@@ -41,6 +44,9 @@ ROLE_NAMES = {  # whatever their capitals
 }
 CALLS = ("function_call", "tool_call")  # ShareGPT: the whole turn is a call
 THOUGHTS = ("reasoning", "thinking")
+REASONING_FIELDS = ("reasoning_content", *THOUGHTS)
+# Fields of a turn that say what is not text, or of which part it is trained on: nothing here can honour them.
+_UNSUPPORTED = ("images", "videos", "audios", "image", "video", "audio", "mask", "train_detail", "loss_scale")
 Turns = tuple[Message, ...]
 
 
@@ -58,6 +64,7 @@ def _parts(value: Any, field: str, notes: Notes) -> _Parts:
         if not isinstance(value, list) or isinstance(part, str):
             found.texts.append(as_text(part, field, notes))
             continue
+        part = Fields(part, f"{field}[]") if isinstance(part, dict) else part
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind == "text":
             found.texts.append(as_text(part.get("text", part.get("value")), field, notes))
@@ -68,45 +75,82 @@ def _parts(value: Any, field: str, notes: Notes) -> _Parts:
         else:
             known = "text, reasoning, thinking and tool_call"
             raise DataError(f"only parts of type {known} are supported, found {shown(kind)}", field=field)
+        part.pass_over(notes, HARMLESS_IN_TURNS)
     return found
+
+
+def reasoning_of(raw: dict[str, Any], at: str, notes: Notes, also: str = "") -> str:
+    """What a turn or row says was thought, in whichever field it stands.
+
+    Args:
+        at: where it stands, "" for a row.
+        also: what its parts say.
+
+    Raises:
+        DataError: it says two different things, or what is no text.
+    """
+    said = {also: None}
+    for name in REASONING_FIELDS:
+        if raw.get(name) not in NOTHING:
+            said[as_text(raw[name], f"{at}.{name}" if at else name, notes)] = None
+    thoughts = [text for text in said if text]
+    if len(thoughts) > 1:
+        raise DataError("two different reasonings are given for one reply; keep one", field=at or None)
+    return "".join(thoughts)
 
 
 def read_turn(raw: Any, field: str, notes: Notes) -> Message:
     """One turn, written as {role, content} (OpenAI) or {from, value} (ShareGPT).
 
+    Every key is read, known to be harmless, counted in `notes` as passed over, or refused. The tools that a system turn
+    offers are read by `tools.read_tools`.
+
     Raises:
-        DataError: another shape, an unknown role, a malformed call, or content that is not text.
+        DataError: another shape, an unknown role, a malformed call, content that is not text, or a field of known
+            meaning where it has none.
     """
     if not isinstance(raw, dict):
         raise DataError(f"expected a turn {{role, content}} or {{from, value}}, found {shown(raw)}", field=field)
-    role_key, content_key = ("role", "content") if "role" in raw else ("from", "value")
-    if role_key not in raw or content_key not in raw:
+    turn = Fields(raw, field)
+    role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
+    calls = called(turn, field, notes)
+    if role_key not in turn or (content_key not in turn and not calls):
         found = ", ".join(sorted(map(str, raw))) or "nothing"
         raise DataError(f"expected a turn {{role, content}} or {{from, value}}, found the keys {found}", field=field)
-    named = raw[role_key].strip().lower() if isinstance(raw[role_key], str) else None
-    role = ROLE_NAMES.get(named)
+    name, at = turn[role_key], f"{field}.{content_key}"
+    role = ROLE_NAMES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
         known = ", ".join(ROLE_NAMES)
-        raise DataError(f"unknown role {shown(raw[role_key])}; known are {known}", field=f"{field}.{role_key}")
-    if role == "assistant" and raw.get("loss_weight", 1) != 1:
-        weight = shown(raw["loss_weight"])
-        raise DataError(f"assistant turns are trained with weight 1, found {weight}", field=f"{field}.loss_weight")
-    at, value, calls = f"{field}.{content_key}", raw[content_key], ()
-    if raw.get("tool_calls"):
-        calls = read_calls(raw["tool_calls"], f"{field}.tool_calls", notes)
-        value = "" if value is None else value
-    if named in CALLS:
-        return Message(role, "", "", read_calls(value, at, notes))
-    parts = _parts(value, at, notes)
-    calls = parts.calls + calls
-    reasoning = "".join(parts.reasoning) or optional_text(raw, "reasoning_content", notes)
-    if role != "assistant" and (calls or reasoning):
+        raise DataError(f"unknown role {shown(name)}; known are {known}", field=f"{field}.{role_key}")
+    value = turn.get(content_key)
+    if name.strip().lower() in CALLS:
+        calls, value = read_calls(value, at, notes) + calls, None
+    parts = _parts("" if value is None and calls else value, at, notes)
+    reasoning, loss = reasoning_of(turn, field, notes, "".join(parts.reasoning)), loss_of(turn, field)
+    _refuse_out_of_place(turn, role, field)
+    if role != "assistant" and (parts.calls or calls or reasoning):
         raise DataError(f"only an assistant thinks or calls tools, found it in a turn of the {role}", field=field)
-    return Message(role, "".join(parts.texts), reasoning, calls)
+    if role != "assistant" and loss:
+        raise DataError(f"only an assistant's turn is trained on by itself, this is of the {role}", field=field)
+    turn.pass_over(notes, HARMLESS_IN_TURNS)
+    trained = loss is not False or role != "assistant"
+    return Message(role, "".join(parts.texts), reasoning, parts.calls + calls, trained)
+
+
+def _refuse_out_of_place(turn: Fields, role: str, field: str) -> None:
+    for name in TOOL_FIELDS:
+        if turn.get(name) not in NOTHING and role != "system":
+            raise DataError(
+                f"tools are offered in a system turn or in the row, not by the {role}", field=f"{field}.{name}"
+            )
+    for name in _UNSUPPORTED:
+        if turn.get(name) not in NOTHING:
+            raise DataError("this field of a turn is not supported; take it out", field=f"{field}.{name}")
 
 
 def read_turns(raw: Any, field: str, notes: Notes) -> Turns:
-    """The turns of a list, unrepaired."""
+    """The turns of a list, or of the JSON text of one, unrepaired."""
+    raw = turn_list(raw) or raw
     if not isinstance(raw, list):
         raise DataError(f"expected a list of turns, found {type(raw).__name__} {shown(raw)}", field=field)
     return tuple(read_turn(turn, f"{field}[{at}]", notes) for at, turn in enumerate(raw))
@@ -120,7 +164,7 @@ def _is_empty(turn: Message) -> bool:
 def _merged(first: Message, second: Message) -> Message:
     text = "\n\n".join(turn.content for turn in (first, second) if turn.content)
     reasoning = "\n\n".join(turn.reasoning for turn in (first, second) if turn.reasoning)
-    return Message(first.role, text, reasoning, first.tool_calls + second.tool_calls)
+    return Message(first.role, text, reasoning, first.tool_calls + second.tool_calls, first.loss)
 
 
 def repaired(turns: Turns, notes: Notes) -> Turns:
@@ -130,7 +174,7 @@ def repaired(turns: Turns, notes: Notes) -> Turns:
     turns of one speaker in a row become one, joined by a blank line.
 
     Raises:
-        Dropped: a system turn in the middle, or no user turn with text.
+        Dropped: a system turn in the middle, no user turn with text, or turns that cannot become one.
     """
     system = [turn for turn in turns if turn.role == "system" and turn.content.strip()]
     rest = [turn for turn in turns if turn.role != "system"]
@@ -151,6 +195,8 @@ def repaired(turns: Turns, notes: Notes) -> Turns:
     merged: list[Message] = []
     for turn in [*system, *rest]:
         if merged and merged[-1].role == turn.role != "tool":  # several calls have an answer each
+            if merged[-1].loss != turn.loss:
+                raise Dropped("two replies in a row, one with loss and one without")
             merged[-1] = _merged(merged[-1], turn)
         else:
             merged.append(turn)
@@ -175,27 +221,39 @@ def conversation(turns: Turns, notes: Notes) -> Turns:
     return kept
 
 
+def without_flags(turns: Turns) -> Turns:
+    """The turns as the context of a reply, where it means nothing whether they were to be trained on."""
+    return tuple(turn if turn.loss else replace(turn, loss=True) for turn in turns)
+
+
 def prompt_turns(turns: Turns, notes: Notes) -> Turns:
     """A repaired conversation that must end with a user turn or a tool's answer; it is never cut.
 
-    Replies depend on all of it.
+    Replies depend on all of it. None of its turns is trained on, whatever they say.
 
     Raises:
         Dropped: it ends with a reply, has an empty turn, or is empty.
     """
     if any(turn.role != "system" and _is_empty(turn) for turn in turns):
         raise Dropped("empty turn in the prompt")
-    kept = repaired(turns, notes)
+    kept = repaired(without_flags(turns), notes)
     if kept[-1].role not in ("user", "tool"):
         raise Dropped("prompt does not end with a user turn")
     return kept
 
 
 def as_prompt(value: Any, field: str, notes: Notes) -> Turns:
-    """A prompt written as a string (one user turn) or as a list of turns."""
-    if isinstance(value, str):
-        value = as_text(value, field, notes)
-        if not value.strip():
+    """A prompt written as a list of turns, the JSON text of one, a transcript, or a string: one user turn."""
+    turns = turn_list(value)
+    if turns is None and isinstance(value, str):
+        text = as_text(value, field, notes)
+        if not text.strip():
             raise Dropped("empty prompt")
-        return (Message("user", value),)
-    return prompt_turns(read_turns(value, field, notes), notes)
+        said = transcript(text)
+        if said is not None and said[-1] == Message("assistant", ""):
+            said = said[:-1]  # "Assistant:", where the reply is to stand
+        elif said is None or (said[-1].role == "assistant" and not text.startswith("\n\n")):
+            return (Message("user", text),)
+        notes["transcript read as turns"] += 1
+        return prompt_turns(said, notes)
+    return prompt_turns(read_turns(value if turns is None else turns, field, notes), notes)

@@ -23,6 +23,8 @@ def _turn(message: Message) -> dict[str, Any]:
     if message.tool_calls:
         calls = [{"name": call.name, "arguments": call.arguments} for call in message.tool_calls]
         row["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+    if not message.loss:
+        row["weight"] = 0
     return row
 
 
@@ -32,6 +34,8 @@ def _turns(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
 
 def _reply(reply: Reply) -> dict[str, Any]:
     row: dict[str, Any] = {"content": reply.content, "score": reply.score}
+    if reply.reasoning:
+        row["reasoning_content"] = reply.reasoning
     if reply.steps:
         row["steps"] = [{"text": step.text, "rating": step.rating} for step in reply.steps]
     return row
@@ -43,7 +47,9 @@ def as_row(record: Record) -> dict[str, Any]:
         case Demonstration():
             row: dict[str, Any] = {"messages": _turns(record.messages), "category": record.category}
         case Comparison():
-            row = {"prompt": _turns(record.prompt), "chosen": record.chosen, "rejected": record.rejected}
+            row = {"prompt": _turns(record.prompt)}
+            for side, reply in (("chosen", record.chosen_reply), ("rejected", record.rejected_reply)):
+                row[side] = [_turn(reply)] if reply.reasoning else reply.content
             row |= {"grade": record.grade, "category": record.category, "tags": list(record.tags)}
         case Scored():
             row = {"prompt": _turns(record.prompt), "replies": [_reply(reply) for reply in record.replies]}

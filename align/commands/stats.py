@@ -106,6 +106,8 @@ def describe(found: list[FileStats]) -> str:
     for one in found:
         for word in ("dropped", "repaired"):
             lines += [f"{one.report.path}: {word} {n}: {why}" for why, n in sorted(getattr(one.report, word).items())]
+        if one.report.passed_over:
+            lines.append(f"{one.report.path}: fields passed over: {one.report.describe_passed_over()}")
         if one.categories:
             shown = list(one.categories.items())[:SHOWN_CATEGORIES]
             more = f", and {len(one.categories) - len(shown)} more" if len(one.categories) > len(shown) else ""

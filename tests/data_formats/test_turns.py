@@ -49,7 +49,7 @@ def test_both_ways_of_writing_a_turn(raw):
             r"m\[0\].tool_calls",
             "expected a call {name, arguments}",
         ),
-        ([{"role": "assistant", "content": "x", "loss_weight": 0.0}], r"m\[0\].loss_weight", "found 0.0"),
+        ([{"role": "assistant", "content": "x", "loss_weight": 0.5}], r"m\[0\].loss_weight", "found 0.5"),
     ],
 )
 def test_malformed_turns_name_field_and_finding(raw, field, found):
