@@ -40,7 +40,7 @@ def parse_rewardbench(row: dict[str, Any], notes: Notes) -> Comparison:
 
 
 def parse_best_of(row: dict[str, Any], notes: Notes) -> Scored:
-    """`prompt`, `chosen` and `rejected` with several replies a side (RewardBench 2): 1 for the former, 0 for the latter.
+    """`prompt`, `chosen` and `rejected` with several replies a side (RewardBench 2): scores 1 and 0.
 
     Its Ties have several right replies; best-of-4 has one.
     """
@@ -55,7 +55,7 @@ def parse_best_of(row: dict[str, Any], notes: Notes) -> Scored:
 
 
 def _is_rm_bench(row: dict[str, Any]) -> bool:
-    return all(is_list_of_texts(row[field]) and len(row[field]) == STYLES for field in _SIDES)
+    return "domain" in row and all(is_list_of_texts(row[field]) and len(row[field]) == STYLES for field in _SIDES)
 
 
 def parse_rm_bench(row: dict[str, Any], notes: Notes) -> tuple[Comparison, ...]:
@@ -108,7 +108,7 @@ def parse_best_of_k(row: dict[str, Any], notes: Notes) -> Scored:
 
 _PAIR = frozenset({"prompt", "chosen", "rejected"})
 _SCORED = (
-    Format("best_of", Scored, _PAIR, parse_best_of, is_best_of),
+    Format("best_of", Scored, _PAIR, parse_best_of, lambda row: is_best_of(row) and not _is_rm_bench(row)),
     Format("best_of_k", Scored, frozenset({"prompt", "scores"}), parse_best_of_k, _is_best_of_k),
 )
 FORMATS = (

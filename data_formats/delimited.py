@@ -19,8 +19,9 @@ from data_formats.errors import DataError, RowNumber
 ENDINGS = (".csv", ".tsv")
 LONGEST_CELL = 16 * 2**20  # characters; an open quotation mark would otherwise swallow the rest of the file
 TEXTS = frozenset(
-    "prompt instruction input output question answer query response problem solution text completion context system "
-    "system_prompt content reference ground_truth std_answer canonical_solution chosen rejected title".split()
+    {"prompt", "instruction", "input", "output", "question", "answer", "query", "response", "problem", "solution"}
+    | {"text", "completion", "context", "system", "system_prompt", "content", "reference", "ground_truth"}
+    | {"std_answer", "canonical_solution", "chosen", "rejected", "title"}
 )
 _TURN_KEYS = ({"role", "content"}, {"from", "value"})
 
@@ -43,7 +44,9 @@ def delimited_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[int, dict
                 header = _header(cells, path)
             elif cells:
                 if len(cells) != len(header):
-                    problem = f"{len(cells)} cells where the header names {len(header)}; look for a missing quotation mark"
+                    problem = (
+                        f"{len(cells)} cells where the header names {len(header)}; look for a missing quotation mark"
+                    )
                     raise DataError(problem, path=path, line=start)
                 yield start, {name: _cell(name, text) for name, text in zip(header, cells, strict=True)}
             start = reader.line_num + 1

@@ -12,7 +12,18 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from data_formats import benchmarks, comparisons, demonstrations, documents, prompts, scored, verdicts
+from data_formats import (
+    benchmarks,
+    comparisons,
+    demonstrations,
+    documents,
+    moss,
+    prompts,
+    rated,
+    scored,
+    trees,
+    verdicts,
+)
 from data_formats.context import SYSTEM_FIELDS
 from data_formats.errors import DataError
 from data_formats.fields import NOTHING, Fields
@@ -29,6 +40,9 @@ FORMATS: tuple[Format, ...] = (
     *scored.FORMATS,
     *verdicts.FORMATS,
     *benchmarks.FORMATS,
+    *rated.FORMATS,
+    *trees.FORMATS,
+    *moss.FORMATS,
     *prompts.FORMATS,
     *documents.FORMATS,
 )

@@ -1,7 +1,8 @@
 """Files -> raw rows with their line numbers. Compression and container are told by the name's endings.
 
-`.jsonl`/`.ndjson`; `.json` (one list, or JSON Lines, which many files of that name are); `.csv`/`.tsv`, see `delimited`;
-`.parquet`; each also as `.gz` or, where `zstandard` is installed, `.zst`. For a list and for Parquet the number is that of the row, from 1.
+`.jsonl`/`.ndjson`; `.json` (one list, an object of columns, or JSON Lines, which many files of that name are); `.csv`
+and `.tsv`, see `delimited`; `.parquet`; each also as `.gz` or, where `zstandard` is installed, `.zst`. For a list and
+for Parquet the number is that of the row, from 1.
 `.xml` is a StackExchange dump, see `posts_xml`. JSON Lines are read line by line and Parquet batch by batch (a
 compressed Parquet file is first unpacked into a temporary file); a `.json` file is held as a whole.
 """

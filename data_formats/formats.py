@@ -19,7 +19,8 @@ Notes = Counter[str]
 # Notes about parts of a used row that were left out; the report counts the parts. All other notes are repairs of rows.
 TIED_PAIRS = "pairs of equal score"
 EMPTY_REPLIES = "replies without text"
-LEFT_OUT = frozenset({TIED_PAIRS, EMPTY_REPLIES})
+OFF_THE_PATH = "messages off the best path"
+LEFT_OUT = frozenset({TIED_PAIRS, EMPTY_REPLIES, OFF_THE_PATH})
 
 
 class Dropped(Exception):
@@ -36,7 +37,7 @@ class Format:
         needs: fields that must be there; more of them make the format more specific.
         parse: raw row and notes -> a record, or several.
         fits: a further test of the values, where the names alone do not tell.
-        group: a field whose equal values make rows that follow each other one; `parse` gets them as `Neighbours`.
+        group: a value of a row; rows that follow each other with the same one are parsed together, as `Neighbours`.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Format:
     needs: frozenset[str]
     parse: Callable[[Any, Notes], Record | tuple[Any, ...]]
     fits: Callable[[Any], bool] = lambda row: True
-    group: str = ""
+    group: Callable[[Any], Any] | None = None
 
     def matches(self, row: Any) -> bool:
         """Whether a row has this shape."""

@@ -1,7 +1,7 @@
 """Rows that stand one below the other and belong together: the replies to one prompt, the messages of one tree.
 
 Files with a reply a row (HelpSteer 2, BeaverTails) or a message a row (OASST) say nothing row by row that could be
-compared. A format that names such a field (`Format.group`) gets the rows of equal value as one, as long as they follow
+compared. A format with a `group` gets the rows of one value together, as long as they follow
 each other, which they do in these files; a file is still read as a stream.
 """
 
@@ -36,12 +36,13 @@ class Neighbours(list[Any]):
         return made
 
 
-def neighbours(rows: Iterable[tuple[int, Any]], field: str) -> Iterator[tuple[int, Neighbours]]:
-    """Rows of equal value under `field` that follow each other, with the line of the first."""
-    for _, some in groupby(rows, key=lambda numbered: _value(numbered[1], field)):
+def neighbours(rows: Iterable[tuple[int, Any]], value: Callable[[Any], Any]) -> Iterator[tuple[int, Neighbours]]:
+    """Rows of equal `value` that follow each other, with the line of the first."""
+    for _, some in groupby(rows, key=lambda numbered: value(numbered[1])):
         group = Neighbours(some)
         yield group.lines[0], group
 
 
-def _value(row: Any, field: str) -> Any:
-    return row.get(field) if isinstance(row, dict) else None
+def by(field: str) -> Callable[[Any], Any]:
+    """What a row has under `field`, for `neighbours`."""
+    return lambda row: row.get(field) if isinstance(row, dict) else None

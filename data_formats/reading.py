@@ -15,13 +15,13 @@ from typing import Any
 from data_formats import documents, files
 from data_formats.detection import detect, format_names, named, parse, refuse_unread
 from data_formats.errors import DataError, EmptyDatasetError
+from data_formats.exports import LeftOut, plain_rows
 from data_formats.fields import Fields, PassedOver
 from data_formats.formats import LEFT_OUT, Dropped, Format, Notes
 from data_formats.hub import HubDataset, as_source
 from data_formats.neighbours import Neighbours, neighbours
 from data_formats.records import Comparison, Document, Prompt, Record, Scored
 from data_formats.report import ReadReport, ReadResult
-
 
 
 def is_plain(value: Any) -> bool:
@@ -41,7 +41,8 @@ def _open(
     if isinstance(source, HubDataset) or files.ending(source) not in files.TEXT_ENDINGS:
         if split not in (None, "none"):
             raise DataError(f"only text files are split, not this one; remove split {split!r}", path=str(source))
-        return chosen, source.rows() if isinstance(source, HubDataset) else files.raw_rows(source)
+        rows = source.rows() if isinstance(source, HubDataset) else files.raw_rows(source)
+        return chosen, plain_rows(rows, str(source), annotated=kind not in (Prompt, Document))
     if kind is not Document:
         raise DataError(f"plain text holds documents, not {kind.__name__.lower()}s", path=source)
     text = files.read_text(source)
@@ -98,23 +99,30 @@ class Stream:
                 f"the {'dataset' if isinstance(self.source, HubDataset) else 'file'} holds no rows",
                 path=str(self.source),
             )
-        rows = chain([first], rows)
-        if not self._is_dump:
-            chosen = chosen or _located(self.source, first[0], partial(detect, first[1], self.kind))
-            rows = neighbours(rows, chosen.group) if chosen.group else rows
-        for line, row in rows:
-            if isinstance(row, dict) and row.keys() == {"left_out"} and self._is_dump:
-                report.rows += 1
-                report.dropped[row["left_out"]] += 1
-                continue
-            if chosen is None:
-                chosen = _located(self.source, line, partial(detect, row, self.kind))
-            report.format = chosen.name
+        rows = self._kept(chain([first], rows), report)
+        first = next(rows, None)
+        if first is None:
+            return
+        chosen = chosen or _located(self.source, first[0], partial(detect, first[1], self.kind))
+        report.format, rows = chosen.name, chain([first], rows)
+        for line, row in neighbours(rows, chosen.group) if chosen.group else rows:
             for record in self._records(line, row, chosen, report):
                 report.records += 1
                 yield record
                 if report.records == self.limit:
                     return
+
+    def _kept(self, rows: Iterator[tuple[int, Any]], report: ReadReport) -> Iterator[tuple[int, Any]]:
+        """The rows without those of which nothing is read, which are counted."""
+        for line, row in rows:
+            reason = row if isinstance(row, LeftOut) else None
+            if self._is_dump and row.keys() == {"left_out"}:
+                reason = row["left_out"]
+            if reason is None:
+                yield line, row
+            else:
+                report.rows += 1
+                report.dropped[str(reason)] += 1
 
     def _records(self, line: int, row: Any, chosen: Format, report: ReadReport) -> Iterator[Any]:
         row = Fields(row) if isinstance(row, dict) else row
@@ -152,6 +160,10 @@ class Stream:
         if self.kind is Prompt:
             known = chosen.needs | {"category", "reference", "source"}
             columns = {name: row[name] for name, value in row.items() if name not in known and is_plain(value)}
+            if isinstance(row.get("reference"), list | dict):  # the record has the first of them
+                columns["references"] = row["reference"]
+            if isinstance(columns.get("columns"), dict):  # our own rows
+                columns |= columns.pop("columns")
             made = tuple(replace(record, columns=columns) for record in made)
         row.pass_over(notes)
         return made
@@ -170,7 +182,7 @@ def preference_kind(source: str | Path | HubDataset, format: str = "auto") -> ty
     source = as_source(source)
     chosen, rows = _open(source, Comparison, format, None)
     for line, row in rows if chosen is None else ():
-        if isinstance(row, dict) and row.keys() == {"left_out"}:  # of a dump: it has no shape
+        if isinstance(row, LeftOut) or (isinstance(row, dict) and row.keys() == {"left_out"}):  # it has no shape
             continue
         chosen = _located(source, line, partial(detect, row, Comparison))
         break

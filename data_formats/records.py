@@ -101,12 +101,14 @@ class Reply:
     Attributes:
         steps: where it is judged in parts.
         reasoning: what was thought before `content`, without tags.
+        attributes: what it was rated by beside its score, e.g. (("correctness", 4.0), ("verbosity", 1.0)).
     """
 
     content: str
     score: float | None = None
     steps: tuple[Step, ...] = ()
     reasoning: str = ""
+    attributes: tuple[tuple[str, float], ...] = ()
 
     @property
     def turn(self) -> Message:

@@ -8,7 +8,7 @@ negative, and 1 more for the accepted answer (Askell et al. 2021, appendix C.1).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
@@ -115,14 +115,27 @@ def _step(item: dict[str, Any], notes: Notes) -> Step:
     return Step(text_field(item, "text", notes), optional_number(item, "rating"))
 
 
+def attributes_of(row: Any, notes: Notes, names: Sequence[str] | None = None) -> tuple[tuple[str, float], ...]:
+    """The ratings of an object, in its order or that of the names looked for; those it lacks are left out.
+
+    Raises:
+        DataError: no object, or a rating that is no number.
+    """
+    if not isinstance(row, dict):
+        raise DataError(f"expected {{name: number}}, found {shown(row)}", field="attributes")
+    said = [(as_text(name, "attributes", notes), optional_number(row, name)) for name in names or list(row)]
+    return tuple((name, number) for name, number in said if number is not None)
+
+
 def parse_replies(row: dict[str, Any], notes: Notes) -> Scored:
-    """`prompt` and `replies`: [{content, score, steps: [{text, rating}]}] (our own rows)."""
+    """`prompt`, `replies`: [{content, score, attributes: {name: number}, steps: [{text, rating}]}] (our own rows)."""
     replies = [
         Reply(
             text_field(item, "content", notes),
             optional_number(item, "score"),
             tuple(_step(step, notes) for step in (objects(item, "steps", notes) if item.get("steps") else ())),
             reasoning_of(item, item.at, notes),
+            attributes_of(item.get("attributes") or {}, notes),
         )
         for item in objects(row, "replies", notes)
     ]

@@ -28,29 +28,48 @@ PAIRS = tuple(
     for (firsts, seconds) in _NUMBERED
     for first, second in zip(firsts, seconds, strict=True)
 )
-QUESTIONS = ("prompt", "question", "query", "instruction", "problem", "messages", "conversation", "conversations", "context")
+QUESTIONS = (
+    "prompt",
+    "question",
+    "query",
+    "instruction",
+    "problem",
+    "messages",
+    "conversation",
+    "conversations",
+    "context",
+)
 # Fields whose number is a strength: below 0 the first reply is better, above 0 the second (HelpSteer 2 and 3).
 _STRENGTHS = ("overall_preference", "preference_strength")
-VERDICTS = (*_STRENGTHS, "preference", "preferred", "preferred_response", "winner", "label", "verdict", "choice", "better")
+VERDICTS = (
+    *_STRENGTHS,
+    "preference",
+    "preferred",
+    "preferred_response",
+    "winner",
+    "label",
+    "verdict",
+    "choice",
+    "better",
+)
 _TIES = ("tie", "both", "bothbad", "equal", "same", "draw", "neither", "none", "a=b", "b=a", "=", "c")
 _PLACES = {"first": 0, "left": 0, "second": 1, "right": 1}
 _WORDS = re.compile(rf"model|option|side|{'|'.join(_REPLIES)}|[\s_\-\[\]().'\"]")
 _MORE = re.compile(r"(\w+)\s*([<>])[<>]?\s*(\w+)")
-_NEMO = re.compile(r"\n*<extra_id_1>(User|Assistant)\n")  # HelpSteer 2 writes several turns so
 
 
-def _pair(row: dict[str, Any]) -> tuple[str, str] | None:
+def pair_of(row: dict[str, Any]) -> tuple[str, str] | None:
     """The names of the two replies, where there are exactly two."""
     found = [pair for pair in PAIRS if pair[0] in row and pair[1] in row]
     return found[0] if len(found) == 1 else None
 
 
-def _question(row: dict[str, Any]) -> str | None:
+def question_of(row: dict[str, Any]) -> str | None:
     return next((name for name in QUESTIONS if row.get(name) is not None), None)
 
 
 def _fits(row: dict[str, Any]) -> bool:
-    return _pair(row) is not None and any(name in row for name in QUESTIONS)
+    return pair_of(row) is not None and any(name in row for name in QUESTIONS)
 
 
 def _named(text: str, names: tuple[str, str]) -> int | None:
@@ -62,6 +81,17 @@ def _named(text: str, names: tuple[str, str]) -> int | None:
     if plain in ends:
         return ends.index(plain)
     return ("a", "b").index(plain) if plain in ("a", "b") else None
+
+
+def names_one_of_two(text: str, names: tuple[str, str]) -> bool:
+    """Whether a text is a verdict about two replies, a tie included."""
+    try:
+        better_of(text, "", names)
+    except Dropped:
+        return bool(text)
+    except DataError:
+        return False
+    return True
 
 
 def better_of(value: Any, field: str, names: tuple[str, str]) -> int:
@@ -102,7 +132,9 @@ def _strength(value: Any, field: str) -> tuple[int, float]:
     except (TypeError, ValueError):
         number = float("nan")
     if isinstance(value, bool) or not abs(number) < 1e300:
-        raise DataError(f"expected a number, below 0 where the first reply is better, found {shown(value)}", field=field)
+        raise DataError(
+            f"expected a number, below 0 where the first reply is better, found {shown(value)}", field=field
+        )
     if number == 0:
         raise Dropped("tie")
     return int(number > 0), abs(number)
@@ -110,11 +142,6 @@ def _strength(value: Any, field: str) -> tuple[int, float]:
 
 def _prompt(row: dict[str, Any], field: str, notes: Notes) -> Turns:
     value = row[field]
-    if isinstance(value, str) and _NEMO.search(value):
-        parts = _NEMO.split(as_text(value, field, notes))
-        roles = ["user", *({"User": "user", "Assistant": "assistant"}[who] for who in parts[1::2])]
-        turns = tuple(Message(role, said) for role, said in zip(roles, parts[0::2], strict=True))
-        return prompt_turns(with_system(row, turns, notes), notes)
     if field == "context":  # here the conversation itself
         return prompt_turns(with_system(row, as_prompt(value, field, notes), notes), notes)
     if field in ("messages", "conversation", "conversations"):
@@ -137,7 +164,7 @@ def _reply(row: dict[str, Any], field: str, notes: Notes) -> Message:
 
 def parse_judged(row: dict[str, Any], notes: Notes, field: str) -> Comparison:
     """A prompt, two replies named alike, and a verdict under `field`."""
-    names, question = _pair(row), _question(row)
+    names, question = pair_of(row), question_of(row)
     if names is None or question is None:
         raise DataError(f"expected a prompt and two replies such as response_1 and response_2 beside {field!r}")
     grade = None
@@ -156,17 +183,21 @@ def _safety(row: dict[str, Any], better: int) -> tuple[str, ...]:
     said = [row.get(f"is_response_{at}_safe") for at in (better, 1 - better)]
     if not all(isinstance(safe, bool) for safe in said):
         return ()
-    return tuple(f"{side}_{'safe' if safe else 'unsafe'}" for side, safe in zip(("chosen", "rejected"), said, strict=True))
+    return tuple(
+        f"{side}_{'safe' if safe else 'unsafe'}" for side, safe in zip(("chosen", "rejected"), said, strict=True)
+    )
 
 
-def _texts(row: dict[str, Any], field: str, notes: Notes) -> list[str]:
+def text_list(row: dict[str, Any], field: str, notes: Notes) -> list[str]:
     """A list of texts, or the JSON text of one, as the arena's votes write turns; a turn that is null is empty."""
     value = row[field]
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"expected the JSON text of a list ({error}), found {shown(row[field])}", field=field) from None
+            raise DataError(
+                f"expected the JSON text of a list ({error}), found {shown(row[field])}", field=field
+            ) from None
     if not isinstance(value, list):
         raise DataError(f"expected a list of texts, found {shown(value)}", field=field)
     return ["" if text is None else as_text(text, f"{field}[{at}]", notes) for at, text in enumerate(value)]
@@ -174,7 +205,7 @@ def _texts(row: dict[str, Any], field: str, notes: Notes) -> list[str]:
 
 def parse_arena55k(row: dict[str, Any], notes: Notes) -> Comparison:
     """`prompt`, `response_a`, `response_b`: lists of one text a turn; `winner_model_a`, `winner_model_b`: 0 or 1."""
-    asked_, *sides = (_texts(row, field, notes) for field in ("prompt", "response_a", "response_b"))
+    asked_, *sides = (text_list(row, field, notes) for field in ("prompt", "response_a", "response_b"))
     if any(len(side) != len(asked_) for side in sides):
         raise Dropped("not a reply to every turn")
     wins = [flag(row, f"winner_model_{side}") for side in "ab"]
@@ -193,14 +224,22 @@ def parse_arena55k(row: dict[str, Any], notes: Notes) -> Comparison:
 
 
 def _is_pku(row: dict[str, Any]) -> bool:
-    return _pair(row) == ("response_0", "response_1")
+    return pair_of(row) == ("response_0", "response_1")
 
 
 _PKU = frozenset({"prompt", "response_0", "response_1"})
 _ARENA = frozenset({"prompt", "response_a", "response_b", "winner_model_a", "winner_model_b"})
 FORMATS = (
-    Format("pku", Comparison, _PKU | {"better_response_id"}, partial(parse_judged, field="better_response_id"), _is_pku),
-    Format("pku_safer", Comparison, _PKU - {"prompt"} | {"safer_response_id"}, partial(parse_judged, field="safer_response_id"), _fits),
+    Format(
+        "pku", Comparison, _PKU | {"better_response_id"}, partial(parse_judged, field="better_response_id"), _is_pku
+    ),
+    Format(
+        "pku_safer",
+        Comparison,
+        _PKU - {"prompt"} | {"safer_response_id"},
+        partial(parse_judged, field="safer_response_id"),
+        _fits,
+    ),
     Format("arena55k", Comparison, _ARENA, parse_arena55k),
     *(
         Format(f"by_{field}", Comparison, frozenset({field}), partial(parse_judged, field=field), _fits)

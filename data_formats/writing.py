@@ -36,6 +36,8 @@ def _reply(reply: Reply) -> dict[str, Any]:
     row: dict[str, Any] = {"content": reply.content, "score": reply.score}
     if reply.reasoning:
         row["reasoning_content"] = reply.reasoning
+    if reply.attributes:
+        row["attributes"] = dict(reply.attributes)
     if reply.steps:
         row["steps"] = [{"text": step.text, "rating": step.rating} for step in reply.steps]
     return row
@@ -56,6 +58,7 @@ def as_row(record: Record) -> dict[str, Any]:
             row |= {"category": record.category, "tags": list(record.tags)}
         case Prompt():
             row = {"prompt": _turns(record.messages), "category": record.category, "reference": record.reference}
+            row |= {"columns": dict(record.columns) or None}
         case Document():
             row = {"text": record.text}
     if not isinstance(record, Document):
