@@ -118,10 +118,13 @@ def _keep_other_seed(output_dir: Path, seed: int) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
+    from align.data.preview import passed_over
     from align.recipe.check import check_recipe, describe_plan
 
     recipe = check_recipe(args.recipe, args.overrides, world_size=args.num_processes)
     print(describe_plan(recipe, args.num_processes))
+    for line in passed_over(recipe):
+        print(line)
 
 
 def _recipes(args: argparse.Namespace) -> None:

@@ -20,8 +20,12 @@ from data_formats.fields import Fields, PassedOver
 from data_formats.formats import LEFT_OUT, Dropped, Format, Notes
 from data_formats.hub import HubDataset, as_source
 from data_formats.neighbours import Neighbours, neighbours
+from data_formats.padding import without_padding
 from data_formats.records import Comparison, Document, Prompt, Record, Scored
 from data_formats.report import ReadReport, ReadResult
+
+
+PADDING = "a column's nulls removed from calls and tools"  # a note
 
 
 def is_plain(value: Any) -> bool:
@@ -90,6 +94,10 @@ class Stream:
     def _is_dump(self) -> bool:
         return isinstance(self.source, Path) and files.ending(self.source) == ".xml"
 
+    @property
+    def _is_columnar(self) -> bool:
+        return isinstance(self.source, HubDataset) or files.ending(self.source) == ".parquet"
+
     def __iter__(self) -> Iterator[Any]:
         report = self.report = ReadReport(str(self.source), self.format)
         chosen, rows = _open(self.source, self.kind, self.format, self.split)
@@ -125,9 +133,12 @@ class Stream:
                 report.dropped[str(reason)] += 1
 
     def _records(self, line: int, row: Any, chosen: Format, report: ReadReport) -> Iterator[Any]:
-        row = Fields(row) if isinstance(row, dict) else row
+        whole = without_padding(row) if self._is_columnar else row
+        notes = Notes({} if whole is row else {PADDING: 1})
+        if isinstance(row, Neighbours) and whole is not row:
+            whole = Neighbours(zip(row.lines, whole, strict=True))
+        row = Fields(whole) if isinstance(whole, dict) else whole
         held = row["posts"] if self._is_dump else len(row) if isinstance(row, Neighbours) else 1
-        notes = Notes()
         report.rows += held
         try:
             made = _located(self.source, line, partial(self._made, row, chosen, notes))

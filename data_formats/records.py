@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -38,7 +38,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A conversation to imitate; its assistant turns get loss (SFT). `tools`: JSON text of each function on offer."""
+    """A conversation to imitate; its assistant turns get loss (SFT), but for those whose `loss` is False.
+
+    Attributes:
+        tools: JSON text of each function on offer.
+    """
 
     messages: tuple[Message, ...]
     category: str = ""
@@ -46,9 +50,9 @@ class Demonstration:
     tools: tuple[str, ...] = ()
 
     def last_exchange(self) -> tuple[tuple[Message, ...], str] | None:
-        """The turns before the last assistant turn, and that turn's text; None where nothing stands before one."""
+        """The turns before the last assistant turn with loss, and its text; None where nothing stands before one."""
         for at in range(len(self.messages) - 1, 0, -1):
-            if self.messages[at].role == "assistant":
+            if self.messages[at].role == "assistant" and self.messages[at].loss:
                 return self.messages[:at], self.messages[at].content
         return None
 
@@ -74,6 +78,16 @@ class Comparison:
     tools: tuple[str, ...] = ()
     chosen_reasoning: str = ""
     rejected_reasoning: str = ""
+
+    def swapped(self) -> Comparison:
+        """The same pair with the other reply as the better one."""
+        return replace(
+            self,
+            chosen=self.rejected,
+            rejected=self.chosen,
+            chosen_reasoning=self.rejected_reasoning,
+            rejected_reasoning=self.chosen_reasoning,
+        )
 
     @property
     def chosen_reply(self) -> Message:

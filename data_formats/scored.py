@@ -190,17 +190,20 @@ def parse_prm800k(row: dict[str, Any], notes: Notes) -> Scored:
     question, judgement = Fields(row["question"], "question"), Fields(row["label"], "label")
     steps = []
     for item in objects(judgement, "steps", notes):
-        completions = list(objects(item, "completions", notes)) if item.get("completions") else []
+        tried = objects(item, "completions", notes) if item.get("completions") else ()
+        completions = [_step(completion, notes) for completion in tried]
         at, own = item.get("chosen_completion"), item.get("human_completion")
         if isinstance(at, int) and not 0 <= at < len(completions):
             raise DataError(f"there is no completion {at}", field="label.steps.chosen_completion")
         if not isinstance(at, int) and isinstance(own, dict | str):
             steps.append(Step(text_field(own if isinstance(own, dict) else {"text": own}, "text", notes)))
         elif completions:
-            steps.append(_step(completions[at if isinstance(at, int) else 0], notes))
+            steps.append(completions[at if isinstance(at, int) else 0])
     reply = Reply("\n".join(step.text for step in steps), None, tuple(steps))
-    problem = as_prompt(text_field(question, "problem", notes), "question.problem", notes)
-    return scored_of(row, problem, [reply], notes)
+    prompt = asked(row, "question", notes, text_field(question, "problem", notes))
+    for part in (question, judgement):
+        part.pass_over(notes)
+    return scored_of(row, prompt, [reply], notes)
 
 
 def parse_predictions(row: dict[str, Any], notes: Notes) -> tuple[Comparison, ...]:

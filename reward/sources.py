@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_formats.chatml import IM_END, control_id, encode_many, render
+from data_formats.chatml import IM_END, control_id, encode_many, render, with_reasoning
 from data_formats.records import Message
 from reward.classifier import ClassifierReward
 from reward.loading import load_tokenizer
@@ -61,7 +61,8 @@ class ModelReward:
         without = [
             index for index, sample in enumerate(samples) if sample.completion_ids is None or sample.prompt_ids is None
         ]
-        texts = [render([*samples[i].prompt, Message("assistant", samples[i].completion)])[:-1] for i in without]
+        replies = with_reasoning(Message("assistant", samples[i].completion) for i in without)
+        texts = [render([*samples[i].prompt, reply])[:-1] for i, reply in zip(without, replies, strict=True)]
         encoded = {i: ids for i, (ids, _) in zip(without, encode_many(self.tokenizer, texts), strict=True)}
         rows = []
         for index, sample in enumerate(samples):

@@ -22,8 +22,9 @@ from rich.text import Text
 from align.commands.kinds import KINDS, kind_of
 from align.data.cleaning import cleaning_table
 from data_formats import stream
+from data_formats.chatml import reply_text
 from data_formats.cleaning import Cleaner
-from data_formats.cleaning.texts import prompt_text, reply_texts, turns
+from data_formats.cleaning.texts import prompt_text, reply_texts, turns, wanted_texts
 from data_formats.records import Comparison, Demonstration, Document, Prompt, Record, Scored
 
 LOSS, NO_LOSS, BETTER, WORSE, LABEL = "green", "dim", "green", "red", "bold cyan"
@@ -104,7 +105,7 @@ def _body(record: Record, view: View) -> Text:
     if tools := getattr(record, "tools", ()):
         text.append(f"tools on offer: {len(tools)}\n", NO_LOSS)
     for turn in turns(record):
-        learnt = isinstance(record, Demonstration) and turn.role == "assistant"
+        learnt = isinstance(record, Demonstration) and turn.role == "assistant" and turn.loss
         text.append(f"{turn.role}: ", LABEL)
         parts = [f"({turn.reasoning})"] if turn.reasoning else []
         parts += [turn.content] if turn.content else []
@@ -129,11 +130,11 @@ def _cut(text: str) -> str:
 def _replies(record: Record) -> Iterator[tuple[str, str, str]]:
     if isinstance(record, Comparison):
         grade = "" if record.grade is None else f" (grade {record.grade:g})"
-        yield f"chosen{grade}", record.chosen, BETTER
-        yield "rejected", record.rejected, WORSE
+        yield f"chosen{grade}", reply_text(record.chosen_reply), BETTER
+        yield "rejected", reply_text(record.rejected_reply), WORSE
     elif isinstance(record, Scored):
         for reply in record.replies:
-            yield "no score" if reply.score is None else f"score {reply.score:g}", reply.content, LOSS
+            yield "no score" if reply.score is None else f"score {reply.score:g}", reply_text(reply.turn), LOSS
     elif isinstance(record, Prompt) and record.reference is not None:
         yield "reference", record.reference, NO_LOSS
     elif isinstance(record, Document):
@@ -161,11 +162,12 @@ def _row(record: Demonstration, view: View) -> Any:
 
 def _measure(record: Record, view: View) -> tuple[int, int]:
     """Length of the record (of its longest reply with the prompt, where it has several) and how much of it has loss."""
-    replies = reply_texts(record)
+    compared = isinstance(record, Comparison | Scored)
+    replies = [text for _, text, _ in _replies(record)] if compared else reply_texts(record)
     if view.tokenizer is None:
         prompt = len(prompt_text(record))
         if isinstance(record, Demonstration):
-            return prompt + sum(map(len, replies)), sum(map(len, replies))
+            return prompt + sum(map(len, replies)), sum(map(len, wanted_texts(record)))
         return prompt + max(map(len, replies), default=0), 0
     if isinstance(record, Demonstration):
         row = _row(record, view)

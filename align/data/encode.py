@@ -3,8 +3,8 @@
 Rows are plain dicts of integer lists. `labels` are aligned with `input_ids` (the model shifts, as Hugging Face models
 do), -100 where there is no loss. Over-long rows follow `on_overlong`: "drop" (counted), "error", or "truncate": the
 oldest turns are left out on the left, exchange by exchange, where a system turn and the last exchange stay whole, of
-demonstrations and of the prompts of comparisons alike; turns after a demonstration's last reply go first of all. What
-does not fit even so is dropped and counted.
+demonstrations and of the prompts of comparisons alike; turns after a demonstration's last reply with loss go first of
+all. What does not fit even so is dropped and counted.
 """
 
 from __future__ import annotations
@@ -103,10 +103,12 @@ def encode_kept_demonstrations(
             reply counts as thinking.
 
     Returns:
-        The rows in order, the index in `demos` of each, and how many were dropped or truncated, by reason.
+        The rows in order, the index in `demos` of each, and how many were dropped or truncated, by reason; a row is
+        dropped too where the turns that the mask would train are those marked as without loss.
 
     Raises:
-        DataError: `on_overlong` is "error" and a row is too long; or no token of a demonstration has loss.
+        DataError: `on_overlong` is "error" and a row is too long; or no token of a demonstration has loss, and none of
+            its turns is marked.
     """
     system = chatml.default_system_turn(tokenizer) if default_system == "template" else None
     talks = _Conversations(tokenizer, mask, thinking, system)
@@ -115,6 +117,7 @@ def encode_kept_demonstrations(
     counts: Counter[str] = Counter()
     with collector_paused():
         for index, row in enumerate(talks.encoded([talks.turns(demo) for demo in demos], demos)):
+            truncated = False
             if len(row.ids) > max_length:
                 if on_overlong == "error":
                     raise overlong_error("demonstration", index, len(row.ids), max_length)
@@ -122,16 +125,19 @@ def encode_kept_demonstrations(
                 if fitting is None:
                     counts["longer than max_length"] += 1
                     continue
-                row = fitting
-                counts["truncated"] += 1
+                row, truncated = fitting, True
+            if not any(row.turns) and not all(turn.loss for turn in demos[index].messages):
+                counts["no turn with loss"] += 1
+                continue
             if not any(row.turns):
                 raise DataError(
                     f"demonstration {index} has no token with loss (mask {mask}): it has no reply; leave it out",
                     path=demos[index].source or None,
                 )
+            counts["truncated"] += truncated
             kept.append(index)
             rows.append(Row(input_ids=row.ids, labels=row.labels, turns=row.turns))
-    return rows, kept, dict(counts)
+    return rows, kept, dict(+counts)
 
 
 def encode_demonstrations(
@@ -168,9 +174,12 @@ def encode_prompt(tokenizer: Any, messages: Iterable[Message], tools: Sequence[s
 
 
 def encode_replies(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of replies, each closed by `<|im_end|>`: what follows the ids of `encode_prompt`."""
-    end = chatml.control_id(tokenizer, chatml.IM_END)
-    return [[*ids, end] for ids in chatml.encode_texts(tokenizer, texts)]
+    """Ids of replies, each closed by `<|im_end|>`: what follows the ids of `encode_prompt`.
+
+    A `<think>` block at the beginning of a reply counts as thinking, as it does in demonstrations.
+    """
+    replies = chatml.with_reasoning(Message("assistant", text) for text in texts)
+    return [ids for ids, _ in chatml.encode_many(tokenizer, map(chatml.render_reply, replies))]
 
 
 def encode_reply(tokenizer: Any, text: str) -> list[int]:
@@ -179,9 +188,9 @@ def encode_reply(tokenizer: Any, text: str) -> list[int]:
 
 
 def _answered(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The turns up to the last reply, so that shortening cannot leave none; all of them where there is no reply."""
-    end = max((at for at, message in enumerate(messages, 1) if message.role == "assistant"), default=len(messages))
-    return messages[:end]
+    """The turns up to the last reply with loss, so that shortening leaves one; all of them where there is none."""
+    replies = (at for at, message in enumerate(messages, 1) if message.role == "assistant" and message.loss)
+    return messages[: max(replies, default=len(messages))]
 
 
 def _shortened(messages: tuple[Message, ...]) -> tuple[Message, ...] | None:
@@ -215,8 +224,8 @@ def encode_kept_comparisons(
     kept: list[int] = []
     counts: Counter[str] = Counter()
     prompts = encode_prompts(tokenizer, [one.prompt for one in comparisons], [one.tools for one in comparisons])
-    chosen = encode_replies(tokenizer, [comparison.chosen for comparison in comparisons])
-    rejected = encode_replies(tokenizer, [comparison.rejected for comparison in comparisons])
+    chosen = encode_replies(tokenizer, [chatml.reply_text(one.chosen_reply) for one in comparisons])
+    rejected = encode_replies(tokenizer, [chatml.reply_text(one.rejected_reply) for one in comparisons])
     for index, comparison in enumerate(comparisons):
         prompt_ids, longest = prompts[index], max(len(chosen[index]), len(rejected[index]))
         if len(prompt_ids) + longest > max_length:

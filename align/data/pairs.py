@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
 from align.data.encode import OnOverlong, encode_prompts, encode_replies, fit_prompt, overlong_error
+from data_formats.chatml import reply_text, with_reasoning
 from data_formats.errors import DataError
 from data_formats.formats import Dropped
 from data_formats.records import Comparison, Message, Scored
@@ -45,7 +46,10 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Replies to one prompt and the pairs among them; `weight` multiplies the group's loss."""
+    """Replies to one prompt and the pairs among them; `weight` multiplies the group's loss.
+
+    What was thought before a reply stands in its text (`data_formats.chatml.reply_text`).
+    """
 
     prompt: tuple[Message, ...]
     replies: tuple[str, ...]
@@ -135,10 +139,10 @@ def make_groups(
     for index, record in enumerate(records):
         try:
             if isinstance(record, Comparison):
-                replies: tuple[str, ...] = (record.chosen, record.rejected)
+                replies = tuple(map(reply_text, (record.chosen_reply, record.rejected_reply)))
                 pairs: tuple[Pair, ...] = (Pair(0, 1, grade_margin(record.grade, margin, margin_scale)),)
             else:
-                replies = tuple(reply.content for reply in record.replies)
+                replies = tuple(reply_text(reply.turn) for reply in record.replies)
                 scores = [reply.score for reply in record.replies]
                 pairs, tied = ranked_pairs(scores, ties)
                 pairs = tuple(
@@ -169,19 +173,30 @@ def make_groups(
 def plain_groups(comparisons: Sequence[Comparison]) -> list[Group]:
     """A group of one pair for each, without margin or weight: how held-out pairs are measured."""
     one = (Pair(0, 1),)
-    return [Group(pair.prompt, (pair.chosen, pair.rejected), one, tools=pair.tools) for pair in comparisons]
+    return [
+        Group(pair.prompt, (reply_text(pair.chosen_reply), reply_text(pair.rejected_reply)), one, tools=pair.tools)
+        for pair in comparisons
+    ]
 
 
 def binarised(groups: Sequence[Group]) -> list[Group]:
-    """Each pair as two groups of one pair: "GOOD:A" above "BAD:A", and "BAD:B" above "GOOD:B" (Askell et al. 2021)."""
+    """Each pair as two groups of one pair: "GOOD:A" above "BAD:A", and "BAD:B" above "GOOD:B" (Askell et al. 2021).
+
+    The marker follows what was thought before the reply.
+    """
     found = []
     for group in groups:
         for pair in group.pairs:
             better, worse = group.replies[pair.better], group.replies[pair.worse]
             one = Pair(0, 1, pair.margin, pair.target)
-            found.append(replace(group, replies=(GOOD + better, BAD + better), pairs=(one,)))
-            found.append(replace(group, replies=(BAD + worse, GOOD + worse), pairs=(one,)))
+            found.append(replace(group, replies=(_marked(better, GOOD), _marked(better, BAD)), pairs=(one,)))
+            found.append(replace(group, replies=(_marked(worse, BAD), _marked(worse, GOOD)), pairs=(one,)))
     return found
+
+
+def _marked(reply: str, marker: str) -> str:
+    (turn,) = with_reasoning([Message("assistant", reply)])
+    return reply_text(replace(turn, content=marker + turn.content))
 
 
 def joined(groups: Sequence[Group]) -> list[Group]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from align.evaluation.accuracy import Judged, accuracy, most_wrong, parts, won_share
 from align.evaluation.calibration import calibration_error, cross_fitted, fit_temperature, reliability
+from data_formats.chatml import reply_text
 from data_formats.records import Comparison
 from data_formats.splitting import prompt_key
 
@@ -22,7 +23,7 @@ TRAINING, THESE = "training pairs", "these pairs"
 
 def longer_wins(comparisons: Sequence[Comparison]) -> bool:
     """Whether the longer reply is the chosen one at least as often as not."""
-    share = won_share([len(pair.chosen) - len(pair.rejected) for pair in comparisons])
+    share = won_share([_longer(pair) for pair in comparisons])
     return share is None or share >= 0.5
 
 
@@ -31,10 +32,7 @@ def majority_baseline(train: Sequence[Comparison], heldout: Sequence[Comparison]
 
     Records have no left and right, so the reply that comes first in the alphabet counts as the left one.
     """
-    trained, found = (
-        won_share([(pair.chosen < pair.rejected) - (pair.chosen > pair.rejected) for pair in pairs])
-        for pairs in (train, heldout)
-    )
+    trained, found = (won_share([(a < b) - (a > b) for a, b in map(_texts, pairs)]) for pairs in (train, heldout))
     return found if found is None or trained is None or trained >= 0.5 else 1 - found
 
 
@@ -77,9 +75,7 @@ def evaluate(
         return {}
     margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
     judged = [
-        Judged(
-            margin, len(one.chosen) - len(one.rejected), one.category, one.source, one.grade, one.tags, prompt_key(one)
-        )
+        Judged(margin, _longer(one), one.category, one.source, one.grade, one.tags, prompt_key(one))
         for one, margin in zip(comparisons, margins, strict=True)
     ]
     longer = longer_wins(comparisons if train is None else train)
@@ -104,8 +100,19 @@ def evaluate(
     }
 
 
+def _texts(pair: Comparison) -> tuple[str, str]:
+    """The chosen and the rejected reply, with what was thought before each."""
+    return reply_text(pair.chosen_reply), reply_text(pair.rejected_reply)
+
+
+def _longer(pair: Comparison) -> int:
+    chosen, rejected = _texts(pair)
+    return len(chosen) - len(rejected)
+
+
 def line(pair: Comparison, chosen: float, rejected: float) -> dict[str, Any]:
     """A pair with its scores, as a line of `eval.jsonl`."""
+    texts = _texts(pair)
     return {
         "category": pair.category,
         "tags": list(pair.tags),
@@ -114,8 +121,8 @@ def line(pair: Comparison, chosen: float, rejected: float) -> dict[str, Any]:
         "chosen_score": chosen,
         "rejected_score": rejected,
         "prompt": [{"role": message.role, "content": message.content} for message in pair.prompt],
-        "chosen": pair.chosen,
-        "rejected": pair.rejected,
+        "chosen": texts[0],
+        "rejected": texts[1],
     }
 
 

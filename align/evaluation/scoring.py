@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from align.data.encode import encode_prompts, encode_replies
+from data_formats.chatml import reply_text
 from data_formats.records import Comparison
 from reward.protocol import Reward, RewardError, Sample
 from reward.sources import ModelReward
@@ -49,7 +50,8 @@ def score_comparisons(
 
 def _samples(reward: Reward, comparisons: Sequence[Comparison]) -> list[Sample]:
     """Chosen and rejected in turns."""
-    texts = [(pair, reply) for pair in comparisons for reply in (pair.chosen, pair.rejected)]
+    sides = [(pair, turn) for pair in comparisons for turn in (pair.chosen_reply, pair.rejected_reply)]
+    texts = [(pair, reply_text(turn)) for pair, turn in sides]
     if not isinstance(reward, ModelReward):
         return [Sample(pair.prompt, reply) for pair, reply in texts]
     tokenizer = reward.tokenizer

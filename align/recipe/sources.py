@@ -14,7 +14,8 @@ WORLD = "tinyworld:"
 WORLD_SETS = tuple(name for name, field in TinyWorldSection.model_fields.items() if field.annotation is int)
 FORMATS = {  # the names that data_formats knows, by kind of record
     "Demonstration": (
-        *("messages", "sharegpt", "alpaca", "self_instruct", "desirable", "question_answer", "prompt_completion"),
+        *("messages", "sharegpt", "alpaca", "self_instruct", "desirable", "question_answer", "question_response"),
+        "prompt_completion",
     ),
     "Comparison": (
         *("preference", "ranking", "hh", "conversation_pair", "messages_pair", "stack_exchange_paired", "arena"),
@@ -120,9 +121,14 @@ def source_problems(recipe: Recipe, stage: str) -> list[str]:
     ]
 
 
-def _format_problem(key: str, source: Source) -> str | None:
+def kind_of(key: str) -> str:
+    """The kind of record, by its name, that the source of a full key path (`sft.data.0`) is read as."""
     parts = key.split(".")
-    kind = KINDS_OF_KEYS.get(parts[-2], KINDS[parts[0]])
+    return KINDS_OF_KEYS.get(parts[-2], KINDS[parts[0]])
+
+
+def _format_problem(key: str, source: Source) -> str | None:
+    kind = kind_of(key)
     known = ("auto", *FORMATS[kind])
     if source.format in known:
         return None

@@ -120,7 +120,7 @@ def load(recipe: Recipe, section: RewardSection, origin: Origin, seed: int, *, s
 
 def _flipped(record: Comparison | Scored) -> Comparison | Scored:
     if isinstance(record, Comparison):
-        return replace(record, chosen=record.rejected, rejected=record.chosen)
+        return record.swapped()
     turned = (replace(reply, score=None if reply.score is None else -reply.score) for reply in record.replies)
     return replace(record, replies=tuple(turned))
 

@@ -133,7 +133,7 @@ def write_data(recipe: Recipe, folder: Path) -> None:
 def _annotated(pair: Comparison, rng: random.Random) -> Comparison:
     graded = replace(pair, grade=float(grade(pair.grade)))
     if rng.random() < 1 / (1 + math.exp(STEEPNESS * pair.grade)):
-        return replace(graded, chosen=pair.rejected, rejected=pair.chosen)
+        return graded.swapped()
     return graded
 
 

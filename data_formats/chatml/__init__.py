@@ -22,9 +22,9 @@ from data_formats.chatml.encoding import (
     stop_ids,
 )
 from data_formats.chatml.pieces import END_OF_TEXT, IM_END, IM_START, Piece
-from data_formats.chatml.rendering import MASKS, THINKING, Mask, Thinking, render
+from data_formats.chatml.rendering import MASKS, THINKING, Mask, Thinking, render, render_reply
 from data_formats.chatml.template import CHAT_TEMPLATE
-from data_formats.chatml.thinking import with_reasoning
+from data_formats.chatml.thinking import reply_text, with_reasoning
 
 __all__ = [
     "CHAT_TEMPLATE",
@@ -44,6 +44,8 @@ __all__ = [
     "encode_rows",
     "encode_texts",
     "render",
+    "render_reply",
+    "reply_text",
     "stop_ids",
     "with_reasoning",
     "with_system",

@@ -9,6 +9,8 @@ Which pieces have loss is the mask mode's choice:
                         (Qwen's finetune.py, token for token)
     all                 everything
 
+A turn whose `Message.loss` is False has none under any of them.
+
 The report (3.1.2) masks system and user inputs and leaves open which marks count; `assistant_only` trains what the
 model will have to say. Its causal shift is the trainer's: the very first token never counts.
 """
@@ -104,7 +106,7 @@ def render(
                 end += 1
         elif role == "user":
             exchange += 1
-        frame = _frame(mask, role, at == last_reply, exchange)
+        frame = _frame(mask, role, at == last_reply, exchange, message.loss)
         pieces += frame.head
         if role == "tool":
             pieces += tool_format.answers(messages[at:end], frame.content, frame.marks)
@@ -120,6 +122,11 @@ def render(
     if add_generation_prompt:
         pieces += (_START, Piece("assistant\n"))
     return pieces
+
+
+def render_reply(reply: Message) -> list[Piece]:
+    """The pieces of a reply alone, which follow the opening of an assistant turn: content and `<|im_end|>`."""
+    return [*_content(reply, 0, bool(reply.reasoning)), Piece(IM_END, True)]
 
 
 def _last(messages: Sequence[Message], role: str) -> int:
@@ -138,8 +145,8 @@ class _Frame:
 
 
 @lru_cache(maxsize=4096)
-def _frame(mask: str, role: str, last: bool, exchange: int) -> _Frame:
-    loss, turn = _loss(mask, role, last), max(exchange, 1)
+def _frame(mask: str, role: str, last: bool, exchange: int, trained: bool) -> _Frame:
+    loss, turn = _loss(mask, role, last) if trained else _NOTHING, max(exchange, 1)
     line = Piece(f"{'user' if role == 'tool' else role}\n", False, loss.role * turn)
     start, end = Piece(IM_START, True, loss.start * turn), Piece(IM_END, True, loss.end * turn)
     newline = Piece("\n", False, loss.newline * turn)

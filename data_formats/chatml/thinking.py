@@ -1,4 +1,4 @@
-"""Reasoning that a data set has written into the reply itself."""
+"""Reasoning that stands in the reply's own text: taken out of it, and put into it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ def with_reasoning(messages: Iterable[Message]) -> tuple[Message, ...]:
     White space around the block goes, as in Qwen3's chat template. Elsewhere the marks stay text.
     """
     return tuple(_split(message) for message in messages)
+
+
+def reply_text(reply: Message) -> str:
+    """A reply as one text: what was thought stands before it in the block that `with_reasoning` takes out again."""
+    if not reply.reasoning:
+        return reply.content
+    thought = reply.reasoning.strip("\n")
+    return f"{THINK}\n{thought}\n{END_THINK}\n\n" + reply.content.lstrip("\n")
 
 
 def _split(message: Message) -> Message:

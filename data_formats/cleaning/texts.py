@@ -54,8 +54,10 @@ def reply_texts(record: Record) -> tuple[str, ...]:
 def wanted_texts(record: Record) -> tuple[str, ...]:
     """The replies a model is trained towards: of a comparison the chosen, of scored replies the best of several.
 
-    A single scored reply is wanted unless its score is 0 or less.
+    A single scored reply is wanted unless its score is 0 or less, an assistant turn unless it has no loss.
     """
+    if isinstance(record, Demonstration):
+        return tuple(turn.content for turn in record.messages if turn.role == "assistant" and turn.loss)
     if isinstance(record, Comparison):
         return (record.chosen,)
     if not isinstance(record, Scored):
@@ -102,7 +104,7 @@ def content_strings(record: Record, *, of: str = "record") -> Iterator[str]:
     replies_too = of == "record"
     for turn in turns(record):
         if replies_too or turn.role != "assistant" or not isinstance(record, Demonstration):
-            yield turn.role
+            yield turn.role if turn.loss else f"{turn.role} without loss"
             yield turn.content
             yield turn.reasoning
             for call in turn.tool_calls:
@@ -115,8 +117,9 @@ def content_strings(record: Record, *, of: str = "record") -> Iterator[str]:
     if replies_too:
         if isinstance(record, Scored):
             for reply in record.replies:
+                yield reply.reasoning
                 yield reply.content
                 yield repr(reply.score)
                 yield from (f"{step.rating!r} {step.text}" for step in reply.steps)
         elif isinstance(record, Comparison):
-            yield from reply_texts(record)
+            yield from (record.chosen_reasoning, record.rejected_reasoning, *reply_texts(record))
