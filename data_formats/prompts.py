@@ -17,6 +17,7 @@ from data_formats.tools import json_text, read_tools, turn_list
 from data_formats.turns import Turns, prompt_turns, read_turns, repaired, without_flags
 from data_formats.verdicts import text_list
 
+CONVERSATIONS = ("messages", "conversations", "conversation")
 CATEGORY_FIELDS = ("category", "class", "dataset")
 REFERENCE_FIELDS = ("reference", "std_answer", "ground_truth", "canonical_solution", "answer", "solution")
 
@@ -119,8 +120,9 @@ def up_to_last_user_turn(turns: Turns, notes: Notes) -> tuple[Turns, str | None]
     return kept[:-1], kept[-1].content
 
 
-def parse_conversation(row: dict[str, Any], notes: Notes, field: str) -> Prompt:
+def parse_conversation(row: dict[str, Any], notes: Notes) -> Prompt:
     """`messages`, `conversations` or `conversation`; a reply at the end becomes the reference."""
+    field = next(name for name in CONVERSATIONS if name in row)
     turns = with_system(row, read_turns(row[field], field, notes), notes)
     messages, reference = up_to_last_user_turn(without_flags(turns), notes)
     return prompt_of(row, messages, notes, reference)
@@ -157,11 +159,9 @@ FORMATS = (
     Format("instruction", Prompt, frozenset({"instruction"}), parse_instruction),
     Format("self_instruct", Prompt, frozenset({"instruction", "instances"}), parse_self_instruct),
     Format("turns", Prompt, frozenset({"turns"}), parse_first_turn, lambda row: isinstance(row["turns"], list)),
-    Format("messages", Prompt, frozenset({"messages"}), partial(parse_conversation, field="messages")),
-    Format("sharegpt", Prompt, frozenset({"conversations"}), partial(parse_conversation, field="conversations")),
-    Format(
-        "conversation", Prompt, frozenset({"conversation"}), partial(parse_conversation, field="conversation"), _is_new
-    ),
+    Format("messages", Prompt, frozenset({"messages"}), parse_conversation),
+    Format("sharegpt", Prompt, frozenset({"conversations"}), parse_conversation),
+    Format("conversation", Prompt, frozenset({"conversation"}), parse_conversation, _is_new),
     *(Format(field, Prompt, frozenset({field}), partial(parse_asked, field=field), _is_new) for field in ASKED),
     Format(
         "context",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_formats import documents, files
+from data_formats.columns import further_columns, with_all_columns
 from data_formats.detection import detect, format_names, named, parse, refuse_unread
 from data_formats.errors import DataError, EmptyDatasetError
 from data_formats.exports import LeftOut, plain_rows
@@ -24,17 +25,7 @@ from data_formats.padding import without_padding
 from data_formats.records import Comparison, Document, Prompt, Record, Scored
 from data_formats.report import ReadReport, ReadResult
 
-
 PADDING = "a column's nulls removed from calls and tools"  # a note
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value of a further column is what JSON can hold: texts, numbers, true and false, lists and objects."""
-    if isinstance(value, list):
-        return all(inner is None or is_plain(inner) for inner in value)
-    if isinstance(value, dict):
-        return all(isinstance(name, str) and (inner is None or is_plain(inner)) for name, inner in value.items())
-    return isinstance(value, str | int | float)  # bool is an int
 
 
 def _open(
@@ -169,12 +160,7 @@ class Stream:
             return made
         refuse_unread(row, chosen)
         if self.kind is Prompt:
-            known = chosen.needs | {"category", "reference", "source"}
-            columns = {name: row[name] for name, value in row.items() if name not in known and is_plain(value)}
-            if isinstance(row.get("reference"), list | dict):  # the record has the first of them
-                columns["references"] = row["reference"]
-            if isinstance(columns.get("columns"), dict):  # our own rows
-                columns |= columns.pop("columns")
+            columns = further_columns(row, chosen.needs)
             made = tuple(replace(record, columns=columns) for record in made)
         row.pass_over(notes)
         return made
@@ -213,7 +199,7 @@ def read(
 
     Args:
         source: a file, see `files` for the endings; or a `HubDataset`, for which "hub:org/name" is short.
-        kind: Demonstration, Comparison, Scored, Prompt or Document.
+        kind: Demonstration, Comparison, Scored, Prompt or Document. Prompts have the same columns, see `columns`.
         format: one of `format_names(kind)`, or "auto".
         limit: stop after this many records.
         category: set this category on every record (not on documents, which have none).
@@ -226,4 +212,4 @@ def read(
     """
     lazily = Stream(source, kind, format=format, limit=limit, category=category, split=split)
     records = list(lazily)
-    return ReadResult(records, lazily.report)
+    return ReadResult(with_all_columns(records) if kind is Prompt else records, lazily.report)
