@@ -24,13 +24,28 @@ def same(first: Message, second: Message) -> bool:
 
 
 def comparison_of(
-    row: dict[str, Any], prompt: Turns, chosen: Message, rejected: Message, notes: Notes, grade: float | None = None
+    row: dict[str, Any],
+    prompt: Turns,
+    chosen: Message,
+    rejected: Message,
+    notes: Notes,
+    grade: float | None = None,
+    between: tuple[Turns, Turns] = ((), ()),
 ) -> Comparison:
+    """The record, with what else the row says.
+
+    Args:
+        grade: in the place of the row's own.
+        between: `chosen_turns` and `rejected_turns`.
+
+    Raises:
+        Dropped: a reply is a call, says nothing, or says what the other says.
+    """
     if chosen.tool_calls or rejected.tool_calls:
         raise Dropped("reply is a tool call")  # a compared reply is text
     if not chosen.content.strip() or not rejected.content.strip():
         raise Dropped("empty reply")
-    if same(chosen, rejected):
+    if same(chosen, rejected) and between[0] == between[1]:
         raise Dropped("identical replies")
     tags = row.get("tags") or ()
     if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
@@ -47,6 +62,8 @@ def comparison_of(
         tools=read_tools(row, notes),
         chosen_reasoning=chosen.reasoning,
         rejected_reasoning=rejected.reasoning,
+        chosen_turns=between[0],
+        rejected_turns=between[1],
     )
 
 
@@ -76,6 +93,26 @@ def from_conversations(row: dict[str, Any], chosen: Turns, rejected: Turns, note
         raise Dropped("prompts differ")
     prompt = prompt_turns(with_system(row, chosen[:-1], notes), notes)
     return comparison_of(row, prompt, chosen[-1], rejected[-1], notes)
+
+
+def parted(
+    row: dict[str, Any], prompt: Turns, chosen: Turns, rejected: Turns, notes: Notes, grade: float | None = None
+) -> Comparison:
+    """Two conversations that part at the first reply to `prompt`, in which the user says the same.
+
+    Raises:
+        Dropped: the user says different things, a turn is empty, or see `comparison_of`.
+    """
+    befores = [prompt_turns((*prompt, *side[:-1]), notes)[len(prompt) :] for side in (chosen, rejected)]
+    users = [[turn.content for turn in before if turn.role == "user"] for before in befores]
+    if users[0] != users[1]:
+        raise Dropped("prompts differ")
+    equal = (first == second for first, second in zip(*befores, strict=False))
+    common = next((at for at, same_ in enumerate(equal) if not same_), min(map(len, befores)))
+    while common and befores[0][common - 1].role == "assistant":
+        common -= 1  # a reply that both have belongs to the prompt with what was said to it
+    between = (befores[0][common:], befores[1][common:])
+    return comparison_of(row, (*prompt, *befores[0][:common]), chosen[-1], rejected[-1], notes, grade, between)
 
 
 def _reconciled(prompt: Turns, before: Turns, notes: Notes) -> Turns:
@@ -124,6 +161,8 @@ def parse_preference(row: dict[str, Any], notes: Notes) -> Comparison:
     sides = [_side(row[field], field, notes) for field in ("chosen", "rejected")]
     if isinstance(row["prompt"], str) and transcript(row["prompt"]):  # whose labels are followed by a blank
         sides = [(*side[:-1], replace(side[-1], content=side[-1].content.strip())) for side in sides]
+    if all(len(side) > 1 and side[0].role == "assistant" for side in sides) and sides[0][:-1] != sides[1][:-1]:
+        return parted(row, prompt, sides[0], sides[1], notes)
     befores = [side[:-1] for side in sides if len(side) > 1]
     wholes = [_reconciled(prompt, before, notes) for before in befores] or [prompt]
     alone = len(befores) == 1 and befores[0][0].role != "user" and befores[0][0].role != "system"
@@ -194,15 +233,34 @@ def parse_alpacaeval(row: dict[str, Any], notes: Notes) -> Comparison:
 
 
 def parse_arena(row: dict[str, Any], notes: Notes) -> Comparison:
-    """`conversation_a`, `conversation_b` and `winner` (LMSYS arena, MT-bench judgments); any tie is dropped."""
+    """`conversation_a`, `conversation_b`, `winner` and `turn` (LMSYS arena, MT-bench judgments); any tie is dropped."""
     winner = text_field(row, "winner", notes)
     if winner.startswith("tie"):
         raise Dropped("tie")
     if winner not in ("model_a", "model_b"):
         raise DataError(f"expected model_a, model_b or tie, found {shown(winner)}", field="winner")
-    a, b = (_side(row[field], field, notes) for field in ("conversation_a", "conversation_b"))
+    a, b = (_exchanges(row, field, notes) for field in ("conversation_a", "conversation_b"))
     chosen, rejected = (a, b) if winner == "model_a" else (b, a)
-    return from_conversations(row, chosen, rejected, notes)
+    start = 1 + next((at for at, turn in enumerate(chosen) if turn.role == "user"), 0)
+    if chosen[:start] != rejected[:start]:
+        raise Dropped("prompts differ")
+    prompt = prompt_turns(with_system(row, chosen[:start], notes), notes)
+    return parted(row, prompt, chosen[start:], rejected[start:], notes)
+
+
+def _exchanges(row: dict[str, Any], field: str, notes: Notes) -> Turns:
+    """A conversation up to the reply to the user's turn number `turn`, which MT-bench's judgments are about.
+
+    Raises:
+        Dropped: it has no reply there.
+    """
+    said, last = _side(row[field], field, notes), row.get("turn")
+    asked_ = [at for at, turn in enumerate(said) if turn.role == "user"]
+    if isinstance(last, int) and 0 < last < len(asked_):
+        said = said[: asked_[last]]
+    if len(said) < 2 or said[-1].role != "assistant":
+        raise Dropped("ends without reply")
+    return said
 
 
 def _both(kind: type, *fields: str) -> Any:

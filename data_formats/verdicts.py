@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from data_formats.comparisons import comparison_of, from_conversations
+from data_formats.comparisons import comparison_of, parted
 from data_formats.context import asked, with_system
 from data_formats.errors import DataError
 from data_formats.formats import Dropped, Format, Notes, as_text, flag, shown
@@ -206,7 +206,7 @@ def text_list(row: dict[str, Any], field: str, notes: Notes) -> list[str]:
 def parse_arena55k(row: dict[str, Any], notes: Notes) -> Comparison:
     """`prompt`, `response_a`, `response_b`: lists of one text a turn; `winner_model_a`, `winner_model_b`: 0 or 1."""
     asked_, *sides = (text_list(row, field, notes) for field in ("prompt", "response_a", "response_b"))
-    if any(len(side) != len(asked_) for side in sides):
+    if not asked_ or any(len(side) != len(asked_) for side in sides):
         raise Dropped("not a reply to every turn")
     wins = [flag(row, f"winner_model_{side}") for side in "ab"]
     row.get("winner_tie")
@@ -220,7 +220,8 @@ def parse_arena55k(row: dict[str, Any], notes: Notes) -> Comparison:
         )
         for side in (sides if wins[0] else sides[::-1])
     ]
-    return from_conversations(row, said[0], said[1], notes)
+    prompt = with_system(row, (said[0][0],), notes)
+    return parted(row, prompt_turns(prompt, notes), said[0][1:], said[1][1:], notes)
 
 
 def _is_pku(row: dict[str, Any]) -> bool:

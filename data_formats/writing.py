@@ -50,8 +50,11 @@ def as_row(record: Record) -> dict[str, Any]:
             row: dict[str, Any] = {"messages": _turns(record.messages), "category": record.category}
         case Comparison():
             row = {"prompt": _turns(record.prompt)}
-            for side, reply in (("chosen", record.chosen_reply), ("rejected", record.rejected_reply)):
-                row[side] = [_turn(reply)] if reply.reasoning else reply.content
+            for side, turns, reply in (
+                ("chosen", record.chosen_turns, record.chosen_reply),
+                ("rejected", record.rejected_turns, record.rejected_reply),
+            ):
+                row[side] = _turns((*turns, reply)) if turns or reply.reasoning else reply.content
             row |= {"grade": record.grade, "category": record.category, "tags": list(record.tags)}
         case Scored():
             row = {"prompt": _turns(record.prompt), "replies": [_reply(reply) for reply in record.replies]}
