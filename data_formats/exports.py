@@ -59,7 +59,7 @@ def _agreed(values: list[Any], field: str) -> Any:
         Dropped: no answer is more frequent than the others.
         DataError: answers that cannot be compared.
     """
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    if all(map(_is_number, values)):
         return fmean(values) if len(values) > 1 else values[0]
     if all(isinstance(value, str) for value in values):
         (first, most), *others = Counter(values).most_common(2)
@@ -76,12 +76,16 @@ def _agreed(values: list[Any], field: str) -> Any:
     raise DataError(f"several annotators' answers of this kind are not joined, found {shown(values)}", field=field)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
 def _is_ranking(value: Any) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
         and all(isinstance(one, dict) and isinstance(one.get("value"), str) for one in value)
-        and all(isinstance(one.get("rank"), int | float) for one in value)
+        and all(_is_number(one.get("rank")) for one in value)
     )
 
 
@@ -126,7 +130,7 @@ def _argilla(row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]
         said = [
             (name, {"status": person.get("status"), **(one if isinstance(one, dict) else {"value": one})})
             for person in _objects(row["responses"], "responses")
-            for name, one in (person.get("values") or {}).items()
+            for name, one in (person["values"] if isinstance(person.get("values"), dict) else {}).items()
         ]
     for name, one in said:
         if one.get("value") is not None and str(one.get("status") or "submitted").lower() not in _GIVEN_UP:
@@ -145,10 +149,12 @@ def _argilla_table(row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[
     fields, answers = {}, {}
     for name, value in row.items():
         if name.endswith(".responses"):
-            statuses = row.get(f"{name}.status") or ["submitted"] * len(value or [])
-            given = [
-                one for one, status in zip(value or [], statuses, strict=False) if str(status).lower() not in _GIVEN_UP
-            ]
+            if not isinstance(value, list | None):
+                raise DataError(f"expected a list of answers, found {shown(value)}", field=name)
+            statuses = row.get(f"{name}.status")
+            statuses = statuses if isinstance(statuses, list) else ["submitted"] * len(value or [])
+            said = zip(value or [], statuses, strict=False)
+            given = [one for one, status in said if one is not None and str(status).lower() not in _GIVEN_UP]
             answers |= {name.removesuffix(".responses"): given} if given else {}
         elif f"{name}-suggestion" in row:
             said = [one for one in _objects(value or [], name) if one.get("value") is not None]
@@ -170,7 +176,7 @@ def _label_studio(row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[A
             continue
         for result in _objects(annotation.get("result") or [], f"annotations[{at}].result"):
             kind, value = result.get("type"), result.get("value")
-            if kind not in _VALUES or not isinstance(value, dict) or value.get(_VALUES[kind]) is None:
+            if not isinstance(kind, str) or kind not in _VALUES or not isinstance(value, dict) or value.get(_VALUES[kind]) is None:
                 known = ", ".join(_VALUES)
                 problem = f"results of type {known} are read, found {shown(kind)}; export without this label"
                 raise DataError(problem, field=f"annotations[{at}].result")

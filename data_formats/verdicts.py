@@ -166,7 +166,8 @@ def parse_judged(row: dict[str, Any], notes: Notes, field: str) -> Comparison:
     """A prompt, two replies named alike, and a verdict under `field`."""
     names, question = pair_of(row), question_of(row)
     if names is None or question is None:
-        raise DataError(f"expected a prompt and two replies such as response_1 and response_2 beside {field!r}")
+        problem = "expected a prompt and two replies such as response_1 and response_2 beside this verdict"
+        raise DataError(problem, field=field)
     grade = None
     if field in _STRENGTHS:
         better, grade = _strength(row[field], field)
