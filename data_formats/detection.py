@@ -9,14 +9,27 @@ for demonstrations: messages, sharegpt (1), all others (2); for prompts: self_in
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from data_formats import comparisons, demonstrations, documents, prompts, scored
+from data_formats import (
+    benchmarks,
+    comparisons,
+    demonstrations,
+    documents,
+    moss,
+    prompts,
+    rated,
+    scored,
+    trees,
+    verdicts,
+)
 from data_formats.context import SYSTEM_FIELDS
 from data_formats.errors import DataError
 from data_formats.fields import NOTHING, Fields
 from data_formats.formats import Format, Notes
 from data_formats.loss import LOSS_FIELDS
+from data_formats.neighbours import Neighbours
 from data_formats.records import Comparison, Demonstration, Prompt, Record, Scored
 from data_formats.tools import CALL_FIELDS, TOOL_FIELDS
 from data_formats.turns import REASONING_FIELDS
@@ -25,6 +38,11 @@ FORMATS: tuple[Format, ...] = (
     *demonstrations.FORMATS,
     *comparisons.FORMATS,
     *scored.FORMATS,
+    *verdicts.FORMATS,
+    *benchmarks.FORMATS,
+    *rated.FORMATS,
+    *trees.FORMATS,
+    *moss.FORMATS,
     *prompts.FORMATS,
     *documents.FORMATS,
 )
@@ -89,7 +107,21 @@ def named(name: str, kind: type[Record]) -> Format:
 
 
 def parse(row: Any, chosen: Format, notes: Notes) -> tuple[Any, ...]:
-    """The records of one row, which must have the format's fields."""
+    """The records of one row (of rows that belong together, where the format says so)."""
+    if isinstance(row, Neighbours):
+        row.each(partial(_check_shape, chosen=chosen))
+    else:
+        _check_shape(row, chosen)
+    made = chosen.parse(row, notes)
+    return made if isinstance(made, tuple) else (made,)
+
+
+def _check_shape(row: Any, chosen: Format) -> None:
+    """Nothing, where a row has the format's fields and none that would be lost.
+
+    Raises:
+        DataError: it has not.
+    """
     if not (chosen.needs <= row.keys() if isinstance(row, dict) else isinstance(row, list) and not chosen.needs):
         needs = ", ".join(sorted(chosen.needs)) or "a list"
         raise DataError(f"the row does not have the shape of format {chosen.name} ({needs}); keys seen: {_keys(row)}")
@@ -98,8 +130,6 @@ def parse(row: Any, chosen: Format, notes: Notes) -> tuple[Any, ...]:
             raise DataError(f"{meaning} are not supported by this reader", field=name)
     if chosen.fits is not Format.fits and not chosen.fits(row):
         raise DataError(f"the values are not those of format {chosen.name}; keys seen: {_keys(row)}")
-    made = chosen.parse(row, notes)
-    return made if isinstance(made, tuple) else (made,)
 
 
 def refuse_unread(row: Fields, chosen: Format) -> None:

@@ -1,7 +1,8 @@
 """Files -> raw rows with their line numbers. Compression and container are told by the name's endings.
 
-`.jsonl`/`.ndjson`; `.json` (one list, or JSON Lines, which many files of that name are); `.parquet`; each also as `.gz`
-or, where `zstandard` is installed, `.zst`. For a list and for Parquet the number is that of the row, from 1.
+`.jsonl`/`.ndjson`; `.json` (one list, an object of columns, or JSON Lines, which many files of that name are); `.csv`
+and `.tsv`, see `delimited`; `.parquet`; each also as `.gz` or, where `zstandard` is installed, `.zst`. For a list and
+for Parquet the number is that of the row, from 1.
 `.xml` is a StackExchange dump, see `posts_xml`. JSON Lines are read line by line and Parquet batch by batch (a
 compressed Parquet file is first unpacked into a temporary file); a `.json` file is held as a whole.
 """
@@ -19,10 +20,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from data_formats import delimited
 from data_formats.errors import AlignError, DataError, MissingFileError, RowNumber
 from data_formats.posts_xml import post_rows
 
-ROW_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".xml")
+ROW_ENDINGS = (".jsonl", ".ndjson", ".json", *delimited.ENDINGS, ".parquet", ".xml")
 TEXT_ENDINGS = (".txt", ".md")
 COMPRESSED = (".gz", ".zst")
 PARQUET_BATCH = 1024  # rows
@@ -148,7 +150,7 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
     except (ValueError, RecursionError):
         yield from _json_lines(text.split("\n"), path)
     else:
-        yield RowNumber(1), rows
+        yield from delimited.column_rows(rows) if delimited.is_columns(rows) else [(RowNumber(1), rows)]
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
@@ -190,6 +192,8 @@ def raw_rows(path: Path) -> Iterator[tuple[int, Any]]:
         return _json_lines(_lines(path), path)
     if kind == ".xml":
         return _posts(path)
+    if kind in delimited.ENDINGS:
+        return delimited.delimited_rows(_lines(path), path)
     known = ", ".join((*ROW_ENDINGS, *TEXT_ENDINGS))
     if not path.exists():
         raise MissingFileError(f"{path}: no such file; check the path and data_root")

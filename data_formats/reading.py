@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from data_formats import documents, files
+from data_formats.columns import further_columns, with_all_columns
 from data_formats.detection import detect, format_names, named, parse, refuse_unread
 from data_formats.errors import DataError, EmptyDatasetError
+from data_formats.exports import LeftOut, plain_rows
 from data_formats.fields import Fields, PassedOver
 from data_formats.formats import LEFT_OUT, Dropped, Format, Notes
 from data_formats.hub import HubDataset, as_source
+from data_formats.neighbours import Neighbours, neighbours
 from data_formats.padding import without_padding
 from data_formats.records import Comparison, Document, Prompt, Record, Scored
 from data_formats.report import ReadReport, ReadResult
 
 PADDING = "a column's nulls removed from calls and tools"  # a note
-PLAIN = (str, int, float)  # of the values of further columns; bool is an int
 
 
 def _open(
@@ -34,7 +36,8 @@ def _open(
     if isinstance(source, HubDataset) or files.ending(source) not in files.TEXT_ENDINGS:
         if split not in (None, "none"):
             raise DataError(f"only text files are split, not this one; remove split {split!r}", path=str(source))
-        return chosen, source.rows() if isinstance(source, HubDataset) else files.raw_rows(source)
+        rows = source.rows() if isinstance(source, HubDataset) else files.raw_rows(source)
+        return chosen, plain_rows(rows, str(source), annotated=kind not in (Prompt, Document))
     if kind is not Document:
         raise DataError(f"plain text holds documents, not {kind.__name__.lower()}s", path=source)
     text = files.read_text(source)
@@ -46,7 +49,8 @@ def _located(source: Path | HubDataset, line: int | None, action: Callable[[], A
     try:
         return action()
     except DataError as error:
-        raise DataError(error.problem, path=str(source), line=line, field=error.field) from None
+        at = line if error.line is None else error.line
+        raise DataError(error.problem, path=str(source), line=at, field=error.field) from None
     except RecursionError:
         raise DataError("nested too deeply to be read", path=str(source), line=line) from None
 
@@ -94,32 +98,45 @@ class Stream:
                 f"the {'dataset' if isinstance(self.source, HubDataset) else 'file'} holds no rows",
                 path=str(self.source),
             )
-        for line, row in chain([first], rows):
-            if isinstance(row, dict) and row.keys() == {"left_out"} and self._is_dump:
-                report.rows += 1
-                report.dropped[row["left_out"]] += 1
-                continue
-            if chosen is None:
-                chosen = _located(self.source, line, partial(detect, row, self.kind))
-            report.format = chosen.name
+        rows = self._kept(chain([first], rows), report)
+        first = next(rows, None)
+        if first is None:
+            return
+        chosen = chosen or _located(self.source, first[0], partial(detect, first[1], self.kind))
+        report.format, rows = chosen.name, chain([first], rows)
+        for line, row in neighbours(rows, chosen.group) if chosen.group else rows:
             for record in self._records(line, row, chosen, report):
                 report.records += 1
                 yield record
                 if report.records == self.limit:
                     return
 
+    def _kept(self, rows: Iterator[tuple[int, Any]], report: ReadReport) -> Iterator[tuple[int, Any]]:
+        """The rows without those of which nothing is read, which are counted."""
+        for line, row in rows:
+            reason = row if isinstance(row, LeftOut) else None
+            if self._is_dump and row.keys() == {"left_out"}:
+                reason = row["left_out"]
+            if reason is None:
+                yield line, row
+            else:
+                report.rows += 1
+                report.dropped[str(reason)] += 1
+
     def _records(self, line: int, row: Any, chosen: Format, report: ReadReport) -> Iterator[Any]:
         whole = without_padding(row) if self._is_columnar else row
         notes = Notes({} if whole is row else {PADDING: 1})
+        if isinstance(row, Neighbours) and whole is not row:
+            whole = Neighbours(zip(row.lines, whole, strict=True))
         row = Fields(whole) if isinstance(whole, dict) else whole
-        posts = row["posts"] if self._is_dump else 1
-        report.rows += posts
+        held = row["posts"] if self._is_dump else len(row) if isinstance(row, Neighbours) else 1
+        report.rows += held
         try:
             made = _located(self.source, line, partial(self._made, row, chosen, notes))
         except Dropped as reason:
-            report.dropped[str(reason)] += posts
+            report.dropped[str(reason)] += held
             return
-        report.used += posts
+        report.used += held
         for note, count in notes.items():
             if isinstance(note, PassedOver):
                 report.passed_over[str(note)] += 1
@@ -136,13 +153,14 @@ class Stream:
     def _made(self, row: Any, chosen: Format, notes: Notes) -> tuple[Any, ...]:
         """The records of a row, every one of whose keys is read, refused or counted."""
         made = parse(row, chosen, notes)
+        if isinstance(row, Neighbours):
+            row.each(partial(refuse_unread, chosen=chosen))
+            row.each(partial(Fields.pass_over, notes=notes))
         if not isinstance(row, Fields):
             return made
         refuse_unread(row, chosen)
         if self.kind is Prompt:
-            known = chosen.needs | {"category", "reference", "source"}
-            names = [name for name, value in row.items() if isinstance(value, PLAIN) and name not in known]
-            columns = {name: row[name] for name in names}
+            columns = further_columns(row, chosen.needs)
             made = tuple(replace(record, columns=columns) for record in made)
         row.pass_over(notes)
         return made
@@ -161,7 +179,7 @@ def preference_kind(source: str | Path | HubDataset, format: str = "auto") -> ty
     source = as_source(source)
     chosen, rows = _open(source, Comparison, format, None)
     for line, row in rows if chosen is None else ():
-        if isinstance(row, dict) and row.keys() == {"left_out"}:  # of a dump: it has no shape
+        if isinstance(row, LeftOut) or (isinstance(row, dict) and row.keys() == {"left_out"}):  # it has no shape
             continue
         chosen = _located(source, line, partial(detect, row, Comparison))
         break
@@ -181,7 +199,7 @@ def read(
 
     Args:
         source: a file, see `files` for the endings; or a `HubDataset`, for which "hub:org/name" is short.
-        kind: Demonstration, Comparison, Scored, Prompt or Document.
+        kind: Demonstration, Comparison, Scored, Prompt or Document. Prompts have the same columns, see `columns`.
         format: one of `format_names(kind)`, or "auto".
         limit: stop after this many records.
         category: set this category on every record (not on documents, which have none).
@@ -194,4 +212,4 @@ def read(
     """
     lazily = Stream(source, kind, format=format, limit=limit, category=category, split=split)
     records = list(lazily)
-    return ReadResult(records, lazily.report)
+    return ReadResult(with_all_columns(records) if kind is Prompt else records, lazily.report)

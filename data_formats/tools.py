@@ -24,7 +24,7 @@ def _parsed(value: Any, field: str) -> Any:
         raise DataError(f"not JSON ({error}); found {shown(value)}", field=field) from None
 
 
-def _json_text(value: Any, field: str, notes: Notes) -> str:
+def json_text(value: Any, field: str, notes: Notes) -> str:
     try:
         return as_text(json.dumps(value, ensure_ascii=False), field, notes)
     except (TypeError, ValueError, RecursionError) as error:
@@ -39,12 +39,12 @@ def _call(raw: Any, field: str, notes: Notes) -> ToolCall:
     if call is None or not isinstance(call.get("name"), str):
         raise DataError(f"{_NOT_A_CALL}, found {shown(raw)}", field=field)
     arguments = call.get("arguments", call.get("parameters"))
-    nothing = arguments is None or (isinstance(arguments, str) and arguments.strip() in ("", "null"))
+    nothing = arguments is None or (isinstance(arguments, str) and arguments.strip() in ("", "null", "None"))
     parsed = {} if nothing else _parsed(arguments, f"{field}.arguments")
     if not isinstance(parsed, dict):
         raise DataError(f"expected an object, found {shown(parsed)}", field=f"{field}.arguments")
     call.pass_over(notes, HARMLESS_IN_TURNS)
-    return ToolCall(as_text(call["name"], field, notes), _json_text(parsed, f"{field}.arguments", notes))
+    return ToolCall(as_text(call["name"], field, notes), json_text(parsed, f"{field}.arguments", notes))
 
 
 def read_calls(value: Any, field: str, notes: Notes) -> tuple[ToolCall, ...]:
@@ -85,7 +85,7 @@ def read_tools(row: dict[str, Any], notes: Notes) -> tuple[str, ...]:
         parsed = _parsed(offer, field)
         if not isinstance(parsed, list) or not all(isinstance(tool, dict) for tool in parsed):
             raise DataError(f"expected a list of function definitions, found {shown(parsed)}", field=field)
-        found |= {_json_text(tool, field, notes): None for tool in parsed}
+        found |= {json_text(tool, field, notes): None for tool in parsed}
     return tuple(found)
 
 

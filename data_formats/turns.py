@@ -17,23 +17,32 @@ from data_formats.records import Message, ToolCall
 from data_formats.tools import TOOL_FIELDS, called, read_calls, turn_list
 from data_formats.transcripts import transcript
 
-ROLE_NAMES = {
+ROLE_NAMES = {  # whatever their capitals
     "system": "system",
     "developer": "system",
     "user": "user",
     "human": "user",
+    "prompter": "user",
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bing": "assistant",
     "bard": "assistant",
     "model": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
     "function_call": "assistant",
     "tool_call": "assistant",
     "observation": "tool",
     "function": "tool",
     "tool": "tool",
+    "tool_response": "tool",
+    "tool_result": "tool",
+    "function_response": "tool",
+    "environment": "tool",
+    "ipython": "tool",
 }
+EXCHANGES = (("input", "output"), ("human", "assistant"), ("user", "assistant"))  # turns written by twos
 CALLS = ("function_call", "tool_call")  # ShareGPT: the whole turn is a call
 THOUGHTS = ("reasoning", "thinking")
 REASONING_FIELDS = ("reasoning_content", *THOUGHTS)
@@ -91,6 +100,18 @@ def reasoning_of(raw: dict[str, Any], at: str, notes: Notes, also: str = "") -> 
     return "".join(thoughts)
 
 
+def role_of(name: Any, field: str) -> str:
+    """The role that a name stands for.
+
+    Raises:
+        DataError: an unknown one.
+    """
+    role = ROLE_NAMES.get(name.strip().lower()) if isinstance(name, str) else None
+    if role is None:
+        raise DataError(f"unknown role {shown(name)}; known are {', '.join(ROLE_NAMES)}", field=field)
+    return role
+
+
 def read_turn(raw: Any, field: str, notes: Notes) -> Message:
     """One turn, written as {role, content} (OpenAI) or {from, value} (ShareGPT).
 
@@ -110,12 +131,9 @@ def read_turn(raw: Any, field: str, notes: Notes) -> Message:
         found = ", ".join(sorted(map(str, raw))) or "nothing"
         raise DataError(f"expected a turn {{role, content}} or {{from, value}}, found the keys {found}", field=field)
     name, at = turn[role_key], f"{field}.{content_key}"
-    role = ROLE_NAMES.get(name.lower()) if isinstance(name, str) else None
-    if role is None:
-        known = ", ".join(ROLE_NAMES)
-        raise DataError(f"unknown role {shown(name)}; known are {known}", field=f"{field}.{role_key}")
+    role = role_of(name, f"{field}.{role_key}")
     value = turn.get(content_key)
-    if name.lower() in CALLS:
+    if name.strip().lower() in CALLS:
         calls, value = read_calls(value, at, notes) + calls, None
     parts = _parts("" if value is None and calls else value, at, notes)
     reasoning, loss = reasoning_of(turn, field, notes, "".join(parts.reasoning)), loss_of(turn, field)
@@ -145,7 +163,25 @@ def read_turns(raw: Any, field: str, notes: Notes) -> Turns:
     raw = turn_list(raw) or raw
     if not isinstance(raw, list):
         raise DataError(f"expected a list of turns, found {type(raw).__name__} {shown(raw)}", field=field)
-    return tuple(read_turn(turn, f"{field}[{at}]", notes) for at, turn in enumerate(raw))
+    turns: list[Message] = []
+    for at, turn in enumerate(raw):
+        names = next((names for names in EXCHANGES if isinstance(turn, dict) and turn.keys() >= set(names)), None)
+        turns += (
+            _exchange(turn, names, f"{field}[{at}]", notes) if names else [read_turn(turn, f"{field}[{at}]", notes)]
+        )
+    return tuple(turns)
+
+
+def _exchange(raw: dict[str, Any], names: tuple[str, str], field: str, notes: Notes) -> Turns:
+    """What is said and answered in one object, as Capybara writes turns; an answer that is missing yet is none."""
+    said = Fields(raw, field)
+    texts = [said[name] for name in names]
+    pairs = zip(("user", "assistant"), names, texts, strict=True)
+    turns = tuple(
+        Message(role, as_text(text, f"{field}.{name}", notes)) for role, name, text in pairs if text is not None
+    )
+    said.pass_over(notes, HARMLESS_IN_TURNS)
+    return turns
 
 
 def _is_empty(turn: Message) -> bool:

@@ -46,7 +46,7 @@ class ReferenceRule(Rule):
     """A rule that compares the reply with a known answer.
 
     Args:
-        column: the prompt's field with the answer.
+        column: the prompt's field with the answer, or with a list of answers of which each is right.
         missing: what a reply gets whose prompt has no answer there; None: that is an error.
         name: for logs and errors.
     """
@@ -62,14 +62,15 @@ class ReferenceRule(Rule):
     def of(self, sample: Sample) -> float:
         """1 where the reply is right, else 0; `missing` where the prompt has no answer."""
         reference = (sample.columns or {}).get(self.column)
-        if reference is None or reference == "":
+        if reference in (None, "", []):
             if self.missing is not None:
                 return self.missing
             raise RewardError(
                 f"reward {self.name!r}: the prompt {shown(sample)} has no {self.column!r} to compare with; "
                 "leave such prompts out of the data, or set 'missing' to the score their replies get"
             )
-        return float(self.compare(sample.completion, str(reference)))
+        answers = reference if isinstance(reference, list) else [reference]
+        return float(any(self.compare(sample.completion, str(answer)) for answer in answers))
 
 
 class ExactMatch(ReferenceRule):

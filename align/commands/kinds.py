@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_formats import DataError, EmptyDatasetError, MissingFileError, stream
+from data_formats.files import ROW_ENDINGS, TEXT_ENDINGS
 from data_formats.records import Comparison, Demonstration, Document, Prompt, Record, Scored
 
 # The richest reading first: a row with judged replies is that before it is a prompt.
@@ -17,7 +18,7 @@ KINDS: dict[str, type[Record]] = {
     "prompt": Prompt,
     "document": Document,
 }
-ENDINGS = (".json", ".jsonl", ".ndjson", ".parquet", ".xml", ".txt", ".md")
+ENDINGS = (*ROW_ENDINGS, *TEXT_ENDINGS)
 
 
 def files_in(paths: list[Path | str]) -> Iterator[Path | str]:

@@ -13,6 +13,7 @@ from align.recipe.schema import Recipe
 from align.recipe.sources import WORLD, source_path
 from align.recipe.stages import SupervisedSection
 from data_formats.cleaning import CleaningReport
+from data_formats.columns import with_all_columns
 from data_formats.errors import EmptyDatasetError, MissingFileError
 from data_formats.hub import HubDataset
 from data_formats.mixing import mixture
@@ -73,6 +74,8 @@ def load_records(
     if cleaning is not None:
         records, cleaned = clean_records(records, cleaning, lambda against: load_records(against, Prompt, recipe)[0])
         reports.append(cleaned)
+    if kind is Prompt:
+        records = with_all_columns(records)
     if not records:
         found = "; ".join(report.describe() for report in reports) or "no source was named"
         raise EmptyDatasetError(f"no {kind.__name__.lower()} is left ({found})")

@@ -68,6 +68,7 @@ from align.trainers.ppo_metrics import Stopwatch, part_metrics, peak_memory, sam
 from align.trainers.ptx import PtxStream
 from align.trainers.support import full_logprobs
 from data_formats.chatml import END_OF_TEXT, IM_END, control_id
+from data_formats.columns import with_all_columns
 from data_formats.errors import AlignError
 from data_formats.records import Prompt
 from reward.protocol import Reward, same_tokens
@@ -142,7 +143,8 @@ class PPOTrainer(PPOExperience):
     ):
         self.config, self.reward, self.tokenizer, self.seed = config, reward, tokenizer, seed
         self.gold = gold
-        self.prompts, self.eval_prompts, self.output_dir = list(prompts), list(eval_prompts), Path(output_dir)
+        self.prompts, self.eval_prompts = with_all_columns(prompts), with_all_columns(eval_prompts)
+        self.output_dir = Path(output_dir)
         self.accelerator = accelerator or make_accelerator()
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         check_split(config.rollout_batch_size, config.rollout.num_generations, config.num_mini_batches, self.world_size)
