@@ -32,7 +32,7 @@ def delimited_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[int, dict
     Raises:
         DataError: no header or one with a name twice, a row that is longer or shorter, wrong quotation, a huge cell.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
+    before = csv.field_size_limit(LONGEST_CELL)  # of the process; 131072 is too little for an article
     rest = iter(lines)
     first = next(rest, "")
     reader = csv.reader(chain([first], rest), delimiter=_delimiter(first, path), strict=True)
@@ -53,6 +53,8 @@ def delimited_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[int, dict
     except csv.Error as error:
         problem = f"not a table that can be read ({error}); a cell with quotation marks is quoted and doubles them"
         raise DataError(problem, path=path, line=start) from error
+    finally:
+        csv.field_size_limit(before)
 
 
 def _delimiter(header: str, path: Path) -> str:

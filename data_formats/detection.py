@@ -126,7 +126,8 @@ def _check_shape(row: Any, chosen: Format) -> None:
         needs = ", ".join(sorted(chosen.needs)) or "a list"
         raise DataError(f"the row does not have the shape of format {chosen.name} ({needs}); keys seen: {_keys(row)}")
     for name, (meaning, kinds) in _UNSUPPORTED.items() if isinstance(row, dict) else ():
-        if chosen.kind in kinds and name not in chosen.needs and dict.get(row, name) not in NOTHING:
+        known = name in chosen.needs or (name in verdicts.VERDICTS and chosen in verdicts.FORMATS)
+        if chosen.kind in kinds and not known and dict.get(row, name) not in NOTHING:
             raise DataError(f"{meaning} are not supported by this reader", field=name)
     if chosen.fits is not Format.fits and not chosen.fits(row):
         raise DataError(f"the values are not those of format {chosen.name}; keys seen: {_keys(row)}")
