@@ -40,7 +40,7 @@ def test_normalisations_together_do_not_depend_on_the_order_they_are_named_in():
 
 def test_any_of_several_answers_is_right():
     rule = ExactMatch(column="answers", missing=-1.0)
-    assert [rule.score(samples(["4", "5"], answers=answers)) for answers in (["3", "4"], [4], [])] == [
+    assert [rule.score(samples("4", "5", answers=answers)) for answers in (["3", "4"], [4], [])] == [
         [1.0, 0.0],
         [1.0, 0.0],
         [-1.0, -1.0],
