@@ -121,9 +121,16 @@ def up_to_last_user_turn(turns: Turns, notes: Notes) -> tuple[Turns, str | None]
 
 
 def parse_conversation(row: dict[str, Any], notes: Notes) -> Prompt:
-    """`messages`, `conversations` or `conversation`; a reply at the end becomes the reference."""
+    """`messages`, `conversations` or `conversation`; a reply at the end becomes the reference.
+
+    Where the row gives the reference itself it hangs on the last question, and no turn before it is cut.
+    """
     field = next(name for name in CONVERSATIONS if name in row)
     turns = with_system(row, read_turns(row[field], field, notes), notes)
+    if any(row.get(name) not in NOTHING for name in REFERENCE_FIELDS):
+        while turns and turns[-1].role == "assistant":
+            turns = turns[:-1]
+        return prompt_of(row, prompt_turns(turns, notes), notes)
     messages, reference = up_to_last_user_turn(without_flags(turns), notes)
     return prompt_of(row, messages, notes, reference)
 

@@ -9,6 +9,7 @@ from data_formats.errors import DataError
 from data_formats.fields import HARMLESS_IN_TURNS, NOTHING, Fields
 from data_formats.formats import Notes, as_text, shown
 from data_formats.records import ToolCall
+from data_formats.roles import known_role
 
 TOOL_FIELDS = ("tools", "functions")
 CALL_FIELDS = ("tool_calls", "function_call", "function_calls")  # the latter two: before OpenAI had several a turn
@@ -71,7 +72,7 @@ def called(turn: dict[str, Any], field: str, notes: Notes) -> tuple[ToolCall, ..
 def read_tools(row: dict[str, Any], notes: Notes) -> tuple[str, ...]:
     """The functions on offer: `tools` or `functions` of the row and of its system turns, each once, as JSON text.
 
-    Each field is a list, or the JSON text of one.
+    Each field is a list (of objects or of their JSON texts), or the JSON text of one.
 
     Raises:
         DataError: not JSON, or not a list of objects.
@@ -79,24 +80,42 @@ def read_tools(row: dict[str, Any], notes: Notes) -> tuple[str, ...]:
     offers = [(name, row[name]) for name in TOOL_FIELDS if row.get(name) not in NOTHING]
     for field, value in row.items():
         for at, turn in enumerate(turn_list(value) or ()):
-            offers += [(f"{field}[{at}].{name}", turn[name]) for name in TOOL_FIELDS if turn.get(name) not in NOTHING]
+            if known_role(turn.get("role", turn.get("from"))) == "system":
+                given = [name for name in TOOL_FIELDS if turn.get(name) not in NOTHING]
+                offers += [(f"{field}[{at}].{name}", turn[name]) for name in given]
     found: dict[str, None] = {}
     for field, offer in offers:
         parsed = _parsed(offer, field)
-        if not isinstance(parsed, list) or not all(isinstance(tool, dict) for tool in parsed):
+        if parsed is None:
+            continue
+        tools = [_parsed(tool, field) for tool in parsed] if isinstance(parsed, list) else [None]
+        if not all(isinstance(tool, dict) for tool in tools):
             raise DataError(f"expected a list of function definitions, found {shown(parsed)}", field=field)
-        found |= {json_text(tool, field, notes): None for tool in parsed}
+        found |= {json_text(tool, field, notes): None for tool in tools}
     return tuple(found)
 
 
 def turn_list(value: Any) -> list[dict[str, Any]] | None:
-    """The raw turns of a list of turns, or of the JSON text of one; None for anything else."""
+    """The raw turns of a list of turns, or of the JSON text of one; None for anything else.
+
+    A text may be any JSON, so each of its turns must have a known role and something said.
+    """
+    is_turn = _has_speaker
     if isinstance(value, str):
         if value.lstrip()[:1] != "[" or '"' not in value:
             return None
         try:
-            value = json.loads(value)
+            value, is_turn = json.loads(value), _is_said
         except (ValueError, RecursionError):
             return None
-    turns = isinstance(value, list) and all(isinstance(one, dict) and ("role" in one or "from" in one) for one in value)
-    return value if turns and value else None
+    turns = isinstance(value, list) and value and all(isinstance(one, dict) and is_turn(one) for one in value)
+    return value if turns else None
+
+
+def _has_speaker(turn: dict[str, Any]) -> bool:
+    return "role" in turn or "from" in turn
+
+
+def _is_said(turn: dict[str, Any]) -> bool:
+    speaker, said = ("role", "content") if "role" in turn else ("from", "value")
+    return known_role(turn.get(speaker)) is not None and (said in turn or any(name in turn for name in CALL_FIELDS))

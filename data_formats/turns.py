@@ -14,34 +14,10 @@ from data_formats.fields import HARMLESS_IN_TURNS, NOTHING, Fields
 from data_formats.formats import Dropped, Notes, as_text, shown
 from data_formats.loss import loss_of
 from data_formats.records import Message, ToolCall
+from data_formats.roles import role_of
 from data_formats.tools import TOOL_FIELDS, called, read_calls, turn_list
 from data_formats.transcripts import transcript
 
-ROLE_NAMES = {  # whatever their capitals
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "ai": "assistant",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-    "observation": "tool",
-    "function": "tool",
-    "tool": "tool",
-    "tool_response": "tool",
-    "tool_result": "tool",
-    "function_response": "tool",
-    "environment": "tool",
-    "ipython": "tool",
-}
 EXCHANGES = (("input", "output"), ("human", "assistant"), ("user", "assistant"))  # turns written by twos
 CALLS = ("function_call", "tool_call")  # ShareGPT: the whole turn is a call
 THOUGHTS = ("reasoning", "thinking")
@@ -98,18 +74,6 @@ def reasoning_of(raw: dict[str, Any], at: str, notes: Notes, also: str = "") -> 
     if len(thoughts) > 1:
         raise DataError("two different reasonings are given for one reply; keep one", field=at or None)
     return "".join(thoughts)
-
-
-def role_of(name: Any, field: str) -> str:
-    """The role that a name stands for.
-
-    Raises:
-        DataError: an unknown one.
-    """
-    role = ROLE_NAMES.get(name.strip().lower()) if isinstance(name, str) else None
-    if role is None:
-        raise DataError(f"unknown role {shown(name)}; known are {', '.join(ROLE_NAMES)}", field=field)
-    return role
 
 
 def read_turn(raw: Any, field: str, notes: Notes) -> Message:

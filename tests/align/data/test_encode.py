@@ -9,11 +9,13 @@ from align.data.encode import (
     encode_demonstrations,
     encode_documents,
     encode_kept_comparisons,
+    encode_kept_demonstrations,
     encode_prompt,
     encode_prompts,
     encode_replies,
     encode_reply,
 )
+from align.data.packing import PackedRows
 from align.data.pairs import encode_groups, make_groups, plain_groups
 from data_formats import Comparison, DataError, Demonstration, Document, Message
 from tests.qwen_tokenizers import qwen
@@ -208,3 +210,64 @@ def test_whole_conversations_that_part_are_compared_as_they_are(tokenizer):
     for groups in (make_groups([pair])[0], plain_groups([pair]), make_groups([pair], join=True)[0]):
         (encoded,), _, _ = encode_groups(tokenizer, groups, 500, "drop")
         assert [encoded["prompt_ids"] + reply for reply in encoded["reply_ids"]] == expected
+
+
+UNTRAINED = Message("assistant", "five", loss=False)
+
+
+@pytest.mark.parametrize("mask", ["assistant_only", "user_content_only", "qwen_script", "all"])
+def test_a_turn_without_loss_has_no_label_under_any_mask(tokenizer, mask):
+    demo = Demonstration((U("q"), UNTRAINED, U("p"), A("no")))
+    row = encode_demonstration(tokenizer, demo, 1000, "drop", mask=mask)
+    start = len(turn(tokenizer, "user", "q"))
+    end = start + len(turn(tokenizer, "assistant", "five"))
+    assert row["labels"][start:end] == [NO_LOSS] * (end - start) and not any(row["turns"][start:end])
+    whole = encode_demonstration(
+        tokenizer, Demonstration((U("q"), A("five"), U("p"), A("no"))), 1000, "drop", mask=mask
+    )
+    assert row["input_ids"] == whole["input_ids"]
+    assert row["labels"][:start] + row["labels"][end:] == whole["labels"][:start] + whole["labels"][end:]
+
+
+def test_packed_rows_keep_turns_without_loss_without_it(tokenizer):
+    demos = [Demonstration((U("q"), UNTRAINED, U("p"), A("no"))), Demonstration((U("a"), A("b")))]
+    rows, _ = encode_demonstrations(tokenizer, demos, 1000, "drop")
+    packed = PackedRows(rows, max_length=1000)[0]
+    learnt = [label for label in packed["labels"] if label != NO_LOSS]
+    assert learnt == [*spell(tokenizer, "no"), END, *spell(tokenizer, "b"), END]
+
+
+def test_where_the_mask_leaves_no_turn_with_loss_the_row_is_dropped_and_counted(tokenizer):
+    demo = Demonstration((U("q"), A("no"), U("p"), UNTRAINED))
+    rows, kept, counts = encode_kept_demonstrations(tokenizer, [demo], 1000, "drop", mask="last_turn_only")
+    assert (rows, kept, counts) == ([], [], {"no turn with loss": 1})
+    longest = len(encode_demonstration(tokenizer, demo, 1000, "drop")["input_ids"])
+    (row,), counts = encode_demonstrations(
+        tokenizer, [demo], longest - 1, "truncate"
+    )  # turns after the last trained go
+    assert row["input_ids"] == turn(tokenizer, "user", "q") + turn(tokenizer, "assistant", "no")
+    assert counts == {"truncated": 1}
+    demo = Demonstration((U("q" * 50), UNTRAINED, U("p"), A("yes")))
+    assert encode_demonstrations(tokenizer, [demo], 40, "truncate")[1] == {"truncated": 1}
+
+
+@pytest.mark.parametrize("name", ["byte", "qwen3"])
+def test_replies_to_compare_are_encoded_as_the_reply_of_a_demonstration(tokenizer, name):
+    """Also where the tokenizer has tokens for the marks of thinking; written apart and written into the reply."""
+    tokenizer = tokenizer if name == "byte" else qwen("3")
+    prompt, reasoning = (U("17*3?"),), "17*3 = 51"
+    demo = Demonstration((*prompt, Message("assistant", "51", reasoning)))
+    whole = encode_demonstration(tokenizer, demo, 1000, "drop")["input_ids"]
+    newline = encode_demonstration(tokenizer, Demonstration((*prompt, A("51"))), 1000, "drop")["input_ids"][-1:]
+    pairs = [
+        Comparison(prompt, "51", "51", chosen_reasoning=reasoning, rejected_reasoning="I guess"),
+        Comparison(prompt, f"<think>\n{reasoning}\n</think>\n\n51", "51"),
+    ]
+    (apart, inside), counts = encode_comparisons(tokenizer, pairs, 1000, "drop")
+    assert apart["chosen_ids"] + newline == inside["chosen_ids"] + newline == whole
+    assert apart["rejected_ids"] != apart["chosen_ids"] and not counts
+    groups, _ = make_groups(pairs)
+    rows, _, _ = encode_groups(tokenizer, groups, 1000, "drop")
+    assert [[row["prompt_ids"] + ids for ids in row["reply_ids"]] for row in rows] == [
+        [pair["chosen_ids"], pair["rejected_ids"]] for pair in (apart, inside)
+    ]
