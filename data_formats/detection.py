@@ -1,10 +1,8 @@
 """Which format a row has: all formats by kind of record, the most specific one, and those that hold no record.
 
 With `format="auto"` the first row decides: of the formats whose fields it has, the one that needs the most fields wins;
-two that need equally many are refused, and the recipe must name one. The order of specificity therefore is, for
-comparisons: predictions (6 fields), shp (5), alpacaeval, edited (4), preference, ranking, arena, stack_exchange_paired
-(3), all others (2; told apart by their values); for scored replies: shp (5), edited (4), unpaired (3), all others (2);
-for demonstrations: messages, sharegpt (1), all others (2); for prompts: self_instruct (2), all others (1).
+two that need equally many are refused, and the recipe must name one. `docs/formats.md` lists what each needs; those that
+need the same are told apart by their values (`Format.fits`).
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def parse_helpsteer(rows: Neighbours, notes: Notes) -> Scored:
 
 
 def parse_rated(rows: Neighbours, notes: Notes, field: str) -> Scored:
-    """A prompt, `response` and a number under `field`."""
+    """A prompt, `response` and its number; the replies to one prompt stand below each other."""
 
     def reply(row: dict[str, Any]) -> Reply:
         return Reply(text_field(row, "response", notes), optional_number(row, field))
@@ -135,13 +135,12 @@ def parse_summaries(row: dict[str, Any], notes: Notes) -> Comparison:
     """`info`, `summaries`: [{text}, {text}] and `choice`, 0 or 1 (OpenAI's summarize-from-feedback, comparisons)."""
     summaries = []
     for item in objects(row, "summaries", notes):
-        item.get("policy"), item.get("note")
+        item.get("note")
         summaries.append(Message("assistant", text_field(item, "text", notes)))
     if len(summaries) != 2:
         raise DataError(f"expected two summaries, found {len(summaries)}", field="summaries")
     better = better_of(row["choice"], "choice", ("summary_0", "summary_1"))
-    for field in ("worker", "batch", "extra"):
-        row.get(field)
+    row.get("extra")  # the annotator's confidence
     return comparison_of(row, summary_prompt(row, notes), summaries[better], summaries[1 - better], notes)
 
 
@@ -153,8 +152,6 @@ def parse_summary_axes(rows: Neighbours, notes: Notes) -> Scored:
         if not isinstance(summary, dict) or not isinstance(summary.get("axes"), dict):
             raise DataError(f"expected {{text, axes}}, found {shown(summary)}", field="summary")
         given = attributes_of(summary["axes"], notes, AXES)
-        for field in ("worker", "batch"):
-            row.get(field)
         return Reply(text_field(summary, "text", notes), dict(given).get(AXES[0]), attributes=given)
 
     replies = rows.each(reply)
