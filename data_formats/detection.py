@@ -1,8 +1,8 @@
 """Which format a row has: all formats by kind of record, the most specific one, and those that hold no record.
 
 With `format="auto"` the first row decides: of the formats whose fields it has, the one that needs the most fields wins;
-two that need equally many are refused, and the recipe must name one. `docs/formats.md` lists what each needs; those that
-need the same are told apart by their values (`Format.fits`).
+two that need equally many are refused, and the recipe must name one. `docs/formats.md` lists what each needs; those
+that need the same are told apart by their values (`Format.fits`).
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ def _reply(row: dict[str, Any], field: str, notes: Notes) -> Message:
 
 
 def parse_judged(row: dict[str, Any], notes: Notes, field: str) -> Comparison:
-    """A prompt, two replies (`response_1`, `response_2`) and a verdict (HelpSteer 2, 3, JudgeBench, PPE, PKU-SafeRLHF)."""
+    """A prompt, two replies (`response_1`, `response_2`) and a verdict (HelpSteer 3, JudgeBench, PPE, PKU-SafeRLHF)."""
     names, question = pair_of(row), question_of(row)
     if names is None or question is None:
         problem = "expected a prompt and two replies such as response_1 and response_2 beside this verdict"
