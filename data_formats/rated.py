@@ -17,7 +17,7 @@ from data_formats.formats import Dropped, Format, Notes, as_text, flag, optional
 from data_formats.neighbours import Neighbours, by
 from data_formats.records import Comparison, Message, Reply, Scored
 from data_formats.scored import attributes_of, compared, scored_of
-from data_formats.turns import Turns, as_prompt
+from data_formats.turns import Turns, as_prompt, prompt_turns
 from data_formats.verdicts import QUESTIONS, better_of, question_of
 
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")  # the first is the score
@@ -167,6 +167,19 @@ def _is_rated(row: dict[str, Any]) -> bool:
     return question_of(row) in QUESTIONS[:4]
 
 
+def parse_edit(row: dict[str, Any], notes: Notes, better: str, worse: str) -> Comparison:
+    """`context` (turns), and an edited reply above its original, or a good edit above a bad one (HelpSteer 3)."""
+    prompt = prompt_turns(with_system(row, as_prompt(row["context"], "context", notes), notes), notes)
+    sides = [Message("assistant", text_field(row, field, notes)) for field in (better, worse)]
+    if better != "edited_response":
+        row.get("original_response")
+    return comparison_of(row, prompt, sides[0], sides[1], notes)
+
+
+_EDITS = (
+    ("edit", "edited_response", "original_response"),
+    ("edit_quality", "good_edited_response", "bad_edited_response"),
+)
 _SIDES = frozenset({"answer_0", "answer_1", "score_0", "score_1"})
 _SCORED = (
     Format("helpsteer", Scored, frozenset({"prompt", "response", "helpfulness"}), parse_helpsteer, group=by("prompt")),
@@ -189,5 +202,9 @@ _SCORED = (
 FORMATS = (
     *_SCORED,
     *(compared(known) for known in _SCORED),
+    *(
+        Format(name, Comparison, frozenset({"context", better, worse}), partial(parse_edit, better=better, worse=worse))
+        for name, better, worse in _EDITS
+    ),
     Format("summaries", Comparison, frozenset({"info", "summaries", "choice"}), parse_summaries),
 )

@@ -229,6 +229,10 @@ def _is_pku(row: dict[str, Any]) -> bool:
     return pair_of(row) == ("response_0", "response_1")
 
 
+def _names_chosen(row: dict[str, Any]) -> bool:
+    return _fits(row) and "rejected" not in row
+
+
 _PKU = frozenset({"prompt", "response_0", "response_1"})
 _ARENA = frozenset({"prompt", "response_a", "response_b", "winner_model_a", "winner_model_b"})
 FORMATS = (
@@ -247,4 +251,5 @@ FORMATS = (
         Format(f"by_{field}", Comparison, frozenset({field}), partial(parse_judged, field=field), _fits)
         for field in VERDICTS
     ),
+    Format("by_chosen", Comparison, frozenset({"chosen"}), partial(parse_judged, field="chosen"), _names_chosen),
 )

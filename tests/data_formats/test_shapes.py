@@ -77,6 +77,14 @@ LETTERS = {"question": "q", "response_A": "a", "response_B": "b"}
         ({"instruction": "q", "output_1": "a", "output_2": "b", "label": 1}, "a", None),
         ({"query": "q", "answer_a": "a", "answer_b": "b", "winner": "answer_b"}, "b", None),
         ({"prompt": "q", "response_0": "a", "response_1": "b", "label": 0}, "a", None),
+        ({"instruction": "q", "response_a": "a", "response_b": "b", "chosen": "B"}, "b", None),
+        ({"context": [{"role": "user", "content": "q"}], "original_response": "a", "edited_response": "b"}, "b", None),
+        (
+            {"context": [{"role": "user", "content": "q"}], "original_response": "x"}
+            | {"good_edited_response": "a", "bad_edited_response": "b", "feedback": ["f"]},
+            "a",
+            None,
+        ),
         ({"prompt": "q", "response_0": "a", "response_1": "b", "safer_response_id": 1}, "b", None),
         (
             {"messages": [{"role": "user", "content": "q"}], "completion_a": "a", "completion_b": "b", "better": "A"},
