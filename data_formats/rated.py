@@ -102,7 +102,7 @@ def question_text(row: dict[str, Any], notes: Notes) -> str:
     question = row["question"]
     if not isinstance(question, dict):
         return as_text(question, "question", notes)
-    return text_field(question, "full_text", notes)
+    return as_text(question.get("full_text"), "question.full_text", notes)
 
 
 def parse_webgpt(row: dict[str, Any], notes: Notes) -> Scored:
@@ -121,11 +121,12 @@ def summary_prompt(row: dict[str, Any], notes: Notes) -> Turns:
     info = Fields(info, "info")
     info.get("site")
     if info.get("article") is not None:
-        title = f"TITLE: {text_field(info, 'title', notes)}\n\n" if info.get("title") else ""
-        text = f"{title}Article: {text_field(info, 'article', notes)}\n\nTL;DR:"
+        title = f"TITLE: {as_text(info['title'], 'info.title', notes)}\n\n" if info.get("title") else ""
+        text = f"{title}Article: {as_text(info['article'], 'info.article', notes)}\n\nTL;DR:"
     else:
-        text_field(info, "post", notes)
-        parts = [f"{head}{text_field(info, name, notes)}" for name, head in _POST if info.get(name) is not None]
+        as_text(info.get("post"), "info.post", notes)
+        given = [(name, head) for name, head in _POST if info.get(name) is not None]
+        parts = [f"{head}{as_text(info[name], f'info.{name}', notes)}" for name, head in given]
         text = "\n\n".join((*parts, "TL;DR:"))
     info.pass_over(notes)
     return with_system(row, as_prompt(text, "info", notes), notes)
@@ -152,7 +153,7 @@ def parse_summary_axes(rows: Neighbours, notes: Notes) -> Scored:
         if not isinstance(summary, dict) or not isinstance(summary.get("axes"), dict):
             raise DataError(f"expected {{text, axes}}, found {shown(summary)}", field="summary")
         given = attributes_of(summary["axes"], notes, AXES)
-        return Reply(text_field(summary, "text", notes), dict(given).get(AXES[0]), attributes=given)
+        return Reply(as_text(summary.get("text"), "summary.text", notes), dict(given).get(AXES[0]), attributes=given)
 
     replies = rows.each(reply)
     prompts = rows.each(lambda row: summary_prompt(row, notes))
