@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from data_formats.errors import DataError
-from data_formats.fields import NOTHING
+from data_formats.fields import NOTHING, present
 from data_formats.formats import Dropped, Notes, as_text, shown
 from data_formats.records import Message
 from data_formats.tools import turn_list
@@ -25,9 +25,12 @@ def with_system(row: dict[str, Any], turns: Turns, notes: Notes) -> Turns:
 
     Two that differ become one where the turns are repaired, which counts it.
     """
+    names = present(row, SYSTEM_FIELDS)
+    if not names:
+        return turns
     own = {turn.content.strip() for turn in turns if turn.role == "system"}
     said: dict[str, Message] = {}
-    for name in SYSTEM_FIELDS:
+    for name in names:
         text = as_text(row[name], name, notes) if row.get(name) is not None else ""
         if text.strip() and text.strip() not in own:
             said.setdefault(text.strip(), Message("system", text))
@@ -67,7 +70,7 @@ def _passage(value: Any, field: str, notes: Notes) -> str:
 def _passages(row: dict[str, Any], notes: Notes) -> list[str]:
     """The texts that a question is to be answered from."""
     found = []
-    for name in CONTEXT_FIELDS:
+    for name in present(row, CONTEXT_FIELDS):
         raw = row.get(name)
         if raw in NOTHING:
             continue

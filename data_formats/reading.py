@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,11 @@ class Stream:
         if format != "auto":
             named(format, kind)
 
-    @property
+    @cached_property
     def _is_dump(self) -> bool:
         return isinstance(self.source, Path) and files.ending(self.source) == ".xml"
 
-    @property
+    @cached_property
     def _is_columnar(self) -> bool:
         return isinstance(self.source, HubDataset) or files.ending(self.source) == ".parquet"
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from data_formats.errors import DataError
-from data_formats.fields import HARMLESS_IN_TURNS, NOTHING, Fields
+from data_formats.fields import HARMLESS_IN_TURNS, NOTHING, Fields, present
 from data_formats.formats import Notes, as_text, shown
 from data_formats.records import ToolCall
 from data_formats.roles import known_role
@@ -65,7 +65,8 @@ def called(turn: dict[str, Any], field: str, notes: Notes) -> tuple[ToolCall, ..
     Raises:
         DataError: see `read_calls`.
     """
-    given = [read_calls(turn[name], f"{field}.{name}", notes) for name in CALL_FIELDS if turn.get(name) not in NOTHING]
+    names = [name for name in present(turn, CALL_FIELDS) if turn[name] not in NOTHING]
+    given = [read_calls(turn[name], f"{field}.{name}", notes) for name in names]
     return sum((calls for at, calls in enumerate(given) if calls not in given[:at]), ())
 
 
@@ -77,11 +78,11 @@ def read_tools(row: dict[str, Any], notes: Notes) -> tuple[str, ...]:
     Raises:
         DataError: not JSON, or not a list of objects.
     """
-    offers = [(name, row[name]) for name in TOOL_FIELDS if row.get(name) not in NOTHING]
+    offers = [(name, row[name]) for name in present(row, TOOL_FIELDS) if row[name] not in NOTHING]
     for field, value in row.items():
         for at, turn in enumerate(turn_list(value) or ()):
             if known_role(turn.get("role", turn.get("from"))) == "system":
-                given = [name for name in TOOL_FIELDS if turn.get(name) not in NOTHING]
+                given = [name for name in present(turn, TOOL_FIELDS) if turn[name] not in NOTHING]
                 offers += [(f"{field}[{at}].{name}", turn[name]) for name in given]
     found: dict[str, None] = {}
     for field, offer in offers:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data_formats.errors import DataError
-from data_formats.fields import HARMLESS_IN_TURNS, NOTHING, Fields
+from data_formats.fields import HARMLESS_IN_TURNS, NOTHING, Fields, present
 from data_formats.formats import Dropped, Notes, as_text, keys_of, shown
 from data_formats.loss import loss_of
 from data_formats.records import Message, ToolCall
@@ -67,7 +67,7 @@ def reasoning_of(raw: dict[str, Any], at: str, notes: Notes, also: str = "") -> 
         DataError: it says two different things, or what is no text.
     """
     said = {also: None}
-    for name in REASONING_FIELDS:
+    for name in present(raw, REASONING_FIELDS):
         if raw.get(name) not in NOTHING:
             said[as_text(raw[name], f"{at}.{name}" if at else name, notes)] = None
     thoughts = [text for text in said if text]
@@ -90,7 +90,7 @@ def read_turn(raw: Any, field: str, notes: Notes) -> Message:
         raise DataError(f"expected a turn {{role, content}} or {{from, value}}, found {shown(raw)}", field=field)
     turn = Fields(raw, field)
     role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
-    calls = called(turn, field, notes)
+    calls = called(turn, field, notes) if len(turn) > 2 or content_key not in turn else ()
     if role_key not in turn or (content_key not in turn and not calls):
         seen = keys_of(raw)
         raise DataError(f"expected a turn {{role, content}} or {{from, value}}, found the keys {seen}", field=field)
@@ -99,6 +99,8 @@ def read_turn(raw: Any, field: str, notes: Notes) -> Message:
     value = turn.get(content_key)
     if name.strip().lower() in CALLS:
         calls, value = read_calls(value, at, notes) + calls, None
+    if len(turn) == 2 and isinstance(value, str):  # it says nothing else, like most turns
+        return Message(role, as_text(value, at, notes))
     parts = _parts("" if value is None and calls else value, at, notes)
     reasoning, loss = reasoning_of(turn, field, notes, "".join(parts.reasoning)), loss_of(turn, field)
     _refuse_out_of_place(turn, role, field)
@@ -112,12 +114,12 @@ def read_turn(raw: Any, field: str, notes: Notes) -> Message:
 
 
 def _refuse_out_of_place(turn: Fields, role: str, field: str) -> None:
-    for name in TOOL_FIELDS:
+    for name in present(turn, TOOL_FIELDS):
         if turn.get(name) not in NOTHING and role != "system":
             raise DataError(
                 f"tools are offered in a system turn or in the row, not by the {role}", field=f"{field}.{name}"
             )
-    for name in _UNSUPPORTED:
+    for name in present(turn, _UNSUPPORTED):
         if turn.get(name) not in NOTHING:
             raise DataError("this field of a turn is not supported; take it out", field=f"{field}.{name}")
 
