@@ -7,6 +7,7 @@ well formed but of no use. Repairs that made a row usable are counted in `notes`
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,11 +122,15 @@ def optional_text(row: dict[str, Any], field: str, notes: Notes) -> str:
 def scalar_text(value: Any, field: str, notes: Notes) -> str:
     """A string, a number or true and false as text: 4 and 4.0 (which Parquet makes of 4 beside a null) are "4".
 
+    NaN, which pandas writes where there is nothing, is "".
+
     Raises:
         DataError: it is something else.
     """
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float) and math.isnan(value):
+        return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value) if isinstance(value, int | float) else as_text(value, field, notes)

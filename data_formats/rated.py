@@ -168,6 +168,12 @@ def _is_rated(row: dict[str, Any]) -> bool:
     return question_of(row) in QUESTIONS[:4]
 
 
+def parse_labelled(row: dict[str, Any], notes: Notes) -> Scored:
+    """A prompt, `response` and `label`: whether it is desirable (unpaired, as `prompt`, `completion`, `label`)."""
+    reply = Reply(text_field(row, "response", notes), float(flag(row, "label")))
+    return scored_of(row, asked(row, question_of(row), notes), [reply], notes)
+
+
 def parse_edit(row: dict[str, Any], notes: Notes, better: str, worse: str) -> Comparison:
     """`context` (turns), and an edited reply above its original, or a good edit above a bad one (HelpSteer 3)."""
     prompt = prompt_turns(with_system(row, as_prompt(row["context"], "context", notes), notes), notes)
@@ -201,6 +207,7 @@ _SCORED = (
     Format("summary_axes", Scored, frozenset({"info", "summary"}), parse_summary_axes, group=by("info")),
 )
 FORMATS = (
+    Format("labelled", Scored, frozenset({"response", "label"}), parse_labelled, _is_rated),
     *_SCORED,
     *(compared(known) for known in _SCORED),
     *(

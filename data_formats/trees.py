@@ -15,7 +15,7 @@ from typing import Any
 
 from data_formats.demonstrations import demonstration_of
 from data_formats.errors import DataError
-from data_formats.fields import HARMLESS, Fields, objects
+from data_formats.fields import Fields, objects
 from data_formats.formats import OFF_THE_PATH, Dropped, Format, Notes, optional_number, shown, text_field
 from data_formats.neighbours import Neighbours, by
 from data_formats.prompts import prompt_of
@@ -47,8 +47,8 @@ def _node(raw: dict[str, Any], at: str, notes: Notes) -> _Node:
     message = Message(role_of(raw["role"], f"{at}.role" if at else "role"), text_field(raw, "text", notes))
     bad = raw.get("deleted") is True or raw.get("review_result") is False
     node = _Node(message, optional_number(raw, "rank"), bad)
-    if isinstance(raw, Fields):
-        raw.pass_over(notes, HARMLESS | _SAYS_NOTHING)
+    for name in _SAYS_NOTHING:
+        raw.get(name)
     return node
 
 
@@ -66,7 +66,10 @@ def _nested(raw: Fields, notes: Notes, depth: int = 1) -> _Node:
 
 def _whole(row: dict[str, Any], notes: Notes) -> _Node:
     row.get("tree_state")
-    return _pruned(_nested(Fields(row["prompt"], "prompt"), notes))
+    root = Fields(row["prompt"], "prompt")
+    tree = _nested(root, notes)
+    root.pass_over(notes)
+    return _pruned(tree)
 
 
 def _joined(rows: Neighbours, notes: Notes) -> _Node:
@@ -76,9 +79,6 @@ def _joined(rows: Neighbours, notes: Notes) -> _Node:
         Dropped: its first message is missing (the file's rows are not in their order, or filtered).
     """
     nodes = rows.each(lambda row: _node(row, "", notes))
-    for row in rows:
-        for name in _SAYS_NOTHING:
-            row.get(name)
     by_id = {
         row["message_id"]: node for row, node in zip(rows, nodes, strict=True) if isinstance(row["message_id"], str)
     }

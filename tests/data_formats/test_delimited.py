@@ -40,6 +40,16 @@ def test_json_in_cells_is_read_where_it_is_no_text(tmp_path):
     assert (second.messages[0].content, second.columns["tests"]) == ("{x", "{x")
 
 
+def test_lists_as_pandas_writes_them(tmp_path):
+    cell = "[{'role': 'user', 'content': \"it's\"}, {'role': 'assistant', 'content': 'r', 'tool_calls': None}]"
+    quoted = '"' + cell.replace('"', '""') + '"'
+    (tmp_path / "x.csv").write_text(f"messages,category\n{quoted},\"['a', 'b']\"\n")
+    (one,) = read(tmp_path / "x.csv", Demonstration).records
+    assert ([turn.content for turn in one.messages], one.category) == (["it's", "r"], "a, b")
+    (tmp_path / "x.csv").write_text("prompt,tests\nq,['a'] or ['b']\n")
+    assert read(tmp_path / "x.csv", Prompt).records[0].columns == {"tests": "['a'] or ['b']"}
+
+
 def test_numbers_and_flags_are_text_in_tables(tmp_path):
     (tmp_path / "x.csv").write_text("prompt,completion,label\nq,r,True\nq,s,0\n")
     assert [one.replies[0].score for one in read(tmp_path / "x.csv", Scored).records] == [1.0, 0.0]

@@ -176,6 +176,28 @@ def test_mt_bench_judgments_are_about_their_turn(result_of):
     assert (second.chosen_turns, second.rejected_turns) == ((A("b"), U("q1")), (A("a"), U("q1")))
 
 
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"instruction": "q", "input": "x"}, (U("q\nx"),)),  # LLaMA-Factory
+        ({"system": "s", "question": "q"}, (S("s"), U("q"))),  # Orca's DPO pairs
+        ({"query": "q"}, (U("q"),)),
+        ({"input": "q"}, (U("q"),)),
+        ({"prompt": "q", "question": "other"}, (U("q"),)),
+    ],
+)
+def test_chosen_and_rejected_to_a_question_of_any_name(result_of, row, prompt):
+    (pair,) = result_of(row | {"chosen": "a", "rejected": [{"role": "assistant", "content": "b"}]}, Comparison).records
+    assert (pair.prompt, pair.chosen, pair.rejected) == (prompt, "a", "b")
+
+
+def test_a_label_beside_a_response(result_of):
+    rows = [{"prompt": "q", "response": "a", "label": 1}, {"prompt": "q", "response": "b", "label": False}]
+    assert [one.replies[0].score for one in result_of(rows, Scored).records] == [1.0, 0.0]
+    with pytest.raises(DataError, match="field 'label': unpaired labelled replies are not supported"):
+        result_of(rows, Demonstration)  # which of them are to be imitated?
+
+
 def test_reward_bench(result_of):
     row = {"prompt": "q", "chosen": "a", "chosen_model": "m", "rejected": "b", "rejected_model": "n", "subset": "hep"}
     result = result_of(row | {"id": 3}, Comparison)
