@@ -96,7 +96,7 @@ def from_conversations(row: dict[str, Any], chosen: Turns, rejected: Turns, note
     return comparison_of(row, prompt, chosen[-1], rejected[-1], notes)
 
 
-def parted(
+def diverging(
     row: dict[str, Any], prompt: Turns, chosen: Turns, rejected: Turns, notes: Notes, grade: float | None = None
 ) -> Comparison:
     """Two conversations that part at the first reply to `prompt`, in which the user says the same.
@@ -173,7 +173,7 @@ def _preferred(row: dict[str, Any], prompt: Turns, written: Any, notes: Notes) -
     if isinstance(written, str) and transcript(written):  # whose labels are followed by a blank
         sides = [(*side[:-1], replace(side[-1], content=side[-1].content.strip())) for side in sides]
     if all(len(side) > 1 and side[0].role == "assistant" for side in sides) and sides[0][:-1] != sides[1][:-1]:
-        return parted(row, prompt, sides[0], sides[1], notes)
+        return diverging(row, prompt, sides[0], sides[1], notes)
     befores = [side[:-1] for side in sides if len(side) > 1]
     wholes = [_reconciled(prompt, before, notes) for before in befores] or [prompt]
     alone = len(befores) == 1 and befores[0][0].role != "user" and befores[0][0].role != "system"
@@ -256,7 +256,7 @@ def parse_arena(row: dict[str, Any], notes: Notes) -> Comparison:
     if chosen[:start] != rejected[:start]:
         raise Dropped("prompts differ")
     prompt = prompt_turns(with_system(row, chosen[:start], notes), notes)
-    return parted(row, prompt, chosen[start:], rejected[start:], notes)
+    return diverging(row, prompt, chosen[start:], rejected[start:], notes)
 
 
 def _exchanges(row: dict[str, Any], field: str, notes: Notes) -> Turns:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from data_formats.comparisons import comparison_of, parted
+from data_formats.comparisons import comparison_of, diverging
 from data_formats.context import asked, with_system
 from data_formats.errors import DataError
 from data_formats.formats import Dropped, Format, Notes, as_text, flag, shown
@@ -222,7 +222,7 @@ def parse_arena55k(row: dict[str, Any], notes: Notes) -> Comparison:
         for side in (sides if wins[0] else sides[::-1])
     ]
     prompt = with_system(row, (said[0][0],), notes)
-    return parted(row, prompt_turns(prompt, notes), said[0][1:], said[1][1:], notes)
+    return diverging(row, prompt_turns(prompt, notes), said[0][1:], said[1][1:], notes)
 
 
 def _is_pku(row: dict[str, Any]) -> bool:
