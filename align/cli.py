@@ -25,6 +25,7 @@ from align.commands import data, doctor, evaluate_reward, export_reward, merge, 
 from align.runs.arguments import parse_with_overrides
 from align.runs.files import storage_errors
 from align.runs.launch import guarded, prepare, started_as
+from align.runtime.terminal import Parser, say
 from data_formats.errors import StorageError
 
 
@@ -35,7 +36,7 @@ def _number_of_ranks(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="align",
         description="RLHF the way the Qwen report did it: base -> SFT, base -> PMP -> reward model, -> PPO.",
         epilog="One stage, on several processes: accelerate launch align/STAGE.py RECIPE [key=value ...], "
@@ -96,12 +97,13 @@ def _keep_other_seed(output_dir: Path, seed: int) -> None:
     """Make room for the quickstart of another seed: what is in `output_dir` moves to `<output_dir>-seed<n>`, and what a
     former run of this seed left there moves back. Nothing is lost, and the folder is that of the last command."""
     from align.recipe import STAGES
-    from align.recipe.text import parse
+    from align.recipe.text import parse, read
     from align.runs.lock import CHAIN, locked
 
     saved = next(iter(sorted(output_dir.glob("*/recipe.yaml"))), None)
     if saved is not None:
-        former = parse(saved.read_text(encoding="utf-8"), str(saved))[0].get("seed")
+        values, _ = parse(read(saved, str(saved)), str(saved))
+        former = values.get("seed") if isinstance(values, dict) else None
         if former == seed:
             return
         aside = output_dir.with_name(f"{output_dir.name}-seed{former}")
@@ -109,12 +111,12 @@ def _keep_other_seed(output_dir: Path, seed: int) -> None:
             raise StorageError(f"{output_dir} holds the run of seed {former}, and {aside} exists: remove one of them")
         with locked(output_dir, [CHAIN, *STAGES]), storage_errors(output_dir, "move"):
             output_dir.rename(aside)
-        print(f"{output_dir} held the run of seed {former}; it is now {aside}")
+        say(f"{output_dir} held the run of seed {former}; it is now {aside}")
     back = output_dir.with_name(f"{output_dir.name}-seed{seed}")
     if back.is_dir() and not output_dir.exists():
         with storage_errors(back, "move"):
             back.rename(output_dir)
-        print(f"continuing {back} as {output_dir}")
+        say(f"continuing {back} as {output_dir}")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -122,20 +124,20 @@ def _check(args: argparse.Namespace) -> None:
     from align.recipe.check import check_recipe, describe_plan
 
     recipe = check_recipe(args.recipe, args.overrides, world_size=args.num_processes)
-    print(describe_plan(recipe, args.num_processes))
+    say(describe_plan(recipe, args.num_processes))
     for line in passed_over(recipe):
-        print(line)
+        say(line)
 
 
 def _recipes(args: argparse.Namespace) -> None:
     from align.recipe.shipped import copy_recipe, describe_recipes, find_shipped
 
     if args.what == "show":
-        print(find_shipped(args.name).read_text(encoding="utf-8"), end="")
+        say(find_shipped(args.name).read_text(encoding="utf-8"), end="")
     elif args.what == "copy":
-        print(copy_recipe(args.name, args.dest))
+        say(copy_recipe(args.name, args.dest))
     else:
-        print(describe_recipes())
+        say(describe_recipes())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,7 +163,7 @@ def run_entry(stages: Sequence[str], argv: Sequence[str], program: str) -> int:
         argv: RECIPE [key=value …] [--stage STAGE] [--fresh] [--debug].
         program: how the entry was started, for messages (`align/ppo.py`).
     """
-    parser = argparse.ArgumentParser(prog=program, description=f"Run the {' or '.join(stages)} stage of a recipe.")
+    parser = Parser(prog=program, description=f"Run the {' or '.join(stages)} stage of a recipe.")
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a shipped recipe")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="overrides, for example ppo.kl_coef=0.1")
     if len(stages) > 1:

@@ -1,7 +1,14 @@
 """Files and hub rows -> Demonstration, Comparison, Scored, Prompt, Document, and ChatML. No torch, no models."""
 
 from data_formats.detection import format_names
-from data_formats.errors import AlignError, DataError, EmptyDatasetError, MissingFileError, StorageError
+from data_formats.errors import (
+    AlignError,
+    DataError,
+    EmptyDatasetError,
+    MissingFileError,
+    StorageError,
+    TooLargeError,
+)
 from data_formats.hub import HubDataset
 from data_formats.reading import Stream, read, stream
 from data_formats.records import (
@@ -39,6 +46,7 @@ __all__ = [
     "Step",
     "StorageError",
     "Stream",
+    "TooLargeError",
     "ToolCall",
     "format_names",
     "read",

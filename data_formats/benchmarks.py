@@ -34,8 +34,6 @@ def _texts(row: dict[str, Any], field: str, notes: Notes) -> list[str]:
 def parse_rewardbench(row: dict[str, Any], notes: Notes) -> Comparison:
     """`prompt`, `chosen`, `rejected` and `subset`, the category (RewardBench, Lambert et al. 2024)."""
     made = parse_preference(row, notes)
-    for field in ("chosen_model", "rejected_model"):
-        row.get(field)
     return replace(made, category=_category(row, notes))
 
 

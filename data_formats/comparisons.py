@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from data_formats.context import asked, with_system
@@ -95,7 +96,7 @@ def from_conversations(row: dict[str, Any], chosen: Turns, rejected: Turns, note
     return comparison_of(row, prompt, chosen[-1], rejected[-1], notes)
 
 
-def parted(
+def diverging(
     row: dict[str, Any], prompt: Turns, chosen: Turns, rejected: Turns, notes: Notes, grade: float | None = None
 ) -> Comparison:
     """Two conversations that part at the first reply to `prompt`, in which the user says the same.
@@ -157,12 +158,22 @@ def _ends_with(turns: Turns, end: Turns) -> bool:
 
 def parse_preference(row: dict[str, Any], notes: Notes) -> Comparison:
     """`prompt` (string or turns), `chosen` and `rejected` (string, one turn, or turns with or without the prompt)."""
-    prompt = asked(row, "prompt", notes)
+    return _preferred(row, asked(row, "prompt", notes), row["prompt"], notes)
+
+
+def parse_asked_preference(row: dict[str, Any], notes: Notes, field: str) -> Comparison:
+    """`instruction` (with `input`), `question`, `query` … in the place of `prompt` (LLaMA-Factory, Orca DPO)."""
+    prompt = alpaca_prompt(row, notes) if field == "instruction" else asked(row, field, notes)
+    return _preferred(row, prompt, row[field], notes)
+
+
+def _preferred(row: dict[str, Any], prompt: Turns, written: Any, notes: Notes) -> Comparison:
+    """`chosen` over `rejected`; `written`: the prompt as it stands in the row."""
     sides = [_side(row[field], field, notes) for field in ("chosen", "rejected")]
-    if isinstance(row["prompt"], str) and transcript(row["prompt"]):  # whose labels are followed by a blank
+    if isinstance(written, str) and transcript(written):  # whose labels are followed by a blank
         sides = [(*side[:-1], replace(side[-1], content=side[-1].content.strip())) for side in sides]
     if all(len(side) > 1 and side[0].role == "assistant" for side in sides) and sides[0][:-1] != sides[1][:-1]:
-        return parted(row, prompt, sides[0], sides[1], notes)
+        return diverging(row, prompt, sides[0], sides[1], notes)
     befores = [side[:-1] for side in sides if len(side) > 1]
     wholes = [_reconciled(prompt, before, notes) for before in befores] or [prompt]
     alone = len(befores) == 1 and befores[0][0].role != "user" and befores[0][0].role != "system"
@@ -245,7 +256,7 @@ def parse_arena(row: dict[str, Any], notes: Notes) -> Comparison:
     if chosen[:start] != rejected[:start]:
         raise Dropped("prompts differ")
     prompt = prompt_turns(with_system(row, chosen[:start], notes), notes)
-    return parted(row, prompt, chosen[start:], rejected[start:], notes)
+    return diverging(row, prompt, chosen[start:], rejected[start:], notes)
 
 
 def _exchanges(row: dict[str, Any], field: str, notes: Notes) -> Turns:
@@ -283,9 +294,22 @@ def is_best_of(row: dict[str, Any]) -> bool:
     )
 
 
+def _is_asked(row: dict[str, Any]) -> bool:
+    return _is_instructed(row) and "instruction" not in row and sum(name in row for name in ASKED) == 1
+
+
+def _is_instructed(row: dict[str, Any]) -> bool:
+    return not is_best_of(row) and not {"prompt", "conversations"} & row.keys()
+
+
+ASKED = ("question", "query", "problem", "input")
 _PAIR = frozenset({"chosen", "rejected"})
 FORMATS = (
     Format("preference", Comparison, _PAIR | {"prompt"}, parse_preference, lambda row: not is_best_of(row)),
+    *(
+        Format(f"{field}_preference", Comparison, _PAIR | {field}, partial(parse_asked_preference, field=field), fits)
+        for field, fits in (("instruction", _is_instructed), *((name, _is_asked) for name in ASKED))
+    ),
     Format("ranking", Comparison, _PAIR | {"conversations"}, parse_ranking),
     Format("hh", Comparison, _PAIR, parse_hh, _is_hh),
     Format("conversation_pair", Comparison, _PAIR, parse_conversation_pair, _both(list, "chosen", "rejected")),

@@ -1,12 +1,14 @@
 """Tables -> raw rows: CSV, TSV, and a JSON object of columns.
 
 The first line of a CSV or TSV file names the columns. A cell is text; one that holds the JSON of a list or an object is
-that, wherever a text is not what the column is for (`TEXTS`): turns, tools and scores are read, a prompt that happens
-to be "[1, 2]" stays what somebody wrote. Numbers stay text, which every reader of numbers takes.
+that (also as Python writes it, which pandas does), wherever a text is not what the column is for (`TEXTS`): turns,
+tools and scores are read, a prompt that happens to be "[1, 2]" stays what somebody wrote. Numbers stay text, which
+every reader of numbers takes.
 """
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 from collections.abc import Iterable, Iterator
@@ -18,6 +20,7 @@ from data_formats.errors import DataError, RowNumber
 
 ENDINGS = (".csv", ".tsv")
 LONGEST_CELL = 16 * 2**20  # characters; an open quotation mark would otherwise swallow the rest of the file
+LONGEST_LITERAL = 2**20  # characters of Python; its parser takes hundreds of bytes for each
 TEXTS = frozenset(
     {"prompt", "instruction", "input", "output", "question", "answer", "query", "response", "problem", "solution"}
     | {"text", "completion", "context", "system", "system_prompt", "content", "reference", "ground_truth"}
@@ -32,7 +35,7 @@ def delimited_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[int, dict
     Raises:
         DataError: no header or one with a name twice, a row that is longer or shorter, wrong quotation, a huge cell.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
+    before = csv.field_size_limit(LONGEST_CELL)  # of the process; 131072 is too little for an article
     rest = iter(lines)
     first = next(rest, "")
     reader = csv.reader(chain([first], rest), delimiter=_delimiter(first, path), strict=True)
@@ -53,6 +56,8 @@ def delimited_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[int, dict
     except csv.Error as error:
         problem = f"not a table that can be read ({error}); a cell with quotation marks is quoted and doubles them"
         raise DataError(problem, path=path, line=start) from error
+    finally:
+        csv.field_size_limit(before)
 
 
 def _delimiter(header: str, path: Path) -> str:
@@ -77,10 +82,22 @@ def _cell(name: str, text: str) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
+        value = _python(text)
+    if not isinstance(value, list | dict):
         return text
     if name in TEXTS and not _is_turns(value):
         return text
     return value
+
+
+def _python(text: str) -> Any:
+    """The list or object that pandas wrote into a cell, in Python's spelling; None where it is none."""
+    if len(text) > LONGEST_LITERAL or "'" not in text:
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
 
 
 def _is_turns(value: Any) -> bool:

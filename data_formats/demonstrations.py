@@ -113,7 +113,7 @@ def parse_question_answer(row: dict[str, Any], notes: Notes) -> Demonstration:
 
 
 def parse_exchange(row: dict[str, Any], notes: Notes, question: str, answer: str) -> Demonstration:
-    """What is asked under one name and answered under another, optionally with `system_prompt`, `history` …"""
+    """What is asked and what is answered (OpenOrca, MetaMathQA, NuminaMath), optionally `system_prompt`, `history` …"""
     return answered(row, asked(row, question, notes), answer, notes)
 
 
@@ -140,8 +140,6 @@ def parse_safe(row: dict[str, Any], notes: Notes) -> Demonstration:
 
 def parse_conversation(row: dict[str, Any], notes: Notes) -> Demonstration:
     """`conversation`: turns (LMSYS-Chat, WildChat) or exchanges such as {input, output} (Capybara)."""
-    for field in CONVERSATION_FIELDS:
-        row.get(field)
     turns = read_turns(row["conversation"], "conversation", notes)
     return demonstration_of(row, with_system(row, turns, notes), notes)
 
@@ -158,13 +156,6 @@ EXCHANGES = (
     ("query", "answer"),
     ("input", "output"),
 )
-CONVERSATION_FIELDS = (
-    "turn",
-    "toxic",
-    "redacted",
-    "openai_moderation",
-    "detoxify_moderation",
-)  # say nothing of the text
 _OLDER = ({"messages"}, {"conversations"}, {"instruction", "output"}, {"question", "answer"}, {"prompt", "completion"})
 _RATED = {"helpfulness", "is_safe"}  # a reply that may be a bad one
 

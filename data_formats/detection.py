@@ -1,10 +1,8 @@
 """Which format a row has: all formats by kind of record, the most specific one, and those that hold no record.
 
 With `format="auto"` the first row decides: of the formats whose fields it has, the one that needs the most fields wins;
-two that need equally many are refused, and the recipe must name one. The order of specificity therefore is, for
-comparisons: predictions (6 fields), shp (5), alpacaeval, edited (4), preference, ranking, arena, stack_exchange_paired
-(3), all others (2; told apart by their values); for scored replies: shp (5), edited (4), unpaired (3), all others (2);
-for demonstrations: messages, sharegpt (1), all others (2); for prompts: self_instruct (2), all others (1).
+two that need equally many are refused, and the recipe must name one. `docs/formats.md` lists what each needs; those
+that need the same are told apart by their values (`Format.fits`).
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from data_formats import (
 from data_formats.context import SYSTEM_FIELDS
 from data_formats.errors import DataError
 from data_formats.fields import NOTHING, Fields
-from data_formats.formats import Format, Notes
+from data_formats.formats import Format, Notes, keys_of
 from data_formats.loss import LOSS_FIELDS
 from data_formats.neighbours import Neighbours
 from data_formats.records import Comparison, Demonstration, Prompt, Record, Scored
@@ -72,17 +70,13 @@ def format_names(kind: type[Record]) -> list[str]:
     return [known.name for known in FORMATS if known.kind is kind]
 
 
-def _keys(row: Any) -> str:
-    return ", ".join(map(str, row)) if isinstance(row, dict) else f"none (a {type(row).__name__})"
-
-
 def detect(row: Any, kind: type[Record]) -> Format:
     """The most specific format whose fields the row has.
 
     Raises:
         DataError: none, or two that are equally specific.
     """
-    keys, kind_name = _keys(row), kind.__name__.lower()
+    keys, kind_name = keys_of(row), kind.__name__.lower()
     for has, lacks, what in _REFUSED if isinstance(row, dict) else ():
         if has <= row.keys() and lacks not in row:
             raise DataError(f"these are {what}; keys seen: {keys}")
@@ -124,12 +118,13 @@ def _check_shape(row: Any, chosen: Format) -> None:
     """
     if not (chosen.needs <= row.keys() if isinstance(row, dict) else isinstance(row, list) and not chosen.needs):
         needs = ", ".join(sorted(chosen.needs)) or "a list"
-        raise DataError(f"the row does not have the shape of format {chosen.name} ({needs}); keys seen: {_keys(row)}")
+        raise DataError(f"the row does not have the shape of format {chosen.name} ({needs}); keys seen: {keys_of(row)}")
     for name, (meaning, kinds) in _UNSUPPORTED.items() if isinstance(row, dict) else ():
-        if chosen.kind in kinds and name not in chosen.needs and dict.get(row, name) not in NOTHING:
+        known = name in chosen.needs or (name in verdicts.VERDICTS and chosen in verdicts.FORMATS)
+        if chosen.kind in kinds and not known and dict.get(row, name) not in NOTHING:
             raise DataError(f"{meaning} are not supported by this reader", field=name)
-    if chosen.fits is not Format.fits and not chosen.fits(row):
-        raise DataError(f"the values are not those of format {chosen.name}; keys seen: {_keys(row)}")
+    if not chosen.fits(row):
+        raise DataError(f"the values are not those of format {chosen.name}; keys seen: {keys_of(row)}")
 
 
 def refuse_unread(row: Fields, chosen: Format) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from align.runtime.errors import AlignError as AlignError
 
-class AlignError(Exception):
-    """Root of all errors raised on purpose by this project."""
+MEBIBYTE = 1 << 20
+MOST = 64 * MEBIBYTE  # bytes of a row, where nothing else is said
 
 
 class MissingFileError(AlignError, FileNotFoundError):
@@ -37,17 +38,30 @@ class DataError(AlignError, ValueError):
     def __init__(
         self, problem: str, *, path: str | Path | None = None, line: int | None = None, field: str | None = None
     ):
-        where = ", ".join(
-            part
-            for part in (
-                str(path) if path is not None else "",
-                f"{'row' if isinstance(line, RowNumber) else 'line'} {line}" if line is not None else "",
-                f"field '{field}'" if field else "",
-            )
-            if part
-        )
-        super().__init__(f"{where}: {problem}" if where else problem)
         self.problem, self.path, self.line, self.field = problem, path, line, field
+        super().__init__(f"{path}{', ' if self._place() else ': '}{self.placed}" if path is not None else self.placed)
+
+    def _place(self) -> str:
+        number = f"{'row' if isinstance(self.line, RowNumber) else 'line'} {self.line}" if self.line is not None else ""
+        return ", ".join(part for part in (number, f"field '{self.field}'" if self.field else "") if part)
+
+    @property
+    def placed(self) -> str:
+        """The problem with its line and field, without the file."""
+        place = self._place()
+        return f"{place}: {self.problem}" if place else self.problem
+
+
+class TooLargeError(DataError):
+    """A row larger than was allowed.
+
+    Args:
+        most: the limit, in bytes.
+    """
+
+    def __init__(self, most: int, *, path: str | Path | None = None, line: int | None = None, field: str | None = None):
+        problem = f"larger than {most / MEBIBYTE:g} MiB; if it is meant to be, raise max_row_mb (--max-row-mb)"
+        super().__init__(problem, path=path, line=line, field=field)
 
 
 class EmptyDatasetError(DataError):

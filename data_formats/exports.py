@@ -175,12 +175,12 @@ def _label_studio(row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[A
         if annotation.get("was_cancelled"):
             continue
         for result in _objects(annotation.get("result") or [], f"annotations[{at}].result"):
-            kind, value = result.get("type"), result.get("value")
-            if not isinstance(kind, str) or kind not in _VALUES or not isinstance(value, dict) or value.get(_VALUES[kind]) is None:
+            kind, value = str(result.get("type")), result.get("value")
+            said = value.get(_VALUES.get(kind)) if isinstance(value, dict) else None
+            if said is None:
                 known = ", ".join(_VALUES)
                 problem = f"results of type {known} are read, found {shown(kind)}; export without this label"
                 raise DataError(problem, field=f"annotations[{at}].result")
-            said = value[_VALUES[kind]]
             said = said[0] if isinstance(said, list) and len(said) == 1 else said
             answers.setdefault("preference" if kind == "pairwise" else str(result.get("from_name")), []).append(said)
     return row["data"], answers

@@ -18,12 +18,14 @@ NOTHING: tuple[Any, ...] = (None, "", [], {}, "[]")  # values that say nothing
 _WHICH = """
     id _id ids idx index row_id uuid uid guid key hash sha sha256 task_id prompt_id question_id answer_id response_id
     example_id sample_id instance_id turn_id message_id message_tree_id parent_id conversation_id conversation_hash
-    dialogue_id chat_id session_id thread_id post_id user_id c_root_id_A c_root_id_B
+    dialogue_id chat_id session_id thread_id post_id user_id c_root_id_A c_root_id_B pair_id original_id
+    turn turn_identifier
 """
 _WHENCE = """
     source source_url url urls link origin dataset dataset_name subset split datasplit domain file filename path license
     author annotator annotator_id worker_id generator generator_1 generator_2 model models model_name model_a model_b
-    version meta metadata
+    chosen_model rejected_model response_model policy worker batch version meta metadata hashed_ip header country state
+    toxic redacted openai_moderation detoxify_moderation
 """
 _WHEN = """
     date time timestamp tstamp created created_at created_date create_time update_time updated_at created_at_utc_A

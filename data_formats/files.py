@@ -3,36 +3,63 @@
 `.jsonl`/`.ndjson`; `.json` (one list, an object of columns, or JSON Lines, which many files of that name are); `.csv`
 and `.tsv`, see `delimited`; `.parquet`; each also as `.gz` or, where `zstandard` is installed, `.zst`. For a list and
 for Parquet the number is that of the row, from 1.
-`.xml` is a StackExchange dump, see `posts_xml`. JSON Lines are read line by line and Parquet batch by batch (a
-compressed Parquet file is first unpacked into a temporary file); a `.json` file is held as a whole.
+`.xml` is a StackExchange dump, see `posts_xml`.
+
+Nothing is held as a whole: JSON Lines and lists are read row by row, Parquet batch by batch (a compressed Parquet file
+is first unpacked into a temporary file). A row larger than the limit that every reader is given is an error, and so is
+a compressed file that expands beyond all measure.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
-import json
+import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from align.runtime.paths import typed_path
 from data_formats import delimited
-from data_formats.errors import AlignError, DataError, MissingFileError, RowNumber
+from data_formats.errors import MEBIBYTE, MOST, AlignError, DataError, MissingFileError, RowNumber, TooLargeError
+from data_formats.json_rows import is_lines, json_lines, json_values
 from data_formats.posts_xml import post_rows
 
 ROW_ENDINGS = (".jsonl", ".ndjson", ".json", *delimited.ENDINGS, ".parquet", ".xml")
 TEXT_ENDINGS = (".txt", ".md")
 COMPRESSED = (".gz", ".zst")
-PARQUET_BATCH = 1024  # rows
+PARQUET_BATCH = 64  # rows
+EXPANSION = 200  # times the size of a compressed file; texts come to 3 to 20
+EXPANDED = 256 * MEBIBYTE  # below which nobody counts
 
 
 def ending(path: Path) -> str:
     """The ending that tells the container, the compression's left out: ".jsonl" for x.jsonl.gz."""
     return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
+
+
+class _Counted(io.RawIOBase):
+    """What a compressed file expands to, which is counted while it is read."""
+
+    def __init__(self, unpacked: Any, packed_bytes: int, path: Path):
+        self.unpacked, self.packed_bytes, self.path, self.count = unpacked, packed_bytes, path, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.unpacked.read(len(buffer))
+        buffer[: len(data)] = data
+        self.count += len(data)
+        if self.count > max(EXPANDED, EXPANSION * self.packed_bytes):
+            problem = f"expands to more than {EXPANSION} times its size, as no text does; unpack it if you trust it"
+            raise DataError(problem, path=self.path)
+        return len(data)
 
 
 @contextmanager
@@ -41,8 +68,11 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
     Raises:
         MissingFileError: there is no such file.
-        DataError: it is a folder, cannot be read, or its compression is damaged (also while it is read).
+        PathError: there can be none.
+        DataError: it is a folder, cannot be read, its compression is damaged, or it expands beyond all measure (also
+            while it is read).
     """
+    path = typed_path(path)
     if not path.exists():
         raise MissingFileError(f"{path}: no such file; check the path and data_root")
     if path.is_dir():
@@ -54,13 +84,14 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     with ExitStack() as stack:
         try:
             file = stack.enter_context(path.open("rb"))
+            size = os.fstat(file.fileno()).st_size
             if compression == ".gz":
-                file = stack.enter_context(gzip.open(file))
+                file = stack.enter_context(io.BufferedReader(_Counted(gzip.GzipFile(fileobj=file), size, path)))
             elif compression == ".zst":
                 zstandard = _zstandard(path)
                 damaged = (zstandard.ZstdError, EOFError)
                 reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-                file = stack.enter_context(io.BufferedReader(reader))
+                file = stack.enter_context(io.BufferedReader(_Counted(reader, size, path)))
             yield file
         except damaged as error:
             name = "gzip" if compression == ".gz" else "zstd"
@@ -69,16 +100,6 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
             if isinstance(error, AlignError):
                 raise
             raise DataError(f"cannot be read ({error.strerror or error})", path=path) from error
-
-
-def read_bytes(path: Path) -> bytes:
-    """The decompressed content as a whole.
-
-    Raises:
-        MissingFileError, DataError: see `opened`.
-    """
-    with opened(path) as file:
-        return file.read()
 
 
 def _zstandard(path: Path) -> Any:
@@ -91,69 +112,40 @@ def _zstandard(path: Path) -> Any:
     return zstandard
 
 
-def read_text(path: Path) -> str:
-    """The content as UTF-8 text, a byte-order mark removed, line ends as they are.
+def text_lines(path: Path, most: int = MOST) -> Iterator[str]:
+    """The lines of a text with their ends, one at a time, a byte-order mark removed; only line feeds end one (JSON
+    strings may hold U+2028 and the like).
 
     Raises:
+        TooLargeError: a line has more than `most` bytes.
         DataError: it is not UTF-8; names the line.
     """
-    raw = read_bytes(path)
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"not UTF-8 text (byte {raw[error.start]:#04x})", path=path, line=line) from error
-
-
-def _json_lines(lines: Iterable[str], path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                problem = f"not a JSON value ({error}); the line starts {line.strip()[:40]!r}"
-                raise DataError(problem, path=path, line=number) from error
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a text, one at a time; only line feeds end one (JSON strings may hold U+2028 and the like)."""
     with opened(path) as file:
-        for number, raw in enumerate(file, start=1):
+        for number, raw in enumerate(iter(partial(file.readline, most + 1), b""), start=1):
+            if len(raw) > most:
+                raise TooLargeError(most, path=path, line=number)
             try:
                 yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise DataError(f"not UTF-8 text (byte {raw[error.start]:#04x})", path=path, line=number) from error
 
 
-def _posts(path: Path) -> Iterator[tuple[int, Any]]:
+def _posts(path: Path, most: int) -> Iterator[tuple[int, Any]]:
     with opened(path) as file:
-        yield from post_rows(file, path)
+        yield from post_rows(file, path, most)
 
 
-def _json(path: Path) -> Iterator[tuple[int, Any]]:
-    text = read_text(path)
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except RecursionError as error:
-            raise DataError("nested too deeply to be read", path=path) from error
-        except json.JSONDecodeError as error:
-            if error.msg != "Extra data":
-                raise DataError(f"not JSON ({error.msg})", path=path, line=error.lineno) from error
-        except ValueError as error:  # a number of thousands of digits
-            raise DataError(f"not JSON that can be read ({error})", path=path) from error
-        else:
-            yield from ((RowNumber(number), row) for number, row in enumerate(rows, start=1))
-            return
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError):
-        yield from _json_lines(text.split("\n"), path)
-    else:
-        yield from delimited.column_rows(rows) if delimited.is_columns(rows) else [(RowNumber(1), rows)]
+def _json(path: Path, most: int) -> Iterator[tuple[int, Any]]:
+    with opened(path) as file:
+        lines = is_lines(file)
+    if lines:
+        yield from json_lines(text_lines(path, most), path)
+        return
+    with opened(path) as file:
+        yield from json_values(file, path, most)
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
+def _parquet(path: Path, most: int) -> Iterator[tuple[int, Any]]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -167,35 +159,60 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
                     shutil.copyfileobj(file, unpacked)
                     unpacked.seek(0)
                     file = unpacked
-                for batch in pq.ParquetFile(file).iter_batches(batch_size=PARQUET_BATCH):
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield RowNumber(number), row
+                table = pq.ParquetFile(file)
+                _check_groups(table.metadata, path, most)
+                for batch in table.iter_batches(batch_size=PARQUET_BATCH):
+                    for part in [batch] if batch.nbytes <= most else (batch.slice(at, 1) for at in range(len(batch))):
+                        if part.nbytes > most:
+                            raise TooLargeError(most, path=path, line=RowNumber(number + 1))
+                        for row in part.to_pylist():
+                            number += 1
+                            yield RowNumber(number), row
         except (pa.ArrowException, ValueError, OSError, OverflowError) as error:
             if isinstance(error, AlignError):
                 raise
             raise DataError(f"not a readable Parquet file ({error})", path=path) from error
 
 
-def raw_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def _check_groups(metadata: Any, path: Path, most: int) -> None:
+    """Refuse by its own account of itself a file whose rows are too large or whose columns expand beyond all measure.
+
+    Arrow unpacks a page at a time, and a page may hold a single value of any size.
+    """
+    first = 1
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        if group.num_rows and group.total_byte_size // group.num_rows > most:
+            raise TooLargeError(most, path=path, line=RowNumber(first))
+        for column in map(group.column, range(group.num_columns)):
+            if column.total_uncompressed_size > max(EXPANDED, EXPANSION * column.total_compressed_size):
+                problem = f"expands to more than {EXPANSION} times its size, as no text does"
+                raise DataError(problem, path=path, field=column.path_in_schema)
+        first += group.num_rows
+
+
+def raw_rows(path: Path, most: int = MOST) -> Iterator[tuple[int, Any]]:
     """The rows of a file with their numbers, lazily.
 
+    Args:
+        most: bytes that a row may have.
+
     Raises:
-        MissingFileError, DataError: see `read_bytes`; an unknown ending; a line that is not JSON.
+        MissingFileError, PathError, DataError: see `opened`; an unknown ending; a line that is not JSON.
+        TooLargeError: a row has more.
     """
     kind = ending(path)
     if kind == ".parquet":
-        return _parquet(path)
+        return _parquet(path, most)
     if kind == ".json":
-        return _json(path)
+        return _json(path, most)
     if kind in (".jsonl", ".ndjson"):
-        return _json_lines(_lines(path), path)
+        return json_lines(text_lines(path, most), path)
     if kind == ".xml":
-        return _posts(path)
+        return _posts(path, most)
     if kind in delimited.ENDINGS:
-        return delimited.delimited_rows(_lines(path), path)
+        return delimited.delimited_rows(text_lines(path, most), path)
     known = ", ".join((*ROW_ENDINGS, *TEXT_ENDINGS))
-    if not path.exists():
+    if not typed_path(path).exists():
         raise MissingFileError(f"{path}: no such file; check the path and data_root")
     found = path.suffix or "(none)"
     raise DataError(f"unknown ending {found}; known are {known}, each also as .gz or .zst", path=path)

@@ -7,6 +7,7 @@ well formed but of no use. Repairs that made a row usable are counted in `notes`
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +22,16 @@ TIED_PAIRS = "pairs of equal score"
 EMPTY_REPLIES = "replies without text"
 OFF_THE_PATH = "messages off the best path"
 LEFT_OUT = frozenset({TIED_PAIRS, EMPTY_REPLIES, OFF_THE_PATH})
+SHOWN_KEYS, LONGEST_KEY = 20, 60  # of a row, in errors
 
 
 class Dropped(Exception):
     """A well-formed row of no use; the reason is counted in the report. Never leaves this package."""
+
+
+def any_values(row: Any) -> bool:
+    """The test of a format that its fields' names tell."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +51,7 @@ class Format:
     kind: type[Record]
     needs: frozenset[str]
     parse: Callable[[Any, Notes], Record | tuple[Any, ...]]
-    fits: Callable[[Any], bool] = lambda row: True
+    fits: Callable[[Any], bool] = any_values
     group: Callable[[Any], Any] | None = None
 
     def matches(self, row: Any) -> bool:
@@ -58,6 +65,28 @@ def shown(value: Any) -> str:
     """A value for an error message, cut short."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def keys_of(row: Any) -> str:
+    """The keys of a row for an error message: the first of them, each cut short."""
+    if isinstance(row, list):
+        return f"none (a list of {len(row)}; a file whose name ends in .json is read as one list of rows)"
+    if not isinstance(row, dict):
+        return f"none (a {type(row).__name__})"
+    named = [key if len(key) <= LONGEST_KEY else f"{key[:LONGEST_KEY]}…" for key in list(map(str, row))[:SHOWN_KEYS]]
+    more = f" and {len(row) - SHOWN_KEYS} more" if len(row) > SHOWN_KEYS else ""
+    return (", ".join(named) or "none") + more
+
+
+def encodable(value: Any, notes: Notes) -> Any:
+    """A JSON value whose texts and keys can be encoded; half a surrogate pair becomes U+FFFD (counted)."""
+    if isinstance(value, str):
+        return as_text(value, "", notes)
+    if isinstance(value, list):
+        return [encodable(item, notes) for item in value]
+    if isinstance(value, dict):
+        return {encodable(key, notes): encodable(item, notes) for key, item in value.items()}
+    return value
 
 
 def as_text(value: Any, field: str, notes: Notes) -> str:
@@ -81,7 +110,7 @@ def as_text(value: Any, field: str, notes: Notes) -> str:
 def text_field(row: dict[str, Any], field: str, notes: Notes) -> str:
     """The string under `field`, which must be there."""
     if field not in row:
-        raise DataError(f"the field is missing; found {', '.join(sorted(map(str, row)))}", field=field)
+        raise DataError(f"the field is missing; found {keys_of(row)}", field=field)
     return as_text(row[field], field, notes)
 
 
@@ -93,11 +122,15 @@ def optional_text(row: dict[str, Any], field: str, notes: Notes) -> str:
 def scalar_text(value: Any, field: str, notes: Notes) -> str:
     """A string, a number or true and false as text: 4 and 4.0 (which Parquet makes of 4 beside a null) are "4".
 
+    NaN, which pandas writes where there is nothing, is "".
+
     Raises:
         DataError: it is something else.
     """
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float) and math.isnan(value):
+        return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value) if isinstance(value, int | float) else as_text(value, field, notes)

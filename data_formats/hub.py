@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.runtime.paths import typed_path
 from data_formats.errors import AlignError, DataError, MissingFileError, RowNumber
 
 PREFIX = "hub:"
@@ -58,7 +59,7 @@ class HubDataset:
             raise self._as_ours(error, number) from error
 
     def _load(self) -> Any:
-        folder = Path(self.name).expanduser()
+        folder = typed_path(self.name)
         if self.name.startswith((".", "/", "~")) and not folder.is_dir():
             raise MissingFileError(f"{self}: no such folder; name a folder of data files or a hub id (org/name)")
         try:

@@ -90,16 +90,18 @@ def _system(row: dict[str, Any], turns: Turns, notes: Notes) -> Turns:
     return with_system(row, (Message("system", text), *turns) if text else turns, notes)
 
 
-def _demonstration(row: dict[str, Any], notes: Notes, read: Callable[..., Turns]) -> Demonstration:
+def parse_demonstration(row: dict[str, Any], notes: Notes, read: Callable[..., Turns]) -> Demonstration:
+    """The conversation."""
     return demonstration_of(row, read(row, notes), notes)
 
 
-def _prompt(row: dict[str, Any], notes: Notes, read: Callable[..., Turns]) -> Prompt:
+def parse_prompt(row: dict[str, Any], notes: Notes, read: Callable[..., Turns]) -> Prompt:
+    """The conversation up to its last user turn or tool's answer."""
     messages, reference = up_to_last_user_turn(read(row, notes), notes)
     return prompt_of(row, messages, notes, reference)
 
 
-_KINDS = ((Demonstration, _demonstration), (Prompt, _prompt))
+_KINDS = ((Demonstration, parse_demonstration), (Prompt, parse_prompt))
 FORMATS = (
     *(
         Format(

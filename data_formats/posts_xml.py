@@ -3,54 +3,26 @@
 The dump is one flat list of `<row .../>` elements, an answer naming its question. Elements are parsed as they come;
 what stays in memory is the text of the questions and answers, since an answer may stand anywhere after (or before) its
 question. Entities are never expanded: a document type declaration is refused, so no entity can be declared. Bodies are
-HTML and become plain text.
+HTML and become plain text, see `html_text`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import IO, Any
 from xml.parsers import expat
 
-from data_formats.errors import DataError
+from data_formats.errors import MOST, DataError, TooLargeError
+from data_formats.html import html_text
 
-_BLOCKS = frozenset({"p", "div", "br", "li", "ul", "ol", "pre", "blockquote", "tr", "h1", "h2", "h3", "h4", "hr"})
 _CHUNK = 1 << 16
 _ANSWER, _QUESTION = "2", "1"
 
 
-class _Text(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in _BLOCKS:
-            self.parts.append("\n- " if tag == "li" else "\n")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in _BLOCKS:
-            self.parts.append("\n")
-
-    def handle_data(self, data: str) -> None:
-        self.parts.append(data)
-
-
-def html_text(html: str) -> str:
-    """The text of an HTML fragment: a line for a block, a dash before a list item, at most one empty line in a row."""
-    parser = _Text()
-    parser.feed(html)
-    parser.close()
-    lines = [line.rstrip() for line in "".join(parser.parts).split("\n")]
-    kept = [line for at, line in enumerate(lines) if line or (at and lines[at - 1])]
-    return "\n".join(kept).strip("\n")
-
-
-def _elements(file: IO[bytes], path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _elements(file: IO[bytes], path: Path, most: int) -> Iterator[tuple[int, dict[str, str]]]:
     """The attributes of every `row`, with the line it starts on."""
-    parser, found = expat.ParserCreate(), []
+    parser, found, given = expat.ParserCreate(), [], 0
 
     def refuse(*_: Any) -> None:
         raise DataError("document type declarations are refused", path=path, line=parser.CurrentLineNumber)
@@ -72,6 +44,9 @@ def _elements(file: IO[bytes], path: Path) -> Iterator[tuple[int, dict[str, str]
             raise DataError(f"not XML that can be read ({error})", path=path, line=parser.CurrentLineNumber) from None
         yield from found
         found.clear()
+        given += len(chunk)
+        if given - parser.CurrentByteIndex > most:  # expat keeps an element until it has the whole of it
+            raise TooLargeError(most, path=path, line=parser.CurrentLineNumber)
         if not chunk:
             return
 
@@ -84,7 +59,7 @@ def _votes(row: dict[str, str], path: Path, line: int) -> int:
         raise DataError(f"expected a whole number, found {found!r}", path=path, line=line, field="Score") from None
 
 
-def post_rows(file: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
+def post_rows(file: IO[bytes], path: Path, most: int = MOST) -> Iterator[tuple[int, Any]]:
     """Raw rows {question, answers: [{text, score, accepted}], posts}, in the order of the questions.
 
     `posts` is the number of posts that a row stands for. Posts that are neither a question nor an answer to one in the
@@ -92,10 +67,11 @@ def post_rows(file: IO[bytes], path: Path) -> Iterator[tuple[int, Any]]:
 
     Raises:
         DataError: not XML, a document type declaration, or a score that is no number; names the line.
+        TooLargeError: an element has more than `most` bytes.
     """
     questions: dict[str, tuple[int, dict[str, str]]] = {}
     answers: dict[str, list[tuple[int, dict[str, str]]]] = {}
-    for line, row in _elements(file, path):
+    for line, row in _elements(file, path, most):
         kind, name = row.get("PostTypeId"), row.get("Id", "")
         if kind == _QUESTION and name not in questions:
             kept = {field: row.get(field, "") for field in ("Title", "Body", "AcceptedAnswerId")}

@@ -17,7 +17,7 @@ from data_formats.formats import Dropped, Format, Notes, as_text, flag, optional
 from data_formats.neighbours import Neighbours, by
 from data_formats.records import Comparison, Message, Reply, Scored
 from data_formats.scored import attributes_of, compared, scored_of
-from data_formats.turns import Turns, as_prompt
+from data_formats.turns import Turns, as_prompt, prompt_turns
 from data_formats.verdicts import QUESTIONS, better_of, question_of
 
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")  # the first is the score
@@ -49,7 +49,7 @@ def parse_helpsteer(rows: Neighbours, notes: Notes) -> Scored:
 
 
 def parse_rated(rows: Neighbours, notes: Notes, field: str) -> Scored:
-    """A prompt, `response` and a number under `field`."""
+    """A prompt, `response` and its number; the replies to one prompt stand below each other."""
 
     def reply(row: dict[str, Any]) -> Reply:
         return Reply(text_field(row, "response", notes), optional_number(row, field))
@@ -102,7 +102,7 @@ def question_text(row: dict[str, Any], notes: Notes) -> str:
     question = row["question"]
     if not isinstance(question, dict):
         return as_text(question, "question", notes)
-    return text_field(question, "full_text", notes)
+    return as_text(question.get("full_text"), "question.full_text", notes)
 
 
 def parse_webgpt(row: dict[str, Any], notes: Notes) -> Scored:
@@ -121,11 +121,12 @@ def summary_prompt(row: dict[str, Any], notes: Notes) -> Turns:
     info = Fields(info, "info")
     info.get("site")
     if info.get("article") is not None:
-        title = f"TITLE: {text_field(info, 'title', notes)}\n\n" if info.get("title") else ""
-        text = f"{title}Article: {text_field(info, 'article', notes)}\n\nTL;DR:"
+        title = f"TITLE: {as_text(info['title'], 'info.title', notes)}\n\n" if info.get("title") else ""
+        text = f"{title}Article: {as_text(info['article'], 'info.article', notes)}\n\nTL;DR:"
     else:
-        text_field(info, "post", notes)
-        parts = [f"{head}{text_field(info, name, notes)}" for name, head in _POST if info.get(name) is not None]
+        as_text(info.get("post"), "info.post", notes)
+        given = [(name, head) for name, head in _POST if info.get(name) is not None]
+        parts = [f"{head}{as_text(info[name], f'info.{name}', notes)}" for name, head in given]
         text = "\n\n".join((*parts, "TL;DR:"))
     info.pass_over(notes)
     return with_system(row, as_prompt(text, "info", notes), notes)
@@ -135,13 +136,12 @@ def parse_summaries(row: dict[str, Any], notes: Notes) -> Comparison:
     """`info`, `summaries`: [{text}, {text}] and `choice`, 0 or 1 (OpenAI's summarize-from-feedback, comparisons)."""
     summaries = []
     for item in objects(row, "summaries", notes):
-        item.get("policy"), item.get("note")
+        item.get("note")
         summaries.append(Message("assistant", text_field(item, "text", notes)))
     if len(summaries) != 2:
         raise DataError(f"expected two summaries, found {len(summaries)}", field="summaries")
     better = better_of(row["choice"], "choice", ("summary_0", "summary_1"))
-    for field in ("worker", "batch", "extra"):
-        row.get(field)
+    row.get("extra")  # the annotator's confidence
     return comparison_of(row, summary_prompt(row, notes), summaries[better], summaries[1 - better], notes)
 
 
@@ -153,9 +153,7 @@ def parse_summary_axes(rows: Neighbours, notes: Notes) -> Scored:
         if not isinstance(summary, dict) or not isinstance(summary.get("axes"), dict):
             raise DataError(f"expected {{text, axes}}, found {shown(summary)}", field="summary")
         given = attributes_of(summary["axes"], notes, AXES)
-        for field in ("worker", "batch"):
-            row.get(field)
-        return Reply(text_field(summary, "text", notes), dict(given).get(AXES[0]), attributes=given)
+        return Reply(as_text(summary.get("text"), "summary.text", notes), dict(given).get(AXES[0]), attributes=given)
 
     replies = rows.each(reply)
     prompts = rows.each(lambda row: summary_prompt(row, notes))
@@ -170,6 +168,25 @@ def _is_rated(row: dict[str, Any]) -> bool:
     return question_of(row) in QUESTIONS[:4]
 
 
+def parse_labelled(row: dict[str, Any], notes: Notes) -> Scored:
+    """A prompt, `response` and `label`: whether it is desirable (unpaired, as `prompt`, `completion`, `label`)."""
+    reply = Reply(text_field(row, "response", notes), float(flag(row, "label")))
+    return scored_of(row, asked(row, question_of(row), notes), [reply], notes)
+
+
+def parse_edit(row: dict[str, Any], notes: Notes, better: str, worse: str) -> Comparison:
+    """`context` (turns), and an edited reply above its original, or a good edit above a bad one (HelpSteer 3)."""
+    prompt = prompt_turns(with_system(row, as_prompt(row["context"], "context", notes), notes), notes)
+    sides = [Message("assistant", text_field(row, field, notes)) for field in (better, worse)]
+    if better != "edited_response":
+        row.get("original_response")
+    return comparison_of(row, prompt, sides[0], sides[1], notes)
+
+
+_EDITS = (
+    ("edit", "edited_response", "original_response"),
+    ("edit_quality", "good_edited_response", "bad_edited_response"),
+)
 _SIDES = frozenset({"answer_0", "answer_1", "score_0", "score_1"})
 _SCORED = (
     Format("helpsteer", Scored, frozenset({"prompt", "response", "helpfulness"}), parse_helpsteer, group=by("prompt")),
@@ -190,7 +207,12 @@ _SCORED = (
     Format("summary_axes", Scored, frozenset({"info", "summary"}), parse_summary_axes, group=by("info")),
 )
 FORMATS = (
+    Format("labelled", Scored, frozenset({"response", "label"}), parse_labelled, _is_rated),
     *_SCORED,
     *(compared(known) for known in _SCORED),
+    *(
+        Format(name, Comparison, frozenset({"context", better, worse}), partial(parse_edit, better=better, worse=worse))
+        for name, better, worse in _EDITS
+    ),
     Format("summaries", Comparison, frozenset({"info", "summaries", "choice"}), parse_summaries),
 )

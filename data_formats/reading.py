@@ -15,10 +15,10 @@ from typing import Any
 from data_formats import documents, files
 from data_formats.columns import further_columns, with_all_columns
 from data_formats.detection import detect, format_names, named, parse, refuse_unread
-from data_formats.errors import DataError, EmptyDatasetError
+from data_formats.errors import MEBIBYTE, MOST, DataError, EmptyDatasetError
 from data_formats.exports import LeftOut, plain_rows
 from data_formats.fields import Fields, PassedOver
-from data_formats.formats import LEFT_OUT, Dropped, Format, Notes
+from data_formats.formats import LEFT_OUT, Dropped, Format, Notes, encodable
 from data_formats.hub import HubDataset, as_source
 from data_formats.neighbours import Neighbours, neighbours
 from data_formats.padding import without_padding
@@ -29,19 +29,21 @@ PADDING = "a column's nulls removed from calls and tools"  # a note
 
 
 def _open(
-    source: Path | HubDataset, kind: type[Record], name: str, split: str | None
+    source: Path | HubDataset, kind: type[Record], name: str, split: str | None, most: int
 ) -> tuple[Format | None, Iterator[Any]]:
     """The format (None: decided by the first row) and the raw rows."""
     chosen = None if name == "auto" else named(name, kind)
     if isinstance(source, HubDataset) or files.ending(source) not in files.TEXT_ENDINGS:
         if split not in (None, "none"):
             raise DataError(f"only text files are split, not this one; remove split {split!r}", path=str(source))
-        rows = source.rows() if isinstance(source, HubDataset) else files.raw_rows(source)
+        rows = source.rows() if isinstance(source, HubDataset) else files.raw_rows(source, most)
         return chosen, plain_rows(rows, str(source), annotated=kind not in (Prompt, Document))
     if kind is not Document:
         raise DataError(f"plain text holds documents, not {kind.__name__.lower()}s", path=source)
-    text = files.read_text(source)
-    return documents.FORMATS[0], _located(source, None, lambda: documents.text_rows(text, split or "none"))
+    lines = files.text_lines(source, most)
+    return documents.FORMATS[0], _located(
+        source, None, lambda: documents.text_rows(lines, split or "none", source, most)
+    )
 
 
 def _located(source: Path | HubDataset, line: int | None, action: Callable[[], Any]) -> Any:
@@ -58,9 +60,9 @@ def _located(source: Path | HubDataset, line: int | None, action: Callable[[], A
 class Stream:
     """The records of a file or hub dataset, read as they are asked for; `report` is complete when they are exhausted.
 
-    Held in memory: one row of JSON Lines (plain, .gz, .zst), one batch of rows of Parquet (compressed as a
-    whole, it is first unpacked into a temporary file), what `hub` says of a dataset; but the whole of a `.json`
-    list, of a text file and of the posts of a dump, since these cannot be read in part. Iterating again reads again.
+    Held in memory: one row of JSON Lines or of a `.json` list (plain, .gz, .zst), one document of a text file, one
+    batch of rows of Parquet (compressed as a whole, it is first unpacked into a temporary file), what `hub` says of a
+    dataset; but all posts of a dump, since an answer may stand anywhere in it. Iterating again reads again.
 
     Args, errors: see `read`; an unknown format name is an error at once, everything else when it is met.
     """
@@ -74,9 +76,10 @@ class Stream:
         limit: int | None = None,
         category: str | None = None,
         split: str | None = None,
+        max_row_mb: float = MOST / MEBIBYTE,
     ):
         self.source, self.kind, self.format, self.limit = as_source(source), kind, format, limit
-        self.category, self.split = category, split
+        self.category, self.split, self.most = category, split, int(max_row_mb * MEBIBYTE)
         self.report = ReadReport(str(source), format)
         if format != "auto":
             named(format, kind)
@@ -91,7 +94,7 @@ class Stream:
 
     def __iter__(self) -> Iterator[Any]:
         report = self.report = ReadReport(str(self.source), self.format)
-        chosen, rows = _open(self.source, self.kind, self.format, self.split)
+        chosen, rows = _open(self.source, self.kind, self.format, self.split, self.most)
         first = next(rows, None)
         if first is None:
             raise EmptyDatasetError(
@@ -124,14 +127,11 @@ class Stream:
                 report.dropped[str(reason)] += 1
 
     def _records(self, line: int, row: Any, chosen: Format, report: ReadReport) -> Iterator[Any]:
-        whole = without_padding(row) if self._is_columnar else row
-        notes = Notes({} if whole is row else {PADDING: 1})
-        if isinstance(row, Neighbours) and whole is not row:
-            whole = Neighbours(zip(row.lines, whole, strict=True))
-        row = Fields(whole) if isinstance(whole, dict) else whole
+        notes = Notes()
         held = row["posts"] if self._is_dump else len(row) if isinstance(row, Neighbours) else 1
         report.rows += held
         try:
+            row = _located(self.source, line, partial(self._cleared, row, notes))
             made = _located(self.source, line, partial(self._made, row, chosen, notes))
         except Dropped as reason:
             report.dropped[str(reason)] += held
@@ -149,6 +149,16 @@ class Stream:
         if self.category is not None and self.kind is not Document:
             made = tuple(replace(record, category=self.category) for record in made)
         yield from made
+
+    def _cleared(self, row: Any, notes: Notes) -> Any:
+        """A row that knows what is asked of it, its texts fit to be encoded, without a column's nulls in its calls."""
+        if isinstance(row, Neighbours):
+            return Neighbours(zip(row.lines, [self._cleared(one, notes) for one in row], strict=True))
+        whole = without_padding(row) if self._is_columnar else row
+        if whole is not row:
+            notes[PADDING] = 1
+        whole = encodable(whole, notes)
+        return Fields(whole) if isinstance(whole, dict) else whole
 
     def _made(self, row: Any, chosen: Format, notes: Notes) -> tuple[Any, ...]:
         """The records of a row, every one of whose keys is read, refused or counted."""
@@ -169,7 +179,9 @@ class Stream:
 stream = Stream
 
 
-def preference_kind(source: str | Path | HubDataset, format: str = "auto") -> type[Record]:
+def preference_kind(
+    source: str | Path | HubDataset, format: str = "auto", max_row_mb: float = MOST / MEBIBYTE
+) -> type[Record]:
     """Scored where the format of these comparisons is one of scored replies (named, or of the first row), else
     Comparison.
 
@@ -177,7 +189,7 @@ def preference_kind(source: str | Path | HubDataset, format: str = "auto") -> ty
         DataError: an unknown format, or no format of comparisons has the first row's shape.
     """
     source = as_source(source)
-    chosen, rows = _open(source, Comparison, format, None)
+    chosen, rows = _open(source, Comparison, format, None, int(max_row_mb * MEBIBYTE))
     for line, row in rows if chosen is None else ():
         if isinstance(row, LeftOut) or (isinstance(row, dict) and row.keys() == {"left_out"}):  # it has no shape
             continue
@@ -194,6 +206,7 @@ def read(
     limit: int | None = None,
     category: str | None = None,
     split: str | None = None,
+    max_row_mb: float = MOST / MEBIBYTE,
 ) -> ReadResult:
     """Read a file or a hub dataset into records of one kind.
 
@@ -204,12 +217,13 @@ def read(
         limit: stop after this many records.
         category: set this category on every record (not on documents, which have none).
         split: how a text file is cut into documents, see `documents`.
+        max_row_mb: MiB that a row of a file may have (a line, an element of a list, a document of a text file).
 
     Raises:
         MissingFileError: there is no such file or dataset.
         DataError: an unknown or ambiguous shape, or a malformed row; names file, line and field.
         EmptyDatasetError: it holds no row at all.
     """
-    lazily = Stream(source, kind, format=format, limit=limit, category=category, split=split)
+    lazily = Stream(source, kind, format=format, limit=limit, category=category, split=split, max_row_mb=max_row_mb)
     records = list(lazily)
     return ReadResult(with_all_columns(records) if kind is Prompt else records, lazily.report)

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
-from data_formats.comparisons import same
+from data_formats.comparisons import is_list_of_texts, same
 from data_formats.context import asked, judged, with_system
 from data_formats.demonstrations import alpaca_prompt
 from data_formats.errors import DataError
@@ -252,6 +252,11 @@ def compared(known: Format) -> Format:
     return replace(known, kind=Comparison, parse=partial(_compared, known.parse))
 
 
+def _has_posts(row: dict[str, Any]) -> bool:
+    """Whether `answers` are no texts, which would be right answers to a prompt."""
+    return not row["answers"] or not is_list_of_texts(row["answers"])
+
+
 def _is_prm800k(row: dict[str, Any]) -> bool:
     return isinstance(row["question"], dict) and isinstance(row["label"], dict) and "steps" in row["label"]
 
@@ -265,7 +270,7 @@ _SCORED = (
     Format("ultrafeedback", Scored, frozenset({"instruction", "completions"}), parse_ultrafeedback),
     Format("replies", Scored, frozenset({"prompt", "replies"}), parse_replies),
     Format("shp", Scored, _SHP, parse_shp),
-    Format("posts", Scored, frozenset({"question", "answers"}), parse_posts),
+    Format("posts", Scored, frozenset({"question", "answers"}), parse_posts, _has_posts),
     Format("solutions", Scored, _TRIED, parse_solutions, lambda row: bool(_solutions(row))),
     Format("edited", Scored, _EDITED, parse_edited),
     Format("prm800k", Scored, frozenset({"question", "label"}), parse_prm800k, _is_prm800k),

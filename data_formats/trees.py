@@ -8,13 +8,14 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from data_formats.demonstrations import demonstration_of
 from data_formats.errors import DataError
-from data_formats.fields import HARMLESS, Fields, objects
+from data_formats.fields import Fields, objects
 from data_formats.formats import OFF_THE_PATH, Dropped, Format, Notes, optional_number, shown, text_field
 from data_formats.neighbours import Neighbours, by
 from data_formats.prompts import prompt_of
@@ -46,8 +47,8 @@ def _node(raw: dict[str, Any], at: str, notes: Notes) -> _Node:
     message = Message(role_of(raw["role"], f"{at}.role" if at else "role"), text_field(raw, "text", notes))
     bad = raw.get("deleted") is True or raw.get("review_result") is False
     node = _Node(message, optional_number(raw, "rank"), bad)
-    if isinstance(raw, Fields):
-        raw.pass_over(notes, HARMLESS | _SAYS_NOTHING)
+    for name in _SAYS_NOTHING:
+        raw.get(name)
     return node
 
 
@@ -65,7 +66,10 @@ def _nested(raw: Fields, notes: Notes, depth: int = 1) -> _Node:
 
 def _whole(row: dict[str, Any], notes: Notes) -> _Node:
     row.get("tree_state")
-    return _pruned(_nested(Fields(row["prompt"], "prompt"), notes))
+    root = Fields(row["prompt"], "prompt")
+    tree = _nested(root, notes)
+    root.pass_over(notes)
+    return _pruned(tree)
 
 
 def _joined(rows: Neighbours, notes: Notes) -> _Node:
@@ -75,9 +79,6 @@ def _joined(rows: Neighbours, notes: Notes) -> _Node:
         Dropped: its first message is missing (the file's rows are not in their order, or filtered).
     """
     nodes = rows.each(lambda row: _node(row, "", notes))
-    for row in rows:
-        for name in _SAYS_NOTHING:
-            row.get(name)
     by_id = {
         row["message_id"]: node for row, node in zip(rows, nodes, strict=True) if isinstance(row["message_id"], str)
     }
@@ -152,24 +153,28 @@ def _prompt(row: dict[str, Any], root: _Node, notes: Notes) -> Prompt:
 _MADE = ((Demonstration, _demonstration), (Scored, _compared), (Prompt, _prompt))
 
 
-def _tree_format(kind: type, make: Any) -> Format:
-    def parse(row: dict[str, Any], notes: Notes) -> Any:
-        return make(row, _whole(row, notes), notes)
-
-    return Format("oasst_tree", kind, frozenset({"message_tree_id", "prompt"}), parse, _is_tree)
+def parse_tree(row: dict[str, Any], notes: Notes, make: Callable[..., Any]) -> Any:
+    """`prompt`: {text, role, rank, replies: [the same]} and `message_tree_id` (OASST's trees)."""
+    return make(row, _whole(row, notes), notes)
 
 
-def _message_format(kind: type, make: Any) -> Format:
-    def parse(rows: Neighbours, notes: Notes) -> Any:
-        return make(rows[0], _joined(rows, notes), notes)
-
-    needs = frozenset({"message_tree_id", "message_id", "parent_id", "text", "role"})
-    return Format("oasst_messages", kind, needs, parse, group=by("message_tree_id"))
+def parse_messages(rows: Neighbours, notes: Notes, make: Callable[..., Any]) -> Any:
+    """`message_id`, `parent_id`, `text`, `role`, `rank`: a message a row, those of a tree together (OASST)."""
+    return make(rows[0], _joined(rows, notes), notes)
 
 
 def _is_tree(row: dict[str, Any]) -> bool:
     return isinstance(row["prompt"], dict) and "text" in row["prompt"]
 
 
-_FORMATS = tuple(make(*made) for made in _MADE for make in (_tree_format, _message_format))
+_TREE = frozenset({"message_tree_id", "prompt"})
+_MESSAGE = frozenset({"message_tree_id", "message_id", "parent_id", "text", "role"})
+_FORMATS = tuple(
+    known
+    for kind, make in _MADE
+    for known in (
+        Format("oasst_tree", kind, _TREE, partial(parse_tree, make=make), _is_tree),
+        Format("oasst_messages", kind, _MESSAGE, partial(parse_messages, make=make), group=by("message_tree_id")),
+    )
+)
 FORMATS = (*_FORMATS, *(compared(known) for known in _FORMATS if known.kind is Scored))

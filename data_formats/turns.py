@@ -11,7 +11,7 @@ from typing import Any
 
 from data_formats.errors import DataError
 from data_formats.fields import HARMLESS_IN_TURNS, NOTHING, Fields, present
-from data_formats.formats import Dropped, Notes, as_text, shown
+from data_formats.formats import Dropped, Notes, as_text, keys_of, shown
 from data_formats.loss import loss_of
 from data_formats.records import Message, ToolCall
 from data_formats.roles import role_of
@@ -92,8 +92,8 @@ def read_turn(raw: Any, field: str, notes: Notes) -> Message:
     role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
     calls = called(turn, field, notes) if len(turn) > 2 or content_key not in turn else ()
     if role_key not in turn or (content_key not in turn and not calls):
-        found = ", ".join(sorted(map(str, raw))) or "nothing"
-        raise DataError(f"expected a turn {{role, content}} or {{from, value}}, found the keys {found}", field=field)
+        seen = keys_of(raw)
+        raise DataError(f"expected a turn {{role, content}} or {{from, value}}, found the keys {seen}", field=field)
     name, at = turn[role_key], f"{field}.{content_key}"
     role = role_of(name, f"{field}.{role_key}")
     value = turn.get(content_key)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from data_formats.comparisons import comparison_of, parted
+from data_formats.comparisons import comparison_of, diverging
 from data_formats.context import asked, with_system
 from data_formats.errors import DataError
 from data_formats.formats import Dropped, Format, Notes, as_text, flag, shown
@@ -163,7 +163,7 @@ def _reply(row: dict[str, Any], field: str, notes: Notes) -> Message:
 
 
 def parse_judged(row: dict[str, Any], notes: Notes, field: str) -> Comparison:
-    """A prompt, two replies named alike, and a verdict under `field`."""
+    """A prompt, two replies (`response_1`, `response_2`) and a verdict (HelpSteer 3, JudgeBench, PPE, PKU-SafeRLHF)."""
     names, question = pair_of(row), question_of(row)
     if names is None or question is None:
         problem = "expected a prompt and two replies such as response_1 and response_2 beside this verdict"
@@ -222,11 +222,15 @@ def parse_arena55k(row: dict[str, Any], notes: Notes) -> Comparison:
         for side in (sides if wins[0] else sides[::-1])
     ]
     prompt = with_system(row, (said[0][0],), notes)
-    return parted(row, prompt_turns(prompt, notes), said[0][1:], said[1][1:], notes)
+    return diverging(row, prompt_turns(prompt, notes), said[0][1:], said[1][1:], notes)
 
 
 def _is_pku(row: dict[str, Any]) -> bool:
     return pair_of(row) == ("response_0", "response_1")
+
+
+def _names_chosen(row: dict[str, Any]) -> bool:
+    return _fits(row) and "rejected" not in row
 
 
 _PKU = frozenset({"prompt", "response_0", "response_1"})
@@ -247,4 +251,5 @@ FORMATS = (
         Format(f"by_{field}", Comparison, frozenset({field}), partial(parse_judged, field=field), _fits)
         for field in VERDICTS
     ),
+    Format("by_chosen", Comparison, frozenset({"chosen"}), partial(parse_judged, field="chosen"), _names_chosen),
 )

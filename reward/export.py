@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from align.runtime.paths import typed_path
 from data_formats.chatml import END_OF_TEXT, IM_END, control_id
 from data_formats.errors import AlignError, StorageError
 from reward.card import model_card
@@ -56,7 +57,7 @@ def export_classifier(model_dir: str | Path, out_dir: str | Path, *, dtype: str 
         MissingFileError, ModelFileError: nothing there, torn, no reward model.
         StorageError: `out_dir` holds something, or cannot be written.
     """
-    out_dir = Path(out_dir)
+    out_dir = typed_path(out_dir)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise StorageError(f"{out_dir} holds something already: export to a folder that does not exist yet")
     _require_end_token(model_dir, load_kwargs)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from align.runtime.paths import typed_path
 from data_formats.errors import MissingFileError, StorageError
 from reward.errors import ModelFileError
 
@@ -36,7 +37,7 @@ def local_folder(path: str | Path) -> Path | None:
         MissingFileError: `path` is clearly meant as a local path (absolute, `./`, `~`, more than one slash, inside an
             existing folder, or an existing file) but is no folder.
     """
-    folder = Path(path).expanduser()
+    folder = typed_path(path)
     if folder.is_dir():
         return folder
     if folder.is_file():

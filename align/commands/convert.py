@@ -8,6 +8,8 @@ from typing import Any
 
 from align.commands.kinds import KINDS, kind_of
 from align.data.cleaning import cleaning_table
+from align.runtime.paths import typed_path
+from align.runtime.terminal import say
 from data_formats import DataError, EmptyDatasetError, stream, write_jsonl
 from data_formats.cleaning import Cleaner
 from data_formats.records import Record
@@ -28,13 +30,14 @@ def convert(path: Path | str, out: Path, kind: str | None, options: dict[str, An
         DataError: `out` is `path`, or a row is malformed; nothing is written then.
         EmptyDatasetError: no record is left.
     """
+    out = typed_path(out)
     if isinstance(path, Path) and out.exists() and out.samefile(path):
         raise DataError("the output is the input; name another file", path=out)
     rows, kept = _records(path, kind, options, cleaner)
     counted = _Counted(kept)
     write_jsonl(out, counted)
     _say(rows, cleaner)
-    print(f"{out}: {counted.number} records")
+    say(f"{out}: {counted.number} records")
 
 
 class _Counted:
@@ -59,6 +62,7 @@ def split(
     Raises:
         EmptyDatasetError: one side would be empty.
     """
+    out_dir = typed_path(out_dir)
     rows, kept = _records(path, kind, options, cleaner)
     train, heldout = split_heldout(list(kept), share)
     _say(rows, cleaner)
@@ -67,10 +71,10 @@ def split(
         raise EmptyDatasetError(f"a share of {share} leaves one side empty ({sides})", path=path)
     for name, records in (("train", train), ("heldout", heldout)):
         write_jsonl(out_dir / f"{name}.jsonl", records)
-        print(f"{out_dir / name}.jsonl: {len(records)} records")
+        say(f"{out_dir / name}.jsonl: {len(records)} records")
 
 
 def _say(rows: Any, cleaner: Cleaner | None) -> None:
-    print(rows.report.describe())
+    say(rows.report.describe())
     if cleaner is not None:
-        print(cleaning_table(cleaner.report))
+        say(cleaning_table(cleaner.report))

@@ -44,6 +44,9 @@ def add_parser(commands: Any) -> None:
     for command in (stats, inspect, convert, split):
         command.add_argument("--kind", choices=list(KINDS), help="read it as these (default: the richest that fits)")
         command.add_argument("--format", default="auto", help="the format's name (default: by shape)")
+        command.add_argument(
+            "--max-row-mb", type=positive, default=64, metavar="MIB", help="a row's size at most (default %(default)s)"
+        )
         command.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
     for command in (inspect, convert, split):
         command.add_argument("--cleaning", metavar="YAML", type=Path, help="a file with a recipe's cleaning section")
@@ -65,7 +68,7 @@ def _share(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the parsed words say; returns the exit code."""
-    options = {"format": args.format}
+    options = {"format": args.format, "max_row_mb": args.max_row_mb}
     if args.what == "stats":
         from align.commands.stats import stats
 
@@ -103,7 +106,11 @@ def _cleaner(file: Path | None) -> Any:
 
     section = read_cleaning(file)
     against = section.decontamination.against if section.decontamination else ()
-    evaluation = [prompt for source in against for prompt in stream(source.path, Prompt, format=source.format)]
+    evaluation = [
+        prompt
+        for source in against
+        for prompt in stream(source.path, Prompt, format=source.format, max_row_mb=source.max_row_mb)
+    ]
     return build_cleaner(section, evaluation)
 
 

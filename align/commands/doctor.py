@@ -14,6 +14,8 @@ import json
 from textwrap import fill, wrap
 from typing import TYPE_CHECKING, Any
 
+from align.runtime.terminal import say
+
 if TYPE_CHECKING:
     from align.doctor import Diagnosis, History
 
@@ -45,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         steps = [line["step"] for line in history.iterations]
         head = {"run": args.run, "iterations": len(set(steps)), "first_step": min(steps), "last_step": max(steps)}
-        print(json.dumps({**head, **diagnosis.as_json()}, ensure_ascii=False, indent=2))
+        say(json.dumps({**head, **diagnosis.as_json()}, ensure_ascii=False, indent=2))
     else:
         _show(args.run, history, diagnosis)
     return PROBLEM_FOUND if args.strict and diagnosis.problems else 0
@@ -53,10 +55,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(name: str, history: History, diagnosis: Diagnosis) -> None:
     """On standard output, a block a finding."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
+    from align.runtime.console import Console
+
+    console = Console()
     steps = [line["step"] for line in history.iterations]
     counts = [
         f"{number} {word}{'' if number == 1 else 's'}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 from align.commands.kinds import files_in
 from align.commands.options import add_dtype, positive
 from align.runs import files
+from align.runtime.paths import typed_path
+from align.runtime.terminal import say
 from data_formats import Comparison, EmptyDatasetError, ReadReport, StorageError, read
 
 
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         StorageError: `--out` is a file or a stage's folder, or cannot be written.
     """
     if args.out is not None:
-        _check_out(args.out)
+        args.out = _checked_out(args.out)
     comparisons, reports = _comparisons(args.data, args.format)
 
     from align.evaluation.preference import evaluate, lines
@@ -68,23 +71,28 @@ def run(args: argparse.Namespace) -> None:
             files.write_text(args.out / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         files.write_json(args.out / "summary.json", summary)
     if args.json:
-        print(json.dumps(summary, ensure_ascii=False, indent=2))
+        say(json.dumps(summary, ensure_ascii=False, indent=2))
     else:
         _show(summary, reports)
 
 
-def _check_out(out: Path) -> None:
+def _checked_out(out: Path) -> Path:
+    out = typed_path(out)
     if out.exists() and not out.is_dir():
         raise StorageError(f"--out {out}: is a file; name a folder")
     if (out / "recipe.yaml").exists():
         raise StorageError(f"--out {out}: holds a stage's own figures (its recipe.yaml is there); name another folder")
+    return out
 
 
 def _comparisons(data: list[str], format: str) -> tuple[list[Comparison], list[ReadReport]]:
     """The comparisons of every file; one without a source of its own gets the file's name as source."""
     found: list[Comparison] = []
     reports = []
-    for path in files_in([text if text.startswith("hub:") else Path(text) for text in data]):
+    paths, notes = files_in([text if text.startswith("hub:") else Path(text) for text in data])
+    for note in notes:
+        say(note, file=sys.stderr)
+    for path in paths:
         result = read(path, Comparison, format=format)
         found += [pair if pair.source else replace(pair, source=str(path)) for pair in result.records]
         reports.append(result.report)
@@ -102,13 +110,13 @@ def _described(report: ReadReport) -> dict[str, Any]:
 def _show(summary: dict[str, Any], reports: list[ReadReport]) -> None:
     """The table and what stands around it, on standard output."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from align.evaluation.table import HEADER, KINDS, accuracy_table, calibration_sentence, percent
+    from align.runtime.console import Console
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(soft_wrap=True)
     for report in reports:
         console.print(Text(report.describe()))
     parts = {key: {"all pairs": summary} if key == "all" else summary[key] for key in KINDS}

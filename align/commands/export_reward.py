@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from align.commands.options import add_dtype
+from align.runtime.terminal import say
 
 
 def add_parser(commands: Any) -> None:
@@ -23,4 +24,4 @@ def run(args: argparse.Namespace) -> None:
     from reward.export import export_classifier
 
     out_dir = export_classifier(args.model_dir, args.out_dir, dtype=args.dtype)
-    print(f"{args.model_dir} is exported to {out_dir}; {out_dir / 'README.md'} says what to feed it")
+    say(f"{args.model_dir} is exported to {out_dir}; {out_dir / 'README.md'} says what to feed it")

@@ -16,11 +16,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from align.commands.kinds import KINDS, kind_of
 from align.data.cleaning import cleaning_table
+from align.runtime.console import Console
 from data_formats import stream
 from data_formats.chatml import reply_text
 from data_formats.cleaning import Cleaner
@@ -67,7 +67,7 @@ class Seen:
 
 def inspect(path: Path | str, kind: str | None, options: dict[str, Any], cleaner: Cleaner | None, view: View) -> None:
     """Print a few records, then what the whole file comes to."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(soft_wrap=True)
     rows = stream(path, KINDS[kind] if kind else kind_of(path, options), **options)
     records: Iterable[Record] = cleaner.clean(rows) if cleaner is not None else rows
     seen = Seen()

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from align.commands.options import add_dtype
+from align.runtime.terminal import say
 
 OWN_BASE = "own"  # as in align.models.merging, which needs torch
 
@@ -39,8 +40,8 @@ def run(args: argparse.Namespace) -> None:
     from align.models.merging import merge_folder
 
     done = merge_folder(args.folder, args.out_dir, dequantize=args.dequantize, base=args.base, dtype=args.dtype)
-    print(f"{args.folder} is merged into {done.base}: a {done.kind} of {done.size / 2**30:.3g} GiB in {args.out_dir}")
+    say(f"{args.folder} is merged into {done.base}: a {done.kind} of {done.size / 2**30:.3g} GiB in {args.out_dir}")
     if done.quantised and args.dequantize:
-        print("its base keeps the rounding to 4 bits that the adapter was trained with, at the size of whole weights")
+        say("its base keeps the rounding to 4 bits that the adapter was trained with, at the size of whole weights")
     elif done.quantised:
-        print("the adapter was trained on 4-bit weights, so this model differs a little from the one that was trained")
+        say("the adapter was trained on 4-bit weights, so this model differs a little from the one that was trained")

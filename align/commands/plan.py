@@ -15,6 +15,7 @@ import json
 from typing import Any
 
 from align.commands.options import positive
+from align.runtime.terminal import say
 
 TOO_SMALL = 3
 
@@ -55,11 +56,11 @@ def run(args: argparse.Namespace) -> int:
             shown |= {"gpu": size, "usable": limit, "fits": fits}
         if not fits:
             shown["proposal"] = None if proposal is None else {"changes": proposal.changes, "peak": proposal.peak}
-        print(json.dumps(shown, ensure_ascii=False, indent=2))
+        say(json.dumps(shown, ensure_ascii=False, indent=2))
     else:
-        print(describe(plans))
+        say(describe(plans))
         if limit is not None:
-            print("\n" + _verdict(recipe, plans, args, limit, proposal))
+            say("\n" + _verdict(recipe, plans, args, limit, proposal))
     return 0 if fits else TOO_SMALL
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field, fields
@@ -11,6 +12,7 @@ from typing import Any
 
 from align.commands.kinds import KINDS, files_in, kind_of
 from align.recipe.table import table
+from align.runtime.terminal import say
 from data_formats import AlignError, ReadReport, stream
 from data_formats.cleaning.texts import prompt_text, reply_texts
 from data_formats.records import Record
@@ -71,17 +73,21 @@ def stats(paths: list[Path | str], kind: str | None, options: dict[str, Any], as
     """Print the statistics of every file; 1 when a file was refused."""
     found: list[FileStats] = []
     refused: list[dict[str, str]] = []
-    for path in files_in(paths):
+    files, notes = files_in(paths)
+    for note in notes:
+        say(note, file=sys.stderr)
+    for path in files:
         try:
             found.append(measure(path, KINDS[kind] if kind else kind_of(path, options), options))
         except AlignError as error:
             refused.append({"path": str(path), "refused": str(error)})
     if as_json:
-        print(json.dumps([*(one.as_json() for one in found), *refused], ensure_ascii=False, indent=2))
+        say(json.dumps([*(one.as_json() for one in found), *refused], ensure_ascii=False, indent=2))
     else:
-        print(describe(found))
+        if found:
+            say(describe(found))
         for one in refused:
-            print(f"refused: {one['refused']}")
+            say(f"refused: {one['refused']}")
     return 1 if refused else 0
 
 
@@ -102,7 +108,7 @@ def describe(found: list[FileStats]) -> str:
         )
         for one in found
     ]
-    lines = [table(header, rows), "prompt, reply: median characters"] if rows else []
+    lines = [table(header, rows), "prompt, reply: median characters"]
     for one in found:
         for word in ("dropped", "repaired"):
             lines += [f"{one.report.path}: {word} {n}: {why}" for why, n in sorted(getattr(one.report, word).items())]

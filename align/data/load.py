@@ -57,9 +57,15 @@ def load_records(
             raise MissingFileError(
                 f"{path}: the embedded world has not been written here; run `align run` on this recipe"
             )
-        read_as = preference_kind(path, source.format) if ranked else kind
+        read_as = preference_kind(path, source.format, source.max_row_mb) if ranked else kind
         result = read(
-            path, read_as, format=source.format, limit=source.limit, category=source.category, split=source.split
+            path,
+            read_as,
+            format=source.format,
+            limit=source.limit,
+            category=source.category,
+            split=source.split,
+            max_row_mb=source.max_row_mb,
         )
         keep = source.name not in named
         own = [one if keep and one.source else replace(one, source=source.name) for one in result.records]
@@ -74,12 +80,10 @@ def load_records(
     if cleaning is not None:
         records, cleaned = clean_records(records, cleaning, lambda against: load_records(against, Prompt, recipe)[0])
         reports.append(cleaned)
-    if kind is Prompt:
-        records = with_all_columns(records)
     if not records:
         found = "; ".join(report.describe() for report in reports) or "no source was named"
         raise EmptyDatasetError(f"no {kind.__name__.lower()} is left ({found})")
-    return records, reports
+    return with_all_columns(records) if kind is Prompt else records, reports
 
 
 def _hub(source: Source) -> HubDataset:

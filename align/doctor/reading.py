@@ -10,6 +10,7 @@ from align.doctor.history import History
 from align.recipe import RecipeError
 from align.recipe.text import parse
 from align.report.run import Row, number, read_stage
+from align.runtime.paths import typed_path
 from data_formats.errors import EmptyDatasetError, MissingFileError
 
 METRICS = "metrics.jsonl"
@@ -25,7 +26,7 @@ def read_history(path: str | Path) -> History:
         MissingFileError: no such file or folder, or no metrics.jsonl in it.
         EmptyDatasetError: no line of the file is one of a PPO iteration.
     """
-    folder = stage_folder(Path(path))
+    folder = stage_folder(typed_path(path))
     problems: list[str] = []
     stage = read_stage(folder, problems)
     stage = replace(stage, metrics=_with_step(stage.metrics, METRICS, problems), samples=_with_step(stage.samples))

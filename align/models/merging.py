@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from align.models.critic import Critic
+from align.runtime.paths import typed_path
 from data_formats.errors import AlignError, StorageError
 from reward import adapter
 from reward.errors import ModelFileError
@@ -67,7 +68,7 @@ def merge_folder(
         MissingFileError: the base is not where it was.
         StorageError: `out_dir` holds something, or cannot be written.
     """
-    out_dir = Path(out_dir)
+    out_dir = typed_path(out_dir)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise StorageError(f"{out_dir} holds something already: merge to a folder that does not exist yet")
     config = _adapter_config(path, load_kwargs)

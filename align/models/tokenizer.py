@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from align.runtime.paths import typed_path
 from data_formats.chatml import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START
 from data_formats.errors import AlignError, MissingFileError
 
@@ -82,7 +83,7 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    folder = Path(path).expanduser()
+    folder = typed_path(path)
     if not folder.is_dir() and (folder.is_absolute() or str(path).startswith(".") or str(path).count("/") > 1):
         raise MissingFileError(f"{path}: no such folder; expected a model folder with its tokenizer, or a hub id")
     if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from align.recipe.problems import did_you_mean
+from align.runtime.paths import typed_path
 from data_formats.errors import AlignError
 
 ADAPTER = "adapter_config.json"
@@ -110,7 +111,7 @@ def find_shape(path: str, key: str = "model.path") -> Shape:
     Raises:
         PlanError: none of these.
     """
-    folder = Path(path).expanduser()
+    folder = typed_path(path)
     if (folder / "config.json").is_file():
         return _read(folder / "config.json", key)
     if (folder / ADAPTER).is_file():
@@ -139,7 +140,7 @@ def _base_of(file: Path, key: str) -> str:
     base = _json(file, key).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise PlanError(f"{key}: {file} does not name its base model in base_model_name_or_path")
-    folder = Path(base).expanduser()
+    folder = typed_path(base)
     if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
         raise PlanError(f"{key}: {file} names {base} as its base model, which is an adapter itself")
     return base

@@ -18,6 +18,7 @@ from align.recipe.sources import source_problems, stage_sources
 from align.recipe.stages import SFTSection
 from align.recipe.table import table
 from align.recipe.trackers import tracker_problems
+from align.runtime.paths import typed_path
 from data_formats.errors import MissingFileError
 
 _REWARD_STAGES = ("pmp", "rm")
@@ -95,8 +96,7 @@ def _nothing(key: str, stage: str, role: str) -> str:
 
 
 def _path_problem(key: str, value: str, stages: Sequence[str] = ()) -> list[str]:
-    file = Path(value).expanduser()
-    if file.exists():
+    if typed_path(value).exists():
         return []
     near = did_you_mean(value, stages)
     if near and "/" not in value:

@@ -13,8 +13,7 @@ from pydantic import Field, ValidationError
 from align.recipe.errors import RecipeError
 from align.recipe.fields import Source
 from align.recipe.section import Count, Positive, Section, Share
-from align.recipe.text import parse
-from data_formats.errors import MissingFileError
+from align.recipe.text import parse, read
 
 Shares = dict[Annotated[int, Field(ge=1, le=100)], Share]
 
@@ -147,13 +146,7 @@ def read_cleaning(path: str | Path) -> CleaningSection:
         MissingFileError: no such file.
         RecipeError: not YAML, or unknown keys and values, all of them.
     """
-    path = Path(path)
-    try:
-        data, _ = parse(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise MissingFileError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise RecipeError([f"is not UTF-8 text (byte {error.start})"], str(path)) from None
+    data, _ = parse(read(Path(path), str(path)), str(path))
     try:
         return CleaningSection.model_validate(data if data is not None else {})
     except ValidationError as error:

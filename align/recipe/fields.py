@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from align.recipe.adapters import LoraSection, QuantizationSection, adapter_rules
-from align.recipe.section import Count, Positive, Rate, Section
+from align.recipe.section import Count, LocalPath, Positive, Rate, Section
 
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion_8bit"]
 
@@ -26,12 +26,13 @@ class Source(Section):
 
     `split` cuts a text file into documents (`lines`, `paragraphs`; without it a file is one document). `weight` is the
     source's share of the mixture, see `data_formats.mixing`; either all sources of a list have one or none.
+    `max_row_mb` bounds what is read of a file at once, in MiB: a line, an element of a list, a document.
     """
 
     mixed: ClassVar[bool] = True
 
-    path: str = ""
-    hub: str | None = Field(None, min_length=1)
+    path: LocalPath = ""
+    hub: LocalPath | None = Field(None, min_length=1)
     hub_split: str = Field("train", min_length=1)
     hub_config: str | None = None
     revision: str | None = None
@@ -41,6 +42,7 @@ class Source(Section):
     category: str | None = None
     split: str | None = None
     weight: Rate | None = None
+    max_row_mb: Positive = 64
 
     @model_validator(mode="before")
     @classmethod
@@ -67,6 +69,8 @@ class Source(Section):
             return [("hub", "a source is either a file ('path') or a dataset of the hub; remove one of them")]
         if self.split is not None:
             return [("split", "cuts text files into documents; the split of a dataset is hub_split")]
+        if self.max_row_mb != type(self).model_fields["max_row_mb"].default:
+            return [("max_row_mb", "bounds the rows of a file, but this source is a dataset of the hub")]
         return []
 
 
@@ -136,7 +140,7 @@ class ModelSection(Section):
     `lora` an adapter, `qlora` an adapter on weights quantised to 4 bits (`align.recipe.adapters`).
     """
 
-    path: str | None = None
+    path: LocalPath | None = None
     revision: str | None = None
     architecture: Architecture | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -22,8 +22,7 @@ from align.recipe.errors import RecipeError
 from align.recipe.problems import Loc, Problem, describe, dotted, section_at
 from align.recipe.schema import Recipe
 from align.recipe.section import Section
-from align.recipe.text import Lines, dump, parse
-from data_formats.errors import MissingFileError
+from align.recipe.text import Lines, dump, parse, read
 
 STAND_IN = "(missing)"  # put where a required text is missing, while looking for further problems
 
@@ -61,13 +60,7 @@ def inspect(path: str | Path, overrides: Sequence[str] = (), *, world_size: int 
     from align.recipe.shipped import find_recipe
 
     file = find_recipe(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise RecipeError([f"is not UTF-8 text (byte {error.start})"], str(path)) from None
-    except OSError as error:
-        raise MissingFileError(f"{file}: cannot be read ({error.strerror})") from None
-    data, lines = parse(text, str(path))
+    data, lines = parse(read(file, str(path)), str(path))
     if not isinstance(data, dict):
         raise RecipeError(["is empty" if data is None else "must be a YAML mapping of keys to values"], str(path))
     problems = [problem for item in overrides if (problem := _override(data, item, lines))]
@@ -95,7 +88,8 @@ def _override(data: dict, item: str, lines: Lines) -> str | None:
     try:
         value, _ = parse(text, key)
     except RecipeError as error:
-        return f"{key}: the value {text!r} is not YAML ({error.problems[0]})"
+        shown = text if len(text) <= 60 else f"{text[:60]}…"
+        return f"{key}: the value {shown!r} is not YAML ({error.problems[0]})"
     loc: list[str | int] = []
     here: Any = data
     for depth, part in enumerate(parts):

@@ -11,7 +11,7 @@ from align.recipe.cleaning import CleaningSection
 from align.recipe.fields import OptimSection, Source
 from align.recipe.rewards import ModelPart, Parts, Rewarded, RewardPart, list_rules, plain_parts
 from align.recipe.rollout import PPORolloutSection
-from align.recipe.section import Count, Positive, Section, Share
+from align.recipe.section import Count, LocalPath, Positive, Section, Share
 
 
 def _coefficient(value: Any) -> float | str:
@@ -257,8 +257,8 @@ class PPOSection(Rewarded, PPOConfig):
     eval_data: tuple[Source, ...] = ()
     ptx_data: tuple[Source, ...] = ()
     gold_reward: Parts = ()
-    init_from: str | None = None
-    critic_from: str | None = None
+    init_from: LocalPath | None = None
+    critic_from: LocalPath | None = None
     shared_backbone: Shared = "auto"
 
     def judges(self) -> Iterator[tuple[str, RewardPart]]:

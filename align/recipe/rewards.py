@@ -11,12 +11,13 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from align.recipe.section import Count, Positive, Section
+from align.recipe.section import Count, LocalPath, Positive, Section
+from align.runtime.errors import PathError
+from align.runtime.paths import typed_path
 from reward.address import url_problem
 
 
@@ -57,7 +58,7 @@ class ModelPart(RewardPart):
     """
 
     kind: Literal["model"]
-    model_from: str | None = None
+    model_from: LocalPath | None = None
     batch_size: Positive | None = None
     share_prompts: bool | None = None
 
@@ -221,7 +222,7 @@ class Rewarded(Section):
     the model that `reward_from` names, by default rm, else pmp."""
 
     reward: Parts = ()
-    reward_from: str | None = None
+    reward_from: LocalPath | None = None
 
     def judges(self) -> Iterator[tuple[str, RewardPart]]:
         """Every part of every reward of the section that is not a gate, with its key below the section."""
@@ -285,12 +286,15 @@ def _function_problem(place: str, name: str) -> str | None:
                 f"there is no package '{package}' to import; install it, or name the function's file (file.py:{name})"
             )
         return None
-    file = Path(place).expanduser()
+    try:
+        file = typed_path(place)
+    except PathError as error:
+        return str(error)
     if not file.is_file():
         return f"no such file {file}"
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
-    except (SyntaxError, UnicodeDecodeError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # ast's own words for what is too much
         return f"{file} is not Python ({error})"
     bound = {getattr(node, "name", None) for node in ast.walk(tree)}
     for node in ast.walk(tree):  # blocks too: what they bind is seen when the file is run

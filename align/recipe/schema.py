@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from align.recipe.fields import ModelSection, TinyWorldSection
 from align.recipe.ppo import PPOSection
 from align.recipe.rejection import RejectionSection
-from align.recipe.section import Count, Section
+from align.recipe.section import Count, LocalPath, Section
 from align.recipe.stages import BaseSection, RewardSection, SFTSection
 
 STAGES = ("base", "sft", "pmp", "rm", "rejection", "ppo")
@@ -22,13 +25,18 @@ DEFAULT_PARENTS = {
 }
 
 
+def _at_home(folder: str) -> str:
+    """The folder with `~` expanded, since what writes there takes the name as it is."""
+    return str(Path(folder).expanduser()) if folder.startswith("~") else folder
+
+
 class Recipe(Section):
     """`name`, where to write, the model, and the stages, each optional."""
 
     name: str = Field(min_length=1)
-    output_dir: str
+    output_dir: Annotated[LocalPath, AfterValidator(_at_home)]
     seed: Count = 0
-    data_root: str | None = None
+    data_root: LocalPath | None = None
     report_to: tuple[str, ...] = ()
     model: ModelSection
     tinyworld: TinyWorldSection | None = None

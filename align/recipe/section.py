@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+from align.runtime.paths import typed_path
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _usable(path: str) -> str:
+    typed_path(path)
+    return path
+
+
+LocalPath = Annotated[str, AfterValidator(_usable)]  # one that can be looked up here, or a hub id
 
 
 class Section(BaseModel):

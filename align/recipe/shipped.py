@@ -6,6 +6,7 @@ from pathlib import Path
 
 from align.recipe.problems import did_you_mean
 from align.recipe.table import table
+from align.runtime.paths import typed_path
 from data_formats.errors import MissingFileError, StorageError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -24,7 +25,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 def find_recipe(path: str | Path) -> Path:
     """The file that `path` means: an existing file, else the shipped recipe of that name. Raises MissingFileError."""
-    file = Path(path).expanduser()
+    file = typed_path(path)
     if file.is_file():
         return file
     shipped = shipped_recipes()
@@ -59,7 +60,7 @@ def describe_recipes() -> str:
 
 def copy_recipe(name: str, dest: str | Path) -> Path:
     """Copy a shipped recipe to a new file, or into a folder, and return the file. Raises StorageError if it exists."""
-    source, file = find_shipped(name), Path(dest).expanduser()
+    source, file = find_shipped(name), typed_path(dest)
     file = file / source.name if file.is_dir() else file
     try:
         with file.open("xb") as out:

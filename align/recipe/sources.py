@@ -9,19 +9,34 @@ from pathlib import Path
 from align.recipe.fields import Source, TinyWorldSection
 from align.recipe.problems import did_you_mean
 from align.recipe.schema import ROLLOUT_STAGES, Recipe
+from align.runtime.errors import PathError
+from align.runtime.paths import typed_path
 
 WORLD = "tinyworld:"
 WORLD_SETS = tuple(name for name, field in TinyWorldSection.model_fields.items() if field.annotation is int)
 FORMATS = {  # the names that data_formats knows, by kind of record
     "Demonstration": (
-        *("messages", "sharegpt", "alpaca", "self_instruct", "desirable", "question_answer", "question_response"),
-        "prompt_completion",
+        *("messages", "sharegpt", "alpaca", "self_instruct", "desirable", "question_answer"),
+        *("prompt_completion", "question_response", "query_response", "prompt_response"),
+        *("instruction_response", "problem_solution", "question_solution", "problem_generated_solution"),
+        *("query_answer", "input_output", "safe", "conversation", "oasst_tree", "oasst_messages", "moss"),
+        *("moss_plain",),
     ),
     "Comparison": (
-        *("preference", "ranking", "hh", "conversation_pair", "messages_pair", "stack_exchange_paired", "arena"),
-        *("alpacaeval", "ultrafeedback", "replies", "shp", "posts", "solutions", "edited", "predictions"),
+        *("preference", "instruction_preference", "question_preference", "query_preference"),
+        *("problem_preference", "input_preference", "ranking", "hh", "conversation_pair", "messages_pair"),
+        *("stack_exchange_paired", "arena", "alpacaeval", "ultrafeedback", "replies", "shp", "posts"),
+        *("solutions", "edited", "predictions", "pku", "pku_safer", "arena55k", "by_overall_preference"),
+        *("by_preference_strength", "by_preference", "by_preferred", "by_preferred_response", "by_winner"),
+        *("by_label", "by_verdict", "by_choice", "by_better", "by_chosen", "best_of", "best_of_k"),
+        *("rewardbench", "rm_bench", "helpsteer", "beavertails", "nectar", "by_score", "by_rating", "webgpt"),
+        *("summary_axes", "edit", "edit_quality", "summaries", "oasst_tree", "oasst_messages"),
     ),
-    "Prompt": ("prompt", "question", "instruction", "self_instruct", "turns", "messages", "sharegpt", "turn_list"),
+    "Prompt": (
+        *("oasst_tree", "oasst_messages", "moss", "moss_plain", "prompt", "question", "instruction"),
+        *("self_instruct", "turns", "messages", "sharegpt", "conversation", "query", "problem", "input"),
+        *("context", "summarised", "bfcl", "arena55k", "turn_list"),
+    ),
     "Document": ("text",),
 }
 KINDS = {"base": "Document", "sft": "Demonstration", "pmp": "Comparison", "rm": "Comparison"}
@@ -40,8 +55,8 @@ def source_path(recipe: Recipe, source: Source) -> Path:
     """The file of a source: `tinyworld:NAME` is `<output_dir>/world/NAME.jsonl`; others start at `data_root`."""
     if source.path.startswith(WORLD):
         return world_dir(recipe) / f"{source.path.removeprefix(WORLD)}.jsonl"
-    file = Path(source.path).expanduser()
-    return file if file.is_absolute() or recipe.data_root is None else Path(recipe.data_root).expanduser() / file
+    file = typed_path(source.path)
+    return file if file.is_absolute() or recipe.data_root is None else typed_path(typed_path(recipe.data_root) / file)
 
 
 def stage_sources(recipe: Recipe, stage: str) -> Iterator[tuple[str, Source]]:
@@ -64,7 +79,10 @@ def source_problem(recipe: Recipe, key: str, source: Source) -> str | None:
         return None  # a rule of `Source` says it
     if source.path.startswith(WORLD):
         return _world_problem(recipe, key, source.path.removeprefix(WORLD))
-    file = source_path(recipe, source)
+    try:
+        file = source_path(recipe, source)
+    except PathError as error:
+        return f"{key}.path: {error}"
     if file.is_file():
         return None
     if file.is_dir():
@@ -79,7 +97,7 @@ def source_problem(recipe: Recipe, key: str, source: Source) -> str | None:
 
 def _hub_problem(key: str, name: str) -> str | None:
     """A dataset's id cannot be looked up here, but a folder can, and what is neither is refused."""
-    if Path(name).expanduser().is_dir():
+    if typed_path(name).is_dir():
         return None
     if name.startswith((".", "/", "~")):
         return f"{key}.hub: no such folder {name}"
@@ -87,13 +105,13 @@ def _hub_problem(key: str, name: str) -> str | None:
 
 
 def _needs_root(recipe: Recipe, source: Source) -> bool:
-    return recipe.data_root is None and not Path(source.path).expanduser().is_absolute()
+    return recipe.data_root is None and not typed_path(source.path).is_absolute()
 
 
 def _inner_root(recipe: Recipe, source: Source) -> Path | None:
-    if recipe.data_root is None or Path(source.path).expanduser().is_absolute():
+    if recipe.data_root is None or typed_path(source.path).is_absolute():
         return None
-    folders = sorted(Path(recipe.data_root).expanduser().iterdir())
+    folders = sorted(typed_path(recipe.data_root).iterdir())
     return next((folder for folder in folders if (folder / source.path).is_file()), None)
 
 
@@ -111,7 +129,7 @@ def _world_problem(recipe: Recipe, key: str, name: str) -> str | None:
 
 def source_problems(recipe: Recipe, stage: str) -> list[str]:
     """What is wrong with the sources of a stage; a missing `data_root` is told once."""
-    if recipe.data_root is not None and not Path(recipe.data_root).expanduser().is_dir():
+    if recipe.data_root is not None and not typed_path(recipe.data_root).is_dir():
         return [f"data_root: no such folder {recipe.data_root}; set data_root=<folder> to say where the files lie"]
     return [
         problem

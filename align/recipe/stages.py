@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from align.recipe.cleaning import CleaningSection
 from align.recipe.fields import OptimSection, Source
-from align.recipe.section import Count, Positive, Rate, Section, Share
+from align.recipe.section import Count, LocalPath, Positive, Rate, Section, Share
 
 Mask = Literal["assistant_only", "user_content_only", "qwen_script", "last_turn_only", "all"]
 LossReduction = Literal["token_mean", "session_mean", "turn_mean", "prefix_mean"]
@@ -27,7 +27,7 @@ class SupervisedSection(OptimSection):
     cleaning: CleaningSection | None = None
     eval_data: tuple[Source, ...] = ()
     holdout: Share = 0.05
-    init_from: str | None = None
+    init_from: LocalPath | None = None
     max_length: Positive
     on_overlong: Literal["drop", "truncate", "error"] = "drop"
     batch_size: Positive

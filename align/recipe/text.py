@@ -3,18 +3,29 @@
 PyYAML reads YAML 1.1, in which `1e-6` is a string and `no` is false. Both bite in recipes, so this loader resolves
 plain scalars by the YAML 1.2 core schema: `true`/`false`, `null`/`~`/nothing, integers, floats with or without a point,
 and everything else is text (dates too). A key that occurs twice is an error, not a silent overwrite.
+
+Aliases may repeat what an anchor names, but what a text comes to with its aliases written out is bounded, and so is how
+deep it is nested: a few hundred bytes could else stand for more than any memory holds.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from align.recipe.errors import RecipeError
+from align.runtime.paths import typed_path
+from data_formats.errors import MissingFileError
 
 Lines = dict[tuple[str | int, ...], int]
+
+LONGEST = 1 << 18  # characters of a document; the longest shipped recipe has 8,000
+MOST_EXPANDED = 1 << 20  # characters and nodes, aliases written out
+DEEPEST = 64
 
 _FLOAT = re.compile(
     r"^[-+]?(?:(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
@@ -70,36 +81,87 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
 
 
-def _key_lines(node: yaml.Node, path: tuple[str | int, ...], lines: Lines, open_nodes: frozenset[int]) -> None:
-    if id(node) in open_nodes:
-        raise yaml.constructor.ConstructorError(None, None, "an anchor that contains itself", node.start_mark)
-    open_nodes |= {id(node)}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            lines[(*path, key.value if isinstance(key, yaml.ScalarNode) else "?")] = key.start_mark.line + 1
-            _key_lines(value, (*path, key.value if isinstance(key, yaml.ScalarNode) else "?"), lines, open_nodes)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            lines[(*path, index)] = value.start_mark.line + 1
-            _key_lines(value, (*path, index), lines, open_nodes)
+@dataclass(slots=True)
+class _Walk:
+    """Goes through a document with its aliases written out: notes the line of every key, keeps to the bounds."""
+
+    lines: Lines = field(default_factory=dict)
+    size: int = 0
+
+    def visit(self, node: yaml.Node, path: tuple[str | int, ...] = (), inside: frozenset[int] = frozenset()) -> None:
+        if id(node) in inside:
+            raise _refused("an anchor that contains itself", node)
+        if len(path) > DEEPEST:
+            raise _refused(f"nested deeper than {DEEPEST} levels", node)
+        inside |= {id(node)}
+        self.size += 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
+        if isinstance(node, yaml.ScalarNode) and not _encodable(node.value):
+            raise _refused("half of a surrogate pair, which no text holds", node)
+        if self.size > MOST_EXPANDED:
+            raise _refused("its aliases, written out, come to more than a recipe can hold", node)
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                here = (*path, key.value if isinstance(key, yaml.ScalarNode) else "?")
+                self.lines[here] = key.start_mark.line + 1
+                self.visit(key, here, inside)
+                self.visit(value, here, inside)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                self.lines[(*path, index)] = value.start_mark.line + 1
+                self.visit(value, (*path, index), inside)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refused(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def parse(text: str, source: str) -> tuple[Any, Lines]:
     """Values of a YAML document and the 1-based line of every key. Raises RecipeError naming the line."""
-    lines: Lines = {}
+    if len(text) > LONGEST:
+        raise RecipeError([f"is longer than {LONGEST} characters; is this a recipe?"], source)
+    walk = _Walk()
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
-            return None, lines
-        _key_lines(node, (), lines, frozenset())
-        return loader.construct_document(node), lines
+            return None, walk.lines
+        walk.visit(node)
+        return loader.construct_document(node), walk.lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise RecipeError([f"{where}{error.problem or error.context}"], source) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise RecipeError([f"nested deeper than {DEEPEST} levels"], source) from None
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError([f"not readable as YAML: {str(error).splitlines()[0]}"], source) from None
+
+
+def read(file: Path, name: str) -> str:
+    """The text of a YAML file, not more of it than `parse` takes and one character.
+
+    Args:
+        name: of the file in errors.
+
+    Raises:
+        RecipeError: it is not UTF-8 text.
+        MissingFileError: it cannot be opened or read.
+    """
+    try:
+        with typed_path(file).open(encoding="utf-8") as lines:
+            return lines.read(LONGEST + 1)
+    except UnicodeDecodeError as error:
+        raise RecipeError([f"is not UTF-8 text (byte {error.start})"], name) from None
+    except OSError as error:
+        raise MissingFileError(f"{file}: cannot be read ({error.strerror or error})") from None
 
 
 def dump(data: Any) -> str:

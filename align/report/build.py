@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from align.report.run import read_run
+from align.runtime.paths import typed_path
 from data_formats.errors import MissingFileError, StorageError
 
 
@@ -26,7 +27,7 @@ def build_report(output_dir: str | Path) -> Path:
     from align.report.figures import FIGURES, draw_all
     from align.report.page import render
 
-    root = Path(output_dir)
+    root = typed_path(output_dir)
     if not root.is_dir():
         raise MissingFileError(f"{root}: no such run folder; name the output_dir of a recipe that has run")
     run, folder = read_run(root), root / "report"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Container
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from align.evaluation.table import HEADER, percent
 from align.report import replies
@@ -16,6 +18,7 @@ from align.report.held_out import accuracy_table, calibration_sentence
 from align.report.outcomes import REWARD, by_category, judge_of
 from align.report.rejection import starting_policy
 from align.report.run import Run, clean, number
+from align.runtime.terminal import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 WANTED = {  # section -> stage -> files that its figures need
@@ -36,6 +39,7 @@ def render(run: Run, images: Container[str]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_visible,
     )
     environment.filters |= {"percent": percent, "cell": cell}
     page = environment.get_template("page.html")
@@ -62,6 +66,13 @@ def render(run: Run, images: Container[str]) -> str:
         pairs={name: found for name in ("pmp", "rm") if (found := replies.judged_pairs(run, name))},
         recipes=recipes(run),
     )
+
+
+def _visible(value: Any) -> Any:
+    """Every text that the template prints, with what would turn its direction round or hide it as a visible escape."""
+    if isinstance(value, Markup):
+        return Markup(printable(value))
+    return printable(value) if isinstance(value, str) else value
 
 
 def notes(run: Run, section: str) -> list[str]:

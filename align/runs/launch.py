@@ -15,11 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from align.runs.ranks import is_main
+from align.runtime.terminal import clean_foreign_output, say
 from data_formats.errors import AlignError
 
 PACKAGES = ("align", "data_formats", "reward", "rollouts")
 LAUNCHERS = ("accelerate", "torchrun", "accelerate.commands.launch", "torch.distributed.run")
 LAST_WORD_SECONDS = 3.0
+MEMORY_HELP = "give the process more memory, or smaller files, batches or models; what is finished or saved is kept"
 
 
 class _Messages(logging.Formatter):
@@ -40,6 +42,7 @@ class _ToStderr(logging.StreamHandler):
 
 def prepare(debug: bool = False) -> None:
     """Set the environment variables that must be there before torch and transformers are imported; log to stderr."""
+    clean_foreign_output()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if debug:
@@ -62,27 +65,38 @@ def prepare(debug: bool = False) -> None:
 def guarded(work: Callable[[], int | None], *, proceed: str) -> int:
     """Run `work` and turn how it ended into an exit code.
 
-    Returns 0 (or what `work` returned), 1 after an AlignError (one message, no traceback; ALIGN_DEBUG=1 shows it), 130
-    after Ctrl-C, with the command `proceed` that goes on from what is saved. Of several ranks the first one speaks.
+    Returns 0 (or what `work` returned), 1 after an AlignError, or where the system has no memory or no way to a file
+    (one message, no traceback; ALIGN_DEBUG=1 shows it), 130 after Ctrl-C, with the command `proceed` that goes on from
+    what is saved. Of several ranks the first one speaks.
     """
     try:
         return work() or 0
-    except AlignError as error:
+    except BrokenPipeError:  # `align recipes show quickstart | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (AlignError, MemoryError, OSError) as error:
         if os.environ.get("ALIGN_DEBUG", "0") not in ("", "0"):
             raise
         if not is_main():
             # What the first rank meets too, it says, and the launcher ends the others; what it does not, is said here.
             time.sleep(LAST_WORD_SECONDS)
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {_sentence(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         what = str(stop) or "interrupted"
         if is_main():
-            print(f"\n{what}; what is finished or saved is kept. Continue with: {proceed}", file=sys.stderr)
+            say(f"\n{what}; what is finished or saved is kept. Continue with: {proceed}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `align recipes show quickstart | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+
+
+def _sentence(error: Exception) -> str:
+    """An error of ours as it is; what the system says, on one line."""
+    if isinstance(error, AlignError):
+        return str(error)
+    said = " ".join(str(error).split())[:200]
+    if isinstance(error, MemoryError):
+        return f"out of memory{f' ({said})' if said else ''}; {MEMORY_HELP}"
+    return f"the system refused: {said or type(error).__name__} (ALIGN_DEBUG=1 shows where)"
 
 
 def started_as(program: str, argv: Sequence[str]) -> str:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from align.runtime.terminal import say
+
 
 def format_figure(value: Any) -> str:
     """A number in at most four significant digits; anything else as it is."""
@@ -102,15 +104,16 @@ class StageProgress:
 
     def _line(self) -> None:
         self._last_line, self._shown = time.monotonic(), self.done
-        print(self.describe(), file=self.stream, flush=True)
+        say(self.describe(), file=self.stream, flush=True)
 
 
 def _rich_bar(stream: TextIO) -> Any:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeElapsedColumn as Elapsed
     from rich.progress import TimeRemainingColumn as Remaining
     from rich.table import Column
+
+    from align.runtime.console import Console
 
     return Progress(
         TextColumn("{task.description:>5}"),

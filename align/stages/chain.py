@@ -20,6 +20,7 @@ from align.recipe.lineage import stage_dir
 from align.recipe.sources import WORLD, source_path, stage_sources
 from align.runs.lock import CHAIN, locked
 from align.runs.memory import peak_memory_gib
+from align.runtime.terminal import say
 from align.stages import hooks
 from align.stages.changes import descendants, is_finished, require_same_world, require_unchanged, stamp_world
 from align.stages.common import Summary, command, is_main, write_summary
@@ -61,7 +62,7 @@ def _run_chain(recipe: Recipe, fresh: bool) -> Summary:
     _meet()
     require_unchanged(recipe, recipe.stages)
     if is_main():
-        print(describe_batches([batch_plan(recipe, stage) for stage in recipe.stages]), flush=True)
+        say(describe_batches([batch_plan(recipe, stage) for stage in recipe.stages]), flush=True)
     for stage in recipe.stages:
         run_stage(recipe, stage)
     if not is_main():
@@ -95,7 +96,7 @@ def _clear(recipe: Recipe, stage: str) -> None:
         require_same_world(recipe)  # before anything is removed
     gone = clear_stages(recipe, (stage,))
     if gone:
-        print(f"{stage}: starts anew; removed what was made from it: {', '.join(gone)}", flush=True)
+        say(f"{stage}: starts anew; removed what was made from it: {', '.join(gone)}", flush=True)
     _meet()
 
 
@@ -104,7 +105,7 @@ def _run_stage(recipe: Recipe, stage: str) -> Summary:
     began = time.perf_counter()
     if is_finished(recipe, stage):
         if is_main():
-            print(f"{stage}: finished before, in {stage_dir(recipe, stage)} (--fresh starts anew)", flush=True)
+            say(f"{stage}: finished before, in {stage_dir(recipe, stage)} (--fresh starts anew)", flush=True)
         summary = stage_summary(recipe, stage) or {}
     else:
         from transformers.utils import logging as transformers_logging

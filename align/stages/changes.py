@@ -13,7 +13,7 @@ from typing import Any
 from align.recipe import STAGES, Recipe
 from align.recipe.lineage import inputs, stage_dir
 from align.recipe.sources import world_dir
-from align.recipe.text import parse
+from align.recipe.text import parse, read
 from align.runs.files import write_json
 from align.stages.common import MADE_BY_STAGES
 from data_formats.errors import AlignError
@@ -22,6 +22,7 @@ ADAPTERS = ("adapter", "lora", "quantization")
 COMMON = ("seed", "data_root", "model", "tinyworld")
 HARMLESS = frozenset(
     {"logging_steps", "save_steps", "save_total_limit", "eval_steps", "log_samples", "every_steps"}
+    | {"max_row_mb"}  # of a source
     | {"num_samples", "eval_num_replies", "evaluation.limit"}
     | {"micro_batch_size", "eval_batch_size", "ptx_micro_batch_size"}
     | {"timeout", "attempts", "backoff", "api_key_env"}  # of a reward's endpoint
@@ -65,7 +66,7 @@ def changed_keys(recipe: Recipe, stage: str, folder: Path) -> list[str]:
     file = folder / "recipe.yaml"
     if not file.is_file():
         return []
-    saved, _ = parse(file.read_text(encoding="utf-8"), str(file))
+    saved, _ = parse(read(file, str(file)), str(file))
     saved = saved if isinstance(saved, dict) else {}
     now = recipe.model_dump(mode="json")
     if stage == "base":  # trains all weights, whatever these say

@@ -13,7 +13,6 @@ Runs on a finished chain and writes to `<output_dir>/controls/`; arms that are t
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
@@ -29,6 +28,7 @@ from align.runs import files
 from align.runs.launch import guarded, prepare
 from align.runs.lock import locked
 from align.runs.seeding import derive
+from align.runtime.terminal import Parser
 from align.stages import arms, outcome
 from align.stages.changes import require_same_world, require_unchanged
 from align.stages.common import Summary
@@ -40,7 +40,7 @@ RATES = (0.3, 1.0, 3.0)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run every control of the recipe named on the command line and print the table; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m align.stages.controls", description="The controls beside a chain.")
+    parser = Parser(prog="python -m align.stages.controls", description="The controls beside a chain.")
     parser.add_argument("recipe", metavar="RECIPE", help="the recipe of a finished chain of the embedded world")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="the same overrides as the chain had")
     args = parser.parse_args(argv)
@@ -166,8 +166,9 @@ def source_of_policy(recipe: Recipe) -> str:
 
 def print_table(recipe: Recipe, found: Summary) -> None:
     """The controls beside the chain's own figures."""
-    from rich.console import Console
     from rich.table import Table
+
+    from align.runtime.console import Console
 
     chain = json.loads((Path(recipe.output_dir) / "summary.json").read_text(encoding="utf-8"))
     table = Table(title=f"controls of {recipe.name}, seed {recipe.seed}")

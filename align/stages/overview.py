@@ -91,8 +91,9 @@ def _took(seconds: float | None, resumed_from: int | None) -> str:
 
 def print_table(recipe: Recipe, summary: Summary) -> None:
     """One table (stage, what it measured, before -> after, seconds), and where everything lies."""
-    from rich.console import Console
     from rich.table import Table
+
+    from align.runtime.console import Console
 
     table = Table(title=f"{recipe.name}, seed {recipe.seed}")
     for name, side in (

@@ -29,6 +29,8 @@ from align.recipe.rewards import (
     RegexPart,
     RewardPart,
 )
+from align.runtime.errors import PathError
+from align.runtime.paths import typed_path
 from align.stages import common
 from data_formats.errors import MissingFileError
 from reward.protocol import Reward, RewardError
@@ -169,8 +171,8 @@ def load_function(spec: str) -> Callable[..., Any]:
     """
     place, _, name = spec.rpartition(":")
     try:
-        module = _file_module(Path(place).expanduser()) if place.endswith(".py") else importlib.import_module(place)
-    except MissingFileError:
+        module = _file_module(typed_path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except (MissingFileError, PathError):
         raise
     except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` may call sys.exit()
         raise RewardError(

@@ -7,7 +7,6 @@ Reads `<run>/summary.json` and, where it is there, `<run>/controls/summary.json`
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from align.runs.launch import guarded
+from align.runtime.terminal import Parser, say
 from data_formats.errors import MissingFileError
 
 Row = tuple[str, Callable[[dict[str, Any]], str]]
@@ -125,7 +125,7 @@ def table(rows: Sequence[Row], summaries: Sequence[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables of the runs named on the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m align.stages.seeds", description="The README's tables.")
+    parser = Parser(prog="python -m align.stages.seeds", description="The README's tables.")
     parser.add_argument("runs", metavar="RUN", nargs="+", help="the folder of a finished quickstart")
     folders = [Path(name) for name in parser.parse_args(argv).runs]
     return guarded(lambda: show(folders), proceed="python -m align.stages.seeds RUN …")
@@ -137,11 +137,11 @@ def show(folders: Sequence[Path]) -> None:
     missing = [folder for folder, run in zip(folders, runs, strict=True) if run is None]
     if missing:
         raise MissingFileError(f"{missing[0]}/summary.json does not exist: run the quickstart to its end first")
-    print(table(CHAIN, runs) + "\n")
-    print(table(by_category(runs), runs) + "\n")
+    say(table(CHAIN, runs) + "\n")
+    say(table(by_category(runs), runs) + "\n")
     controls = [_read(folder / "controls" / "summary.json") for folder in folders]
     if all(controls):
-        print(table(CONTROLS, controls) + "\n")
+        say(table(CONTROLS, controls) + "\n")
 
 
 def _read(file: Path) -> dict[str, Any] | None:

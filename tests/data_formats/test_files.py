@@ -6,7 +6,7 @@ import json
 import pytest
 
 from data_formats.errors import DataError, MissingFileError
-from data_formats.files import ending, raw_rows, read_text
+from data_formats.files import ending, raw_rows, text_lines
 
 ROWS = [{"a": 1}, {"a": "线\u2028"}]
 LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)
@@ -107,4 +107,4 @@ def test_a_folder_is_refused(tmp_path):
 def test_endings_and_text(tmp_path):
     assert [ending(tmp_path / name) for name in ("a.jsonl.gz", "a.b.TXT", "a.gz", "a")] == [".jsonl", ".txt", "", ""]
     (tmp_path / "a.txt").write_bytes("\ufeffone\r\n二".encode())
-    assert read_text(tmp_path / "a.txt") == "one\r\n二"
+    assert "".join(text_lines(tmp_path / "a.txt")) == "one\r\n二"

@@ -87,3 +87,14 @@ def test_rankings_are_measured_on_their_single_pairs():
         *(pair(*texts, grade=grade, **about) for *texts, grade in (("e", "c", 2.0), ("e", "r", 3.0), ("c", "r", 1.0))),
     ]
     assert counts["tie"] == 1
+
+
+def test_conversations_that_part_keep_their_turns_and_stay_alone():
+    turns = [(Message("assistant", text), Message("user", "p")) for text in ("one", "two")]
+    whole = pair("a", "a", chosen_turns=turns[0], rejected_turns=turns[1])
+    groups, counts = make_groups([whole, pair("a", "b"), whole], join=True)
+    assert [group.between for group in groups] == [tuple(turns), (), tuple(turns)]
+    assert not counts  # equal last replies to different turns are no equal replies
+    first, second = binarised(groups[:1])
+    assert (first.replies, first.between) == (("GOOD:a", "BAD:a"), (turns[0],) * 2)
+    assert (second.replies, second.between) == (("BAD:a", "GOOD:a"), (turns[1],) * 2)

@@ -1,10 +1,15 @@
 """YAML 1.2 scalars, duplicate keys, lines of syntax errors, and the round trip of dump and parse."""
 
+import os
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from align.recipe.cleaning import read_cleaning
 from align.recipe.errors import RecipeError
+from align.recipe.load import inspect
 from align.recipe.text import dump, parse
 
 
@@ -62,6 +67,48 @@ def test_merged_keys_may_be_overridden():
 def test_unreadable_text_is_one_recipe_error(text, words):
     with pytest.raises(RecipeError, match=words):
         parse(text, "t.yaml")
+
+
+BOMB = "x0: &x0 [ha, ha, ha, ha, ha, ha, ha, ha, ha]\n" + "".join(
+    f"x{at}: &x{at} [{', '.join([f'*x{at - 1}'] * 9)}]\n" for at in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "line 1, column .*: its aliases, written out, come to more than a recipe can hold"),
+        (BOMB.replace("[*", "{<<: [*").replace("*]", "*]}"), "line"),
+        ("a: &a " + "x" * 10_000 + "\nb: [" + "*a, " * 200 + "]\n", "its aliases, written out"),
+        ("[" * 1200, "nested deeper than 64 levels"),
+        ("a:\n" + "".join(" " * at + "- \n" for at in range(1, 100)), "nested deeper than 64 levels"),
+        ("- " * 70 + "x", "line 1, column 131: nested deeper than 64 levels"),
+        ("a: " + "x" * (1 << 18), "is longer than 262144 characters; is this a recipe"),
+        ('a: "\\ud83d"', "line 1, column 4: half of a surrogate pair"),
+    ],
+)
+def test_what_a_text_expands_to_is_bounded(text, words):
+    began = time.monotonic()
+    with pytest.raises(RecipeError, match=words):
+        parse(text, "t.yaml")
+    assert time.monotonic() - began < 20  # 9 ** 9 texts would take hours
+
+
+def test_the_bomb_is_refused_wherever_yaml_is_read(tmp_path):
+    """As a recipe, as the value of an override, as a cleaning file; never more of a file than a recipe has is read."""
+    file = tmp_path / "bomb.yaml"
+    file.write_text(BOMB)
+    with pytest.raises(RecipeError, match="its aliases"):
+        inspect(file)
+    with pytest.raises(RecipeError, match="its aliases"):
+        read_cleaning(file)
+    flow = "{" + BOMB.strip().replace("\n", ", ") + "}"
+    problems = inspect("quickstart", [f"sft.data={flow}"]).problems
+    assert len(problems) == 1 and problems[0].startswith("sft.data: the value '{x0:") and "its aliases" in problems[0]
+    assert len(problems[0]) < 250
+    with pytest.raises(RecipeError, match="is longer than 262144 characters"):
+        os.truncate(file, 10**11)  # sparse
+        inspect(file)
 
 
 VALUES = st.recursive(
