@@ -90,7 +90,7 @@ def asked(row: dict[str, Any], field: str, notes: Notes, text: str | None = None
         Dropped: see `turns.prompt_turns`.
         DataError: a field is not what it should be.
     """
-    turns = as_prompt(row[field] if text is None else text, field, notes)
+    alone = turns = as_prompt(row[field] if text is None else text, field, notes)
     before, passages = _history(row, notes), _passages(row, notes)
     if passages:
         last = turns[-1]
@@ -99,7 +99,7 @@ def asked(row: dict[str, Any], field: str, notes: Notes, text: str | None = None
         own = 1 if turns[0].role == "system" else 0
         turns = (*turns[:own], *before, *turns[own:])
     whole = with_system(row, turns, notes)
-    return prompt_turns(whole, notes) if whole is not turns and len(whole) > 1 else whole
+    return whole if whole is alone else prompt_turns(whole, notes)
 
 
 def judged(row: dict[str, Any], field: str, notes: Notes) -> tuple[Turns, Message]:

@@ -119,15 +119,13 @@ def parse_exchange(row: dict[str, Any], notes: Notes, question: str, answer: str
 
 def parse_prompt_completion(row: dict[str, Any], notes: Notes) -> Demonstration:
     """`prompt` and `completion`, each a string or turns (TRL); the completion alone is trained on."""
-    completion = row["completion"]
+    completion, prompt = row["completion"], asked(row, "prompt", notes)
+    before = tuple(replace(turn, loss=False) if turn.role == "assistant" else turn for turn in prompt)
     if turn_list(completion) is None and not isinstance(completion, dict):
-        return answered(row, asked(row, "prompt", notes), "completion", notes)
+        return answered(row, before, "completion", notes)
     turns = read_turns([completion] if isinstance(completion, dict) else completion, "completion", notes)
     if turns[0].role != "assistant":
         raise DataError(f"the completion begins with the {turns[0].role}, expected the assistant", field="completion")
-    before = tuple(
-        replace(turn, loss=False) if turn.role == "assistant" else turn for turn in asked(row, "prompt", notes)
-    )
     return demonstration_of(row, (*before, *turns), notes)
 
 

@@ -32,8 +32,10 @@ _WHEN = """
     created_at_utc_B language lang
 """
 HARMLESS = frozenset(f"{_WHICH} {_WHENCE} {_WHEN}".split())
-# A turn's or a call's own name and number; no template renders them.
-HARMLESS_IN_TURNS = HARMLESS | {"name", "tool_call_id", "call_id", "type", "status", "finish_reason", "stop_reason"}
+_HOW = """
+    name tool_call_id call_id type status finish_reason stop_reason signature cache_control
+"""
+HARMLESS_IN_TURNS = HARMLESS | set(_HOW.split())  # a turn's or a call's own name and number: no template renders them
 _NUMBER = re.compile(r"\[\d+\]")
 _LONGEST = 60  # characters of a key that are shown
 

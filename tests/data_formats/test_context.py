@@ -7,7 +7,7 @@ import pytest
 
 from data_formats import Comparison, DataError, Demonstration, Message, Prompt, Scored, read
 from data_formats.formats import Dropped
-from data_formats.turns import as_prompt, read_turns
+from data_formats.turns import as_prompt, read_turns, without_flags
 
 U, A, S, T = (lambda text, role=role: Message(role, text) for role in ("user", "assistant", "system", "tool"))
 RAW_U, RAW_A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "good"}
@@ -82,7 +82,7 @@ def read_row(tmp_path, row, kind):
 def context(record):
     """What comes before the (last) reply."""
     if isinstance(record, Demonstration):
-        return record.messages[:-1]
+        return without_flags(record.messages[:-1])
     return record.messages if isinstance(record, Prompt) else record.prompt
 
 
@@ -207,3 +207,23 @@ def test_a_list_of_turns_may_be_json_text(tmp_path):
     assert record.messages == (U("q"), A("good"))
     with pytest.raises(DataError, match="field 'messages': expected a list of turns"):
         read_turns("[1]", "messages", Counter())
+
+
+def test_the_turns_of_a_prompt_are_not_trained_on_with_its_completion(tmp_path):
+    text = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: More?\n\nAssistant:"
+    for prompt in (text, [RAW_U | {"content": "Hi"}, RAW_A | {"content": "Hello"}, RAW_U | {"content": "More?"}]):
+        record = read_row(tmp_path, {"prompt": prompt, "completion": "good"}, Demonstration).records[0]
+        assert record.messages == (U("Hi"), Message("assistant", "Hello", loss=False), U("More?"), A("good"))
+
+
+def test_a_history_that_cannot_be_a_context_is_dropped_and_counted(tmp_path):
+    for history, reason in (
+        ([RAW_U, RAW_U, RAW_A, RAW_B], None),
+        ([["hello", ""]], "empty turn in the prompt"),
+    ):
+        result = read_row(tmp_path, {"question": "q", "history": history, "answer": "good"}, Demonstration)
+        if reason is None:
+            assert result.records[0].messages == (U("q\n\nq"), A("good\n\nbad"), U("q"), A("good"))
+            assert result.report.repaired == {"consecutive turns of one speaker merged": 1}
+        else:
+            assert (result.records, result.report.dropped) == ([], {reason: 1})
