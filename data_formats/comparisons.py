@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from data_formats.context import asked, with_system
-from data_formats.demonstrations import alpaca_prompt
+from data_formats.demonstrations import alpaca_prompt, question_turns
 from data_formats.errors import DataError
 from data_formats.formats import Dropped, Format, Notes, as_text, label, optional_number, shown, source_of, text_field
 from data_formats.loss import drop_without_loss
@@ -163,8 +163,7 @@ def parse_preference(row: dict[str, Any], notes: Notes) -> Comparison:
 
 def parse_asked_preference(row: dict[str, Any], notes: Notes, field: str) -> Comparison:
     """`instruction` (with `input`), `question`, `query` … in the place of `prompt` (LLaMA-Factory, Orca DPO)."""
-    prompt = alpaca_prompt(row, notes) if field == "instruction" else asked(row, field, notes)
-    return _preferred(row, prompt, row[field], notes)
+    return _preferred(row, question_turns(row, field, notes), row[field], notes)
 
 
 def _preferred(row: dict[str, Any], prompt: Turns, written: Any, notes: Notes) -> Comparison:

@@ -62,6 +62,11 @@ def alpaca_prompt(row: dict[str, Any], notes: Notes) -> Turns:
     return asked(row, "instruction", notes, text)
 
 
+def question_turns(row: dict[str, Any], field: str, notes: Notes) -> Turns:
+    """What is asked under `field`, with what the row says around it; an `instruction` has its `input`."""
+    return alpaca_prompt(row, notes) if field == "instruction" else asked(row, field, notes)
+
+
 def answered(row: dict[str, Any], prompt: Turns, field: str, notes: Notes) -> Demonstration:
     """The prompt and the reply under `field`, with what the row says was thought before it."""
     reply = text_field(row, field, notes)
@@ -114,7 +119,7 @@ def parse_question_answer(row: dict[str, Any], notes: Notes) -> Demonstration:
 
 def parse_exchange(row: dict[str, Any], notes: Notes, question: str, answer: str) -> Demonstration:
     """What is asked and what is answered (OpenOrca, MetaMathQA, NuminaMath), optionally `system_prompt`, `history` …"""
-    return answered(row, asked(row, question, notes), answer, notes)
+    return answered(row, question_turns(row, question, notes), answer, notes)
 
 
 def parse_prompt_completion(row: dict[str, Any], notes: Notes) -> Demonstration:
@@ -158,8 +163,13 @@ _OLDER = ({"messages"}, {"conversations"}, {"instruction", "output"}, {"question
 _RATED = {"helpfulness", "is_safe"}  # a reply that may be a bad one
 
 
+def is_unclaimed(row: dict[str, Any]) -> bool:
+    """Whether a row has the fields of no format that was known before those of other names."""
+    return not any(needs <= row.keys() for needs in _OLDER)
+
+
 def _is_exchange(row: dict[str, Any]) -> bool:
-    return not any(needs <= row.keys() for needs in _OLDER) and not _RATED & row.keys()
+    return is_unclaimed(row) and not _RATED & row.keys()
 
 
 FORMATS = (
@@ -181,5 +191,5 @@ FORMATS = (
         for question, answer in EXCHANGES
     ),
     Format("safe", Demonstration, frozenset({"prompt", "response", "is_safe"}), parse_safe),
-    Format("conversation", Demonstration, frozenset({"conversation"}), parse_conversation),
+    Format("conversation", Demonstration, frozenset({"conversation"}), parse_conversation, is_unclaimed),
 )

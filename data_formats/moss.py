@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from data_formats.context import with_system
-from data_formats.demonstrations import demonstration_of
+from data_formats.demonstrations import demonstration_of, is_unclaimed
 from data_formats.errors import DataError
 from data_formats.fields import Fields
 from data_formats.formats import Dropped, Format, Notes, optional_text, shown, text_field
@@ -102,12 +102,17 @@ def parse_prompt(row: dict[str, Any], notes: Notes, read: Callable[..., Turns]) 
 
 
 _KINDS = ((Demonstration, parse_demonstration), (Prompt, parse_prompt))
-FORMATS = (
-    *(
-        Format(
-            "moss", kind, frozenset({"chat"}), partial(make, read=_of_chat), lambda row: isinstance(row["chat"], dict)
-        )
-        for kind, make in _KINDS
-    ),
-    *(Format("moss_plain", kind, frozenset({"plain_text"}), partial(make, read=_of_text)) for kind, make in _KINDS),
+
+
+def _is_chat(row: dict[str, Any]) -> bool:
+    return isinstance(row["chat"], dict) and is_unclaimed(row)
+
+
+FORMATS = tuple(
+    known
+    for kind, make in _KINDS
+    for known in (
+        Format("moss", kind, frozenset({"chat"}), partial(make, read=_of_chat), _is_chat),
+        Format("moss_plain", kind, frozenset({"plain_text"}), partial(make, read=_of_text), is_unclaimed),
+    )
 )

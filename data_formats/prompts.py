@@ -160,6 +160,18 @@ def _is_new(row: dict[str, Any]) -> bool:
     return not _OLDER & row.keys()
 
 
+def _is_first(row: dict[str, Any], field: str) -> bool:
+    return _is_new(row) and next(name for name in ASKED if name in row) == field
+
+
+def _is_to_summarise(row: dict[str, Any]) -> bool:
+    return _is_new(row) and isinstance(row["info"], dict) and bool({"post", "article"} & row["info"].keys())
+
+
+def _is_list(row: dict[str, Any]) -> bool:
+    return isinstance(row["prompt"], list) or str(row["prompt"]).startswith("[")
+
+
 FORMATS = (
     Format("prompt", Prompt, frozenset({"prompt"}), parse_prompt),
     Format("question", Prompt, frozenset({"question"}), parse_question),
@@ -169,7 +181,10 @@ FORMATS = (
     Format("messages", Prompt, frozenset({"messages"}), parse_conversation),
     Format("sharegpt", Prompt, frozenset({"conversations"}), parse_conversation),
     Format("conversation", Prompt, frozenset({"conversation"}), parse_conversation, _is_new),
-    *(Format(field, Prompt, frozenset({field}), partial(parse_asked, field=field), _is_new) for field in ASKED),
+    *(
+        Format(field, Prompt, frozenset({field}), partial(parse_asked, field=field), partial(_is_first, field=field))
+        for field in ASKED
+    ),
     Format(
         "context",
         Prompt,
@@ -177,8 +192,10 @@ FORMATS = (
         parse_context,
         lambda row: _is_new(row) and turn_list(row["context"]) is not None,
     ),
-    Format("summarised", Prompt, frozenset({"info"}), parse_summarised, lambda row: isinstance(row["info"], dict)),
-    Format("bfcl", Prompt, frozenset({"question", "function"}), parse_bfcl),
-    Format("arena55k", Prompt, frozenset({"prompt", "winner_tie"}), parse_arena55k),
+    Format("summarised", Prompt, frozenset({"info"}), parse_summarised, _is_to_summarise),
+    Format(
+        "bfcl", Prompt, frozenset({"question", "function"}), parse_bfcl, lambda row: isinstance(row["question"], list)
+    ),
+    Format("arena55k", Prompt, frozenset({"prompt", "winner_tie"}), parse_arena55k, _is_list),
     Format("turn_list", Prompt, frozenset(), parse_turn_list, lambda row: isinstance(row, list)),
 )

@@ -11,14 +11,17 @@ from typing import Any
 
 from data_formats.comparisons import comparison_of
 from data_formats.context import asked, with_system
+from data_formats.demonstrations import question_turns
 from data_formats.errors import DataError
 from data_formats.fields import Fields, objects
-from data_formats.formats import Dropped, Format, Notes, as_text, flag, optional_number, shown, text_field
+from data_formats.formats import Dropped, Format, Notes, as_text, flag, label, optional_number, shown, text_field
+from data_formats.loss import drop_without_loss
 from data_formats.neighbours import Neighbours, by
 from data_formats.records import Comparison, Message, Reply, Scored
 from data_formats.scored import attributes_of, compared, scored_of
+from data_formats.tools import read_tools
 from data_formats.turns import Turns, as_prompt, prompt_turns
-from data_formats.verdicts import QUESTIONS, better_of, question_of
+from data_formats.verdicts import better_of, question_of
 
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")  # the first is the score
 AXES = ("overall", "accuracy", "coverage", "coherence", "compatible")
@@ -29,9 +32,13 @@ def _one_prompt(rows: Neighbours, replies: list[Reply], prompts: list[Turns], no
     """The replies of rows that have one prompt; what else the record says is the first row's.
 
     Raises:
-        Dropped: the prompts differ in what stands around them (a row's `system`).
+        Dropped: the prompts differ in what stands around them (`system`, `tools`), or a row is not to be learnt.
     """
-    if any(prompt != prompts[0] for prompt in prompts):
+    around = rows.each(lambda row: (read_tools(row, notes), label(row, "category", notes)))
+    for row in rows:
+        drop_without_loss(row)
+        row.get("tags")
+    if any(prompt != prompts[0] for prompt in prompts) or any(tools != around[0][0] for tools, _ in around):
         raise Dropped("prompts differ")
     return scored_of(rows[0], prompts[0], replies, notes)
 
@@ -55,7 +62,7 @@ def parse_rated(rows: Neighbours, notes: Notes, field: str) -> Scored:
         return Reply(text_field(row, "response", notes), optional_number(row, field))
 
     replies = rows.each(reply)
-    prompts = rows.each(lambda row: asked(row, question_of(row), notes))
+    prompts = rows.each(lambda row: question_turns(row, question_of(row), notes))
     return _one_prompt(rows, replies, prompts, notes)
 
 
@@ -165,13 +172,13 @@ def _asked_of(row: Any) -> Any:
 
 
 def _is_rated(row: dict[str, Any]) -> bool:
-    return question_of(row) in QUESTIONS[:4]
+    return question_of(row) in QUESTIONS
 
 
 def parse_labelled(row: dict[str, Any], notes: Notes) -> Scored:
     """A prompt, `response` and `label`: whether it is desirable (unpaired, as `prompt`, `completion`, `label`)."""
     reply = Reply(text_field(row, "response", notes), float(flag(row, "label")))
-    return scored_of(row, asked(row, question_of(row), notes), [reply], notes)
+    return scored_of(row, question_turns(row, question_of(row), notes), [reply], notes)
 
 
 def parse_edit(row: dict[str, Any], notes: Notes, better: str, worse: str) -> Comparison:
@@ -183,6 +190,7 @@ def parse_edit(row: dict[str, Any], notes: Notes, better: str, worse: str) -> Co
     return comparison_of(row, prompt, sides[0], sides[1], notes)
 
 
+QUESTIONS = ("prompt", "question", "query", "instruction")
 _EDITS = (
     ("edit", "edited_response", "original_response"),
     ("edit_quality", "good_edited_response", "bad_edited_response"),

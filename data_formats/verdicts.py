@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any
 
 from data_formats.comparisons import comparison_of, diverging
-from data_formats.context import asked, with_system
+from data_formats.context import with_system
+from data_formats.demonstrations import question_turns
 from data_formats.errors import DataError
 from data_formats.formats import Dropped, Format, Notes, as_text, flag, shown
 from data_formats.records import Comparison, Message
@@ -103,8 +104,10 @@ def better_of(value: Any, field: str, names: tuple[str, str]) -> int:
     """
     if value is None or value == "":
         raise Dropped("no verdict")
-    if isinstance(value, int | float) and not isinstance(value, bool) and value == int(value):
-        value = str(int(value))
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = shown(value)
     if isinstance(value, str):
         text = value.casefold().strip()
         if re.sub(r"[\s_\-\[\]().:]", "", text) in _TIES or text.startswith("tie"):
@@ -146,7 +149,7 @@ def _prompt(row: dict[str, Any], field: str, notes: Notes) -> Turns:
         return prompt_turns(with_system(row, as_prompt(value, field, notes), notes), notes)
     if field in ("messages", "conversation", "conversations"):
         return prompt_turns(with_system(row, read_turns(value, field, notes), notes), notes)
-    return asked(row, field, notes)
+    return question_turns(row, field, notes)
 
 
 def _reply(row: dict[str, Any], field: str, notes: Notes) -> Message:

@@ -481,3 +481,40 @@ def test_categories_of_any_kind(result_of, value, text):
     assert prompt.category == text
     (one,) = result_of({"prompt": "q", "completion": "r", "category": value}, Demonstration).records
     assert one.category == text
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"prompt": "q", "info": {"answer": 4}}, "prompt"),
+        ({"question": "q", "function": "f"}, "question"),
+        ({"prompt": "q", "winner_tie": 0}, "prompt"),
+        ({"prompt": "q", "problem": "p", "query": "r"}, "prompt"),
+        ({"query": "q", "input": "x"}, "query"),
+        ({"messages": [{"role": "user", "content": "q"}], "conversation": "c", "plain_text": "t"}, "messages"),
+        ({"prompt": "q", "turns": 2}, "prompt"),
+    ],
+)
+def test_a_column_does_not_make_another_format(result_of, row, name):
+    assert result_of(row, Prompt).report.format == name
+
+
+def test_an_instruction_has_its_input_in_every_format(result_of):
+    row = {"instruction": "q", "input": "x"}
+    asked = (U("q\nx"),)
+    (pair,) = result_of(row | {"response_1": "a", "response_2": "b", "winner": 1}, Comparison).records
+    (rated_,) = result_of(row | {"response": "a", "score": 1}, Scored).records
+    (told,) = result_of(row | {"response": "a"}, Demonstration).records
+    assert pair.prompt == rated_.prompt == told.messages[:1] == asked
+
+
+def test_replies_below_each_other_have_one_category_and_the_same_tools(result_of):
+    rows = [
+        {"prompt": "q", "response": text, "score": at, "category": "c", "tags": ["t"]} for at, text in enumerate("ab")
+    ]
+    result = result_of(rows, Scored)
+    assert ([one.category for one in result.records], result.report.passed_over) == (["c"], {})
+    rows[1]["tools"] = [{"name": "f"}]
+    assert result_of(rows, Scored).report.dropped == {"prompts differ": 2}
+    rows[1] = {"prompt": "q", "response": "b", "score": 0, "weight": 0}
+    assert result_of(rows, Scored).report.dropped == {"nothing to train on (weight 0)": 2}
