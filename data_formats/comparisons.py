@@ -13,7 +13,7 @@ from data_formats.formats import Dropped, Format, Notes, as_text, label, optiona
 from data_formats.loss import drop_without_loss
 from data_formats.records import Comparison, Message
 from data_formats.tools import read_tools, turn_list
-from data_formats.transcripts import hh, starts_as_transcript, transcript
+from data_formats.transcripts import hh, reply_after, starts_as_transcript
 from data_formats.turns import Turns, prompt_turns, read_turn, read_turns, without_flags
 
 _TIES = (0, 1.5)
@@ -169,8 +169,7 @@ def parse_asked_preference(row: dict[str, Any], notes: Notes, field: str) -> Com
 def _preferred(row: dict[str, Any], prompt: Turns, written: Any, notes: Notes) -> Comparison:
     """`chosen` over `rejected`; `written`: the prompt as it stands in the row."""
     sides = [_side(row[field], field, notes) for field in ("chosen", "rejected")]
-    if isinstance(written, str) and transcript(written):  # whose labels are followed by a blank
-        sides = [(*side[:-1], replace(side[-1], content=side[-1].content.strip())) for side in sides]
+    sides = [(*side[:-1], replace(side[-1], content=reply_after(written, side[-1].content))) for side in sides]
     if all(len(side) > 1 and side[0].role == "assistant" for side in sides) and sides[0][:-1] != sides[1][:-1]:
         return diverging(row, prompt, sides[0], sides[1], notes)
     befores = [side[:-1] for side in sides if len(side) > 1]

@@ -12,11 +12,11 @@ from data_formats.errors import DataError
 from data_formats.fields import NOTHING, present
 from data_formats.formats import Dropped, Notes, as_text, shown
 from data_formats.records import Message
-from data_formats.tools import turn_list
+from data_formats.tools import parsed, turn_list
 from data_formats.turns import Turns, as_prompt, prompt_turns, read_turns
 
 SYSTEM_FIELDS = ("system", "system_prompt", "system_message", "system_instruction")
-CONTEXT_FIELDS = ("context", "passages", "documents")
+CONTEXT_FIELDS = ("context", "contexts", "passage", "passages", "document", "documents")
 _BODIES = ("text", "content", "contents", "passage")  # of a document {title, text}
 
 
@@ -38,12 +38,14 @@ def with_system(row: dict[str, Any], turns: Turns, notes: Notes) -> Turns:
 
 
 def _history(row: dict[str, Any], notes: Notes) -> Turns:
-    """`history`: [[user, reply], ...] (LLaMA-Factory's Alpaca rows, ChatGLM) or turns."""
+    """`history`: [[user, reply], ...] (LLaMA-Factory's Alpaca rows, ChatGLM) or turns, or the JSON text of these."""
     raw = row.get("history")
     if raw in NOTHING:
         return ()
     if (turns := turn_list(raw)) is not None:
         return read_turns(turns, "history", notes)
+    if isinstance(raw, str):
+        raw = parsed(raw, "history")
     if not isinstance(raw, list):
         raise DataError(f"expected a list of [user, reply] or of turns, found {shown(raw)}", field="history")
     found: list[Message] = []

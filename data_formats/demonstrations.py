@@ -25,6 +25,7 @@ from data_formats.formats import (
 from data_formats.loss import WITHOUT_LOSS, drop_without_loss
 from data_formats.records import Demonstration, Message
 from data_formats.tools import read_tools, turn_list
+from data_formats.transcripts import reply_after
 from data_formats.turns import Turns, conversation, read_turns, reasoning_of
 
 
@@ -69,7 +70,7 @@ def question_turns(row: dict[str, Any], field: str, notes: Notes) -> Turns:
 
 def answered(row: dict[str, Any], prompt: Turns, field: str, notes: Notes) -> Demonstration:
     """The prompt and the reply under `field`, with what the row says was thought before it."""
-    reply = text_field(row, field, notes)
+    reply = reply_after(dict.get(row, "prompt"), text_field(row, field, notes))  # `prompt` may be another field
     if not reply.strip():
         raise Dropped("empty reply")
     thought = reasoning_of(row, "", notes)

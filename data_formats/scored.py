@@ -36,6 +36,7 @@ from data_formats.formats import (
 from data_formats.loss import drop_without_loss
 from data_formats.records import Comparison, Message, Reply, Scored, Step
 from data_formats.tools import read_tools
+from data_formats.transcripts import reply_after
 from data_formats.turns import Turns, as_prompt, read_turns, reasoning_of
 
 
@@ -98,7 +99,8 @@ def parse_unpaired(row: dict[str, Any], notes: Notes) -> Scored:
             raise DataError(f"expected one turn of the assistant, found {shown(completion)}", field="completion")
         turn = turns[0]
     else:
-        turn = Message("assistant", as_text(completion, "completion", notes), reasoning_of(row, "", notes))
+        text = reply_after(row["prompt"], as_text(completion, "completion", notes))
+        turn = Message("assistant", text, reasoning_of(row, "", notes))
     return scored_of(row, asked(row, "prompt", notes), [_reply(turn, score)], notes)
 
 

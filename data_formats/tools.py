@@ -16,7 +16,12 @@ CALL_FIELDS = ("tool_calls", "function_call", "function_calls")  # the latter tw
 _NOT_A_CALL = "expected a call {name, arguments}"
 
 
-def _parsed(value: Any, field: str) -> Any:
+def parsed(value: Any, field: str) -> Any:
+    """A value, or what its JSON text says.
+
+    Raises:
+        DataError: a text that is not JSON.
+    """
     if not isinstance(value, str):
         return value
     try:
@@ -41,11 +46,11 @@ def _call(raw: Any, field: str, notes: Notes) -> ToolCall:
         raise DataError(f"{_NOT_A_CALL}, found {shown(raw)}", field=field)
     arguments = call.get("arguments", call.get("parameters"))
     nothing = arguments is None or (isinstance(arguments, str) and arguments.strip() in ("", "null", "None"))
-    parsed = {} if nothing else _parsed(arguments, f"{field}.arguments")
-    if not isinstance(parsed, dict):
-        raise DataError(f"expected an object, found {shown(parsed)}", field=f"{field}.arguments")
+    given = {} if nothing else parsed(arguments, f"{field}.arguments")
+    if not isinstance(given, dict):
+        raise DataError(f"expected an object, found {shown(given)}", field=f"{field}.arguments")
     call.pass_over(notes, HARMLESS_IN_TURNS)
-    return ToolCall(as_text(call["name"], field, notes), json_text(parsed, f"{field}.arguments", notes))
+    return ToolCall(as_text(call["name"], field, notes), json_text(given, f"{field}.arguments", notes))
 
 
 def read_calls(value: Any, field: str, notes: Notes) -> tuple[ToolCall, ...]:
@@ -54,8 +59,8 @@ def read_calls(value: Any, field: str, notes: Notes) -> tuple[ToolCall, ...]:
     Raises:
         DataError: not JSON, no name, or arguments that are no object.
     """
-    parsed = _parsed(value, field)
-    calls = parsed if isinstance(parsed, list) else [parsed]
+    given = parsed(value, field)
+    calls = given if isinstance(given, list) else [given]
     return tuple(_call(call, field, notes) for call in calls)
 
 
@@ -86,12 +91,12 @@ def read_tools(row: dict[str, Any], notes: Notes) -> tuple[str, ...]:
                 offers += [(f"{field}[{at}].{name}", turn[name]) for name in given]
     found: dict[str, None] = {}
     for field, offer in offers:
-        parsed = _parsed(offer, field)
-        if parsed is None:
+        given = parsed(offer, field)
+        if given is None:
             continue
-        tools = [_parsed(tool, field) for tool in parsed] if isinstance(parsed, list) else [None]
+        tools = [parsed(tool, field) for tool in given] if isinstance(given, list) else [None]
         if not all(isinstance(tool, dict) for tool in tools):
-            raise DataError(f"expected a list of function definitions, found {shown(parsed)}", field=field)
+            raise DataError(f"expected a list of function definitions, found {shown(given)}", field=field)
         found |= {json_text(tool, field, notes): None for tool in tools}
     return tuple(found)
 

@@ -7,6 +7,7 @@ blank line before every label, as HH writes them, or ends with the assistant's l
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from data_formats.records import Message
 
@@ -67,3 +68,8 @@ def transcript(text: str) -> tuple[Message, ...] | None:
         if len(turns) > 1 and turns[-1].role == "assistant" and not turns[-1].content:
             return turns
     return None
+
+
+def reply_after(prompt: Any, reply: str) -> str:
+    """A reply beside its prompt as a row gives them: a transcript's labels are followed by a blank that is no text."""
+    return reply.strip() if isinstance(prompt, str) and transcript(prompt) else reply

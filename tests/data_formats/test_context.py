@@ -216,6 +216,30 @@ def test_the_turns_of_a_prompt_are_not_trained_on_with_its_completion(tmp_path):
         assert record.messages == (U("Hi"), Message("assistant", "Hello", loss=False), U("More?"), A("good"))
 
 
+def test_the_blank_behind_a_transcript_s_label_is_no_text_of_the_reply(tmp_path):
+    asked = {"prompt": "\n\nHuman: Hi\n\nAssistant:"}
+    demo = read_row(tmp_path, asked | {"completion": " good"}, Demonstration).records[0]
+    unpaired = read_row(tmp_path, asked | {"completion": " good", "label": True}, Scored).records[0]
+    pair = read_row(tmp_path, asked | {"chosen": " good", "rejected": " bad"}, Comparison).records[0]
+    assert (demo.messages[-1], unpaired.replies[0].content, pair.chosen, pair.rejected) == (
+        A("good"),
+        "good",
+        "good",
+        "bad",
+    )
+    plain = read_row(tmp_path, {"prompt": "Hi", "completion": " good"}, Demonstration).records[0]
+    assert plain.messages[-1] == A(" good")
+
+
+def test_the_same_context_by_any_name_and_as_json_text(tmp_path):
+    for name in ("context", "contexts", "passage", "passages", "document", "documents"):
+        for kind in (Demonstration, Prompt):
+            record = read_row(tmp_path, {"question": "q", name: "text", "answer": "good"}, kind).records[0]
+            assert context(record) == (U("q\n\ntext"),)
+    row = {"instruction": "q", "output": "good", "history": json.dumps([["hello", "hi"]])}
+    assert context(read_row(tmp_path, row, Demonstration).records[0]) == (U("hello"), A("hi"), U("q"))
+
+
 def test_a_history_that_cannot_be_a_context_is_dropped_and_counted(tmp_path):
     for history, reason in (
         ([RAW_U, RAW_U, RAW_A, RAW_B], None),
