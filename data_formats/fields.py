@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_formats.errors import DataError
-from data_formats.formats import Notes, shown
+from data_formats.formats import LONGEST_KEY, Notes, shown
 
 NOTHING: tuple[Any, ...] = (None, "", [], {}, "[]")  # values that say nothing
 _WHICH = """
@@ -37,7 +37,6 @@ _HOW = """
 """
 HARMLESS_IN_TURNS = HARMLESS | set(_HOW.split())  # a turn's or a call's own name and number: no template renders them
 _NUMBER = re.compile(r"\[\d+\]")
-_LONGEST = 60  # characters of a key that are shown
 
 
 class PassedOver(str):
@@ -80,10 +79,9 @@ class Fields(dict[str, Any]):
 
 
 def _path(at: str, key: str) -> PassedOver:
-    """`at` without numbers, and the key, cut and with what a terminal would obey escaped."""
-    cut = key if len(key) <= _LONGEST else key[:_LONGEST] + "…"
-    plain = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in cut)
-    return PassedOver(f"{_NUMBER.sub('[]', at)}.{plain}" if at else plain)
+    """`at` without numbers, and the key, cut short."""
+    cut = key if len(key) <= LONGEST_KEY else f"{key[:LONGEST_KEY]}…"
+    return PassedOver(f"{_NUMBER.sub('[]', at)}.{cut}" if at else cut)
 
 
 def present(raw: dict[str, Any], names: Sequence[str]) -> Sequence[str]:

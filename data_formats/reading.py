@@ -25,6 +25,7 @@ from data_formats.padding import without_padding
 from data_formats.records import Comparison, Document, Prompt, Record, Scored
 from data_formats.report import ReadReport, ReadResult
 
+MOST_KEYS = 1000  # that are counted one by one; rows of a hostile file may have new ones each
 PADDING = "a column's nulls removed from calls and tools"  # a note
 
 
@@ -139,7 +140,8 @@ class Stream:
         report.used += held
         for note, count in notes.items():
             if isinstance(note, PassedOver):
-                report.passed_over[str(note)] += 1
+                known = note in report.passed_over or len(report.passed_over) < MOST_KEYS
+                report.passed_over[str(note) if known else "further fields"] += 1
             elif note in LEFT_OUT:
                 report.left_out[note] += count
             else:

@@ -51,15 +51,15 @@ def test_stats_in_json_count_rows_records_and_drops_by_reason(files, capsys):
 
 
 def test_fields_that_no_reader_understands_are_shown_by_stats_inspect_and_convert(files, capsys):
-    row = talk("one", "yes") | {"foo": 1, "id": 7}
+    row = talk("one", "yes") | {"foo": 1, "id": 7, "\x1b[2J": 1}
     row["messages"][1]["bar"] = "x"
     path = str(write(files / "more.jsonl", row, talk("two", "no")))
-    said = "fields passed over: foo 1, messages[].bar 1"
+    said = r"fields passed over: \u001b[2J 1, foo 1, messages[].bar 1"
     for words in (["stats", path], ["inspect", path], ["convert", path, str(files / "out.jsonl")]):
         assert cli.main(["data", *words]) == 0
         assert said in capsys.readouterr().out.replace("\n", " ")
     assert cli.main(["data", "stats", path, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["passed_over"] == {"foo": 1, "messages[].bar": 1}
+    assert json.loads(capsys.readouterr().out)[0]["passed_over"] == {"foo": 1, "messages[].bar": 1, "\x1b[2J": 1}
 
 
 def test_inspect_shows_turns_without_loss_and_what_compared_replies_thought(files, capsys):
