@@ -9,6 +9,7 @@ from typing import Any
 from data_formats.context import asked, with_system
 from data_formats.demonstrations import alpaca_prompt, question_turns
 from data_formats.errors import DataError
+from data_formats.fields import NOTHING
 from data_formats.formats import Dropped, Format, Notes, as_text, label, optional_number, shown, source_of, text_field
 from data_formats.loss import drop_without_loss
 from data_formats.records import Comparison, Message
@@ -157,7 +158,12 @@ def _ends_with(turns: Turns, end: Turns) -> bool:
 
 
 def parse_preference(row: dict[str, Any], notes: Notes) -> Comparison:
-    """`prompt` (string or turns), `chosen` and `rejected` (string, one turn, or turns with or without the prompt)."""
+    """`prompt` (string or turns), `chosen` and `rejected` (string, one turn, or turns with or without the prompt).
+
+    Where nothing stands under `prompt`, it is what both sides begin with.
+    """
+    if row["prompt"] in NOTHING and _both(list, "chosen", "rejected")(row):
+        return parse_conversation_pair(row, notes)
     return _preferred(row, asked(row, "prompt", notes), row["prompt"], notes)
 
 
