@@ -9,14 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 from data_formats.errors import DataError
-from data_formats.fields import NOTHING
+from data_formats.fields import NOTHING, present
 from data_formats.formats import Dropped, Notes, as_text, shown
 from data_formats.records import Message
-from data_formats.tools import turn_list
+from data_formats.tools import parsed, turn_list
 from data_formats.turns import Turns, as_prompt, prompt_turns, read_turns
 
 SYSTEM_FIELDS = ("system", "system_prompt", "system_message", "system_instruction")
-CONTEXT_FIELDS = ("context", "passages", "documents")
+CONTEXT_FIELDS = ("context", "contexts", "passage", "passages", "document", "documents")
 _BODIES = ("text", "content", "contents", "passage")  # of a document {title, text}
 
 
@@ -25,9 +25,12 @@ def with_system(row: dict[str, Any], turns: Turns, notes: Notes) -> Turns:
 
     Two that differ become one where the turns are repaired, which counts it.
     """
+    names = present(row, SYSTEM_FIELDS)
+    if not names:
+        return turns
     own = {turn.content.strip() for turn in turns if turn.role == "system"}
     said: dict[str, Message] = {}
-    for name in SYSTEM_FIELDS:
+    for name in names:
         text = as_text(row[name], name, notes) if row.get(name) is not None else ""
         if text.strip() and text.strip() not in own:
             said.setdefault(text.strip(), Message("system", text))
@@ -35,12 +38,14 @@ def with_system(row: dict[str, Any], turns: Turns, notes: Notes) -> Turns:
 
 
 def _history(row: dict[str, Any], notes: Notes) -> Turns:
-    """`history`: [[user, reply], ...] (LLaMA-Factory's Alpaca rows, ChatGLM) or turns."""
+    """`history`: [[user, reply], ...] (LLaMA-Factory's Alpaca rows, ChatGLM) or turns, or the JSON text of these."""
     raw = row.get("history")
     if raw in NOTHING:
         return ()
     if (turns := turn_list(raw)) is not None:
         return read_turns(turns, "history", notes)
+    if isinstance(raw, str):
+        raw = parsed(raw, "history")
     if not isinstance(raw, list):
         raise DataError(f"expected a list of [user, reply] or of turns, found {shown(raw)}", field="history")
     found: list[Message] = []
@@ -67,7 +72,7 @@ def _passage(value: Any, field: str, notes: Notes) -> str:
 def _passages(row: dict[str, Any], notes: Notes) -> list[str]:
     """The texts that a question is to be answered from."""
     found = []
-    for name in CONTEXT_FIELDS:
+    for name in present(row, CONTEXT_FIELDS):
         raw = row.get(name)
         if raw in NOTHING:
             continue
@@ -87,7 +92,7 @@ def asked(row: dict[str, Any], field: str, notes: Notes, text: str | None = None
         Dropped: see `turns.prompt_turns`.
         DataError: a field is not what it should be.
     """
-    turns = as_prompt(row[field] if text is None else text, field, notes)
+    alone = turns = as_prompt(row[field] if text is None else text, field, notes)
     before, passages = _history(row, notes), _passages(row, notes)
     if passages:
         last = turns[-1]
@@ -96,7 +101,7 @@ def asked(row: dict[str, Any], field: str, notes: Notes, text: str | None = None
         own = 1 if turns[0].role == "system" else 0
         turns = (*turns[:own], *before, *turns[own:])
     whole = with_system(row, turns, notes)
-    return prompt_turns(whole, notes) if whole is not turns and len(whole) > 1 else whole
+    return whole if whole is alone else prompt_turns(whole, notes)
 
 
 def judged(row: dict[str, Any], field: str, notes: Notes) -> tuple[Turns, Message]:

@@ -1,22 +1,33 @@
 """Which format a row has: all formats by kind of record, the most specific one, and those that hold no record.
 
 With `format="auto"` the first row decides: of the formats whose fields it has, the one that needs the most fields wins;
-two that need equally many are refused, and the recipe must name one. The order of specificity therefore is, for
-comparisons: predictions (6 fields), shp (5), alpacaeval, edited (4), preference, ranking, arena, stack_exchange_paired
-(3), all others (2; told apart by their values); for scored replies: shp (5), edited (4), unpaired (3), all others (2);
-for demonstrations: messages, sharegpt (1), all others (2); for prompts: self_instruct (2), all others (1).
+two that need equally many are refused, and the recipe must name one. `docs/formats.md` lists what each needs; those
+that need the same are told apart by their values (`Format.fits`).
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from data_formats import comparisons, demonstrations, documents, prompts, scored
+from data_formats import (
+    benchmarks,
+    comparisons,
+    demonstrations,
+    documents,
+    moss,
+    prompts,
+    rated,
+    scored,
+    trees,
+    verdicts,
+)
 from data_formats.context import SYSTEM_FIELDS
 from data_formats.errors import DataError
 from data_formats.fields import NOTHING, Fields
 from data_formats.formats import Format, Notes, keys_of
 from data_formats.loss import LOSS_FIELDS
+from data_formats.neighbours import Neighbours
 from data_formats.records import Comparison, Demonstration, Prompt, Record, Scored
 from data_formats.tools import CALL_FIELDS, TOOL_FIELDS
 from data_formats.turns import REASONING_FIELDS
@@ -25,6 +36,11 @@ FORMATS: tuple[Format, ...] = (
     *demonstrations.FORMATS,
     *comparisons.FORMATS,
     *scored.FORMATS,
+    *verdicts.FORMATS,
+    *benchmarks.FORMATS,
+    *rated.FORMATS,
+    *trees.FORMATS,
+    *moss.FORMATS,
     *prompts.FORMATS,
     *documents.FORMATS,
 )
@@ -85,17 +101,30 @@ def named(name: str, kind: type[Record]) -> Format:
 
 
 def parse(row: Any, chosen: Format, notes: Notes) -> tuple[Any, ...]:
-    """The records of one row, which must have the format's fields."""
+    """The records of one row (of rows that belong together, where the format says so)."""
+    if isinstance(row, Neighbours):
+        row.each(partial(_check_shape, chosen=chosen))
+    else:
+        _check_shape(row, chosen)
+    made = chosen.parse(row, notes)
+    return made if isinstance(made, tuple) else (made,)
+
+
+def _check_shape(row: Any, chosen: Format) -> None:
+    """Nothing, where a row has the format's fields and none that would be lost.
+
+    Raises:
+        DataError: it has not.
+    """
     if not (chosen.needs <= row.keys() if isinstance(row, dict) else isinstance(row, list) and not chosen.needs):
         needs = ", ".join(sorted(chosen.needs)) or "a list"
         raise DataError(f"the row does not have the shape of format {chosen.name} ({needs}); keys seen: {keys_of(row)}")
     for name, (meaning, kinds) in _UNSUPPORTED.items() if isinstance(row, dict) else ():
-        if chosen.kind in kinds and name not in chosen.needs and dict.get(row, name) not in NOTHING:
+        known = name in chosen.needs or (name in verdicts.VERDICTS and chosen in verdicts.FORMATS)
+        if chosen.kind in kinds and not known and dict.get(row, name) not in NOTHING:
             raise DataError(f"{meaning} are not supported by this reader", field=name)
     if not chosen.fits(row):
         raise DataError(f"the values are not those of format {chosen.name}; keys seen: {keys_of(row)}")
-    made = chosen.parse(row, notes)
-    return made if isinstance(made, tuple) else (made,)
 
 
 def refuse_unread(row: Fields, chosen: Format) -> None:

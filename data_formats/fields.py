@@ -8,32 +8,35 @@ them. Keys whose meaning is known and would be lost are refused in `detection`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_formats.errors import DataError
-from data_formats.formats import Notes, shown
+from data_formats.formats import LONGEST_KEY, Notes, shown
 
 NOTHING: tuple[Any, ...] = (None, "", [], {}, "[]")  # values that say nothing
 _WHICH = """
     id _id ids idx index row_id uuid uid guid key hash sha sha256 task_id prompt_id question_id answer_id response_id
     example_id sample_id instance_id turn_id message_id message_tree_id parent_id conversation_id conversation_hash
-    dialogue_id chat_id session_id thread_id post_id user_id c_root_id_A c_root_id_B
+    dialogue_id chat_id session_id thread_id post_id user_id c_root_id_A c_root_id_B pair_id original_id
+    turn turn_identifier
 """
 _WHENCE = """
     source source_url url urls link origin dataset dataset_name subset split datasplit domain file filename path license
     author annotator annotator_id worker_id generator generator_1 generator_2 model models model_name model_a model_b
-    version meta metadata
+    chosen_model rejected_model response_model policy worker batch version meta metadata hashed_ip header country state
+    toxic redacted openai_moderation detoxify_moderation
 """
 _WHEN = """
     date time timestamp tstamp created created_at created_date create_time update_time updated_at created_at_utc_A
     created_at_utc_B language lang
 """
 HARMLESS = frozenset(f"{_WHICH} {_WHENCE} {_WHEN}".split())
-# A turn's or a call's own name and number; no template renders them.
-HARMLESS_IN_TURNS = HARMLESS | {"name", "tool_call_id", "call_id", "type", "status", "finish_reason", "stop_reason"}
+_HOW = """
+    name tool_call_id call_id type status finish_reason stop_reason signature cache_control
+"""
+HARMLESS_IN_TURNS = HARMLESS | set(_HOW.split())  # a turn's or a call's own name and number: no template renders them
 _NUMBER = re.compile(r"\[\d+\]")
-_LONGEST = 60  # characters of a key that are shown
 
 
 class PassedOver(str):
@@ -76,10 +79,14 @@ class Fields(dict[str, Any]):
 
 
 def _path(at: str, key: str) -> PassedOver:
-    """`at` without numbers, and the key, cut and with what a terminal would obey escaped."""
-    cut = key if len(key) <= _LONGEST else key[:_LONGEST] + "…"
-    plain = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in cut)
-    return PassedOver(f"{_NUMBER.sub('[]', at)}.{plain}" if at else plain)
+    """`at` without numbers, and the key, cut short."""
+    cut = key if len(key) <= LONGEST_KEY else f"{key[:LONGEST_KEY]}…"
+    return PassedOver(f"{_NUMBER.sub('[]', at)}.{cut}" if at else cut)
+
+
+def present(raw: dict[str, Any], names: Sequence[str]) -> Sequence[str]:
+    """Those of the names that are keys; quick where none is, as in most turns."""
+    return () if raw.keys().isdisjoint(names) else [name for name in names if name in raw]
 
 
 def objects(row: dict[str, Any], field: str, notes: Notes) -> Iterator[Fields]:

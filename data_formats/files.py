@@ -1,7 +1,8 @@
 """Files -> raw rows with their line numbers. Compression and container are told by the name's endings.
 
-`.jsonl`/`.ndjson`; `.json` (one list, or JSON Lines, which many files of that name are); `.parquet`; each also as `.gz`
-or, where `zstandard` is installed, `.zst`. For a list and for Parquet the number is that of the row, from 1.
+`.jsonl`/`.ndjson`; `.json` (one list, an object of columns, or JSON Lines, which many files of that name are); `.csv`
+and `.tsv`, see `delimited`; `.parquet`; each also as `.gz` or, where `zstandard` is installed, `.zst`. For a list and
+for Parquet the number is that of the row, from 1.
 `.xml` is a StackExchange dump, see `posts_xml`.
 
 Nothing is held as a whole: JSON Lines and lists are read row by row, Parquet batch by batch (a compressed Parquet file
@@ -24,11 +25,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from align.runtime.paths import typed_path
+from data_formats import delimited
 from data_formats.errors import MEBIBYTE, MOST, AlignError, DataError, MissingFileError, RowNumber, TooLargeError
 from data_formats.json_rows import is_lines, json_lines, json_values
 from data_formats.posts_xml import post_rows
 
-ROW_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".xml")
+ROW_ENDINGS = (".jsonl", ".ndjson", ".json", *delimited.ENDINGS, ".parquet", ".xml")
 TEXT_ENDINGS = (".txt", ".md")
 COMPRESSED = (".gz", ".zst")
 PARQUET_BATCH = 64  # rows
@@ -207,6 +209,8 @@ def raw_rows(path: Path, most: int = MOST) -> Iterator[tuple[int, Any]]:
         return json_lines(text_lines(path, most), path)
     if kind == ".xml":
         return _posts(path, most)
+    if kind in delimited.ENDINGS:
+        return delimited.delimited_rows(text_lines(path, most), path)
     known = ", ".join((*ROW_ENDINGS, *TEXT_ENDINGS))
     if not typed_path(path).exists():
         raise MissingFileError(f"{path}: no such file; check the path and data_root")

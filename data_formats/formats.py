@@ -7,6 +7,7 @@ well formed but of no use. Repairs that made a row usable are counted in `notes`
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ Notes = Counter[str]
 # Notes about parts of a used row that were left out; the report counts the parts. All other notes are repairs of rows.
 TIED_PAIRS = "pairs of equal score"
 EMPTY_REPLIES = "replies without text"
+OFF_THE_PATH = "messages off the best path"
+LEFT_OUT = frozenset({TIED_PAIRS, EMPTY_REPLIES, OFF_THE_PATH})
 SHOWN_KEYS, LONGEST_KEY = 20, 60  # of a row, in errors
-LEFT_OUT = frozenset({TIED_PAIRS, EMPTY_REPLIES})
 
 
 class Dropped(Exception):
@@ -42,6 +44,7 @@ class Format:
         needs: fields that must be there; more of them make the format more specific.
         parse: raw row and notes -> a record, or several.
         fits: a further test of the values, where the names alone do not tell.
+        group: a value of a row; rows that follow each other with the same one are parsed together, as `Neighbours`.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Format:
     needs: frozenset[str]
     parse: Callable[[Any, Notes], Record | tuple[Any, ...]]
     fits: Callable[[Any], bool] = any_values
+    group: Callable[[Any], Any] | None = None
 
     def matches(self, row: Any) -> bool:
         """Whether a row has this shape."""
@@ -115,10 +119,34 @@ def optional_text(row: dict[str, Any], field: str, notes: Notes) -> str:
     return as_text(row[field], field, notes) if row.get(field) is not None else ""
 
 
+def scalar_text(value: Any, field: str, notes: Notes) -> str:
+    """A string, a number or true and false as text: 4 and 4.0 (which Parquet makes of 4 beside a null) are "4".
+
+    NaN, which pandas writes where there is nothing, is "".
+
+    Raises:
+        DataError: it is something else.
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and math.isnan(value):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int | float) else as_text(value, field, notes)
+
+
 def label(row: dict[str, Any], field: str, notes: Notes) -> str:
-    """The string or whole number under `field` as a string, or "" when it is missing or null."""
+    """What `field` names, as one string; "" when it is missing or null.
+
+    Several names are a list, or an object of true and false whose true ones are meant; they are joined by ", ".
+    """
     value = row.get(field)
-    return str(value) if isinstance(value, int) else optional_text(row, field, notes)
+    if isinstance(value, dict) and all(isinstance(flag, bool | None) for flag in value.values()):
+        value = [name for name, flag in value.items() if flag]
+    if isinstance(value, list):
+        return ", ".join(scalar_text(item, field, notes) for item in value)
+    return "" if value is None else scalar_text(value, field, notes)
 
 
 def source_of(row: dict[str, Any]) -> str:
@@ -127,11 +155,21 @@ def source_of(row: dict[str, Any]) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _number(text: str) -> float | str:
+    """The number that a text is, or the text."""
+    try:
+        return float(text) if text.isascii() and "_" not in text else text
+    except ValueError:
+        return text
+
+
 def optional_number(row: dict[str, Any], field: str) -> float | None:
-    """The finite number under `field`, or None when it is missing or null."""
+    """The finite number under `field`, or None when it is missing, null or ""; "4.5" is 4.5, as in CSV files."""
     value = row.get(field)
-    if value is None:
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
+    if isinstance(value, str):
+        value = _number(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise DataError(f"expected a finite number, found {shown(value)}", field=field)
     return float(value)

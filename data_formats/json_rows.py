@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from data_formats.delimited import column_rows, is_columns
 from data_formats.errors import DataError, RowNumber, TooLargeError
 
 _CHUNK = 1 << 16  # bytes
@@ -151,7 +152,7 @@ class _Window:
 
 
 def json_values(file: IO[bytes], path: Path, most: int) -> Iterator[tuple[int, Any]]:
-    """The elements of the list that a file holds, or its one value.
+    """The elements of the list that a file holds, the rows of its table by columns, or its one value.
 
     Args:
         most: characters that an element may have.
@@ -163,7 +164,8 @@ def json_values(file: IO[bytes], path: Path, most: int) -> Iterator[tuple[int, A
     if (start := window.peek()) == "[":
         yield from _elements(window)
     elif start:
-        yield RowNumber(1), window.value()
+        value = window.value()
+        yield from column_rows(value) if is_columns(value) else [(RowNumber(1), value)]
     if following := window.peek():
         what = "objects" if start == following == "{" else "values"
         raise window.error(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from data_formats.errors import DataError
+from data_formats.fields import present
 from data_formats.formats import Dropped, as_flag, shown
 
 LOSS_FIELDS = ("weight", "loss_weight", "loss_mask", "loss", "train", "trainable", "training")
@@ -24,7 +25,7 @@ def loss_of(raw: dict[str, Any], at: str) -> bool | None:
         DataError: another weight than 0 or 1, or fields that contradict each other.
     """
     said: dict[str, bool] = {}
-    for name in LOSS_FIELDS:
+    for name in present(raw, LOSS_FIELDS):
         value = raw.get(name)
         if value is None:
             continue

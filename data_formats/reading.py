@@ -7,23 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from data_formats import documents, files
+from data_formats.columns import further_columns, with_all_columns
 from data_formats.detection import detect, format_names, named, parse, refuse_unread
 from data_formats.errors import MEBIBYTE, MOST, DataError, EmptyDatasetError
+from data_formats.exports import LeftOut, plain_rows
 from data_formats.fields import Fields, PassedOver
 from data_formats.formats import LEFT_OUT, Dropped, Format, Notes, encodable
 from data_formats.hub import HubDataset, as_source
+from data_formats.neighbours import Neighbours, neighbours
 from data_formats.padding import without_padding
 from data_formats.records import Comparison, Document, Prompt, Record, Scored
 from data_formats.report import ReadReport, ReadResult
 
+MOST_KEYS = 1000  # that are counted one by one; rows of a hostile file may have new ones each
 PADDING = "a column's nulls removed from calls and tools"  # a note
-PLAIN = (str, int, float)  # of the values of further columns; bool is an int
 
 
 def _open(
@@ -34,7 +37,8 @@ def _open(
     if isinstance(source, HubDataset) or files.ending(source) not in files.TEXT_ENDINGS:
         if split not in (None, "none"):
             raise DataError(f"only text files are split, not this one; remove split {split!r}", path=str(source))
-        return chosen, source.rows() if isinstance(source, HubDataset) else files.raw_rows(source, most)
+        rows = source.rows() if isinstance(source, HubDataset) else files.raw_rows(source, most)
+        return chosen, plain_rows(rows, str(source), annotated=kind not in (Prompt, Document))
     if kind is not Document:
         raise DataError(f"plain text holds documents, not {kind.__name__.lower()}s", path=source)
     lines = files.text_lines(source, most)
@@ -48,7 +52,8 @@ def _located(source: Path | HubDataset, line: int | None, action: Callable[[], A
     try:
         return action()
     except DataError as error:
-        raise DataError(error.problem, path=str(source), line=line, field=error.field) from None
+        at = line if error.line is None else error.line
+        raise DataError(error.problem, path=str(source), line=at, field=error.field) from None
     except RecursionError:
         raise DataError("nested too deeply to be read", path=str(source), line=line) from None
 
@@ -80,11 +85,11 @@ class Stream:
         if format != "auto":
             named(format, kind)
 
-    @property
+    @cached_property
     def _is_dump(self) -> bool:
         return isinstance(self.source, Path) and files.ending(self.source) == ".xml"
 
-    @property
+    @cached_property
     def _is_columnar(self) -> bool:
         return isinstance(self.source, HubDataset) or files.ending(self.source) == ".parquet"
 
@@ -97,34 +102,46 @@ class Stream:
                 f"the {'dataset' if isinstance(self.source, HubDataset) else 'file'} holds no rows",
                 path=str(self.source),
             )
-        for line, row in chain([first], rows):
-            if isinstance(row, dict) and row.keys() == {"left_out"} and self._is_dump:
-                report.rows += 1
-                report.dropped[row["left_out"]] += 1
-                continue
-            if chosen is None:
-                chosen = _located(self.source, line, partial(detect, row, self.kind))
-            report.format = chosen.name
+        rows = self._kept(chain([first], rows), report)
+        first = next(rows, None)
+        if first is None:
+            return
+        chosen = chosen or _located(self.source, first[0], partial(detect, first[1], self.kind))
+        report.format, rows = chosen.name, chain([first], rows)
+        for line, row in neighbours(rows, chosen.group) if chosen.group else rows:
             for record in self._records(line, row, chosen, report):
                 report.records += 1
                 yield record
                 if report.records == self.limit:
                     return
 
+    def _kept(self, rows: Iterator[tuple[int, Any]], report: ReadReport) -> Iterator[tuple[int, Any]]:
+        """The rows without those of which nothing is read, which are counted."""
+        for line, row in rows:
+            reason = row if isinstance(row, LeftOut) else None
+            if self._is_dump and row.keys() == {"left_out"}:
+                reason = row["left_out"]
+            if reason is None:
+                yield line, row
+            else:
+                report.rows += 1
+                report.dropped[str(reason)] += 1
+
     def _records(self, line: int, row: Any, chosen: Format, report: ReadReport) -> Iterator[Any]:
-        whole = without_padding(row) if self._is_columnar else row
-        notes = Notes({} if whole is row else {PADDING: 1})
-        posts = row["posts"] if self._is_dump else 1
-        report.rows += posts
+        notes = Notes()
+        held = row["posts"] if self._is_dump else len(row) if isinstance(row, Neighbours) else 1
+        report.rows += held
         try:
-            made = _located(self.source, line, partial(self._made, whole, chosen, notes))
+            row = _located(self.source, line, partial(self._cleared, row, notes))
+            made = _located(self.source, line, partial(records_of, row, chosen, notes))
         except Dropped as reason:
-            report.dropped[str(reason)] += posts
+            report.dropped[str(reason)] += held
             return
-        report.used += posts
+        report.used += held
         for note, count in notes.items():
             if isinstance(note, PassedOver):
-                report.passed_over[str(note)] += 1
+                known = note in report.passed_over or len(report.passed_over) < MOST_KEYS
+                report.passed_over[str(note) if known else "further fields"] += 1
             elif note in LEFT_OUT:
                 report.left_out[note] += count
             else:
@@ -135,24 +152,39 @@ class Stream:
             made = tuple(replace(record, category=self.category) for record in made)
         yield from made
 
-    def _made(self, row: Any, chosen: Format, notes: Notes) -> tuple[Any, ...]:
-        """The records of a row, every one of whose keys is read, refused or counted."""
-        row = encodable(row, notes)
-        row = Fields(row) if isinstance(row, dict) else row
-        made = parse(row, chosen, notes)
-        if not isinstance(row, Fields):
-            return made
-        refuse_unread(row, chosen)
-        if self.kind is Prompt:
-            known = chosen.needs | {"category", "reference", "source"}
-            names = [name for name, value in row.items() if isinstance(value, PLAIN) and name not in known]
-            columns = {name: row[name] for name in names}
-            made = tuple(replace(record, columns=columns) for record in made)
-        row.pass_over(notes)
-        return made
+    def _cleared(self, row: Any, notes: Notes) -> Any:
+        """A row that knows what is asked of it, its texts fit to be encoded, without a column's nulls in its calls."""
+        if isinstance(row, Neighbours):
+            return Neighbours(zip(row.lines, [self._cleared(one, notes) for one in row], strict=True))
+        whole = without_padding(row) if self._is_columnar else row
+        if whole is not row:
+            notes[PADDING] = 1
+        whole = encodable(whole, notes)
+        return Fields(whole) if isinstance(whole, dict) else whole
 
 
 stream = Stream
+
+
+def records_of(row: Any, chosen: Format, notes: Notes) -> tuple[Any, ...]:
+    """The records of a row (`Fields`, several of them, or a list), every one of whose keys is read, refused or counted.
+
+    Raises:
+        DataError: it is malformed, or has a field of known meaning that the format does not read; names the field.
+        Dropped: it is of no use.
+    """
+    made = parse(row, chosen, notes)
+    if isinstance(row, Neighbours):
+        row.each(partial(refuse_unread, chosen=chosen))
+        row.each(partial(Fields.pass_over, notes=notes))
+    if not isinstance(row, Fields):
+        return made
+    refuse_unread(row, chosen)
+    if chosen.kind is Prompt:
+        columns = further_columns(row, chosen.needs)
+        made = tuple(replace(record, columns=columns) for record in made)
+    row.pass_over(notes)
+    return made
 
 
 def preference_kind(
@@ -167,7 +199,7 @@ def preference_kind(
     source = as_source(source)
     chosen, rows = _open(source, Comparison, format, None, int(max_row_mb * MEBIBYTE))
     for line, row in rows if chosen is None else ():
-        if isinstance(row, dict) and row.keys() == {"left_out"}:  # of a dump: it has no shape
+        if isinstance(row, LeftOut) or (isinstance(row, dict) and row.keys() == {"left_out"}):  # it has no shape
             continue
         chosen = _located(source, line, partial(detect, row, Comparison))
         break
@@ -188,7 +220,7 @@ def read(
 
     Args:
         source: a file, see `files` for the endings; or a `HubDataset`, for which "hub:org/name" is short.
-        kind: Demonstration, Comparison, Scored, Prompt or Document.
+        kind: Demonstration, Comparison, Scored, Prompt or Document. Prompts have the same columns, see `columns`.
         format: one of `format_names(kind)`, or "auto".
         limit: stop after this many records.
         category: set this category on every record (not on documents, which have none).
@@ -202,4 +234,4 @@ def read(
     """
     lazily = Stream(source, kind, format=format, limit=limit, category=category, split=split, max_row_mb=max_row_mb)
     records = list(lazily)
-    return ReadResult(records, lazily.report)
+    return ReadResult(with_all_columns(records) if kind is Prompt else records, lazily.report)

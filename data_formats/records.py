@@ -62,10 +62,12 @@ class Comparison:
     """Two replies to one prompt, `chosen` the better (PMP, reward model).
 
     Attributes:
-        prompt: the turns before the reply, the last one a user turn.
+        prompt: the turns before the reply, the last one a user turn; what both sides have in common.
         grade: strength of the preference in the annotators' own unit, None when the source has none.
         tags: facts about the pair kept for evaluation, e.g. ("correctness",).
         chosen_reasoning, rejected_reasoning: what was thought before each reply, without tags.
+        chosen_turns, rejected_turns: what stands between `prompt` and each reply where whole conversations are compared
+            that part at the first reply: that reply, what the user said to it, and so on, a user turn last.
     """
 
     prompt: tuple[Message, ...]
@@ -78,6 +80,8 @@ class Comparison:
     tools: tuple[str, ...] = ()
     chosen_reasoning: str = ""
     rejected_reasoning: str = ""
+    chosen_turns: tuple[Message, ...] = ()
+    rejected_turns: tuple[Message, ...] = ()
 
     def swapped(self) -> Comparison:
         """The same pair with the other reply as the better one."""
@@ -87,6 +91,8 @@ class Comparison:
             rejected=self.chosen,
             chosen_reasoning=self.rejected_reasoning,
             rejected_reasoning=self.chosen_reasoning,
+            chosen_turns=self.rejected_turns,
+            rejected_turns=self.chosen_turns,
         )
 
     @property
@@ -115,12 +121,14 @@ class Reply:
     Attributes:
         steps: where it is judged in parts.
         reasoning: what was thought before `content`, without tags.
+        attributes: what it was rated by beside its score, e.g. (("correctness", 4.0), ("verbosity", 1.0)).
     """
 
     content: str
     score: float | None = None
     steps: tuple[Step, ...] = ()
     reasoning: str = ""
+    attributes: tuple[tuple[str, float], ...] = ()
 
     @property
     def turn(self) -> Message:
@@ -147,8 +155,8 @@ class Scored:
 class Prompt:
     """A query to answer (PPO, evaluation); `reference` is a known good answer where the source has one.
 
-    `columns` are the row's further fields that are a text, a number or true or false, for rewards; they do not count in
-    comparing two prompts.
+    `columns` are the row's further fields, for rewards: texts, numbers, true and false, and lists and objects of these
+    (unit tests, several answers); they do not count in comparing two prompts.
     """
 
     messages: tuple[Message, ...]

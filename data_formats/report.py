@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-SHOWN_KEYS = 20
+from data_formats.formats import SHOWN_KEYS
 
 
 @dataclass(slots=True)

@@ -8,12 +8,13 @@ negative, and 1 more for the accepted answer (Askell et al. 2021, appendix C.1).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import Any
 
-from data_formats.comparisons import same
+from data_formats.comparisons import is_list_of_texts, same
 from data_formats.context import asked, judged, with_system
 from data_formats.demonstrations import alpaca_prompt
 from data_formats.errors import DataError
@@ -35,6 +36,7 @@ from data_formats.formats import (
 from data_formats.loss import drop_without_loss
 from data_formats.records import Comparison, Message, Reply, Scored, Step
 from data_formats.tools import read_tools
+from data_formats.transcripts import reply_after
 from data_formats.turns import Turns, as_prompt, read_turns, reasoning_of
 
 
@@ -43,7 +45,7 @@ def vote_score(votes: float, accepted: bool) -> float:
     return float((-1 if votes < 0 else round(math.log2(1 + votes))) + bool(accepted))
 
 
-def _scored(row: dict[str, Any], prompt: Turns, replies: list[Reply], notes: Notes) -> Scored:
+def scored_of(row: dict[str, Any], prompt: Turns, replies: list[Reply], notes: Notes) -> Scored:
     drop_without_loss(row)
     kept = tuple(reply for reply in replies if reply.content.strip())
     if not kept:
@@ -79,7 +81,7 @@ def parse_kto(row: dict[str, Any], notes: Notes) -> Scored:
     """`messages` ending with a reply, and `label`: whether it is desirable (LLaMA-Factory's KTO rows)."""
     score = float(flag(row, "label"))
     prompt, reply = judged(row, "messages", notes)
-    return _scored(row, prompt, [_reply(reply, score)], notes)
+    return scored_of(row, prompt, [_reply(reply, score)], notes)
 
 
 def _reply(turn: Message, score: float | None) -> Reply:
@@ -97,8 +99,9 @@ def parse_unpaired(row: dict[str, Any], notes: Notes) -> Scored:
             raise DataError(f"expected one turn of the assistant, found {shown(completion)}", field="completion")
         turn = turns[0]
     else:
-        turn = Message("assistant", as_text(completion, "completion", notes), reasoning_of(row, "", notes))
-    return _scored(row, asked(row, "prompt", notes), [_reply(turn, score)], notes)
+        text = reply_after(row["prompt"], as_text(completion, "completion", notes))
+        turn = Message("assistant", text, reasoning_of(row, "", notes))
+    return scored_of(row, asked(row, "prompt", notes), [_reply(turn, score)], notes)
 
 
 def parse_ultrafeedback(row: dict[str, Any], notes: Notes) -> Scored:
@@ -107,25 +110,38 @@ def parse_ultrafeedback(row: dict[str, Any], notes: Notes) -> Scored:
     for item in objects(row, "completions", notes):
         field = "overall_score" if item.get("overall_score") is not None else "fine-grained_score"
         replies.append(Reply(text_field(item, "response", notes), optional_number(item, field)))
-    return _scored(row, alpaca_prompt(row, notes), replies, notes)
+    return scored_of(row, alpaca_prompt(row, notes), replies, notes)
 
 
 def _step(item: dict[str, Any], notes: Notes) -> Step:
     return Step(text_field(item, "text", notes), optional_number(item, "rating"))
 
 
+def attributes_of(row: Any, notes: Notes, names: Sequence[str] | None = None) -> tuple[tuple[str, float], ...]:
+    """The ratings of an object, in its order or that of the names looked for; those it lacks are left out.
+
+    Raises:
+        DataError: no object, or a rating that is no number.
+    """
+    if not isinstance(row, dict):
+        raise DataError(f"expected {{name: number}}, found {shown(row)}", field="attributes")
+    said = [(as_text(name, "attributes", notes), optional_number(row, name)) for name in names or list(row)]
+    return tuple((name, number) for name, number in said if number is not None)
+
+
 def parse_replies(row: dict[str, Any], notes: Notes) -> Scored:
-    """`prompt` and `replies`: [{content, score, steps: [{text, rating}]}] (our own rows)."""
+    """`prompt`, `replies`: [{content, score, attributes: {name: number}, steps: [{text, rating}]}] (our own rows)."""
     replies = [
         Reply(
             text_field(item, "content", notes),
             optional_number(item, "score"),
             tuple(_step(step, notes) for step in (objects(item, "steps", notes) if item.get("steps") else ())),
             reasoning_of(item, item.at, notes),
+            attributes_of(item.get("attributes") or {}, notes),
         )
         for item in objects(row, "replies", notes)
     ]
-    return _scored(row, asked(row, "prompt", notes), replies, notes)
+    return scored_of(row, asked(row, "prompt", notes), replies, notes)
 
 
 def parse_shp(row: dict[str, Any], notes: Notes) -> Scored:
@@ -135,7 +151,7 @@ def parse_shp(row: dict[str, Any], notes: Notes) -> Scored:
         Reply(text_field(row, f"human_ref_{side}", notes), optional_number(row, f"score_{side}")) for side in sides
     ]
     prompt = with_system(row, as_prompt(text_field(row, "history", notes), "history", notes), notes)
-    return _scored(row, prompt, replies, notes)
+    return scored_of(row, prompt, replies, notes)
 
 
 def parse_posts(row: dict[str, Any], notes: Notes) -> Scored:
@@ -146,7 +162,7 @@ def parse_posts(row: dict[str, Any], notes: Notes) -> Scored:
         if score is None and votes is not None:
             score = vote_score(votes, item.get("selected") is True or item.get("accepted") is True)
         replies.append(Reply(text_field(item, "text", notes), score))
-    return _scored(row, asked(row, "question", notes, text_field(row, "question", notes)), replies, notes)
+    return scored_of(row, asked(row, "question", notes, text_field(row, "question", notes)), replies, notes)
 
 
 def _solutions(row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -158,14 +174,14 @@ def parse_solutions(row: dict[str, Any], notes: Notes) -> Scored:
     """`question`, `ground_truth` and named {is_correct, solution}: 1 for a right solution, 0 for a wrong one."""
     items = [row[name] for name, _ in _solutions(row)]
     replies = [Reply(text_field(item, "solution", notes), float(flag(item, "is_correct"))) for item in items]
-    return _scored(row, asked(row, "question", notes), replies, notes)
+    return scored_of(row, asked(row, "question", notes), replies, notes)
 
 
 def parse_edited(row: dict[str, Any], notes: Notes) -> Scored:
     """`prompt` and `edited` > `chosen` > `rejected`: ranks 2, 1, 0."""
     ranked = zip(("edited", "chosen", "rejected"), (2.0, 1.0, 0.0), strict=True)
     replies = [Reply(text_field(row, field, notes), score) for field, score in ranked]
-    return _scored(row, asked(row, "prompt", notes), replies, notes)
+    return scored_of(row, asked(row, "prompt", notes), replies, notes)
 
 
 def parse_prm800k(row: dict[str, Any], notes: Notes) -> Scored:
@@ -189,7 +205,7 @@ def parse_prm800k(row: dict[str, Any], notes: Notes) -> Scored:
     prompt = asked(row, "question", notes, text_field(question, "problem", notes))
     for part in (question, judgement):
         part.pass_over(notes)
-    return _scored(row, prompt, [reply], notes)
+    return scored_of(row, prompt, [reply], notes)
 
 
 def parse_predictions(row: dict[str, Any], notes: Notes) -> tuple[Comparison, ...]:
@@ -216,8 +232,31 @@ def parse_predictions(row: dict[str, Any], notes: Notes) -> tuple[Comparison, ..
     return tuple(made)
 
 
-def _compared(parse: Callable[[Any, Notes], Scored], row: Any, notes: Notes) -> tuple[Comparison, ...]:
-    return pairs(parse(row, notes), notes)
+def _compared(
+    parse: Callable[[Any, Notes], Scored | tuple[Scored, ...]], row: Any, notes: Notes
+) -> tuple[Comparison, ...]:
+    made = parse(row, notes)
+    if isinstance(made, Scored):
+        return pairs(made, notes)
+    found, reason = [], Dropped("no reply")
+    for scored in made:
+        try:
+            found += pairs(scored, notes)
+        except Dropped as dropped:
+            reason = dropped
+    if not found:
+        raise reason
+    return tuple(found)
+
+
+def compared(known: Format) -> Format:
+    """A format of scored replies, read as the comparisons that follow from it."""
+    return replace(known, kind=Comparison, parse=partial(_compared, known.parse))
+
+
+def _has_posts(row: dict[str, Any]) -> bool:
+    """Whether `answers` are no texts, which would be right answers to a prompt."""
+    return not row["answers"] or not is_list_of_texts(row["answers"])
 
 
 def _is_prm800k(row: dict[str, Any]) -> bool:
@@ -233,7 +272,7 @@ _SCORED = (
     Format("ultrafeedback", Scored, frozenset({"instruction", "completions"}), parse_ultrafeedback),
     Format("replies", Scored, frozenset({"prompt", "replies"}), parse_replies),
     Format("shp", Scored, _SHP, parse_shp),
-    Format("posts", Scored, frozenset({"question", "answers"}), parse_posts),
+    Format("posts", Scored, frozenset({"question", "answers"}), parse_posts, _has_posts),
     Format("solutions", Scored, _TRIED, parse_solutions, lambda row: bool(_solutions(row))),
     Format("edited", Scored, _EDITED, parse_edited),
     Format("prm800k", Scored, frozenset({"question", "label"}), parse_prm800k, _is_prm800k),
@@ -242,10 +281,6 @@ _SINGLE = ("kto", "unpaired", "prm800k")  # one reply a row: nothing to compare
 _PREDICTIONS = frozenset({"question", "preference", *(f"prediction {number}" for number in range(1, 5))})
 FORMATS = (
     *_SCORED,
-    *(
-        Format(known.name, Comparison, known.needs, partial(_compared, known.parse), known.fits)
-        for known in _SCORED
-        if known.name not in _SINGLE
-    ),
+    *(compared(known) for known in _SCORED if known.name not in _SINGLE),
     Format("predictions", Comparison, _PREDICTIONS, parse_predictions),
 )

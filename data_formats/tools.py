@@ -6,16 +6,22 @@ import json
 from typing import Any
 
 from data_formats.errors import DataError
-from data_formats.fields import HARMLESS_IN_TURNS, NOTHING, Fields
+from data_formats.fields import HARMLESS_IN_TURNS, NOTHING, Fields, present
 from data_formats.formats import Notes, as_text, shown
 from data_formats.records import ToolCall
+from data_formats.roles import known_role
 
 TOOL_FIELDS = ("tools", "functions")
 CALL_FIELDS = ("tool_calls", "function_call", "function_calls")  # the latter two: before OpenAI had several a turn
 _NOT_A_CALL = "expected a call {name, arguments}"
 
 
-def _parsed(value: Any, field: str) -> Any:
+def parsed(value: Any, field: str) -> Any:
+    """A value, or what its JSON text says.
+
+    Raises:
+        DataError: a text that is not JSON.
+    """
     if not isinstance(value, str):
         return value
     try:
@@ -24,7 +30,7 @@ def _parsed(value: Any, field: str) -> Any:
         raise DataError(f"not JSON ({error}); found {shown(value)}", field=field) from None
 
 
-def _json_text(value: Any, field: str, notes: Notes) -> str:
+def json_text(value: Any, field: str, notes: Notes) -> str:
     try:
         return as_text(json.dumps(value, ensure_ascii=False), field, notes)
     except (TypeError, ValueError, RecursionError) as error:
@@ -39,12 +45,12 @@ def _call(raw: Any, field: str, notes: Notes) -> ToolCall:
     if call is None or not isinstance(call.get("name"), str):
         raise DataError(f"{_NOT_A_CALL}, found {shown(raw)}", field=field)
     arguments = call.get("arguments", call.get("parameters"))
-    nothing = arguments is None or (isinstance(arguments, str) and arguments.strip() in ("", "null"))
-    parsed = {} if nothing else _parsed(arguments, f"{field}.arguments")
-    if not isinstance(parsed, dict):
-        raise DataError(f"expected an object, found {shown(parsed)}", field=f"{field}.arguments")
+    nothing = arguments is None or (isinstance(arguments, str) and arguments.strip() in ("", "null", "None"))
+    given = {} if nothing else parsed(arguments, f"{field}.arguments")
+    if not isinstance(given, dict):
+        raise DataError(f"expected an object, found {shown(given)}", field=f"{field}.arguments")
     call.pass_over(notes, HARMLESS_IN_TURNS)
-    return ToolCall(as_text(call["name"], field, notes), _json_text(parsed, f"{field}.arguments", notes))
+    return ToolCall(as_text(call["name"], field, notes), json_text(given, f"{field}.arguments", notes))
 
 
 def read_calls(value: Any, field: str, notes: Notes) -> tuple[ToolCall, ...]:
@@ -53,8 +59,8 @@ def read_calls(value: Any, field: str, notes: Notes) -> tuple[ToolCall, ...]:
     Raises:
         DataError: not JSON, no name, or arguments that are no object.
     """
-    parsed = _parsed(value, field)
-    calls = parsed if isinstance(parsed, list) else [parsed]
+    given = parsed(value, field)
+    calls = given if isinstance(given, list) else [given]
     return tuple(_call(call, field, notes) for call in calls)
 
 
@@ -64,39 +70,58 @@ def called(turn: dict[str, Any], field: str, notes: Notes) -> tuple[ToolCall, ..
     Raises:
         DataError: see `read_calls`.
     """
-    given = [read_calls(turn[name], f"{field}.{name}", notes) for name in CALL_FIELDS if turn.get(name) not in NOTHING]
+    names = [name for name in present(turn, CALL_FIELDS) if turn[name] not in NOTHING]
+    given = [read_calls(turn[name], f"{field}.{name}", notes) for name in names]
     return sum((calls for at, calls in enumerate(given) if calls not in given[:at]), ())
 
 
 def read_tools(row: dict[str, Any], notes: Notes) -> tuple[str, ...]:
     """The functions on offer: `tools` or `functions` of the row and of its system turns, each once, as JSON text.
 
-    Each field is a list, or the JSON text of one.
+    Each field is a list (of objects or of their JSON texts), or the JSON text of one.
 
     Raises:
         DataError: not JSON, or not a list of objects.
     """
-    offers = [(name, row[name]) for name in TOOL_FIELDS if row.get(name) not in NOTHING]
+    offers = [(name, row[name]) for name in present(row, TOOL_FIELDS) if row[name] not in NOTHING]
     for field, value in row.items():
         for at, turn in enumerate(turn_list(value) or ()):
-            offers += [(f"{field}[{at}].{name}", turn[name]) for name in TOOL_FIELDS if turn.get(name) not in NOTHING]
+            if known_role(turn.get("role", turn.get("from"))) == "system":
+                given = [name for name in present(turn, TOOL_FIELDS) if turn[name] not in NOTHING]
+                offers += [(f"{field}[{at}].{name}", turn[name]) for name in given]
     found: dict[str, None] = {}
     for field, offer in offers:
-        parsed = _parsed(offer, field)
-        if not isinstance(parsed, list) or not all(isinstance(tool, dict) for tool in parsed):
-            raise DataError(f"expected a list of function definitions, found {shown(parsed)}", field=field)
-        found |= {_json_text(tool, field, notes): None for tool in parsed}
+        given = parsed(offer, field)
+        if given is None:
+            continue
+        tools = [parsed(tool, field) for tool in given] if isinstance(given, list) else [None]
+        if not all(isinstance(tool, dict) for tool in tools):
+            raise DataError(f"expected a list of function definitions, found {shown(given)}", field=field)
+        found |= {json_text(tool, field, notes): None for tool in tools}
     return tuple(found)
 
 
 def turn_list(value: Any) -> list[dict[str, Any]] | None:
-    """The raw turns of a list of turns, or of the JSON text of one; None for anything else."""
+    """The raw turns of a list of turns, or of the JSON text of one; None for anything else.
+
+    A text may be any JSON, so each of its turns must have a known role and something said.
+    """
+    is_turn = _has_speaker
     if isinstance(value, str):
         if value.lstrip()[:1] != "[" or '"' not in value:
             return None
         try:
-            value = json.loads(value)
+            value, is_turn = json.loads(value), _is_said
         except (ValueError, RecursionError):
             return None
-    turns = isinstance(value, list) and all(isinstance(one, dict) and ("role" in one or "from" in one) for one in value)
-    return value if turns and value else None
+    turns = isinstance(value, list) and value and all(isinstance(one, dict) and is_turn(one) for one in value)
+    return value if turns else None
+
+
+def _has_speaker(turn: dict[str, Any]) -> bool:
+    return "role" in turn or "from" in turn
+
+
+def _is_said(turn: dict[str, Any]) -> bool:
+    speaker, said = ("role", "content") if "role" in turn else ("from", "value")
+    return known_role(turn.get(speaker)) is not None and (said in turn or any(name in turn for name in CALL_FIELDS))

@@ -7,6 +7,7 @@ blank line before every label, as HH writes them, or ends with the assistant's l
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from data_formats.records import Message
 
@@ -21,6 +22,7 @@ def _patterns(user: str, assistant: str) -> tuple[re.Pattern[str], re.Pattern[st
 
 _PATTERNS = tuple((user, *_patterns(user, assistant)) for user, assistant in _SPEAKERS)
 _HH = _PATTERNS[0][1]
+_MARKED = re.compile(r"\n*<extra_id_1>(User|Assistant)\n")
 
 
 def starts_as_transcript(text: str) -> bool:
@@ -42,8 +44,20 @@ def hh(text: str) -> tuple[Message, ...]:
     return _split(text, _HH, "Human")
 
 
+def _parted(text: str) -> tuple[Message, ...] | None:
+    """The turns of a text that HelpSteer 2 parts by its marks, user first; None where it has none of them."""
+    first, *others = _MARKED.split(text)
+    if not others:
+        return None
+    pairs = zip(others[0::2], others[1::2], strict=True)
+    turns = [Message("user" if who == "User" else "assistant", said) for who, said in pairs]
+    return (Message("user", first), *turns) if first.strip() else tuple(turns)
+
+
 def transcript(text: str) -> tuple[Message, ...] | None:
     """The turns of a text that is a transcript beyond doubt, else None."""
+    if (turns := _parted(text)) is not None:
+        return turns
     for user, blank_lines, line_ends in _PATTERNS:
         if not text.lstrip().startswith(f"{user}:"):
             continue
@@ -54,3 +68,8 @@ def transcript(text: str) -> tuple[Message, ...] | None:
         if len(turns) > 1 and turns[-1].role == "assistant" and not turns[-1].content:
             return turns
     return None
+
+
+def reply_after(prompt: Any, reply: str) -> str:
+    """A reply beside its prompt as a row gives them: a transcript's labels are followed by a blank that is no text."""
+    return reply.strip() if isinstance(prompt, str) and transcript(prompt) else reply

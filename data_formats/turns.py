@@ -10,30 +10,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data_formats.errors import DataError
-from data_formats.fields import HARMLESS_IN_TURNS, NOTHING, Fields
+from data_formats.fields import HARMLESS_IN_TURNS, NOTHING, Fields, present
 from data_formats.formats import Dropped, Notes, as_text, keys_of, shown
 from data_formats.loss import loss_of
 from data_formats.records import Message, ToolCall
+from data_formats.roles import role_of
 from data_formats.tools import TOOL_FIELDS, called, read_calls, turn_list
 from data_formats.transcripts import transcript
 
-ROLE_NAMES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-    "observation": "tool",
-    "function": "tool",
-    "tool": "tool",
-}
+EXCHANGES = (("input", "output"), ("human", "assistant"), ("user", "assistant"))  # turns written by twos
 CALLS = ("function_call", "tool_call")  # ShareGPT: the whole turn is a call
 THOUGHTS = ("reasoning", "thinking")
 REASONING_FIELDS = ("reasoning_content", *THOUGHTS)
@@ -82,7 +67,7 @@ def reasoning_of(raw: dict[str, Any], at: str, notes: Notes, also: str = "") -> 
         DataError: it says two different things, or what is no text.
     """
     said = {also: None}
-    for name in REASONING_FIELDS:
+    for name in present(raw, REASONING_FIELDS):
         if raw.get(name) not in NOTHING:
             said[as_text(raw[name], f"{at}.{name}" if at else name, notes)] = None
     thoughts = [text for text in said if text]
@@ -105,18 +90,17 @@ def read_turn(raw: Any, field: str, notes: Notes) -> Message:
         raise DataError(f"expected a turn {{role, content}} or {{from, value}}, found {shown(raw)}", field=field)
     turn = Fields(raw, field)
     role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
-    calls = called(turn, field, notes)
+    calls = called(turn, field, notes) if len(turn) > 2 or content_key not in turn else ()
     if role_key not in turn or (content_key not in turn and not calls):
         seen = keys_of(raw)
         raise DataError(f"expected a turn {{role, content}} or {{from, value}}, found the keys {seen}", field=field)
     name, at = turn[role_key], f"{field}.{content_key}"
-    role = ROLE_NAMES.get(name.lower()) if isinstance(name, str) else None
-    if role is None:
-        known = ", ".join(ROLE_NAMES)
-        raise DataError(f"unknown role {shown(name)}; known are {known}", field=f"{field}.{role_key}")
+    role = role_of(name, f"{field}.{role_key}")
     value = turn.get(content_key)
-    if name.lower() in CALLS:
+    if name.strip().lower() in CALLS:
         calls, value = read_calls(value, at, notes) + calls, None
+    if len(turn) == 2 and isinstance(value, str):  # it says nothing else, like most turns
+        return Message(role, as_text(value, at, notes))
     parts = _parts("" if value is None and calls else value, at, notes)
     reasoning, loss = reasoning_of(turn, field, notes, "".join(parts.reasoning)), loss_of(turn, field)
     _refuse_out_of_place(turn, role, field)
@@ -130,12 +114,12 @@ def read_turn(raw: Any, field: str, notes: Notes) -> Message:
 
 
 def _refuse_out_of_place(turn: Fields, role: str, field: str) -> None:
-    for name in TOOL_FIELDS:
+    for name in present(turn, TOOL_FIELDS):
         if turn.get(name) not in NOTHING and role != "system":
             raise DataError(
                 f"tools are offered in a system turn or in the row, not by the {role}", field=f"{field}.{name}"
             )
-    for name in _UNSUPPORTED:
+    for name in present(turn, _UNSUPPORTED):
         if turn.get(name) not in NOTHING:
             raise DataError("this field of a turn is not supported; take it out", field=f"{field}.{name}")
 
@@ -145,7 +129,25 @@ def read_turns(raw: Any, field: str, notes: Notes) -> Turns:
     raw = turn_list(raw) or raw
     if not isinstance(raw, list):
         raise DataError(f"expected a list of turns, found {type(raw).__name__} {shown(raw)}", field=field)
-    return tuple(read_turn(turn, f"{field}[{at}]", notes) for at, turn in enumerate(raw))
+    turns: list[Message] = []
+    for at, turn in enumerate(raw):
+        names = next((names for names in EXCHANGES if isinstance(turn, dict) and turn.keys() >= set(names)), None)
+        turns += (
+            _exchange(turn, names, f"{field}[{at}]", notes) if names else [read_turn(turn, f"{field}[{at}]", notes)]
+        )
+    return tuple(turns)
+
+
+def _exchange(raw: dict[str, Any], names: tuple[str, str], field: str, notes: Notes) -> Turns:
+    """What is said and answered in one object, as Capybara writes turns; an answer that is missing yet is none."""
+    said = Fields(raw, field)
+    texts = [said[name] for name in names]
+    pairs = zip(("user", "assistant"), names, texts, strict=True)
+    turns = tuple(
+        Message(role, as_text(text, f"{field}.{name}", notes)) for role, name, text in pairs if text is not None
+    )
+    said.pass_over(notes, HARMLESS_IN_TURNS)
+    return turns
 
 
 def _is_empty(turn: Message) -> bool:

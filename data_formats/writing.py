@@ -35,6 +35,8 @@ def _reply(reply: Reply) -> dict[str, Any]:
     row: dict[str, Any] = {"content": reply.content, "score": reply.score}
     if reply.reasoning:
         row["reasoning_content"] = reply.reasoning
+    if reply.attributes:
+        row["attributes"] = dict(reply.attributes)
     if reply.steps:
         row["steps"] = [{"text": step.text, "rating": step.rating} for step in reply.steps]
     return row
@@ -47,14 +49,18 @@ def as_row(record: Record) -> dict[str, Any]:
             row: dict[str, Any] = {"messages": _turns(record.messages), "category": record.category}
         case Comparison():
             row = {"prompt": _turns(record.prompt)}
-            for side, reply in (("chosen", record.chosen_reply), ("rejected", record.rejected_reply)):
-                row[side] = [_turn(reply)] if reply.reasoning else reply.content
+            for side, turns, reply in (
+                ("chosen", record.chosen_turns, record.chosen_reply),
+                ("rejected", record.rejected_turns, record.rejected_reply),
+            ):
+                row[side] = _turns((*turns, reply)) if turns or reply.reasoning else reply.content
             row |= {"grade": record.grade, "category": record.category, "tags": list(record.tags)}
         case Scored():
             row = {"prompt": _turns(record.prompt), "replies": [_reply(reply) for reply in record.replies]}
             row |= {"category": record.category, "tags": list(record.tags)}
         case Prompt():
             row = {"prompt": _turns(record.messages), "category": record.category, "reference": record.reference}
+            row |= {"columns": dict(record.columns) or None}
         case Document():
             row = {"text": record.text}
     if not isinstance(record, Document):

@@ -75,7 +75,7 @@ class SafetyGate(Composed):
 
     def _tagged(self, sample: Sample) -> bool:
         columns = sample.columns or {}
-        if columns and self.column not in columns:
+        if columns and columns.get(self.column) is None:
             raise RewardError(
                 f"reward {self.name!r}: a prompt has no column {self.column!r} to say whether it is unsafe (it has "
                 f"{', '.join(sorted(columns))}); name another column, or give every prompt one"

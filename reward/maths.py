@@ -109,12 +109,11 @@ class MathEquality(ReferenceRule):
         Raises:
             RewardError: a reference cannot be read as mathematics.
         """
-        references = [self.reference(sample) for sample in samples]
-        known = [
-            (sample.completion, text) for sample, text in zip(samples, references, strict=True) if text is not None
-        ]
-        right = iter(self._judged([completion for completion, _ in known], [text for _, text in known]))
-        return [self.missing if text is None else float(next(right)) for text in references]
+        answers_of = [self.answers(sample) for sample in samples]
+        judged = zip(samples, answers_of, strict=True)
+        asked = [(sample.completion, answer) for sample, answers in judged for answer in answers]
+        right = iter(self._judged([completion for completion, _ in asked], [answer for _, answer in asked]))
+        return [float(max(next(right) for _ in answers)) if answers else self.missing for answers in answers_of]
 
     def _judged(self, completions: Sequence[str], references: Sequence[str]) -> list[bool]:
         requests = [

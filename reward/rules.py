@@ -47,7 +47,7 @@ class ReferenceRule(Rule):
     """A rule that compares the reply with a known answer.
 
     Args:
-        column: the prompt's field with the answer.
+        column: the prompt's field with the answer, or with a list of answers of which each is right.
         missing: what a reply gets whose prompt has no answer there; None: that is an error.
         name: for logs and errors.
     """
@@ -60,26 +60,26 @@ class ReferenceRule(Rule):
         """Whether the reply is right."""
         raise NotImplementedError
 
-    def reference(self, sample: Sample) -> str | None:
-        """The known answer; None where the prompt has none, whose replies get `missing`.
+    def answers(self, sample: Sample) -> list[str]:
+        """The known answers, of which each is right; none where the prompt has none, whose replies get `missing`.
 
         Raises:
             RewardError: it has none, and there is no `missing`.
         """
         reference = (sample.columns or {}).get(self.column)
-        if reference is not None and reference != "":
-            return str(reference)
+        if reference not in (None, "", []):
+            return list(map(str, reference)) if isinstance(reference, list) else [str(reference)]
         if self.missing is None:
             raise RewardError(
                 f"reward {self.name!r}: the prompt {shown(sample)} has no {self.column!r} to compare with; "
                 "leave such prompts out of the data, or set 'missing' to the score their replies get"
             )
-        return None
+        return []
 
     def of(self, sample: Sample) -> float:
         """1 where the reply is right, else 0; `missing` where the prompt has no answer."""
-        reference = self.reference(sample)
-        return self.missing if reference is None else float(self.compare(sample.completion, reference))
+        answers = self.answers(sample)
+        return float(any(self.compare(sample.completion, answer) for answer in answers)) if answers else self.missing
 
 
 class ExactMatch(ReferenceRule):

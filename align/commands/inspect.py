@@ -130,8 +130,11 @@ def _cut(text: str) -> str:
 def _replies(record: Record) -> Iterator[tuple[str, str, str]]:
     if isinstance(record, Comparison):
         grade = "" if record.grade is None else f" (grade {record.grade:g})"
-        yield f"chosen{grade}", reply_text(record.chosen_reply), BETTER
-        yield "rejected", reply_text(record.rejected_reply), WORSE
+        for side, turns, reply, colour in (
+            (f"chosen{grade}", record.chosen_turns, record.chosen_reply, BETTER),
+            ("rejected", record.rejected_turns, record.rejected_reply, WORSE),
+        ):
+            yield side, "\n\n".join((*(f"[{turn.role}] {turn.content}" for turn in turns), reply_text(reply))), colour
     elif isinstance(record, Scored):
         for reply in record.replies:
             yield "no score" if reply.score is None else f"score {reply.score:g}", reply_text(reply.turn), LOSS

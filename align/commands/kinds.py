@@ -86,6 +86,7 @@ def kind_of(path: Path | str, options: dict[str, Any]) -> type[Record]:
         failed[name] = error
     _, first = next(_raw(path, options), (0, None))
     likely = {name: error for name, error in failed.items() if _has_fields(first, KINDS[name])}
+    likely = {name: error for name, error in likely.items() if _fits(first, KINDS[name])} or likely
     found: dict[str, list[str]] = {}
     for name, error in (likely or failed).items():
         found.setdefault(error.placed, []).append(name)
@@ -112,7 +113,7 @@ def _problem(path: Path | str, kind: type[Record], options: dict[str, Any]) -> D
 def _require_richest(path: Path | str, name: str, failed: dict[str, DataError], options: dict[str, Any]) -> None:
     """Raise where rows that can be read as `name` have the fields of one of the richer kinds that failed."""
     for line, row in islice(_raw(path, options), LOOKED_AT) if failed else ():
-        for richer, error in failed.items():
+        for richer, error in sorted(failed.items(), key=lambda one: not _fits(row, KINDS[one[0]])):
             if fields := _further_fields(row, KINDS[richer], KINDS[name]):
                 raise DataError(
                     f"{error.problem}; the rows have the fields of kind '{richer}' ({', '.join(sorted(fields))}): mend "
@@ -125,6 +126,11 @@ def _require_richest(path: Path | str, name: str, failed: dict[str, DataError], 
 
 def _has_fields(row: Any, kind: type[Record]) -> bool:
     return isinstance(row, dict) and any(one.kind is kind and one.needs and one.needs <= row.keys() for one in FORMATS)
+
+
+def _fits(row: Any, kind: type[Record]) -> bool:
+    """Whether a row has the shape of a format of this kind, its values too."""
+    return any(one.kind is kind and one.needs and one.matches(row) for one in FORMATS)
 
 
 def _raw(path: Path | str, options: dict[str, Any]) -> Iterator[tuple[int, Any]]:

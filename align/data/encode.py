@@ -184,6 +184,17 @@ def encode_replies(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return [ids[before:] for ids, _ in chatml.encode_many(tokenizer, whole)]
 
 
+def encode_between(
+    tokenizer: Any,
+    prompt: tuple[Message, ...],
+    turns: tuple[Message, ...],
+    tools: Sequence[str],
+    prompt_ids: Sequence[int],
+) -> list[int]:
+    """Ids of the turns between a prompt and a reply: what follows `prompt_ids` up to where the reply begins."""
+    return encode_prompts(tokenizer, [(*prompt, *turns)], [tools])[0][len(prompt_ids) :] if turns else []
+
+
 def encode_reply(tokenizer: Any, text: str) -> list[int]:
     """Ids of one reply, closed by `<|im_end|>`."""
     return encode_replies(tokenizer, [text])[0]
@@ -216,6 +227,8 @@ def encode_kept_comparisons(
 ) -> tuple[list[PairRow], list[int], dict[str, int]]:
     """Pairs of sequences, each prompt plus reply and ending exactly with `<|im_end|>`; one prompt for both sides.
 
+    Turns between the prompt and a reply (`chosen_turns`) count as its reply.
+
     Returns:
         The rows in order, the index in `comparisons` of each, and how many were dropped or truncated, by reason.
 
@@ -228,6 +241,9 @@ def encode_kept_comparisons(
     prompts = encode_prompts(tokenizer, [one.prompt for one in comparisons], [one.tools for one in comparisons])
     chosen = encode_replies(tokenizer, [chatml.reply_text(one.chosen_reply) for one in comparisons])
     rejected = encode_replies(tokenizer, [chatml.reply_text(one.rejected_reply) for one in comparisons])
+    for index, one in enumerate(comparisons):
+        for side, turns in ((chosen, one.chosen_turns), (rejected, one.rejected_turns)):
+            side[index] = encode_between(tokenizer, one.prompt, turns, one.tools, prompts[index]) + side[index]
     for index, comparison in enumerate(comparisons):
         prompt_ids, longest = prompts[index], max(len(chosen[index]), len(rejected[index]))
         if len(prompt_ids) + longest > max_length:

@@ -13,6 +13,7 @@ from align.recipe.schema import Recipe
 from align.recipe.sources import WORLD, source_path
 from align.recipe.stages import SupervisedSection
 from data_formats.cleaning import CleaningReport
+from data_formats.columns import with_all_columns
 from data_formats.errors import EmptyDatasetError, MissingFileError
 from data_formats.hub import HubDataset
 from data_formats.mixing import mixture
@@ -82,7 +83,7 @@ def load_records(
     if not records:
         found = "; ".join(report.describe() for report in reports) or "no source was named"
         raise EmptyDatasetError(f"no {kind.__name__.lower()} is left ({found})")
-    return records, reports
+    return with_all_columns(records) if kind is Prompt else records, reports
 
 
 def _hub(source: Source) -> HubDataset:

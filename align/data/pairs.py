@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
-from align.data.encode import OnOverlong, encode_prompts, encode_replies, fit_prompt, overlong_error
+from align.data.encode import OnOverlong, encode_between, encode_prompts, encode_replies, fit_prompt, overlong_error
 from data_formats.chatml import reply_text, with_reasoning
 from data_formats.errors import DataError
 from data_formats.formats import Dropped
@@ -48,7 +48,8 @@ class Pair:
 class Group:
     """Replies to one prompt and the pairs among them; `weight` multiplies the group's loss.
 
-    What was thought before a reply stands in its text (`data_formats.chatml.reply_text`).
+    What was thought before a reply stands in its text (`data_formats.chatml.reply_text`). `between`, where not empty:
+    for each reply the turns that stand between the prompt and it.
     """
 
     prompt: tuple[Message, ...]
@@ -57,6 +58,7 @@ class Group:
     weight: float = 1.0
     source: str = ""
     tools: tuple[str, ...] = ()
+    between: tuple[tuple[Message, ...], ...] = ()
 
 
 def grade_margin(grade: float | None, table: str, scale: float = 1.0) -> float:
@@ -137,6 +139,7 @@ def make_groups(
     groups: list[Group] = []
     counts: Counter[str] = Counter()
     for index, record in enumerate(records):
+        between = _between(record)
         try:
             if isinstance(record, Comparison):
                 replies = tuple(map(reply_text, (record.chosen_reply, record.rejected_reply)))
@@ -156,13 +159,13 @@ def make_groups(
                 counts["ties dropped" if ties == "drop" else "ties as soft labels"] += tied
         except DataError as error:
             raise DataError(f"preference {index} ({record.source or 'no source'}): {error}") from None
-        different = tuple(pair for pair in pairs if replies[pair.better] != replies[pair.worse])
+        different = tuple(pair for pair in pairs if between or replies[pair.better] != replies[pair.worse])
         counts["pairs of identical replies"] += len(pairs) - len(different)
         if not different:
             counts["prompts without a pair"] += 1
             continue
         weight = (source_weights or {}).get(record.source, 1.0)
-        groups.append(Group(record.prompt, replies, different, weight, record.source, record.tools))
+        groups.append(Group(record.prompt, replies, different, weight, record.source, record.tools, between))
     groups = joined(groups) if join else groups
     mean = sum(group.weight for group in groups) / max(len(groups), 1)
     if source_weights and mean > 0:
@@ -170,11 +173,23 @@ def make_groups(
     return groups, {reason: count for reason, count in counts.items() if count}
 
 
+def _between(record: Comparison | Scored) -> tuple[tuple[Message, ...], ...]:
+    """`Group.between`."""
+    sides = (record.chosen_turns, record.rejected_turns) if isinstance(record, Comparison) else ()
+    return sides if any(sides) else ()
+
+
 def plain_groups(comparisons: Sequence[Comparison]) -> list[Group]:
     """A group of one pair for each, without margin or weight: how held-out pairs are measured."""
     one = (Pair(0, 1),)
     return [
-        Group(pair.prompt, (reply_text(pair.chosen_reply), reply_text(pair.rejected_reply)), one, tools=pair.tools)
+        Group(
+            pair.prompt,
+            (reply_text(pair.chosen_reply), reply_text(pair.rejected_reply)),
+            one,
+            tools=pair.tools,
+            between=_between(pair),
+        )
         for pair in comparisons
     ]
 
@@ -189,8 +204,10 @@ def binarised(groups: Sequence[Group]) -> list[Group]:
         for pair in group.pairs:
             better, worse = group.replies[pair.better], group.replies[pair.worse]
             one = Pair(0, 1, pair.margin, pair.target)
-            found.append(replace(group, replies=(_marked(better, GOOD), _marked(better, BAD)), pairs=(one,)))
-            found.append(replace(group, replies=(_marked(worse, BAD), _marked(worse, GOOD)), pairs=(one,)))
+            for reply, text, markers in ((pair.better, better, (GOOD, BAD)), (pair.worse, worse, (BAD, GOOD))):
+                between = (group.between[reply],) * 2 if group.between else ()
+                marked = tuple(_marked(text, marker) for marker in markers)
+                found.append(replace(group, replies=marked, pairs=(one,), between=between))
     return found
 
 
@@ -200,10 +217,13 @@ def _marked(reply: str, marker: str) -> str:
 
 
 def joined(groups: Sequence[Group]) -> list[Group]:
-    """Groups of the same prompt, tools and source as one, where the first of them stood; equal replies become one."""
+    """Groups of the same prompt, tools and source as one, where the first of them stood; equal replies become one.
+
+    Those with turns between the prompt and their replies stay alone.
+    """
     found: dict[tuple[Any, ...], Group] = {}
-    for group in groups:
-        key = (group.prompt, group.source, group.tools)
+    for number, group in enumerate(groups):
+        key = (group.prompt, group.source, group.tools, number if group.between else None)
         if key not in found:
             found[key] = group
             continue
@@ -257,6 +277,9 @@ def encode_groups(
     counts: Counter[str] = Counter()
     for index, group in enumerate(groups):
         replies = [next(flat) for _ in group.replies]
+        for at, turns in enumerate(group.between):
+            between = encode_between(tokenizer, group.prompt, turns, group.tools, prompts[index])
+            replies[at] = between + replies[at]
         longest = max(map(len, replies))
         ids: list[int] | None = prompts[index]
         if len(prompts[index]) + longest > max_length:

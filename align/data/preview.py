@@ -28,7 +28,7 @@ def passed_over(recipe: Recipe) -> Iterator[str]:
             if unread or (kind, path) in seen:
                 continue
             seen.add((kind, path))
-            options = {"format": source.format, "split": source.split}
+            options = {"format": source.format, "split": source.split, "max_row_mb": source.max_row_mb}
             report = read(path, getattr(records, kind), limit=min(source.limit or ROWS, ROWS), **options).report
             if report.passed_over:
                 yield f"{key}: {path}: fields passed over in its first rows: {report.describe_passed_over()}"

@@ -123,6 +123,11 @@ def line(pair: Comparison, chosen: float, rejected: float) -> dict[str, Any]:
         "prompt": [{"role": message.role, "content": message.content} for message in pair.prompt],
         "chosen": texts[0],
         "rejected": texts[1],
+        **{
+            name: [{"role": message.role, "content": message.content} for message in turns]
+            for name, turns in (("chosen_turns", pair.chosen_turns), ("rejected_turns", pair.rejected_turns))
+            if turns
+        },
     }
 
 

@@ -50,13 +50,17 @@ def score_comparisons(
 
 def _samples(reward: Reward, comparisons: Sequence[Comparison]) -> list[Sample]:
     """Chosen and rejected in turns."""
-    sides = [(pair, turn) for pair in comparisons for turn in (pair.chosen_reply, pair.rejected_reply)]
-    texts = [(pair, reply_text(turn)) for pair, turn in sides]
+    sides = [
+        ((*pair.prompt, *turns), reply_text(reply), pair.tools)
+        for pair in comparisons
+        for turns, reply in ((pair.chosen_turns, pair.chosen_reply), (pair.rejected_turns, pair.rejected_reply))
+    ]
     if not isinstance(reward, ModelReward):
-        return [Sample(pair.prompt, reply) for pair, reply in texts]
+        return [Sample(prompt, reply) for prompt, reply, _ in sides]
     tokenizer = reward.tokenizer
-    prompts = encode_prompts(tokenizer, [pair.prompt for pair in comparisons], [pair.tools for pair in comparisons])
-    replies = encode_replies(tokenizer, [reply for _, reply in texts])
+    prompts = encode_prompts(tokenizer, [prompt for prompt, _, _ in sides], [tools for _, _, tools in sides])
+    replies = encode_replies(tokenizer, [reply for _, reply, _ in sides])
     return [
-        Sample(pair.prompt, text, tuple(prompts[at // 2]), tuple(replies[at])) for at, (pair, text) in enumerate(texts)
+        Sample(prompt, text, tuple(prompt_ids), tuple(reply_ids))
+        for (prompt, text, _), prompt_ids, reply_ids in zip(sides, prompts, replies, strict=True)
     ]

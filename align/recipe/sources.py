@@ -16,14 +16,27 @@ WORLD = "tinyworld:"
 WORLD_SETS = tuple(name for name, field in TinyWorldSection.model_fields.items() if field.annotation is int)
 FORMATS = {  # the names that data_formats knows, by kind of record
     "Demonstration": (
-        *("messages", "sharegpt", "alpaca", "self_instruct", "desirable", "question_answer", "question_response"),
-        "prompt_completion",
+        *("messages", "sharegpt", "alpaca", "self_instruct", "desirable", "question_answer"),
+        *("prompt_completion", "question_response", "query_response", "prompt_response"),
+        *("instruction_response", "problem_solution", "question_solution", "problem_generated_solution"),
+        *("query_answer", "input_output", "safe", "conversation", "oasst_tree", "oasst_messages", "moss"),
+        *("moss_plain",),
     ),
     "Comparison": (
-        *("preference", "ranking", "hh", "conversation_pair", "messages_pair", "stack_exchange_paired", "arena"),
-        *("alpacaeval", "ultrafeedback", "replies", "shp", "posts", "solutions", "edited", "predictions"),
+        *("preference", "instruction_preference", "question_preference", "query_preference"),
+        *("problem_preference", "input_preference", "ranking", "hh", "conversation_pair", "messages_pair"),
+        *("stack_exchange_paired", "arena", "alpacaeval", "ultrafeedback", "replies", "shp", "posts"),
+        *("solutions", "edited", "predictions", "pku", "pku_safer", "arena55k", "by_overall_preference"),
+        *("by_preference_strength", "by_preference", "by_preferred", "by_preferred_response", "by_winner"),
+        *("by_label", "by_verdict", "by_choice", "by_better", "by_chosen", "best_of", "best_of_k"),
+        *("rewardbench", "rm_bench", "helpsteer", "beavertails", "nectar", "by_score", "by_rating", "webgpt"),
+        *("summary_axes", "edit", "edit_quality", "summaries", "oasst_tree", "oasst_messages"),
     ),
-    "Prompt": ("prompt", "question", "instruction", "self_instruct", "turns", "messages", "sharegpt", "turn_list"),
+    "Prompt": (
+        *("oasst_tree", "oasst_messages", "moss", "moss_plain", "prompt", "question", "instruction"),
+        *("self_instruct", "turns", "messages", "sharegpt", "conversation", "query", "problem", "input"),
+        *("context", "summarised", "bfcl", "arena55k", "turn_list"),
+    ),
     "Document": ("text",),
 }
 KINDS = {"base": "Document", "sft": "Demonstration", "pmp": "Comparison", "rm": "Comparison"}

@@ -10,9 +10,12 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from align.recipe.ppo import PPOConfig
-from data_formats.detection import detect, parse
+from data_formats.columns import with_all_columns
+from data_formats.detection import detect
 from data_formats.errors import DataError
-from data_formats.formats import Dropped, Notes
+from data_formats.fields import Fields
+from data_formats.formats import Dropped, Notes, encodable
+from data_formats.reading import records_of
 from data_formats.records import Message, Prompt
 from reward.protocol import Reward, require_reward
 from reward.sources import FunctionReward
@@ -33,7 +36,8 @@ def as_prompts(prompts: Any, argument: str) -> list[Prompt]:
     """
     if isinstance(prompts, str | bytes | Mapping | Prompt) or not isinstance(prompts, Iterable):
         raise TypeError(f"{argument}: must be a list, each {PROMPTS}, not {_shown(prompts)}")
-    return [prompt for at, one in enumerate(prompts) for prompt in _as_prompts(one, f"{argument}[{at}]")]
+    made = [prompt for at, one in enumerate(prompts) for prompt in _as_prompts(one, f"{argument}[{at}]")]
+    return with_all_columns(made)
 
 
 def _as_prompts(one: Any, argument: str) -> Sequence[Prompt]:
@@ -43,15 +47,12 @@ def _as_prompts(one: Any, argument: str) -> Sequence[Prompt]:
         return (Prompt((Message("user", one),)),)
     if not isinstance(one, Mapping):
         raise TypeError(f"{argument}: must be {PROMPTS}, not {_shown(one)}")
-    row = dict(one)
+    notes = Notes()
     try:
-        chosen = detect(row, Prompt)
-        made = parse(row, chosen, Notes())
+        row = Fields(encodable(dict(one), notes))
+        return records_of(row, detect(row, Prompt), notes)
     except (DataError, Dropped) as problem:
         raise DataError(f"{argument}: {problem}") from problem
-    known = chosen.needs | {"category", "reference", "source"}
-    columns = {name: value for name, value in row.items() if name not in known}
-    return [Prompt(each.messages, each.category, each.reference, each.source, each.tools, columns) for each in made]
 
 
 def as_reward(reward: Any, argument: str) -> Reward:

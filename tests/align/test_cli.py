@@ -64,6 +64,20 @@ def test_check_tells_all_errors_without_a_traceback(tmp_path):
     ]
 
 
+def test_check_looks_at_the_first_rows_of_the_data(tmp_path, capsys):
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r", "mood": "good"}]
+    data = tmp_path / "talk.jsonl"
+    data.write_text(json.dumps({"messages": talk, "foo": 1}) + "\n", encoding="utf-8")
+    words = ["check", "quickstart", f"sft.data=[{data}]", f"sft.eval_data=[{data}]"]
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().out
+    said = f"sft.data.0: {data}: fields passed over in its first rows: foo 1, messages[].mood 1\n"
+    assert said in shown and "sft.eval_data" not in shown  # the same file
+    data.write_text(json.dumps({"messages": [talk[0], talk[1] | {"weight": 0.5}]}) + "\n", encoding="utf-8")
+    assert cli.main(words) == 1
+    assert f"error: {data}, line 1, field 'messages[1].weight'" in capsys.readouterr().err
+
+
 def test_check_plans_for_more_processes():
     assert "3 ranks" in align("check", "quickstart", "--num-processes", "3").stderr
     assert align("check", "quickstart", "--num-processes", "2").returncode == 0

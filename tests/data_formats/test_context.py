@@ -7,7 +7,7 @@ import pytest
 
 from data_formats import Comparison, DataError, Demonstration, Message, Prompt, Scored, read
 from data_formats.formats import Dropped
-from data_formats.turns import as_prompt, read_turns
+from data_formats.turns import as_prompt, read_turns, without_flags
 
 U, A, S, T = (lambda text, role=role: Message(role, text) for role in ("user", "assistant", "system", "tool"))
 RAW_U, RAW_A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "good"}
@@ -82,7 +82,7 @@ def read_row(tmp_path, row, kind):
 def context(record):
     """What comes before the (last) reply."""
     if isinstance(record, Demonstration):
-        return record.messages[:-1]
+        return without_flags(record.messages[:-1])
     return record.messages if isinstance(record, Prompt) else record.prompt
 
 
@@ -207,3 +207,47 @@ def test_a_list_of_turns_may_be_json_text(tmp_path):
     assert record.messages == (U("q"), A("good"))
     with pytest.raises(DataError, match="field 'messages': expected a list of turns"):
         read_turns("[1]", "messages", Counter())
+
+
+def test_the_turns_of_a_prompt_are_not_trained_on_with_its_completion(tmp_path):
+    text = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: More?\n\nAssistant:"
+    for prompt in (text, [RAW_U | {"content": "Hi"}, RAW_A | {"content": "Hello"}, RAW_U | {"content": "More?"}]):
+        record = read_row(tmp_path, {"prompt": prompt, "completion": "good"}, Demonstration).records[0]
+        assert record.messages == (U("Hi"), Message("assistant", "Hello", loss=False), U("More?"), A("good"))
+
+
+def test_the_blank_behind_a_transcript_s_label_is_no_text_of_the_reply(tmp_path):
+    asked = {"prompt": "\n\nHuman: Hi\n\nAssistant:"}
+    demo = read_row(tmp_path, asked | {"completion": " good"}, Demonstration).records[0]
+    unpaired = read_row(tmp_path, asked | {"completion": " good", "label": True}, Scored).records[0]
+    pair = read_row(tmp_path, asked | {"chosen": " good", "rejected": " bad"}, Comparison).records[0]
+    assert (demo.messages[-1], unpaired.replies[0].content, pair.chosen, pair.rejected) == (
+        A("good"),
+        "good",
+        "good",
+        "bad",
+    )
+    plain = read_row(tmp_path, {"prompt": "Hi", "completion": " good"}, Demonstration).records[0]
+    assert plain.messages[-1] == A(" good")
+
+
+def test_the_same_context_by_any_name_and_as_json_text(tmp_path):
+    for name in ("context", "contexts", "passage", "passages", "document", "documents"):
+        for kind in (Demonstration, Prompt):
+            record = read_row(tmp_path, {"question": "q", name: "text", "answer": "good"}, kind).records[0]
+            assert context(record) == (U("q\n\ntext"),)
+    row = {"instruction": "q", "output": "good", "history": json.dumps([["hello", "hi"]])}
+    assert context(read_row(tmp_path, row, Demonstration).records[0]) == (U("hello"), A("hi"), U("q"))
+
+
+def test_a_history_that_cannot_be_a_context_is_dropped_and_counted(tmp_path):
+    for history, reason in (
+        ([RAW_U, RAW_U, RAW_A, RAW_B], None),
+        ([["hello", ""]], "empty turn in the prompt"),
+    ):
+        result = read_row(tmp_path, {"question": "q", "history": history, "answer": "good"}, Demonstration)
+        if reason is None:
+            assert result.records[0].messages == (U("q\n\nq"), A("good\n\nbad"), U("q"), A("good"))
+            assert result.report.repaired == {"consecutive turns of one speaker merged": 1}
+        else:
+            assert (result.records, result.report.dropped) == ([], {reason: 1})

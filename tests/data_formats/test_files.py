@@ -82,7 +82,7 @@ def test_parquet(tmp_path):
         ("x.json", b'[{"a": 1},\n{"a" 2}]', r"x\.json, line 2: not JSON"),
         ("x.json", b'{"a": 1}\noops', r"x\.json, line 2: not a JSON value"),
         ("x.jsonl", b'{"a": 1}\n\xff', r"x\.jsonl, line 2: not UTF-8 text \(byte 0xff\)"),
-        ("x.csv", b"a,b", r"x\.csv: unknown ending \.csv; known are \.jsonl"),
+        ("x.xls", b"a,b", r"x\.xls: unknown ending \.xls; known are \.jsonl"),
         ("noending", b"", r"unknown ending \(none\)"),
     ],
 )

@@ -19,10 +19,11 @@ def test_text_fields():
         optional_text(row, "c", Counter())
 
 
-@pytest.mark.parametrize("value", [True, "1", float("nan"), float("inf"), [1]])
+@pytest.mark.parametrize("value", [True, "A", "1_0", "nan", float("nan"), float("inf"), [1]])
 def test_numbers_are_finite_numbers(value):
     assert optional_number({"n": 2}, "n") == 2.0
     assert optional_number({"n": None}, "n") is None
+    assert (optional_number({"n": " 4.5"}, "n"), optional_number({"n": ""}, "n")) == (4.5, None)  # CSV, exports
     with pytest.raises(DataError, match="field 'n': expected a finite number"):
         optional_number({"n": value}, "n")
 

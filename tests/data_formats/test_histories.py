@@ -105,6 +105,9 @@ def test_sides_as_transcripts_beside_a_prompt():
 
 
 def test_without_a_prompt_the_common_history_is_it():
+    for nothing in (None, "", []):
+        row = {"prompt": nothing, "chosen": GOOD, "rejected": BAD}
+        assert parse_preference(row, Counter()) == Comparison(ANN, "Ann.", "No idea.")
     assert parse_conversation_pair({"chosen": GOOD, "rejected": BAD}, Counter()) == Comparison(ANN, "Ann.", "No idea.")
     other = raw(U("I am Bob."), *ANN[1:], A("Bob."))
     with pytest.raises(Dropped, match=r"^prompts differ$"):

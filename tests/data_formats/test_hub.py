@@ -146,3 +146,16 @@ def test_a_hub_that_knows_no_such_name_and_one_that_is_out_of_reach(tmp_path):
 def test_reading_again_reads_again(tmp_path):
     lazily = read_lazily("hub:" + folder(tmp_path, "jsonl", PAIRS), Comparison)
     assert list(lazily) == list(lazily) and lazily.report.rows == 3
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_column_s_nulls_are_no_arguments_whatever_the_files_are(tmp_path, ending):
+    """Versions of the library make columns of JSON lines too."""
+    asked = [{"role": "user", "content": "q"}]
+    calls = [{"name": "weather", "arguments": {"city": "Paris"}}, {"name": "power", "arguments": {"base": 2}}]
+    rows = [{"messages": [*asked, {"role": "assistant", "content": "", "tool_calls": [call]}]} for call in calls]
+    result = read(f"hub:{folder(tmp_path, ending, rows)}", Demonstration)
+    given = [record.messages[-1].tool_calls[0].arguments for record in result.records]
+    assert given == ['{"city": "Paris"}', '{"base": 2}']
+    if ending == "parquet":
+        assert result.report.repaired == {"a column's nulls removed from calls and tools": 2}

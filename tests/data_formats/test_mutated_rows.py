@@ -50,13 +50,56 @@ SEEDS = [
     },
     {"question": "q", "preference": [0, 1, 2, 0, 1, 2], "passages": [["t", "s"]]}
     | {f"prediction {number}": str(number) for number in range(1, 5)},
+    {"prompt": "q", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"], "domain": "chat"},
+    {"prompt": "q", "chosen": ["a"], "rejected": ["b", "c"], "subset": "Ties", "num_correct": 1},
+    {"prompt": "q", "chosen": "a", "rejected": "b", "subset": "s", "chosen_model": "m"},
+    {"prompt": "q", "scores": [True, 0.5], "response_1": "a", "response_2": "b"},
+    {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 0, "safer_response_id": 1}
+    | {"is_response_0_safe": True, "is_response_1_safe": False},
+    {"prompt": '["q", "p"]', "response_a": '["a", "b"]', "response_b": '["c", "d"]', "winner_model_a": 1}
+    | {"winner_model_b": 0, "winner_tie": 0},
+    {"context": [U], "response1": "a", "response2": "b", "overall_preference": -2},
+    {"question": "q", "response_A": "a", "response_B": "b", "label": "A>B"},
+    {"prompt": "q", "response": "r", "helpfulness": 4, "verbosity": 1, "coherence": None},
+    {"prompt": "q", "response": "r", "is_safe": False, "category": {"drugs": True, "theft": False}},
+    {"prompt": "q", "response": "r", "score": "4.5"},
+    {"prompt": "\n\nHuman: q\n\nAssistant: ", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}]},
+    {"question": {"full_text": "q"}, "answer_0": "a", "answer_1": "b", "score_0": 0.5, "score_1": -0.5},
+    {"info": {"post": "p", "title": "t"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 1},
+    {"info": {"article": "p"}, "summary": {"text": "a", "axes": {"overall": 6, "accuracy": 5}}},
+    {
+        "message_tree_id": "t",
+        "prompt": {"text": "q", "role": "prompter", "replies": [{"text": "a", "role": "assistant"}]},
+    },
+    {"message_tree_id": "t", "message_id": "m", "parent_id": None, "text": "q", "role": "prompter", "rank": None},
+    {
+        "chat": {"turn_1": {"Human": "<|Human|>: q<eoh>", "Commands": 'Search("x")', "MOSS": "r"}},
+        "meta_instruction": "s",
+    },
+    {"plain_text": "[Human]: q<eoh> [MOSS]: r<eoa>", "num_turns": 1},
+    {"question": [[U]], "function": [{"name": "f", "parameters": {}}], "ground_truth": [{"f": {}}]},
+    {"conversation": [{"input": "q", "output": "r"}, U, A], "toxic": False},
+    {"query": "q", "response": "r"},
+    {"problem": "q", "solution": "r", "answer": 4},
+    {"prompt": [U, A, U], "completion": [A]},
+    {
+        "fields": {"prompt": "q", "response_1": "a", "response_2": "b"},
+        "responses": {"which": [{"value": "response_2"}]},
+    },
+    {"fields": {"prompt": "q", "a": "x", "b": "y"}, "status": "completed"}
+    | {"responses": [{"values": {"r": {"value": [{"value": "a", "rank": 1}, {"value": "b", "rank": 2}]}}}]},
+    {"prompt": "q", "response": "r", "rating.responses": [3, 5], "rating.responses.status": ["submitted", "draft"]},
+    {"prompt": "q", "response_a": "a", "response_b": "b", "p": [{"value": "response_a"}], "p-suggestion": None},
+    {"data": {"prompt": "q", "answer1": "a", "answer2": "b"}}
+    | {"annotations": [{"result": [{"from_name": "c", "type": "pairwise", "value": {"selected": "left"}}]}]},
+    {"prompt": "q", "answer1": "a", "answer2": "b", "c": {"selected": "left"}, "annotation_id": 1, "lead_time": 2.0},
     {"question": "q", "answer": "r", "std_answer": "x", "class": "c"},
     {"turns": ["q", "p"], "reference": ["r"], "category": 3},
     {"prompt": "q"},
     ["q", "r"],
     {"text": "t"},
 ]
-ENDINGS = (".json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".parquet.gz", ".xml", ".txt", ".md")
+ENDINGS = (".json", ".jsonl", ".csv", ".jsonl.gz", ".jsonl.zst", ".parquet", ".parquet.gz", ".xml", ".txt", ".md")
 PLAIN = [None, True, 0, -1, 7, 1.5, 1e400, 10**400, "", " ", "x", "\ud800", "{", '{"name": 1}']
 HOLDING = [
     [],
@@ -124,7 +167,7 @@ def write(path, row):
     path.write_bytes(content)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(mutated(), st.sampled_from(ENDINGS), st.data())
 def test_a_mutated_row_is_read_or_refused_in_our_words(tmp_path_factory, row, ending, data):
     path = Path(tmp_path_factory.getbasetemp()) / f"mutated{ending}"

@@ -77,5 +77,5 @@ def test_further_columns_are_kept_for_rewards(tmp_path):
     file = tmp_path / "p.jsonl"
     file.write_text(json.dumps(rows[0]) + "\n")
     (prompt,) = read(file, Prompt).records
-    assert prompt.columns == {"safety_tag": "unsafe", "level": 2, "sure": True}
+    assert prompt.columns == {"safety_tag": "unsafe", "level": 2, "sure": True, "deep": {"x": 1}}
     assert prompt == Prompt((Message("user", "q"),), "c")  # columns do not count

@@ -60,6 +60,8 @@ def test_the_tag_may_be_another_columns_value_or_true():
     assert gate.score(samples(["harm", True, "unsafe"], column="tag")) == [2.0, 2.0, 1.0]
     with pytest.raises(RewardError, match=r"has no column 'tag' to say whether it is unsafe \(it has category\)"):
         gate.score(samples(["harm", "drugs", "harm"], column="category"))  # not silently open
+    with pytest.raises(RewardError, match="has no column 'tag'"):
+        gate.score(samples([None, "drugs", "harm"], column="tag"))  # a row that lacks what others have
 
 
 def test_threshold_and_names_are_checked():

@@ -38,6 +38,15 @@ def test_normalisations_together_do_not_depend_on_the_order_they_are_named_in():
     assert normalized(" The  Answer： 42. ", steps) == normalized(" The  Answer： 42. ", steps[::-1]) == "answer 42"
 
 
+def test_any_of_several_answers_is_right():
+    rule = ExactMatch(column="answers", missing=-1.0)
+    assert [rule.score(samples("4", "5", answers=answers)) for answers in (["3", "4"], [4], [])] == [
+        [1.0, 0.0],
+        [1.0, 0.0],
+        [-1.0, -1.0],
+    ]
+
+
 def test_a_prompt_without_reference_is_an_error_or_gets_what_was_said():
     with pytest.raises(RewardError, match=r"'exact_match': the prompt 'How many\?' has no 'reference'.*'missing'"):
         ExactMatch().score(samples("4", category="maths"))

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from align.data.encode import encode_reply
 from data_formats.chatml import encode, render
 from data_formats.errors import MissingFileError
 from data_formats.records import Message
@@ -194,3 +195,15 @@ def test_a_foreign_folder_gives_a_classifier(tmp_path):
     Qwen2ForSequenceClassification(qwen2_config(num_labels=1, pad_token_id=256)).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     assert isinstance(load_reward(tmp_path, batch_size=3), ClassifierReward)
+
+
+def test_a_reply_that_thinks_is_scored_by_its_text_as_a_reward_model_learns_it(folder):
+    """The marks of thinking are tokens where the tokenizer has them, with and without ids."""
+    reward = load_reward(folder)
+    reward.tokenizer.add_tokens(["<think>", "</think>"])
+    text = "<think>\n17*3 = 51\n</think>\n\n51"
+    row = reward.token_rows([sample("17*3?", text)])[0]
+    prompt_ids, _ = encode(reward.tokenizer, render([Message("user", "17*3?")], add_generation_prompt=True))
+    learnt = encode_reply(reward.tokenizer, text)
+    assert row == [*prompt_ids, *learnt]
+    assert learnt[0] == reward.tokenizer.convert_tokens_to_ids("<think>")

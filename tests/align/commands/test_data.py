@@ -50,6 +50,32 @@ def test_stats_in_json_count_rows_records_and_drops_by_reason(files, capsys):
     assert found["pairs.jsonl"]["categories"] == {"maths": 1}
 
 
+def test_fields_that_no_reader_understands_are_shown_by_stats_inspect_and_convert(files, capsys):
+    row = talk("one", "yes") | {"foo": 1, "id": 7, "\x1b[2J": 1}
+    row["messages"][1]["bar"] = "x"
+    path = str(write(files / "more.jsonl", row, talk("two", "no")))
+    said = r"fields passed over: \u001b[2J 1, foo 1, messages[].bar 1"
+    for words in (["stats", path], ["inspect", path], ["convert", path, str(files / "out.jsonl")]):
+        assert cli.main(["data", *words]) == 0
+        assert said in capsys.readouterr().out.replace("\n", " ")
+    assert cli.main(["data", "stats", path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["passed_over"] == {"foo": 1, "messages[].bar": 1, "\x1b[2J": 1}
+
+
+def test_inspect_shows_turns_without_loss_and_what_compared_replies_thought(files, capsys):
+    row = talk("one", "yes")
+    row["messages"] += [{"role": "user", "content": "two"}, {"role": "assistant", "content": "never", "train": False}]
+    assert cli.main(["data", "inspect", str(write(files / "untrained.jsonl", row))]) == 0
+    shown = capsys.readouterr().out
+    assert "assistant: ⟦yes⟧" in shown and "assistant: never\n" in shown and "3 of them with loss" in shown
+    thought = {"role": "assistant", "content": "51", "thinking": "17*3 = 51"}
+    pair = {"prompt": "17*3?", "chosen": [thought], "rejected": "51"}
+    assert cli.main(["data", "inspect", str(write(files / "thought.jsonl", pair))]) == 0
+    shown = capsys.readouterr().out
+    assert "chosen: <think>\n17*3 = 51\n</think>\n\n51\nrejected: 51" in shown
+    assert f"comparison, {5 + len('<think>_17*3 = 51_</think>__51')} characters" in shown
+
+
 def test_stats_tell_what_was_refused_and_go_on(files, capsys):
     write(files / "odd.jsonl", {"nothing": 1})
     assert cli.main(["data", "stats", str(files / "odd.jsonl"), str(files / "talk.jsonl")]) == 1

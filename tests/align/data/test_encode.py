@@ -16,7 +16,7 @@ from align.data.encode import (
     encode_reply,
 )
 from align.data.packing import PackedRows
-from align.data.pairs import encode_groups, make_groups
+from align.data.pairs import encode_groups, make_groups, plain_groups
 from data_formats import Comparison, DataError, Demonstration, Document, Message
 from tests.qwen_tokenizers import qwen
 from tests.tiny_models import byte_tokenizer
@@ -194,6 +194,22 @@ def test_documents_are_joined_by_end_of_text_and_cut(tokenizer):
 @pytest.mark.parametrize(("letters", "lengths"), [(16, [9, 8]), (15, [9]), (17, [9, 9]), (8, [9]), (3, [])])
 def test_a_last_block_below_eight_tokens_is_left_out(tokenizer, letters, lengths):
     assert [len(block) for block in encode_documents(tokenizer, [Document("a" * letters)], 9)] == lengths
+
+
+def test_whole_conversations_that_part_are_compared_as_they_are(tokenizer):
+    """Each side's ids are those of its own conversation, from the prompt that both share."""
+    ask, more = Message("user", "q"), Message("user", "p")
+    sides = [(Message("assistant", "one"), more), (Message("assistant", "two"), more)]
+    pair = Comparison((ask,), "a", "a", chosen_turns=sides[0], rejected_turns=sides[1])
+    whole = [Comparison((ask, *side), "a", "b") for side in sides]
+    expected = [row["chosen_ids"] for row in encode_comparisons(tokenizer, whole, 500, "drop")[0]]
+    (row,), _ = encode_comparisons(tokenizer, [pair], 500, "drop")
+    assert [row["chosen_ids"], row["rejected_ids"]] == expected
+    said = [tokenizer.decode(row[side]) for side in ("chosen_ids", "rejected_ids")]
+    assert "one" in said[0] and "two" in said[1] and "one" not in said[1]
+    for groups in (make_groups([pair])[0], plain_groups([pair]), make_groups([pair], join=True)[0]):
+        (encoded,), _, _ = encode_groups(tokenizer, groups, 500, "drop")
+        assert [encoded["prompt_ids"] + reply for reply in encoded["reply_ids"]] == expected
 
 
 UNTRAINED = Message("assistant", "five", loss=False)

@@ -56,6 +56,19 @@ def test_source_options_are_passed_on(tmp_path):
     assert (record.messages[0].content, record.category) == ("a", "c")
 
 
+def test_prompts_of_all_sources_have_the_same_columns(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_text('{"prompt": "x", "tests": ["t"]}\n{"prompt": "y"}\n')
+    (tmp_path / "data" / "b.csv").write_text("prompt,level\nz,3\n")
+    sources = (Source(path="a.jsonl"), Source(path="b.csv"))
+    records, _ = load_records(sources, Prompt, recipe(tmp_path, "a"))
+    assert [record.columns for record in records] == [
+        {"tests": ["t"], "level": None},
+        {"tests": None, "level": None},
+        {"tests": None, "level": "3"},
+    ]
+
+
 def test_refusals(tmp_path):
     made = recipe(tmp_path, "a.jsonl")
     with pytest.raises(MissingFileError, match=r"data/a\.jsonl: no such file; check the path and data_root"):

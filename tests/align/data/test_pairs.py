@@ -2,7 +2,16 @@ import math
 
 import pytest
 
-from align.data.pairs import Pair, binarised, compared, grade_margin, make_groups, ranked_pairs, strong_enough
+from align.data.pairs import (
+    Pair,
+    binarised,
+    compared,
+    grade_margin,
+    make_groups,
+    plain_groups,
+    ranked_pairs,
+    strong_enough,
+)
 from data_formats.errors import DataError
 from data_formats.records import Comparison, Message, Reply, Scored
 
@@ -87,3 +96,30 @@ def test_rankings_are_measured_on_their_single_pairs():
         *(pair(*texts, grade=grade, **about) for *texts, grade in (("e", "c", 2.0), ("e", "r", 3.0), ("c", "r", 1.0))),
     ]
     assert counts["tie"] == 1
+
+
+def test_conversations_that_part_keep_their_turns_and_stay_alone():
+    turns = [(Message("assistant", text), Message("user", "p")) for text in ("one", "two")]
+    whole = pair("a", "a", chosen_turns=turns[0], rejected_turns=turns[1])
+    groups, counts = make_groups([whole, pair("a", "b"), whole], join=True)
+    assert [group.between for group in groups] == [tuple(turns), (), tuple(turns)]
+    assert not counts  # equal last replies to different turns are no equal replies
+    first, second = binarised(groups[:1])
+    assert (first.replies, first.between) == (("GOOD:a", "BAD:a"), (turns[0],) * 2)
+    assert (second.replies, second.between) == (("BAD:a", "GOOD:a"), (turns[1],) * 2)
+
+
+def test_thoughts_make_replies_different_and_stand_in_their_text():
+    thought = pair("51", "51", chosen_reasoning="17*3 = 51", rejected_reasoning="a guess")
+    scored = Scored(ASK, (Reply("51", 1.0, reasoning="17*3 = 51"), Reply("51", 0.0)))
+    right, guess = "<think>\n17*3 = 51\n</think>\n\n51", "<think>\na guess\n</think>\n\n51"
+    groups, counts = make_groups([thought, scored, pair("51", "51")])
+    assert [group.replies for group in groups] == [(right, guess), (right, "51")]
+    assert counts == {"pairs of identical replies": 1, "prompts without a pair": 1}
+    assert plain_groups([thought])[0].replies == (right, guess)
+    (joined,), _ = make_groups([thought, scored], join=True)
+    assert (joined.replies, joined.pairs) == ((right, guess, "51"), (Pair(0, 1), Pair(0, 2)))
+    marked = [group.replies for group in binarised(groups[:1])]
+    begins = right.removesuffix("51"), guess.removesuffix("51")
+    assert marked == [(begins[0] + "GOOD:51", begins[0] + "BAD:51"), (begins[1] + "BAD:51", begins[1] + "GOOD:51")]
+    assert [(one.chosen_reasoning, one.rejected_reasoning) for one in compared([scored])[0]] == [("17*3 = 51", "")]

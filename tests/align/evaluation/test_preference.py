@@ -75,3 +75,11 @@ def test_a_tag_called_low_does_not_touch_the_interval():
     figures = preference.evaluate(pairs, [0.0] + [1.0] * 49, [1.0] + [0.0] * 49)
     assert figures["by_tag"]["low"]["accuracy"] == 0.0
     assert 0.85 < figures["accuracy_low"] < 0.98
+
+
+def test_what_was_thought_is_part_of_a_reply():
+    one = pair("51", "51", chosen_reasoning="17*3 = 51")
+    found = preference.line(one, 1.0, 0.0)
+    assert (found["chosen"], found["rejected"]) == ("<think>\n17*3 = 51\n</think>\n\n51", "51")
+    assert preference.longer_wins([one]) and not preference.longer_wins([one.swapped()])
+    assert preference.majority_baseline([one], [one]) == 1.0

@@ -30,3 +30,17 @@ def test_a_score_that_is_no_number_is_found_again(monkeypatch):
     monkeypatch.setattr(scoring, "AT_ONCE", 3)
     with pytest.raises(RewardError, match=r"gave nan for reply 2 .*among the pairs 4 to 5"):
         score_comparisons(ByLength(), PAIRS)
+
+
+def test_each_side_is_scored_after_its_own_turns():
+    sides = [(Message("assistant", text), Message("user", "p")) for text in ("one", "longer")]
+    seen = []
+
+    class Spy(ByLength):
+        def score(self, samples):
+            seen.extend((sample.prompt, sample.completion) for sample in samples)
+            return super().score(samples)
+
+    ask = (Message("user", "q"),)
+    score_comparisons(Spy(), [Comparison(ask, "a", "b", chosen_turns=sides[0], rejected_turns=sides[1])])
+    assert seen == [((*ask, *sides[0]), "a"), ((*ask, *sides[1]), "b")]
