@@ -20,10 +20,10 @@ from data_formats.errors import MissingFileError
 from reward.errors import ModelFileError, reason_of
 from reward.folder import check_safetensors, local_folder, read_json
 from reward.loading import hub_file, load_pretrained, quiet
+from reward.stock import HEADS, PEFT_ROOT
 
 CONFIG, WEIGHTS, QUANTIZATION = "adapter_config.json", "adapter_model.safetensors", "base_quantization.json"
 CARD, HEAD = "README.md", "lm_head"
-_PREFIX = "base_model.model."
 
 
 def quantization_4bit(compute_dtype: Any = "bfloat16", *, kind: str = "nf4", double_quant: bool = True) -> Any:
@@ -212,7 +212,7 @@ def load_weights(model: nn.Module, path: str | Path, tensors: dict[str, Tensor] 
 
     if tensors is None:
         check_safetensors(Path(path) / WEIGHTS)
-        tensors = load_file(Path(path) / WEIGHTS)
+        tensors = without_classifier(load_file(Path(path) / WEIGHTS))
     try:
         found = set_peft_model_state_dict(model, tensors)
     except Exception as error:
@@ -237,17 +237,25 @@ def _with_adapter(body: nn.Module, path: str | Path, weights: Path, *, trainable
     return put_on(body, config, tensors, path)
 
 
+def without_classifier(tensors: dict[str, Tensor], config: Any = None) -> dict[str, Tensor]:
+    """The tensors of a body's adapter without the head that transformers' classifier finds there; `config` alike."""
+    if config is not None and getattr(config, "modules_to_save", None):
+        config.modules_to_save = [name for name in config.modules_to_save if f"{name}." not in HEADS] or None
+    return {key: value for key, value in tensors.items() if not key.removeprefix(PEFT_ROOT).startswith(HEADS)}
+
+
 def _of_the_body(config: Any, tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors by their names in the body alone, without those of the head; `config` is changed alike."""
     names = getattr(config, "target_modules", None)
     if not isinstance(names, str | None):  # names of modules, or their paths
         config.target_modules = {name.removeprefix(prefix) for name in names if name != HEAD}
     config.modules_to_save = [name for name in getattr(config, "modules_to_save", None) or () if name != HEAD] or None
+    tensors = without_classifier(tensors, config)
     config.ensure_weight_tying = False
     if isinstance(tokens := getattr(config, "trainable_token_indices", None), dict):
         config.trainable_token_indices = {name: ids for name, ids in tokens.items() if name != HEAD} or None
-    inner = ((key.removeprefix(_PREFIX).removeprefix(prefix), value) for key, value in tensors.items())
-    return {_PREFIX + key: value for key, value in inner if not key.startswith(f"{HEAD}.")}
+    inner = ((key.removeprefix(PEFT_ROOT).removeprefix(prefix), value) for key, value in tensors.items())
+    return {PEFT_ROOT + key: value for key, value in inner if not key.startswith(f"{HEAD}.")}
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -166,11 +166,13 @@ class HeadedModel(nn.Module):
             ) from error
 
     def _save_body(self, folder: Path, body: dict[str, Tensor], head_weight_1d: Tensor) -> None:
-        classifier = None
-        if not adapter.is_adapter(self.backbone):
-            config = stock.classifier_config(self.config, self.classifier_settings() or {})
-            classifier = stock.empty_classifier(config, self.backbone.dtype)
-        if self.classifier_settings() is not None and stock.reads_last_token(classifier, head_weight_1d):
+        config = stock.classifier_config(self.config, self.classifier_settings() or {})
+        classifier = stock.empty_classifier(config, self.backbone.dtype)
+        is_its = self.classifier_settings() is not None and stock.reads_last_token(classifier, head_weight_1d)
+        if adapter.is_adapter(self.backbone):
+            adapter.save_body(self.backbone, folder, body)
+            stock.add_to_adapter(folder, classifier, head_weight_1d if is_its else None)
+        elif is_its:
             stock.save_as_classifier(classifier, folder, body, head_weight_1d.detach().float())
         else:
             adapter.save_body(self.backbone, folder, body | stock.refusal(classifier))

@@ -9,13 +9,17 @@ random, with no more than a warning.
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from reward.folder import read_json
+
 SCORE = "score.weight"
+PEFT_ROOT = "base_model.model."  # before every name in an adapter's file
 HEADS = ("score.", "classifier.")  # what such classes call theirs
 
 
@@ -57,6 +61,26 @@ def save_as_classifier(classifier: nn.Module, folder: Path, body: dict[str, Tens
     prefix = f"{classifier.base_model_prefix}."
     state = {prefix + name: tensor for name, tensor in body.items()} | {SCORE: head_weight_1d}
     classifier.save_pretrained(folder, state_dict=state)
+
+
+def add_to_adapter(folder: Path, classifier: nn.Module | None, head_weight_1d: Tensor | None) -> None:
+    """Give the folder of a body's adapter the classifier's head, as PEFT's `modules_to_save` has it.
+
+    Args:
+        head_weight_1d: None: the class reads another head, and is to refuse this one.
+    """
+    from safetensors.torch import load_file, save_file
+
+    state = refusal(classifier) if head_weight_1d is None else {SCORE: head_weight_1d.detach().float().cpu()}
+    if not state:
+        return
+    (name,) = state
+    config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    config = read_json(config_file)
+    config["modules_to_save"] = [*(config.get("modules_to_save") or ()), name.partition(".")[0]]
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    tensors = load_file(weights_file) | {PEFT_ROOT + name: state[name].contiguous()}
+    save_file(tensors, weights_file, metadata={"format": "pt"})
 
 
 def refusal(classifier: nn.Module | None) -> dict[str, Tensor]:

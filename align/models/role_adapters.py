@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data_formats.errors import AlignError
-from reward.adapter import CONFIG, WEIGHTS, peft_config
+from reward.adapter import CONFIG, WEIGHTS, peft_config, without_classifier
 from reward.errors import ModelFileError
 from reward.folder import check_safetensors
 from reward.loading import hub_file
@@ -62,7 +62,8 @@ class Adapter:
         if not isinstance(config, LoraConfig):
             raise RoleError(f"{path} holds an adapter of type {config.peft_type}; a shared backbone takes LoRA alone")
         check_safetensors(file)
-        return cls(config, load_file(file), of_body)
+        tensors = load_file(file)
+        return cls(config, without_classifier(tensors, config) if of_body else tensors, of_body)
 
     @classmethod
     def of(cls, model: Any, name: str = "default", *, of_body: bool = False) -> Self:

@@ -24,7 +24,7 @@ from reward.model import RewardModel
 from reward.pooling import POOLINGS
 from reward.protocol import Sample
 from reward.sources import load_reward
-from tests.tiny_models import byte_tokenizer, qwen2_config
+from tests.tiny_models import byte_tokenizer, qwen2_config, save_causal_lm
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 LONG = [
@@ -112,3 +112,44 @@ def test_a_class_that_reads_elsewhere_refuses(tmp_path):
     with pytest.raises(RuntimeError, match="mismatch"):
         AutoModelForSequenceClassification.from_pretrained(folder)
     assert RewardModel.from_pretrained(folder).head.weight.shape == (1, 16)
+
+
+def adapted(folder, load, **options):
+    """A reward model or critic with an adapter that is not at its start, and its folder."""
+    base = save_causal_lm(folder / "base")
+    told = ModelSection(path=str(base), adapter="lora")
+    torch.manual_seed(3)
+    model = load(base, told)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or name == "head.weight":
+            torch.nn.init.normal_(parameter, std=0.3)
+    for name, value in options.items():
+        getattr(model, name)(value)
+    return model, saved(folder / "adapter", model)
+
+
+def test_the_stock_class_scores_an_adapter_as_ours_does(tmp_path):
+    ours, folder = adapted(tmp_path, load_reward_model)
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
+    ids = torch.tensor([[5, 6, 7, 258]])
+    with torch.no_grad():
+        expected = ours.eval()(ids, torch.ones_like(ids))
+        torch.testing.assert_close(theirs(input_ids=ids).logits[:, 0], expected)
+        again = RewardModel.from_pretrained(folder)
+        assert torch.equal(again(ids, torch.ones_like(ids)), expected)
+    again.load_weights(folder)
+    again.save_pretrained(tmp_path / "twice")
+    for name in ("adapter_config.json", "adapter_model.safetensors", "head.safetensors"):
+        assert (tmp_path / "twice" / name).read_bytes() == (folder / name).read_bytes(), name
+    critic = load_critic(folder, ModelSection(path=str(folder), adapter="lora"))
+    assert not any("modules_to_save" in name for name in critic.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("load", "options"), [(load_critic, {}), (load_reward_model, {"set_pooling": "mean"})], ids=["critic", "mean"]
+)
+def test_an_adapter_with_another_head_is_refused_by_the_stock_class(tmp_path, load, options):
+    ours, folder = adapted(tmp_path, load, **options)
+    with pytest.raises(RuntimeError, match="mismatch"):
+        AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    assert type(ours).from_pretrained(folder).head.weight.shape == (1, 16)
