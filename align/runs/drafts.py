@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from align.runs.files import atomic_dir
+from align.runs.files import write_text
+from data_formats.errors import StorageError
+
+DRAFT, SIZE = ".draft", 1 << 16
 
 
-@contextmanager
-def draft(target: Path) -> Iterator[Path]:
-    """An atomic folder beside `target`, removed once it has its name; where the folder of `target` is not there yet,
-    beside the first one above it that is missing, so that nobody sees folders come and go.
+def prove_folder(folder: Path) -> None:
+    """Write a file into `folder` (where that is not there yet, into the first one above it that is) and remove it.
+
+    No folder is made: whoever watches the run sees none come and go.
 
     Raises:
         StorageError: nothing can be written there.
     """
-    first = next(path for path in (target, *target.parents) if path.parent.exists())
-    place = first.parent / f".{first.name}.draft"
-    try:
-        with atomic_dir(place) as folder:
-            yield folder
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def prove_folder(folder: Path) -> None:
-    """Raises StorageError where nothing can be written into `folder`."""
-    with draft(folder / "file"):
-        pass
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise StorageError(f"{there} is a file: move it away, a folder of that name will be written")
+    write_text(there / DRAFT, "." * SIZE)
+    (there / DRAFT).unlink(missing_ok=True)

@@ -1,33 +1,33 @@
 """What would only be tried at the end is tried at the start: a draft of everything that a stage will leave.
 
-Every model is dressed and written by the very function that writes it at the end, where it will lie and by the same
-renames, with one element of each tensor in place of the whole: a configuration that transformers refuses, a chat
-template that cannot be written, tensors that share memory, a folder that is a file or not writable, a full disk are met
-before the first step, not after the last. What the dressing can mend it mends in the model itself, so that checkpoints
-are written with it too. The drafts are removed.
+Every model is dressed and written by the very function that writes it at the end, with one element of each tensor in
+place of the whole (into a temporary folder of the system, so that nothing comes and goes where the run is watched), and
+a file is written, renamed and removed in every folder that the stage will write to. So a configuration that
+transformers refuses, a chat template that cannot be written, tensors that share memory, a folder that is a file or not
+writable, and a full disk are met before the first step, not after the last. What the dressing can mend it mends in the
+model itself, so that checkpoints are written with it too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from align.models.save import dress, save_model
 from align.runs import files
-from align.runs.checkpoint import MANIFEST
-from align.runs.drafts import draft
+from align.runs.drafts import prove_folder
 from align.runs.errors import OutputError
 from align.runs.ranks import any_rank, is_main
-from align.stages.common import MADE_BY_STAGES
+from align.stages.common import LOG, MADE_BY_STAGES
 from align.trainers import sharding
 from data_formats.errors import AlignError, StorageError
 from reward.adapter import is_adapter
 
+GROWING = ("checkpoints", "best", "rounds")  # folders in which others take their names
 WHOLE = ("head.", "pooler.")  # of a reward model or critic, whose settings name the head's size
 
 
@@ -48,11 +48,7 @@ def prove_outputs(stage: str, out_dir: Path, tokenizer: Any, models: Mapping[str
         try:
             _check_places(out_dir)
             for name, module in models.items():
-                with _refused(f"{stage}: {out_dir / name}"), draft(out_dir / name) as folder:
-                    _write(module, tokenizer, folder)
-            with draft(out_dir / "checkpoints" / "step-0") as folder:
-                torch.save({"step": torch.zeros(1)}, folder / "state.pt")
-                files.write_json(folder / MANIFEST, {})
+                _write_draft(f"{stage}: {out_dir / name}", module, tokenizer)
         except Exception as caught:
             error = caught
     if any_rank(error is not None):
@@ -60,6 +56,7 @@ def prove_outputs(stage: str, out_dir: Path, tokenizer: Any, models: Mapping[str
 
 
 def _check_places(out_dir: Path) -> None:
+    prove_folder(out_dir)
     for name in MADE_BY_STAGES:
         path = out_dir / name
         if path.exists() and path.is_dir() == bool(path.suffix):
@@ -67,12 +64,16 @@ def _check_places(out_dir: Path) -> None:
         if path.is_file():
             with files.storage_errors(path, "append to"), open(path, "ab"):
                 pass
+        elif path.is_dir() and name in GROWING:
+            prove_folder(path)
 
 
-@contextmanager
-def _refused(what: str) -> Iterator[None]:
+def _write_draft(what: str, module: nn.Module, tokenizer: Any) -> None:
     try:
-        yield
+        with TemporaryDirectory() as folder, files.storage_errors(folder):
+            _write(module, tokenizer, Path(folder))
+    except StorageError as error:
+        LOG.debug("%s was not tried: the system's temporary folder cannot be written (%s)", what, error)
     except AlignError:
         raise
     except Exception as error:  # of transformers, safetensors, tokenizers, jinja
