@@ -137,19 +137,25 @@ def show(folders: Sequence[Path]) -> None:
     missing = [folder for folder, run in zip(folders, runs, strict=True) if run is None]
     if missing:
         raise MissingFileError(f"{missing[0]}/summary.json does not exist: run the quickstart to its end first")
-    for folder, run in zip(folders, runs, strict=True):
-        try:
-            _ = table(CHAIN, [run]), table(by_category([run]), [run])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"{folder}/summary.json is not of a finished quickstart (looking for {error}): "
-                "name the folder of an `align quickstart`"
-            ) from error
-    print(table(CHAIN, runs) + "\n")
-    print(table(by_category(runs), runs) + "\n")
-    controls = [_read(folder / "controls" / "summary.json") for folder in folders]
+    files = [folder / "summary.json" for folder in folders]
+    print(_table(lambda: CHAIN, runs, files) + "\n")
+    print(_table(lambda: by_category(runs), runs, files) + "\n")
+    files = [folder / "controls" / "summary.json" for folder in folders]
+    controls = [_read(file) for file in files]
     if all(controls):
-        print(table(CONTROLS, controls) + "\n")
+        print(_table(lambda: CONTROLS, controls, files) + "\n")
+
+
+def _table(rows: Callable[[], Sequence[Row]], summaries: Sequence[dict[str, Any]], files: Sequence[Path]) -> str:
+    """`table` of summaries that may be of anything. Raises DataError."""
+    try:
+        return table(rows(), summaries)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        names = " or ".join(map(str, files))
+        advice = "name folders of finished `align quickstart` runs"
+        raise DataError(
+            f"{names} is not of the quickstart ({error} is missing or of another kind): {advice}"
+        ) from error
 
 
 def _read(file: Path) -> dict[str, Any] | None:
