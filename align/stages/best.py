@@ -70,7 +70,10 @@ class BestModel:
             LOG.warning(
                 "%s is gone: the best so far (held-out loss %.4g, step %s) cannot be had again, so the best is chosen "
                 "among the models after step %d (--fresh starts the stage anew)",
-                *(self.folder, best["eval_loss"], best["step"], step),
+                self.folder,
+                best["eval_loss"],
+                best["step"],
+                step,
             )
 
     def offer(self, look: dict[str, Any]) -> None:

@@ -183,9 +183,8 @@ def read_samples(file: Path, prompts: Sequence[Prompt], count: int) -> list[Row]
         raise DataError(f"{file} cannot be read ({error}): remove it to sample again") from None
     whole = all(len(row) == count for row in replies)
     if not whole or asked != [[(turn.role, turn.content) for turn in prompt.messages] for prompt in prompts]:
-        now = f"the {len(prompts)} of rejection.data, {count} replies each"
+        held = f"it holds {len(rows)} prompts, the data now {len(prompts)}, with {count} replies each"
         raise DataError(
-            f"{file} was sampled for other prompts or another num_generations (it holds {len(rows)} prompts, now there "
-            f"are {now}): remove it to sample again"
+            f"{file} was sampled for other prompts or another num_generations ({held}): remove it to sample again"
         )
     return rows

@@ -69,7 +69,7 @@ class Plan:
 
 
 def require_keys(recipe: Recipe, keys: Sequence[str]) -> None:
-    """Raises RecipeError for a key of `--accept` that the recipe has not, or that a resumed stage cannot follow."""
+    """Raises RecipeError for a key of `--accept` that the recipe has not."""
     problems = []
     for key in keys:
         place, known = recipe.model_dump(mode="json"), True
@@ -82,10 +82,6 @@ def require_keys(recipe: Recipe, keys: Sequence[str]) -> None:
                 problems.append(f"--accept {key}: no such key" + (f"; did you mean '{near}'?" if near else ""))
                 break
             place = inner[part]
-        if known and key.rpartition(".")[2] in FIXED:
-            stage = key.partition(".")[0]
-            sentence = "comes back with the optimizer of a checkpoint, whatever the recipe says"
-            problems.append(f"--accept {key}: {sentence}; start anew with --fresh {stage}")
     if problems:
         raise RecipeError(problems, recipe.name)
 
@@ -108,6 +104,7 @@ def plan(recipe: Recipe, stages: Sequence[str], named: Sequence[str] = ()) -> Pl
         named: the stages that the user wants anew.
 
     Raises:
+        RecipeError: a change is accepted that a resumed stage would not follow.
         RecipeChangedError: a stage builds on another one (not in `stages`) that was made with another recipe.
         RunFileError: a recipe.yaml that cannot be read.
     """
@@ -118,6 +115,7 @@ def plan(recipe: Recipe, stages: Sequence[str], named: Sequence[str] = ()) -> Pl
             continue  # it goes with what it builds on, or there is nothing of it
         folder = stage_dir(recipe, stage)
         if noted := accepted_changes(recipe, stage, folder):
+            _require_followed(recipe, stage, noted)
             found.accepted[stage] = noted
         changed = changes(recipe, stage, folder)
         if not changed:
@@ -136,6 +134,14 @@ def plan(recipe: Recipe, stages: Sequence[str], named: Sequence[str] = ()) -> Pl
         else:
             found.refused[stage] = changed
     return found
+
+
+def _require_followed(recipe: Recipe, stage: str, noted: list[Change]) -> None:
+    """An unfinished stage goes on with what its checkpoint brings back, so a change of that would be none."""
+    fixed = [one for one in noted if one.key.rpartition(".")[2] in FIXED and one.key.partition(".")[0] == stage]
+    if fixed and not is_finished(recipe, stage):
+        sentence = "comes back with the optimizer of the checkpoint, whatever the recipe says"
+        raise RecipeError([f"--accept {fixed[0].key}: {sentence}; start anew with --fresh {stage}"], recipe.name)
 
 
 def _all_changes(recipe: Recipe, stages: Sequence[str]) -> list[Change]:

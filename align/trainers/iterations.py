@@ -161,7 +161,11 @@ class IterationLoop:
             LOG.warning(
                 "%s is gone: the model of step %s (%s %.4g) cannot be had again, so the best is chosen among those "
                 "after step %d (--fresh starts the stage anew)",
-                *(self.output_dir / BEST_MODEL, step, BEST_METRIC, self.state.best_metric, self.state.global_step),
+                self.output_dir / BEST_MODEL,
+                step,
+                BEST_METRIC,
+                self.state.best_metric,
+                self.state.global_step,
             )
         self.state.best_metric = self.state.best_model_checkpoint = None
         self.state.best_global_step = 0

@@ -13,6 +13,7 @@ operations are not counted, which costs more than a small model's step.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -237,7 +238,9 @@ class SupervisedTrainer(Trainer):
         def write(folder: Path) -> None:
             self._write_checkpoint(folder)
             if self.args.should_save:
-                write_json(folder / FIGURES_FILE, {"ranks": sums})
+                (folder / FIGURES_FILE).write_text(
+                    json.dumps({"ranks": sums}), encoding="utf-8"
+                )  # NaN may be among them
                 write_json(folder / DATA_FILE, self.data.found())
 
         checkpoint.save(

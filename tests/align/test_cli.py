@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from align import __version__, cli
-from align.runs.arguments import parse_with_overrides
+from align.runs.arguments import parse_with_overrides, without_redoing
 from align.runs.launch import guarded
 from data_formats.errors import DataError
 from tests.commands import heed_ctrl_c
@@ -137,6 +137,41 @@ def test_overrides_and_options_in_any_order():
     assert (args.recipe, args.overrides, args.fresh, args.debug) == ("r.yaml", ["a=1", "b=2", "a=3"], True, True)
     args = parse_with_overrides(parser, ["run", "--fresh", "r.yaml", "x=-1"])
     assert (args.recipe, args.overrides, args.fresh) == ("r.yaml", ["x=-1"], True)
+
+
+def test_stages_may_follow_fresh_and_recipe_and_overrides_stay_what_they_are():
+    parser = cli._parser()
+
+    def parsed(*words):
+        args = parse_with_overrides(parser, ["run", *words])
+        return args.recipe, args.overrides, args.fresh, args.start, args.accept, args.yes
+
+    assert parsed("r.yaml", "--fresh", "ppo", "a=1") == ("r.yaml", ["a=1"], ("ppo",), None, [], False)
+    assert parsed("--fresh", "sft", "rm", "r.yaml", "--yes") == ("r.yaml", [], ("sft", "rm"), None, [], True)
+    assert parsed("--fresh=rm,ppo", "r.yaml") == ("r.yaml", [], ("rm", "ppo"), None, [], False)
+    assert parsed("r.yaml", "--from", "rm", "--accept", "ppo.reward", "--accept", "sft.data", "a=1") == (
+        *("r.yaml", ["a=1"], False, "rm"),
+        *(["ppo.reward", "sft.data"], False),
+    )
+
+
+def test_the_command_that_continues_starts_nothing_anew():
+    words = [
+        "run",
+        "r.yaml",
+        "--fresh",
+        "ppo",
+        "rm",
+        "a=1",
+        "--from",
+        "sft",
+        "--from=rm",
+        "--yes",
+        "--accept",
+        "ppo.data",
+    ]
+    assert without_redoing(words) == ["run", "r.yaml", "a=1", "--accept", "ppo.data"]
+    assert without_redoing(["ppo", "a=1"]) == ["ppo", "a=1"]
 
 
 def test_run_checks_before_anything_heavy(tmp_path):

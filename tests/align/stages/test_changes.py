@@ -77,6 +77,8 @@ def test_how_much_is_evaluated_may_change_and_how_much_is_trained_on_may_not(tmp
     data = [{"path": "demonstrations.jsonl", "limit": 9}]
     new = small_recipe(tmp_path, ppo=ppo | {"evaluation": evaluation}, sft__data=data, sft__eval_num_replies=9)
     changes.require_unchanged(new, ("sft", "ppo"))
+    at_once = small_recipe(tmp_path, ppo=ppo | {"rollout": short | {"batch_size": 3}}, sft__data=data)
+    changes.require_unchanged(at_once, ("ppo",))
     fewer = small_recipe(tmp_path, ppo=ppo, sft__data=[{"path": "demonstrations.jsonl", "limit": 8}])
     assert changes.changed_keys(fewer, "sft", run / "sft") == ["sft.data.0.limit was 9, is 8"]
 

@@ -1,4 +1,6 @@
 import json
+import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,9 +9,11 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from align.models.critic import Critic
 from align.recipe import Recipe
-from align.runs.errors import TrainingError
+from align.runs.acceptance import accepting
+from align.runs.errors import CheckpointError, TrainingError
 from align.runs.interrupt import StopFlag
 from align.stages import ppo
+from align.stages.chain import run_stage
 from align.stages.common import StageStopped
 from align.trainers.ppo import PPOTrainer
 from data_formats.errors import EmptyDatasetError, MissingFileError
@@ -198,3 +202,60 @@ def test_a_summary_needs_no_distance_that_was_not_measured(tmp_path):
     summary = ppo.run(recipe(tmp_path, eval_data=[], **elided))
     assert summary["steps"] == 3 and summary["reply_tokens"] > 0
     assert "kl" not in summary and "entropy" not in summary  # the only logged iteration is the critic's warm-up
+
+
+def test_a_longer_stage_is_what_it_would_have_been_from_the_start(tmp_path, capsys):
+    told = recipe(tmp_path, num_iterations=2, save_steps=1, eval_data=[])
+    longer = told.model_copy(update={"ppo": told.ppo.model_copy(update={"num_iterations": 3})})
+    run_stage(told, "ppo")
+    grown = run_stage(longer, "ppo")
+    said = (
+        "ppo: goes on from iteration 2 to 3 iterations (ppo.num_iterations was 2, is 3), as a run of that length from"
+    )
+    assert said in capsys.readouterr().out
+    assert (grown["resumed_from"], grown["steps"]) == (2, 3)
+    whole = longer.model_copy(update={"output_dir": str(tmp_path / "whole")})
+    run_stage(whole, "ppo")
+    for name in ("model", "critic"):
+        one, other = ((tmp_path / run / "ppo" / name / "model.safetensors").read_bytes() for run in ("run", "whole"))
+        assert one == other, name
+
+
+def test_prompts_that_changed_under_an_unfinished_stage_are_refused_unless_accepted(tmp_path, monkeypatch):
+    told = recipe(tmp_path, save_steps=1, eval_data=[])
+    real = PPOTrainer.step
+
+    def killed(self):
+        if self.state.global_step == 2:
+            raise SystemExit("killed")
+        return real(self)
+
+    monkeypatch.setattr(PPOTrainer, "step", killed)
+    with pytest.raises(SystemExit):
+        ppo.run(told)
+    monkeypatch.undo()
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"say {word}"} for word in "abcdefghijkl"])
+    with pytest.raises(
+        CheckpointError, match=r"ppo\.data: .*step-2 was trained with 8 rows, now there are 12; .*--accept"
+    ):
+        ppo.run(told)
+    with accepting(["ppo.data"]):
+        done = ppo.run(told)
+    assert (done["resumed_from"], done["steps"], done["prompts"]) == (2, 3, 12)
+    (noted,) = done["accepted"]
+    assert (noted["key"], noted["was"]["rows"], noted["is"]["rows"], noted["step"]) == ("ppo.data", 8, 12, 2)
+
+
+def test_a_best_model_that_was_removed_is_made_again_or_told(tmp_path, caplog, monkeypatch):
+    keys = {"save_steps": 1, "evaluation": {"every_steps": 1, "save_best": True, "num_samples": 1}}
+    told = recipe(tmp_path, **keys)
+    ppo.run(told)
+    out = tmp_path / "run" / "ppo"
+    before = json.loads((out / "checkpoints/step-3/trainer_state.json").read_text())["best_global_step"]
+    shutil.rmtree(out / "best")
+    monkeypatch.setattr(logging.getLogger("align"), "propagate", True)
+    done = ppo.run(told)
+    if before == 3:
+        assert done["best_step"] == 3 and (out / "best/model").is_dir()
+    else:
+        assert "best/model is gone" in caplog.text and "best_step" not in done

@@ -178,6 +178,8 @@ def test_an_unfinished_stage_goes_on_with_a_change_that_is_accepted_and_notes_it
     with pytest.raises(RecipeChangedError, match=r"max_grad_norm was 1\.0, is 0\.5.*--accept sft\.max_grad_norm"):
         run_chain(recipe)
     assert checkpoint.steps(run / "sft/checkpoints")[-1] == 3
+    with pytest.raises(RecipeError, match=r"--accept sft\.learning_rate: comes back with the optimizer"):
+        run_chain(chain(sft__learning_rate=0.5), accept=["sft"])
     run_chain(recipe, accept=["sft.max_grad_norm"])
     assert "sft: goes on although sft.max_grad_norm was 1.0, is 0.5" in capsys.readouterr().out
     entry = {"key": "sft.max_grad_norm", "was": 1.0, "is": 0.5, "step": 3}
@@ -204,7 +206,6 @@ def test_a_finished_stage_is_kept_for_good_when_its_change_is_accepted(chain):
     [
         ("sft.max_grad_nrom", "no such key; did you mean 'max_grad_norm'"),
         ("sft.data.7", "no such key"),
-        ("sft.learning_rate", "comes back with the optimizer of a checkpoint"),
     ],
 )
 def test_only_keys_that_a_stage_can_go_on_with_are_accepted(chain, key, words):

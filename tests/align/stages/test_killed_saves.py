@@ -1,0 +1,73 @@
+"""A stage killed with SIGKILL in the middle of a save, leaves nothing once it has run again."""
+
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from align.runs.files import sweep
+from align.stages.chain import run_stage
+from tests.align.stages.small_chain import small_recipe, write_data
+from tests.commands import INSTALLED
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import reward.headed
+from align.stages.chain import run_stage
+from tests.align.stages.small_chain import small_recipe
+count, real = int(sys.argv[2]), reward.headed.save_file
+def fatal(tensors, path, *args, **kwargs):
+    global count
+    count -= 1
+    if count == 0:
+        Path(path).write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(tensors, path, *args, **kwargs)
+reward.headed.save_file = fatal
+run_stage(small_recipe(Path(sys.argv[1]), pmp__save_steps=1), "pmp")
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    write_data(folder)
+    run_stage(small_recipe(folder, base__max_steps=1), "base")
+    return folder
+
+
+def hidden(run):
+    return [path for path in run.rglob(".*") if path.name != ".locks" and ".locks" not in path.parts]
+
+
+@pytest.mark.parametrize("count", [2, 4])  # of three checkpoints and the stage's model
+def test_a_reward_model_killed_while_it_is_written_leaves_no_copy(base, tmp_path, count):
+    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(count)]
+    assert subprocess.run(command, env=INSTALLED, timeout=120, capture_output=True).returncode == -signal.SIGKILL
+    left = hidden(tmp_path / "run")
+    assert len(left) == 1 and ".tmp-" in left[0].name, left  # one name, nothing nested beside it
+    done = run_stage(small_recipe(tmp_path, pmp__save_steps=1), "pmp")
+    assert done["resumed_from"] == {2: 1, 4: 3}[count] and done["steps"] == 3
+    assert hidden(tmp_path / "run") == []
+
+
+def test_what_earlier_versions_left_goes_too_and_what_is_the_users_stays(tmp_path):
+    left = (
+        *(
+            "checkpoints/..step-2.tmp.a1b2c3d4/x",
+            "checkpoints/..step-2.tmp.a1b2c3d4.tmp/x",
+            "checkpoints/.step-3.tmp/x",
+        ),
+        *(".summary.json.tmp-7-0a1b2c3d", ".samples.jsonl.x1y2z3w4.tmp", "rounds/1/.model.tmp-9-0a1b2c3d/x"),
+    )
+    mine = ("notes.tmp", ".hidden", ".cache/x", "model/x", ".tmp/x")
+    for name in (*left, *mine, ".model2.old-0a1b2c3d/weights"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    sweep(tmp_path)
+    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {*mine, "model2/weights"}  # put back: a kill had caught it between two renames
