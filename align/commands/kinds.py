@@ -30,10 +30,10 @@ SHOWN_FILES = 10
 
 def files_in(paths: list[Path | str]) -> tuple[list[Path | str], list[str]]:
     """The files and hub datasets that are named, and the files with a known ending in the folders that are, sorted; and
-    a sentence for each folder in which others were passed over.
+    a sentence for each folder in which others were passed over, or which has none.
 
     Raises:
-        MissingFileError: nothing there, or a folder without a file that has a known ending.
+        MissingFileError: nothing there.
         PathError: a path that nothing can have.
     """
     found: list[Path | str] = []
@@ -52,8 +52,8 @@ def files_in(paths: list[Path | str]) -> tuple[list[Path | str], list[str]]:
         endings = f"({', '.join(ENDINGS)}, each also with {' or '.join(COMPRESSED)})"
         if not known:
             there = f": {_some(passed)}" if passed else ""
-            raise MissingFileError(f"{path}: no file in this folder has a known ending {endings}{there}")
-        if passed:
+            notes.append(f"{path}: no file in this folder has a known ending {endings}{there}")
+        elif passed:
             number = f"{len(passed)} file{'' if len(passed) == 1 else 's'}"
             notes.append(f"{path}: {number} without a known ending passed over: {_some(passed)}")
         found += known

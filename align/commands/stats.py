@@ -13,7 +13,7 @@ from typing import Any
 from align.commands.kinds import KINDS, files_in, kind_of
 from align.recipe.table import table
 from align.runtime.terminal import say
-from data_formats import AlignError, ReadReport, stream
+from data_formats import AlignError, MissingFileError, ReadReport, stream
 from data_formats.cleaning.texts import prompt_text, reply_texts
 from data_formats.records import Record
 
@@ -70,10 +70,12 @@ def measure(path: Path | str, kind: type[Record], options: dict[str, Any]) -> Fi
 
 
 def stats(paths: list[Path | str], kind: str | None, options: dict[str, Any], as_json: bool) -> int:
-    """Print the statistics of every file; 1 when a file was refused."""
+    """Print the statistics of every file; 1 when a file was refused. Raises MissingFileError where there is none."""
     found: list[FileStats] = []
     refused: list[dict[str, str]] = []
     files, notes = files_in(paths)
+    if not files:
+        raise MissingFileError("; ".join(notes))
     for note in notes:
         say(note, file=sys.stderr)
     for path in files:

@@ -7,6 +7,7 @@ import pytest
 import data_formats
 from align.recipe.check import check_recipe
 from align.recipe.errors import RecipeError
+from align.recipe.load import inspect
 from align.recipe.schema import Recipe
 from align.recipe.sources import FORMATS, KINDS, KINDS_OF_KEYS, WORLD_SETS, stage_sources
 from data_formats import format_names
@@ -64,3 +65,10 @@ def test_hub_sources_and_weights_are_checked_without_reading(tmp_path, source, p
     with pytest.raises(RecipeError) as caught:
         check_recipe(path)
     assert any(problem in found for found in caught.value.problems), caught.value.problems
+
+
+def test_the_limit_of_a_row_is_one_of_files():
+    problems = inspect("quickstart", ["sft.data=[{hub: a/b, max_row_mb: 3}]"]).problems
+    assert [problem for problem in problems if "sft.data.0.max_row_mb: bounds the rows of a file" in problem]
+    recipe = inspect("quickstart", ["sft.data=[{path: a.jsonl, max_row_mb: 3}, b.jsonl]"]).recipe
+    assert [source.max_row_mb for source in recipe.sft.data] == [3, 64]
