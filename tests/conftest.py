@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 from importlib.util import find_spec
 
 import pytest
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, so that the collections of the tests (several a training) need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

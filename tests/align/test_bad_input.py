@@ -8,7 +8,7 @@ import pytest
 
 from align import ppo, rm, sft
 from align.cli import main
-from tests.commands import align
+from tests.ranks import exit_codes
 from tests.recipes.miniature import arguments
 
 
@@ -136,18 +136,20 @@ def test_a_checkpoint_cut_short_is_passed_over(words, tmp_path, capsys):
     assert (out / "model/model.safetensors").read_bytes() == weights
 
 
+def run_with_small_files(words):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    raise SystemExit(main(words))
+
+
 def test_a_full_disk(words, tmp_path):
     """A limit on the size of files stands for the full disk: the optimizer's state no longer fits."""
     words = [*words, "pmp=null", "rm=null", "ppo=null"]
     out = tmp_path / "run/sft"
 
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
-    done = align("run", *words, preexec_fn=small_files)
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    (code,), printed = exit_codes(1, run_with_small_files, ["run", *words])
+    assert code == 1, printed
+    assert "Traceback" not in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert line.startswith(f"error: cannot write {out}/checkpoints/step-2: ")
     assert line.endswith("(what was there before is intact)")
     assert {path.name for path in out.iterdir()} <= {"recipe.yaml", "metrics.jsonl", "checkpoints"}

@@ -71,16 +71,17 @@ def undisturbed(tmp_path_factory):
     return metrics(folder)
 
 
-@pytest.mark.parametrize("kind", BREAKS)
-def test_a_function_that_breaks_and_is_mended(kind, undisturbed, tmp_path, capsys):
-    body, words = BREAKS[kind]
-    (tmp_path / "mine.py").write_text(function(body, 3))  # two calls look at held-out prompts, one trains
+def test_a_function_that_breaks_in_every_way_and_is_mended(undisturbed, tmp_path, capsys):
     words_typed = [write(tmp_path, {"kind": "function", "function": f"{tmp_path}/mine.py:score"})]
-    error = error_of(main(words_typed), capsys)
-    assert error.startswith("error: reward 'function' ") and words in error
-    saved = tmp_path / "run/ppo/checkpoints/step-1"
-    assert error.endswith(f"(iteration 2); the state before it is saved in {saved}") and saved.is_dir()
-    assert not (tmp_path / "run/ppo/summary.json").exists()
+    calls = 3  # two look at held-out prompts, one trains; of a run that goes on the first trains
+    for body, words in BREAKS.values():
+        (tmp_path / "mine.py").write_text(function(body, calls))
+        error = error_of(main(words_typed), capsys)
+        assert error.startswith("error: reward 'function' ") and words in error
+        saved = tmp_path / "run/ppo/checkpoints/step-1"
+        assert error.endswith(f"(iteration 2); the state before it is saved in {saved}") and saved.is_dir()
+        assert not (tmp_path / "run/ppo/summary.json").exists()
+        calls = 0
     (tmp_path / "mine.py").write_text(function("pass", 0))
     assert main(words_typed) == 0
     assert json.loads((tmp_path / "run/ppo/summary.json").read_text())["resumed_from"] == 1
@@ -235,21 +236,22 @@ FAILS = {
 }
 
 
-@pytest.mark.parametrize("kind", FAILS)
-def test_an_endpoint_that_fails_and_comes_back(kind, undisturbed, tmp_path, capsys):
-    bad, words, requests = FAILS[kind]
+def test_an_endpoint_that_fails_in_every_way_and_comes_back(undisturbed, tmp_path, capsys):
     with served() as server:
         plain = f"http://127.0.0.1:{server.server_address[1]}/score"
         url = f"{plain}?token={TOKEN}"
         part = {"kind": "http", "url": plain, "name": "remote", "timeout": 0.5, "attempts": 3, "backoff": 0.01}
         words_typed = [write(tmp_path, part), f"ppo.reward.0.url={url}"]
-        server.good, server.bad = 3, bad
-        error = error_of(main(words_typed), capsys)
-        assert TOKEN not in error
-        assert error.startswith("error: reward 'remote'") and re.search(words, error), error
-        saved = tmp_path / "run/ppo/checkpoints/step-1"
-        assert error.endswith(f"(iteration 2); the state before it is saved in {saved}") and saved.is_dir()
-        assert server.seen == 3 + requests
+        server.good = 3
+        for bad, words, requests in FAILS.values():
+            server.bad = bad
+            error = error_of(main(words_typed), capsys)
+            assert TOKEN not in error
+            assert error.startswith("error: reward 'remote'") and re.search(words, error), error
+            saved = tmp_path / "run/ppo/checkpoints/step-1"
+            assert error.endswith(f"(iteration 2); the state before it is saved in {saved}") and saved.is_dir()
+            assert server.seen == server.good + requests
+            server.good = server.seen
         server.good = 10**6
         assert main([*words_typed[:1], f"ppo.reward.0.url={url}x"]) == 0  # a new token is no other run
     assert metrics(tmp_path) == undisturbed

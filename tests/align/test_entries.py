@@ -66,7 +66,7 @@ def test_user_errors_have_no_traceback(tmp_path):
     assert done.stderr == "error: qwen_rlhf: has no stage 'base'; it has sft, pmp, rm, ppo\n"
 
 
-@pytest.mark.parametrize("how", [["align/sft.py"], ["-m", "align.sft"]])
+@pytest.mark.parametrize("how", [["align/sft.py"], pytest.param(["-m", "align.sft"], marks=pytest.mark.slow)])
 def test_accelerate_launch(how):
     accelerate = str(Path(sys.executable).with_name("accelerate"))
     done = launch(accelerate, "launch", "--quiet", "--num_processes", "1", *how, "quickstart", "sft.lr=1")

@@ -12,6 +12,7 @@ def summary(folder, stage):
     return json.loads((folder / "run" / stage / "summary.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_sft_from_the_repository(tmp_path):
     done = accelerate("align/sft.py", "qwen_rlhf", *arguments(tmp_path))
     assert done.returncode == 0, done.stderr

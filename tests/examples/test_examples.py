@@ -53,6 +53,7 @@ def test_ppo_with_a_function_as_reward(tmp_path):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) >= 30
 
 
+@pytest.mark.slow
 def test_a_cost_a_token_makes_replies_short(tmp_path):
     example = load("ppo_short_answers")
     figures = example.main(tmp_path / "brief")

@@ -55,11 +55,11 @@ SUMMARY = {
     "base": {"heldout_loss": 0.54321, "unigram_entropy": 4.2345},
     "sft": {"heldout_loss": 0.4, "heldout_loss_before": 5.4321, "end_rate": 1.0, "best_step": 40, "steps": 60},
     "pmp": RM | {"accuracy_before": None},
-    "rm": RM | {"resumed_from": 1200},
+    "rm": RM | {"resumed_from": 120},
     "rejection": {"headline": ROWS},
     "ppo": {"headline": ROWS, "resumed_from": 40},
 }
-SUMMARY |= {"seconds": dict.fromkeys(SUMMARY, 1234.5), "peak_memory_gib": 1.5}
+SUMMARY |= {"seconds": dict.fromkeys(SUMMARY, 12.3), "peak_memory_gib": 1.5}
 
 
 @pytest.mark.parametrize("stages", [("base", "sft", "pmp", "rm", "ppo"), ("sft", "rejection"), ()])
@@ -72,6 +72,6 @@ def test_the_table_fits_80_columns_without_broken_words(stages, capsys):
         cells = [stage, *(cell for line in headline(stage, SUMMARY[stage]) for cell in line)]
         assert {word for cell in cells for word in cell.split()} <= shown
     if "rm" in stages:  # each figure in one piece, its interval below
-        accuracy = r"12000 held-out pairs +66\.0 % +80\.0 % +1234, from\n +\[77\.5 %, 82\.3 %\] +step 1200\n"
+        accuracy = r"accuracy on 12000 held-out pairs +66\.0 % +80\.0 % +12, from\n +\[77\.5 %, 82\.3 %\] +step 120\n"
         assert re.search(accuracy, table), table
         assert "win / tie / loss, temperature 1" in table and "1697 / 296 / 407" in table

@@ -185,6 +185,7 @@ def test_the_tables_of_the_readme_of_another_run_are_one_sentence(finished, tmp_
         assert said.out == ""
 
 
+@pytest.mark.slow
 def test_the_arms_of_rejection_sampling_run_on_it(finished):
     _, run, summary = finished
     settings = rejection_arms.Settings(
@@ -213,6 +214,7 @@ def test_the_arms_of_rejection_sampling_run_on_it(finished):
         rejection_arms.run(run, rejection_arms.Settings(prompts=13))
 
 
+@pytest.mark.slow
 def test_the_arms_of_reward_modelling_run_on_it(finished, monkeypatch):
     _, run, _ = finished
     monkeypatch.setattr(reward_arms, "CLEAN", 80)

@@ -104,7 +104,7 @@ def changes(levels: dict[str, str], factors: dict[str, dict[str, Row]] = FACTORS
 
 
 EVERYTHING: Row = {
-    "num_mini_batches": 1,
+    "num_mini_batches": 2,  # the first moves the ratios of the second past every clip
     "micro_batch_size": 3,
     "num_ppo_epochs": 2,
     "num_iterations": 2,

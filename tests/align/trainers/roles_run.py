@@ -25,7 +25,7 @@ def models(shared: bool, dtype: torch.dtype = torch.float32, **changes: Any) -> 
     with torch.no_grad():
         for parameter in made["policy"].parameters():
             if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     return made
 
 

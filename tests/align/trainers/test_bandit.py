@@ -41,7 +41,11 @@ def test_ppo_comes_to_the_regularised_optimum(tmp_path):
     quick = {"learning_rate": 1e-2, "lr_scheduler_type": "linear"}
     reference_R, trained_R = bandit.train(tmp_path, 0.7, num_iterations=60, policy=quick)
     assert total_variation(reference_R, optima.optimum(reference_R, 0.7)) >= 0.4
-    assert total_variation(trained_R, optima.optimum(reference_R, 0.7)) <= 0.05
+    near = total_variation(trained_R, optima.optimum(reference_R, 0.7))
+    # 0.02 to 0.07 by the seed; what other penalties come to lies more than 0.15 from the optimum
+    assert near <= 0.1
+    others = (optima.myopic, optima.myopic_forward)
+    assert all(total_variation(trained_R, other(reference_R, 0.7)) > 0.1 for other in others)
 
 
 def test_straight_through_the_estimator_makes_no_difference(tmp_path):
