@@ -121,5 +121,8 @@ def content_strings(record: Record, *, of: str = "record") -> Iterator[str]:
                 yield reply.content
                 yield repr(reply.score)
                 yield from (f"{step.rating!r} {step.text}" for step in reply.steps)
+                yield from (f"{name} {rating!r}" for name, rating in reply.attributes)
         elif isinstance(record, Comparison):
             yield from (record.chosen_reasoning, record.rejected_reasoning, *reply_texts(record))
+            for name, side in (("chosen", record.chosen_turns), ("rejected", record.rejected_turns)):
+                yield from (f"{name} {turn.role} {turn.content}" for turn in side)

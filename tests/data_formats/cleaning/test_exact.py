@@ -38,8 +38,11 @@ def test_what_is_no_duplicate():
         Demonstration((Message("system", "q"), Message("assistant", "a"))),
         Comparison(turns, "a", "b"),
         Comparison(turns, "b", "a"),
+        Comparison(turns, "a", "b", chosen_turns=demo("x").messages),
+        Comparison(turns, "a", "b", rejected_turns=demo("x").messages),
         Scored(turns, (Reply("a", 1.0),)),
         Scored(turns, (Reply("a", 0.0),)),
+        Scored(turns, (Reply("a", 0.0, attributes=(("verbosity", 1.0),)),)),
         Prompt(turns),
         Document("q"),
     ]
