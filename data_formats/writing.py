@@ -80,7 +80,8 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        # half a surrogate pair, which UTF-8 lacks, is written as JSON's own escape of it
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.writelines(json.dumps(as_row(record), ensure_ascii=False) + "\n" for record in records)
             file.flush()
             os.fsync(file.fileno())

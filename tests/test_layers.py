@@ -75,7 +75,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.runs": (TORCH - {"safetensors"}) | {"accelerate", "filelock", "psutil", "rich"},
     "align.trainers": TORCH | {"accelerate", "peft", "trl"},
     "align.evaluation": TORCH,
-    "align.report": frozenset({"matplotlib", "numpy", "jinja2", "markupsafe"}),
+    "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),
     "align.doctor": frozenset(),
     "align.plan": frozenset(),
     "align.commands": frozenset({"rich"}),

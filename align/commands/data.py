@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align.commands.kinds import KINDS
-from align.commands.options import positive
+from align.commands.options import add_max_row, positive
 from data_formats.chatml import MASKS
 
 
@@ -44,9 +44,7 @@ def add_parser(commands: Any) -> None:
     for command in (stats, inspect, convert, split):
         command.add_argument("--kind", choices=list(KINDS), help="read it as these (default: the richest that fits)")
         command.add_argument("--format", default="auto", help="the format's name (default: by shape)")
-        command.add_argument(
-            "--max-row-mb", type=positive, default=64, metavar="MIB", help="a row's size at most (default %(default)s)"
-        )
+        add_max_row(command)
         command.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
     for command in (inspect, convert, split):
         command.add_argument("--cleaning", metavar="YAML", type=Path, help="a file with a recipe's cleaning section")

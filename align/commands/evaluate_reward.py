@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from align.commands.kinds import files_in
-from align.commands.options import add_dtype, positive
+from align.commands.options import add_dtype, add_max_row, positive
 from align.runs import files
 from align.runtime.paths import typed_path
 from align.runtime.terminal import say
@@ -37,6 +37,7 @@ def add_parser(commands: Any) -> None:
         "--out", metavar="FOLDER", type=Path, help="write eval.jsonl, most_wrong.jsonl and summary.json"
     )
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="replies at once (default 64)")
+    add_max_row(parser)
     add_dtype(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.out is not None:
         args.out = _checked_out(args.out)
-    comparisons, reports = _comparisons(args.data, args.format)
+    comparisons, reports = _comparisons(args.data, args.format, args.max_row_mb)
 
     from align.evaluation.preference import evaluate, lines
     from align.evaluation.scoring import best_device, score_comparisons
@@ -85,7 +86,7 @@ def _checked_out(out: Path) -> Path:
     return out
 
 
-def _comparisons(data: list[str], format: str) -> tuple[list[Comparison], list[ReadReport]]:
+def _comparisons(data: list[str], format: str, max_row_mb: int) -> tuple[list[Comparison], list[ReadReport]]:
     """The comparisons of every file; one without a source of its own gets the file's name as source."""
     found: list[Comparison] = []
     reports = []
@@ -93,7 +94,7 @@ def _comparisons(data: list[str], format: str) -> tuple[list[Comparison], list[R
     for note in notes:
         say(note, file=sys.stderr)
     for path in paths:
-        result = read(path, Comparison, format=format)
+        result = read(path, Comparison, format=format, max_row_mb=max_row_mb)
         found += [pair if pair.source else replace(pair, source=str(path)) for pair in result.records]
         reports.append(result.report)
     if not found:

@@ -14,6 +14,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_max_row(parser: argparse.ArgumentParser) -> None:
+    """`--max-row-mb` of the files that are read."""
+    words = "a row's size at most (default %(default)s)"
+    parser.add_argument("--max-row-mb", type=positive, default=64, metavar="MIB", help=words)
+
+
 def add_dtype(parser: argparse.ArgumentParser) -> None:
     """`--dtype` of a model's weights."""
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are)")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from align.evaluation.table import HEADER, percent
 from align.report import replies
@@ -70,9 +69,7 @@ def render(run: Run, images: Container[str]) -> str:
 
 def _visible(value: Any) -> Any:
     """Every text that the template prints, with what would turn its direction round or hide it as a visible escape."""
-    if isinstance(value, Markup):
-        return Markup(printable(value))
-    return printable(value) if isinstance(value, str) else value
+    return type(value)(printable(value)) if isinstance(value, str) else value  # jinja's Markup is a str that stays one
 
 
 def notes(run: Run, section: str) -> list[str]:

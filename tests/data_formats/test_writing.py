@@ -78,3 +78,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
         write_jsonl(tmp_path / "file" / "x.jsonl", [])
+
+
+def test_half_a_surrogate_pair_of_a_record_made_by_hand_is_written_as_an_escape(tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [Document("a\ud83d", "s\ud83d")])
+    assert json.loads((tmp_path / "x.jsonl").read_text(encoding="utf-8")) == {"text": "a\ud83d", "source": "s\ud83d"}
+    assert read(tmp_path / "x.jsonl", Document).records == [Document("a\ufffd", "s\ufffd")]

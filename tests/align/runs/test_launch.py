@@ -66,3 +66,13 @@ def test_the_first_rank_speaks_at_once_and_others_only_if_they_live_on(monkeypat
     assert capsys.readouterr().err == "error: odd\n" * 2
     assert guarded(lambda: fail(KeyboardInterrupt()), proceed="x") == 130
     assert capsys.readouterr().err == ""
+
+
+def test_what_the_system_refuses_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("ALIGN_DEBUG", raising=False)
+    assert guarded(lambda: len((tmp_path / "none").read_text()), proceed="x") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: the system refused: [Errno 2] No such file") and said.count("\n") == 1
+    monkeypatch.setenv("ALIGN_DEBUG", "1")
+    with pytest.raises(FileNotFoundError):
+        guarded(lambda: len((tmp_path / "none").read_text()), proceed="x")
