@@ -1,12 +1,14 @@
 """A chain that is stopped from outside, at any moment, and started again with the same command."""
 
 import json
+import os
 import random
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -35,8 +37,9 @@ def whole(run) -> None:
 
 
 def named(run) -> set[str]:
-    """The files that stand under their own names."""
-    return {str(path) for path in run.rglob("*") if path.is_file() and "/." not in str(path.relative_to(run.parent))}
+    """The files that stand under their own names (os.walk bears with folders that are renamed meanwhile)."""
+    found = (Path(folder) / name for folder, _, names in os.walk(run) for name in names)
+    return {str(path) for path in found if "/." not in str(path.relative_to(run.parent))}
 
 
 def wait_for(condition, process, seconds=120) -> None:
