@@ -25,7 +25,7 @@ class Sums(TrainerCallback):
     """Keeps the sums of a trainer's figures over its checkpoints.
 
     Args:
-        trainer: has `sums()` and `take_sums(...)`.
+        trainer: has `_sums_so_far()` and `_take_sums(...)`.
     """
 
     def __init__(self, trainer: Any):
@@ -37,18 +37,22 @@ class Sums(TrainerCallback):
         self._at_boundary = None
         if self.resumed_from is not None and (found := read_object(self.resumed_from / FIGURES_FILE, "")):
             per_rank = found["ranks"]
-            self.trainer.take_sums(per_rank[args.process_index % len(per_rank)])
+            self.trainer._take_sums(per_rank[args.process_index % len(per_rank)])
         self.resumed_from = None
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self._at_boundary = self.trainer.sums()
+        self._at_boundary = self.trainer._sums_so_far()
 
     def on_step_end(self, args, state, control, **kwargs):
         self._at_boundary = None
 
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "train_loss" in logs:  # the last line's: of the whole run, whatever this process did of it
+            logs["train_loss"] = self.trainer._total_loss_scalar / max(state.global_step, 1)
+
     def gathered(self) -> list[dict[str, float]]:
         """The sums of every rank as they were when the last step ended. Every rank calls it."""
-        own = {name: float(value) for name, value in (self._at_boundary or self.trainer.sums()).items()}
+        own = {name: float(value) for name, value in (self._at_boundary or self.trainer._sums_so_far()).items()}
         return gather_object([own]) if self.trainer.args.world_size > 1 else [own]
 
 
@@ -102,7 +106,7 @@ def require_same_data(
     """
     changed = set()
     for key, fresh in now.items():
-        told = difference(was.get(key), fresh or {"rows": 0, "sha256": None})
+        told = None if fresh is None else difference(was.get(key), fresh)
         if told is None:
             continue
         accepts = is_accepted(key) or (key.endswith(".eval_data") and is_accepted(key.replace("eval_data", "data")))

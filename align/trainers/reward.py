@@ -111,12 +111,12 @@ class RewardTrainer(SupervisedTrainer):
             self._seen_3 = torch.zeros_like(self._seen_3)
         super().log(logs, start_time)
 
-    def sums(self) -> dict[str, Any]:
+    def _sums_so_far(self) -> dict[str, Any]:
         correct, margins, pairs = self._seen_3.clone()
-        return super().sums() | {"correct": correct, "margins": margins, "pairs": pairs}
+        return super()._sums_so_far() | {"correct": correct, "margins": margins, "pairs": pairs}
 
-    def take_sums(self, sums: dict[str, float]) -> None:
-        super().take_sums(sums)
+    def _take_sums(self, sums: dict[str, float]) -> None:
+        super()._take_sums(sums)
         self._seen_3 = torch.tensor([sums[name] for name in ("correct", "margins", "pairs")], dtype=torch.float64)
 
     def _take_weights(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -212,7 +212,7 @@ class SupervisedTrainer(Trainer):
         if checkpoint is not None and isinstance(self.lr_scheduler, LambdaLR):
             take_rates(self.lr_scheduler)
 
-    def sums(self) -> dict[str, Any]:
+    def _sums_so_far(self) -> dict[str, Any]:
         """What the figures that are not logged yet are made of, on this rank; a subclass adds its own."""
         return {
             "loss": self._tr_loss.detach().clone(),
@@ -220,16 +220,10 @@ class SupervisedTrainer(Trainer):
             "last_logged": self._globalstep_last_logged,
         }
 
-    def take_sums(self, sums: dict[str, float]) -> None:
-        """Go on from `sums()`."""
+    def _take_sums(self, sums: dict[str, float]) -> None:
+        """Go on from `_sums_so_far()`."""
         self._tr_loss.fill_(sums["loss"])
         self._total_loss_scalar, self._globalstep_last_logged = sums["total_loss"], int(sums["last_logged"])
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As of `Trainer`; the last line's mean loss is that of the whole run, whatever this process did of it."""
-        if "train_loss" in logs:
-            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
-        super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write `checkpoints/step-N` atomically; every rank takes part, the first one names it."""
