@@ -77,6 +77,8 @@ def add_to_adapter(folder: Path, classifier: nn.Module | None, head_weight_1d: T
     (name,) = state
     config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     config = read_json(config_file)
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"].sort()  # PEFT keeps a set, whose order is another in every process
     config["modules_to_save"] = [*(config.get("modules_to_save") or ()), name.partition(".")[0]]
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     tensors = load_file(weights_file) | {PEFT_ROOT + name: state[name].contiguous()}

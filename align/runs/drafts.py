@@ -7,7 +7,7 @@ from pathlib import Path
 from align.runs.files import write_text
 from data_formats.errors import StorageError
 
-DRAFT, SIZE = ".draft", 1 << 16
+DRAFT, SIZE = ".draft", 1 << 12
 
 
 def prove_folder(folder: Path) -> None:

@@ -35,7 +35,8 @@ class StepProof:
     """Whether an optimizer's steps are made, every time, and whether the first of them that should moves a weight.
 
     A witness is the smallest weight with a gradient, of every trained tensor: where any weight moves, it does. Nothing
-    is asked of a step at learning rate 0, or of one whose gradients are all zero; the next one is looked at then.
+    is asked of a step at learning rate 0, or of one whose gradients are all zero or below the optimizer's `eps`, which
+    damps them to nothing; the next one is looked at then.
 
     Args:
         optimizer: maybe wrapped by accelerate.
@@ -60,7 +61,7 @@ class StepProof:
         if self.proven or not all(group["lr"] > 0 for group in self._inner.param_groups):
             return
         for group in self._inner.param_groups:
-            found = (_witness(parameter) for parameter in group["params"])
+            found = (_witness(parameter, group.get("eps", 0.0)) for parameter in group["params"])
             self._witnesses += [witness for witness in found if witness is not None]
 
     @torch.no_grad()
@@ -97,12 +98,12 @@ def _local(parameter: Tensor) -> Tensor:
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter.detach()
 
 
-def _witness(parameter: nn.Parameter) -> tuple[nn.Parameter, int, Tensor] | None:
-    """The place and value of the smallest of its weights that has a gradient."""
+def _witness(parameter: nn.Parameter, least: float) -> tuple[nn.Parameter, int, Tensor] | None:
+    """The place and value of the smallest of its weights that has a gradient above `least`."""
     if parameter.grad is None:
         return None
     weights, gradients = (_local(tensor).flatten()[:SEARCHED] for tensor in (parameter, parameter.grad))
-    sizes = torch.where(gradients != 0, weights.abs(), torch.inf)
+    sizes = torch.where(gradients.abs() > least, weights.abs(), torch.inf)
     if not len(sizes) or not sizes.min().isfinite():
         return None
     at = int(sizes.argmin())

@@ -102,7 +102,8 @@ def undisturbed(**environment: str | None) -> Iterator[None]:
     generators = (random.getstate(), np.random.get_state(), torch.get_rng_state())
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     set_threads, threads = torch.set_num_threads, torch.get_num_threads()
-    dtype, hook, frozen = torch.get_default_dtype(), sys.excepthook, gc.get_freeze_count()
+    dtype, hook, freeze = torch.get_default_dtype(), sys.excepthook, gc.freeze
+    gc.freeze = lambda: None  # what is frozen cannot be told apart from what the host froze
     factory = logging.getLogRecordFactory()
     try:
         for name, value in (ENVIRONMENT | environment).items():
@@ -125,8 +126,7 @@ def undisturbed(**environment: str | None) -> Iterator[None]:
             torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
         sys.excepthook = hook
-        if not frozen:
-            gc.unfreeze()
+        gc.freeze = freeze
         logging.setLogRecordFactory(factory)
 
 

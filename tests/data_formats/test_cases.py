@@ -95,7 +95,9 @@ def test_what_would_be_another_pair_is_dropped_and_counted(name, kind, reason):
 
 
 def test_parquet_says_what_json_lines_say(tmp_path):
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     lines = (CASES / "parquet_none.jsonl").read_text(encoding="utf-8").splitlines()
     pq.write_table(pa.Table.from_pylist([json.loads(line) for line in lines]), tmp_path / "x.parquet")
     result = read(tmp_path / "x.parquet", Demonstration)

@@ -110,7 +110,9 @@ CALLED = {"role": "assistant", "content": None, "tool_calls": [{"function": {"na
 
 
 def test_a_column_s_nulls_leave_calls_and_tools_alone(tmp_path):
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     other = {"function": {"name": "g", "arguments": {"b": {"c": [1, None]}, "d": '{"e": null}'}}}
     rows = [
         {

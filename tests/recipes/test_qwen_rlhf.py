@@ -79,7 +79,8 @@ def test_every_model_loads_by_itself_and_has_learnt(chain):
     for stage in STAGES:
         tokenizer = AutoTokenizer.from_pretrained(run / stage / "model")
         text = tokenizer.apply_chat_template([{"role": "user", "content": "A cat!"}], tokenize=False)
-        assert text == "<|im_start|>user\nA cat!<|im_end|>\n"
+        ends = "" if stage in ("pmp", "rm") else "\n"  # a reward model reads the state at the end of the reply
+        assert text == f"<|im_start|>user\nA cat!<|im_end|>{ends}"
 
 
 def test_the_lineage_is_the_reports(chain):

@@ -63,15 +63,15 @@ def test_the_budget_is_kept_in_the_order_of_the_replies_whoever_is_asked_first()
     assert batch.verdicts() == [True, "late", True, "late", "late", True]
 
 
+@pytest.mark.needs("math_verify")
 def test_a_reply_that_breaks_the_judge_is_wrong(monkeypatch):
-    pytest.importorskip("math_verify", reason="math-verify is not installed (extra maths)")
     monkeypatch.setattr(maths, "SECONDS", 0.3)
     nested = "$" + "(" * 20_000 + "1" + ")" * 20_000 + "$"
     assert MathEquality().score(samples(nested, "$9^{9^{9^{9}}}$", "so it is 72", "$10^{10^{10}}!$")) == [0, 0, 1, 0]
 
 
+@pytest.mark.needs("math_verify")
 def test_nothing_that_a_library_prints_is_seen(capfd, caplog):
-    pytest.importorskip("math_verify", reason="math-verify is not installed (extra maths)")
     MathEquality().score(samples("\x1b[31m$\\frac{1}{$", "$\\sqrt{\\undefined{x}$", "$x=1,\\text{\x1b]52;c;eA==\x07}$"))
     assert capfd.readouterr() == ("", "") and caplog.messages == []
 

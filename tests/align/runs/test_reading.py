@@ -121,7 +121,7 @@ def test_everything_that_reads_a_run_bears_what_it_finds(tmp_path, kind):
 def test_the_seeds_of_another_run_are_one_sentence(tmp_path, capsys):
     for content in ({"seed": 1}, {"seed": 1, "base": None}, {"base": {"heldout_loss": "x", "unigram_entropy": 1}}):
         (tmp_path / "summary.json").write_text(json.dumps(content))
-        with pytest.raises(DataError, match=r"summary\.json is not of the quickstart"):
+        with pytest.raises(DataError, match=r"summary\.json: is not the summary of a finished quickstart"):
             seeds.show([tmp_path])
     assert seeds.main([str(tmp_path)]) == 1
     assert "Traceback" not in capsys.readouterr().err

@@ -88,7 +88,10 @@ def test_out_of_memory_is_one_sentence(capsys, monkeypatch):
 
     assert guarded(hoard, proceed="x") == 1
     said = capsys.readouterr().err
-    assert said.startswith("error: out of memory (Unable to allocate 1. TiB); give") and said.count("\n") == 1
+    assert (
+        said.startswith("error: the program ran out of memory (Unable to allocate 1. TiB): give")
+        and said.count("\n") == 1
+    )
 
 
 @pytest.fixture

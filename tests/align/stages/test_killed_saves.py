@@ -44,7 +44,7 @@ def hidden(run):
     return [path for path in run.rglob(".*") if path.name != ".locks" and ".locks" not in path.parts]
 
 
-@pytest.mark.parametrize("count", [2, 4])  # of three checkpoints and the stage's model
+@pytest.mark.parametrize("count", [3, 5])  # of a draft, three checkpoints and the stage's model
 def test_a_reward_model_killed_while_it_is_written_leaves_no_copy(base, tmp_path, count):
     shutil.copytree(base, tmp_path, dirs_exist_ok=True)
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(count)]
@@ -52,7 +52,7 @@ def test_a_reward_model_killed_while_it_is_written_leaves_no_copy(base, tmp_path
     left = hidden(tmp_path / "run")
     assert len(left) == 1 and ".tmp-" in left[0].name, left  # one name, nothing nested beside it
     done = run_stage(small_recipe(tmp_path, pmp__save_steps=1), "pmp")
-    assert done["resumed_from"] == {2: 1, 4: 3}[count] and done["steps"] == 3
+    assert done["resumed_from"] == {3: 1, 5: 3}[count] and done["steps"] == 3
     assert hidden(tmp_path / "run") == []
 
 

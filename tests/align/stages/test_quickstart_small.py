@@ -170,18 +170,22 @@ def test_the_tables_of_the_readme(finished, capsys):
 
 def test_the_tables_of_the_readme_of_another_run_are_one_sentence(finished, tmp_path, capsys):
     whole = finished[2]
+    strange = ": is not the summary of a finished quickstart (it"
     other = [
-        ({key: value for key, value in whole.items() if key != "base"}, "it lacks 'base'"),
-        (whole | {"ppo": whole["ppo"] | {"gold": None}}, "it cannot be read as one"),
-        (whole | {"ppo": whole["ppo"] | {"by_category": {}}}, "it lacks 'coding'"),
-        ([whole], "it cannot be read as one"),
+        ({key: value for key, value in whole.items() if key != "base"}, f"{strange} lacks 'base'"),
+        (whole | {"ppo": whole["ppo"] | {"gold": None}}, f"{strange} cannot be read as one"),
+        (whole | {"ppo": whole["ppo"] | {"by_category": {}}}, f"{strange} lacks 'coding'"),
+        ([whole], " is not a whole JSON object: run"),
     ]
-    for text, words in [*((json.dumps(data), words) for data, words in other), ("{", "it cannot be read as one")]:
+    for text, words in [
+        *((json.dumps(data), words) for data, words in other),
+        ("{", " is not a whole JSON object: run"),
+    ]:
         (tmp_path / "summary.json").write_text(text)
         assert seeds.main([str(finished[1]), str(tmp_path)]) == 1
         said = capsys.readouterr()
         (line,) = said.err.splitlines()
-        assert line.startswith(f"error: {tmp_path}/summary.json: is not the summary of a finished quickstart ({words}")
+        assert line.startswith(f"error: {tmp_path}/summary.json{words}")
         assert said.out == ""
 
 

@@ -14,6 +14,7 @@ from align.stages.best import BestModel
 from tests.align.stages.sft_case import conversations, write_lines
 from tests.align.stages.speaker import END_OF_TEXT, IM_END, save_speaker, says
 
+QLORA = pytest.param("qlora", marks=pytest.mark.needs("bitsandbytes"))
 STAGES = {"base": base, "sft": sft, "rejection": rejection, "ppo": ppo}
 SUPERVISED = {"max_length": 256, "batch_size": 4, "micro_batch_size": 4, "max_steps": 1, "learning_rate": 1e-6}
 REWARD = "def length(prompts, completions):\n    return [float(len(text)) for text in completions]\n"
@@ -75,11 +76,9 @@ def test_the_base_model_itself_goes_on(place):
     assert says(place / "model") == "a<|im_end|>" * 4
 
 
-@pytest.mark.parametrize("adapter", ["none", "lora", "qlora"])
+@pytest.mark.parametrize("adapter", ["none", "lora", QLORA])
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_a_stage_leaves_ends(place, tmp_path, stage, adapter):
-    if adapter == "qlora":
-        pytest.importorskip("bitsandbytes")
     STAGES[stage].run(told(place, tmp_path, stage, adapter))
     models = [tmp_path / stage / "model", *([tmp_path / stage / "ema"] if stage == "ppo" else [])]
     for folder in models:

@@ -52,6 +52,7 @@ def footprint():
 @pytest.fixture(scope="module")
 def started():
     """(model, engine with its weights, the process's footprint before and after starting)"""
+    gc.unfreeze()  # of what tests/conftest.py has frozen some things die meanwhile
     model = build("qwen2-tied")
     before = footprint()
     engine = VLLMEngine(model, settings())
