@@ -57,6 +57,7 @@ def test_a_merged_language_model_is_that_with_its_adapter(tmp_path, base, option
     assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "<|im_end|>"
 
 
+@pytest.mark.needs("bitsandbytes")
 def test_an_adapter_on_4bit_weights(tmp_path, base, capsys, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     bitsandbytes.logger.warning_once.cache_clear()
@@ -96,7 +97,10 @@ def test_adapters_at_tied_ends(tmp_path, ends, whole):
     assert float((logits(made) - logits(bare)).abs().max()) > 0.1
 
 
-@pytest.mark.parametrize(("adapter", "words"), [("lora", []), ("qlora", ["--dequantize"])])
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [("lora", []), pytest.param("qlora", ["--dequantize"], marks=pytest.mark.needs("bitsandbytes"))],
+)
 def test_a_reward_model_keeps_head_shift_and_scale(tmp_path, base, adapter, words):
     model = load_reward_model(base, section(base, adapter))
     stir(model.backbone)
