@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
@@ -16,6 +18,14 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()  # else libraries complain of leaks at the end
+
+
+@pytest.fixture(autouse=True, scope="module")
+def a_precision_of_its_own() -> Iterator[None]:
+    """The mixed precision of one file's trainings, which accelerate keeps for the process, is not that of the next."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
