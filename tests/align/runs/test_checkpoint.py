@@ -163,7 +163,8 @@ def test_kill_storm(tmp_path):
     newest = 0
     for _ in range(60):
         process = start(tmp_path, pause=0.001, steps=1000)
-        time.sleep(0.1 + generator.random() * 0.3)
+        process.stdout.readline()  # it has begun, however long that took
+        time.sleep(generator.random() * 0.3)
         process.kill()
         process.communicate()
         latest = checkpoint.latest(tmp_path)
