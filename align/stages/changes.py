@@ -16,9 +16,9 @@ from align.recipe.sources import world_dir
 from align.runs.acceptance import accepted, is_accepted
 from align.runs.files import write_json
 from align.runs.reading import RunFileError, read_object, read_recipe
+from align.runtime.secrets import hide
 from align.stages.common import MADE_BY_STAGES
 from data_formats.errors import AlignError
-from data_formats.secrets import hide
 
 ADAPTERS = ("adapter", "lora", "quantization")
 COMMON = ("seed", "data_root", "model", "tinyworld")
