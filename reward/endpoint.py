@@ -30,6 +30,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from align.runtime.secrets import hidden_problem, hide, shown_url, url_secrets
+from align.runtime.terminal import shortened
 from reward.address import url_problem
 from reward.protocol import RewardError, RewardUnavailableError, Sample
 from reward.scoring import checked
@@ -201,8 +202,7 @@ class EndpointReward:
         return hide(str(said)[:QUOTED], [*self._secrets, *([key] if key else [])])
 
     def _quoted(self, answer: bytes) -> str:
-        text = self._hidden(answer[:QUOTED].decode("utf-8", errors="replace"))
-        return repr(text if len(text) <= 60 else f"{text[:57]}...")
+        return repr(shortened(self._hidden(answer[:QUOTED].decode("utf-8", errors="replace"))))
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[http.client.HTTPConnection]:

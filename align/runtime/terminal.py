@@ -30,6 +30,11 @@ def printable(text: str) -> str:
     return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def shortened(text: str, most: int = 60) -> str:
+    """`text` with at most so many characters, for a sentence."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def say(text: object = "", *, file: TextIO | None = None, end: str = "\n", flush: bool = False) -> None:
     """`print` of one printable text."""
     print(printable(str(text)), file=file, end=end, flush=flush)
