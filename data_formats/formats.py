@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from align.runtime.terminal import shortened
 from data_formats.errors import DataError
 from data_formats.records import Record
 
@@ -63,8 +64,7 @@ class Format:
 
 def shown(value: Any) -> str:
     """A value for an error message, cut short."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shortened(repr(value), 80)
 
 
 def keys_of(row: Any) -> str:

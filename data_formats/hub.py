@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from align.runtime.paths import typed_path
+from align.runtime.secrets import hide
 from data_formats.errors import AlignError, DataError, MissingFileError, RowNumber
-from data_formats.secrets import hide
 
 PREFIX = "hub:"
 _SHOWN = 300  # characters of the library's own message

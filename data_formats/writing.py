@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_formats.atomic import atomic_file
+from align.runtime.atomic import atomic_file
 from data_formats.errors import StorageError
 from data_formats.records import Comparison, Demonstration, Document, Message, Prompt, Record, Reply, Scored
 

@@ -8,7 +8,7 @@ and is spread by chance, so that many ranks do not come back all at once. Everyt
 other statuses, redirects (the key would follow them), anything that is not the JSON above.
 
 The key is read from an environment variable when a request is made; it stands in no recipe, log or error, and neither
-do the secrets of the address, whatever the server echoes of them (`data_formats.secrets`). It is sent over TLS, with
+do the secrets of the address, whatever the server echoes of them (`align.runtime.secrets`). It is sent over TLS, with
 the system's certificates; plain http is for loopback addresses, unless one insists. The standard library's client does
 all of this; it uses no proxy.
 """
@@ -29,7 +29,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from data_formats.secrets import hidden_problem, hide, shown_url, url_secrets
+from align.runtime.secrets import hidden_problem, hide, shown_url, url_secrets
+from align.runtime.terminal import shortened
 from reward.address import url_problem
 from reward.protocol import RewardError, RewardUnavailableError, Sample
 from reward.scoring import checked
@@ -201,8 +202,7 @@ class EndpointReward:
         return hide(str(said)[:QUOTED], [*self._secrets, *([key] if key else [])])
 
     def _quoted(self, answer: bytes) -> str:
-        text = self._hidden(answer[:QUOTED].decode("utf-8", errors="replace"))
-        return repr(text if len(text) <= 60 else f"{text[:57]}...")
+        return repr(shortened(self._hidden(answer[:QUOTED].decode("utf-8", errors="replace"))))
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[http.client.HTTPConnection]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
+from align.runtime.terminal import shortened
 from reward.protocol import RewardError, Sample
 from reward.rules import ReferenceRule
 from reward.workers import workers
@@ -47,7 +48,7 @@ class FinalAnswer(ReferenceRule):
         right = marked_number(reference) if MARK in reference else number(reference)
         if right is None:
             raise RewardError(
-                f"reward {self.name!r}: the {self.column} {_short(reference)} is neither a number nor a text with "
+                f"reward {self.name!r}: the {self.column} {shortened(reference)!r} is neither a number nor a text with "
                 "'#### number'"
             )
         found = marked_number(completion)
@@ -124,10 +125,6 @@ class MathEquality(ReferenceRule):
         if "unreadable" in said:
             reference = references[said.index("unreadable")]
             raise RewardError(
-                f"reward {self.name!r}: the {self.column} {_short(reference)} cannot be read as a number or LaTeX"
+                f"reward {self.name!r}: the {self.column} {shortened(reference)!r} cannot be read as a number or LaTeX"
             )
         return [verdict is True for verdict in said]
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")

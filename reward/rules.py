@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from align.runtime.terminal import shortened
 from reward.protocol import RewardError, Sample
 from reward.scoring import checked
 from reward.workers import workers
@@ -229,4 +230,4 @@ class TagFormat(Rule):
 def shown(sample: Sample) -> str:
     """The prompt's last turn, short, for error messages."""
     text = sample.prompt[-1].content if sample.prompt else ""
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+    return repr(shortened(text))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from align.runtime.terminal import shortened
 from reward.protocol import RewardError
 
 
@@ -24,7 +25,8 @@ def checked(scores: Any, count: int, name: str) -> list[float]:
             raise TypeError(f"a {type(scores).__name__} is no list of numbers")
         values = [_number(score) for score in scores]
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: a tensor of several numbers
-        raise RewardError(f"reward {name!r} must give one float a reply, it gave {_short(scores)} ({error})") from None
+        found = shortened(repr(scores))
+        raise RewardError(f"reward {name!r} must give one float a reply, it gave {found} ({error})") from None
     if len(values) != count:
         raise RewardError(f"reward {name!r} gave {len(values)} scores for {count} replies")
     bad = [index for index, value in enumerate(values) if not math.isfinite(value)]
@@ -37,7 +39,7 @@ def checked(scores: Any, count: int, name: str) -> list[float]:
 
 def _number(score: Any) -> float:
     if isinstance(score, str | bytes):
-        raise TypeError(f"{_short(score)} is a text")
+        raise TypeError(f"{shortened(repr(score))} is a text")
     return float(score)
 
 
@@ -54,8 +56,3 @@ def right_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.devic
     ids_BT = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows], dtype=torch.long)
     mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], dtype=torch.long)
     return ids_BT.to(device), mask_BT.to(device)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

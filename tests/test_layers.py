@@ -34,9 +34,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "reward": frozenset({"data_formats"}),
     "rollouts": frozenset({"data_formats"}),
     "align.functional": frozenset(),
-    "align.recipe": frozenset(  # the one without torch
-        {"data_formats.errors", "data_formats.secrets", "reward.address"}
-    ),
+    "align.recipe": frozenset({"data_formats.errors", "reward.address"}),  # the one without torch
     "align.tinyworld": frozenset({"data_formats"}),
     "align.models": frozenset({"align.recipe", "reward", "data_formats"}),
     "align.data": frozenset({"data_formats", "align.recipe"}),

@@ -19,10 +19,11 @@ from pydantic import ValidationError
 
 from align.recipe.batch import batch_problem, launched_world_size
 from align.recipe.errors import RecipeError
-from align.recipe.problems import Loc, Problem, describe, dotted, section_at
+from align.recipe.problems import LONGEST_KEY, Loc, Problem, describe, dotted, section_at
 from align.recipe.schema import Recipe
 from align.recipe.section import Section
-from align.recipe.text import Lines, dump, parse, read
+from align.recipe.text import DEEPEST, Lines, dump, parse, read
+from align.runtime.terminal import shortened
 
 STAND_IN = "(missing)"  # put where a required text is missing, while looking for further problems
 
@@ -83,20 +84,22 @@ def _override(data: dict, item: str, lines: Lines) -> str | None:
     """Put one `key=value` into `data`; a sentence when that is impossible."""
     key, equals, text = item.partition("=")
     parts = [part.strip() for part in key.split(".")]
+    key, item = shortened(key, LONGEST_KEY), shortened(item, LONGEST_KEY)
     if not equals or not all(parts):
         return f"'{item}' is not an override; write key=value with a dotted key, for example ppo.kl_coef=0.1"
+    if len(parts) > DEEPEST:
+        return f"{key}: nested deeper than {DEEPEST} levels"
     try:
         value, _ = parse(text, key)
     except RecipeError as error:
-        shown = text if len(text) <= 60 else f"{text[:60]}…"
-        return f"{key}: the value {shown!r} is not YAML ({error.problems[0]})"
+        return f"{key}: the value {shortened(text)!r} is not YAML ({error.problems[0]})"
     loc: list[str | int] = []
     here: Any = data
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
         step: str | int = part
         if isinstance(here, list):
-            if not part.isdigit() or int(part) >= len(here):
+            if part not in map(str, range(len(here))):
                 return (
                     f"{key}: '{dotted(loc)}' is a list of {len(here)}; write an element's number, 0 to {len(here) - 1}"
                 )

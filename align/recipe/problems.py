@@ -11,7 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from align.runtime.terminal import shortened
+
 Loc = tuple[str | int, ...]
+
+LONGEST_KEY = 200  # characters of a key in a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class Problem:
     suggestion: str | None = None
 
     def __str__(self) -> str:
-        return f"{dotted(self.loc)}: {self.text}" if self.loc else self.text
+        return f"{shortened(dotted(self.loc), LONGEST_KEY)}: {self.text}" if self.loc else self.text
 
 
 def dotted(loc: Iterable[str | int]) -> str:
@@ -110,7 +114,7 @@ def _kind(loc: Loc, error: dict) -> Problem:
     tag, known = str(error["ctx"]["tag"]), error["ctx"]["expected_tags"].replace("'", "").split(", ")
     near = did_you_mean(tag, known)
     hint = f"did you mean '{near}'?" if near else f"it knows {', '.join(known)}"
-    return Problem(loc, "value", f"there is no kind '{tag}'; {hint}")
+    return Problem(loc, "value", f"there is no kind '{shortened(tag)}'; {hint}")
 
 
 _EXPECTED = {
@@ -132,7 +136,7 @@ def _shown(value: Any) -> str:
         return "a section" if isinstance(value, dict) else "a list"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return "null" if value is None else f"'{value}' (text)" if isinstance(value, str) else str(value)
+    return "null" if value is None else f"'{shortened(value)}' (text)" if isinstance(value, str) else str(value)
 
 
 def _sentence(error: dict) -> str:

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field
 from align.recipe.section import Count, Listed, LocalPath, Positive, Section, Url, as_tuple
 from align.runtime.errors import PathError
 from align.runtime.paths import typed_path
-from data_formats.secrets import hidden_problem
+from align.runtime.secrets import hidden_problem
 from reward.address import url_problem
 
 Column = Annotated[str, Field(min_length=1)]

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainValidator
 
 from align.recipe.section import Count, Listed, Positive, Rate, Section, Url
-from data_formats.secrets import shown_url
+from align.runtime.secrets import shown_url
 from reward.address import url_problem
 
 

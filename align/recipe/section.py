@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from align.runtime.paths import typed_path
-from data_formats.secrets import shown_url
+from align.runtime.secrets import shown_url
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]

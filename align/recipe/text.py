@@ -19,6 +19,7 @@ import yaml
 
 from align.recipe.errors import RecipeError
 from align.runtime.paths import typed_path
+from align.runtime.terminal import shortened
 from data_formats.errors import MissingFileError
 
 Lines = dict[tuple[str | int, ...], int]
@@ -26,6 +27,7 @@ Lines = dict[tuple[str | int, ...], int]
 LONGEST = 1 << 18  # characters of a document; the longest shipped recipe has 8,000
 MOST_EXPANDED = 1 << 20  # characters and nodes, aliases written out
 DEEPEST = 64
+LONGEST_INT = 18  # characters, so that every integer fits into 64 bits
 
 _FLOAT = re.compile(
     r"^[-+]?(?:(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
@@ -50,8 +52,22 @@ class _Loader(yaml.SafeLoader):
             seen[key_node.value] = line
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError, MemoryError):
+            raise
+        except Exception as error:  # what Python says of a value that is not what its tag, `!!timestamp x`, says
+            kind, value = node.tag.rpartition(":")[2], node.value if isinstance(node.value, str) else "what stands here"
+            problem = f"{shortened(value)} is no {kind} that can be read"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
     def construct_plain_int(self, node: yaml.ScalarNode) -> int:
-        return int(self.construct_scalar(node).replace("_", ""))
+        digits = self.construct_scalar(node).replace("_", "")
+        if len(digits) > LONGEST_INT:
+            problem = f"an integer of {len(digits)} characters is larger than any key takes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return int(digits)
 
 
 _Loader.add_implicit_resolver(
@@ -138,11 +154,14 @@ def parse(text: str, source: str) -> tuple[Any, Lines]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise RecipeError([f"{where}{error.problem or error.context}"], source) from None
+        raise RecipeError([f"{where}{shortened(error.problem or error.context, 200)}"], source) from error
     except RecursionError:
         raise RecipeError([f"nested deeper than {DEEPEST} levels"], source) from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError([f"not readable as YAML: {str(error).splitlines()[0]}"], source) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # PyYAML makes the values of some tags last, and not of everything can it make them
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RecipeError([f"not readable as YAML: {shortened(reason, 200)}"], source) from error
 
 
 def read(file: Path, name: str) -> str:

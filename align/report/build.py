@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from align.report.run import read_run
+from align.runtime.atomic import atomic_file
 from align.runtime.paths import typed_path
-from data_formats.atomic import atomic_file
 from data_formats.errors import MissingFileError, StorageError
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from align.recipe import STAGES, RecipeError
 from align.recipe.text import parse
 from align.runs.reading import Row, number, objects, parse_json
-from data_formats.secrets import hide
+from align.runtime.secrets import hide
 
 Series = tuple[list[float], list[float]]
 STAGE_FILES = ("metrics.jsonl", "summary.json", "samples.jsonl", "eval.jsonl", "recipe.yaml")

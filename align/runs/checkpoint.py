@@ -18,7 +18,7 @@ from pathlib import Path
 from align.runs.errors import CheckpointError
 from align.runs.files import put_dir, storage_errors, sweep, write_json
 from align.runs.reading import RunFileError, read_object
-from data_formats.atomic import remove, temporary
+from align.runtime.atomic import remove, temporary
 from data_formats.errors import MissingFileError, StorageError
 
 logger = logging.getLogger(__name__)

@@ -1,8 +1,8 @@
 """Writing files and folders so that a reader sees the old or the new one, whole, whatever happens in between.
 
-Everything is written by `data_formats.atomic` under a temporary name (`.NAME.tmp-…`). A kill leaves that at most, which
-the next write of the same target removes, and `sweep` wherever a folder's owner starts again. Failures of the storage
-(full disk, no permission, quota) become `StorageError`; what was there before is intact.
+Everything is written by `align.runtime.atomic` under a temporary name (`.NAME.tmp-…`). A kill leaves that at most,
+which the next write of the same target removes, and `sweep` wherever a folder's owner starts again. Failures of the
+storage (full disk, no permission, quota) become `StorageError`; what was there before is intact.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from data_formats.atomic import atomic_file, fsync, is_temporary, remove, remove_leftovers, temporary
+from align.runtime.atomic import atomic_file, fsync, is_temporary, remove, remove_leftovers, temporary
 from data_formats.errors import AlignError, StorageError
 
 # Libraries written in other languages wrap the system's error in their own; these words are all they leave of it.

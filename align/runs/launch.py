@@ -11,17 +11,15 @@ import os
 import shlex
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from align.runs.arguments import without_redoing
 from align.runs.memory import memory_errors
 from align.runs.ranks import is_main, lost_rank
+from align.runtime.secrets import hide
 from align.runtime.terminal import clean_foreign_output, say
 from data_formats.errors import AlignError
-from data_formats.secrets import hide
 
 PACKAGES = ("align", "data_formats", "reward", "rollouts")
 LAUNCHERS = ("accelerate", "torchrun", "accelerate.commands.launch", "torch.distributed.run")
@@ -32,7 +30,7 @@ class _Messages(logging.Formatter):
     """The message alone; what is a warning or worse says so."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = hide(super().format(record))
+        text = super().format(record)
         return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 
 
@@ -44,17 +42,11 @@ class _ToStderr(logging.StreamHandler):
         super().emit(record)
 
 
-def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """As Python does, without the secrets of addresses, which the errors of other libraries quote."""
-    say(hide("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
-
-
 def prepare(debug: bool = False) -> None:
     """Set the environment variables that must be there before torch and transformers are imported; log to stderr."""
     clean_foreign_output()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    sys.excepthook = _show_traceback
     if debug:
         os.environ["ALIGN_DEBUG"] = "1"
     if os.environ.get("ALIGN_DEBUG", "0") in ("", "0"):

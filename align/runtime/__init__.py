@@ -1,1 +1,4 @@
-"""The ground floor, which imports nothing of ours: the root of all errors, paths people type, text for a terminal."""
+"""The ground floor, which imports nothing of ours.
+
+The root of all errors, typed paths, text for a terminal, files that take their names whole, secrets kept out of texts.
+"""

@@ -16,9 +16,10 @@ from align.recipe.sources import world_dir
 from align.runs.acceptance import accepted, is_accepted
 from align.runs.files import write_json
 from align.runs.reading import RunFileError, read_object, read_recipe
+from align.runtime.secrets import hide
+from align.runtime.terminal import shortened
 from align.stages.common import MADE_BY_STAGES
 from data_formats.errors import AlignError
-from data_formats.secrets import hide
 
 ADAPTERS = ("adapter", "lora", "quantization")
 COMMON = ("seed", "data_root", "model", "tinyworld")
@@ -130,8 +131,7 @@ def _compare(key: str, was: Any, now: Any, found: list[Change]) -> None:
 
 
 def _short(value: Any) -> str:
-    text = "absent" if value is None else hide(str(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened("absent" if value is None else hide(str(value)))
 
 
 def is_finished(recipe: Recipe, stage: str) -> bool:

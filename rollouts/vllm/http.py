@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from data_formats.secrets import hide, shown_url
+from align.runtime.secrets import hide, shown_url
 from rollouts.errors import RolloutError
 
 logger = logging.getLogger(__name__)

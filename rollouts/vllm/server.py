@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data_formats.secrets import hide
+from align.runtime.secrets import hide
 from rollouts.errors import RolloutError
 from rollouts.settings import memory_hint
 from rollouts.vllm.guard import KEY_VARIABLE

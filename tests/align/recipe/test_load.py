@@ -244,3 +244,23 @@ def test_dumped_recipe_loads_equal(write):
 def test_a_dumped_recipe_has_no_secrets(write, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert "hf_secret" not in dump_recipe(load_recipe(write()))
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("a." * 70 + "a=1", "nested deeper than 64 levels"),
+        ("a." * 100_000 + "a=1", "nested deeper than 64 levels"),
+        ("sft.data.²=1", "'sft.data' is a list of 1"),
+        ("sft.data." + "9" * 5000 + "=1", "'sft.data' is a list of 1"),
+        ("x" * 5000, "is not an override"),
+        ("x" * 5000 + "=1", "unknown key"),
+        ("sft.learning_rate=" + "x" * 5000, "sft.learning_rate: must be a number, not 'xxx"),
+        ("sft.optimizer=" + "x" * 5000, "sft.optimizer: must be "),
+        ("seed=" + "9" * 5000, "an integer of 5000 characters is larger"),
+        ("seed=!!timestamp x", "x is no timestamp"),
+    ],
+)
+def test_hostile_overrides_are_one_short_sentence(write, override, sentence):
+    (problem,) = problems(write(), override)
+    assert sentence in problem and len(problem) < 600

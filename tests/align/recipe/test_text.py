@@ -62,11 +62,20 @@ def test_merged_keys_may_be_overridden():
         ("a: &x [*x]\n", "contains itself"),
         ("a: 1\n---\nb: 2\n", "line 2"),
         ("a: \x00\n", "not readable"),
+        ("b: 1\na: !!timestamp x\n", "line 2, column 4: x is no timestamp that can be read"),
+        ("a: !!bool x\n", "line 1, column 4: x is no bool"),
+        ("a: !!float ''\n", "line 1, column 4:  is no float"),
+        ("a: !!float " + "1:" * 2000 + "1\n", "line 1, column 4: 1:1:.* is no float"),
+        ("a: !!set [a]\n", "not readable"),
+        ("a: !" + "x" * 1000, "line 1, column 4: could not determine a constructor for the tag"),
+        ("a: " + "9" * 19, "line 1, column 4: an integer of 19 characters is larger than any key takes"),
+        ("a: " + "9" * 5000, "line 1, column 4: an integer of 5000 characters"),
     ],
 )
 def test_unreadable_text_is_one_recipe_error(text, words):
-    with pytest.raises(RecipeError, match=words):
+    with pytest.raises(RecipeError, match=words) as told:
         parse(text, "t.yaml")
+    assert len(str(told.value)) < 300
 
 
 BOMB = "x0: &x0 [ha, ha, ha, ha, ha, ha, ha, ha, ha]\n" + "".join(

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -44,8 +45,8 @@ def test_escaped_json_still_means_what_it_meant():
 
 
 def test_every_way_out_escapes(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    for module, name in [(sys, "excepthook"), (threading, "excepthook"), (warnings, "formatwarning")]:
+        monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.delenv("ALIGN_DEBUG", raising=False)
     factory = logging.getLogRecordFactory()
     try:
@@ -78,6 +79,35 @@ def test_every_way_out_escapes(capsys, monkeypatch):
     assert err.count(SHOWN) == 6 and f"error: {SHOWN}, field '{SHOWN}': odd" in err
     assert foreign.getvalue() == SHOWN + "\n" and SHOWN in shown
     assert steers(out + err + shown + foreign.getvalue()) == []
+
+
+def test_tracebacks_of_any_origin_neither_steer_nor_tell_secrets(capsys, monkeypatch):
+    """Uncaught, uncaught in a thread, logged by a library, warned of."""
+    for module, name in [(sys, "excepthook"), (threading, "excepthook"), (warnings, "formatwarning")]:
+        monkeypatch.setattr(module, name, getattr(module, name))
+    factory, told = logging.getLogRecordFactory(), f"https://host/?token=geheim {HOSTILE}"
+
+    def fail():
+        raise ValueError(told)
+
+    try:
+        prepare()
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+        try:
+            fail()
+        except ValueError as error:
+            sys.excepthook(ValueError, error, error.__traceback__)
+            handler = logging.StreamHandler(foreign := io.StringIO())
+            logging.getLogger("foreign.trace").addHandler(handler)
+            logging.getLogger("foreign.trace").exception(told)
+        shown = warnings.formatwarning(told, UserWarning, "f.py", 1)
+    finally:
+        logging.setLogRecordFactory(factory)
+    texts = [capsys.readouterr().err, foreign.getvalue(), shown]
+    assert [text.count(f"?token=*** {SHOWN}") for text in texts] == [2, 2, 1]
+    assert "geheim" not in "".join(texts) and steers("".join(texts)) == []
 
 
 def test_out_of_memory_is_one_sentence(capsys, monkeypatch):

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from data_formats.secrets import hidden_problem, hide, shown_url, url_secrets
+from align.runtime.secrets import hidden_problem, hide, shown_url, url_secrets
 
 KEY = "sk-Very/secret+Key=42"
 
