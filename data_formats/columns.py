@@ -8,7 +8,7 @@ from typing import Any
 
 from data_formats.records import Prompt
 
-OWN = frozenset({"category", "reference", "source"})  # fields of the record itself
+OWN = frozenset({"category", "reference", "source", "tools"})  # fields of the record itself
 
 
 def is_plain(value: Any) -> bool:

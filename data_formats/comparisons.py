@@ -80,6 +80,8 @@ def _side(value: Any, field: str, notes: Notes) -> Turns:
     elif isinstance(value, str):
         text = as_text(value, field, notes)
         said = (hh(text) if text.startswith("\n\nHuman:") else ()) or (Message("assistant", text),)
+    elif not isinstance(value, dict):
+        raise DataError(f"expected a reply as a string, a turn or turns, found {shown(value)}", field=field)
     else:
         said = (read_turn(value, field, notes),)
         if said[0].role != "assistant":
@@ -176,14 +178,41 @@ def _preferred(row: dict[str, Any], prompt: Turns, written: Any, notes: Notes) -
     """`chosen` over `rejected`; `written`: the prompt as it stands in the row."""
     sides = [_side(row[field], field, notes) for field in ("chosen", "rejected")]
     sides = [(*side[:-1], replace(side[-1], content=reply_after(written, side[-1].content))) for side in sides]
-    if all(len(side) > 1 and side[0].role == "assistant" for side in sides) and sides[0][:-1] != sides[1][:-1]:
+    if _part_at_once(sides):
         return diverging(row, prompt, sides[0], sides[1], notes)
+    return comparison_of(row, _whole_prompt(prompt, sides, notes), sides[0][-1], sides[1][-1], notes)
+
+
+def _part_at_once(sides: list[Turns]) -> bool:
+    """Whether both sides go on from the prompt with a reply, and with different ones."""
+    return all(len(side) > 1 and side[0].role == "assistant" for side in sides) and sides[0][:-1] != sides[1][:-1]
+
+
+def _whole_prompt(prompt: Turns, sides: list[Turns], notes: Notes) -> Turns:
+    """The prompt with the history that the sides begin with.
+
+    Raises:
+        Dropped: it is not the same for both.
+    """
     befores = [side[:-1] for side in sides if len(side) > 1]
     wholes = [_reconciled(prompt, before, notes) for before in befores] or [prompt]
     alone = len(befores) == 1 and befores[0][0].role != "user" and befores[0][0].role != "system"
     if alone or any(whole != wholes[0] for whole in wholes):
         raise Dropped("prompts differ")
-    return comparison_of(row, wholes[0], sides[0][-1], sides[1][-1], notes)
+    return wholes[0]
+
+
+def prompt_of_pair(row: dict[str, Any], notes: Notes) -> Turns:
+    """What stands under `prompt`; where `chosen` and `rejected` are turns, with the history that they begin with.
+
+    Raises:
+        Dropped: their histories differ, or see `context.asked`.
+    """
+    prompt, fields = asked(row, "prompt", notes), ("chosen", "rejected")
+    if any(turn_list(dict.get(row, field)) is None for field in fields):
+        return prompt
+    sides = [_side(dict.get(row, field), field, notes) for field in fields]
+    return prompt if _part_at_once(sides) else _whole_prompt(prompt, sides, notes)
 
 
 def parse_ranking(row: dict[str, Any], notes: Notes) -> Comparison:

@@ -8,19 +8,17 @@ every reader of numbers takes.
 
 from __future__ import annotations
 
-import ast
 import csv
-import json
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from data_formats.errors import DataError, RowNumber
+from data_formats.literals import value_in
 
 ENDINGS = (".csv", ".tsv")
 LONGEST_CELL = 16 * 2**20  # characters; an open quotation mark would otherwise swallow the rest of the file
-LONGEST_LITERAL = 2**20  # characters of Python; its parser takes hundreds of bytes for each
 TEXTS = frozenset(
     {"prompt", "instruction", "input", "output", "question", "answer", "query", "response", "problem", "solution"}
     | {"text", "completion", "context", "system", "system_prompt", "content", "reference", "ground_truth"}
@@ -79,25 +77,12 @@ def _header(cells: list[str], path: Path) -> list[str]:
 def _cell(name: str, text: str) -> Any:
     if text[:1] not in ("[", "{"):
         return text
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = _python(text)
+    value = value_in(text)
     if not isinstance(value, list | dict):
         return text
     if name in TEXTS and not _is_turns(value):
         return text
     return value
-
-
-def _python(text: str) -> Any:
-    """The list or object that pandas wrote into a cell, in Python's spelling; None where it is none."""
-    if len(text) > LONGEST_LITERAL or "'" not in text:
-        return None
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return None
 
 
 def _is_turns(value: Any) -> bool:

@@ -19,6 +19,7 @@ from data_formats.errors import DataError, RowNumber, TooLargeError
 _CHUNK = 1 << 16  # bytes
 _SPACE = re.compile(r"[ \t\n\r]*")
 _LONGEST_WORD = 16  # characters: what is found so near the end may go on in the next chunk
+_IS_LIST = "this is a JSON list, not JSON Lines: give the file a name that ends in .json"
 _CLOSING = {b"[": b"]", b"{": b"}"}
 _decode = json.JSONDecoder().raw_decode
 
@@ -39,10 +40,11 @@ def json_lines(lines: Iterable[str], path: Path) -> Iterator[tuple[int, Any]]:
             raise DataError("nested too deeply to be read", path=path, line=number) from error
         except ValueError as error:
             if first and line.lstrip().startswith("["):
-                problem = "this is a JSON list, not JSON Lines: give the file a name that ends in .json"
-                raise DataError(problem, path=path, line=number) from error
+                raise DataError(_IS_LIST, path=path, line=number) from error
             problem = f"not a JSON value ({_said(line, error)}); the line starts {line.strip()[:40]!r}"
             raise DataError(problem, path=path, line=number) from error
+        if first and isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            raise DataError(_IS_LIST, path=path, line=number)
         first = False
         yield number, value
 
@@ -52,6 +54,8 @@ def _said(text: str, error: ValueError) -> str:
     if not isinstance(error, json.JSONDecodeError):
         return str(error)  # a number of thousands of digits
     before = text[: error.pos].rstrip()
+    if error.msg == "Extra data" and text[error.pos :].strip() == ",":
+        return "a comma stands behind the value, as in a list; JSON Lines has none between its lines"
     if error.msg == "Extra data":
         return f"two values stand on one line, the second from column {error.colno}"
     if error.pos >= len(text.rstrip()) and before.endswith(("{", "[", ",", ":", '"')):

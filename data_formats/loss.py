@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from data_formats.errors import DataError
-from data_formats.fields import present
+from data_formats.fields import NOTHING, present
 from data_formats.formats import Dropped, as_flag, shown
 
 LOSS_FIELDS = ("weight", "loss_weight", "loss_mask", "loss", "train", "trainable", "training")
@@ -27,7 +27,7 @@ def loss_of(raw: dict[str, Any], at: str) -> bool | None:
     said: dict[str, bool] = {}
     for name in present(raw, LOSS_FIELDS):
         value = raw.get(name)
-        if value is None:
+        if value in NOTHING:
             continue
         flag = as_flag(value)
         if flag is None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from data_formats.comparisons import prompt_of_pair
 from data_formats.context import asked, with_system
 from data_formats.demonstrations import alpaca_prompt, instances
 from data_formats.errors import DataError
@@ -46,8 +47,11 @@ def prompt_of(row: dict[str, Any], messages: Turns, notes: Notes, reference: str
 
 
 def parse_prompt(row: dict[str, Any], notes: Notes) -> Prompt:
-    """`prompt`: a string or turns ending with the user's (our own rows, ifeval)."""
-    return prompt_of(row, asked(row, "prompt", notes), notes)
+    """`prompt`: a string or turns ending with the user's (our own rows, ifeval).
+
+    Of a preference row it is the prompt that both replies have, with the history that their turns begin with.
+    """
+    return prompt_of(row, prompt_of_pair(row, notes), notes)
 
 
 def parse_question(row: dict[str, Any], notes: Notes) -> Prompt:

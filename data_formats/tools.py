@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from data_formats.errors import DataError
 from data_formats.fields import HARMLESS_IN_TURNS, NOTHING, Fields, present
 from data_formats.formats import Notes, as_text, shown
+from data_formats.literals import value_in
 from data_formats.records import ToolCall
 from data_formats.roles import known_role
 
 TOOL_FIELDS = ("tools", "functions")
 CALL_FIELDS = ("tool_calls", "function_call", "function_calls")  # the latter two: before OpenAI had several a turn
+_MAY_BE_TURNS = re.compile(r"""\s*\[?\s*\{\s*["']""")
+_ARGUMENTS = ("arguments", "parameters", "args", "input")
 _NOT_A_CALL = "expected a call {name, arguments}"
 
 
@@ -44,8 +48,8 @@ def _call(raw: Any, field: str, notes: Notes) -> ToolCall:
         call = Fields(call["function"], field)
     if call is None or not isinstance(call.get("name"), str):
         raise DataError(f"{_NOT_A_CALL}, found {shown(raw)}", field=field)
-    arguments = call.get("arguments", call.get("parameters"))
-    nothing = arguments is None or (isinstance(arguments, str) and arguments.strip() in ("", "null", "None"))
+    arguments = next((call.get(name) for name in _ARGUMENTS if call.get(name) is not None), None)
+    nothing = arguments in NOTHING or (isinstance(arguments, str) and arguments.strip() in ("", "null", "None"))
     given = {} if nothing else parsed(arguments, f"{field}.arguments")
     if not isinstance(given, dict):
         raise DataError(f"expected an object, found {shown(given)}", field=f"{field}.arguments")
@@ -102,18 +106,17 @@ def read_tools(row: dict[str, Any], notes: Notes) -> tuple[str, ...]:
 
 
 def turn_list(value: Any) -> list[dict[str, Any]] | None:
-    """The raw turns of a list of turns, or of the JSON text of one; None for anything else.
+    """The raw turns of a list of turns, or of the text of one (of a single turn, too); None for anything else.
 
-    A text may be any JSON, so each of its turns must have a known role and something said.
+    A text may be any JSON (or Python, as `str` writes a list), so each of its turns must have a known role and
+    something said.
     """
     is_turn = _has_speaker
     if isinstance(value, str):
-        if value.lstrip()[:1] != "[" or '"' not in value:
+        if not _MAY_BE_TURNS.match(value):
             return None
-        try:
-            value, is_turn = json.loads(value), _is_said
-        except (ValueError, RecursionError):
-            return None
+        value, is_turn = value_in(value), _is_said
+        value = [value] if isinstance(value, dict) else value
     turns = isinstance(value, list) and value and all(isinstance(one, dict) and is_turn(one) for one in value)
     return value if turns else None
 

@@ -44,16 +44,21 @@ def _parts(value: Any, field: str, notes: Notes) -> _Parts:
         part = Fields(part, f"{field}[]") if isinstance(part, dict) else part
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind == "text":
-            found.texts.append(as_text(part.get("text", part.get("value")), field, notes))
+            found.texts.append(as_text(_said_in(part, "text", "value"), field, notes))
         elif isinstance(kind, str) and kind in THOUGHTS:
-            found.reasoning.append(as_text(part.get("value", part.get("text", part.get(kind))), field, notes))
+            found.reasoning.append(as_text(_said_in(part, "value", "text", kind), field, notes))
         elif kind in ("tool_call", "tool_calls"):
-            found.calls += read_calls(part.get("value", part.get("text", part.get(kind))), field, notes)
+            found.calls += read_calls(_said_in(part, "value", "text", kind), field, notes)
         else:
             known = "text, reasoning, thinking and tool_call"
             raise DataError(f"only parts of type {known} are supported, found {shown(kind)}", field=field)
         part.pass_over(notes, HARMLESS_IN_TURNS)
     return found
+
+
+def _said_in(part: Fields, *names: str) -> Any:
+    """What stands under the first of the names that is not null: in a Parquet file every part has the keys of all."""
+    return next((part.get(name) for name in names if part.get(name) is not None), None)
 
 
 def reasoning_of(raw: dict[str, Any], at: str, notes: Notes, also: str = "") -> str:

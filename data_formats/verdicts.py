@@ -56,6 +56,7 @@ VERDICTS = (
 _TIES = ("tie", "both", "bothbad", "equal", "same", "draw", "neither", "none", "a=b", "b=a", "=", "c")
 _PLACES = {"first": 0, "left": 0, "second": 1, "right": 1}
 _WORDS = re.compile(rf"model|option|side|{'|'.join(_REPLIES)}|[\s_\-\[\]().'\"]")
+_BELOW_ZERO = re.compile(r"-\s*\d.*")  # the sign of a comparison, which names no reply
 _MORE = re.compile(r"(\w+)\s*([<>])[<>]?\s*(\w+)")
 
 
@@ -114,7 +115,7 @@ def better_of(value: Any, field: str, names: tuple[str, str]) -> int:
             raise Dropped("tie")
         more = _MORE.fullmatch(text.strip("[] "))
         found = _named(more[1] if more and more[2] == ">" else more[3] if more else text, names)
-        if found is not None:
+        if found is not None and not _BELOW_ZERO.fullmatch(text):
             return found
     raise DataError(
         f"{shown(value)} names neither {names[0]} nor {names[1]}; write one of these names, or 'tie'", field=field

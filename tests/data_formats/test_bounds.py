@@ -197,6 +197,7 @@ def test_slips_in_json_are_named_with_their_line(tmp_path, content, problem):
     [
         ('[\n{"a": 1}\n]', "line 1: this is a JSON list, not JSON Lines: give the file a name that ends in .json"),
         ('\n[{"a": 1},\n{"a": 2}]', "line 2: this is a JSON list, not JSON Lines"),
+        ('{"a": 1},\n{"a": 2}', "line 1: not a JSON value (a comma stands behind the value, as in a list; JSON Lines"),
         (
             '{\n"a": 1\n}',
             "line 1: not a JSON value (Expecting property name enclosed in double quotes: it does not end",
@@ -214,9 +215,7 @@ def test_slips_in_json_lines_are_named_with_their_line(tmp_path, content, proble
 
 def test_a_list_on_one_line_is_told_from_a_row(tmp_path):
     (tmp_path / "x.jsonl").write_text('[{"text": "a"}, {"text": "b"}]\n')
-    with pytest.raises(
-        DataError, match=r"keys seen: none \(a list of 2; a file whose name ends in \.json is read as one"
-    ):
+    with pytest.raises(DataError, match=r"line 1: this is a JSON list, not JSON Lines: give the file a name that ends"):
         read(tmp_path / "x.jsonl", Document)
 
 

@@ -34,3 +34,15 @@ def test_prompts_of_several_files_get_each_others_columns():
     ask = (Message("user", "q"),)
     found = with_all_columns([Prompt(ask, columns={"a": 1}), Prompt(ask), Prompt(ask, columns={"b": [2]})])
     assert [one.columns for one in found] == [{"a": 1, "b": None}, {"a": None, "b": None}, {"a": None, "b": [2]}]
+
+
+def test_tools_are_the_record_s_own_wherever_they_stood(tmp_path):
+    turns = [{"role": "system", "content": "s", "tools": [{"name": "f"}]}, {"role": "user", "content": "q"}]
+    rows = [{"messages": turns}, {"tools": [{"name": "g"}], "prompt": "q", "level": 1}]
+    for at, row in enumerate(rows):
+        (tmp_path / f"{at}.jsonl").write_text(json.dumps(row))
+        (before,) = read(tmp_path / f"{at}.jsonl", Prompt).records
+        write_jsonl(tmp_path / "y.jsonl", [before])
+        (after,) = read(tmp_path / "y.jsonl", Prompt).records
+        assert before.tools == after.tools == (f'{{"name": "{"fg"[at]}"}}',)
+        assert before.columns == after.columns == ({}, {"level": 1})[at]

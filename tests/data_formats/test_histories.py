@@ -41,6 +41,8 @@ GOOD, BAD = raw(*ANN, A("Ann.")), raw(*ANN, A("No idea."))
         raw(ANN[-1]),
         raw(ANN[0]),
         json.dumps(raw(*ANN)),
+        str(raw(*ANN)),
+        json.dumps(raw(ANN[-1])[0]),
         "\n\nHuman: I am Ann.\n\nAssistant: Hi Ann.\n\nHuman: Who am I?\n\nAssistant:",
     ],
 )
@@ -50,11 +52,26 @@ GOOD, BAD = raw(*ANN, A("Ann.")), raw(*ANN, A("No idea."))
         (GOOD, BAD),
         (raw(*ANN, A("Ann."), sharegpt=True), BAD),
         (json.dumps(GOOD), json.dumps(BAD)),
+        (str(GOOD), BAD),
+        (json.dumps(GOOD[-1]), BAD),
     ],
 )
 def test_the_whole_history_is_the_prompt(prompt, chosen, rejected):
     row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     assert parse_preference(row, Counter()) == Comparison(ANN, "Ann.", "No idea.")
+
+
+@pytest.mark.parametrize("written", [json.dumps, str, lambda value: value])
+def test_the_prompt_of_a_pair_is_the_same_without_its_replies(tmp_path, written):
+    for prompt in ("Who am I?", "I am Ann.", raw(*ANN)):
+        row = {"prompt": prompt, "chosen": written(GOOD), "rejected": written(BAD)}
+        assert read_row(tmp_path, row, Prompt).records == [Prompt(ANN)]
+    apart = {"prompt": "Hi", "chosen": raw(A("a"), U("b"), A("c")), "rejected": raw(A("x"), U("b"), A("d"))}
+    assert read_row(tmp_path, apart, Prompt).records == [Prompt((U("Hi"),))]
+    other = {"prompt": "Who am I?", "chosen": GOOD, "rejected": raw(U("I am Bob."), *ANN[1:], A("Bob."))}
+    assert read_row(tmp_path, other, Prompt).report.dropped == {"prompts differ": 1}
+    broken = {"prompt": "Hi", "chosen": None, "rejected": [{"role": "alien"}]}  # no prompt hangs on these
+    assert read_row(tmp_path, broken, Prompt).records == [Prompt((U("Hi"),))]
 
 
 @pytest.mark.parametrize(

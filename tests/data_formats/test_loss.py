@@ -37,6 +37,7 @@ def read_row(tmp_path, row, kind):
         (True, True),
         ("true", True),
         (None, True),
+        ("", True),  # an empty cell of a CSV file
     ],
 )
 def test_every_spelling(key, value, loss):

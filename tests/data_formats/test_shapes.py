@@ -111,6 +111,8 @@ def test_no_winner_is_dropped_and_counted(result_of, value):
         (PAIR | {"label": 0}, "label"),  # of 0 and 1, or of 1 and 2?
         (PAIR | {"winner": True}, "winner"),
         (PAIR | {"preference": 1.4}, "preference"),
+        (PAIR | {"label": -1}, "label"),  # the sign of a comparison: 1 and -1 are no two names of one reply
+        (PAIR | {"label": "-2"}, "label"),
         (LETTERS | {"label": 1}, "label"),  # the second, or "the first is better"?
         (PAIR | {"winner": "gpt-4"}, "winner"),
     ],

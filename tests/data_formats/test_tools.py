@@ -17,6 +17,8 @@ CALL = ToolCall("f", '{"x": "你"}')
     [
         {"name": "f", "arguments": {"x": "你"}},
         {"name": "f", "parameters": {"x": "你"}},
+        {"name": "f", "args": {"x": "你"}},
+        {"type": "tool_use", "id": "1", "name": "f", "input": {"x": "你"}},
         {"type": "function", "function": {"name": "f", "arguments": '{"x": "你"}'}},
         '{"name": "f", "arguments": {"x": "你"}}',
         '[{"name": "f", "arguments": "{\\"x\\": \\"你\\"}"}]',
@@ -27,10 +29,8 @@ def test_one_call_however_it_is_written(value):
 
 
 def test_several_calls_and_no_arguments():
-    assert read_calls([{"name": "f"}, {"name": "g", "arguments": "{}"}], "at", Counter()) == (
-        ToolCall("f", "{}"),
-        ToolCall("g", "{}"),
-    )
+    given = [{"name": "f"}, {"name": "g", "arguments": "{}"}, {"name": "h", "arguments": []}]
+    assert read_calls(given, "at", Counter()) == (ToolCall("f", "{}"), ToolCall("g", "{}"), ToolCall("h", "{}"))
 
 
 @pytest.mark.parametrize(
@@ -132,3 +132,23 @@ def test_a_column_s_nulls_leave_calls_and_tools_alone(tmp_path):
     assert result.records[1].messages[1].tool_calls[0].arguments == '{"b": {"c": [1, null]}, "d": "{\\"e\\": null}"}'
     assert result.records[1].tools == ('{"name": "g", "parameters": {"properties": {}}}',)
     assert result.report.repaired == {"a column's nulls removed from calls and tools": 2}
+
+
+def test_parts_of_a_turn_from_parquet(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parts = [  # a column gives every part the keys of all
+        {"type": "thinking", "thinking": "hm"},
+        {"type": "text", "text": "Let me look."},
+        {"type": "tool_call", "tool_call": {"name": "f", "arguments": {"x": "你"}}},
+    ]
+    turns = [
+        {"role": "user", "content": [{"type": "text", "text": "q"}]},
+        {"role": "assistant", "content": parts},
+        {"role": "tool", "content": [{"type": "text", "text": "1"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
+    ]
+    pq.write_table(pa.Table.from_pylist([{"messages": turns}]), tmp_path / "x.parquet")
+    (record,) = read(tmp_path / "x.parquet", Demonstration).records
+    assert record.messages[1] == Message("assistant", "Let me look.", "hm", (CALL,))
