@@ -33,6 +33,7 @@ from align.stages.changes import (
     ancestors,
     changes,
     descendants,
+    differences,
     is_begun,
     is_finished,
     some,
@@ -115,7 +116,8 @@ def plan(recipe: Recipe, stages: Sequence[str], named: Sequence[str] = ()) -> Pl
             continue  # it goes with what it builds on, or there is nothing of it
         folder = stage_dir(recipe, stage)
         if noted := accepted_changes(recipe, stage, folder):
-            _require_followed(recipe, stage, noted)
+            if not is_finished(recipe, stage):
+                _require_followed(recipe, stage, noted)
             found.accepted[stage] = noted
         changed = changes(recipe, stage, folder)
         if not changed:
@@ -125,6 +127,7 @@ def plan(recipe: Recipe, stages: Sequence[str], named: Sequence[str] = ()) -> Pl
             found.common = found.common or _all_changes(recipe, stages)
         found_longer = None if common else longer(recipe, stage, changed)
         if found_longer is not None and found_longer.checkpoint is not None:
+            _require_followed(recipe, stage, differences(recipe, stage, folder))
             found.longer[stage] = found_longer
         elif found_longer is not None and not is_finished(recipe, stage):
             continue  # nothing of it is kept yet
@@ -137,9 +140,9 @@ def plan(recipe: Recipe, stages: Sequence[str], named: Sequence[str] = ()) -> Pl
 
 
 def _require_followed(recipe: Recipe, stage: str, noted: list[Change]) -> None:
-    """An unfinished stage goes on with what its checkpoint brings back, so a change of that would be none."""
+    """A stage that trains on goes on with what its checkpoint brings back, so a change of that would be none."""
     fixed = [one for one in noted if one.key.rpartition(".")[2] in FIXED and one.key.partition(".")[0] == stage]
-    if fixed and not is_finished(recipe, stage):
+    if fixed:
         sentence = "comes back with the optimizer of the checkpoint, whatever the recipe says"
         raise RecipeError([f"--accept {fixed[0].key}: {sentence}; start anew with --fresh {stage}"], recipe.name)
 

@@ -201,6 +201,17 @@ def test_a_finished_stage_is_kept_for_good_when_its_change_is_accepted(chain):
         assert [one["key"] for one in summary(run, stage)["accepted"]] == ["base.weight_decay"]
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_a_longer_stage_takes_no_change_that_its_checkpoint_brings_back(chain, before):
+    keys, run = {"sft__learning_rate": 0.02}, Path(chain().output_dir)
+    if before:  # accepted once, when nothing was to be trained any more
+        run_stage(chain(**keys), "sft", accept=["sft.learning_rate"])
+    words = r"--accept sft\.learning_rate: comes back with the optimizer of the checkpoint.*--fresh sft"
+    with pytest.raises(RecipeError, match=words):
+        run_stage(chain(**keys, sft__max_steps=7), "sft", accept=["sft.learning_rate"])
+    assert summary(run, "sft")["steps"] == 4
+
+
 @pytest.mark.parametrize(
     ("key", "words"),
     [
