@@ -35,8 +35,8 @@ class StepProof:
     """Whether an optimizer's steps are made, every time, and whether the first of them that should moves a weight.
 
     A witness is the smallest weight with a gradient, of every trained tensor: where any weight moves, it does. Nothing
-    is asked of a step at learning rate 0, or of one whose gradients are all zero or below the optimizer's `eps`, which
-    damps them to nothing; the next one is looked at then.
+    is asked of a step at learning rate 0, of one whose gradients are all zero or below the optimizer's `eps`, which
+    damps them to nothing, or of one with an overflow, which a loss scale skips; the next one is looked at then.
 
     Args:
         optimizer: maybe wrapped by accelerate.
@@ -61,8 +61,12 @@ class StepProof:
         if self.proven or not all(group["lr"] > 0 for group in self._inner.param_groups):
             return
         for group in self._inner.param_groups:
-            found = (_witness(parameter, group.get("eps", 0.0)) for parameter in group["params"])
+            eps = group.get("eps", 0.0)  # a pair where it is Adafactor's
+            least = eps[0] if isinstance(eps, tuple | list) else eps
+            found = (_witness(parameter, least) for parameter in group["params"])
             self._witnesses += [witness for witness in found if witness is not None]
+        if self._witnesses and getattr(self._wrapped, "scaler", None) is not None and self._overflows():
+            self._witnesses = []  # an optimizer that is fused begins such a step all the same
 
     @torch.no_grad()
     def after(self) -> None:
@@ -84,6 +88,10 @@ class StepProof:
         if not any_rank(moved):
             raise TrainingError(self._why())
         self.proven, self._witnesses = True, []
+
+    def _overflows(self) -> bool:
+        gradients = [one.grad for group in self._inner.param_groups for one in group["params"] if one.grad is not None]
+        return not all(_local(gradient).isfinite().all() for gradient in gradients)
 
     def _why(self) -> str:
         rate = max(group["lr"] for group in self._inner.param_groups)

@@ -27,7 +27,7 @@ from align.runs.lock import CHAIN, locked
 from align.runs.memory import memory_errors, peak_memory_gib
 from align.runtime.terminal import say
 from align.stages import hooks, redo
-from align.stages.changes import is_finished, require_same_world, stamp_world
+from align.stages.changes import is_begun, is_finished, require_same_world, stamp_world
 from align.stages.common import Summary, command, is_main, memory_keys, write_summary
 from align.stages.fresh import clear_chain
 from align.stages.overview import print_table, stage_summary, write_chain_summary
@@ -130,6 +130,8 @@ def run_stage(
         found = redo.plan(recipe, (stage,), (stage,) if fresh else ())
         if found.anew and _world_sets(recipe, stage):
             require_same_world(recipe)  # before anything is removed
+        if fresh or not is_begun(recipe, stage):
+            redo.warn_of_stale_parents(recipe, stage)
         _meet()
         redo.carry_out(recipe, found, yes=yes, alone=True)
         _meet()

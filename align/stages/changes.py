@@ -84,19 +84,20 @@ def changes(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
     Raises:
         RunFileError: the file is damaged.
     """
-    found = _changes(recipe, stage, folder)
+    found = differences(recipe, stage, folder)
     known = [(one.get("key"), one.get("is")) for one in accepted(folder)] if found else []
     return [one for one in found if not is_accepted(one.key) and (one.key, one.now) not in known]
 
 
 def accepted_changes(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
     """Those of the keys that differ whose change this command accepts, and none before did. Raises RunFileError."""
-    found = [one for one in _changes(recipe, stage, folder) if is_accepted(one.key)]
+    found = [one for one in differences(recipe, stage, folder) if is_accepted(one.key)]
     known = [(one.get("key"), one.get("is")) for one in accepted(folder)] if found else []
     return [one for one in found if (one.key, one.now) not in known]
 
 
-def _changes(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
+def differences(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
+    """Every key that matters to `stage` and differs from `folder/recipe.yaml`. Raises RunFileError."""
     try:
         saved = read_recipe(folder / "recipe.yaml")
     except RunFileError as error:

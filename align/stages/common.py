@@ -170,7 +170,6 @@ def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learnin
     if share:
         LOG.info("%s: trains %d of %d parameters (%.2f %%)", stage, trained, parameters, 100 * trained / parameters)
     began = time.perf_counter()
-    trainer.data.keys = (f"{stage}.data", f"{stage}.eval_data")
     with StopFlag() as flag:
         attach(trainer, stage, out_dir, flag, figures=figures)
         if latest and start >= trainer.planned_steps():

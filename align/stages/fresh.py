@@ -78,14 +78,19 @@ def made_from(recipe: Recipe, stages: tuple[str, ...]) -> list[str]:
 
 def whole_run(recipe: Recipe) -> list[str]:
     """Words for everything that `clear_chain` would remove."""
+    world = ["the embedded world's sets"] if recipe.tinyworld is not None and _world_files(recipe) else []
+    return doomed(recipe, recipe.stages) + world
+
+
+def doomed(recipe: Recipe, stages: tuple[str, ...]) -> list[str]:
+    """Words for everything that `clear_stages` would remove."""
     states = {True: "finished", False: "begun"}
-    stages = [
+    there = [
         f"{stage} ({states[(stage_dir(recipe, stage) / 'summary.json').is_file()]})"
-        for stage in recipe.stages
+        for stage in stages
         if holds(stage_dir(recipe, stage), MADE_BY_STAGES)
     ]
-    world = ["the embedded world's sets"] if recipe.tinyworld is not None and _world_files(recipe) else []
-    return stages + made_from(recipe, recipe.stages) + world
+    return there + made_from(recipe, stages)
 
 
 def holds(folder: Path, names: Iterable[str]) -> bool:

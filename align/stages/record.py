@@ -3,7 +3,7 @@
 Evaluation never stands between training and saving. As soon as the last step is made, the model is written, then the
 record, to which every later part of the stage adds what it found; the summary takes its place. A run that was left in
 between (an evaluation that failed, a kill) goes on after the last recorded part, with the saved model and without
-training.
+training; on other rows only where their change is accepted, and then it measures again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from align.runs.ranks import any_rank, is_main
 from align.stages import common
 from align.stages.drafts import prove_outputs
 
-TRAINING = "training"
+TRAINING, MEASURED = "training", ("before", "look")
 Figures = dict[str, Any]
 
 
@@ -34,12 +34,13 @@ class Record:
 
     Raises:
         StorageError, OutputError: the model could not be saved at the end (`align.stages.drafts`).
-        CheckpointError: a `trained.json` that cannot be read.
+        CheckpointError: a `trained.json` that cannot be read, or whose model was trained on other rows.
     """
 
     def __init__(self, trainer: Any, tokenizer: Any, stage: str):
         self.trainer, self.tokenizer, self.stage = trainer, tokenizer, stage
         self.folder = Path(trainer.args.output_dir)
+        trainer.data.keys = (f"{stage}.data", f"{stage}.eval_data")
         any_rank(False)  # a barrier: nobody reads while the first rank still writes for another trainer
         self.found: dict[str, Figures] = self._read()
         if not self.trained:
@@ -55,7 +56,13 @@ class Record:
             steps = found["state"]["max_steps"]
         except (OSError, ValueError, KeyError, TypeError):
             raise CheckpointError(f"{file} cannot be read: remove it, and the last steps are trained again") from None
-        return found if steps == self.trainer.planned_steps() else {}
+        if steps != self.trainer.planned_steps():
+            return {}
+        changed = self.trainer.data.compare(self.folder / "model", found.get("data") or {})
+        if not changed:
+            return found
+        kept = {part: value for part, value in found.items() if part not in MEASURED}
+        return kept | {"data": self.trainer.data.found()}
 
     @property
     def trained(self) -> bool:
@@ -89,7 +96,7 @@ class Record:
         common.save_model(self.trainer, self.tokenizer)
         state = self.trainer.state
         self.found["state"] = {name: getattr(state, name) for name in ("global_step", "max_steps", "epoch")}
-        self.found[TRAINING] = figures
+        self.found |= {"data": self.trainer.data.found(), TRAINING: figures}
         self._write()
         return figures
 

@@ -33,11 +33,12 @@ from align.stages.changes import (
     ancestors,
     changes,
     descendants,
+    differences,
     is_begun,
     is_finished,
     some,
 )
-from align.stages.common import command, read_summary, write_summary
+from align.stages.common import LOG, command, read_summary, write_summary
 from align.stages.longer import Longer, longer, needs
 from data_formats.errors import AlignError
 
@@ -115,7 +116,8 @@ def plan(recipe: Recipe, stages: Sequence[str], named: Sequence[str] = ()) -> Pl
             continue  # it goes with what it builds on, or there is nothing of it
         folder = stage_dir(recipe, stage)
         if noted := accepted_changes(recipe, stage, folder):
-            _require_followed(recipe, stage, noted)
+            if not is_finished(recipe, stage):
+                _require_followed(recipe, stage, noted)
             found.accepted[stage] = noted
         changed = changes(recipe, stage, folder)
         if not changed:
@@ -125,6 +127,7 @@ def plan(recipe: Recipe, stages: Sequence[str], named: Sequence[str] = ()) -> Pl
             found.common = found.common or _all_changes(recipe, stages)
         found_longer = None if common else longer(recipe, stage, changed)
         if found_longer is not None and found_longer.checkpoint is not None:
+            _require_followed(recipe, stage, differences(recipe, stage, folder))
             found.longer[stage] = found_longer
         elif found_longer is not None and not is_finished(recipe, stage):
             continue  # nothing of it is kept yet
@@ -137,11 +140,14 @@ def plan(recipe: Recipe, stages: Sequence[str], named: Sequence[str] = ()) -> Pl
 
 
 def _require_followed(recipe: Recipe, stage: str, noted: list[Change]) -> None:
-    """An unfinished stage goes on with what its checkpoint brings back, so a change of that would be none."""
-    fixed = [one for one in noted if one.key.rpartition(".")[2] in FIXED and one.key.partition(".")[0] == stage]
-    if fixed and not is_finished(recipe, stage):
+    """A stage that trains on goes on with what its checkpoint brings back, so a change of that would be none."""
+    if fixed := _fixed(stage, noted):
         sentence = "comes back with the optimizer of the checkpoint, whatever the recipe says"
         raise RecipeError([f"--accept {fixed[0].key}: {sentence}; start anew with --fresh {stage}"], recipe.name)
+
+
+def _fixed(stage: str, changed: list[Change]) -> list[Change]:
+    return [one for one in changed if one.key.rpartition(".")[2] in FIXED and one.key.partition(".")[0] == stage]
 
 
 def _all_changes(recipe: Recipe, stages: Sequence[str]) -> list[Change]:
@@ -152,13 +158,25 @@ def _all_changes(recipe: Recipe, stages: Sequence[str]) -> list[Change]:
 
 def _require_fresh_parents(recipe: Recipe, stage: str) -> None:
     """What a stage is started anew from must have been made with this recipe."""
+    if told := _of_another_recipe(recipe, stage):
+        raise RecipeChangedError(told)
+
+
+def warn_of_stale_parents(recipe: Recipe, stage: str) -> None:
+    """Say that a stage that a user starts by itself builds on one that was made with another recipe."""
+    if is_main() and (told := _of_another_recipe(recipe, stage)):
+        LOG.warning("%s", told)
+
+
+def _of_another_recipe(recipe: Recipe, stage: str) -> str | None:
     for parent in ancestors(recipe, stage):
         folder = stage_dir(recipe, parent)
         if parent != stage and is_finished(recipe, parent) and (stale := changes(recipe, parent, folder)):
-            raise RecipeChangedError(
+            return (
                 f"'{stage}' builds on '{parent}', which was made with another recipe ({some(list(map(str, stale)))}): "
                 f"run `{command(parent)}` with this recipe first, or the whole chain with `align run RECIPE`"
             )
+    return None
 
 
 def carry_out(recipe: Recipe, found: Plan, *, yes: bool = False, alone: bool = False) -> None:
@@ -175,7 +193,8 @@ def carry_out(recipe: Recipe, found: Plan, *, yes: bool = False, alone: bool = F
         FolderInUseError: another process runs a stage that would be removed.
     """
     if found.common:
-        confirm(recipe, f"{some(list(map(str, found.common)))}, which is another run", yes, RecipeChangedError)
+        why = f"{some(list(map(str, found.common)))}, which is another run"
+        confirm(recipe, why, yes, RecipeChangedError, tuple(found.anew) if alone else None)
     elif found.refused:
         _refuse(recipe, found.refused)
     stages = tuple(stage for stage in STAGES if stage in {*found.anew, *found.longer})
@@ -193,14 +212,21 @@ def carry_out(recipe: Recipe, found: Plan, *, yes: bool = False, alone: bool = F
                 fresh.clear_chain(recipe)  # with the world
 
 
-def confirm(recipe: Recipe, why: str, yes: bool, error: type[AlignError] = NotConfirmedError) -> None:
-    """Have the user agree that the whole run is removed; the first rank asks. Nothing to remove needs no consent.
+def confirm(
+    recipe: Recipe,
+    why: str,
+    yes: bool,
+    error: type[AlignError] = NotConfirmedError,
+    stages: tuple[str, ...] | None = None,
+) -> None:
+    """Have the user agree that the whole run, or these stages with what was made from them, are removed; the first rank
+    asks. Nothing to remove needs no consent.
 
     Raises:
         NotConfirmedError: the answer was no.
         error: there is no terminal to ask at, and `yes` is not given.
     """
-    doomed = fresh.whole_run(recipe)
+    doomed = fresh.whole_run(recipe) if stages is None else fresh.doomed(recipe, stages)
     if not doomed:
         return
     what, silent, refused = f"{recipe.output_dir}: {why}; this removes {', '.join(doomed)}", False, False
@@ -214,7 +240,7 @@ def confirm(recipe: Recipe, why: str, yes: bool, error: type[AlignError] = NotCo
     if silent:
         option = "--yes" if error is NotConfirmedError else "--fresh --yes"
         raise error(
-            f"{what}: give {option} to start all of it anew, --fresh STAGE to start what you name anew, or choose "
+            f"{what}: give {option} to start that anew, --fresh STAGE to start what you name anew, or choose "
             "another output_dir"
         )
     if refused:
@@ -223,11 +249,11 @@ def confirm(recipe: Recipe, why: str, yes: bool, error: type[AlignError] = NotCo
 
 def _refuse(recipe: Recipe, refused: dict[str, list[Change]]) -> None:
     stage, changed = next(iter(refused.items()))
-    keys = " ".join(f"--accept {one.key}" for one in changed[:3])
+    keys = " ".join(f"--accept {one.key}" for one in changed)
+    accept = "" if _fixed(stage, changed) else f"go on with the change ({keys}), "
     raise RecipeChangedError(
         f"{recipe.output_dir}: '{stage}' was begun with another recipe and is not finished "
-        f"({some(list(map(str, changed)))}): go on with the change ({keys}), start it anew (--fresh {stage}), or put "
-        "the old value back"
+        f"({some(list(map(str, changed)))}): {accept}start it anew (--fresh {stage}), or put the old value back"
     )
 
 

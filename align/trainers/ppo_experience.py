@@ -124,7 +124,7 @@ class PPOExperience(PPOUpdate):
         metrics |= engine_metrics(samples, experience) | staleness(samples, self.policy_version)
         if self._logs_now:
             with self.offload.here("reference"):
-                metrics["kl/full_token"] = full_kl(self, tokens)
+                metrics["kl/full_token"] = self.together(lambda: full_kl(self, tokens))
         return experience, metrics
 
     def _support(self, samples: Samples, tokens: TokenBatch) -> SupportTensor | None:

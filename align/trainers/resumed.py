@@ -85,12 +85,13 @@ class Data:
             was = read_object(folder / DATA_FILE, "") or {}
         except RunFileError as error:
             raise CheckpointError(f"{error}remove {folder} and resume from an earlier step") from error
-        require_same_data(
-            folder,
-            dict(zip(self.keys, (was.get(name) for name in DATASETS), strict=True)),
-            dict(zip(self.keys, (self.found().get(name) for name in DATASETS), strict=True)),
-            self.trainer.args.output_dir,
-        )
+        self.compare(folder, was)
+
+    def compare(self, folder: Path, was: dict[str, Fingerprint]) -> set[str]:
+        """`require_same_data` of what is in `folder`, which was trained with the rows of `was` (as of `found()`)."""
+        both = (was, self.found())
+        before, now = ({key: one.get(name) for key, name in zip(self.keys, DATASETS, strict=True)} for one in both)
+        return require_same_data(folder, before, now, self.trainer.args.output_dir)
 
 
 def require_same_data(

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import GradientState
 from torch import nn
+from transformers import Adafactor
 
 from align.runs.errors import TrainingError
 from align.runs.proof import StepProof, reset_process_state
@@ -19,6 +21,10 @@ def prepared(dtype=torch.float32, rate=1e-3, **options):
 
 def step(net, optimizer, proof, scale=1.0):
     (net(torch.ones(2, 4, dtype=net.weight.dtype)).sum() * scale).backward()
+    step_made(optimizer, proof)
+
+
+def step_made(optimizer, proof):
     proof.before()
     optimizer.step()
     proof.after()
@@ -90,3 +96,27 @@ def test_a_reset_undoes_foreign_accumulation():
     assert mine.gradient_accumulation_steps == 8  # of the whole process
     reset_process_state(mine)
     assert mine.gradient_accumulation_steps == 1
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_overflow_that_a_loss_scale_skips_is_no_error(fused):
+    """A fused optimizer is called for it all the same, and accelerate does not say that it was skipped."""
+    net, scaler = nn.Linear(4, 3), torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    optimizer = AcceleratedOptimizer(torch.optim.AdamW(net.parameters(), lr=1e-3, fused=fused), scaler=scaler)
+    proof, proven = StepProof(optimizer, "net"), []
+    for size in (1e38, 1.0):
+        scaler.scale(net(torch.ones(2, 4)).sum() * size).backward()
+        scaler.unscale_(optimizer.optimizer)
+        step_made(optimizer, proof)
+        proven.append(proof.proven)
+        optimizer.zero_grad()
+    assert proven == [False, True]
+
+
+def test_an_optimizer_whose_eps_is_a_pair_is_proven():
+    net = nn.Linear(4, 3)
+    optimizer = Adafactor(net.parameters(), lr=1e-3, relative_step=False, scale_parameter=False)
+    proof = StepProof(optimizer, "net")
+    net(torch.ones(2, 4)).sum().backward()
+    step_made(optimizer, proof)
+    assert proof.proven

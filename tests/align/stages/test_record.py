@@ -7,12 +7,14 @@ import torch
 from safetensors.torch import load_file
 
 from align.recipe.check import missing_inputs
+from align.runs.acceptance import accepting
 from align.runs.errors import CheckpointError, OutOfMemoryError
 from align.stages import base, common, reward, sft
 from align.stages.looks import Looks
+from align.stages.record import Record
 from align.trainers.reward import RewardTrainer
 from align.trainers.sft import SFTTrainer
-from tests.align.stages.sft_case import lines, recipe
+from tests.align.stages.sft_case import conversations, lines, recipe, write_lines
 from tests.align.stages.small_chain import small_recipe, write_data
 
 
@@ -146,6 +148,34 @@ def test_what_a_reward_model_evaluates_first_at_the_end_is_tried_at_the_start(ch
     with pytest.raises(OutOfMemoryError, match="eval_batch_size"):
         reward.run(small, "rm", out_dir=folder / "tried")
     assert sorted(path.name for path in (folder / "tried").iterdir()) == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "heldout.jsonl"])
+def test_a_model_that_is_not_measured_yet_keeps_to_the_rows_that_it_was_trained_on(tmp_path, monkeypatch, name):
+    small, key = recipe(tmp_path), {"train.jsonl": "sft.data", "heldout.jsonl": "sft.eval_data"}[name]
+    fails(monkeypatch, SFTTrainer, "prediction_step", when=lambda self: self.state.global_step == 6)
+    with pytest.raises(OutOfMemoryError):
+        sft.run(small)
+    first = tensors(tmp_path / "run" / "sft")
+    write_lines(tmp_path / name, lines(tmp_path / name) + conversations(8, start=200))
+    told = rf"{key}: .*model was trained with \d+ rows, now there are \d+; put the old rows back, or go on with .*{key}"
+    with pytest.raises(CheckpointError, match=told):
+        sft.run(small)
+    monkeypatch.setattr(common, "train", never)
+    with accepting([key]):
+        summary = sft.run(small)
+    assert equal(tensors(tmp_path / "run" / "sft"), first) and [one["key"] for one in summary["accepted"]] == [key]
+    before = loss_of(small, tmp_path)
+    assert summary["heldout_loss_before"] == pytest.approx(before, rel=1e-5)  # of the held-out rows of now
+
+
+def loss_of(small, folder):
+    """The held-out loss of the model that training starts from, with the rows that lie there now."""
+    again = small.model_copy(update={"output_dir": str(folder / "other")})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Record, "train", lambda self, *shown: {})
+        patch.setattr(Looks, "final", lambda self: {"heldout_loss": 0.0, "by_category": {}, "step": 0})
+        return sft.run(again)["heldout_loss_before"]
 
 
 def test_a_torn_record_is_told(tmp_path):

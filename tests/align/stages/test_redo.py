@@ -1,6 +1,7 @@
 """What is done anew when a recipe changes, what goes on for longer or with an accepted change, and what stays."""
 
 import json
+import logging
 import os
 import pty
 import shutil
@@ -93,6 +94,34 @@ def test_a_stage_alone_follows_the_same_rules(chain, capsys):
     assert written(run).keys() == {"base", "sft", "pmp"}  # which of them is trained again is for the user to say
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_stage_that_is_started_by_itself_tells_of_what_it_builds_on(chain, caplog, there):
+    recipe = chain(base__weight_decay=0.1)
+    if not there:
+        shutil.rmtree(Path(recipe.output_dir) / "sft")
+    logging.getLogger("align").addHandler(caplog.handler)
+    run_stage(recipe, "sft", fresh=there)
+    logging.getLogger("align").removeHandler(caplog.handler)
+    told = "'sft' builds on 'base', which was made with another recipe (base.weight_decay was 0.0, is 0.1): run"
+    assert told in caplog.text
+
+
+def test_what_is_removed_for_one_stage_is_listed_and_no_more(tmp_path, capsys):
+    """sft and rm both start from the base model that the recipe names."""
+    write_data(tmp_path)
+    run_stage(small_recipe(tmp_path), "base")
+    keys = {"base": None, "pmp": None, "model__architecture": None, "output_dir": str(tmp_path / "two")}
+    keys |= {"model__path": str(tmp_path / "run/base/model")}
+    for stage in ("sft", "rm"):
+        run_stage(small_recipe(tmp_path, **keys), stage)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+        with pytest.raises(RecipeChangedError, match=r"another run; this removes sft \(finished\): give"):
+            run_stage(small_recipe(tmp_path, **keys, seed=2), "sft")
+    run_stage(small_recipe(tmp_path, **keys, seed=2), "sft", yes=True)
+    assert summary(tmp_path / "two", "rm")["steps"] == 3
+
+
 def test_stages_that_are_named(chain, capsys):
     recipe = chain()
     run = Path(recipe.output_dir)
@@ -178,6 +207,8 @@ def test_an_unfinished_stage_goes_on_with_a_change_that_is_accepted_and_notes_it
     with pytest.raises(RecipeChangedError, match=r"max_grad_norm was 1\.0, is 0\.5.*--accept sft\.max_grad_norm"):
         run_chain(recipe)
     assert checkpoint.steps(run / "sft/checkpoints")[-1] == 3
+    with pytest.raises(RecipeChangedError, match=r"is 0\.5\): start it anew \(--fresh sft\), or put the old"):
+        run_chain(chain(sft__learning_rate=0.5))  # whose acceptance would be refused
     with pytest.raises(RecipeError, match=r"--accept sft\.learning_rate: comes back with the optimizer"):
         run_chain(chain(sft__learning_rate=0.5), accept=["sft"])
     run_chain(recipe, accept=["sft.max_grad_norm"])
@@ -199,6 +230,17 @@ def test_a_finished_stage_is_kept_for_good_when_its_change_is_accepted(chain):
     assert written(run) == before
     for stage in recipe.stages:  # all build on base
         assert [one["key"] for one in summary(run, stage)["accepted"]] == ["base.weight_decay"]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_longer_stage_takes_no_change_that_its_checkpoint_brings_back(chain, before):
+    keys, run = {"sft__learning_rate": 0.02}, Path(chain().output_dir)
+    if before:  # accepted once, when nothing was to be trained any more
+        run_stage(chain(**keys), "sft", accept=["sft.learning_rate"])
+    words = r"--accept sft\.learning_rate: comes back with the optimizer of the checkpoint.*--fresh sft"
+    with pytest.raises(RecipeError, match=words):
+        run_stage(chain(**keys, sft__max_steps=7), "sft", accept=["sft.learning_rate"])
+    assert summary(run, "sft")["steps"] == 4
 
 
 @pytest.mark.parametrize(
