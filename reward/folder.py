@@ -19,6 +19,7 @@ from data_formats.errors import MissingFileError, StorageError
 from reward.errors import ModelFileError
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+COUNTS, MOST = ("num_", "n_layer", "n_head"), 100_000  # layers, heads, labels, experts
 JSON_FILES = (
     "config.json",
     "generation_config.json",
@@ -101,7 +102,7 @@ def check_model_folder(folder: Path) -> None:
     Raises:
         ModelFileError: naming the file that is missing or torn.
     """
-    read_json(folder / "config.json")
+    _check_counts(folder / "config.json")
     for name in JSON_FILES:
         if (folder / name).exists():
             read_json(folder / name)
@@ -115,6 +116,13 @@ def check_model_folder(folder: Path) -> None:
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         why = f"only {pickled[0]}, a pickle, which is not loaded for safety; convert it" if pickled else "no weights"
         raise ModelFileError(f"{folder / WEIGHTS} is missing: the folder holds {why}")
+
+
+def _check_counts(config: Path) -> None:
+    """Raises ModelFileError for a count that no model has: what is counted is made one by one, for hours."""
+    for key, value in read_json(config).items():
+        if key.startswith(COUNTS) and isinstance(value, int) and value > MOST:
+            raise ModelFileError(f"{config}: {key} is {value}, more than any model has: copy the file again")
 
 
 @contextmanager

@@ -246,8 +246,15 @@ def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
 
 
-def _explain(error: Exception, path: str | Path, *, local: bool) -> Exception:
+def _explain(
+    error: Exception, path: str | Path, *, local: bool, what: str = "its configuration makes no model"
+) -> Exception:
     reason = reason_of(error)
+    if "`ignore_mismatched_sizes`" in str(error):  # beside a table on the terminal
+        return ModelFileError(
+            f"model {path} cannot be loaded: its weights have other shapes than its config.json says (hidden_size, "
+            "vocab_size, …): the two files belong to different models, copy both again"
+        )
     if isinstance(error, ValueError) and "does not support an attention implementation" in str(error):
         return ModelFileError(
             f"model {path} has no such attention in transformers ({reason.partition(' yet')[0]}): set "
@@ -261,9 +268,7 @@ def _explain(error: Exception, path: str | Path, *, local: bool) -> Exception:
         return MissingFileError(f"model {path} is neither a folder here nor a model that the hub gives ({reason})")
     if isinstance(error, OSError | ValueError | RuntimeError | ImportError):  # whose words stand by themselves
         return ModelFileError(f"model {path} cannot be loaded: {reason}")
-    return ModelFileError(
-        f"model {path} cannot be loaded: its configuration makes no model ({type(error).__name__}: {reason})"
-    )
+    return ModelFileError(f"model {path} cannot be loaded: {what} ({type(error).__name__}: {reason})")
 
 
 def load_tokenizer(path: str | Path, **kwargs: Any) -> Any:
@@ -284,7 +289,7 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> Any:
             str(folder or path), **{"trust_remote_code": False, **_hub_options(kwargs)}
         )
     except Exception as error:  # the Rust parser raises bare Exception on a torn tokenizer.json
-        raise _explain(error, path, local=folder is not None) from error
+        raise _explain(error, path, local=folder is not None, what="its files make no tokenizer") from error
     check_room(tokenizer, path)
     return tokenizer
 

@@ -8,7 +8,6 @@ deviation 1 where that is wanted; both are in `reward_config.json`, where a miss
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -139,9 +138,11 @@ class RewardModel(HeadedModel):
         if not _finite(scale) or scale <= 0:
             raise ModelFileError(f"{path}: 'scale' must be a finite number above 0, found {scale!r}")
         self.set_pooling(pooling)
-        self.shift.fill_(shift)
-        self.scale.fill_(scale)
+        self.shift.fill_(float(shift))
+        self.scale.fill_(float(scale))
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that float32 holds."""
+    is_number = isinstance(value, float | int) and not isinstance(value, bool)
+    return is_number and abs(value) <= torch.finfo(torch.float32).max

@@ -101,7 +101,7 @@ def load_reward_model(
     own = RewardModel.is_saved_at(path, **options)
     make = RewardModel.from_pretrained if own else RewardModel.from_backbone
     loaded = make(path, attention_dropout=attention_dropout, **options)
-    if not own and any("SequenceClassification" in name for name in loaded.config.architectures or ()):
+    if not own and "SequenceClassification" in str(loaded.config.architectures):  # of any type, where it is damaged
         logger.warning("%s is a classifier: training starts from its body, its own head is left behind", path)
     _check_tokenizer(loaded, tokenizer, path)
     return _checkpointed(_headed(loaded, path, model, use, seed), model)

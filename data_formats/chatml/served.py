@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import threading
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,6 +16,10 @@ from data_formats.records import Message
 
 _FOUND: WeakKeyDictionary[Any, tuple[Any, str, Message | None]] = WeakKeyDictionary()
 SECONDS = 5.0  # a conversation takes a template some milliseconds
+_CODE = re.compile(r"\{[{%].*?[%}]\}", re.DOTALL)
+_NO_POWER = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?<=[(,])\s*\*\*""")  # strings, keyword arguments
+_SMALL_POWER = re.compile(r"\b\d{1,2}\s*\*\*\s*\d\b")
+_GIANT = re.compile(r"\*\*|\d{9,}")
 _LONE = ({"role": "user", "content": "?"},)
 
 
@@ -28,6 +34,7 @@ def render_template(tokenizer: Any, turns: Sequence[dict[str, Any]], **options: 
         TemplateError: the template fails: a mistake in it, a refusal of its own, something unsafe, huge or endless.
     """
     try:
+        _refuse_giants(str(tokenizer.chat_template))
         return _bounded(lambda: tokenizer.apply_chat_template(list(turns), tokenize=False, **options))
     except Exception as error:  # jinja2's own, its sandbox's, and whatever a template raises: that is the model's code
         lines = str(error).strip().splitlines()
@@ -36,6 +43,19 @@ def render_template(tokenizer: Any, turns: Sequence[dict[str, Any]], **options: 
         raise TemplateError(
             f"the tokenizer's chat template fails on a conversation of {roles} ({type(error).__name__}: {reason})"
         ) from error
+
+
+@lru_cache(maxsize=64)
+def _refuse_giants(template: str) -> None:
+    """Giant powers and numbers (`9**9**9`, `'x' * 10000000000`): they are computed in one go, which nothing can end.
+
+    Raises:
+        OverflowError: the template's code has one.
+    """
+    for code in _CODE.findall(template):
+        rest = _SMALL_POWER.sub("0", _NO_POWER.sub("", code))
+        if found := _GIANT.search(rest):
+            raise OverflowError(f"it computes with a power or number that may be giant: {found.group()[:40]}")
 
 
 def _bounded(work: Callable[[], str]) -> str:

@@ -46,7 +46,18 @@ def test_weights_of_another_size_are_an_error(tmp_path):
     save_causal_lm(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"intermediate_size": 40}))
-    with pytest.raises(ModelFileError, match=str(tmp_path)):
+    with pytest.raises(ModelFileError, match=f"{tmp_path} cannot be loaded: its weights have other shapes than its"):
+        load_pretrained(AutoModel, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["num_labels", "num_hidden_layers", "n_layer"])
+def test_a_count_that_would_be_made_one_by_one_for_hours_is_an_error(tmp_path, key):
+    import json
+
+    save_causal_lm(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: 10**9}))
+    with pytest.raises(ModelFileError, match=f"config.json: {key} is 1000000000, more than any model has"):
         load_pretrained(AutoModel, tmp_path)
 
 

@@ -88,3 +88,15 @@ def test_saved_and_loaded_scores_are_equal(tmp_path, kind):
         )
         with pytest.raises(ModelFileError, match="'scale' must be a finite number above 0, found 0"):
             RewardModel.from_pretrained(tmp_path / "rm")
+
+
+def test_a_shift_is_a_number_that_float32_holds(tmp_path):
+    model = reward_model(tmp_path / "lm", "end_token")
+    model.save_pretrained(tmp_path / "rm")
+    settings = tmp_path / "rm" / "reward_config.json"
+    written = settings.read_text()
+    settings.write_text(written.replace('"shift": 0.0', f'"shift": {10**30}'))
+    assert RewardModel.from_pretrained(tmp_path / "rm").shift == torch.tensor(1e30)
+    settings.write_text(written.replace('"shift": 0.0', f'"shift": {10**400}'))
+    with pytest.raises(ModelFileError, match="'shift' must be a finite number, found 1000"):
+        RewardModel.from_pretrained(tmp_path / "rm")

@@ -1,4 +1,6 @@
+import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -90,6 +92,14 @@ def test_a_classifier_gives_its_body_and_says_that_its_head_stays_behind(tmp_pat
         model = load_reward_model(tmp_path, SECTION)
     assert same(model.backbone, classifier.model)
     assert "its own head is left behind" in caplog.text
+
+
+def test_architectures_that_are_no_names_stand_in_no_way(base, tmp_path):
+    shutil.copytree(base, tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    for value in (5, [1, 2], None):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": value}))
+        assert load_reward_model(tmp_path / "model", SECTION).head.weight.shape == (1, 16)
 
 
 def test_a_critic_starts_from_anything(base, tmp_path):

@@ -112,6 +112,9 @@ REFUSED = {  # own templates
     "mistake": ("{% for m in messages %}", "TemplateSyntaxError"),
     "unsafe": ("{{ messages.__class__.__mro__ }}", "SecurityError"),
     "no such range": ("{% for i in range(10 ** 9) %}{{ i }}{% endfor %}", "OverflowError"),
+    "giant power": ("{{ 9**9 **9 }}", "OverflowError: it computes with a power or number that may be giant"),
+    "computed power": ("{{ 9 ** (messages | length * 10**9) }}", "OverflowError: it computes with a power"),
+    "giant text": ("{{ '**' * 10000000000 }}", "OverflowError: .* giant: 10000000000"),
     "undefined": ("{{ nothing.at.all }}", "UndefinedError"),
     "endless": (
         "{% for i in range(9 ** 5) %}{% for j in range(9 ** 5) %}{% endfor %}{% endfor %}",
@@ -140,6 +143,12 @@ def test_an_own_template_that_serves_something_else_is_refused(tmp_path, kind, m
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
     if isinstance(template, str):
         assert load_tokenizer(tmp_path).chat_template != template  # ours takes its place
+
+
+def test_powers_and_numbers_in_texts_and_calls_are_no_giants():
+    harmless = """{% macro f(a) %}{{ a }}{% endmacro %}{{ f( **{'a': "don't 9**9**9 of 10000000000"}) }}{# 9**9**9 #}"""
+    text = served_module.render_template(byte_tokenizer(chat_template=harmless), [{"role": "user", "content": "9**9"}])
+    assert text == "don't 9**9**9 of 10000000000"
 
 
 @pytest.mark.parametrize("side", ["rstrip", "lstrip"])
