@@ -25,7 +25,7 @@ from pathlib import Path
 
 from align import __version__
 from align.commands import data, doctor, evaluate_reward, export_reward, merge, plan
-from align.runs.arguments import add_overrides, add_redoing, parse_with_overrides, without_redoing
+from align.runs.arguments import add_overrides, add_redoing, parse_with_overrides
 from align.runs.files import storage_errors
 from align.runs.launch import guarded, prepare, started_as
 from align.runtime.terminal import Parser, say
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     works |= {"data": data.run, "export-reward": export_reward.run, "evaluate-reward": evaluate_reward.run}
     works |= {"doctor": doctor.run, "merge": merge.run, "plan": plan.run}
     work = works[args.command]
-    return guarded(lambda: work(args), proceed=shlex.join(["align", *without_redoing(argv)]))
+    return guarded(lambda: work(args), proceed=started_as("align", argv, alone=()))
 
 
 def run_entry(stages: Sequence[str], argv: Sequence[str], program: str) -> int:

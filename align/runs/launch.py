@@ -106,16 +106,17 @@ def _failed(error: Exception, proceed: str) -> int:
     return 1
 
 
-def started_as(program: str, argv: Sequence[str]) -> str:
+def started_as(program: str, argv: Sequence[str], alone: Sequence[str] = ("accelerate", "launch")) -> str:
     """The command line that started this entry, to be typed again: `--fresh` left out, the launcher's options kept.
 
     Args:
         program: the entry, where no launcher is found among the parent processes.
         argv: the entry's own words.
+        alone: what stands before `program` then.
     """
     import psutil
 
-    command = ["accelerate", "launch", program, *argv]
+    command = [*alone, program, *argv]
     try:
         lines = [parent.cmdline() for parent in psutil.Process().parents()[:3]]
     except psutil.Error:

@@ -46,6 +46,15 @@ def test_fresh_is_not_repeated(monkeypatch):
     assert started_as("align/ppo.py", ["r.yaml", "--fresh"]) == "accelerate launch align/ppo.py r.yaml"
 
 
+def test_a_chain_of_several_ranks_is_continued_with_as_many(monkeypatch):
+    words = ["run", "r.yaml", "--from", "sft"]
+    monkeypatch.setattr("psutil.Process.parents", lambda self: [])
+    assert started_as("align", words, alone=()) == "align run r.yaml"
+    line = "/venv/bin/python /venv/bin/torchrun --nproc_per_node 2 -m align.cli run r.yaml --from sft"
+    monkeypatch.setattr("psutil.Process.parents", lambda self: [Parent(line)])
+    assert started_as("align", words, alone=()) == "torchrun --nproc_per_node 2 -m align.cli run r.yaml"
+
+
 @pytest.mark.parametrize(("debug", "level"), [(False, "ERROR"), (True, None)])
 def test_warnings_of_c_extensions_are_for_those_who_debug(monkeypatch, debug, level):
     monkeypatch.setattr(launch.os, "environ", {})
