@@ -89,9 +89,9 @@ def require_roles(policy: Any, critic: Any, reference: Any) -> None:
 
 
 def require_vocabulary(tokenizer: Any, **modules: Any) -> None:
-    """Raises VocabularyError where one of these models (by argument) cannot read every token of the tokenizer; a module
-    that does not say what embeds its tokens is not asked."""
-    for argument, module in modules.items():
+    """Raises VocabularyError where one of these models (by argument) cannot read every token of the tokenizer; whoever
+    does not say what embeds its tokens, or which tokens it has, is not asked."""
+    for argument, module in modules.items() if hasattr(tokenizer, "get_vocab") else ():
         if hasattr(module, "get_input_embeddings") and (problem := vocabulary_problem(module, tokenizer)):
             raise VocabularyError(f"{argument}: the model {problem}")
 
