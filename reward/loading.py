@@ -203,21 +203,28 @@ def _warn_of_rope(config: Any, path: str | Path) -> None:
 
 
 def check_vocabulary(model: nn.Module, tokenizer: Any, path: str | Path) -> None:
-    """See to it that the model can read every token of the tokenizer.
+    """See to it that the model at `path` can read every token of the tokenizer.
 
     Raises:
         VocabularyError: it has fewer token embeddings.
     """
+    if problem := vocabulary_problem(model, tokenizer):
+        raise VocabularyError(f"the model at {path} {problem}")
+
+
+def vocabulary_problem(model: Any, tokenizer: Any) -> str | None:
+    """Which token of the tokenizer the model has no embedding for, in words; None where it has all."""
     rows = model.get_input_embeddings().weight.shape[0]
     vocabulary = tokenizer.get_vocab()
     beyond = [token for token, id_ in vocabulary.items() if id_ >= rows]
     if beyond:
         first = min(beyond, key=vocabulary.__getitem__)
-        raise VocabularyError(
-            f"the model at {path} has {rows} token embeddings, fewer than the {max(vocabulary.values()) + 1} tokens of "
+        return (
+            f"has {rows} token embeddings, fewer than the {max(vocabulary.values()) + 1} tokens of "
             f"its tokenizer ({first!r} is token {vocabulary[first]}): take the tokenizer that belongs to it, or give "
             "it embeddings for all of them (model.resize_token_embeddings)"
         )
+    return None
 
 
 def free_pad_embedding(model: Any) -> None:

@@ -32,8 +32,13 @@ class Critic(HeadedModel):
         return self.head(self.states(input_ids, attention_mask, position_ids))
 
     @classmethod
-    def from_reward_model(cls, reward_model: HeadedModel) -> Self:
-        """A trainable copy of a reward model's body, whether or not that is frozen, with a zero head."""
+    def from_reward_model(cls, reward_model: HeadedModel | str | Path, **load_kwargs: Any) -> Self:
+        """The body of a reward model (a module, which is copied, frozen or not, or a folder or hub id) with a zero
+        head; trainable."""
+        if isinstance(reward_model, str | Path):
+            return cls.from_backbone(reward_model, **load_kwargs)
+        if not isinstance(reward_model, HeadedModel):
+            raise TypeError(f"reward_model: must be a RewardModel or its path, not a {type(reward_model).__name__}")
         return cls._from_copy(reward_model.backbone)
 
     @classmethod
@@ -41,6 +46,8 @@ class Critic(HeadedModel):
         """The body of a causal language model (a module, which is copied, or a folder or hub id) with a zero head."""
         if isinstance(model, str | Path):
             return cls.from_backbone(model, **load_kwargs)
+        if not hasattr(model, "base_model"):
+            raise TypeError(f"model: must be a causal language model or its path, not a {type(model).__name__}")
         return cls._from_copy(model.base_model)
 
     @classmethod

@@ -17,10 +17,12 @@ from data_formats.fields import Fields
 from data_formats.formats import Dropped, Notes, encodable
 from data_formats.reading import records_of
 from data_formats.records import Message, Prompt
+from reward.errors import VocabularyError
+from reward.loading import vocabulary_problem
 from reward.protocol import Reward, require_reward
 from reward.sources import FunctionReward
 
-PROMPTS = "a Prompt, a text (the user's turn), or a row like {'prompt': …} or {'messages': […]}"
+PROMPTS = "a Prompt, a text (the user's turn), a list of turns, or a row like {'prompt': …} or {'messages': […]}"
 LOAD_TOKENIZER = "load it: align.load_tokenizer(path)"
 LOAD_MODEL = "load it: transformers.AutoModelForCausalLM.from_pretrained(path)"
 LOAD_CRITIC = "load or make it: align.Critic.from_pretrained(path), align.Critic.from_causal_lm(policy)"
@@ -44,7 +46,11 @@ def _as_prompts(one: Any, argument: str) -> Sequence[Prompt]:
     if isinstance(one, Prompt):
         return (one,)
     if isinstance(one, str):
+        if not one.strip():
+            raise DataError(f"{argument}: empty prompt")
         return (Prompt((Message("user", one),)),)
+    if isinstance(one, list) and one and all(isinstance(turn, Mapping) for turn in one):
+        one = {"messages": one}
     if not isinstance(one, Mapping):
         raise TypeError(f"{argument}: must be {PROMPTS}, not {_shown(one)}")
     notes = Notes()
@@ -82,9 +88,17 @@ def require_roles(policy: Any, critic: Any, reference: Any) -> None:
         require_module(reference, "reference", LOAD_MODEL)
 
 
+def require_vocabulary(tokenizer: Any, **modules: Any) -> None:
+    """Raises VocabularyError where one of these models (by argument) cannot read every token of the tokenizer; whoever
+    does not say what embeds its tokens, or which tokens it has, is not asked."""
+    for argument, module in modules.items() if hasattr(tokenizer, "get_vocab") else ():
+        if hasattr(module, "get_input_embeddings") and (problem := vocabulary_problem(module, tokenizer)):
+            raise VocabularyError(f"{argument}: the model {problem}")
+
+
 def require_tokenizer(tokenizer: Any, argument: str) -> None:
-    """Raises TypeError for a path, or nothing, in the place of a tokenizer."""
-    if tokenizer is None or isinstance(tokenizer, str | Path | nn.Module):
+    """Raises TypeError for what is no tokenizer, a path for instance."""
+    if not hasattr(tokenizer, "pad_token_id"):
         raise TypeError(f"{argument}: must be a tokenizer, not {_shown(tokenizer)}; {LOAD_TOKENIZER}")
 
 

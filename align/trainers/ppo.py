@@ -148,6 +148,7 @@ class PPOTrainer(PPOExperience):
     ):
         accepted.require_roles(policy, critic, reference)
         accepted.require_tokenizer(tokenizer, "tokenizer")
+        accepted.require_vocabulary(tokenizer, policy=policy, critic=critic, reference=reference)
         accepted.require_config(config, "config")
         reward = accepted.as_reward(reward, "reward")
         self.config, self.reward, self.tokenizer, self.seed = config, reward, tokenizer, seed

@@ -67,6 +67,8 @@ class SupervisedTrainer(Trainer):
         if isinstance(own, type) and isinstance(kwargs["data_collator"], own):
             for argument in ("train_dataset", "eval_dataset"):
                 accepted.require_encoded(kwargs.get(argument), *self.encoded, argument)
+        if kwargs.get("processing_class") is not None:
+            accepted.require_vocabulary(kwargs["processing_class"], model=model)
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = type(self).default_metrics
         args.remove_unused_columns = False  # rows carry what our collators need, not what `forward` is called with

@@ -2,7 +2,7 @@
 
 import datasets
 import pytest
-from transformers import AutoModelForSequenceClassification, TrainingArguments
+from transformers import AutoModelForSequenceClassification, Qwen2ForCausalLM, TrainingArguments
 
 from align import Critic, FunctionReward, PPOConfig, Prompt, RewardTrainer, SFTTrainer
 from align.data.encode import encode_comparisons, encode_demonstrations
@@ -11,6 +11,7 @@ from align.trainers.ppo import PPOTrainer
 from data_formats.errors import DataError
 from data_formats.records import Comparison, Demonstration, Message
 from reward.combined import CombinedReward, Part
+from reward.errors import VocabularyError
 from reward.gate import SafetyGate
 from reward.model import RewardModel
 from tests.align.trainers import ppo_case
@@ -48,7 +49,7 @@ def ppo(folder, **changes):
 @pytest.mark.parametrize(
     "prompts",
     [
-        ["hi", {"prompt": "hi"}, {"messages": [TURN]}, {"prompt": [TURN]}, Prompt((Message("user", "hi"),))],
+        ["hi", {"prompt": "hi"}, {"messages": [TURN]}, {"prompt": [TURN]}, [TURN], Prompt((Message("user", "hi"),))],
         ("hi",),
         datasets.Dataset.from_list([{"prompt": "hi"}]),
         (row for row in [{"question": "hi"}]),
@@ -107,6 +108,7 @@ def test_a_function_is_a_reward_and_so_is_a_gold_one(tmp_path):
         ("critic", Critic, "critic: must be a torch module, not the class Critic"),
         ("critic", ppo_case.policy(), "critic: a Qwen2ForCausalLM gives logits, no values or scores; load or make it"),
         ("tokenizer", "org/model", r"tokenizer: must be a tokenizer, .*; load it: align.load_tokenizer\(path\)"),
+        ("tokenizer", 5, r"tokenizer: must be a tokenizer, not a int; load it"),
         ("config", CONFIG, r"config: must be a PPOConfig, .*; write PPOConfig\(\*\*config\)"),
         ("prompts", "hi", "prompts: must be a list"),
         ("eval_prompts", {"prompt": "hi"}, "eval_prompts: must be a list"),
@@ -189,3 +191,32 @@ def test_a_foreign_classifier_is_no_language_model(tmp_path):
     model = AutoModelForSequenceClassification.from_config(qwen2_config(hidden_size=16, num_labels=1))
     with pytest.raises(TypeError, match="not the module Qwen2ForSequenceClassification; wrap it"):
         ppo(tmp_path, reward=model)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_named_before_a_step(tmp_path):
+    small = Qwen2ForCausalLM(qwen2_config(vocab_size=200))
+    words = r"model has 200 token embeddings, fewer than the 259 tokens of its tokenizer \(.* is token 200\)"
+    for argument, model in (("policy", small), ("critic", Critic.from_causal_lm(small)), ("reference", small)):
+        with pytest.raises(VocabularyError, match=f"{argument}: the {words}"):
+            ppo(tmp_path, **{argument: model})
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(VocabularyError, match=f"model: the {words}"):
+        SFTTrainer(small, args, train_dataset=[], processing_class=ppo_case.TOKENIZER)
+    with pytest.raises(VocabularyError, match=f"model: the {words}"):
+        RewardTrainer(RewardModel(small.model), args, train_dataset=[], processing_class=ppo_case.TOKENIZER)
+
+
+def test_a_critic_of_a_path_or_a_clear_refusal(tmp_path):
+    RewardModel(Qwen2ForCausalLM(qwen2_config()).model).save_pretrained(tmp_path)
+    critic = Critic.from_reward_model(str(tmp_path))
+    assert not critic.head.weight.any() and all(weight.requires_grad for weight in critic.parameters())
+    with pytest.raises(TypeError, match="reward_model: must be a RewardModel or its path, not a NoneType"):
+        Critic.from_reward_model(None)
+    with pytest.raises(TypeError, match="model: must be a causal language model or its path, not a int"):
+        Critic.from_causal_lm(5)
+
+
+def test_a_blank_text_is_no_prompt():
+    for prompts in ([" "], [{"prompt": ""}]):
+        with pytest.raises(DataError, match=r"prompts\[0\]: empty prompt"):
+            as_prompts(prompts, "prompts")
