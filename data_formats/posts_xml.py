@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 from xml.parsers import expat
 
+from align.runtime.terminal import shortened
 from data_formats.errors import MOST, DataError, TooLargeError
 from data_formats.html import html_text
 
@@ -55,7 +56,7 @@ def _votes(row: dict[str, str], path: Path, line: int) -> int:
     try:
         return int(row["Score"])
     except (KeyError, ValueError):
-        found = row.get("Score", "nothing")
+        found = shortened(row.get("Score", "nothing"))
         raise DataError(f"expected a whole number, found {found!r}", path=path, line=line, field="Score") from None
 
 

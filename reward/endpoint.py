@@ -38,7 +38,8 @@ from reward.scoring import checked
 logger = logging.getLogger(__name__)
 
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-UNAVAILABLE = frozenset({401, 403, 404, 405, 407, 410, 429, 502, 503, 504, *range(300, 400)})  # whatever the reply
+# Whatever the reply; not 403, with which filters answer a single one.
+UNAVAILABLE = frozenset({401, 404, 405, 407, 410, 429, 502, 503, 504, *range(300, 400)})
 LARGEST = 64 * 2**20  # bytes of an answer that are read
 QUOTED = 4096  # bytes of an answer that are looked at for an error
 

@@ -147,8 +147,9 @@ class RegexMatch(Rule):
         self._asked = {"pattern": pattern, "match": match, "ignore_case": ignore_case}
         try:
             regex.compile(pattern)
-        except regex.error as error:
-            raise ValueError(f"reward {name!r}: {pattern!r} is no regular expression ({error})") from None
+        except (regex.error, RecursionError, OverflowError) as error:
+            problem = f"{shortened(pattern)!r} is no regular expression ({error})"
+            raise ValueError(f"reward {name!r}: {problem}") from error
 
     def of(self, sample: Sample) -> float:
         """1 or 0."""

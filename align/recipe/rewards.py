@@ -19,6 +19,7 @@ from align.recipe.section import Count, Listed, LocalPath, Positive, Section, Ur
 from align.runtime.errors import PathError
 from align.runtime.paths import typed_path
 from align.runtime.secrets import hidden_problem
+from align.runtime.terminal import shortened
 from reward.address import url_problem
 
 Column = Annotated[str, Field(min_length=1)]
@@ -133,8 +134,8 @@ class RegexPart(RewardPart):
     def rules(self) -> list[tuple[str, str]]:
         try:
             re.compile(self.pattern)
-        except re.error as error:
-            return [("pattern", f"'{self.pattern}' is no regular expression ({error})")]
+        except (re.error, RecursionError, OverflowError) as error:
+            return [("pattern", f"'{shortened(self.pattern)}' is no regular expression ({error})")]
         return []
 
 

@@ -320,7 +320,8 @@ def test_a_line_that_is_no_http_is_not_quoted_with_the_key(server, monkeypatch):
 
 
 def test_a_failure_that_no_reply_is_to_blame_for_is_told_apart(server):
-    for status, kind in ((400, RewardError), (422, RewardError), (500, RewardError), (401, RewardUnavailableError)):
+    kinds = {400: RewardError, 403: RewardError, 422: RewardError, 500: RewardError, 401: RewardUnavailableError}
+    for status, kind in kinds.items():
         server.answers = [(status, "no")]
         with pytest.raises(RewardError) as caught:
             reward(server, attempts=1).score(samples("a"))

@@ -67,6 +67,8 @@ def test_regex_search_full_and_case():
 def test_a_bad_pattern_is_refused_when_it_is_loaded():
     with pytest.raises(ValueError, match=r"'mine': '\(a' is no regular expression"):
         RegexMatch("(a", name="mine")
+    with pytest.raises(ValueError, match=r"\.\.\.' is no regular expression"):
+        RegexMatch("(" * 5000, name="mine")
 
 
 def test_a_pattern_that_takes_for_ever_is_stopped_and_does_not_match(caplog):

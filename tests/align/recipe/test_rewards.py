@@ -94,6 +94,7 @@ def test_a_list_keeps_its_order_loads_again_and_shows_in_the_plan(write, tmp_pat
             ["ppo.reward.0.patern: unknown key; did you mean 'pattern'? (line 11)"],
         ),
         (["- {kind: regex, pattern: '('}"], ["ppo.reward.0.pattern: '(' is no regular expression"]),
+        ([f"- {{kind: regex, pattern: '{'(' * 5000}'}}"], [f"ppo.reward.0.pattern: '{'(' * 57}...' is no regular"]),
         (
             ["- {kind: gate, helpfulness: {kind: model}, safety: {kind: gate}}"],
             ["ppo.reward.0.safety.kind: there is no kind 'gate'; it knows model, function, http"],
