@@ -109,6 +109,13 @@ def require_config(config: Any, argument: str) -> None:
         raise TypeError(f"{argument}: must be a PPOConfig, not {_shown(config)}; {cure}")
 
 
+def require_engine(engine: Any, argument: str) -> None:
+    """Raises TypeError for what samples nothing, the name of an engine for instance; there may be none."""
+    if engine is not None and not (hasattr(engine, "generate") and hasattr(engine, "update_weights")):
+        cure = "the engine is named in the config: PPOConfig(rollout={'engine': …})"
+        raise TypeError(f"{argument}: must be a rollouts.protocol.Engine, not {_shown(engine)}; {cure}")
+
+
 def require_arguments(args: Any, argument: str) -> None:
     """Raises TypeError for what is no TrainingArguments."""
     if not isinstance(args, TrainingArguments):

@@ -150,6 +150,7 @@ class PPOTrainer(PPOExperience):
         accepted.require_tokenizer(tokenizer, "tokenizer")
         accepted.require_vocabulary(tokenizer, policy=policy, critic=critic, reference=reference)
         accepted.require_config(config, "config")
+        accepted.require_engine(engine, "engine")
         reward = accepted.as_reward(reward, "reward")
         self.config, self.reward, self.tokenizer, self.seed = config, reward, tokenizer, seed
         self.gold = None if gold is None else accepted.as_reward(gold, "gold")

@@ -108,6 +108,7 @@ def test_a_function_is_a_reward_and_so_is_a_gold_one(tmp_path):
         ("critic", Critic, "critic: must be a torch module, not the class Critic"),
         ("critic", ppo_case.policy(), "critic: a Qwen2ForCausalLM gives logits, no values or scores; load or make it"),
         ("tokenizer", "org/model", r"tokenizer: must be a tokenizer, .*; load it: align.load_tokenizer\(path\)"),
+        ("engine", "vllm", "engine: must be a rollouts.protocol.Engine, not the text 'vllm'; the engine is named in"),
         ("tokenizer", 5, r"tokenizer: must be a tokenizer, not a int; load it"),
         ("config", CONFIG, r"config: must be a PPOConfig, .*; write PPOConfig\(\*\*config\)"),
         ("prompts", "hi", "prompts: must be a list"),
