@@ -24,7 +24,7 @@ from data_formats import (
 )
 from data_formats.context import SYSTEM_FIELDS
 from data_formats.errors import DataError
-from data_formats.fields import NOTHING, Fields
+from data_formats.fields import NOTHING, Fields, present
 from data_formats.formats import Format, Notes, keys_of
 from data_formats.loss import LOSS_FIELDS
 from data_formats.neighbours import Neighbours
@@ -119,7 +119,8 @@ def _check_shape(row: Any, chosen: Format) -> None:
     if not (chosen.needs <= row.keys() if isinstance(row, dict) else isinstance(row, list) and not chosen.needs):
         needs = ", ".join(sorted(chosen.needs)) or "a list"
         raise DataError(f"the row does not have the shape of format {chosen.name} ({needs}); keys seen: {keys_of(row)}")
-    for name, (meaning, kinds) in _UNSUPPORTED.items() if isinstance(row, dict) else ():
+    for name in present(row, _UNSUPPORTED) if isinstance(row, dict) else ():
+        meaning, kinds = _UNSUPPORTED[name]
         known = name in chosen.needs or (name in verdicts.VERDICTS and chosen in verdicts.FORMATS)
         if chosen.kind in kinds and not known and dict.get(row, name) not in NOTHING:
             raise DataError(f"{meaning} are not supported by this reader", field=name)

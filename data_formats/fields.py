@@ -8,7 +8,7 @@ them. Keys whose meaning is known and would be lost are refused in `detection`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from data_formats.errors import DataError
@@ -84,7 +84,7 @@ def _path(at: str, key: str) -> PassedOver:
     return PassedOver(f"{_NUMBER.sub('[]', at)}.{cut}" if at else cut)
 
 
-def present(raw: dict[str, Any], names: Sequence[str]) -> Sequence[str]:
+def present(raw: dict[str, Any], names: Collection[str]) -> Sequence[str]:
     """Those of the names that are keys; quick where none is, as in most turns."""
     return () if raw.keys().isdisjoint(names) else [name for name in names if name in raw]
 

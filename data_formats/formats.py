@@ -80,12 +80,33 @@ def keys_of(row: Any) -> str:
 
 def encodable(value: Any, notes: Notes) -> Any:
     """A JSON value whose texts and keys can be encoded; half a surrogate pair becomes U+FFFD (counted)."""
+    try:
+        _encode(value)
+        return value
+    except UnicodeEncodeError:
+        return _encodable(value, notes)
+
+
+def _encode(value: Any) -> None:
+    if isinstance(value, str):
+        if not value.isascii():
+            value.encode()
+    elif isinstance(value, list):
+        for item in value:
+            _encode(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _encode(key)
+            _encode(item)
+
+
+def _encodable(value: Any, notes: Notes) -> Any:
     if isinstance(value, str):
         return as_text(value, "", notes)
     if isinstance(value, list):
-        return [encodable(item, notes) for item in value]
+        return [_encodable(item, notes) for item in value]
     if isinstance(value, dict):
-        return {encodable(key, notes): encodable(item, notes) for key, item in value.items()}
+        return {_encodable(key, notes): _encodable(item, notes) for key, item in value.items()}
     return value
 
 

@@ -138,7 +138,7 @@ class Stream:
             report.dropped[str(reason)] += held
             return
         report.used += held
-        for note, count in notes.items():
+        for note, count in (+notes).items():
             if isinstance(note, PassedOver):
                 known = note in report.passed_over or len(report.passed_over) < MOST_KEYS
                 report.passed_over[str(note) if known else "further fields"] += 1
@@ -146,8 +146,6 @@ class Stream:
                 report.left_out[note] += count
             else:
                 report.repaired[note] += 1
-        for name in ("left_out", "repaired"):
-            setattr(report, name, +getattr(report, name))
         if self.category is not None and self.kind is not Document:
             made = tuple(replace(record, category=self.category) for record in made)
         yield from made

@@ -36,7 +36,7 @@ ROLE_NAMES = {  # whatever their capitals
 
 def known_role(name: Any) -> str | None:
     """The role that a name stands for, None where it is none."""
-    return ROLE_NAMES.get(name.strip().lower()) if isinstance(name, str) else None
+    return ROLE_NAMES.get(name) or ROLE_NAMES.get(name.strip().lower()) if isinstance(name, str) else None
 
 
 def role_of(name: Any, field: str) -> str:

@@ -90,8 +90,8 @@ def read_tools(row: dict[str, Any], notes: Notes) -> tuple[str, ...]:
     offers = [(name, row[name]) for name in present(row, TOOL_FIELDS) if row[name] not in NOTHING]
     for field, value in row.items():
         for at, turn in enumerate(turn_list(value) or ()):
-            if known_role(turn.get("role", turn.get("from"))) == "system":
-                given = [name for name in present(turn, TOOL_FIELDS) if turn[name] not in NOTHING]
+            given = [name for name in present(turn, TOOL_FIELDS) if turn[name] not in NOTHING]
+            if given and known_role(turn.get("role", turn.get("from"))) == "system":
                 offers += [(f"{field}[{at}].{name}", turn[name]) for name in given]
     found: dict[str, None] = {}
     for field, offer in offers:

@@ -19,6 +19,7 @@ from data_formats.tools import TOOL_FIELDS, called, read_calls, turn_list
 from data_formats.transcripts import transcript
 
 EXCHANGES = (("input", "output"), ("human", "assistant"), ("user", "assistant"))  # turns written by twos
+_ANSWERS = frozenset(answer for _, answer in EXCHANGES)
 CALLS = ("function_call", "tool_call")  # ShareGPT: the whole turn is a call
 THOUGHTS = ("reasoning", "thinking")
 REASONING_FIELDS = ("reasoning_content", *THOUGHTS)
@@ -93,8 +94,12 @@ def read_turn(raw: Any, field: str, notes: Notes) -> Message:
     """
     if not isinstance(raw, dict):
         raise DataError(f"expected a turn {{role, content}} or {{from, value}}, found {shown(raw)}", field=field)
+    role_key, content_key = ("role", "content") if "role" in raw else ("from", "value")
+    if len(raw) == 2 and role_key in raw and isinstance(raw.get(content_key), str):  # like most turns
+        role = role_of(raw[role_key], f"{field}.{role_key}")
+        if role != "assistant" or not _is_call(raw[role_key]):
+            return Message(role, as_text(raw[content_key], f"{field}.{content_key}", notes))
     turn = Fields(raw, field)
-    role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
     calls = called(turn, field, notes) if len(turn) > 2 or content_key not in turn else ()
     if role_key not in turn or (content_key not in turn and not calls):
         seen = keys_of(raw)
@@ -102,10 +107,8 @@ def read_turn(raw: Any, field: str, notes: Notes) -> Message:
     name, at = turn[role_key], f"{field}.{content_key}"
     role = role_of(name, f"{field}.{role_key}")
     value = turn.get(content_key)
-    if name.strip().lower() in CALLS:
+    if _is_call(name):
         calls, value = read_calls(value, at, notes) + calls, None
-    if len(turn) == 2 and isinstance(value, str):  # it says nothing else, like most turns
-        return Message(role, as_text(value, at, notes))
     parts = _parts("" if value is None and calls else value, at, notes)
     reasoning, loss = reasoning_of(turn, field, notes, "".join(parts.reasoning)), loss_of(turn, field)
     _refuse_out_of_place(turn, role, field)
@@ -116,6 +119,10 @@ def read_turn(raw: Any, field: str, notes: Notes) -> Message:
     turn.pass_over(notes, HARMLESS_IN_TURNS)
     trained = loss is not False or role != "assistant"
     return Message(role, "".join(parts.texts), reasoning, parts.calls + calls, trained)
+
+
+def _is_call(role_name: str) -> bool:
+    return role_name.strip().lower() in CALLS
 
 
 def _refuse_out_of_place(turn: Fields, role: str, field: str) -> None:
@@ -136,11 +143,18 @@ def read_turns(raw: Any, field: str, notes: Notes) -> Turns:
         raise DataError(f"expected a list of turns, found {type(raw).__name__} {shown(raw)}", field=field)
     turns: list[Message] = []
     for at, turn in enumerate(raw):
-        names = next((names for names in EXCHANGES if isinstance(turn, dict) and turn.keys() >= set(names)), None)
+        names = _twofold(turn) if isinstance(turn, dict) else None
         turns += (
             _exchange(turn, names, f"{field}[{at}]", notes) if names else [read_turn(turn, f"{field}[{at}]", notes)]
         )
     return tuple(turns)
+
+
+def _twofold(turn: dict[str, Any]) -> tuple[str, str] | None:
+    """The names under which one object says something and answers it, where it does."""
+    if turn.keys().isdisjoint(_ANSWERS):
+        return None
+    return next((names for names in EXCHANGES if turn.keys() >= set(names)), None)
 
 
 def _exchange(raw: dict[str, Any], names: tuple[str, str], field: str, notes: Notes) -> Turns:
