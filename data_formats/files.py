@@ -33,7 +33,7 @@ from data_formats.posts_xml import post_rows
 ROW_ENDINGS = (".jsonl", ".ndjson", ".json", *delimited.ENDINGS, ".parquet", ".xml")
 TEXT_ENDINGS = (".txt", ".md")
 COMPRESSED = (".gz", ".zst")
-PARQUET_BATCH = 64  # rows
+PARQUET_BATCH = 64  # rows at most
 EXPANSION = 200  # times the size of a compressed file; texts come to 3 to 20
 EXPANDED = 256 * MEBIBYTE  # below which nobody counts
 
@@ -161,7 +161,7 @@ def _parquet(path: Path, most: int) -> Iterator[tuple[int, Any]]:
                     file = unpacked
                 table = pq.ParquetFile(file)
                 _check_groups(table.metadata, path, most)
-                for batch in table.iter_batches(batch_size=PARQUET_BATCH):
+                for batch in table.iter_batches(batch_size=_batch_size(table.metadata)):
                     for part in [batch] if batch.nbytes <= most else (batch.slice(at, 1) for at in range(len(batch))):
                         if part.nbytes > most:
                             raise TooLargeError(most, path=path, line=RowNumber(number + 1))
@@ -188,6 +188,15 @@ def _check_groups(metadata: Any, path: Path, most: int) -> None:
                 problem = f"expands to more than {EXPANSION} times its size, as no text does"
                 raise DataError(problem, path=path, field=column.path_in_schema)
         first += group.num_rows
+
+
+def _batch_size(metadata: Any) -> int:
+    """Rows that are unpacked at once. A value of a dictionary is stored once and may be every row's, so each row may
+    come to all that the dictionaries hold."""
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    columns = ([group.column(index) for index in range(group.num_columns)] for group in groups)
+    held = (sum(one.total_uncompressed_size for one in group if one.has_dictionary_page) for group in columns)
+    return min(PARQUET_BATCH, max(1, EXPANDED // max([1, *held])))
 
 
 def raw_rows(path: Path, most: int = MOST) -> Iterator[tuple[int, Any]]:

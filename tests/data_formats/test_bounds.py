@@ -304,3 +304,19 @@ def test_html_is_read_in_linear_time(unit):
 )
 def test_html_becomes_text(html, text):
     assert html_text(html) == text
+
+
+def test_a_parquet_dictionary_whose_one_value_is_every_rows_is_unpacked_a_few_rows_at_a_time(tmp_path, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, size, rows = tmp_path / "x.parquet", 1 << 20, 64
+    values = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * size]))
+    pq.write_table(pa.table({"text": values}), path, compression="zstd", dictionary_pagesize_limit=1 << 30)
+    assert path.stat().st_size < 4000
+    monkeypatch.setattr(files, "EXPANDED", 4 * size)
+    lengths = []
+    assert peak(lambda: lengths.extend(len(row["text"]) for _, row in raw_rows(path))) < 12 * size
+    assert lengths == [size] * rows
+    monkeypatch.setattr(files, "EXPANDED", 256 * size)
+    assert peak(lambda: sum(1 for _ in raw_rows(path))) >= rows * size
