@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from align.models.adapters import save_pretrained
 from data_formats.chatml import END_OF_TEXT, IM_END, ending_at_reply, stop_ids
@@ -66,9 +67,12 @@ def _save_tokenizer(tokenizer: Any, folder: str | Path, *, scores: bool) -> None
 def dress(module: nn.Module, tokenizer: Any) -> None:
     """Give a model's configurations the tokens it ends at, and leave out what transformers would refuse to write.
 
-    A tokenizer without ChatML's end token (of another's adapter that is merged) leaves the tokens as they are.
+    A tokenizer without ChatML's end token (of another's adapter that is merged) leaves the tokens as they are, and a
+    module without a configuration has nothing to be dressed in.
     """
     model = _plain(module)
+    if not isinstance(getattr(model, "config", None), PreTrainedConfig):
+        return
     ends = list(stop_ids(tokenizer)) if {IM_END, END_OF_TEXT} <= tokenizer.get_added_vocab().keys() else None
     generation = getattr(model, "generation_config", None)
     moved = {}

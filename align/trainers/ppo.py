@@ -46,7 +46,7 @@ from transformers import TrainerCallback
 from align.data.encode import encode_prompts
 from align.data.fingerprint import fingerprint
 from align.data.prompts import PromptSampler
-from align.models.save import save_model
+from align.models.save import dress, save_model
 from align.recipe.ppo import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.files import atomic_dir
@@ -187,6 +187,8 @@ class PPOTrainer(PPOExperience):
         self._set_up_loop(callbacks, self.policy.raw, tokenizer, self.policy.optimizer, self.policy.schedule)
 
     def _set_up_models(self, policy: nn.Module, critic: nn.Module, reference: nn.Module | None) -> None:
+        for module in (policy, critic):  # now, so that the configs in all checkpoints are those in the models
+            dress(module, self.tokenizer)
         reference = copy.deepcopy(policy) if reference is None else reference
         for module in (policy, critic, reference):
             silence_dropout(module)
