@@ -42,8 +42,8 @@ def test_ppo_comes_to_the_regularised_optimum(tmp_path):
     reference_R, trained_R = bandit.train(tmp_path, 0.7, num_iterations=60, policy=quick)
     assert total_variation(reference_R, optima.optimum(reference_R, 0.7)) >= 0.4
     near = total_variation(trained_R, optima.optimum(reference_R, 0.7))
-    # 0.02 to 0.07 by the seed; what other penalties come to lies more than 0.15 from the optimum
-    assert near <= 0.1
+    # 0.016; from the references of other seeds 0.02 to 0.08, after more iterations too
+    assert near <= 0.05
     others = (optima.myopic, optima.myopic_forward)
     assert all(total_variation(trained_R, other(reference_R, 0.7)) > 0.1 for other in others)
 
