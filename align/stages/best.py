@@ -89,7 +89,7 @@ class BestModel:
             if is_main():
                 with files.atomic_dir(self.folder) as draft:
                     model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-                    save_model(model, getattr(self.trainer, "processing_class", None), draft)
+                    save_model(model, self.trainer.processing_class, draft)
                     files.write_json(draft / FIGURES, look)
         except Exception as caught:
             error = caught

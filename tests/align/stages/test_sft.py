@@ -329,7 +329,7 @@ def test_an_interrupted_write_of_the_best_leaves_the_one_before(tmp_path, monkey
     class Trainer:  # all that BestModel asks of one
         def __init__(self):
             self.model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-            self.accelerator = self
+            self.accelerator, self.processing_class = self, None
 
         def unwrap_model(self, model):
             return model
