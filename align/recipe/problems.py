@@ -96,6 +96,8 @@ def _unknown(model: type[BaseModel], loc: Loc) -> Problem:
     section = section_at(model, tuple(parent)) or model
     loc = written_at(model, loc)
     parent = loc[:-1]
+    if key in section.gone:
+        return Problem(loc, "unknown", f"unknown key: {section.gone[key]}")
     suggestion = did_you_mean(str(key), section.model_fields)
     if suggestion:
         return Problem(loc, "unknown", f"unknown key; did you mean '{suggestion}'?", suggestion)
