@@ -49,7 +49,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.report": frozenset(
         {"data_formats", "align.recipe", "align.evaluation.accuracy", "align.evaluation.shares"}
         | {"align.evaluation.table"}  # plain numbers
-        | {"align.runs.reading"}
+        | {"align.runtime.json_files"}
     ),
     "align.doctor": frozenset({"data_formats", "align.recipe", "align.report.run"}),  # without torch
     "align.plan": frozenset({"data_formats.errors", "align.recipe"}),  # without torch
