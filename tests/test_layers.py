@@ -34,7 +34,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "reward": frozenset({"data_formats"}),
     "rollouts": frozenset({"data_formats"}),
     "align.functional": frozenset(),
-    "align.recipe": frozenset({"data_formats.errors", "reward.address"}),  # the one without torch
+    "align.recipe": frozenset({"data_formats.errors"}),
     "align.tinyworld": frozenset({"data_formats"}),
     "align.models": frozenset({"align.recipe", "reward", "data_formats"}),
     "align.data": frozenset({"data_formats", "align.recipe"}),
@@ -64,7 +64,7 @@ ARROWS: dict[str, frozenset[str]] = {
 # Room -> foreign packages. Those after LAZY may be imported inside functions only.
 TORCH = frozenset({"torch", "transformers", "safetensors", "numpy"})
 FOREIGN: dict[str, frozenset[str]] = {
-    "align.runtime": frozenset({"rich"}),
+    "align.runtime": frozenset({"rich", "httpcore2"}),
     "data_formats": frozenset(),
     "reward": TORCH - {"numpy"},
     "rollouts": TORCH,
