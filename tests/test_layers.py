@@ -69,7 +69,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "reward": TORCH - {"numpy"},
     "rollouts": TORCH,
     "align.functional": frozenset({"torch"}),
-    "align.recipe": frozenset({"pydantic", "pydantic_core", "yaml", "ruamel"}),
+    "align.recipe": frozenset({"pydantic", "pydantic_core", "ruamel"}),
     "align.tinyworld": frozenset(),
     "align.models": TORCH | {"tokenizers", "peft", "bitsandbytes"},
     "align.data": TORCH - {"safetensors"},
