@@ -34,7 +34,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "reward": frozenset({"data_formats"}),
     "rollouts": frozenset({"data_formats"}),
     "align.functional": frozenset(),
-    "align.recipe": frozenset({"data_formats.errors", "reward.address"}),  # the one without torch
+    "align.recipe": frozenset({"data_formats.errors"}),
     "align.tinyworld": frozenset({"data_formats"}),
     "align.models": frozenset({"align.recipe", "reward", "data_formats"}),
     "align.data": frozenset({"data_formats", "align.recipe"}),
@@ -61,17 +61,15 @@ ARROWS: dict[str, frozenset[str]] = {
     "align": ANYTHING,  # the entries and the command line
 }
 
-HTTP = frozenset({"httpx", "requests", "urllib3"})  # the one of the ground floor's client; for no other room
-
 # Room -> foreign packages. Those after LAZY may be imported inside functions only.
 TORCH = frozenset({"torch", "transformers", "safetensors", "numpy"})
 FOREIGN: dict[str, frozenset[str]] = {
-    "align.runtime": frozenset({"rich", "filelock"}) | HTTP,
+    "align.runtime": frozenset({"rich", "filelock", "httpcore2"}),
     "data_formats": frozenset(),
     "reward": TORCH - {"numpy"},
     "rollouts": TORCH,
     "align.functional": frozenset({"torch"}),
-    "align.recipe": frozenset({"pydantic", "pydantic_core", "yaml", "ruamel"}),
+    "align.recipe": frozenset({"pydantic", "pydantic_core", "ruamel"}),
     "align.tinyworld": frozenset(),
     "align.models": TORCH | {"tokenizers", "peft", "bitsandbytes"},
     "align.data": TORCH - {"safetensors"},
