@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from align.runtime.errors import AlignError, MissingFileError
+from align.runtime.json_files import json_lines
 from align.runtime.paths import typed_path
 from data_formats import delimited
 from data_formats.errors import MEBIBYTE, MOST, DataError, RowNumber, TooLargeError
-from data_formats.json_rows import is_lines, json_lines, json_values
+from data_formats.json_rows import is_lines, json_values
 from data_formats.posts_xml import post_rows
 
 ROW_ENDINGS = (".jsonl", ".ndjson", ".json", *delimited.ENDINGS, ".parquet", ".xml")
@@ -136,11 +137,18 @@ def _posts(path: Path, most: int) -> Iterator[tuple[int, Any]]:
         yield from post_rows(file, path, most)
 
 
+def _json_lines(path: Path, most: int) -> Iterator[tuple[int, Any]]:
+    def refuse(line: int, problem: str) -> None:
+        raise DataError(problem, path=path, line=line)
+
+    return json_lines(text_lines(path, most), refuse)
+
+
 def _json(path: Path, most: int) -> Iterator[tuple[int, Any]]:
     with opened(path) as file:
         lines = is_lines(file)
     if lines:
-        yield from json_lines(text_lines(path, most), path)
+        yield from _json_lines(path, most)
         return
     with opened(path) as file:
         yield from json_values(file, path, most)
@@ -216,7 +224,7 @@ def raw_rows(path: Path, most: int = MOST) -> Iterator[tuple[int, Any]]:
     if kind == ".json":
         return _json(path, most)
     if kind in (".jsonl", ".ndjson"):
-        return json_lines(text_lines(path, most), path)
+        return _json_lines(path, most)
     if kind == ".xml":
         return _posts(path, most)
     if kind in delimited.ENDINGS:
