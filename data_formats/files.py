@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from align.runtime.errors import AlignError, MissingFileError
 from align.runtime.json_files import json_lines
+from align.runtime.packages import require_package
 from align.runtime.paths import typed_path
 from data_formats import delimited
 from data_formats.errors import MEBIBYTE, MOST, DataError, RowNumber, TooLargeError
@@ -105,12 +106,9 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _zstandard(path: Path) -> Any:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise DataError(
-            ".zst files need the package zstandard: pip install zstandard (the extra [zst])", path=path
-        ) from error
+    require_package(f"{path}: a .zst file", "zstandard")
+    import zstandard
+
     return zstandard
 
 
@@ -155,11 +153,10 @@ def _json(path: Path, most: int) -> Iterator[tuple[int, Any]]:
 
 
 def _parquet(path: Path, most: int) -> Iterator[tuple[int, Any]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise DataError(".parquet files need the package pyarrow: pip install pyarrow", path=path) from error
+    require_package(f"{path}: a .parquet file", "pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     number = 0
     with opened(path) as file:
         try:
