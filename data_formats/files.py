@@ -24,9 +24,10 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from align.runtime.errors import AlignError, MissingFileError
 from align.runtime.paths import typed_path
 from data_formats import delimited
-from data_formats.errors import MEBIBYTE, MOST, AlignError, DataError, MissingFileError, RowNumber, TooLargeError
+from data_formats.errors import MEBIBYTE, MOST, DataError, RowNumber, TooLargeError
 from data_formats.json_rows import is_lines, json_lines, json_values
 from data_formats.posts_xml import post_rows
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.runtime.errors import AlignError, MissingFileError
 from align.runtime.paths import typed_path
 from align.runtime.secrets import hide
-from data_formats.errors import AlignError, DataError, MissingFileError, RowNumber
+from data_formats.errors import DataError, RowNumber
 
 PREFIX = "hub:"
 _SHOWN = 300  # characters of the library's own message

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from align.recipe.adapters import LoraSection
 from align.recipe.errors import RecipeError
 from align.recipe.fields import ModelSection
-from data_formats.errors import AlignError
+from align.runtime.errors import AlignError
 from reward import adapter
 from reward.errors import ModelFileError
 from reward.folder import local_folder

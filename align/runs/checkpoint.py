@@ -16,10 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from align.runs.errors import CheckpointError
-from align.runs.files import put_dir, storage_errors, sweep, write_json
-from align.runs.reading import RunFileError, read_object
-from align.runtime.atomic import remove, temporary
-from data_formats.errors import MissingFileError, StorageError
+from align.runtime.errors import MissingFileError, StorageError
+from align.runtime.files import put_dir, remove, storage_errors, sweep, temporary, write_json
+from align.runtime.json_files import RunFileError, read_object
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ def save(
     Args:
         write: puts the files into the folder it is given.
         main: whether this rank makes and names the folder; with several ranks, all call `save` and all `write`.
-        any_failed: tells whether any rank failed, and is a barrier (`align.runs.ranks.any_rank`).
+        any_failed: tells whether any rank failed, and is a barrier (`align.runtime.ranks.any_rank`).
 
     Raises:
         StorageError: the disk is full or not writable; the older steps are intact.

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from align.runs.files import storage_errors, write_text
-from align.runs.reading import number, objects
+from align.runtime.files import storage_errors, write_text
+from align.runtime.json_files import number, objects
 
 LOG = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from align.recipe.fields import OptimSection
 from align.recipe.precision import rounded_away
 from align.runs.errors import LaunchError, PrecisionError
 from align.runs.proof import StepProof
-from align.runs.ranks import is_main
+from align.runtime.ranks import is_main
 from align.trainers import sharding
 from align.trainers.forward import all_modules
 from align.trainers.offload import Offload

@@ -21,8 +21,8 @@ from transformers import PreTrainedModel, TrainerState
 
 from align.runs import checkpoint
 from align.runs.errors import CheckpointError
-from align.runs.ranks import any_rank
 from align.runs.seeding import rng_state, set_rng_state
+from align.runtime.ranks import any_rank
 from align.trainers import bases, sharding
 from align.trainers.engine_sync import push_weights
 from align.trainers.resumed import require_same_data

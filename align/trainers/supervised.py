@@ -33,9 +33,9 @@ from transformers.training_args import OptimizerNames
 from align.models.save import save_model
 from align.runs import checkpoint
 from align.runs.callbacks import ProofCallback
-from align.runs.files import write_json
 from align.runs.proof import reset_process_state
-from align.runs.ranks import any_rank
+from align.runtime.files import write_json
+from align.runtime.ranks import any_rank
 from align.trainers import accepted
 from align.trainers.kept import LastStep
 from align.trainers.optimization import check_precision, require_whole, take_rates, with_own_exceptions

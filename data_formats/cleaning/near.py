@@ -14,11 +14,11 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Literal
 
+from align.runtime.errors import AlignError
 from data_formats.cleaning.steps import Finding
 from data_formats.cleaning.store import Store
 from data_formats.cleaning.texts import folded, prompt_text, reply_texts
 from data_formats.cleaning.units import units
-from data_formats.errors import AlignError
 from data_formats.records import Record
 
 Shingles = Any  # a NumPy array, which is imported where it is needed

@@ -6,7 +6,8 @@ import json
 import pytest
 import zstandard
 
-from data_formats.errors import DataError, MissingFileError
+from align.runtime.errors import MissingFileError
+from data_formats.errors import DataError
 from data_formats.files import ending, raw_rows, text_lines
 
 ROWS = [{"a": 1}, {"a": "线\u2028"}]

@@ -13,8 +13,8 @@ from align.models import adapters
 from align.models.load import load_causal_lm, load_critic, load_reward_model
 from align.recipe import RecipeError
 from align.recipe.fields import ModelSection, OptimSection
+from align.runtime.errors import MissingFileError
 from align.trainers.optimization import TrainedModel
-from data_formats.errors import MissingFileError
 from reward.errors import ModelFileError
 from tests.tiny_models import save_causal_lm
 

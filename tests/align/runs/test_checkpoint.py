@@ -12,7 +12,7 @@ import pytest
 
 from align.runs import checkpoint
 from align.runs.errors import CheckpointError
-from data_formats.errors import MissingFileError, StorageError
+from align.runtime.errors import MissingFileError, StorageError
 
 # Saves step after step; each holds its number in three files, one of them in a folder of its own.
 SAVER = """
@@ -178,7 +178,7 @@ def test_full_disk_keeps_the_step_before(tmp_path):
     code = """
 import resource, sys
 from align.runs import checkpoint
-from data_formats.errors import StorageError
+from align.runtime.errors import StorageError
 checkpoint.save(sys.argv[1], 1, lambda folder: (folder / "state").write_text("good"))
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 try:

@@ -9,7 +9,7 @@ import sys
 import pytest
 from torch import distributed
 
-from align.runs.ranks import any_rank, is_main, lost_rank
+from align.runtime.ranks import any_rank, is_main, lost_rank
 from tests.ranks import on_ranks
 
 
@@ -24,7 +24,7 @@ import os, signal, sys
 import torch
 import torch.distributed as dist
 from align.runs.launch import guarded
-from align.runs.ranks import any_rank
+from align.runtime.ranks import any_rank
 from data_formats.errors import DataError
 def work():
     dist.init_process_group("gloo")
