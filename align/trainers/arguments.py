@@ -10,8 +10,9 @@ from transformers import TrainingArguments
 
 from align.models.adapters import require_bitsandbytes
 from align.recipe.batch import BatchPlan
-from align.recipe.fields import ModelSection, OptimSection
-from align.recipe.stages import SupervisedSection
+from align.recipe.fields import OptimSection
+from align.recipe.model_section import ModelSection
+from align.recipe.supervised_sections import SupervisedSection
 
 
 def training_arguments(

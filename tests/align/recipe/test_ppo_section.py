@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 
 ONE_STEP = {"num_ppo_epochs": 1, "num_mini_batches": 1, "critic_warmup_steps": 0}
 
