@@ -143,7 +143,9 @@ def precision_warnings(recipe: Recipe) -> list[str]:
     found = []
     for stage in recipe.stages if recipe.model.adapter == "none" else set(recipe.stages) & {"base"}:
         section = getattr(recipe, stage)
-        optims = {"ppo.policy": section.policy, "ppo.critic": section.critic} if stage == "ppo" else {stage: section}
+        optims = {stage: section}
+        if stage == "ppo":
+            optims = {f"ppo.{role}": getattr(section, role) for role in section.trained_roles}
         found += [f"{key}: {rounded_away(optim.learning_rate)}" for key, optim in optims.items()]
     return found
 
@@ -231,9 +233,15 @@ def _ppo_line(recipe: Recipe, plan: BatchPlan) -> str:
     ppo = recipe.ppo
     text = (
         f"ppo: {ppo.num_iterations} iterations of {plan.prompts} prompts x {ppo.rollout.num_generations} generations = "
-        f"{plan.responses} responses, {plan.steps_per_iteration} optimizer steps each; the policy waits for the first "
-        f"{ppo.critic_warmup_steps} of {ppo.num_iterations * plan.steps_per_iteration} steps"
+        f"{plan.responses} responses, {plan.steps_per_iteration} optimizer steps each; "
     )
+    if ppo.estimator.critic:
+        text += (
+            f"the policy waits for the first {ppo.critic_warmup_steps} of "
+            f"{ppo.num_iterations * plan.steps_per_iteration} steps"
+        )
+    else:
+        text += f"{ppo.advantage} advantages, without a critic"
     text += f"; {plan.ptx_batch_size} pretraining rows a step" if plan.ptx_batch_size else ""
     return f"{text}; {_engine_words(ppo.rollout)}"
 

@@ -25,5 +25,9 @@ class StorageError(AlignError, OSError):
         return str(self.args[0]) if self.args else ""
 
 
+class MissingPackageError(AlignError, ImportError):
+    """A package that only some features need is not installed."""
+
+
 class OutOfMemoryError(AlignError, MemoryError):
     """Not enough memory, the host's or a device's; says what to lower."""

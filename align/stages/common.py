@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -254,7 +253,7 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write JSON lines atomically, whichever rank this is."""
-    files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    files.write_json_lines(path, rows)
 
 
 def read_rows(path: Path, advice: str = "remove it to have it made again") -> list[dict[str, Any]]:
