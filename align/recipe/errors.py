@@ -113,16 +113,17 @@ def _meant(model: type[BaseModel], loc: Loc) -> str | None:
 
 
 def _unknown(model: type[BaseModel], loc: Loc) -> Problem:
-    known = (section_at(model, loc[:-1]) or model).model_fields
-    meant = _meant(model, loc)
+    section, meant = section_at(model, loc[:-1]) or model, _meant(model, loc)
     *parent, key = loc = written_at(model, loc)
+    if key in section.gone:
+        return Problem(loc, f"unknown key: {section.gone[key]}")
     if meant:
         return Problem(loc, f"unknown key; did you mean '{meant}'?")
     homes = sorted({dotted(home) for home in _homes(model, str(key))})
     place = f"the section '{dotted(parent)}'" if parent else "a recipe"
     if homes and len(homes) <= 4:
         return Problem(loc, f"unknown key in {place}; it belongs at {' or '.join(homes)}")
-    return Problem(loc, f"unknown key; {place} knows {', '.join(known)}")
+    return Problem(loc, f"unknown key; {place} knows {', '.join(section.model_fields)}")
 
 
 def _kind(loc: Loc, error: dict) -> Problem:

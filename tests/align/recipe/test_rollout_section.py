@@ -83,11 +83,6 @@ def test_the_settings_have_one_set_of_names_and_defaults():
         ({"overlap": True}, CORRECTED, "which 'auto' may not; use engine=vllm_server, or overlap=false"),
         ({"overlap": True, "engine": "vllm"}, CORRECTED, "which 'vllm' does not; use engine=vllm_server"),
         (SERVER | {"overlap": True}, {}, "ppo.rollout.overlap: trains on replies of older weights, which must be corr"),
-        (
-            SERVER | {"overlap": True},
-            CORRECTED | {"old_logprobs": "elide", "num_mini_batches": 1, "kl_in": "loss", "rollout_batch_size": 4},
-            "ppo.old_logprobs: rollout.overlap needs the policy's own log-probabilities",
-        ),
         (SERVER, {"policy_support": "nucleus"}, "ppo.policy_support: a vLLM server does not say"),
         (
             {"engine": "vllm", "temperature": 0.7, "top_p": 0.9},
