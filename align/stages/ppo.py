@@ -16,7 +16,7 @@ from typing import Any
 
 from align.recipe import Recipe, batch_plan
 from align.recipe.lineage import Origin, critic_origin, gold_origins, init_origin, reward_origins, stage_dir
-from align.recipe.ppo import PPOSection
+from align.recipe.ppo_section import PPOSection
 from align.runs.seeding import derive, seed_everything
 from align.stages import common
 from align.stages.drafts import prove_outputs

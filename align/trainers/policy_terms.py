@@ -10,7 +10,7 @@ from torch import Tensor
 from align import functional
 from align.functional.masked import keep
 from align.functional.ppo import weighted
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 from align.trainers.experience import Experience
 from align.trainers.forward import ReplyLogprobs
 from align.trainers.ppo_metrics import UpdateStats

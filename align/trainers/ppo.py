@@ -47,7 +47,7 @@ from align.data.encode import encode_prompts
 from align.data.fingerprint import fingerprint
 from align.data.prompts import PromptSampler
 from align.models.save import dress, save_model
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.proof import reset_process_state
 from align.runs.seeding import derive

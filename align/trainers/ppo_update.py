@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from align import functional
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 from align.runs.errors import SavedError, TrainingError
 from align.runs.seeding import derive
 from align.trainers import ppo_state

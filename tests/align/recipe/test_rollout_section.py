@@ -8,7 +8,7 @@ import pytest
 from align.recipe import dump_recipe
 from align.recipe.check import describe_plan, run_problems
 from align.recipe.load import load_recipe
-from align.recipe.rollout import PPORolloutSection, RolloutSection, VLLMSection
+from align.recipe.rollout_section import PPORolloutSection, RolloutSection, VLLMSection
 from rollouts.settings import VLLMSettings
 
 SERVER = {"engine": "vllm_server"}
@@ -123,7 +123,7 @@ def test_what_can_be(tmp_path, rollout, changes):
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_an_engine_that_cannot_be_had_is_said_before_anything_runs(tmp_path, monkeypatch, installed):
-    monkeypatch.setattr("align.recipe.rollout.find_spec", lambda name: installed or None)
+    monkeypatch.setattr("align.recipe.rollout_section.find_spec", lambda name: installed or None)
     monkeypatch.delenv("SOME_KEY", raising=False)
     named = SERVER | {"vllm": {"urls": ["https://a"], "api_key_env": "SOME_KEY"}}
     for rollout, keyless in (({"engine": "auto"}, False), ({"engine": "vllm"}, False), (SERVER, False), (named, True)):

@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator
 
-from align.recipe.cleaning import CleaningSection
+from align.recipe.cleaning_section import CleaningSection
+from align.recipe.errors import did_you_mean
 from align.recipe.estimators import ESTIMATORS, Estimator
 from align.recipe.fields import OptimSection, Source
-from align.recipe.problems import did_you_mean
-from align.recipe.rewards import ModelPart, OnRewardError, Parts, Rewarded, RewardPart, list_rules, plain_parts
-from align.recipe.rollout import PPORolloutSection
+from align.recipe.reward_section import ModelPart, OnRewardError, Parts, Rewarded, RewardPart, list_rules, plain_parts
+from align.recipe.rollout_section import EvaluationSection, PPORolloutSection
 from align.recipe.section import Count, LocalPath, Positive, Section, Share
 
 
@@ -57,18 +57,11 @@ class CriticOptim(OptimSection):
     adam_epsilon: float = Field(1e-5, gt=0)
 
 
-class LookSection(Section):
-    """Evaluation on held-out prompts: `num_samples` replies a prompt at temperature 1 and top-p 1, and one greedy."""
-
-    num_samples: Count = 8
-    limit: Positive | None = None
-
-
-class EvalSection(LookSection):
+class PPOEvaluationSection(EvaluationSection):
     """The same, during training too: every `every_steps` iterations one reply at temperature 1 and one greedy a prompt.
 
-    `save_best` keeps the policy of the look with the highest `eval/score`, the first and the last look included, in
-    `best/model`; of equal ones the earliest.
+    `save_best` keeps the policy of the evaluation with the highest `eval/score`, the first and the last one included,
+    in `best/model`; of equal ones the earliest.
     """
 
     every_steps: Positive | None = None
@@ -76,7 +69,8 @@ class EvalSection(LookSection):
 
     def rules(self) -> list[tuple[str, str]]:
         if self.save_best and self.every_steps is None:
-            return [*super().rules(), ("save_best", "there is no choice without looks in between: set every_steps too")]
+            sentence = "there is no choice without evaluations in between: set every_steps too"
+            return [*super().rules(), ("save_best", sentence)]
         return super().rules()
 
 
@@ -122,7 +116,7 @@ class PPOConfig(Section):
     rollout: PPORolloutSection = PPORolloutSection()
     policy: PolicyOptim = PolicyOptim()
     critic: CriticOptim = CriticOptim()
-    evaluation: EvalSection = EvalSection()
+    evaluation: PPOEvaluationSection = PPOEvaluationSection()
     guards: GuardSection = GuardSection()
 
     num_iterations: Positive

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 
 
 def made(**changes) -> PPOConfig:
