@@ -20,6 +20,7 @@ from align.models.critic import Critic
 from align.models.save import save_model
 from align.runtime.errors import AlignError, StorageError
 from align.runtime.paths import typed_path
+from align.runtime.peft_model import base_of
 from reward import adapter
 from reward.errors import ModelFileError
 from reward.folder import staged
@@ -151,7 +152,7 @@ def _loaded(
         model = kind.from_pretrained(path, **options)
     kept = {key: value for key, value in load_kwargs.items() if key != "revision"}
     where = model.backbone if isinstance(model, HeadedModel) else model
-    saved = load_config(where.get_base_model().name_or_path, **kept).dtype
+    saved = load_config(base_of(where).name_or_path, **kept).dtype
     return model, saved or torch.float32
 
 
