@@ -33,7 +33,7 @@ from reward.adapter import peft_config, put_on
 from reward.errors import ModelFileError, reason_of
 from reward.folder import check_safetensors, read_json
 from reward.forward import forward_errors, position_room
-from reward.loading import check_vocabulary, hub_file, load_config, load_pretrained, load_tokenizer
+from reward.loading import check_vocabulary, hub_file, load_config, load_pretrained, saved_tokenizer
 from reward.protocol import RewardError, Sample
 from reward.scoring import batches_by_length, checked
 
@@ -84,7 +84,7 @@ class ClassifierReward:
         self.model = model.requires_grad_(False).eval()
         if device is not None:
             self.model.to(device)
-        self.tokenizer = load_tokenizer(path, **load_kwargs)
+        self.tokenizer = saved_tokenizer(path, **load_kwargs)
         check_vocabulary(model, self.tokenizer, path)
         self.name = name
         config = model.config.get_text_config()

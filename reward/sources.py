@@ -16,7 +16,7 @@ from data_formats.chatml import IM_END, control_id, encode_many, render, with_re
 from data_formats.records import Message
 from reward.classifier import ClassifierReward
 from reward.forward import forward_errors, position_room
-from reward.loading import check_vocabulary, load_tokenizer
+from reward.loading import check_vocabulary, saved_tokenizer
 from reward.model import RewardModel
 from reward.protocol import Reward, RewardError, Sample
 from reward.scoring import batches_by_length, checked
@@ -196,6 +196,6 @@ def load_reward(
     model = RewardModel.from_pretrained(path, **load_kwargs).requires_grad_(False)
     if device is not None:
         model.to(device)
-    tokenizer = load_tokenizer(path, **load_kwargs)
+    tokenizer = saved_tokenizer(path, **load_kwargs)
     check_vocabulary(model, tokenizer, path)
     return ModelReward(model, tokenizer, batch_size, name, share_prompts=share_prompts)

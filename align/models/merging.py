@@ -25,7 +25,7 @@ from reward import adapter
 from reward.errors import ModelFileError
 from reward.folder import staged
 from reward.headed import HeadedModel
-from reward.loading import check_vocabulary, hub_file, load_config, load_tokenizer
+from reward.loading import check_vocabulary, hub_file, load_config, saved_tokenizer
 from reward.model import RewardModel
 
 OWN_BASE = "own"  # in place of a path: the base that the adapter names
@@ -164,4 +164,4 @@ def _merged(body: nn.Module, path: str | Path) -> nn.Module:
 
 def _tokenizer(path: str | Path, base: str, options: dict[str, Any]) -> Any:
     own = hub_file(path, "tokenizer_config.json", **options) is not None
-    return load_tokenizer(path if own else base, **options)
+    return saved_tokenizer(path if own else base, **options)
