@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator
 
@@ -11,7 +11,7 @@ from align.recipe.cleaning import CleaningSection
 from align.recipe.fields import OptimSection, Source
 from align.recipe.rewards import ModelPart, OnRewardError, Parts, Rewarded, RewardPart, list_rules, plain_parts
 from align.recipe.rollout import PPORolloutSection
-from align.recipe.section import Count, LocalPath, Positive, Section, Share
+from align.recipe.section import Count, LocalPath, Positive, Section, Share, StageSection
 
 
 def _coefficient(value: Any) -> float | str:
@@ -244,7 +244,7 @@ class PPOConfig(Section):
         return broken
 
 
-class PPOSection(Rewarded, PPOConfig):
+class PPOSection(Rewarded, PPOConfig, StageSection):
     """The ppo stage of a recipe: the configuration, the data, the rewards, and what the models start from.
 
     `gold_reward`, of parts as `reward` is, judges the replies to held-out prompts alone: it is logged, and nothing is
@@ -253,6 +253,9 @@ class PPOSection(Rewarded, PPOConfig):
     `shared_backbone` keeps policy, reference, critic and reward model as adapters of one frozen base; `auto` does so
     where `model.adapter` is not none.
     """
+
+    unit: ClassVar[str] = "responses"
+    lengths: ClassVar[tuple[str, ...]] = ("num_iterations",)
 
     data: tuple[Source, ...] = Field(min_length=1)
     cleaning: CleaningSection | None = None
@@ -266,6 +269,21 @@ class PPOSection(Rewarded, PPOConfig):
     def judges(self) -> Iterator[tuple[str, RewardPart]]:
         yield from super().judges()
         yield from plain_parts(self.gold_reward, "gold_reward")
+
+    def optimizers(self) -> dict[str, OptimSection]:
+        return {"policy": self.policy, "critic": self.critic}
+
+    def described(self) -> str:
+        responses = self.rollout_batch_size * self.rollout.num_generations
+        steps = self.num_ppo_epochs * self.num_mini_batches
+        text = (
+            f"ppo: {self.num_iterations} iterations of {self.rollout_batch_size} prompts x "
+            f"{self.rollout.num_generations} generations = {responses} responses, {steps} optimizer steps each; the "
+            f"policy waits for the first {self.critic_warmup_steps} of {self.num_iterations * steps} steps"
+        )
+        rows = self.ptx_ratio * (responses // self.num_mini_batches) if self.uses_ptx else 0
+        text += f"; {rows} pretraining rows a step" if rows else ""
+        return f"{text}; {self.rollout.sampler}"
 
     def gold_rules(self) -> list[tuple[str, str]]:
         """Broken rules of `gold_reward`."""
