@@ -35,7 +35,7 @@ def plan_ppo_stage(recipe: Recipe, stage: str, *, ranks: int, device: str) -> St
     """The plan of ppo; where only the loaded models tell whether they share a backbone, what it is if they do not."""
     shape = _shape(recipe, init_origin(recipe, stage), f"{stage}.init_from")
     rewards = _reward_shapes(recipe, stage)
-    critic = _shape(recipe, critic_origin(recipe), "ppo.critic_from")
+    critic = _shape(recipe, critic_origin(recipe), "ppo.critic_from") if recipe.ppo.estimator.critic else None
     plan = plan_ppo(recipe, shape, critic, rewards, ranks=ranks, device=device)
     if shares_backbone(recipe) and recipe.ppo.shared_backbone == "auto" and not _one_root(recipe):
         apart = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"shared_backbone": False})})
@@ -69,7 +69,7 @@ def _shape(recipe: Recipe, origin: Origin, key: str) -> Shape:
 
 def _one_root(recipe: Recipe) -> bool:
     """Whether the recipe alone says that ppo's models stand on one base."""
-    trained = (critic_origin(recipe), *reward_origins(recipe).values())
+    trained = [*reward_origins(recipe).values(), *([critic_origin(recipe)] if recipe.ppo.estimator.critic else [])]
     roots = {_root(recipe, origin) for origin in (init_origin(recipe, "ppo"), *trained)}
     return len(roots) == 1 and all(origin.kind == "stage" for origin in trained)
 

@@ -145,7 +145,7 @@ def _steps(recipe: Recipe, worst: StagePlan, ranks: int) -> Iterator[dict[str, A
 def _offload(recipe: Recipe) -> Iterator[dict[str, Any]]:
     """What the recipe lets wait in the host's memory; roles of one backbone have nothing to offload."""
     section, model = recipe.ppo, recipe.model
-    paged = any(one.optimizer.startswith("paged") for one in (section.policy, section.critic))
+    paged = any(getattr(section, role).optimizer.startswith("paged") for role in section.trained_roles)
     shared = model.adapter != "none" and section.shared_backbone is not False
     parts = ([] if shared else ["reference", "reward"]) + ([] if paged else ["optimizer"])
     if set(parts) - set(section.offload):

@@ -8,7 +8,7 @@ from pathlib import Path
 from align.recipe.batch import BatchPlan, batch_plan
 from align.recipe.errors import RecipeError
 from align.recipe.lineage import Origin, has_model, inputs, model_dir, stage_dir
-from align.recipe.load import STAND_IN, inspect
+from align.recipe.load import inspect
 from align.recipe.precision import rounded_away
 from align.recipe.problems import did_you_mean
 from align.recipe.registry import REWARD_STAGES, SAMPLING_STAGES, STAGES
@@ -25,11 +25,11 @@ _KEYS = {"model": "init_from", "policy": "init_from", "reward": "reward_from", "
 
 
 def check_recipe(path: str | Path, overrides: Sequence[str] = (), *, world_size: int | None = None) -> Recipe:
-    """Load and check everything that can be checked without torch. Raises RecipeError with every problem at once."""
+    """Load and check everything that can be checked without torch. Raises RecipeError: wrong fields, else all else."""
     found = inspect(path, overrides, world_size=world_size)
     problems = list(found.problems)
     if found.recipe is not None:
-        problems += [problem for problem in run_problems(found.recipe, found.recipe.stages) if STAND_IN not in problem]
+        problems += run_problems(found.recipe, found.recipe.stages)
     if problems or found.recipe is None:
         raise RecipeError(tuple(dict.fromkeys(problems)), found.source)
     return found.recipe
@@ -44,7 +44,7 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
     )
     if blocked:
         problems.append(f"output_dir: {blocked} is a file, not a folder")
-    if recipe.model.path is not None and recipe.model.path != STAND_IN:
+    if recipe.model.path is not None:
         problems += _path_problem("model.path", recipe.model.path)
     problems += tracker_problems(recipe, stages)
     for stage in stages:

@@ -22,10 +22,9 @@ from align.recipe.lineage import stage_dir
 from align.recipe.registry import STAGES
 from align.recipe.sources import WORLD, source_path, stage_sources
 from align.runs.acceptance import accepting
-from align.runs.drafts import prove_folder
-from align.runs.files import sweep
-from align.runs.lock import CHAIN, locked
-from align.runs.memory import memory_errors, peak_memory_gib
+from align.runtime.files import prove_folder, sweep
+from align.runtime.lock import CHAIN, locked
+from align.runtime.memory import memory_errors, peak_memory_gib
 from align.runtime.resolve import resolve
 from align.runtime.terminal import say
 from align.stages import redo

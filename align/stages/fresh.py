@@ -14,7 +14,7 @@ from align.recipe import Recipe
 from align.recipe.lineage import stage_dir
 from align.recipe.registry import STAGES
 from align.recipe.sources import LABELLED_SETS, SAMPLED_FROM, world_dir
-from align.runs.files import storage_errors, sweep
+from align.runtime.files import storage_errors, sweep
 from align.stages.changes import descendants
 from align.stages.common import MADE_BY_STAGES, is_main
 
