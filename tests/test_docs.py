@@ -176,7 +176,7 @@ def test_the_doctors_table_is_current():
             f"| {mark}{rule.title}{mark} (`{rule.name}`) | {'; '.join(rule.causes)} | {'; '.join(rule.changes)} |"
         )
     wanted = "\n".join(rows) + "\n"
-    found = (DOCS / "troubleshooting.md").read_text(encoding="utf-8").partition("<!-- doctor -->\n")[2]
+    found = (DOCS / "troubleshooting.md").read_text(encoding="utf-8").partition("<!-- doctor -->\n\n")[2]
     assert found == wanted, f"put this behind the mark in docs/troubleshooting.md:\n{wanted}"
 
 
