@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from data_formats.errors import MissingFileError
+from align.runtime.errors import MissingFileError
 from reward.errors import ModelFileError, reason_of
 from reward.folder import check_safetensors, local_folder, read_json
 from reward.loading import hub_file, load_pretrained, quiet

@@ -25,8 +25,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from align.runtime.errors import MissingFileError
 from data_formats.chatml import TemplateError, render_template
-from data_formats.errors import MissingFileError
 from data_formats.records import Message
 from reward.adapter import peft_config, put_on
 from reward.errors import ModelFileError, reason_of

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from align.runtime.errors import AlignError, StorageError
 from align.runtime.paths import typed_path
 from data_formats.chatml import (
     CHAT_TEMPLATE,
@@ -25,7 +26,6 @@ from data_formats.chatml import (
     ending_at_reply,
     opening_token,
 )
-from data_formats.errors import AlignError, StorageError
 from reward.card import model_card
 from reward.errors import ModelFileError
 from reward.folder import read_json, staged

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from data_formats.errors import StorageError
+from align.runtime.errors import StorageError
 from reward import adapter, stock
 from reward.errors import ModelFileError
 from reward.folder import check_safetensors, read_json, staged

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_formats.errors import MissingFileError
+from align.runtime.errors import MissingFileError
 from reward.errors import ModelFileError, VocabularyError, reason_of
 from reward.folder import check_model_folder, local_folder
 

@@ -12,9 +12,10 @@ from align.recipe.fields import Source
 from align.recipe.schema import Recipe
 from align.recipe.sources import WORLD, source_path
 from align.recipe.stages import SupervisedSection
+from align.runtime.errors import MissingFileError
 from data_formats.cleaning import CleaningReport
 from data_formats.columns import with_all_columns
-from data_formats.errors import EmptyDatasetError, MissingFileError
+from data_formats.errors import EmptyDatasetError
 from data_formats.hub import HubDataset
 from data_formats.mixing import mixture
 from data_formats.reading import ReadReport, preference_kind, read

@@ -10,7 +10,6 @@ is off (`reward.adapter.keep_unpacked`).
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -23,24 +22,12 @@ from torch import Tensor, nn
 from align.recipe.adapters import LoraSection
 from align.recipe.errors import RecipeError
 from align.recipe.fields import ModelSection
-from data_formats.errors import AlignError
+from align.runtime.packages import require_package
 from reward import adapter
 from reward.errors import ModelFileError
 from reward.folder import local_folder
 
 logger = logging.getLogger(__name__)
-
-
-class MissingPackageError(AlignError, ImportError):
-    """A package that the recipe's choice needs is not installed."""
-
-
-def require_bitsandbytes(key: str) -> None:
-    """Raises MissingPackageError where bitsandbytes, which the recipe's `key` needs, is not installed."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingPackageError(
-            f"{key} needs bitsandbytes, which is not installed: pip install 'align-rlhf[bitsandbytes]'"
-        )
 
 
 def quantization(model: ModelSection) -> Any:
@@ -49,7 +36,7 @@ def quantization(model: ModelSection) -> Any:
     Raises:
         MissingPackageError: bitsandbytes is not installed.
     """
-    require_bitsandbytes("model.adapter=qlora")
+    require_package("model.adapter=qlora", "bitsandbytes")
     asked = model.quantization
     return adapter.quantization_4bit(
         getattr(torch, asked.compute_dtype), kind=asked.type, double_quant=asked.double_quant

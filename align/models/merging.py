@@ -18,8 +18,8 @@ from torch import nn
 
 from align.models.critic import Critic
 from align.models.save import save_model
+from align.runtime.errors import AlignError, StorageError
 from align.runtime.paths import typed_path
-from data_formats.errors import AlignError, StorageError
 from reward import adapter
 from reward.errors import ModelFileError
 from reward.folder import staged

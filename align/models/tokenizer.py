@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from align.runtime.errors import AlignError, MissingFileError
 from data_formats.chatml import (
     CHAT_TEMPLATE,
     END_OF_TEXT,
@@ -25,7 +26,6 @@ from data_formats.chatml import (
     render_template,
     template_difference,
 )
-from data_formats.errors import AlignError, MissingFileError
 from reward.errors import reason_of
 from reward.folder import local_folder
 from reward.loading import check_room

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator
 
 from align.recipe.cleaning import CleaningSection
+from align.recipe.estimators import ESTIMATORS, Estimator
 from align.recipe.fields import OptimSection, Source
+from align.recipe.problems import did_you_mean
 from align.recipe.rewards import ModelPart, OnRewardError, Parts, Rewarded, RewardPart, list_rules, plain_parts
 from align.recipe.rollout import PPORolloutSection
 from align.recipe.section import Count, LocalPath, Positive, Section, Share
@@ -29,10 +31,20 @@ def _shared(value: Any) -> str | bool:
     raise ValueError(f"must be 'auto', true or false, not {value!r}")
 
 
+def _estimator(value: Any) -> str:
+    if isinstance(value, str) and value in ESTIMATORS:
+        return value
+    near = did_you_mean(value, ESTIMATORS) if isinstance(value, str) else None
+    hint = f"; did you mean '{near}'?" if near else ""
+    raise ValueError(f"must be {', '.join(ESTIMATORS)} or what a program registers, not {value!r}{hint}")
+
+
 VLLM_ENGINES = ("vllm", "vllm_server")
 Offloaded = Literal["reference", "reward", "optimizer"]
 Shared = Annotated[Literal["auto"] | bool, PlainValidator(_shared)]
 Coefficient = Annotated[float | Literal["auto"], PlainValidator(_coefficient)]
+Advantage = Annotated[str, PlainValidator(_estimator)]
+OF_THE_CRITIC = ("critic_warmup_steps", "lam", "critic_lam", "cliprange_value", "clip_value_in_warmup", "vf_coef")
 
 
 class PolicyOptim(OptimSection):
@@ -82,7 +94,7 @@ class GuardSection(Section):
 
 
 class PPOConfig(Section):
-    """PPO with a critic: what `PPOTrainer` is told, in a recipe or in Python.
+    """What `PPOTrainer` is told, in a recipe or in Python.
 
     One iteration: `rollout_batch_size` prompts over all ranks give `rollout_batch_size * num_generations` responses,
     which are trained on for `num_ppo_epochs` passes of `num_mini_batches` optimizer steps each. `micro_batch_size`
@@ -90,6 +102,12 @@ class PPOConfig(Section):
     the host's memory while it is idle: the reference, the reward models, the optimizers' moments. A reward that fails
     stops the run, is asked again (three calls in all), or with `on_reward_error: mask` teaches nothing by the replies
     it fails on, up to a quarter of an iteration's. README's table "What PPO is told" explains every key.
+
+    `advantage`: `gae` learns with a critic; the others load none and refuse its keys. `rloo`, `grpo` (divided by the
+    deviation of each prompt's rewards) and `dr_grpo` (not divided) compare the replies to one prompt, `reinforce_pp`
+    whitens the rewards from each token on over the whole batch. The KL of `kl_in: reward` is part of what they compare;
+    the paper of grpo has it in the loss, with `loss_aggregation: sequence`. `whiten_advantages` is by default true for
+    gae and reinforce_pp, false for the others.
     """
 
     rollout: PPORolloutSection = PPORolloutSection()
@@ -125,6 +143,7 @@ class PPOConfig(Section):
     normalize_reward: Literal["none", "running_mean", "running_std", "running_mean_std"] = "running_mean"
     reward_clip_range: float | None = Field(10.0, gt=0)
 
+    advantage: Advantage = "gae"
     gamma: Share = 1.0
     lam: Share = 0.95
     critic_lam: Share | None = None
@@ -151,6 +170,22 @@ class PPOConfig(Section):
     save_total_limit: Positive = 2
     log_samples: Count = 8
 
+    def model_post_init(self, context: Any) -> None:
+        """Defaults that are the estimator's stand in the resolved recipe as it has them."""
+        defaults = {"whiten_advantages": self.estimator.whitens}
+        defaults |= {} if self.estimator.critic else {"critic_warmup_steps": 0}
+        self.__dict__.update({key: value for key, value in defaults.items() if key not in self.model_fields_set})
+
+    @property
+    def estimator(self) -> Estimator:
+        """What is known of the advantage estimator."""
+        return ESTIMATORS[self.advantage]
+
+    @property
+    def trained_roles(self) -> tuple[str, ...]:
+        """The models that are trained; each is the name of its optimizer's section."""
+        return ("policy", "critic") if self.estimator.critic else ("policy",)
+
     @property
     def uses_ptx(self) -> bool:
         """Whether pretraining documents are mixed in."""
@@ -165,7 +200,7 @@ class PPOConfig(Section):
     def rules(self) -> list[tuple[str, str]]:
         broken = super().rules()
         steps = self.num_ppo_epochs * self.num_mini_batches
-        if self.critic_warmup_steps >= self.num_iterations * steps:
+        if self.estimator.critic and self.critic_warmup_steps >= self.num_iterations * steps:
             sentence = (
                 f"{self.critic_warmup_steps} leaves the policy none of the {self.num_iterations * steps} optimizer "
                 f"steps (num_iterations {self.num_iterations} x num_ppo_epochs {self.num_ppo_epochs} x "
@@ -198,13 +233,33 @@ class PPOConfig(Section):
         if self.ptx_coef != 0 and self.ptx_ratio == 0:
             sentence = "0 gives a step no pretraining rows although ptx_coef is above 0; set one of them to match"
             broken.append(("ptx_ratio", sentence))
-        return broken + self._offload_rules() + self._rollout_rules()
+        return broken + self._estimator_rules() + self._offload_rules() + self._rollout_rules()
+
+    def _estimator_rules(self) -> list[tuple[str, str]]:
+        """Keys that the estimator has no use for, and what it cannot do without."""
+        broken, name, fields = [], self.advantage, PPOConfig.model_fields
+        if not self.estimator.critic:
+            plain = {key: fields[key].default for key in OF_THE_CRITIC} | {"critic_warmup_steps": 0}
+            keys = [key for key, default in plain.items() if getattr(self, key) != default]
+            keys += [f"critic.{key}" for key, value in self.critic if value != getattr(fields["critic"].default, key)]
+            sentence = f"is the critic's, and advantage={name} has none; remove the key, or use advantage=gae"
+            broken += [(key, sentence) for key in keys]
+        if not self.estimator.discounts and self.gamma != fields["gamma"].default:
+            sentence = f"discounts nothing, since for advantage={name} a reply is one action; remove the key"
+            broken.append(("gamma", sentence))
+        if self.estimator.groups and self.rollout.num_generations < 2:
+            sentence = (
+                f"1 leaves a reply none to be compared with: advantage={name} needs at least 2 to a prompt; raise it, "
+                "or use advantage=reinforce_pp"
+            )
+            broken.append(("rollout.num_generations", sentence))
+        return broken
 
     def _offload_rules(self) -> list[tuple[str, str]]:
         broken = []
         if len(set(self.offload)) < len(self.offload):
             broken.append(("offload", "names a part twice; name each once"))
-        paged = [name for name in ("policy", "critic") if getattr(self, name).optimizer.startswith("paged")]
+        paged = [name for name in self.trained_roles if getattr(self, name).optimizer.startswith("paged")]
         if "optimizer" in self.offload and paged:
             sentence = f"moments of {paged[0]}.optimizer={getattr(self, paged[0]).optimizer} give way by themselves"
             broken.append(("offload", f"{sentence}; leave optimizer out, or use an optimizer that is not paged"))
@@ -279,6 +334,9 @@ class PPOSection(Rewarded, PPOConfig):
 
     def rules(self) -> list[tuple[str, str]]:
         broken = [*PPOConfig.rules(self), *self.reward_rules(), *self.gold_rules()]
+        if self.critic_from is not None and not self.estimator.critic:
+            sentence = f"names a critic, and advantage={self.advantage} has none; remove the key, or use advantage=gae"
+            broken.append(("critic_from", sentence))
         if self.evaluation.save_best and not self.eval_data:
             broken.append(("evaluation.save_best", "needs held-out prompts to choose by: name some in eval_data"))
         if self.rollout.overlap and self.rollout.engine != "vllm_server":

@@ -20,12 +20,10 @@ LONGEST_KEY = 200  # characters of a key in a sentence
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong at `loc`; `suggestion` is the key that was probably meant."""
+    """One thing wrong at `loc`."""
 
     loc: Loc
-    kind: str
     text: str
-    suggestion: str | None = None
 
     def __str__(self) -> str:
         return f"{shortened(dotted(self.loc), LONGEST_KEY)}: {self.text}" if self.loc else self.text
@@ -91,30 +89,33 @@ def _homes(model: type[BaseModel], key: str, path: Loc = ()) -> Iterator[Loc]:
             yield from _homes(section, key, (*path, name))
 
 
+def _meant(model: type[BaseModel], loc: Loc) -> str | None:
+    """The key that an unknown one at `loc` was probably meant to be."""
+    return did_you_mean(str(loc[-1]), (section_at(model, loc[:-1]) or model).model_fields)
+
+
 def _unknown(model: type[BaseModel], loc: Loc) -> Problem:
-    *parent, key = loc
-    section = section_at(model, tuple(parent)) or model
-    loc = written_at(model, loc)
-    parent = loc[:-1]
-    suggestion = did_you_mean(str(key), section.model_fields)
-    if suggestion:
-        return Problem(loc, "unknown", f"unknown key; did you mean '{suggestion}'?", suggestion)
+    known = (section_at(model, loc[:-1]) or model).model_fields
+    meant = _meant(model, loc)
+    *parent, key = loc = written_at(model, loc)
+    if meant:
+        return Problem(loc, f"unknown key; did you mean '{meant}'?")
     homes = sorted({dotted(home) for home in _homes(model, str(key))})
     place = f"the section '{dotted(parent)}'" if parent else "a recipe"
     if homes and len(homes) <= 4:
-        return Problem(loc, "unknown", f"unknown key in {place}; it belongs at {' or '.join(homes)}")
-    return Problem(loc, "unknown", f"unknown key; {place} knows {', '.join(section.model_fields)}")
+        return Problem(loc, f"unknown key in {place}; it belongs at {' or '.join(homes)}")
+    return Problem(loc, f"unknown key; {place} knows {', '.join(known)}")
 
 
 def _kind(loc: Loc, error: dict) -> Problem:
     """A section that does not say which of several kinds it is, or names none of them."""
     loc = (*loc, "kind")
     if error["type"] == "union_tag_not_found":
-        return Problem(loc, "value", "is required but missing")
+        return Problem(loc, "is required but missing")
     tag, known = str(error["ctx"]["tag"]), error["ctx"]["expected_tags"].replace("'", "").split(", ")
     near = did_you_mean(tag, known)
     hint = f"did you mean '{near}'?" if near else f"it knows {', '.join(known)}"
-    return Problem(loc, "value", f"there is no kind '{shortened(tag)}'; {hint}")
+    return Problem(loc, f"there is no kind '{shortened(tag)}'; {hint}")
 
 
 _EXPECTED = {
@@ -170,18 +171,21 @@ def describe(model: type[BaseModel], errors: Iterable[dict]) -> list[Problem]:
     """Problems in the order pydantic found them."""
     found, errors = [], list(errors)
     places = [tuple(error["loc"]) for error in errors]
+    unknown = [loc for error, loc in zip(errors, places, strict=True) if error["type"] == "extra_forbidden"]
+    misspelt = {(*loc[:-1], _meant(model, loc)) for loc in unknown}
     for error, loc in zip(errors, places, strict=True):
-        # A list whose elements are wrong counts as empty for pydantic.
-        if error["type"] == "too_short" and any(place[: len(loc)] == loc and place != loc for place in places):
+        kind = error["type"]
+        # A list whose elements are wrong counts as empty for pydantic, and a misspelt key as missing.
+        if kind == "too_short" and any(place[: len(loc)] == loc and place != loc for place in places):
             continue
-        if error["type"] == "extra_forbidden":
+        if kind == "missing" and loc in misspelt:
+            continue
+        if kind == "extra_forbidden":
             found.append(_unknown(model, loc))
-        elif error["type"] == "missing":
-            found.append(Problem(written_at(model, loc), "missing", "is required but missing"))
-        elif error["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        elif kind == "missing":
+            found.append(Problem(written_at(model, loc), "is required but missing"))
+        elif kind in ("union_tag_not_found", "union_tag_invalid"):
             found.append(_kind(written_at(model, loc), error))
         else:
-            found.append(
-                Problem(written_at(model, loc), "rule" if error["type"] == "value_error" else "value", _sentence(error))
-            )
+            found.append(Problem(written_at(model, loc), _sentence(error)))
     return found

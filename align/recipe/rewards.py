@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from align.recipe.section import Count, Listed, LocalPath, Positive, Section, Url, as_tuple
+from align.runtime.address import url_problem
 from align.runtime.errors import PathError
 from align.runtime.paths import typed_path
 from align.runtime.secrets import hidden_problem
 from align.runtime.terminal import shortened
-from reward.address import url_problem
 
 Column = Annotated[str, Field(min_length=1)]
 Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainValidator
 
 from align.recipe.section import Count, Listed, Positive, Rate, Section, Url
+from align.runtime.address import url_problem
 from align.runtime.secrets import shown_url
-from reward.address import url_problem
 
 
 def _variable_name(value: object) -> str:

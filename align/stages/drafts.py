@@ -18,10 +18,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from align.models.save import dress, save_model
-from align.runs import files
-from align.runs.drafts import prove_folder
 from align.runs.errors import OutputError
-from align.runs.ranks import any_rank, is_main
+from align.runtime import files
+from align.runtime.files import prove_folder
+from align.runtime.ranks import any_rank, is_main
 from align.stages.common import LOG, MADE_BY_STAGES
 from align.trainers import sharding
 from data_formats.errors import AlignError, StorageError

@@ -7,7 +7,7 @@ import math
 from contextlib import AbstractContextManager
 
 from align.recipe.ppo import GuardSection, PPOConfig
-from align.runs.memory import memory_errors
+from align.runtime.memory import memory_errors
 
 logger = logging.getLogger(__name__)
 

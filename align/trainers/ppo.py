@@ -49,9 +49,9 @@ from align.data.prompts import PromptSampler
 from align.models.save import dress, save_model
 from align.recipe.ppo import PPOConfig
 from align.runs.errors import TrainingError
-from align.runs.files import atomic_dir
 from align.runs.proof import reset_process_state
 from align.runs.seeding import derive
+from align.runtime.files import atomic_dir
 from align.trainers import accepted, ppo_state, sharding
 from align.trainers.average import WeightAverage
 from align.trainers.boundary import kept_boundary, kept_state

@@ -78,8 +78,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from align.functional import Moments, explained_variance, kl_estimate, masked_mean, masked_sum, masked_var, merge_stats
-from align.runs.memory import peak_memory_gib
 from align.runs.seeding import derive
+from align.runtime.memory import peak_memory_gib
 from align.trainers.experience import Experience, Samples, TokenBatch
 from align.trainers.forward import reply_full_kl
 from align.trainers.minibatches import shuffled

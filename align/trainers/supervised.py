@@ -33,9 +33,8 @@ from transformers.training_args import OptimizerNames
 from align.models.save import save_model
 from align.runs import checkpoint
 from align.runs.callbacks import ProofCallback
-from align.runs.files import write_json
 from align.runs.proof import reset_process_state
-from align.runs.ranks import any_rank
+from align.runtime.files import write_json
 from align.trainers import accepted
 from align.trainers.kept import LastStep
 from align.trainers.optimization import check_precision, require_whole, take_rates, with_own_exceptions
@@ -239,14 +238,7 @@ class SupervisedTrainer(Trainer):
                 )  # NaN may be among them
                 write_json(folder / DATA_FILE, self.data.found())
 
-        checkpoint.save(
-            self.checkpoint_dir,
-            self.state.global_step,
-            write,
-            keep=self.args.save_total_limit or 2,
-            main=self.is_world_process_zero(),
-            any_failed=any_rank,
-        )
+        checkpoint.save(self.checkpoint_dir, self.state.global_step, write, keep=self.args.save_total_limit or 2)
 
     def _write_checkpoint(self, folder: Path) -> None:
         """Everything that resuming needs, by the parts that `Trainer._save_checkpoint` is made of."""

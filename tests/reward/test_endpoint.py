@@ -13,8 +13,8 @@ from urllib.parse import quote
 import pytest
 import torch
 
+from align.runtime.address import url_problem
 from data_formats.records import Message
-from reward.address import url_problem
 from reward.endpoint import EndpointReward
 from reward.failures import judge_all
 from reward.protocol import Reward, RewardError, RewardUnavailableError, Sample
@@ -314,7 +314,7 @@ def test_what_a_server_echoes_is_shown_nowhere(server, status, body, reason, ech
 def test_a_line_that_is_no_http_is_not_quoted_with_the_key(server, monkeypatch):
     monkeypatch.setenv("KEY_OF_TEST", KEY)
     server.raw = lambda handler: handler.wfile.write(f"{KEY} is no status line\r\n\r\n".encode())
-    with pytest.raises(RewardError, match="BadStatusLine") as caught:
+    with pytest.raises(RewardError, match="illegal status line") as caught:
         EndpointReward(server.url, api_key_env="KEY_OF_TEST", attempts=1).score(samples("a"))
     assert KEY not in chain(caught.value)
 

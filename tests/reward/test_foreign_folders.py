@@ -27,7 +27,7 @@ from transformers import (
 from align.models.load import load_causal_lm, load_critic, load_reward_model
 from align.models.save import save_model
 from align.recipe.fields import ModelSection
-from data_formats.errors import AlignError
+from align.runtime.errors import AlignError
 from data_formats.records import Message
 from reward import adapter
 from reward.classifier import ClassifierReward

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, GPT2Config, Qwen2Config
 
-from data_formats.errors import MissingFileError
+from align.runtime.errors import MissingFileError
 from reward.errors import ModelFileError
 from reward.loading import hub_file, load_pretrained, load_tokenizer, quiet, set_dropout
 from reward.model import RewardModel

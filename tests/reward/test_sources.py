@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from align.data.encode import encode_reply
+from align.runtime.errors import MissingFileError
 from data_formats.chatml import encode, render
-from data_formats.errors import MissingFileError
 from data_formats.records import Message
 from reward.classifier import ClassifierReward
 from reward.errors import ModelFileError

@@ -6,8 +6,8 @@ import pytest
 from transformers import AutoTokenizer, Qwen2Tokenizer
 
 from align.models.tokenizer import TokenizerError, load_tokenizer, train_tokenizer
+from align.runtime.errors import MissingFileError
 from data_formats.chatml import CHAT_TEMPLATE
-from data_formats.errors import MissingFileError
 
 TEXTS = ["The river runs to the sea.", "The river is 1234 miles long.", "河流入海。", "the the the river river"] * 5
 

@@ -232,10 +232,14 @@ def test_what_a_url_holds_in_secret_is_written_nowhere_and_must_be_put_in_again(
 
 
 def test_every_problem_of_a_list_is_told_at_once(write):
-    found = failing(write("- {kind: length, unit: token}", "- {kind: regex, pattern: '('}"))
-    keys = [problem.partition(":")[0] for problem in found]
-    assert keys == [
+    def keys(*lines):
+        return [problem.partition(":")[0] for problem in failing(write(*lines))]
+
+    assert keys("- {kind: length, unit: token}", "- {kind: regex, pattern: 3}") == [
         "ppo.reward.0.unit",
+        "ppo.reward.1.pattern",
+    ]
+    assert keys("- {kind: length, unit: tokens}", "- {kind: regex, pattern: '('}") == [
         "ppo.reward.0.weight",
         "ppo.reward.1.weight",
         "ppo.reward.0.maximum",

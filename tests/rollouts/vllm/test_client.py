@@ -10,6 +10,7 @@ import psutil
 import pytest
 import torch
 
+from align.runtime import http
 from rollouts.errors import RolloutError
 from rollouts.protocol import Engine, SamplingParams, Scoring
 from rollouts.vllm import backend
@@ -192,12 +193,10 @@ def test_a_reload_that_breaks_is_said_and_the_next_whole_push_heals(pushed, mode
 
 
 def status(address: Address, method: str, path: str, headers: dict[str, str]) -> int:
-    connection = address._connection(30.0)
-    try:
-        connection.request(method, path, b"{}" if method == "POST" else None, headers)
-        return connection.getresponse().status
-    finally:
-        connection.close()
+    body = b"{}" if method == "POST" else None
+    socket = address.url.removeprefix("unix://")
+    whole = {"timeout": 30.0, "largest": 2**20, "socket": socket, "method": method}
+    return http.ask(f"http://localhost{path}", body, headers=headers, **whole).status
 
 
 def test_every_route_of_the_server_wants_the_key(pushed):

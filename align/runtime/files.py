@@ -1,32 +1,38 @@
-"""Writing files and folders so that a reader sees the old or the new one, whole, whatever happens in between.
+"""Files and folders that take their names whole: the one way in which anything is written.
 
-Everything is written by `align.runtime.atomic` under a temporary name (`.NAME.tmp-…`). A kill leaves that at most,
-which the next write of the same target removes, and `sweep` wherever a folder's owner starts again. Failures of the
-storage (full disk, no permission, quota) become `StorageError`; what was there before is intact.
+What is written lies beside its target under a temporary name, `.NAME.tmp-…`, is flushed to the disk (fsync) and takes
+the name in one step, so a reader sees the old or the new content, whole, whatever happens in between. A killed process
+leaves at most such a temporary name, which the next write of the same target removes, and `sweep` wherever a folder's
+owner starts again. Inside a folder that waits for its own name nothing needs a second one (`is_temporary`). Failures of
+the storage (full disk, no permission, quota) become `StorageError`; what was there before is intact.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from align.runtime.atomic import atomic_file, fsync, is_temporary, remove, remove_leftovers, temporary
-from data_formats.errors import AlignError, StorageError
+from align.runtime.errors import AlignError, StorageError
+
+_NAME = re.compile(r"\..+\.tmp-[^.]*")
+_OF_OLD = re.compile(r"\.+step-\d+\.tmp(\..*)?|\..+\.\w{8}\.tmp")  # as earlier versions called them
+_ASIDE = re.compile(r"\.(.+)\.old-\w{8}")
+_DRAFT, _DRAFT_SIZE = ".draft", 1 << 12
 
 # Libraries written in other languages wrap the system's error in their own; these words are all they leave of it.
 # (safetensors: "I/O error: … (os error 28)"; torch.save: "[enforce fail at inline_container.cc…] unexpected pos", or,
 # when only the last bytes do not fit, "basic_ios::clear: iostream error").
 _TORCH_WORDS = ("inline_container", "iostream error")
-_ASIDE = re.compile(r"\.(.+)\.old-\w{8}")
 _STORAGE_WORDS = ("no space left", "file too large", "i/o error", "os error", *_TORCH_WORDS)
 
 
@@ -51,6 +57,75 @@ def _reason(error: Exception) -> str:
     return f"{text}: {named}" if named else text
 
 
+def temporary(path: Path, mark: str | None = None) -> Path:
+    """A temporary name beside `path`: one of its own, or, with `mark`, the one that all ranks know."""
+    return path.parent / f".{path.name}.tmp-{mark or f'{os.getpid()}-{uuid.uuid4().hex[:8]}'}"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether `name` is one of those that are written under."""
+    return bool(_NAME.fullmatch(name) or _OF_OLD.fullmatch(name))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed writers of `path` left behind, those of earlier versions too."""
+    for ending in (".tmp-*", ".*.tmp", ".tmp"):
+        for leftover in path.parent.glob(f".{escape(path.name)}{ending}"):
+            remove(leftover)
+
+
+@contextmanager
+def atomic_file(path: Path, mode: str = "w") -> Iterator[IO]:
+    """An open file that takes the place of `path` when the block ends well, else is removed; makes the folder.
+
+    Args:
+        mode: `w` for text (UTF-8, half a surrogate pair as JSON's escape of it, lines end with \\n) or `wb`.
+
+    Raises:
+        OSError: what was at `path` before is intact.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
+    draft, text = temporary(path), {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
+    try:
+        with open(draft, mode, **({} if "b" in mode else text)) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        remove(draft)
+        raise
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Flushes a file, or a folder's list of names, to the disk (where the system can do that for folders)."""
+    flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) if path.is_dir() else os.O_RDONLY
+    try:
+        descriptor = os.open(path, flags)
+    except PermissionError:
+        if path.is_dir():
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Writes `text` as UTF-8, atomically; makes the folder when it is missing. Raises StorageError."""
     with storage_errors(path), atomic_file(Path(path)) as file:
@@ -60,6 +135,12 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically. Not-finite numbers are refused (ValueError): JSON has none."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes `rows` one JSON object a line, atomically, as they come. Raises StorageError."""
+    with storage_errors(path), atomic_file(Path(path)) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 @contextmanager
@@ -110,7 +191,7 @@ def heal(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Heal what a kill caught half replaced in `folder`, and below, and remove what killed writers left there.
 
-    To be called by whoever holds the folder alone (`align.runs.lock`): an unfinished write of another process goes too.
+    To be called by whoever holds the folder alone (`align.runtime.lock`): what another process has begun to write goes.
     """
     for place, folders, names in os.walk(folder):
         for name in [name for name in folders if _ASIDE.fullmatch(name)]:
@@ -131,3 +212,19 @@ def _swap(new: Path, path: Path) -> None:
     os.rename(path, aside)
     os.rename(new, path)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def prove_folder(folder: Path) -> None:
+    """Try whether a folder can be written, by the renames of what will be written there.
+
+    Writes a file into `folder` (where that is not there yet, into the first one above it that is) and removes it.
+    No folder is made: whoever watches the run sees none come and go.
+
+    Raises:
+        StorageError: nothing can be written there.
+    """
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise StorageError(f"{there} is a file: move it away, a folder of that name will be written")
+    write_text(there / _DRAFT, "." * _DRAFT_SIZE)
+    (there / _DRAFT).unlink(missing_ok=True)

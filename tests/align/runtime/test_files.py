@@ -8,14 +8,14 @@ import sys
 import pytest
 import torch
 
-from align.runs import files
-from data_formats.errors import MissingFileError, StorageError
+from align.runtime import files
+from align.runtime.errors import MissingFileError, StorageError
 
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from align.runs import files
-from data_formats.errors import StorageError
+from align.runtime import files
+from align.runtime.errors import StorageError
 root = Path(sys.argv[1])
 files.write_text(root / "a.txt", "old")
 with files.atomic_dir(root / "folder") as folder:

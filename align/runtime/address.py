@@ -1,9 +1,9 @@
-"""Which addresses a reward may be asked at. No torch: recipes are checked with it."""
+"""Which addresses may be asked over HTTP. No torch and no HTTP library: recipes are checked with it."""
 
 from __future__ import annotations
 
 import ipaddress
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 
 def url_problem(url: str, insecure: bool = False) -> str | None:
@@ -17,15 +17,14 @@ def url_problem(url: str, insecure: bool = False) -> str | None:
         return "the address must begin with https:// (or http:// for this machine) and name a host"
     if parts.username is not None or parts.password is not None:
         return "the address holds a user name or password; put a key into an environment variable (api_key_env)"
-    if parts.scheme == "http" and not insecure and not _is_loopback(parts):
+    if parts.scheme == "http" and not insecure and not is_loopback(host):
         return f"plain http to {host} would show prompts, replies and key to the network; use https://, or insecure"
     return None
 
 
-def _is_loopback(parts: SplitResult) -> bool:
-    if parts.hostname == "localhost":
-        return True
+def is_loopback(host: str) -> bool:
+    """Whether what is said to `host` stays on this machine."""
     try:
-        return ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, like 127.0.0.1.example
         return False

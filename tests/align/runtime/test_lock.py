@@ -5,15 +5,15 @@ import sys
 
 import pytest
 
-from align.runs.lock import CHAIN, FolderInUseError, locked
+from align.runtime.errors import StorageError
+from align.runtime.lock import CHAIN, FolderInUseError, locked
 from align.stages.chain import run_chain, run_stage
-from data_formats.errors import StorageError
 from tests.align.stages.small_chain import small_recipe, write_data
 from tests.commands import INSTALLED
 
 HOLD = """
 import sys
-from align.runs.lock import locked
+from align.runtime.lock import locked
 with locked(sys.argv[1], sys.argv[2:]):
     print("held", flush=True)
     sys.stdin.read()

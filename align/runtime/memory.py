@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from align.runs.errors import OutOfMemoryError
-from data_formats.errors import AlignError, is_out_of_memory
+from align.runtime.errors import AlignError, OutOfMemoryError
+
+# torch's allocators and the libraries below it raise a plain RuntimeError; these words are all they share
+_SHORT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed", "bad_alloc")
 
 
 def peak_memory_gib() -> float | None:
@@ -18,6 +21,13 @@ def peak_memory_gib() -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of whatever library, says that memory, the host's or a device's, was not enough."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _SHORT_OF_MEMORY)
 
 
 @contextmanager

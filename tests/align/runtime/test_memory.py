@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from align.runs.errors import OutOfMemoryError
-from align.runs.memory import memory_errors, peak_memory_gib
+from align.runtime.errors import OutOfMemoryError
+from align.runtime.memory import memory_errors, peak_memory_gib
 
 
 def test_peak_memory_is_that_of_this_process():

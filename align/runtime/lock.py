@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from align.runs.files import storage_errors
-from align.runs.ranks import is_main
-from data_formats.errors import AlignError
+from align.runtime.errors import AlignError
+from align.runtime.files import storage_errors
+from align.runtime.ranks import is_main
 
 CHAIN = "chain"
 

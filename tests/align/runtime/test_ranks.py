@@ -1,5 +1,6 @@
 """Ranks: alone, and two real processes over gloo."""
 
+import ast
 import os
 import signal
 import socket
@@ -9,14 +10,33 @@ import sys
 import pytest
 from torch import distributed
 
-from align.runs.ranks import any_rank, is_main, lost_rank
+from align.runs.errors import TrainingError
+from align.runtime.errors import AlignError
+from align.runtime.ranks import agree, any_rank, is_main, lost_rank
 from tests.ranks import on_ranks
 
 
-def agree(folder):
+def two_ranks(folder):
     distributed.init_process_group("gloo")
     rank = distributed.get_rank()
-    (folder / str(rank)).write_text(f"{is_main()}:{any_rank(rank == 1)}:{any_rank(False)}")
+    told = [is_main(), any_rank(rank == 1), any_rank(False)]
+    told += [agree(lambda: rank, ValueError), agree(lambda: "work", ValueError, mine=is_main())]
+    wordless = AlignError()
+    for failing, error in (
+        ({0}, AlignError("no room")),
+        ({1}, KeyError("a")),
+        ({0, 1}, AlignError(f"{rank}")),
+        ({0}, wordless),
+    ):
+        try:
+            agree(lambda failing=failing, error=error: fail(error) if rank in failing else None, TrainingError)
+        except Exception as caught:
+            told.append((type(caught).__name__, str(caught)))
+    (folder / str(rank)).write_text(repr(told))
+
+
+def fail(error):
+    raise error
 
 
 LOST = """
@@ -24,7 +44,7 @@ import os, signal, sys
 import torch
 import torch.distributed as dist
 from align.runs.launch import guarded
-from align.runs.ranks import any_rank
+from align.runtime.ranks import any_rank
 from data_formats.errors import DataError
 def work():
     dist.init_process_group("gloo")
@@ -53,9 +73,29 @@ def test_before_the_ranks_have_met_the_launcher_says_who_is_first(monkeypatch):
     assert is_main()
 
 
-def test_two_ranks_agree(tmp_path):
-    on_ranks(2, agree, tmp_path)
-    assert [(tmp_path / rank).read_text() for rank in "01"] == ["True:True:False", "False:True:False"]
+def test_two_ranks_agree_on_what_went_wrong(tmp_path):
+    """Who fails raises its own error as it came, the other the words of the first that failed."""
+    on_ranks(2, two_ranks, tmp_path)
+    first, second = (ast.literal_eval((tmp_path / rank).read_text()) for rank in "01")
+    assert first[:5] == [True, True, False, 0, "work"] and second[:5] == [False, True, False, 1, None]
+    assert first[5:] == [
+        ("AlignError", "no room"),
+        ("TrainingError", "KeyError: 'a'"),
+        ("AlignError", "0"),
+        ("AlignError", ""),
+    ]
+    assert second[5:] == [
+        ("TrainingError", "no room"),
+        ("KeyError", "'a'"),
+        ("AlignError", "1"),
+        ("TrainingError", "AlignError: "),
+    ]
+
+
+def test_one_rank_alone_works_or_raises_what_came():
+    assert agree(lambda: 3, TrainingError) == 3 and agree(lambda: 3, TrainingError, mine=False) is None
+    with pytest.raises(ZeroDivisionError):
+        agree(lambda: 1 / 0, TrainingError)
 
 
 @pytest.mark.parametrize(("victim", "how"), [(0, "plain"), (1, "wrapped")])
