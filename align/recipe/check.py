@@ -6,17 +6,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from align.recipe.batch import BatchPlan, batch_plan
-from align.recipe.errors import RecipeError
+from align.recipe.errors import RecipeError, did_you_mean
 from align.recipe.lineage import Origin, has_model, inputs, model_dir, stage_dir
 from align.recipe.load import inspect
-from align.recipe.precision import rounded_away
-from align.recipe.problems import did_you_mean
-from align.recipe.rejection import RejectionSection
-from align.recipe.rewards import part_problems
-from align.recipe.rollout import RolloutSection, engine_problems
+from align.recipe.model_section import rounded_away
+from align.recipe.rejection_section import RejectionSection
+from align.recipe.reward_section import part_problems
+from align.recipe.rollout_section import RolloutSection, engine_problems
 from align.recipe.schema import DEFAULT_PARENTS, ROLLOUT_STAGES, STAGES, Recipe
 from align.recipe.sources import source_problems, stage_sources
-from align.recipe.stages import SFTSection
+from align.recipe.supervised_sections import SFTSection
 from align.recipe.table import table
 from align.recipe.trackers import tracker_problems
 from align.runtime.paths import typed_path

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from align.recipe.rewards import ModelPart, RewardPart, plain_parts
+from align.recipe.reward_section import ModelPart, RewardPart, plain_parts
 from align.recipe.schema import DEFAULT_PARENTS, ROLLOUT_STAGES, STAGES, Recipe
 
 TRAINED = "trained.json"  # beside a model that is trained and not yet measured

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pydantic import Field
 
 from align.recipe.fields import Source
-from align.recipe.ppo import LookSection
-from align.recipe.rewards import Rewarded
-from align.recipe.rollout import RolloutSection
+from align.recipe.reward_section import Rewarded
+from align.recipe.rollout_section import EvaluationSection, RolloutSection
 from align.recipe.section import Positive, Share
-from align.recipe.stages import LossReduction, SFTSection, SupervisedSection
+from align.recipe.supervised_sections import LossReduction, SFTSection, SupervisedSection
 
 
 class SamplingSection(RolloutSection):
@@ -37,7 +36,7 @@ class RejectionSection(Rewarded, SupervisedSection):
     """
 
     rollout: SamplingSection = SamplingSection()
-    evaluation: LookSection = LookSection()
+    evaluation: EvaluationSection = EvaluationSection()
     num_rounds: Positive = 1
     threshold: float | None = None
     keep_earlier: bool = True
