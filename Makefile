@@ -15,7 +15,7 @@ TEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} OMP_WAIT_POLICY=$${OMP_WA
 PIP_ADD = $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm install-full quickstart controls test test-extras test-slow lint clean
+.PHONY: help install install-vllm install-full quickstart controls test test-extras test-slow lint docs clean
 
 help:
 	@echo "make quickstart [SEED=n]   install, then the whole chain on the embedded default (runs/quickstart)"
@@ -23,6 +23,7 @@ help:
 	@echo "make test [WORKERS=n]      the tests, in two processes"
 	@echo "make test-slow             the long ones"
 	@echo "make test-extras           those of make test that want install-full"
+	@echo "make docs                  the manual, in site/; DOCS=serve shows it at http://127.0.0.1:8000"
 	@echo "make install | install-vllm | install-full | lint | clean"
 
 install: $(STAMP)
@@ -48,7 +49,7 @@ install-vllm: $(STAMP)
 
 # Everything that tests can use.
 install-full: install-vllm
-	@$(PIP_ADD) -c constraints.txt -e '.[dev,bitsandbytes]'
+	@$(PIP_ADD) -c constraints.txt -e '.[dev,bitsandbytes,docs]'
 
 quickstart: $(STAMP)
 	@$(TRAIN) $(BIN)/align quickstart seed=$(SEED)
@@ -71,6 +72,12 @@ test-slow: $(STAMP)
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 
+# The manual: strict, and without anything from elsewhere (tests/test_docs.py). Installs only where it is missing.
+docs: $(STAMP)
+	@$(BIN)/python -c 'import mkdocs, material' 2>/dev/null || $(PIP_ADD) -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet $(if $(filter serve,$(DOCS)),serve,build --strict --clean)
+	@$(if $(filter serve,$(DOCS)),:,echo "site/index.html")
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf

@@ -26,10 +26,10 @@ from pathlib import Path
 from align import __version__
 from align.commands import data, doctor, evaluate_reward, export_reward, merge, plan
 from align.runs.arguments import add_overrides, add_redoing, parse_with_overrides
-from align.runs.files import storage_errors
 from align.runs.launch import guarded, prepare, started_as
+from align.runtime.errors import StorageError
+from align.runtime.files import storage_errors
 from align.runtime.terminal import Parser, say
-from data_formats.errors import StorageError
 
 
 def _number_of_ranks(text: str) -> int:
@@ -100,8 +100,9 @@ def _keep_other_seed(output_dir: Path, seed: int) -> None:
     """Make room for the quickstart of another seed: what is in `output_dir` moves to `<output_dir>-seed<n>`, and what a
     former run of this seed left there moves back. Nothing is lost, and the folder is that of the last command."""
     from align.recipe import STAGES
-    from align.runs.lock import CHAIN, locked
-    from align.runs.reading import RunFileError, read_recipe
+    from align.runs.reading import read_recipe
+    from align.runtime.json_files import RunFileError
+    from align.runtime.lock import CHAIN, locked
 
     saved = next(iter(sorted(output_dir.glob("*/recipe.yaml"))), None)
     if saved is not None:

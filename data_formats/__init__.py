@@ -1,14 +1,8 @@
 """Files and hub rows -> Demonstration, Comparison, Scored, Prompt, Document, and ChatML. No torch, no models."""
 
+from align.runtime.errors import AlignError, MissingFileError, StorageError
 from data_formats.detection import format_names
-from data_formats.errors import (
-    AlignError,
-    DataError,
-    EmptyDatasetError,
-    MissingFileError,
-    StorageError,
-    TooLargeError,
-)
+from data_formats.errors import DataError, EmptyDatasetError, TooLargeError
 from data_formats.hub import HubDataset
 from data_formats.reading import Stream, read, stream
 from data_formats.records import (

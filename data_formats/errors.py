@@ -6,23 +6,14 @@ prints it without a traceback and exits with 1. Rooms add their own leaves besid
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 from align.runtime.errors import AlignError as AlignError
-
-# torch's allocators and the libraries below it raise a plain RuntimeError; these words are all they share
-_SHORT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed", "bad_alloc")
+from align.runtime.errors import MissingFileError as MissingFileError
+from align.runtime.errors import StorageError as StorageError
 
 MEBIBYTE = 1 << 20
 MOST = 64 * MEBIBYTE  # bytes of a row, where nothing else is said
-
-
-class MissingFileError(AlignError, FileNotFoundError):
-    """A file or folder that was named does not exist."""
-
-    def __str__(self) -> str:  # FileNotFoundError would print its errno tuple
-        return str(self.args[0]) if self.args else ""
 
 
 class RowNumber(int):
@@ -70,17 +61,3 @@ class TooLargeError(DataError):
 
 class EmptyDatasetError(DataError):
     """A source gave no record at all, or none that survived."""
-
-
-class StorageError(AlignError, OSError):
-    """Writing failed (disk full, no permission); what was there before is intact."""
-
-    def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, of whatever library, says that memory, the host's or a device's, was not enough."""
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _SHORT_OF_MEMORY)

@@ -24,10 +24,13 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from align.runtime.errors import AlignError, MissingFileError
+from align.runtime.json_files import json_lines
+from align.runtime.packages import require_package
 from align.runtime.paths import typed_path
 from data_formats import delimited
-from data_formats.errors import MEBIBYTE, MOST, AlignError, DataError, MissingFileError, RowNumber, TooLargeError
-from data_formats.json_rows import is_lines, json_lines, json_values
+from data_formats.errors import MEBIBYTE, MOST, DataError, RowNumber, TooLargeError
+from data_formats.json_rows import is_lines, json_values
 from data_formats.posts_xml import post_rows
 
 ROW_ENDINGS = (".jsonl", ".ndjson", ".json", *delimited.ENDINGS, ".parquet", ".xml")
@@ -103,12 +106,9 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _zstandard(path: Path) -> Any:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise DataError(
-            ".zst files need the package zstandard: pip install zstandard (the extra [zst])", path=path
-        ) from error
+    require_package(f"{path}: a .zst file", "zstandard")
+    import zstandard
+
     return zstandard
 
 
@@ -135,22 +135,28 @@ def _posts(path: Path, most: int) -> Iterator[tuple[int, Any]]:
         yield from post_rows(file, path, most)
 
 
+def _json_lines(path: Path, most: int) -> Iterator[tuple[int, Any]]:
+    def refuse(line: int, problem: str) -> None:
+        raise DataError(problem, path=path, line=line)
+
+    return json_lines(text_lines(path, most), refuse)
+
+
 def _json(path: Path, most: int) -> Iterator[tuple[int, Any]]:
     with opened(path) as file:
         lines = is_lines(file)
     if lines:
-        yield from json_lines(text_lines(path, most), path)
+        yield from _json_lines(path, most)
         return
     with opened(path) as file:
         yield from json_values(file, path, most)
 
 
 def _parquet(path: Path, most: int) -> Iterator[tuple[int, Any]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise DataError(".parquet files need the package pyarrow: pip install pyarrow", path=path) from error
+    require_package(f"{path}: a .parquet file", "pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     number = 0
     with opened(path) as file:
         try:
@@ -215,7 +221,7 @@ def raw_rows(path: Path, most: int = MOST) -> Iterator[tuple[int, Any]]:
     if kind == ".json":
         return _json(path, most)
     if kind in (".jsonl", ".ndjson"):
-        return json_lines(text_lines(path, most), path)
+        return _json_lines(path, most)
     if kind == ".xml":
         return _posts(path, most)
     if kind in delimited.ENDINGS:

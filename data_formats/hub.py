@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.runtime.errors import AlignError, MissingFileError
+from align.runtime.packages import require_package
 from align.runtime.paths import typed_path
 from align.runtime.secrets import hide
-from data_formats.errors import AlignError, DataError, MissingFileError, RowNumber
+from data_formats.errors import DataError, RowNumber
 
 PREFIX = "hub:"
 _SHOWN = 300  # characters of the library's own message
@@ -64,11 +66,9 @@ class HubDataset:
         folder = typed_path(self.name)
         if self.name.startswith((".", "/", "~")) and not folder.is_dir():
             raise MissingFileError(f"{self}: no such folder; name a folder of data files or a hub id (org/name)")
-        try:
-            import datasets
-        except ImportError as error:
-            problem = "datasets of the hub need the package datasets: pip install datasets"
-            raise DataError(problem, path=str(self)) from error
+        require_package(f"{self}: a dataset of the hub", "datasets")
+        import datasets
+
         return datasets.load_dataset(
             str(folder) if folder.is_dir() else self.name,
             self.config,

@@ -1,4 +1,4 @@
-"""JSON Lines and JSON lists -> values with their numbers, one at a time: no more is held than the largest row.
+"""JSON lists -> values with their numbers, one at a time: no more is held than the largest row.
 
 A list is decoded element by element out of a window that slides over the text, by the decoder of `json.loads`; so its
 numbers, its NaN, its twice given keys and its words about errors are the same as for a line.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,50 +19,8 @@ from data_formats.errors import DataError, RowNumber, TooLargeError
 _CHUNK = 1 << 16  # bytes
 _SPACE = re.compile(r"[ \t\n\r]*")
 _LONGEST_WORD = 16  # characters: what is found so near the end may go on in the next chunk
-_IS_LIST = "this is a JSON list, not JSON Lines: give the file a name that ends in .json"
 _CLOSING = {b"[": b"]", b"{": b"}"}
 _decode = json.JSONDecoder().raw_decode
-
-
-def json_lines(lines: Iterable[str], path: Path) -> Iterator[tuple[int, Any]]:
-    """The value of every line that is not empty, with its number.
-
-    Raises:
-        DataError: a line holds no JSON value, or more than one; the whole is a list.
-    """
-    first = True
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except RecursionError as error:
-            raise DataError("nested too deeply to be read", path=path, line=number) from error
-        except ValueError as error:
-            if first and line.lstrip().startswith("["):
-                raise DataError(_IS_LIST, path=path, line=number) from error
-            problem = f"not a JSON value ({_said(line, error)}); the line starts {line.strip()[:40]!r}"
-            raise DataError(problem, path=path, line=number) from error
-        if first and isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            raise DataError(_IS_LIST, path=path, line=number)
-        first = False
-        yield number, value
-
-
-def _said(text: str, error: ValueError) -> str:
-    """What is wrong, in the decoder's words or in plainer ones where it is a common slip."""
-    if not isinstance(error, json.JSONDecodeError):
-        return str(error)  # a number of thousands of digits
-    before = text[: error.pos].rstrip()
-    if error.msg == "Extra data" and text[error.pos :].strip() == ",":
-        return "a comma stands behind the value, as in a list; JSON Lines has none between its lines"
-    if error.msg == "Extra data":
-        return f"two values stand on one line, the second from column {error.colno}"
-    if error.pos >= len(text.rstrip()) and before.endswith(("{", "[", ",", ":", '"')):
-        return f"{error.msg}: it does not end on this line, and JSON Lines has a whole value on each"
-    if before.endswith(",") and text[error.pos : error.pos + 1] in ("}", "]"):
-        return f"a comma stands before the '{text[error.pos]}' that closes it"
-    return f"{error.msg}, column {error.colno}"
 
 
 def is_lines(file: IO[bytes]) -> bool:

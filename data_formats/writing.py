@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from align.runtime.atomic import atomic_file
-from data_formats.errors import StorageError
+from align.runtime.errors import StorageError
+from align.runtime.files import atomic_file
 from data_formats.records import Comparison, Demonstration, Document, Message, Prompt, Record, Reply, Scored
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from align.runs import files
 from align.runs.launch import guarded, prepare
+from align.runtime import files
 
 NAMES = {
     "sft": "SFT",

@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from data_formats.errors import AlignError
+from align.runtime.errors import AlignError
 from reward.protocol import Reward, RewardError, RewardUnavailableError, Sample, Verdict, judge
 from reward.scoring import checked
 

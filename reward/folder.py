@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from align.runtime.atomic import is_temporary, remove, remove_leftovers, temporary
+from align.runtime.errors import MissingFileError, StorageError
+from align.runtime.files import is_temporary, remove, remove_leftovers, temporary
 from align.runtime.paths import typed_path
-from data_formats.errors import MissingFileError, StorageError
 from reward.errors import ModelFileError
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from data_formats.errors import AlignError, is_out_of_memory
+from align.runtime.errors import AlignError
+from align.runtime.memory import is_out_of_memory
 from reward.protocol import RewardError
 
 CURE = "sample shorter replies (max_completion_length) to shorter prompts, or use another reward model"

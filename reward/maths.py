@@ -7,12 +7,12 @@ are plain numbers behind "####" (Cobbe et al. 2021).
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
+from align.runtime.packages import require_package
 from align.runtime.terminal import shortened
 from reward.protocol import RewardError, Sample
 from reward.rules import ReferenceRule
@@ -90,15 +90,12 @@ class MathEquality(ReferenceRule):
         column, missing, name: see `ReferenceRule`.
 
     Raises:
-        RewardError: `math-verify` is not installed.
+        MissingPackageError: `math-verify` is not installed.
     """
 
     def __init__(self, *, name: str = "math", **options: Any):
         super().__init__(name, **options)
-        if importlib.util.find_spec("math_verify") is None:
-            raise RewardError(
-                f"reward {name!r} needs math-verify, which is not installed: pip install 'align-rlhf[maths]'"
-            )
+        require_package(f"reward {name!r}", "math_verify")
 
     def compare(self, completion: str, reference: str) -> bool:
         """Whether reply and reference are equal; see `score`."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
-from data_formats.errors import AlignError
+from align.runtime.errors import AlignError
 from data_formats.records import Message, Prompt
 
 

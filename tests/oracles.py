@@ -85,6 +85,41 @@ def gae(rewards: Rows, values: Rows, mask: Rows, gamma: float, lam: float) -> tu
     return advantages, returns
 
 
+def returns_to_go(rewards: Rows, mask: Rows, gamma: float) -> Rows:
+    """Williams 1992: what follows each token that counts, discounted by how many of them lie between."""
+    result = [[0.0] * len(row) for row in rewards]
+    for b in range(len(rewards)):
+        steps = [t for t in range(len(rewards[b])) if mask[b][t]]
+        for k, t in enumerate(steps):
+            for later in range(k, len(steps)):
+                result[b][t] += gamma ** (later - k) * rewards[b][steps[later]]
+    return result
+
+
+def group_advantages(rewards: Rows, mask: Rows, groups: list[int], kind: str) -> Rows:
+    """One number a reply, written at its tokens. `rloo`: Ahmadian et al. 2024, R_i minus the mean of all R_j, j != i;
+    `grpo`: Shao et al. 2024, R_i minus the mean of all R_j over their deviation; `dr_grpo`: Liu et al. 2025, without
+    that. A reply counts when one of its tokens does; one without another to be compared with teaches nothing."""
+    result = [[0.0] * len(row) for row in rewards]
+    counted = [b for b in range(len(rewards)) if any(mask[b])]
+    total = {b: math.fsum(rewards[b][t] for t in range(len(mask[b])) if mask[b][t]) for b in counted}
+    for b in counted:
+        group = [total[other] for other in counted if groups[other] == groups[b]]
+        others = [total[other] for other in counted if groups[other] == groups[b] and other != b]
+        if not others:
+            continue
+        mean = math.fsum(group) / len(group)
+        deviation = math.sqrt(math.fsum((reward - mean) ** 2 for reward in group) / (len(group) - 1))
+        advantage = {
+            "rloo": total[b] - math.fsum(others) / len(others),
+            "grpo": (total[b] - mean) / (deviation + 1e-4),
+            "dr_grpo": total[b] - mean,
+        }[kind]
+        for t in range(len(mask[b])):
+            result[b][t] = advantage if mask[b][t] else 0.0
+    return result
+
+
 def shape_rewards(scores: Row, kls: Rows, mask: Rows, kl_coef: float) -> Rows:
     result = [[0.0] * len(row) for row in kls]
     for b in range(len(kls)):

@@ -49,7 +49,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.report": frozenset(
         {"data_formats", "align.recipe", "align.evaluation.accuracy", "align.evaluation.shares"}
         | {"align.evaluation.table"}  # plain numbers
-        | {"align.runs.reading"}
+        | {"align.runtime.json_files"}
     ),
     "align.doctor": frozenset({"data_formats", "align.recipe", "align.report.run"}),  # without torch
     "align.plan": frozenset({"data_formats.errors", "align.recipe"}),  # without torch
@@ -61,15 +61,15 @@ ARROWS: dict[str, frozenset[str]] = {
     "align": ANYTHING,  # the entries and the command line
 }
 
-# Room -> foreign packages. Those after LAZY may be imported inside functions only.
+# Room -> foreign packages. Those after LAZY may be imported inside functions and for type checkers only.
 TORCH = frozenset({"torch", "transformers", "safetensors", "numpy"})
 FOREIGN: dict[str, frozenset[str]] = {
-    "align.runtime": frozenset({"rich", "httpcore2"}),
+    "align.runtime": frozenset({"rich", "filelock", "httpcore2"}),
     "data_formats": frozenset(),
     "reward": TORCH - {"numpy"},
     "rollouts": TORCH,
     "align.functional": frozenset({"torch"}),
-    "align.recipe": frozenset({"pydantic", "pydantic_core", "yaml"}),
+    "align.recipe": frozenset({"pydantic", "pydantic_core", "ruamel"}),
     "align.tinyworld": frozenset(),
     "align.models": TORCH | {"tokenizers", "peft", "bitsandbytes"},
     "align.data": TORCH - {"safetensors"},
@@ -84,6 +84,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align": frozenset({"rich"}),
 }
 LAZY: dict[str, frozenset[str]] = {
+    "align.runtime": frozenset({"torch", "transformers", "accelerate", "peft"}),
     "data_formats": frozenset({"pyarrow", "zstandard", "datasets", "datasketch", "numpy"}),
     "reward": frozenset({"regex", "math_verify", "peft", "bitsandbytes"}),
     "rollouts": frozenset({"peft", "bitsandbytes"}),
@@ -91,8 +92,10 @@ LAZY: dict[str, frozenset[str]] = {
 }
 ENGINES = {"vllm": "rollouts.vllm"}  # only inside that package
 
-MAX_FILE_LINES = 400
-MAX_FUNCTION_LINES = 60
+# Size is advice: past these, a second meaning is looked for. What has none stays whole and says here which one it has:
+# "align/x/y.py" or "align/x/y.py:function" -> why it is one thing.
+FILE_LINES, FUNCTION_LINES, MEDIAN_LINES = 400, 60, 130
+WHOLE: dict[str, str] = {}
 
 
 def room_of(module: str, rooms: dict[str, frozenset[str]] = ARROWS) -> str | None:
@@ -130,7 +133,7 @@ def foreign_imports(tree: Tree) -> Iterator[str]:
         if package in PACKAGES or package in sys.stdlib_module_names:
             continue
         room = room_of(item.source) or ""
-        lazily = item.lazy and package in LAZY.get(room, frozenset())
+        lazily = (item.lazy or item.typing_only) and package in LAZY.get(room, frozenset())
         engine = package in ENGINES and inside(item.source, ENGINES[package])
         if package not in FOREIGN.get(room, frozenset()) and not lazily and not engine:
             yield where(tree, item)
@@ -215,19 +218,23 @@ def test_no_module_directly_in_align_shadows_another():
     assert sorted(ours & taken) == []
 
 
-def test_files_and_functions_are_small():
-    found = []
-    for path in TREE.files.values():
-        text = path.read_text(encoding="utf-8")
-        if (lines := len(text.splitlines())) > MAX_FILE_LINES:
-            found.append(f"{path}: {lines} lines")
-        for node in ast.walk(ast.parse(text)):
+def test_long_files_and_functions_have_one_meaning_that_is_written_down():
+    long: dict[str, int] = {}
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in TREE.files.values()}
+    for path, count in lines.items():
+        name = path.relative_to(ROOT).as_posix()
+        if count > FILE_LINES:
+            long[name] = count
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
-                if length > MAX_FUNCTION_LINES:
-                    found.append(f"{path}:{node.lineno}: {node.name} has {length} lines")
-    assert found == []
-    assert statistics.median(len(path.read_text(encoding="utf-8").splitlines()) for path in TREE.files.values()) <= 130
+                if length > FUNCTION_LINES:
+                    long[f"{name}:{node.name}"] = length
+    assert {name: count for name, count in long.items() if not WHOLE.get(name)} == {}, (
+        "split by meaning, or say why not"
+    )
+    assert sorted(WHOLE.keys() - long.keys()) == [], "not long any more: take the entry out"
+    assert statistics.median(lines.values()) <= MEDIAN_LINES
 
 
 def test_every_module_says_what_it_does():

@@ -18,7 +18,7 @@ from typing import Any
 
 from align.commands.kinds import files_in
 from align.commands.options import add_dtype, add_max_row, positive
-from align.runs import files
+from align.runtime import files
 from align.runtime.paths import typed_path
 from align.runtime.terminal import say
 from data_formats import Comparison, EmptyDatasetError, ReadReport, StorageError, read
@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> None:
 
     from align.evaluation.preference import evaluate, lines
     from align.evaluation.scoring import best_device, score_comparisons
-    from align.runs.memory import memory_errors
     from align.runs.progress import StageProgress
+    from align.runtime.memory import memory_errors
     from reward.sources import load_reward
 
     reward = load_reward(

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from itertools import chain
 
 from align.data.encode import NO_LOSS, Row
-from data_formats.errors import AlignError, DataError
+from align.runtime.errors import AlignError
+from data_formats.errors import DataError
 
 
 class PackingError(AlignError, ValueError):

@@ -60,6 +60,6 @@ def examine(history: History) -> Diagnosis:
         elif (evidence := rule.look(shown)) is None:
             clear.append(name)
         else:
-            findings.append(Finding(rule, evidence))
+            findings.append(Finding(rule if history.has_critic else rule.without_critic(), evidence))
     findings.sort(key=lambda finding: finding.rule.severity != "problem")
     return Diagnosis(tuple(findings), tuple(clear), blind)

@@ -48,6 +48,12 @@ class History:
         """A setting that is a finite number, else None."""
         return number(self.setting(key))
 
+    @property
+    def has_critic(self) -> bool:
+        """Whether a critic is trained, as far as the files say: one that is has a learning rate in the log."""
+        logged = any("lr/critic" in line for line in self.iterations)
+        return logged or self.setting("advantage") in (None, "gae")
+
     def trained(self) -> History:
         """The same without the iterations in which the critic alone was trained; evaluations stay."""
         steps = {line["step"] for line in self.iterations if any(key.startswith("policy/") for key in line)}

@@ -10,8 +10,9 @@ from align.doctor.history import History
 from align.recipe import RecipeError
 from align.recipe.text import parse
 from align.report.run import Row, number, read_stage
+from align.runtime.errors import MissingFileError
 from align.runtime.paths import typed_path
-from data_formats.errors import EmptyDatasetError, MissingFileError
+from data_formats.errors import EmptyDatasetError
 
 METRICS = "metrics.jsonl"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from align.doctor.history import History
 from align.doctor.series import Series
 
 Severity = Literal["problem", "note"]
+ADVICE = ("causes", "changes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,15 @@ class Rule:
     least: int = 5
     trained: bool = False
 
+    def without_critic(self) -> Rule:
+        """The same for a run that has none: nothing comes from it, and nothing of it can be changed."""
+        kept = {name: tuple(words for words in getattr(self, name) if "critic" not in words) for name in ADVICE}
+        return replace(self, **kept)
+
     def why_not(self, history: History) -> str:
         """Why it cannot look at `history` (as the rule itself is given it); empty when it can."""
+        if not history.has_critic and any(key.startswith("value/") for key in self.needs):
+            return "the run has no critic"
         points = {key: len(history.series(key)) for key in self.needs}
         short = [key for key, count in points.items() if count < self.least]
         if short and (len(short) == len(points) or not self.either):

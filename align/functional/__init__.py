@@ -15,7 +15,7 @@ Inputs of half precision are computed with in float32, float64 stays float64; a 
 computed in. Shapes must agree exactly: nothing is broadcast in silence.
 """
 
-from align.functional.advantages import gae
+from align.functional.advantages import discounted_returns, gae, grpo_advantages, rloo_advantages
 from align.functional.kl import kl_estimate, kl_loss
 from align.functional.logprobs import token_entropy, token_kl, token_logprobs
 from align.functional.masked import Moments, masked_mean, masked_sum, masked_var, whiten
@@ -27,8 +27,10 @@ from align.functional.support import support_logprobs
 
 __all__ = [
     "Moments",
+    "discounted_returns",
     "explained_variance",
     "gae",
+    "grpo_advantages",
     "importance_weights",
     "kl_estimate",
     "kl_loss",
@@ -39,6 +41,7 @@ __all__ = [
     "merge_stats",
     "penalize",
     "policy_loss",
+    "rloo_advantages",
     "shape_rewards",
     "support_logprobs",
     "token_entropy",

@@ -10,7 +10,6 @@ is off (`reward.adapter.keep_unpacked`).
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -20,27 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align.recipe.adapters import LoraSection
 from align.recipe.errors import RecipeError
-from align.recipe.fields import ModelSection
-from data_formats.errors import AlignError
+from align.recipe.model_section import LoraSection, ModelSection
+from align.runtime.packages import require_package
+from align.runtime.peft_model import base_of, is_peft
 from reward import adapter
 from reward.errors import ModelFileError
 from reward.folder import local_folder
 
 logger = logging.getLogger(__name__)
-
-
-class MissingPackageError(AlignError, ImportError):
-    """A package that the recipe's choice needs is not installed."""
-
-
-def require_bitsandbytes(key: str) -> None:
-    """Raises MissingPackageError where bitsandbytes, which the recipe's `key` needs, is not installed."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingPackageError(
-            f"{key} needs bitsandbytes, which is not installed: pip install 'align-rlhf[bitsandbytes]'"
-        )
 
 
 def quantization(model: ModelSection) -> Any:
@@ -49,7 +36,7 @@ def quantization(model: ModelSection) -> Any:
     Raises:
         MissingPackageError: bitsandbytes is not installed.
     """
-    require_bitsandbytes("model.adapter=qlora")
+    require_package("model.adapter=qlora", "bitsandbytes")
     asked = model.quantization
     return adapter.quantization_4bit(
         getattr(torch, asked.compute_dtype), kind=asked.type, double_quant=asked.double_quant
@@ -152,7 +139,7 @@ def fitted(module: nn.Module, path: str | Path, model: ModelSection, *, use: str
     Raises:
         ModelFileError: an adapter would have to be merged into 4-bit weights.
     """
-    has = adapter.is_adapter(module)
+    has = is_peft(module)
     if has and (use == "merged" or (use == "train" and model.adapter == "none")):
         module = merged(module, path)
     elif use == "train" and model.adapter != "none" and not has:
@@ -183,7 +170,7 @@ def merged(module: nn.Module, path: str | Path) -> nn.Module:
             f"{path} is an adapter on 4-bit weights, into which it cannot be merged without rounding it away; make a "
             "whole model of it with `align merge` first (--dequantize, or --base)"
         )
-    _part_tied_ends(module.get_base_model())
+    _part_tied_ends(base_of(module))
     return module.merge_and_unload().requires_grad_(True).eval()
 
 
@@ -203,7 +190,7 @@ def _part_tied_ends(model: nn.Module) -> None:
 
 def save_pretrained(module: nn.Module, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
     """Write a causal language model or a reward model: the adapter alone where it has one, else all weights."""
-    if adapter.is_adapter(module):
+    if is_peft(module):
         adapter.save_body(module, Path(folder), None if state_dict is None else _named_again(module, state_dict))
     else:
         module.save_pretrained(folder, state_dict=state_dict)

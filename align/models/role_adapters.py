@@ -19,7 +19,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from data_formats.errors import AlignError
+from align.runtime.errors import AlignError
 from reward.adapter import CONFIG, WEIGHTS, peft_config, without_classifier
 from reward.errors import ModelFileError
 from reward.folder import check_safetensors

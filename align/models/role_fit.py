@@ -16,10 +16,10 @@ from typing import Any
 
 from align.models import adapters
 from align.models.role_adapters import RoleError
-from align.recipe.fields import ModelSection
+from align.recipe.model_section import ModelSection
 from reward import adapter
 from reward.folder import local_folder, read_json
-from reward.loading import hub_file, load_tokenizer
+from reward.loading import hub_file, saved_tokenizer
 from reward.model import RewardModel
 
 SAVED_4BIT = ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
@@ -35,6 +35,7 @@ class SharedPlan:
         policy: the adapter it starts from; None: a new one, and the base alone is the reference.
         rewards: the adapters of the reward models, by path.
         critic: the adapter it starts from; None: the policy's.
+        with_critic: whether there is one.
     """
 
     base: str
@@ -43,6 +44,7 @@ class SharedPlan:
     policy: str | None
     rewards: tuple[str, ...]
     critic: str | None
+    with_critic: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +59,12 @@ class _Stand:
 
 
 def plan_sharing(
-    policy: str, rewards: Sequence[str], critic: str, model: ModelSection, vocabulary: Mapping[str, int]
+    policy: str, rewards: Sequence[str], critic: str | None, model: ModelSection, vocabulary: Mapping[str, int]
 ) -> SharedPlan:
     """How the models at these paths share one backbone.
 
     Args:
-        policy, critic: what they start from.
+        policy, critic: what they start from; no critic: None.
         rewards: the reward models, maybe none.
         model: of the recipe; says how a base is loaded that no adapter stands on yet.
         vocabulary: of the policy's tokenizer.
@@ -76,11 +78,11 @@ def plan_sharing(
         if not RewardModel.is_saved_at(reward):
             raise RoleError(f"the reward model at {reward} is a classifier, not an adapter with a head of this project")
         _same_base("reward model", _stand(reward, model), stand)
-        if load_tokenizer(reward).get_vocab() != dict(vocabulary):
+        if saved_tokenizer(reward).get_vocab() != dict(vocabulary):
             raise RoleError(f"the reward model at {reward} has a tokenizer of its own, which is not the policy's")
-    own_critic = _same_path(critic, policy)
-    if not own_critic:
-        _same_base("critic", _stand(critic, model), stand)
+    start = None if critic is None or _same_path(critic, policy) else critic
+    if start is not None:
+        _same_base("critic", _stand(start, model), stand)
     rows = _embeddings(stand.base)
     if rows is not None and rows < len(vocabulary):
         raise RoleError(f"the base {stand.base} has {rows} token embeddings, the policy's tokenizer {len(vocabulary)}")
@@ -90,7 +92,8 @@ def plan_sharing(
         stand.quantization,
         policy if stand.adapted else None,
         tuple(dict.fromkeys(rewards)),
-        None if own_critic else critic,
+        start,
+        critic is not None,
     )
 
 

@@ -14,7 +14,7 @@ from align.models.load import load_options
 from align.models.role_adapters import Adapter
 from align.models.role_fit import SharedPlan
 from align.models.roles import RoleView, SharedBackbone
-from align.recipe.fields import ModelSection
+from align.recipe.model_section import ModelSection
 from reward.folder import local_folder
 from reward.loading import load_pretrained
 from reward.model import RewardModel
@@ -22,11 +22,11 @@ from reward.model import RewardModel
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """The models of PPO on one backbone; `rewards` are frozen, by path."""
+    """The models of PPO on one backbone, with a critic or without; `rewards` are frozen, by path."""
 
     policy: RoleView
     reference: RoleView
-    critic: Critic
+    critic: Critic | None
     rewards: dict[str, RewardModel]
 
 
@@ -51,7 +51,8 @@ def load_roles(plan: SharedPlan, model: ModelSection, *, seed: int = 0) -> Roles
     names = {path: "reward" if not at else f"reward_{at}" for at, path in enumerate(plan.rewards)}
     added = {"policy": policy, "reference": reference}
     added |= {name: Adapter.read(path, of_body=True) for path, name in names.items()}
-    added["critic"] = policy.for_body(body) if plan.critic is None else _critic_adapter(plan.critic, body)
+    if plan.with_critic:
+        added["critic"] = policy.for_body(body) if plan.critic is None else _critic_adapter(plan.critic, body)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         backbone = SharedBackbone(base, added)
@@ -59,17 +60,17 @@ def load_roles(plan: SharedPlan, model: ModelSection, *, seed: int = 0) -> Roles
         path: RewardModel.from_pretrained(path, backbone=backbone.headless(name)).requires_grad_(False)
         for path, name in names.items()
     }
-    body_view, start = backbone.headless("critic"), plan.critic
-    own_head = start is not None and Critic.is_saved_at(start)
-    roles = Roles(
-        backbone.causal("policy"),
-        backbone.causal("reference"),
-        (Critic.from_pretrained(start, backbone=body_view) if own_head else Critic(body_view)).eval(),
-        rewards,
-    )
+    critic = _critic(backbone, plan.critic) if plan.with_critic else None
     if model.gradient_checkpointing:
         backbone.gradient_checkpointing_enable()
-    return roles
+    return Roles(backbone.causal("policy"), backbone.causal("reference"), critic, rewards)
+
+
+def _critic(backbone: SharedBackbone, start: str | None) -> Critic:
+    """On the role's adapter, with the head that is saved where it starts, else a new one."""
+    body = backbone.headless("critic")
+    has_head = start is not None and Critic.is_saved_at(start)
+    return (Critic.from_pretrained(start, backbone=body) if has_head else Critic(body)).eval()
 
 
 def _critic_adapter(path: str, body: str) -> Adapter:

@@ -1,4 +1,5 @@
-"""The moments of ppo: four models at once, two of them in training, and one of them sampling (or an engine beside).
+"""The moments of ppo: four models at once (three without a critic), of which policy and critic are in training and the
+policy samples (or an engine beside).
 
 What `ppo.offload` names is left out of the moments in which it is idle.
 """
@@ -22,20 +23,24 @@ GOLD = "gold_reward"  # how the roles of reward models begin that judge for the 
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """The models of the stage."""
+    """The models of the stage; `critic` is None where the advantages need none."""
 
     policy: Model
-    critic: Model
+    critic: Model | None
     reference: Model
     rewards: tuple[Model, ...]
     offload: tuple[str, ...] = ()
 
+    @property
+    def trained(self) -> tuple[Model, ...]:
+        """Those in training, in the order in which an update computes their gradients."""
+        return (self.policy,) if self.critic is None else (self.critic, self.policy)
+
     def resident(self, ranks: int) -> tuple[Part, ...]:
         """What they hold for good."""
+        critic = () if self.critic is None else (self.critic,)
         return tuple(
-            part
-            for model in (self.policy, self.critic, self.reference, *self.rewards)
-            for part in model.resident(ranks)
+            part for model in (self.policy, *critic, self.reference, *self.rewards) for part in model.resident(ranks)
         )
 
     def without_idle(self, held: tuple[Part, ...], *busy: str) -> tuple[Part, ...]:
@@ -56,19 +61,19 @@ class Roles:
 
 
 def shares_backbone(recipe: Recipe) -> bool:
-    """Whether policy, critic, reference and reward model are adapters of one base."""
+    """Whether the models are adapters of one base."""
     asked = recipe.ppo.shared_backbone
     return recipe.model.adapter != "none" if asked == "auto" else bool(asked)
 
 
-def roles(recipe: Recipe, policy: Shape, critic: Shape, rewards: dict[str, Shape]) -> Roles:
+def roles(recipe: Recipe, policy: Shape, critic: Shape | None, rewards: dict[str, Shape]) -> Roles:
     """The models of the recipe's ppo stage; the weights of a shared base are the policy's."""
     section, model = recipe.ppo, recipe.model
     shared = shares_backbone(recipe)
     from_adapter = init_origin(recipe, "ppo").kind == "stage"  # the reference is the adapter that training starts from
     found = Roles(
         trained_model("policy", policy, model, section.policy),
-        trained_model("critic", critic, model, section.critic, head=False),
+        None if critic is None else trained_model("critic", critic, model, section.critic, head=False),
         frozen_model("reference", policy, model, head=True, adapter=from_adapter),
         tuple(frozen_model(role, shape, model, head=False, adapter=True) for role, shape in rewards.items()),
     )
@@ -77,16 +82,16 @@ def roles(recipe: Recipe, policy: Shape, critic: Shape, rewards: dict[str, Shape
     alone = gold_origins(recipe)  # it only looks on, and is loaded by itself
     return Roles(
         found.policy,
-        replace(found.critic, own_weights=critic != policy),
+        None if critic is None else replace(found.critic, own_weights=critic != policy),
         replace(found.reference, own_weights=False),
         tuple(replace(one, own_weights=one.body.shape != policy or one.role in alone) for one in found.rewards),
     )
 
 
 def plan_ppo(
-    recipe: Recipe, policy: Shape, critic: Shape, rewards: dict[str, Shape], *, ranks: int, device: str
+    recipe: Recipe, policy: Shape, critic: Shape | None, rewards: dict[str, Shape], *, ranks: int, device: str
 ) -> StagePlan:
-    """The stage; `rewards`: the reward models by role, `gold_reward` among them."""
+    """The stage; `critic`: None without one; `rewards`: the reward models by role, `gold_reward` among them."""
     section, plan = recipe.ppo, batch_plan(recipe, "ppo", ranks)
     models, rollout, rows = roles(recipe, policy, critic, rewards), section.rollout, plan.micro_batch_size
     models = models if device == "cpu" else replace(models, offload=section.offload)  # a CPU has no other memory
@@ -109,13 +114,16 @@ def plan_ppo(
         here = models.without_idle(held, *models.judging(one))
         moments.append(plain_moment(one, here, at_once, tokens, device=device, name="scoring"))
     here = models.without_idle(held, "reference")
-    for one, asked in ((models.policy, replies), (models.reference, replies), (models.critic, 0)):
-        moments.append(plain_moment(one, here, rows, tokens, device=device, name="passes", logit_rows=asked))
+    for one in (models.policy, models.reference, models.critic):
+        if one is not None:
+            asked = replies if one.head else 0
+            moments.append(plain_moment(one, here, rows, tokens, device=device, name="passes", logit_rows=asked))
     moments.append(_whole_kl(models, here, rows, rollout.max_completion_length, device))
     many, whole = plan.accumulation > 1, held
     held = models.without_idle(held)
-    moments += training_moments(models.critic, held, rows, tokens, device=device, accumulating=many)
-    held += models.critic.gradients()
+    if models.critic is not None:
+        moments += training_moments(models.critic, held, rows, tokens, device=device, accumulating=many)
+        held += models.critic.gradients()
     moments += training_moments(models.policy, held, rows, tokens, device=device, logit_rows=replies, accumulating=many)
     if section.uses_ptx:
         moments += _ptx(recipe, models.policy, held, plan.ptx_micro_batch_size, device)
@@ -124,12 +132,12 @@ def plan_ppo(
 
 def _steps(models: Roles, held: tuple[Part, ...]) -> list[Moment]:
     """Where moments wait, those of one model are there at a time."""
-    gradients = models.critic.gradients() + models.policy.gradients()
+    gradients = tuple(part for one in models.trained for part in one.gradients())
     if "optimizer" not in models.offload:
         return [Moment("optimizer step", models.without_idle(held) + gradients)]
     return [
         Moment(f"{one.role}: optimizer step", models.without_idle(held, f"{one.role}'s moments") + gradients)
-        for one in (models.critic, models.policy)
+        for one in models.trained
     ]
 
 

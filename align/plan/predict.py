@@ -35,7 +35,7 @@ def _plan(recipe: Recipe, stage: str, ranks: int, device: str) -> StagePlan:
     if stage == "ppo":
         origins = reward_origins(recipe) | gold_origins(recipe)
         rewards = {role: _shape(recipe, origin, f"ppo.{role}") for role, origin in origins.items()}
-        critic = _shape(recipe, critic_origin(recipe), "ppo.critic_from")
+        critic = _shape(recipe, critic_origin(recipe), "ppo.critic_from") if recipe.ppo.estimator.critic else None
         plan = plan_ppo(recipe, shape, critic, rewards, ranks=ranks, device=device)
         if shares_backbone(recipe) and recipe.ppo.shared_backbone == "auto" and not _one_root(recipe):
             apart = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"shared_backbone": False})})
@@ -60,7 +60,7 @@ def _shape(recipe: Recipe, origin: Origin, key: str) -> Shape:
 
 def _one_root(recipe: Recipe) -> bool:
     """Whether the recipe alone says that ppo's models stand on one base."""
-    trained = (critic_origin(recipe), *reward_origins(recipe).values())
+    trained = [*reward_origins(recipe).values(), *([critic_origin(recipe)] if recipe.ppo.estimator.critic else [])]
     roots = {_root(recipe, origin) for origin in (init_origin(recipe, "ppo"), *trained)}
     return len(roots) == 1 and all(origin.kind == "stage" for origin in trained)
 

@@ -122,7 +122,7 @@ def _steps(recipe: Recipe, worst: StagePlan, ranks: int) -> Iterator[dict[str, A
         yield {"model.gradient_checkpointing": True}
     if stage == "ppo":
         yield from _offload(recipe)
-    trained = ("policy", "critic") if stage == "ppo" else ()
+    trained = section.trained_roles if stage == "ppo" else ()
     optimizers = [(f"{stage}.{role}", getattr(section, role)) for role in trained] or [(stage, section)]
     eight = {f"{key}.optimizer": "adamw_8bit" for key, one in optimizers if one.optimizer == "adamw"}
     if eight:
@@ -142,7 +142,7 @@ def _steps(recipe: Recipe, worst: StagePlan, ranks: int) -> Iterator[dict[str, A
 def _offload(recipe: Recipe) -> Iterator[dict[str, Any]]:
     """What the recipe lets wait in the host's memory; roles of one backbone have nothing to offload."""
     section, model = recipe.ppo, recipe.model
-    paged = any(one.optimizer.startswith("paged") for one in (section.policy, section.critic))
+    paged = any(getattr(section, role).optimizer.startswith("paged") for role in section.trained_roles)
     shared = model.adapter != "none" and section.shared_backbone is not False
     parts = ([] if shared else ["reference", "reward"]) + ([] if paged else ["optimizer"])
     if set(parts) - set(section.offload):

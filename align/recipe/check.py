@@ -6,17 +6,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from align.recipe.batch import BatchPlan, batch_plan
-from align.recipe.errors import RecipeError
+from align.recipe.errors import RecipeError, did_you_mean
 from align.recipe.lineage import Origin, has_model, inputs, model_dir, stage_dir
-from align.recipe.load import STAND_IN, inspect
-from align.recipe.precision import rounded_away
-from align.recipe.problems import did_you_mean
-from align.recipe.rejection import RejectionSection
-from align.recipe.rewards import part_problems
-from align.recipe.rollout import RolloutSection, engine_problems
+from align.recipe.load import inspect
+from align.recipe.model_section import rounded_away
+from align.recipe.rejection_section import RejectionSection
+from align.recipe.reward_section import part_problems
+from align.recipe.rollout_section import RolloutSection, engine_problems
 from align.recipe.schema import DEFAULT_PARENTS, ROLLOUT_STAGES, STAGES, Recipe
 from align.recipe.sources import source_problems, stage_sources
-from align.recipe.stages import SFTSection
+from align.recipe.supervised_sections import SFTSection
 from align.recipe.table import table
 from align.recipe.trackers import tracker_problems
 from align.runtime.paths import typed_path
@@ -27,11 +26,11 @@ _KEYS = {"model": "init_from", "policy": "init_from", "reward": "reward_from", "
 
 
 def check_recipe(path: str | Path, overrides: Sequence[str] = (), *, world_size: int | None = None) -> Recipe:
-    """Load and check everything that can be checked without torch. Raises RecipeError with every problem at once."""
+    """Load and check everything that can be checked without torch. Raises RecipeError: wrong fields, else all else."""
     found = inspect(path, overrides, world_size=world_size)
     problems = list(found.problems)
     if found.recipe is not None:
-        problems += [problem for problem in run_problems(found.recipe, found.recipe.stages) if STAND_IN not in problem]
+        problems += run_problems(found.recipe, found.recipe.stages)
     if problems or found.recipe is None:
         raise RecipeError(tuple(dict.fromkeys(problems)), found.source)
     return found.recipe
@@ -46,7 +45,7 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
     )
     if blocked:
         problems.append(f"output_dir: {blocked} is a file, not a folder")
-    if recipe.model.path is not None and recipe.model.path != STAND_IN:
+    if recipe.model.path is not None:
         problems += _path_problem("model.path", recipe.model.path)
     problems += tracker_problems(recipe, stages)
     for stage in stages:
@@ -144,7 +143,9 @@ def precision_warnings(recipe: Recipe) -> list[str]:
     found = []
     for stage in recipe.stages if recipe.model.adapter == "none" else set(recipe.stages) & {"base"}:
         section = getattr(recipe, stage)
-        optims = {"ppo.policy": section.policy, "ppo.critic": section.critic} if stage == "ppo" else {stage: section}
+        optims = {stage: section}
+        if stage == "ppo":
+            optims = {f"ppo.{role}": getattr(section, role) for role in section.trained_roles}
         found += [f"{key}: {rounded_away(optim.learning_rate)}" for key, optim in optims.items()]
     return found
 
@@ -232,9 +233,15 @@ def _ppo_line(recipe: Recipe, plan: BatchPlan) -> str:
     ppo = recipe.ppo
     text = (
         f"ppo: {ppo.num_iterations} iterations of {plan.prompts} prompts x {ppo.rollout.num_generations} generations = "
-        f"{plan.responses} responses, {plan.steps_per_iteration} optimizer steps each; the policy waits for the first "
-        f"{ppo.critic_warmup_steps} of {ppo.num_iterations * plan.steps_per_iteration} steps"
+        f"{plan.responses} responses, {plan.steps_per_iteration} optimizer steps each; "
     )
+    if ppo.estimator.critic:
+        text += (
+            f"the policy waits for the first {ppo.critic_warmup_steps} of "
+            f"{ppo.num_iterations * plan.steps_per_iteration} steps"
+        )
+    else:
+        text += f"{ppo.advantage} advantages, without a critic"
     text += f"; {plan.ptx_batch_size} pretraining rows a step" if plan.ptx_batch_size else ""
     return f"{text}; {_engine_words(ppo.rollout)}"
 

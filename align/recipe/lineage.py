@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from align.recipe.rewards import ModelPart, RewardPart, plain_parts
+from align.recipe.reward_section import ModelPart, RewardPart, plain_parts
 from align.recipe.schema import DEFAULT_PARENTS, ROLLOUT_STAGES, STAGES, Recipe
 
 TRAINED = "trained.json"  # beside a model that is trained and not yet measured
@@ -78,7 +78,7 @@ def _part_origins(recipe: Recipe, parts: Iterable[tuple[str, RewardPart]]) -> di
 
 
 def critic_origin(recipe: Recipe) -> Origin:
-    """Where ppo's critic starts: `critic_from`, else the first reward model, else the policy."""
+    """Where ppo's critic, if it has one, starts: `critic_from`, else the first reward model, else the policy."""
     if recipe.ppo.critic_from:
         return _named(recipe, recipe.ppo.critic_from)
     return next(iter(reward_origins(recipe).values()), init_origin(recipe, "ppo"))
@@ -89,4 +89,7 @@ def inputs(recipe: Recipe, stage: str) -> dict[str, Origin]:
     if stage not in ROLLOUT_STAGES:
         return {"model": init_origin(recipe, stage)}
     found = {"policy": init_origin(recipe, stage), **reward_origins(recipe, stage)}
-    return found | {"critic": critic_origin(recipe)} | gold_origins(recipe) if stage == "ppo" else found
+    if stage != "ppo":
+        return found
+    critic = {"critic": critic_origin(recipe)} if recipe.ppo.estimator.critic else {}
+    return found | critic | gold_origins(recipe)

@@ -1,15 +1,12 @@
 """From a YAML file and `key=value` overrides to a frozen `Recipe`, or to every error in them at once.
 
-Types are strict (`seed: "3"` is an error, `learning_rate: 1` is fine). pydantic stops short of the cross-field rules
-as soon as one field is wrong; so when errors are found, the offending keys are repaired (a misspelt key gets the
-suggested name, a bad value its default) in a private copy, and that copy is looked at for rules and batch splits.
+Types are strict (`seed: "3"` is an error, `learning_rate: 1` is fine). The errors of one round are told at once: first
+those of single fields, and where there are none, those between fields (`validate`).
 """
 
 from __future__ import annotations
 
-import copy
 import json
-import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +15,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from align.recipe.batch import batch_problem, launched_world_size
-from align.recipe.errors import RecipeError
-from align.recipe.problems import LONGEST_KEY, Loc, Problem, describe, dotted, section_at
+from align.recipe.errors import LONGEST_KEY, Loc, Problem, RecipeError, describe, dotted
 from align.recipe.schema import Recipe
 from align.recipe.section import Section
 from align.recipe.text import DEEPEST, Lines, dump, parse, read
 from align.runtime.terminal import shortened
 
-STAND_IN = "(missing)"  # put where a required text is missing, while looking for further problems
-
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What `inspect` found. `recipe` is complete when `problems` is empty, else repaired where possible, else None."""
+    """What `inspect` found. `recipe` is None where a field is wrong; without `problems` it can be used."""
 
     recipe: Recipe | None
     problems: tuple[str, ...]
@@ -118,46 +112,28 @@ def _override(data: dict, item: str, lines: Lines) -> str | None:
     return None
 
 
-def _once(data: dict) -> tuple[Recipe | None, list[Problem]]:
+def validate(data: dict, world_size: int) -> tuple[Recipe | None, list[Problem | str]]:
+    """A recipe of plain data, in two rounds.
+
+    Every field by itself: no recipe comes of data with unknown, missing or unreadable keys, and all of them are told.
+    Then what fields are to one another: every broken rule and impossible batch split of the recipe.
+    """
     try:
         # JSON mode is the strict mode that still takes a list for a tuple.
-        return Recipe.model_validate_json(json.dumps(data), strict=True, context={"collect_rules": True}), []
+        recipe = Recipe.model_validate_json(json.dumps(data), strict=True, context={"collect_rules": True})
     except ValidationError as error:
         return None, describe(Recipe, error.errors())
     except (TypeError, ValueError) as error:
-        return None, [Problem((), "value", f"a key or value is no plain data: {error}")]
+        return None, [Problem((), f"a key or value is no plain data: {error}")]
+    splits = [batch_problem(recipe, stage, world_size) for stage in recipe.stages]
+    return recipe, [*_rules(recipe), *filter(None, splits)]
 
 
-def validate(data: dict, world_size: int) -> tuple[Recipe | None, list[Problem | str]]:
-    """Recipe and problems of plain data; with problems, the recipe is the repaired one (None where hopeless)."""
-    recipe, first = _once(data)
-    renamed = {(*p.loc[:-1], p.suggestion) for p in first if p.suggestion}
-    first = [p for p in first if p.kind != "missing" or p.loc not in renamed]
-    problems: list[Problem | str] = list(first)
-    repaired = [p for p in first if not p.suggestion]
-    work, pending = copy.deepcopy(data), first
-    for _ in range(4):
-        if recipe is not None or False in [_repair(work, problem) for problem in pending]:
-            break
-        recipe, pending = _once(work)
-    if recipe is not None:
-        problems += [rule for rule in _rules(recipe, ()) if not _touched(rule.text, rule.loc, repaired)]
-        for stage in recipe.stages:
-            split = batch_problem(recipe, stage, world_size)
-            if split and not _touched(split, (stage, "batch"), repaired):
-                problems.append(split)
-    return recipe, problems
-
-
-def _touched(sentence: str, loc: Loc, repaired: list[Problem]) -> bool:
-    """Whether a finding rests on a value that the repair put there: it lies at `loc` or the sentence names its key."""
-    return any(p.loc[: len(loc)] == loc or (p.loc[:1] == loc[:1] and str(p.loc[-1]) in sentence) for p in repaired)
-
-
-def _rules(section: Section, loc: Loc) -> Iterator[Problem]:
+def _rules(section: Section, loc: Loc = ()) -> Iterator[Problem]:
+    """The broken rules of a section and of all sections in it."""
     for key, sentence in section.rules():
         steps = [int(step) if step.isdigit() else step for step in key.split(".")] if key else []
-        yield Problem((*loc, *steps), "rule", sentence)
+        yield Problem((*loc, *steps), sentence)
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, Section):
@@ -166,35 +142,3 @@ def _rules(section: Section, loc: Loc) -> Iterator[Problem]:
             for index, part in enumerate(value):
                 if isinstance(part, Section):
                     yield from _rules(part, (*loc, name, index))
-
-
-def _repair(data: dict, problem: Problem) -> bool:
-    """Change `data` so that `problem` goes away and much is left to look at; False when that is hopeless."""
-    if not problem.loc:
-        return False
-    here: Any = data
-    try:
-        for part in problem.loc[:-1]:
-            here = here[part]
-        value = here.pop(problem.loc[-1]) if problem.kind != "missing" else None
-    except (KeyError, IndexError, TypeError):
-        return True  # went away with an earlier repair
-    except AttributeError:
-        return False  # a plain text that stands for a section (a source, an instruction)
-    if problem.kind == "missing":
-        stand_in = _stand_in(problem.loc)
-        if stand_in is None:
-            return False
-        here[problem.loc[-1]] = stand_in
-    elif problem.suggestion and problem.suggestion not in here:
-        here[problem.suggestion] = value
-    return True
-
-
-def _stand_in(loc: Loc) -> Any:
-    section = section_at(Recipe, loc[:-1])
-    field = section.model_fields.get(str(loc[-1])) if section else None
-    kinds = {int: 1, float: 1.0, str: STAND_IN}
-    if field is None:
-        return None
-    return kinds.get(field.annotation, [{"path": STAND_IN}] if typing.get_origin(field.annotation) is tuple else None)

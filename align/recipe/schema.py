@@ -7,11 +7,12 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from align.recipe.fields import ModelSection, TinyWorldSection
-from align.recipe.ppo import PPOSection
-from align.recipe.rejection import RejectionSection
+from align.recipe.fields import TinyWorldSection
+from align.recipe.model_section import ModelSection
+from align.recipe.ppo_section import PPOSection
+from align.recipe.rejection_section import RejectionSection
 from align.recipe.section import Count, Listed, LocalPath, Section
-from align.recipe.stages import BaseSection, RewardSection, SFTSection
+from align.recipe.supervised_sections import BaseSection, RewardSection, SFTSection
 
 STAGES = ("base", "sft", "pmp", "rm", "rejection", "ppo")
 ROLLOUT_STAGES = ("rejection", "ppo")  # those that sample replies and need a reward for them

@@ -1,8 +1,8 @@
-"""YAML text to plain values and back.
+"""YAML text to plain values and back, read and written by ruamel.yaml.
 
-PyYAML reads YAML 1.1, in which `1e-6` is a string and `no` is false. Both bite in recipes, so this loader resolves
-plain scalars by the YAML 1.2 core schema: `true`/`false`, `null`/`~`/nothing, integers, floats with or without a point,
-and everything else is text (dates too). A key that occurs twice is an error, not a silent overwrite.
+Which plain words are not text is decided here, not by the library's version: `true`/`false`, `null`/`~`/nothing,
+integers, floats with or without a point, as in the YAML 1.2 core schema; everything else is text (`no`, `12:30`, dates,
+`0x1f`). A key that occurs twice is an error, not a silent overwrite.
 
 Aliases may repeat what an anchor names, but what a text comes to with its aliases written out is bounded, and so is how
 deep it is nested: a few hundred bytes could else stand for more than any memory holds.
@@ -10,12 +10,19 @@ deep it is nested: a few hundred bytes could else stand for more than any memory
 
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.representer import SafeRepresenter
+from ruamel.yaml.resolver import VersionedResolver
+from ruamel.yaml.tag import Tag
 
 from align.recipe.errors import RecipeError
 from align.runtime.paths import typed_path
@@ -29,72 +36,92 @@ MOST_EXPANDED = 1 << 20  # characters and nodes, aliases written out
 DEEPEST = 64
 LONGEST_INT = 18  # characters, so that every integer fits into 64 bits
 
-_FLOAT = re.compile(
-    r"^[-+]?(?:(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-)
-_INT = re.compile(r"^[-+]?[0-9]+(?:_[0-9]+)*$")
+_CORE = "tag:yaml.org,2002:"
+_WORDS = {
+    Tag(suffix=_CORE + kind): re.compile(pattern)
+    for kind, pattern in {
+        "null": r"~|null|Null|NULL|",
+        "bool": r"true|True|TRUE|false|False|FALSE",
+        "int": r"[-+]?[0-9]+(?:_[0-9]+)*",
+        "float": r"[-+]?(?:(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF|nan|NaN|NAN))",
+        "merge": r"<<",
+    }.items()
+}
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with the resolvers of YAML 1.2 and no duplicate keys."""
+class _Reading(VersionedResolver):
+    """What a plain word is: see the module."""
 
-    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 (PyYAML's own attribute)
+    processing_version = (1, 2)  # whatever a directive of the text says
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            line = key_node.start_mark.line + 1
-            if key_node.value in seen:
-                problem = f"key '{key_node.value}' occurs twice, on lines {seen[key_node.value]} and {line}; keep one"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen[key_node.value] = line
-        return super().construct_mapping(node, deep)
+    def resolve(self, kind: type[Node], value: Any, implicit: Any) -> Tag:
+        if kind is ScalarNode and implicit[0]:
+            return next((tag for tag, word in _WORDS.items() if word.fullmatch(value)), self.DEFAULT_SCALAR_TAG)
+        return super().resolve(kind, value, (False, False))
 
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+
+class _Writing(_Reading):
+    """As read here, or else by a reader of YAML 1.1: text that either takes for something else is quoted."""
+
+    processing_version = (1, 1)
+
+    def resolve(self, kind: type[Node], value: Any, implicit: Any) -> Tag:
+        found = super().resolve(kind, value, implicit)
+        return VersionedResolver.resolve(self, kind, value, implicit) if found == self.DEFAULT_SCALAR_TAG else found
+
+
+class _Values(SafeConstructor):
+    """Values of nodes; of none is made what its tag (`!!timestamp x`) says and its text is not."""
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        if node.tag == _CORE + "int" and len(digits := str(node.value).replace("_", "")) > LONGEST_INT:
+            _refuse(f"an integer of {len(digits)} characters is larger than any key takes", node)
         try:
             return super().construct_object(node, deep)
-        except (yaml.YAMLError, RecursionError, MemoryError):
+        except (YAMLError, RecursionError, MemoryError):
             raise
-        except Exception as error:  # what Python says of a value that is not what its tag, `!!timestamp x`, says
-            kind, value = node.tag.rpartition(":")[2], node.value if isinstance(node.value, str) else "what stands here"
-            problem = f"{shortened(value)} is no {kind} that can be read"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+        except Exception:
+            kind, value = str(node.tag).rpartition(":")[2], node.value if isinstance(node.value, str) else "this"
+            _refuse(f"{shortened(value)} is no {kind} that can be read", node)
 
-    def construct_plain_int(self, node: yaml.ScalarNode) -> int:
-        digits = self.construct_scalar(node).replace("_", "")
-        if len(digits) > LONGEST_INT:
-            problem = f"an integer of {len(digits)} characters is larger than any key takes"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return int(digits)
+    def date(self, node: Node) -> NoReturn:
+        raise ValueError  # no key takes one
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_plain_int)
+_Values.add_constructor(_CORE + "timestamp", _Values.date)
 
 
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes whatever YAML 1.1 or `_Loader` would read as something other than text."""
+class _Plain(SafeRepresenter):
+    """Values as plain as they can be written."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
-    def represent_text(self, data: str) -> yaml.ScalarNode:
-        # PyYAML writes Unicode line breaks raw into single quotes and then folds them to spaces when reading.
+    def text(self, data: str) -> ScalarNode:
+        # Unicode line breaks would be written raw into single quotes and then folded to spaces in reading.
         odd = any(letter in data for letter in "\x85\u2028\u2029")
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if odd else None)
+        return self.represent_scalar(_CORE + "str", data, style='"' if odd else None)
+
+    def number(self, data: float) -> ScalarNode:
+        node = self.represent_float(data)
+        if "." not in node.value:  # YAML 1.1 takes 1e-06 for text
+            node.value = node.value.replace("e", ".0e")
+        return node
 
 
-_Dumper.add_representer(str, _Dumper.represent_text)
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+_Plain.add_representer(str, _Plain.text)
+_Plain.add_representer(float, _Plain.number)
+
+
+def _yaml(resolver: type[VersionedResolver]) -> YAML:
+    made = YAML(typ="safe", pure=True)
+    made.Resolver, made.Constructor, made.Representer = resolver, _Values, _Plain
+    made.composer.warn_double_anchors = False
+    return made
+
+
+def _refuse(problem: str, node: Node) -> NoReturn:
+    raise ConstructorError(None, None, problem, node.start_mark)
 
 
 @dataclass(slots=True)
@@ -104,24 +131,30 @@ class _Walk:
     lines: Lines = field(default_factory=dict)
     size: int = 0
 
-    def visit(self, node: yaml.Node, path: tuple[str | int, ...] = (), inside: frozenset[int] = frozenset()) -> None:
+    def visit(self, node: Node, path: tuple[str | int, ...] = (), inside: frozenset[int] = frozenset()) -> None:
         if id(node) in inside:
-            raise _refused("an anchor that contains itself", node)
+            _refuse("an anchor that contains itself", node)
         if len(path) > DEEPEST:
-            raise _refused(f"nested deeper than {DEEPEST} levels", node)
+            _refuse(f"nested deeper than {DEEPEST} levels", node)
         inside |= {id(node)}
-        self.size += 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
-        if isinstance(node, yaml.ScalarNode) and not _encodable(node.value):
-            raise _refused("half of a surrogate pair, which no text holds", node)
+        self.size += 1 + (len(node.value) if isinstance(node, ScalarNode) else 0)
+        if isinstance(node, ScalarNode) and not _encodable(node.value):
+            _refuse("half of a surrogate pair, which no text holds", node)
         if self.size > MOST_EXPANDED:
-            raise _refused("its aliases, written out, come to more than a recipe can hold", node)
-        if isinstance(node, yaml.MappingNode):
+            _refuse("its aliases, written out, come to more than a recipe can hold", node)
+        if isinstance(node, MappingNode):
+            first: dict[str, int] = {}
             for key, value in node.value:
-                here = (*path, key.value if isinstance(key, yaml.ScalarNode) else "?")
-                self.lines[here] = key.start_mark.line + 1
+                if not isinstance(key, ScalarNode):
+                    _refuse("a key must be a word, not a list or a section", key)
+                here, line = (*path, key.value), key.start_mark.line + 1
+                # The library's own check names one line alone, and passes over the keys beside a merge.
+                if key.value in first and key.tag != _CORE + "merge":
+                    _refuse(f"key '{key.value}' occurs twice, on lines {first[key.value]} and {line}; keep one", key)
+                self.lines[here] = first[key.value] = line
                 self.visit(key, here, inside)
                 self.visit(value, here, inside)
-        elif isinstance(node, yaml.SequenceNode):
+        elif isinstance(node, SequenceNode):
             for index, value in enumerate(node.value):
                 self.lines[(*path, index)] = value.start_mark.line + 1
                 self.visit(value, (*path, index), inside)
@@ -135,23 +168,18 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def _refused(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
-    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-
-
 def parse(text: str, source: str) -> tuple[Any, Lines]:
     """Values of a YAML document and the 1-based line of every key. Raises RecipeError naming the line."""
     if len(text) > LONGEST:
         raise RecipeError([f"is longer than {LONGEST} characters; is this a recipe?"], source)
-    walk = _Walk()
+    walk, yaml = _Walk(), _yaml(_Reading)
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
+        node = yaml.compose(text)
         if node is None:
             return None, walk.lines
         walk.visit(node)
-        return loader.construct_document(node), walk.lines
-    except yaml.MarkedYAMLError as error:
+        return yaml.constructor.construct_document(node), walk.lines
+    except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise RecipeError([f"{where}{shortened(error.problem or error.context, 200)}"], source) from error
@@ -159,7 +187,7 @@ def parse(text: str, source: str) -> tuple[Any, Lines]:
         raise RecipeError([f"nested deeper than {DEEPEST} levels"], source) from None
     except MemoryError:
         raise
-    except Exception as error:  # PyYAML makes the values of some tags last, and not of everything can it make them
+    except Exception as error:  # the values of some tags are made last, and not of everything can they be made
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RecipeError([f"not readable as YAML: {shortened(reason, 200)}"], source) from error
 
@@ -185,4 +213,7 @@ def read(file: Path, name: str) -> str:
 
 def dump(data: Any) -> str:
     """YAML that `parse` reads back equal."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=False)
+    yaml, out = _yaml(_Writing), io.StringIO()
+    yaml.sort_base_mapping_type_on_output, yaml.default_flow_style, yaml.width = False, False, 120
+    yaml.dump(data, out)
+    return out.getvalue()

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from align.report.run import read_run
-from align.runtime.atomic import atomic_file
+from align.runtime.errors import MissingFileError, StorageError
+from align.runtime.files import atomic_file
 from align.runtime.paths import typed_path
-from data_formats.errors import MissingFileError, StorageError
 
 
 def build_report(output_dir: str | Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 from align.recipe import STAGES, RecipeError
 from align.recipe.text import parse
-from align.runs.reading import Row, number, objects, parse_json
+from align.runtime.json_files import Row, number, objects, parse_json
 from align.runtime.secrets import hide
 
 Series = tuple[list[float], list[float]]

@@ -1,0 +1,5 @@
+"""One run of a stage, from its command line to its last checkpoint: what no trainer and no stage has for itself.
+
+How a process starts and ends (`launch`, `arguments`, `interrupt`), what it shows and logs (`progress`, `metrics`,
+`callbacks`), what it goes on from (`checkpoint`, `acceptance`, `reading`, `seeding`), and that it trains (`proof`).
+"""

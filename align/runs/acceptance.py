@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from align.runs import checkpoint
-from align.runs.files import write_json
-from align.runs.ranks import is_main
-from align.runs.reading import read_object
+from align.runtime.files import write_json
+from align.runtime.json_files import read_object
+from align.runtime.ranks import is_main
 
 FILE = "accepted.json"
 _KEYS: ContextVar[tuple[str, ...]] = ContextVar("accepted", default=())

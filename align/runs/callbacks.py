@@ -21,7 +21,7 @@ from align.runs.interrupt import StopFlag
 from align.runs.metrics import MetricsLog
 from align.runs.progress import StageProgress
 from align.runs.proof import StepProof
-from align.runs.ranks import any_rank
+from align.runtime.ranks import any_rank
 
 _NOT_FIGURES = ("epoch", "total_flos", "step", "time")
 _NOT_FIGURES_END = ("_runtime", "_per_second")

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from align.runs.errors import CheckpointError
-from align.runs.files import put_dir, storage_errors, sweep, write_json
-from align.runs.reading import RunFileError, read_object
-from align.runtime.atomic import remove, temporary
-from data_formats.errors import MissingFileError, StorageError
+from align.runtime.errors import MissingFileError, StorageError
+from align.runtime.files import put_dir, remove, storage_errors, sweep, temporary, write_json
+from align.runtime.json_files import RunFileError, read_object
+from align.runtime.ranks import agree, is_main
 
 logger = logging.getLogger(__name__)
 
@@ -27,28 +27,18 @@ MANIFEST = "manifest.json"
 _STEP = re.compile(r"step-(0|[1-9][0-9]*)")
 
 
-def save(
-    folder: str | Path,
-    step: int,
-    write: Callable[[Path], None],
-    keep: int = 2,
-    *,
-    main: bool = True,
-    any_failed: Callable[[bool], bool] = bool,
-) -> Path:
-    """Writes `<folder>/step-<step>` and removes the oldest steps beyond `keep`.
+def save(folder: str | Path, step: int, write: Callable[[Path], None], keep: int = 2) -> Path:
+    """Writes `<folder>/step-<step>` and removes the oldest steps beyond `keep`. Collective: every rank calls it.
 
     Steps after this one are removed too: they belong to a run that was left when this one resumed further back.
 
     Args:
-        write: puts the files into the folder it is given.
-        main: whether this rank makes and names the folder; with several ranks, all call `save` and all `write`.
-        any_failed: tells whether any rank failed, and is a barrier (`align.runs.ranks.any_rank`).
+        write: puts the files into the folder it is given, which the first rank makes and names; called on every rank.
 
     Raises:
         StorageError: the disk is full or not writable; the older steps are intact.
     """
-    folder = Path(folder)
+    folder, main = Path(folder), is_main()
     target = folder / f"step-{step}"
     draft = temporary(target, "ranks")
 
@@ -62,21 +52,14 @@ def save(
         put_dir(draft, target)
         _remove_others(folder, step, keep)
 
-    def one(part: Callable[[], None], mine: bool) -> None:
-        error: BaseException | None = None
-        try:
-            if mine:
-                with storage_errors(target):
-                    part()
-        except Exception as caught:
-            error = caught
-        if any_failed(error is not None):
-            raise error or StorageError(f"cannot write {target}: another rank failed (see its message)")
+    def stored(part: Callable[[], None], mine: bool) -> None:
+        told = f"cannot write {target}: another rank failed (see its message)"
+        agree(storage_errors(target)(part), lambda _: StorageError(told), mine=mine)
 
     try:
-        one(prepare, main)
-        one(lambda: write(draft), True)
-        one(finish, main)
+        stored(prepare, main)
+        stored(lambda: write(draft), True)
+        stored(finish, main)
     except BaseException:
         if main:
             remove(draft)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_formats.errors import AlignError
+from align.runtime.errors import AlignError
 
 
 class CheckpointError(AlignError, ValueError):
@@ -23,10 +23,6 @@ class LaunchError(AlignError, ValueError):
 
 class PrecisionError(AlignError, ValueError):
     """Weights that cannot be trained in the precision they are in."""
-
-
-class OutOfMemoryError(AlignError, MemoryError):
-    """Not enough memory, the host's or a device's; says what to lower."""
 
 
 class OutputError(AlignError, ValueError):

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from align.runs.arguments import without_redoing
-from align.runs.memory import memory_errors
-from align.runs.ranks import is_main, lost_rank
+from align.runtime.errors import AlignError
+from align.runtime.memory import memory_errors
+from align.runtime.ranks import is_main, lost_rank
 from align.runtime.secrets import hide
 from align.runtime.terminal import clean_foreign_output, say
-from data_formats.errors import AlignError
 
 PACKAGES = ("align", "data_formats", "reward", "rollouts")
 LAUNCHERS = ("accelerate", "torchrun", "accelerate.commands.launch", "torch.distributed.run")

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from align.runs.files import storage_errors, write_text
-from align.runs.reading import number, objects
+from align.runtime.files import storage_errors, write_json_lines
+from align.runtime.json_files import number, objects
 
 LOG = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class MetricsLog:
         lines = self.read()
         at = [line for line in lines if line.get("step", 0) == step]
         kept = [line for line in lines if line.get("step", 0) < step] + at[:at_step]
-        write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        write_json_lines(self.path, kept)
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines. Those that are no records of a step (edited by hand, say) are left out with a warning."""

@@ -13,7 +13,7 @@ from accelerate.state import GradientState
 from torch import Tensor, nn
 
 from align.runs.errors import TrainingError
-from align.runs.ranks import any_rank
+from align.runtime.ranks import any_rank
 
 SEARCHED = 1 << 22  # weights of a tensor among which its witness is sought
 

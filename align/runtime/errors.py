@@ -1,4 +1,4 @@
-"""The root of every error that this project raises on purpose, and the one of paths that cannot be used."""
+"""The errors that every room may raise: the root of all, and those of files, packages and memory."""
 
 from __future__ import annotations
 
@@ -9,3 +9,25 @@ class AlignError(Exception):
 
 class PathError(AlignError, ValueError):
     """A path that no file or folder can have here: too long, a NUL in it, the home of an unknown user."""
+
+
+class MissingFileError(AlignError, FileNotFoundError):
+    """A file or folder that was named does not exist."""
+
+    def __str__(self) -> str:  # FileNotFoundError would print its errno tuple
+        return str(self.args[0]) if self.args else ""
+
+
+class StorageError(AlignError, OSError):
+    """Writing failed (disk full, no permission); what was there before is intact."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class MissingPackageError(AlignError, ImportError):
+    """A package that only some features need is not installed."""
+
+
+class OutOfMemoryError(AlignError, MemoryError):
+    """Not enough memory, the host's or a device's; says what to lower."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from align.models.save import save_model
-from align.runs import files
 from align.runs.errors import CheckpointError, TrainingError
-from align.runs.ranks import any_rank, is_main
+from align.runtime import files
+from align.runtime.ranks import any_rank, is_main
 
 LOG = logging.getLogger("align")
 BEST, FIGURES = "best", "best.json"

@@ -22,10 +22,10 @@ import torch
 
 from align.evaluation.replies import Judged, judged_replies
 from align.recipe import Recipe
-from align.recipe.rejection import SamplingSection
+from align.recipe.rejection_section import SamplingSection
 from align.runs.errors import TrainingError
-from align.runs.ranks import any_rank, is_main
 from align.runs.seeding import derive
+from align.runtime.ranks import any_rank, is_main
 from align.stages import common
 from align.stages.prompts import check_room
 from align.stages.rewards import build_reward

@@ -21,10 +21,9 @@ from align.recipe.errors import RecipeError
 from align.recipe.lineage import stage_dir
 from align.recipe.sources import WORLD, source_path, stage_sources
 from align.runs.acceptance import accepting
-from align.runs.drafts import prove_folder
-from align.runs.files import sweep
-from align.runs.lock import CHAIN, locked
-from align.runs.memory import memory_errors, peak_memory_gib
+from align.runtime.files import prove_folder, sweep
+from align.runtime.lock import CHAIN, locked
+from align.runtime.memory import memory_errors, peak_memory_gib
 from align.runtime.terminal import say
 from align.stages import hooks, redo
 from align.stages.changes import is_begun, is_finished, require_same_world, stamp_world

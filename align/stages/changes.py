@@ -14,8 +14,9 @@ from align.recipe import STAGES, Recipe
 from align.recipe.lineage import inputs, stage_dir
 from align.recipe.sources import world_dir
 from align.runs.acceptance import accepted, is_accepted
-from align.runs.files import write_json
-from align.runs.reading import RunFileError, read_object, read_recipe
+from align.runs.reading import read_recipe
+from align.runtime.files import write_json
+from align.runtime.json_files import RunFileError, read_object
 from align.runtime.secrets import hide
 from align.runtime.terminal import shortened
 from align.stages.common import MADE_BY_STAGES

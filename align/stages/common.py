@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -14,12 +13,13 @@ from typing import Any
 
 from align.recipe import Recipe, dump_recipe
 from align.recipe.lineage import TRAINED, Origin, has_model, model_dir
-from align.recipe.stages import SupervisedSection
-from align.runs import checkpoint, files
+from align.recipe.supervised_sections import SupervisedSection
+from align.runs import checkpoint
 from align.runs.acceptance import accepted
-from align.runs.memory import memory_errors, peak_memory_gib
-from align.runs.ranks import is_main
-from align.runs.reading import RunFileError, read_object, read_objects
+from align.runtime import files
+from align.runtime.json_files import RunFileError, read_object, read_objects
+from align.runtime.memory import memory_errors, peak_memory_gib
+from align.runtime.ranks import is_main
 from data_formats.cleaning import CleaningReport
 from data_formats.errors import DataError, EmptyDatasetError, MissingFileError
 
@@ -253,7 +253,7 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write JSON lines atomically, whichever rank this is."""
-    files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    files.write_json_lines(path, rows)
 
 
 def read_rows(path: Path, advice: str = "remove it to have it made again") -> list[dict[str, Any]]:

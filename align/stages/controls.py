@@ -23,11 +23,11 @@ from align.evaluation import compare
 from align.evaluation.compare import paired_difference
 from align.recipe import Recipe, RecipeError, load_recipe
 from align.recipe.lineage import Origin, init_origin, stage_dir
-from align.runs import files
 from align.runs.arguments import add_overrides
 from align.runs.launch import guarded, prepare
-from align.runs.lock import locked
 from align.runs.seeding import derive
+from align.runtime import files
+from align.runtime.lock import locked
 from align.runtime.terminal import Parser
 from align.stages import arms, outcome
 from align.stages.changes import require_same_world, require_unchanged

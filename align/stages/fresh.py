@@ -13,7 +13,7 @@ from pathlib import Path
 from align.recipe import Recipe
 from align.recipe.lineage import stage_dir
 from align.recipe.sources import LABELLED_SETS, world_dir
-from align.runs.files import storage_errors, sweep
+from align.runtime.files import storage_errors, sweep
 from align.stages import hooks
 from align.stages.changes import descendants
 from align.stages.common import MADE_BY_STAGES, is_main

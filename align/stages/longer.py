@@ -59,7 +59,7 @@ def longer(recipe: Recipe, stage: str, changed: list[Change]) -> Longer | None:
     if not _grows(recipe, stage, name, change, done):
         return None
     parts = getattr(recipe, stage)
-    optimizers: list[Any] = [parts.policy, parts.critic] if stage == "ppo" else [parts]
+    optimizers: list[Any] = [getattr(parts, role) for role in parts.trained_roles] if stage == "ppo" else [parts]
     kinds = [one.lr_scheduler_type for one in optimizers if hasattr(one, "lr_scheduler_type")]
     ending = tuple(dict.fromkeys(kind for kind in kinds if kind not in ENDLESS)) if stage != "rejection" else ()
     return Longer(stage, change, done, ending)

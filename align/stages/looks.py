@@ -15,9 +15,9 @@ from transformers import TrainerCallback
 from align.evaluation.heldout import loss_figures
 from align.evaluation.samples import replies_by_category, reply_figures, sample_replies
 from align.runs.errors import TrainingError
-from align.runs.memory import memory_errors
 from align.runs.metrics import MetricsLog
-from align.runs.ranks import any_rank, is_main
+from align.runtime.memory import memory_errors
+from align.runtime.ranks import any_rank, is_main
 from align.stages import common
 from align.stages.best import BestModel
 from data_formats.records import Prompt

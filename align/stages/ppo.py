@@ -1,9 +1,9 @@
 """PPO: policy and reference from the sft stage, reward model and critic from the rm stage (or what the recipe names).
 
-Leaves `model/` (the policy), `critic/`, `checkpoints/`, `metrics.jsonl`, `samples.jsonl`, `summary.json`, and, with
-`evaluation.save_best`, `best/model` (the policy that the held-out prompts' reward liked best). With
-`eval_data` the policy is looked at before and after on held-out prompts, by the reward it is trained on and by
-`gold_reward`, which only looks on; the gold score of the embedded world is none of this stage's business.
+Leaves `model/` (the policy), `critic/` where the advantages need one, `checkpoints/`, `metrics.jsonl`, `samples.jsonl`,
+`summary.json`, and, with `evaluation.save_best`, `best/model` (the policy that the held-out prompts' reward liked
+best). With `eval_data` the policy is looked at before and after on held-out prompts, by the reward it is trained on and
+by `gold_reward`, which only looks on; the gold score of the embedded world is none of this stage's business.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from align.recipe import Recipe, batch_plan
 from align.recipe.lineage import Origin, critic_origin, gold_origins, init_origin, reward_origins, stage_dir
-from align.recipe.ppo import PPOSection
+from align.recipe.ppo_section import PPOSection
 from align.runs.seeding import derive, seed_everything
 from align.stages import common
 from align.stages.drafts import prove_outputs
@@ -60,7 +60,8 @@ def run(
         prove_outputs(stage, out_dir, trainer.tokenizer, _outputs(trainer))
         figures |= _train(trainer, stage)
         trainer.save_model(out_dir / "model")
-        trainer.save_critic(out_dir / "critic")
+        if trainer.critic is not None:
+            trainer.save_critic(out_dir / "critic")
         if trainer.ema is not None:
             trainer.save_ema(out_dir / "ema")
         figures |= _last_look(trainer)
@@ -72,7 +73,8 @@ def run(
 
 def _outputs(trainer: Any) -> dict[str, Any]:
     """The models that the stage will save, by folder."""
-    models = {"model": trainer.policy.raw, "critic": trainer.critic.raw}
+    models = {"model": trainer.policy.raw}
+    models |= {} if trainer.critic is None else {"critic": trainer.critic.raw}
     models |= {} if trainer.ema is None else {"ema": trainer.ema.module}
     return models | ({"best/model": trainer.policy.raw} if trainer.config.evaluation.save_best else {})
 
@@ -111,7 +113,9 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     blocks, ptx_reports = ptx_blocks(recipe, section, tokenizer)
     if roles is None:
         policy = load_causal_lm(path, recipe.model, tokenizer=tokenizer, seed=derive(seed, "adapter"))
-        critic, reference = load_critic(recipe, reward, tokenizer, path, stage), None
+        critic, reference = None, None
+        if section.estimator.critic:
+            critic = load_critic(recipe, reward, tokenizer, path, stage)
     else:
         policy, critic, reference = roles.policy, roles.critic, roles.reference
     check_room(policy, section.rollout, stage)
@@ -215,16 +219,17 @@ def summary_figures(history: list[dict[str, Any]]) -> dict[str, Any]:
     rollouts = [line for line in history if "score/mean" in line]
     looks = [line for line in history if "eval/score" in line]
     last = rollouts[-1]
-    distances = {"kl": "kl/reply", "entropy": "entropy"}  # not in a warm-up with old_logprobs: elide
     figures = {
         "rollout_score_first": rollouts[0]["score/mean"],
         "rollout_score": last["score/mean"],
-        **{name: last[key] for name, key in distances.items() if key in last},
+        "kl": last["kl/reply"],
+        "entropy": last["entropy"],
         "end_rate": last["end_rate"],
         "distinct": last["distinct"],
         "reply_tokens": last["length/mean"],
-        "explained_variance": last["value/explained_variance"],
     }
+    if "value/explained_variance" in last:
+        figures["explained_variance"] = last["value/explained_variance"]
     if looks:
         first, final = looks[0], looks[-1]
         figures |= {

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from align.recipe.lineage import TRAINED
-from align.runs import files
 from align.runs.errors import CheckpointError
-from align.runs.ranks import any_rank, is_main
+from align.runtime import files
+from align.runtime.ranks import any_rank, is_main
 from align.stages import common
 from align.stages.drafts import prove_outputs
 

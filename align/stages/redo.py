@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from align.recipe import STAGES, Recipe
-from align.recipe.errors import RecipeError
+from align.recipe.errors import RecipeError, did_you_mean
 from align.recipe.lineage import stage_dir
-from align.recipe.problems import did_you_mean
 from align.runs.acceptance import accepted, note
-from align.runs.lock import locked
-from align.runs.ranks import any_rank, is_main
-from align.runs.reading import read_object
+from align.runtime.json_files import read_object
+from align.runtime.lock import locked
+from align.runtime.ranks import any_rank, is_main
 from align.runtime.terminal import say
 from align.stages import fresh
 from align.stages.best import BEST, put_back

@@ -24,11 +24,11 @@ from typing import Any
 
 from align.recipe import Recipe, batch_plan
 from align.recipe.lineage import Origin, init_origin, reward_origins, stage_dir
-from align.recipe.rejection import RejectionSection
-from align.runs import files
+from align.recipe.rejection_section import RejectionSection
 from align.runs.errors import TrainingError
-from align.runs.ranks import any_rank, is_main
 from align.runs.seeding import derive
+from align.runtime import files
+from align.runtime.ranks import any_rank, is_main
 from align.stages import candidates, common, selection, sft
 from align.stages.candidates import REWARD, Sampler
 from align.stages.common import Summary

@@ -17,10 +17,10 @@ from typing import Any
 from align.recipe import Recipe, RecipeError, load_recipe
 from align.recipe.fields import Source
 from align.recipe.lineage import model_dir
-from align.recipe.rejection import RejectionSection, SamplingSection
-from align.runs import files
-from align.runs.lock import locked
-from align.runs.reading import read_object
+from align.recipe.rejection_section import RejectionSection, SamplingSection
+from align.runtime import files
+from align.runtime.json_files import read_object
+from align.runtime.lock import locked
 from align.stages import candidates, common, outcome, ppo, rejection
 from align.stages.common import Summary, read_summary
 from data_formats.errors import MissingFileError

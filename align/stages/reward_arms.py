@@ -24,8 +24,8 @@ from align.evaluation.compare import paired_difference
 from align.recipe import Recipe, load_recipe
 from align.recipe.fields import Source
 from align.recipe.lineage import Origin
-from align.runs.lock import locked
 from align.runs.seeding import derive
+from align.runtime.lock import locked
 from align.stages.arms import train_reward
 from align.stages.common import read_rows
 from align.stages.world import clean_comparisons

@@ -6,7 +6,7 @@ from typing import Any
 
 from align.recipe import Recipe
 from align.recipe.lineage import critic_origin, reward_origins
-from align.recipe.ppo import PPOSection
+from align.recipe.ppo_section import PPOSection
 from align.runs.seeding import derive
 from align.stages import common
 
@@ -29,7 +29,7 @@ def shared_roles(recipe: Recipe, section: PPOSection, tokenizer: Any, policy_pat
     if section.shared_backbone is False or recipe.model.adapter == "none":
         return None
     rewards = [common.origin_path(recipe, origin, stage="ppo") for origin in reward_origins(recipe).values()]
-    critic = common.origin_path(recipe, critic_origin(recipe), stage="ppo")
+    critic = common.origin_path(recipe, critic_origin(recipe), stage="ppo") if section.estimator.critic else None
     try:
         if sharded:
             raise RoleError("FSDP2 shards each model on its own; launch with DDP to share one")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align.runs.launch import guarded
-from align.runs.reading import read_object
+from align.runtime.json_files import read_object
 from align.runtime.terminal import Parser, say
 from data_formats.errors import DataError, MissingFileError
 

@@ -13,8 +13,8 @@ from align.evaluation.replies import judged_replies
 from align.recipe import Recipe
 from align.recipe.lineage import Origin
 from align.recipe.sources import world_dir
-from align.runs.files import write_json
 from align.runs.seeding import derive
+from align.runtime.files import write_json
 from align.stages.common import origin_path
 from align.tinyworld import labels, sets
 from align.tinyworld.gold import GOLD_RANGE

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from align.models.adapters import require_bitsandbytes
 from align.recipe.batch import BatchPlan
-from align.recipe.fields import ModelSection, OptimSection
-from align.recipe.stages import SupervisedSection
+from align.recipe.fields import OptimSection
+from align.recipe.model_section import ModelSection
+from align.recipe.supervised_sections import SupervisedSection
+from align.runtime.packages import require_package
 
 
 def training_arguments(
@@ -76,7 +77,7 @@ def optimizer_options(section: OptimSection) -> dict[str, Any]:
     """
     named = {}
     if section.optimizer != "adamw":  # without a word, Trainer takes torch's, fused where it can
-        require_bitsandbytes(f"optimizer={section.optimizer}")
+        require_package(f"optimizer={section.optimizer}", "bitsandbytes")
         named = {"optim": "paged_adamw_32bit" if section.optimizer == "paged_adamw" else section.optimizer}
     names = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm")
     options = {name: getattr(section, name) for name in (*names, "adam_beta1", "adam_beta2", "adam_epsilon")}

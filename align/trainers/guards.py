@@ -6,8 +6,8 @@ import logging
 import math
 from contextlib import AbstractContextManager
 
-from align.recipe.ppo import GuardSection, PPOConfig
-from align.runs.memory import memory_errors
+from align.recipe.ppo_section import GuardSection, PPOConfig
+from align.runtime.memory import memory_errors
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from align.functional.masked import wide
-from align.models.adapters import require_bitsandbytes
 from align.recipe.fields import OptimSection
-from align.recipe.precision import rounded_away
+from align.recipe.model_section import rounded_away
 from align.runs.errors import LaunchError, PrecisionError
 from align.runs.proof import StepProof
-from align.runs.ranks import is_main
+from align.runtime.packages import require_package
+from align.runtime.ranks import is_main
 from align.trainers import sharding
 from align.trainers.forward import all_modules
 from align.trainers.offload import Offload
@@ -51,7 +51,7 @@ def make_optimizer(module: nn.Module, section: OptimSection) -> torch.optim.Opti
 def _bitsandbytes_optimizer(
     groups: list[dict[str, Any]], section: OptimSection, options: dict[str, Any]
 ) -> torch.optim.Optimizer:
-    require_bitsandbytes(f"optimizer={section.optimizer}")
+    require_package(f"optimizer={section.optimizer}", "bitsandbytes")
     from bitsandbytes.optim import AdamW, Lion
 
     bits = 8 if section.optimizer.endswith("8bit") else 32
@@ -82,7 +82,7 @@ def with_own_exceptions(optimizer: torch.optim.Optimizer, module: nn.Module) -> 
 
 
 def check_precision(module: nn.Module, learning_rate: float, name: str) -> None:
-    """Warn of weights that are trained whole in bfloat16 (`align.recipe.precision`).
+    """Warn of weights that are trained whole in bfloat16 (`align.recipe.model_section`).
 
     Raises:
         PrecisionError: float16 weights are trained.

@@ -21,7 +21,6 @@ from transformers import PreTrainedModel, TrainerState
 
 from align.runs import checkpoint
 from align.runs.errors import CheckpointError
-from align.runs.ranks import any_rank
 from align.runs.seeding import rng_state, set_rng_state
 from align.trainers import bases, sharding
 from align.trainers.engine_sync import push_weights
@@ -79,9 +78,7 @@ def save(trainer: PPOTrainer, folder: Path) -> Path:
         trainer.state.save_to_json(str(target / TRAINER_FILE))
         torch.save({**state, "ahead": ahead, "rng": generators}, target / STATE_FILE)
 
-    return checkpoint.save(
-        folder, trainer.state.global_step, write, trainer.config.save_total_limit, main=main, any_failed=any_rank
-    )
+    return checkpoint.save(folder, trainer.state.global_step, write, trainer.config.save_total_limit)
 
 
 def load(trainer: PPOTrainer, folder: Path) -> None:

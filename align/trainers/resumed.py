@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from align.data.fingerprint import Fingerprint, difference, fingerprint
 from align.runs.acceptance import is_accepted, note
 from align.runs.errors import CheckpointError
-from align.runs.reading import RunFileError, read_object
+from align.runtime.json_files import RunFileError, read_object
 
 FIGURES_FILE, DATA_FILE = "figures.json", "data.json"
 DATASETS = ("train_dataset", "eval_dataset")

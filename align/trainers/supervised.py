@@ -33,15 +33,15 @@ from transformers.training_args import OptimizerNames
 from align.models.save import save_model
 from align.runs import checkpoint
 from align.runs.callbacks import ProofCallback
-from align.runs.files import write_json
 from align.runs.proof import reset_process_state
-from align.runs.ranks import any_rank
+from align.runtime.files import write_json
+from align.runtime.peft_model import is_peft
 from align.trainers import accepted
 from align.trainers.kept import LastStep
 from align.trainers.optimization import check_precision, require_whole, take_rates, with_own_exceptions
 from align.trainers.resumed import DATA_FILE, FIGURES_FILE, Data, Sums
 from align.trainers.sampling import StepLoader, StepSampler
-from reward.adapter import is_adapter, load_weights
+from reward.adapter import load_weights
 
 
 class SupervisedTrainer(Trainer):
@@ -239,14 +239,7 @@ class SupervisedTrainer(Trainer):
                 )  # NaN may be among them
                 write_json(folder / DATA_FILE, self.data.found())
 
-        checkpoint.save(
-            self.checkpoint_dir,
-            self.state.global_step,
-            write,
-            keep=self.args.save_total_limit or 2,
-            main=self.is_world_process_zero(),
-            any_failed=any_rank,
-        )
+        checkpoint.save(self.checkpoint_dir, self.state.global_step, write, keep=self.args.save_total_limit or 2)
 
     def _write_checkpoint(self, folder: Path) -> None:
         """Everything that resuming needs, by the parts that `Trainer._save_checkpoint` is made of."""
@@ -266,7 +259,7 @@ class SupervisedTrainer(Trainer):
 
     def _take_weights(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.accelerator.unwrap_model(model if model is not None else self.model)
-        if is_adapter(target) and not self.is_fsdp_enabled:
+        if is_peft(target) and not self.is_fsdp_enabled:
             load_weights(target, resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from align.runtime.errors import AlignError
 from data_formats.chatml.pieces import IM_END, IM_START
-from data_formats.errors import AlignError
 from data_formats.records import Message
 
 _FOUND: WeakKeyDictionary[Any, tuple[Any, str, Message | None]] = WeakKeyDictionary()

@@ -14,11 +14,11 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Literal
 
+from align.runtime.packages import require_package
 from data_formats.cleaning.steps import Finding
 from data_formats.cleaning.store import Store
 from data_formats.cleaning.texts import folded, prompt_text, reply_texts
 from data_formats.cleaning.units import units
-from data_formats.errors import AlignError
 from data_formats.records import Record
 
 Shingles = Any  # a NumPy array, which is imported where it is needed
@@ -27,17 +27,10 @@ _MAX_CANDIDATES = 64  # looked at again; those with most bands in common come fi
 _FACTOR = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: every code unit reaches the high bits
 
 
-class MissingPackageError(AlignError, ImportError):
-    """A package that only some features need is not installed."""
-
-
 def _datasketch() -> Any:
-    try:
-        import datasketch
-    except ImportError as error:
-        raise MissingPackageError(
-            "near-duplicate removal needs the package datasketch: pip install datasketch, or drop near_duplicates"
-        ) from error
+    require_package("near-duplicate removal", "datasketch", "drop near_duplicates")
+    import datasketch
+
     return datasketch
 
 

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-from data_formats.errors import StorageError
+from align.runtime.errors import StorageError
 
 CACHE_KIB = 8192  # of memory per store; the rest is on disk
 

@@ -57,14 +57,21 @@ def test_a_wrong_recipe(command, word, message, words, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_all_mistakes_are_told_at_once(words, capsys):
-    shown = error_of(main(["check", *words, "ppo.kl_coeff=0.1", "sft.batch_size=many", "rm.batch_size=7"]), capsys)
-    assert shown.splitlines()[0] == "error: qwen_rlhf has 3 errors:"
-    assert [line.split(":")[0].strip() for line in shown.splitlines()[1:]] == [
-        "sft.batch_size",
-        "ppo.kl_coeff",
-        "rm.batch_size",
-    ]
+def test_all_mistakes_of_a_kind_are_told_at_once(words, capsys):
+    """First those of single fields, and once these are right those between fields."""
+    wrong = {
+        "sft.batch_size": ("ppo.kl_coeff=0.1", "sft.batch_size=many", "rm.batch_size=7"),
+        "rm.batch_size": ("ppo.kl_coef=0", "ppo.kl_target=1", "rm.batch_size=7"),
+    }
+    keys = {}
+    for first, overrides in wrong.items():
+        shown = error_of(main(["check", *words, *overrides]), capsys).splitlines()
+        assert shown[0] == "error: qwen_rlhf has 2 errors:"
+        keys[first] = {line.split(":")[0].strip() for line in shown[1:]}
+    assert keys == {
+        "sft.batch_size": {"sft.batch_size", "ppo.kl_coeff"},
+        "rm.batch_size": {"ppo.kl_coef", "rm.batch_size"},
+    }
 
 
 def test_an_empty_file(words, tmp_path, capsys):

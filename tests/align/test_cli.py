@@ -52,14 +52,16 @@ def test_check_prints_the_plan_fast_and_without_torch(tmp_path):
 
 def test_check_tells_all_errors_without_a_traceback(tmp_path):
     done = align(
-        "check", str(ROOT / "recipes/quickstart.yaml"), "ppo.kl_coeff=0.1", "sft.data=[nowhere.jsonl]", cwd=tmp_path
+        *("check", str(ROOT / "recipes/quickstart.yaml")),
+        *("ppo.kl_coef=0", "ppo.kl_target=1", "sft.data=[nowhere.jsonl]"),
+        cwd=tmp_path,
     )
     assert done.returncode == 1
     assert done.stdout == ""
     lines = done.stderr.splitlines()
     assert lines[0].startswith("error: ") and lines[0].endswith("has 2 errors:")
     assert lines[1:] == [
-        "  ppo.kl_coeff: unknown key; did you mean 'kl_coef'?",
+        "  ppo.kl_coef: 0 cannot be adapted, since kl_target multiplies it; start above 0",
         "  sft.data.0.path: no such file nowhere.jsonl; set data_root=<folder> to say where the files lie",
     ]
 

@@ -6,7 +6,8 @@ import json
 import pytest
 import zstandard
 
-from data_formats.errors import DataError, MissingFileError
+from align.runtime.errors import MissingFileError, MissingPackageError
+from data_formats.errors import DataError
 from data_formats.files import ending, raw_rows, text_lines
 
 ROWS = [{"a": 1}, {"a": "线\u2028"}]
@@ -58,7 +59,7 @@ def test_zstd(tmp_path):
 def test_zstd_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
     (tmp_path / "x.jsonl.zst").write_bytes(b"")
-    with pytest.raises(DataError, match=r"need the package zstandard: pip install zstandard \(the extra \[zst\]\)"):
+    with pytest.raises(MissingPackageError, match=r"\.zst: .* needs zstandard, .* pip install 'align-rlhf\[zst\]'"):
         list(raw_rows(tmp_path / "x.jsonl.zst"))
 
 

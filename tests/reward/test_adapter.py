@@ -4,7 +4,7 @@ import peft
 import pytest
 import torch
 
-from data_formats.errors import MissingFileError
+from align.runtime.errors import MissingFileError
 from reward.adapter import quantization_4bit
 from reward.model import RewardModel
 from tests.tiny_models import save_causal_lm

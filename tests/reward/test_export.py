@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen2ForSequenceClassification
 
+from align.runtime.errors import StorageError
 from data_formats.chatml import CHAT_TEMPLATE
-from data_formats.errors import StorageError
 from data_formats.records import Message
 from reward.classifier import ClassifierReward
 from reward.errors import ModelFileError

@@ -5,7 +5,7 @@ import os
 import pytest
 from transformers import Qwen2ForCausalLM
 
-from data_formats.errors import MissingFileError, StorageError
+from align.runtime.errors import MissingFileError, StorageError
 from reward.errors import ModelFileError
 from reward.folder import check_model_folder, check_safetensors, local_folder, staged
 from tests.tiny_models import qwen2_config, save_causal_lm

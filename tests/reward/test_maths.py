@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from align.runtime.errors import MissingPackageError
 from data_formats.records import Message
 from reward.maths import FinalAnswer, MathEquality, last_number, marked_number, number
 from reward.protocol import RewardError, Sample
@@ -68,7 +69,7 @@ def test_real_gsm8k_solutions_reach_their_own_answers_and_the_files_verdicts():
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "math_verify", None)
-    with pytest.raises(RewardError, match=r"needs math-verify.*align-rlhf\[maths\]"):
+    with pytest.raises(MissingPackageError, match=r"needs math-verify.*align-rlhf\[maths\]"):
         MathEquality()
 
 

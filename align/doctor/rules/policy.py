@@ -205,7 +205,8 @@ def steps_left_out(history: History) -> Evidence | None:
     least=1,
     causes=("an overflow: a learning rate that is too large, a reward that explodes, fp16",),
     changes=(
-        "ppo.policy.learning_rate and ppo.critic.learning_rate lower",
+        "ppo.policy.learning_rate lower",
+        "ppo.critic.learning_rate lower",
         "ppo.guards.non_finite: stop, to see the first",
     ),
 )

@@ -13,7 +13,7 @@ from torch import nn
 from align.data.encode import encode_prompts
 from align.doctor import Diagnosis, History, examine, read_history
 from align.recipe.text import dump
-from align.runs.files import write_text
+from align.runtime.files import write_text
 from tests.align.trainers import ppo_case
 
 LETTERS = "abcdefgh"

@@ -94,7 +94,6 @@ MADE = {
         "engine": stale_engine(),
         "importance_sampling_correction": "token",
         "importance_sampling_cap": 1.2,
-        "old_logprobs": "elide",
         "kl_in": "loss",
         "num_mini_batches": 1,
         "critic_warmup_steps": 1,
@@ -329,6 +328,27 @@ def test_a_run_within_the_critics_warm_up(tmp_path):
         "(critic_warmup_steps is 40)"
     )
     assert found.blind["policy-still"] == "no iteration that trained the policy"
+
+
+def test_a_run_without_a_critic_is_told_nothing_of_one(made):
+    history, with_one = doctor_case.diagnosis(made("dead"))
+    assert {finding.rule.name: finding.rule.changes for finding in with_one.findings}["critic-dead"]
+    lines = [
+        {key: value for key, value in line.items() if key != "lr/critic" and not key.startswith("value/")}
+        | {"steps_not_finite": 1.0}
+        for line in history.stage.metrics
+    ]
+    settings = history.settings | {"advantage": "rloo"}
+    without = dataclasses.replace(history, stage=dataclasses.replace(history.stage, metrics=lines), settings=settings)
+    assert history.has_critic and not without.has_critic
+    found = examine(without)
+    assert found.blind["critic-dead"] == found.blind["value-clip-saturated"] == "the run has no critic"
+    told = {finding.rule.name: finding.rule for finding in found.findings}["steps-not-finite"]
+    assert told.changes == ("ppo.policy.learning_rate lower", "ppo.guards.non_finite: stop, to see the first")
+    for rule in RULES.values():
+        if not any(key.startswith("value/") for key in rule.needs) and rule.name != "never-trained":
+            left = rule.without_critic()
+            assert left.causes and left.changes and "critic" not in str((left.causes, left.changes))
 
 
 def test_figures_that_rules_need_are_logged(made):

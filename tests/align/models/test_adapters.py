@@ -12,9 +12,11 @@ from transformers import AutoModelForCausalLM
 from align.models import adapters
 from align.models.load import load_causal_lm, load_critic, load_reward_model
 from align.recipe import RecipeError
-from align.recipe.fields import ModelSection, OptimSection
+from align.recipe.fields import OptimSection
+from align.recipe.model_section import ModelSection
+from align.runtime import packages
+from align.runtime.errors import MissingFileError, MissingPackageError
 from align.trainers.optimization import TrainedModel
-from data_formats.errors import MissingFileError
 from reward.errors import ModelFileError
 from tests.tiny_models import save_causal_lm
 
@@ -238,8 +240,8 @@ def test_a_layer_in_4_bits_is_not_saved_whole(base):
 
 def test_qlora_without_bitsandbytes(base, monkeypatch):
     options = section(base, "qlora")
-    monkeypatch.setattr(adapters.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(adapters.MissingPackageError, match=r"pip install 'align-rlhf\[bitsandbytes\]'"):
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'align-rlhf\[bitsandbytes\]'"):
         load_causal_lm(base, options)
 
 

@@ -14,7 +14,7 @@ from align.models.load import load_causal_lm, load_critic, load_reward_model
 from align.models.role_adapters import RoleError
 from align.models.role_fit import plan_sharing
 from align.models.role_loading import load_roles
-from align.recipe.fields import ModelSection
+from align.recipe.model_section import ModelSection
 from align.trainers import sharding
 from rollouts.weights import checkpoint_tensors
 from tests.align.models import role_folders, roles_case
@@ -107,6 +107,17 @@ def test_a_critic_of_its_own_keeps_its_head(tmp_path, base, sft, rm):
     with torch.no_grad():
         expected = Critic.from_pretrained(own)(IDS, MASK)
         assert torch.equal(roles.critic(IDS, MASK), expected) and expected.abs().max() > 0
+
+
+def test_without_a_critic_there_is_no_such_role(base, sft, rm):
+    found = plan_sharing(str(sft), [str(rm)], None, role_folders.section(sft), TOKENS)
+    assert (found.policy, found.critic, found.with_critic) == (str(sft), None, False)
+    roles = load_roles(found, role_folders.section(base))
+    assert roles.critic is None and roles.policy.backbone.roles == ("policy", "reference", "reward")
+    with_one = load_roles(plan(sft, [rm]), role_folders.section(base))
+    with torch.no_grad():
+        found, expected = (one.policy(input_ids=IDS, attention_mask=MASK).logits for one in (roles, with_one))
+    assert torch.equal(found, expected)
 
 
 def test_two_reward_models_and_a_copy_of_the_base(tmp_path, base, sft):

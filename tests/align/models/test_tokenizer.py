@@ -6,8 +6,8 @@ import pytest
 from transformers import AutoTokenizer, Qwen2Tokenizer
 
 from align.models.tokenizer import TokenizerError, load_tokenizer, train_tokenizer
+from align.runtime.errors import MissingFileError
 from data_formats.chatml import CHAT_TEMPLATE
-from data_formats.errors import MissingFileError
 
 TEXTS = ["The river runs to the sea.", "The river is 1234 miles long.", "河流入海。", "the the the river river"] * 5
 
@@ -71,7 +71,7 @@ def test_loading_sets_end_token_and_template_of_a_foreign_tokenizer(tokenizer, t
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(MissingFileError, match=r"nowhere: no such folder"):
+    with pytest.raises(MissingFileError, match=r"nowhere does not exist"):
         load_tokenizer(tmp_path / "nowhere")
 
 

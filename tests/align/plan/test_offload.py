@@ -4,6 +4,7 @@ import pytest
 
 from align.plan import card, plan_stages, propose
 from align.plan.count import count
+from align.plan.propose import alone
 from align.plan.shapes import shipped_shapes
 from align.recipe import load_recipe
 
@@ -73,3 +74,19 @@ def test_models_that_become_roles_of_one_backbone_are_offloaded_no_more():
     found = propose(recipe, card.usable(card.read_size("24GB")))
     assert any(word.startswith("model.adapter=") for word in found.changes)
     assert "ppo.offload=[optimizer]" in found.changes
+
+
+def test_without_a_critic_nothing_of_one_is_planned():
+    """All that is missing is the critic's; what is left is as with one."""
+    with_one = load_recipe("qwen_rlhf", ["ppo.critic_warmup_steps=0"])
+    without = load_recipe("qwen_rlhf", ["ppo.critic_warmup_steps=0", "ppo.advantage=rloo"])
+    for words in ((), (ALL,)):
+        changes = ["ppo.critic_warmup_steps=0", *words]
+        before, after = moments(*changes), moments(*changes, "ppo.advantage=rloo")
+        assert {name for name in before if name.startswith("critic")} == before.keys() - after.keys()
+        for name, one in after.items():
+            assert not any(part.role == "critic" for part in one.parts)
+            assert set(one.parts) == {part for part in before[name].parts if part.role != "critic"}
+    proposals = {change for one in alone(without, plan_stages(without)[-1]) for change in one.changes}
+    assert not any("critic" in change for change in proposals) and "ppo.policy.optimizer=adamw_8bit" in proposals
+    assert plan_stages(without)[-1].peak.bytes < plan_stages(with_one)[-1].peak.bytes

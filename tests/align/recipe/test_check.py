@@ -49,23 +49,28 @@ def test_a_good_recipe_and_its_plan(recipe_file, tmp_path):
     assert "the policy waits for the first 3 of 4 steps" in plan
 
 
-def test_missing_files_beside_recipe_errors(recipe_file, tmp_path):
+def test_missing_files_beside_broken_rules(recipe_file, tmp_path):
     root = tmp_path / "data"
-    found = failing(recipe_file, "sft.data=[a.jsnl, b.txt]", "rm.eval_data=[tinyworld:comparison]", "ppo.kl_coeff=1")
+    found = failing(recipe_file, "sft.data=[a.jsnl, b.txt]", "rm.eval_data=[tinyworld:comparison]", "ppo.kl_target=1",
+                    "ppo.kl_coef=0")  # fmt: skip
     assert found == [
-        "ppo.kl_coeff: unknown key; did you mean 'kl_coef'?",
+        "ppo.kl_coef: 0 cannot be adapted, since kl_target multiplies it; start above 0",
         f"sft.data.0.path: no such file {root}/a.jsnl; did you mean 'a.jsonl'?",
         f"sft.data.1.path: no such file {root}/b.txt",
         "rm.eval_data.0.path: the embedded world has no set 'comparison'; did you mean 'tinyworld:comparisons'?",
     ]
 
 
-def test_required_but_missing_values_make_no_file_errors(recipe_file):
-    assert failing(recipe_file, "sft={data: [{limit: 3}]}") == [
+def test_fields_are_told_before_what_rests_on_them(recipe_file):
+    """A missing or misspelt field makes no finding about rules and files: these come once the fields are right."""
+    assert failing(recipe_file, "sft={data: [{limit: 3}]}", "ppo.kl_coeff=1") == [
         "sft.learning_rate: is required but missing",
         "sft.max_length: is required but missing",
         "sft.batch_size: is required but missing",
         "sft.micro_batch_size: is required but missing",
+        "ppo.kl_coeff: unknown key; did you mean 'kl_coef'?",
+    ]
+    assert failing(recipe_file, "sft.data=[{limit: 3}]") == [
         "sft.data.0: needs 'path' (a file) or 'hub' (a dataset's id, org/name)",
     ]
 

@@ -1,7 +1,7 @@
 """Loading: overrides, strict types, every error at once with its path, and the resolved recipe's round trip."""
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 from align.recipe import RecipeError, dump_recipe, load_recipe
 from align.recipe.load import inspect
@@ -96,7 +96,7 @@ def test_bad_overrides(write, override, sentence):
     assert len(found) == 1 and found[0].startswith(sentence)
 
 
-def test_every_error_at_once_with_its_path_and_line(write):
+def test_every_field_error_at_once_with_its_path_and_line(write):
     text = """\
 name: t
 outputdir: out
@@ -122,28 +122,71 @@ ppo:
   ptx_coef: 0.1
   rollout: {top_p: 1.5, kl_coef: 3}
 """
-    expected = {
+    assert set(problems(write(text))) == {
         "outputdir: unknown key; did you mean 'output_dir'? (line 2)",
         "model.dtype: must be 'float32', 'bfloat16' or 'float16', not 'flaot32' (text); "
         "did you mean 'float32'? (line 3)",
         "sft.data.0.limt: unknown key; did you mean 'limit'? (line 5)",
         "sft.learning_rat: unknown key; did you mean 'learning_rate'? (line 6)",
         "sft.max_length: must be an integer, not '128' (text) (line 7)",
-        "sft.batch_size: 10 rows cannot be cut into 1 rank x micro_batch_size 4 x a whole accumulation "
-        "(10 / 1 = 10 rows a rank); try sft.micro_batch_size=2 or sft.batch_size=8",
         "rm.data: must not be empty (line 11)",
         "rm.micro_batch_size: must be an integer, not true (line 15)",
-        "rm.lr_scheduler_type: 'constant' ignores warmup_steps; "
-        "use lr_scheduler_type=constant_with_warmup or warmup_steps=0",
         "ppo.num_iterations: must be an integer, not 3.5 (line 19)",
         "ppo.num_mini_batchs: unknown key; did you mean 'num_mini_batches'? (line 21)",
-        "ppo.ptx_data: is empty although ptx_coef is above 0: name pretraining documents, or set ptx_coef to 0",
         "ppo.rollout.top_p: must be at most 1.0, not 1.5 (line 23)",
         "ppo.rollout.kl_coef: unknown key in the section 'ppo.rollout'; it belongs at ppo.kl_coef (line 23)",
+    }
+
+
+def test_every_broken_rule_at_once_with_its_path_and_line(write):
+    text = """\
+name: t
+output_dir: out
+model: {path: org/model}
+sft:
+  data: [{path: a.jsonl, weight: 3}, {path: b.jsonl, split: lines, hub: org/name}, c.jsonl]
+  learning_rate: 2e-6
+  max_length: 128
+  batch_size: 10
+  micro_batch_size: 4
+rm:
+  data: [b.jsonl]
+  learning_rate: 1e-5
+  max_length: 1
+  batch_size: 8
+  micro_batch_size: 8
+  warmup_steps: 5
+  lr_scheduler_type: constant
+ppo:
+  data: [p.jsonl]
+  num_iterations: 30
+  rollout_batch_size: 8
+  num_mini_batches: 3
+  ptx_coef: 0.1
+"""
+    assert problems(write(text)) == [
+        "sft.data.1.weight: either all sources of a list have a weight or none has; give this one a weight too",
+        "sft.data.2.weight: either all sources of a list have a weight or none has; give this one a weight too",
+        "sft.data.1.hub: a source is either a file ('path') or a dataset of the hub; remove one of them (line 5)",
+        "rm.lr_scheduler_type: 'constant' ignores warmup_steps; "
+        "use lr_scheduler_type=constant_with_warmup or warmup_steps=0 (line 17)",
+        "ppo.ptx_data: is empty although ptx_coef is above 0: name pretraining documents, or set ptx_coef to 0",
+        "sft.batch_size: 10 rows cannot be cut into 1 rank x micro_batch_size 4 x a whole accumulation "
+        "(10 / 1 = 10 rows a rank); try sft.micro_batch_size=2 or sft.batch_size=8",
         "ppo.num_mini_batches: 8 prompts x 2 generations = 16 responses cannot be cut into 3 equal minibatches; "
         "try ppo.num_mini_batches=2",
-    }
-    assert set(problems(write(text))) == expected
+    ]
+
+
+def test_keys_of_former_versions_say_what_became_of_them(write):
+    text = "ppo:\n  data: [p.jsonl]\n  num_iterations: 100\n  missing_eos: none\n  old_logprobs: recompute\n"
+    eos, old = sorted(problem for problem in problems(write(text)) if "unknown key" in problem)
+    assert eos.startswith(
+        "ppo.missing_eos: unknown key: it is gone, missing_eos_penalty is always subtracted: leave it"
+    )
+    assert eos.endswith("(line 4)") and old == (
+        "ppo.old_logprobs: unknown key: it is gone, a pass of its own always computes them: leave it out (line 5)"
+    )
 
 
 def test_a_bad_value_does_not_make_findings_that_rest_on_its_default(write):
@@ -238,7 +281,9 @@ def test_dumped_recipe_loads_equal(write):
     assert again == recipe
     assert dump_recipe(again) == dump_recipe(recipe)
     # A reader of YAML 1.1 must not see other values either.
-    assert yaml.safe_load(dump_recipe(recipe))["name"] == "no"
+    older = YAML(typ="safe", pure=True)
+    older.version = (1, 1)
+    assert older.load("a: no")["a"] is False and older.load(dump_recipe(recipe))["name"] == "no"
 
 
 def test_a_dumped_recipe_has_no_secrets(write, monkeypatch):

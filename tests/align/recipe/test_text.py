@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.recipe.cleaning import read_cleaning
+from align.recipe.cleaning_section import read_cleaning
 from align.recipe.errors import RecipeError
 from align.recipe.load import inspect
 from align.recipe.text import dump, parse
@@ -28,6 +28,8 @@ from align.recipe.text import dump, parse
         ("", None),
         ("2024-01-02", "2024-01-02"),
         ("12:30", "12:30"),
+        ("0x1f", "0x1f"),
+        (".5e3", 500.0),
         ("'1e-6'", "1e-6"),
         ("[a.jsonl, tinyworld:x]", ["a.jsonl", "tinyworld:x"]),
     ],
@@ -48,6 +50,15 @@ def test_duplicate_key_names_both_lines():
         parse("x:\n  a: 1\n  a: 2\n", "t")
 
 
+def test_duplicate_keys_beside_a_merge_are_told_too():
+    with pytest.raises(RecipeError, match=r"line 2.*'a' occurs twice, on lines 2 and 2"):
+        parse("b: &b {c: 1}\nx: {a: 1, a: 2, <<: *b}\n", "t")
+
+
+def test_a_directive_does_not_change_what_words_mean():
+    assert parse("%YAML 1.1\n---\n[yes, 010, 1:30]\n", "t")[0] == ["yes", 10, "1:30"]
+
+
 def test_merged_keys_may_be_overridden():
     found, _ = parse("base: &b {a: 1, c: 3}\nmore:\n  <<: *b\n  a: 2\n", "t")
     assert found["more"] == {"a": 2, "c": 3}
@@ -60,13 +71,14 @@ def test_merged_keys_may_be_overridden():
         ("a: 1\n\tb: 2\n", "line 2"),
         ("a: !!python/object/apply:os.system [ls]\n", "line 1"),
         ("a: &x [*x]\n", "contains itself"),
+        ("[a]: 1\n", "line 1, column 1: a key must be a word"),
         ("a: 1\n---\nb: 2\n", "line 2"),
         ("a: \x00\n", "not readable"),
         ("b: 1\na: !!timestamp x\n", "line 2, column 4: x is no timestamp that can be read"),
         ("a: !!bool x\n", "line 1, column 4: x is no bool"),
         ("a: !!float ''\n", "line 1, column 4:  is no float"),
         ("a: !!float " + "1:" * 2000 + "1\n", "line 1, column 4: 1:1:.* is no float"),
-        ("a: !!set [a]\n", "not readable"),
+        ("a: !!set [a]\n", "line 1, column 4: expected a mapping node"),
         ("a: !" + "x" * 1000, "line 1, column 4: could not determine a constructor for the tag"),
         ("a: " + "9" * 19, "line 1, column 4: an integer of 19 characters is larger than any key takes"),
         ("a: " + "9" * 5000, "line 1, column 4: an integer of 5000 characters"),

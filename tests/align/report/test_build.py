@@ -11,7 +11,7 @@ import pytest
 from align.report import build_report
 from align.report.page import render
 from align.report.run import read_run
-from data_formats.errors import MissingFileError, StorageError
+from align.runtime.errors import MissingFileError, StorageError
 from tests.align.report.synthetic_run import make_run, write
 
 FIGURES = ("losses", "preference", "accuracy", "scores", "reliability", "ppo", "wins")

@@ -9,10 +9,12 @@ import sys
 import time
 
 import pytest
+from torch import distributed
 
 from align.runs import checkpoint
 from align.runs.errors import CheckpointError
-from data_formats.errors import MissingFileError, StorageError
+from align.runtime.errors import MissingFileError, StorageError
+from tests.ranks import on_ranks
 
 # Saves step after step; each holds its number in three files, one of them in a folder of its own.
 SAVER = """
@@ -178,7 +180,7 @@ def test_full_disk_keeps_the_step_before(tmp_path):
     code = """
 import resource, sys
 from align.runs import checkpoint
-from data_formats.errors import StorageError
+from align.runtime.errors import StorageError
 checkpoint.save(sys.argv[1], 1, lambda folder: (folder / "state").write_text("good"))
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 try:
@@ -192,39 +194,25 @@ except StorageError as error:
     assert os.listdir(tmp_path) == ["step-1"] and checkpoint.latest(tmp_path) == tmp_path / "step-1"
 
 
+def write_on_ranks(root):
+    """The second rank cannot write the second step."""
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+
+    def write(folder):
+        (folder / f"rank{rank}").write_text("x")
+        if folder.name.startswith(".step-2.") and rank == 1:
+            raise OSError(28, "No space left on device")
+
+    assert checkpoint.save(root / "run", 1, write) == root / "run/step-1"
+    with pytest.raises(StorageError) as caught:
+        checkpoint.save(root / "run", 2, write)
+    (root / f"told-{rank}").write_text(str(caught.value))
+
+
 def test_all_ranks_write_and_fail_together(tmp_path):
-    """Two threads as ranks; `any_failed` is a barrier that adds up what each says."""
-    from threading import Barrier, Thread
-
-    barrier, said = Barrier(2), {}
-    outcomes = {}
-
-    def rank(number, step, fails):
-        def any_failed(failed):
-            said[number] = failed
-            barrier.wait()
-            verdict = said[0] or said[1]
-            barrier.wait()
-            return verdict
-
-        def write(folder):
-            (folder / f"rank{number}").write_text("x")
-            if number == fails:
-                raise OSError(28, "No space left on device")
-
-        try:
-            outcomes[number] = checkpoint.save(tmp_path, step, write, main=number == 0, any_failed=any_failed)
-        except StorageError as error:
-            outcomes[number] = str(error)
-
-    for step, fails in ((1, None), (2, 1)):
-        ranks = [Thread(target=rank, args=(number, step, fails)) for number in (0, 1)]
-        for thread in ranks:
-            thread.start()
-        for thread in ranks:
-            thread.join(timeout=20)
-        if fails is None:
-            assert outcomes == {0: tmp_path / "step-1", 1: tmp_path / "step-1"}
-            assert sorted(os.listdir(tmp_path / "step-1")) == ["manifest.json", "rank0", "rank1"]
-    assert "another rank failed" in outcomes[0] and "No space left" in outcomes[1]
-    assert os.listdir(tmp_path) == ["step-1"]
+    on_ranks(2, write_on_ranks, tmp_path)
+    assert sorted(os.listdir(tmp_path / "run/step-1")) == ["manifest.json", "rank0", "rank1"]
+    told = [(tmp_path / f"told-{rank}").read_text() for rank in (0, 1)]
+    assert "step-2: another rank failed" in told[0] and "step-2: No space left" in told[1]
+    assert os.listdir(tmp_path / "run") == ["step-1"]

@@ -67,7 +67,7 @@ def test_other_ranks_write_nothing(tmp_path):
 
 def test_full_disk(tmp_path):
     full = "/dev/full"
-    from data_formats.errors import StorageError
+    from align.runtime.errors import StorageError
 
     with pytest.raises(StorageError, match=r"cannot append to /dev/full: No space left on device"):
         MetricsLog(full).append({"step": 1})

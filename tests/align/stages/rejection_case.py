@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from align.recipe import Recipe
-from align.runs.files import write_text
+from align.runtime.files import write_text
 from tests.tiny_models import save_causal_lm
 
 REWARD = "def letters(prompts, completions):\n    return [float(len(set(text))) for text in completions]\n"

@@ -68,7 +68,7 @@ def test_a_place_that_is_taken_stops_before_training(tmp_path, name, is_folder):
 
 
 def test_a_full_disk_is_met_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr("align.runtime.atomic.fsync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr("align.runtime.files.fsync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(StorageError, match="No space left"):
         prove_outputs("sft", tmp_path, TOKENIZER, {"model": model()})
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from align.runs.files import sweep
+from align.runtime.files import sweep
 from align.stages.chain import run_stage
 from tests.align.stages.small_chain import small_recipe, write_data
 from tests.commands import INSTALLED

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from align.recipe.check import missing_inputs
 from align.runs.acceptance import accepting
-from align.runs.errors import CheckpointError, OutOfMemoryError
+from align.runs.errors import CheckpointError
+from align.runtime.errors import OutOfMemoryError
 from align.stages import base, common, reward, sft
 from align.stages.looks import Looks
 from align.stages.record import Record

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from align.runs import files
+from align.runtime import files
 from align.stages import candidates, rejection, selection
 from align.stages.candidates import Sampler
 from align.stages.changes import RecipeChangedError, is_begun, require_unchanged

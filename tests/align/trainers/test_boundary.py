@@ -7,7 +7,8 @@ from torch.nn.utils import parameters_to_vector
 from transformers import TrainerCallback
 
 from align.runs.checkpoint import latest
-from align.runs.errors import OutOfMemoryError, TrainingError
+from align.runs.errors import TrainingError
+from align.runtime.errors import OutOfMemoryError
 from align.trainers.ppo import PPOTrainer
 from tests.align.trainers import ppo_case, supervised_case
 

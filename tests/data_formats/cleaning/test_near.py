@@ -6,9 +6,10 @@ from itertools import pairwise
 
 import pytest
 
+from align.runtime.errors import MissingPackageError
 from data_formats import Demonstration, Document, Message
 from data_formats.cleaning import Cleaner, NearDuplicates
-from data_formats.cleaning.near import MissingPackageError, jaccard, shingles
+from data_formats.cleaning.near import jaccard, shingles
 
 DISTINCT = [
     "The mitochondrion is the powerhouse of the cell: it makes the ATP that drives most of its chemistry.",
@@ -108,5 +109,5 @@ def test_a_chain_of_copies_is_judged_by_what_was_kept():
 
 def test_without_the_package_the_error_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    with pytest.raises(MissingPackageError, match="pip install datasketch"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'align-rlhf\[dedup\]', or drop near_duplicates"):
         NearDuplicates()

@@ -1,0 +1,101 @@
+"""What ranks ask each other and agree on. One process without `torch.distributed` is rank 0 of 1."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from align.runtime.errors import AlignError
+
+Result = TypeVar("Result")
+
+BACKENDS = ("gloo/", "NCCL", "TCPStore", "onnection closed by peer", "onnection reset by peer")
+
+
+def is_main() -> bool:
+    """Whether this is the rank that writes shared files and talks to the user.
+
+    Before the ranks have met, the launcher's `RANK` says which one this is; torch need not be imported yet.
+    """
+    group = _group()
+    if group is not None:
+        return group.get_rank() == 0
+    return os.environ.get("RANK", "0") == "0"
+
+
+def lost_rank(error: BaseException) -> bool:
+    """Whether `error`, or what it came of, is a backend (gloo, NCCL, the store) saying that another rank is gone."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        told = isinstance(cause, RuntimeError) and any(word in str(cause) for word in BACKENDS)
+        if told or isinstance(cause, getattr(dist, "DistError", ())):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is true on any rank. Collective: every rank calls it, and none leaves before all have come."""
+    group = _group()
+    if group is None:
+        return flag
+    import torch
+
+    device = torch.device("cuda", torch.cuda.current_device()) if group.get_backend() == "nccl" else torch.device("cpu")
+    total = torch.tensor(int(flag), device=device)
+    group.all_reduce(total)
+    return bool(total.item())
+
+
+def barrier() -> None:
+    """Waits for all ranks. Collective."""
+    any_rank(False)
+
+
+def agree(work: Callable[[], Result], failed: Callable[[str], Exception], *, mine: bool = True) -> Result | None:
+    """`work()` of the ranks whose it is, once it has gone well on all of them. Collective: every rank calls it.
+
+    Args:
+        failed: makes the error of a rank whose own work went well, from the words of the first whose did not.
+        mine: whether this rank works, or only learns how it went (`is_main()`: the first rank works for all).
+
+    Returns:
+        What `work` gave here, None where it is another rank's.
+
+    Raises:
+        Exception: what `work` raised here, as it came; else `failed(words)` where another rank's work raised.
+    """
+    result, problem, words = None, None, ""
+    try:
+        result = work() if mine else None
+    except Exception as error:
+        known = isinstance(error, AlignError) and str(error)
+        problem, words = error, known or f"{type(error).__name__}: {error}"
+    told = [one for one in _of_all_ranks(words) if one]
+    if problem is not None:
+        raise problem
+    if told:
+        raise failed(told[0])
+    return result
+
+
+def _of_all_ranks(words: str) -> list[str]:
+    group = _group()
+    if group is None:
+        return [words]
+    told = [""] * group.get_world_size()
+    group.all_gather_object(told, words)
+    return told
+
+
+def _group() -> Any:
+    """`torch.distributed` where the ranks have met. A program that has not imported torch has no others."""
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist is not None and dist.is_available() and dist.is_initialized() else None

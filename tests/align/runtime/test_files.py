@@ -1,0 +1,146 @@
+"""Atomic writing, under ordinary and hostile conditions."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from align.runtime import files
+from align.runtime.errors import MissingFileError, StorageError
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from align.runtime import files
+from align.runtime.errors import StorageError
+root = Path(sys.argv[1])
+files.write_text(root / "a.txt", "old")
+with files.atomic_dir(root / "folder") as folder:
+    (folder / "f").write_text("old")
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+def plain(folder):
+    (folder / "f").write_bytes(b"x" * 100_000)
+def safetensors(folder):
+    import numpy, safetensors.numpy
+    safetensors.numpy.save_file({"a": numpy.zeros(100_000)}, folder / "f")
+def pickle(folder):
+    import torch
+    torch.save({"a": torch.zeros(100_000)}, folder / "f")
+for write in (plain, safetensors, pickle):
+    try:
+        with files.atomic_dir(root / "folder") as folder:
+            write(folder)
+    except StorageError as error:
+        print(write.__name__, error)
+try:
+    files.write_text(root / "a.txt", "x" * 100_000)
+except StorageError as error:
+    print("text", error)
+"""
+
+
+def run(code, *arguments):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+
+
+def test_text_and_json_replace_and_make_folders(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    files.write_json(path, {"b": [1, 2.5, None], "a": "模型"})
+    assert path.read_text(encoding="utf-8") == '{\n  "b": [\n    1,\n    2.5,\n    null\n  ],\n  "a": "模型"\n}\n'
+    files.write_text(path, "second")
+    assert path.read_text() == "second"
+    assert os.listdir(path.parent) == ["a.json"]
+
+
+def test_json_refuses_what_json_has_no_word_for(tmp_path):
+    files.write_json(tmp_path / "a.json", 1)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(tmp_path / "a.json", float("nan"))
+    assert (tmp_path / "a.json").read_text() == "1\n"
+
+
+def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path):
+    target = tmp_path / "model"
+    with files.atomic_dir(target) as folder:
+        (folder / "a").write_text("1")
+        assert not target.exists()
+    with files.atomic_dir(target) as folder:
+        (folder / "b").mkdir()
+        (folder / "b" / "c").write_text("2")
+        assert os.listdir(target) == ["a"]
+    assert os.listdir(target) == ["b"] and (target / "b" / "c").read_text() == "2"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_replacing_works_where_names_cannot_be_exchanged(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: object())  # a C library without renameat2
+    for text in ("1", "2"):
+        with files.atomic_dir(tmp_path / "model") as folder:
+            (folder / "a").write_text(text)
+    assert (tmp_path / "model" / "a").read_text() == "2"
+    assert os.listdir(tmp_path) == ["model"]
+    os.rename(tmp_path / "model", tmp_path / ".model.old-1234")  # as a kill between the two renames leaves it
+    files.heal(tmp_path / "model")
+    assert (tmp_path / "model" / "a").read_text() == "2"
+
+
+def test_an_error_inside_leaves_the_old_folder_and_passes_unchanged(tmp_path):
+    target = tmp_path / "model"
+    with files.atomic_dir(target) as folder:
+        (folder / "a").write_text("old")
+    for error in (RuntimeError("a bug"), MissingFileError("no such model"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), files.atomic_dir(target) as folder:
+            (folder / "a").write_text("half")
+            raise error
+    assert (target / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_leftovers_of_killed_writers_are_removed(tmp_path):
+    (tmp_path / ".model.tmp-1-aa").mkdir()
+    (tmp_path / ".model.tmp-1-aa" / "f").write_text("x")
+    (tmp_path / ".a.txt.tmp-1-bb").write_text("x")
+    (tmp_path / ".other.tmp-1-cc").write_text("x")
+    with files.atomic_dir(tmp_path / "model"):
+        pass
+    files.write_text(tmp_path / "a.txt", "")
+    assert sorted(os.listdir(tmp_path)) == [".other.tmp-1-cc", "a.txt", "model"]
+
+
+def test_a_full_disk_is_one_clear_error_and_the_old_is_intact(tmp_path):
+    result = run(LIMITED, tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["plain", "safetensors", "pickle", "text"]
+    for line in lines[:3]:
+        assert f"cannot write {tmp_path}/folder: " in line and "what was there before is intact" in line
+    assert f"cannot write {tmp_path}/a.txt: File too large" in lines[3]
+    assert (tmp_path / "folder" / "f").read_text() == "old" and (tmp_path / "a.txt").read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "folder"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"cannot write .*/file/a\.txt: "):
+        files.write_text(tmp_path / "file" / "a.txt", "x")
+
+
+@pytest.mark.parametrize("missing", [1, 30, 200, 3000])
+def test_a_disk_that_is_full_anywhere_in_a_torch_file_is_a_storage_error(tmp_path, missing):
+    """torch has another error for the last bytes than for those before."""
+    state = {"weights": torch.zeros(2000)}
+    torch.save(state, tmp_path / "whole.pt")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "whole.pt").stat().st_size - missing, before[1]))
+    try:
+        with (
+            pytest.raises(StorageError, match=r"cannot write .*again\.pt: .*is the disk full"),
+            files.storage_errors(tmp_path / "again.pt"),
+        ):
+            torch.save(state, tmp_path / "again.pt")  # the name is in the file: it must be as long as the first one
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

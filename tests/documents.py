@@ -1,0 +1,31 @@
+"""The front pages and the manual, taken apart: their blocks, the commands in them, and what stands in backticks."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from tests.commands import ROOT
+
+DOCS = ROOT / "docs"
+FRONT = tuple(ROOT / name for name in ("README.md", "README.zh.md", "CONTRIBUTING.md"))
+PAGES = (*FRONT, *sorted(DOCS.glob("*.md")))
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(language, text) of every fenced block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every line of a block that is a command."""
+    lines = (line for language, text in blocks(page) if not language for line in text.splitlines())
+    starts = ("make ", "align ", "accelerate ", "torchrun ", "python ", "OMP_NUM_THREADS", "ALIGN_")
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(starts)]
+
+
+def spans(page: Path) -> list[str]:
+    """What stands in backticks, blocks left out."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return re.findall(r"`([^`\n]+)`", text)
