@@ -99,7 +99,7 @@ def _cleaner(file: Path | None) -> Any:
     if file is None:
         return None
     from align.data.cleaning import build_cleaner
-    from align.recipe.cleaning import read_cleaning
+    from align.recipe.cleaning_section import read_cleaning
     from data_formats import stream
     from data_formats.records import Prompt
 

@@ -16,7 +16,7 @@ from align.plan.predict import plan_stages
 from align.recipe import STAGES, Recipe
 from align.recipe.batch import batch_plan
 from align.recipe.load import validate
-from align.recipe.ppo import PPOSection
+from align.recipe.ppo_section import PPOSection
 
 SHORTEST = 128  # tokens of a row that a proposal still asks for
 MOST_STEPS = 60

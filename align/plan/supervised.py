@@ -7,8 +7,8 @@ from align.plan.parts import Moment, Part, StagePlan, parts
 from align.plan.passes import plain_moment, sampling_moments, training_moments
 from align.plan.shapes import Shape
 from align.recipe import STAGES, Recipe, batch_plan
-from align.recipe.rejection import RejectionSection
-from align.recipe.stages import RewardSection, SFTSection, SupervisedSection
+from align.recipe.rejection_section import RejectionSection
+from align.recipe.supervised_sections import RewardSection, SFTSection, SupervisedSection
 
 
 def plan_supervised(

@@ -6,14 +6,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from align.recipe.batch import BatchPlan, batch_plan
-from align.recipe.errors import RecipeError
+from align.recipe.errors import RecipeError, did_you_mean
 from align.recipe.lineage import Origin, has_model, inputs, model_dir, stage_dir
 from align.recipe.load import inspect
-from align.recipe.precision import rounded_away
-from align.recipe.problems import did_you_mean
+from align.recipe.model_section import rounded_away
 from align.recipe.registry import REWARD_STAGES, SAMPLING_STAGES, STAGES
-from align.recipe.rewards import part_problems
-from align.recipe.rollout import engine_problems
+from align.recipe.reward_section import part_problems
+from align.recipe.rollout_section import engine_problems
 from align.recipe.schema import Recipe
 from align.recipe.sources import source_problems, stage_sources
 from align.recipe.table import table

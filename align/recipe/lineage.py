@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from align.recipe.registry import REWARD_STAGES, STAGES
-from align.recipe.rewards import ModelPart, RewardPart, plain_parts
+from align.recipe.reward_section import ModelPart, RewardPart, plain_parts
 from align.recipe.schema import Recipe
 
 TRAINED = "trained.json"  # beside a model that is trained and not yet measured

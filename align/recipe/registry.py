@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from align.recipe.ppo import PPOSection
-from align.recipe.rejection import RejectionSection
-from align.recipe.rewards import Rewarded
+from align.recipe.ppo_section import PPOSection
+from align.recipe.rejection_section import RejectionSection
+from align.recipe.reward_section import Rewarded
 from align.recipe.section import StageSection
-from align.recipe.stages import BaseSection, RewardSection, SFTSection
+from align.recipe.supervised_sections import BaseSection, RewardSection, SFTSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

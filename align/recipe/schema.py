@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, create_model
 
-from align.recipe.fields import ModelSection, TinyWorldSection
+from align.recipe.fields import TinyWorldSection
+from align.recipe.model_section import ModelSection
 from align.recipe.registry import REWARD_STAGES, SAMPLING_STAGES, STAGES
 from align.recipe.section import Count, Listed, LocalPath, Section
 

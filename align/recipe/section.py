@@ -53,6 +53,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     mixed: ClassVar[bool] = False  # whether a list of them is a mixture by `weight`
+    gone: ClassVar[dict[str, str]] = {}  # keys of former versions, and what became of each
 
     def rules(self) -> list[tuple[str, str]]:
         """Broken rules between the keys of this section: (key, sentence)."""

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from align.recipe.errors import did_you_mean
 from align.recipe.fields import Source, TinyWorldSection
-from align.recipe.problems import did_you_mean
 from align.recipe.registry import STAGES
 from align.recipe.schema import Recipe
 from align.runtime.errors import PathError

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from align.recipe import Recipe, batch_plan
 from align.recipe.lineage import Origin
 from align.recipe.registry import STAGES
-from align.recipe.stages import SupervisedSection
+from align.recipe.supervised_sections import SupervisedSection
 from align.runs.seeding import derive
 from align.stages import common
 from align.trainers.arguments import training_arguments

@@ -14,7 +14,7 @@ from typing import Any
 from align.recipe import Recipe, dump_recipe
 from align.recipe.lineage import TRAINED, Origin, has_model, model_dir
 from align.recipe.registry import STAGES
-from align.recipe.stages import SupervisedSection
+from align.recipe.supervised_sections import SupervisedSection
 from align.runs import checkpoint
 from align.runs.acceptance import accepted
 from align.runtime import files

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from align.recipe import STAGES, Recipe
-from align.recipe.errors import RecipeError
+from align.recipe.errors import RecipeError, did_you_mean
 from align.recipe.lineage import stage_dir
-from align.recipe.problems import did_you_mean
 from align.runs.acceptance import accepted, note
 from align.runtime.json_files import read_object
 from align.runtime.lock import locked

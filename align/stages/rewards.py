@@ -16,7 +16,7 @@ from typing import Any
 
 from align.recipe import Recipe
 from align.recipe.lineage import Origin, gold_origins, reward_origins
-from align.recipe.rewards import (
+from align.recipe.reward_section import (
     EndpointPart,
     ExactMatchPart,
     FormatPart,

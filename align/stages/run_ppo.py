@@ -16,7 +16,7 @@ from typing import Any
 
 from align.recipe import Recipe, batch_plan
 from align.recipe.lineage import Origin, critic_origin, gold_origins, init_origin, reward_origins, stage_dir
-from align.recipe.ppo import PPOSection
+from align.recipe.ppo_section import PPOSection
 from align.runs.callbacks import stage_callbacks
 from align.runs.checkpoint import latest, step_of
 from align.runs.interrupt import StopFlag
@@ -218,11 +218,11 @@ def summary_figures(history: list[dict[str, Any]]) -> dict[str, Any]:
     rollouts = [line for line in history if "score/mean" in line]
     looks = [line for line in history if "eval/score" in line]
     last = rollouts[-1]
-    distances = {"kl": "kl/reply", "entropy": "entropy"}  # not in a warm-up with old_logprobs: elide
     figures = {
         "rollout_score_first": rollouts[0]["score/mean"],
         "rollout_score": last["score/mean"],
-        **{name: last[key] for name, key in distances.items() if key in last},
+        "kl": last["kl/reply"],
+        "entropy": last["entropy"],
         "end_rate": last["end_rate"],
         "distinct": last["distinct"],
         "reply_tokens": last["length/mean"],

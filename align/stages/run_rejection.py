@@ -24,7 +24,7 @@ from typing import Any
 
 from align.recipe import Recipe, batch_plan
 from align.recipe.lineage import Origin, init_origin, reward_origins, stage_dir
-from align.recipe.rejection import RejectionSection
+from align.recipe.rejection_section import RejectionSection
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
 from align.runtime import files

@@ -17,7 +17,7 @@ from typing import Any
 from align.evaluation import preference
 from align.recipe import Recipe, RecipeError, batch_plan
 from align.recipe.lineage import Origin, init_origin, stage_dir
-from align.recipe.stages import RewardSection
+from align.recipe.supervised_sections import RewardSection
 from align.runs.seeding import derive, seed_everything
 from align.stages import common, preferences
 from align.stages.record import Record

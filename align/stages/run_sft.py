@@ -21,7 +21,7 @@ from align.evaluation.heldout import LossByCategory, loss_figures
 from align.evaluation.samples import fitting_prompts, heldout_prompts
 from align.recipe import Recipe
 from align.recipe.lineage import Origin, init_origin, stage_dir
-from align.recipe.stages import SFTSection
+from align.recipe.supervised_sections import SFTSection
 from align.runs.seeding import derive
 from align.stages import causal, common
 from align.stages.best import BestModel

@@ -24,7 +24,7 @@ from typing import Any
 from align.recipe import Recipe, RecipeError, load_recipe
 from align.recipe.fields import Source
 from align.recipe.lineage import model_dir
-from align.recipe.rejection import RejectionSection, SamplingSection
+from align.recipe.rejection_section import RejectionSection, SamplingSection
 from align.runs.launch import guarded, prepare
 from align.runtime import files
 from align.runtime.json_files import read_object

@@ -69,6 +69,21 @@ def test_a_cost_a_token_makes_replies_short(tmp_path):
     assert plain["after"] > 0.7 * plain["before"]
 
 
+def test_the_choices_of_well_known_papers(tmp_path):
+    example = load("ppo_published_variants")
+    figures = example.main(tmp_path / "main")
+    assert figures["after"] > figures["before"] + 0.2
+    trainer = ppo_case.trainer(
+        tmp_path / "by_hand",
+        kind=example.AsPublished,
+        missing_eos_penalty=0.7,
+        length_penalty=0.5,
+        length_penalty_free=3,
+    )
+    scores_N, ended_N, lengths_N = torch.tensor([4.0, 5.0]), torch.tensor([True, False]), torch.tensor([2, 4])
+    assert trainer.penalize_scores(scores_N, ended_N, lengths_N).tolist() == pytest.approx([4.0, -0.7 - 0.5])
+
+
 def test_margins_spread_the_scores_of_clear_pairs(tmp_path):
     example = load("reward_with_margin")
     wide, plain = example.main(tmp_path / "wide"), example.main(tmp_path / "plain", margins=False)

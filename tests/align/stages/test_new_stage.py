@@ -13,7 +13,7 @@ from tests.tiny_models import save_causal_lm
 SECTION = '''"""The `toy` section."""
 
 from align.recipe.section import Rate
-from align.recipe.stages import SupervisedSection
+from align.recipe.supervised_sections import SupervisedSection
 
 
 class ToySection(SupervisedSection):

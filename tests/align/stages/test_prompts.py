@@ -7,7 +7,7 @@ import pytest
 
 from align.data.encode import encode_prompt
 from align.recipe.errors import RecipeError
-from align.recipe.rollout import RolloutSection
+from align.recipe.rollout_section import RolloutSection
 from align.stages import run_ppo, run_rejection
 from align.stages.prompts import check_room, fitting
 from data_formats.errors import EmptyDatasetError

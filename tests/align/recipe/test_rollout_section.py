@@ -8,7 +8,7 @@ import pytest
 from align.recipe import dump_recipe
 from align.recipe.check import describe_plan, run_problems
 from align.recipe.load import load_recipe
-from align.recipe.rollout import PPORolloutSection, RolloutSection, VLLMSection
+from align.recipe.rollout_section import PPORolloutSection, RolloutSection, VLLMSection
 from rollouts.settings import VLLMSettings
 
 SERVER = {"engine": "vllm_server"}
@@ -83,11 +83,6 @@ def test_the_settings_have_one_set_of_names_and_defaults():
         ({"overlap": True}, CORRECTED, "which 'auto' may not; use engine=vllm_server, or overlap=false"),
         ({"overlap": True, "engine": "vllm"}, CORRECTED, "which 'vllm' does not; use engine=vllm_server"),
         (SERVER | {"overlap": True}, {}, "ppo.rollout.overlap: trains on replies of older weights, which must be corr"),
-        (
-            SERVER | {"overlap": True},
-            CORRECTED | {"old_logprobs": "elide", "num_mini_batches": 1, "kl_in": "loss", "rollout_batch_size": 4},
-            "ppo.old_logprobs: rollout.overlap needs the policy's own log-probabilities",
-        ),
         (SERVER, {"policy_support": "nucleus"}, "ppo.policy_support: a vLLM server does not say"),
         (
             {"engine": "vllm", "temperature": 0.7, "top_p": 0.9},
@@ -128,7 +123,7 @@ def test_what_can_be(tmp_path, rollout, changes):
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_an_engine_that_cannot_be_had_is_said_before_anything_runs(tmp_path, monkeypatch, installed):
-    monkeypatch.setattr("align.recipe.rollout.find_spec", lambda name: installed or None)
+    monkeypatch.setattr("align.recipe.rollout_section.find_spec", lambda name: installed or None)
     monkeypatch.delenv("SOME_KEY", raising=False)
     named = SERVER | {"vllm": {"urls": ["https://a"], "api_key_env": "SOME_KEY"}}
     for rollout, keyless in (({"engine": "auto"}, False), ({"engine": "vllm"}, False), (SERVER, False), (named, True)):

@@ -1,4 +1,4 @@
-"""The `rollout` sections: how replies are sampled, and by which engine."""
+"""The `rollout` and `evaluation` sections: how replies are sampled, and by which engine."""
 
 from __future__ import annotations
 
@@ -132,6 +132,13 @@ class PPORolloutSection(RolloutSection):
     @property
     def sampler(self) -> str:
         return super().sampler + (", the next batch while this one is trained on" if self.overlap else "")
+
+
+class EvaluationSection(Section):
+    """Evaluation on held-out prompts: `num_samples` replies a prompt at temperature 1 and top-p 1, and one greedy."""
+
+    num_samples: Count = 8
+    limit: Positive | None = None
 
 
 def engine_problems(key: str, rollout: RolloutSection) -> list[str]:

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from align.recipe.cleaning import CleaningSection, RepetitionSection
+from align.recipe.cleaning_section import CleaningSection, RepetitionSection
 from data_formats.cleaning.repetition import DUPLICATE_NGRAMS, TOP_NGRAMS
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from align.recipe import RecipeError, load_recipe
 from align.recipe.check import check_recipe, describe_plan, precision_warnings
-from align.recipe.precision import rounded_away
+from align.recipe.model_section import rounded_away
 
 RECIPE = """\
 name: t

@@ -7,7 +7,7 @@ import pytest
 from align.recipe import RecipeError, dump_recipe, load_recipe
 from align.recipe.check import check_recipe, describe_plan
 from align.recipe.lineage import Origin, critic_origin, gold_origins, inputs, reward_origins
-from align.recipe.rewards import plain_parts
+from align.recipe.reward_section import plain_parts
 
 RECIPE = """\
 name: t

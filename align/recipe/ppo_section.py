@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator
 
-from align.recipe.cleaning import CleaningSection
+from align.recipe.cleaning_section import CleaningSection
+from align.recipe.errors import did_you_mean
 from align.recipe.estimators import ESTIMATORS, Estimator
 from align.recipe.fields import OptimSection, Source
-from align.recipe.problems import did_you_mean
-from align.recipe.rewards import ModelPart, OnRewardError, Parts, Rewarded, RewardPart, list_rules, plain_parts
-from align.recipe.rollout import PPORolloutSection
+from align.recipe.reward_section import ModelPart, OnRewardError, Parts, Rewarded, RewardPart, list_rules, plain_parts
+from align.recipe.rollout_section import EvaluationSection, PPORolloutSection
 from align.recipe.section import Count, LocalPath, Positive, Section, Share, StageSection
 
 
@@ -44,7 +44,7 @@ Offloaded = Literal["reference", "reward", "optimizer"]
 Shared = Annotated[Literal["auto"] | bool, PlainValidator(_shared)]
 Coefficient = Annotated[float | Literal["auto"], PlainValidator(_coefficient)]
 Advantage = Annotated[str, PlainValidator(_estimator)]
-OF_THE_CRITIC = ("critic_warmup_steps", "lam", "critic_lam", "cliprange_value", "clip_value_in_warmup", "vf_coef")
+OF_THE_CRITIC = ("critic_warmup_steps", "lam", "critic_lam", "cliprange_value", "vf_coef")
 
 
 class PolicyOptim(OptimSection):
@@ -57,18 +57,11 @@ class CriticOptim(OptimSection):
     adam_epsilon: float = Field(1e-5, gt=0)
 
 
-class LookSection(Section):
-    """Evaluation on held-out prompts: `num_samples` replies a prompt at temperature 1 and top-p 1, and one greedy."""
-
-    num_samples: Count = 8
-    limit: Positive | None = None
-
-
-class EvalSection(LookSection):
+class PPOEvaluationSection(EvaluationSection):
     """The same, during training too: every `every_steps` iterations one reply at temperature 1 and one greedy a prompt.
 
-    `save_best` keeps the policy of the look with the highest `eval/score`, the first and the last look included, in
-    `best/model`; of equal ones the earliest.
+    `save_best` keeps the policy of the evaluation with the highest `eval/score`, the first and the last one included,
+    in `best/model`; of equal ones the earliest.
     """
 
     every_steps: Positive | None = None
@@ -76,7 +69,8 @@ class EvalSection(LookSection):
 
     def rules(self) -> list[tuple[str, str]]:
         if self.save_best and self.every_steps is None:
-            return [*super().rules(), ("save_best", "there is no choice without looks in between: set every_steps too")]
+            sentence = "there is no choice without evaluations in between: set every_steps too"
+            return [*super().rules(), ("save_best", sentence)]
         return super().rules()
 
 
@@ -110,10 +104,19 @@ class PPOConfig(Section):
     gae and reinforce_pp, false for the others.
     """
 
+    gone: ClassVar[dict[str, str]] = {
+        "old_logprobs": "it is gone, a pass of its own always computes them: leave it out",
+        "kl_straight_through": "it is gone, the gradient is always that of the reply's whole KL: leave it out "
+        "(examples/ppo_published_variants.py has the estimate's own)",
+        "missing_eos": "it is gone, missing_eos_penalty is always subtracted: leave it out, with missing_eos_penalty 0 "
+        "for 'none' (examples/ppo_published_variants.py replaces the score)",
+        "clip_value_in_warmup": "it is gone, values are always clipped: leave it out",
+    }
+
     rollout: PPORolloutSection = PPORolloutSection()
     policy: PolicyOptim = PolicyOptim()
     critic: CriticOptim = CriticOptim()
-    evaluation: EvalSection = EvalSection()
+    evaluation: PPOEvaluationSection = PPOEvaluationSection()
     guards: GuardSection = GuardSection()
 
     num_iterations: Positive
@@ -123,7 +126,6 @@ class PPOConfig(Section):
     micro_batch_size: Positive = 8
     critic_warmup_steps: Count = 50
 
-    old_logprobs: Literal["recompute", "elide"] = "recompute"
     policy_support: Literal["full", "nucleus"] = "full"
     importance_sampling_correction: Literal["none", "token", "sequence"] = "none"
     importance_sampling_cap: float = Field(2.0, ge=1)
@@ -131,10 +133,8 @@ class PPOConfig(Section):
     kl_coef: float = Field(0.04, ge=0)
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     kl_in: Literal["reward", "loss"] = "reward"
-    kl_straight_through: bool = True
     kl_target: float | None = Field(None, gt=0)
     kl_horizon: Positive = 10_000
-    missing_eos: Literal["none", "replace", "subtract"] = "subtract"
     missing_eos_penalty: float = Field(1.0, ge=0)
     mask_truncated_completions: bool = False
     on_reward_error: OnRewardError = "stop"
@@ -154,7 +154,6 @@ class PPOConfig(Section):
     entropy_coef: float = Field(0.0, ge=0)
     target_kl: float | None = Field(None, gt=0)
     cliprange_value: float | None = Field(0.15, gt=0)
-    clip_value_in_warmup: bool = True
     vf_coef: float = Field(1.0, gt=0)
 
     ptx_coef: Coefficient = 0.0
@@ -207,24 +206,9 @@ class PPOConfig(Section):
                 f"num_mini_batches {self.num_mini_batches}); use fewer, or more iterations"
             )
             broken.append(("critic_warmup_steps", sentence))
-        if self.old_logprobs == "elide" and steps > 1:
-            sentence = (
-                "'elide' is right only with one optimizer step an iteration (num_ppo_epochs 1 and num_mini_batches 1): "
-                f"here the policy has moved before {steps - 1} of {steps} steps; use recompute"
-            )
-            broken.append(("old_logprobs", sentence))
-        if self.old_logprobs == "elide" and self.kl_coef > 0 and self.kl_in == "reward":
-            sentence = "'elide' leaves no log-probabilities for a KL in the reward; use recompute, or kl_in=loss"
-            broken.append(("old_logprobs", sentence))
-        if self.old_logprobs == "elide" and (self.kl_target or self.guards.max_kl or self.guards.min_entropy):
-            sentence = "'elide' measures KL and entropy too late for kl_target and the guards; use recompute"
-            broken.append(("old_logprobs", sentence))
         if self.policy_support == "nucleus" and self.rollout.top_p == 1 and self.rollout.top_k == 0:
             sentence = "'nucleus' is the whole vocabulary with top_p 1 and top_k 0; use full, which costs less"
             broken.append(("policy_support", sentence))
-        if self.kl_in == "loss" and self.kl_estimator == "k1" and not self.kl_straight_through:
-            sentence = "'k1' in the loss has a gradient of mean zero; use k2, or kl_straight_through=true"
-            broken.append(("kl_estimator", sentence))
         if self.mask_truncated_completions and self.rollout.min_completion_length >= self.rollout.max_completion_length:
             sentence = "takes every reply out: none can end with rollout.min_completion_length as long as the maximum"
             broken.append(("mask_truncated_completions", sentence))
@@ -285,17 +269,12 @@ class PPOConfig(Section):
         if self.policy_support == "nucleus" and rollout.engine == "vllm_server":
             sentence = "a vLLM server does not say which ids could be drawn; use full, or rollout.engine=hf"
             broken.append(("policy_support", sentence))
-        if not rollout.overlap:
-            return broken
-        if self.importance_sampling_correction == "none":
+        if rollout.overlap and self.importance_sampling_correction == "none":
             sentence = (
                 "trains on replies of older weights, which must be corrected for; use "
                 "importance_sampling_correction=token (or sequence)"
             )
             broken.append(("rollout.overlap", sentence))
-        if self.old_logprobs == "elide":
-            sentence = "needs the policy's own log-probabilities of replies it has not sampled; use recompute"
-            broken.append(("old_logprobs", f"rollout.overlap {sentence}"))
         return broken
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from align.recipe.cleaning import CleaningSection
+from align.recipe.cleaning_section import CleaningSection
 from align.recipe.fields import OptimSection, Source
 from align.recipe.section import Count, LocalPath, Positive, Rate, Section, Share, StageSection
 

@@ -7,11 +7,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from align.recipe.fields import Source
-from align.recipe.ppo import LookSection
-from align.recipe.rewards import Rewarded
-from align.recipe.rollout import RolloutSection
+from align.recipe.reward_section import Rewarded
+from align.recipe.rollout_section import EvaluationSection, RolloutSection
 from align.recipe.section import Positive, Share
-from align.recipe.stages import LossReduction, SFTSection, SupervisedSection
+from align.recipe.supervised_sections import LossReduction, SFTSection, SupervisedSection
 
 
 class SamplingSection(RolloutSection):
@@ -41,7 +40,7 @@ class RejectionSection(Rewarded, SupervisedSection):
     lengths: ClassVar[tuple[str, ...]] = ("num_rounds",)
 
     rollout: SamplingSection = SamplingSection()
-    evaluation: LookSection = LookSection()
+    evaluation: EvaluationSection = EvaluationSection()
     num_rounds: Positive = 1
     threshold: float | None = None
     keep_earlier: bool = True

@@ -1,10 +1,10 @@
-"""The keys of ppo that say what is looked at: held-out prompts, the best policy, prompts that are too long."""
+"""The keys of ppo that say what is evaluated: held-out prompts, the best policy, prompts that are too long."""
 
 import pytest
 
 from align.recipe import RecipeError, load_recipe
-from align.recipe.ppo import EvalSection
-from align.recipe.rollout import RolloutSection
+from align.recipe.ppo_section import PPOEvaluationSection
+from align.recipe.rollout_section import RolloutSection
 
 RECIPE = """\
 name: t
@@ -12,7 +12,7 @@ output_dir: out
 model: {path: org/model}
 ppo: {data: [a.jsonl], num_iterations: 100, reward: {kind: format}}
 """
-LOOKS = ("ppo.eval_data=[a.jsonl]", "ppo.evaluation.every_steps=5", "ppo.evaluation.save_best=true")
+EVALUATIONS = ("ppo.eval_data=[a.jsonl]", "ppo.evaluation.every_steps=5", "ppo.evaluation.save_best=true")
 
 
 def load(tmp_path, *overrides):
@@ -22,17 +22,20 @@ def load(tmp_path, *overrides):
 
 def test_defaults(tmp_path):
     ppo = load(tmp_path)
-    assert (ppo.evaluation, ppo.rollout.on_overlong_prompt) == (EvalSection(), "drop")
+    assert (ppo.evaluation, ppo.rollout.on_overlong_prompt) == (PPOEvaluationSection(), "drop")
     assert not ppo.evaluation.save_best and RolloutSection().on_overlong_prompt == "drop"
-    assert load(tmp_path, *LOOKS).evaluation.save_best
+    assert load(tmp_path, *EVALUATIONS).evaluation.save_best
     assert load(tmp_path, "ppo.rollout.on_overlong_prompt=truncate").rollout.on_overlong_prompt == "truncate"
 
 
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (LOOKS[::2], "ppo.evaluation.save_best: there is no choice without looks in between: set every_steps too"),
-        (LOOKS[1:], "ppo.evaluation.save_best: needs held-out prompts to choose by: name some in eval_data"),
+        (
+            EVALUATIONS[::2],
+            "ppo.evaluation.save_best: there is no choice without evaluations in between: set every_steps too",
+        ),
+        (EVALUATIONS[1:], "ppo.evaluation.save_best: needs held-out prompts to choose by: name some in eval_data"),
         (
             ("ppo.rollout.on_overlong_prompt=cut",),
             "ppo.rollout.on_overlong_prompt: must be 'drop' or 'truncate', not 'cut' (text)",
