@@ -226,8 +226,3 @@ def write_outcome(path: Path, prompts: list[Prompt], outcomes: dict[str, Outcome
             }
         lines.append(line)
     common.write_lines(path, lines)
-
-
-def read_outcome(path: Path, name: str) -> list[dict[str, Any]]:
-    """The sampled replies of one policy in `eval.jsonl`, a list of rows a prompt."""
-    return [line["sampled"][name] for line in common.read_rows(path)]
