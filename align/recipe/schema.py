@@ -35,18 +35,31 @@ class Recipe(Section):
     """`name`, where to write, the model, and the stages, each optional."""
 
     name: str = Field(min_length=1)
+    """What the run is called in reports."""
     output_dir: Annotated[LocalPath, AfterValidator(_at_home)]
+    """Where every stage writes its folder."""
     seed: Count = 0
+    """Of everything that is drawn."""
     data_root: LocalPath | None = None
+    """Folder that the paths of sources start from."""
     report_to: Annotated[tuple[str, ...], Listed] = ()
+    """Trackers that metrics go to, by transformers' names (wandb, tensorboard, …)."""
     model: ModelSection
+    """The pretrained model, or the shape of a new one."""
     tinyworld: TinyWorldSection | None = None
+    """Sizes of the embedded world's sets, for sources `tinyworld:NAME`."""
     base: BaseSection | None = None
+    """(continued) pretraining."""
     sft: SFTSection | None = None
+    """Supervised finetuning."""
     pmp: RewardSection | None = None
+    """Preference-model pretraining."""
     rm: RewardSection | None = None
+    """Reward model."""
     rejection: RejectionSection | None = None
+    """Rejection-sampling finetuning."""
     ppo: PPOSection | None = None
+    """PPO and its relatives."""
 
     @property
     def stages(self) -> tuple[str, ...]:
