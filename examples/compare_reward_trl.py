@@ -96,13 +96,14 @@ def scores(model: Any, rows: Lines, pad_id: int) -> list[float]:
     """Chosen, rejected, chosen, … of the rows, by a classifier or a reward model."""
     import torch
 
-    from reward.scoring import batches_by_length, right_padded
+    from align.runtime.padding import pad_right
+    from reward.scoring import batches_by_length
 
     flat = [row[name] for row in rows for name in ("chosen_ids", "rejected_ids")]
-    found, own = [0.0] * len(flat), model.eval()
+    found, own, device = [0.0] * len(flat), model.eval(), next(model.parameters()).device
     with torch.no_grad():
         for indices in batches_by_length([len(ids) for ids in flat], 32):
-            ids, mask = right_padded([flat[index] for index in indices], pad_id, next(own.parameters()).device)
+            ids, mask = (part.to(device) for part in pad_right([flat[index] for index in indices], pad_id))
             out = own(input_ids=ids, attention_mask=mask)
             for index, value in zip(indices, getattr(out, "logits", out).flatten().tolist(), strict=True):
                 found[index] = value

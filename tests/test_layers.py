@@ -61,7 +61,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "align": ANYTHING,  # the entries and the command line
 }
 
-# Room -> foreign packages. Those after LAZY may be imported inside functions only.
+# Room -> foreign packages. Those after LAZY may be imported inside functions and for type checkers only.
 TORCH = frozenset({"torch", "transformers", "safetensors", "numpy"})
 FOREIGN: dict[str, frozenset[str]] = {
     "align.runtime": frozenset({"rich", "filelock", "httpcore2"}),
@@ -133,7 +133,7 @@ def foreign_imports(tree: Tree) -> Iterator[str]:
         if package in PACKAGES or package in sys.stdlib_module_names:
             continue
         room = room_of(item.source) or ""
-        lazily = item.lazy and package in LAZY.get(room, frozenset())
+        lazily = (item.lazy or item.typing_only) and package in LAZY.get(room, frozenset())
         engine = package in ENGINES and inside(item.source, ENGINES[package])
         if package not in FOREIGN.get(room, frozenset()) and not lazily and not engine:
             yield where(tree, item)

@@ -47,8 +47,8 @@ def reference_batches(
     Raises:
         EmptyDatasetError: none is short enough.
     """
-    from align.data.collate import pad_right
     from align.data.encode import encode_prompts, encode_replies
+    from align.runtime.padding import pad_right
 
     demos = reference_demonstrations(recipe, section, stage)
     asked = [(*exchange, demo.tools) for demo in demos if (exchange := demo.last_exchange()) is not None]
