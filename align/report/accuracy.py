@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from align.evaluation.accuracy import Judged, Part, accuracy, parts, won_share
+from align.evaluation.accuracy import JudgedPair, Part, accuracy, parts, won_share
 from align.evaluation.shares import wilson
 from align.report.run import Row, StageFiles, clean, number
 from data_formats.splitting import text_key
@@ -60,9 +60,9 @@ def accuracy_bars(stage: StageFiles) -> list[Bar]:
     return bars + _others(stage.summary)
 
 
-def _judged(row: Row) -> Judged:
+def _judged(row: Row) -> JudgedPair:
     tags = row.get("tags")
-    return Judged(
+    return JudgedPair(
         float(row["chosen_score"]) - float(row["rejected_score"]),
         _longer(row),
         clean(row.get("category"), 60),
