@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from align.models.critic import Critic
     from align.models.tokenizer import load_tokenizer
     from align.recipe import load_recipe
-    from align.recipe.ppo import PPOConfig
+    from align.recipe.ppo_section import PPOConfig
     from align.trainers.ppo import PPOTrainer
     from align.trainers.reward import RewardTrainer
     from align.trainers.sft import SFTTrainer
@@ -38,7 +38,7 @@ __all__ = [
 _HOMES = {
     "Critic": "align.models.critic",
     "FunctionReward": "reward.sources",
-    "PPOConfig": "align.recipe.ppo",
+    "PPOConfig": "align.recipe.ppo_section",
     "PPOTrainer": "align.trainers.ppo",
     "Prompt": "data_formats.records",
     "RewardTrainer": "align.trainers.reward",

@@ -13,7 +13,7 @@ from pathlib import Path
 from align import Critic, PPOConfig, PPOTrainer
 from align.models.load import new_causal_lm
 from align.models.tokenizer import train_tokenizer
-from align.recipe.fields import Architecture
+from align.recipe.model_section import Architecture
 
 TOPICS = ("tea", "rain", "bread", "music", "cats", "chess", "trees", "maps")
 
@@ -35,7 +35,7 @@ def main(output_dir: str | Path = "runs/examples/ppo_function_reward") -> dict[s
         num_mini_batches=2,
         micro_batch_size=8,
         critic_warmup_steps=4,
-        missing_eos="none",
+        missing_eos_penalty=0.0,
         kl_coef=0.0,
         cliprange_value=None,
         rollout={"num_generations": 4, "top_p": 1.0, "max_completion_length": 12},

@@ -16,7 +16,7 @@ from align import PPOConfig, PPOTrainer
 from align.models.critic import Critic
 from align.models.load import new_causal_lm
 from align.models.tokenizer import train_tokenizer
-from align.recipe.fields import Architecture
+from align.recipe.model_section import Architecture
 from data_formats.records import Message, Prompt
 from reward.sources import FunctionReward
 
@@ -43,7 +43,7 @@ def train(trainer_class: type[PPOTrainer], output_dir: str | Path) -> dict[str, 
         num_mini_batches=2,
         micro_batch_size=16,
         critic_warmup_steps=4,
-        missing_eos="none",
+        missing_eos_penalty=0.0,
         kl_coef=0.0,
         cliprange_value=None,
         rollout={"num_generations": 4, "top_p": 1.0, "max_completion_length": 16},

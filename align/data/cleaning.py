@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from align.recipe.cleaning import CleaningSection
+from align.recipe.cleaning_section import CleaningSection
 from align.recipe.fields import Source
 from align.recipe.table import table
 from data_formats import cleaning

@@ -8,7 +8,7 @@ As a penalty in the reward only k1 has the right gradient: there the estimate is
 KL through the estimate itself, which is missing, averages to 0 for k1 alone (Korbak et al. 2022, "RL with KL penalties
 is better viewed as Bayesian inference"). As a term of the loss, k2's own gradient sees only the token at hand, not what
 it changes for later ones, k1's averages to 0, and k3's is that of KL(reference || policy); `kl_loss` therefore takes
-the gradient of the whole reply's KL by default.
+the gradient of the whole reply's KL.
 
 All of them assume samples from the full distribution. Samples drawn with top-p < 1 bias the estimate; then it is a
 penalty, not a measurement.
@@ -53,16 +53,15 @@ def kl_loss(
     mask_BT: Tensor,
     kind: str = "k1",
     *,
-    straight_through: bool = True,
     weights_BT: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum of the estimates, as a term of the policy's loss.
 
-    With `straight_through` the value is the estimate's and the gradient that of the KL of the whole reply,
+    The value is the estimate's and the gradient, straight through it, that of the KL of the whole reply,
     `sum over t of (sum over s >= t of d_s) grad logps_t`: what a token costs is its own log-ratio and those of the
-    tokens it leads to (the score-function gradient of E[sum of d], with the past left out, which averages to 0).
-    Without it the gradient is the estimate's own. Both take the tokens for samples of the policy in training: exact in
-    the first step on a rollout, close while the ratios stay near 1.
+    tokens it leads to (the score-function gradient of E[sum of d], with the past left out, which averages to 0). It
+    takes the tokens for samples of the policy in training: exact in the first step on a rollout, close while the ratios
+    stay near 1. (Shao et al. 2024 take k3's own gradient: `examples/ppo_published_variants.py`.)
 
     Args:
         logps_BT: of the policy being trained; carries the gradient. ref_logps_BT: constants.
@@ -78,9 +77,8 @@ def kl_loss(
     same_shape(logps_BT=logps_BT, ref_logps_BT=ref_logps_BT, mask_BT=mask_BT)
     logps_BT, ref_logps_BT = keep(logps_BT, mask_BT), keep(ref_logps_BT.detach(), mask_BT)
     estimate_BT = kl_estimate(logps_BT, ref_logps_BT, kind)
-    if straight_through:
-        log_ratio_BT = (logps_BT - ref_logps_BT).detach()
-        to_go_BT = log_ratio_BT.flip(1).cumsum(1).flip(1)
-        estimate_BT = estimate_BT.detach() + to_go_BT * (logps_BT - logps_BT.detach())
+    log_ratio_BT = (logps_BT - ref_logps_BT).detach()
+    to_go_BT = log_ratio_BT.flip(1).cumsum(1).flip(1)
+    estimate_BT = estimate_BT.detach() + to_go_BT * (logps_BT - logps_BT.detach())
     stats = {"estimate": estimate_BT.detach().sum(), "tokens": (mask_BT != 0).sum().to(estimate_BT.dtype)}
     return weighted(estimate_BT, weights_BT, mask_BT).sum(), stats

@@ -42,7 +42,6 @@ def penalize(
     ended_B: Tensor,
     lengths_B: Tensor,
     *,
-    missing_eos: str = "subtract",
     missing_eos_penalty: float = 0.0,
     length_penalty: float = 0.0,
     length_penalty_free: int = 0,
@@ -51,19 +50,15 @@ def penalize(
 
     Args:
         ended_B: whether the policy ended the reply itself. lengths_B: tokens of the reply, its end included.
-        missing_eos: what a reply without an end gets: `none`, `subtract` (its score minus the penalty), `replace`
-            (minus the penalty, whatever its score; Huang et al. 2023, policy detail 5).
-        length_penalty: subtracted for each token after the first `length_penalty_free`, of replaced scores too.
+        missing_eos_penalty: subtracted from the score of a reply without an end. (Huang et al. 2023, policy detail 5,
+            put a constant in its place: `examples/ppo_published_variants.py`.)
+        length_penalty: subtracted for each token after the first `length_penalty_free`.
 
     Raises:
-        ValueError: unequal shapes or an unknown `missing_eos`.
+        ValueError: unequal shapes.
     """
     same_shape(scores_B=scores_B, ended_B=ended_B, lengths_B=lengths_B)
-    if missing_eos not in ("none", "subtract", "replace"):
-        raise ValueError(f"unknown missing_eos '{missing_eos}': choose none, subtract or replace")
-    if missing_eos != "none":
-        instead_B = scores_B - missing_eos_penalty if missing_eos == "subtract" else -missing_eos_penalty
-        scores_B = torch.where(ended_B, scores_B, instead_B)
+    scores_B = torch.where(ended_B, scores_B, scores_B - missing_eos_penalty)
     if length_penalty:
         scores_B = scores_B - length_penalty * (lengths_B - length_penalty_free).clamp(min=0).to(scores_B)
     return scores_B

@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align.recipe.adapters import LoraSection
 from align.recipe.errors import RecipeError
-from align.recipe.fields import ModelSection
+from align.recipe.model_section import LoraSection, ModelSection
 from align.runtime.packages import require_package
 from align.runtime.peft_model import base_of, is_peft
 from reward import adapter

@@ -16,7 +16,7 @@ from typing import Any
 
 from align.models import adapters
 from align.models.role_adapters import RoleError
-from align.recipe.fields import ModelSection
+from align.recipe.model_section import ModelSection
 from reward import adapter
 from reward.folder import local_folder, read_json
 from reward.loading import hub_file, saved_tokenizer

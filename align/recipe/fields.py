@@ -1,4 +1,4 @@
-"""Shared pieces of the schema: sources, optimizers, the model."""
+"""Pieces that several sections have: sources and optimizers; and the sizes of the embedded world."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from align.recipe.adapters import LoraSection, QuantizationSection, adapter_rules
-from align.recipe.precision import precision_rules
 from align.recipe.section import Count, LocalPath, Positive, Rate, Section
 
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion_8bit"]
-
-SMALLEST_VOCAB = 300  # of a new model
 
 
 class Source(Section):
@@ -102,68 +98,6 @@ class OptimSection(Section):
             broken.append(("lr_scheduler_type", sentence))
         if self.optimizer == "lion_8bit" and self.adam_epsilon != type(self).model_fields["adam_epsilon"].default:
             broken.append(("adam_epsilon", "lion_8bit has no epsilon; remove the key, or take an adamw"))
-        return broken
-
-
-class Architecture(Section):
-    """Shape of a `Qwen2ForCausalLM` made from scratch; its tokenizer is trained on the base stage's documents."""
-
-    vocab_size: Positive = 1024
-    hidden_size: Positive = 128
-    intermediate_size: Positive = 352
-    num_hidden_layers: Positive = 4
-    num_attention_heads: Positive = 4
-    num_key_value_heads: Positive = 2
-    max_position_embeddings: Positive = 512
-    tie_word_embeddings: bool = False
-
-    def rules(self) -> list[tuple[str, str]]:
-        hidden, heads, groups = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
-        broken = []
-        if self.vocab_size < SMALLEST_VOCAB:
-            sentence = (
-                f"{self.vocab_size} leaves no room for words, since the 256 bytes and the tokens of ChatML come first; "
-                f"use at least {SMALLEST_VOCAB}"
-            )
-            broken.append(("vocab_size", sentence))
-        if hidden % (2 * heads):
-            sentence = f"{hidden} must be an even multiple of num_attention_heads ({heads}), for rotary positions"
-            broken.append(("hidden_size", sentence))
-        if heads % groups:
-            broken.append(("num_attention_heads", f"{heads} must be a multiple of num_key_value_heads ({groups})"))
-        return broken
-
-
-class ModelSection(Section):
-    """The pretrained model, by folder or hub id (`path`), or the shape of a new one (`architecture`).
-
-    `adapter` says how it is trained in every stage but base, which always trains all weights: `none` is all weights,
-    `lora` an adapter, `qlora` an adapter on weights quantised to 4 bits (`align.recipe.adapters`).
-    """
-
-    path: LocalPath | None = None
-    revision: str | None = None
-    architecture: Architecture | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    mixed_precision: Literal["no", "bf16"] = "no"
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    gradient_checkpointing: bool = False
-    trust_remote_code: bool = False
-    adapter: Literal["none", "lora", "qlora"] = "none"
-    lora: LoraSection = LoraSection()
-    quantization: QuantizationSection = QuantizationSection()
-
-    def without_adapter(self) -> ModelSection:
-        """The same model with all of its weights trained."""
-        plain = {"adapter": "none", "lora": LoraSection(), "quantization": QuantizationSection()}
-        return self.model_copy(update=plain)
-
-    def rules(self) -> list[tuple[str, str]]:
-        broken = adapter_rules(self.adapter, self.lora, self.quantization)
-        broken += precision_rules(self.adapter, self.lora, self.dtype)
-        if (self.path is None) == (self.architecture is None):
-            sentence = "needs exactly one of 'path' (a folder or hub id) and 'architecture' (a new tiny model)"
-            return [("", sentence), *broken]
         return broken
 
 

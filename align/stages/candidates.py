@@ -22,7 +22,7 @@ import torch
 
 from align.evaluation.replies import JudgedReply, judged_replies
 from align.recipe import Recipe
-from align.recipe.rejection import SamplingSection
+from align.recipe.rejection_section import SamplingSection
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
 from align.runtime.ranks import any_rank, is_main

@@ -23,7 +23,7 @@ from typing import Any
 
 from align.data.encode import encode_prompts
 from align.evaluation.replies import JudgedReply, judged_replies
-from align.recipe.stages import GhostSection, SFTSection
+from align.recipe.supervised_sections import GhostSection, SFTSection
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
 from align.runtime.ranks import any_rank, is_main

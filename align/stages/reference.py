@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from align.recipe import Recipe, RecipeError
-from align.recipe.stages import RewardSection
+from align.recipe.supervised_sections import RewardSection
 from align.stages.common import LOG, need_rows
 from data_formats.records import Demonstration
 

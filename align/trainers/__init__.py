@@ -6,7 +6,9 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {"SFTTrainer": "sft", "RewardTrainer": "reward", "PPOTrainer": "ppo", "SupervisedTrainer": "supervised"}
-__all__ = ["PPOTrainer", "RewardTrainer", "SFTTrainer", "SupervisedTrainer"]
+_HOMES |= dict.fromkeys(("Samples", "Scores", "TokenBatch", "Experience"), "experience")
+__all__ = ["Experience", "PPOTrainer", "RewardTrainer", "SFTTrainer", "Samples", "Scores", "SupervisedTrainer"]
+__all__ += ["TokenBatch"]
 
 
 def __getattr__(name: str) -> Any:

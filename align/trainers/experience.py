@@ -235,8 +235,7 @@ class Experience:
         scores_N: (N) the reward as it was given, in its own unit; NaN for a reply that it failed on.
         normalized_N: (N) after penalties, running statistics and clip; means nothing where the score is NaN.
         old_logps_NS: (N, S) nats, the denominator of the ratio: the sampling policy under the training forward,
-            temperature-divided, over the full vocabulary or, with `support`, over what the sampler could draw. None
-            when that pass is elided.
+            temperature-divided, over the full vocabulary or, with `support`, over what the sampler could draw.
         ref_logps_NS: (N, S) nats, the reference over the full vocabulary.
         old_values_NS: (N, S) the critic before the update, in units of the normalised reward.
         rewards_NS: (N, S) the shaped reward of each action: -kl_coef * KL, plus the score on the last reply token.
@@ -253,7 +252,7 @@ class Experience:
     mask_NS: Tensor
     scores_N: Tensor
     normalized_N: Tensor
-    old_logps_NS: Tensor | None
+    old_logps_NS: Tensor
     ref_logps_NS: Tensor
     old_values_NS: Tensor
     rewards_NS: Tensor
@@ -266,8 +265,8 @@ class Experience:
     support: SupportTensor | None = None
 
     @property
-    def policy_logps_NS(self) -> Tensor | None:
-        """(N, S) nats, the sampling policy over the full vocabulary, if it was computed."""
+    def policy_logps_NS(self) -> Tensor:
+        """(N, S) nats, the sampling policy over the full vocabulary."""
         return self.old_logps_NS if self.full_logps_NS is None else self.full_logps_NS
 
     def divisor(self, rows_B: Tensor | None = None) -> int:

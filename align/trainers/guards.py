@@ -6,7 +6,7 @@ import logging
 import math
 from contextlib import AbstractContextManager
 
-from align.recipe.ppo import GuardSection, PPOConfig
+from align.recipe.ppo_section import GuardSection, PPOConfig
 from align.runtime.memory import memory_errors
 
 logger = logging.getLogger(__name__)

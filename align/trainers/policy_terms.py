@@ -10,21 +10,14 @@ from torch import Tensor
 from align import functional
 from align.functional.masked import keep
 from align.functional.ppo import weighted
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 from align.trainers.experience import Experience
 from align.trainers.forward import ReplyLogprobs
 from align.trainers.ppo_metrics import UpdateStats
 
 
-def completed(batch: Experience, policy: ReplyLogprobs, config: PPOConfig, stats: UpdateStats) -> Experience:
-    """The micro-batch with old log-probabilities where their pass was elided (this very pass, as a constant: the one
-    optimizer step starts from the sampling policy, so the ratio is 1), and with importance weights where asked for."""
-    if batch.old_logps_NS is None:
-        batch = replace(batch, old_logps_NS=policy.ratio.detach(), full_logps_NS=policy.full.detach())
-        kl_BS = [functional.kl_estimate(policy.full.detach(), batch.ref_logps_NS, kind) for kind in ("k1", "k3")]
-        mask_BS = batch.tokens.mask_NS  # of all replies, as without eliding
-        k1, k3 = (functional.masked_sum(each_BS, mask_BS) for each_BS in kl_BS)
-        stats.add("kl", None, {"token": k1, "k3_token": k3, "tokens": mask_BS.sum()})
+def weighed(batch: Experience, config: PPOConfig, stats: UpdateStats) -> Experience:
+    """The micro-batch with importance weights where asked for."""
     if batch.sampler_logps_NS is None:
         return batch
     level, cap = config.importance_sampling_correction, config.importance_sampling_cap
@@ -51,7 +44,6 @@ def regularized(
             batch.ref_logps_NS,
             batch.mask_NS,
             config.kl_estimator,
-            straight_through=config.kl_straight_through,
             weights_BT=batch.weights_NS,
         )
         stats.add("kl_loss", kl_sum, sums | {"weight": batch.divisor()})

@@ -6,19 +6,19 @@ seam to override.
 
 Decisions, and departures from the named papers:
 - Old log-probabilities come from a pass of their own over the very micro-batches of the first epoch, never from the
-  sampler, so the first minibatch's ratio is exactly 1 (`old_logprobs: elide` spares that pass where one optimizer step
-  an iteration makes it redundant). They are divided by the sampling temperature and normalised over the whole
-  vocabulary, old, new and reference alike: with top-p < 1 the replies come from a narrower distribution than the one
-  that is scored. Tokens outside the nucleus are never drawn, so nothing pushes their probability but the softmax, and
-  the KL is then a penalty, not a measurement; `kept_mass` says how much is left out. `policy_support: nucleus` takes
-  the ratio over what the sampler could draw, which is the distribution it drew from; KL and entropy stay whole.
+  sampler, so the first minibatch's ratio is exactly 1. They are divided by the sampling temperature and normalised over
+  the whole vocabulary, old, new and reference alike: with top-p < 1 the replies come from a narrower distribution than
+  the one that is scored. Tokens outside the nucleus are never drawn, so nothing pushes their probability but the
+  softmax, and the KL is then a penalty, not a measurement; `kept_mass` says how much is left out. `policy_support:
+  nucleus` takes the ratio over what the sampler could draw, which is the distribution it drew from; KL and entropy
+  stay whole.
 - `importance_sampling_correction` weights the policy's loss by min(trainer / engine, cap) where the engine computes in
   another precision or with older weights (`rollout.overlap`: `overlap.py`); both over the full distribution, so it
   does not undo top-p.
 - The score stands on the last real token of the reply, the KL on each token (`kl_in: loss`: in the loss). A reply ends
-  at `<|im_end|>`; one that was cut, or ended with `<|endoftext|>`, has `missing_eos_penalty` subtracted from its score,
-  or put in its place (`ModelReward` reads that score at an `<|im_end|>` it appends). Then the running mean counts the
-  whole global batch in, is subtracted, and the result is clipped. `mask_truncated_completions` takes replies without an
+  at `<|im_end|>`; one that was cut, or ended with `<|endoftext|>`, has `missing_eos_penalty` subtracted from its score
+  (`ModelReward` reads that score at an `<|im_end|>` it appends). Then the running mean counts the whole global batch
+  in, is subtracted, and the result is clipped. `mask_truncated_completions` takes replies without an
   end out of everything that is learnt: losses, whitening, running statistics; `on_reward_error: mask` those that the
   reward fails on. No value follows the last token.
 - Losses are sums divided by the token count (or, aggregated by sequence, the reply count) of the minibatch over all
@@ -47,7 +47,7 @@ from align.data.encode import encode_prompts
 from align.data.fingerprint import fingerprint
 from align.data.prompts import PromptSampler
 from align.models.save import dress, save_model
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.proof import reset_process_state
 from align.runs.seeding import derive
@@ -239,8 +239,6 @@ class PPOTrainer(PPOExperience):
         self.updating = True
         with watch("update"), enough_memory(self.config, "update"):
             metrics |= self.update(experience)
-        if self.config.old_logprobs == "elide" and "kl/token" in metrics:  # not while the critic warms up
-            metrics |= {"entropy": metrics["entropy/token"], "kl/reply": metrics["kl/token"] * metrics["length/mean"]}
         if "kl/reply" in metrics and self.policy_version != version:  # after the update, which may be weighed by it
             self.kl.update(metrics["kl/reply"], len(samples))
         self.pending_samples = sample_rows(samples, experience, self.tokenizer, self.config.log_samples, scores.parts)

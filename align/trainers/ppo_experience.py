@@ -44,7 +44,6 @@ class PPOExperience(PPOUpdate):
             scores_N,
             finished_N,
             lengths_N,
-            missing_eos=config.missing_eos,
             missing_eos_penalty=config.missing_eos_penalty,
             length_penalty=config.length_penalty,
             length_penalty_free=config.length_penalty_free,
@@ -95,9 +94,7 @@ class PPOExperience(PPOUpdate):
         learnt_NS = mask_NS if counts_N is None else mask_NS & counts_N[:, None]
         penalized_N = self.penalize_scores(scores_N.where(judged_N, 0.0), finished_N, mask_NS.sum(1))
         normalized_N = self.normalize_scores(penalized_N, counts_N)
-        kl_NS = torch.zeros_like(found["ref"])
-        if "full" in found:
-            kl_NS = functional.kl_estimate(found["full"], found["ref"], config.kl_estimator)
+        kl_NS = functional.kl_estimate(found["full"], found["ref"], config.kl_estimator)
         rewards_NS = self.shape_rewards(normalized_N, kl_NS, learnt_NS)
         advantages_NS, returns_NS, std = self.compute_advantages(rewards_NS, found["values"], learnt_NS)
         by_reply = config.loss_aggregation == "sequence"
@@ -106,18 +103,18 @@ class PPOExperience(PPOUpdate):
             learnt_NS,
             scores_N,
             normalized_N,
-            found.get("ratio", found.get("full")),
+            found.get("ratio", found["full"]),
             found["ref"],
             found["values"],
             rewards_NS,
             advantages_NS,
             returns_NS,
-            full_logps_NS=found.get("full") if support is not None else None,
+            full_logps_NS=found["full"] if support is not None else None,
             sampler_logps_NS=self._sampler_logps(samples, tokens),
             weights_NS=functional.token_weights(learnt_NS, "sequence") if by_reply else None,
             support=support,
         )
-        metrics = rollout_metrics(samples, experience, found.get("entropy"), std)
+        metrics = rollout_metrics(samples, experience, found["entropy"], std)
         metrics["kl_coef"] = self.kl.coef
         if config.on_reward_error == "mask":
             metrics["reward/failed"] = float((~judged_N).sum())
@@ -147,8 +144,8 @@ class PPOExperience(PPOUpdate):
         return tokens.on_actions(samples.engine_logps)
 
     def _passes(self, tokens: TokenBatch, support: SupportTensor | None = None) -> dict[str, Tensor]:
-        """By name, (N, S): `full` and `entropy` of the policy (not when elided), `ratio` (with a support), `ref`,
-        `values`; on the very micro-batches of the first epoch."""
+        """By name, (N, S): `full` and `entropy` of the policy, `ratio` (with a support), `ref`, `values`; on the very
+        micro-batches of the first epoch."""
         whole = self.together(lambda: self._own_passes(tokens, support))
         if self.world_size == 1:
             return whole  # else each row was computed by one rank and is 0 elsewhere
@@ -166,11 +163,10 @@ class PPOExperience(PPOUpdate):
                     "ref": reply_logprobs(self.reference, batch, temperature),
                     "values": state_values(self.critic.module, batch),
                 }
-                if self.config.old_logprobs == "recompute":
-                    cut = None if support is None else support.rows(rows_B, batch.input_ids_NT.shape[1] - 1)
-                    policy = reply_distribution(self.policy.module, batch, temperature, support=cut, entropy=True)
-                    found |= {"full": policy.full, "entropy": policy.entropy}
-                    found |= {"ratio": policy.ratio} if support is not None else {}
+                cut = None if support is None else support.rows(rows_B, batch.input_ids_NT.shape[1] - 1)
+                policy = reply_distribution(self.policy.module, batch, temperature, support=cut, entropy=True)
+                found |= {"full": policy.full, "entropy": policy.entropy}
+                found |= {"ratio": policy.ratio} if support is not None else {}
                 for name, tensor in found.items():
                     parts.setdefault(name, []).append((rows_B, tensor))
         shape = (len(tokens.lengths_N), states)

@@ -4,7 +4,7 @@ Rollout figures come from the experience, which every rank holds in full; update
 statistics over micro-batches and ranks, divided by what they counted. nats and values are of the distribution divided
 by the sampling temperature, over the whole vocabulary; the score is in the reward's own unit.
 
-Rollouts, before the update (the policy's own figures come from the update with `old_logprobs: elide`):
+Rollouts, before the update:
     score/mean, score/std        the reward as it was given; score/PART/… what each part of a composed one said
     reward/failed                replies that it failed on, which are in no figure of score and reward
                                  (`on_reward_error: mask`)
@@ -146,13 +146,10 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 
 def rollout_metrics(
-    samples: Samples, experience: Experience, entropy_NS: Tensor | None, advantages_std: float
+    samples: Samples, experience: Experience, entropy_NS: Tensor, advantages_std: float
 ) -> dict[str, float]:
-    """What the replies of one iteration look like, before the update: all of them, those that are masked too.
-
-    Without the policy's log-probabilities (`old_logprobs: elide`) there is no KL and no entropy in it.
-    """
-    mask_NS = experience.tokens.mask_NS
+    """What the replies of one iteration look like, before the update: all of them, those that are masked too."""
+    mask_NS, kl_N = experience.tokens.mask_NS, reply_kl(experience)
     lengths_N = mask_NS.sum(1).float()
     error_NS = (experience.old_values_NS - experience.returns_NS).square()
     judged_N = ~experience.scores_N.isnan()
@@ -161,7 +158,10 @@ def rollout_metrics(
         "score/std": experience.scores_N[judged_N].std(unbiased=False),
         "reward/mean": experience.normalized_N[judged_N].mean(),
         "reward/std": experience.normalized_N[judged_N].std(unbiased=False),
-        **_distance_metrics(experience, entropy_NS),
+        "kl/reply": kl_N.mean(),
+        "kl/token": kl_N.sum() / mask_NS.sum(),
+        "kl/k3_token": reply_kl(experience, "k3").sum() / mask_NS.sum(),
+        "entropy": masked_mean(entropy_NS, mask_NS),
         "value/mean": masked_mean(experience.old_values_NS, mask_NS),
         "value/explained_variance": explained_variance(
             masked_sum(error_NS, experience.mask_NS), Moments.of(experience.returns_NS, experience.mask_NS)
@@ -179,21 +179,9 @@ def rollout_metrics(
     return {key: float(figure) for key, figure in figures.items()}
 
 
-def _distance_metrics(experience: Experience, entropy_NS: Tensor | None) -> dict[str, Tensor]:
-    if entropy_NS is None or experience.policy_logps_NS is None:
-        return {}
-    mask_NS, kl_N = experience.tokens.mask_NS, reply_kl(experience)
-    return {
-        "kl/reply": kl_N.mean(),
-        "kl/token": kl_N.sum() / mask_NS.sum(),
-        "kl/k3_token": reply_kl(experience, "k3").sum() / mask_NS.sum(),
-        "entropy": masked_mean(entropy_NS, mask_NS),
-    }
-
-
 def engine_metrics(samples: Samples, experience: Experience) -> dict[str, float]:
-    """How far the engine's log-probabilities are from the trainer's, nats a token; nothing where either is missing."""
-    if experience.policy_logps_NS is None or any(logps is None for logps in samples.engine_logps):
+    """How far the engine's log-probabilities are from the trainer's, nats a token; nothing where it gave none."""
+    if any(logps is None for logps in samples.engine_logps):
         return {}
     mask_NS = experience.tokens.mask_NS
     apart_NS = (experience.tokens.on_actions(samples.engine_logps) - experience.policy_logps_NS).abs()
@@ -239,9 +227,9 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return texts
 
 
-def token_rows(tokenizer: Any, ids: Sequence[int], kls: Sequence[float] | None) -> list[list[Any]]:
+def token_rows(tokenizer: Any, ids: Sequence[int], kls: Sequence[float]) -> list[list[Any]]:
     """[text, KL in nats] of each token of a reply."""
-    rounded = [None] * len(ids) if kls is None else [round(kl, 4) for kl in kls]
+    rounded = [round(kl, 4) for kl in kls]
     return [list(pair) for pair in zip(token_texts(tokenizer, ids), rounded, strict=True)]
 
 
@@ -250,12 +238,11 @@ def sample_rows(
 ) -> list[dict[str, Any]]:
     """The first replies of the batch as lines of samples.jsonl; `score/PART` where the reward has parts.
 
-    `tokens` holds the text of every token with its k1 (log policy - log reference, nats), which add up to `kl`; null
-    where the policy's log-probabilities are not known. `score` and `reward` are null where the reward failed.
+    `tokens` holds the text of every token with its k1 (log policy - log reference, nats), which add up to `kl`. `score`
+    and `reward` are null where the reward failed.
     """
-    known = experience.policy_logps_NS is not None
-    kl_N = reply_kl(experience).tolist() if known else [None] * len(samples)
-    kl_NS = kl_estimate(experience.policy_logps_NS, experience.ref_logps_NS, "k1") if known else None
+    kl_N = reply_kl(experience).tolist()
+    kl_NS = kl_estimate(experience.policy_logps_NS, experience.ref_logps_NS, "k1")
     mask_NS = experience.tokens.mask_NS
     return [
         {
@@ -268,9 +255,7 @@ def sample_rows(
             "finished": samples.finished[row],
             "category": samples.prompts[row].category,
             **{f"score/{name}": _known(scores_N[row]) for name, scores_N in (parts or {}).items()},
-            "tokens": token_rows(
-                tokenizer, samples.reply_ids[row], kl_NS[row][mask_NS[row]].tolist() if known else None
-            ),
+            "tokens": token_rows(tokenizer, samples.reply_ids[row], kl_NS[row][mask_NS[row]].tolist()),
         }
         for row in range(min(count, len(samples)))
     ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from align import functional
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 from align.runs.errors import SavedError, TrainingError
 from align.runs.seeding import derive
 from align.trainers import ppo_state
@@ -28,7 +28,7 @@ from align.trainers.minibatches import plan_minibatches, shuffled
 from align.trainers.offload import Offload
 from align.trainers.optimization import TrainedModel, mark_last, total_norm
 from align.trainers.overlap import Ahead
-from align.trainers.policy_terms import completed, regularized
+from align.trainers.policy_terms import regularized, weighed
 from align.trainers.ppo_metrics import UpdateStats
 from align.trainers.ptx import PtxStream, ptx_nll_sum
 from rollouts.protocol import Engine
@@ -111,10 +111,13 @@ class PPOUpdate(IterationLoop):
 
     def value_loss(self, values_BS: Tensor, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum over reply tokens, and sums for the log."""
-        config = self.config
-        limit = None if self.warming_up and not config.clip_value_in_warmup else config.cliprange_value
         return functional.value_loss(
-            values_BS, batch.old_values_NS, batch.returns_NS, batch.mask_NS, limit, weights_BT=batch.weights_NS
+            values_BS,
+            batch.old_values_NS,
+            batch.returns_NS,
+            batch.mask_NS,
+            self.config.cliprange_value,
+            weights_BT=batch.weights_NS,
         )
 
     def policy_loss(self, logps_BS: Tensor, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
@@ -150,7 +153,6 @@ class PPOUpdate(IterationLoop):
         Returns the summed approximate KL(old || new) of this rank's tokens.
         """
         config, distance = self.config, torch.zeros((), device=self.accelerator.device)
-        elided = config.old_logprobs == "elide"
         for is_last, batch in mark_last(batches):
             with self.policy.gradients_stay_here(unless=is_last and average):
                 policy = reply_distribution(
@@ -158,9 +160,9 @@ class PPOUpdate(IterationLoop):
                     batch.tokens,
                     config.rollout.temperature,
                     support=batch.support,
-                    entropy=elided or config.entropy_coef > 0,
+                    entropy=config.entropy_coef > 0,
                 )
-                batch = completed(batch, policy, config, stats)
+                batch = weighed(batch, config, stats)
                 loss_sum, sums = self.policy_loss(policy.ratio, batch)
                 whole = regularized(loss_sum, policy, batch, config, self.kl.coef, stats)
                 self.accelerator.backward(whole * (self.world_size / divisor))

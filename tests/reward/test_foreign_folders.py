@@ -26,7 +26,7 @@ from transformers import (
 
 from align.models.load import load_causal_lm, load_critic, load_reward_model
 from align.models.save import save_model
-from align.recipe.fields import ModelSection
+from align.recipe.model_section import ModelSection
 from align.runtime.errors import AlignError
 from data_formats.records import Message
 from reward import adapter

@@ -25,7 +25,7 @@ REPEATS, FEWER_GRAMS = 0.5, 0.75
     ),
     changes=(
         "ppo.rollout.max_completion_length higher",
-        "ppo.missing_eos_penalty higher, ppo.missing_eos: replace, or ppo.length_penalty above 0",
+        "ppo.missing_eos_penalty higher, or ppo.length_penalty above 0",
         "a longer sft stage",
     ),
 )

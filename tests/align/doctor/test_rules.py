@@ -94,7 +94,6 @@ MADE = {
         "engine": stale_engine(),
         "importance_sampling_correction": "token",
         "importance_sampling_cap": 1.2,
-        "old_logprobs": "elide",
         "kl_in": "loss",
         "num_mini_batches": 1,
         "critic_warmup_steps": 1,

@@ -178,6 +178,17 @@ ppo:
     ]
 
 
+def test_keys_of_former_versions_say_what_became_of_them(write):
+    text = "ppo:\n  data: [p.jsonl]\n  num_iterations: 100\n  missing_eos: none\n  old_logprobs: recompute\n"
+    eos, old = sorted(problem for problem in problems(write(text)) if "unknown key" in problem)
+    assert eos.startswith(
+        "ppo.missing_eos: unknown key: it is gone, missing_eos_penalty is always subtracted: leave it"
+    )
+    assert eos.endswith("(line 4)") and old == (
+        "ppo.old_logprobs: unknown key: it is gone, a pass of its own always computes them: leave it out (line 5)"
+    )
+
+
 def test_a_bad_value_does_not_make_findings_that_rest_on_its_default(write):
     # With the default micro_batch_size of 8 the split would be impossible: only the true error may be told.
     assert problems(write(MINIMAL + PPO), "ppo.micro_batch_size=x", "ppo.rollout_batch_size=2") == [

@@ -19,9 +19,10 @@ from transformers import Qwen2ForCausalLM
 
 from align.data.encode import encode_prompts
 from align.models.critic import Critic
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 from align.trainers.ppo import PPOTrainer
 from data_formats.records import Message, Prompt
+from examples.ppo_published_variants import EstimateInLoss
 from reward.sources import FunctionReward
 from tests.align.trainers.bandit_optima import (
     BETAS,
@@ -128,10 +129,16 @@ def config(beta: float, **changes) -> PPOConfig:
     return PPOConfig(**(values | changes))
 
 
-def train(folder: Path, beta: float, seed: int = 0, **changes) -> tuple[Tensor, Tensor]:
-    """(reference_R, trained_R): what `PPOTrainer` started from and where it came to."""
-    reference = reference_model(seed)
-    trainer = PPOTrainer(
+def train(
+    folder: Path, beta: float, seed: int = 0, own_gradient: str | None = None, **changes
+) -> tuple[Tensor, Tensor]:
+    """(reference_R, trained_R): what `PPOTrainer` started from and where it came to; with `own_gradient` its subclass
+    whose loss holds that estimator itself."""
+    reference, kind = reference_model(seed), PPOTrainer
+    if own_gradient is not None:
+        kind = type("OwnGradient", (EstimateInLoss,), {"beta": beta, "kind": own_gradient})
+        changes["kl_coef"] = 0.0
+    trainer = kind(
         reference,
         Critic.from_causal_lm(reference),
         FunctionReward(lambda prompts, completions: [REWARDS[reply] for reply in completions], "table"),
@@ -150,11 +157,8 @@ def train(folder: Path, beta: float, seed: int = 0, **changes) -> tuple[Tensor, 
 VARIANTS: dict[str, tuple[dict[str, Any], Callable[[Tensor, float], Tensor] | None]] = {
     "k1 in the reward": ({}, optimum),
     "in the loss, straight-through": ({"kl_in": "loss"}, optimum),  # whichever estimator
-    "k2 in the loss, own gradient": ({"kl_in": "loss", "kl_estimator": "k2", "kl_straight_through": False}, myopic),
-    "k3 in the loss, own gradient": (
-        {"kl_in": "loss", "kl_estimator": "k3", "kl_straight_through": False},
-        myopic_forward,
-    ),
+    "k2 in the loss, own gradient": ({"own_gradient": "k2"}, myopic),
+    "k3 in the loss, own gradient": ({"own_gradient": "k3"}, myopic_forward),
     "k3 in the reward": ({"kl_estimator": "k3"}, None),
     "k2 in the reward": ({"kl_estimator": "k2"}, None),
 }

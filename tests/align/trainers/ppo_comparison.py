@@ -246,7 +246,7 @@ class Comparison:
 
     def _gradients(self, minibatch: list[Reply], blocks, notes) -> tuple[Weights, float | None]:
         """Of one optimizer step, and the ratio of the norms of the ptx and the PPO gradient where there are both."""
-        found = {"value": losses.critic_gradient(self.critic, minibatch, self.settings, self._warming_up, notes)}
+        found = {"value": losses.critic_gradient(self.critic, minibatch, self.settings, notes)}
         if self._warming_up:
             return found, None
         coefs = {"kl_coef": self.state.kl_coef, "ptx_coef": self.state.ptx_coef}
@@ -276,8 +276,7 @@ class Comparison:
             self.note("normalised score", found.normalized_N[row], reply.normalized)
             for name, field_name in EXPERIENCE.items():
                 tensor = getattr(found, field_name)
-                if tensor is not None:  # the pass over the old policy was elided
-                    self.note(name.replace("_", " "), tensor[row, first : first + size], getattr(reply, name))
+                self.note(name.replace("_", " "), tensor[row, first : first + size], getattr(reply, name))
 
 
 def sampled(samples: Samples) -> list[Sampled]:

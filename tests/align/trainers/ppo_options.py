@@ -10,26 +10,17 @@ Row = dict[str, Any]
 
 ENDS = {
     "subtract": {},
-    "none": {"missing_eos": "none"},
-    "replace": {"missing_eos": "replace", "missing_eos_penalty": 0.7},
+    "none": {"missing_eos_penalty": 0.0},
     "masked": {"mask_truncated_completions": True},
 }
 FACTORS: dict[str, dict[str, Row]] = {
-    "kl in": {
-        "reward": {},
-        "loss": {"kl_in": "loss"},
-        "loss, own gradient": {"kl_in": "loss", "kl_straight_through": False},
-    },
+    "kl in": {"reward": {}, "loss": {"kl_in": "loss"}},
     "estimator": {kind: {"kl_estimator": kind} for kind in ("k1", "k2", "k3")},
     "end": ENDS,
     "minibatches": {str(n): {"num_mini_batches": n} for n in (1, 2, 4)},
     "micro": {str(n): {"micro_batch_size": n} for n in (1, 3, 8)},
     "epochs": {"1": {}, "2": {"num_ppo_epochs": 2}},
-    "warm-up": {
-        "none": {},
-        "clipped": {"critic_warmup_steps": 1},
-        "unclipped": {"critic_warmup_steps": 1, "clip_value_in_warmup": False},
-    },
+    "warm-up": {"none": {}, "one step": {"critic_warmup_steps": 1}},
     "normalize": {
         kind: {"normalize_reward": kind} for kind in ("none", "running_mean", "running_std", "running_mean_std")
     },
@@ -51,17 +42,7 @@ FACTORS: dict[str, dict[str, Row]] = {
     },
     "ptx": {"none": {}, "0.3": {"ptx_coef": 0.3}, "auto": {"ptx_coef": "auto"}},
     "average": {"none": {}, "ema": {"ema_decay": 0.8}},
-    "old pass": {"recompute": {}, "elide": {"old_logprobs": "elide"}},
 }
-
-
-def allowed(levels: dict[str, str]) -> bool:
-    """Whether these levels (of some of the factors) go together: an elided pass asks for one optimizer step an
-    iteration, no KL in the reward and no controller, and k1 has no gradient of its own worth having."""
-    if (levels.get("kl in"), levels.get("estimator")) == ("loss, own gradient", "k1"):
-        return False
-    fits = {"kl in": ("loss", "loss, own gradient"), "minibatches": ("1",), "epochs": ("1",), "controller": ("none",)}
-    return levels.get("old pass") != "elide" or all(levels.get(key, fit[0]) in fit for key, fit in fits.items())
 
 
 def pairs(levels: dict[str, str]) -> set[tuple[tuple[str, str], ...]]:
@@ -70,10 +51,9 @@ def pairs(levels: dict[str, str]) -> set[tuple[tuple[str, str], ...]]:
 
 
 def wanted(factors: dict[str, dict[str, Row]]) -> set[tuple[tuple[str, str], ...]]:
-    """Every two levels of two factors that go together."""
+    """Every two levels of two factors."""
     single = [(factor, level) for factor in sorted(factors) for level in factors[factor]]
-    both = (tuple(sorted(pair)) for pair in itertools.combinations(single, 2) if pair[0][0] != pair[1][0])
-    return {pair for pair in both if allowed(dict(pair))}
+    return {tuple(sorted(pair)) for pair in itertools.combinations(single, 2) if pair[0][0] != pair[1][0]}
 
 
 def covering(factors: dict[str, dict[str, Row]], seed: int = 0) -> list[dict[str, str]]:
@@ -89,7 +69,7 @@ def covering(factors: dict[str, dict[str, Row]], seed: int = 0) -> list[dict[str
 
 def _complete(levels: dict[str, str], factors: dict[str, dict[str, Row]], missing: set, draw: random.Random):
     for factor in draw.sample(sorted(factors.keys() - levels.keys()), len(factors) - len(levels)):
-        fits = [level for level in factors[factor] if allowed({**levels, factor: level})]
+        fits = list(factors[factor])
         draw.shuffle(fits)
         own = levels.items()
         levels[factor] = max(
@@ -122,7 +102,6 @@ EVERYTHING: Row = {
     "cliprange": 0.05,
     "dual_clip": 1.1,
     "entropy_coef": 0.05,
-    "clip_value_in_warmup": False,
     "critic_warmup_steps": 2,
     "vf_coef": 0.7,
     "ptx_coef": "auto",
@@ -131,8 +110,8 @@ EVERYTHING: Row = {
     "kl_horizon": 20,
 }
 RUNS: dict[str, Row] = {
-    "reward": {"kl_estimator": "k3", "missing_eos": "replace", "missing_eos_penalty": 0.7, "num_iterations": 3},
-    "loss": {"kl_in": "loss", "kl_estimator": "k2", "kl_straight_through": False, "mask_truncated_completions": True},
+    "reward": {"kl_estimator": "k3", "missing_eos_penalty": 0.7, "num_iterations": 3},
+    "loss": {"kl_in": "loss", "kl_estimator": "k2", "mask_truncated_completions": True},
 }
 
 

@@ -21,10 +21,8 @@ class Settings:
     kl_coef: float = 0.04
     kl_estimator: str = "k1"
     kl_in: str = "reward"
-    kl_straight_through: bool = True
     kl_target: float | None = None
     kl_horizon: float = 10000
-    missing_eos: str = "subtract"
     missing_eos_penalty: float = 1.0
     mask_truncated_completions: bool = False
     length_penalty: float = 0.0
@@ -44,7 +42,6 @@ class Settings:
     entropy_coef: float = 0.0
     target_kl: float | None = None
     cliprange_value: float | None = 0.15
-    clip_value_in_warmup: bool = True
     vf_coef: float = 1.0
     ptx_grad_norm_ratio: float = 0.5
 
@@ -131,9 +128,7 @@ def kl_estimate(difference, kind):
 
 def penalised_score(score, tokens, finished, settings):
     """The reward's score with the penalties for a missing end and for length."""
-    if not finished and settings.missing_eos == "replace":
-        score = -settings.missing_eos_penalty
-    if not finished and settings.missing_eos == "subtract":
+    if not finished:
         score = score - settings.missing_eos_penalty
     return score - settings.length_penalty * max(0, tokens - settings.length_penalty_free)
 

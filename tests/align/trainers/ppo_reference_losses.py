@@ -40,8 +40,6 @@ def kl_losses(new, ref, settings):
     """One term a token with the right gradient. Straight-through: that of the reply's KL, E[(sum_{s>=t} d_s) grad
     log p_t], because the expected gradient of log p is 0 and earlier differences do not depend on token t."""
     differences = [new[t] - ref[t] for t in range(len(ref))]
-    if not settings.kl_straight_through:
-        return [kl_estimate(difference, settings.kl_estimator) for difference in differences]
     out = []
     for t in range(len(ref)):
         from_here_on = sum(float(differences[s].detach()) for s in range(t, len(ref)))
@@ -109,11 +107,11 @@ def ptx_gradient(policy, blocks, coef):
     return taken(policy)
 
 
-def critic_gradient(critic, minibatch, settings, warming_up=False, notes=None):
+def critic_gradient(critic, minibatch, settings, notes=None):
     """Gradients of the critic's parameters for one minibatch, before clipping; `notes` as in `policy_gradient`."""
     notes = {} if notes is None else notes
     critic.zero_grad(set_to_none=True)
-    limit = None if warming_up and not settings.clip_value_in_warmup else settings.cliprange_value
+    limit = settings.cliprange_value
     total = 0.0
     for reply, weights in zip(minibatch, token_weights(minibatch, settings.loss_aggregation), strict=True):
         if not reply.counts:

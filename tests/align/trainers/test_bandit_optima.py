@@ -50,7 +50,8 @@ class Tabular:
     def in_loss(self, kind, straight_through):
         def surrogate(r, logps, ref):
             rows = (logps[None], ref[None], torch.ones(1, len(logps)))
-            return r * logps.sum() - self.beta * kl_loss(*rows, kind, straight_through=straight_through)[0]
+            kl = kl_loss(*rows, kind)[0] if straight_through else kl_estimate(logps, ref, kind).sum()
+            return r * logps.sum() - self.beta * kl
 
         return surrogate
 

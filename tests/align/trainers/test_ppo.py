@@ -183,7 +183,7 @@ def test_the_parts_of_a_composed_reward_are_logged_in_training_and_evaluation(tm
 
 
 def test_plain_scores_without_normalisation(tmp_path):
-    trainer = ppo_case.trainer(tmp_path, normalize_reward="none", missing_eos="none", reward_clip_range=None)
+    trainer = ppo_case.trainer(tmp_path, normalize_reward="none", missing_eos_penalty=0.0, reward_clip_range=None)
     scores = torch.tensor([1.0, 30.0])
     penalized = trainer.penalize_scores(scores, torch.tensor([True, False]), torch.tensor([3, 4]))
     assert torch.equal(trainer.normalize_scores(penalized), scores)
@@ -475,7 +475,7 @@ def test_ppo_raises_the_reward(tmp_path):
         rollout_batch_size=16,
         micro_batch_size=16,
         critic_warmup_steps=4,
-        missing_eos="none",
+        missing_eos_penalty=0.0,
         kl_coef=0.02,
     )
     history = [line["score/mean"] for line in trainer.train().log_history]

@@ -8,7 +8,6 @@ from tests.align.trainers import ppo_comparison, ppo_options
 from tests.align.trainers.ppo_comparison import Comparison
 
 FLIPS = [
-    *(("reward", key, value) for key in ("missing_eos",) for value in ("none", "subtract")),
     *(("reward", key, value) for key in ("normalize_reward",) for value in ("none", "running_mean", "running_std")),
     *(("reward", key, value) for key in ("kl_estimator",) for value in ("k1", "k2")),
     *(("reward", key, value) for key in ("importance_sampling_correction",) for value in ("none", "sequence")),
@@ -31,10 +30,8 @@ FLIPS = [
     ("reward", "dual_clip", None),
     ("reward", "entropy_coef", 0.0),
     ("reward", "cliprange_value", None),
-    ("reward", "clip_value_in_warmup", True),
     ("reward", "vf_coef", 1.0),
     ("reward", "ptx_grad_norm_ratio", 0.12),
-    ("loss", "kl_straight_through", True),
     ("loss", "kl_estimator", "k3"),
     ("loss", "mask_truncated_completions", False),
     ("loss", "kl_in", "reward"),

@@ -33,37 +33,6 @@ class Apart(ppo_case.PPOTrainer):
         return replace(samples, engine_logps=tuple(logps))
 
 
-def test_an_elided_pass_changes_nothing_but_the_work(tmp_path):
-    learnt, seen, passes = {}, {}, {}
-    for how in ("recompute", "elide"):
-        trainer = ppo_case.trainer(
-            tmp_path / how,
-            kind=ppo_case.Recorder,  # samples nothing, so that the passes can be counted
-            old_logprobs=how,
-            kl_in="loss",
-            kl_coef=0.1,
-            reference=ppo_case.policy(5),
-            **ONE_STEP,
-        )
-        trainer.given = [given()]
-        count = passes[how] = []
-        trainer.policy.raw.register_forward_pre_hook(lambda *_, count=count: count.append(1))
-        seen[how] = trainer.step()
-        learnt[how] = weights(trainer.policy.raw)
-    assert torch.allclose(learnt["elide"], learnt["recompute"], atol=1e-7)
-    # two micro-batches, twice or once; and one for kl/full_token
-    assert (len(passes["recompute"]), len(passes["elide"])) == (5, 3)
-    for name in ("kl/reply", "kl/token", "kl/k3_token", "entropy", "policy/ratio_max"):
-        assert seen["elide"][name] == pytest.approx(seen["recompute"][name], rel=1e-5)
-    assert seen["elide"]["policy/ratio_max"] == 1.0
-
-
-def test_an_elided_pass_while_the_critic_warms_up(tmp_path):
-    trainer = ppo_case.trainer(tmp_path, old_logprobs="elide", kl_in="loss", critic_warmup_steps=1, **ONE_STEP)
-    first, second = trainer.step(), trainer.step()
-    assert "kl/reply" not in first and second["kl/reply"] == pytest.approx(0.0, abs=1e-5)
-
-
 def test_the_ratio_over_the_sampler_s_support_is_exact(tmp_path):
     options = {"rollout": {"top_p": 0.5, "max_completion_length": 7}, "num_ppo_epochs": 2}
     trainer = ppo_case.trainer(tmp_path, policy_support="nucleus", kind=Watch, **options)
@@ -108,9 +77,8 @@ class Forgetful(ppo_case.PPOTrainer):
         return replace(super().collect(prompts, params), supports=(), engine_logps=(), kept_mass=())
 
 
-@pytest.mark.parametrize("old", ["recompute", "elide"])
-def test_importance_weights_scale_the_policy_s_gradient(old, tmp_path):
-    options = {"old_logprobs": old, "kl_coef": 0.0, "kind": type("Both", (ppo_case.Recorder, Apart), {}), **ONE_STEP}
+def test_importance_weights_scale_the_policy_s_gradient(tmp_path):
+    options = {"kl_coef": 0.0, "kind": type("Both", (ppo_case.Recorder, Apart), {}), **ONE_STEP}
     gradients, seen = {}, {}
     for apart, kind in ((0.0, "none"), (0.25, "token"), (1.0, "token"), (0.05, "sequence")):
         trainer = ppo_case.trainer(tmp_path / f"{apart}{kind}", importance_sampling_correction=kind, **options)
@@ -126,8 +94,7 @@ def test_importance_weights_scale_the_policy_s_gradient(old, tmp_path):
     lengths = (3, 5, 2, 4)
     whole = sum(length * math.exp(0.05 * length) for length in lengths) / sum(lengths)
     assert seen[0.05]["importance/mean"] == pytest.approx(whole, rel=1e-4)
-    if old == "recompute":
-        assert seen[0.25]["engine/logp_diff_mean"] == pytest.approx(0.25, abs=1e-4)
+    assert seen[0.25]["engine/logp_diff_mean"] == pytest.approx(0.25, abs=1e-4)
 
 
 def given():
@@ -239,20 +206,6 @@ def test_the_ptx_coefficient_goes_where_the_norms_should_be(tmp_path):
     for before, line in pairwise(seen):
         move = max(0.5, min(0.25 / before["ptx/grad_norm_ratio"], 2.0))
         assert line["ptx/coef"] == pytest.approx(before["ptx/coef"] * move, rel=1e-4)
-
-
-def test_the_value_clip_can_wait_for_the_end_of_the_warm_up(tmp_path):
-    shares = {}
-    for clips in (True, False):
-        trainer = ppo_case.trainer(
-            tmp_path / str(clips),
-            clip_value_in_warmup=clips,
-            critic_warmup_steps=4,
-            cliprange_value=1e-6,
-            num_ppo_epochs=2,
-        )
-        shares[clips] = (trainer.step()["value/clipped"], trainer.step()["value/clipped"])
-    assert shares[True][0] > 0 and shares[False][0] == 0 and shares[False][1] > 0
 
 
 def test_guards_stop_with_the_state_before_the_iteration(tmp_path):

@@ -112,10 +112,10 @@ FIELDS = {  # what seams are given and give; more may come at the end
 }
 
 CONFIG = """rollout policy critic evaluation guards num_iterations rollout_batch_size num_ppo_epochs num_mini_batches
-micro_batch_size critic_warmup_steps old_logprobs policy_support importance_sampling_correction importance_sampling_cap
-kl_coef kl_estimator kl_in kl_straight_through kl_target kl_horizon missing_eos missing_eos_penalty
+micro_batch_size critic_warmup_steps policy_support importance_sampling_correction importance_sampling_cap
+kl_coef kl_estimator kl_in kl_target kl_horizon missing_eos_penalty
 mask_truncated_completions length_penalty length_penalty_free normalize_reward reward_clip_range gamma lam critic_lam
-whiten_advantages loss_aggregation cliprange dual_clip entropy_coef target_kl cliprange_value clip_value_in_warmup
+whiten_advantages loss_aggregation cliprange dual_clip entropy_coef target_kl cliprange_value
 vf_coef ptx_coef ptx_grad_norm_ratio ptx_ratio ptx_max_length ptx_micro_batch_size ema_decay logging_steps save_steps
 save_total_limit log_samples offload"""
 
