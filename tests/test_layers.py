@@ -96,7 +96,8 @@ ENGINES = {"vllm": "rollouts.vllm"}  # only inside that package
 # "align/x/y.py" or "align/x/y.py:function" -> why it is one thing.
 FILE_LINES, FUNCTION_LINES, MEDIAN_LINES = 400, 60, 130
 WHOLE: dict[str, str] = {
-    "align/recipe/ppo_section.py": "the keys of one stage, each with its meaning under it",}
+    "align/recipe/ppo_section.py": "the keys of one stage, each with its meaning under it",
+}
 
 
 def room_of(module: str, rooms: dict[str, frozenset[str]] = ARROWS) -> str | None:
