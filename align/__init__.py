@@ -6,14 +6,16 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from align.models.critic import Critic
     from align.models.tokenizer import load_tokenizer
     from align.recipe import load_recipe
-    from align.recipe.ppo import PPOConfig
+    from align.recipe.ppo_section import PPOConfig
     from align.trainers.ppo import PPOTrainer
     from align.trainers.reward import RewardTrainer
     from align.trainers.sft import SFTTrainer
@@ -36,7 +38,7 @@ __all__ = [
 _HOMES = {
     "Critic": "align.models.critic",
     "FunctionReward": "reward.sources",
-    "PPOConfig": "align.recipe.ppo",
+    "PPOConfig": "align.recipe.ppo_section",
     "PPOTrainer": "align.trainers.ppo",
     "Prompt": "data_formats.records",
     "RewardTrainer": "align.trainers.reward",
@@ -44,6 +46,22 @@ _HOMES = {
     "load_recipe": "align.recipe",
     "load_tokenizer": "align.models.tokenizer",
 }
+
+
+def _require_own_packages() -> None:
+    """A user's `reward.py` would be imported in place of ours and end in a traceback far from its cause."""
+    from align.runtime.errors import ShadowedPackageError
+    from align.runtime.packages import require_own_packages
+
+    try:
+        require_own_packages(Path(__file__).resolve().parent.parent)
+    except ShadowedPackageError as error:
+        if not sys.argv or sys.argv[0] != "-m":  # `python -m align.ppo`, before Python has found the module
+            raise
+        sys.exit(f"error: {error}")
+
+
+_require_own_packages()
 
 
 def __getattr__(name: str) -> Any:

@@ -66,7 +66,8 @@ def measure(path: Path, adapter: str, optimizer: str, asked: argparse.Namespace)
 
     from align.models.adapters import trained_share
     from align.models.load import load_causal_lm
-    from align.recipe.fields import ModelSection, OptimSection
+    from align.recipe.fields import OptimSection
+    from align.recipe.model_section import ModelSection
     from align.trainers.optimization import TrainedModel
 
     accelerator = Accelerator(cpu=not torch.cuda.is_available())

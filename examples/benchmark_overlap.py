@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import tempfile
 from pathlib import Path
+
+from align.runtime.json_files import read_objects
 
 WAYS = {"in turn": False, "overlap": True}
 TOLD = (
@@ -29,8 +30,7 @@ TOLD = (
 
 def iteration_seconds(metrics: Path) -> dict[str, float]:
     """Medians over the iterations of a run but its first two: seconds of one, of its phases, and the staleness."""
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if "score/mean" in line]
+    lines = [line for line in read_objects(metrics, "run it again") if "score/mean" in line]
     apart = [later["time"] - line["time"] for line, later in itertools.pairwise(lines[1:])]
     keys = ("seconds/rollout", "seconds/update", "seconds/sync", "engine/staleness")
     found = {"seconds": statistics.median(apart)}
@@ -40,7 +40,7 @@ def iteration_seconds(metrics: Path) -> dict[str, float]:
 def measure(run: str, iterations: int, told: list[str]) -> dict[str, dict[str, float]]:
     """One run each way."""
     from align.recipe import load_recipe
-    from align.stages import ppo
+    from align.stages import run_ppo
 
     found = {}
     for name, overlap in WAYS.items():
@@ -48,7 +48,7 @@ def measure(run: str, iterations: int, told: list[str]) -> dict[str, dict[str, f
         recipe = load_recipe("quickstart", [*TOLD, *keys, *told])
         with tempfile.TemporaryDirectory() as folder:
             out_dir = Path(folder, "ppo")
-            ppo.run(recipe, out_dir=out_dir)
+            run_ppo.run_ppo(recipe, out_dir=out_dir)
             found[name] = iteration_seconds(out_dir / "metrics.jsonl")
         print(f"{name}:", ", ".join(f"{key} {value:.3g}" for key, value in found[name].items()), flush=True)
     return found

@@ -64,7 +64,7 @@ def trainers(count: int, width: int, folder: str | Path) -> tuple[Any, Any, list
     from align.data.encode import encode_demonstrations
     from align.models.load import new_causal_lm
     from align.models.tokenizer import train_tokenizer
-    from align.recipe.fields import Architecture
+    from align.recipe.model_section import Architecture
     from data_formats.records import Demonstration, Message
 
     disable_progress_bars()

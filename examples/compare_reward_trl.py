@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from align.evaluation.accuracy import Judged, accuracy
+from align.evaluation.accuracy import JudgedPair, accuracy
 
 Lines = list[dict[str, Any]]
 SAME = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "learning_rate")
@@ -43,12 +43,12 @@ def train_trl(recipe: Any, origin: Any, folder: Path, seed: int) -> dict[str, An
     from align.data.load import train_and_heldout
     from align.recipe import batch_plan
     from align.runs.seeding import derive
-    from align.stages import common, preferences, reward
+    from align.stages import common, preferences, run_reward
     from align.trainers.arguments import training_arguments
     from data_formats.records import Comparison
 
     section, began = recipe.rm, time.perf_counter()
-    ours, tokenizer, _ = reward.load(recipe, section, origin, seed, stage="rm")
+    ours, tokenizer, _ = run_reward.load(recipe, section, origin, seed, stage="rm")
     train, heldout, _ = train_and_heldout(section, Comparison, recipe)
     rows, train, _ = preferences.encode_training(tokenizer, train, section, derive(seed, "tags"))
     heldout_rows, heldout, _ = preferences.encode(tokenizer, heldout, section)
@@ -96,13 +96,14 @@ def scores(model: Any, rows: Lines, pad_id: int) -> list[float]:
     """Chosen, rejected, chosen, … of the rows, by a classifier or a reward model."""
     import torch
 
-    from reward.scoring import batches_by_length, right_padded
+    from align.runtime.padding import pad_right
+    from reward.scoring import batches_by_length
 
     flat = [row[name] for row in rows for name in ("chosen_ids", "rejected_ids")]
-    found, own = [0.0] * len(flat), model.eval()
+    found, own, device = [0.0] * len(flat), model.eval(), next(model.parameters()).device
     with torch.no_grad():
         for indices in batches_by_length([len(ids) for ids in flat], 32):
-            ids, mask = right_padded([flat[index] for index in indices], pad_id, next(own.parameters()).device)
+            ids, mask = (part.to(device) for part in pad_right([flat[index] for index in indices], pad_id))
             out = own(input_ids=ids, attention_mask=mask)
             for index, value in zip(indices, getattr(out, "logits", out).flatten().tolist(), strict=True):
                 found[index] = value
@@ -112,12 +113,12 @@ def scores(model: Any, rows: Lines, pad_id: int) -> list[float]:
 def arm(recipe: Any, origin: Any, folder: Path, seed: int, *, trl: bool) -> Lines:
     """The held-out lines of one arm, which is trained unless it is finished with this very recipe."""
     from align.recipe import dump_recipe
-    from align.stages import arms, reward
+    from align.stages import arms, run_reward
 
     stamp = folder / "recipe.yaml"
     if not (folder / "summary.json").is_file() or stamp.read_text(encoding="utf-8") != dump_recipe(recipe):
         shutil.rmtree(folder, ignore_errors=True)
-        train = train_trl if trl else lambda *given: reward.train_reward(recipe, recipe.rm, *given[1:])
+        train = train_trl if trl else lambda *given: run_reward.train_reward(recipe, recipe.rm, *given[1:])
         train(recipe, origin, folder, seed)
     return arms.lines(folder)
 
@@ -133,7 +134,7 @@ def table(runs: list[Lines]) -> list[list[float]]:
 
 def share(rows: list[list[float]]) -> dict[str, Any]:
     """Accuracy of a `table`; answers to one prompt are not independent in its interval."""
-    return accuracy([Judged(hit - 0.5, None, prompt=str(at)) for at, row in enumerate(rows) for hit in row], True)
+    return accuracy([JudgedPair(hit - 0.5, None, prompt=str(at)) for at, row in enumerate(rows) for hit in row], True)
 
 
 def compare(recipe: Any, seeds: list[int]) -> dict[str, Any]:
@@ -199,4 +200,6 @@ if __name__ == "__main__":
     from align.runs.launch import guarded, prepare, started_as
 
     prepare()
-    sys.exit(guarded(lambda: main() and None, proceed=started_as(sys.argv[0], sys.argv[1:])))
+    with guarded(proceed=started_as(sys.argv[0], sys.argv[1:])) as ending:
+        main()
+    sys.exit(ending.code)

@@ -13,7 +13,7 @@ from pathlib import Path
 from align import Critic, PPOConfig, PPOTrainer
 from align.models.load import new_causal_lm
 from align.models.tokenizer import train_tokenizer
-from align.recipe.fields import Architecture
+from align.recipe.model_section import Architecture
 
 TOPICS = ("tea", "rain", "bread", "music", "cats", "chess", "trees", "maps")
 

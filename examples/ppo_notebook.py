@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 from align import Critic, PPOConfig, PPOTrainer
 from align.models.load import new_causal_lm
 from align.models.tokenizer import train_tokenizer
-from align.recipe.fields import Architecture
+from align.recipe.model_section import Architecture
 
 output_dir = Path("runs/examples/ppo_notebook")
 

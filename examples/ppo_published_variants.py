@@ -18,7 +18,7 @@ from align.functional import kl_estimate, masked_sum
 from align.functional.masked import keep
 from align.models.load import new_causal_lm
 from align.models.tokenizer import train_tokenizer
-from align.recipe.fields import Architecture
+from align.recipe.model_section import Architecture
 from align.trainers import Experience
 
 

@@ -16,7 +16,7 @@ from align import PPOConfig, PPOTrainer
 from align.models.critic import Critic
 from align.models.load import new_causal_lm
 from align.models.tokenizer import train_tokenizer
-from align.recipe.fields import Architecture
+from align.recipe.model_section import Architecture
 from data_formats.records import Message, Prompt
 from reward.sources import FunctionReward
 

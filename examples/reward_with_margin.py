@@ -19,7 +19,7 @@ from align.data.collate import PairCollator
 from align.data.encode import encode_comparisons
 from align.models.load import new_causal_lm
 from align.models.tokenizer import train_tokenizer
-from align.recipe.fields import Architecture
+from align.recipe.model_section import Architecture
 from data_formats.records import Comparison, Message
 from reward.losses import pairwise_logistic
 from reward.model import RewardModel

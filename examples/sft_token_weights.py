@@ -20,7 +20,7 @@ from align.data.collate import CausalCollator
 from align.data.encode import encode_demonstrations, encode_prompts, encode_reply
 from align.models.load import new_causal_lm
 from align.models.tokenizer import train_tokenizer
-from align.recipe.fields import Architecture
+from align.recipe.model_section import Architecture
 from data_formats.records import Demonstration, Message
 
 QUESTION = Message("user", "Is tea good for you?")

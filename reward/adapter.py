@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from align.runtime.errors import MissingFileError
+from align.runtime.peft_model import is_peft
 from reward.errors import ModelFileError, reason_of
 from reward.folder import check_safetensors, local_folder, read_json
 from reward.loading import hub_file, load_pretrained, quiet
@@ -50,11 +51,6 @@ def keep_unpacked(body: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def is_adapter(backbone: nn.Module) -> bool:
-    """Whether `backbone` is a peft model."""
-    return hasattr(backbone, "peft_config")
-
-
 def is_saved_at(path: str | Path, **hub_options: Any) -> bool:
     """Whether a folder or hub id holds an adapter, and no whole model."""
     if hub_file(path, CONFIG, **hub_options) is None:
@@ -64,7 +60,7 @@ def is_saved_at(path: str | Path, **hub_options: Any) -> bool:
 
 def save_body(backbone: nn.Module, folder: Path, state: dict[str, Tensor] | None = None) -> None:
     """Write the adapter alone where there is one, else the whole backbone; `state` is its gathered state."""
-    if not is_adapter(backbone):
+    if not is_peft(backbone):
         backbone.save_pretrained(folder, state_dict=state)
         return
     backbone.save_pretrained(folder, state_dict=state, save_embedding_layers=False)

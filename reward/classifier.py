@@ -26,15 +26,16 @@ from typing import Any, ClassVar
 import torch
 
 from align.runtime.errors import MissingFileError
+from align.runtime.padding import pad_right
 from data_formats.chatml import TemplateError, render_template
 from data_formats.records import Message
 from reward.adapter import peft_config, put_on
 from reward.errors import ModelFileError, reason_of
 from reward.folder import check_safetensors, read_json
 from reward.forward import forward_errors, position_room
-from reward.loading import check_vocabulary, hub_file, load_config, load_pretrained, load_tokenizer
+from reward.loading import check_vocabulary, hub_file, load_config, load_pretrained, saved_tokenizer
 from reward.protocol import RewardError, Sample
-from reward.scoring import batches_by_length, checked, right_padded
+from reward.scoring import batches_by_length, checked
 
 logger = logging.getLogger(__name__)
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
@@ -83,7 +84,7 @@ class ClassifierReward:
         self.model = model.requires_grad_(False).eval()
         if device is not None:
             self.model.to(device)
-        self.tokenizer = load_tokenizer(path, **load_kwargs)
+        self.tokenizer = saved_tokenizer(path, **load_kwargs)
         check_vocabulary(model, self.tokenizer, path)
         self.name = name
         config = model.config.get_text_config()
@@ -126,7 +127,7 @@ class ClassifierReward:
         scores = [math.nan] * len(rows)
         for indices in batches_by_length([len(row) for row in rows], self.batch_size):
             asked = [rows[index] for index in indices]
-            ids_BT, mask_BT = right_padded(asked, self.pad_id or 0, device)
+            ids_BT, mask_BT = (part.to(device) for part in pad_right(asked, self.pad_id or 0))
             texts = [samples[index].completion for index in indices]
             length = lambda at, texts=texts: self._length(texts[at])  # noqa: E731
             with forward_errors(self.name, self.model, asked, length, self._room):

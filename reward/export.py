@@ -29,7 +29,7 @@ from data_formats.chatml import (
 from reward.card import model_card
 from reward.errors import ModelFileError
 from reward.folder import read_json, staged
-from reward.loading import check_vocabulary, hub_file, load_tokenizer, quiet
+from reward.loading import check_vocabulary, hub_file, quiet, saved_tokenizer
 from reward.model import RewardModel
 from reward.stock import classifier_config, empty_classifier, reads_last_token
 
@@ -66,7 +66,7 @@ def export_classifier(model_dir: str | Path, out_dir: str | Path, *, dtype: str 
         raise StorageError(f"{out_dir} holds something already: export to a folder that does not exist yet")
     _require_end_token(model_dir, load_kwargs)
     model = RewardModel.from_pretrained(model_dir, dtype=dtype, **load_kwargs)
-    tokenizer = load_tokenizer(model_dir, **load_kwargs)
+    tokenizer = saved_tokenizer(model_dir, **load_kwargs)
     check_vocabulary(model, tokenizer, model_dir)
     settings = model.settings()
     exported = as_classifier(

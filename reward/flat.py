@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
+from align.runtime.peft_model import base_of
 from reward.layout import TokenGroup, tree_problem
 
 NAME = "prompt_and_replies"
@@ -64,7 +65,7 @@ def flat_problem(backbone: nn.Module, accepted: frozenset[str], device: torch.de
         return "its attention is not sdpa"
     if (device or backbone.device).type != "cpu":
         return "it is not on a CPU"
-    plain = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone
+    plain = base_of(backbone)
     if not getattr(plain, "_supports_attention_backend", False):
         return "its attention cannot be replaced"
     if getattr(plain, "is_gradient_checkpointing", False):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from align.runtime.errors import StorageError
+from align.runtime.peft_model import base_of, is_peft
 from reward import adapter, stock
 from reward.errors import ModelFileError
 from reward.folder import check_safetensors, read_json, staged
@@ -55,7 +56,7 @@ class HeadedModel(nn.Module):
         self.backbone = backbone
         self.head = head if head is not None else ScalarHead(size, zero=self.zero_head)
         self.head.to(next(backbone.parameters()).device)
-        plain = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone  # behind an adapter
+        plain = base_of(backbone)
         self._accepted = frozenset(inspect.signature(plain.forward).parameters)
 
     @property
@@ -169,7 +170,7 @@ class HeadedModel(nn.Module):
         config = stock.classifier_config(self.config, self.classifier_settings() or {})
         classifier = stock.empty_classifier(config, self.backbone.dtype)
         is_its = self.classifier_settings() is not None and stock.reads_last_token(classifier, head_weight_1d)
-        if adapter.is_adapter(self.backbone):
+        if is_peft(self.backbone):
             adapter.save_body(self.backbone, folder, body)
             stock.add_to_adapter(folder, classifier, head_weight_1d if is_its else None)
         elif is_its:
@@ -216,7 +217,7 @@ class HeadedModel(nn.Module):
         Raises:
             MissingFileError, ModelFileError: as of `from_pretrained`.
         """
-        if not adapter.is_adapter(self.backbone):
+        if not is_peft(self.backbone):
             self.load_state_dict(type(self).from_pretrained(folder).state_dict())
             return
         settings_path = Path(folder) / self.settings_file

@@ -278,18 +278,21 @@ def _explain(
     return ModelFileError(f"model {path} cannot be loaded: {what} ({type(error).__name__}: {reason})")
 
 
-def load_tokenizer(path: str | Path, **kwargs: Any) -> Any:
-    """The tokenizer saved beside a model; of `kwargs` only the hub options are used.
+def saved_tokenizer(path: str | Path, **kwargs: Any) -> Any:
+    """The tokenizer saved beside a model, as it is; of `kwargs` only the hub options are used.
+
+    `align.load_tokenizer` has it speak ChatML.
 
     Raises:
-        MissingFileError, ModelFileError: as `load_pretrained`.
+        MissingFileError: no such folder, or it holds no tokenizer.
+        ModelFileError: its files make none.
     """
     from transformers import AutoTokenizer
 
     folder = local_folder(path)
     if folder is not None and not any(folder.glob("*token*")) and not any(folder.glob("*vocab*")):
-        raise ModelFileError(
-            f"{path} has no tokenizer (tokenizer.json): save the model's tokenizer into the same folder"
+        raise MissingFileError(
+            f"{path} holds no tokenizer (tokenizer.json): save the model's tokenizer into the same folder"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -297,11 +300,11 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> Any:
         )
     except Exception as error:  # the Rust parser raises bare Exception on a torn tokenizer.json
         raise _explain(error, path, local=folder is not None, what="its files make no tokenizer") from error
-    check_room(tokenizer, path)
+    _check_max_length(tokenizer, path)
     return tokenizer
 
 
-def check_room(tokenizer: Any, path: str | Path) -> None:
+def _check_max_length(tokenizer: Any, path: str | Path) -> None:
     """Raises ModelFileError where the tokenizer's `model_max_length` is no length."""
     room = tokenizer.model_max_length
     if not isinstance(room, int | float) or room <= 0:

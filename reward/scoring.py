@@ -1,13 +1,10 @@
-"""What every reward does alike: batches of similar length, padding with masks, and a check of what comes out."""
+"""What every reward does alike: batches of similar length, and a check of what comes out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from align.runtime.terminal import shortened
 from reward.protocol import RewardError
@@ -48,11 +45,3 @@ def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
-
-
-def right_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(ids, mask), both (B, T) int64; the mask is made from the lengths."""
-    width = max(len(row) for row in rows)
-    ids_BT = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows], dtype=torch.long)
-    mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], dtype=torch.long)
-    return ids_BT.to(device), mask_BT.to(device)

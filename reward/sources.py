@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from align.runtime.padding import pad_right
 from data_formats.chatml import IM_END, control_id, encode_many, render, with_reasoning
 from data_formats.records import Message
 from reward.classifier import ClassifierReward
 from reward.forward import forward_errors, position_room
-from reward.loading import check_vocabulary, load_tokenizer
+from reward.loading import check_vocabulary, saved_tokenizer
 from reward.model import RewardModel
 from reward.protocol import Reward, RewardError, Sample
-from reward.scoring import batches_by_length, checked, right_padded
+from reward.scoring import batches_by_length, checked
 from reward.shared import group_batches, layout_for, same_prompts
 
 RewardFunction = Callable[..., Sequence[float]]
@@ -118,7 +119,7 @@ class ModelReward:
             yield from group_batches(groups, cuts, rows, self.batch_size, layout)
         for batch in batches_by_length([len(rows[index]) for index in alone], self.batch_size):
             indices = [alone[at] for at in batch]
-            ids_BT, mask_BT = right_padded([rows[index] for index in indices], self.end_id, torch.device("cpu"))
+            ids_BT, mask_BT = pad_right([rows[index] for index in indices], self.end_id)
             yield indices, {"input_ids": ids_BT, "attention_mask": mask_BT}
 
 
@@ -195,6 +196,6 @@ def load_reward(
     model = RewardModel.from_pretrained(path, **load_kwargs).requires_grad_(False)
     if device is not None:
         model.to(device)
-    tokenizer = load_tokenizer(path, **load_kwargs)
+    tokenizer = saved_tokenizer(path, **load_kwargs)
     check_vocabulary(model, tokenizer, path)
     return ModelReward(model, tokenizer, batch_size, name, share_prompts=share_prompts)

@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.commands import ROOT
-from tests.documents import DOCS, FRONT, PAGES, blocks, commands, spans
+from tests.documents import DOCS, FRONT, PAGES, blocks, commands, spans, troubleshooting
 
 LARGEST = 10_000  # bytes of a front page
+DELETED = ("old_logprobs", "kl_straight_through", "missing_eos", "clip_value_in_warmup")  # options that were removed
 SECTIONS = ("base", "sft", "pmp", "rm", "rejection", "ppo", "model", "rollout", "evaluation", "guards", "tinyworld")
 
 
@@ -81,12 +81,13 @@ def test_python_runs(page, tmp_path, monkeypatch):
 def test_recipes_are_recipes(page, tmp_path):
     """A block of YAML with a name is a whole recipe; any other is a piece that the quickstart's takes."""
     from align.recipe import Recipe, load_recipe
+    from align.recipe.text import parse
 
-    whole = yaml.safe_load((ROOT / "recipes/quickstart.yaml").read_text())
+    whole, _ = parse((ROOT / "recipes/quickstart.yaml").read_text(), "quickstart")
     for at, (language, text) in enumerate(blocks(page)):
         if language != "yaml":
             continue
-        found = yaml.safe_load(text)
+        found, _ = parse(text, page.name)
         if "name" in found:
             file = tmp_path / f"{at}.yaml"
             file.write_text(text)
@@ -132,6 +133,33 @@ def sections_in(annotation: object) -> list[type]:
     return [kind for part in getattr(annotation, "__args__", ()) for kind in sections_in(part)]
 
 
+@each_page
+def test_no_option_is_named_that_is_gone(page):
+    words = set(re.findall(r"\w+", page.read_text(encoding="utf-8")))
+    assert not words & set(DELETED)
+
+
+def test_the_table_of_ppo_explains_every_key_that_decides_what_is_learnt():
+    from align import PPOConfig
+
+    table = (DOCS / "stages.md").read_text(encoding="utf-8").partition("### Every key of `ppo`")[2]
+    explained = set(re.findall(r"`([\w.]+)`", "".join(re.findall(r"^\|([^|]*)\|", table, re.M))))
+    sizes = {"num_iterations", "rollout_batch_size", "num_ppo_epochs", "num_mini_batches", "micro_batch_size"}
+    records = {
+        "logging_steps",
+        "save_steps",
+        "save_total_limit",
+        "log_samples",
+        "ptx_max_length",
+        "ptx_micro_batch_size",
+    }
+    parts = {"rollout", "policy", "critic", "evaluation"}
+    assert set(PPOConfig.model_fields) - sizes - records - parts <= {
+        *explained,
+        *(name.split(".")[0] for name in explained),
+    }
+
+
 @pytest.mark.parametrize("page", FRONT, ids=name_of)
 def test_links_of_a_front_page_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
@@ -166,18 +194,8 @@ def test_the_chinese_readme_says_the_same():
 
 
 def test_the_doctors_table_is_current():
-    import align.doctor.rules  # noqa: F401
-    from align.doctor.rule import RULES
-
-    rows = ["| symptom | likely causes | what to change |", "|---|---|---|"]
-    for rule in RULES.values():
-        mark = "**" if rule.severity == "problem" else "*"
-        rows.append(
-            f"| {mark}{rule.title}{mark} (`{rule.name}`) | {'; '.join(rule.causes)} | {'; '.join(rule.changes)} |"
-        )
-    wanted = "\n".join(rows) + "\n"
-    found = (DOCS / "troubleshooting.md").read_text(encoding="utf-8").partition("<!-- doctor -->\n")[2]
-    assert found == wanted, f"put this behind the mark in docs/troubleshooting.md:\n{wanted}"
+    found = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    assert found == troubleshooting(), "python -m tests.documents"
 
 
 @pytest.fixture(scope="module")

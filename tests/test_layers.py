@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from align.recipe.registry import ENTRIES, STAGES
 from tests.import_graph import Import, Tree, circles, edges, path_between, read_tree
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,15 +22,15 @@ GOLD = "align.tinyworld.gold"
 BLIND = (  # what trains, or rewards while training
     *("align.trainers", "align.models", "align.data", "align.functional", "align.recipe", "align.runs"),
     *("reward", "rollouts", "data_formats"),
-    *(f"align.stages.{stage}" for stage in ("base", "sft", "reward", "rejection", "ppo")),
+    *(stage.run.partition(":")[0] for stage in STAGES.values()),
 )
-ENTRY_SCRIPTS = ("align.base", "align.sft", "align.rm", "align.rejection", "align.ppo")
+ENTRY_SCRIPTS = tuple(f"align.{name}" for name in ENTRIES)
 ANYTHING = frozenset({"*"})
 GROUND = "align.runtime"
 
 # Room -> what of ours it may import (itself always). A room without a line here may import nothing.
 ARROWS: dict[str, frozenset[str]] = {
-    "align.runtime": frozenset(),  # the ground floor: every room may stand on it
+    GROUND: frozenset(),  # every room may stand on it
     "data_formats": frozenset(),
     "reward": frozenset({"data_formats"}),
     "rollouts": frozenset({"data_formats"}),
@@ -49,7 +50,6 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.report": frozenset(
         {"data_formats", "align.recipe", "align.evaluation.accuracy", "align.evaluation.shares"}
         | {"align.evaluation.table"}  # plain numbers
-        | {"align.runtime.json_files"}
     ),
     "align.doctor": frozenset({"data_formats", "align.recipe", "align.report.run"}),  # without torch
     "align.plan": frozenset({"data_formats.errors", "align.recipe"}),  # without torch
@@ -61,7 +61,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "align": ANYTHING,  # the entries and the command line
 }
 
-# Room -> foreign packages. Those after LAZY may be imported inside functions only.
+# Room -> foreign packages. Those after LAZY may be imported inside functions and for type checkers only.
 TORCH = frozenset({"torch", "transformers", "safetensors", "numpy"})
 FOREIGN: dict[str, frozenset[str]] = {
     "align.runtime": frozenset({"rich", "filelock", "httpcore2"}),
@@ -73,7 +73,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.tinyworld": frozenset(),
     "align.models": TORCH | {"tokenizers", "peft", "bitsandbytes"},
     "align.data": TORCH - {"safetensors"},
-    "align.runs": (TORCH - {"safetensors"}) | {"accelerate", "filelock", "psutil", "rich"},
+    "align.runs": (TORCH - {"safetensors"}) | {"accelerate", "psutil", "rich"},
     "align.trainers": TORCH | {"accelerate", "peft", "trl"},
     "align.evaluation": TORCH,
     "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),
@@ -84,7 +84,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align": frozenset({"rich"}),
 }
 LAZY: dict[str, frozenset[str]] = {
-    "align.runtime": frozenset({"torch", "transformers", "accelerate", "peft"}),
+    "align.runtime": frozenset({"torch"}),
     "data_formats": frozenset({"pyarrow", "zstandard", "datasets", "datasketch", "numpy"}),
     "reward": frozenset({"regex", "math_verify", "peft", "bitsandbytes"}),
     "rollouts": frozenset({"peft", "bitsandbytes"}),
@@ -97,6 +97,7 @@ ENGINES = {"vllm": "rollouts.vllm"}  # only inside that package
 FILE_LINES, FUNCTION_LINES, MEDIAN_LINES = 400, 60, 130
 WHOLE: dict[str, str] = {
     "align/trainers/ppo/trainer.py": "one class: what it is given, its parts, its step, and the seams that it promises",
+    "align/recipe/ppo_section.py": "the keys of one stage, each with its meaning under it",
 }
 
 
@@ -135,7 +136,7 @@ def foreign_imports(tree: Tree) -> Iterator[str]:
         if package in PACKAGES or package in sys.stdlib_module_names:
             continue
         room = room_of(item.source) or ""
-        lazily = item.lazy and package in LAZY.get(room, frozenset())
+        lazily = (item.lazy or item.typing_only) and package in LAZY.get(room, frozenset())
         engine = package in ENGINES and inside(item.source, ENGINES[package])
         if package not in FOREIGN.get(room, frozenset()) and not lazily and not engine:
             yield where(tree, item)
@@ -180,11 +181,11 @@ def test_no_import_circles_between_files_or_rooms():
     assert circles(rooms) == []
 
 
-def test_computed_imports_only_in_lazy_packages_and_stages():
+def test_computed_imports_only_in_lazy_packages_and_where_a_stage_is_looked_up():
     found = [
         f"{TREE.files[module]}:{line}"
         for module, line in TREE.untraceable
-        if TREE.files[module].name != "__init__.py" and not inside(module, "align.stages")
+        if TREE.files[module].name != "__init__.py" and module not in ("align.runtime.resolve", "align.stages.rewards")
     ]
     assert found == []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from align.recipe.cleaning import CleaningSection
+from align.recipe.cleaning_section import CleaningSection
 from align.recipe.fields import Source
 from align.recipe.table import table
 from data_formats import cleaning
@@ -39,7 +39,7 @@ def build_cleaner(section: CleaningSection, evaluation: Iterable[Record] = ()) -
         section: of the stage.
         evaluation: the records of `section.decontamination.against`.
     """
-    steps: list[cleaning.Step] = []
+    steps: list[cleaning.CleaningStep] = []
     for name, make in STEPS.items():
         asked = getattr(section, name)
         if asked is None or asked is False:

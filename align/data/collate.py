@@ -1,35 +1,14 @@
-"""Rows -> padded tensors. Masks come from lengths, never from comparing ids with the pad id."""
+"""Encoded rows -> the batches that SFT and the pairwise reward model train on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from align.data.encode import NO_LOSS, PairRow, Row
 from align.data.packing import whole_labels, whole_turns
-
-
-def _pad(sequences: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
-    width = max((len(sequence) for sequence in sequences), default=0)
-    fills = [[value] * (width - len(sequence)) for sequence in sequences]
-    rows = [[*fill, *ids] if left else [*ids, *fill] for fill, ids in zip(fills, sequences, strict=True)]
-    return torch.tensor(rows, dtype=torch.long).view(len(sequences), width)
-
-
-def _mask(sequences: Sequence[Sequence[int]], *, left: bool) -> Tensor:
-    return _pad([[1] * len(sequence) for sequence in sequences], 0, left=left)
-
-
-def pad_right(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """`ids_BT` and `mask_BT` (int64, 1 = real token), padding at the end; T is the longest sequence."""
-    return _pad(sequences, pad_id, left=False), _mask(sequences, left=False)
-
-
-def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """`ids_BT` and `mask_BT` (int64, 1 = real token), padding at the beginning, as generation needs it."""
-    return _pad(sequences, pad_id, left=True), _mask(sequences, left=True)
+from align.runtime.padding import pad_right, padded
 
 
 class CausalCollator:
@@ -52,12 +31,12 @@ class CausalCollator:
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         input_ids_BT, mask_BT = pad_right([row["input_ids"] for row in rows], self.pad_id)
-        labels_BT = _pad([whole_labels(row) for row in rows], NO_LOSS, left=False)
+        labels_BT = padded([whole_labels(row) for row in rows], NO_LOSS)
         batch = {"input_ids": input_ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
         if self.with_turns:
-            batch["turns"] = _pad([whole_turns(row) for row in rows], 0, left=False)
+            batch["turns"] = padded([whole_turns(row) for row in rows], 0)
         if any("lengths" in row for row in rows):
-            batch["segments"] = _pad([_segments(row) for row in rows], 0, left=False)
+            batch["segments"] = padded([_segments(row) for row in rows], 0)
         return batch
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from align.data.cleaning import clean_records
-from align.recipe.cleaning import CleaningSection
+from align.recipe.cleaning_section import CleaningSection
 from align.recipe.fields import Source
 from align.recipe.schema import Recipe
 from align.recipe.sources import WORLD, source_path
-from align.recipe.stages import SupervisedSection
+from align.recipe.supervised_sections import SupervisedSection
 from align.runtime.errors import MissingFileError
 from data_formats.cleaning import CleaningReport
 from data_formats.columns import with_all_columns

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align.recipe.adapters import LoraSection
 from align.recipe.errors import RecipeError
-from align.recipe.fields import ModelSection
+from align.recipe.model_section import LoraSection, ModelSection
 from align.runtime.packages import require_package
+from align.runtime.peft_model import base_of, is_peft
 from reward import adapter
 from reward.errors import ModelFileError
 from reward.folder import local_folder
@@ -139,7 +139,7 @@ def fitted(module: nn.Module, path: str | Path, model: ModelSection, *, use: str
     Raises:
         ModelFileError: an adapter would have to be merged into 4-bit weights.
     """
-    has = adapter.is_adapter(module)
+    has = is_peft(module)
     if has and (use == "merged" or (use == "train" and model.adapter == "none")):
         module = merged(module, path)
     elif use == "train" and model.adapter != "none" and not has:
@@ -170,7 +170,7 @@ def merged(module: nn.Module, path: str | Path) -> nn.Module:
             f"{path} is an adapter on 4-bit weights, into which it cannot be merged without rounding it away; make a "
             "whole model of it with `align merge` first (--dequantize, or --base)"
         )
-    _part_tied_ends(module.get_base_model())
+    _part_tied_ends(base_of(module))
     return module.merge_and_unload().requires_grad_(True).eval()
 
 
@@ -190,7 +190,7 @@ def _part_tied_ends(model: nn.Module) -> None:
 
 def save_pretrained(module: nn.Module, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
     """Write a causal language model or a reward model: the adapter alone where it has one, else all weights."""
-    if adapter.is_adapter(module):
+    if is_peft(module):
         adapter.save_body(module, Path(folder), None if state_dict is None else _named_again(module, state_dict))
     else:
         module.save_pretrained(folder, state_dict=state_dict)

@@ -17,7 +17,7 @@ from torch import nn
 
 from align.models import adapters
 from align.models.critic import Critic
-from align.recipe.fields import Architecture, ModelSection
+from align.recipe.model_section import Architecture, ModelSection
 from reward import adapter
 from reward.loading import check_vocabulary, load_pretrained
 from reward.model import RewardModel

@@ -20,11 +20,12 @@ from align.models.critic import Critic
 from align.models.save import save_model
 from align.runtime.errors import AlignError, StorageError
 from align.runtime.paths import typed_path
+from align.runtime.peft_model import base_of
 from reward import adapter
 from reward.errors import ModelFileError
 from reward.folder import staged
 from reward.headed import HeadedModel
-from reward.loading import check_vocabulary, hub_file, load_config, load_tokenizer
+from reward.loading import check_vocabulary, hub_file, load_config, saved_tokenizer
 from reward.model import RewardModel
 
 OWN_BASE = "own"  # in place of a path: the base that the adapter names
@@ -151,7 +152,7 @@ def _loaded(
         model = kind.from_pretrained(path, **options)
     kept = {key: value for key, value in load_kwargs.items() if key != "revision"}
     where = model.backbone if isinstance(model, HeadedModel) else model
-    saved = load_config(where.get_base_model().name_or_path, **kept).dtype
+    saved = load_config(base_of(where).name_or_path, **kept).dtype
     return model, saved or torch.float32
 
 
@@ -163,4 +164,4 @@ def _merged(body: nn.Module, path: str | Path) -> nn.Module:
 
 def _tokenizer(path: str | Path, base: str, options: dict[str, Any]) -> Any:
     own = hub_file(path, "tokenizer_config.json", **options) is not None
-    return load_tokenizer(path if own else base, **options)
+    return saved_tokenizer(path if own else base, **options)

@@ -16,10 +16,10 @@ from typing import Any
 
 from align.models import adapters
 from align.models.role_adapters import RoleError
-from align.recipe.fields import ModelSection
+from align.recipe.model_section import ModelSection
 from reward import adapter
 from reward.folder import local_folder, read_json
-from reward.loading import hub_file, load_tokenizer
+from reward.loading import hub_file, saved_tokenizer
 from reward.model import RewardModel
 
 SAVED_4BIT = ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
@@ -78,7 +78,7 @@ def plan_sharing(
         if not RewardModel.is_saved_at(reward):
             raise RoleError(f"the reward model at {reward} is a classifier, not an adapter with a head of this project")
         _same_base("reward model", _stand(reward, model), stand)
-        if load_tokenizer(reward).get_vocab() != dict(vocabulary):
+        if saved_tokenizer(reward).get_vocab() != dict(vocabulary):
             raise RoleError(f"the reward model at {reward} has a tokenizer of its own, which is not the policy's")
     start = None if critic is None or _same_path(critic, policy) else critic
     if start is not None:

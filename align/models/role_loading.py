@@ -14,7 +14,7 @@ from align.models.load import load_options
 from align.models.role_adapters import Adapter
 from align.models.role_fit import SharedPlan
 from align.models.roles import RoleView, SharedBackbone
-from align.recipe.fields import ModelSection
+from align.recipe.model_section import ModelSection
 from reward.folder import local_folder
 from reward.loading import load_pretrained
 from reward.model import RewardModel

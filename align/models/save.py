@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from align.models.adapters import save_pretrained
+from align.runtime.peft_model import base_of, is_peft
 from data_formats.chatml import END_OF_TEXT, IM_END, ending_at_reply, stop_ids
-from reward.adapter import is_adapter
 from reward.headed import HeadedModel
 from reward.loading import quiet
 from reward.model import RewardModel
@@ -48,7 +48,7 @@ def save_model(
     with quiet():
         save_pretrained(module, folder, state_dict)
     shipped = getattr(_plain(module), "generation_config", None)
-    if is_adapter(module) and shipped is not None:
+    if is_peft(module) and shipped is not None:
         shipped.save_pretrained(folder)
     if tokenizer is not None:
         _save_tokenizer(tokenizer, folder, scores=isinstance(module, RewardModel))
@@ -132,5 +132,4 @@ def _taken_out(config: Any) -> dict[str, Any]:
 
 def _plain(module: nn.Module) -> Any:
     """The transformers model inside a head or an adapter."""
-    module = module.backbone if isinstance(module, HeadedModel) else module
-    return module.get_base_model() if hasattr(module, "get_base_model") else module
+    return base_of(module.backbone if isinstance(module, HeadedModel) else module)

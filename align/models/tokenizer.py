@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from align.runtime.errors import AlignError, MissingFileError
+from align.runtime.errors import AlignError
 from data_formats.chatml import (
     CHAT_TEMPLATE,
     END_OF_TEXT,
@@ -26,14 +26,12 @@ from data_formats.chatml import (
     render_template,
     template_difference,
 )
-from reward.errors import reason_of
-from reward.folder import local_folder
-from reward.loading import check_room
+from reward.errors import ModelFileError, reason_of
+from reward.loading import saved_tokenizer
 
 logger = logging.getLogger(__name__)
 CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END)
 SMALLEST_VOCAB = 256 + len(CONTROL_TOKENS)
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 ROLE_LINES = "system\nuser\nassistant\n"
 
 
@@ -93,26 +91,14 @@ def load_tokenizer(
         own_template: leave the tokenizer its own chat template, whose default system turn is trained with then.
 
     Raises:
-        MissingFileError: `path` looks like a folder and is not there, or holds no tokenizer.
+        MissingFileError: there is no such folder or hub id, or it holds no tokenizer.
         TokenizerError: it cannot be loaded, is not a fast tokenizer, lacks a ChatML control token, or its template
             serves other tokens than are trained.
     """
-    from transformers import AutoTokenizer
-
     try:
-        folder = local_folder(path)
-    except MissingFileError as error:
-        raise MissingFileError(
-            f"{str(path)[:200]}: no such folder; expected a model folder with its tokenizer, or a hub id ({error})"
-        ) from error
-    if folder is not None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise MissingFileError(f"{path}: the folder holds no tokenizer (tokenizer.json)")
-    try:
-        where = str(folder or path)
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, revision=revision)
-    except Exception as error:
-        raise TokenizerError(f"{path}: the tokenizer cannot be loaded ({reason_of(error)})") from error
-    check_room(tokenizer, path)
+        tokenizer = saved_tokenizer(path, trust_remote_code=trust_remote_code, revision=revision)
+    except ModelFileError as error:
+        raise TokenizerError(f"{path}: the tokenizer cannot be loaded ({error})") from error
     try:
         return _speaking_chatml(tokenizer, path, own_template=own_template)
     except AlignError:

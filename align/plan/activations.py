@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from align.plan.count import Count, adapted, count
 from align.plan.precision import Precision
 from align.plan.shapes import Shape
-from align.recipe.adapters import LoraSection
 from align.recipe.batch import BLOCK_LOGITS
+from align.recipe.model_section import LoraSection
 
 INNER_BLOCK = {"cpu": 1 << 20, "gpu": 1 << 26}  # logits of align.functional.logprobs' own blocks
 

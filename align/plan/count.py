@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from align.plan.shapes import PlanError, Shape
-from align.recipe.adapters import LoraSection
+from align.recipe.model_section import LoraSection
 
 ENDS = ("embed_tokens", "lm_head")
 

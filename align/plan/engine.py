@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from align.plan.models import Model
 from align.plan.parts import GIB, Part, parts
-from align.recipe.rollout import RolloutSection
+from align.recipe.rollout_section import RolloutSection
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -9,7 +9,8 @@ from align.plan.count import count_adapter, saves_embedding
 from align.plan.parts import Part, parts
 from align.plan.precision import Precision
 from align.plan.shapes import Shape
-from align.recipe.fields import ModelSection, OptimSection
+from align.recipe.fields import OptimSection
+from align.recipe.model_section import ModelSection
 
 SCALED_BLOCK = 256  # of bitsandbytes' 8-bit moments: as many share a float32 scale
 IN_8_BITS = 1 + 4 / SCALED_BLOCK

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from align.plan.count import Count
-from align.recipe.fields import ModelSection
+from align.recipe.model_section import ModelSection
 from align.recipe.section import Section
 
 BLOCK, NESTED_BLOCK = 64, 256  # bitsandbytes: weights that share a scale, and scales that share one

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from align.recipe.problems import did_you_mean
+from align.recipe.errors import did_you_mean
 from align.runtime.paths import typed_path
 from data_formats.errors import AlignError
 

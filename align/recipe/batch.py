@@ -9,9 +9,9 @@ import os
 from dataclasses import dataclass
 
 from align.recipe.errors import RecipeError
-from align.recipe.ppo import PPOSection
+from align.recipe.ppo_section import PPOSection
 from align.recipe.schema import Recipe
-from align.recipe.stages import SupervisedSection
+from align.recipe.supervised_sections import SupervisedSection
 
 BLOCK_LOGITS = 1 << 26  # that the LM head makes at once (`align.trainers.head`): 256 MiB in float32
 

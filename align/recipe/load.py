@@ -15,8 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from align.recipe.batch import batch_problem, launched_world_size
-from align.recipe.errors import RecipeError
-from align.recipe.problems import LONGEST_KEY, Loc, Problem, describe, dotted
+from align.recipe.errors import LONGEST_KEY, Loc, Problem, RecipeError, describe, dotted
 from align.recipe.schema import Recipe
 from align.recipe.section import Section
 from align.recipe.text import DEEPEST, Lines, dump, parse, read

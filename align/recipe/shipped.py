@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.recipe.problems import did_you_mean
+from align.recipe.errors import did_you_mean
 from align.recipe.table import table
 from align.runtime.paths import typed_path
 from data_formats.errors import MissingFileError, StorageError

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 
-from align.recipe.problems import did_you_mean
+from align.recipe.errors import did_you_mean
 from align.recipe.schema import Recipe
 
 # transformers' names of trackers and the packages of which each needs all (one of several where they are joined by |).

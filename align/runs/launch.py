@@ -11,7 +11,9 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from align.runs.arguments import without_redoing
@@ -19,7 +21,7 @@ from align.runtime.errors import AlignError
 from align.runtime.memory import memory_errors
 from align.runtime.ranks import is_main, lost_rank
 from align.runtime.secrets import hide
-from align.runtime.terminal import clean_foreign_output, say
+from align.runtime.terminal import clean_foreign_output, say, shortened
 
 PACKAGES = ("align", "data_formats", "reward", "rollouts")
 LAUNCHERS = ("accelerate", "torchrun", "accelerate.commands.launch", "torch.distributed.run")
@@ -64,26 +66,35 @@ def prepare(debug: bool = False) -> None:
             logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
 
 
-def guarded(work: Callable[[], int | None], *, proceed: str) -> int:
-    """Run `work` and turn how it ended into an exit code.
+@dataclass
+class Ending:
+    """How a program ended: its exit code."""
 
-    Returns 0 (or what `work` returned), 1 after an AlignError, or where the system has no memory or no way to a file
-    (one message, no traceback; ALIGN_DEBUG=1 shows it), 130 after Ctrl-C, with the command `proceed` that goes on from
-    what is saved. Of several ranks the first one speaks; when one was killed, each of the others says that and ends
-    with 1.
+    code: int = 0
+
+
+@contextmanager
+def guarded(*, proceed: str) -> Iterator[Ending]:
+    """Turns how the block ends into an exit code, the `code` of what it gives.
+
+    That is 0 (or what the block put there), 1 after an AlignError, or where the system has no memory or no way to a
+    file (one message, no traceback; ALIGN_DEBUG=1 shows it), 130 after Ctrl-C, with the command `proceed` that goes on
+    from what is saved. Of several ranks the first one speaks; when one was killed, each of the others says that and
+    ends with 1.
     """
+    ending = Ending()
     try:
         with memory_errors("the program"):
-            return work() or 0
+            yield ending
     except Exception as error:
         if not isinstance(error, AlignError | OSError) and not lost_rank(error):
             raise
-        return _failed(error, proceed)
+        ending.code = _failed(error, proceed)
     except KeyboardInterrupt as stop:
         what = str(stop) or "interrupted"
         if is_main():
             say(f"\n{what}; what is finished or saved is kept. Continue with: {hide(proceed)}", file=sys.stderr)
-        return 130
+        ending.code = 130
 
 
 def _failed(error: Exception, proceed: str) -> int:
@@ -100,7 +111,11 @@ def _failed(error: Exception, proceed: str) -> int:
     if not is_main():
         # What the first rank meets too, it says, and the launcher ends the others; what it does not, is said here.
         time.sleep(LAST_WORD_SECONDS)
-    told = str(error) if isinstance(error, AlignError) else f"the system refused: {' '.join(str(error).split())[:200]}"
+    told = (
+        str(error)
+        if isinstance(error, AlignError)
+        else f"the system refused: {shortened(' '.join(str(error).split()), 200)}"
+    )
     hint = "" if isinstance(error, AlignError) else " (ALIGN_DEBUG=1 shows where)"
     say(f"error: {hide(told)}{hint}", file=sys.stderr)
     return 1

@@ -21,11 +21,11 @@ from align.models.save import dress, save_model
 from align.runs.errors import OutputError
 from align.runtime import files
 from align.runtime.files import prove_folder
+from align.runtime.peft_model import is_peft
 from align.runtime.ranks import any_rank, is_main
 from align.stages.common import LOG, MADE_BY_STAGES
 from align.trainers import sharding
 from data_formats.errors import AlignError, StorageError
-from reward.adapter import is_adapter
 
 GROWING = ("checkpoints", "best", "rounds")  # folders in which others take their names
 WHOLE = ("head.", "pooler.")  # of a reward model or critic, whose settings name the head's size
@@ -101,7 +101,7 @@ def _thin(module: nn.Module) -> dict[str, Tensor]:
         for name, tensor in state.items()
     }
     body = getattr(module, "backbone", module)
-    if not is_adapter(body) and getattr(body, "_weight_conversions", None):
+    if not is_peft(body) and getattr(body, "_weight_conversions", None):
         first = next(name for name in thin if not name.startswith(WHOLE))
         thin = {name: value for name, value in thin.items() if name == first or name.startswith(WHOLE)}
     return thin

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align.recipe import Recipe, RecipeError
-from align.recipe.stages import RewardSection
+from align.recipe.supervised_sections import RewardSection
 from align.stages import common
 from align.trainers.reward import RewardTrainer
 from align.trainers.reward_groups import GroupOptions, GroupRewardTrainer

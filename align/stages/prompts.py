@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from align.recipe.errors import RecipeError
-from align.recipe.rollout import RolloutSection
+from align.recipe.rollout_section import RolloutSection
 from align.stages import common
 from data_formats.records import Prompt
 

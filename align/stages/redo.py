@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from align.recipe import STAGES, Recipe
-from align.recipe.errors import RecipeError
+from align.recipe.errors import RecipeError, did_you_mean
 from align.recipe.lineage import stage_dir
-from align.recipe.problems import did_you_mean
 from align.runs.acceptance import accepted, note
 from align.runtime.json_files import read_object
 from align.runtime.lock import locked
@@ -38,7 +37,7 @@ from align.stages.changes import (
     is_finished,
     some,
 )
-from align.stages.common import LOG, command, read_summary, write_summary
+from align.stages.common import LOG, read_summary, write_summary
 from align.stages.longer import Longer, longer, needs
 from data_formats.errors import AlignError
 
@@ -174,7 +173,7 @@ def _of_another_recipe(recipe: Recipe, stage: str) -> str | None:
         if parent != stage and is_finished(recipe, parent) and (stale := changes(recipe, parent, folder)):
             return (
                 f"'{stage}' builds on '{parent}', which was made with another recipe ({some(list(map(str, stale)))}): "
-                f"run `{command(parent)}` with this recipe first, or the whole chain with `align run RECIPE`"
+                f"run `{STAGES[parent].command}` with this recipe first, or the whole chain with `align run RECIPE`"
             )
     return None
 
@@ -290,7 +289,7 @@ def _lengthen(recipe: Recipe, stage: str, one: Longer) -> None:
     fresh.clear_outcome(recipe)
     for name in later:
         fresh.clear_stages(recipe, (name,))
-    fresh.clear_arms(recipe, stage)
+    fresh.clear_beside(recipe, stage)
     if summary and "best_score" in summary:
         state = read_object(folder / "checkpoints" / f"step-{one.checkpoint}" / "trainer_state.json", "") or {}
         if state.get("best_global_step") != summary["best_step"]:  # of a look after the checkpoint: not in a longer run

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from align.recipe import Recipe, RecipeError
-from align.recipe.stages import RewardSection
+from align.recipe.supervised_sections import RewardSection
 from align.stages.common import LOG, need_rows
 from data_formats.records import Demonstration
 
@@ -47,8 +47,8 @@ def reference_batches(
     Raises:
         EmptyDatasetError: none is short enough.
     """
-    from align.data.collate import pad_right
     from align.data.encode import encode_prompts, encode_replies
+    from align.runtime.padding import pad_right
 
     demos = reference_demonstrations(recipe, section, stage)
     asked = [(*exchange, demo.tools) for demo in demos if (exchange := demo.last_exchange()) is not None]

@@ -6,7 +6,7 @@ from typing import Any
 
 from align.recipe import Recipe
 from align.recipe.lineage import critic_origin, reward_origins
-from align.recipe.ppo import PPOSection
+from align.recipe.ppo_section import PPOSection
 from align.runs.seeding import derive
 from align.stages import common
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 from data_formats.columns import with_all_columns
 from data_formats.detection import detect
 from data_formats.errors import DataError

@@ -9,8 +9,9 @@ import torch
 from transformers import TrainingArguments
 
 from align.recipe.batch import BatchPlan
-from align.recipe.fields import ModelSection, OptimSection
-from align.recipe.stages import SupervisedSection
+from align.recipe.fields import OptimSection
+from align.recipe.model_section import ModelSection
+from align.recipe.supervised_sections import SupervisedSection
 from align.runtime.packages import require_package
 
 

@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from align.recipe.ppo import PPOConfig
-from align.recipe.rollout import RolloutSection
+from align.recipe.ppo_section import PPOConfig
+from align.recipe.rollout_section import RolloutSection
 from align.runs.errors import TrainingError
 from rollouts.protocol import Engine
 from rollouts.select import make_engine

@@ -15,7 +15,7 @@ from transformers import get_scheduler
 
 from align.functional.masked import wide
 from align.recipe.fields import OptimSection
-from align.recipe.precision import rounded_away
+from align.recipe.model_section import rounded_away
 from align.runs.errors import LaunchError, PrecisionError
 from align.runs.proof import StepProof
 from align.runtime.packages import require_package
@@ -81,7 +81,7 @@ def with_own_exceptions(optimizer: torch.optim.Optimizer, module: nn.Module) -> 
 
 
 def check_precision(module: nn.Module, learning_rate: float, name: str) -> None:
-    """Warn of weights that are trained whole in bfloat16 (`align.recipe.precision`).
+    """Warn of weights that are trained whole in bfloat16 (`align.recipe.model_section`).
 
     Raises:
         PrecisionError: float16 weights are trained.

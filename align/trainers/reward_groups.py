@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align.data.collate import pad_right
 from align.data.pairs import GroupRow
 from align.functional import token_logprobs
+from align.runtime.padding import pad_right
 from align.trainers.head import ask_in_blocks, rows_at_once
 from align.trainers.reward import RewardTrainer
 from reward.errors import ModelFileError

@@ -35,12 +35,13 @@ from align.runs import checkpoint
 from align.runs.callbacks import ProofCallback
 from align.runs.proof import reset_process_state
 from align.runtime.files import write_json
+from align.runtime.peft_model import is_peft
 from align.trainers import accepted
 from align.trainers.kept import LastStep
 from align.trainers.optimization import check_precision, require_whole, take_rates, with_own_exceptions
 from align.trainers.resumed import DATA_FILE, FIGURES_FILE, Data, Sums
 from align.trainers.sampling import StepLoader, StepSampler
-from reward.adapter import is_adapter, load_weights
+from reward.adapter import load_weights
 
 
 class SupervisedTrainer(Trainer):
@@ -258,7 +259,7 @@ class SupervisedTrainer(Trainer):
 
     def _take_weights(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.accelerator.unwrap_model(model if model is not None else self.model)
-        if is_adapter(target) and not self.is_fsdp_enabled:
+        if is_peft(target) and not self.is_fsdp_enabled:
             load_weights(target, resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)

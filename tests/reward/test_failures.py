@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from align.recipe.rewards import OnRewardError as recipe_words
+from align.recipe.reward_section import OnRewardError as recipe_words
 from data_formats.records import Message
 from reward.combined import CombinedReward, Part
 from reward.failures import OnRewardError, judge_all

@@ -26,13 +26,13 @@ from transformers import (
 
 from align.models.load import load_causal_lm, load_critic, load_reward_model
 from align.models.save import save_model
-from align.recipe.fields import ModelSection
+from align.recipe.model_section import ModelSection
 from align.runtime.errors import AlignError
 from data_formats.records import Message
 from reward import adapter
 from reward.classifier import ClassifierReward
 from reward.errors import ModelFileError, VocabularyError
-from reward.loading import load_pretrained, load_tokenizer
+from reward.loading import load_pretrained, saved_tokenizer
 from reward.model import RewardModel
 from reward.protocol import Sample
 from reward.sources import load_reward
@@ -313,7 +313,7 @@ def test_a_strange_tokenizer_config_is_one_sentence(tmp_path, values):
 
     folder = classifier(tmp_path)
     change(folder / "tokenizer_config.json", **values)
-    for load in (ours.load_tokenizer, load_tokenizer, ClassifierReward):
+    for load in (ours.load_tokenizer, saved_tokenizer, ClassifierReward):
         try:
             load(folder)
         except AlignError as error:
@@ -326,7 +326,7 @@ def test_a_strange_path_is_one_sentence(path):
 
     for load in (
         lambda where: load_pretrained(AutoModel, where, local_files_only=True),
-        load_tokenizer,
+        saved_tokenizer,
         ours.load_tokenizer,
     ):
         with pytest.raises(AlignError) as caught:

@@ -4,7 +4,7 @@ from transformers import AutoModel, AutoModelForCausalLM, BertConfig, GPT2Config
 
 from align.runtime.errors import MissingFileError
 from reward.errors import ModelFileError
-from reward.loading import hub_file, load_pretrained, load_tokenizer, quiet, set_dropout
+from reward.loading import hub_file, load_pretrained, quiet, saved_tokenizer, set_dropout
 from reward.model import RewardModel
 from tests.tiny_models import qwen2_config, save_causal_lm
 
@@ -72,7 +72,7 @@ def test_a_hub_id_is_asked_for_with_its_revision_and_a_miss_names_it():
     with pytest.raises(MissingFileError, match=r"no-such-owner/no-such-model is neither a folder here nor"):
         load_pretrained(AutoModel, "no-such-owner/no-such-model", revision="abc", local_files_only=True)
     with pytest.raises(MissingFileError, match="no-such-model"):
-        load_tokenizer("no-such-owner/no-such-model", local_files_only=True)
+        saved_tokenizer("no-such-owner/no-such-model", local_files_only=True)
 
 
 def test_a_hub_id_in_the_cache_is_loaded_at_its_revision(tmp_path):
@@ -91,7 +91,7 @@ def test_a_hub_id_in_the_cache_is_loaded_at_its_revision(tmp_path):
         same = AutoModel.from_pretrained(folder).embed_tokens.weight
         assert torch.equal(model.norm.weight, expected)
         assert torch.equal(model.embed_tokens.weight, same)
-        assert load_tokenizer("owner/tiny", revision=revision, dtype="ignored", **options).eos_token_id == 258
+        assert saved_tokenizer("owner/tiny", revision=revision, dtype="ignored", **options).eos_token_id == 258
     assert hub_file("owner/tiny", "config.json", **options).is_file()
     assert not RewardModel.is_saved_at("owner/tiny", **options)
 

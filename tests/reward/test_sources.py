@@ -183,7 +183,7 @@ def test_nothing_there_is_a_missing_file(tmp_path):
 
 def test_a_reward_folder_without_tokenizer_says_so(folder, tmp_path):
     RewardModel.from_pretrained(folder).save_pretrained(tmp_path)
-    with pytest.raises(ModelFileError, match="no tokenizer"):
+    with pytest.raises(MissingFileError, match="no tokenizer"):
         load_reward(tmp_path)
 
 

@@ -17,7 +17,7 @@ from transformers import (
 from align.models.critic import Critic
 from align.models.load import load_critic, load_reward_model
 from align.models.save import save_model
-from align.recipe.fields import ModelSection
+from align.recipe.model_section import ModelSection
 from data_formats.chatml import CHAT_TEMPLATE
 from data_formats.records import Message
 from reward.model import RewardModel

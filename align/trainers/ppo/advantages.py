@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol, Self
 from torch import Tensor
 
 from align import functional
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 
 
 class Estimator(Protocol):

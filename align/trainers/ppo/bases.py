@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from align.runs.errors import CheckpointError
+from align.runtime.peft_model import is_peft
 from align.trainers import sharding
-from reward.adapter import is_adapter
 
 _digests: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
@@ -53,7 +53,7 @@ def check_base(folder: Path, role: str, module: nn.Module, saved: dict[str, str]
 def _adapted(module: nn.Module) -> Any:
     """The peft model, or role of a shared backbone, that `module` is or has as its `backbone`."""
     for found in (module, getattr(module, "backbone", None)):
-        if isinstance(found, nn.Module) and is_adapter(found):
+        if isinstance(found, nn.Module) and is_peft(found):
             return found
     return None
 

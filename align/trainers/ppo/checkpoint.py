@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerState
 
 from align.data.fingerprint import Fingerprint
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 from align.runs import checkpoint
 from align.runs.errors import CheckpointError, SavedError, TrainingError
 from align.runs.seeding import rng_state, set_rng_state

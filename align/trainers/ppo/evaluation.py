@@ -24,7 +24,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from align.functional import kl_estimate, masked_sum
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive, rng_state, set_rng_state
 from align.trainers import sharding
@@ -105,15 +105,6 @@ class Evaluation:
         """
         prompts = list(prompts[: self.config.evaluation.limit])
         mine = [prompts[index] for index in rank_share([0] * len(prompts), self.rank, self.world_size)]
-        plain = replace(
-            params,
-            top_p=1.0,
-            top_k=0,
-            min_new_tokens=0,
-            seed=derive(self.seed, "eval", self.rank),
-            return_support=False,  # of the whole vocabulary, and nobody reads it here
-        )
-        ways = {"": replace(plain, n=num_samples, temperature=1.0), "_greedy": replace(plain, n=1, temperature=0.0)}
         moment = f"(evaluation after iteration {iteration})"
         figures: dict[str, float] = {}
 
@@ -124,7 +115,7 @@ class Evaluation:
             return samples, score(samples), self._gold_scores(gold, samples)
 
         self.sync.push_if_new(version)
-        for suffix, way in ways.items():
+        for suffix, way in self._ways(params, num_samples).items():
             own = self._judged(lambda way=way: replies(way), way.temperature == 0, moment)
             shares = gather_object([own]) if self.world_size > 1 else [own]
             rows = [row for rows, _ in shares for row in rows]
@@ -137,6 +128,18 @@ class Evaluation:
             if self.config.on_reward_error == "mask":
                 figures |= _failed(rows, suffix)
         return figures
+
+    def _ways(self, params: SamplingParams, num_samples: int) -> dict[str, SamplingParams]:
+        """How replies are sampled here, by what the figures' names end with."""
+        plain = replace(
+            params,
+            top_p=1.0,
+            top_k=0,
+            min_new_tokens=0,
+            seed=derive(self.seed, "eval", self.rank),
+            return_support=False,  # of the whole vocabulary, and nobody reads it here
+        )
+        return {"": replace(plain, n=num_samples, temperature=1.0), "_greedy": replace(plain, n=1, temperature=0.0)}
 
     def _judged(
         self, replies: Callable[[], Replies | None], exact: bool, moment: str

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from align import functional
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 from align.trainers.offload import Offload
 from align.trainers.optimization import TrainedModel
 from align.trainers.ppo.forward import reply_distribution, reply_full_kl, reply_logprobs, state_values

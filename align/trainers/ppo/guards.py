@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
-from align.recipe.ppo import GuardSection, PPOConfig
+from align.recipe.ppo_section import GuardSection, PPOConfig
 from align.runs.errors import TrainingError
 from align.runtime.errors import AlignError
 from align.runtime.memory import memory_errors

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 from align.trainers.optimization import TrainedModel, mark_last, total_norm
 from align.trainers.ppo.average import WeightAverage
 from align.trainers.ppo.controllers import PtxController

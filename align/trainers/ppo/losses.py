@@ -19,7 +19,7 @@ from torch import Tensor
 from align import functional
 from align.functional.clipped_losses import weighted
 from align.functional.masked import keep
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 from align.trainers.ppo.forward import ReplyLogprobs
 from align.trainers.ppo.types import Experience
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from align.data.collate import pad_right
 from align.data.prompts import PromptSampler
 from align.functional import token_logprobs
+from align.runtime.padding import pad_right
 from align.trainers.causal_forward import ask_at
 from align.trainers.head import unwrapped
 from align.trainers.ppo.minibatches import rank_share

@@ -30,7 +30,7 @@ from accelerate import Accelerator
 
 from align.data.encode import encode_prompts
 from align.data.prompts import PromptSampler
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 from align.runtime.errors import AlignError
 from align.trainers import sharding
 from align.trainers.ppo.guards import enough_memory, together

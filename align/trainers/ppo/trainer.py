@@ -50,7 +50,7 @@ from align import functional
 from align.data.fingerprint import fingerprint
 from align.data.prompts import PromptSampler
 from align.models.save import dress, save_model
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 from align.runs.errors import SavedError, TrainingError
 from align.runs.proof import reset_process_state
 from align.runs.seeding import derive

@@ -1,7 +1,7 @@
 """A cleaning section becomes its steps, in order and with its thresholds."""
 
 from align.data.cleaning import STEPS, build_cleaner, clean_records, cleaning_table
-from align.recipe.cleaning import CleaningSection
+from align.recipe.cleaning_section import CleaningSection
 from data_formats import Demonstration, Message, Prompt
 
 EVERYTHING = {

@@ -2,7 +2,8 @@
 
 import torch
 
-from align.data.collate import CausalCollator, PairCollator, pad_left, pad_right
+from align.data.collate import CausalCollator, PairCollator
+from align.runtime.padding import pad_left, pad_right
 
 PAD = 0
 

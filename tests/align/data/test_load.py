@@ -4,10 +4,11 @@ import datasets
 import pytest
 
 from align.data.load import load_records, train_and_heldout
-from align.recipe.fields import Architecture, ModelSection, Source
+from align.recipe.fields import Source
+from align.recipe.model_section import Architecture, ModelSection
 from align.recipe.schema import Recipe
 from align.recipe.sources import source_path
-from align.recipe.stages import BaseSection
+from align.recipe.supervised_sections import BaseSection
 from data_formats import DataError, Document, EmptyDatasetError, MissingFileError, Prompt, write_jsonl
 
 OPTIM = {"learning_rate": 1e-3, "max_length": 8, "batch_size": 1, "micro_batch_size": 1}

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from align.doctor import rules  # noqa: F401
 from align.doctor.rule import RULES
-from align.recipe.ppo import PPOSection
+from align.recipe.ppo_section import PPOSection
 
 WORDS = [(rule.name, text) for rule in RULES.values() for text in (*rule.causes, *rule.changes)]
 

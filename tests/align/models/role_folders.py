@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from align.models import adapters
 from align.models.critic import Critic
-from align.recipe.fields import ModelSection
+from align.recipe.model_section import ModelSection
 from reward.adapter import keep_unpacked, quantization_4bit
 from reward.head import ScalarHead
 from reward.model import RewardModel

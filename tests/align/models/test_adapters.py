@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from align.models import adapters
 from align.models.load import load_causal_lm, load_critic, load_reward_model
 from align.recipe import RecipeError
-from align.recipe.fields import ModelSection, OptimSection
+from align.recipe.fields import OptimSection
+from align.recipe.model_section import ModelSection
 from align.runtime import packages
 from align.runtime.errors import MissingFileError, MissingPackageError
 from align.trainers.optimization import TrainedModel

@@ -8,7 +8,7 @@ from transformers import Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
 from align.models.critic import Critic
 from align.models.load import load_causal_lm, load_critic, load_options, load_reward_model, new_causal_lm
-from align.recipe.fields import Architecture, ModelSection
+from align.recipe.model_section import Architecture, ModelSection
 from align.runtime.errors import MissingFileError
 from reward.errors import ModelFileError
 from reward.model import RewardModel

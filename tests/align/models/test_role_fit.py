@@ -14,7 +14,7 @@ from align.models.load import load_causal_lm, load_critic, load_reward_model
 from align.models.role_adapters import RoleError
 from align.models.role_fit import plan_sharing
 from align.models.role_loading import load_roles
-from align.recipe.fields import ModelSection
+from align.recipe.model_section import ModelSection
 from align.trainers import sharding
 from rollouts.weights import checkpoint_tensors
 from tests.align.models import role_folders, roles_case

@@ -71,7 +71,7 @@ def test_loading_sets_end_token_and_template_of_a_foreign_tokenizer(tokenizer, t
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(MissingFileError, match=r"nowhere: no such folder"):
+    with pytest.raises(MissingFileError, match=r"nowhere does not exist"):
         load_tokenizer(tmp_path / "nowhere")
 
 

@@ -10,7 +10,7 @@ from align.plan import activations
 from align.plan.activations import Body
 from align.plan.precision import Precision
 from align.plan.shapes import Shape
-from align.recipe.adapters import LoraSection
+from align.recipe.model_section import LoraSection
 
 B, T, RANK = 2, 40, 5
 NUMBERS = {"vocab_size": 128, "hidden_size": 96, "intermediate_size": 224, "num_attention_heads": 6}

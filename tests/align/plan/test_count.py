@@ -12,7 +12,7 @@ from align.models.adapters import add
 from align.plan import shapes
 from align.plan.count import count, count_adapter
 from align.plan.shapes import PlanError, Shape, find_shape, shipped_shapes
-from align.recipe.adapters import LoraSection
+from align.recipe.model_section import LoraSection
 
 PUBLISHED = {  # what the models' pages on the hub say
     "Qwen2.5-0.5B": 494_032_768,

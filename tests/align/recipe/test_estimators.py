@@ -9,7 +9,7 @@ from align.recipe.check import check_recipe, describe_plan, precision_warnings
 from align.recipe.estimators import ESTIMATORS, Estimator
 from align.recipe.lineage import inputs
 from align.recipe.load import dump_recipe
-from align.recipe.ppo import PPOConfig, PPOSection
+from align.recipe.ppo_section import PPOConfig, PPOSection
 
 WITHOUT = [name for name, facts in ESTIMATORS.items() if not facts.critic]
 GROUPS = ["rloo", "grpo", "dr_grpo"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.recipe.cleaning import read_cleaning
+from align.recipe.cleaning_section import read_cleaning
 from align.recipe.errors import RecipeError
 from align.recipe.load import inspect
 from align.recipe.text import dump, parse

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.data.load import load_records
-from align.recipe.stages import GhostSection
+from align.recipe.supervised_sections import GhostSection
 from align.stages import ghost
 from align.stages.ghost import choose, ghost_demonstrations, multi_turn
 from data_formats.errors import DataError, EmptyDatasetError

@@ -19,7 +19,7 @@ from transformers import Qwen2ForCausalLM
 
 from align.data.encode import encode_prompts
 from align.models.critic import Critic
-from align.recipe.ppo import PPOConfig
+from align.recipe.ppo_section import PPOConfig
 from align.trainers.ppo import PPOTrainer
 from data_formats.records import Message, Prompt
 from examples.ppo_published_variants import EstimateInLoss

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import Qwen2ForCausalLM
 
 from align.models.critic import Critic
-from align.recipe.ppo import PPOSection
+from align.recipe.ppo_section import PPOSection
 from align.trainers.ppo import PPOTrainer
 from align.trainers.ppo.types import Samples
 from data_formats.records import Message, Prompt

@@ -11,8 +11,9 @@ from transformers import Qwen2ForCausalLM, TrainerCallback
 
 from align.data.collate import CausalCollator, PairCollator
 from align.recipe.batch import BatchPlan
-from align.recipe.fields import ModelSection, Source
-from align.recipe.stages import SupervisedSection
+from align.recipe.fields import Source
+from align.recipe.model_section import ModelSection
+from align.recipe.supervised_sections import SupervisedSection
 from align.trainers.arguments import training_arguments
 from align.trainers.reward import RewardTrainer
 from align.trainers.reward_groups import GroupCollator, GroupOptions, GroupRewardTrainer

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from align.recipe.ppo import PPOConfig
-from align.recipe.rollout import RolloutSection
+from align.recipe.ppo_section import PPOConfig
+from align.recipe.rollout_section import RolloutSection
 from align.trainers.engines import sampling_engine, training_engine, vllm_settings
 from align.trainers.ppo import make_accelerator
 from rollouts.hf import HFEngine

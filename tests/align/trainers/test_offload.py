@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from align.models.load import load_causal_lm
 from align.recipe import load_recipe
 from align.recipe.errors import RecipeError
-from align.recipe.fields import ModelSection
+from align.recipe.model_section import ModelSection
 from align.runs.errors import LaunchError
 from align.trainers import offload
 from align.trainers.offload import Offload, Resting, Shelf, reward_models

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from align.recipe.ppo import PPOSection
+from align.recipe.ppo_section import PPOSection
 from align.runs.errors import TrainingError
 from reward.combined import CombinedReward, Part
 from reward.protocol import RewardError

@@ -6,7 +6,8 @@ from align.models.adapters import save_pretrained
 from align.models.load import load_causal_lm, load_critic, load_reward_model
 from align.models.role_fit import plan_sharing
 from align.models.role_loading import load_roles
-from align.recipe.fields import ModelSection, OptimSection
+from align.recipe.fields import OptimSection
+from align.recipe.model_section import ModelSection
 from align.trainers.optimization import make_optimizer
 from tests.tiny_models import byte_tokenizer, save_causal_lm
 

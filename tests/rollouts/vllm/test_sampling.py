@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 
 from align.models.adapters import save_pretrained
 from align.models.load import load_causal_lm
-from align.recipe.fields import ModelSection
+from align.recipe.model_section import ModelSection
 from rollouts.errors import RolloutError
 from rollouts.hf import HFEngine
 from rollouts.protocol import SamplingParams

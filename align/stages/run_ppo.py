@@ -1,0 +1,247 @@
+"""PPO: policy and reference from the sft stage, reward model and critic from the rm stage (or what the recipe names).
+
+Leaves `model/` (the policy), `critic/` where the advantages need one, `checkpoints/`, `metrics.jsonl`, `samples.jsonl`,
+`summary.json`, and, with `evaluation.save_best`, `best/model` (the policy that the held-out prompts' reward liked
+best). With `eval_data` the policy is looked at before and after on held-out prompts, by the reward it is trained on and
+by `gold_reward`, which only looks on; the gold score of the embedded world is none of this stage's business.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from align.recipe import Recipe, batch_plan
+from align.recipe.lineage import Origin, critic_origin, gold_origins, init_origin, reward_origins, stage_dir
+from align.recipe.ppo_section import PPOSection
+from align.runs.callbacks import stage_callbacks
+from align.runs.checkpoint import latest, step_of
+from align.runs.interrupt import StopFlag
+from align.runs.seeding import derive, seed_everything
+from align.stages import common
+from align.stages.drafts import prove_outputs
+from align.stages.prompts import check_room, fitting
+from align.stages.rewards import build_reward
+from align.stages.roles import shared_roles
+from data_formats.errors import AlignError
+from data_formats.records import Document, Prompt
+
+BAR = ("score/mean", "eval/score", "kl/reply", "entropy", "length/mean", "end_rate")
+
+
+class CriticError(AlignError, ValueError):
+    """A critic that cannot read the policy's tokens."""
+
+
+def run_ppo(
+    recipe: Recipe, stage: str = "ppo", *, section: PPOSection | None = None, out_dir: Path | None = None
+) -> dict[str, Any]:
+    """Run the stage and leave its folder behind; continues from its newest checkpoint.
+
+    Args:
+        section: in place of the recipe's, for a control.
+        out_dir: in place of `<output_dir>/ppo`.
+
+    Returns:
+        The summary, also in `summary.json`: `score`, `score_before`, `kl` (nats a reply), `entropy` (nats a token), …
+
+    Raises:
+        AlignError: a leaf that names what is missing or wrong; TrainingError when something is not finite.
+        StageStopped: Ctrl-C; a checkpoint was written.
+    """
+    began = time.perf_counter()
+    section = section or recipe.ppo
+    recipe = recipe.model_copy(update={"ppo": section})
+    batch_plan(recipe, "ppo")
+    out_dir = out_dir or stage_dir(recipe, stage)
+    trainer, figures = build(recipe, section, out_dir, stage)
+    with closing(trainer.engine):  # a server does not outlive the stage, however that ends
+        common.open_folder(recipe, out_dir)
+        prove_outputs(stage, out_dir, trainer.tokenizer, _outputs(trainer))
+        newest = latest(trainer.checkpoint_dir)
+        start, training = step_of(newest) if newest else 0, time.perf_counter()
+        with StopFlag() as flag:
+            for callback in stage_callbacks(stage, out_dir, flag, start, metrics=False, figures=BAR):
+                trainer.add_callback(callback)
+            state = trainer.train(resume_from_checkpoint=newest)
+        figures |= _trained(state, trainer.optimizer_steps, stage, start, time.perf_counter() - training)
+        trainer.save_model(out_dir / "model")
+        if trainer.critic is not None:
+            trainer.save_critic(out_dir / "critic")
+        if trainer.ema is not None:
+            trainer.save_ema(out_dir / "ema")
+        figures |= _last_look(trainer)
+    for tracker in trainer.accelerator.trackers:
+        tracker.finish()  # not `end_training`, which would part the ranks before the chain's next stage
+    figures |= summary_figures(trainer.state.log_history)
+    return common.finish(out_dir, figures, began)
+
+
+def _outputs(trainer: Any) -> dict[str, Any]:
+    """The models that the stage will save, by folder."""
+    models = {"model": trainer.policy.raw}
+    models |= {} if trainer.critic is None else {"critic": trainer.critic.raw}
+    models |= {} if trainer.ema is None else {"ema": trainer.ema.module}
+    return models | ({"best/model": trainer.policy.raw} if trainer.config.evaluation.save_best else {})
+
+
+def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo") -> tuple[Any, dict[str, Any]]:
+    """The trainer with everything it needs, and what was read."""
+    from align.data.load import load_records
+    from align.models.load import load_causal_lm
+    from align.models.tokenizer import load_tokenizer
+    from align.trainers import sharding
+    from align.trainers.ppo import PPOTrainer, make_accelerator
+
+    seed = derive(recipe.seed, stage)
+    seed_everything(seed)
+    accelerator = make_accelerator(recipe.model.mixed_precision, recipe.report_to, out_dir)
+    if accelerator.num_processes > 1:
+        common.LOG.info("%s: %s", stage, sharding.described(accelerator))
+    if recipe.report_to:
+        accelerator.init_trackers(recipe.name, config={"seed": recipe.seed, "recipe": recipe.model_dump_json()})
+    origin = init_origin(recipe, "ppo")
+    path = common.origin_path(recipe, origin, stage=stage)
+    revision = recipe.model.revision if path == recipe.model.path else None
+    tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code, revision=revision)
+    roles = shared_roles(recipe, section, tokenizer, path, accelerator.is_fsdp2)
+    ready = None if roles is None else roles.rewards
+    reward = build_reward(recipe, tokenizer, stage=stage, device=accelerator.device, ready=ready)
+    prompts, reports = load_records(section.data, Prompt, recipe, section.cleaning)
+    prompts, dropped = fitting(prompts, tokenizer, section.rollout, "ppo.data")
+    eval_prompts, more = load_records(section.eval_data, Prompt, recipe) if section.eval_data else ([], [])
+    eval_dropped: dict[str, int] = {}
+    if eval_prompts:
+        eval_prompts, eval_dropped = fitting(eval_prompts, tokenizer, section.rollout, "ppo.eval_data")
+    gold = None
+    if section.gold_reward:
+        gold = build_reward(recipe, tokenizer, stage=stage, key="gold_reward", name="gold", device=accelerator.device)
+    blocks, ptx_reports = ptx_blocks(recipe, section, tokenizer)
+    if roles is None:
+        policy = load_causal_lm(path, recipe.model, tokenizer=tokenizer, seed=derive(seed, "adapter"))
+        critic, reference = None, None
+        if section.estimator.critic:
+            critic = load_critic(recipe, reward, tokenizer, path, stage)
+    else:
+        policy, critic, reference = roles.policy, roles.critic, roles.reference
+    check_room(policy, section.rollout, stage)
+    trainer = PPOTrainer(
+        policy,
+        critic,
+        reward,
+        tokenizer,
+        section,
+        prompts,
+        output_dir=out_dir,
+        reference=reference,
+        ptx_blocks=blocks,
+        eval_prompts=eval_prompts,
+        gold=gold,
+        accelerator=accelerator,
+        seed=seed,
+    )
+    read = common.described(stage, [*reports, *more, *ptx_reports], dropped, eval_dropped)
+    origins = {"policy": origin} | reward_origins(recipe) | gold_origins(recipe)
+    counts = {"prompts": len(prompts), "eval_prompts": len(eval_prompts), "ptx_blocks": len(blocks)}
+    return trainer, read | counts | {"origins": {role: asdict(one) for role, one in origins.items()}}
+
+
+def load_critic(recipe: Recipe, reward: Any, tokenizer: Any, policy_path: str, stage: str) -> Any:
+    """The critic of the recipe's origin, or the policy's body where the (first) reward model reads other tokens.
+
+    Raises:
+        CriticError: what it starts from has fewer tokens than the policy.
+    """
+    from align.models.load import load_critic
+    from reward.combined import leaves
+    from reward.errors import VocabularyError
+    from reward.protocol import same_tokens
+
+    named: Origin = critic_origin(recipe)
+    path = common.origin_path(recipe, named, stage=stage)
+    model = next((leaf for leaf in leaves(reward) if getattr(leaf, "tokenizer", None) is not None), None)
+    if recipe.ppo.critic_from is None and not same_tokens(model, tokenizer):
+        common.LOG.info("%s: the reward has its own tokenizer, so the critic starts from the policy's body", stage)
+        path = policy_path
+    try:
+        return load_critic(path, recipe.model, tokenizer=tokenizer)
+    except VocabularyError as error:
+        key = "ppo.critic_from" if recipe.ppo.critic_from is not None else "the critic starts from the reward model"
+        raise CriticError(f"{key}: {error} (the policy's); name a model with that in ppo.critic_from") from error
+
+
+def ptx_blocks(recipe: Recipe, section: PPOSection, tokenizer: Any) -> tuple[list[list[int]], list[Any]]:
+    """Token blocks of the ptx documents and the reports of their reading; none of either when ptx is off."""
+    from align.data.encode import encode_documents
+    from align.data.load import load_records
+
+    if not section.uses_ptx:
+        return [], []
+    documents, reports = load_records(section.ptx_data, Document, recipe)
+    blocks = [block for block in encode_documents(tokenizer, documents, section.ptx_max_length) if len(block) > 1]
+    common.need_rows(blocks, {}, what="the ptx documents hold no text", keys="ppo.ptx_data")
+    return blocks, reports
+
+
+def _trained(state: Any, optimizer_steps: int, stage: str, start: int, seconds: float) -> dict[str, Any]:
+    """What the training took. Raises StageStopped where it was not finished."""
+    if state.global_step < state.max_steps:
+        raise common.StageStopped(f"stage '{stage}' stopped at iteration {state.global_step} of {state.max_steps}")
+    return {
+        "steps": state.global_step,
+        "optimizer_steps": optimizer_steps,
+        "train_seconds": round(seconds, 2),
+        "resumed_from": start,
+    }
+
+
+def _last_look(trainer: Any) -> dict[str, Any]:
+    """Evaluate what is saved, unless its last iteration ended with that; which model was the best.
+
+    A failed evaluation leaves a checkpoint of the last iteration, from which the same command evaluates alone.
+    """
+    from align.trainers.ppo.loop import BEST_MODEL
+
+    state = trainer.state
+    if trainer.eval_prompts and "eval/score" not in state.log_history[-1]:
+        trainer.look()
+    if state.best_metric is None:
+        return {}
+    return {"best_step": state.best_global_step, "best_score": state.best_metric, "best_model": str(BEST_MODEL)}
+
+
+def summary_figures(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Last figures of the run, on held-out prompts where there are any, else on the last rollouts."""
+    rollouts = [line for line in history if "score/mean" in line]
+    looks = [line for line in history if "eval/score" in line]
+    last = rollouts[-1]
+    figures = {
+        "rollout_score_first": rollouts[0]["score/mean"],
+        "rollout_score": last["score/mean"],
+        "kl": last["kl/reply"],
+        "entropy": last["entropy"],
+        "end_rate": last["end_rate"],
+        "distinct": last["distinct"],
+        "reply_tokens": last["length/mean"],
+    }
+    if "value/explained_variance" in last:
+        figures["explained_variance"] = last["value/explained_variance"]
+    if looks:
+        first, final = looks[0], looks[-1]
+        figures |= {
+            "score_before": first["eval/score"],
+            "score": final["eval/score"],
+            "score_greedy_before": first["eval/score_greedy"],
+            "score_greedy": final["eval/score_greedy"],
+            "kl": final["eval/kl"],
+            "entropy_before": first["eval/entropy"],
+            "entropy": final["eval/entropy"],
+            "end_rate": final["eval/end_rate"],
+        }
+        for name in ("gold", "gold_greedy"):
+            if f"eval/{name}" in final:
+                figures |= {f"{name}_before": first.get(f"eval/{name}"), name: final[f"eval/{name}"]}
+    return figures

@@ -1,0 +1,200 @@
+"""Supervised finetuning on conversations, with looks at what the model says (`align.stages.looks`).
+
+The held-out loss is measured before training, at every `eval_steps` and at the end, the replies are sampled at the
+latter two. `end_rate` is the share of them, at temperature 1 and top-p 1, that ended with `<|im_end|>` themselves,
+`distinct` the share of different texts. With `keep_best` the summary's figures are those of the model that is left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from align.data.encode import Row, encode_demonstrations, encode_kept_demonstrations
+from align.data.load import train_and_heldout
+from align.evaluation.heldout import LossByCategory, loss_figures
+from align.evaluation.samples import fitting_prompts, heldout_prompts
+from align.recipe import Recipe
+from align.recipe.lineage import Origin, init_origin, stage_dir
+from align.recipe.supervised_sections import SFTSection
+from align.runs.seeding import derive
+from align.stages import causal, common
+from align.stages.best import BestModel
+from align.stages.ghost import ghost_demonstrations
+from align.stages.looks import Looks, merge
+from align.stages.record import Record
+from align.trainers.sft import SFTTrainer
+from data_formats import chatml
+from data_formats.records import Demonstration
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Rows, and how many conversations were dropped or changed, by reason."""
+
+    rows: list[Row]
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def run_sft(
+    recipe: Recipe,
+    stage: str = "sft",
+    *,
+    section: SFTSection | None = None,
+    init_from: Origin | None = None,
+    out_dir: Path | None = None,
+) -> dict[str, Any]:
+    """Run the stage and leave its folder behind; returns the summary (`heldout_loss`, `end_rate`, `by_category`, …).
+
+    Args:
+        section: in place of the recipe's, for another stage that finetunes.
+    """
+    began = time.perf_counter()
+    section = section or getattr(recipe, stage)
+    out_dir = out_dir or stage_dir(recipe, stage)
+    model, tokenizer = causal.load(recipe, stage, init_from or init_origin(recipe, stage), section)
+    common.open_folder(recipe, out_dir)
+    train, heldout, reports = train_and_heldout(section, Demonstration, recipe)
+    train, heldout = (as_trained(tokenizer, demos, section) for demos in (train, heldout))
+    heldout_rows, categories = encode_heldout(tokenizer, heldout, section)
+    if section.keep_best:
+        keys = f"{stage}.eval_data, {stage}.holdout and {stage}.max_length"
+        common.need_rows(
+            heldout_rows.rows, heldout_rows.counts, what=f"{stage}.keep_best needs held-out rows", keys=keys
+        )
+    args = causal.arguments(recipe, stage, section, out_dir, evaluate=bool(heldout_rows.rows))
+    rows, ghosts = encode_training(tokenizer, train, section, out_dir, model, args, derive(recipe.seed, stage, "ghost"))
+    read = common.account(stage, section, reports, (rows.rows, rows.counts), (heldout_rows.rows, heldout_rows.counts))
+    trainer = SFTTrainer(
+        model,
+        args,
+        train_dataset=rows.rows,
+        eval_dataset=heldout_rows.rows or None,
+        processing_class=tokenizer,
+        compute_metrics=LossByCategory(categories),
+        loss_reduction=section.loss_reduction,
+        packing=section.packing,
+        max_length=section.max_length,
+        group_by_length=section.group_by_length,
+    )
+    seed = derive(recipe.seed, stage, "replies")
+    figures = fit(trainer, stage, section, out_dir, tokenizer=tokenizer, heldout=heldout, seed=seed)
+    counts: dict[str, Any] = {"rows": len(rows.rows), "heldout_rows": len(heldout_rows.rows)}
+    if trainer.packing_report is not None:
+        counts["packing"] = trainer.packing_report
+    summary = common.finish(out_dir, figures | counts | read | ghosts, began)
+    BestModel.remove(out_dir)
+    return summary
+
+
+def as_trained(tokenizer: Any, demos: Sequence[Demonstration], section: SFTSection) -> list[Demonstration]:
+    """The conversations with the system turns and thoughts that are trained, for whatever is sampled from them too."""
+    system = chatml.default_system_turn(tokenizer) if section.default_system == "template" else None
+    found = []
+    for demo in demos:
+        turns = chatml.with_system(chatml.with_reasoning(demo.messages), system)
+        if section.thinking == "drop":
+            turns = tuple(replace(turn, reasoning="") if turn.reasoning else turn for turn in turns)
+        found.append(replace(demo, messages=turns) if turns != demo.messages else demo)
+    return found
+
+
+def options(section: SFTSection) -> dict[str, Any]:
+    """What `encode_demonstrations` is told."""
+    return {
+        name: getattr(section, name) for name in ("max_length", "on_overlong", "mask", "default_system", "thinking")
+    }
+
+
+def encode(
+    tokenizer: Any, demos: Sequence[Demonstration], section: SFTSection, **changes: Any
+) -> tuple[list[Row], dict[str, int]]:
+    """`encode_demonstrations` with the section's options; `changes` win over them."""
+    return encode_demonstrations(tokenizer, demos, **(options(section) | changes))
+
+
+def encode_heldout(tokenizer: Any, demos: Sequence[Demonstration], section: SFTSection) -> tuple[Encoded, list[str]]:
+    """Held-out rows and the category of each."""
+    rows, kept, counts = encode_kept_demonstrations(tokenizer, demos, **options(section))
+    return Encoded(rows, counts), [demos[index].category for index in kept]
+
+
+def encode_training(
+    tokenizer: Any,
+    demos: Sequence[Demonstration],
+    section: SFTSection,
+    out_dir: Path,
+    model: Any,
+    args: TrainingArguments,
+    seed: int,
+) -> tuple[Encoded, dict[str, Any]]:
+    """Training rows, those of Ghost Attention after the others, and what the summary says of the latter.
+
+    A ghost conversation that is too long is dropped whatever `on_overlong` says: cut, it would lose the turn that holds
+    its instruction.
+    """
+    if section.ghost_attention is None:
+        return Encoded(*encode(tokenizer, demos, section)), {}
+    plain, instructed, found = ghost_demonstrations(
+        demos, section, out_dir, model=model, tokenizer=tokenizer, device=args.device, seed=seed
+    )
+    rows, counts = encode(tokenizer, plain, section)
+    more, dropped = encode(tokenizer, instructed, section, mask="last_turn_only", on_overlong="drop")
+    found["rows"] = len(more)
+    return Encoded(rows + more, counts | {f"ghost attention: {why}": n for why, n in dropped.items()}), {"ghost": found}
+
+
+def fit(
+    trainer: SFTTrainer,
+    stage: str,
+    section: SFTSection,
+    out_dir: Path,
+    *,
+    tokenizer: Any,
+    heldout: Sequence[Demonstration],
+    seed: int,
+) -> dict[str, Any]:
+    """Train, save the model, look at it, and save the best one where that is asked for; returns the figures."""
+    record = Record(trainer, tokenizer, stage)
+    if not trainer.eval_dataset:
+        return {"heldout_loss": None, "heldout_loss_before": None, **record.train()}
+    prompts = fitting_prompts(tokenizer, heldout_prompts(heldout, section.eval_num_replies), section.max_length)
+    best = BestModel(trainer, out_dir) if section.keep_best else None
+    looks = Looks(
+        trainer,
+        tokenizer,
+        prompts,
+        out_dir,
+        max_new_tokens=section.max_completion_length,
+        batch_size=section.eval_batch_size,
+        seed=seed,
+        best=best,
+    )
+    before = record.once("before", lambda: loss_figures(causal.heldout_metrics(trainer)))
+    if not record.trained:
+        looks.try_sampling()
+    trainer.add_callback(looks)
+    figures = dict(record.train())
+    look = record.once("look", looks.final)
+    if best is not None:
+        figures["last_heldout_loss"] = look["heldout_loss"]
+        look = best.restore()
+        figures |= {"best_step": look["step"], "best_heldout_loss": look["heldout_loss"]}
+        common.save_model(trainer, tokenizer)
+    return _figures(before, look) | figures
+
+
+def _figures(before: dict[str, Any], look: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the saved model, beside its losses before training."""
+    earlier = {name: {"heldout_loss_before": part["heldout_loss"]} for name, part in before["by_category"].items()}
+    found = {key: value for key, value in look.items() if key != "step"}
+    return {
+        **found,
+        "heldout_loss_before": before["heldout_loss"],
+        "by_category": merge(look["by_category"], earlier),
+    }

@@ -1,0 +1,50 @@
+import pytest
+from pydantic import ValidationError
+
+from align.recipe.ppo_section import PPOConfig
+
+
+def made(**changes) -> PPOConfig:
+    return PPOConfig(num_iterations=100, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"policy_support": "nucleus", "rollout": {"top_p": 1.0}}, "is the whole vocabulary with top_p 1 and top_k 0"),
+        ({"kl_target": 6.0, "kl_coef": 0.0}, "kl_coef: 0 cannot be adapted"),
+        (
+            {
+                "mask_truncated_completions": True,
+                "rollout": {"min_completion_length": 9, "max_completion_length": 9},
+            },
+            "takes every reply out: none can end",
+        ),
+        ({"critic_warmup_steps": 800}, "800 leaves the policy none of the 800 optimizer steps"),
+        ({"ptx_coef": 0.1, "ptx_ratio": 0}, "0 gives a step no pretraining rows"),
+        ({"ptx_coef": "much"}, "must be a number of at least 0, or 'auto', not 'much'"),
+        ({"ptx_coef": True}, "must be a number of at least 0, or 'auto', not True"),
+        ({"ptx_coef": -0.1}, "must be a number of at least 0, or 'auto', not -0.1"),
+        ({"dual_clip": 1.0}, "greater than 1"),
+        ({"importance_sampling_cap": 0.5}, "greater than or equal to 1"),
+        ({"ema_decay": 1.0}, "less than 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, sentence):
+    with pytest.raises(ValidationError) as caught:
+        made(**changes)
+    assert sentence in str(caught.value)
+
+
+def test_what_can_be():
+    assert made(kl_in="loss", kl_estimator="k1").kl_in == "loss"
+    assert made(ptx_coef="auto").uses_ptx and not made().uses_ptx and not made(ptx_coef=0).uses_ptx
+
+
+def test_pretraining_rows_hold_no_more_logits_than_replies():
+    rollout = {"max_prompt_length": 1024, "max_completion_length": 512}
+    for micro, blocks, rows in ((8, 2048, 2), (8, 512, 8), (8, 64, 8), (2, 4096, 1), (16, 1024, 8)):
+        config = made(micro_batch_size=micro, ptx_max_length=blocks, rollout=rollout)
+        assert config.ptx_rows_at_once == rows
+        assert rows == 1 or rows * blocks <= micro * 512
+    assert made(ptx_micro_batch_size=3).ptx_rows_at_once == 3
