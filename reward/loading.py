@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from align.runtime.errors import MissingFileError
-from reward.errors import ModelFileError, VocabularyError, reason_of
+from align.runtime.errors import MissingFileError, reason_of
+from reward.errors import ModelFileError, VocabularyError
 from reward.folder import check_model_folder, local_folder
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from align.runtime.errors import AlignError
+from align.runtime.errors import AlignError, reason_of
 from data_formats.chatml import (
     CHAT_TEMPLATE,
     END_OF_TEXT,
@@ -26,7 +26,7 @@ from data_formats.chatml import (
     render_template,
     template_difference,
 )
-from reward.errors import ModelFileError, reason_of
+from reward.errors import ModelFileError
 from reward.loading import saved_tokenizer
 
 logger = logging.getLogger(__name__)
