@@ -98,7 +98,7 @@ def load_tokenizer(
     try:
         tokenizer = saved_tokenizer(path, trust_remote_code=trust_remote_code, revision=revision)
     except ModelFileError as error:
-        raise TokenizerError(f"{path}: the tokenizer cannot be loaded ({error})") from error
+        raise TokenizerError(str(error)) from error
     try:
         return _speaking_chatml(tokenizer, path, own_template=own_template)
     except AlignError:
