@@ -95,7 +95,9 @@ ENGINES = {"vllm": "rollouts.vllm"}  # only inside that package
 # Size is advice: past these, a second meaning is looked for. What has none stays whole and says here which one it has:
 # "align/x/y.py" or "align/x/y.py:function" -> why it is one thing.
 FILE_LINES, FUNCTION_LINES, MEDIAN_LINES = 400, 60, 130
-WHOLE: dict[str, str] = {}
+WHOLE: dict[str, str] = {
+    "align/recipe/ppo_section.py": "the keys of one stage, each with its meaning under it",
+}
 
 
 def room_of(module: str, rooms: dict[str, frozenset[str]] = ARROWS) -> str | None:
