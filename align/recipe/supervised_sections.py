@@ -18,7 +18,6 @@ GHOST_MASKS = ("assistant_only", "last_turn_only")
 class SupervisedSection(OptimSection, StageSection):
     """What base, sft, pmp, rm and the finetuning of rejection have in common."""
 
-
     data: tuple[Source, ...] = Field(min_length=1)
     """What is trained on: documents (base), demonstrations (sft), comparisons (pmp, rm), prompts (rejection)."""
     cleaning: CleaningSection | None = None
