@@ -12,7 +12,7 @@ from typing import Any
 
 from align.recipe import STAGES, Recipe
 from align.recipe.lineage import inputs, stage_dir
-from align.recipe.sources import world_dir
+from align.recipe.sources import SAMPLED_FROM, world_dir
 from align.runs.acceptance import accepted, is_accepted
 from align.runs.reading import read_recipe
 from align.runtime.files import write_json
@@ -51,8 +51,8 @@ def ancestors(recipe: Recipe, stage: str) -> tuple[str, ...]:
         if getattr(recipe, now) is None:
             continue
         parents = {origin.value for origin in inputs(recipe, now).values() if origin.kind == "stage"}
-        if recipe.tinyworld is not None and now in ("pmp", "rm"):
-            parents |= {"base", "sft"}  # the clean comparisons hold replies sampled from them
+        if recipe.tinyworld is not None and STAGES[now].records == "Comparison":
+            parents |= SAMPLED_FROM
         todo += sorted(parents - found)
         found |= parents
     return tuple(name for name in STAGES if name in found)
@@ -105,18 +105,13 @@ def differences(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
         advice = f"nobody knows what '{stage}' was made with; put it back, or start it anew with --fresh {stage}"
         raise RunFileError(f"{error}: {advice}") from error
     now = recipe.model_dump(mode="json")
-    if stage == "base":  # trains all weights, whatever these say
+    if not STAGES[stage].adapted:
         now["model"] = {key: value for key, value in now["model"].items() if key not in ADAPTERS}
     found: list[Change] = []
     for key in (*COMMON, *ancestors(recipe, stage)):
         if key in saved:
             _compare(key, saved[key], now[key], found)
     return found
-
-
-def changed_keys(recipe: Recipe, stage: str, folder: Path) -> list[str]:
-    """`changes` in words: "key was X, is Y"."""
-    return [str(one) for one in changes(recipe, stage, folder)]
 
 
 def _compare(key: str, was: Any, now: Any, found: list[Change]) -> None:
@@ -145,19 +140,6 @@ def is_begun(recipe: Recipe, stage: str) -> bool:
     """Whether the stage has written anything besides what it notes before it starts."""
     folder = stage_dir(recipe, stage)
     return any((folder / name).exists() for name in MADE_BY_STAGES if name not in NOTES)
-
-
-def require_unchanged(recipe: Recipe, stages: tuple[str, ...]) -> None:
-    """Raises RecipeChangedError when a stage was finished, or begun, with another recipe."""
-    problems: list[str] = []
-    for stage in stages:
-        if is_begun(recipe, stage):
-            problems += changed_keys(recipe, stage, stage_dir(recipe, stage))
-    if problems:
-        raise RecipeChangedError(
-            f"{recipe.output_dir} holds stages made with another recipe ({some(problems)}): "
-            "give --fresh to start them anew, or choose another output_dir"
-        )
 
 
 def some(problems: list[str]) -> str:

@@ -1,17 +1,21 @@
 import json
 import os
 import signal
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from align.recipe import RecipeError, load_recipe
-from align.stages import changes, common, hooks
+from align.recipe import STAGES, RecipeError, load_recipe
+from align.stages import changes, common
 from align.stages.chain import run_chain, run_stage
 from align.stages.fresh import clear_chain
 from data_formats.errors import MissingFileError
+from examples.experiments.controls import require_unchanged
 from reward.model import RewardModel
-from tests.align.stages.small_chain import small_recipe, write_data
+from tests.align.stages.small_chain import changed_keys, small_recipe, write_data
 
 FILES = {"model", "metrics.jsonl", "samples.jsonl", "recipe.yaml", "summary.json"}
 
@@ -101,11 +105,11 @@ def test_a_changed_recipe_is_refused_with_the_keys(finished):
         run_chain(other)
     assert "seed was 1, is 2" in str(caught.value)
     harmless = small_recipe(run.parent, sft__logging_steps=3, sft__micro_batch_size=8, rm__save_steps=2)
-    changes.require_unchanged(harmless, harmless.stages)
+    require_unchanged(harmless, harmless.stages)
     # a change of pmp concerns rm, which starts from it, and not sft
     changed_pmp = small_recipe(run.parent, pmp__learning_rate=0.5)
-    assert changes.changed_keys(changed_pmp, "rm", run / "rm") == ["pmp.learning_rate was 0.01, is 0.5"]
-    assert changes.changed_keys(changed_pmp, "sft", run / "sft") == []
+    assert changed_keys(changed_pmp, "rm", run / "rm") == ["pmp.learning_rate was 0.01, is 0.5"]
+    assert changed_keys(changed_pmp, "sft", run / "sft") == []
 
 
 def test_a_missing_input_names_the_command(tmp_path):
@@ -173,21 +177,21 @@ def test_a_stage_killed_after_its_last_step_finishes_without_training(tmp_path):
     assert (tmp_path / "run/base/model/model.safetensors").read_bytes() == weights
 
 
-def test_hooks_add_figures_once(tmp_path, monkeypatch):
+def test_the_evaluation_of_a_stage_adds_its_figures_once(tmp_path, monkeypatch):
     write_data(tmp_path)
     recipe = small_recipe(tmp_path)
     seen = []
 
-    def hook(recipe, stage, summary):
+    def evaluate(recipe, stage, summary):
         seen.append(stage)
         return {"extra": summary["steps"] * 10}
 
-    monkeypatch.setattr(hooks, "STAGE_HOOKS", {"base": ["somewhere:hook"]})
-    monkeypatch.setattr(hooks, "resolve", lambda name: hook)
+    monkeypatch.setitem(STAGES, "base", replace(STAGES["base"], evaluate=("somewhere:evaluate",)))
+    monkeypatch.setitem(sys.modules, "somewhere", SimpleNamespace(evaluate=evaluate))
     assert run_stage(recipe, "base")["extra"] == 60
     assert run_stage(recipe, "base")["extra"] == 60
     assert seen == ["base"]
-    assert read(tmp_path / "run" / "base" / "summary.json")["hooks"] == ["somewhere:hook"]
+    assert read(tmp_path / "run" / "base" / "summary.json")["hooks"] == ["somewhere:evaluate"]
 
 
 def test_an_impossible_recipe_is_refused_before_anything_is_written(tmp_path):

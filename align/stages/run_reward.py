@@ -29,7 +29,7 @@ from data_formats.records import Comparison, Scored
 SAMPLES = 16
 
 
-def run(
+def run_reward(
     recipe: Recipe, stage: str = "rm", *, init_from: Origin | None = None, out_dir: Path | None = None
 ) -> dict[str, Any]:
     """Run the stage `pmp` or `rm` and leave its folder behind; returns the summary."""
@@ -53,11 +53,11 @@ def train_reward(
     stage: str = "rm",
     shuffle_labels: bool = False,
 ) -> dict[str, Any]:
-    """Train one reward model into `out_dir`: a stage, or a control arm beside it.
+    """Train one reward model into `out_dir`: a stage, or a control beside it.
 
     Args:
         recipe: for the model's settings, data root and batch plan.
-        section: data and hyper-parameters; an arm changes it with `section.model_copy(update={...})`.
+        section: data and hyper-parameters; a control changes it with `section.model_copy(update={...})`.
         origin: what to start from.
         seed: for the head, the order of the pairs and the shuffling of labels.
         stage: names the section in messages.
