@@ -76,7 +76,7 @@ lint: $(STAMP)
 docs: $(STAMP)
 	@$(BIN)/python -c 'import mkdocs, material' 2>/dev/null || $(PIP_ADD) -c constraints.txt -e '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet $(if $(filter serve,$(DOCS)),serve,build --strict --clean)
-	@$(if $(filter serve,$(DOCS)),:,echo "site/index.html")
+	@$(if $(filter serve,$(DOCS)),:,echo "site/index.html; its search wants a server: make docs DOCS=serve")
 
 clean:
 	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the stage and return the exit code."""
     from align.cli import run_entry
 
-    return run_entry(["base"], sys.argv[1:] if argv is None else argv, "align/base.py")
+    return run_entry("base", argv)
 
 
 if __name__ == "__main__":

@@ -39,11 +39,13 @@ def _number_of_ranks(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from align.recipe.registry import ENTRIES
+
     parser = Parser(
         prog="align",
         description="RLHF the way the Qwen report did it: base -> SFT, base -> PMP -> reward model, -> PPO.",
         epilog="One stage, on several processes: accelerate launch align/STAGE.py RECIPE [key=value ...], "
-        "where STAGE is base, sft, rm, rejection or ppo",
+        f"where STAGE is {', '.join(ENTRIES[:-1])} or {ENTRIES[-1]}",
     )
     parser.add_argument("--version", action="version", version=f"align {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -57,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     recipes = commands.add_parser("recipes", help="list, show or copy the shipped recipes")
 
+    works = {run: run_command, check: check_command, quickstart: run_command, recipes: recipes_command}
+    for command, work in works.items():
+        command.set_defaults(work=work)
     for command in (run, check):
         command.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a shipped recipe")
     for command in (run, check, quickstart):
@@ -76,16 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     copy = what.add_parser("copy", help="copy a recipe to a file or folder")
     copy.add_argument("name", metavar="NAME")
     copy.add_argument("dest", metavar="DEST")
-    data.add_parser(commands)
-    export_reward.add_parser(commands)
-    merge.add_parser(commands)
-    evaluate_reward.add_parser(commands)
-    doctor.add_parser(commands)
-    plan.add_parser(commands)
+    for module in (data, export_reward, merge, evaluate_reward, doctor, plan):
+        module.add_parser(commands)
     return parser
 
 
-def _run(args: argparse.Namespace) -> None:
+def run_command(args: argparse.Namespace) -> None:
+    """Run the chain of a recipe, or of the quickstart."""
     from align.recipe.check import check_recipe
 
     recipe = check_recipe(args.recipe, args.overrides)
@@ -128,7 +130,8 @@ def _keep_other_seed(output_dir: Path, seed: int) -> None:
         say(f"continuing {back} as {output_dir}")
 
 
-def _check(args: argparse.Namespace) -> None:
+def check_command(args: argparse.Namespace) -> None:
+    """Print the plan of a recipe without an error."""
     from align.data.preview import passed_over
     from align.recipe.check import check_recipe, describe_plan
 
@@ -138,7 +141,8 @@ def _check(args: argparse.Namespace) -> None:
         say(line)
 
 
-def _recipes(args: argparse.Namespace) -> None:
+def recipes_command(args: argparse.Namespace) -> None:
+    """List, show or copy the shipped recipes."""
     from align.recipe.shipped import copy_recipe, describe_recipes, find_shipped
 
     if args.what == "show":
@@ -156,45 +160,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "quickstart":
         args.recipe = "quickstart"
     prepare(args.debug)
-    works = {"run": _run, "quickstart": _run, "check": _check, "recipes": _recipes}
-    works |= {"data": data.run, "export-reward": export_reward.run, "evaluate-reward": evaluate_reward.run}
-    works |= {"doctor": doctor.run, "merge": merge.run, "plan": plan.run}
-    work = works[args.command]
-    return guarded(lambda: work(args), proceed=started_as("align", argv, alone=()))
+    with guarded(proceed=started_as("align", argv, alone=())) as ending:
+        ending.code = args.work(args) or 0
+    return ending.code
 
 
-def run_entry(stages: Sequence[str], argv: Sequence[str], program: str) -> int:
-    """What `align/{base,sft,rm,rejection,ppo}.py` do: run one stage of a recipe.
+def run_entry(entry: str, argv: Sequence[str] | None = None) -> int:
+    """What `align/{base,sft,rm,rejection,ppo}.py` do: run one stage of a recipe; returns the exit code.
 
     Args:
-        stages: the stages this entry can run; with more than one, `--stage` chooses (default the last).
+        entry: the script's name; of several stages that it runs, `--stage` chooses (default the last).
         argv: RECIPE [key=value …] [--stage STAGE] [--fresh] [--accept KEY] [--yes] [--debug].
-        program: how the entry was started, for messages (`align/ppo.py`).
     """
+    from align.recipe.registry import STAGES
+
+    argv, program = sys.argv[1:] if argv is None else argv, f"align/{entry}.py"
+    stages = [stage.name for stage in STAGES.values() if stage.script == entry]
+    args = _stage_arguments(stages, argv, program)
+    prepare(args.debug)
+    with guarded(proceed=started_as(program, argv)) as ending:
+        from align.recipe import load_recipe
+        from align.recipe.check import require_ready
+
+        recipe = load_recipe(args.recipe, args.overrides)
+        require_ready(recipe, args.stage, shlex.join([args.recipe, *args.overrides]))
+        from align.stages.chain import run_stage
+
+        run_stage(recipe, args.stage, fresh=bool(args.fresh), accept=args.accept, yes=args.yes)
+    return ending.code
+
+
+def _stage_arguments(stages: Sequence[str], argv: Sequence[str], program: str) -> argparse.Namespace:
     parser = Parser(prog=program, description=f"Run the {' or '.join(stages)} stage of a recipe.")
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a shipped recipe")
+    parser.set_defaults(stage=stages[-1])
     add_overrides(parser)
     if len(stages) > 1:
         parser.add_argument("--stage", choices=stages, default=stages[-1], help=f"which stage (default {stages[-1]})")
     add_redoing(parser, chain=False)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parse_with_overrides(parser, argv)
-    stage = args.stage if len(stages) > 1 else stages[0]
-    if args.fresh not in (False, True, (stage,)):
-        parser.error(f"--fresh {' '.join(args.fresh)}: this starts '{stage}' alone; align run knows the others")
-    prepare(args.debug)
-
-    def work() -> None:
-        from align.recipe import load_recipe
-        from align.recipe.check import require_ready
-
-        recipe = load_recipe(args.recipe, args.overrides)
-        require_ready(recipe, stage, shlex.join([args.recipe, *args.overrides]))
-        from align.stages.chain import run_stage
-
-        run_stage(recipe, stage, fresh=bool(args.fresh), accept=args.accept, yes=args.yes)
-
-    return guarded(work, proceed=started_as(program, argv))
+    if args.fresh not in (False, True, (args.stage,)):
+        parser.error(f"--fresh {' '.join(args.fresh)}: this starts '{args.stage}' alone; align run knows the others")
+    return args
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the stage and return the exit code."""
     from align.cli import run_entry
 
-    return run_entry(["rejection"], sys.argv[1:] if argv is None else argv, "align/rejection.py")
+    return run_entry("rejection", argv)
 
 
 if __name__ == "__main__":

@@ -158,20 +158,22 @@ def measure(stage: str, shape: str, words: list[str]) -> None:
     import torch
 
     from align.plan import plan_stages
-    from align.stages.chain import RUNNERS
+    from align.recipe import STAGES
+    from align.runtime.resolve import resolve
 
     recipe = load(stage, words)
     section = getattr(recipe, stage)
     make_rows(stage, section.rollout.max_prompt_length if stage == "ppo" else section.max_length)
     subprocess.run([sys.executable, __file__, "--make", shape, stage, *words], check=True)
     (plan,) = plan_stages(recipe, device="gpu" if torch.cuda.is_available() else "cpu")
-    for name in (*IMPORTS, RUNNERS[stage]):
+    for name in IMPORTS:
         importlib.import_module(name)
+    run = resolve(STAGES[stage].run)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before, watch, began = status("VmRSS"), Watch(Path("run") / stage), time.perf_counter()
     watch.start()
-    importlib.import_module(RUNNERS[stage]).run(recipe, stage)
+    run(recipe, stage)
     measured = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else watch.highest - before
     found = {"measured": measured, "sampled": watch.sampled - before, "planned": plan.peak.bytes}
     print("RESULT " + json.dumps(found | {"when": plan.peak.name, "seconds": round(time.perf_counter() - began)}))

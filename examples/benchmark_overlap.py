@@ -40,7 +40,7 @@ def iteration_seconds(metrics: Path) -> dict[str, float]:
 def measure(run: str, iterations: int, told: list[str]) -> dict[str, dict[str, float]]:
     """One run each way."""
     from align.recipe import load_recipe
-    from align.stages import ppo
+    from align.stages import run_ppo
 
     found = {}
     for name, overlap in WAYS.items():
@@ -48,7 +48,7 @@ def measure(run: str, iterations: int, told: list[str]) -> dict[str, dict[str, f
         recipe = load_recipe("quickstart", [*TOLD, *keys, *told])
         with tempfile.TemporaryDirectory() as folder:
             out_dir = Path(folder, "ppo")
-            ppo.run(recipe, out_dir=out_dir)
+            run_ppo.run_ppo(recipe, out_dir=out_dir)
             found[name] = iteration_seconds(out_dir / "metrics.jsonl")
         print(f"{name}:", ", ".join(f"{key} {value:.3g}" for key, value in found[name].items()), flush=True)
     return found

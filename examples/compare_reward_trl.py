@@ -43,12 +43,12 @@ def train_trl(recipe: Any, origin: Any, folder: Path, seed: int) -> dict[str, An
     from align.data.load import train_and_heldout
     from align.recipe import batch_plan
     from align.runs.seeding import derive
-    from align.stages import common, preferences, reward
+    from align.stages import common, preferences, run_reward
     from align.trainers.arguments import training_arguments
     from data_formats.records import Comparison
 
     section, began = recipe.rm, time.perf_counter()
-    ours, tokenizer, _ = reward.load(recipe, section, origin, seed, stage="rm")
+    ours, tokenizer, _ = run_reward.load(recipe, section, origin, seed, stage="rm")
     train, heldout, _ = train_and_heldout(section, Comparison, recipe)
     rows, train, _ = preferences.encode_training(tokenizer, train, section, derive(seed, "tags"))
     heldout_rows, heldout, _ = preferences.encode(tokenizer, heldout, section)
@@ -113,12 +113,12 @@ def scores(model: Any, rows: Lines, pad_id: int) -> list[float]:
 def arm(recipe: Any, origin: Any, folder: Path, seed: int, *, trl: bool) -> Lines:
     """The held-out lines of one arm, which is trained unless it is finished with this very recipe."""
     from align.recipe import dump_recipe
-    from align.stages import arms, reward
+    from align.stages import arms, run_reward
 
     stamp = folder / "recipe.yaml"
     if not (folder / "summary.json").is_file() or stamp.read_text(encoding="utf-8") != dump_recipe(recipe):
         shutil.rmtree(folder, ignore_errors=True)
-        train = train_trl if trl else lambda *given: reward.train_reward(recipe, recipe.rm, *given[1:])
+        train = train_trl if trl else lambda *given: run_reward.train_reward(recipe, recipe.rm, *given[1:])
         train(recipe, origin, folder, seed)
     return arms.lines(folder)
 
@@ -200,4 +200,6 @@ if __name__ == "__main__":
     from align.runs.launch import guarded, prepare, started_as
 
     prepare()
-    sys.exit(guarded(lambda: main() and None, proceed=started_as(sys.argv[0], sys.argv[1:])))
+    with guarded(proceed=started_as(sys.argv[0], sys.argv[1:])) as ending:
+        main()
+    sys.exit(ending.code)

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     prepare()
 
-    def work() -> None:
+    with guarded(proceed=f"python {' '.join(sys.argv)}") as ending:
         from align.stages import rejection_arms
 
         settings = rejection_arms.Settings(args.prompts, steps=args.steps, ppo_iterations=args.ppo_iterations)
@@ -47,8 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         print_tables(found, settings)
         if args.out is not None:
             files.write_json(args.out, found)
-
-    return guarded(work, proceed=f"python {' '.join(sys.argv)}")
+    return ending.code
 
 
 def spread(values: list[float]) -> str:

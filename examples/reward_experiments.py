@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     prepare()
 
-    def work() -> None:
+    with guarded(proceed=f"python {' '.join(sys.argv)}") as ending:
         for run in args.runs:
             reward_arms.require_finished(run)
         for run in args.runs:
@@ -38,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(texts), flush=True)
         if args.out:
             args.out.write_text("\n".join(texts), encoding="utf-8")
-
-    return guarded(work, proceed=f"python {' '.join(sys.argv)}")
+    return ending.code
 
 
 if __name__ == "__main__":

@@ -6,14 +6,24 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from align.runs.launch import guarded
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 PLAIN = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "ALIGN_DEBUG")}
 PLAIN |= {"OMP_NUM_THREADS": "1"}
 INSTALLED = PLAIN | {"PYTHONPATH": str(ROOT)}  # stands for an installed package, which `-m` needs in another folder
+
+
+def exit_code(work: Callable[[], Any], proceed: str = "x") -> int:
+    """How the program would end if `work` were all it does."""
+    with guarded(proceed=proceed) as ending:
+        work()
+    return ending.code
 
 
 def heed_ctrl_c() -> None:

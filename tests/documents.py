@@ -1,4 +1,7 @@
-"""The front pages and the manual, taken apart: their blocks, the commands in them, and what stands in backticks."""
+"""The front pages and the manual, taken apart: their blocks, the commands in them, and what stands in backticks.
+
+`python -m tests.documents` writes the doctor's rules into docs/troubleshooting.md.
+"""
 
 from __future__ import annotations
 
@@ -29,3 +32,20 @@ def spans(page: Path) -> list[str]:
     """What stands in backticks, blocks left out."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     return re.findall(r"`([^`\n]+)`", text)
+
+
+def troubleshooting() -> str:
+    """The page as it should be: what is written by hand, and behind the mark the doctor's rules."""
+    import align.doctor.rules  # noqa: F401
+    from align.doctor.rule import RULES
+
+    written, mark, _ = (DOCS / "troubleshooting.md").read_text(encoding="utf-8").partition("<!-- doctor -->\n")
+    rows = ["| symptom | likely causes | what to change |", "|---|---|---|"]
+    for rule in RULES.values():
+        title = f"**{rule.title}**" if rule.severity == "problem" else f"*{rule.title}*"
+        rows.append(f"| {title} (`{rule.name}`) | {'; '.join(rule.causes)} | {'; '.join(rule.changes)} |")
+    return "\n".join([written + mark, *rows, ""])
+
+
+if __name__ == "__main__":
+    (DOCS / "troubleshooting.md").write_text(troubleshooting(), encoding="utf-8")

@@ -20,6 +20,7 @@ from data_formats.chatml import MASKS
 def add_parser(commands: Any) -> None:
     """Add `data` to the subparsers of `align`."""
     data = commands.add_parser("data", help="look at, count, convert and split data files", description=__doc__)
+    data.set_defaults(work=data_command)
     data.formatter_class = argparse.RawDescriptionHelpFormatter
     what = data.add_subparsers(dest="what", metavar="stats | inspect | convert | split", required=True)
     stats = what.add_parser("stats", help="what files hold")
@@ -64,7 +65,7 @@ def _share(text: str) -> float:
     return share
 
 
-def run(args: argparse.Namespace) -> int:
+def data_command(args: argparse.Namespace) -> int:
     """Do what the parsed words say; returns the exit code."""
     options = {"format": args.format, "max_row_mb": args.max_row_mb}
     if args.what == "stats":

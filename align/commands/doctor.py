@@ -27,6 +27,7 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser's `commands`."""
     words = "name what ails a ppo stage, with evidence, likely causes and what to change"
     parser = commands.add_parser("doctor", help=words, description=__doc__)
+    parser.set_defaults(work=doctor_command)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", metavar="RUN", help="a run folder, its ppo folder, or a metrics.jsonl")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
@@ -34,7 +35,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def run(args: argparse.Namespace) -> int:
+def doctor_command(args: argparse.Namespace) -> int:
     """Print the diagnosis; returns the exit code.
 
     Raises:

@@ -28,6 +28,7 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser's `commands`."""
     words = "measure a reward model on comparisons"
     parser = commands.add_parser("evaluate-reward", help=words, description=__doc__)
+    parser.set_defaults(work=evaluate_reward_command)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", metavar="MODEL", help="a reward model's folder (runs/NAME/rm/model) or hub id")
     parser.add_argument("data", metavar="FILE|FOLDER|hub:ID", nargs="+", help="comparisons")
@@ -42,7 +43,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def run(args: argparse.Namespace) -> None:
+def evaluate_reward_command(args: argparse.Namespace) -> None:
     """Score the comparisons, print the table or the JSON, and write the files where asked.
 
     Raises:

@@ -15,6 +15,7 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser's `commands`."""
     words = "merge an adapter (LoRA, QLoRA) into its base and write a whole model"
     parser = commands.add_parser("merge", help=words, description=f"{words[0].upper()}{words[1:]}.")
+    parser.set_defaults(work=merge_command)
     parser.add_argument("folder", metavar="FOLDER", help="an adapter's folder (runs/NAME/sft/model) or hub id")
     parser.add_argument("out_dir", metavar="OUT", help="a new folder")
     parser.add_argument(
@@ -35,7 +36,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def run(args: argparse.Namespace) -> None:
+def merge_command(args: argparse.Namespace) -> None:
     """Merge, and say what was written and what it cost."""
     from align.models.merging import merge_folder
 

@@ -25,6 +25,7 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser's `commands`."""
     words = "predict the memory of every stage, and what would make it fit"
     parser = commands.add_parser("plan", help=words, description=__doc__)
+    parser.set_defaults(work=plan_command)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a shipped recipe")
     add_overrides(parser, example="sft.micro_batch_size=1")
@@ -34,7 +35,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def run(args: argparse.Namespace) -> int:
+def plan_command(args: argparse.Namespace) -> int:
     """Print the plan; returns the exit code.
 
     Raises:

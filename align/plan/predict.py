@@ -8,8 +8,9 @@ from align.plan.parts import StagePlan, gib
 from align.plan.ppo import plan_ppo, shares_backbone
 from align.plan.shapes import Shape, find_shape
 from align.plan.supervised import plan_supervised
-from align.recipe import Recipe
+from align.recipe import STAGES, Recipe
 from align.recipe.lineage import Origin, critic_origin, gold_origins, init_origin, reward_origins
+from align.runtime.resolve import resolve
 
 ASSUMED = (
     "policy, reward model and critic are adapters on one base (ppo.shared_backbone: auto looks when it loads them); "
@@ -27,24 +28,32 @@ def plan_stages(recipe: Recipe, *, ranks: int = 1, device: str = "gpu") -> list[
     Raises:
         PlanError: a model whose shape is not known.
     """
-    return [_plan(recipe, stage, ranks, device) for stage in recipe.stages]
+    return [resolve(STAGES[stage].plan)(recipe, stage, ranks=ranks, device=device) for stage in recipe.stages]
 
 
-def _plan(recipe: Recipe, stage: str, ranks: int, device: str) -> StagePlan:
+def plan_ppo_stage(recipe: Recipe, stage: str, *, ranks: int, device: str) -> StagePlan:
+    """The plan of ppo; where only the loaded models tell whether they share a backbone, what it is if they do not."""
     shape = _shape(recipe, init_origin(recipe, stage), f"{stage}.init_from")
-    if stage == "ppo":
-        origins = reward_origins(recipe) | gold_origins(recipe)
-        rewards = {role: _shape(recipe, origin, f"ppo.{role}") for role, origin in origins.items()}
-        critic = _shape(recipe, critic_origin(recipe), "ppo.critic_from") if recipe.ppo.estimator.critic else None
-        plan = plan_ppo(recipe, shape, critic, rewards, ranks=ranks, device=device)
-        if shares_backbone(recipe) and recipe.ppo.shared_backbone == "auto" and not _one_root(recipe):
-            apart = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"shared_backbone": False})})
-            other = plan_ppo(apart, shape, critic, rewards, ranks=ranks, device=device)
-            plan = replace(plan, assumption=f"{ASSUMED}, {gib(other.peak.bytes)} GiB at most")
-        return plan
-    origins = reward_origins(recipe, stage) if stage == "rejection" else {}
-    rewards = {role: _shape(recipe, origin, f"{stage}.{role}") for role, origin in origins.items()}
+    rewards = _reward_shapes(recipe, stage)
+    critic = _shape(recipe, critic_origin(recipe), "ppo.critic_from") if recipe.ppo.estimator.critic else None
+    plan = plan_ppo(recipe, shape, critic, rewards, ranks=ranks, device=device)
+    if shares_backbone(recipe) and recipe.ppo.shared_backbone == "auto" and not _one_root(recipe):
+        apart = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"shared_backbone": False})})
+        other = plan_ppo(apart, shape, critic, rewards, ranks=ranks, device=device)
+        plan = replace(plan, assumption=f"{ASSUMED}, {gib(other.peak.bytes)} GiB at most")
+    return plan
+
+
+def plan_supervised_stage(recipe: Recipe, stage: str, *, ranks: int, device: str) -> StagePlan:
+    """The plan of a supervised stage, or of one that samples and then trains so."""
+    shape = _shape(recipe, init_origin(recipe, stage), f"{stage}.init_from")
+    rewards = _reward_shapes(recipe, stage) if STAGES[stage].samples else {}
     return plan_supervised(recipe, stage, shape, rewards, ranks=ranks, device=device)
+
+
+def _reward_shapes(recipe: Recipe, stage: str) -> dict[str, Shape]:
+    origins = reward_origins(recipe, stage) | gold_origins(recipe, stage)
+    return {role: _shape(recipe, origin, f"{stage}.{role}") for role, origin in origins.items()}
 
 
 def _shape(recipe: Recipe, origin: Origin, key: str) -> Shape:
@@ -66,7 +75,8 @@ def _one_root(recipe: Recipe) -> bool:
 
 
 def _root(recipe: Recipe, origin: Origin) -> Origin:
-    """The model at the beginning of the chain of adapters; base trains all weights."""
-    if origin.kind != "stage" or origin.value == "base" or getattr(recipe, origin.value) is None:
+    """The model at the beginning of the chain of adapters."""
+    of_stage = origin.kind == "stage" and getattr(recipe, origin.value) is not None
+    if not of_stage or not STAGES[origin.value].adapted:
         return origin
     return _root(recipe, init_origin(recipe, origin.value))

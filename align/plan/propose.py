@@ -13,9 +13,10 @@ from typing import Any
 
 from align.plan.parts import StagePlan
 from align.plan.predict import plan_stages
-from align.recipe import Recipe
+from align.recipe import STAGES, Recipe
 from align.recipe.batch import batch_plan
 from align.recipe.load import validate
+from align.recipe.ppo_section import PPOSection
 
 SHORTEST = 128  # tokens of a row that a proposal still asks for
 MOST_STEPS = 60
@@ -108,7 +109,8 @@ def _word(value: Any) -> str:
 def _steps(recipe: Recipe, worst: StagePlan, ranks: int) -> Iterator[dict[str, Any]]:
     """Next steps for a stage that does not fit, cheapest first."""
     stage, section, model = worst.stage, getattr(recipe, worst.stage), recipe.model
-    if stage != "ppo" and section.eval_batch_size > 1 and "held-out" in worst.peak.name:
+    adapted, is_ppo = STAGES[stage].adapted, isinstance(section, PPOSection)
+    if not is_ppo and section.eval_batch_size > 1 and "held-out" in worst.peak.name:
         yield {f"{stage}.eval_batch_size": section.eval_batch_size // 2}
     rollout = getattr(section, "rollout", None)
     if (
@@ -120,21 +122,22 @@ def _steps(recipe: Recipe, worst: StagePlan, ranks: int) -> Iterator[dict[str, A
     yield from _smaller_batches(recipe, stage, ranks)
     if not model.gradient_checkpointing:
         yield {"model.gradient_checkpointing": True}
-    if stage == "ppo":
+    if is_ppo:
         yield from _offload(recipe)
-    trained = section.trained_roles if stage == "ppo" else ()
-    optimizers = [(f"{stage}.{role}", getattr(section, role)) for role in trained] or [(stage, section)]
-    eight = {f"{key}.optimizer": "adamw_8bit" for key, one in optimizers if one.optimizer == "adamw"}
+    optimizers = section.optimizers().items()
+    eight = {
+        f"{stage}{role and '.'}{role}.optimizer": "adamw_8bit" for role, one in optimizers if one.optimizer == "adamw"
+    }
     if eight:
         yield eight
     shared = {} if recipe.ppo is None or recipe.ppo.shared_backbone is False else _roles_stay(recipe)
-    if stage != "base" and model.adapter == "none":
+    if adapted and model.adapter == "none":
         yield {"model.adapter": "lora"} | shared
         if model.dtype == "float32":
             yield {"model.adapter": "lora", "model.dtype": "bfloat16", "model.mixed_precision": "bf16"} | shared
-    if stage != "base" and model.adapter != "qlora":
+    if adapted and model.adapter != "qlora":
         yield {"model.adapter": "qlora", "model.dtype": "bfloat16", "model.mixed_precision": "bf16"} | shared
-    if stage == "ppo" and model.adapter != "none" and section.shared_backbone is False:
+    if is_ppo and model.adapter != "none" and section.shared_backbone is False:
         yield {"ppo.shared_backbone": True} | _roles_stay(recipe)
     yield from _shorter(recipe, stage)
 
@@ -158,9 +161,9 @@ def _roles_stay(recipe: Recipe) -> dict[str, Any]:
 
 def _smaller_batches(recipe: Recipe, stage: str, ranks: int) -> Iterator[dict[str, Any]]:
     section, plan = getattr(recipe, stage), batch_plan(recipe, stage, ranks)
-    micro = plan.micro_batch_size
-    fitting = [size for size in range(micro // 2, 0, -1) if stage == "ppo" or plan.rank_batch_size % size == 0]
-    if stage == "ppo" and section.uses_ptx and plan.ptx_micro_batch_size > 1:
+    micro, is_ppo = plan.micro_batch_size, isinstance(section, PPOSection)
+    fitting = [size for size in range(micro // 2, 0, -1) if is_ppo or plan.rank_batch_size % size == 0]
+    if is_ppo and section.uses_ptx and plan.ptx_micro_batch_size > 1:
         yield {"ppo.ptx_micro_batch_size": plan.ptx_micro_batch_size // 2}
     if fitting:
         yield {f"{stage}.micro_batch_size": fitting[0]}
@@ -173,7 +176,7 @@ def _shorter(recipe: Recipe, stage: str) -> Iterator[dict[str, Any]]:
         for name in ("max_completion_length", "max_prompt_length"):
             if getattr(rollout, name) >= 2 * SHORTEST:
                 yield {f"{stage}.rollout.{name}": getattr(rollout, name) // 2}
-    if stage == "ppo" and section.uses_ptx and section.ptx_max_length >= 2 * SHORTEST:
+    if isinstance(section, PPOSection) and section.uses_ptx and section.ptx_max_length >= 2 * SHORTEST:
         yield {"ppo.ptx_max_length": section.ptx_max_length // 2}
-    if stage != "ppo" and section.max_length >= 2 * SHORTEST:
+    if getattr(section, "max_length", 0) >= 2 * SHORTEST:
         yield {f"{stage}.max_length": section.max_length // 2}

@@ -6,7 +6,7 @@ from align.plan.models import Model, frozen_model, trained_model
 from align.plan.parts import Moment, Part, StagePlan, parts
 from align.plan.passes import plain_moment, sampling_moments, training_moments
 from align.plan.shapes import Shape
-from align.recipe import Recipe, batch_plan
+from align.recipe import STAGES, Recipe, batch_plan
 from align.recipe.rejection_section import RejectionSection
 from align.recipe.supervised_sections import RewardSection, SFTSection, SupervisedSection
 
@@ -17,7 +17,7 @@ def plan_supervised(
     """One stage; `rewards`: the reward models that rejection asks, by role."""
     section: SupervisedSection = getattr(recipe, stage)
     pairs = isinstance(section, RewardSection)
-    model = trained_model("model", shape, recipe.model, section, head=not pairs, adapted=stage != "base")
+    model = trained_model("model", shape, recipe.model, section, head=not pairs, adapted=STAGES[stage].adapted)
     moments = _training(recipe, stage, section, model, ranks, device)
     if (section.eval_data and not isinstance(section, RejectionSection)) or section.holdout:
         moments += _looks(section, model, ranks, device, replies=isinstance(section, SFTSection))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from align.recipe.batch import BatchPlan, batch_plan, launched_world_size
 from align.recipe.errors import RecipeError
 from align.recipe.load import dump_recipe, load_recipe
-from align.recipe.schema import STAGES, Recipe
+from align.recipe.registry import STAGES
+from align.recipe.schema import Recipe
 
 __all__ = [
     "STAGES",

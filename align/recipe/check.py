@@ -10,18 +10,16 @@ from align.recipe.errors import RecipeError, did_you_mean
 from align.recipe.lineage import Origin, has_model, inputs, model_dir, stage_dir
 from align.recipe.load import inspect
 from align.recipe.model_section import rounded_away
-from align.recipe.rejection_section import RejectionSection
+from align.recipe.registry import REWARD_STAGES, SAMPLING_STAGES, STAGES
 from align.recipe.reward_section import part_problems
-from align.recipe.rollout_section import RolloutSection, engine_problems
-from align.recipe.schema import DEFAULT_PARENTS, ROLLOUT_STAGES, STAGES, Recipe
+from align.recipe.rollout_section import engine_problems
+from align.recipe.schema import Recipe
 from align.recipe.sources import source_problems, stage_sources
-from align.recipe.supervised_sections import SFTSection
 from align.recipe.table import table
 from align.recipe.trackers import tracker_problems
 from align.runtime.paths import typed_path
 from data_formats.errors import MissingFileError
 
-_REWARD_STAGES = ("pmp", "rm")
 _KEYS = {"model": "init_from", "policy": "init_from", "reward": "reward_from", "critic": "critic_from"}
 
 
@@ -50,9 +48,10 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
     problems += tracker_problems(recipe, stages)
     for stage in stages:
         problems += source_problems(recipe, stage)
-        if stage in ROLLOUT_STAGES and getattr(recipe, stage) is not None:
-            problems += engine_problems(f"{stage}.rollout", getattr(recipe, stage).rollout)
-            for key, part in getattr(recipe, stage).judges():
+        section = getattr(recipe, stage)
+        if STAGES[stage].samples and section is not None:
+            problems += engine_problems(f"{stage}.rollout", section.rollout)
+            for key, part in section.judges():
                 problems += part_problems(f"{stage}.{key}", part)
         for role, origin in inputs(recipe, stage).items():
             problems += _origin_problems(recipe, stage, role, origin)
@@ -67,29 +66,36 @@ def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> l
         key, named = f"{stage}.{role}.model_from", dict(section.judges())[role].model_from is not None
         role = "reward"
     if origin.kind == "path":
-        possible = _REWARD_STAGES if role == "reward" else STAGES[: STAGES.index(stage)]
+        possible = REWARD_STAGES if role == "reward" else _before(stage)
         if named:
             return _path_problem(key, origin.value, possible)
         return [_nothing(key, stage, role)] if role == "reward" else []  # model.path is no reward model
     if origin.kind == "new":
-        return [] if stage == "base" or (role == "critic" and not named) else [_nothing(key, stage, role)]
+        made = not STAGES[stage].parents or (role == "critic" and not named)
+        return [] if made else [_nothing(key, stage, role)]
     parent = origin.value
-    if STAGES.index(parent) >= STAGES.index(stage):
+    if parent not in _before(stage):
         return [
             f"{key}: '{parent}' does not run before '{stage}' (the order is {', '.join(STAGES)}); name an earlier stage"
         ]
-    if role == "reward" and parent not in _REWARD_STAGES:
-        return [f"{key}: '{parent}' is no reward model; name pmp, rm, or a reward model's folder or hub id"]
-    if role in ("model", "policy") and parent in _REWARD_STAGES and stage not in _REWARD_STAGES:
+    if role == "reward" and parent not in REWARD_STAGES:
+        known = ", ".join(REWARD_STAGES)
+        return [f"{key}: '{parent}' is no reward model; name {known}, or a reward model's folder or hub id"]
+    if role in ("model", "policy") and parent in REWARD_STAGES and stage not in REWARD_STAGES:
         return [f"{key}: '{parent}' is a reward model and cannot write; name base, sft, or a language model"]
     if getattr(recipe, parent) is None and not has_model(recipe, parent):
         return [f"{key}: stage '{parent}' is neither in this recipe nor finished in {stage_dir(recipe, parent)}"]
     return []
 
 
+def _before(stage: str) -> tuple[str, ...]:
+    names = tuple(STAGES)
+    return names[: names.index(stage)]
+
+
 def _nothing(key: str, stage: str, role: str) -> str:
-    parents = DEFAULT_PARENTS[stage] if role in ("model", "policy") else tuple(reversed(_REWARD_STAGES))
-    parents = tuple(name for name in parents if name not in ROLLOUT_STAGES)  # these need a start themselves
+    parents = STAGES[stage].parents if role in ("model", "policy") else tuple(reversed(REWARD_STAGES))
+    parents = tuple(name for name in parents if name not in SAMPLING_STAGES)  # these need a start themselves
     words = " or ".join(f"'{name}'" for name in parents)
     article = "an" if parents[0] in ("sft", "rm") else "a"
     return f"{key}: nothing to start from; add {article} {words} stage or name {key}"
@@ -137,16 +143,15 @@ def require_ready(recipe: Recipe, stage: str, command: str) -> None:
 
 
 def precision_warnings(recipe: Recipe) -> list[str]:
-    """A sentence for every model that the recipe trains whole in bfloat16; base has no adapter whatever it says."""
+    """A sentence for every model that the recipe trains whole in bfloat16."""
     if recipe.model.dtype != "bfloat16":
         return []
     found = []
-    for stage in recipe.stages if recipe.model.adapter == "none" else set(recipe.stages) & {"base"}:
-        section = getattr(recipe, stage)
-        optims = {stage: section}
-        if stage == "ppo":
-            optims = {f"ppo.{role}": getattr(section, role) for role in section.trained_roles}
-        found += [f"{key}: {rounded_away(optim.learning_rate)}" for key, optim in optims.items()]
+    for stage in recipe.stages:
+        if STAGES[stage].adapted and recipe.model.adapter != "none":
+            continue
+        for role, optim in getattr(recipe, stage).optimizers().items():
+            found.append(f"{stage}{role and '.'}{role}: {rounded_away(optim.learning_rate)}")
     return found
 
 
@@ -163,12 +168,7 @@ def describe_plan(recipe: Recipe, world_size: int | None = None) -> str:
         describe_batches(plans),
         *(f"warning: {sentence}" for sentence in precision_warnings(recipe)),
     ]
-    if recipe.sft is not None:
-        parts.append(_sft_line(recipe.sft))
-    if recipe.rejection is not None:
-        parts.append(_rejection_line(recipe.rejection))
-    if recipe.ppo is not None:
-        parts.append(_ppo_line(recipe, plans[-1]))
+    parts += filter(None, (getattr(recipe, stage).described() for stage in recipe.stages))
     return "\n\n".join(parts)
 
 
@@ -178,7 +178,7 @@ def describe_batches(plans: Sequence[BatchPlan]) -> str:
         (
             plan.stage,
             plan.batch_size,
-            "pairs" if plan.stage in _REWARD_STAGES else "responses" if plan.responses else "rows",
+            STAGES[plan.stage].section.unit,
             plan.world_size,
             plan.rank_batch_size,
             plan.micro_batch_size,
@@ -202,59 +202,3 @@ def _origins(recipe: Recipe, stage: str) -> str:
 def _data(recipe: Recipe, stage: str) -> str:
     names = list(dict.fromkeys(Path(source.name).name for key, source in stage_sources(recipe, stage)))
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-
-
-def _sft_line(sft: SFTSection) -> str:
-    length = f"{sft.max_steps} steps" if sft.max_steps is not None else f"{sft.num_train_epochs:g} epochs"
-    rows = "packed " if sft.packing else "length-grouped " if sft.group_by_length else ""
-    text = (
-        f"sft: {length} on {rows}rows of at most {sft.max_length} tokens (longer ones: {sft.on_overlong}); "
-        f"loss on {sft.mask}, {sft.loss_reduction}"
-    )
-    if sft.ghost_attention is not None:
-        text += f"; ghost attention on a share of {sft.ghost_attention.share:g} of the multi-turn conversations"
-    if sft.eval_steps is not None:
-        text += f"; held-out loss and {sft.eval_num_replies} replies every {sft.eval_steps} steps"
-    return text + ("; the best model by held-out loss is kept" if sft.keep_best else "")
-
-
-def _rejection_line(rejection: RejectionSection) -> str:
-    length = f"{rejection.max_steps} steps" if rejection.max_steps else f"{rejection.num_train_epochs:g} epochs"
-    rounds = f"{rejection.num_rounds} round{'s' if rejection.num_rounds > 1 else ''}"
-    least = "" if rejection.threshold is None else f" of a score of at least {rejection.threshold:g}"
-    kept = " (or of an earlier round)" if rejection.keep_earlier and rejection.num_rounds > 1 else ""
-    return (
-        f"rejection: {rounds}; each samples {rejection.rollout.num_generations} replies a prompt from the newest model "
-        f"and finetunes it for {length} on the best of them{kept}{least}; {_engine_words(rejection.rollout)}"
-    )
-
-
-def _ppo_line(recipe: Recipe, plan: BatchPlan) -> str:
-    ppo = recipe.ppo
-    text = (
-        f"ppo: {ppo.num_iterations} iterations of {plan.prompts} prompts x {ppo.rollout.num_generations} generations = "
-        f"{plan.responses} responses, {plan.steps_per_iteration} optimizer steps each; "
-    )
-    if ppo.estimator.critic:
-        text += (
-            f"the policy waits for the first {ppo.critic_warmup_steps} of "
-            f"{ppo.num_iterations * plan.steps_per_iteration} steps"
-        )
-    else:
-        text += f"{ppo.advantage} advantages, without a critic"
-    text += f"; {plan.ptx_batch_size} pretraining rows a step" if plan.ptx_batch_size else ""
-    return f"{text}; {_engine_words(ppo.rollout)}"
-
-
-def _engine_words(rollout: RolloutSection) -> str:
-    words = {
-        "auto": "vLLM samples where it is usable, else HF generate",
-        "hf": "HF generate samples",
-        "vllm": "vLLM samples in this process",
-        "vllm_server": "a vLLM server samples",
-    }
-    servers = len(rollout.vllm.urls)
-    text = (
-        f"{servers} named vLLM server{'s sample' if servers > 1 else ' samples'}" if servers else words[rollout.engine]
-    )
-    return text + (", the next batch while this one is trained on" if getattr(rollout, "overlap", False) else "")

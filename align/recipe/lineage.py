@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from align.recipe.registry import REWARD_STAGES, STAGES
 from align.recipe.reward_section import ModelPart, RewardPart, plain_parts
-from align.recipe.schema import DEFAULT_PARENTS, ROLLOUT_STAGES, STAGES, Recipe
+from align.recipe.schema import Recipe
 
 TRAINED = "trained.json"  # beside a model that is trained and not yet measured
 
@@ -47,10 +48,14 @@ def _default(recipe: Recipe, candidates: tuple[str, ...]) -> Origin:
     return Origin("path", recipe.model.path) if recipe.model.path is not None else Origin("new", "architecture")
 
 
+def _newest_reward(recipe: Recipe) -> Origin:
+    return _default(recipe, REWARD_STAGES[::-1])
+
+
 def init_origin(recipe: Recipe, stage: str) -> Origin:
     """Where the trained model of `stage` (the policy, for ppo) starts."""
     named = getattr(recipe, stage).init_from
-    return _named(recipe, named) if named is not None else _default(recipe, DEFAULT_PARENTS[stage])
+    return _named(recipe, named) if named is not None else _default(recipe, STAGES[stage].parents)
 
 
 def reward_origins(recipe: Recipe, stage: str = "ppo") -> dict[str, Origin]:
@@ -60,18 +65,18 @@ def reward_origins(recipe: Recipe, stage: str = "ppo") -> dict[str, Origin]:
     section = getattr(recipe, stage)
     if not section.reward:
         named = section.reward_from
-        return {"reward": _named(recipe, named) if named else _default(recipe, ("rm", "pmp"))}
+        return {"reward": _named(recipe, named) if named else _newest_reward(recipe)}
     return _part_origins(recipe, plain_parts(section.reward))
 
 
-def gold_origins(recipe: Recipe) -> dict[str, Origin]:
-    """Where the models among the parts of ppo's `gold_reward` come from, by the part's key (`gold_reward.0`)."""
-    return _part_origins(recipe, plain_parts(recipe.ppo.gold_reward, "gold_reward"))
+def gold_origins(recipe: Recipe, stage: str = "ppo") -> dict[str, Origin]:
+    """Where the models among the parts of `gold_reward` come from, by the part's key (`gold_reward.0`)."""
+    return _part_origins(recipe, plain_parts(getattr(getattr(recipe, stage), "gold_reward", ()), "gold_reward"))
 
 
 def _part_origins(recipe: Recipe, parts: Iterable[tuple[str, RewardPart]]) -> dict[str, Origin]:
     return {
-        key: _named(recipe, part.model_from) if part.model_from else _default(recipe, ("rm", "pmp"))
+        key: _named(recipe, part.model_from) if part.model_from else _newest_reward(recipe)
         for key, part in parts
         if isinstance(part, ModelPart)
     }
@@ -86,7 +91,7 @@ def critic_origin(recipe: Recipe) -> Origin:
 
 def inputs(recipe: Recipe, stage: str) -> dict[str, Origin]:
     """Every model that `stage` needs, by role."""
-    if stage not in ROLLOUT_STAGES:
+    if not STAGES[stage].samples:
         return {"model": init_origin(recipe, stage)}
     found = {"policy": init_origin(recipe, stage), **reward_origins(recipe, stage)}
     if stage != "ppo":

@@ -13,7 +13,7 @@ from align.recipe.estimators import ESTIMATORS, Estimator
 from align.recipe.fields import OptimSection, Source
 from align.recipe.reward_section import ModelPart, OnRewardError, Parts, Rewarded, RewardPart, list_rules, plain_parts
 from align.recipe.rollout_section import EvaluationSection, PPORolloutSection
-from align.recipe.section import Count, LocalPath, Positive, Section, Share
+from align.recipe.section import Count, LocalPath, Positive, Section, Share, StageSection
 
 
 def _coefficient(value: Any) -> float | str:
@@ -332,8 +332,11 @@ class PPOConfig(Section):
         return broken
 
 
-class PPOSection(Rewarded, PPOConfig):
+class PPOSection(Rewarded, PPOConfig, StageSection):
     """The ppo stage of a recipe: the configuration, the data, the rewards, and what the models start from."""
+
+    unit: ClassVar[str] = "responses"
+    lengths: ClassVar[tuple[str, ...]] = ("num_iterations",)
 
     data: tuple[Source, ...] = Field(min_length=1)
     """Prompts."""
@@ -358,6 +361,24 @@ class PPOSection(Rewarded, PPOConfig):
     def judges(self) -> Iterator[tuple[str, RewardPart]]:
         yield from super().judges()
         yield from plain_parts(self.gold_reward, "gold_reward")
+
+    def optimizers(self) -> dict[str, OptimSection]:
+        return {role: getattr(self, role) for role in self.trained_roles}
+
+    def described(self) -> str:
+        responses = self.rollout_batch_size * self.rollout.num_generations
+        steps = self.num_ppo_epochs * self.num_mini_batches
+        text = (
+            f"ppo: {self.num_iterations} iterations of {self.rollout_batch_size} prompts x "
+            f"{self.rollout.num_generations} generations = {responses} responses, {steps} optimizer steps each; "
+        )
+        if self.estimator.critic:
+            text += f"the policy waits for the first {self.critic_warmup_steps} of {self.num_iterations * steps} steps"
+        else:
+            text += f"{self.advantage} advantages, without a critic"
+        rows = self.ptx_ratio * (responses // self.num_mini_batches) if self.uses_ptx else 0
+        text += f"; {rows} pretraining rows a step" if rows else ""
+        return f"{text}; {self.rollout.sampler}"
 
     def gold_rules(self) -> list[tuple[str, str]]:
         """Broken rules of `gold_reward`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from align.recipe.fields import Source
@@ -34,6 +36,8 @@ class RejectionSection(Rewarded, SupervisedSection):
     The keys of a supervised stage are those of each round's finetuning; `data` and `eval_data` are prompts, and loss is
     on the sampled reply alone. `eval_data` is answered greedily before the first round and after each.
     """
+
+    lengths: ClassVar[tuple[str, ...]] = ("num_rounds",)
 
     rollout: SamplingSection = SamplingSection()
     """How the newest model is sampled."""
@@ -71,6 +75,15 @@ class RejectionSection(Rewarded, SupervisedSection):
         if self.packing and self.group_by_length:
             broken.append(("group_by_length", "packed rows are of like length already; use it or packing, not both"))
         return broken
+
+    def described(self) -> str:
+        rounds = f"{self.num_rounds} round{'s' if self.num_rounds > 1 else ''}"
+        least = "" if self.threshold is None else f" of a score of at least {self.threshold:g}"
+        kept = " (or of an earlier round)" if self.keep_earlier and self.num_rounds > 1 else ""
+        return (
+            f"rejection: {rounds}; each samples {self.rollout.num_generations} replies a prompt from the newest model "
+            f"and finetunes it for {self.length} on the best of them{kept}{least}; {self.rollout.sampler}"
+        )
 
     def finetuning(self, demonstrations: str) -> SFTSection:
         """The sft section of a round that trains on the file `demonstrations`."""

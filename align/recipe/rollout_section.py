@@ -106,6 +106,19 @@ class RolloutSection(Section):
         off = {"top_p": 1.0, "top_k": 0, "min_completion_length": 0}
         return [key for key, value in off.items() if getattr(self, key) != value]
 
+    @property
+    def sampler(self) -> str:
+        """What samples, in words."""
+        words = {
+            "auto": "vLLM samples where it is usable, else HF generate",
+            "hf": "HF generate samples",
+            "vllm": "vLLM samples in this process",
+            "vllm_server": "a vLLM server samples",
+        }
+        servers = len(self.vllm.urls)
+        named = f"{servers} named vLLM server{'s sample' if servers > 1 else ' samples'}"
+        return named if servers else words[self.engine]
+
     def rules(self) -> list[tuple[str, str]]:
         broken = []
         if self.min_completion_length > self.max_completion_length:
@@ -135,6 +148,10 @@ class PPORolloutSection(RolloutSection):
     overlap: bool = False
     """The server samples the next batch while this one is trained on: with the weights before the update, not those
     after it (one step off policy)."""
+
+    @property
+    def sampler(self) -> str:
+        return super().sampler + (", the next batch while this one is trained on" if self.overlap else "")
 
 
 class EvaluationSection(Section):

@@ -5,25 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, create_model
 
 from align.recipe.fields import TinyWorldSection
 from align.recipe.model_section import ModelSection
-from align.recipe.ppo_section import PPOSection
-from align.recipe.rejection_section import RejectionSection
+from align.recipe.registry import REWARD_STAGES, SAMPLING_STAGES, STAGES
 from align.recipe.section import Count, Listed, LocalPath, Section
-from align.recipe.supervised_sections import BaseSection, RewardSection, SFTSection
-
-STAGES = ("base", "sft", "pmp", "rm", "rejection", "ppo")
-ROLLOUT_STAGES = ("rejection", "ppo")  # those that sample replies and need a reward for them
-DEFAULT_PARENTS = {
-    "base": (),
-    "sft": ("base",),
-    "pmp": ("base",),
-    "rm": ("pmp", "base"),
-    "rejection": ("sft",),
-    "ppo": ("rejection", "sft"),
-}
 
 
 def _at_home(folder: str) -> str:
@@ -31,7 +18,7 @@ def _at_home(folder: str) -> str:
     return str(Path(folder).expanduser()) if folder.startswith("~") else folder
 
 
-class Recipe(Section):
+class _Recipe(Section):
     """`name`, where to write, the model, and the stages, each optional."""
 
     name: str = Field(min_length=1)
@@ -48,18 +35,6 @@ class Recipe(Section):
     """The pretrained model, or the shape of a new one."""
     tinyworld: TinyWorldSection | None = None
     """Sizes of the embedded world's sets, for sources `tinyworld:NAME`."""
-    base: BaseSection | None = None
-    """(continued) pretraining."""
-    sft: SFTSection | None = None
-    """Supervised finetuning."""
-    pmp: RewardSection | None = None
-    """Preference-model pretraining."""
-    rm: RewardSection | None = None
-    """Reward model."""
-    rejection: RejectionSection | None = None
-    """Rejection-sampling finetuning."""
-    ppo: PPOSection | None = None
-    """PPO and its relatives."""
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -68,7 +43,7 @@ class Recipe(Section):
 
     def rules(self) -> list[tuple[str, str]]:
         broken = []
-        for stage in ("pmp", "rm"):
+        for stage in REWARD_STAGES:
             section = getattr(self, stage)
             if section is not None and section.center_scores and not section.reference_data and self.sft is None:
                 sentence = "needs demonstrations whose replies are to average 0: name some in reference_data"
@@ -81,7 +56,7 @@ class Recipe(Section):
             if roles:
                 sentence = f"{' and '.join(roles)} may be roles of the policy's own backbone, with nothing to offload"
                 broken.append(("ppo.offload", f"{sentence}; leave them out, or set ppo.shared_backbone=false"))
-        headless = [stage for stage in ("pmp", "rm", "ppo") if getattr(self, stage) is not None]
+        headless = [stage for stage in (*REWARD_STAGES, "ppo") if getattr(self, stage) is not None]
         if headless and set(self.model.lora.targets) == {"lm_head"}:
             sentence = "names the head alone, which the reward models and critics of"
             broken.append(("model.lora.targets", f"{sentence} {', '.join(headless)} lack; name layers below it too"))
@@ -93,14 +68,11 @@ class Recipe(Section):
                 ("base", "is missing: model.architecture makes a new model, which needs a 'base' stage to train it")
             )
         for stage in self.stages:
-            section = getattr(self, stage)
-            if stage != "ppo" and section.max_length > room:
-                broken.append(
-                    (f"{stage}.max_length", f"{section.max_length} is more than max_position_embeddings ({room})")
-                )
-        for stage in set(ROLLOUT_STAGES) & set(self.stages):
-            rollout = getattr(self, stage).rollout
-            if rollout.max_length > room:
+            longest = getattr(getattr(self, stage), "max_length", 0)
+            if longest > room:
+                broken.append((f"{stage}.max_length", f"{longest} is more than max_position_embeddings ({room})"))
+            rollout = getattr(self, stage).rollout if stage in SAMPLING_STAGES else None
+            if rollout is not None and rollout.max_length > room:
                 lengths = f"max_prompt_length + max_completion_length = {rollout.max_length}"
                 sentence = f"{lengths} is more than max_position_embeddings ({room})"
                 broken.append((f"{stage}.rollout", sentence))
@@ -108,3 +80,10 @@ class Recipe(Section):
             sentence = f"{self.ppo.ptx_max_length} is more than max_position_embeddings ({room})"
             broken.append(("ppo.ptx_max_length", sentence))
         return broken
+
+
+_SECTIONS = {
+    stage.name: (stage.section | None, Field(None, description=(stage.section.__doc__ or "").partition("\n\n")[0]))
+    for stage in STAGES.values()
+}
+Recipe = create_model("Recipe", __base__=_Recipe, __module__=__name__, __doc__=_Recipe.__doc__, **_SECTIONS)

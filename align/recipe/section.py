@@ -74,3 +74,21 @@ class Section(BaseModel):
             if broken:
                 raise ValueError("; ".join(broken))
         return self
+
+
+class StageSection(Section):
+    """The section of a stage: what is asked of every stage, whatever it does.
+
+    `unit` is what its batch sizes count, `lengths` are the keys that say for how long it trains.
+    """
+
+    unit: ClassVar[str] = "rows"
+    lengths: ClassVar[tuple[str, ...]] = ("max_steps", "num_train_epochs")
+
+    def optimizers(self) -> dict[str, Any]:
+        """The parts that hold an optimizer's options, by their key below the section ("": the section itself)."""
+        return {"": self}
+
+    def described(self) -> str:
+        """A sentence for the plan that `align check` prints; "" where the tables say everything."""
+        return ""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from align.recipe.errors import did_you_mean
 from align.recipe.fields import Source, TinyWorldSection
-from align.recipe.schema import ROLLOUT_STAGES, Recipe
+from align.recipe.registry import STAGES
+from align.recipe.schema import Recipe
 from align.runtime.errors import PathError
 from align.runtime.paths import typed_path
 
@@ -39,11 +40,10 @@ FORMATS = {  # the names that data_formats knows, by kind of record
     ),
     "Document": ("text",),
 }
-KINDS = {"base": "Document", "sft": "Demonstration", "pmp": "Comparison", "rm": "Comparison"}
-KINDS |= dict.fromkeys(ROLLOUT_STAGES, "Prompt")
 KINDS_OF_KEYS = {"ptx_data": "Document", "reference_data": "Demonstration", "against": "Prompt"}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LABELLED_SETS = ("comparisons", "heldout_comparisons")  # those that hold replies sampled from the sft stage's model
+SAMPLED_FROM = frozenset({"base", "sft"})  # the stages that these replies come from
 
 
 def world_dir(recipe: Recipe) -> Path:
@@ -142,7 +142,7 @@ def source_problems(recipe: Recipe, stage: str) -> list[str]:
 def kind_of(key: str) -> str:
     """The kind of record, by its name, that the source of a full key path (`sft.data.0`) is read as."""
     parts = key.split(".")
-    return KINDS_OF_KEYS.get(parts[-2], KINDS[parts[0]])
+    return KINDS_OF_KEYS.get(parts[-2], STAGES[parts[0]].records)
 
 
 def _format_problem(key: str, source: Source) -> str | None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from align.recipe.cleaning_section import CleaningSection
 from align.recipe.fields import OptimSection, Source
-from align.recipe.section import Count, LocalPath, Positive, Rate, Section, Share
+from align.recipe.section import Count, LocalPath, Positive, Rate, Section, Share, StageSection
 
 Mask = Literal["assistant_only", "user_content_only", "qwen_script", "last_turn_only", "all"]
 LossReduction = Literal["token_mean", "session_mean", "turn_mean", "prefix_mean"]
 GHOST_MASKS = ("assistant_only", "last_turn_only")
 
 
-class SupervisedSection(OptimSection):
+class SupervisedSection(OptimSection, StageSection):
     """What base, sft, pmp, rm and the finetuning of rejection have in common."""
 
     data: tuple[Source, ...] = Field(min_length=1)
@@ -64,6 +64,11 @@ class SupervisedSection(OptimSection):
         if self.holdout == 1 and not self.eval_data:
             broken.append(("holdout", "1 would hold out everything and leave nothing to train on; use a share below 1"))
         return broken
+
+    @property
+    def length(self) -> str:
+        """For how long it trains, in words."""
+        return f"{self.max_steps} steps" if self.max_steps is not None else f"{self.num_train_epochs:g} epochs"
 
 
 class BaseSection(SupervisedSection):
@@ -148,9 +153,23 @@ class SFTSection(SupervisedSection):
             broken.append(("keep_best", "needs held-out conversations: name eval_data or set holdout above 0"))
         return broken
 
+    def described(self) -> str:
+        rows = "packed " if self.packing else "length-grouped " if self.group_by_length else ""
+        text = (
+            f"sft: {self.length} on {rows}rows of at most {self.max_length} tokens (longer ones: {self.on_overlong}); "
+            f"loss on {self.mask}, {self.loss_reduction}"
+        )
+        if self.ghost_attention is not None:
+            text += f"; ghost attention on a share of {self.ghost_attention.share:g} of the multi-turn conversations"
+        if self.eval_steps is not None:
+            text += f"; held-out loss and {self.eval_num_replies} replies every {self.eval_steps} steps"
+        return text + ("; the best model by held-out loss is kept" if self.keep_best else "")
+
 
 class RewardSection(SupervisedSection):
     """Preference-model pretraining and reward-model finetuning: pairwise logistic loss on a pooling head."""
+
+    unit: ClassVar[str] = "pairs"
 
     pooling: Literal["end_token", "last_token", "mean", "max", "attention", "weighted_mean"] = "end_token"
     """Which hidden state of a reply is scored, or how those of all its tokens are joined."""

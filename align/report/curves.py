@@ -11,7 +11,7 @@ from align.report.style import Theme, legend, line, panels
 
 def losses(run: Run, theme: Theme) -> Figure | None:
     """Training and held-out loss of base and sft; for base beside the unigram entropy."""
-    stages = [run.stages[name] for name in ("base", "sft") if _has(run.stages[name], "loss")]
+    stages = [stage for stage in run.shown_in("supervised") if _has(stage, "loss")]
     if not stages:
         return None
     figure, every = panels(len(stages), 2, height=3.1)
@@ -26,7 +26,7 @@ def losses(run: Run, theme: Theme) -> Figure | None:
 
 def preference(run: Run, theme: Theme) -> Figure | None:
     """Loss and accuracy of pmp and rm, a column a stage."""
-    stages = [run.stages[name] for name in ("pmp", "rm") if _has(run.stages[name], "loss", "accuracy")]
+    stages = [stage for stage in run.shown_in("reward") if _has(stage, "loss", "accuracy")]
     if not stages:
         return None
     figure, every = panels(2 * len(stages), len(stages), height=2.8)

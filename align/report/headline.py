@@ -1,4 +1,8 @@
-"""The rows of the headline table: what each stage measured, before and after, and how long it took."""
+"""The rows of the headline table: what each stage measured, before and after, and how long it took.
+
+The table of the terminal and that of the page have the same rows. Those of a stage are put together by the function
+that its record in `align.recipe.registry` names, of its summary and of the rows that the summary itself holds.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.evaluation.table import percent
+from align.recipe import STAGES
 from align.report.run import Row, Run, StageFiles, clean, number
+from align.runtime.resolve import resolve
 
 Line = tuple[str, Any, Any]
 BEFORE_AND_AFTER = (  # ppo: what is measured, the keys before and after
@@ -37,7 +43,7 @@ def headline_rows(run: Run) -> list[HeadlineRow]:
     rows = []
     for name in run.expected:
         stage = run.stages[name]
-        lines = list(_lines(stage)) or [(_state(stage), None, None)]
+        lines = list(headline(name, stage.summary)) or [(_state(stage), None, None)]
         took = number(stage.summary.get("seconds"))
         for index, (what, before, after) in enumerate(lines):
             seconds = f"{took:.0f}" if index == 0 and took is not None else ""
@@ -51,29 +57,37 @@ def _state(stage: StageFiles) -> str:
     return f"unfinished, at step {stage.last_step}" if stage.state == "unfinished" else stage.state
 
 
-def _lines(stage: StageFiles) -> Iterator[Line]:
-    summary = stage.summary
-    if stage.name in ("base", "sft"):
-        yield from _losses(summary)
-    elif stage.name in ("pmp", "rm"):
-        yield from _accuracies(summary)
+def headline(stage: str, summary: Row) -> Iterator[Line]:
+    """(what was measured, before, after) of one stage."""
     rows = summary.get("headline")
-    for row in rows if isinstance(rows, list) else []:
-        if isinstance(row, list) and len(row) == 3:
-            yield row[0], row[1], row[2]
-    if stage.name == "ppo":  # what the policy is worth comes first, what it was trained on second
-        yield from _policy(summary)
-    if stage.name != "base" and number(summary.get("end_rate")) is not None:
+    told = [tuple(row) for row in rows if isinstance(row, list) and len(row) == 3] if isinstance(rows, list) else []
+    return resolve(STAGES[stage].headline)(summary, told)
+
+
+def plain(summary: Row, told: list[Line]) -> Iterator[Line]:
+    """The rows of a stage that writes them itself."""
+    yield from told
+    if number(summary.get("end_rate")) is not None:
         yield "replies that end by themselves", None, percent(summary["end_rate"])
 
 
-def _losses(summary: Row) -> Iterator[Line]:
+def losses(summary: Row, told: list[Line]) -> Iterator[Line]:
+    """The rows of a language model: its loss on held-out rows, and which step was the best."""
     entropy, before = number(summary.get("unigram_entropy")), number(summary.get("heldout_loss_before"))
     if number(summary.get("heldout_loss")) is not None:
         start = f"{cell(entropy)} (unigram entropy)" if before is None and entropy is not None else before
         yield "held-out loss, nats a token", start, summary["heldout_loss"]
     elif number(summary.get("train_loss")) is not None:
         yield "training loss, nats a token (nothing held out)", None, summary["train_loss"]
+    if number(summary.get("best_step")) is not None:
+        yield "  the best, of step", None, f"{cell(summary['best_step'])} of {cell(summary.get('steps'))}"
+    yield from plain(summary, told)
+
+
+def accuracies(summary: Row, told: list[Line]) -> Iterator[Line]:
+    """The rows of a reward model: its accuracy on held-out pairs beside what is had without it."""
+    yield from _accuracies(summary)
+    yield from told
 
 
 def _accuracies(summary: Row) -> Iterator[Line]:
@@ -85,10 +99,10 @@ def _accuracies(summary: Row) -> Iterator[Line]:
     start = percent(before) if before is not None else "50.0 % (chance)"
     yield f"accuracy on {cell(summary.get('pairs'))} held-out pairs", start, percent(accuracy) + interval
     for tag, part in tagged(summary).items():
-        yield f"those tagged {tag} ({cell(part.get('pairs'))})", None, percent(part["accuracy"])
+        yield f"  those tagged {tag} ({cell(part.get('pairs'))})", None, percent(part["accuracy"])
     for name, what in BASELINES.items():
         if number(summary.get(name)) is not None:
-            yield what, None, percent(summary[name])
+            yield f"  {what}", None, percent(summary[name])
 
 
 def tagged(summary: Row) -> dict[str, Row]:
@@ -98,7 +112,9 @@ def tagged(summary: Row) -> dict[str, Row]:
     return {tag: part for tag, part in found if isinstance(part, dict) and number(part.get("accuracy")) is not None}
 
 
-def _policy(summary: Row) -> Iterator[Line]:
+def policy(summary: Row, told: list[Line]) -> Iterator[Line]:
+    """The rows of a policy: what it is worth comes first, what it was trained on second."""
+    yield from told
     if number(summary.get("score")) is None and number(summary.get("rollout_score")) is not None:
         yield "reward model's score on rollouts", summary.get("rollout_score_first"), summary["rollout_score"]
     if number(summary.get("gold_before")) is not None:  # else `gold` is the world's, told among the headlines
@@ -106,6 +122,7 @@ def _policy(summary: Row) -> Iterator[Line]:
     for what, before, after in BEFORE_AND_AFTER:
         if number(summary.get(after)) is not None:
             yield what, summary.get(before) if before else None, summary[after]
+    yield from plain(summary, [])
 
 
 def cell(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from align.evaluation.table import HEADER, percent
+from align.recipe import STAGES
 from align.report import replies
 from align.report.figures import FIGURES
 from align.report.headline import cell, headline_rows
@@ -20,13 +21,14 @@ from align.report.run import Run, clean, number
 from align.runtime.terminal import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
-WANTED = {  # section -> stage -> files that its figures need
-    "supervised": {"base": ("metrics.jsonl",), "sft": ("metrics.jsonl",)},
-    "reward": {"pmp": ("metrics.jsonl", "eval.jsonl"), "rm": ("metrics.jsonl", "eval.jsonl")},
-    "rejection": {"rejection": ("metrics.jsonl",)},
-    "ppo": {"ppo": ("metrics.jsonl",)},
-    "outcome": {"ppo": ("eval.jsonl",)},
+WANTED = {  # section -> files that the figures of its stages need
+    "supervised": ("metrics.jsonl",),
+    "reward": ("metrics.jsonl", "eval.jsonl"),
+    "rejection": ("metrics.jsonl",),
+    "ppo": ("metrics.jsonl",),
+    "outcome": ("eval.jsonl",),
 }
+OF_SECTION = {"outcome": "ppo"}  # whose stages a section shows that none is named after
 CONTENT = {"metrics.jsonl": "metrics", "eval.jsonl": "evals", "samples.jsonl": "samples"}
 
 
@@ -41,7 +43,7 @@ def render(run: Run, images: Container[str]) -> str:
         finalize=_visible,
     )
     environment.filters |= {"percent": percent, "cell": cell}
-    page = environment.get_template("page.html")
+    page, rewards = environment.get_template("page.html"), run.shown_in("reward")
     return page.render(
         run=run,
         seed=cell(run.summary.get("seed", run.recipe.get("seed"))),
@@ -50,19 +52,19 @@ def render(run: Run, images: Container[str]) -> str:
         gold_range=gold_range(run),
         figures={figure.name: figure for figure in FIGURES if figure.files[0] in images},
         notes={section: notes(run, section) for section in WANTED},
-        rejection="rejection" in run.expected,
+        rejection=any(stage.name in run.expected for stage in run.shown_in("rejection")),
         start=starting_policy(run),
         judge=judge_of(run.stages["ppo"]),
         own_judge=REWARD,
         outcomes=by_category(run.stages["ppo"]),
         gains=gains(run),
         compared=replies.compared(run),
-        said={name: found for name in ("base", "sft", "ppo") if (found := replies.said(run, name))},
+        said={name: found for name in run.stages if (found := replies.said(run, name))},
         table_header=HEADER,
-        accuracies={name: found for name in ("pmp", "rm") if (found := accuracy_table(run.stages[name]))},
-        calibration={name: found for name in ("pmp", "rm") if (found := calibration_sentence(run.stages[name]))},
-        worst={name: found for name in ("pmp", "rm") if (found := replies.worst_pairs(run, name))},
-        pairs={name: found for name in ("pmp", "rm") if (found := replies.judged_pairs(run, name))},
+        accuracies={stage.name: found for stage in rewards if (found := accuracy_table(stage))},
+        calibration={stage.name: found for stage in rewards if (found := calibration_sentence(stage))},
+        worst={stage.name: found for stage in rewards if (found := replies.worst_pairs(run, stage.name))},
+        pairs={stage.name: found for stage in rewards if (found := replies.judged_pairs(run, stage.name))},
         recipes=recipes(run),
     )
 
@@ -74,21 +76,23 @@ def _visible(value: Any) -> Any:
 
 def notes(run: Run, section: str) -> list[str]:
     """What a section lacks, a sentence each; one sentence when the chain has none of its stages."""
-    wanted = {stage: files for stage, files in WANTED[section].items() if stage in run.expected}
+    shown = [stage.name for stage in STAGES.values() if stage.figures == OF_SECTION.get(section, section)]
+    wanted = [name for name in shown if name in run.expected]
     if not wanted:
-        stages = " nor ".join(WANTED[section])
+        stages = " nor ".join(shown)
         return [
             f"{'Neither ' if ' nor ' in stages else 'No '}{stages} {'is' if ' nor ' in stages else 'stage is'} here."
         ]
     found = []
-    for name, files in wanted.items():
+    for name in wanted:
         stage = run.stages[name]
         if stage.state == "not run":
             found.append(f"{name} has not run yet.")
             continue
         if stage.state == "unfinished":
             found.append(f"{name} is unfinished, at step {stage.last_step}.")
-        found += [f"{name}/{file} is missing or empty." for file in files if not getattr(stage, CONTENT[file])]
+        empty = (file for file in WANTED[section] if not getattr(stage, CONTENT[file]))
+        found += [f"{name}/{file} is missing or empty." for file in empty]
     return found
 
 

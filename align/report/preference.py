@@ -18,7 +18,7 @@ KINDS = (("model", "reward model"), ("length", "by length alone"), ("other", "ot
 
 def accuracies(run: Run, theme: Theme) -> Figure | None:
     """Horizontal bars, a panel a stage, 95 % Wilson intervals."""
-    found = {name: bars for name in ("pmp", "rm") if (bars := accuracy_bars(run.stages[name]))}
+    found = {stage.name: bars for stage in run.shown_in("reward") if (bars := accuracy_bars(stage))}
     if not found:
         return None
     longest = max(map(len, found.values()))
@@ -56,7 +56,7 @@ def _bars(axes: Axes, bars: list[Bar], theme: Theme) -> None:
 
 def score_distributions(run: Run, theme: Theme) -> Figure | None:
     """Histograms of the scores of chosen and rejected replies, a panel a stage."""
-    found = {name: rows for name in ("pmp", "rm") if (rows := scored(run.stages[name]))}
+    found = {stage.name: rows for stage in run.shown_in("reward") if (rows := scored(stage))}
     if not found:
         return None
     figure, every = panels(len(found), 2, height=3.0)
@@ -79,15 +79,16 @@ def score_distributions(run: Run, theme: Theme) -> Figure | None:
 def reliability_plot(run: Run, theme: Theme) -> Figure | None:
     """Share right over the stated probability, a panel a stage, with 95 % Wilson intervals; with the scores as they are
     and, where the summary has it, at the cross-fitted temperature."""
-    found = [name for name in ("pmp", "rm") if reliability_rows(run.stages[name])]
+    found = [stage for stage in run.shown_in("reward") if reliability_rows(stage)]
     if not found:
         return None
     figure, every = panels(len(found), 2, height=3.4)
-    for axes, name in zip(every, found, strict=True):
+    for axes, stage in zip(every, found, strict=True):
         axes.plot([0.5, 1], [0.5, 1], color=theme.gray, linestyle="--", linewidth=1.2, label="as stated")
-        _reliability(axes, run.stages[name], "", "as scored", color=theme.blue, marker="o")
-        _reliability(axes, run.stages[name], "_at_temperature", "at a temperature", color=theme.orange, marker="s")
-        axes.set(title=f"{name}: calibration on held-out pairs", xlabel="stated probability", ylabel="share right")
+        _reliability(axes, stage, "", "as scored", color=theme.blue, marker="o")
+        _reliability(axes, stage, "_at_temperature", "at a temperature", color=theme.orange, marker="s")
+        title = f"{stage.name}: calibration on held-out pairs"
+        axes.set(title=title, xlabel="stated probability", ylabel="share right")
         legend(axes, loc="lower right")
     return figure
 

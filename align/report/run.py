@@ -68,6 +68,10 @@ class Run:
         left = [name for name, stage in self.stages.items() if stage.state != "not run"]
         return [name for name in STAGES if name in left or self.recipe.get(name) is not None]
 
+    def shown_in(self, section: str) -> list[StageFiles]:
+        """What the stages left whose metrics this section of the page draws."""
+        return [stage for name, stage in self.stages.items() if STAGES[name].figures == section]
+
 
 def read_run(root: Path) -> Run:
     """Everything in `root` that the report shows."""

@@ -59,7 +59,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
     """`--fresh sft rm` as one word, `--fresh=sft,rm`; what follows and is no stage's name (RECIPE) is left alone."""
     if FRESH not in argv:
         return list(argv)
-    from align.recipe.schema import STAGES
+    from align.recipe.registry import STAGES
 
     words: list[str] = []
     names: list[str] | None = None

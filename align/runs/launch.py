@@ -11,7 +11,9 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from align.runs.arguments import without_redoing
@@ -64,26 +66,35 @@ def prepare(debug: bool = False) -> None:
             logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
 
 
-def guarded(work: Callable[[], int | None], *, proceed: str) -> int:
-    """Run `work` and turn how it ended into an exit code.
+@dataclass
+class Ending:
+    """How a program ended: its exit code."""
 
-    Returns 0 (or what `work` returned), 1 after an AlignError, or where the system has no memory or no way to a file
-    (one message, no traceback; ALIGN_DEBUG=1 shows it), 130 after Ctrl-C, with the command `proceed` that goes on from
-    what is saved. Of several ranks the first one speaks; when one was killed, each of the others says that and ends
-    with 1.
+    code: int = 0
+
+
+@contextmanager
+def guarded(*, proceed: str) -> Iterator[Ending]:
+    """Turns how the block ends into an exit code, the `code` of what it gives.
+
+    That is 0 (or what the block put there), 1 after an AlignError, or where the system has no memory or no way to a
+    file (one message, no traceback; ALIGN_DEBUG=1 shows it), 130 after Ctrl-C, with the command `proceed` that goes on
+    from what is saved. Of several ranks the first one speaks; when one was killed, each of the others says that and
+    ends with 1.
     """
+    ending = Ending()
     try:
         with memory_errors("the program"):
-            return work() or 0
+            yield ending
     except Exception as error:
         if not isinstance(error, AlignError | OSError) and not lost_rank(error):
             raise
-        return _failed(error, proceed)
+        ending.code = _failed(error, proceed)
     except KeyboardInterrupt as stop:
         what = str(stop) or "interrupted"
         if is_main():
             say(f"\n{what}; what is finished or saved is kept. Continue with: {hide(proceed)}", file=sys.stderr)
-        return 130
+        ending.code = 130
 
 
 def _failed(error: Exception, proceed: str) -> int:

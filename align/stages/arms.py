@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from align.evaluation.compare import paired_difference
+from align.evaluation.table import percent
 from align.recipe import Recipe
 from align.recipe.lineage import init_origin, stage_dir
 from align.runs.seeding import derive
 from align.stages.common import Summary, read_rows
-from align.stages.overview import percent
-from align.stages.reward import train_reward
+from align.stages.run_reward import train_reward
 
 WITHOUT_PMP = "rm_without_pmp"
 

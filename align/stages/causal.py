@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from align.recipe import Recipe, batch_plan
 from align.recipe.lineage import Origin
+from align.recipe.registry import STAGES
 from align.recipe.supervised_sections import SupervisedSection
 from align.runs.seeding import derive
 from align.stages import common
@@ -17,14 +18,12 @@ from align.trainers.sft import SFTTrainer
 
 
 def load(recipe: Recipe, stage: str, origin: Origin, section: SupervisedSection) -> tuple[Any, Any]:
-    """Model, with its adapter where the recipe has one, and tokenizer that the stage starts from; base trains all
-    weights whatever the recipe says of adapters.
-    """
+    """Model, with its adapter where the stage trains one, and tokenizer that the stage starts from."""
     from align.models.load import load_causal_lm
     from align.models.tokenizer import load_tokenizer
 
     path, model = common.origin_path(recipe, origin, stage=stage), recipe.model
-    if stage == "base":
+    if not STAGES[stage].adapted:
         model = model.without_adapter()
     revision = model.revision if path == model.path else None
     own_template = getattr(section, "default_system", "none") == "template"

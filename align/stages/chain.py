@@ -1,6 +1,7 @@
 """Run one stage, or the chain: finished stages are skipped, interrupted ones continued at their last checkpoint.
 
-A stage is finished when its `summary.json` is there. What is started anew, and when: `align.stages.redo`.
+A stage is finished when its `summary.json` is there. What is started anew, and when: `align.stages.redo`. What the
+stages are: `align.recipe.registry`.
 """
 
 from __future__ import annotations
@@ -10,37 +11,30 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from datetime import timedelta
-from importlib import import_module
 from pathlib import Path
 
 from align.recipe import Recipe, batch_plan
 from align.recipe.check import describe_batches, missing_inputs, run_problems
 from align.recipe.errors import RecipeError
 from align.recipe.lineage import stage_dir
+from align.recipe.registry import STAGES
 from align.recipe.sources import WORLD, source_path, stage_sources
 from align.runs.acceptance import accepting
 from align.runtime.files import prove_folder, sweep
 from align.runtime.lock import CHAIN, locked
 from align.runtime.memory import memory_errors, peak_memory_gib
+from align.runtime.resolve import resolve
 from align.runtime.terminal import say
-from align.stages import hooks, redo
+from align.stages import redo
 from align.stages.changes import is_begun, is_finished, require_same_world, stamp_world
-from align.stages.common import Summary, command, is_main, memory_keys, write_summary
+from align.stages.common import Summary, is_main, memory_keys, write_summary
 from align.stages.fresh import clear_chain
 from align.stages.overview import print_table, stage_summary, write_chain_summary
 from data_formats.errors import MissingFileError
 
 LOG = logging.getLogger("align")
-RUNNERS = {
-    "base": "align.stages.base",
-    "sft": "align.stages.sft",
-    "pmp": "align.stages.reward",
-    "rm": "align.stages.reward",
-    "rejection": "align.stages.rejection",
-    "ppo": "align.stages.ppo",
-}
 
 
 def run_chain(
@@ -107,7 +101,7 @@ def _run_chain(recipe: Recipe) -> Summary:
 def run_stage(
     recipe: Recipe, stage: str, *, fresh: bool = False, accept: Sequence[str] | None = None, yes: bool = False
 ) -> Summary:
-    """Run one stage, unless it is finished, and the hooks it still lacks; returns its summary.
+    """Run one stage, unless it is finished, and what of its evaluation it still lacks; returns its summary.
 
     Where its keys changed it is started anew, and what was made from it is removed; see `align.stages.redo`.
 
@@ -123,56 +117,62 @@ def run_stage(
     """
     redo.require_keys(recipe, accept or ())
     _meet()
-    with locked(recipe.output_dir, [stage]), ExitStack() as held:
-        if accept is not None:
-            held.enter_context(accepting(accept))
-        found = redo.plan(recipe, (stage,), (stage,) if fresh else ())
-        if found.anew and _world_sets(recipe, stage):
-            require_same_world(recipe)  # before anything is removed
-        if fresh or not is_begun(recipe, stage):
-            redo.warn_of_stale_parents(recipe, stage)
-        _meet()
-        redo.carry_out(recipe, found, yes=yes, alone=True)
-        _meet()
-        return _run_stage(recipe, stage)
-
-
-def _run_stage(recipe: Recipe, stage: str) -> Summary:
-    began = time.perf_counter()
-    if is_main():
-        for name in (stage, *hooks.FOLDERS.get(stage, [])):
-            sweep(stage_dir(recipe, name))
-    if is_finished(recipe, stage):
-        if is_main():
-            say(f"{stage}: finished before, in {stage_dir(recipe, stage)} (--fresh {stage} starts it anew)", flush=True)
-        summary = stage_summary(recipe, stage) or {}
-    else:
-        from transformers.utils import logging as transformers_logging
-
-        from align.runs.proof import reset_process_state
-
-        transformers_logging.disable_progress_bar()  # bars of every saved and loaded file would break the stage's own
-        require_inputs(recipe, stage)
-        prepare_data(recipe, stage)
-        reset_process_state()
-        with memory_errors(f"stage '{stage}'", *memory_keys(recipe, stage)):
-            summary = import_module(RUNNERS[stage]).run(recipe, stage)
-        summary["seconds"] = round(time.perf_counter() - began, 2)  # the making of the embedded world's sets included
+    with locked(recipe.output_dir, [stage]), nullcontext() if accept is None else accepting(accept):
+        _settle(recipe, stage, fresh, yes)
         began = time.perf_counter()
-        summary = write_summary(stage_dir(recipe, stage), summary)
-        gc.collect()  # the next stage's model should not meet this one's in memory
+        if is_main():
+            for name in (stage, *STAGES[stage].beside):
+                sweep(stage_dir(recipe, name))
+        if is_finished(recipe, stage):
+            if is_main():
+                told = f"{stage}: finished before, in {stage_dir(recipe, stage)} (--fresh {stage} starts it anew)"
+                say(told, flush=True)
+            summary = stage_summary(recipe, stage) or {}
+        else:
+            _make_ready(recipe, stage)
+            with memory_errors(f"stage '{stage}'", *memory_keys(recipe, stage)):
+                summary = resolve(STAGES[stage].run)(recipe, stage)
+            summary["seconds"] = round(time.perf_counter() - began, 2)  # the embedded world's sets included
+            began = time.perf_counter()
+            summary = write_summary(stage_dir(recipe, stage), summary)
+            gc.collect()  # the next stage's model should not meet this one's in memory
+        _meet()
+        return _evaluate(recipe, stage, summary, began)
+
+
+def _settle(recipe: Recipe, stage: str, fresh: bool, yes: bool) -> None:
+    """Do with what is there of a stage that runs by itself what `align.stages.redo` says."""
+    found = redo.plan(recipe, (stage,), (stage,) if fresh else ())
+    if found.anew and _world_sets(recipe, stage):
+        require_same_world(recipe)  # before anything is removed
+    if fresh or not is_begun(recipe, stage):
+        redo.warn_of_stale_parents(recipe, stage)
     _meet()
-    return _contribute(recipe, stage, summary, began)
+    redo.carry_out(recipe, found, yes=yes, alone=True)
+    _meet()
 
 
-def _contribute(recipe: Recipe, stage: str, summary: Summary, began: float) -> Summary:
-    """Add what the stage's hooks find out; every hook's figures are written as soon as they are there."""
-    for name in hooks.STAGE_HOOKS.get(stage, []):
+def _make_ready(recipe: Recipe, stage: str) -> None:
+    """See to what a stage starts from: finished stages, the embedded world's sets, a process without a past."""
+    from transformers.utils import logging as transformers_logging
+
+    from align.runs.proof import reset_process_state
+
+    transformers_logging.disable_progress_bar()  # bars of every saved and loaded file would break the stage's own
+    require_inputs(recipe, stage)
+    prepare_data(recipe, stage)
+    reset_process_state()
+
+
+def _evaluate(recipe: Recipe, stage: str, summary: Summary, began: float) -> Summary:
+    """Add what the stage's evaluation finds out; every function's figures are written as soon as they are there, and
+    its name under `hooks`, so that an interrupted chain calls the others only."""
+    for name in STAGES[stage].evaluate:
         done = summary.get("hooks", [])
         if name in done:
             continue
         with memory_errors(f"what follows stage '{stage}'", *memory_keys(recipe, stage)):
-            found = hooks.resolve(name)(recipe, stage, summary)
+            found = resolve(name)(recipe, stage, summary)
         rows = [*summary.get("headline", []), *found.get("headline", [])]
         summary = summary | found | {"headline": rows, "hooks": [*done, name]}
         summary["seconds"] = summary.get("seconds", 0.0) + round(time.perf_counter() - began, 2)
@@ -189,7 +189,7 @@ def require_inputs(recipe: Recipe, stage: str) -> None:
         first = missing[0]
         raise MissingFileError(
             f"stage '{stage}' starts from {' and '.join(missing)}, not finished in {recipe.output_dir}: "
-            f"run `{command(first)}` first, or the whole chain with `align run RECIPE`"
+            f"run `{STAGES[first].command}` first, or the whole chain with `align run RECIPE`"
         )
 
 

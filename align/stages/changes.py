@@ -12,7 +12,7 @@ from typing import Any
 
 from align.recipe import STAGES, Recipe
 from align.recipe.lineage import inputs, stage_dir
-from align.recipe.sources import world_dir
+from align.recipe.sources import SAMPLED_FROM, world_dir
 from align.runs.acceptance import accepted, is_accepted
 from align.runs.reading import read_recipe
 from align.runtime.files import write_json
@@ -51,8 +51,8 @@ def ancestors(recipe: Recipe, stage: str) -> tuple[str, ...]:
         if getattr(recipe, now) is None:
             continue
         parents = {origin.value for origin in inputs(recipe, now).values() if origin.kind == "stage"}
-        if recipe.tinyworld is not None and now in ("pmp", "rm"):
-            parents |= {"base", "sft"}  # the clean comparisons hold replies sampled from them
+        if recipe.tinyworld is not None and STAGES[now].records == "Comparison":
+            parents |= SAMPLED_FROM
         todo += sorted(parents - found)
         found |= parents
     return tuple(name for name in STAGES if name in found)
@@ -105,7 +105,7 @@ def differences(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
         advice = f"nobody knows what '{stage}' was made with; put it back, or start it anew with --fresh {stage}"
         raise RunFileError(f"{error}: {advice}") from error
     now = recipe.model_dump(mode="json")
-    if stage == "base":  # trains all weights, whatever these say
+    if not STAGES[stage].adapted:
         now["model"] = {key: value for key, value in now["model"].items() if key not in ADAPTERS}
     found: list[Change] = []
     for key in (*COMMON, *ancestors(recipe, stage)):

@@ -13,6 +13,7 @@ from typing import Any
 
 from align.recipe import Recipe, dump_recipe
 from align.recipe.lineage import TRAINED, Origin, has_model, model_dir
+from align.recipe.registry import STAGES
 from align.recipe.supervised_sections import SupervisedSection
 from align.runs import checkpoint
 from align.runs.acceptance import accepted
@@ -49,12 +50,6 @@ class StageStopped(KeyboardInterrupt):
     """The user asked to stop and everything up to the last step is saved; ends the program as Ctrl-C does."""
 
 
-def command(stage: str) -> str:
-    """What a user types to run `stage` alone."""
-    entry = {"pmp": "rm.py RECIPE --stage pmp"}.get(stage, f"{stage}.py RECIPE")
-    return f"accelerate launch align/{entry}"
-
-
 def origin_path(recipe: Recipe, origin: Origin, *, stage: str) -> str:
     """Folder or hub id of the model that `stage` starts from.
 
@@ -68,7 +63,7 @@ def origin_path(recipe: Recipe, origin: Origin, *, stage: str) -> str:
         missing = "has not been measured yet" if folder.is_dir() else "does not exist"
         raise MissingFileError(
             f"stage '{stage}' starts from the model of stage '{origin.value}', but {folder} {missing}: "
-            f"run `align run RECIPE` or `{command(origin.value)}` first"
+            f"run `align run RECIPE` or `{STAGES[origin.value].command}` first"
         )
     return str(folder)
 

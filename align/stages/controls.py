@@ -47,13 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     prepare()
 
-    def work() -> None:
+    with guarded(proceed=shlex.join(["python", "-m", "align.stages.controls", *argv])) as ending:
         recipe = load_recipe(args.recipe, args.overrides)
         require_finished(recipe)
         with locked(recipe.output_dir, ["controls"]):
             print_table(recipe, run(recipe))
-
-    return guarded(work, proceed=shlex.join(["python", "-m", "align.stages.controls", *argv]))
+    return ending.code
 
 
 def require_finished(recipe: Recipe) -> None:
@@ -114,7 +113,7 @@ def pmp_or_not(recipe: Recipe, folder: Path) -> Summary:
 def good_demonstrations(recipe: Recipe, folder: Path, prompts: list[Any]) -> Summary:
     """Gold score of an SFT model that saw only good demonstrations."""
     from align.recipe.fields import Source
-    from align.stages import sft
+    from align.stages import run_sft
     from align.tinyworld import sets
     from align.tinyworld.world import World
     from data_formats import write_jsonl
@@ -124,7 +123,7 @@ def good_demonstrations(recipe: Recipe, folder: Path, prompts: list[Any]) -> Sum
         demos = sets.demonstrations(World(recipe.seed), recipe.tinyworld.demonstrations, good=True)
         write_jsonl(file, demos)
         section = recipe.sft.model_copy(update={"data": (Source(path=str(file.resolve())),)})
-        sft.run(recipe.model_copy(update={"sft": section}), out_dir=out_dir)
+        run_sft.run_sft(recipe.model_copy(update={"sft": section}), out_dir=out_dir)
     judged = outcome.judge_model(recipe, out_dir / "model", prompts, outcome.gold_rewards(recipe))
     return outcome.figures(judged, "gold")
 
@@ -142,7 +141,7 @@ def best_of_n(recipe: Recipe) -> Summary:
 
 def shuffled_labels(recipe: Recipe, folder: Path, prompts: list[Any]) -> Summary:
     """What PPO gains on a reward model that learnt nothing."""
-    from align.stages import ppo
+    from align.stages import run_ppo
 
     reward_dir, out_dir = folder / "rm_shuffled", folder / "ppo_shuffled"
     if not (reward_dir / "summary.json").is_file():
@@ -153,7 +152,7 @@ def shuffled_labels(recipe: Recipe, folder: Path, prompts: list[Any]) -> Summary
     arm = recipe.ppo.model_copy(update={"reward": (), "reward_from": str(reward_dir / "model")})
     changed = recipe.model_copy(update={"ppo": arm})
     if not (out_dir / "summary.json").is_file():
-        ppo.run(changed, out_dir=out_dir)
+        run_ppo.run_ppo(changed, out_dir=out_dir)
     origin = source_of_policy(recipe)
     return {"reward_accuracy": accuracy, **outcome.compare_policies(changed, out_dir, origin, prompts)}
 

@@ -12,15 +12,14 @@ from pathlib import Path
 
 from align.recipe import Recipe
 from align.recipe.lineage import stage_dir
-from align.recipe.sources import LABELLED_SETS, world_dir
+from align.recipe.registry import STAGES
+from align.recipe.sources import LABELLED_SETS, SAMPLED_FROM, world_dir
 from align.runtime.files import storage_errors, sweep
-from align.stages import hooks
 from align.stages.changes import descendants
 from align.stages.common import MADE_BY_STAGES, is_main
 
 CONTROL_ARMS = ("rm_", "sft_", "ppo_")
 CONTROL_FILES = ("summary.json", "good_demonstrations.jsonl")
-SAMPLED_FROM = frozenset({"base", "sft"})
 _LABELLED_FILES = [f"{name}{ending}" for name in LABELLED_SETS for ending in (".jsonl", ".info.json")]
 
 
@@ -32,7 +31,7 @@ def clear_chain(recipe: Recipe) -> None:
 
 
 def clear_stages(recipe: Recipe, stages: tuple[str, ...]) -> list[str]:
-    """Remove what these stages and their hooks wrote, and what was made from it, the last first.
+    """Remove what these stages and their evaluation wrote, and what was made from it, the last first.
 
     Returns:
         Words for what was there of the latter, for the user; on the rank that writes files only.
@@ -59,8 +58,8 @@ def clear_outcome(recipe: Recipe) -> None:
 
 
 def clear_arms(recipe: Recipe, stage: str) -> None:
-    """Remove what the hooks of a stage wrote in folders of their own."""
-    for name in hooks.FOLDERS.get(stage, []):
+    """Remove what the evaluation of a stage wrote in folders of its own."""
+    for name in STAGES[stage].beside:
         _remove(stage_dir(recipe, name), MADE_BY_STAGES)
 
 

@@ -11,8 +11,6 @@ from align.runs import checkpoint
 from align.stages.changes import Change, is_finished
 from align.stages.common import read_summary
 
-SUPERVISED = ("max_steps", "num_train_epochs")
-LENGTHS = {"rejection": ("num_rounds",), "ppo": ("num_iterations",)}  # of the others those of SUPERVISED
 ENDLESS = ("constant", "constant_with_warmup")  # schedules that do not depend on how many steps there will be
 UNITS = {"num_iterations": "iterations", "max_steps": "steps", "num_train_epochs": "epochs", "num_rounds": "rounds"}
 
@@ -53,16 +51,14 @@ def longer(recipe: Recipe, stage: str, changed: list[Change]) -> Longer | None:
         return None
     (change,) = changed
     section, _, name = change.key.partition(".")
-    if section != stage or name not in LENGTHS.get(stage, SUPERVISED):
+    if section != stage or name not in getattr(recipe, stage).lengths:
         return None
     done = _newest(recipe, stage, name)
     if not _grows(recipe, stage, name, change, done):
         return None
-    parts = getattr(recipe, stage)
-    optimizers: list[Any] = [getattr(parts, role) for role in parts.trained_roles] if stage == "ppo" else [parts]
-    kinds = [one.lr_scheduler_type for one in optimizers if hasattr(one, "lr_scheduler_type")]
-    ending = tuple(dict.fromkeys(kind for kind in kinds if kind not in ENDLESS)) if stage != "rejection" else ()
-    return Longer(stage, change, done, ending)
+    kinds = [one.lr_scheduler_type for one in getattr(recipe, stage).optimizers().values()]
+    ending = dict.fromkeys(kind for kind in kinds if kind not in ENDLESS and name != "num_rounds")  # each has its own
+    return Longer(stage, change, done, tuple(ending))
 
 
 def _newest(recipe: Recipe, stage: str, name: str) -> int | None:

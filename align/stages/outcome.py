@@ -1,7 +1,7 @@
 """What the policies are worth on the held-out prompts: SFT, rejection sampling and PPO, decoded identically, greedily
 and at temperature 1.
 
-Hooks of the sft, rejection and ppo stages, called when they are done. With the embedded world the judge is its gold
+Called when the sft, rejection and ppo stages are done. With the embedded world the judge is its gold
 score, which nothing before this has seen; without it, only the reward model itself is at hand, and the figures say so
 (`judge`).
 `eval.jsonl` has a line a prompt with every reply and score; all figures can be recomputed from it. Figures without
@@ -20,10 +20,11 @@ from align.evaluation import compare
 from align.evaluation.replies import Judged, decodings, judged_replies
 from align.recipe import Recipe
 from align.recipe.lineage import init_origin, model_dir, stage_dir
+from align.recipe.registry import SAMPLING_STAGES
 from align.runs.seeding import derive
 from align.stages import common
 from align.stages.common import Summary
-from align.tinyworld.gold import GOLD_RANGE, Correctness, GoldScore, WellFormed
+from align.tinyworld.gold import Correctness, GoldScore, WellFormed
 from align.tinyworld.world import World
 from data_formats.records import Prompt
 from reward.protocol import Reward, RewardError
@@ -33,7 +34,7 @@ Outcome = dict[str, list[list[Judged]]]  # decoding -> prompt -> replies
 
 def sft(recipe: Recipe, stage: str, summary: Summary) -> Summary:
     """Gold score and share of correct replies of the SFT model; `sft/eval.jsonl`."""
-    judging = next((name for name in ("ppo", "rejection") if _has_prompts(recipe, name)), None)
+    judging = next((name for name in reversed(SAMPLING_STAGES) if _has_prompts(recipe, name)), None)
     if recipe.tinyworld is None or judging is None or not common.is_main():
         return {}
     model = model_dir(recipe, "sft")  # what the judging stage starts from may be trained later
@@ -230,8 +231,3 @@ def write_outcome(path: Path, prompts: list[Prompt], outcomes: dict[str, Outcome
 def read_outcome(path: Path, name: str) -> list[dict[str, Any]]:
     """The sampled replies of one policy in `eval.jsonl`, a list of rows a prompt."""
     return [line["sampled"][name] for line in common.read_rows(path)]
-
-
-def chain(recipe: Recipe, summary: Summary) -> Summary:
-    """Chain hook: the range of the gold score."""
-    return {"gold_range": list(GOLD_RANGE)} if recipe.tinyworld is not None else {}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from align.recipe import Recipe
 from align.recipe.lineage import stage_dir
-from align.stages import hooks
+from align.report.headline import cell
+from align.report.headline import headline as headline_rows
 from align.stages.common import Summary, read_summary, write_summary
+from align.tinyworld.gold import GOLD_RANGE
 
 Line = tuple[str, str, str]
-BASELINES = {"length_baseline": "by length alone", "majority_baseline": "by the side that won more often"}
 WIDTH = 80
 
 
@@ -27,56 +27,15 @@ def write_chain_summary(recipe: Recipe) -> Summary:
     summary: Summary = {"name": recipe.name, "seed": recipe.seed, "output_dir": recipe.output_dir, **done}
     summary["peak_memory_gib"] = max((found.get("peak_memory_gib") or 0.0 for found in done.values()), default=0.0)
     summary["seconds"] = {stage: found["seconds"] for stage, found in done.items() if "seconds" in found}
-    for name in hooks.CHAIN_HOOKS:
-        summary |= hooks.resolve(name)(recipe, summary)
+    if recipe.tinyworld is not None:
+        summary["gold_range"] = list(GOLD_RANGE)
     return write_summary(Path(recipe.output_dir), summary)
 
 
 def headline(stage: str, summary: Summary) -> Iterator[Line]:
-    """(what was measured, before, after) of one stage; the `headline` rows of its hooks come last."""
-    yield from _measured(stage, summary)
-    for row in summary.get("headline", []):
-        what, before, after = (_text(cell) for cell in row)
-        yield what, before, after
-
-
-def _measured(stage: str, summary: Summary) -> Iterator[Line]:
-    if stage == "base":
-        entropy = summary.get("unigram_entropy")
-        before = (
-            f"{_text(entropy)} (unigram entropy)" if entropy is not None else _text(summary.get("heldout_loss_before"))
-        )
-        yield "held-out loss, nats a token", before, _text(summary.get("heldout_loss"))
-    elif stage == "sft":
-        yield (
-            "held-out loss, nats a token",
-            _text(summary.get("heldout_loss_before")),
-            _text(summary.get("heldout_loss")),
-        )
-        if "best_step" in summary:
-            yield "  the best, of step", "", f"{summary['best_step']} of {summary['steps']}"
-        if "end_rate" in summary:
-            yield "replies that end by themselves", "", percent(summary["end_rate"])
-    elif stage in ("pmp", "rm") and summary.get("accuracy") is not None:
-        before = summary.get("accuracy_before")
-        interval = f" [{percent(summary['accuracy_low'])}, {percent(summary['accuracy_high'])}]"
-        start = percent(before) if before is not None else "50.0 % (chance)"
-        yield f"accuracy on {summary['pairs']} held-out pairs", start, percent(summary["accuracy"]) + interval
-        for tag, part in summary.get("by_tag", {}).items():
-            yield f"  those tagged {tag} ({part['pairs']})", "", percent(part["accuracy"])
-        for name, what in BASELINES.items():
-            if name in summary:
-                yield f"  {what}", "", percent(summary[name])
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    """(what was measured, before, after) of one stage, as they are shown."""
+    for what, before, after in headline_rows(stage, summary):
+        yield what, cell(before), cell(after)
 
 
 def _took(seconds: float | None, resumed_from: int | None) -> str:

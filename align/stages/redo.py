@@ -37,7 +37,7 @@ from align.stages.changes import (
     is_finished,
     some,
 )
-from align.stages.common import LOG, command, read_summary, write_summary
+from align.stages.common import LOG, read_summary, write_summary
 from align.stages.longer import Longer, longer, needs
 from data_formats.errors import AlignError
 
@@ -173,7 +173,7 @@ def _of_another_recipe(recipe: Recipe, stage: str) -> str | None:
         if parent != stage and is_finished(recipe, parent) and (stale := changes(recipe, parent, folder)):
             return (
                 f"'{stage}' builds on '{parent}', which was made with another recipe ({some(list(map(str, stale)))}): "
-                f"run `{command(parent)}` with this recipe first, or the whole chain with `align run RECIPE`"
+                f"run `{STAGES[parent].command}` with this recipe first, or the whole chain with `align run RECIPE`"
             )
     return None
 

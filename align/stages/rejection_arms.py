@@ -21,7 +21,7 @@ from align.recipe.rejection_section import RejectionSection, SamplingSection
 from align.runtime import files
 from align.runtime.json_files import read_object
 from align.runtime.lock import locked
-from align.stages import candidates, common, outcome, ppo, rejection
+from align.stages import candidates, common, outcome, run_ppo, run_rejection
 from align.stages.common import Summary, read_summary
 from data_formats.errors import MissingFileError
 from data_formats.records import Prompt
@@ -113,7 +113,7 @@ def arms(recipe: Recipe, settings: Settings, out: Path) -> dict[str, Callable[[]
 
     def sampled(arm: Path, count: int, **keys: Any) -> Path:
         if not (arm / "summary.json").is_file():
-            rejection.run(recipe, section=section(recipe, settings, count, **keys), out_dir=arm)
+            run_rejection.run_rejection(recipe, section=section(recipe, settings, count, **keys), out_dir=arm)
         return arm / "model"
 
     def then_ppo(start: Path) -> Path:
@@ -121,7 +121,7 @@ def arms(recipe: Recipe, settings: Settings, out: Path) -> dict[str, Callable[[]
         changes = {"init_from": str(start), "num_iterations": iterations, "eval_data": ()}
         arm = out / "rounds_then_ppo"
         if not (arm / "summary.json").is_file():
-            ppo.run(recipe, section=recipe.ppo.model_copy(update=changes), out_dir=arm)
+            run_ppo.run_ppo(recipe, section=recipe.ppo.model_copy(update=changes), out_dir=arm)
         return arm / "model"
 
     made: dict[str, Callable[[], Path]] = {"sft": lambda: model_dir(recipe, "sft")}
@@ -154,7 +154,7 @@ def section(recipe: Recipe, settings: Settings, count: int, **keys: Any) -> Reje
 
 def share_samples(source: Path, arm: Path, count: int) -> None:
     """Give `arm` the first `count` candidates of `source`'s first round, unless it has candidates already."""
-    place = Path(rejection.ROUNDS) / "1" / candidates.FILE
+    place = Path(run_rejection.ROUNDS) / "1" / candidates.FILE
     if not (arm / place).is_file():
         rows = common.read_rows(source / place)
         common.write_rows(arm / place, [row | {"replies": row["replies"][:count]} for row in rows])
@@ -162,7 +162,7 @@ def share_samples(source: Path, arm: Path, count: int) -> None:
 
 def share_round(source: Path, arm: Path) -> None:
     """Give `arm` the finished first round of `source`, which sampled and finetuned as it would, unless it has one."""
-    place = Path(rejection.ROUNDS) / "1"
+    place = Path(run_rejection.ROUNDS) / "1"
     if not (arm / place).is_dir():
         with files.atomic_dir(arm / place) as draft:
             shutil.copytree(source / place, draft, dirs_exist_ok=True)

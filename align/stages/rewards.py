@@ -90,7 +90,7 @@ class _Builder:
 
     def __init__(self, recipe: Recipe, tokenizer: Any, stage: str, device: Any, ready: Mapping[str, Any]):
         self.recipe, self.tokenizer, self.stage, self.device, self.ready = recipe, tokenizer, stage, device, ready
-        self.origins = reward_origins(recipe, stage) | (gold_origins(recipe) if stage == "ppo" else {})
+        self.origins = reward_origins(recipe, stage) | gold_origins(recipe, stage)
 
     def model(self, origin: Origin, name: str, batch_size: int | None, share_prompts: bool | None = None) -> Reward:
         """The reward model of an origin."""

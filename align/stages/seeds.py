@@ -128,7 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m align.stages.seeds", description="The README's tables.")
     parser.add_argument("runs", metavar="RUN", nargs="+", help="the folder of a finished quickstart")
     folders = [Path(name) for name in parser.parse_args(argv).runs]
-    return guarded(lambda: show(folders), proceed="python -m align.stages.seeds RUN …")
+    with guarded(proceed="python -m align.stages.seeds RUN …") as ending:
+        show(folders)
+    return ending.code
 
 
 def show(folders: Sequence[Path]) -> None:

@@ -12,9 +12,8 @@ import pytest
 
 from align import __version__, cli
 from align.runs.arguments import parse_with_overrides, without_redoing
-from align.runs.launch import guarded
 from data_formats.errors import DataError
-from tests.commands import heed_ctrl_c
+from tests.commands import exit_code, heed_ctrl_c
 
 ROOT = Path(__file__).parents[2]
 ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -214,21 +213,23 @@ def test_how_work_ends(capsys, monkeypatch):
     def fail(error):
         raise error
 
-    assert guarded(lambda: None, proceed="x") == 0
-    assert guarded(lambda: fail(DataError("odd", path="a.jsonl", line=3, field="text")), proceed="x") == 1
+    assert exit_code(lambda: None, proceed="x") == 0
+    assert exit_code(lambda: fail(DataError("odd", path="a.jsonl", line=3, field="text")), proceed="x") == 1
     assert capsys.readouterr().err == "error: a.jsonl, line 3, field 'text': odd\n"
-    assert guarded(lambda: fail(KeyboardInterrupt("stage 'sft' stopped at step 3")), proceed="align run r.yaml") == 130
+    assert (
+        exit_code(lambda: fail(KeyboardInterrupt("stage 'sft' stopped at step 3")), proceed="align run r.yaml") == 130
+    )
     assert capsys.readouterr().err.strip() == (
         "stage 'sft' stopped at step 3; what is finished or saved is kept. Continue with: align run r.yaml"
     )
     with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
-        guarded(lambda: 1 / 0, proceed="x")
+        exit_code(lambda: 1 / 0, proceed="x")
 
 
 def test_ctrl_c_names_the_command_that_continues(tmp_path):
     code = (
         "import sys, time; from align import cli; "
-        "cli._check = lambda args: (print('ready', flush=True), time.sleep(60)); "
+        "cli.check_command = lambda args: (print('ready', flush=True), time.sleep(60)); "
         "sys.exit(cli.main(['check', 'my recipe.yaml', 'seed=3']))"
     )
     process = subprocess.Popen(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from align.recipe.registry import ENTRIES
+
 ROOT = Path(__file__).parents[2]
-ENTRIES = ("base", "sft", "rm", "rejection", "ppo")
 ENV = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
 
 

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from align import cli
 from align.recipe.lineage import Origin
 from align.stages.chain import run_stage
-from align.stages.reward import train_reward
+from align.stages.run_reward import train_reward
 from data_formats import Comparison, Message, write_jsonl
 from reward.model import RewardModel
 from reward.protocol import Sample

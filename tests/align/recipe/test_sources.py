@@ -8,15 +8,16 @@ import data_formats
 from align.recipe.check import check_recipe
 from align.recipe.errors import RecipeError
 from align.recipe.load import inspect
+from align.recipe.registry import STAGES
 from align.recipe.schema import Recipe
-from align.recipe.sources import FORMATS, KINDS, KINDS_OF_KEYS, WORLD_SETS, stage_sources
+from align.recipe.sources import FORMATS, KINDS_OF_KEYS, WORLD_SETS, stage_sources
 from data_formats import format_names
 
 
 def test_the_format_names_are_those_of_the_readers():
     for kind, names in FORMATS.items():
         assert names == tuple(format_names(getattr(data_formats, kind)))
-    assert set(FORMATS) == set(KINDS.values()) | set(KINDS_OF_KEYS.values())
+    assert set(FORMATS) == {stage.records for stage in STAGES.values()} | set(KINDS_OF_KEYS.values())
 
 
 def test_every_key_that_holds_sources_has_a_kind():
@@ -31,7 +32,7 @@ def test_every_key_that_holds_sources_has_a_kind():
     )
     keys = {key.split(".")[-2] for stage in recipe.stages for key, _ in stage_sources(recipe, stage)}
     assert keys == {"data", "eval_data", *KINDS_OF_KEYS}
-    assert set(KINDS) == set(recipe.stages)
+    assert tuple(STAGES) == recipe.stages
     assert "eval_prompts" in WORLD_SETS
 
 

@@ -6,8 +6,9 @@ import shlex
 import pytest
 
 from align.runs import launch
-from align.runs.launch import guarded, started_as
+from align.runs.launch import started_as
 from data_formats.errors import DataError
+from tests.commands import exit_code
 
 WORDS = ["my recipe.yaml", "seed=3"]
 
@@ -70,11 +71,11 @@ def test_the_first_rank_speaks_at_once_and_others_only_if_they_live_on(monkeypat
     def fail(error):
         raise error
 
-    assert guarded(lambda: fail(DataError("odd")), proceed="x") == 1 and not waited
+    assert exit_code(lambda: fail(DataError("odd")), proceed="x") == 1 and not waited
     monkeypatch.setenv("RANK", "1")
-    assert guarded(lambda: fail(DataError("odd")), proceed="x") == 1 and waited == [launch.LAST_WORD_SECONDS]
+    assert exit_code(lambda: fail(DataError("odd")), proceed="x") == 1 and waited == [launch.LAST_WORD_SECONDS]
     assert capsys.readouterr().err == "error: odd\n" * 2
-    assert guarded(lambda: fail(KeyboardInterrupt()), proceed="x") == 130
+    assert exit_code(lambda: fail(KeyboardInterrupt()), proceed="x") == 130
     assert capsys.readouterr().err == ""
 
 
@@ -86,8 +87,8 @@ def test_what_is_said_at_the_end_and_on_the_way_hides_the_secrets_of_addresses(m
         raise error
 
     url = "ppo.reward.0.url=https://host/x?token=abcdef"
-    assert guarded(lambda: fail(DataError(f"'{url}' is odd")), proceed="x") == 1
-    assert guarded(lambda: fail(KeyboardInterrupt()), proceed=f"align run r.yaml {url}") == 130
+    assert exit_code(lambda: fail(DataError(f"'{url}' is odd")), proceed="x") == 1
+    assert exit_code(lambda: fail(KeyboardInterrupt()), proceed=f"align run r.yaml {url}") == 130
     logging.getLogger("reward.somewhere").warning("at %s", url)
     told = capsys.readouterr().err
     assert told.count("https://host/x?token=***") == 3 and "abcdef" not in told
@@ -95,9 +96,9 @@ def test_what_is_said_at_the_end_and_on_the_way_hides_the_secrets_of_addresses(m
 
 def test_what_the_system_refuses_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("ALIGN_DEBUG", raising=False)
-    assert guarded(lambda: len((tmp_path / "none").read_text()), proceed="x") == 1
+    assert exit_code(lambda: len((tmp_path / "none").read_text()), proceed="x") == 1
     said = capsys.readouterr().err
     assert said.startswith("error: the system refused: [Errno 2] No such file") and said.count("\n") == 1
     monkeypatch.setenv("ALIGN_DEBUG", "1")
     with pytest.raises(FileNotFoundError):
-        guarded(lambda: len((tmp_path / "none").read_text()), proceed="x")
+        exit_code(lambda: len((tmp_path / "none").read_text()), proceed="x")

@@ -58,7 +58,9 @@ def work():
         if sys.argv[2] == "wrapped":
             raise DataError("something else") from error
         raise
-sys.exit(guarded(work, proceed="again"))
+with guarded(proceed="again") as ending:
+    work()
+sys.exit(ending.code)
 """
 
 

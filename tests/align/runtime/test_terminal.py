@@ -15,11 +15,12 @@ import pytest
 
 from align import cli
 from align.report.build import build_report
-from align.runs.launch import guarded, prepare
+from align.runs.launch import prepare
 from align.runs.progress import StageProgress
 from align.runtime.console import Console
 from align.runtime.terminal import Parser, printable, say
 from data_formats.errors import DataError
+from tests.commands import exit_code
 
 OSC_52 = "\x1b]52;c;cm0gLXJm\x07"  # would put text into the clipboard
 HOSTILE = f"a\x1b[2Jb\x9b31mc{OSC_52}d\u202etxt\u2066\x7f\r\ud83d"
@@ -59,7 +60,7 @@ def test_every_way_out_escapes(capsys, monkeypatch):
         def fail():
             raise DataError("odd", path=HOSTILE, field=HOSTILE)
 
-        assert guarded(fail, proceed="x") == 1
+        assert exit_code(fail, proceed="x") == 1
         logging.getLogger("align.anything").warning("said %s", HOSTILE)
         handler = logging.StreamHandler(foreign := io.StringIO())
         logging.getLogger("foreign").addHandler(handler)
@@ -116,7 +117,7 @@ def test_out_of_memory_is_one_sentence(capsys, monkeypatch):
     def hoard():
         raise MemoryError("Unable to allocate 1. TiB")
 
-    assert guarded(hoard, proceed="x") == 1
+    assert exit_code(hoard, proceed="x") == 1
     said = capsys.readouterr().err
     assert (
         said.startswith("error: the program ran out of memory (Unable to allocate 1. TiB): give")

@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 
 from align.recipe import load_recipe
-from align.stages import candidates, rejection
+from align.stages import candidates, run_rejection
 from align.stages.candidates import Sampler
 from data_formats.errors import AlignError
 from reward.protocol import RewardError
@@ -31,10 +31,10 @@ def main(file: Path, broken: bool = False) -> None:
 
         Sampler.judged = fail
         try:
-            rejection.run(recipe)
+            run_rejection.run_rejection(recipe)
         except AlignError as error:
             found["error"] = str(error)
     else:
-        summary = rejection.run(recipe)
+        summary = run_rejection.run_rejection(recipe)
         found["rounds"] = [[one["score_best"], one["kept"], one["score_greedy"]] for one in summary["rounds"]]
     Path(recipe.output_dir, f"rank-{rank}.json").write_text(json.dumps(found))

@@ -10,7 +10,7 @@ from accelerate import PartialState
 
 from align.data.load import load_records
 from align.recipe import load_recipe
-from align.stages import causal, looks, sft
+from align.stages import causal, looks, run_sft
 from align.stages.ghost import ghost_demonstrations
 from data_formats.errors import AlignError
 from data_formats.records import Demonstration
@@ -22,7 +22,7 @@ def main(file: Path, broken: bool = False) -> None:
     rank = int(torch.distributed.get_rank()) if torch.distributed.is_initialized() else 0
     recipe = load_recipe(file)
     out = Path(recipe.output_dir)
-    model, tokenizer = causal.load(recipe, "sft", sft.init_origin(recipe, "sft"), recipe.sft)
+    model, tokenizer = causal.load(recipe, "sft", run_sft.init_origin(recipe, "sft"), recipe.sft)
     demos, _ = load_records(recipe.sft.data, Demonstration, recipe)
     options = {"model": model, "tokenizer": tokenizer, "device": torch.device("cpu"), "seed": 5}
     plain, instructed, counts = ghost_demonstrations(demos, recipe.sft, out, **options)
@@ -36,10 +36,10 @@ def main(file: Path, broken: bool = False) -> None:
 
         looks.make_engine = fail
         try:
-            sft.run(recipe)
+            run_sft.run_sft(recipe)
         except AlignError as error:
             found["error"] = str(error)
     else:
-        summary = sft.run(recipe)
+        summary = run_sft.run_sft(recipe)
         found["best"] = [summary["best_step"], summary["best_heldout_loss"], summary["last_heldout_loss"]]
     (out / f"rank-{rank}.json").write_text(json.dumps(found))

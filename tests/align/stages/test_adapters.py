@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from align import cli
 from align.models.load import load_causal_lm, load_reward_model
 from align.recipe import load_recipe
-from align.stages import rejection, reward, sft
+from align.stages import run_rejection, run_reward, run_sft
 from align.stages.chain import run_chain
 from reward.model import RewardModel
 from tests.align.stages.rejection_case import recipe as rejection_recipe
@@ -39,10 +39,10 @@ def same(one, other):
 
 @pytest.fixture
 def killed_at(monkeypatch):
-    """`run(recipe, step)`, which ends as a kill does at the beginning of an optimizer step."""
+    """`killed_at(run, step, recipe)`, which ends as a kill does at the beginning of an optimizer step."""
 
-    def run(stage, step, *args):
-        trainer = stage.SFTTrainer if stage is sft else reward.RewardTrainer
+    def killed(run, step, *args):
+        trainer = run_sft.SFTTrainer if run is run_sft.run_sft else run_reward.RewardTrainer
         real, seen = trainer.training_step, []
 
         def training_step(self, *inputs, **more):
@@ -53,20 +53,20 @@ def killed_at(monkeypatch):
 
         monkeypatch.setattr(trainer, "training_step", training_step)
         with pytest.raises(SystemExit):
-            stage.run(*args)
+            run(*args)
         monkeypatch.setattr(trainer, "training_step", real)
 
-    return run
+    return killed
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_sft_resumed_is_sft_never_stopped(tmp_path, killed_at, adapter, optimizer):
     keys = {"save_steps": 2, "eval_steps": 2, "optimizer": optimizer}
-    whole = sft.run(adapted(tmp_path, adapter, run="whole", **keys))
+    whole = run_sft.run_sft(adapted(tmp_path, adapter, run="whole", **keys))
     killed = adapted(tmp_path, adapter, run="killed", **keys)
-    killed_at(sft, 3, killed)
-    again = sft.run(killed)
+    killed_at(run_sft.run_sft, 3, killed)
+    again = run_sft.run_sft(killed)
     assert again["resumed_from"] == 2
     for key in ("heldout_loss", "end_rate", "distinct"):
         assert again[key] == whole[key]
@@ -79,7 +79,7 @@ def test_sft_resumed_is_sft_never_stopped(tmp_path, killed_at, adapter, optimize
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_sft_leaves_an_adapter_in_pefts_format(tmp_path, adapter):
     told = adapted(tmp_path, adapter, keep_best=True, eval_steps=2)
-    summary = sft.run(told)
+    summary = run_sft.run_sft(told)
     folder = tmp_path / "run/sft/model"
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["r"]) == (str(tmp_path / "model"), 2)
@@ -138,7 +138,7 @@ def test_rejection_sampling_trains_one_adapter_on(tmp_path, adapter):
     plain = rejection_recipe(tmp_path)
     lora = type(plain.model.lora)(rank=2, alpha=4)
     model = plain.model.model_copy(update={"adapter": adapter, "lora": lora})
-    rejection.run(plain.model_copy(update={"model": model}))
+    run_rejection.run_rejection(plain.model_copy(update={"model": model}))
     folders = [tmp_path / "run/rejection" / name for name in ("rounds/1/model", "rounds/2/model", "model")]
     for folder in folders:
         config = json.loads((folder / "adapter_config.json").read_text())
@@ -148,11 +148,11 @@ def test_rejection_sampling_trains_one_adapter_on(tmp_path, adapter):
 
 
 def test_a_stage_goes_on_with_another_runs_adapter(tmp_path, caplog):
-    sft.run(adapted(tmp_path, "lora", run="first"))
+    run_sft.run_sft(adapted(tmp_path, "lora", run="first"))
     start = weights(tmp_path / "first/sft/model")
     told = adapted(tmp_path, "lora", run="second", init_from=str(tmp_path / "first/sft/model"), learning_rate=1e-9)
     told = told.model_copy(update={"model": told.model.model_copy(update={"lora": type(told.model.lora)(rank=8)})})
-    sft.run(told)
+    run_sft.run_sft(told)
     assert "its adapter of rank 2 is trained on, model.lora.rank=8 is not read" in caplog.text
     end = weights(tmp_path / "second/sft/model")
     assert start.keys() == end.keys()
@@ -187,9 +187,9 @@ def test_rm_resumed_is_rm_never_stopped(tmp_path, killed_at, adapter):
     recipes = [small_recipe(tmp_path, **changes(adapter, output_dir=str(tmp_path / at), **more)) for at in "ab"]
     for one in recipes:
         run_chain(one.model_copy(update={"sft": None, "rm": None}))
-    whole = reward.run(recipes[0])
-    killed_at(reward, 3, recipes[1])
-    again = reward.run(recipes[1])
+    whole = run_reward.run_reward(recipes[0])
+    killed_at(run_reward.run_reward, 3, recipes[1])
+    again = run_reward.run_reward(recipes[1])
     assert again["resumed_from"] == 2 and again["accuracy"] == whole["accuracy"]
     one, other = (tmp_path / at / "rm/model" for at in "ab")
     assert same(weights(one), weights(other))

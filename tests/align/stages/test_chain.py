@@ -1,12 +1,15 @@
 import json
 import os
 import signal
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from align.recipe import RecipeError, load_recipe
-from align.stages import changes, common, hooks
+from align.recipe import STAGES, RecipeError, load_recipe
+from align.stages import changes, common
 from align.stages.chain import run_chain, run_stage
 from align.stages.fresh import clear_chain
 from data_formats.errors import MissingFileError
@@ -173,21 +176,21 @@ def test_a_stage_killed_after_its_last_step_finishes_without_training(tmp_path):
     assert (tmp_path / "run/base/model/model.safetensors").read_bytes() == weights
 
 
-def test_hooks_add_figures_once(tmp_path, monkeypatch):
+def test_the_evaluation_of_a_stage_adds_its_figures_once(tmp_path, monkeypatch):
     write_data(tmp_path)
     recipe = small_recipe(tmp_path)
     seen = []
 
-    def hook(recipe, stage, summary):
+    def evaluate(recipe, stage, summary):
         seen.append(stage)
         return {"extra": summary["steps"] * 10}
 
-    monkeypatch.setattr(hooks, "STAGE_HOOKS", {"base": ["somewhere:hook"]})
-    monkeypatch.setattr(hooks, "resolve", lambda name: hook)
+    monkeypatch.setitem(STAGES, "base", replace(STAGES["base"], evaluate=("somewhere:evaluate",)))
+    monkeypatch.setitem(sys.modules, "somewhere", SimpleNamespace(evaluate=evaluate))
     assert run_stage(recipe, "base")["extra"] == 60
     assert run_stage(recipe, "base")["extra"] == 60
     assert seen == ["base"]
-    assert read(tmp_path / "run" / "base" / "summary.json")["hooks"] == ["somewhere:hook"]
+    assert read(tmp_path / "run" / "base" / "summary.json")["hooks"] == ["somewhere:evaluate"]
 
 
 def test_an_impossible_recipe_is_refused_before_anything_is_written(tmp_path):

@@ -8,7 +8,7 @@ from transformers import GenerationConfig, Qwen2ForCausalLM
 
 from align.models.critic import Critic
 from align.runs.errors import OutputError
-from align.stages import sft
+from align.stages import run_sft
 from align.stages.chain import run_chain
 from align.stages.drafts import prove_outputs
 from data_formats.errors import StorageError
@@ -63,7 +63,7 @@ def test_a_place_that_is_taken_stops_before_training(tmp_path, name, is_folder):
     place.parent.mkdir(parents=True)
     place.mkdir() if is_folder else place.write_text("")
     with pytest.raises(StorageError, match=rf"sft/{name} is a f"):
-        sft.run(recipe(tmp_path))
+        run_sft.run_sft(recipe(tmp_path))
     assert sorted(path.name for path in place.parent.iterdir()) == sorted([name, "recipe.yaml"])
 
 

@@ -12,7 +12,7 @@ from align.recipe import Recipe
 from align.runs.acceptance import accepting
 from align.runs.errors import CheckpointError, TrainingError
 from align.runs.interrupt import StopFlag
-from align.stages import ppo
+from align.stages import run_ppo
 from align.stages.chain import run_stage
 from align.stages.common import StageStopped
 from align.trainers.ppo import PPOTrainer
@@ -68,7 +68,7 @@ def recipe(folder: Path, **changes) -> Recipe:
 
 
 def test_the_stage_leaves_its_folder_behind(tmp_path):
-    summary = ppo.run(recipe(tmp_path))
+    summary = run_ppo.run_ppo(recipe(tmp_path))
     out = tmp_path / "run" / "ppo"
     wanted = {"model", "critic", "metrics.jsonl", "samples.jsonl", "recipe.yaml", "summary.json"}
     assert {path.name for path in out.iterdir()} == wanted
@@ -87,7 +87,7 @@ def test_the_stage_leaves_its_folder_behind(tmp_path):
 
 def test_the_best_policy_is_kept_and_named(tmp_path):
     made = recipe(tmp_path, evaluation={"every_steps": 2, "save_best": True})
-    summary = ppo.run(made)
+    summary = run_ppo.run_ppo(made)
     out = tmp_path / "run" / "ppo"
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     looks = {line["step"]: line["eval/score"] for line in lines if "eval/score" in line}
@@ -97,7 +97,7 @@ def test_the_best_policy_is_kept_and_named(tmp_path):
     best, last = (AutoModelForCausalLM.from_pretrained(out / name) for name in (summary["best_model"], "model"))
     same = all(torch.equal(a, b) for a, b in zip(best.parameters(), last.parameters(), strict=True))
     assert same == (summary["best_step"] == 3)
-    assert "best_step" not in ppo.run(recipe(tmp_path), out_dir=tmp_path / "plain")
+    assert "best_step" not in run_ppo.run_ppo(recipe(tmp_path), out_dir=tmp_path / "plain")
 
 
 def test_the_last_look_can_be_the_best(tmp_path, monkeypatch):
@@ -107,7 +107,7 @@ def test_the_last_look_can_be_the_best(tmp_path, monkeypatch):
         return evaluate(self, *args, **kwargs) | {"eval/score": float(self.state.global_step)}
 
     monkeypatch.setattr(PPOTrainer, "evaluate", rising)
-    summary = ppo.run(recipe(tmp_path, evaluation={"every_steps": 2, "save_best": True}))
+    summary = run_ppo.run_ppo(recipe(tmp_path, evaluation={"every_steps": 2, "save_best": True}))
     assert (summary["best_step"], summary["best_score"]) == (3, 3.0)
     out = tmp_path / "run" / "ppo"
     best, last = (AutoModelForCausalLM.from_pretrained(out / name) for name in ("best/model", "model"))
@@ -115,7 +115,7 @@ def test_the_last_look_can_be_the_best(tmp_path, monkeypatch):
 
 
 def test_the_critic_starts_as_the_reward_model_with_a_zero_head(tmp_path):
-    made, _ = ppo.build(chosen := recipe(tmp_path), chosen.ppo, tmp_path / "out")
+    made, _ = run_ppo.build(chosen := recipe(tmp_path), chosen.ppo, tmp_path / "out")
     reward = RewardModel.from_pretrained(tmp_path / "rm")
     assert all(
         torch.equal(a, b)
@@ -138,11 +138,11 @@ def test_ctrl_c_saves_and_the_same_call_continues(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(PPOTrainer, "__init__", lambda self, *a, **k: make_trainer(self, *a, callbacks=[Press()], **k))
         with pytest.raises(StageStopped, match="iteration 2 of 3"):
-            ppo.run(recipe(tmp_path))
+            run_ppo.run_ppo(recipe(tmp_path))
     out = tmp_path / "run" / "ppo"
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-2"]
     assert not (out / "summary.json").exists()
-    summary = ppo.run(recipe(tmp_path))
+    summary = run_ppo.run_ppo(recipe(tmp_path))
     assert summary["resumed_from"] == 2 and summary["steps"] == 3
 
 
@@ -157,9 +157,9 @@ def test_the_engine_is_closed_however_the_stage_ends(tmp_path, monkeypatch, prob
     with monkeypatch.context() as patch:
         patch.setattr(PPOTrainer, "score", fail)
         with pytest.raises(TrainingError if isinstance(problem, RewardError) else KeyboardInterrupt):
-            ppo.run(recipe(tmp_path))
+            run_ppo.run_ppo(recipe(tmp_path))
     assert closed == [True]
-    ppo.run(recipe(tmp_path))
+    run_ppo.run_ppo(recipe(tmp_path))
     assert closed == [True, True]
 
 
@@ -171,7 +171,7 @@ def test_a_foreign_classifier_judges_text_and_the_critic_starts_from_the_policy(
     BertForSequenceClassification(BertConfig(vocab_size=20, num_labels=1, **shape)).save_pretrained(tmp_path / "bert")
     bert_tokenizer("say a b c").save_pretrained(tmp_path / "bert")
     made = recipe(tmp_path, reward_from=str(tmp_path / "bert"))
-    trainer, _ = ppo.build(made, made.ppo, tmp_path / "out")
+    trainer, _ = run_ppo.build(made, made.ppo, tmp_path / "out")
     assert not trainer.reward_takes_ids
     policy = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
     assert all(
@@ -186,15 +186,15 @@ def test_a_critic_with_too_few_tokens_is_refused(tmp_path):
 
     Qwen2ForCausalLM(qwen2_config(vocab_size=100, eos_token_id=1)).save_pretrained(tmp_path / "small")
     made = recipe(tmp_path, critic_from=str(tmp_path / "small"))
-    with pytest.raises(ppo.CriticError, match=r"ppo\.critic_from.*100 token embeddings.*259"):
-        ppo.build(made, made.ppo, tmp_path / "out")
+    with pytest.raises(run_ppo.CriticError, match=r"ppo\.critic_from.*100 token embeddings.*259"):
+        run_ppo.build(made, made.ppo, tmp_path / "out")
 
 
 def test_missing_inputs_are_named(tmp_path):
     with pytest.raises(MissingFileError, match="nowhere"):
-        ppo.run(recipe(tmp_path, reward_from=str(tmp_path / "nowhere")))
+        run_ppo.run_ppo(recipe(tmp_path, reward_from=str(tmp_path / "nowhere")))
     with pytest.raises(EmptyDatasetError, match="longer than max_prompt_length"):
-        ppo.run(recipe(tmp_path, rollout={"max_prompt_length": 3, "max_completion_length": 4}))
+        run_ppo.run_ppo(recipe(tmp_path, rollout={"max_prompt_length": 3, "max_completion_length": 4}))
 
 
 def test_a_longer_stage_is_what_it_would_have_been_from_the_start(tmp_path, capsys):
@@ -225,15 +225,15 @@ def test_prompts_that_changed_under_an_unfinished_stage_are_refused_unless_accep
 
     monkeypatch.setattr(PPOTrainer, "step", killed)
     with pytest.raises(SystemExit):
-        ppo.run(told)
+        run_ppo.run_ppo(told)
     monkeypatch.undo()
     write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"say {word}"} for word in "abcdefghijkl"])
     with pytest.raises(
         CheckpointError, match=r"ppo\.data: .*step-2 was trained with 8 rows, now there are 12; .*--accept"
     ):
-        ppo.run(told)
+        run_ppo.run_ppo(told)
     with accepting(["ppo.data"]):
-        done = ppo.run(told)
+        done = run_ppo.run_ppo(told)
     assert (done["resumed_from"], done["steps"], done["prompts"]) == (2, 3, 12)
     (noted,) = done["accepted"]
     assert (noted["key"], noted["was"]["rows"], noted["is"]["rows"], noted["step"]) == ("ppo.data", 8, 12, 2)
@@ -242,12 +242,12 @@ def test_prompts_that_changed_under_an_unfinished_stage_are_refused_unless_accep
 def test_a_best_model_that_was_removed_is_made_again_or_told(tmp_path, caplog, monkeypatch):
     keys = {"save_steps": 1, "evaluation": {"every_steps": 1, "save_best": True, "num_samples": 1}}
     told = recipe(tmp_path, **keys)
-    ppo.run(told)
+    run_ppo.run_ppo(told)
     out = tmp_path / "run" / "ppo"
     before = json.loads((out / "checkpoints/step-3/trainer_state.json").read_text())["best_global_step"]
     shutil.rmtree(out / "best")
     monkeypatch.setattr(logging.getLogger("align"), "propagate", True)
-    done = ppo.run(told)
+    done = run_ppo.run_ppo(told)
     if before == 3:
         assert done["best_step"] == 3 and (out / "best/model").is_dir()
     else:

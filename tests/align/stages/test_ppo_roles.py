@@ -12,7 +12,7 @@ from align.models.critic import Critic
 from align.models.role_adapters import RoleError
 from align.models.roles import RoleView
 from align.recipe import Recipe
-from align.stages import ppo
+from align.stages import run_ppo
 from align.stages.chain import run_chain
 from tests.align.models import role_folders
 from tests.align.stages.small_chain import small_recipe, write_data
@@ -57,10 +57,10 @@ def figures(folder):
 
 def test_one_backbone_learns_what_four_do(chain, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        ppo.run(told(chain), out_dir=tmp_path / "shared")
+        run_ppo.run_ppo(told(chain), out_dir=tmp_path / "shared")
     base = f"{chain.output_dir}/base/model"
     assert f"adapters of one base, {base}; the reference is a copy of the policy's adapter" in caplog.text
-    ppo.run(told(chain, shared_backbone=False), out_dir=tmp_path / "alone")
+    run_ppo.run_ppo(told(chain, shared_backbone=False), out_dir=tmp_path / "alone")
     one, other = figures(tmp_path / "shared"), figures(tmp_path / "alone")
     assert len(one) == len(other) == 4
     for line, expected in zip(one, other, strict=True):
@@ -80,8 +80,8 @@ def test_one_backbone_learns_what_four_do(chain, tmp_path, caplog):
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(chain, tmp_path, monkeypatch):
-    whole = ppo.run(told(chain), out_dir=tmp_path / "whole")
-    real = ppo.build
+    whole = run_ppo.run_ppo(told(chain), out_dir=tmp_path / "whole")
+    real = run_ppo.build
 
     def killed(*args, **more):
         trainer, found = real(*args, **more)
@@ -95,11 +95,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(chain, tmp_path, monkeypatch):
         trainer.step = stop
         return trainer, found
 
-    monkeypatch.setattr(ppo, "build", killed)
+    monkeypatch.setattr(run_ppo, "build", killed)
     with pytest.raises(SystemExit):
-        ppo.run(told(chain), out_dir=tmp_path / "killed")
-    monkeypatch.setattr(ppo, "build", real)
-    again = ppo.run(told(chain), out_dir=tmp_path / "killed")
+        run_ppo.run_ppo(told(chain), out_dir=tmp_path / "killed")
+    monkeypatch.setattr(run_ppo, "build", real)
+    again = run_ppo.run_ppo(told(chain), out_dir=tmp_path / "killed")
     assert again["resumed_from"] == 1 and again["score"] == whole["score"]
     for name in ("model/adapter_model", "critic/adapter_model", "critic/head"):
         found, expected = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("killed", "whole"))
@@ -109,17 +109,17 @@ def test_a_stopped_run_goes_on_bit_for_bit(chain, tmp_path, monkeypatch):
 def test_models_that_do_not_fit_have_backbones_of_their_own_or_are_refused(chain, tmp_path, caplog):
     reward = role_folders.whole_reward(tmp_path, chain.output_dir + "/base/model")
     with caplog.at_level(logging.INFO):
-        trainer, _ = ppo.build(recipe := told(chain, reward_from=str(reward)), recipe.ppo, tmp_path / "auto")
+        trainer, _ = run_ppo.build(recipe := told(chain, reward_from=str(reward)), recipe.ppo, tmp_path / "auto")
     assert "ppo: every model has a backbone of its own: the reward model at" in caplog.text
     assert not isinstance(trainer.policy.raw, RoleView)
     strict = told(chain, reward_from=str(reward), shared_backbone=True)
     with pytest.raises(RoleError, match=r"^ppo\.shared_backbone=true: the reward model at .* is a whole model"):
-        ppo.build(strict, strict.ppo, tmp_path / "strict")
+        run_ppo.build(strict, strict.ppo, tmp_path / "strict")
 
 
 def test_a_rule_as_the_reward_needs_no_reward_role(chain, tmp_path):
     recipe = told(chain, reward=[{"kind": "length", "maximum": 4}])
-    trainer, _ = ppo.build(recipe, recipe.ppo, tmp_path)
+    trainer, _ = run_ppo.build(recipe, recipe.ppo, tmp_path)
     assert trainer.policy.raw.backbone.roles == ("policy", "reference", "critic")
     trainer.train()
     assert trainer.state.global_step == 2

@@ -10,7 +10,7 @@ import torch
 
 from align.recipe import Recipe
 from align.runs.errors import TrainingError
-from align.stages import ppo
+from align.stages import run_ppo
 from align.trainers.ppo import PPOTrainer
 from reward.protocol import RewardError
 from tests.align.stages.test_ppo import recipe
@@ -52,7 +52,7 @@ def lines(folder):
 
 
 def test_a_stage_samples_in_this_process(tmp_path):
-    summary = ppo.run(made(tmp_path, {"engine": "vllm"}))
+    summary = run_ppo.run_ppo(made(tmp_path, {"engine": "vllm"}))
     found = [line for line in lines(tmp_path / "run/ppo") if "score/mean" in line]
     assert summary["steps"] == 3 and len(found) == 3
     assert [line["engine/staleness"] for line in found] == [0.0, 0.0, 0.0]
@@ -67,7 +67,7 @@ def test_a_stage_samples_in_this_process(tmp_path):
 def test_a_server_samples_the_next_batch_and_ends_with_its_stage(tmp_path, monkeypatch):
     """Stopped by a reward in the third iteration and continued: the same figures as in one go."""
     whole = made(tmp_path, OVERLAP, num_iterations=4)
-    summary = ppo.run(whole)
+    summary = run_ppo.run_ppo(whole)
     assert not servers()
     found = [line for line in lines(tmp_path / "run/ppo") if "score/mean" in line]
     assert summary["steps"] == 4 and [line["engine/staleness"] for line in found] == [0.0, 1.0, 2.0, 2.0]
@@ -86,11 +86,11 @@ def test_a_server_samples_the_next_batch_and_ends_with_its_stage(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(PPOTrainer, "score", failing)
         with pytest.raises(TrainingError, match=r"no verdict \(iteration 3\)"):
-            ppo.run(part)
+            run_ppo.run_ppo(part)
     assert min(seen) >= 1 and not servers()
     state = torch.load(tmp_path / "again/run/ppo/checkpoints/step-2/ppo_state.pt", weights_only=True)
     assert len(state["ahead"][0]["completions"]["token_ids"]) == 8
-    ppo.run(part)
+    run_ppo.run_ppo(part)
     assert not servers()
     kept = ("score/mean", "kl/reply", "engine/staleness", "policy/loss", "length/mean")
     again = [line for line in lines(tmp_path / "again/run/ppo") if "score/mean" in line]

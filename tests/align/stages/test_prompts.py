@@ -8,7 +8,7 @@ import pytest
 from align.data.encode import encode_prompt
 from align.recipe.errors import RecipeError
 from align.recipe.rollout_section import RolloutSection
-from align.stages import ppo, rejection
+from align.stages import run_ppo, run_rejection
 from align.stages.prompts import check_room, fitting
 from data_formats.errors import EmptyDatasetError
 from data_formats.records import Message, Prompt
@@ -63,13 +63,13 @@ def test_both_stages_cut_and_say_so(tmp_path, caplog):
     made = recipe(tmp_path, rollout=rollout, eval_data=[])
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     caplog.set_level(logging.INFO, "align")
-    trainer, read = ppo.build(made, made.ppo, tmp_path / "out")
+    trainer, read = run_ppo.build(made, made.ppo, tmp_path / "out")
     assert [prompt.messages for prompt in trainer.prompts] == [(Message("user", "z"),)] * 4
     assert read["dropped_rows"] == {"cut to max_prompt_length": 3}
     (tmp_path / "other").mkdir()
     made = rejection_case.recipe(tmp_path / "other", rollout={"num_generations": 2, **rollout}, eval_data=[])
     (tmp_path / "other/prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prompts, _, told = rejection.read_prompts(made, made.rejection, str(tmp_path / "other/policy"), "rejection")
+    prompts, _, told = run_rejection.read_prompts(made, made.rejection, str(tmp_path / "other/policy"), "rejection")
     assert (prompts, told["dropped_rows"]) == (trainer.prompts, read["dropped_rows"])
     for stage in ("ppo", "rejection"):
         assert f"{stage}: 3 rows: cut to max_prompt_length" in caplog.text

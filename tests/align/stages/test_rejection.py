@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from align.runtime import files
-from align.stages import candidates, rejection, selection
+from align.stages import candidates, run_rejection, selection
 from align.stages.candidates import Sampler
 from align.stages.changes import RecipeChangedError, is_begun, require_unchanged
 from align.stages.fresh import clear_stages
@@ -78,7 +78,7 @@ def kept(folder, number):
 def test_the_first_of_the_best_is_kept(tmp_path, monkeypatch, keys, second):
     recipe(tmp_path)
     changes = scripted(monkeypatch, tmp_path) | {"max_steps": 1, "save_steps": None} | keys
-    summary = rejection.run(recipe(tmp_path, **changes))
+    summary = run_rejection.run_rejection(recipe(tmp_path, **changes))
     first = {"a": ("5", 5, 1), "b": ("6", 6, 1), "c": ("1", 1, 1), "f": ("-7", -7, 1)}
     if "threshold" in keys:
         first = {"a": ("5", 5, 1), "b": ("6", 6, 1)}
@@ -103,7 +103,7 @@ def number(text):
 def test_what_is_written_can_be_read_as_data(tmp_path, monkeypatch):
     recipe(tmp_path)
     changes = scripted(monkeypatch, tmp_path) | {"max_steps": 1, "num_rounds": 1}
-    rejection.run(recipe(tmp_path, **changes))
+    run_rejection.run_rejection(recipe(tmp_path, **changes))
     folder = tmp_path / "run/rejection/rounds/1"
     demos = read(folder / "demonstrations.jsonl", Demonstration)
     assert demos.report.format == "messages" and len(demos.records) == 4 and not demos.report.dropped
@@ -123,7 +123,7 @@ def test_the_parts_of_a_reward_are_kept_apart(tmp_path, monkeypatch):
     recipe(tmp_path)
     changes = scripted(monkeypatch, tmp_path) | {"max_steps": 1, "num_rounds": 1}
     changes["reward"] = [changes["reward"] | {"weight": 1.0}, {"kind": "length", "maximum": 1, "weight": 0.5}]
-    rejection.run(recipe(tmp_path, **changes))
+    run_rejection.run_rejection(recipe(tmp_path, **changes))
     first = lines(tmp_path / "run/rejection/rounds/1/samples.jsonl")[0]["replies"]
     assert [(one["score"], one["parts"]) for one in first] == [
         (2.5, {"function": 2.0, "length": 1.0}),
@@ -136,12 +136,12 @@ def test_nothing_kept_is_one_sentence(tmp_path, monkeypatch):
     recipe(tmp_path)
     changes = scripted(monkeypatch, tmp_path)
     with pytest.raises(EmptyDatasetError, match=r"rejection\.threshold: .* best score of all is 6, below .* 6\.5"):
-        rejection.run(recipe(tmp_path, threshold=6.5, **changes))
+        run_rejection.run_rejection(recipe(tmp_path, threshold=6.5, **changes))
     monkeypatch.setitem(TABLE, "a", (["7777!"] * 3,) * 2)
     for letter in "bcdef":
         monkeypatch.setitem(TABLE, letter, TABLE["a"])
     with pytest.raises(EmptyDatasetError, match=r"raise rejection\.rollout\.max_completion_length \(4\)"):
-        rejection.run(recipe(tmp_path, run="other", **changes))
+        run_rejection.run_rejection(recipe(tmp_path, run="other", **changes))
 
 
 def test_prompts_that_are_too_long_are_counted(tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_prompts_that_are_too_long_are_counted(tmp_path, monkeypatch):
     with open(tmp_path / "prompts.jsonl", "a") as file:
         file.write(json.dumps({"prompt": "say " + "g" * 60}) + "\n")
     changes = scripted(monkeypatch, tmp_path) | {"max_steps": 1, "num_rounds": 1}
-    summary = rejection.run(recipe(tmp_path, **changes))
+    summary = run_rejection.run_rejection(recipe(tmp_path, **changes))
     assert summary["prompts"] == 6 and summary["dropped_rows"] == {"longer than max_prompt_length": 1}
 
 
@@ -158,7 +158,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rejection")
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(candidates, "BATCHES_A_PIECE", 1)  # two prompts a piece
-    summary = rejection.run(recipe(folder))
+    summary = run_rejection.run_rejection(recipe(folder))
     yield folder, summary
     monkeypatch.undo()
 
@@ -233,11 +233,11 @@ def test_stopped_in_every_phase_it_ends_as_one_that_was_not(whole, monkeypatch):
     counted(SFTTrainer, "training_step", "steps")
     told(files, "put_dir", "put", 1)
     told(files, "write_text", "write", 0)
-    told(rejection, "look", "look", 2)
+    told(run_rejection, "look", "look", 2)
     kills = 0
     while True:
         try:
-            again = rejection.run(recipe(folder, run="again"))
+            again = run_rejection.run_rejection(recipe(folder, run="again"))
             break
         except Killed:
             kills += 1
@@ -267,7 +267,7 @@ def test_a_reward_that_fails_is_one_error_and_loses_nothing(whole, monkeypatch):
     def failing(body, match):
         (folder / "reward.py").write_text(before.replace("return ", body + "\n    return "))
         with pytest.raises(RewardError, match=match):
-            rejection.run(recipe(folder, run="nan"))
+            run_rejection.run_rejection(recipe(folder, run="nan"))
 
     bad = "if 'say d' in str(prompts):\n        return "
     failing(f"{bad}[float('nan')] * len(prompts)", "gave nan for reply 0")
@@ -277,7 +277,7 @@ def test_a_reward_that_fails_is_one_error_and_loses_nothing(whole, monkeypatch):
     ]
     (folder / "reward.py").write_text(before)
     del seen[:]
-    again = rejection.run(recipe(folder, run="nan"))
+    again = run_rejection.run_rejection(recipe(folder, run="nan"))
     assert len(seen) == 2 + 1 + 3 + 1  # the first piece and the look before were kept
     assert again["score_best"] == summary["score_best"] and again["kept"] == summary["kept"]
 
@@ -289,8 +289,8 @@ def test_replies_that_the_reward_fails_on_are_never_chosen(whole):
     at, best = next((at, found.text) for at, row in enumerate(rows) if (found := selection.best_reply(row, 1)))
     (folder / "reward.py").write_text(before.replace("return ", f"assert {best!r} not in completions\n    return "))
     with pytest.raises(RewardError, match="'reward' failed: AssertionError"):
-        rejection.run(recipe(folder, run="masked"))
-    found = rejection.run(recipe(folder, run="masked", on_reward_error="mask"))  # goes on
+        run_rejection.run_rejection(recipe(folder, run="masked"))
+    found = run_rejection.run_rejection(recipe(folder, run="masked", on_reward_error="mask"))  # goes on
     (folder / "reward.py").write_text(before)
     rows = lines(folder / "masked/rejection/rounds/1/samples.jsonl")
     unknown = [[one["content"] for one in row["replies"] if one["score"] is None] for row in rows]
@@ -304,7 +304,7 @@ def test_replies_that_the_reward_fails_on_are_never_chosen(whole):
 def test_samples_of_other_prompts_are_refused(whole):
     folder, _ = whole
     file = folder / "run/rejection/rounds/1/samples.jsonl"
-    prompts, _, _ = rejection.read_prompts(
+    prompts, _, _ = run_rejection.read_prompts(
         recipe(folder), recipe(folder).rejection, str(folder / "policy"), "rejection"
     )
     assert len(candidates.read_samples(file, prompts, 8)) == 6

@@ -8,7 +8,7 @@ from align.recipe.fields import Source
 from align.recipe.lineage import Origin
 from align.stages import preferences
 from align.stages.chain import run_stage
-from align.stages.reward import _arguments, load, shuffled_labels, train_reward
+from align.stages.run_reward import _arguments, load, shuffled_labels, train_reward
 from align.trainers.reward_groups import GroupOptions
 from data_formats.errors import DataError, MissingFileError
 from data_formats.records import Comparison, Message

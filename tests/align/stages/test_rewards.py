@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from align.stages import outcome, ppo
+from align.stages import outcome, run_ppo
 from align.stages.rewards import build_reward, load_function
 from data_formats.errors import MissingFileError
 from data_formats.records import Message
@@ -77,12 +77,12 @@ def test_ppo_trains_on_rules_logs_each_part_and_starts_its_critic_from_the_polic
         {"kind": "regex", "pattern": "[a-z]", "weight": 0.5, "name": "letters"},
     ]
     chosen = made(tmp_path, *parts, normalize_reward="running_mean_std", evaluation={"num_samples": 1})
-    trainer, read = ppo.build(chosen, chosen.ppo, tmp_path / "out")
+    trainer, read = run_ppo.build(chosen, chosen.ppo, tmp_path / "out")
     assert read["origins"] == {"policy": {"kind": "path", "value": str(tmp_path / "policy")}}
     policy = dict(trainer.policy.raw.model.named_parameters())
     for name, parameter in trainer.critic.raw.backbone.named_parameters():
         assert parameter.equal(policy[name])
-    ppo.run(chosen)
+    run_ppo.run_ppo(chosen)
     lines = [json.loads(line) for line in (tmp_path / "run/ppo/metrics.jsonl").read_text().splitlines()]
     for line in lines:
         mean = {name: line[name] for name in line if name.endswith("/mean") and "score/" in name}
@@ -101,10 +101,10 @@ def test_a_gold_reward_is_built_logged_and_told_in_the_summary(tmp_path):
     ]
     part = {"kind": "regex", "pattern": "[a-z]"}
     chosen = made(tmp_path, part, gold_reward=gold, evaluation={"num_samples": 1, "every_steps": 2})
-    trainer, read = ppo.build(chosen, chosen.ppo, tmp_path / "out")
+    trainer, read = run_ppo.build(chosen, chosen.ppo, tmp_path / "out")
     assert read["origins"]["gold_reward.0"] == {"kind": "path", "value": str(tmp_path / "rm")}
     assert trainer.gold.name == "gold"
-    summary = ppo.run(chosen)
+    summary = run_ppo.run_ppo(chosen)
     lines = [json.loads(line) for line in (tmp_path / "run/ppo/metrics.jsonl").read_text().splitlines()]
     looks = [line for line in lines if "eval/gold" in line]
     assert [line["step"] for line in looks] == [0, 2, 3]
@@ -115,17 +115,17 @@ def test_a_gold_reward_is_built_logged_and_told_in_the_summary(tmp_path):
     assert list(told.values()) == [looks[at][name] for name in ("eval/gold", "eval/gold_greedy") for at in (0, -1)]
     assert not [name for line in lines if "score/mean" in line for name in line if "gold" in name]
     plain = chosen.model_copy(update={"ppo": chosen.ppo.model_copy(update={"gold_reward": ()})})
-    assert not [name for name in ppo.run(plain, out_dir=tmp_path / "plain") if "gold" in name]
+    assert not [name for name in run_ppo.run_ppo(plain, out_dir=tmp_path / "plain") if "gold" in name]
 
 
 def test_rewards_compare_with_the_prompts_own_answers(tmp_path):
     chosen = made(tmp_path, {"kind": "exact_match"}, eval_data=[])
     write_rows(tmp_path / "prompts.jsonl", [{"question": f"say {word}", "answer": word} for word in "abcdefgh"])
-    trainer, _ = ppo.build(chosen, chosen.ppo, tmp_path / "out")
+    trainer, _ = run_ppo.build(chosen, chosen.ppo, tmp_path / "out")
     assert trainer.step()["score/mean"] == 0.0
     assert {prompt.reference for prompt in trainer.prompts} == set("abcdefgh")
     write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"say {word}"} for word in "abcdefgh"])
-    trainer, _ = ppo.build(chosen, chosen.ppo, tmp_path / "out")
+    trainer, _ = run_ppo.build(chosen, chosen.ppo, tmp_path / "out")
     with pytest.raises(Exception, match=r"has no 'reference' to compare with.*the state before it is saved in"):
         trainer.step()
 

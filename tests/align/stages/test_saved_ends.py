@@ -9,13 +9,16 @@ from transformers import AutoTokenizer, GenerationConfig
 from align import cli
 from align.recipe import Recipe
 from align.runs import checkpoint
-from align.stages import base, ppo, rejection, sft
 from align.stages.best import BestModel
+from align.stages.run_base import run_base
+from align.stages.run_ppo import run_ppo
+from align.stages.run_rejection import run_rejection
+from align.stages.run_sft import run_sft
 from tests.align.stages.sft_case import conversations, write_lines
 from tests.align.stages.speaker import END_OF_TEXT, IM_END, save_speaker, says
 
 QLORA = pytest.param("qlora", marks=pytest.mark.needs("bitsandbytes"))
-STAGES = {"base": base, "sft": sft, "rejection": rejection, "ppo": ppo}
+STAGES = {"base": run_base, "sft": run_sft, "rejection": run_rejection, "ppo": run_ppo}
 SUPERVISED = {"max_length": 256, "batch_size": 4, "micro_batch_size": 4, "max_steps": 1, "learning_rate": 1e-6}
 REWARD = "def length(prompts, completions):\n    return [float(len(text)) for text in completions]\n"
 
@@ -79,7 +82,7 @@ def test_the_base_model_itself_goes_on(place):
 @pytest.mark.parametrize("adapter", ["none", "lora", QLORA])
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_a_stage_leaves_ends(place, tmp_path, stage, adapter):
-    STAGES[stage].run(told(place, tmp_path, stage, adapter))
+    STAGES[stage](told(place, tmp_path, stage, adapter))
     models = [tmp_path / stage / "model", *([tmp_path / stage / "ema"] if stage == "ppo" else [])]
     for folder in models:
         names_both_ends(folder)
@@ -97,7 +100,7 @@ def test_what_a_stage_leaves_ends(place, tmp_path, stage, adapter):
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_the_best_model_and_checkpoints_end(place, tmp_path, adapter, monkeypatch):
     monkeypatch.setattr(BestModel, "remove", lambda out_dir: None)
-    sft.run(told(place, tmp_path, "sft", adapter, keep_best=True, holdout=0.25, eval_steps=1, save_steps=1))
+    run_sft(told(place, tmp_path, "sft", adapter, keep_best=True, holdout=0.25, eval_steps=1, save_steps=1))
     for folder in (tmp_path / "sft/best", checkpoint.latest(tmp_path / "sft/checkpoints")):
         names_both_ends(folder)
         assert says(folder, GenerationConfig.from_pretrained(folder)) == "a<|im_end|>"
@@ -106,10 +109,10 @@ def test_the_best_model_and_checkpoints_end(place, tmp_path, adapter, monkeypatc
 def test_a_stage_that_only_had_to_be_saved_ends(place, tmp_path):
     """Killed after its last step: the model comes from the checkpoint, and no training loop is entered."""
     recipe = told(place, tmp_path, "sft", "none", save_steps=1)
-    sft.run(recipe)
+    run_sft(recipe)
     for name in ("model/config.json", "model/generation_config.json", "summary.json"):
         (tmp_path / "sft" / name).unlink()
-    assert sft.run(recipe)["resumed_from"] == 1
+    assert run_sft(recipe)["resumed_from"] == 1
     names_both_ends(tmp_path / "sft/model")
     assert says(tmp_path / "sft/model") == "a<|im_end|>"
 
@@ -118,6 +121,6 @@ def test_ppos_best_model_ends(place, tmp_path):
     write_lines(tmp_path / "held.jsonl", [{"prompt": "say x"}])
     evaluation = {"every_steps": 1, "save_best": True}
     keys = {"eval_data": [str(tmp_path / "held.jsonl")], "evaluation": evaluation}
-    ppo.run(told(place, tmp_path, "ppo", "none", **keys))
+    run_ppo(told(place, tmp_path, "ppo", "none", **keys))
     names_both_ends(tmp_path / "ppo/best/model")
     assert says(tmp_path / "ppo/best/model") == "a<|im_end|>"

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from align.data.load import load_records
 from align.runs import checkpoint
 from align.runs.errors import CheckpointError
-from align.stages import ghost, looks, sft
+from align.stages import ghost, looks, run_sft
 from align.stages.best import BestModel
 from data_formats.errors import EmptyDatasetError
 from data_formats.records import Demonstration
@@ -58,7 +58,7 @@ def measured(run, rows):
 @pytest.fixture(scope="module")
 def looked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("looked")
-    return folder, sft.run(recipe(folder, eval_steps=2, max_steps=5))
+    return folder, run_sft.run_sft(recipe(folder, eval_steps=2, max_steps=5))
 
 
 def test_held_out_loss_by_category_is_the_mean_over_tokens(looked):
@@ -97,7 +97,7 @@ def test_every_look_is_logged_with_its_replies(looked):
 
 def test_looking_changes_nothing_in_what_is_trained(looked):
     folder, summary = looked
-    alone = sft.run(recipe(folder, run="alone", max_steps=5))
+    alone = run_sft.run_sft(recipe(folder, run="alone", max_steps=5))
     assert same(weights(folder / "run/sft/model"), weights(folder / "alone/sft/model"))
     for key in ("heldout_loss", "heldout_loss_before", "train_loss", "end_rate", "distinct", "by_category"):
         assert alone[key] == summary[key], key
@@ -109,7 +109,7 @@ def test_rows_that_are_dropped_do_not_shift_the_categories(tmp_path):
     rows = conversations(3, start=100)
     rows[0]["messages"][0]["content"] = "x" * 300
     write_lines(tmp_path / "heldout.jsonl", rows)
-    summary = sft.run(plain)
+    summary = run_sft.run_sft(plain)
     assert summary["heldout_dropped_rows"] == {"longer than max_length": 1}
     (kept,) = [row["category"] for row in rows[1:] if "category" in row]
     assert set(summary["by_category"]) - {kept} <= {rows[0].get("category")}
@@ -118,7 +118,7 @@ def test_rows_that_are_dropped_do_not_shift_the_categories(tmp_path):
 
 
 def test_without_held_out_conversations_it_trains_and_says_so(tmp_path):
-    summary = sft.run(recipe(tmp_path, eval_data=[], holdout=0.0, eval_steps=2))
+    summary = run_sft.run_sft(recipe(tmp_path, eval_data=[], holdout=0.0, eval_steps=2))
     assert (summary["heldout_loss"], summary["heldout_rows"], summary["steps"]) == (None, 0, 6)
     assert "end_rate" not in summary
 
@@ -129,7 +129,7 @@ def test_an_engine_that_fails_ends_the_stage(tmp_path, monkeypatch):
 
     monkeypatch.setattr(looks, "make_engine", broken)
     with pytest.raises(RolloutError, match="no room"):
-        sft.run(recipe(tmp_path, eval_steps=2))
+        run_sft.run_sft(recipe(tmp_path, eval_steps=2))
 
 
 # -- what gets loss
@@ -150,15 +150,15 @@ def trained_on(monkeypatch):
     """A function that runs the stage and gives its summary and its training rows as (text, text with loss)."""
 
     def run(recipe_):
-        batches, real = Batches(), sft.common.train
+        batches, real = Batches(), run_sft.common.train
 
         def train(trainer, stage):
             trainer.add_callback(batches)
             return real(trainer, stage)
 
         with monkeypatch.context() as patch:
-            patch.setattr(sft.common, "train", train)
-            summary = sft.run(recipe_)
+            patch.setattr(run_sft.common, "train", train)
+            summary = run_sft.run_sft(recipe_)
         tokenizer, shown = byte_tokenizer(), []
         for row in batches.rows:
             kept = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
@@ -216,7 +216,7 @@ def test_mask_reduction_and_packing_reach_the_trainer(tmp_path, trained_on):
         row["messages"][1]["content"] *= 1 + number % 3
     write_lines(tmp_path / "train.jsonl", rows)
     names = ("token_mean", "session_mean", "turn_mean", "prefix_mean")
-    losses = {sft.run(recipe(tmp_path, run=name, loss_reduction=name, **FREE))["train_loss"] for name in names}
+    losses = {run_sft.run_sft(recipe(tmp_path, run=name, loss_reduction=name, **FREE))["train_loss"] for name in names}
     assert len(losses) == 4
 
 
@@ -250,15 +250,15 @@ def watched(monkeypatch):
     """A function that runs the stage with `Ruined`, and gives both."""
 
     def run(recipe_, die=None):
-        seen, real = Ruined(die), sft.common.train
+        seen, real = Ruined(die), run_sft.common.train
 
         def train(trainer, stage):
             trainer.add_callback(seen)
             return real(trainer, stage)
 
         with monkeypatch.context() as patch:
-            patch.setattr(sft.common, "train", train)
-            return sft.run(recipe_), seen
+            patch.setattr(run_sft.common, "train", train)
+            return run_sft.run_sft(recipe_), seen
 
     return run
 
@@ -282,7 +282,9 @@ def test_the_best_model_is_the_one_of_the_lowest_held_out_loss(tmp_path, watched
 
 def test_a_model_that_goes_on_learning_is_kept_as_it_is(tmp_path):
     keys = {"eval_steps": 2, "max_steps": 5}
-    best, plain = (sft.run(recipe(tmp_path, run=name, keep_best=name == "best", **keys)) for name in ("best", "plain"))
+    best, plain = (
+        run_sft.run_sft(recipe(tmp_path, run=name, keep_best=name == "best", **keys)) for name in ("best", "plain")
+    )
     assert best["best_step"] == 5 and best["heldout_loss"] == plain["heldout_loss"]
     assert same(weights(tmp_path / "best/sft/model"), weights(tmp_path / "plain/sft/model"))
 
@@ -305,15 +307,15 @@ def test_a_killed_run_still_knows_the_best(tmp_path, watched, die):
 
 def test_a_run_killed_after_its_last_step_leaves_what_a_whole_one_does(tmp_path, watched, monkeypatch):
     whole, _ = watched(recipe(tmp_path, run="whole", save_steps=3, **KEEPING))
-    killed, real = recipe(tmp_path, run="killed", save_steps=3, **KEEPING), sft.common.save_model
+    killed, real = recipe(tmp_path, run="killed", save_steps=3, **KEEPING), run_sft.common.save_model
 
     def kill(*args):
         raise SystemExit("killed")
 
-    monkeypatch.setattr(sft.common, "save_model", kill)
+    monkeypatch.setattr(run_sft.common, "save_model", kill)
     with pytest.raises(SystemExit):
         watched(killed)
-    monkeypatch.setattr(sft.common, "save_model", real)
+    monkeypatch.setattr(run_sft.common, "save_model", real)
     again, _ = watched(killed)
     assert again["resumed_from"] == 6 and again["best_step"] == whole["best_step"] == 2
     assert same(weights(tmp_path / "whole/sft/model"), weights(tmp_path / "killed/sft/model"))
@@ -364,5 +366,5 @@ def test_keep_best_without_a_held_out_row_is_an_error(tmp_path):
         row["messages"][1]["content"] *= 100 if row["messages"][0]["content"] in held else 1
     write_lines(tmp_path / "train.jsonl", rows)
     with pytest.raises(EmptyDatasetError, match=r"sft\.keep_best needs held-out rows"):
-        sft.run(plain)
+        run_sft.run_sft(plain)
     assert checkpoint.latest(tmp_path / "run/sft/checkpoints") is None

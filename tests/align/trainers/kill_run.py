@@ -22,7 +22,7 @@ import torch
 
 from align.runs import checkpoint, metrics
 from align.runs.seeding import seed_everything
-from align.stages import ppo
+from align.stages import run_ppo
 from align.trainers.ppo import PPOTrainer
 from rollouts.hf import HFEngine
 from tests.align.trainers import ppo_case
@@ -230,7 +230,7 @@ def run(path: Path, order: str = "", *flags: str) -> None:
         with open(path / "starts.jsonl", "a") as file:
             file.write(json.dumps(checkpoint.step_of(newest) if newest else None) + "\n")
     seed_everything(3 if newest is None else 999)  # a resumed process starts with other generators
-    ppo._train(trainer, "ppo")
+    run_ppo._train(trainer, "ppo")
     trainer.kill("after_training", **trainer.where())
     trainer.save_model(path / "model")
     trainer.save_critic(path / "critic")

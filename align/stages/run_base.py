@@ -24,7 +24,7 @@ from data_formats.records import Document
 SAMPLES, BEGINNING, CONTINUED = 8, 12, 36
 
 
-def run(
+def run_base(
     recipe: Recipe, stage: str = "base", *, init_from: Origin | None = None, out_dir: Path | None = None
 ) -> dict[str, Any]:
     """Run the stage and leave its folder behind; returns the summary (losses in nats a token)."""

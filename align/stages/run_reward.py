@@ -29,7 +29,7 @@ from data_formats.records import Comparison, Scored
 SAMPLES = 16
 
 
-def run(
+def run_reward(
     recipe: Recipe, stage: str = "rm", *, init_from: Origin | None = None, out_dir: Path | None = None
 ) -> dict[str, Any]:
     """Run the stage `pmp` or `rm` and leave its folder behind; returns the summary."""

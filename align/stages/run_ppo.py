@@ -17,6 +17,9 @@ from typing import Any
 from align.recipe import Recipe, batch_plan
 from align.recipe.lineage import Origin, critic_origin, gold_origins, init_origin, reward_origins, stage_dir
 from align.recipe.ppo_section import PPOSection
+from align.runs.callbacks import stage_callbacks
+from align.runs.checkpoint import latest, step_of
+from align.runs.interrupt import StopFlag
 from align.runs.seeding import derive, seed_everything
 from align.stages import common
 from align.stages.drafts import prove_outputs
@@ -33,7 +36,7 @@ class CriticError(AlignError, ValueError):
     """A critic that cannot read the policy's tokens."""
 
 
-def run(
+def run_ppo(
     recipe: Recipe, stage: str = "ppo", *, section: PPOSection | None = None, out_dir: Path | None = None
 ) -> dict[str, Any]:
     """Run the stage and leave its folder behind; continues from its newest checkpoint.
@@ -58,7 +61,13 @@ def run(
     with closing(trainer.engine):  # a server does not outlive the stage, however that ends
         common.open_folder(recipe, out_dir)
         prove_outputs(stage, out_dir, trainer.tokenizer, _outputs(trainer))
-        figures |= _train(trainer, stage)
+        newest = latest(trainer.checkpoint_dir)
+        start, training = step_of(newest) if newest else 0, time.perf_counter()
+        with StopFlag() as flag:
+            for callback in stage_callbacks(stage, out_dir, flag, start, metrics=False, figures=BAR):
+                trainer.add_callback(callback)
+            state = trainer.train(resume_from_checkpoint=newest)
+        figures |= _trained(state, trainer.optimizer_steps, stage, start, time.perf_counter() - training)
         trainer.save_model(out_dir / "model")
         if trainer.critic is not None:
             trainer.save_critic(out_dir / "critic")
@@ -177,24 +186,14 @@ def ptx_blocks(recipe: Recipe, section: PPOSection, tokenizer: Any) -> tuple[lis
     return blocks, reports
 
 
-def _train(trainer: Any, stage: str) -> dict[str, Any]:
-    from align.runs.callbacks import stage_callbacks
-    from align.runs.checkpoint import latest, step_of
-    from align.runs.interrupt import StopFlag
-
-    newest = latest(trainer.checkpoint_dir)
-    start = step_of(newest) if newest else 0
-    began = time.perf_counter()
-    with StopFlag() as flag:
-        for callback in stage_callbacks(stage, trainer.output_dir, flag, start, metrics=False, figures=BAR):
-            trainer.add_callback(callback)
-        state = trainer.train(resume_from_checkpoint=newest)
+def _trained(state: Any, optimizer_steps: int, stage: str, start: int, seconds: float) -> dict[str, Any]:
+    """What the training took. Raises StageStopped where it was not finished."""
     if state.global_step < state.max_steps:
         raise common.StageStopped(f"stage '{stage}' stopped at iteration {state.global_step} of {state.max_steps}")
     return {
         "steps": state.global_step,
-        "optimizer_steps": trainer.optimizer_steps,
-        "train_seconds": round(time.perf_counter() - began, 2),
+        "optimizer_steps": optimizer_steps,
+        "train_seconds": round(seconds, 2),
         "resumed_from": start,
     }
 

@@ -29,7 +29,7 @@ from align.runs.errors import TrainingError
 from align.runs.seeding import derive
 from align.runtime import files
 from align.runtime.ranks import any_rank, is_main
-from align.stages import candidates, common, selection, sft
+from align.stages import candidates, common, run_sft, selection
 from align.stages.candidates import REWARD, Sampler
 from align.stages.common import Summary
 from align.stages.drafts import prove_outputs
@@ -40,7 +40,7 @@ from data_formats.records import Prompt
 ROUNDS, DEMONSTRATIONS, HELDOUT = "rounds", "demonstrations.jsonl", "heldout.jsonl"
 
 
-def run(
+def run_rejection(
     recipe: Recipe, stage: str = "rejection", *, section: RejectionSection | None = None, out_dir: Path | None = None
 ) -> Summary:
     """Run the stage and leave its folder behind; goes on where an earlier run stopped.
@@ -122,7 +122,7 @@ def finetune(recipe: Recipe, stage: str, section: RejectionSection, start: str, 
     file = folder / "summary.json"
     if not file.is_file():
         told = section.finetuning(str((folder / DEMONSTRATIONS).resolve()))
-        sft.run(recipe, stage, section=told, init_from=Origin("path", start), out_dir=folder)
+        run_sft.run_sft(recipe, stage, section=told, init_from=Origin("path", start), out_dir=folder)
     any_rank(False)
     done = common.read_summary(folder) or {}
     if is_main():

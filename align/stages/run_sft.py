@@ -41,7 +41,7 @@ class Encoded:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-def run(
+def run_sft(
     recipe: Recipe,
     stage: str = "sft",
     *,
