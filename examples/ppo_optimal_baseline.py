@@ -18,7 +18,7 @@ from align import PPOConfig, PPOTrainer, functional
 from align.models.load import new_causal_lm
 from align.models.tokenizer import train_tokenizer
 from align.recipe.estimators import Estimator
-from align.recipe.fields import Architecture
+from align.recipe.model_section import Architecture
 from align.trainers.ppo.advantages import register
 from data_formats.records import Message, Prompt
 from reward.sources import FunctionReward
