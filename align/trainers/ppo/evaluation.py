@@ -44,7 +44,7 @@ Replies = tuple[Samples, Scores, Scores | None]  # what the reward said of them,
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedRow:
     """One reply: its `figures` (end_rate, length, kl and entropy, both summed over its tokens), what the reward said of
     it, and each part of a composed one; the same of the gold reward."""
 
@@ -143,7 +143,7 @@ class Evaluation:
 
     def _judged(
         self, replies: Callable[[], Replies | None], exact: bool, moment: str
-    ) -> tuple[list[Judged], tuple[tuple[str, ...], tuple[str, ...]]]:
+    ) -> tuple[list[JudgedRow], tuple[tuple[str, ...], tuple[str, ...]]]:
         """This rank's replies, and why the reward, and the gold one, failed on some of them."""
         try:
             with sharding.unsharded(*self.sync.sampled_modules):
@@ -161,7 +161,7 @@ class Evaluation:
         for row, ids in enumerate(samples.reply_ids):
             figures = {"end_rate": float(samples.finished[row]), "length": float(len(ids))}
             figures |= {"kl": kls[row], "entropy": entropies[row]}
-            rows.append(Judged(figures, *scores.row(row), *(gold.row(row) if gold is not None else ())))
+            rows.append(JudgedRow(figures, *scores.row(row), *(gold.row(row) if gold is not None else ())))
         return rows, (scores.failures, () if gold is None else gold.failures)
 
     def _gold_scores(self, gold: Reward | None, samples: Samples) -> Scores | None:
@@ -196,7 +196,7 @@ class Evaluation:
         return masked_sum(kl_BS, mask_BS, dim=1).float().cpu(), masked_sum(policy.entropy, mask_BS, dim=1).float().cpu()
 
 
-def _means(rows: Sequence[Judged], suffix: str) -> dict[str, float]:
+def _means(rows: Sequence[JudgedRow], suffix: str) -> dict[str, float]:
     means = {f"eval/{name}{suffix}": fmean(row.figures[name] for row in rows) for name in rows[0].figures}
     means[f"eval/entropy{suffix}"] /= means[f"eval/length{suffix}"]  # a token
     figures = {f"eval/score{suffix}": _mean(row.score for row in rows), **means}
@@ -211,7 +211,7 @@ def _mean(scores: Iterable[float]) -> float:
     return fmean(score for score in scores if not math.isnan(score))
 
 
-def _failed(rows: Sequence[Judged], suffix: str) -> dict[str, float]:
+def _failed(rows: Sequence[JudgedRow], suffix: str) -> dict[str, float]:
     figures = {f"eval/failed{suffix}": float(sum(math.isnan(row.score) for row in rows))}
     if rows[0].gold is not None:
         figures[f"eval/gold_failed{suffix}"] = float(sum(math.isnan(row.gold) for row in rows))

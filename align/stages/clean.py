@@ -15,8 +15,8 @@ from align.recipe.lineage import stage_dir
 from align.recipe.registry import STAGES
 from align.recipe.sources import LABELLED_SETS, SAMPLED_FROM, world_dir
 from align.runtime.files import storage_errors, sweep
-from align.stages.changes import descendants
 from align.stages.common import MADE_BY_STAGES, is_main
+from align.stages.recipe_guard import descendants
 
 CONTROL_FOLDERS = ("rm_", "sft_", "ppo_")
 CONTROL_FILES = ("summary.json", "good_demonstrations.jsonl")

@@ -29,24 +29,24 @@ from align.tinyworld.world import World
 from data_formats.records import Prompt
 from reward.protocol import Reward, RewardError
 
-Outcome = dict[str, list[list[JudgedReply]]]  # decoding -> prompt -> replies
+Judgements = dict[str, list[list[JudgedReply]]]  # decoding -> prompt -> replies
 
 
-def sft(recipe: Recipe, stage: str, summary: Summary) -> Summary:
+def evaluate_sft(recipe: Recipe, stage: str, summary: Summary) -> Summary:
     """Gold score and share of correct replies of the SFT model; `sft/eval.jsonl`."""
     judging = next((name for name in reversed(SAMPLING_STAGES) if _has_prompts(recipe, name)), None)
     if recipe.tinyworld is None or judging is None or not common.is_main():
         return {}
     model = model_dir(recipe, "sft")  # what the judging stage starts from may be trained later
     prompts = eval_prompts(recipe, judging, model)
-    outcome = judge_model(recipe, model, prompts, gold_rewards(recipe), judging)
-    write_outcome(stage_dir(recipe, "sft") / "eval.jsonl", prompts, {"sft": outcome})
-    return figures(outcome, "gold") | {
-        "headline": [("gold score, greedy replies", None, figures(outcome, "gold")["gold"])]
+    judged = judge_model(recipe, model, prompts, gold_rewards(recipe), judging)
+    write_judgements(stage_dir(recipe, "sft") / "eval.jsonl", prompts, {"sft": judged})
+    return figures(judged, "gold") | {
+        "headline": [("gold score, greedy replies", None, figures(judged, "gold")["gold"])]
     }
 
 
-def rolled_out(recipe: Recipe, stage: str, summary: Summary) -> Summary:
+def evaluate_policy(recipe: Recipe, stage: str, summary: Summary) -> Summary:
     """The policy before and after a stage that samples (rejection, ppo) side by side; `<stage>/eval.jsonl`."""
     if not _has_prompts(recipe, stage) or not common.is_main():
         return {}
@@ -67,11 +67,13 @@ def compare_policies(
     rewards = [*gold_rewards(recipe), policy_reward(recipe, stage)]
     before = judge_model(recipe, before_path, prompts, rewards, stage)
     after = judge_model(recipe, out_dir / "model", prompts, rewards, stage)
-    write_outcome(out_dir / "eval.jsonl", prompts, {"sft": before, stage: after})
+    write_judgements(out_dir / "eval.jsonl", prompts, {"sft": before, stage: after})
     return comparison(*_judged(prompts, before, after), rewards[0].name)
 
 
-def _judged(prompts: list[Prompt], before: Outcome, after: Outcome) -> tuple[list[Prompt], Outcome, Outcome]:
+def _judged(
+    prompts: list[Prompt], before: Judgements, after: Judgements
+) -> tuple[list[Prompt], Judgements, Judgements]:
     """Without the prompts that a reward failed on a reply of (`on_reward_error: mask`).
 
     Raises:
@@ -79,8 +81,8 @@ def _judged(prompts: list[Prompt], before: Outcome, after: Outcome) -> tuple[lis
     """
     failed = {
         at
-        for outcome in (before, after)
-        for replies in outcome.values()
+        for judged in (before, after)
+        for replies in judged.values()
         for at, row in enumerate(replies)
         if any(math.isnan(score) for one in row for score in one.scores.values())
     }
@@ -94,7 +96,7 @@ def _judged(prompts: list[Prompt], before: Outcome, after: Outcome) -> tuple[lis
     return [prompts[at] for at in kept], *rows
 
 
-def comparison(prompts: list[Prompt], before: Outcome, after: Outcome, judge: str) -> Summary:
+def comparison(prompts: list[Prompt], before: Judgements, after: Judgements, judge: str) -> Summary:
     """The figures of `after` beside `before`, by the reward named `judge`."""
     found: Summary = {"judge": judge, **figures(after, judge)}
     categories = [prompt.category for prompt in prompts]
@@ -113,7 +115,7 @@ def comparison(prompts: list[Prompt], before: Outcome, after: Outcome, judge: st
     return found | {"headline": headline(found, before, judge)}
 
 
-def headline(found: Summary, before: Outcome, judge: str) -> list[tuple[str, Any, Any]]:
+def headline(found: Summary, before: Judgements, judge: str) -> list[tuple[str, Any, Any]]:
     """Rows of the chain's table."""
     rows: list[tuple[str, Any, Any]] = []
     for decoding in before:
@@ -129,10 +131,10 @@ def headline(found: Summary, before: Outcome, judge: str) -> list[tuple[str, Any
     return rows
 
 
-def figures(outcome: Outcome, judge: str) -> Summary:
+def figures(judged: Judgements, judge: str) -> Summary:
     """Mean score, shares of correct replies, of well-formed ones and of finished ones, by decoding."""
     found: Summary = {}
-    for decoding, replies in outcome.items():
+    for decoding, replies in judged.items():
         suffix = "" if decoding == "greedy" else f"_{decoding}"
         for name in (judge, "correct", "well_formed"):
             if name in replies[0][0].scores:
@@ -187,7 +189,7 @@ def policy_reward(recipe: Recipe, stage: str = "ppo") -> Reward:
 
 def judge_model(
     recipe: Recipe, path: str | Path, prompts: list[Prompt], rewards: list[Reward], stage: str = "ppo"
-) -> Outcome:
+) -> Judgements:
     """Replies of the model at `path`, decoded as `align.evaluation` always does, judged by every reward."""
     from align.models.load import load_causal_lm
     from align.models.tokenizer import load_tokenizer
@@ -213,16 +215,15 @@ def judge_model(
         }
 
 
-def write_outcome(path: Path, prompts: list[Prompt], outcomes: dict[str, Outcome]) -> None:
+def write_judgements(path: Path, prompts: list[Prompt], policies: dict[str, Judgements]) -> None:
     """A line a prompt: prompt, category, each policy's greedy reply and its scores, and the sampled replies."""
     lines = []
     for index, prompt in enumerate(prompts):
         line: dict[str, Any] = {"prompt": prompt.messages[-1].content, "category": prompt.category}
-        for name, outcome in outcomes.items():
-            line |= {f"{name}_{key}": value for key, value in outcome["greedy"][index][0].row().items()}
-        if all("sampled" in outcome for outcome in outcomes.values()):
-            line["sampled"] = {
-                name: [one.row() for one in outcome["sampled"][index]] for name, outcome in outcomes.items()
-            }
+        for name, judged in policies.items():
+            line |= {f"{name}_{key}": value for key, value in judged["greedy"][index][0].row().items()}
+        if all("sampled" in judged for judged in policies.values()):
+            sampled = {name: judged["sampled"][index] for name, judged in policies.items()}
+            line["sampled"] = {name: [one.row() for one in replies] for name, replies in sampled.items()}
         lines.append(line)
     common.write_lines(path, lines)

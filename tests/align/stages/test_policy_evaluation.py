@@ -7,7 +7,7 @@ import math
 import pytest
 
 from align.evaluation.replies import JudgedReply, judged_replies
-from align.stages import outcome
+from align.stages import policy_evaluation
 from data_formats.records import Message, Prompt
 from reward.protocol import RewardError
 from reward.sources import FunctionReward
@@ -25,19 +25,19 @@ def policies(*rows):
 def test_a_prompt_without_a_verdict_is_in_no_comparison_and_in_the_file(tmp_path, caplog):
     before, after = policies(1.0, 2.0, math.nan, 4.0), policies(2.0, math.nan, 3.0, 4.0)
     with caplog.at_level(logging.WARNING, "align"):
-        found = outcome.comparison(*outcome._judged(PROMPTS, before, after), "reward")
-    whole = outcome.comparison([PROMPTS[0], PROMPTS[3]], policies(1.0, 4.0), policies(2.0, 4.0), "reward")
+        found = policy_evaluation.comparison(*policy_evaluation._judged(PROMPTS, before, after), "reward")
+    whole = policy_evaluation.comparison([PROMPTS[0], PROMPTS[3]], policies(1.0, 4.0), policies(2.0, 4.0), "reward")
     assert found == whole and (found["win"], found["tie"], found["loss"]) == (1, 1, 0)
-    outcome.write_outcome(tmp_path / "eval.jsonl", PROMPTS, {"sft": before, "ppo": after})
+    policy_evaluation.write_judgements(tmp_path / "eval.jsonl", PROMPTS, {"sft": before, "ppo": after})
     lines = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
     assert [(line["sft_reward"], line["ppo_reward"]) for line in lines] == [(1, 2), (2, None), (None, 3), (4, 4)]
 
 
 def test_where_every_prompt_is_judged_nothing_is_left_out():
     before, after = policies(1.0, 2.0), policies(2.0, 3.0)
-    assert outcome._judged(PROMPTS[:2], before, after) == (PROMPTS[:2], before, after)
+    assert policy_evaluation._judged(PROMPTS[:2], before, after) == (PROMPTS[:2], before, after)
     with pytest.raises(RewardError, match="failed on a reply to each held-out prompt"):
-        outcome._judged(PROMPTS[:1], policies(1.0), policies(math.nan))
+        policy_evaluation._judged(PROMPTS[:1], policies(1.0), policies(math.nan))
 
 
 def test_replies_are_judged_as_the_stage_says():

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from align.stages import changes, common
+from align.stages import common, recipe_guard
 from align.stages.chain import prepare_data, run_stage
-from align.stages.fresh import clear_chain
+from align.stages.clean import clear_chain
 from examples.experiments.controls import require_unchanged
 from tests.align.stages.small_chain import changed_keys, small_recipe, write_data
 
@@ -31,7 +31,7 @@ def test_the_world_of_another_seed_or_size_is_not_used_again(tmp_path):
         ("seed", 2, "seed was 1, is 2"),
         ("tinyworld__documents", 7, "tinyworld.documents was 6, is 7"),
     ):
-        with pytest.raises(changes.RecipeChangedError, match=rf"world holds .*\({words}\).*--fresh"):
+        with pytest.raises(recipe_guard.RecipeChangedError, match=rf"world holds .*\({words}\).*--fresh"):
             prepare_data(world_recipe(tmp_path, **{key: value}), "sft")
     assert {path.name: path.read_bytes() for path in world.iterdir()} == before
     prepare_data(world_recipe(tmp_path, seed=2), "rm")  # reads files of the user's only
@@ -47,7 +47,7 @@ def test_a_fresh_stage_of_another_world_is_refused_before_it_is_removed(tmp_path
     summary = tmp_path / "run" / "sft" / "summary.json"
     summary.parent.mkdir()
     summary.write_text("{}")
-    with pytest.raises(changes.RecipeChangedError, match="another world"):
+    with pytest.raises(recipe_guard.RecipeChangedError, match="another world"):
         run_stage(world_recipe(tmp_path, seed=2), "sft", fresh=True)
     assert summary.is_file()
 
@@ -60,7 +60,7 @@ def test_a_stage_killed_before_its_first_checkpoint_is_not_mixed_with_another_re
         if path.name not in ("recipe.yaml", "metrics.jsonl"):
             path.rmdir() if path.is_dir() else path.unlink()
     other = small_recipe(tmp_path, base__learning_rate=0.5)
-    with pytest.raises(changes.RecipeChangedError, match=r"base\.learning_rate was 0\.01, is 0\.5"):
+    with pytest.raises(recipe_guard.RecipeChangedError, match=r"base\.learning_rate was 0\.01, is 0\.5"):
         require_unchanged(other, ("base",))
     (folder / "metrics.jsonl").unlink()  # a recipe that could not start, say for a wrong max_length, may be mended
     require_unchanged(other, ("base",))

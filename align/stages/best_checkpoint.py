@@ -21,19 +21,19 @@ from align.runtime.ranks import any_rank, is_main
 
 LOG = logging.getLogger("align")
 BEST, FIGURES = "best", "best.json"
-LOOK = ("by_category", "replies", "end_rate", "distinct", "reply_tokens")  # what a look tells beside step and loss
+MEASURED = ("by_category", "replies", "end_rate", "distinct", "reply_tokens")  # beside step and loss
 
 
 def put_back(out_dir: Path, summary: dict[str, Any]) -> None:
     """Make `best/` again from the model of a finished stage, for a longer run to beat."""
-    look = {name: summary[name] for name in LOOK if name in summary}
-    look |= {"step": summary["best_step"], "heldout_loss": summary["best_heldout_loss"]}
+    evaluation = {name: summary[name] for name in MEASURED if name in summary}
+    evaluation |= {"step": summary["best_step"], "heldout_loss": summary["best_heldout_loss"]}
     with files.atomic_dir(out_dir / BEST) as draft:
         shutil.copytree(out_dir / "model", draft, dirs_exist_ok=True)
-        files.write_json(draft / FIGURES, look)
+        files.write_json(draft / FIGURES, evaluation)
 
 
-class BestModel:
+class BestCheckpoint:
     """Keeps the best model of a stage.
 
     Args:
@@ -49,14 +49,14 @@ class BestModel:
         if is_main():
             files.heal(self.folder)
         any_rank(False)  # a barrier: nobody reads before the first rank has healed
-        self.look: dict[str, Any] | None = self._read()
+        self.best: dict[str, Any] | None = self._read()
 
     def _read(self) -> dict[str, Any] | None:
         if not self.folder.is_dir():
             return None
         try:
-            look = json.loads((self.folder / FIGURES).read_text(encoding="utf-8"))
-            return look if math.isfinite(look["heldout_loss"]) and isinstance(look["step"], int) else None
+            found = json.loads((self.folder / FIGURES).read_text(encoding="utf-8"))
+            return found if math.isfinite(found["heldout_loss"]) and isinstance(found["step"], int) else None
         except (OSError, ValueError, KeyError, TypeError):
             raise CheckpointError(
                 f"{self.folder / FIGURES} cannot be read, so the best model is unknown: start the stage with --fresh"
@@ -64,9 +64,9 @@ class BestModel:
 
     def tell_of_loss(self, history: list[dict[str, Any]], step: int) -> None:
         """Warn where a resumed run measured held-out losses before, but no `best/` is left of them."""
-        looked = [line for line in history if "eval_loss" in line]
-        if self.look is None and looked and is_main():
-            best = min(looked, key=lambda line: line["eval_loss"])
+        measured = [line for line in history if "eval_loss" in line]
+        if self.best is None and measured and is_main():
+            best = min(measured, key=lambda line: line["eval_loss"])
             LOG.warning(
                 "%s is gone: the best so far (held-out loss %.4g, step %s) cannot be had again, so the best is chosen "
                 "among the models after step %d (--fresh starts the stage anew)",
@@ -76,13 +76,13 @@ class BestModel:
                 step,
             )
 
-    def offer(self, look: dict[str, Any]) -> None:
-        """Keep the current weights if `look["heldout_loss"]` is below that of the best. Every rank calls it.
+    def offer(self, evaluation: dict[str, Any]) -> None:
+        """Keep the current weights if `evaluation["heldout_loss"]` is below that of the best. Every rank calls it.
 
         Raises:
             StorageError: the disk is full or not writable; the best before is intact.
         """
-        if not look["heldout_loss"] < (self.look["heldout_loss"] if self.look else math.inf):
+        if not evaluation["heldout_loss"] < (self.best["heldout_loss"] if self.best else math.inf):
             return
         error: BaseException | None = None
         try:
@@ -90,12 +90,12 @@ class BestModel:
                 with files.atomic_dir(self.folder) as draft:
                     model = self.trainer.accelerator.unwrap_model(self.trainer.model)
                     save_model(model, self.trainer.processing_class, draft)
-                    files.write_json(draft / FIGURES, look)
+                    files.write_json(draft / FIGURES, evaluation)
         except Exception as caught:
             error = caught
         if any_rank(error is not None):
             raise error or TrainingError("the first rank could not keep the best model (see its message)")
-        self.look = look
+        self.best = evaluation
 
     def restore(self) -> dict[str, Any]:
         """Put the best weights into the trainer's model; returns what was measured with them.
@@ -103,11 +103,11 @@ class BestModel:
         Raises:
             TrainingError: no evaluation gave a finite loss.
         """
-        if self.look is None:
+        if self.best is None:
             raise TrainingError("no held-out loss was finite, so there is no best model: lower the learning rate")
-        if self.look["step"] != self.trainer.state.global_step:
+        if self.best["step"] != self.trainer.state.global_step:
             self.trainer._load_from_checkpoint(str(self.folder))  # as Trainer does with its own best checkpoint
-        return self.look
+        return self.best
 
     @staticmethod
     def remove(out_dir: Path) -> None:

@@ -1,7 +1,7 @@
 import matplotlib
 import pytest
 
-from align.report.ppo import ppo_panel, warmup_end
+from align.report.curves import ppo_panel, warmup_end
 from align.report.run import Run, StageFiles
 from align.report.style import LIGHT
 

@@ -5,8 +5,8 @@ import pytest
 from align.recipe.sources import LABELLED_SETS
 from align.stages import world
 from align.stages.chain import run_stage
-from align.stages.changes import descendants
-from align.stages.fresh import clear_chain, clear_stages
+from align.stages.clean import clear_chain, clear_stages
+from align.stages.recipe_guard import descendants
 from tests.align.stages.small_chain import small_recipe, write_data
 
 SIZES = {"documents": 6, "demonstrations": 5, "coarse_comparisons": 4, "comparisons": 4, "heldout_comparisons": 4}

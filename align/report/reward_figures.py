@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 
 from align.evaluation.shares import wilson
 from align.evaluation.table import percent
-from align.report.accuracy import Bar, accuracy_bars, scored
-from align.report.held_out import reliability_rows
+from align.report.accuracy import Bar, accuracy_bars, reliability_rows, scored
 from align.report.run import Run, StageFiles, number
 from align.report.style import Theme, legend, panels
 

@@ -1,4 +1,4 @@
-from align.report.outcomes import by_category, judge_of
+from align.report.policy_evaluation import by_category, judge_of
 from align.report.run import StageFiles
 
 

@@ -1,7 +1,7 @@
-"""A look at the model whenever the trainer evaluates: held-out loss by category, sampled replies, the best so far.
+"""What the trainer's evaluations add: held-out loss by category, sampled replies, the best checkpoint so far.
 
 The first rank samples, as the module is whole there, while the others wait; an engine that fails there ends the stage
-on every rank. Sampling draws from a generator of its own, so a look changes nothing in what is trained.
+on every rank. Sampling draws from a generator of its own, so an evaluation changes nothing in what is trained.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from align.runs.errors import TrainingError
 from align.runs.metrics import MetricsLog
 from align.runtime.memory import memory_errors
 from align.runtime.ranks import any_rank, is_main
-from align.stages import common
-from align.stages.best import BestModel
+from align.stages import common, supervised
+from align.stages.best_checkpoint import BestCheckpoint
 from data_formats.records import Prompt
 from rollouts.select import make_engine
 
-Look = dict[str, Any]
+Evaluation = dict[str, Any]
 
 
-class Looks(TrainerCallback):
+class Evaluations(TrainerCallback):
     """Called by the trainer after every evaluation; adds `eval_end_rate`, `eval_distinct` and `eval_reply_tokens` to
     the log and the replies, with their step, to `samples.jsonl`.
 
     Args:
         trainer: the trainer this callback is added to.
         tokenizer: of the trainer's model.
-        prompts: what is asked at every look, at most `eval_num_replies` of them.
+        prompts: what is asked at every evaluation, at most `eval_num_replies` of them.
         out_dir: the stage's folder.
         max_new_tokens: the longest reply.
         batch_size: replies generated at once.
-        seed: of the sampling, the same at every look.
+        seed: of the sampling, the same at every evaluation.
         best: keeps the best model, where that is asked for.
     """
 
@@ -51,12 +51,12 @@ class Looks(TrainerCallback):
         max_new_tokens: int,
         batch_size: int,
         seed: int,
-        best: BestModel | None = None,
+        best: BestCheckpoint | None = None,
     ):
         self.trainer, self.tokenizer, self.prompts, self.best = trainer, tokenizer, prompts, best
         self.max_new_tokens, self.batch_size, self.seed = max_new_tokens, batch_size, seed
         self.metrics, self.samples = MetricsLog(out_dir / "metrics.jsonl"), SampleFile(out_dir / "samples.jsonl")
-        self.last: Look | None = None
+        self.last: Evaluation | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.best is not None:
@@ -97,25 +97,25 @@ class Looks(TrainerCallback):
             raise error or TrainingError("the first rank could not sample replies (see its message)")
         return rows
 
-    def final(self) -> Look:
-        """The look at the model as it is after training: the one of the last step, or a new one.
+    def final(self) -> Evaluation:
+        """The evaluation of the model as it is after training: the one of the last step, or a new one.
 
-        A stage that was killed after its last step looks again; the lines of that look take the place of the first's.
+        A stage that was killed after its last step evaluates again; those lines take the place of the first's.
         """
         step = self.trainer.state.global_step
         if self.last is None or self.last["step"] != step:
             lines = self.metrics.read()
-            common.write_lines(self.metrics.path, [line for line in lines if not _of_look(line, step)])
-            with common.evaluating(self.trainer):
+            common.write_lines(self.metrics.path, [line for line in lines if not _of_evaluation(line, step)])
+            with supervised.evaluating(self.trainer):
                 self.trainer.evaluate()
-            if self.trainer.args.eval_strategy != "no":  # then the look of a whole run stands before its last line
+            if self.trainer.args.eval_strategy != "no":  # then that of a whole run stands before its last line
                 lines = self.metrics.read()
                 lines.sort(key=lambda line: line["step"] == step and "train_loss" in line)
                 common.write_lines(self.metrics.path, lines)
         return self.last
 
 
-def _of_look(line: Look, step: int) -> bool:
+def _of_evaluation(line: Evaluation, step: int) -> bool:
     return line.get("step") == step and any(key.startswith("eval_") for key in line)
 
 
