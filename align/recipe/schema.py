@@ -18,16 +18,23 @@ def _at_home(folder: str) -> str:
     return str(Path(folder).expanduser()) if folder.startswith("~") else folder
 
 
-class _Recipe(Section):
-    """`name`, where to write, the model, and the stages, each optional."""
+class RecipeHead(Section):
+    """What stands beside the stages: names, where to write, the model."""
 
     name: str = Field(min_length=1)
+    """What the run is called in reports."""
     output_dir: Annotated[LocalPath, AfterValidator(_at_home)]
+    """Where every stage writes its folder."""
     seed: Count = 0
+    """Of everything that is drawn."""
     data_root: LocalPath | None = None
+    """Folder that the paths of sources start from."""
     report_to: Annotated[tuple[str, ...], Listed] = ()
+    """Trackers that metrics go to, by transformers' names (wandb, tensorboard, …)."""
     model: ModelSection
+    """The pretrained model, or the shape of a new one."""
     tinyworld: TinyWorldSection | None = None
+    """Sizes of the embedded world's sets, for sources `tinyworld:NAME`."""
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -75,5 +82,6 @@ class _Recipe(Section):
         return broken
 
 
-_SECTIONS = {stage.name: (stage.section | None, None) for stage in STAGES.values()}
-Recipe = create_model("Recipe", __base__=_Recipe, __module__=__name__, __doc__=_Recipe.__doc__, **_SECTIONS)
+_STAGES = {stage.name: (stage.section | None, None) for stage in STAGES.values()}
+_DOC = "The whole file: its head, and the stages, each optional."
+Recipe = create_model("Recipe", __base__=RecipeHead, __module__=__name__, __doc__=_DOC, **_STAGES)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from align.report.run import Row, Run, StageFiles, clean, number
 from align.report.style import Theme, panels
+from align.runtime.terminal import shortened
 
 BEFORE, AFTER = "sft", "ppo"
 NO_CATEGORY = "(no category)"
@@ -137,7 +138,7 @@ def _stacked(axes: Axes, table: dict[str, Counts], theme: Theme) -> None:
             if share > 0.07:
                 axes.text(left + share / 2, at, str(count), ha="center", va="center", fontsize=8.5, color=ink)
             left += share
-    labels = [name if len(name) <= 28 else name[:27] + "…" for name in table]
+    labels = [shortened(name, 28, "…") for name in table]
     axes.set_yticks(range(len(table)), labels, color=theme.ink)
     axes.invert_yaxis()
     axes.grid(visible=False)
