@@ -236,7 +236,7 @@ def _last_evaluation(trainer: Any) -> dict[str, Any]:
 
     A failed evaluation leaves a checkpoint of the last iteration, from which the same command evaluates alone.
     """
-    from align.trainers.iterations import BEST_MODEL
+    from align.trainers.ppo.loop import BEST_MODEL
 
     state = trainer.state
     if trainer.eval_prompts and "eval/score" not in state.log_history[-1]:

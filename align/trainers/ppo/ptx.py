@@ -19,7 +19,7 @@ from align.functional import token_logprobs
 from align.runtime.padding import pad_right
 from align.trainers.causal_forward import ask_at
 from align.trainers.head import unwrapped
-from align.trainers.minibatches import rank_share
+from align.trainers.ppo.minibatches import rank_share
 
 IGNORE = -100
 

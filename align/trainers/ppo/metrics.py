@@ -50,7 +50,7 @@ Update, means over its optimizer steps (those of the policy are missing while th
     lr/policy, lr/critic, optimizer_steps, warming_up
                                         as they are after the iteration
 
-Held-out prompts (`align.trainers.ppo_eval`), at temperature 1 and, with _greedy, greedily:
+Held-out prompts (`align.trainers.ppo.evaluation`), at temperature 1 and, with _greedy, greedily:
     eval/score, eval/gold, eval/kl (a reply), eval/entropy (a token), eval/length, eval/end_rate
 
 Cost:
@@ -71,21 +71,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from align.functional import Moments, explained_variance, kl_estimate, masked_mean, masked_sum, masked_var, merge_stats
-from align.runs.seeding import derive
+from align.functional import Moments, explained_variance, kl_estimate, masked_mean, masked_sum, masked_var
 from align.runtime.memory import peak_memory_gib
-from align.trainers.experience import Experience, Samples, TokenBatch
-from align.trainers.forward import reply_full_kl
-from align.trainers.minibatches import shuffled
-
-if TYPE_CHECKING:
-    from align.trainers.ppo import PPOTrainer
+from align.trainers.ppo.losses import Figures
+from align.trainers.ppo.types import Experience, Samples
 
 
 class Stopwatch:
@@ -116,16 +111,6 @@ def reply_kl(experience: Experience, kind: str = "k1") -> Tensor:
     return masked_sum(kl_NS, experience.tokens.mask_NS, dim=1)
 
 
-def full_kl(trainer: PPOTrainer, tokens: TokenBatch) -> float:
-    """`kl/full_token`: exact KL(policy || reference), nats a token, over the tokens of `micro_batch_size` replies drawn
-    at random. Costs two forwards of one micro-batch; every rank makes them on the same replies, so that the figure does
-    not depend on the number of ranks."""
-    order = shuffled(len(tokens.lengths_N), derive(trainer.seed, "full_kl", trainer.state.global_step))
-    batch = tokens.rows(order[: trainer.config.micro_batch_size])
-    kl_BS = reply_full_kl(trainer.policy.module, trainer.reference, batch, trainer.config.rollout.temperature)
-    return float(masked_mean(kl_BS, batch.mask_NS))
-
-
 def distinct_share(replies: Sequence[Sequence[int]], n: int) -> float:
     """Different n-grams (n = 1 or 2) of tokens by how many there are in all replies; 0 where there are none."""
     grams = [gram for ids in replies for gram in (ids if n == 1 else pairwise(ids))]
@@ -151,7 +136,6 @@ def rollout_metrics(
     """What the replies of one iteration look like, before the update: all of them, those that are masked too."""
     mask_NS, kl_N = experience.tokens.mask_NS, reply_kl(experience)
     lengths_N = mask_NS.sum(1).float()
-    error_NS = (experience.old_values_NS - experience.returns_NS).square()
     judged_N = ~experience.scores_N.isnan()
     figures = {
         "score/mean": experience.scores_N[judged_N].mean(),
@@ -162,11 +146,7 @@ def rollout_metrics(
         "kl/token": kl_N.sum() / mask_NS.sum(),
         "kl/k3_token": reply_kl(experience, "k3").sum() / mask_NS.sum(),
         "entropy": masked_mean(entropy_NS, mask_NS),
-        "value/mean": masked_mean(experience.old_values_NS, mask_NS),
-        "value/explained_variance": explained_variance(
-            masked_sum(error_NS, experience.mask_NS), Moments.of(experience.returns_NS, experience.mask_NS)
-        ),
-        "returns/std": masked_var(experience.returns_NS, experience.mask_NS).sqrt(),
+        **_value_metrics(experience),
         "advantages/std": advantages_std,
         "length/mean": lengths_N.mean(),
         "length/max": lengths_N.max(),
@@ -177,6 +157,18 @@ def rollout_metrics(
         **kept_mass_metrics(samples),
     }
     return {key: float(figure) for key, figure in figures.items()}
+
+
+def _value_metrics(experience: Experience) -> dict[str, Tensor | float]:
+    values_NS, returns_NS, learnt_NS = experience.old_values_NS, experience.returns_NS, experience.mask_NS
+    if values_NS is None or returns_NS is None:
+        return {}
+    error = masked_sum((values_NS - returns_NS).square(), learnt_NS)
+    return {
+        "value/mean": masked_mean(values_NS, experience.tokens.mask_NS),
+        "value/explained_variance": explained_variance(error, Moments.of(returns_NS, learnt_NS)),
+        "returns/std": masked_var(returns_NS, learnt_NS).sqrt(),
+    }
 
 
 def engine_metrics(samples: Samples, experience: Experience) -> dict[str, float]:
@@ -266,44 +258,42 @@ def _known(score: Tensor) -> float | None:
     return None if score.isnan() else float(score)
 
 
-class UpdateStats:
-    """Collects the losses' statistics over the micro-batches of an update, under one prefix each."""
+class UpdateMetrics:
+    """Collects what an update tells the log."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._norms: dict[str, list[Tensor]] = {}
+        self._figures: Figures = {}
+        self._steps: dict[str, list[Tensor]] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, prefix: str, loss_sum: Tensor | None, stats: dict[str, Tensor | int]) -> None:
-        """Add one micro-batch's sums. A `weight` among them is what the loss is divided by, instead of the tokens."""
-        figures = stats if loss_sum is None else {**stats, "loss": loss_sum.detach()}
-        device = next(figure.device for figure in figures.values() if isinstance(figure, Tensor))
-        part = {f"{prefix}/{key}": torch.as_tensor(figure, device=device) for key, figure in figures.items()}
-        self._sums = merge_stats([self._sums, part])
+    def add(self, figures: Figures) -> None:
+        """Join figures of one micro-batch of this rank."""
+        for name, figure in figures.items():
+            self._figures[name] = self._figures[name].with_other(figure) if name in self._figures else figure
 
-    def norm(self, name: str, norm: Tensor) -> None:
-        """Add a figure that is the same on all ranks; its mean over the iteration is logged."""
-        self._norms.setdefault(name, []).append(norm.detach())
+    def note(self, name: str, figure: Tensor) -> None:
+        """Add a number of one optimizer step that is the same on all ranks; their mean is logged."""
+        self._steps.setdefault(name, []).append(figure.detach())
 
     def count(self, name: str, number: int = 1) -> None:
         """Count events that all ranks see."""
         self._counts[name] = self._counts.get(name, 0) + number
 
     def over_ranks(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over what was counted on all ranks; a collective call when there are several."""
-        sums = self._sums
-        if accelerator.num_processes > 1 and sums:
-            packed = torch.stack([figure.double() for figure in sums.values()])
-            rows = accelerator.gather(packed[None])
-            sums = merge_stats(dict(zip(sums, row, strict=True)) for row in rows)
-        figures = {name: float(torch.stack(norms).mean()) for name, norms in self._norms.items()}
-        figures |= {name: float(count) for name, count in self._counts.items()}
-        for key, figure in sums.items():
-            prefix, name = key.split("/")
-            if name.endswith(("_max", "_min")):
-                if float(sums[f"{prefix}/tokens"]):  # of nothing there is no extreme
-                    figures[key] = float(figure)
-            elif name not in ("tokens", "weight"):
-                by = "weight" if name == "loss" and f"{prefix}/weight" in sums else "tokens"
-                figures[key] = float(figure) / (float(sums[f"{prefix}/{by}"]) or 1.0)
-        return figures
+        """Every figure by name, of all ranks; a collective call when there are several."""
+        figures = self._figures
+        if accelerator.num_processes > 1 and figures:
+            packed = torch.stack([part.double() for one in figures.values() for part in (one.amount, one.count)])
+            first, *others = accelerator.gather(packed[None])
+            figures = _unpacked(figures, first)
+            for row in others:
+                figures = {name: figures[name].with_other(one) for name, one in _unpacked(figures, row).items()}
+        found = {name: float(torch.stack(steps).mean()) for name, steps in self._steps.items()}
+        found |= {name: float(count) for name, count in self._counts.items()}
+        values = {name: figure.value() for name, figure in figures.items()}
+        return found | {name: value for name, value in values.items() if value is not None}
+
+
+def _unpacked(like: Figures, packed: Tensor) -> Figures:
+    pairs = packed.view(-1, 2)
+    return {name: type(figure)(*pair) for (name, figure), pair in zip(like.items(), pairs, strict=True)}

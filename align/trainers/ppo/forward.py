@@ -8,7 +8,7 @@ and never held all at once (`align.trainers.head`); `reply_full_kl` holds a bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from align.functional.logprobs import token_entropy, token_kl, token_logprobs
 from align.functional.support import support_logprobs
-from align.trainers.experience import TokenBatch
 from align.trainers.head import ask_head, block_rows, unwrapped
-from align.trainers.support import SupportTensor
+from align.trainers.optimization import all_modules
+from align.trainers.ppo.types import SupportTensor, TokenBatch
 
 
 def _on_replies(
@@ -128,11 +128,3 @@ def silence_dropout(module: nn.Module) -> None:
         for name in ("attention_dropout", "dropout", "dropout_p"):
             if isinstance(getattr(part, name, None), float):
                 setattr(part, name, 0.0)
-
-
-def all_modules(module: nn.Module) -> Iterator[nn.Module]:
-    """Those it holds, and those of the shared backbone that it computes with."""
-    for part in module.modules():
-        yield part
-        if hasattr(part, "get_base_model"):  # a role of a shared backbone does not hold what it computes with
-            yield from part.get_base_model().modules()

@@ -7,12 +7,16 @@ out: every rank gets like work and padding is small. Losses are sums over the mi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from data_formats.errors import AlignError
+from align.runtime.errors import AlignError
+from align.trainers.ppo.types import TokenBatch
+
+Plan = list[tuple[Tensor, list[Tensor]]]  # of an epoch: by minibatch its global rows, and this rank's by micro-batch
+Minibatches = Callable[[TokenBatch, int], Plan]  # (tokens, epoch); the seam `PPOTrainer.minibatches`
 
 
 class BatchSplitError(AlignError, ValueError):
@@ -52,7 +56,7 @@ def rank_share(lengths: Sequence[int], rank: int, world_size: int) -> list[int]:
 
 def plan_minibatches(
     order_N: Tensor, lengths_N: Tensor, num_mini_batches: int, micro_batch_size: int, rank: int = 0, world_size: int = 1
-) -> list[tuple[Tensor, list[Tensor]]]:
+) -> Plan:
     """Cut one epoch.
 
     Args:

@@ -1,4 +1,4 @@
-"""The outer loop of trainers that learn in iterations, driving transformers' callbacks.
+"""The outer loop of a trainer that learns in iterations, driving transformers' callbacks.
 
 `TrainerCallback` objects get the standard events with the standard arguments. One *step* of `TrainerState`, and of
 logging, evaluating and saving, is one iteration (sampling and all its optimizer steps): PPO has no smaller boundary at

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from align.runs.errors import TrainingError
-from align.trainers.engine_sync import push_current, push_weights, sampled_modules
 from align.trainers.ppo import make_accelerator
 from rollouts.protocol import SamplingParams
 from rollouts.scripted import ScriptedEngine
@@ -44,7 +43,7 @@ def test_training_is_bit_for_bit_that_of_an_engine_on_the_policy_itself(tmp_path
     options |= {"evaluation": {"every_steps": 1, "save_best": True}, "eval_data": ({"path": "unused"},)}
     shared = ppo_case.trainer(tmp_path / "shared", **options)
     own = ppo_case.trainer(tmp_path / "own", engine=Own(), **options)
-    assert sampled_modules(shared) == [shared.policy.module] and sampled_modules(own) == []
+    assert shared.weight_sync.sampled_modules == [shared.policy.module] and own.weight_sync.sampled_modules == []
     shared.train()
     own.train()
     assert all(torch.equal(a, b) for a, b in zip(shared.policy.parameters, own.policy.parameters, strict=True))
@@ -62,14 +61,14 @@ def test_the_engine_says_what_the_policy_says(tmp_path, kind, tied):
         pytest.skip("a saved head is tied to nothing")
     engine = Own(ppo_case.policy(99, tie_word_embeddings=tied))
     trainer = ppo_case.trainer(tmp_path, policy_model=policy_of(kind, tie_word_embeddings=tied), engine=engine)
-    push_current(trainer)
+    trainer.weight_sync.push_if_new(trainer.policy_version)
     assert agrees(trainer)
     before = engine.generate([[5, 9]], SamplingParams(temperature=0, max_new_tokens=12))[0].token_ids
     with torch.no_grad():
         for parameter in trainer.policy.parameters:
             parameter.add_(torch.randn_like(parameter) * 0.3)
-    trainer.policy_version += 1
-    assert push_weights(trainer)["engine/probe_max"] < 1e-4
+    trainer.learner.policy_steps.value += 1
+    assert trainer.weight_sync.push(trainer.policy_version)["engine/probe_max"] < 1e-4
     assert agrees(trainer)
     assert engine.generate([[5, 9]], SamplingParams(temperature=0, max_new_tokens=12))[0].token_ids != before
     figures = trainer.train()
@@ -78,8 +77,8 @@ def test_the_engine_says_what_the_policy_says(tmp_path, kind, tied):
 
 def test_the_first_push_is_told_in_words(tmp_path, caplog):
     trainer = ppo_case.trainer(tmp_path, engine=Own())
-    with caplog.at_level("INFO", logger="align.trainers.engine_sync"):
-        push_current(trainer)
+    with caplog.at_level("INFO", logger="align.trainers.ppo.weight_sync"):
+        trainer.weight_sync.push_if_new(trainer.policy_version)
     said = r"the engine has the policy's weights after \d+\.\d s; its log-probabilities differ from the trainer's by "
     assert re.fullmatch(said + r"at most [-\de.]+ nats", caplog.messages[-1])
 
@@ -146,7 +145,7 @@ def test_a_push_that_breaks_off_stops_the_run_and_leaves_the_engine_unusable(tmp
     trainer = ppo_case.trainer(tmp_path, engine=Failing())
     with pytest.raises(TrainingError, match=r"^the engine died \(iteration 1\); the models after its update are saved"):
         trainer.train()
-    assert trainer.pushed_version is None  # the next push sends everything
+    assert trainer.weight_sync.pushed_version is None  # the next push sends everything
 
 
 def test_precisions_and_an_own_tolerance(tmp_path):
@@ -160,14 +159,14 @@ def test_precisions_and_an_own_tolerance(tmp_path):
     assert 1e-4 < mixed.state.log_history[-1]["engine/probe_max"] < 0.5
     mixed.engine.settings = type("Settings", (), {"probe_tolerance": 1e-4, "max_model_len": 64})()
     with pytest.raises(TrainingError, match=r"\(0.0001 allowed; trainer and engine compute in float32 and bfloat16\)"):
-        push_weights(mixed)
+        mixed.weight_sync.push(mixed.policy_version)
 
 
 def test_the_policy_and_the_generators_are_left_alone(tmp_path):
     trainer = ppo_case.trainer(tmp_path, engine=Own(), policy_model=policy_of("dora"))
     before = [parameter.clone() for parameter in trainer.policy.raw.parameters()]
     state, modes = torch.get_rng_state(), [module.training for module in trainer.policy.raw.modules()]
-    push_weights(trainer)
+    trainer.weight_sync.push(trainer.policy_version)
     assert torch.equal(state, torch.get_rng_state())
     assert modes == [module.training for module in trainer.policy.raw.modules()]
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.policy.raw.parameters(), strict=True))
@@ -176,9 +175,9 @@ def test_the_policy_and_the_generators_are_left_alone(tmp_path):
 
 def test_engines_that_share_or_cannot_score_are_not_probed(tmp_path):
     shared = ppo_case.trainer(tmp_path)
-    shared.policy_version = 3
-    assert push_weights(shared) == {} and shared.engine.weight_version == 3
+    shared.learner.policy_steps.value = 3
+    assert shared.weight_sync.push(shared.policy_version) == {} and shared.engine.weight_version == 3
     scripted = ScriptedEngine(lambda prompt, number: [3, 4, 258])
     scripted.shares_module = False
     trainer = ppo_case.trainer(tmp_path, engine=scripted)
-    assert set(push_weights(trainer)) == {"seconds/sync"}
+    assert set(trainer.weight_sync.push(trainer.policy_version)) == {"seconds/sync"}

@@ -1,15 +1,40 @@
-"""When a PPO run should not go on, and when it should say something."""
+"""When a PPO run should not go on, on which ranks that must be known, and when it should say something."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 from align.recipe.ppo_section import GuardSection, PPOConfig
+from align.runs.errors import TrainingError
+from align.runtime.errors import AlignError
 from align.runtime.memory import memory_errors
+from align.runtime.ranks import agree
+from reward.failures import MAX_FAILED_SHARE
+from reward.protocol import RewardError
 
+Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
+
+
+class NotFiniteError(TrainingError):
+    """A gradient that is not finite; nothing was stepped by it."""
+
+
+def together(work: Callable[[], Result]) -> Result:
+    """`work()` of this rank, once it has gone well on all of them. Collective.
+
+    Raises:
+        TrainingError: on every rank, with the words of an AlignError (the engine's, the reward's) of its own, else of
+            the first rank that failed. Another exception is raised as it came on the ranks that met it.
+    """
+    try:
+        return agree(work, TrainingError)
+    except AlignError as problem:
+        raise TrainingError(str(problem)) from problem
 
 
 def reason_to_stop(metrics: dict[str, float], guards: GuardSection) -> str | None:
@@ -42,6 +67,22 @@ def warn_of(metrics: dict[str, float], guards: GuardSection, iteration: int) -> 
             iteration,
             metrics["score/mean"],
         )
+
+
+def require_judged(failures: Sequence[str], count: int, where: str = "", quiet: bool = False) -> None:
+    """Say on how many of `count` replies, over all ranks, the reward failed, unless another rank does (`quiet`).
+
+    Raises:
+        RewardError: on more of them than may be left out.
+    """
+    if len(failures) > MAX_FAILED_SHARE * count:
+        raise RewardError(
+            f"{len(failures)} of {count} replies cannot be judged, more than the {MAX_FAILED_SHARE:.0%} that "
+            f"on_reward_error: mask leaves out; the first: {failures[0]}"
+        )
+    if failures and not quiet:
+        words = (where, len(failures), count, failures[0])
+        logger.warning("%s: %d of %d replies cannot be judged and teach nothing; the first: %s", *words)
 
 
 def enough_memory(config: PPOConfig, part: str) -> AbstractContextManager[None]:

@@ -1,29 +1,28 @@
-"""What one PPO iteration learns from: the sampled replies, their token tensors, and the experience made of them.
+"""What the parts of PPO hand to one another: sampled replies, scores, token tensors, and the experience made of them.
 
 Layout. A row is prompt + reply, padded on the right. State t is the position after reading tokens 0..t, its action is
 token t + 1; so a row of T tokens has S = T - 1 states, and every per-action tensor has shape (N, S) with its mask 1
 where the action is a token of the reply (the drawn end token included). Masks come from lengths, never from ids, and
 whatever stands at padded positions is read by nobody.
+
+Supports. What truncated sampling could draw at each reply token differs in size by orders of magnitude (one id where
+the policy is sure, thousands where it is not), so supports are stored end to end, and padded for a micro-batch only.
 """
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data_formats.records import Prompt
 from reward.failures import MAX_FAILED_SHARE, OnRewardError, judge_all
-from reward.protocol import Reward, RewardError, Sample, prompt_columns
-
-if TYPE_CHECKING:
-    from align.trainers.support import SupportTensor
-
-logger = logging.getLogger(__name__)
+from reward.protocol import Reward, Sample, prompt_columns
+from rollouts.protocol import Completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +83,20 @@ class Samples:
         return cls(*(sum((getattr(part, field.name) for part in parts), ()) for field in fields(cls)))
 
 
+def full_logprobs(completion: Completion) -> tuple[float, ...] | None:
+    """The engine's log-probability (nats) of each token under the full temperature-divided distribution.
+
+    None when the engine gave neither these nor log-probabilities with their kept mass.
+    """
+    if completion.full_logprobs is not None:
+        return completion.full_logprobs
+    if completion.logprobs is None or completion.kept_mass is None:
+        return None
+    return tuple(
+        logprob + math.log(kept) for logprob, kept in zip(completion.logprobs, completion.kept_mass, strict=True)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """What the reward said of N replies.
@@ -140,22 +153,6 @@ class Scores:
         return self.parts.get(name, torch.full_like(self.total_N, torch.nan))
 
 
-def require_judged(failures: Sequence[str], count: int, where: str = "", quiet: bool = False) -> None:
-    """Say on how many of `count` replies, over all ranks, the reward failed, unless another rank does (`quiet`).
-
-    Raises:
-        RewardError: on more of them than may be left out.
-    """
-    if len(failures) > MAX_FAILED_SHARE * count:
-        raise RewardError(
-            f"{len(failures)} of {count} replies cannot be judged, more than the {MAX_FAILED_SHARE:.0%} that "
-            f"on_reward_error: mask leaves out; the first: {failures[0]}"
-        )
-    if failures and not quiet:
-        words = (where, len(failures), count, failures[0])
-        logger.warning("%s: %d of %d replies cannot be judged and teach nothing; the first: %s", *words)
-
-
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
     """Token ids of N rows.
@@ -164,17 +161,26 @@ class TokenBatch:
         input_ids_NT: (N, T) int64, prompt + reply, padded on the right.
         prompt_lengths_N: (N) tokens of the prompt, at least 1.
         lengths_N: (N) tokens of prompt + reply.
+        groups_N: (N) int64, one number for the replies to one prompt; None where nobody compares them.
     """
 
     input_ids_NT: Tensor
     prompt_lengths_N: Tensor
     lengths_N: Tensor
+    groups_N: Tensor | None = None
 
     @classmethod
     def from_ids(
-        cls, prompt_ids: Sequence[Sequence[int]], reply_ids: Sequence[Sequence[int]], pad_id: int = 0
+        cls,
+        prompt_ids: Sequence[Sequence[int]],
+        reply_ids: Sequence[Sequence[int]],
+        pad_id: int = 0,
+        num_generations: int = 1,
     ) -> TokenBatch:
         """Pad prompt + reply of every row on the right to the longest.
+
+        Args:
+            num_generations: so many rows that follow one another answer one prompt.
 
         Raises:
             ValueError: a prompt or a reply is empty (there would be no state, or no action, to learn from).
@@ -190,6 +196,7 @@ class TokenBatch:
             torch.tensor([row + [pad_id] * (width - len(row)) for row in rows]),
             torch.tensor([len(prompt) for prompt in prompt_ids]),
             torch.tensor([len(row) for row in rows]),
+            torch.arange(len(rows)) // num_generations,
         )
 
     @property
@@ -217,14 +224,70 @@ class TokenBatch:
         """These rows, cut to their own longest length."""
         lengths_B = self.lengths_N[rows_B]
         width = int(lengths_B.max())
-        return TokenBatch(self.input_ids_NT[rows_B, :width], self.prompt_lengths_N[rows_B], lengths_B)
+        groups_B = None if self.groups_N is None else self.groups_N[rows_B]
+        return TokenBatch(self.input_ids_NT[rows_B, :width], self.prompt_lengths_N[rows_B], lengths_B, groups_B)
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same on another device."""
-        return TokenBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+        moved = (getattr(self, field.name) for field in fields(self))
+        return TokenBatch(*(None if tensor is None else tensor.to(device) for tensor in moved))
 
 
 @dataclass(frozen=True, slots=True)
+class SupportTensor:
+    """The ids that could be drawn at every action of N rows; S states as in `TokenBatch`.
+
+    Attributes:
+        ids_F: (F) int32, the supports one after the other.
+        starts_NS: (N, S) int64, where the support of an action begins in `ids_F`.
+        counts_NS: (N, S) int64, its size; 0 where the action is no token of a reply.
+    """
+
+    ids_F: Tensor
+    starts_NS: Tensor
+    counts_NS: Tensor
+
+    @classmethod
+    def from_supports(cls, supports: Sequence[Sequence[Sequence[int]] | None], tokens: TokenBatch) -> SupportTensor:
+        """Put `Samples.supports` into the layout of `tokens`, on its device.
+
+        Raises:
+            ValueError: a reply without support, or one with another number of them than it has tokens.
+        """
+        mask_NS = tokens.mask_NS.cpu()
+        for row, (support, length) in enumerate(zip(supports, mask_NS.sum(1).tolist(), strict=True)):
+            if support is None or len(support) != length:
+                found = "none" if support is None else f"{len(support)}"
+                raise ValueError(
+                    f"reply {row} has {length} tokens and {found} recorded supports: the engine must return one a token"
+                )
+        counts_NS = torch.zeros(mask_NS.shape, dtype=torch.int64)
+        counts_NS[mask_NS] = torch.tensor([len(ids) for support in supports for ids in support])
+        starts_NS = (counts_NS.flatten().cumsum(0) - counts_NS.flatten()).view_as(counts_NS)
+        ids_F = torch.tensor([token for support in supports for ids in support for token in ids], dtype=torch.int32)
+        device = tokens.input_ids_NT.device
+        return cls(ids_F.to(device), starts_NS.to(device), counts_NS.to(device))
+
+    def rows(self, rows_B: Tensor, states: int | None = None) -> SupportTensor:
+        """These rows, cut to `states` (those of `TokenBatch.rows`; default all). The ids are shared, not copied."""
+        return SupportTensor(self.ids_F, self.starts_NS[rows_B, :states], self.counts_NS[rows_B, :states])
+
+    def from_state(self, first: int) -> SupportTensor:
+        """The same without the states before `first`."""
+        return SupportTensor(self.ids_F, self.starts_NS[:, first:], self.counts_NS[:, first:])
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """(ids_NSK int64, mask_NSK bool) as `functional.support_logprobs` takes them; K is the largest support's size.
+
+        Padded places hold id 0.
+        """
+        places_K = torch.arange(max(1, int(self.counts_NS.max())), device=self.ids_F.device)
+        mask_NSK = places_K < self.counts_NS[..., None]
+        at_NSK = (self.starts_NS[..., None] + places_K).masked_fill(~mask_NSK, 0)
+        return self.ids_F[at_NSK].long().masked_fill(~mask_NSK, 0), mask_NSK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Experience:
     """Everything an update needs; N is the global rollout batch (all ranks hold all of it), or a micro-batch's rows.
 
@@ -237,10 +300,10 @@ class Experience:
         old_logps_NS: (N, S) nats, the denominator of the ratio: the sampling policy under the training forward,
             temperature-divided, over the full vocabulary or, with `support`, over what the sampler could draw.
         ref_logps_NS: (N, S) nats, the reference over the full vocabulary.
-        old_values_NS: (N, S) the critic before the update, in units of the normalised reward.
+        old_values_NS: (N, S) the critic before the update, in units of the normalised reward; None without a critic.
         rewards_NS: (N, S) the shaped reward of each action: -kl_coef * KL, plus the score on the last reply token.
-        advantages_NS: (N, S) GAE, whitened over the global batch when the recipe says so.
-        returns_NS: (N, S) regression targets of the critic.
+        advantages_NS: (N, S) what the estimator says, whitened over the global batch when the recipe says so.
+        returns_NS: (N, S) regression targets of the critic; None without one.
         full_logps_NS: (N, S) nats, the sampling policy over the full vocabulary, where `old_logps_NS` is not that.
         sampler_logps_NS: (N, S) nats, the same as the engine computed it, where it is corrected for.
         importance_NS: (N, S) weights of the policy's loss that correct for it; None: 1.
@@ -254,10 +317,10 @@ class Experience:
     normalized_N: Tensor
     old_logps_NS: Tensor
     ref_logps_NS: Tensor
-    old_values_NS: Tensor
+    old_values_NS: Tensor | None
     rewards_NS: Tensor
     advantages_NS: Tensor
-    returns_NS: Tensor
+    returns_NS: Tensor | None
     full_logps_NS: Tensor | None = None
     sampler_logps_NS: Tensor | None = None
     importance_NS: Tensor | None = None
@@ -285,13 +348,4 @@ class Experience:
                 return None if value is None else value.rows(rows_B, states)
             return value[rows_B] if value.dim() == 1 else value[rows_B, :states]
 
-        return Experience(tokens, *(cut(getattr(self, field.name)) for field in fields(self)[1:]))
-
-
-def scatter_rows(parts: Sequence[tuple[Tensor, Tensor]], shape: tuple[int, int]) -> Tensor:
-    """Put `(rows_B, values_Bs)` pieces of own widths into one zero tensor of `shape` (N, S)."""
-    first = parts[0][1]
-    whole_NS = first.new_zeros(shape)
-    for rows_B, values_Bs in parts:
-        whole_NS[rows_B, : values_Bs.shape[1]] = values_Bs
-    return whole_NS
+        return Experience(tokens=tokens, **{field.name: cut(getattr(self, field.name)) for field in fields(self)[1:]})

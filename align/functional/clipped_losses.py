@@ -95,7 +95,7 @@ def policy_loss(
         (loss_sum, stats). Stats are detached scalars over the tokens that count: `clipped` (how many lost their
         gradient to the clip), `dual_clipped` (how many to the second one, where there is one), `approx_kl` (sum of
         (r - 1) - log r, an estimate of KL(old || new), never negative),
-        `ratio` (sum), `ratio_max`, `ratio_min` (-inf and inf when nothing counts), `tokens`. `merge_stats` joins them.
+        `ratio` (sum), `ratio_max`, `ratio_min` (-inf and inf when nothing counts), `tokens`.
 
     Raises:
         ValueError: unequal shapes, cliprange not above 0, or dual_clip not above 1.
