@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from align.recipe.estimators import ESTIMATORS
 from align.recipe.ppo_section import PPOConfig
+from align.runtime.terminal import shortened
 from data_formats.columns import with_all_columns
 from data_formats.detection import detect
 from data_formats.errors import DataError
@@ -153,6 +154,5 @@ def _shown(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, str | Path):
-        text = str(value)
-        return f"the text {text if len(text) <= 40 else text[:37] + '...'!r}"
+        return f"the text {shortened(str(value), 40)!r}"
     return "None" if value is None else f"a {type(value).__name__}"

@@ -155,13 +155,13 @@ class Recorder(PPOTrainer):
 
 def before_each_step(learner, note):
     """Have `note(trained)` called when the gradients of an optimizer step are there, before they are clipped."""
-    step = learner._step
+    step = learner.step
 
-    def noted(trained, metrics):
-        note(trained)
-        step(trained, metrics)
+    def noted(metrics, *, with_policy):
+        note({"value": learner.critic} | ({"policy": learner.policy} if with_policy else {}))
+        step(metrics, with_policy=with_policy)
 
-    learner._step = noted
+    learner.step = noted
 
 
 def share(samples: Samples, rank: int, world_size: int) -> Samples:
