@@ -19,7 +19,7 @@ PIP_ADD = $(BIN)/python -m pip install -q --disable-pip-version-check
 
 help:
 	@echo "make quickstart [SEED=n]   install, then the whole chain on the embedded default (runs/quickstart)"
-	@echo "make controls [SEED=n]     the other arms and controls beside the quickstart"
+	@echo "make controls [SEED=n]     the controls beside the quickstart"
 	@echo "make test [WORKERS=n]      the tests, in two processes"
 	@echo "make test-slow             the long ones"
 	@echo "make test-extras           those of make test that want install-full"
@@ -55,7 +55,7 @@ quickstart: $(STAMP)
 	@$(TRAIN) $(BIN)/align quickstart seed=$(SEED)
 
 controls: quickstart
-	@$(TRAIN) $(BIN)/python -m align.stages.controls quickstart seed=$(SEED)
+	@$(TRAIN) $(BIN)/python examples/experiments/controls.py quickstart seed=$(SEED)
 
 # Most of these are Python on one core: a worker for each, and a file's tests together.
 test test-extras: THREADS := 1

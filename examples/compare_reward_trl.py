@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from align.evaluation.accuracy import Judged, accuracy
+from align.evaluation.accuracy import JudgedPair, accuracy
 
 Lines = list[dict[str, Any]]
 SAME = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "learning_rate")
@@ -134,7 +134,7 @@ def table(runs: list[Lines]) -> list[list[float]]:
 
 def share(rows: list[list[float]]) -> dict[str, Any]:
     """Accuracy of a `table`; answers to one prompt are not independent in its interval."""
-    return accuracy([Judged(hit - 0.5, None, prompt=str(at)) for at, row in enumerate(rows) for hit in row], True)
+    return accuracy([JudgedPair(hit - 0.5, None, prompt=str(at)) for at, row in enumerate(rows) for hit in row], True)
 
 
 def compare(recipe: Any, seeds: list[int]) -> dict[str, Any]:

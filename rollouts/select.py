@@ -70,7 +70,7 @@ def make_engine(
 
         adapters = pushes_adapter(model, vllm.adapters, _device(model))
         return VLLMEngine(model, vllm, temperature=temperature, return_support=return_support, takes_adapters=adapters)
-    from rollouts.vllm.client import VLLMServerEngine
+    from rollouts.vllm.server_engine import VLLMServerEngine
 
     shared = {} if share is None else {"share": share}
     return VLLMServerEngine(model, vllm, is_owner=is_owner, temperature=temperature, **shared)

@@ -30,7 +30,7 @@ GROUND = "align.runtime"
 
 # Room -> what of ours it may import (itself always). A room without a line here may import nothing.
 ARROWS: dict[str, frozenset[str]] = {
-    "align.runtime": frozenset(),  # the ground floor: every room may stand on it
+    GROUND: frozenset(),  # every room may stand on it
     "data_formats": frozenset(),
     "reward": frozenset({"data_formats"}),
     "rollouts": frozenset({"data_formats"}),
@@ -50,7 +50,6 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.report": frozenset(
         {"data_formats", "align.recipe", "align.evaluation.accuracy", "align.evaluation.shares"}
         | {"align.evaluation.table"}  # plain numbers
-        | {"align.runtime.json_files"}
     ),
     "align.doctor": frozenset({"data_formats", "align.recipe", "align.report.run"}),  # without torch
     "align.plan": frozenset({"data_formats.errors", "align.recipe"}),  # without torch
@@ -74,7 +73,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.tinyworld": frozenset(),
     "align.models": TORCH | {"tokenizers", "peft", "bitsandbytes"},
     "align.data": TORCH - {"safetensors"},
-    "align.runs": (TORCH - {"safetensors"}) | {"accelerate", "filelock", "psutil", "rich"},
+    "align.runs": (TORCH - {"safetensors"}) | {"accelerate", "psutil", "rich"},
     "align.trainers": TORCH | {"accelerate", "peft", "trl"},
     "align.evaluation": TORCH,
     "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),
@@ -85,7 +84,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align": frozenset({"rich"}),
 }
 LAZY: dict[str, frozenset[str]] = {
-    "align.runtime": frozenset({"torch", "transformers", "accelerate", "peft"}),
+    "align.runtime": frozenset({"torch"}),
     "data_formats": frozenset({"pyarrow", "zstandard", "datasets", "datasketch", "numpy"}),
     "reward": frozenset({"regex", "math_verify", "peft", "bitsandbytes"}),
     "rollouts": frozenset({"peft", "bitsandbytes"}),
@@ -97,7 +96,7 @@ ENGINES = {"vllm": "rollouts.vllm"}  # only inside that package
 # "align/x/y.py" or "align/x/y.py:function" -> why it is one thing.
 FILE_LINES, FUNCTION_LINES, MEDIAN_LINES = 400, 60, 130
 WHOLE: dict[str, str] = {
-    "align/recipe/ppo_section.py": "the keys of ppo, each with its meaning, and the rules between them",
+    "align/recipe/ppo_section.py": "the keys of one stage, each with its meaning under it",
 }
 
 

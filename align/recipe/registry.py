@@ -22,6 +22,7 @@ class Stage:
     """One stage: its key in the recipe and the name of its folder are `name`.
 
     Attributes:
+        meaning: one sentence for the recipe reference.
         section: of the recipe.
         records: the kind of record that its `data` holds, a class of `data_formats.records` by name.
         parents: whose model it starts from where `init_from` names none: the first of them that the recipe has, else
@@ -39,6 +40,7 @@ class Stage:
     """
 
     name: str
+    meaning: str
     section: type[StageSection]
     records: Literal["Document", "Demonstration", "Comparison", "Prompt"]
     run: str
@@ -72,6 +74,7 @@ class Stage:
 _RECORDS = (
     Stage(
         name="base",
+        meaning="(continued) pretraining.",
         section=BaseSection,
         records="Document",
         run="align.stages.run_base:run_base",
@@ -80,6 +83,7 @@ _RECORDS = (
     ),
     Stage(
         name="sft",
+        meaning="Supervised finetuning.",
         section=SFTSection,
         records="Demonstration",
         run="align.stages.run_sft:run_sft",
@@ -89,6 +93,7 @@ _RECORDS = (
     ),
     Stage(
         name="pmp",
+        meaning="Preference-model pretraining.",
         section=RewardSection,
         records="Comparison",
         run="align.stages.run_reward:run_reward",
@@ -100,18 +105,20 @@ _RECORDS = (
     ),
     Stage(
         name="rm",
+        meaning="Reward model.",
         section=RewardSection,
         records="Comparison",
         run="align.stages.run_reward:run_reward",
         parents=("pmp", "base"),
         makes="reward",
-        evaluate=("align.stages.arms:without_pmp", "align.stages.arms:manners"),
+        evaluate=("align.stages.reward_controls:without_pmp", "align.stages.reward_controls:by_manners"),
         beside=("rm_without_pmp",),
         headline="align.report.headline:accuracies",
         figures="reward",
     ),
     Stage(
         name="rejection",
+        meaning="Rejection-sampling finetuning.",
         section=RejectionSection,
         records="Prompt",
         run="align.stages.run_rejection:run_rejection",
@@ -121,6 +128,7 @@ _RECORDS = (
     ),
     Stage(
         name="ppo",
+        meaning="PPO and its relatives.",
         section=PPOSection,
         records="Prompt",
         run="align.stages.run_ppo:run_ppo",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from align.evaluation.accuracy import Judged, Part, accuracy, parts, won_share
+from align.evaluation.accuracy import JudgedPair, Part, accuracy, parts, won_share
 from align.evaluation.shares import wilson
 from align.report.run import Row, StageFiles, clean, number
 from data_formats.splitting import text_key
@@ -60,9 +60,9 @@ def accuracy_bars(stage: StageFiles) -> list[Bar]:
     return bars + _others(stage.summary)
 
 
-def _judged(row: Row) -> Judged:
+def _judged(row: Row) -> JudgedPair:
     tags = row.get("tags")
-    return Judged(
+    return JudgedPair(
         float(row["chosen_score"]) - float(row["rejected_score"]),
         _longer(row),
         clean(row.get("category"), 60),
@@ -85,14 +85,12 @@ def _longer(row: Row) -> int | None:
 
 
 def _longer_wins(rows: list[Row], summary: Row) -> bool:
-    """What the summary says; that of an older version only by which direction gives its `length_baseline`."""
-    rule, baseline = summary.get("length_rule"), number(summary.get("length_baseline"))
+    """What the summary says; where it says nothing (the stage goes on), what the rows so far would."""
+    rule = summary.get("length_rule")
     if isinstance(rule, dict) and isinstance(rule.get("longer_wins"), bool):
         return rule["longer_wins"]
     share = won_share([longer for row in rows if (longer := _longer(row)) is not None])
-    if share is None or baseline is None:
-        return share is None or share >= 0.5
-    return abs(share - baseline) <= abs(1 - share - baseline)
+    return share is None or share >= 0.5
 
 
 def _from_summary(summary: Row) -> dict[str, dict[str, Part]]:

@@ -9,6 +9,7 @@ from align.report.outcomes import Counts, by_category
 from align.report.rejection import starting_policy
 from align.report.run import Run
 from align.report.style import Theme, panels
+from align.runtime.terminal import shortened
 
 MAX_CATEGORIES = 16
 
@@ -50,7 +51,7 @@ def _stacked(axes: Axes, table: dict[str, Counts], theme: Theme) -> None:
             if share > 0.07:
                 axes.text(left + share / 2, at, str(count), ha="center", va="center", fontsize=8.5, color=ink)
             left += share
-    labels = [name if len(name) <= 28 else name[:27] + "…" for name in table]
+    labels = [shortened(name, 28, "…") for name in table]
     axes.set_yticks(range(len(table)), labels, color=theme.ink)
     axes.invert_yaxis()
     axes.grid(visible=False)

@@ -29,5 +29,9 @@ class MissingPackageError(AlignError, ImportError):
     """A package that only some features need is not installed."""
 
 
+class ShadowedPackageError(AlignError, ImportError):
+    """Something else stands before one of our own packages on Python's path."""
+
+
 class OutOfMemoryError(AlignError, MemoryError):
     """Not enough memory, the host's or a device's; says what to lower."""

@@ -114,11 +114,6 @@ def differences(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
     return found
 
 
-def changed_keys(recipe: Recipe, stage: str, folder: Path) -> list[str]:
-    """`changes` in words: "key was X, is Y"."""
-    return [str(one) for one in changes(recipe, stage, folder)]
-
-
 def _compare(key: str, was: Any, now: Any, found: list[Change]) -> None:
     if isinstance(was, dict) and isinstance(now, dict):
         for name in now:
@@ -145,19 +140,6 @@ def is_begun(recipe: Recipe, stage: str) -> bool:
     """Whether the stage has written anything besides what it notes before it starts."""
     folder = stage_dir(recipe, stage)
     return any((folder / name).exists() for name in MADE_BY_STAGES if name not in NOTES)
-
-
-def require_unchanged(recipe: Recipe, stages: tuple[str, ...]) -> None:
-    """Raises RecipeChangedError when a stage was finished, or begun, with another recipe."""
-    problems: list[str] = []
-    for stage in stages:
-        if is_begun(recipe, stage):
-            problems += changed_keys(recipe, stage, stage_dir(recipe, stage))
-    if problems:
-        raise RecipeChangedError(
-            f"{recipe.output_dir} holds stages made with another recipe ({some(problems)}): "
-            "give --fresh to start them anew, or choose another output_dir"
-        )
 
 
 def some(problems: list[str]) -> str:

@@ -264,7 +264,7 @@ def read_rows(path: Path, advice: str = "remove it to have it made again") -> li
 
 
 def read_summary(folder: Path) -> Summary | None:
-    """What a stage, an arm or the chain left in its `summary.json`, None where it has not finished.
+    """What a stage, a control or the chain left in its `summary.json`, None where it has not finished.
 
     Raises:
         RunFileError: the file is damaged.

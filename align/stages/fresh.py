@@ -18,7 +18,7 @@ from align.runtime.files import storage_errors, sweep
 from align.stages.changes import descendants
 from align.stages.common import MADE_BY_STAGES, is_main
 
-CONTROL_ARMS = ("rm_", "sft_", "ppo_")
+CONTROL_FOLDERS = ("rm_", "sft_", "ppo_")
 CONTROL_FILES = ("summary.json", "good_demonstrations.jsonl")
 _LABELLED_FILES = [f"{name}{ending}" for name in LABELLED_SETS for ending in (".jsonl", ".info.json")]
 
@@ -42,7 +42,7 @@ def clear_stages(recipe: Recipe, stages: tuple[str, ...]) -> list[str]:
     clear_outcome(recipe)
     for stage in reversed(descendants(recipe, stages)):
         _remove(stage_dir(recipe, stage), MADE_BY_STAGES)
-        clear_arms(recipe, stage)
+        clear_beside(recipe, stage)
     if _samples_for_world(recipe, stages):
         _remove(world_dir(recipe), _LABELLED_FILES)
     return gone
@@ -52,12 +52,12 @@ def clear_outcome(recipe: Recipe) -> None:
     """Remove what was made from the whole chain: its summary and the controls."""
     root = Path(recipe.output_dir)
     (root / "summary.json").unlink(missing_ok=True)
-    for arm in _control_arms(root / "controls"):
-        _remove(arm, MADE_BY_STAGES)
+    for control in _control_folders(root / "controls"):
+        _remove(control, MADE_BY_STAGES)
     _remove(root / "controls", CONTROL_FILES)
 
 
-def clear_arms(recipe: Recipe, stage: str) -> None:
+def clear_beside(recipe: Recipe, stage: str) -> None:
     """Remove what the evaluation of a stage wrote in folders of its own."""
     for name in STAGES[stage].beside:
         _remove(stage_dir(recipe, name), MADE_BY_STAGES)
@@ -68,7 +68,7 @@ def made_from(recipe: Recipe, stages: tuple[str, ...]) -> list[str]:
     others = [stage for stage in descendants(recipe, stages) if stage not in stages]
     found = [stage for stage in others if holds(stage_dir(recipe, stage), MADE_BY_STAGES)]
     controls = Path(recipe.output_dir) / "controls"
-    if holds(controls, CONTROL_FILES) or any(holds(arm, MADE_BY_STAGES) for arm in _control_arms(controls)):
+    if holds(controls, CONTROL_FILES) or any(holds(control, MADE_BY_STAGES) for control in _control_folders(controls)):
         found.append("the controls")
     if _samples_for_world(recipe, stages) and holds(world_dir(recipe), _LABELLED_FILES):
         found.append("the comparisons of sampled replies")
@@ -105,8 +105,8 @@ def _world_files(recipe: Recipe) -> list[str]:
     return [file.name for file in world_dir(recipe).glob("*.json*")]
 
 
-def _control_arms(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*") if path.is_dir() and path.name.startswith(CONTROL_ARMS)]
+def _control_folders(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*") if path.is_dir() and path.name.startswith(CONTROL_FOLDERS)]
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:

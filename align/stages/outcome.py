@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from align.evaluation import compare
-from align.evaluation.replies import Judged, decodings, judged_replies
+from align.evaluation.replies import JudgedReply, decodings, judged_replies
 from align.recipe import Recipe
 from align.recipe.lineage import init_origin, model_dir, stage_dir
 from align.recipe.registry import SAMPLING_STAGES
@@ -29,7 +29,7 @@ from align.tinyworld.world import World
 from data_formats.records import Prompt
 from reward.protocol import Reward, RewardError
 
-Outcome = dict[str, list[list[Judged]]]  # decoding -> prompt -> replies
+Outcome = dict[str, list[list[JudgedReply]]]  # decoding -> prompt -> replies
 
 
 def sft(recipe: Recipe, stage: str, summary: Summary) -> Summary:
@@ -141,12 +141,12 @@ def figures(outcome: Outcome, judge: str) -> Summary:
     return found
 
 
-def scores(replies: list[list[Judged]], name: str) -> list[list[float]]:
+def scores(replies: list[list[JudgedReply]], name: str) -> list[list[float]]:
     """One reward's scores, a list a prompt."""
     return [[one.scores[name] for one in row] for row in replies]
 
 
-def distinct(replies: list[list[Judged]]) -> float:
+def distinct(replies: list[list[JudgedReply]]) -> float:
     """Share of different texts among all replies."""
     texts = [one.text for row in replies for one in row]
     return len(set(texts)) / len(texts)
@@ -226,8 +226,3 @@ def write_outcome(path: Path, prompts: list[Prompt], outcomes: dict[str, Outcome
             }
         lines.append(line)
     common.write_lines(path, lines)
-
-
-def read_outcome(path: Path, name: str) -> list[dict[str, Any]]:
-    """The sampled replies of one policy in `eval.jsonl`, a list of rows a prompt."""
-    return [line["sampled"][name] for line in common.read_rows(path)]

@@ -289,7 +289,7 @@ def _lengthen(recipe: Recipe, stage: str, one: Longer) -> None:
     fresh.clear_outcome(recipe)
     for name in later:
         fresh.clear_stages(recipe, (name,))
-    fresh.clear_arms(recipe, stage)
+    fresh.clear_beside(recipe, stage)
     if summary and "best_score" in summary:
         state = read_object(folder / "checkpoints" / f"step-{one.checkpoint}" / "trainer_state.json", "") or {}
         if state.get("best_global_step") != summary["best_step"]:  # of a look after the checkpoint: not in a longer run

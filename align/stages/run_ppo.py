@@ -42,7 +42,7 @@ def run_ppo(
     """Run the stage and leave its folder behind; continues from its newest checkpoint.
 
     Args:
-        section: in place of the recipe's, for a control arm.
+        section: in place of the recipe's, for a control.
         out_dir: in place of `<output_dir>/ppo`.
 
     Returns:

@@ -46,7 +46,7 @@ def run_rejection(
     """Run the stage and leave its folder behind; goes on where an earlier run stopped.
 
     Args:
-        section: in place of the recipe's, for an arm.
+        section: in place of the recipe's, for an experiment.
         out_dir: in place of `<output_dir>/rejection`.
 
     Returns:

@@ -53,11 +53,11 @@ def train_reward(
     stage: str = "rm",
     shuffle_labels: bool = False,
 ) -> dict[str, Any]:
-    """Train one reward model into `out_dir`: a stage, or a control arm beside it.
+    """Train one reward model into `out_dir`: a stage, or a control beside it.
 
     Args:
         recipe: for the model's settings, data root and batch plan.
-        section: data and hyper-parameters; an arm changes it with `section.model_copy(update={...})`.
+        section: data and hyper-parameters; a control changes it with `section.model_copy(update={...})`.
         origin: what to start from.
         seed: for the head, the order of the pairs and the shuffling of labels.
         stage: names the section in messages.

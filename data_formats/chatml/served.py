@@ -11,6 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from align.runtime.errors import AlignError
+from align.runtime.terminal import shortened
 from data_formats.chatml.pieces import IM_END, IM_START
 from data_formats.records import Message
 
@@ -55,7 +56,7 @@ def _refuse_giants(template: str) -> None:
     for code in _CODE.findall(template):
         rest = _SMALL_POWER.sub("0", _NO_POWER.sub("", code))
         if found := _GIANT.search(rest):
-            raise OverflowError(f"it computes with a power or number that may be giant: {found.group()[:40]}")
+            raise OverflowError(f"it computes with a power or number that may be giant: {shortened(found.group())}")
 
 
 def _bounded(work: Callable[[], str]) -> str:
@@ -111,7 +112,7 @@ def _opening(tokenizer: Any) -> tuple[str, Message | None]:
         if not mark or head not in ("", tokenizer.bos_token):
             raise TemplateError(
                 f"the tokenizer's chat template does not begin a conversation with {IM_START} or a BOS token, but with "
-                f"{(head or mark)[:40]!r}: it writes no ChatML"
+                f"{shortened(head or mark)!r}: it writes no ChatML"
             )
         system = rest.startswith("system\n")
         turn = Message("system", rest.removeprefix("system\n").partition(IM_END)[0]) if system else None

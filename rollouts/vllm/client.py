@@ -1,153 +1,116 @@
-"""vLLM as a server: one that this engine starts, owns and ends, or servers that run already (`settings.urls`).
-
-Weights go by files that the server's workers read (`rollouts.vllm.push`), adapters merged into them; an own server
-starts with random ones, and nothing is generated before the first `update_weights`. Every reply names the weights that
-made it, by a mark that is this engine's own: a reply by other ones is refused and asked for once more.
-
-A server that dies or hangs in the middle of a call costs time only: an own one is started again (`max_restarts` times),
-gets the last weights from their file, and is asked for what is unanswered; one given by URL is left out when it fails
-twice, and its share goes to the others. Every reply has its own seed, so a call gives the same replies in the end (to
-the rounding of matrix products, which in bfloat16 depends on how many sequences run at once).
-
-Several ranks share one server: `is_owner` starts, pushes and ends it, `share` tells the others where it is.
-`update_weights` is for a moment when no rank generates. `generate` may run in one thread while another trains; `close`
-may be called from any.
-"""
+"""Asking one vLLM server: JSON over a unix socket or TCP, with the key, by `align.runtime.http`."""
 
 from __future__ import annotations
 
-import atexit
-import threading
-from collections.abc import Callable, Iterable
+import json
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
-from torch import Tensor, nn
-
+from align.runtime import http
+from align.runtime.address import is_loopback
+from align.runtime.secrets import shown_url
 from rollouts.errors import RolloutError
-from rollouts.protocol import Completion, SamplingParams
-from rollouts.settings import VLLMSettings
-from rollouts.vllm.backend import Backend
-from rollouts.vllm.requests import check_ids, logprobs_mode
-from rollouts.vllm.start import plain_model
-from rollouts.vllm.wire import sampling_requests, scoring_request, to_completion, to_logprobs
+
+LARGEST = 256 * 2**20  # bytes of an answer that are read
 
 
-def _alone(shared: Any) -> Any:
-    return shared
+class ServerGone(Exception):
+    """No connection, one that broke off, an answer of 5xx or none in time: the server is down, dead or hangs.
 
-
-class VLLMServerEngine:
-    """Samples and scores with vLLM behind HTTP.
-
-    Args:
-        model: the trainer's module; only its configuration, names and shapes are read.
-        settings: of vLLM; with `urls` those servers are used, and their key is read from `api_key_env`.
-        is_owner: this rank starts the server and pushes.
-        share: gives every rank the owner's object; called by all ranks together. Default: there is one rank.
-        temperature: of the rollouts to come; decides which log-probabilities the server gives.
-
-    Raises:
-        RolloutError: a server does not start, cannot be reached, refuses the key, or holds another model.
+    Attributes:
+        connected: there was somebody.
     """
 
-    shares_module = False
+    def __init__(self, problem: str, connected: bool = True):
+        super().__init__(problem)
+        self.connected = connected
 
-    def __init__(
-        self,
-        model: nn.Module,
-        settings: VLLMSettings,
-        *,
-        is_owner: bool = True,
-        share: Callable[[Any], Any] = _alone,
-        temperature: float = 1.0,
-    ):
-        if settings.adapters == "adapter":
-            raise RolloutError("a vLLM server takes whole weights only: set adapters: merge (or auto)")
-        self.settings, self.weight_version = settings, 0
-        self._vocabulary: int = plain_model(model).config.get_text_config().vocab_size
-        self._mode = logprobs_mode(temperature)
-        self._unusable: str | None = "has no weights yet: push them by update_weights first"
-        self._busy = threading.RLock()
-        self._closed = False
-        self._backend = Backend(model, settings, self._mode, is_owner=is_owner, share=share, alone=share is _alone)
-        atexit.register(self.close)
 
-    def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
-        """`params.n` completions per prompt, prompt-major. Without a seed every call draws anew.
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Where a server is, and what it wants to hear.
 
-        Raises:
-            RolloutError: an empty or too long prompt, an id outside the vocabulary, no weights, or no server is left.
-        """
-        self._check_usable()
-        if params.return_support and params.temperature > 0:
-            raise RolloutError("the vLLM server does not say which ids could be drawn: use rollout engine hf")
-        for row, prompt in enumerate(prompts):
-            self._check(prompt, f"prompt {row}", self.settings.max_model_len - params.max_new_tokens)
-        with self._busy:
-            self._check_usable()
-            answers = self._backend.ask(sampling_requests(prompts, params, self._vocabulary))
-            return [to_completion(answer, params, self._mode, self.weight_version) for answer in answers]
+    Attributes:
+        url: http://HOST:PORT, https://HOST:PORT or unix:///PATH/OF/SOCKET.
+        key: sent with every request; not shown in any text.
+    """
 
-    def token_logprobs(self, sequences: list[list[int]]) -> list[tuple[float, ...]]:
-        """See `rollouts.protocol.Scoring`.
+    url: str
+    key: str = field(repr=False)
 
-        Raises:
-            RolloutError: as `generate`.
-        """
-        self._check_usable()
-        for row, sequence in enumerate(sequences):
-            self._check(sequence, f"sequence {row}", self._backend.room - 1)
-        with self._busy:
-            self._check_usable()
-            answers = self._backend.ask([scoring_request(sequence) for sequence in sequences])
-            return [to_logprobs(answer, ids) for answer, ids in zip(answers, sequences, strict=True)]
-
-    def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Takes every weight of the model under checkpoint names. All ranks call it; all read the stream to its end.
-
-        Raises:
-            RolloutError: a wrong or missing name or shape, no room for the files, or a server refused them; nothing is
-                generated until a whole update has gone through.
-            Exception: what the stream itself raises; the same then.
-        """
-        with self._busy:
-            self._check_open()
-            self._unusable = "got only a part of its last weights: push all of them again"
-            self._backend.deliver(named_tensors, version)
-            self._unusable, self.weight_version = None, version
-
-    def sleep(self) -> None:
-        """Frees the GPU's memory of an own server while the trainer updates. Not with several ranks, not on a CPU."""
-        with self._busy:
-            self._check_open()
-            self._backend.sleep()
-
-    def wake(self) -> None:
-        """The server has its memory again."""
-        with self._busy:
-            self._check_open()
-            self._backend.wake()
-
-    def close(self) -> None:
-        """Ends the own server and removes the weights' files; a call that runs in another thread fails."""
-        if not self._closed:
-            self._closed = True
-            atexit.unregister(self.close)
-            self._backend.close()
-
-    def _check(self, ids: list[int], what: str, room: int) -> None:
-        check_ids(ids, what, self._vocabulary)
-        if len(ids) > room:
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme == "unix":
+            sound = parts.path.startswith("/") and not parts.netloc
+        else:
+            sound = parts.scheme in ("http", "https") and _names_a_host(parts) and parts.path in ("", "/")
+        if not sound or parts.username or parts.password or parts.query or parts.fragment:
             raise RolloutError(
-                f"{what} has {len(ids)} tokens, and {room} fit into max_model_len {self.settings.max_model_len} beside "
-                "the reply: raise ppo.rollout.vllm.max_model_len or shorten it"
+                f"'{shown_url(self.url)}' is no address of a vLLM server: write http://HOST:PORT, https://HOST:PORT "
+                "or unix:///PATH"
             )
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RolloutError("this engine was closed")
+    @property
+    def in_the_clear(self) -> bool:
+        """Whether the key travels to another machine unencrypted."""
+        parts = urlsplit(self.url)
+        return parts.scheme == "http" and not is_loopback(parts.hostname or "")
 
-    def _check_usable(self) -> None:
-        self._check_open()
-        if self._unusable is not None:
-            raise RolloutError(f"the vLLM engine {self._unusable}")
+    def ask(self, path: str, body: dict[str, Any] | None = None, *, timeout: float) -> Any:
+        """GET without a body, POST with one. Returns the decoded JSON, None for an empty answer.
+
+        Args:
+            timeout: seconds for all of it.
+
+        Raises:
+            ServerGone: the server is not there, or not well.
+            RolloutError: it refuses: a wrong key, a wrong request.
+        """
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        content = None if body is None else json.dumps(body, allow_nan=False).encode()
+        unix = urlsplit(self.url).path if self.url.startswith("unix:") else None
+        url = f"http://localhost{path}" if unix else self.url.rstrip("/") + path
+        failure: Exception | None = None
+        try:
+            answer = http.ask(
+                url, content, headers=headers, timeout=timeout, largest=LARGEST, secrets=[self.key], socket=unix
+            )
+        except http.Late:
+            failure = ServerGone(f"gave no answer to {path} in {timeout:g} s")
+        except http.Untrusted as error:
+            failure = RolloutError(f"the vLLM server {self.url} {error}")
+        except http.NoAnswer as error:
+            failure = ServerGone(str(error), not isinstance(error, http.Unreachable))
+        if failure is not None:
+            raise failure
+        return self._judged(path, answer)
+
+    def _judged(self, path: str, answer: http.Answer) -> Any:
+        status = answer.status
+        if status == 200:
+            if len(answer.content) > LARGEST:
+                raise RolloutError(f"the answer of the vLLM server {self.url} to {path} is over {LARGEST} bytes")
+            try:
+                return json.loads(answer.content) if answer.content else None
+            except ValueError:
+                raise RolloutError(f"the vLLM server {self.url} answered {path} with no JSON") from None
+        if status in (401, 403):
+            raise RolloutError(
+                f"the vLLM server {self.url} does not take the key (status {status}): "
+                "set the variable that api_key_env names to the one the server was started with"
+            )
+        if status >= 500 or status == 429:
+            raise ServerGone(f"answered {path} with status {status}: {answer.said[:300]}")
+        if status == 404:
+            raise RolloutError(
+                f"the vLLM server {self.url} has no {path}: start it with `python -m rollouts.vllm.serve`"
+            )
+        raise RolloutError(f"the vLLM server {self.url} refused {path} with status {status}: {answer.said[:300]}")
+
+
+def _names_a_host(parts: SplitResult) -> bool:
+    try:
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is no number, or too large
+        return False

@@ -2,7 +2,7 @@
 
 The engine is alone on its rank's device (tensor parallelism needs `vllm_server`) and shares nothing with the trainer:
 weights come by `update_weights`, before the first of which nothing is sampled. The hosting process is left as it was,
-and does not look distributed because of vLLM (see `process_guard`); with several ranks each has its own engine.
+and does not look distributed because of vLLM (see `isolation`); with several ranks each has its own engine.
 Calls come from the thread that trains: while one runs, no other may draw from the process's random generators.
 
 On a CPU: no sleeping (nothing would be freed), eager, float32 or bfloat16. An own seed for every prompt of a call makes
@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from rollouts.errors import RolloutError
 from rollouts.protocol import Completion, SamplingParams
 from rollouts.settings import VLLMSettings
-from rollouts.vllm import requests as requests
-from rollouts.vllm.adapter import Adapter
+from rollouts.vllm import requests
 from rollouts.vllm.local import LocalVLLM
-from rollouts.vllm.start import plain_model
+from rollouts.vllm.setup import plain_model
 from rollouts.vllm.weights import checked
 from rollouts.weights import checkpoint_names
 
@@ -72,7 +71,6 @@ class VLLMEngine:
         self._shapes = checkpoint_names(model, merge=not takes_adapters)
         self._vocabulary = plain_model(model).config.vocab_size
         self._unusable: str | None = "has no weights yet: push them by update_weights first"
-        self._adapter: Adapter | None = None
         self._told = False
         self._local = LocalVLLM(model, settings, mode=self._mode, adapters=takes_adapters, mask=return_support)
 
@@ -118,7 +116,7 @@ class VLLMEngine:
         """
         self._local.wake(("weights",))
         self._unusable = "got only a part of its last weights: push all of them again"
-        self._drop_adapter()
+        self._local.drop_adapter()
         self._local.reload(checked(named_tensors, self._shapes))
         self._unusable, self.weight_version = None, version
 
@@ -137,13 +135,7 @@ class VLLMEngine:
         if self._unusable not in (None, _NO_ADAPTER):
             raise RolloutError(f"the vLLM engine {self._unusable}")
         self._unusable = _NO_ADAPTER
-        self._drop_adapter()
-        self._adapter = Adapter(config, named_tensors)
-        try:
-            self._local.load_adapter(self._adapter.request(load_inplace=True))
-        except Exception as error:
-            self._drop_adapter()
-            raise RolloutError(f"vLLM refused the adapter: {error}") from error
+        self._local.load_adapter(config, named_tensors)
         self._unusable, self.weight_version = None, version
 
     def sleep(self) -> None:
@@ -162,7 +154,6 @@ class VLLMEngine:
 
     def close(self) -> None:
         """Frees everything; later calls are refused."""
-        self._drop_adapter()
         self._local.close()
 
     def _run(self, prompts: list[list[int]], asked: list[vllm.SamplingParams]) -> list[vllm.RequestOutput]:
@@ -171,7 +162,7 @@ class VLLMEngine:
             raise RolloutError(f"the vLLM engine {self._unusable}")
         reason, self._unusable = self._unusable, "stopped in the middle of its work: close it and build another"
         try:
-            outputs = self._local.run(prompts, asked, None if self._adapter is None else self._adapter.request())
+            outputs = self._local.run(prompts, asked)
         except Exception as error:
             raise RolloutError(f"vLLM failed while sampling: {type(error).__name__}: {error}") from error
         self._unusable = reason
@@ -184,11 +175,6 @@ class VLLMEngine:
                 f"{what} has {len(ids)} tokens, but beside {beside} only {max(room, 0)} fit into max_model_len "
                 f"{self.settings.max_model_len}: shorten it or raise ppo.rollout.vllm.max_model_len"
             )
-
-    def _drop_adapter(self) -> None:
-        if self._adapter is not None:
-            self._adapter.close()
-            self._adapter = None
 
 
 _NO_ADAPTER = "lost its adapter: push it again"

@@ -1,24 +1,28 @@
-"""A vLLM engine in this process, with everything it does inside the process's guard."""
+"""A vLLM engine in this process, with everything it does inside the process's isolation."""
 
 from __future__ import annotations
 
 import gc
+import json
+import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rollouts.errors import RolloutError
-from rollouts.settings import VLLMSettings
-from rollouts.vllm.process_guard import PrivateWorld, undisturbed, without_vllms_cleanup
-from rollouts.vllm.start import start
+from rollouts.settings import VLLMSettings, memory_hint
+from rollouts.vllm.isolation import PrivateWorld, quiet, undisturbed, without_vllms_cleanup
+from rollouts.vllm.setup import engine_arguments, write_config
 from rollouts.vllm.weights import abandon_reload, repack_for_cpu
 
 if TYPE_CHECKING:
     import vllm
-    from vllm.lora.request import LoRARequest
 
 ALL = ("weights", "kv_cache")
 
@@ -27,7 +31,7 @@ class LocalVLLM:
     """vLLM's `LLM`, undisturbing, and awake when it has to be.
 
     Args:
-        options: `mode`, `adapters` and `mask` of `start.engine_arguments`.
+        options: `mode`, `adapters` and `mask` of `setup.engine_arguments`.
 
     Attributes:
         room: tokens of the longest request.
@@ -35,25 +39,24 @@ class LocalVLLM:
     """
 
     def __init__(self, model: nn.Module, settings: VLLMSettings, **options: Any):
-        self._llm: vllm.LLM | None = start(model, settings, **options)
+        self._llm: vllm.LLM | None = _start(model, settings, **options)
         from vllm.platforms import current_platform
 
         self.on_cpu = current_platform.is_cpu()
         self.room = self._llm.model_config.max_model_len
         self._asleep: set[str] = set()
+        self._adapter: tempfile.TemporaryDirectory[str] | None = None  # its files; vLLM may read them again
         if self.on_cpu:
             self._warm_up()
 
-    def run(
-        self, prompts: list[list[int]], asked: list[vllm.SamplingParams], adapter: LoRARequest | None = None
-    ) -> list[vllm.RequestOutput]:
-        """What vLLM makes of each prompt, in their order."""
+    def run(self, prompts: list[list[int]], asked: list[vllm.SamplingParams]) -> list[vllm.RequestOutput]:
+        """What vLLM makes of each prompt, in their order, with the adapter where there is one."""
         self.wake(ALL)
         if not prompts:
             return []
         with undisturbed():
             inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-            return self._open().generate(inputs, asked, use_tqdm=False, lora_request=adapter)
+            return self._open().generate(inputs, asked, use_tqdm=False, lora_request=self._request())
 
     def reload(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """New weights in place of the old ones, in this engine's memory.
@@ -84,12 +87,32 @@ class LocalVLLM:
                 llm.apply_model(repack_for_cpu)
             self._forget()
 
-    def load_adapter(self, request: LoRARequest) -> None:
-        """Reads an adapter's files; it is used by runs that name it."""
+    def load_adapter(self, config: dict[str, Any], named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Puts an adapter, in PEFT's file format, in the place of the last one; all runs use it from then on.
+
+        Raises:
+            RolloutError: vLLM refuses it; there is none then.
+        """
         self.wake(ALL)
-        with undisturbed():
-            self._open().llm_engine.add_lora(request)
-            self._forget()
+        self.drop_adapter()
+        self._adapter = tempfile.TemporaryDirectory(prefix="align-adapter-")
+        folder = Path(self._adapter.name)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors}
+        save_file(tensors, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+        try:
+            with undisturbed():
+                self._open().llm_engine.add_lora(self._request(load_inplace=True))
+                self._forget()
+        except Exception as error:
+            self.drop_adapter()
+            raise RolloutError(f"vLLM refused the adapter: {error}") from error
+
+    def drop_adapter(self) -> None:
+        """Runs use the base alone."""
+        if self._adapter is not None:
+            self._adapter.cleanup()
+            self._adapter = None
 
     def sleep(self) -> None:
         """The cache is dropped and the weights wait in the host's memory (vLLM's level 1)."""
@@ -118,6 +141,7 @@ class LocalVLLM:
 
     def close(self) -> None:
         """Frees weights and cache; the process's own distributed groups stay as they are."""
+        self.drop_adapter()
         llm, self._llm = self._llm, None
         if llm is None:
             return
@@ -129,6 +153,18 @@ class LocalVLLM:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _request(self, *, load_inplace: bool = False) -> Any:
+        """The adapter as vLLM names it: always the same id, so that the last one gives way.
+
+        Args:
+            load_inplace: read the files although vLLM holds an adapter of that id; without it the old one stays.
+        """
+        if self._adapter is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest("policy", 1, self._adapter.name, load_inplace=load_inplace)
 
     def _warm_up(self) -> None:
         """Pays for the sampler's compilation, and asks for AMX.
@@ -153,3 +189,66 @@ class LocalVLLM:
         if self._llm is None:
             raise RolloutError("this engine was closed")
         return self._llm
+
+
+def _start(model: nn.Module, settings: VLLMSettings, **options: Any) -> vllm.LLM:
+    """A vLLM engine with random weights, in this process, alone on this rank's device.
+
+    Args:
+        options: `mode`, `adapters` and `mask` of `engine_arguments`.
+
+    Raises:
+        RolloutError: vLLM is not installed, or refuses the settings.
+    """
+    variables = {"VLLM_CPU_KVCACHE_SPACE": None} if settings.kv_cache_gib is not None else {}
+    if options["mask"]:
+        variables["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+    with undisturbed(**variables), tempfile.TemporaryDirectory(prefix="align-vllm-") as folder:
+        quiet()
+        warnings.simplefilter("ignore")  # of vLLM's own code while it is read
+        try:
+            import vllm
+            from vllm.platforms import current_platform
+        except ImportError as error:
+            raise RolloutError(
+                f"vLLM cannot be imported ({error}): install it by `make install-vllm` or "
+                "`pip install 'align-rlhf[vllm]'`, or set ppo.rollout.engine: hf"
+            ) from error
+        on_cpu = current_platform.is_cpu()
+        if on_cpu and options["mask"]:
+            raise RolloutError(
+                "vLLM on a CPU does not record which ids could be drawn (policy_support: nucleus needs them): set "
+                "ppo.rollout.engine: hf"
+            )
+        write_config(model, Path(folder))
+        arguments = engine_arguments(Path(folder), model, settings, on_cpu=on_cpu, **options)
+        try:
+            with PrivateWorld.joined():
+                return vllm.LLM(**arguments, distributed_executor_backend=_executor())
+        except Exception as error:
+            said = _last_line(error)
+            raise RolloutError(f"vLLM could not start: {said}{memory_hint(said)}") from error
+
+
+def _executor() -> type:
+    """vLLM's executor of one worker in this process, on the device that this process already uses.
+
+    vLLM's own takes device 0 in every process, and its `external_launcher` the rank's device but also the trainer's
+    distributed group.
+    """
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    class LocalExecutor(UniProcExecutor):
+        """One worker of a world of its own, on the current device."""
+
+        def _distributed_args(self) -> tuple[str, int, int]:
+            """(where its group meets: a private file; its rank; its device)."""
+            method, rank, local_rank = super()._distributed_args()
+            return method, rank, torch.cuda.current_device() if torch.cuda.is_available() else local_rank
+
+    return LocalExecutor
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines)[:600] or 'no message'}"

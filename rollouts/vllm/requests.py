@@ -1,10 +1,12 @@
-"""Between our sampling parameters and completions and vLLM's.
+"""Between our sampling parameters and completions and vLLM's, as Python objects (in this process) and JSON (a server).
 
 vLLM's log-probabilities are of one kind for the life of an engine (`logprobs_mode`), and which kind says what of ours:
 
 - raw (`log_softmax(logits)`): the full distribution's at temperature 1; that of the draw too when nothing is truncated.
 - processed (after temperature, held-back stop tokens, top-k and top-p): always that of the draw; the full
   distribution's too when nothing is truncated.
+
+JSON is that of /inference/v1/generate: one request a reply.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rollouts.errors import RolloutError
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
 RAW, PROCESSED = "raw_logprobs", "processed_logprobs"
 LOWEST_TEMPERATURE = 0.01
+SCORING = {"max_tokens": 1, "top_k": 1, "seed": 0, "prompt_logprobs": 0, "ignore_eos": True, "detokenize": False}
+"""Scores a prompt; vLLM must draw one token besides, top-k 1 of which any engine accepts."""
+_NO_NUMBER = -9999.0  # what vLLM's server writes for a log-probability that is NaN or minus infinity
 
 
 def derived_seed(seed: int, row: int) -> int:
@@ -38,10 +44,6 @@ def is_truncated(params: SamplingParams) -> bool:
     """Whether some tokens may not be drawn: top-k, top-p or held-back stop tokens."""
     held_back = params.min_new_tokens > 0 and bool(params.stop_token_ids)
     return params.top_p < 1 or params.top_k > 0 or held_back
-
-
-SCORING = {"max_tokens": 1, "top_k": 1, "seed": 0, "prompt_logprobs": 0, "ignore_eos": True, "detokenize": False}
-"""Scores a prompt; vLLM must draw one token besides, top-k 1 of which any engine accepts."""
 
 
 def call_seed(params: SamplingParams) -> int:
@@ -117,32 +119,19 @@ def check_ids(ids: list[int], what: str, vocabulary: int) -> None:
 
 
 def completion(output: vllm.CompletionOutput, params: SamplingParams, mode: str, version: int) -> Completion:
-    """One of vLLM's replies as ours.
+    """One of vLLM's replies as ours; `mode` is its `logprobs_mode`.
 
     Raises:
         RolloutError: vLLM gave a reply up, gave no sampling mask where the support was asked for, or drew from logits
             that are not finite.
     """
-    ids = tuple(int(token) for token in output.token_ids)
-    if output.finish_reason not in ("stop", "length"):
-        raise RolloutError(f"vLLM ended a reply after {len(ids)} tokens with '{output.finish_reason}'; see its log")
     support = None
     if params.return_support and params.temperature > 0:
         if output.sampling_mask is None:
             raise RolloutError("vLLM recorded no sampling mask for a reply: use rollout engine hf for the support")
         support = tuple(tuple(int(token) for token in row) for row in output.sampling_mask.token_ids)
     values = _chosen(output.logprobs)
-    if not all(map(math.isfinite, values)):
-        raise RolloutError("the logits in vLLM are not finite: the weights are broken, or too large for the dtype")
-    drawn, full = _meaning(values, params, mode)
-    return Completion(
-        token_ids=ids,
-        logprobs=drawn,
-        finish_reason=output.finish_reason,
-        weight_version=version,
-        support=support,
-        full_logprobs=full,
-    )
+    return _completion(output.token_ids, values, output.finish_reason, params, mode, version, support)
 
 
 def prompt_scores(output: vllm.RequestOutput) -> tuple[float, ...]:
@@ -150,10 +139,87 @@ def prompt_scores(output: vllm.RequestOutput) -> tuple[float, ...]:
     return _chosen(output.prompt_logprobs)
 
 
+def sampling_requests(prompts: list[list[int]], params: SamplingParams, vocabulary: int) -> list[dict[str, Any]]:
+    """`params.n` requests a prompt, prompt-major. Only our stop ids end a reply, and the one drawn is part of it.
+
+    Raises:
+        RolloutError: a temperature that vLLM would silently raise.
+    """
+    call, common = call_seed(params), plain_params(params, vocabulary) | {"n": 1}
+    return [
+        {"token_ids": list(prompt), "sampling_params": common | {"seed": derived_seed(call, row) + number}}
+        for row, prompt in enumerate(prompts)
+        for number in range(params.n)
+    ]
+
+
+def scoring_request(sequence: list[int]) -> dict[str, Any]:
+    """Asks for the log-probabilities of a sequence's ids; vLLM must draw one token besides."""
+    return {"token_ids": list(sequence), "sampling_params": SCORING | {"n": 1}}
+
+
+def made_by(answer: dict[str, Any], version: str) -> bool:
+    """Whether these weights and no others made all of an answer, and it ended by itself (nobody aborted it)."""
+    choice = answer["choices"][0]
+    spans = choice["weight_versions"] or ()
+    return choice["finish_reason"] in ("stop", "length") and {span["version"] for span in spans} == {version}
+
+
+def answered_completion(answer: dict[str, Any], params: SamplingParams, mode: str, version: int) -> Completion:
+    """The reply in an answer, as `completion`."""
+    choice = answer["choices"][0]
+    values = _sound([token["logprob"] for token in choice["logprobs"]["content"]])
+    return _completion(choice["token_ids"], values, choice["finish_reason"], params, mode, version)
+
+
+def answered_scores(answer: dict[str, Any], sequence: list[int]) -> tuple[float, ...]:
+    """Nats of every id but the first of `sequence`.
+
+    Raises:
+        RolloutError: logits that were not finite.
+    """
+    steps = answer["prompt_logprobs"][1:]
+    return _sound([step[str(token)]["logprob"] for step, token in zip(steps, sequence[1:], strict=True)])
+
+
+def _completion(
+    token_ids: Sequence[int],
+    values: tuple[float, ...],
+    finish_reason: str | None,
+    params: SamplingParams,
+    mode: str,
+    version: int,
+    support: tuple[tuple[int, ...], ...] | None = None,
+) -> Completion:
+    ids = tuple(int(token) for token in token_ids)
+    if finish_reason not in ("stop", "length"):
+        raise RolloutError(f"vLLM ended a reply after {len(ids)} tokens with '{finish_reason}'; see its log")
+    if not all(map(math.isfinite, values)):
+        raise RolloutError("the logits in vLLM are not finite: the weights are broken, or too large for the dtype")
+    drawn, full = _meaning(values, params, mode)
+    return Completion(
+        token_ids=ids,
+        logprobs=drawn,
+        finish_reason=finish_reason,
+        weight_version=version,
+        support=support,
+        full_logprobs=full,
+    )
+
+
 def _chosen(flat: Any) -> tuple[float, ...]:
     """The first value of each position that has any: with `logprobs=0` it is the token's own, and the only one."""
     spans = zip(flat.start_indices, flat.end_indices, strict=True)
     return tuple(float(flat.logprobs[start]) for start, end in spans if end > start)
+
+
+def _sound(values: list[float]) -> tuple[float, ...]:
+    if _NO_NUMBER in values:
+        raise RolloutError(
+            "the policy gave logits that are not finite (NaN or infinite): its weights are broken, "
+            "go back to an earlier checkpoint or lower the learning rate"
+        )
+    return tuple(values)
 
 
 def _meaning(

@@ -1,7 +1,7 @@
 """A vLLM server for rollouts, as a process of its own: python -m rollouts.vllm.serve --model FOLDER --uds PATH
 
 It is vLLM's API server (token ids in and out at /inference/v1/generate) with what rollouts need besides: the key is
-wanted on every route (`rollouts.vllm.guard`), workers can pull weights from files (`rollouts.vllm.worker`), nothing of
+wanted on every route (`rollouts.vllm.auth`), workers can pull weights from files (`rollouts.vllm.worker`), nothing of
 the model's generation config or tokenizer is read, and a request of 32 tokens is made before anybody else's: with
 bfloat16 on CPUs that have AMX a first prompt of up to four tokens kills the process.
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rollouts.errors import RolloutError
-from rollouts.vllm.guard import KEY_VARIABLE, hand_over, read_key
+from rollouts.vllm.auth import KEY_VARIABLE, hand_over, read_key
 
 WARM_UP_TOKENS = 32
 GIB = 2**30
@@ -81,9 +81,9 @@ def main(argv: list[str] | None = None) -> None:
         os.environ.pop(name, None)
     hand_over(key)
     if args.owner_pipe:
-        from rollouts.vllm.reaper import start_reaper
+        from rollouts.vllm.parent_death import end_with_parent
 
-        start_reaper(args.owner_folder)
+        end_with_parent(args.owner_folder)
     _run(args, rest)
 
 
@@ -93,7 +93,7 @@ def vllm_arguments(args: argparse.Namespace, *, on_cpu: bool) -> list[str]:
     words += ["--seed", str(args.seed), "--max-num-seqs", str(args.max_num_seqs)]
     words += ["--tensor-parallel-size", str(args.tensor_parallel), "--logprobs-mode", f"{args.logprobs}_logprobs"]
     words += ["--skip-tokenizer-init", "--generation-config", "vllm", "--enable-scale-out", "--disable-log-stats"]
-    words += ["--middleware", "rollouts.vllm.guard.RequireKey", "--disable-uvicorn-access-log"]
+    words += ["--middleware", "rollouts.vllm.auth.RequireKey", "--disable-uvicorn-access-log"]
     words += ["--worker-extension-cls", "rollouts.vllm.worker.WeightPuller"]
     words += ["--no-enable-prefix-caching" if args.no_prefix_caching else "--enable-prefix-caching"]
     words += ["--uds", args.uds] if args.uds else ["--host", args.host, "--port", str(args.port)]

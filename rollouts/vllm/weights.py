@@ -1,9 +1,22 @@
-"""New weights for a vLLM engine: streamed tensor by tensor, every name accounted for."""
+"""New weights for a vLLM engine: every name accounted for, to a server by files that lie beside it.
+
+The files are in memory (/dev/shm) where there is room, else on disk. The stream is written in pieces of at most `PIECE`
+bytes (a larger tensor is a piece of its own), so that there is never a second whole copy of the model in this process.
+They stay until the next push: a server that is started again needs them. They go with the engine, and when this process
+is killed with the server it owns; a process that is killed while it uses servers given by URL leaves its folder
+(align-vllm-*) behind.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -11,6 +24,12 @@ from rollouts.errors import RolloutError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+PIECE = 512 * 2**20  # bytes
+FOLDER_VARIABLE = "ALIGN_VLLM_PUSH_FOLDER"  # where weights are put instead; servers elsewhere must see it too
+_MEMORY = Path("/dev/shm")
+_ROOM = 1.1  # of the model's size must be free
+_KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64", "int32": "I32"}
 
 
 def checked(
@@ -36,6 +55,92 @@ def checked(
         yield name, tensor.detach()
     if waiting:
         raise RolloutError(f"weight '{next(iter(waiting))}' is missing in an update: push every weight of the model")
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """Weights that lie in files.
+
+    Attributes:
+        version: of the weights.
+        folder: where.
+        files: name and size in bytes.
+        digest: `names_digest` of all.
+    """
+
+    version: int
+    folder: Path
+    files: list[list[Any]]
+    digest: str
+
+
+def private_folder(bytes_needed: int) -> Path:
+    """A new folder that only this user may enter, in memory when `bytes_needed` fit."""
+    chosen = os.environ.get(FOLDER_VARIABLE)
+    if chosen:
+        base = Path(chosen)
+        if not base.is_dir():
+            raise RolloutError(f"{FOLDER_VARIABLE} names {chosen}, which is no folder")
+    elif _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM * bytes_needed:
+        base = _MEMORY
+    else:
+        base = Path(tempfile.gettempdir())
+    return Path(tempfile.mkdtemp(prefix="align-vllm-", dir=base))  # mode 0700
+
+
+def write_push(folder: Path, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> Push:
+    """Writes the stream to `folder`, in the order it comes. What an earlier push left there is removed first.
+
+    Raises:
+        RolloutError: a file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    for path in folder.glob("weights-*.safetensors"):
+        path.unlink(missing_ok=True)
+    files: list[list[Any]] = []
+    entries: list[tuple[str, tuple[int, ...], str]] = []
+    try:
+        for piece in _pieces(named_tensors):
+            entries += [(name, tuple(tensor.shape), _kind(tensor)) for name, tensor in piece.items()]
+            path = folder / f"weights-{version}-{len(files):05d}.safetensors"
+            save_file(piece, path)
+            files.append([path.name, path.stat().st_size])
+    except (OSError, SafetensorError) as error:
+        raise RolloutError(
+            f"the weights cannot be written to {folder} ({error}): name a folder with room in {FOLDER_VARIABLE}"
+        ) from None
+    return Push(version, folder, files, names_digest(entries))
+
+
+def _pieces(named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Copies on the CPU, at most `PIECE` bytes of them: the source may go on, and safetensors refuses shared memory."""
+    piece: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in named_tensors:
+        if piece and size + tensor.nbytes > PIECE:
+            yield piece
+            piece, size = {}, 0
+        own = tensor.detach().cpu().contiguous()
+        piece[name] = own.clone() if own.data_ptr() == tensor.data_ptr() else own
+        size += tensor.nbytes
+        del tensor, own
+    if piece:
+        yield piece
+
+
+def names_digest(entries: Iterable[tuple[str, tuple[int, ...], str]]) -> str:
+    """One short text for a set of (name, shape, type in the words of safetensors)."""
+    lines = sorted(f"{name} {list(shape)} {kind}" for name, shape, kind in entries)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _kind(tensor: Tensor) -> str:
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in _KINDS:
+        raise RolloutError(f"weights of type {name} cannot be pushed")
+    return _KINDS[name]
 
 
 def abandon_reload(model: nn.Module, config: VllmConfig) -> None:

@@ -13,8 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rollouts.vllm.push import names_digest
-from rollouts.vllm.weights import abandon_reload, repack_for_cpu
+from rollouts.vllm.weights import abandon_reload, names_digest, repack_for_cpu
 
 
 class WeightPuller:

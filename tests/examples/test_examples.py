@@ -13,17 +13,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from align import PPOTrainer
 from align.data.encode import encode_prompts
 from align.recipe.load import dump_recipe
-from align.stages import reward_arms
-from align.stages.rejection_arms import Settings
 from data_formats.records import Message
+from examples.experiments import rejection_sampling, reward_modelling
 from reward.model import RewardModel
 from tests.align.stages.small_chain import small_recipe, write_data
 from tests.align.trainers import ppo_case
 from tests.commands import INSTALLED, ROOT, run
 
 FILES = sorted((ROOT / "examples").glob("*.py"))
-MEASURES = ("benchmark_", "compare_")  # these run below with tiny numbers, the experiments need finished runs
-PROGRAMS = [file for file in FILES if not file.stem.startswith(MEASURES) and not file.stem.endswith("_experiments")]
+MEASURES = ("benchmark_", "compare_")  # these run below with tiny numbers
+PROGRAMS = [file for file in FILES if not file.stem.startswith(MEASURES)]
+EXPERIMENTS = sorted((ROOT / "examples/experiments").glob("*.py"))  # they need finished runs
 TOPICS = ("tea", "rain", "jazz", "maps")
 
 
@@ -43,6 +43,13 @@ def test_an_example_is_short_and_is_run_here(file):
     assert len(text.splitlines()) < longest and f"python examples/{file.name}" in text.split('"""')[1]
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests/examples").glob("*.py"))
     assert f'load("{file.stem}")' in tests or f"examples/{file.name}" in tests
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_an_experiment_says_how_it_is_run_and_starts_from_anywhere(file, tmp_path):
+    assert f"python examples/experiments/{file.name}" in file.read_text(encoding="utf-8").split('"""')[1]
+    done = run(sys.executable, file, "--help", cwd=tmp_path, env=INSTALLED)
+    assert done.returncode == 0, done.stderr
 
 
 def test_ppo_with_a_function_as_reward(tmp_path):
@@ -384,14 +391,14 @@ def test_seconds_of_an_iteration_leave_the_first_two_out(tmp_path):
 
 def test_the_table_of_the_rejection_experiments(tmp_path, capsys):
     """The arms themselves are run on a finished miniature in tests/align/stages/test_quickstart_small.py."""
-    example = load("rejection_experiments")
+    example = rejection_sampling
     figures = dict.fromkeys(example.COLUMNS, 0.5)
     by_k = [{"k": k, "best": k + 0.0, "median": 1.0, "gap": k - 1.0} for k in (1, 2)]
     found = [
         {"seed": seed, "arms": {"sft": figures | {"gold": 0.5 + seed}, "k2": figures, "rounds": figures}, "by_k": by_k}
         for seed in (0, 1)
     ]
-    example.print_tables(found, Settings(rounds=3, count=10))
+    example.print_tables(found, example.Settings(rounds=3, count=10))
     text = capsys.readouterr().out
     assert "| SFT | 1.000 [0.500, 1.500] | 0.500 [0.500, 0.500] |" in text and "| RS, one round, K = 2 | 0.500" in text
     assert "| RS, 3 rounds of K = 10, best of all rounds |" in text and "| 2 | 2.000 [2.000, 2.000] |" in text
@@ -401,16 +408,15 @@ def test_the_table_of_the_rejection_experiments(tmp_path, capsys):
 
 def test_the_table_of_the_reward_experiments(tmp_path, capsys):
     """The arms themselves are run on a finished miniature in tests/align/stages/test_quickstart_small.py."""
-    example = load("reward_experiments")
     right = {"clean": [("p", 4, 1.0), ("q", 1, -1.0)], "crowd": [("c", 1, 2.0)]}
     better = {"clean": [("p", 4, 1.0), ("q", 1, 1.0)], "crowd": [("c", 1, -2.0)]}
-    lines = reward_arms.table([("first", [right]), ("second", [better])]).splitlines()
+    lines = reward_modelling.table([("first", [right]), ("second", [better])]).splitlines()
     close, wide = math.log1p(math.exp(-1)), (math.log1p(math.exp(-1)) + math.log1p(math.exp(1))) / 2
     assert lines[2] == f"| first | 50.0 | 50.0 | 100.0 | 0.0 | 100.0 | {wide:.3f} |  |"
     assert lines[3] == f"| second | 100.0 | 100.0 | 100.0 | 100.0 | 0.0 | {close:.3f} | +50.0 [-48.0, +148.0] |"
-    assert [reward_arms.grade(gap) for gap in (0.25, 0.5, 0.75, 1.0, 2.5)] == [1, 2, 3, 4, 4]
-    names = [arm.name for arms in reward_arms.tables().values() for arm in arms]
-    made = {arm.name: arm for arms in reward_arms.tables().values() for arm in arms}
+    assert [reward_modelling.grade(gap) for gap in (0.25, 0.5, 0.75, 1.0, 2.5)] == [1, 2, 3, 4, 4]
+    names = [arm.name for arms in reward_modelling.tables().values() for arm in arms]
+    made = {arm.name: arm for arms in reward_modelling.tables().values() for arm in arms}
     assert all(arm.origin in {"base", "pmp", *names} for arm in made.values())
-    assert example.main([str(tmp_path)]) == 1
+    assert reward_modelling.main([str(tmp_path)]) == 1
     assert "run `align quickstart" in capsys.readouterr().err

@@ -15,12 +15,13 @@ from align.runs.metrics import MetricsLog
 from align.runs.reading import read_recipe
 from align.runtime.errors import AlignError
 from align.runtime.json_files import RunFileError, read_object, read_objects
-from align.stages import common, seeds
+from align.stages import common
 from align.stages.changes import changes, require_same_world
 from align.stages.looks import SampleFile
 from align.stages.overview import stage_summary
 from align.stages.redo import plan
 from data_formats.errors import DataError
+from examples.experiments import seeds
 from tests.align.stages.small_chain import small_recipe
 
 SIZES = ("documents", "demonstrations", "coarse_comparisons", "comparisons", "heldout_comparisons", "prompts")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from align.recipe import Recipe
+from align.stages.changes import changes
 
 COLOURS = ("red", "blue", "green", "white")
 THINGS = ("cup", "door", "hat", "car", "tree", "book", "lamp", "shoe", "ball", "coat")
@@ -87,3 +88,8 @@ def small_recipe(folder: Path, **changes: Any) -> Recipe:
             here = here[part]
         here[last] = value
     return Recipe.model_validate_json(json.dumps(data))
+
+
+def changed_keys(recipe: Recipe, stage: str, folder: Path) -> list[str]:
+    """Every change of the recipe that matters to a stage, in words."""
+    return [str(one) for one in changes(recipe, stage, folder)]

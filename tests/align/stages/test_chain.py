@@ -13,8 +13,9 @@ from align.stages import changes, common
 from align.stages.chain import run_chain, run_stage
 from align.stages.fresh import clear_chain
 from data_formats.errors import MissingFileError
+from examples.experiments.controls import require_unchanged
 from reward.model import RewardModel
-from tests.align.stages.small_chain import small_recipe, write_data
+from tests.align.stages.small_chain import changed_keys, small_recipe, write_data
 
 FILES = {"model", "metrics.jsonl", "samples.jsonl", "recipe.yaml", "summary.json"}
 
@@ -104,11 +105,11 @@ def test_a_changed_recipe_is_refused_with_the_keys(finished):
         run_chain(other)
     assert "seed was 1, is 2" in str(caught.value)
     harmless = small_recipe(run.parent, sft__logging_steps=3, sft__micro_batch_size=8, rm__save_steps=2)
-    changes.require_unchanged(harmless, harmless.stages)
+    require_unchanged(harmless, harmless.stages)
     # a change of pmp concerns rm, which starts from it, and not sft
     changed_pmp = small_recipe(run.parent, pmp__learning_rate=0.5)
-    assert changes.changed_keys(changed_pmp, "rm", run / "rm") == ["pmp.learning_rate was 0.01, is 0.5"]
-    assert changes.changed_keys(changed_pmp, "sft", run / "sft") == []
+    assert changed_keys(changed_pmp, "rm", run / "rm") == ["pmp.learning_rate was 0.01, is 0.5"]
+    assert changed_keys(changed_pmp, "sft", run / "sft") == []
 
 
 def test_a_missing_input_names_the_command(tmp_path):

@@ -7,7 +7,8 @@ import pytest
 from align.stages import changes, common
 from align.stages.chain import prepare_data, run_stage
 from align.stages.fresh import clear_chain
-from tests.align.stages.small_chain import small_recipe, write_data
+from examples.experiments.controls import require_unchanged
+from tests.align.stages.small_chain import changed_keys, small_recipe, write_data
 
 SIZES = {"documents": 6, "demonstrations": 5, "coarse_comparisons": 4, "comparisons": 4, "heldout_comparisons": 4}
 
@@ -60,9 +61,9 @@ def test_a_stage_killed_before_its_first_checkpoint_is_not_mixed_with_another_re
             path.rmdir() if path.is_dir() else path.unlink()
     other = small_recipe(tmp_path, base__learning_rate=0.5)
     with pytest.raises(changes.RecipeChangedError, match=r"base\.learning_rate was 0\.01, is 0\.5"):
-        changes.require_unchanged(other, ("base",))
+        require_unchanged(other, ("base",))
     (folder / "metrics.jsonl").unlink()  # a recipe that could not start, say for a wrong max_length, may be mended
-    changes.require_unchanged(other, ("base",))
+    require_unchanged(other, ("base",))
 
 
 def test_how_much_is_evaluated_may_change_and_how_much_is_trained_on_may_not(tmp_path):
@@ -76,11 +77,11 @@ def test_how_much_is_evaluated_may_change_and_how_much_is_trained_on_may_not(tmp
     evaluation = {"num_samples": 3, "limit": 7, "every_steps": 5}
     data = [{"path": "demonstrations.jsonl", "limit": 9}]
     new = small_recipe(tmp_path, ppo=ppo | {"evaluation": evaluation}, sft__data=data, sft__eval_num_replies=9)
-    changes.require_unchanged(new, ("sft", "ppo"))
+    require_unchanged(new, ("sft", "ppo"))
     at_once = small_recipe(tmp_path, ppo=ppo | {"rollout": short | {"batch_size": 3}}, sft__data=data)
-    changes.require_unchanged(at_once, ("ppo",))
+    require_unchanged(at_once, ("ppo",))
     fewer = small_recipe(tmp_path, ppo=ppo, sft__data=[{"path": "demonstrations.jsonl", "limit": 8}])
-    assert changes.changed_keys(fewer, "sft", run / "sft") == ["sft.data.0.limit was 9, is 8"]
+    assert changed_keys(fewer, "sft", run / "sft") == ["sft.data.0.limit was 9, is 8"]
 
 
 def test_a_new_token_in_a_url_is_no_change_and_another_address_is_one(tmp_path):
@@ -96,21 +97,21 @@ def test_a_new_token_in_a_url_is_no_change_and_another_address_is_one(tmp_path):
     assert "secret1" not in file.read_text()
     for text in (file.read_text(), file.read_text().replace("***", "secret1")):  # and as it was written before
         file.write_text(text)
-        assert changes.changed_keys(at("https://host/a?token=secret2"), "ppo", folder) == []
-        (change,) = changes.changed_keys(at("https://host/b?token=secret2"), "ppo", folder)
+        assert changed_keys(at("https://host/a?token=secret2"), "ppo", folder) == []
+        (change,) = changed_keys(at("https://host/b?token=secret2"), "ppo", folder)
         assert change == "ppo.reward.0.url was https://host/a?token=***, is https://host/b?token=***"
     harmless = small_recipe(
         tmp_path, ppo=ppo | {"reward": [{"kind": "http", "url": "https://host/a?token=x"}], "on_reward_error": "mask"}
     )
-    assert changes.changed_keys(harmless, "ppo", folder) == []
+    assert changed_keys(harmless, "ppo", folder) == []
 
 
 def test_the_base_of_another_adapter_is_the_same_base(tmp_path):
     old, new = small_recipe(tmp_path), small_recipe(tmp_path, model__adapter="lora", model__lora={"rank": 2})
     for stage in ("base", "sft"):
         common.open_folder(old, tmp_path / "run" / stage)
-    assert changes.changed_keys(new, "base", tmp_path / "run/base") == []
-    assert changes.changed_keys(new, "sft", tmp_path / "run/sft") == [
+    assert changed_keys(new, "base", tmp_path / "run/base") == []
+    assert changed_keys(new, "sft", tmp_path / "run/sft") == [
         "model.adapter was none, is lora",
         "model.lora.rank was 16, is 2",
     ]

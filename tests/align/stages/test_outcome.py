@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from align.evaluation.replies import Judged, judged_replies
+from align.evaluation.replies import JudgedReply, judged_replies
 from align.stages import outcome
 from data_formats.records import Message, Prompt
 from reward.protocol import RewardError
@@ -19,7 +19,7 @@ PROMPTS = [Prompt((Message("user", word),), category=word) for word in "abcd"]
 
 
 def policies(*rows):
-    return {"greedy": [[Judged("text", True, 3, {"reward": score})] for score in rows]}
+    return {"greedy": [[JudgedReply("text", True, 3, {"reward": score})] for score in rows]}
 
 
 def test_a_prompt_without_a_verdict_is_in_no_comparison_and_in_the_file(tmp_path, caplog):

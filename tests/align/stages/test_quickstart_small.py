@@ -6,9 +6,10 @@ import shutil
 import pytest
 
 from align.recipe import RecipeError, load_recipe
-from align.stages import controls, outcome, rejection_arms, reward_arms, seeds
+from align.stages import outcome
 from align.stages.chain import run_chain, run_stage
 from data_formats.errors import AlignError, MissingFileError
+from examples.experiments import controls, rejection_sampling, reward_modelling, seeds
 
 SIZES = {
     "model.architecture": {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
@@ -138,7 +139,7 @@ def test_half_of_the_replies_in_the_comparisons_are_sampled(finished):
 
 def test_the_controls_run_on_it(finished):
     recipe, run, summary = finished
-    found = controls.run(recipe)
+    found = controls.run_controls(recipe)
     written = (run / "controls" / "summary.json").read_text(encoding="utf-8")
     assert json.loads(json.dumps(found)) == json.loads(written)
     assert {"pmp", "good_demonstrations", "best_of_n", "shuffled_labels", "seed"} <= set(found)
@@ -155,7 +156,7 @@ def test_the_controls_run_on_it(finished):
 
 def test_the_tables_of_the_readme(finished, capsys):
     recipe, run, summary = finished
-    controls.run(recipe)  # finds what is there
+    controls.run_controls(recipe)  # finds what is there
     seeds.show([run, run])
     chain, categories, beside = capsys.readouterr().out.strip().split("\n\n")
     assert chain.splitlines()[0] == "|  | seed 5 | seed 5 |"
@@ -192,10 +193,10 @@ def test_the_tables_of_the_readme_of_another_run_are_one_sentence(finished, tmp_
 @pytest.mark.slow
 def test_the_arms_of_rejection_sampling_run_on_it(finished):
     _, run, summary = finished
-    settings = rejection_arms.Settings(
+    settings = rejection_sampling.Settings(
         prompts=12, counts=(2, 4), rounds=2, count=4, steps=2, learning_rate=1e-3, ppo_iterations=1
     )
-    found = rejection_arms.run(run, settings)
+    found = rejection_sampling.run_arms(run, settings)
     assert list(found["arms"]) == ["sft", "k4", "k2", "rounds", "rounds_newest_only", "ppo", "rounds_then_ppo"]
     for arm, figures in found["arms"].items():
         names = {"gold", "correct", "reward", "distinct"}
@@ -203,7 +204,7 @@ def test_the_arms_of_rejection_sampling_run_on_it(finished):
     for arm in ("sft", "ppo"):
         assert found["arms"][arm]["gold"] == pytest.approx(summary[arm]["gold"], abs=1e-12)
     assert [row["k"] for row in found["by_k"]] == [1, 2, 4]
-    out = run / rejection_arms.FOLDER
+    out = run / rejection_sampling.FOLDER
     four, two = (lines(out / f"k{count}/rounds/1/samples.jsonl") for count in (4, 2))
     assert [row["replies"][:2] for row in four] == [row["replies"] for row in two] and len(two) == 12
     for name in ("samples", "demonstrations"):
@@ -212,43 +213,43 @@ def test_the_arms_of_rejection_sampling_run_on_it(finished):
     assert lines(out / "rounds/rounds/2/samples.jsonl") == lines(out / "rounds_newest_only/rounds/2/samples.jsonl")
     assert {row["round"] for row in lines(out / "rounds_newest_only/rounds/2/demonstrations.jsonl")} == {2}
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    assert rejection_arms.run(run, settings) == found
+    assert rejection_sampling.run_arms(run, settings) == found
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     with pytest.raises(RecipeError, match="holds arms of other settings; remove"):
-        rejection_arms.run(run, rejection_arms.Settings(prompts=13))
+        rejection_sampling.run_arms(run, rejection_sampling.Settings(prompts=13))
 
 
 @pytest.mark.slow
 def test_the_arms_of_reward_modelling_run_on_it(finished, monkeypatch):
     _, run, _ = finished
-    monkeypatch.setattr(reward_arms, "CLEAN", 80)
-    monkeypatch.setattr(reward_arms, "CROWD", 10)
+    monkeypatch.setattr(reward_modelling, "CLEAN", 80)
+    monkeypatch.setattr(reward_modelling, "CROWD", 10)
     brief = {"max_steps": 2}
     arms = [
-        reward_arms.Arm("plain", "plain", limit=16, changes=brief),
-        reward_arms.Arm("margin", "margin", "pmp", "annotated", 16, brief | {"margin": "small"}),
-        reward_arms.Arm("edited", "edited", "plain", "edited", None, brief),
+        reward_modelling.Arm("plain", "plain", limit=16, changes=brief),
+        reward_modelling.Arm("margin", "margin", "pmp", "annotated", 16, brief | {"margin": "small"}),
+        reward_modelling.Arm("edited", "edited", "plain", "edited", None, brief),
     ]
-    reward_arms.train_all(run, arms)
-    data = run / reward_arms.FOLDER / "data"
+    reward_modelling.train_all(run, arms)
+    data = run / reward_modelling.FOLDER / "data"
     clean, annotated, edited = (lines(data / f"{name}.jsonl") for name in ("clean", "annotated", "edited"))
     assert len(clean) == len(annotated) == 80 and len(lines(data / "crowd_heldout.jsonl")) == 10
-    assert [reward_arms.grade(row["grade"]) for row in clean] == [row["grade"] for row in annotated]
+    assert [reward_modelling.grade(row["grade"]) for row in clean] == [row["grade"] for row in annotated]
     flipped = [a["chosen"] == b["rejected"] for a, b in zip(clean, annotated, strict=True)]
     assert 0 < sum(flipped) < 20
     assert min(row["grade"] for row in edited) >= 3 and len(edited) > len(lines(data / "strong.jsonl"))
-    found = reward_arms.read(run / reward_arms.FOLDER / "plain")
+    found = reward_modelling.read(run / reward_modelling.FOLDER / "plain")
     assert len(found["clean"]) == 48 and len(found["crowd"]) == 10
     before = {path: path.stat().st_mtime_ns for path in data.parent.rglob("*") if path.is_file()}
-    reward_arms.train_all(run, arms)
+    reward_modelling.train_all(run, arms)
     assert before == {path: path.stat().st_mtime_ns for path in data.parent.rglob("*") if path.is_file()}
-    assert reward_arms.read_table(arms, [run]).count("\n") == 4
+    assert reward_modelling.read_table(arms, [run]).count("\n") == 4
 
 
 def test_the_stage_is_judged_by_the_gold_score_that_it_did_not_see(finished):
     recipe, run, summary = finished
-    settings = rejection_arms.Settings(prompts=12, steps=2)
-    section = rejection_arms.section(recipe, settings, 4).model_copy(update={"eval_data": recipe.ppo.eval_data})
+    settings = rejection_sampling.Settings(prompts=12, steps=2)
+    section = rejection_sampling.section(recipe, settings, 4).model_copy(update={"eval_data": recipe.ppo.eval_data})
     found = run_stage(recipe.model_copy(update={"rejection": section, "ppo": None}), "rejection")
     rows = lines(run / "rejection/eval.jsonl")
     assert found["judge"] == "gold" and len(rows) == 20
@@ -263,6 +264,6 @@ def test_sft_is_judged_though_what_ppo_starts_from_is_not_trained_yet(finished, 
     recipe, run, summary = finished
     for name in ("sft", "world"):
         shutil.copytree(run / name, tmp_path / name)
-    section = rejection_arms.section(recipe, rejection_arms.Settings(prompts=12, steps=2), 4)
+    section = rejection_sampling.section(recipe, rejection_sampling.Settings(prompts=12, steps=2), 4)
     longer = recipe.model_copy(update={"rejection": section, "output_dir": str(tmp_path)})
     assert outcome.sft(longer, "sft", {})["gold"] == summary["sft"]["gold"]

@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 from align.runtime import files
 from align.stages import candidates, run_rejection, selection
 from align.stages.candidates import Sampler
-from align.stages.changes import RecipeChangedError, is_begun, require_unchanged
+from align.stages.changes import RecipeChangedError, is_begun
 from align.stages.fresh import clear_stages
 from data_formats import read
 from data_formats.errors import DataError, EmptyDatasetError
 from data_formats.records import Demonstration, Scored
+from examples.experiments.controls import require_unchanged
 from reward.protocol import RewardError
 from rollouts.scripted import ScriptedEngine
 from tests.align.stages.rejection_case import recipe

@@ -1,4 +1,4 @@
-"""Whole processes for `vllm/test_process.py`: `python -m tests.rollouts.vllm.programs NAME` exits with 0 or fails."""
+"""Whole processes for `vllm/test_isolation.py`: `python -m tests.rollouts.vllm.programs NAME` exits with 0 or fails."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ import torch
 
 from rollouts.hf import HFEngine
 from rollouts.protocol import SamplingParams
-from rollouts.vllm.client import VLLMServerEngine
 from rollouts.vllm.engine import VLLMEngine
+from rollouts.vllm.server_engine import VLLMServerEngine
 from rollouts.weights import checkpoint_tensors
 from tests.rollouts.vllm.models import FAMILIES, build, logits_after, random_prompts, settings
 

@@ -25,7 +25,7 @@ GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 LOOK = 0.5  # seconds between looks at the server
 
 
-def start_reaper(folders: Sequence[Path]) -> None:
+def end_with_parent(folders: Sequence[Path]) -> None:
     """Forks it; returns in the server alone. Standard input is the pipe; the server must lead its process group."""
     server = os.getpid()
     if os.getpgid(0) != server:

@@ -1,11 +1,11 @@
-"""The other arms and controls of the quickstart: what each part of the chain is worth.
+"""The controls beside the quickstart: what each part of the chain is worth.
 
-    make controls                (or: python -m align.stages.controls RECIPE [key=value …])
+    make controls [SEED=n]       (or: python examples/experiments/controls.py RECIPE [key=value …])
 
-Runs on a finished chain and writes to `<output_dir>/controls/`; arms that are there already are not run again.
+Runs on a finished chain and writes to `<output_dir>/controls/`; controls that are there already are not run again.
 
-- PMP or not: both arms finetuned on the same pairs for the same steps, at three learning rates each. The best rate of
-  an arm is chosen on every other held-out prompt, the arms are compared on the pairs of the rest.
+- PMP or not: both finetuned on the same pairs for the same steps, at three learning rates each. The best rate of each
+  is chosen on every other held-out prompt, the two are compared on the pairs of the rest.
 - SFT on good demonstrations only: as many, all true and polite.
 - Best of the sampled replies by the reward model (best-of-8 with the default `evaluation.num_samples`).
 - PPO on a reward model trained on the same pairs with shuffled labels, without PMP: nothing is to be gained.
@@ -29,9 +29,12 @@ from align.runs.seeding import derive
 from align.runtime import files
 from align.runtime.lock import locked
 from align.runtime.terminal import Parser
-from align.stages import arms, outcome
-from align.stages.changes import require_same_world, require_unchanged
-from align.stages.common import Summary, read_summary
+from align.stages import outcome, reward_controls
+from align.stages.changes import RecipeChangedError, changes, is_begun, require_same_world, some
+from align.stages.common import Summary, origin_path, read_rows, read_summary
+from align.stages.run_ppo import run_ppo
+from align.stages.run_reward import train_reward
+from align.stages.run_sft import run_sft
 from data_formats.errors import MissingFileError
 
 RATES = (0.3, 1.0, 3.0)
@@ -41,17 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run every control of the recipe named on the command line and print the table; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     description = "The controls beside a chain, of the same overrides."
-    parser = Parser(prog="python -m align.stages.controls", description=description)
+    parser = Parser(prog="python examples/experiments/controls.py", description=description)
     parser.add_argument("recipe", metavar="RECIPE", help="the recipe of a finished chain of the embedded world")
     add_overrides(parser)
     args = parser.parse_args(argv)
     prepare()
 
-    with guarded(proceed=shlex.join(["python", "-m", "align.stages.controls", *argv])) as ending:
+    with guarded(proceed=shlex.join(["python", "examples/experiments/controls.py", *argv])) as ending:
         recipe = load_recipe(args.recipe, args.overrides)
         require_finished(recipe)
         with locked(recipe.output_dir, ["controls"]):
-            print_table(recipe, run(recipe))
+            print_table(recipe, run_controls(recipe))
     return ending.code
 
 
@@ -67,7 +70,18 @@ def require_finished(recipe: Recipe) -> None:
     require_same_world(recipe)
 
 
-def run(recipe: Recipe) -> Summary:
+def require_unchanged(recipe: Recipe, stages: tuple[str, ...]) -> None:
+    """Raises RecipeChangedError when a stage was finished, or begun, with another recipe."""
+    begun = [stage for stage in stages if is_begun(recipe, stage)]
+    problems = [str(one) for stage in begun for one in changes(recipe, stage, stage_dir(recipe, stage))]
+    if problems:
+        raise RecipeChangedError(
+            f"{recipe.output_dir} holds stages made with another recipe ({some(problems)}): "
+            "give --fresh to start them anew, or choose another output_dir"
+        )
+
+
+def run_controls(recipe: Recipe) -> Summary:
     """Every control; also in `<output_dir>/controls/summary.json`."""
     folder = Path(recipe.output_dir) / "controls"
     prompts = outcome.eval_prompts(recipe)
@@ -83,9 +97,9 @@ def run(recipe: Recipe) -> Summary:
 
 
 def pmp_or_not(recipe: Recipe, folder: Path) -> Summary:
-    """Both arms at three learning rates; accuracies and the paired difference of the best."""
+    """Both at three learning rates; accuracies and the paired difference of the best."""
     origins = {"with_pmp": Origin("stage", "pmp"), "without_pmp": init_origin(recipe, "pmp")}
-    there = {"with_pmp": stage_dir(recipe, "rm"), "without_pmp": stage_dir(recipe, arms.WITHOUT_PMP)}
+    there = {"with_pmp": stage_dir(recipe, "rm"), "without_pmp": stage_dir(recipe, reward_controls.WITHOUT_PMP)}
     accuracies: dict[str, dict[str, float]] = {}
     best: dict[str, list[list[float]]] = {}
     for name, origin in origins.items():
@@ -93,11 +107,11 @@ def pmp_or_not(recipe: Recipe, folder: Path) -> Summary:
         for factor in RATES:
             rate = factor * recipe.rm.learning_rate
             section = recipe.rm.model_copy(update={"learning_rate": rate})
-            # the chain itself trained both arms at the recipe's own rate, with this seed
+            # the chain itself trained both at the recipe's own rate, with this seed
             out_dir = there[name] if factor == 1.0 else folder / f"rm_{name}_{rate:g}"
             if not (out_dir / "summary.json").is_file():
-                arms.train_reward(recipe, section, origin, out_dir, derive(recipe.seed, "rm"), stage="rm")
-            chosen[f"{rate:g}"] = arms.right(out_dir)
+                train_reward(recipe, section, origin, out_dir, derive(recipe.seed, "rm"), stage="rm")
+            chosen[f"{rate:g}"] = reward_controls.right(out_dir)
         accuracies[name] = {rate: compare.mean(right) for rate, right in chosen.items()}
         best[name] = max(chosen.values(), key=lambda right: compare.mean(right[::2]))
     with_pmp, without = best["with_pmp"][1::2], best["without_pmp"][1::2]
@@ -113,7 +127,6 @@ def pmp_or_not(recipe: Recipe, folder: Path) -> Summary:
 def good_demonstrations(recipe: Recipe, folder: Path, prompts: list[Any]) -> Summary:
     """Gold score of an SFT model that saw only good demonstrations."""
     from align.recipe.fields import Source
-    from align.stages import run_sft
     from align.tinyworld import sets
     from align.tinyworld.world import World
     from data_formats import write_jsonl
@@ -123,14 +136,14 @@ def good_demonstrations(recipe: Recipe, folder: Path, prompts: list[Any]) -> Sum
         demos = sets.demonstrations(World(recipe.seed), recipe.tinyworld.demonstrations, good=True)
         write_jsonl(file, demos)
         section = recipe.sft.model_copy(update={"data": (Source(path=str(file.resolve())),)})
-        run_sft.run_sft(recipe.model_copy(update={"sft": section}), out_dir=out_dir)
+        run_sft(recipe.model_copy(update={"sft": section}), out_dir=out_dir)
     judged = outcome.judge_model(recipe, out_dir / "model", prompts, outcome.gold_rewards(recipe))
     return outcome.figures(judged, "gold")
 
 
 def best_of_n(recipe: Recipe) -> Summary:
     """Gold score of the SFT reply that the reward model likes best of those sampled for the evaluation."""
-    rows = outcome.read_outcome(stage_dir(recipe, "ppo") / "eval.jsonl", "sft")
+    rows = [line["sampled"]["sft"] for line in read_rows(stage_dir(recipe, "ppo") / "eval.jsonl")]
     chosen = [max(replies, key=lambda reply: reply["reward"]) for replies in rows]
     return {
         "n": len(rows[0]),
@@ -141,26 +154,22 @@ def best_of_n(recipe: Recipe) -> Summary:
 
 def shuffled_labels(recipe: Recipe, folder: Path, prompts: list[Any]) -> Summary:
     """What PPO gains on a reward model that learnt nothing."""
-    from align.stages import run_ppo
-
     reward_dir, out_dir = folder / "rm_shuffled", folder / "ppo_shuffled"
     if not (reward_dir / "summary.json").is_file():
         origin = init_origin(recipe, "pmp" if recipe.pmp is not None else "rm")
         seed = derive(recipe.seed, "rm")
-        arms.train_reward(recipe, recipe.rm, origin, reward_dir, seed, stage="rm", shuffle_labels=True)
+        train_reward(recipe, recipe.rm, origin, reward_dir, seed, stage="rm", shuffle_labels=True)
     accuracy = read_summary(reward_dir)["accuracy"]
-    arm = recipe.ppo.model_copy(update={"reward": (), "reward_from": str(reward_dir / "model")})
-    changed = recipe.model_copy(update={"ppo": arm})
+    section = recipe.ppo.model_copy(update={"reward": (), "reward_from": str(reward_dir / "model")})
+    changed = recipe.model_copy(update={"ppo": section})
     if not (out_dir / "summary.json").is_file():
-        run_ppo.run_ppo(changed, out_dir=out_dir)
+        run_ppo(changed, out_dir=out_dir)
     origin = source_of_policy(recipe)
     return {"reward_accuracy": accuracy, **outcome.compare_policies(changed, out_dir, origin, prompts)}
 
 
 def source_of_policy(recipe: Recipe) -> str:
     """Folder or hub id of the policy before PPO."""
-    from align.stages.common import origin_path
-
     return origin_path(recipe, init_origin(recipe, "ppo"), stage="ppo")
 
 

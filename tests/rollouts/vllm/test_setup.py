@@ -5,7 +5,7 @@ import json
 import pytest
 from peft import LoraConfig, get_peft_model
 
-from rollouts.vllm.start import write_config
+from rollouts.vllm.setup import write_config
 from tests.rollouts.vllm.models import build
 
 

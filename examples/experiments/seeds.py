@@ -1,6 +1,6 @@
-"""Finished quickstarts of several seeds, side by side, as the Markdown tables of the README.
+"""Finished quickstarts of several seeds, side by side, as Markdown tables.
 
-    python -m align.stages.seeds runs/quickstart-seed1 runs/quickstart-seed2 runs/quickstart
+    python examples/experiments/seeds.py runs/quickstart-seed1 runs/quickstart-seed2 runs/quickstart
 
 Reads `<run>/summary.json` and, where it is there, `<run>/controls/summary.json`; computes nothing of its own.
 """
@@ -125,10 +125,10 @@ def table(rows: Sequence[Row], summaries: Sequence[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables of the runs named on the command line; returns the exit code."""
-    parser = Parser(prog="python -m align.stages.seeds", description="The README's tables.")
+    parser = Parser(prog="python examples/experiments/seeds.py", description="The tables of docs/results.md.")
     parser.add_argument("runs", metavar="RUN", nargs="+", help="the folder of a finished quickstart")
     folders = [Path(name) for name in parser.parse_args(argv).runs]
-    with guarded(proceed="python -m align.stages.seeds RUN …") as ending:
+    with guarded(proceed="python examples/experiments/seeds.py RUN …") as ending:
         show(folders)
     return ending.code
 

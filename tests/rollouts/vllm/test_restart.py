@@ -16,8 +16,11 @@ import torch
 from rollouts.errors import RolloutError
 from rollouts.protocol import SamplingParams
 from rollouts.settings import memory_hint
-from rollouts.vllm.client import VLLMServerEngine
-from rollouts.vllm.server import VLLMServer, last_error
+from rollouts.vllm.client import Client, ServerGone
+from rollouts.vllm.process import ServerProcess, last_error
+from rollouts.vllm.restart import Restarts, start_of, take_away
+from rollouts.vllm.server_engine import VLLMServerEngine
+from rollouts.vllm.servers import GENERATE
 from rollouts.weights import checkpoint_tensors
 from tests.rollouts.vllm.models import build, logits_after, settings
 
@@ -86,41 +89,57 @@ def undisturbed(ranks, model):
     return owner.generate(PROMPTS, LONG)
 
 
-def server_of(engine) -> VLLMServer:
-    return engine._backend._keeper.server
+def server_of(engine) -> ServerProcess:
+    return engine._process
 
 
-def family(server: VLLMServer) -> list[psutil.Process]:
+def restarts_of(engine) -> int:
+    return engine._servers._restarts.count
+
+
+def family(server: ServerProcess) -> list[psutil.Process]:
     root = psutil.Process(server.pid)
     return [root, *root.children(recursive=True)]
 
 
-def in_the_middle(engine, act):
-    """What `generate` gives when `act` happens after some replies have come and before the last."""
-    fleet, found = engine._backend.fleet, []
-    before = fleet.asked
+@pytest.fixture
+def in_the_middle(monkeypatch):
+    """What `generate` gives when `act` happens after some replies have come and before the last; requests it made."""
+    asked, ask = [], Client.ask
 
-    def call():
-        try:
-            found.append(engine.generate(PROMPTS, LONG))
-        except RolloutError as error:
-            found.append(error)
+    def counted(client, path, *args, **kwargs):
+        if path == GENERATE:
+            asked.append(path)
+        return ask(client, path, *args, **kwargs)
 
-    thread = threading.Thread(target=call)
-    thread.start()
-    while fleet.asked - before < 9:  # five replies are there
+    monkeypatch.setattr(Client, "ask", counted)
+
+    def run(engine, act):
+        found = []
+
+        def call():
+            try:
+                found.append(engine.generate(PROMPTS, LONG))
+            except RolloutError as error:
+                found.append(error)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        while len(asked) < 9:  # five replies are there
+            assert thread.is_alive()
+            time.sleep(0.01)
         assert thread.is_alive()
-        time.sleep(0.01)
-    assert thread.is_alive()
-    act()
-    thread.join()
-    return found[0], fleet.asked - before
+        act()
+        thread.join()
+        return found[0], len(asked)
+
+    return run
 
 
 class TestFaults:
     pytestmark = real
 
-    def test_kill_9_in_the_middle_loses_nothing(self, ranks, undisturbed):
+    def test_kill_9_in_the_middle_loses_nothing(self, ranks, undisturbed, in_the_middle):
         owner = ranks[0]
 
         def kill():
@@ -129,10 +148,12 @@ class TestFaults:
 
         replies, asked = in_the_middle(owner, kill)
         assert replies == undisturbed and len(replies) == 24
-        assert server_of(owner).starts == 2
+        assert restarts_of(owner) == 1
         assert 24 < asked <= 24 + 4  # those that were being made, and no others, were asked again
 
-    def test_a_server_that_hangs_is_started_again_for_a_rank_that_does_not_own_it(self, ranks, undisturbed):
+    def test_a_server_that_hangs_is_started_again_for_a_rank_that_does_not_own_it(
+        self, ranks, undisturbed, in_the_middle
+    ):
         owner, other, _ = ranks
         stopped = []
 
@@ -143,20 +164,21 @@ class TestFaults:
 
         replies, asked = in_the_middle(other, stop)
         assert replies == undisturbed and asked <= 24 + 4
-        assert server_of(owner).starts == 3
+        assert restarts_of(owner) == 2
         assert not any(process.is_running() and process.status() != "zombie" for process in stopped)
 
     def test_too_many_restarts_are_an_error_on_every_rank(self, ranks, undisturbed):
         owner, other, pair = ranks
         server_of(owner).kill()
         problems = pair.both(lambda is_owner: (owner if is_owner else other).generate(PROMPTS, LONG))
-        for problem in problems:
-            assert isinstance(problem, RolloutError), problem
-            assert "started again 2 times already (max_restarts): its log is" in str(problem)
+        assert all(isinstance(problem, RolloutError) for problem in problems), problems
+        log = f"its log is {server_of(owner).log}"
+        assert str(problems[0]) == f"the vLLM server died, and was started again 2 times already (max_restarts): {log}"
+        assert str(problems[1]).endswith(f"the rank that owns it gave it up or closed it: {log}")
 
     def test_closing_leaves_nothing(self, ranks, undisturbed):
         owner, other, _ = ranks
-        server, folder = server_of(owner), owner._backend._folder
+        server, folder = server_of(owner), owner._folder
         owner.close()
         other.close()
         assert not server.home.exists() and not folder.exists() and not server.alive
@@ -167,14 +189,14 @@ class TestFaults:
 
 OWNER = """
     import sys, time
-    from rollouts.vllm.client import VLLMServerEngine
+    from rollouts.vllm.server_engine import VLLMServerEngine
     from rollouts.weights import checkpoint_tensors
     from tests.rollouts.vllm.models import build, settings
 
     engine = VLLMServerEngine(build(), settings())
     engine.update_weights(checkpoint_tensors(build()), 1)
-    server = engine._backend._keeper.server
-    print(server.pid, server.home, engine._backend._folder, server.log, flush=True)
+    server = engine._process
+    print(server.pid, server.home, engine._folder, server.log, flush=True)
     time.sleep(600)
 """
 
@@ -200,7 +222,7 @@ class TestOwner:
         assert not home.exists() and not weights.exists()
         log.unlink()
 
-    def test_closing_from_another_thread_ends_a_call_that_runs(self, model):
+    def test_closing_from_another_thread_ends_a_call_that_runs(self, model, in_the_middle):
         engine = VLLMServerEngine(model, settings(max_model_len=640, max_num_seqs=4), temperature=0.7)
         engine.update_weights(checkpoint_tensors(model), 1)
         warm = SamplingParams(temperature=0.7, max_new_tokens=8, seed=1)
@@ -215,12 +237,110 @@ class TestOwner:
         assert not server_of(engine).log.exists()
 
     def test_a_server_that_does_not_start_says_why(self, tmp_path):
-        server = VLLMServer(["--model", str(tmp_path), "--max-model-len", "8"], start_timeout=120)
+        server = ServerProcess(start_timeout=120)
+        server.arguments = ["--model", str(tmp_path), "--max-model-len", "8"]
         with pytest.raises(RolloutError, match=rf"ended with code \d+: .*Error.*\(its log: {server.log}\)"):
             server.start()
         server.stop()
         assert server.log.exists() and not server.home.exists()
         server.log.unlink()
+
+
+class Counting:
+    """A server that counts its starts; a file is its socket. `problems` are raised by the next starts."""
+
+    def __init__(self, folder, problems=()):
+        self.log, self.socket, self.problems = folder / "log", folder / "socket", list(problems)
+        self.starts, self.stops, self.alive = 0, 0, True
+        self.socket.touch()
+
+    def start(self):
+        self.kill()
+        self.starts += 1
+        if self.problems and (problem := self.problems.pop(0)):
+            raise problem
+        self.socket.touch()
+        self.alive = True
+
+    def kill(self):
+        self.alive = False
+        self.socket.unlink(missing_ok=True)
+
+    def stop(self):
+        self.stops += 1
+
+
+@pytest.fixture
+def watched(tmp_path, monkeypatch):
+    monkeypatch.setattr("rollouts.vllm.restart.LOOK", 0.01)
+    made = []
+
+    def make(*, most=2, problems=(), push=lambda: None):
+        server = Counting(tmp_path, problems)
+        made.append(Restarts(server, most, push))
+        return server, made[-1]
+
+    yield make
+    for restarts in made:
+        restarts.close()
+
+
+def until(true):
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_server_that_died_is_started_once_and_gets_its_weights(watched):
+    pushed = []
+    server, restarts = watched(push=lambda: pushed.append(server.starts))
+    server.kill()
+    until(lambda: pushed)
+    time.sleep(0.05)
+    assert (server.starts, pushed, restarts.count, restarts.problem) == (1, [1], 1, "")
+
+
+def test_a_server_that_hangs_is_started_again_however_many_say_so(watched):
+    server, _ = watched()
+    start = start_of(server.socket)
+    for _ in range(5):
+        take_away(server.socket, start)
+    until(lambda: server.alive and server.starts == 1)
+    for _ in range(5):
+        take_away(server.socket, start)  # of ranks that were slow to see it
+    time.sleep(0.05)
+    assert server.starts == 1 and server.socket.exists()
+    take_away(server.socket, start_of(server.socket))
+    until(lambda: server.starts == 2)
+
+
+def test_restarts_end_and_the_log_is_named(watched):
+    server, restarts = watched(most=1)
+    server.kill()
+    until(lambda: server.alive and server.starts == 1)
+    take_away(server.socket, start_of(server.socket))
+    until(lambda: restarts.problem)
+    wanted = f"the vLLM server hangs, and was started again 1 times already (max_restarts): its log is {server.log}"
+    assert restarts.problem == wanted and (server.starts, server.stops, server.alive) == (1, 1, False)
+
+
+def test_a_restart_that_fails_at_its_weights_counts_too(watched):
+    def push():
+        if server.starts == 1:
+            raise ServerGone("broke off")
+
+    server, restarts = watched(push=push)
+    server.kill()
+    until(lambda: server.alive and server.starts == 2)
+    assert restarts.count == 2 and not restarts.problem
+
+
+def test_a_server_that_does_not_come_up_is_given_up(watched):
+    server, restarts = watched(problems=[RolloutError("no room on the GPU")])
+    server.kill()
+    until(lambda: restarts.problem)
+    assert restarts.problem == "no room on the GPU" and server.stops == 1
 
 
 def test_the_entry_refuses_to_run_without_a_key_or_with_one_for_all_to_see(tmp_path):

@@ -2,9 +2,15 @@
 
 import dataclasses
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -13,13 +19,12 @@ import torch
 from align.runtime import http
 from rollouts.errors import RolloutError
 from rollouts.protocol import Engine, SamplingParams, Scoring
-from rollouts.vllm import backend
-from rollouts.vllm.client import VLLMServerEngine
-from rollouts.vllm.http import Address
-from rollouts.vllm.place import serve_arguments
-from rollouts.vllm.push import write_push
-from rollouts.vllm.server import VLLMServer, free_port
-from rollouts.vllm.start import write_config
+from rollouts.vllm import servers as servers_module
+from rollouts.vllm.client import Client, ServerGone
+from rollouts.vllm.server_engine import VLLMServerEngine
+from rollouts.vllm.servers import GENERATE
+from rollouts.vllm.setup import serve_arguments, write_config
+from rollouts.vllm.weights import write_push
 from rollouts.weights import checkpoint_tensors
 from tests.rollouts.vllm.models import VOCABULARY, build, settings
 
@@ -48,25 +53,32 @@ def pushed(engine, model):
 
 
 @pytest.fixture(scope="module")
-def second(model, engine):
-    """Another server with the same key, on TCP; the first port it is offered is taken."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        offered = [taken.getsockname()[1], free_port()]
-        left = list(offered)
-        key = own_address(engine).key
-        server = VLLMServer(start_timeout=300, tcp=True, ports=lambda: left.pop(0), key=key)
-        write_config(model, server.home)
-        server.arguments = serve_arguments(model, server.home, settings(), "raw_logprobs")
-        server.start()
-        yield server, offered
-        server.stop()
-        server.log.unlink(missing_ok=True)  # it was killed, and its log stays then
+def second(model, engine, tmp_path_factory):
+    """Another server with the same key, started by hand on TCP: the process and a client of it."""
+    folder, key = tmp_path_factory.mktemp("second"), own_client(engine).key
+    write_config(model, folder)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "rollouts.vllm.serve", "--port", str(port)]
+    command += serve_arguments(model, folder, settings(), "raw_logprobs")
+    client = Client(f"http://127.0.0.1:{port}", key)
+    with subprocess.Popen(command, env=os.environ | {"ALIGN_VLLM_API_KEY": key}, start_new_session=True) as process:
+        try:
+            deadline = time.monotonic() + 300
+            while process.poll() is None and time.monotonic() < deadline:
+                with suppress(ServerGone):
+                    client.ask("/health", timeout=5)
+                    break
+                time.sleep(0.2)
+            yield process, client
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
-def own_address(engine) -> Address:
-    return engine._backend.fleet.servers[0].address
+def own_client(engine) -> Client:
+    return engine._servers.servers[0].client
 
 
 def greedy(model, prompt, steps):
@@ -149,7 +161,7 @@ def test_a_push_cut_short_is_refused_and_the_next_whole_one_heals(pushed, model,
         path.write_bytes(path.read_bytes()[:-100])
         return push
 
-    monkeypatch.setattr(backend, "write_push", cut)
+    monkeypatch.setattr(servers_module, "write_push", cut)
     with pytest.raises(RolloutError, match=r"its own are the old ones: .*was cut short"):
         pushed.update_weights(checkpoint_tensors(build(seed=2)), 50)
     with pytest.raises(RolloutError, match="got only a part of its last weights"):
@@ -185,23 +197,23 @@ def test_a_reload_that_breaks_is_said_and_the_next_whole_push_heals(pushed, mode
     for version, (named_tensors, said) in enumerate(broken):
         push = write_push(tmp_path, named_tensors, version)
         call = {"method": "align_pull", "args": [str(tmp_path), push.files, push.digest]}
-        (result,) = own_address(pushed).ask("/collective_rpc", call, timeout=60)["results"]
+        (result,) = own_client(pushed).ask("/collective_rpc", call, timeout=60)["results"]
         assert result["undefined"] and re.search(said, result["problem"])
         pushed.update_weights(checkpoint_tensors(model), 70 + version)
         reply = pushed.generate(PROMPTS, SamplingParams(temperature=0, max_new_tokens=6))[0]
         assert reply.token_ids == greedy(model, PROMPTS[0], 6)
 
 
-def status(address: Address, method: str, path: str, headers: dict[str, str]) -> int:
+def status(client: Client, method: str, path: str, headers: dict[str, str]) -> int:
     body = b"{}" if method == "POST" else None
-    socket = address.url.removeprefix("unix://")
+    socket = client.url.removeprefix("unix://")
     whole = {"timeout": 30.0, "largest": 2**20, "socket": socket, "method": method}
     return http.ask(f"http://localhost{path}", body, headers=headers, **whole).status
 
 
 def test_every_route_of_the_server_wants_the_key(pushed):
-    address = own_address(pushed)
-    log = pushed._backend._keeper.server.log.read_text()
+    address = own_client(pushed)
+    log = pushed._process.log.read_text()
     routes = {
         (method, re.sub(r"{[^}]*}", "x", path))
         for path, methods in re.findall(r"Route: (\S+), Methods: ([A-Z, ]+)", log)
@@ -234,9 +246,9 @@ def test_every_route_of_the_server_wants_the_key(pushed):
 
 
 def test_the_socket_is_in_a_private_folder_and_the_key_in_no_command_line(pushed):
-    server = pushed._backend._keeper.server
+    server = pushed._process
     assert server.home.stat().st_mode & 0o777 == 0o700 and server.log.stat().st_mode & 0o777 == 0o600
-    key = own_address(pushed).key.encode()
+    key = own_client(pushed).key.encode()
     family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
     assert len(family) >= 3 and all(key not in " ".join(process.cmdline()).encode() for process in family)
     workers = [process for process in family if "VLLM" in process.name()]
@@ -258,7 +270,7 @@ def test_what_cannot_be_asked_is_refused_here(pushed, prompts, params, said):
 
 
 def test_a_server_of_another_model_or_key_or_none_is_refused(pushed, monkeypatch):
-    address = own_address(pushed)
+    address = own_client(pushed)
     monkeypatch.setenv("SOME_KEY", address.key)
     there = {"urls": (address.url,), "api_key_env": "SOME_KEY"}
     with pytest.raises(RolloutError, match=r"holds another model: its vocab_size is 300, the policy's is 304"):
@@ -278,12 +290,11 @@ def test_a_server_of_another_model_or_key_or_none_is_refused(pushed, monkeypatch
 
 
 def test_two_servers_share_the_work_and_give_the_replies_of_one(pushed, second, model, monkeypatch, caplog):
-    server, offered = second
-    assert server.address.url == f"http://127.0.0.1:{offered[1]}" and server.starts == 2  # the first port was taken
+    process, client = second
     params = SamplingParams(n=2, max_new_tokens=8, seed=5)
     wanted = pushed.generate(PROMPTS, params)
-    monkeypatch.setenv("SOME_KEY", own_address(pushed).key)
-    urls = (own_address(pushed).url, server.address.url)
+    monkeypatch.setenv("SOME_KEY", own_client(pushed).key)
+    urls = (own_client(pushed).url, client.url)
     both = VLLMServerEngine(model, settings(urls=urls, api_key_env="SOME_KEY"))
     both.update_weights(checkpoint_tensors(model), 7)
     replies = both.generate(PROMPTS, params)
@@ -291,17 +302,18 @@ def test_two_servers_share_the_work_and_give_the_replies_of_one(pushed, second, 
     assert {reply.weight_version for reply in replies} == {7}
 
     # The first server now carries the other engine's mark: what it says is refused until it has its weights again.
-    asked = pushed._backend.fleet.asked
+    asked, ask = [], Client.ask
+    monkeypatch.setattr(Client, "ask", lambda own, path, *a, **b: (asked.append(path), ask(own, path, *a, **b))[1])
     again = pushed.generate(PROMPTS, params)
-    assert again == wanted and pushed._backend.fleet.asked == asked + 16
+    assert again == wanted and asked.count(GENERATE) == 16
 
-    server.kill()
+    os.killpg(process.pid, signal.SIGKILL)
     with caplog.at_level("WARNING"):
         alone = both.generate(PROMPTS, params)
     assert [reply.token_ids for reply in alone] == [reply.token_ids for reply in wanted]
-    assert both._backend.fleet.servers[1].lost is not None and server.address.url in caplog.text
+    assert both._servers.servers[1].lost is not None and client.url in caplog.text
     both.close()
-    assert own_address(pushed).ask("/health", timeout=30) is None  # a server given by URL is not ours to end
+    assert own_client(pushed).ask("/health", timeout=30) is None  # a server given by URL is not ours to end
 
 
 def test_one_call_at_a_time_from_several_threads(pushed, model):
@@ -320,8 +332,7 @@ def test_one_call_at_a_time_from_several_threads(pushed, model):
 
 def test_requests_say_what_the_engine_in_this_process_says():
     """Both ways to vLLM ask for the same: every field of the JSON is one of vLLM's parameters with the same value."""
-    from rollouts.vllm.requests import request_params
-    from rollouts.vllm.wire import sampling_requests
+    from rollouts.vllm.requests import request_params, sampling_requests
 
     for changes in ({}, {"temperature": 0.0, "top_p": 0.5}, {"top_k": 7, "temperature": 0.7}, {"top_k": 10**6}):
         n = 1 if changes.get("temperature") == 0 else 2  # vLLM's own limit

@@ -1,7 +1,7 @@
-"""What stands beside the reward model of the embedded world: the arm without PMP, and the judge who knows no facts.
+"""What stands beside the reward model of the embedded world: one without PMP, and the judge who knows no facts.
 
-Hooks of the rm stage. The arm trains on the same pairs for the same steps with the recipe's learning rate, from the
-model that PMP started from; `align.stages.controls` gives both arms their best of three.
+Called when the rm stage is done. The control trains on the same pairs for the same steps with the recipe's learning
+rate, from the model that PMP started from; `examples/experiments/controls.py` gives both their best of three.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ def without_pmp(recipe: Recipe, stage: str, summary: Summary) -> Summary:
     if recipe.pmp is None or recipe.tinyworld is None or "accuracy" not in summary:
         return {}
     out_dir = stage_dir(recipe, WITHOUT_PMP)
-    arm = train_reward(recipe, recipe.rm, init_origin(recipe, "pmp"), out_dir, derive(recipe.seed, "rm"), stage="rm")
+    control = train_reward(
+        recipe, recipe.rm, init_origin(recipe, "pmp"), out_dir, derive(recipe.seed, "rm"), stage="rm"
+    )
     difference = paired_difference(right(out_dir), right(stage_dir(recipe, "rm")))
-    rows = [("  finetuned without PMP", None, percent(arm["accuracy"]))]
+    rows = [("  finetuned without PMP", None, percent(control["accuracy"]))]
     return {
-        "accuracy_without_pmp": arm["accuracy"],
-        "accuracy_correctness_without_pmp": arm.get("accuracy_correctness"),
+        "accuracy_without_pmp": control["accuracy"],
+        "accuracy_correctness_without_pmp": control.get("accuracy_correctness"),
         "gain_by_pmp": difference,
         "headline": rows,
     }
 
 
-def manners(recipe: Recipe, stage: str, summary: Summary) -> Summary:
+def by_manners(recipe: Recipe, stage: str, summary: Summary) -> Summary:
     """Accuracy of the gold score without correctness on the held-out pairs, ties counted half."""
     if recipe.tinyworld is None or "accuracy" not in summary:
         return {}

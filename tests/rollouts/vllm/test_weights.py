@@ -6,9 +6,9 @@ import stat
 import pytest
 import torch
 
-import rollouts.vllm.push as push_module
+import rollouts.vllm.weights as push_module
 from rollouts.errors import RolloutError
-from rollouts.vllm.push import private_folder, write_push
+from rollouts.vllm.weights import private_folder, write_push
 from rollouts.vllm.worker import tensors, whole_files
 
 

@@ -1,23 +1,21 @@
-"""From a trainer's module and our settings to a vLLM engine in this process, without weights of its own yet."""
+"""How vLLM is set up: our settings and the module in the words of `vllm.LLM` and of our server's command line.
+
+The engine starts with random weights in the form of the module; the first push brings the true ones.
+"""
 
 from __future__ import annotations
 
 import copy
-import tempfile
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from rollouts.errors import RolloutError
-from rollouts.settings import VLLMSettings, memory_hint
-from rollouts.vllm.process_guard import PrivateWorld, quiet, undisturbed
+from rollouts.settings import VLLMSettings
+from rollouts.vllm.client import Client, ServerGone
 from rollouts.weights import checkpoint_names
-
-if TYPE_CHECKING:
-    import vllm
 
 GIB = 2**30
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -121,47 +119,47 @@ def room_for(model: nn.Module, settings: VLLMSettings) -> int:
     return min(settings.max_model_len + 1, positions)
 
 
-def start(model: nn.Module, settings: VLLMSettings, **options: Any) -> vllm.LLM:
-    """A vLLM engine with random weights, in this process, alone on this rank's device.
+def serve_arguments(model: nn.Module, folder: Path, settings: VLLMSettings, mode: str) -> list[str]:
+    """Of `python -m rollouts.vllm.serve`."""
+    words = ["--model", str(folder), "--load-format", "dummy", "--dtype", dtype_of(model, settings)]
+    words += ["--max-model-len", str(room_for(model, settings)), "--memory-share", str(settings.memory_share)]
+    words += ["--tensor-parallel", str(settings.tensor_parallel), "--max-num-seqs", str(settings.max_num_seqs)]
+    words += ["--seed", str(settings.seed), "--logprobs", mode.removesuffix("_logprobs")]
+    words += [] if settings.kv_cache_gib is None else ["--kv-cache-gib", str(settings.kv_cache_gib)]
+    words += [] if settings.prefix_caching else ["--no-prefix-caching"]
+    words += ["--eager"] if settings.eager else []
+    words += ["--sleep"] if settings.sleep else []
+    return words
+
+
+def described(client: Client, config: Any, settings: VLLMSettings, mode: str) -> dict[str, Any]:
+    """What a server is (`WeightPuller.align_describe`).
 
     Args:
-        options: `mode`, `adapters` and `mask` of `engine_arguments`.
+        config: of the policy's text model.
+        mode: vLLM's `logprobs_mode` that is needed.
 
     Raises:
-        RolloutError: vLLM is not installed, or refuses the settings.
+        RolloutError: it cannot be reached, or is not what is needed.
     """
-    variables = {"VLLM_CPU_KVCACHE_SPACE": None} if settings.kv_cache_gib is not None else {}
-    if options["mask"]:
-        variables["VLLM_USE_V2_MODEL_RUNNER"] = "1"
-    with undisturbed(**variables), tempfile.TemporaryDirectory(prefix="align-vllm-") as folder:
-        quiet()
-        warnings.simplefilter("ignore")  # of vLLM's own code while it is read
-        try:
-            import vllm
-            from vllm.platforms import current_platform
-
-            from rollouts.vllm.executor import LocalExecutor
-        except ImportError as error:
+    url = client.url
+    try:
+        answer = client.ask("/collective_rpc", {"method": "align_describe"}, timeout=30.0)
+    except ServerGone as gone:
+        raise RolloutError(f"the vLLM server {url} {gone}: is `python -m rollouts.vllm.serve` running there?") from None
+    fact: dict[str, Any] = answer["results"][0]
+    policy = {"vocab_size": config.vocab_size, "hidden_size": config.hidden_size, "layers": config.num_hidden_layers}
+    for name, value in policy.items():
+        if fact[name] != value:
             raise RolloutError(
-                f"vLLM cannot be imported ({error}): install it by `make install-vllm` or "
-                "`pip install 'align-rlhf[vllm]'`, or set ppo.rollout.engine: hf"
-            ) from error
-        on_cpu = current_platform.is_cpu()
-        if on_cpu and options["mask"]:
-            raise RolloutError(
-                "vLLM on a CPU does not record which ids could be drawn (policy_support: nucleus needs them): set "
-                "ppo.rollout.engine: hf"
+                f"the vLLM server {url} holds another model: its {name} is {fact[name]}, the policy's is {value}"
             )
-        write_config(model, Path(folder))
-        arguments = engine_arguments(Path(folder), model, settings, on_cpu=on_cpu, **options)
-        try:
-            with PrivateWorld.joined():
-                return vllm.LLM(**arguments, distributed_executor_backend=LocalExecutor)
-        except Exception as error:
-            said = _last_line(error)
-            raise RolloutError(f"vLLM could not start: {said}{memory_hint(said)}") from error
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines)[:600] or 'no message'}"
+    if fact["max_model_len"] < settings.max_model_len:
+        raise RolloutError(
+            f"the vLLM server {url} takes {fact['max_model_len']} tokens, max_model_len asks for "
+            f"{settings.max_model_len}: start it with --max-model-len {settings.max_model_len}"
+        )
+    if fact["logprobs"] != mode:
+        kind = mode.removesuffix("_logprobs")
+        raise RolloutError(f"the vLLM server {url} must be started with --logprobs {kind} for this temperature")
+    return fact

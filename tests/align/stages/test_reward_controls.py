@@ -1,11 +1,11 @@
-"""The arms' verdicts, from `eval.jsonl` written by hand."""
+"""The verdicts of both reward models, from `eval.jsonl` written by hand."""
 
 import json
 
 import pytest
 
 from align.evaluation.compare import mean, paired_difference
-from align.stages.arms import right
+from align.stages.reward_controls import right
 
 
 def write(folder, scores):

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from rollouts.errors import RolloutError
-from rollouts.vllm import guard
-from rollouts.vllm.guard import RequireKey, hand_over, read_key
+from rollouts.vllm import auth
+from rollouts.vllm.auth import RequireKey, hand_over, read_key
 
 KEY = "0123456789abcdef-the-key"
 RIGHT = [(b"authorization", f"Bearer {KEY}".encode())]
@@ -70,7 +70,7 @@ def test_websockets_are_closed_before_they_open():
 
 
 def test_the_key_is_handed_over_once_and_no_server_is_without(monkeypatch):
-    monkeypatch.setattr(guard, "_HANDED_OVER", [])
+    monkeypatch.setattr(auth, "_HANDED_OVER", [])
     with pytest.raises(RolloutError, match=r"no key: start it with `python -m rollouts.vllm.serve`"):
         RequireKey(ask)
     hand_over(KEY)

@@ -1,0 +1,270 @@
+"""vLLM as a server: one that this engine starts, owns and ends, or servers that run already (`settings.urls`).
+
+Weights go by files that the server's workers read (`rollouts.vllm.weights`), adapters merged into them; an own server
+starts with random ones, and nothing is generated before the first `update_weights`. Every reply names the weights that
+made it, by a mark that is this engine's own: a reply by other ones is refused and asked for once more.
+
+A server that dies or hangs in the middle of a call costs time only: an own one is started again (`max_restarts` times),
+gets the last weights from their file, and is asked for what is unanswered; one given by URL is left out when it fails
+twice, and its share goes to the others. Every reply has its own seed, so a call gives the same replies in the end (to
+the rounding of matrix products, which in bfloat16 depends on how many sequences run at once).
+
+Several ranks share one server: `is_owner` starts, pushes, restarts and ends it, `share` tells the others where it is.
+`update_weights` is for a moment when no rank generates. `generate` may run in one thread while another trains; `close`
+may be called from any.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import secrets
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from rollouts.errors import RolloutError
+from rollouts.protocol import Completion, SamplingParams
+from rollouts.settings import VLLMSettings
+from rollouts.vllm.auth import read_key
+from rollouts.vllm.client import Client
+from rollouts.vllm.process import ServerProcess
+from rollouts.vllm.requests import (
+    answered_completion,
+    answered_scores,
+    check_ids,
+    logprobs_mode,
+    sampling_requests,
+    scoring_request,
+)
+from rollouts.vllm.servers import Servers
+from rollouts.vllm.setup import described, plain_model, serve_arguments, write_config
+from rollouts.vllm.weights import checked, private_folder
+from rollouts.weights import checkpoint_bytes, checkpoint_names
+
+logger = logging.getLogger(__name__)
+
+
+def _alone(shared: Any) -> Any:
+    return shared
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the owner tells the other ranks: URL and key of each server, and the mark of this engine's weights.
+
+    Of an own server also its socket and log, and the machine they are on.
+    """
+
+    servers: tuple[tuple[str, str], ...]
+    mark: str
+    socket: Path | None = None
+    log: Path | None = None
+    host: str = ""
+
+    def __repr__(self) -> str:
+        return f"_Found({[url for url, _ in self.servers]})"  # no key in any text
+
+
+class VLLMServerEngine:
+    """Samples and scores with vLLM behind HTTP.
+
+    Args:
+        model: the trainer's module; only its configuration, names and shapes are read.
+        settings: of vLLM; with `urls` those servers are used, and their key is read from `api_key_env`.
+        is_owner: this rank starts the server and pushes.
+        share: gives every rank the owner's object; called by all ranks together. Default: there is one rank.
+        temperature: of the rollouts to come; decides which log-probabilities the server gives.
+
+    Raises:
+        RolloutError: a server does not start, cannot be reached, refuses the key, or holds another model.
+    """
+
+    shares_module = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: VLLMSettings,
+        *,
+        is_owner: bool = True,
+        share: Callable[[Any], Any] = _alone,
+        temperature: float = 1.0,
+    ):
+        if settings.adapters == "adapter":
+            raise RolloutError("a vLLM server takes whole weights only: set adapters: merge (or auto)")
+        self.settings, self.weight_version = settings, 0
+        self._is_owner, self._share = is_owner, share
+        self._mode, self._shapes = logprobs_mode(temperature), checkpoint_names(model)
+        self._unusable: str | None = "has no weights yet: push them by update_weights first"
+        self._busy = threading.RLock()
+        self._closed = False
+        self._folder: Path | None = None  # of the pushed weights, on the owner
+        self._process: ServerProcess | None = None
+        self._servers: Servers | None = None
+        config = plain_model(model).config.get_text_config()
+        self._vocabulary: int = config.vocab_size
+        try:
+            self._find(model)
+            clients = [server.client for server in self._servers.servers]
+            facts = self._on_owner(lambda: [described(client, config, settings, self._mode) for client in clients])
+        except BaseException:
+            self.close()
+            raise
+        self._room: int = min(fact["max_model_len"] for fact in facts)
+        for server, fact in zip(self._servers.servers, facts, strict=True):
+            server.at_once = fact["max_num_seqs"]
+        self._sleeps = self._process is not None and share is _alone and settings.sleep and facts[0]["device"] != "cpu"
+        atexit.register(self.close)
+
+    def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
+        """`params.n` completions per prompt, prompt-major. Without a seed every call draws anew.
+
+        Raises:
+            RolloutError: an empty or too long prompt, an id outside the vocabulary, no weights, or no server is left.
+        """
+        self._check_usable()
+        if params.return_support and params.temperature > 0:
+            raise RolloutError("the vLLM server does not say which ids could be drawn: use rollout engine hf")
+        for row, prompt in enumerate(prompts):
+            self._check(prompt, f"prompt {row}", self.settings.max_model_len - params.max_new_tokens)
+        with self._busy:
+            self._check_usable()
+            answers = self._servers.ask_all(sampling_requests(prompts, params, self._vocabulary))
+            return [answered_completion(answer, params, self._mode, self.weight_version) for answer in answers]
+
+    def token_logprobs(self, sequences: list[list[int]]) -> list[tuple[float, ...]]:
+        """See `rollouts.protocol.Scoring`.
+
+        Raises:
+            RolloutError: as `generate`.
+        """
+        self._check_usable()
+        for row, sequence in enumerate(sequences):
+            self._check(sequence, f"sequence {row}", self._room - 1)
+        with self._busy:
+            self._check_usable()
+            answers = self._servers.ask_all([scoring_request(sequence) for sequence in sequences])
+            return [answered_scores(answer, ids) for answer, ids in zip(answers, sequences, strict=True)]
+
+    def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Takes every weight of the model under checkpoint names. All ranks call it; all read the stream to its end.
+
+        Raises:
+            RolloutError: a wrong or missing name or shape, no room for the files, or a server refused them; nothing is
+                generated until a whole update has gone through.
+            Exception: what the stream itself raises; the same then.
+        """
+        with self._busy:
+            self._check_open()
+            self._unusable = "got only a part of its last weights: push all of them again"
+            rest = iter(named_tensors)
+
+            def push() -> Any:
+                try:
+                    return self._servers.push(checked(rest, self._shapes), self._folder, version)
+                finally:
+                    _drain(rest)  # gathering is collective: the other ranks are at it too
+
+            if not self._is_owner:
+                _drain(rest)
+            self._servers.pushed = self._on_owner(push)
+            self._unusable, self.weight_version = None, version
+
+    def sleep(self) -> None:
+        """Frees the GPU's memory of an own server while the trainer updates. Not with several ranks, not on a CPU."""
+        with self._busy:
+            self._check_open()
+            if self._sleeps:
+                self._servers.sleep()
+
+    def wake(self) -> None:
+        """The server has its memory again."""
+        with self._busy:
+            self._check_open()
+            self._servers.wake()
+
+    def close(self) -> None:
+        """Ends the own server and removes the weights' files; a call that runs in another thread fails."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        if self._servers is not None:
+            self._servers.close()
+        if self._process is not None:
+            self._process.stop()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _find(self, model: nn.Module) -> None:
+        """The servers that run already, or a new one with random weights in the form of `model`."""
+        settings = self.settings
+
+        def find() -> _Found:
+            self._folder, mark = private_folder(checkpoint_bytes(model)), secrets.token_hex(8)
+            if settings.urls:
+                return _Found(tuple((url.rstrip("/"), read_key(settings.api_key_env)) for url in settings.urls), mark)
+            process = ServerProcess(start_timeout=settings.start_timeout, owned_folders=[self._folder])
+            self._process = process
+            write_config(model, process.home)
+            process.arguments = serve_arguments(model, process.home, settings, self._mode)
+            logger.info("a vLLM server is started, which takes a minute or two; its log: %s", process.log)
+            process.start()
+            own = ((process.client.url, process.client.key),)
+            return _Found(own, mark, process.socket, process.log, socket.gethostname())
+
+        found: _Found = self._on_owner(find)
+        clients = [Client(url, key) for url, key in found.servers]
+        for client in clients if self._is_owner else ():
+            if client.in_the_clear:
+                logger.warning("%s: the key and all rollouts travel unencrypted to that machine", client.url)
+        if found.socket is not None and (found.host != socket.gethostname() or not found.socket.exists()):
+            raise RolloutError(
+                f"the vLLM server runs on {found.host}, out of this rank's reach: start servers by hand "
+                "(python -m rollouts.vllm.serve) and name them in ppo.rollout.vllm.urls"
+            )
+        own = {"socket": found.socket, "log": found.log, "process": self._process}
+        self._servers = Servers(clients, settings, found.mark, **own)
+
+    def _on_owner(self, action: Callable[[], Any]) -> Any:
+        """What `action` gives on the owner, on every rank; what goes wrong there likewise, as RolloutError."""
+        outcome = None
+        if self._is_owner:
+            try:
+                outcome = (action(), None)
+            except (RolloutError, OSError) as error:
+                outcome = (None, str(error))
+        result, problem = self._share(outcome)
+        if problem is not None:
+            raise RolloutError(problem)
+        return result
+
+    def _check(self, ids: list[int], what: str, room: int) -> None:
+        check_ids(ids, what, self._vocabulary)
+        if len(ids) > room:
+            raise RolloutError(
+                f"{what} has {len(ids)} tokens, and {room} fit into max_model_len {self.settings.max_model_len} beside "
+                "the reply: raise ppo.rollout.vllm.max_model_len or shorten it"
+            )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RolloutError("this engine was closed")
+
+    def _check_usable(self) -> None:
+        self._check_open()
+        if self._unusable is not None:
+            raise RolloutError(f"the vLLM engine {self._unusable}")
+
+
+def _drain(stream: Iterable[Any]) -> None:
+    """Reads to the end and keeps nothing."""
+    for _ in stream:
+        pass
