@@ -1,11 +1,11 @@
 """Names of trackers, told without importing anything; compared with what transformers and accelerate know."""
 
-import importlib.util
 
 import pytest
 
 from align.recipe import Recipe, trackers
 from align.recipe.trackers import PPO_TRACKERS, TRACKERS, tracker_problems
+from align.runtime import packages
 
 
 def recipe(*names):
@@ -24,7 +24,7 @@ def test_the_names_are_those_of_transformers_and_accelerate():
 def installed(monkeypatch):
     """Only these packages are found."""
     found = {"wandb", "mlflow", "tensorboardX"}
-    monkeypatch.setattr(trackers, "find_spec", lambda name: object() if name in found else None)
+    monkeypatch.setattr(trackers, "is_installed", lambda name: name in found)
     return found
 
 
@@ -51,6 +51,6 @@ def test_one_of_two_packages_is_enough_and_of_others_all_are_needed(installed):
 
 
 def test_packages_are_looked_for_in_earnest():
-    assert trackers.find_spec is importlib.util.find_spec
+    assert trackers.is_installed is packages.is_installed and packages.is_installed("json")
     (problem,) = tracker_problems(recipe("nothing"), ("sft",))
     assert problem.startswith("report_to.0: there is no tracker 'nothing'; known are azure_ml, ")
