@@ -1,5 +1,6 @@
 """Names of trackers, told without importing anything; compared with what transformers and accelerate know."""
 
+
 import importlib.util
 
 import pytest
