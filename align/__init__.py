@@ -56,9 +56,10 @@ def _require_own_packages() -> None:
     try:
         require_own_packages(Path(__file__).resolve().parent.parent)
     except ShadowedPackageError as error:
-        if not sys.argv or sys.argv[0] != "-m":  # `python -m align.ppo`, before Python has found the module
-            raise
-        sys.exit(f"error: {error}")
+        # `python -m align.ppo`, before Python has found the module, and the command `align`: no traceback
+        if sys.argv and (sys.argv[0] == "-m" or Path(sys.argv[0]).stem == "align"):
+            sys.exit(f"error: {error}")
+        raise
 
 
 _require_own_packages()

@@ -136,8 +136,8 @@ def staged(folder: str | Path) -> Iterator[Path]:
     Raises:
         StorageError: a full disk, no permission; what was in `folder` before is intact.
     """
-    target = Path(folder)
-    if any(is_temporary(part) for part in target.absolute().parts):
+    target = Path(folder).resolve()
+    if any(is_temporary(part) for part in target.parts):
         with storage_errors(target):
             target.mkdir(parents=True, exist_ok=True)
             yield target

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList
 
+from align.runtime.padding import pad_left
+from align.runtime.peft_model import base_of
 from rollouts.errors import RolloutError
 from rollouts.protocol import Completion, SamplingParams
 from rollouts.sampling import Drawn, Sampler
@@ -144,7 +146,7 @@ class HFEngine:
     def _batch(
         self, model: nn.Module, prompts: list[list[int]], params: SamplingParams, uniforms_BT: Tensor
     ) -> list[Completion]:
-        ids_BT, mask_BT = _pad_left(prompts, self.pad_token_id, model.device)
+        ids_BT, mask_BT = (rows.to(model.device) for rows in pad_left(prompts, self.pad_token_id))
         sampler = Sampler(params, uniforms_BT.to(model.device))
         config = GenerationConfig(
             max_new_tokens=params.max_new_tokens,
@@ -189,17 +191,10 @@ def _uniforms(rows: int, params: SamplingParams) -> Tensor:
     return torch.rand(rows, params.max_new_tokens, generator=generator, dtype=torch.float64)
 
 
-def _pad_left(prompts: list[list[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(map(len, prompts))
-    ids = [[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
 @contextmanager
 def _undisturbed(model: nn.Module, autocast_dtype: torch.dtype | None) -> Iterator[None]:
     """Evaluation mode, no gradients and a neutral generation config for the while; everything as it was afterwards."""
-    owner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT delegates to its base
+    owner = base_of(model)  # PEFT delegates to it
     modes = [(module, module.training) for module in model.modules()]
     shipped = owner.generation_config
     model.eval()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
 
+from align.runtime.packages import is_installed, require_package
 from rollouts.errors import RolloutError
 from rollouts.hf import HFEngine
 from rollouts.protocol import Engine
@@ -47,7 +47,8 @@ def make_engine(
         hf_options: further arguments of `HFEngine`.
 
     Raises:
-        RolloutError: an unknown kind, or vLLM is asked for and is not installed, has no settings or does not start.
+        MissingPackageError: vLLM is asked for and is not installed.
+        RolloutError: an unknown kind, or vLLM has no settings or does not start.
     """
     if kind not in KINDS:
         raise RolloutError(f"unknown rollout engine '{kind}': choose one of {', '.join(KINDS)}")
@@ -60,11 +61,8 @@ def make_engine(
         return HFEngine(model, pad_token_id, batch_size, **hf_options)
     if vllm is None:
         raise RolloutError(f"rollout engine '{kind}' needs settings: give make_engine a VLLMSettings")
-    if not (is_installed() or (kind == "vllm_server" and vllm.urls)):
-        raise RolloutError(
-            f"rollout engine '{kind}' needs vLLM, which is not installed: pip install 'align-rlhf[vllm]' (make "
-            "install-vllm in a checkout), or use engine: hf"
-        )
+    if kind == "vllm" or not vllm.urls:
+        require_package(f"rollout engine '{kind}'", "vllm", "use engine: hf")
     if kind == "vllm":
         from rollouts.vllm.engine import VLLMEngine
 
@@ -76,18 +74,13 @@ def make_engine(
     return VLLMServerEngine(model, vllm, is_owner=is_owner, temperature=temperature, **shared)
 
 
-def is_installed() -> bool:
-    """Whether vLLM can be imported; looks without importing it, which takes seconds."""
-    return find_spec("vllm") is not None
-
-
 def why_not_vllm(model: nn.Module, settings: VLLMSettings | None) -> str | None:
     """Why "auto" leaves vLLM alone, or None."""
     if settings is None:
         return "no settings of vLLM are given"
     if _device(model) != "cuda":
         return "the policy is not on a GPU"
-    return None if is_installed() else "vLLM is not installed"
+    return None if is_installed("vllm") else "vLLM is not installed"
 
 
 def _device(model: nn.Module) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange, WeightConverter, revert_weight_conversion
 
+from align.runtime.peft_model import base_of, is_peft
 from rollouts.errors import RolloutError
 from rollouts.merged_layer import Gather, merged_layer, plain
 
@@ -96,7 +97,7 @@ def adapter_tensors(
     """
     from peft import get_peft_model_state_dict
 
-    if not is_adapted(model):
+    if not is_peft(model):
         raise RolloutError(f"{type(model).__name__} has no adapter: push its whole weights (adapters: merge)")
     if len(model.active_adapters) != 1:
         raise RolloutError(f"adapters {model.active_adapters} are active at once: push them merged (adapters: merge)")
@@ -122,7 +123,7 @@ def pushes_adapter(model: nn.Module, choice: str, device: str) -> bool:
     Raises:
         RolloutError: "adapter" was chosen and this one cannot be taken.
     """
-    if choice == "merge" or not is_adapted(model):
+    if choice == "merge" or not is_peft(model):
         return False
     obstacle = _adapter_obstacle(model)
     if choice == "auto":
@@ -144,22 +145,17 @@ def _adapter_obstacle(model: nn.Module) -> str | None:
     return next((words for words, found in obstacles.items() if found), None)
 
 
-def is_adapted(model: nn.Module) -> bool:
-    """Whether `model` is a PEFT model."""
-    return hasattr(model, "peft_config")
-
-
 def is_4bit(model: nn.Module) -> bool:
     """Whether the base is held in 4 bits (bitsandbytes)."""
     return any(type(parameter).__name__ == "Params4bit" for parameter in _base_of(model).parameters())
 
 
 def _base_of(model: nn.Module) -> nn.Module:
-    if not is_adapted(model):
+    if not is_peft(model):
         return model
     if model.active_peft_config.is_prompt_learning:
         raise RolloutError("prompt tuning has no weights to merge: train with LoRA, or sample with the engine 'hf'")
-    return model.get_base_model()
+    return base_of(model)
 
 
 def _converts(base: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from align.evaluation import table
 from align.evaluation.accuracy import JudgedPair, Part, accuracy, parts, won_share
 from align.evaluation.shares import wilson
 from align.report.run import Row, StageFiles, clean, number
@@ -58,6 +59,33 @@ def accuracy_bars(stage: StageFiles) -> list[Bar]:
             pairs = part["pairs"]
             bars.append(Bar(label, "length", length, *(wilson(length * pairs, pairs) if pairs else (None, None))))
     return bars + _others(stage.summary)
+
+
+def accuracy_table(stage: StageFiles) -> list[table.AccuracyRow]:
+    """All pairs, then every part; empty without an accuracy."""
+    return table.accuracy_table(parts_of(stage))
+
+
+def calibration_sentence(stage: StageFiles) -> str:
+    """Expected calibration error before and after the temperature, "" where the summary has none."""
+    before = number(stage.summary.get("calibration_error"))
+    after, temperature = (number(stage.summary.get(key)) for key in ("calibration_error_at_temperature", "temperature"))
+    if before is None:
+        return ""
+    cross_fitted = bool(reliability_rows(stage, "reliability_at_temperature"))  # an older version's summary has none
+    return table.calibration_sentence(before, after, temperature, cross_fitted=cross_fitted)
+
+
+def reliability_rows(stage: StageFiles, key: str = "reliability") -> list[tuple[float, float, int]]:
+    """(stated, found, pairs) of the summary's `key`; rows that are not such are left out."""
+    rows = stage.summary.get(key)
+    found = []
+    for row in rows if isinstance(rows, list) else ():
+        figures = [number(row.get(key)) for key in ("stated", "found", "pairs")] if isinstance(row, dict) else [None]
+        if None in figures or not (0 <= figures[0] <= 1 and 0 <= figures[1] <= 1 and figures[2] >= 1):
+            continue
+        found.append((figures[0], figures[1], int(figures[2])))
+    return found
 
 
 def _judged(row: Row) -> JudgedPair:

@@ -8,7 +8,7 @@ from typing import Any
 
 from align.evaluation.accuracy import most_wrong
 from align.report.accuracy import scored
-from align.report.outcomes import AFTER, BEFORE, NO_CATEGORY, judge_of
+from align.report.policy_evaluation import AFTER, BEFORE, NO_CATEGORY, judge_of
 from align.report.run import Row, Run, clean, number
 
 PER_CATEGORY, MOST, OF_A_STAGE, WORST = 2, 16, 8, 10

@@ -35,3 +35,11 @@ class ShadowedPackageError(AlignError, ImportError):
 
 class OutOfMemoryError(AlignError, MemoryError):
     """Not enough memory, the host's or a device's; says what to lower."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What a foreign library's error says: its first line, and the next where the first only announces it."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{first} {others[0]}" if first.endswith(":") and others else first

@@ -22,7 +22,7 @@ from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
-from align.runtime.errors import AlignError, StorageError
+from align.runtime.errors import AlignError, StorageError, reason_of
 
 _NAME = re.compile(r"\..+\.tmp-[^.]*")
 _ASIDE = re.compile(r"\.(.+)\.old-\w{8}")
@@ -49,7 +49,7 @@ def storage_errors(path: str | Path, doing: str = "write") -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or (str(error).strip() or repr(error)).splitlines()[0]
+    text = getattr(error, "strerror", None) or reason_of(error)
     if any(word in text for word in _TORCH_WORDS):
         return "torch could not write the whole file; is the disk full?"
     named = getattr(error, "filename", None)

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from align.runtime.errors import AlignError
+from align.runtime.errors import AlignError, reason_of
 from align.runtime.terminal import shortened
 from data_formats.chatml.pieces import IM_END, IM_START
 from data_formats.records import Message
@@ -38,12 +38,8 @@ def render_template(tokenizer: Any, turns: Sequence[dict[str, Any]], **options: 
         _refuse_giants(str(tokenizer.chat_template))
         return _bounded(lambda: tokenizer.apply_chat_template(list(turns), tokenize=False, **options))
     except Exception as error:  # jinja2's own, its sandbox's, and whatever a template raises: that is the model's code
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
-        roles = ", ".join(turn["role"] for turn in turns)
-        raise TemplateError(
-            f"the tokenizer's chat template fails on a conversation of {roles} ({type(error).__name__}: {reason})"
-        ) from error
+        said, roles = f"{type(error).__name__}: {reason_of(error)}", ", ".join(turn["role"] for turn in turns)
+        raise TemplateError(f"the tokenizer's chat template fails on a conversation of {roles} ({said})") from error
 
 
 @lru_cache(maxsize=64)

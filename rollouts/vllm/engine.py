@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from align.runtime.peft_model import base_of
 from rollouts.errors import RolloutError
 from rollouts.protocol import Completion, SamplingParams
 from rollouts.settings import VLLMSettings
 from rollouts.vllm import requests
 from rollouts.vllm.local import LocalVLLM
-from rollouts.vllm.setup import plain_model
 from rollouts.vllm.weights import checked
 from rollouts.weights import checkpoint_names
 
@@ -69,7 +69,7 @@ class VLLMEngine:
         self.weight_version = 0
         self._mode, self._mask = requests.logprobs_mode(temperature, return_support), return_support
         self._shapes = checkpoint_names(model, merge=not takes_adapters)
-        self._vocabulary = plain_model(model).config.vocab_size
+        self._vocabulary = base_of(model).config.vocab_size
         self._unusable: str | None = "has no weights yet: push them by update_weights first"
         self._told = False
         self._local = LocalVLLM(model, settings, mode=self._mode, adapters=takes_adapters, mask=return_support)

@@ -29,6 +29,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from align.runtime.peft_model import base_of
 from rollouts.errors import RolloutError
 from rollouts.protocol import Completion, SamplingParams
 from rollouts.settings import VLLMSettings
@@ -44,7 +45,7 @@ from rollouts.vllm.requests import (
     scoring_request,
 )
 from rollouts.vllm.servers import Servers
-from rollouts.vllm.setup import described, plain_model, serve_arguments, write_config
+from rollouts.vllm.setup import described, serve_arguments, write_config
 from rollouts.vllm.weights import checked, private_folder
 from rollouts.weights import checkpoint_bytes, checkpoint_names
 
@@ -108,7 +109,7 @@ class VLLMServerEngine:
         self._folder: Path | None = None  # of the pushed weights, on the owner
         self._process: ServerProcess | None = None
         self._servers: Servers | None = None
-        config = plain_model(model).config.get_text_config()
+        config = base_of(model).config.get_text_config()
         self._vocabulary: int = config.vocab_size
         try:
             self._find(model)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from align.runtime.peft_model import base_of
 from rollouts.errors import RolloutError
 from rollouts.settings import VLLMSettings
 from rollouts.vllm.client import Client, ServerGone
@@ -21,18 +22,13 @@ GIB = 2**30
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
-def plain_model(model: nn.Module) -> nn.Module:
-    """The transformers model inside a PEFT model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
 def write_config(model: nn.Module, folder: Path) -> None:
     """`config.json` alone: no tokenizer and no generation config, and nothing of how the trainer holds the weights.
 
     Raises:
         RolloutError: a model without a transformers configuration.
     """
-    base = plain_model(model)
+    base = base_of(model)
     if not hasattr(base, "config"):
         raise RolloutError(f"{type(base).__name__} has no configuration: vLLM needs a transformers model")
     config = copy.deepcopy(base.config)
@@ -51,7 +47,7 @@ def dtype_of(model: nn.Module, settings: VLLMSettings) -> str:
     if settings.dtype != "auto":
         return settings.dtype
     floating = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
-    base = plain_model(model)
+    base = base_of(model)
     quantized = getattr(base, "is_quantized", False)
     dtype = getattr(base.config, "dtype", None) if quantized or not floating else floating[0]
     return str(dtype or torch.bfloat16).removeprefix("torch.")
@@ -108,7 +104,7 @@ def room_for(model: nn.Module, settings: VLLMSettings) -> int:
     Raises:
         RolloutError: longer than the model's positions.
     """
-    positions = getattr(plain_model(model).config, "max_position_embeddings", None)
+    positions = getattr(base_of(model).config, "max_position_embeddings", None)
     if positions is None:
         return settings.max_model_len + 1
     if settings.max_model_len > positions:

@@ -68,6 +68,10 @@ def test_the_four_packages_at_two_places_are_told(tmp_path):
 
 def test_the_console_script_does_not_look_into_the_working_directory(tmp_path):
     (tmp_path / "reward.py").write_text("")
-    script = "import sys; sys.argv = ['align', 'recipes']; sys.path.remove(''); from align.cli import main; main()"
+    script = "import sys; sys.argv = ['bin/align', 'recipes']; sys.path.remove(''); from align.cli import main; main()"
     code, shown, told = started(tmp_path, "-c", script)
     assert (code, told) == (0, "") and "quickstart" in shown
+    code, shown, told = started(
+        tmp_path, "-c", script.replace(" sys.path.remove('');", "")
+    )  # as PYTHONPATH would have it
+    assert (code, shown) == (1, "") and told.startswith(f"error: {tmp_path / 'reward.py'} stands before")

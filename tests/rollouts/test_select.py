@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from rollouts import select
+from align.runtime import packages
+from align.runtime.errors import MissingPackageError
 from rollouts.errors import RolloutError
 from rollouts.hf import HFEngine
 from rollouts.select import make_engine, why_not_vllm
@@ -42,7 +43,7 @@ def test_auto_takes_vllm_where_it_is_usable(monkeypatch, device, installed, sett
         def parameters(self, recurse=True):
             yield type("Weight", (), {"device": torch.device(device)})()
 
-    monkeypatch.setattr(select, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: object() if installed else None)
     assert why_not_vllm(Placed(), settings) == reason
 
 
@@ -53,9 +54,9 @@ def test_an_unknown_engine_is_refused(model):
 
 @pytest.mark.parametrize("kind", ["vllm", "vllm_server"])
 def test_vllm_that_is_not_there_is_named_with_the_way_to_get_it(model, monkeypatch, kind):
-    monkeypatch.setattr(select, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(
-        RolloutError, match=rf"'{kind}' needs vLLM, which is not installed: pip install 'align-rlhf\[vllm\]'"
+        MissingPackageError, match=rf"'{kind}' needs vLLM, which is not installed: pip install 'align-rlhf\[vllm\]'"
     ):
         make_engine(kind, model, pad_token_id=0, vllm=SETTINGS)
     with pytest.raises(RolloutError, match="needs settings"):
@@ -63,7 +64,7 @@ def test_vllm_that_is_not_there_is_named_with_the_way_to_get_it(model, monkeypat
 
 
 def test_servers_named_by_url_need_no_vllm_here(model, monkeypatch, tmp_path):
-    monkeypatch.setattr(select, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     monkeypatch.setenv("SOME_KEY", "k" * 16)
     settings = VLLMSettings(max_model_len=16, urls=(f"unix://{tmp_path}/socket",), api_key_env="SOME_KEY")
     with pytest.raises(RolloutError, match=r"is `python -m rollouts.vllm.serve` running there"):
