@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,6 +46,23 @@ _HOMES = {
     "load_recipe": "align.recipe",
     "load_tokenizer": "align.models.tokenizer",
 }
+
+
+def _require_own_packages() -> None:
+    """A user's `reward.py` would be imported in place of ours and end in a traceback far from its cause."""
+    from align.runtime.errors import ShadowedPackageError
+    from align.runtime.packages import require_own_packages
+
+    try:
+        require_own_packages(Path(__file__).resolve().parent.parent)
+    except ShadowedPackageError as error:
+        # `python -m align.ppo`, before Python has found the module, and the command `align`: no traceback
+        if sys.argv and (sys.argv[0] == "-m" or Path(sys.argv[0]).stem == "align"):
+            sys.exit(f"error: {error}")
+        raise
+
+
+_require_own_packages()
 
 
 def __getattr__(name: str) -> Any:

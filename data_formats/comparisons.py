@@ -249,7 +249,7 @@ def hh_turns(text: str, field: str) -> Turns:
     """An HH transcript ("\\n\\nHuman: ...\\n\\nAssistant: ...", Bai et al. 2022) -> turns without outer white space."""
     turns = hh(text)
     if not turns:
-        raise DataError(f"expected a transcript that starts with 'Human:', found {shown(text[:60])}", field=field)
+        raise DataError(f"expected a transcript that starts with 'Human:', found {shown(text)}", field=field)
     return turns
 
 

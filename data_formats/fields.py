@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+from align.runtime.terminal import shortened
 from data_formats.errors import DataError
 from data_formats.formats import LONGEST_KEY, Notes, shown
 
@@ -80,7 +81,7 @@ class Fields(dict[str, Any]):
 
 def _path(at: str, key: str) -> PassedOver:
     """`at` without numbers, and the key, cut short."""
-    cut = key if len(key) <= LONGEST_KEY else f"{key[:LONGEST_KEY]}…"
+    cut = shortened(key, LONGEST_KEY)
     return PassedOver(f"{_NUMBER.sub('[]', at)}.{cut}" if at else cut)
 
 

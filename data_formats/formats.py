@@ -73,7 +73,7 @@ def keys_of(row: Any) -> str:
         return f"none (a list of {len(row)}; a file whose name ends in .json is read as one list of rows)"
     if not isinstance(row, dict):
         return f"none (a {type(row).__name__})"
-    named = [key if len(key) <= LONGEST_KEY else f"{key[:LONGEST_KEY]}…" for key in list(map(str, row))[:SHOWN_KEYS]]
+    named = [shortened(key, LONGEST_KEY) for key in list(map(str, row))[:SHOWN_KEYS]]
     more = f" and {len(row) - SHOWN_KEYS} more" if len(row) > SHOWN_KEYS else ""
     return (", ".join(named) or "none") + more
 

@@ -18,6 +18,7 @@ from align.runtime.errors import AlignError, MissingFileError
 from align.runtime.packages import require_package
 from align.runtime.paths import typed_path
 from align.runtime.secrets import hide
+from align.runtime.terminal import shortened
 from data_formats.errors import DataError, RowNumber
 
 PREFIX = "hub:"
@@ -79,7 +80,7 @@ class HubDataset:
 
     def _as_ours(self, error: Exception, number: int) -> AlignError:
         """The library's error as one of ours; `number` rows had been read."""
-        said = " ".join(hide(str(error.__cause__ or error), _tokens()).split())[:_SHOWN].rstrip(".")
+        said = shortened(" ".join(hide(str(error.__cause__ or error), _tokens()).split()).rstrip("."), _SHOWN)
         said = said or type(error).__name__
         if number:
             return DataError(f"cannot be read on ({said})", path=str(self), line=RowNumber(number + 1))

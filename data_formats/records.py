@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-ROLES = ("system", "user", "assistant", "tool")
-
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
@@ -22,7 +20,7 @@ class Message:
     """One turn.
 
     Attributes:
-        role: one of `ROLES`; `tool` is what a called tool answered (an observation).
+        role: system, user, assistant or tool; `tool` is what a called tool answered (an observation).
         content: the text without any control token.
         reasoning: what an assistant thought before `content`, without tags.
         tool_calls: the calls that follow `content`, of an assistant.

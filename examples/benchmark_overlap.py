@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import tempfile
 from pathlib import Path
+
+from align.runtime.json_files import read_objects
 
 WAYS = {"in turn": False, "overlap": True}
 TOLD = (
@@ -29,8 +30,7 @@ TOLD = (
 
 def iteration_seconds(metrics: Path) -> dict[str, float]:
     """Medians over the iterations of a run but its first two: seconds of one, of its phases, and the staleness."""
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if "score/mean" in line]
+    lines = [line for line in read_objects(metrics, "run it again") if "score/mean" in line]
     apart = [later["time"] - line["time"] for line, later in itertools.pairwise(lines[1:])]
     keys = ("seconds/rollout", "seconds/update", "seconds/sync", "engine/staleness")
     found = {"seconds": statistics.median(apart)}

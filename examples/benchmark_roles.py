@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from align.runtime.peft_model import base_of
+
 ARMS = {
     "full": "four models, all weights trained",
     "lora": "four models with LoRA",
@@ -134,7 +136,7 @@ def run(arm: str, options: argparse.Namespace, folder: str) -> dict[str, float]:
 def everything(model: Any) -> Any:
     """The parameters that a model computes with; a role's view does not hold the base's."""
     for part in model.modules():
-        whole = part.get_base_model() if hasattr(part, "get_base_model") else part
+        whole = base_of(part)
         yield from whole.parameters()
 
 

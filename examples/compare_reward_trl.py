@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from align.evaluation.accuracy import Judged, accuracy
+from align.evaluation.accuracy import JudgedPair, accuracy
 
 Lines = list[dict[str, Any]]
 SAME = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "learning_rate")
@@ -113,14 +113,14 @@ def scores(model: Any, rows: Lines, pad_id: int) -> list[float]:
 def arm(recipe: Any, origin: Any, folder: Path, seed: int, *, trl: bool) -> Lines:
     """The held-out lines of one arm, which is trained unless it is finished with this very recipe."""
     from align.recipe import dump_recipe
-    from align.stages import arms, run_reward
+    from align.stages import reward_controls, run_reward
 
     stamp = folder / "recipe.yaml"
     if not (folder / "summary.json").is_file() or stamp.read_text(encoding="utf-8") != dump_recipe(recipe):
         shutil.rmtree(folder, ignore_errors=True)
         train = train_trl if trl else lambda *given: run_reward.train_reward(recipe, recipe.rm, *given[1:])
         train(recipe, origin, folder, seed)
-    return arms.lines(folder)
+    return reward_controls.lines(folder)
 
 
 def table(runs: list[Lines]) -> list[list[float]]:
@@ -134,7 +134,7 @@ def table(runs: list[Lines]) -> list[list[float]]:
 
 def share(rows: list[list[float]]) -> dict[str, Any]:
     """Accuracy of a `table`; answers to one prompt are not independent in its interval."""
-    return accuracy([Judged(hit - 0.5, None, prompt=str(at)) for at, row in enumerate(rows) for hit in row], True)
+    return accuracy([JudgedPair(hit - 0.5, None, prompt=str(at)) for at, row in enumerate(rows) for hit in row], True)
 
 
 def compare(recipe: Any, seeds: list[int]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from align.report.ppo import warmup_end
+from align.report.curves import warmup_end
 from align.report.run import Run, read_run
 from align.report.style import DARK, LIGHT, Theme, legend, line, panels, png
 

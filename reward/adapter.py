@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from align.runtime.errors import MissingFileError
+from align.runtime.errors import MissingFileError, reason_of
 from align.runtime.peft_model import is_peft
-from reward.errors import ModelFileError, reason_of
+from reward.errors import ModelFileError
 from reward.folder import check_safetensors, local_folder, read_json
 from reward.loading import hub_file, load_pretrained, quiet
 from reward.stock import HEADS, PEFT_ROOT

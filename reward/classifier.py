@@ -25,12 +25,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from align.runtime.errors import MissingFileError
+from align.runtime.errors import MissingFileError, reason_of
 from align.runtime.padding import pad_right
 from data_formats.chatml import TemplateError, render_template
 from data_formats.records import Message
 from reward.adapter import peft_config, put_on
-from reward.errors import ModelFileError, reason_of
+from reward.errors import ModelFileError
 from reward.folder import check_safetensors, read_json
 from reward.forward import forward_errors, position_room
 from reward.loading import check_vocabulary, hub_file, load_config, load_pretrained, saved_tokenizer

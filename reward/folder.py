@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from align.runtime.errors import MissingFileError, StorageError
-from align.runtime.files import is_temporary, remove, remove_leftovers, temporary
+from align.runtime.errors import MissingFileError
+from align.runtime.files import atomic_dir, is_temporary, storage_errors
 from align.runtime.paths import typed_path
 from reward.errors import ModelFileError
 
@@ -127,40 +128,37 @@ def _check_counts(config: Path) -> None:
 
 @contextmanager
 def staged(folder: str | Path) -> Iterator[Path]:
-    """Write files in a temporary folder beside `folder`; on success each is renamed into it, on failure none is.
+    """Gives an empty temporary folder; what is written there is added to `folder` in one step when the block ends well.
 
-    A `folder` that is itself a part of what waits for its name (a checkpoint) is written to as it is.
+    What `folder` holds besides stays, but for the weights of a model that is replaced. A `folder` that is itself a part
+    of what waits for its name (a checkpoint) is written to as it is.
 
     Raises:
         StorageError: a full disk, no permission; what was in `folder` before is intact.
     """
-    target = Path(folder)
-    waits = any(is_temporary(part) for part in target.absolute().parts)
-    draft = target if waits else temporary(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not waits:
-            remove_leftovers(target)
-        draft.mkdir(exist_ok=waits, mode=0o755)
+    target = Path(folder).resolve()
+    if any(is_temporary(part) for part in target.parts):
+        with storage_errors(target):
+            target.mkdir(parents=True, exist_ok=True)
+            yield target
+        return
+    with atomic_dir(target) as draft:
         yield draft
-        if not waits:
-            _publish(draft, target)
-    except OSError as error:
-        raise StorageError(f"cannot write the model to {target}: {error}; nothing that was there is changed") from error
-    finally:
-        if not waits:
-            remove(draft)
+        new = {path.name for path in draft.iterdir()}
+        stale = {WEIGHTS, WEIGHTS_INDEX} if any(name.startswith("model") for name in new) else set()
+        for path in target.iterdir() if target.is_dir() else ():  # a folder must not hold both one file and shards
+            if path.name not in new | stale:
+                _share(path, draft / path.name)
 
 
-def _publish(temporary: Path, target: Path) -> None:
-    files = sorted(temporary.iterdir())
-    for path in files:
-        with path.open("r+b") as file:
-            os.fsync(file.fileno())
-    target.mkdir(exist_ok=True)
-    stale = [target / WEIGHTS, target / WEIGHTS_INDEX] if any(path.name.startswith("model") for path in files) else []
-    for path in files:
-        path.replace(target / path.name)
-    for path in stale:  # a folder must not hold both one file and shards
-        if path.name not in {file.name for file in files}:
-            path.unlink(missing_ok=True)
+def _share(source: Path, target: Path) -> None:
+    """`source` under the name `target` too; a copy where the file system has one name a file."""
+    if source.is_dir():
+        target.mkdir()
+        for path in source.iterdir():
+            _share(path, target / path.name)
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

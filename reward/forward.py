@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from align.runtime.errors import AlignError
+from align.runtime.errors import AlignError, reason_of
 from align.runtime.memory import is_out_of_memory
 from reward.protocol import RewardError
 
@@ -62,9 +62,9 @@ def forward_errors(
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        what = f"{type(error).__name__}: {(str(error).strip() or '(no message)').splitlines()[0]}"
+        said = f"{type(error).__name__}: {reason_of(error)}"
         words = _words(len(rows[longest]), reply_length(longest), room or _named_room(model))
-        raise RewardError(f"reward {name!r}: its model failed ({what}) where {words}; {CURE}") from error
+        raise RewardError(f"reward {name!r}: its model failed ({said}) where {words}; {CURE}") from error
 
 
 def _words(length: int, reply: int, room: int | None) -> str:

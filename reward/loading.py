@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from align.runtime.errors import MissingFileError
-from reward.errors import ModelFileError, VocabularyError, reason_of
+from align.runtime.errors import MissingFileError, reason_of
+from reward.errors import ModelFileError, VocabularyError
 from reward.folder import check_model_folder, local_folder
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def load_pretrained(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a config can make any line of the libraries below fail
-        raise _explain(error, path, local=folder is not None) from error
+        raise _explain(error, f"model {path}", local=folder is not None) from error
     _check_weights(model, info, path, optional, exact)
     _warn_of_rope(config, path)
     return model
@@ -146,7 +146,7 @@ def load_config(path: str | Path, **kwargs: Any) -> Any:
     try:
         return AutoConfig.from_pretrained(str(folder or path), **_hub_options(kwargs), **labels)
     except Exception as error:
-        raise _explain(error, path, local=folder is not None) from error
+        raise _explain(error, f"model {path}", local=folder is not None) from error
 
 
 def _drop_foreign_pad(config: Any, path: str | Path) -> None:
@@ -245,7 +245,7 @@ def hub_file(path: str | Path, name: str, **options: Any) -> Path | None:
     try:
         found = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False, **options)
     except Exception as error:
-        raise _explain(error, path, local=False) from error
+        raise _explain(error, f"model {path}", local=False) from error
     return Path(found) if found else None
 
 
@@ -253,29 +253,27 @@ def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
 
 
-def _explain(
-    error: Exception, path: str | Path, *, local: bool, what: str = "its configuration makes no model"
-) -> Exception:
+def _explain(error: Exception, what: str, *, local: bool, made: str = "its configuration makes no model") -> Exception:
     reason = reason_of(error)
     if "`ignore_mismatched_sizes`" in str(error):  # beside a table on the terminal
         return ModelFileError(
-            f"model {path} cannot be loaded: its weights have other shapes than its config.json says (hidden_size, "
+            f"{what} cannot be loaded: its weights have other shapes than its config.json says (hidden_size, "
             "vocab_size, …): the two files belong to different models, copy both again"
         )
     if isinstance(error, ValueError) and "does not support an attention implementation" in str(error):
         return ModelFileError(
-            f"model {path} has no such attention in transformers ({reason.partition(' yet')[0]}): set "
+            f"{what} has no such attention in transformers ({reason.partition(' yet')[0]}): set "
             "model.attn_implementation=eager"
         )
     if "trust_remote_code" in str(error):
         return ModelFileError(
-            f"model {path} brings its own code: set trust_remote_code to true if you trust it, else take another"
+            f"{what} brings its own code: set trust_remote_code to true if you trust it, else take another"
         )
     if not local and isinstance(error, OSError):
-        return MissingFileError(f"model {path} is neither a folder here nor a model that the hub gives ({reason})")
+        return MissingFileError(f"{what} is neither a folder here nor a model that the hub gives ({reason})")
     if isinstance(error, OSError | ValueError | RuntimeError | ImportError):  # whose words stand by themselves
-        return ModelFileError(f"model {path} cannot be loaded: {reason}")
-    return ModelFileError(f"model {path} cannot be loaded: {what} ({type(error).__name__}: {reason})")
+        return ModelFileError(f"{what} cannot be loaded: {reason}")
+    return ModelFileError(f"{what} cannot be loaded: {made} ({type(error).__name__}: {reason})")
 
 
 def saved_tokenizer(path: str | Path, **kwargs: Any) -> Any:
@@ -299,7 +297,9 @@ def saved_tokenizer(path: str | Path, **kwargs: Any) -> Any:
             str(folder or path), **{"trust_remote_code": False, **_hub_options(kwargs)}
         )
     except Exception as error:  # the Rust parser raises bare Exception on a torn tokenizer.json
-        raise _explain(error, path, local=folder is not None, what="its files make no tokenizer") from error
+        raise _explain(
+            error, f"the tokenizer of {path}", local=folder is not None, made="its files make none"
+        ) from error
     _check_max_length(tokenizer, path)
     return tokenizer
 

@@ -118,10 +118,11 @@ class _Reader(ast.NodeVisitor):
 
 
 def edges(tree: Tree, *, only_real: bool = False) -> dict[str, set[str]]:
-    """Module of ours -> the modules of ours that it imports, at any depth; `only_real` leaves out typing and names."""
+    """Module of ours -> the modules of ours that it imports, at any depth and for type checkers too; `only_real` leaves
+    out what only a string names."""
     graph: dict[str, set[str]] = {name: set() for name in tree.files}
     for item in tree.imports:
-        counts = not (only_real and (item.typing_only or item.by_name))
+        counts = not (only_real and item.by_name)
         if counts and item.target in tree.files and item.target != item.source:
             graph[item.source].add(item.target)
     return graph

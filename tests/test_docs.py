@@ -16,6 +16,7 @@ from tests.commands import ROOT
 from tests.documents import DOCS, FRONT, PAGES, blocks, commands, spans, troubleshooting
 
 LARGEST = 10_000  # bytes of a front page
+DELETED = ("old_logprobs", "kl_straight_through", "missing_eos", "clip_value_in_warmup")  # options that were removed
 SECTIONS = ("base", "sft", "pmp", "rm", "rejection", "ppo", "model", "rollout", "evaluation", "guards", "tinyworld")
 
 
@@ -130,6 +131,33 @@ def sections_in(annotation: object) -> list[type]:
     if isinstance(annotation, type):
         return [annotation] if issubclass(annotation, Section) else []
     return [kind for part in getattr(annotation, "__args__", ()) for kind in sections_in(part)]
+
+
+@each_page
+def test_no_option_is_named_that_is_gone(page):
+    words = set(re.findall(r"\w+", page.read_text(encoding="utf-8")))
+    assert not words & set(DELETED)
+
+
+def test_the_table_of_ppo_explains_every_key_that_decides_what_is_learnt():
+    from align import PPOConfig
+
+    table = (DOCS / "stages.md").read_text(encoding="utf-8").partition("### Every key of `ppo`")[2]
+    explained = set(re.findall(r"`([\w.]+)`", "".join(re.findall(r"^\|([^|]*)\|", table, re.M))))
+    sizes = {"num_iterations", "rollout_batch_size", "num_ppo_epochs", "num_mini_batches", "micro_batch_size"}
+    records = {
+        "logging_steps",
+        "save_steps",
+        "save_total_limit",
+        "log_samples",
+        "ptx_max_length",
+        "ptx_micro_batch_size",
+    }
+    parts = {"rollout", "policy", "critic", "evaluation"}
+    assert set(PPOConfig.model_fields) - sizes - records - parts <= {
+        *explained,
+        *(name.split(".")[0] for name in explained),
+    }
 
 
 @pytest.mark.parametrize("page", FRONT, ids=name_of)

@@ -34,13 +34,13 @@ def convert(path: Path | str, out: Path, kind: str | None, options: dict[str, An
     if isinstance(path, Path) and out.exists() and out.samefile(path):
         raise DataError("the output is the input; name another file", path=out)
     rows, kept = _records(path, kind, options, cleaner)
-    counted = _Counted(kept)
+    counted = _CountedRecords(kept)
     write_jsonl(out, counted)
     _say(rows, cleaner)
     say(f"{out}: {counted.number} records")
 
 
-class _Counted:
+class _CountedRecords:
     """Passes records on and counts them."""
 
     def __init__(self, records: Iterable[Record]):

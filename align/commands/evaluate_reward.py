@@ -19,9 +19,10 @@ from typing import Any
 from align.commands.kinds import files_in
 from align.commands.options import add_dtype, add_max_row, positive
 from align.runtime import files
+from align.runtime.errors import StorageError
 from align.runtime.paths import typed_path
 from align.runtime.terminal import say
-from data_formats import Comparison, EmptyDatasetError, ReadReport, StorageError, read
+from data_formats import Comparison, EmptyDatasetError, ReadReport, read
 
 
 def add_parser(commands: Any) -> None:

@@ -21,6 +21,7 @@ from rich.text import Text
 from align.commands.kinds import KINDS, kind_of
 from align.data.cleaning import cleaning_table
 from align.runtime.console import Console
+from align.runtime.terminal import excerpt
 from data_formats import stream
 from data_formats.chatml import reply_text
 from data_formats.cleaning import Cleaner
@@ -114,17 +115,13 @@ def _body(record: Record, view: View) -> Text:
         text.append("\n")
     for label, said, style in _replies(record):
         text.append(f"{label}: ", LABEL)
-        text.append(f"{_cut(said)}\n", style)
+        text.append(f"{excerpt(said, LONGEST)}\n", style)
     return text
 
 
 def _append(text: Text, said: str, learnt: bool, view: View) -> None:
-    marked = _cut(said) if view.coloured or not learnt else f"⟦{_cut(said)}⟧"
+    marked = excerpt(said, LONGEST) if view.coloured or not learnt else f"⟦{excerpt(said, LONGEST)}⟧"
     text.append(marked, LOSS if learnt else NO_LOSS)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text) - LONGEST} characters more)"
 
 
 def _replies(record: Record) -> Iterator[tuple[str, str, str]]:

@@ -7,8 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from align.runtime.errors import MissingFileError
 from align.runtime.paths import typed_path
-from data_formats import DataError, EmptyDatasetError, HubDataset, MissingFileError, stream
+from data_formats import DataError, EmptyDatasetError, HubDataset, stream
 from data_formats.detection import FORMATS
 from data_formats.files import COMPRESSED, ROW_ENDINGS, TEXT_ENDINGS, ending, raw_rows
 from data_formats.formats import any_values

@@ -12,8 +12,9 @@ from typing import Any
 
 from align.commands.kinds import KINDS, files_in, kind_of
 from align.recipe.table import table
+from align.runtime.errors import AlignError, MissingFileError
 from align.runtime.terminal import say
-from data_formats import AlignError, MissingFileError, ReadReport, stream
+from data_formats import ReadReport, stream
 from data_formats.cleaning.texts import prompt_text, reply_texts
 from data_formats.records import Record
 

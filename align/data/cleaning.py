@@ -39,7 +39,7 @@ def build_cleaner(section: CleaningSection, evaluation: Iterable[Record] = ()) -
         section: of the stage.
         evaluation: the records of `section.decontamination.against`.
     """
-    steps: list[cleaning.Step] = []
+    steps: list[cleaning.CleaningStep] = []
     for name, make in STEPS.items():
         asked = getattr(section, name)
         if asked is None or asked is False:

@@ -148,14 +148,6 @@ def encode_demonstrations(
     return rows, counts
 
 
-def encode_demonstration(
-    tokenizer: Any, demo: Demonstration, max_length: int, on_overlong: OnOverlong, **options: str
-) -> Row | None:
-    """The row of one conversation, None when it is dropped. For many, `encode_demonstrations` is far faster."""
-    rows, _ = encode_demonstrations(tokenizer, [demo], max_length, on_overlong, **options)
-    return rows[0] if rows else None
-
-
 def encode_prompts(
     tokenizer: Any, prompts: Sequence[Iterable[Message]], tools: Sequence[Sequence[str]] | None = None
 ) -> list[list[int]]:

@@ -7,14 +7,14 @@ from typing import Any
 
 from align.doctor import rules  # noqa: F401 (importing it registers the rules)
 from align.doctor.history import History
-from align.doctor.rule import RULES, Evidence, Rule
+from align.doctor.rule import RULES, DiagnosticRule, Evidence
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Symptom:
     """A rule that saw something."""
 
-    rule: Rule
+    rule: DiagnosticRule
     evidence: Evidence
 
 
@@ -22,12 +22,12 @@ class Finding:
 class Diagnosis:
     """What all rules said: `findings` (problems first), `clear` (rules that saw nothing), `blind` (rule -> why)."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[Symptom, ...]
     clear: tuple[str, ...]
     blind: dict[str, str]
 
     @property
-    def problems(self) -> tuple[Finding, ...]:
+    def problems(self) -> tuple[Symptom, ...]:
         """The findings that put the run's result in doubt."""
         return tuple(finding for finding in self.findings if finding.rule.severity == "problem")
 
@@ -60,6 +60,6 @@ def examine(history: History) -> Diagnosis:
         elif (evidence := rule.look(shown)) is None:
             clear.append(name)
         else:
-            findings.append(Finding(rule if history.has_critic else rule.without_critic(), evidence))
+            findings.append(Symptom(rule if history.has_critic else rule.without_critic(), evidence))
     findings.sort(key=lambda finding: finding.rule.severity != "problem")
     return Diagnosis(tuple(findings), tuple(clear), blind)

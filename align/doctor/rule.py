@@ -26,7 +26,7 @@ Look = Callable[[History], Evidence | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class DiagnosticRule:
     """One symptom.
 
     Attributes:
@@ -49,7 +49,7 @@ class Rule:
     least: int = 5
     trained: bool = False
 
-    def without_critic(self) -> Rule:
+    def without_critic(self) -> DiagnosticRule:
         """The same for a run that has none: nothing comes from it, and nothing of it can be changed."""
         kept = {name: tuple(words for words in getattr(self, name) if "critic" not in words) for name in ADVICE}
         return replace(self, **kept)
@@ -66,7 +66,7 @@ class Rule:
         return ", ".join(f"recipe.yaml says no ppo.{key}" for key in self.settings if history.amount(key) is None)
 
 
-RULES: dict[str, Rule] = {}
+RULES: dict[str, DiagnosticRule] = {}
 
 
 def rule(
@@ -82,12 +82,14 @@ def rule(
     least: int = 5,
     trained: bool = False,
 ) -> Callable[[Look], Look]:
-    """Register the decorated function as the rule `name`; see `Rule`."""
+    """Register the decorated function as the rule `name`; see `DiagnosticRule`."""
 
     def register(look: Look) -> Look:
         if name in RULES:
             raise ValueError(f"two rules are called {name}")
-        RULES[name] = Rule(name, severity, title, needs, causes, changes, look, either, settings, least, trained)
+        RULES[name] = DiagnosticRule(
+            name, severity, title, needs, causes, changes, look, either, settings, least, trained
+        )
         return look
 
     return register

@@ -25,7 +25,7 @@ Part = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedPair:
     """A pair with its scores.
 
     Attributes:
@@ -44,7 +44,7 @@ class Judged:
     prompt: str = ""
 
 
-def accuracy(pairs: Sequence[Judged], longer_wins: bool) -> Part:
+def accuracy(pairs: Sequence[JudgedPair], longer_wins: bool) -> Part:
     """`accuracy`, `correct`, `pairs`, the 95 % interval `accuracy_low`, `accuracy_high`, and `length_baseline`, what
     the rule about length gets on the pairs whose lengths are known (None: of none). Pairs of one prompt are not counted
     as independent in the interval (`clustered_wilson`)."""
@@ -67,7 +67,7 @@ def won_share(values: Sequence[int]) -> float | None:
     return sum(0.5 * (value == 0) + (value > 0) for value in values) / len(values) if values else None
 
 
-def parts(pairs: Sequence[Judged], longer_wins: bool) -> dict[str, dict[str, Part]]:
+def parts(pairs: Sequence[JudgedPair], longer_wins: bool) -> dict[str, dict[str, Part]]:
     """`by_source`, `by_grade`, `by_category`, `by_tag`, `by_length_gap`: name -> `accuracy` of the pairs that carry it.
 
     Grades of more than MAX_GRADES values are put into at most GRADE_BINS bins of about as many pairs each, named by
@@ -75,7 +75,7 @@ def parts(pairs: Sequence[Judged], longer_wins: bool) -> dict[str, dict[str, Par
     """
 
     def by(names: Sequence[Iterable[str]], order: Sequence[str] | None = None) -> dict[str, Part]:
-        groups: dict[str, list[Judged]] = defaultdict(list)
+        groups: dict[str, list[JudgedPair]] = defaultdict(list)
         for pair, own in zip(pairs, names, strict=True):
             for name in dict.fromkeys(own):
                 groups[name].append(pair)

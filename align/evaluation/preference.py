@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from align.evaluation.accuracy import Judged, accuracy, most_wrong, parts, won_share
+from align.evaluation.accuracy import JudgedPair, accuracy, most_wrong, parts, won_share
 from align.evaluation.calibration import calibration_error, cross_fitted, fit_temperature, reliability
 from data_formats.chatml import reply_text
 from data_formats.records import Comparison
@@ -75,7 +75,7 @@ def evaluate(
         return {}
     margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
     judged = [
-        Judged(margin, _longer(one), one.category, one.source, one.grade, one.tags, prompt_key(one))
+        JudgedPair(margin, _longer(one), one.category, one.source, one.grade, one.tags, prompt_key(one))
         for one, margin in zip(comparisons, margins, strict=True)
     ]
     longer = longer_wins(comparisons if train is None else train)

@@ -20,7 +20,7 @@ from rollouts.protocol import Engine, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedReply:
     """One reply and what each reward, by name, said of it (NaN: it failed on it); the parts of a composed reward are
     `REWARD/PART`."""
 
@@ -51,7 +51,7 @@ def judged_replies(
     params: SamplingParams,
     rewards: Sequence[Reward],
     on_error: OnRewardError = "stop",
-) -> list[list[Judged]]:
+) -> list[list[JudgedReply]]:
     """`params.n` replies to each prompt, judged by every reward; one inner list a prompt, in order. `on_error`: what
     becomes of a reward that fails on some (`reward.failures`)."""
     ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts], [prompt.tools for prompt in prompts])
@@ -76,7 +76,9 @@ def judged_replies(
         scores[reward.name] = verdict.scores
         scores |= {f"{reward.name}/{part}": row for part, row in verdict.parts.items()}
     judged = [
-        Judged(one.completion, one.finished, len(one.completion_ids), {name: row[at] for name, row in scores.items()})
+        JudgedReply(
+            one.completion, one.finished, len(one.completion_ids), {name: row[at] for name, row in scores.items()}
+        )
         for at, one in enumerate(samples)
     ]
     return [judged[start : start + params.n] for start in range(0, len(judged), params.n)]

@@ -16,13 +16,12 @@ computed in. Shapes must agree exactly: nothing is broadcast in silence.
 """
 
 from align.functional.advantages import discounted_returns, gae, grpo_advantages, rloo_advantages
+from align.functional.clipped_losses import importance_weights, policy_loss, token_weights, value_loss
 from align.functional.kl import kl_estimate, kl_loss
 from align.functional.logprobs import token_entropy, token_kl, token_logprobs
-from align.functional.masked import Moments, masked_mean, masked_sum, masked_var, whiten
-from align.functional.ppo import importance_weights, policy_loss, token_weights, value_loss
+from align.functional.masked import Moments, explained_variance, masked_mean, masked_sum, masked_var, whiten
 from align.functional.reductions import loss_weights
 from align.functional.shaping import penalize, shape_rewards
-from align.functional.stats import explained_variance, merge_stats
 from align.functional.support import support_logprobs
 
 __all__ = [
@@ -38,7 +37,6 @@ __all__ = [
     "masked_mean",
     "masked_sum",
     "masked_var",
-    "merge_stats",
     "penalize",
     "policy_loss",
     "rloo_advantages",

@@ -19,8 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from align.functional.clipped_losses import weighted
 from align.functional.masked import keep, same_shape, wide
-from align.functional.ppo import weighted
 
 
 def kl_estimate(logps: Tensor, ref_logps: Tensor, kind: str = "k1") -> Tensor:

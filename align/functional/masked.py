@@ -122,3 +122,12 @@ def whiten(
     scale = torch.as_tensor(var, device=kept.device, dtype=torch.float64).add(eps).rsqrt()
     white = (kept - mean) * scale
     return keep(white if shift_mean else white + mean, mask)
+
+
+def explained_variance(squared_error_sum: Tensor | float, returns: Moments) -> float:
+    """`1 - mean squared error / variance of the returns`: 1 perfect, 0 as good as the mean, below 0 worse.
+
+    0 when the returns do not vary, where it is undefined.
+    """
+    spread = float(returns.var * returns.count)
+    return 1.0 - float(squared_error_sum) / spread if spread > 0 else 0.0

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from align.runtime.errors import AlignError
+from align.runtime.errors import AlignError, reason_of
 from data_formats.chatml import (
     CHAT_TEMPLATE,
     END_OF_TEXT,
@@ -26,7 +26,7 @@ from data_formats.chatml import (
     render_template,
     template_difference,
 )
-from reward.errors import ModelFileError, reason_of
+from reward.errors import ModelFileError
 from reward.loading import saved_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def load_tokenizer(
     try:
         tokenizer = saved_tokenizer(path, trust_remote_code=trust_remote_code, revision=revision)
     except ModelFileError as error:
-        raise TokenizerError(f"{path}: the tokenizer cannot be loaded ({error})") from error
+        raise TokenizerError(str(error)) from error
     try:
         return _speaking_chatml(tokenizer, path, own_template=own_template)
     except AlignError:

@@ -71,7 +71,7 @@ def _below(sections: list[type[BaseModel]], part: str) -> list[type[BaseModel]]:
     """Where `part` leads from one of `sections`: into a field, or to the section whose `kind` it is."""
     kinds = [section for section in sections if part in _kinds(section)]
     fields = [section.model_fields[part] for section in sections if part in section.model_fields]
-    return kinds or [inner for field in fields[:1] for inner in _sections(field.annotation)]
+    return kinds or [inner for field in fields[:1] for inner in sections_of(field.annotation)]
 
 
 def _kinds(section: type[BaseModel]) -> tuple[str, ...]:
@@ -91,19 +91,20 @@ def written_at(model: type[BaseModel], loc: Loc) -> Loc:
     return tuple(kept)
 
 
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+def sections_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The section classes that a field of this annotation may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
         for part in typing.get_args(annotation):
-            yield from _sections(part)
+            yield from sections_of(part)
 
 
 def _homes(model: type[BaseModel], key: str, path: Loc = ()) -> Iterator[Loc]:
     for name, field in model.model_fields.items():
         if name == key and path:
             yield (*path, name)
-        for section in _sections(field.annotation):
+        for section in sections_of(field.annotation):
             yield from _homes(section, key, (*path, name))
 
 

@@ -12,34 +12,38 @@ Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "l
 
 
 class Source(Section):
-    """Where records come from.
+    """Where records come from: a file (`path`) or a dataset (`hub`).
 
-    `path` is a file (relative to `data_root` when that is set, else to the working folder), or
-    `tinyworld:NAME` for one of the sets of the embedded world. A plain string in a list of sources stands for
-    `{path: string}`, one that starts with `hub:` for `{hub: string}`.
-
-    `hub` stands instead of `path`: a dataset's id (`org/name`) or a folder of data files, read through `datasets`;
-    `hub_split`, `hub_config` and `revision` say which part of it, `streaming: false` downloads it before it is read.
-
-    `split` cuts a text file into documents (`lines`, `paragraphs`; without it a file is one document). `weight` is the
-    source's share of the mixture, see `data_formats.mixing`; either all sources of a list have one or none.
-    `max_row_mb` bounds what is read of a file at once, in MiB: a line, an element of a list, a document.
+    A plain string in a list of sources stands for `{path: string}`, one that starts with `hub:` for `{hub: string}`.
     """
 
     mixed: ClassVar[bool] = True
 
     path: LocalPath = ""
+    """File, relative to `data_root` where that is set, else to the working folder; or `tinyworld:NAME`, a set of the
+    embedded world."""
     hub: LocalPath | None = Field(None, min_length=1)
+    """In place of `path`: id of a dataset (`org/name`) or a folder of data files, read through `datasets`."""
     hub_split: str = Field("train", min_length=1)
+    """Which split of the dataset."""
     hub_config: str | None = None
+    """Which configuration of the dataset."""
     revision: str | None = None
+    """Which branch, tag or commit of the dataset."""
     streaming: bool = True
+    """Read rows as they are fetched; false downloads the dataset first."""
     format: str = "auto"
+    """Shape of the rows, `auto` finds it by the first one: [the table](formats.md)."""
     limit: Positive | None = None
+    """Records that are read at most."""
     category: str | None = None
+    """Category of records that name none."""
     split: str | None = None
+    """Cuts a text file into documents (`lines`, `paragraphs`); without it a file is one document."""
     weight: Rate | None = None
+    """Share of the mixture; either all sources of a list have one, or none."""
     max_row_mb: Positive = 64
+    """MiB of a file read at once, at most: of a line, an element of a list, a document."""
 
     @model_validator(mode="before")
     @classmethod
@@ -72,24 +76,29 @@ class Source(Section):
 
 
 class OptimSection(Section):
-    """Optimizer and schedule of one trained model; names follow transformers' TrainingArguments.
-
-    `optimizer`: `adamw` is torch's; the others are bitsandbytes', with moments in 8 bits, or (`paged`) moved out of a
-    full GPU's memory. `lion_8bit` reads the betas (its paper: 0.9 and 0.99) and has no epsilon; its learning rate is
-    a third to a tenth of AdamW's.
-    """
+    """Optimizer and schedule of one trained model; names follow transformers' TrainingArguments."""
 
     learning_rate: Rate
+    """Peak learning rate; `lion_8bit` wants a third to a tenth of AdamW's."""
     optimizer: Optimizer = "adamw"
+    """`adamw` is torch's; the others are bitsandbytes', with moments in 8 bits or (`paged`) moved out of a full GPU's
+    memory."""
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"] = (
         "constant"
     )
+    """How the learning rate changes after the warm-up."""
     warmup_steps: Count = 0
+    """Optimizer steps in which the learning rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment, of Lion's too."""
     adam_beta2: float = Field(0.95, ge=0, lt=1)
+    """Decay of the second moment, of Lion's too (its paper: 0.99)."""
     adam_epsilon: Rate = 1e-8
+    """Added to the root of the second moment; Lion has none."""
     max_grad_norm: Rate = 1.0
+    """Norm that gradients are clipped to."""
 
     def rules(self) -> list[tuple[str, str]]:
         broken = super().rules()
@@ -105,9 +114,16 @@ class TinyWorldSection(Section):
     """Sizes of the sets that the embedded world generates (`align/tinyworld`)."""
 
     documents: Positive
+    """Documents of `base`."""
     demonstrations: Positive
+    """Demonstrations of `sft`."""
     coarse_comparisons: Positive
+    """Comparisons of `pmp`."""
     comparisons: Positive
+    """Comparisons of `rm`."""
     heldout_comparisons: Positive
+    """Comparisons that reward models are measured on."""
     prompts: Positive
+    """Prompts of `rejection` and `ppo`."""
     eval_prompts: Positive = 300
+    """Held-out prompts."""

@@ -34,21 +34,22 @@ Targets = Annotated[Literal["all-linear"] | tuple[str, ...], PlainValidator(_tar
 
 
 class LoraSection(Section):
-    """Low-rank adapters (Hu et al. 2021), as `peft.LoraConfig` has them: W + (alpha / rank) B A.
-
-    `targets`: `all-linear` (every linear layer but the language model's head), or the names of modules. `rslora`
-    divides by the root of the rank in place of the rank. `dora` trains the columns' norms too. `modules_to_save` are
-    modules that are trained whole and saved with the adapter (`embed_tokens`, `lm_head`). `dropout` acts in sft alone:
-    reward models and PPO are trained without any.
-    """
+    """Low-rank adapters (Hu et al. 2021), as `peft.LoraConfig` has them: W + (alpha / rank) B A."""
 
     rank: Positive = 16
+    """Columns of A and B."""
     alpha: Rate = 32
+    """The change is `alpha / rank` times B A."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Of the adapter's input, in sft alone: reward models and PPO are trained without any."""
     targets: Targets = "all-linear"
+    """`all-linear` (every linear layer but the language model's head), or names of modules."""
     rslora: bool = False
+    """Divide by the root of the rank in place of the rank."""
     dora: bool = False
+    """Train the norms of the columns too."""
     modules_to_save: tuple[Name, ...] = ()
+    """Modules that are trained whole and saved with the adapter (`embed_tokens`, `lm_head`)."""
 
     def rules(self) -> list[tuple[str, str]]:
         named = () if self.targets == "all-linear" else self.targets
@@ -61,21 +62,32 @@ class QuantizationSection(Section):
     """How qlora stores the frozen base (Dettmers et al. 2023): 4 bits a weight, computed in `compute_dtype`."""
 
     type: Literal["nf4", "fp4"] = "nf4"
+    """Of the 4 bits."""
     double_quant: bool = True
+    """Quantise the scales too."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """What a layer computes in."""
 
 
 class Architecture(Section):
     """Shape of a `Qwen2ForCausalLM` made from scratch; its tokenizer is trained on the base stage's documents."""
 
     vocab_size: Positive = 1024
+    """Tokens, the 256 bytes and those of ChatML included."""
     hidden_size: Positive = 128
+    """Width; an even multiple of `num_attention_heads`."""
     intermediate_size: Positive = 352
+    """Width of the MLP."""
     num_hidden_layers: Positive = 4
+    """Layers."""
     num_attention_heads: Positive = 4
+    """Heads of attention; a multiple of `num_key_value_heads`."""
     num_key_value_heads: Positive = 2
+    """Heads of keys and values."""
     max_position_embeddings: Positive = 512
+    """Tokens of the longest sequence."""
     tie_word_embeddings: bool = False
+    """Whether the head's weights are those of the embeddings."""
 
     def rules(self) -> list[tuple[str, str]]:
         hidden, heads, groups = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
@@ -95,23 +107,31 @@ class Architecture(Section):
 
 
 class ModelSection(Section):
-    """The pretrained model, by folder or hub id (`path`), or the shape of a new one (`architecture`).
-
-    `adapter` says how it is trained in every stage but base, which always trains all weights: `none` is all weights,
-    `lora` an adapter, `qlora` an adapter on weights quantised to 4 bits.
-    """
+    """The pretrained model, by folder or hub id (`path`), or the shape of a new one (`architecture`)."""
 
     path: LocalPath | None = None
+    """Folder or hub id of a pretrained model."""
     revision: str | None = None
+    """Branch, tag or commit of a hub id."""
     architecture: Architecture | None = None
+    """In place of `path`: the shape of a new model, which then needs a `base` stage."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights."""
     mixed_precision: Literal["no", "bf16"] = "no"
+    """`bf16` computes in bfloat16 whatever the weights are stored in."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Transformers' kernel of attention."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
     trust_remote_code: bool = False
+    """Run code that comes with the model."""
     adapter: Literal["none", "lora", "qlora"] = "none"
+    """How it is trained in every stage but base, which trains all weights: `none` is all weights, `lora` an adapter,
+    `qlora` an adapter on weights quantised to 4 bits."""
     lora: LoraSection = LoraSection()
+    """Shape of the adapter."""
     quantization: QuantizationSection = QuantizationSection()
+    """How qlora stores the frozen weights."""
 
     def without_adapter(self) -> ModelSection:
         """The same model with all of its weights trained."""

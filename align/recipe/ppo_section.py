@@ -49,23 +49,26 @@ OF_THE_CRITIC = ("critic_warmup_steps", "lam", "critic_lam", "cliprange_value", 
 
 class PolicyOptim(OptimSection):
     learning_rate: float = Field(1e-6, gt=0)
+    """Of the policy."""
     adam_epsilon: float = Field(1e-5, gt=0)
+    """As above."""
 
 
 class CriticOptim(OptimSection):
     learning_rate: float = Field(5e-6, gt=0)
+    """Of the critic."""
     adam_epsilon: float = Field(1e-5, gt=0)
+    """As above."""
 
 
 class PPOEvaluationSection(EvaluationSection):
-    """The same, during training too: every `every_steps` iterations one reply at temperature 1 and one greedy a prompt.
-
-    `save_best` keeps the policy of the evaluation with the highest `eval/score`, the first and the last one included,
-    in `best/model`; of equal ones the earliest.
-    """
+    """The same, during training too."""
 
     every_steps: Positive | None = None
+    """Iterations between two evaluations during training, of one sampled and one greedy reply a prompt."""
     save_best: bool = False
+    """Keep the policy of the evaluation with the highest `eval/score`, the first and the last one included, in
+    `best/model`; of equal ones the earliest."""
 
     def rules(self) -> list[tuple[str, str]]:
         if self.save_best and self.every_steps is None:
@@ -75,27 +78,23 @@ class PPOEvaluationSection(EvaluationSection):
 
 
 class GuardSection(Section):
-    """When a run stops by itself, with its state saved, or warns. `null` or false switches a guard off.
-
-    `non_finite: skip` leaves a broken optimizer step out (counted) instead of stopping. `max_kl`: nats a reply;
-    `min_entropy`: nats a token; both are means over an iteration's replies.
-    """
+    """When a run stops by itself, with its state saved, or warns. `null` or false switches a guard off."""
 
     non_finite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite stops the run, or (`skip`) its optimizer step is left out and counted."""
     max_kl: float | None = Field(None, gt=0)
+    """Nats a reply, the mean over an iteration, above which the run stops."""
     min_entropy: float | None = Field(None, gt=0)
+    """Nats a token, the mean over an iteration, below which the run stops."""
     warn_equal_rewards: bool = True
+    """Warn where all replies of an iteration have the same reward."""
 
 
 class PPOConfig(Section):
     """What `PPOTrainer` is told, in a recipe or in Python.
 
     One iteration: `rollout_batch_size` prompts over all ranks give `rollout_batch_size * num_generations` responses,
-    which are trained on for `num_ppo_epochs` passes of `num_mini_batches` optimizer steps each. `micro_batch_size`
-    responses are held at once by a rank. `critic_warmup_steps` counts optimizer steps. What `offload` names waits in
-    the host's memory while it is idle: the reference, the reward models, the optimizers' moments. A reward that fails
-    stops the run, is asked again (three calls in all), or with `on_reward_error: mask` teaches nothing by the replies
-    it fails on, up to a quarter of an iteration's. README's table "What PPO is told" explains every key.
+    which are trained on for `num_ppo_epochs` passes of `num_mini_batches` optimizer steps each.
 
     `advantage`: `gae` learns with a critic; the others load none and refuse its keys. `rloo`, `grpo` (divided by the
     deviation of each prompt's rewards) and `dr_grpo` (not divided) compare the replies to one prompt, `reinforce_pp`
@@ -114,60 +113,115 @@ class PPOConfig(Section):
     }
 
     rollout: PPORolloutSection = PPORolloutSection()
+    """How replies are sampled."""
     policy: PolicyOptim = PolicyOptim()
+    """Optimizer of the policy."""
     critic: CriticOptim = CriticOptim()
+    """Optimizer of the critic."""
     evaluation: PPOEvaluationSection = PPOEvaluationSection()
+    """Evaluation on held-out prompts."""
     guards: GuardSection = GuardSection()
+    """When a run stops by itself."""
 
     num_iterations: Positive
+    """Iterations of sampling and training."""
     rollout_batch_size: Positive = 256
+    """Prompts of an iteration, over all processes."""
     num_ppo_epochs: Positive = 1
+    """Passes over the replies of an iteration."""
     num_mini_batches: Positive = 8
+    """Optimizer steps of a pass."""
     micro_batch_size: Positive = 8
+    """Replies that a process holds at once, at most; gradients do not depend on it."""
     critic_warmup_steps: Count = 50
+    """Optimizer steps in which the critic alone learns; 0 for an `advantage` without a critic."""
 
     policy_support: Literal["full", "nucleus"] = "full"
+    """Distribution that the ratio is over: the whole vocabulary, or the ids that the sampler could draw."""
     importance_sampling_correction: Literal["none", "token", "sequence"] = "none"
+    """Weigh the policy's loss by min(trainer / engine, cap) of a token or a sequence, for engines of another precision
+    or with older weights."""
     importance_sampling_cap: float = Field(2.0, ge=1)
+    """The cap."""
 
     kl_coef: float = Field(0.04, ge=0)
+    """Reward taken off for a nat of KL to the reference."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Schulman's estimators of the KL."""
     kl_in: Literal["reward", "loss"] = "reward"
+    """Whether the KL is part of the reward or of the loss."""
     kl_target: float | None = Field(None, gt=0)
+    """Nats a reply that an adaptive coefficient steers to."""
     kl_horizon: Positive = 10_000
+    """Replies over which it does."""
     missing_eos_penalty: float = Field(1.0, ge=0)
+    """Taken off the score of a reply without an end; 0 is none."""
     mask_truncated_completions: bool = False
+    """Replies without an end teach nothing: no loss, no whitening, no running statistics."""
     on_reward_error: OnRewardError = "stop"
+    """A reward that fails stops the run, is asked again (three calls in all), or (`mask`) the replies it fails on teach
+    nothing, up to a quarter of an iteration's."""
     length_penalty: float = Field(0.0, ge=0)
+    """Taken off the score for each token after the free ones."""
     length_penalty_free: Count = 0
+    """The free ones."""
     normalize_reward: Literal["none", "running_mean", "running_std", "running_mean_std"] = "running_mean"
+    """Whether the running mean is taken off the score, and whether it is divided by the running deviation."""
     reward_clip_range: float | None = Field(10.0, gt=0)
+    """Bound of the normalised score, both ways."""
 
     advantage: Advantage = "gae"
+    """Estimator: `gae`, `rloo`, `grpo`, `dr_grpo`, `reinforce_pp`, or what a program registers; [the
+    formulas](stages.md#ppo)."""
     gamma: Share = 1.0
+    """Discount a token."""
     lam: Share = 0.95
+    """λ of GAE."""
     critic_lam: Share | None = None
+    """λ of the critic's targets; by default `lam`."""
     whiten_advantages: bool = True
+    """Bring advantages to mean 0 and deviation 1 over the global batch; by default where the estimator does (gae,
+    reinforce_pp)."""
     loss_aggregation: Literal["token", "sequence"] = "token"
+    """Mean over the minibatch's tokens, or over replies of the mean over theirs."""
     cliprange: float = Field(0.2, gt=0)
+    """How far the ratio may move from 1."""
     dual_clip: float | None = Field(None, gt=1)
+    """Bound of the ratio for tokens of negative advantage."""
     entropy_coef: float = Field(0.0, ge=0)
+    """Factor of the entropy's bonus."""
     target_kl: float | None = Field(None, gt=0)
+    """Nats a token between old and new policy at which an iteration's update ends early."""
     cliprange_value: float | None = Field(0.15, gt=0)
+    """How far values may move from the old ones, in units of the normalised reward; null is no clip."""
     vf_coef: float = Field(1.0, gt=0)
+    """Factor of the value loss."""
 
     ptx_coef: Coefficient = 0.0
+    """Factor of the pretraining loss in the policy's step, at least 0; `auto` is led to `ptx_grad_norm_ratio`."""
     ptx_grad_norm_ratio: float = Field(0.5, gt=0)
+    """Ratio of the two gradients' norms that `auto` keeps."""
     ptx_ratio: Count = 8
+    """Rows of pretraining documents a reply."""
     ptx_max_length: Positive = 2048
+    """Tokens of such a row."""
     ptx_micro_batch_size: Positive | None = None
+    """Such rows that a process holds at once; by default as many as have no more logits than a micro-batch of
+    replies."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Decay of an average of the policy's weights, written to `ema/`; without it none."""
     offload: tuple[Offloaded, ...] = ()
+    """What waits in the host's memory while it is idle: the reference, the reward models, the optimizers' moments
+    (nothing on a CPU; not with FSDP2)."""
 
     logging_steps: Positive = 1
+    """Iterations between two rows of metrics.jsonl."""
     save_steps: Positive | None = None
+    """Iterations between two checkpoints; without it none on the way."""
     save_total_limit: Positive = 2
+    """Checkpoints that are kept."""
     log_samples: Count = 8
+    """Replies of an iteration that samples.jsonl shows."""
 
     def model_post_init(self, context: Any) -> None:
         """Defaults that are the estimator's stand in the resolved recipe as it has them."""
@@ -279,26 +333,30 @@ class PPOConfig(Section):
 
 
 class PPOSection(Rewarded, PPOConfig, StageSection):
-    """The ppo stage of a recipe: the configuration, the data, the rewards, and what the models start from.
-
-    `gold_reward`, of parts as `reward` is, judges the replies to held-out prompts alone: it is logged, and nothing is
-    trained on it, stopped by it or chosen by it.
-
-    `shared_backbone` keeps policy, reference, critic and reward model as adapters of one frozen base; `auto` does so
-    where `model.adapter` is not none.
-    """
+    """The ppo stage of a recipe: the configuration, the data, the rewards, and what the models start from."""
 
     unit: ClassVar[str] = "responses"
     lengths: ClassVar[tuple[str, ...]] = ("num_iterations",)
 
     data: tuple[Source, ...] = Field(min_length=1)
+    """Prompts."""
     cleaning: CleaningSection | None = None
+    """Steps that `data` goes through first; without the section none."""
     eval_data: tuple[Source, ...] = ()
+    """Held-out prompts."""
     ptx_data: tuple[Source, ...] = ()
+    """Pretraining documents of `ptx_coef`."""
     gold_reward: Parts = ()
+    """A second reward, of parts as `reward`: it judges the replies to held-out prompts alone, and nothing is trained on
+    it, stopped by it or chosen by it."""
     init_from: LocalPath | None = None
+    """What the policy starts from: a stage, a folder or a hub id; by default rejection, else sft."""
     critic_from: LocalPath | None = None
+    """What the critic starts from: a stage, a folder or a hub id; by default the first reward model, else the
+    policy."""
     shared_backbone: Shared = "auto"
+    """Keep policy, reference, critic and reward model as adapters of one frozen base; `auto` does so where
+    `model.adapter` is not none."""
 
     def judges(self) -> Iterator[tuple[str, RewardPart]]:
         yield from super().judges()

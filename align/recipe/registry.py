@@ -84,7 +84,7 @@ _RECORDS = (
         records="Demonstration",
         run="align.stages.run_sft:run_sft",
         parents=("base",),
-        evaluate=("align.stages.outcome:sft",),
+        evaluate=("align.stages.policy_evaluation:evaluate_sft",),
         headline="align.report.headline:losses",
     ),
     Stage(
@@ -116,7 +116,7 @@ _RECORDS = (
         records="Prompt",
         run="align.stages.run_rejection:run_rejection",
         parents=("sft",),
-        evaluate=("align.stages.outcome:rolled_out",),
+        evaluate=("align.stages.policy_evaluation:evaluate_policy",),
         figures="rejection",
     ),
     Stage(
@@ -125,7 +125,7 @@ _RECORDS = (
         records="Prompt",
         run="align.stages.run_ppo:run_ppo",
         parents=("rejection", "sft"),
-        evaluate=("align.stages.outcome:rolled_out",),
+        evaluate=("align.stages.policy_evaluation:evaluate_policy",),
         headline="align.report.headline:policy",
         figures="ppo",
         plan="align.plan.predict:plan_ppo_stage",

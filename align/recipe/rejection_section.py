@@ -17,7 +17,9 @@ class SamplingSection(RolloutSection):
     """How the newest model is sampled: `num_generations` replies a prompt, of which the best one is kept."""
 
     num_generations: int = Field(10, ge=2)
+    """Replies a prompt, of which the best one is kept."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus that is drawn from."""
 
     def rules(self) -> list[tuple[str, str]]:
         if self.engine != "vllm_server":
@@ -29,9 +31,7 @@ class SamplingSection(RolloutSection):
 class RejectionSection(Rewarded, SupervisedSection):
     """`num_rounds` times: sample replies to `data` from the newest model, keep each prompt's best, finetune on those.
 
-    Every round starts from the model of the round before, the first from `init_from` (default sft). `threshold` is in
-    the reward's unit: a prompt whose best reply scores less is left out. With `keep_earlier` a prompt's best reply of
-    this and all earlier rounds is trained on, not that of this round alone: Llama 2 saw skills forgotten without it.
+    Every round starts from the model of the round before, the first from `init_from` (default sft).
 
     The keys of a supervised stage are those of each round's finetuning; `data` and `eval_data` are prompts, and loss is
     on the sampled reply alone. `eval_data` is answered greedily before the first round and after each.
@@ -40,14 +40,24 @@ class RejectionSection(Rewarded, SupervisedSection):
     lengths: ClassVar[tuple[str, ...]] = ("num_rounds",)
 
     rollout: SamplingSection = SamplingSection()
+    """How the newest model is sampled."""
     evaluation: EvaluationSection = EvaluationSection()
+    """How held-out prompts are answered before the first round and after each."""
     num_rounds: Positive = 1
+    """Rounds of sampling, choosing and finetuning."""
     threshold: float | None = None
+    """A prompt whose best reply scores less is left out; in the reward's unit."""
     keep_earlier: bool = True
+    """Train on a prompt's best reply of this and all earlier rounds, not of this one alone: Llama 2 saw skills
+    forgotten without it."""
     holdout: Share = 0.0
+    """Of no use here: name held-out prompts in `eval_data`."""
     loss_reduction: LossReduction = "token_mean"
+    """As in sft."""
     packing: bool = False
+    """As in sft."""
     group_by_length: bool = False
+    """As in sft."""
 
     def rules(self) -> list[tuple[str, str]]:
         broken = [*super().rules(), *self.reward_rules()]

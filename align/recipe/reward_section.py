@@ -28,17 +28,22 @@ OnRewardError = Literal["stop", "retry", "mask"]  # of `reward.failures`
 
 
 class RewardPart(Section):
-    """What every part has: its name in the logs (default: its kind), its weight in the sum, and its scale.
+    """What every part has.
 
     A score enters the sum as `weight * clamp((score - shift) / scale, -clip, clip)`. A list of several parts needs the
     weight of each.
     """
 
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
+    """What its scores are logged under; by default the kind."""
     weight: float | None = None
+    """Factor in the sum; needed in a list of several parts."""
     shift: float = 0.0
+    """Taken off the score before it is divided."""
     scale: float = Field(1.0, gt=0)
+    """What the score is divided by."""
     clip: float | None = Field(None, gt=0)
+    """Bound of the score, both ways, after that."""
 
     @property
     def label(self) -> str:
@@ -47,24 +52,26 @@ class RewardPart(Section):
 
 
 class ModelPart(RewardPart):
-    """A reward model: a stage (rm, pmp), a folder or a hub id; default as `reward_from`.
-
-    `share_prompts` computes the prompt of several replies once: true wherever the model allows it, false never; by
-    default on CPUs alone, where it is measured to be faster.
-    """
+    """A reward model."""
 
     kind: Literal["model"]
+    """A reward model."""
     model_from: LocalPath | None = None
+    """A stage (rm, pmp), a folder or a hub id; by default rm, else pmp."""
     batch_size: Positive | None = None
+    """Replies scored at once."""
     share_prompts: bool | None = None
+    """Compute the prompt of several replies once: wherever the model allows it, never, or by default on CPUs alone,
+    where it is measured to be faster."""
 
 
 class FunctionPart(RewardPart):
-    """A Python function `(prompts, completions, **columns) -> one float a reply`: `package.module:function` or
-    `path/to/file.py:function`, the path from the working folder."""
+    """A Python function `(prompts, completions, **columns) -> one float a reply`."""
 
     kind: Literal["function"]
+    """A Python function."""
     function: str
+    """`package.module:function` or `path/to/file.py:function`, the path from the working folder."""
 
     def rules(self) -> list[tuple[str, str]]:
         place, colon, name = self.function.rpartition(":")
@@ -75,19 +82,25 @@ class FunctionPart(RewardPart):
 
 
 class EndpointPart(RewardPart):
-    """An HTTP endpoint; the key stands in the environment variable that `api_key_env` names, never in the recipe.
-
-    What the url's query holds is written nowhere (`***` in a run's recipe.yaml) and may change when a run goes on.
-    """
+    """An HTTP endpoint."""
 
     kind: Literal["http"]
+    """An HTTP endpoint."""
     url: Url = Field(repr=False)
+    """Where it listens; what its query holds is written nowhere (`***` in a run's recipe.yaml) and may change when a
+    run goes on."""
     batch_size: Positive = 64
+    """Replies of one request."""
     timeout: float = Field(60.0, gt=0)
+    """Seconds until a request is given up."""
     attempts: Positive = 4
+    """Requests at most, the first included."""
     backoff: float = Field(1.0, ge=0)
+    """Seconds before the second attempt; doubled for each further one."""
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable that holds the key, never the key itself."""
     insecure: bool = False
+    """Allow plain http:// to other machines."""
 
     def rules(self) -> list[tuple[str, str]]:
         problem = url_problem(self.url, self.insecure)
@@ -98,38 +111,49 @@ class ReferencePart(RewardPart):
     """A rule that compares the reply with `column` of the prompt; `missing` is the score where a prompt has none."""
 
     column: Column = "reference"
+    """Column of the prompt that holds the reference."""
     missing: float | None = None
+    """Score where a prompt has none; by default an error."""
 
 
 class ExactMatchPart(ReferencePart):
     """1 where reply and reference are equal after normalisation, else 0."""
 
     kind: Literal["exact_match"]
+    """Equality after normalisation."""
     normalize: Annotated[
         tuple[Literal["strip", "spaces", "case", "punctuation", "articles", "unicode"], ...], Listed
     ] = ("strip",)
+    """What is taken off both texts first."""
 
 
 class MathPart(ReferencePart):
     """1 where the reply's answer equals the reference as mathematics (`math-verify`), else 0."""
 
     kind: Literal["math"]
+    """Equality as mathematics."""
 
 
 class GSM8KPart(ReferencePart):
     """1 where the final number ("#### 72") is the reference's, else 0; `flexible` also takes the last number."""
 
     kind: Literal["gsm8k"]
+    """The final number, `#### 72`."""
     extract: Literal["strict", "flexible"] = "strict"
+    """The number after `####` alone, or else the last number of the reply."""
 
 
 class RegexPart(RewardPart):
     """1 where the pattern matches, else 0."""
 
     kind: Literal["regex"]
+    """A regular expression."""
     pattern: str
+    """Python's `re`."""
     match: Literal["search", "full"] = "search"
+    """Anywhere in the reply, or the whole of it."""
     ignore_case: bool = False
+    """Whether upper and lower case are the same."""
 
     def rules(self) -> list[tuple[str, str]]:
         try:
@@ -143,9 +167,13 @@ class LengthPart(RewardPart):
     """1 where the reply's length lies between `minimum` and `maximum`, both included, else 0."""
 
     kind: Literal["length"]
+    """Bounds of length."""
     minimum: Count = 0
+    """Least length, included."""
     maximum: Count | None = None
+    """Greatest length, included."""
     unit: Literal["tokens", "characters"] = "tokens"
+    """What is counted."""
 
     def rules(self) -> list[tuple[str, str]]:
         if self.maximum is not None and self.minimum > self.maximum:
@@ -159,8 +187,11 @@ class FormatPart(RewardPart):
     """1 where the reply is `<tag>…</tag>` for each tag in order, and then text or nothing, else 0."""
 
     kind: Literal["format"]
+    """Tagged parts in order."""
     tags: Annotated[tuple[Tag, ...], Listed] = Field(("think",), min_length=1)
+    """Tags that the reply opens and closes, in order."""
     then: Literal["text", "nothing"] = "text"
+    """What may stand behind the last one."""
 
     def rules(self) -> list[tuple[str, str]]:
         return [] if len(set(self.tags)) == len(self.tags) else [("tags", "names a tag twice; name each once")]
@@ -185,12 +216,19 @@ class GatePart(RewardPart):
     else `helpfulness`. `unit`: what both give."""
 
     kind: Literal["gate"]
+    """Llama 2's gate of two parts."""
     helpfulness: PlainPart
+    """Part that judges the other replies."""
     safety: PlainPart
+    """Part that judges where it matters."""
     threshold: float = Field(0.15, gt=0, lt=1)
+    """`safety` judges where sigmoid(safety) is below it."""
     column: Column = "category"
+    """Column of the prompt that says what it is about."""
     unsafe: Annotated[tuple[str, ...], Listed] = ("unsafe",)
+    """Values of the column for which `safety` always judges."""
     unit: Literal["logit", "probability"] = "logit"
+    """What the two parts give."""
 
     def rules(self) -> list[tuple[str, str]]:
         broken = []
@@ -217,16 +255,15 @@ Parts = Annotated[tuple[AnyPart, ...], BeforeValidator(as_parts)]
 
 
 class Rewarded(Section):
-    """What judges the replies of a stage: `reward` is one part or a list of weighted parts; without it the reward is
-    the model that `reward_from` names, by default rm, else pmp.
-
-    A reward that fails stops the stage, is asked again (three calls in all), or with `on_reward_error: mask` leaves the
-    replies it fails on out, up to a quarter of those it is asked for at once: nothing is learnt from them.
-    """
+    """What judges the replies of a stage."""
 
     reward: Parts = ()
+    """One part or a list of weighted parts; without it the model of `reward_from`."""
     reward_from: LocalPath | None = None
+    """Reward model: a stage, a folder or a hub id; by default rm, else pmp."""
     on_reward_error: OnRewardError = "stop"
+    """A reward that fails stops the stage, is asked again (three calls in all), or (`mask`) the replies it fails on
+    teach nothing, up to a quarter of those it is asked for at once."""
 
     def judges(self) -> Iterator[tuple[str, RewardPart]]:
         """Every part of every reward of the section that is not a gate, with its key below the section."""

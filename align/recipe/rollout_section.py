@@ -24,28 +24,41 @@ VariableName = Annotated[str, PlainValidator(_variable_name)]  # what was typed,
 
 
 class VLLMSection(Section):
-    """vLLM, in this process or as a server; `rollouts.settings.VLLMSettings` says what each key does.
-
-    `max_model_len` is by default what the longest prompt with its longest reply needs. The key of the servers at `urls`
-    stands in the environment variable that `api_key_env` names, never in the recipe.
-    """
+    """vLLM, in this process or as a server."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What vLLM computes in; `auto` takes the policy's."""
     memory_share: float = Field(0.3, gt=0, lt=1)
+    """Share of the GPU's memory for weights and cache; not read on a CPU."""
     kv_cache_gib: Rate | None = None
+    """GiB of the key-value cache; by default what `memory_share` leaves, on a CPU 1."""
     max_model_len: Positive | None = None
+    """Tokens of the longest prompt with its longest reply; by default what the lengths of the section come to."""
     prefix_caching: bool = True
+    """Prompts with the same beginning share its keys and values."""
     tensor_parallel: Positive = 1
+    """GPUs that one engine is spread over."""
     eager: bool = False
+    """No CUDA graphs and no compilation; the only way on a CPU."""
     max_num_seqs: Positive = 256
+    """Replies generated at once."""
     sleep: bool = True
+    """Free the cache while the trainer updates, where the platform can."""
     adapters: Literal["auto", "merge", "adapter"] = "auto"
+    """How a LoRA policy is pushed: whole weights with the adapter's change added, the adapter alone, or the faster one
+    of the platform."""
     probe_tolerance: Rate | None = None
+    """Nats a token that engine and trainer may differ by after a push; by default by precision."""
     urls: Annotated[tuple[Url, ...], Listed] = Field((), repr=False)
+    """Servers to use in place of an own one; the work is spread over them."""
     api_key_env: VariableName = "ALIGN_VLLM_API_KEY"
+    """Name of the environment variable that holds the key of those servers, never the key itself."""
     start_timeout: Rate = 600.0
+    """Seconds to wait for a server to come up."""
     request_timeout: Rate = 1800.0
+    """Seconds to wait for one call to be answered."""
     max_restarts: Count = 3
+    """How often an own server that died or hangs is started again in one run."""
 
     def rules(self) -> list[tuple[str, str]]:
         found = ((at, None if url.startswith("unix:///") else url_problem(url)) for at, url in enumerate(self.urls))
@@ -56,23 +69,31 @@ class VLLMSection(Section):
 
 
 class RolloutSection(Section):
-    """How the policy is sampled. `engine: auto` takes vLLM where it is usable, else HF, and says which.
-
-    A prompt of more than `max_prompt_length` tokens is dropped, or with `on_overlong_prompt: truncate` loses as many of
-    its oldest exchanges as it takes (a system turn and the last exchange stay whole; dropped where these are too long).
-    """
+    """How the policy is sampled."""
 
     engine: Literal["auto", "hf", "vllm", "vllm_server"] = "auto"
+    """What samples; `auto` takes vLLM where it is usable, else HF generate, and says which."""
     vllm: VLLMSection = VLLMSection()
+    """Settings of vLLM."""
     num_generations: Positive = 2
+    """Replies a prompt."""
     temperature: float = Field(1.0, gt=0)
+    """Divides the logits, in training too."""
     top_p: float = Field(0.9, gt=0, le=1)
+    """Nucleus that is drawn from."""
     top_k: Count = 0
+    """Likeliest tokens that are drawn from; 0 is all."""
     max_prompt_length: Positive = 1024
+    """Tokens of the longest prompt."""
     on_overlong_prompt: Literal["drop", "truncate"] = "drop"
+    """A longer prompt is left out, or loses as many of its oldest exchanges as it takes (a system turn and the last
+    exchange stay whole; left out where these are too long); both are counted."""
     max_completion_length: Positive = 1024
+    """Tokens of the longest reply."""
     min_completion_length: Count = 0
+    """Tokens before which a reply cannot end."""
     batch_size: Positive = 64
+    """Prompts that HF generate samples at once on a process."""
 
     @property
     def max_length(self) -> int:
@@ -122,12 +143,11 @@ class RolloutSection(Section):
 
 
 class PPORolloutSection(RolloutSection):
-    """The same while a policy trains: with `overlap` the server samples the next batch meanwhile, one iteration behind.
-
-    The weights that sample are then those before the update, not those after it (one step off policy).
-    """
+    """The same while a policy trains."""
 
     overlap: bool = False
+    """The server samples the next batch while this one is trained on: with the weights before the update, not those
+    after it (one step off policy)."""
 
     @property
     def sampler(self) -> str:
@@ -138,7 +158,9 @@ class EvaluationSection(Section):
     """Evaluation on held-out prompts: `num_samples` replies a prompt at temperature 1 and top-p 1, and one greedy."""
 
     num_samples: Count = 8
+    """Replies a prompt at temperature 1 and top-p 1, beside a greedy one."""
     limit: Positive | None = None
+    """Held-out prompts at most."""
 
 
 def engine_problems(key: str, rollout: RolloutSection) -> list[str]:

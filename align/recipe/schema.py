@@ -22,12 +22,19 @@ class _Recipe(Section):
     """`name`, where to write, the model, and the stages, each optional."""
 
     name: str = Field(min_length=1)
+    """What the run is called in reports."""
     output_dir: Annotated[LocalPath, AfterValidator(_at_home)]
+    """Where every stage writes its folder."""
     seed: Count = 0
+    """Of everything that is drawn."""
     data_root: LocalPath | None = None
+    """Folder that the paths of sources start from."""
     report_to: Annotated[tuple[str, ...], Listed] = ()
+    """Trackers that metrics go to, by transformers' names (wandb, tensorboard, …)."""
     model: ModelSection
+    """The pretrained model, or the shape of a new one."""
     tinyworld: TinyWorldSection | None = None
+    """Sizes of the embedded world's sets, for sources `tinyworld:NAME`."""
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -75,5 +82,8 @@ class _Recipe(Section):
         return broken
 
 
-_SECTIONS = {stage.name: (stage.section | None, None) for stage in STAGES.values()}
+_SECTIONS = {
+    stage.name: (stage.section | None, Field(None, description=(stage.section.__doc__ or "").partition("\n\n")[0]))
+    for stage in STAGES.values()
+}
 Recipe = create_model("Recipe", __base__=_Recipe, __module__=__name__, __doc__=_Recipe.__doc__, **_SECTIONS)

@@ -16,30 +16,42 @@ GHOST_MASKS = ("assistant_only", "last_turn_only")
 
 
 class SupervisedSection(OptimSection, StageSection):
-    """What base, sft, pmp and rm have in common.
-
-    `batch_size` is the number of rows (pairs for pmp and rm) of one optimizer step over all ranks, `micro_batch_size`
-    the number a rank holds at once; gradients do not depend on the latter. `max_steps` wins over `num_train_epochs`.
-    Without `eval_data`, the share `holdout` of `data` is held out by a hash of the prompt. `cleaning` concerns `data`.
-    """
+    """What base, sft, pmp, rm and the finetuning of rejection have in common."""
 
     data: tuple[Source, ...] = Field(min_length=1)
+    """What is trained on: documents (base), demonstrations (sft), comparisons (pmp, rm), prompts (rejection)."""
     cleaning: CleaningSection | None = None
+    """Steps that `data` goes through first; without the section none."""
     eval_data: tuple[Source, ...] = ()
+    """Held-out records; without them the share `holdout` of `data`."""
     holdout: Share = 0.05
+    """Share of `data` that is held out, by a hash of the prompt, where there is no `eval_data`."""
     init_from: LocalPath | None = None
+    """What it starts from: a stage, a folder or a hub id; by default the stage before."""
     max_length: Positive
+    """Tokens of a row."""
     on_overlong: Literal["drop", "truncate", "error"] = "drop"
+    """A longer row is left out, loses whole old turns, or stops the run."""
     batch_size: Positive
+    """Rows (pairs for pmp and rm) of one optimizer step over all processes."""
     micro_batch_size: Positive
+    """Rows that a process holds at once, at most; gradients do not depend on it."""
     eval_batch_size: Positive = 64
+    """Rows that a process evaluates at once."""
     num_train_epochs: float = Field(1.0, gt=0)
+    """Passes over the data."""
     max_steps: Positive | None = None
+    """Optimizer steps, in place of `num_train_epochs`."""
     attention_dropout: Share = 0.0
+    """Dropout of attention, in base and sft."""
     logging_steps: Positive = 10
+    """Optimizer steps between two rows of metrics.jsonl."""
     eval_steps: Positive | None = None
+    """Optimizer steps between two evaluations; without it one, at the end."""
     save_steps: Positive | None = None
+    """Optimizer steps between two checkpoints; without it none on the way."""
     save_total_limit: Positive = 2
+    """Checkpoints that are kept."""
 
     def rules(self) -> list[tuple[str, str]]:
         broken = super().rules()
@@ -64,14 +76,14 @@ class BaseSection(SupervisedSection):
 
 
 class Instruction(Section):
-    """An instruction that holds for a whole conversation ("Answer in French from now on.").
-
-    `text` stands on every user turn while the reply is sampled. With `short` ("In French."), half of the conversations,
-    drawn by the seed, are trained with that in its place. A plain string stands for `{text: string}`.
+    """An instruction that holds for a whole conversation ("Answer in French from now on."); a plain string stands for
+    `{text: string}`.
     """
 
     text: str = Field(min_length=1)
+    """What stands on every user turn while the reply is sampled."""
     short: str | None = Field(None, min_length=1)
+    """What half of the conversations, drawn by the seed, are trained with in its place ("In French.")."""
 
     @model_validator(mode="before")
     @classmethod
@@ -82,47 +94,48 @@ class Instruction(Section):
 class GhostSection(Section):
     """Ghost Attention (Llama 2, A.3.5): see `align.stages.ghost`.
 
-    `share` of the conversations with two or more user turns get one of the `instructions`, drawn by the seed; the
-    stage's starting model samples their last reply at `temperature` and `top_p`, of at most `max_completion_length`
-    tokens.
+    A share of the conversations with two or more user turns get an instruction, and the stage's starting model samples
+    their last reply, of at most `max_completion_length` tokens.
     """
 
     instructions: tuple[Instruction, ...] = Field(min_length=1)
+    """Those that conversations get one of, drawn by the seed."""
     share: float = Field(0.2, gt=0, le=1)
+    """Of the conversations with two or more user turns."""
     temperature: float = Field(1.0, ge=0)
+    """Of the sampled last reply; 0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus of the sampled last reply."""
 
 
 class SFTSection(SupervisedSection):
-    """ChatML supervised finetuning.
-
-    What gets loss, `mask`: `assistant_only` (assistant content and its `<|im_end|>`), `user_content_only`,
-    `qwen_script` (as Qwen's own finetune.py), `last_turn_only` (the last reply), `all`.
-
-    How losses are put together, `loss_reduction`: `token_mean` (over all tokens of an optimizer step), `session_mean`
-    (every conversation counts 1), `turn_mean` (every turn counts 1), `prefix_mean` (every beginning of a conversation
-    is a sample whose loss is the mean over its turns).
-
-    `default_system: template` gives conversations without a system turn the one of the tokenizer's own template, which
-    the saved model then carries; `thinking` keeps the reasoning before replies, drops it, or does as Qwen3's template
-    (the last reply's alone, an empty block where there is none). `packing` joins conversations, which do not see one
-    another, into rows of `max_length` tokens; batch sizes, steps and epochs then count packed rows. `group_by_length`
-    makes optimizer steps of rows of like length.
-
-    Held-out loss and `eval_num_replies` sampled replies are taken at every `eval_steps` and at the end; `keep_best`
-    leaves the model of the lowest held-out loss, not the last one.
-    """
+    """ChatML supervised finetuning; held-out loss and sampled replies are taken every `eval_steps` and at the end."""
 
     mask: Mask = "assistant_only"
+    """What gets loss: assistant content and its end token; everything but the content of user turns; as Qwen's own
+    finetune.py; the last reply; everything."""
     loss_reduction: LossReduction = "token_mean"
+    """How losses are put together: every token of an optimizer step, every conversation or every turn counts 1, or
+    every beginning of a conversation is a sample whose loss is the mean over its turns ([formulas](stages.md#sft))."""
     default_system: Literal["none", "template"] = "none"
+    """`template` gives conversations without a system turn the one of the tokenizer's own template, which the saved
+    model then carries."""
     thinking: Literal["keep", "drop", "template"] = "keep"
+    """Keep the reasoning before replies, drop it, or do as Qwen3's template (the last reply's alone, an empty block
+    where there is none)."""
     packing: bool = False
+    """Join conversations, which do not see one another, into rows of `max_length` tokens; batch sizes, steps and epochs
+    then count packed rows."""
     group_by_length: bool = False
+    """Make optimizer steps of rows of like length."""
     ghost_attention: GhostSection | None = None
+    """Ghost Attention; without the section none."""
     keep_best: bool = False
+    """Leave the model of the lowest held-out loss, not the last one."""
     eval_num_replies: Count = 64
+    """Replies sampled at each evaluation."""
     max_completion_length: Positive = 128
+    """Tokens of a sampled reply."""
 
     def rules(self) -> list[tuple[str, str]]:
         broken = super().rules()
@@ -154,38 +167,49 @@ class SFTSection(SupervisedSection):
 
 
 class RewardSection(SupervisedSection):
-    """Preference-model pretraining and reward-model finetuning: pairwise logistic loss on a pooling head.
-
-    `margin`: `small` and `large` are Llama 2's on the grades 1 to 4, `scale` is `margin_scale` times the grade.
-    `rankings: prompts` makes one group of all replies to a prompt (InstructGPT): sources of scored replies (shp, posts,
-    ultrafeedback, replies, edited, ...) are read with their scores, comparisons of one prompt and source are joined,
-    and `margin` takes the difference of scores as grade. With `ties: soft` equal scores are learnt as target 0.5.
-    `min_grade` keeps pairs of that grade or more (3: significantly better and better), `tag_balanced` that many prompts
-    by the tags of their pairs (InsTag), with all of their pairs. `binarise` makes a GOOD and a BAD pair of each (PMP).
-    `source_weights` are by the sources' path (hub:org/name), 1 where none is named; rows of a named source count to it
-    whatever source they name themselves. `share_prompts` computes the prompt of a pair once. After training the replies
-    of the demonstrations in `reference_data` get mean score 0 (`center_scores`) and variance 1 (`unit_variance`).
-    """
+    """Preference-model pretraining and reward-model finetuning: pairwise logistic loss on a pooling head."""
 
     unit: ClassVar[str] = "pairs"
+    gone: ClassVar[dict[str, str]] = {
+        "source_weights": "it is gone, a source's share of the mixture says how much it counts: give every source of "
+        "data a weight",
+    }
 
     pooling: Literal["end_token", "last_token", "mean", "max", "attention", "weighted_mean"] = "end_token"
+    """Which hidden state of a reply is scored, or how those of all its tokens are joined."""
     margin: Literal["none", "small", "large", "scale"] = "none"
+    """What the difference of scores must exceed, by the pair's grade: Llama 2's small or large ones, or `margin_scale`
+    times the grade."""
     margin_scale: Rate = 1.0
+    """Margin a grade, of `margin: scale`."""
     rankings: Literal["pairs", "prompts"] = "pairs"
+    """`prompts` makes one group of all replies to a prompt (InstructGPT): sources of scored replies (shp, posts,
+    ultrafeedback, replies, edited, …) are read with their scores, comparisons of one prompt and source are joined, and
+    `margin` takes the difference of scores as grade."""
     ties: Literal["drop", "soft"] = "drop"
+    """`soft` learns equal scores as target 0.5."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Share of the labels taken for wrong."""
     centering: float = Field(0.0, ge=0)
+    """Factor of the squared sum of a pair's scores, which fixes the zero point."""
     lm_weight: float = Field(0.0, ge=0)
+    """Factor of the chosen reply's negative log-likelihood a token."""
     min_grade: float | None = None
+    """Keep pairs of that grade or more (3: significantly better)."""
     tag_balanced: Positive | None = None
+    """Keep that many prompts, balanced by the tags of their pairs (InsTag), with all of their pairs."""
     binarise: bool = False
-    source_weights: dict[str, Rate] = Field(default_factory=dict)
+    """Make a GOOD and a BAD pair of each."""
     share_prompts: bool = False
+    """Compute the prompt of a pair once; the same up to rounding."""
     center_scores: bool = False
+    """Move the mean score of the reference replies to 0 after training."""
     unit_variance: bool = False
+    """Bring the variance of their scores to 1."""
     reference_data: tuple[Source, ...] = ()
+    """Demonstrations whose replies are the reference; by default those of sft."""
     reference_size: Positive = 256
+    """Reference replies at most."""
 
     def rules(self) -> list[tuple[str, str]]:
         broken = super().rules()
@@ -203,15 +227,10 @@ class RewardSection(SupervisedSection):
             broken.append(("ties", "a tie has no GOOD and BAD reply; set ties to drop, or binarise to false"))
         if self.min_grade is not None and self.rankings == "prompts":
             broken.append(("min_grade", "chooses among single pairs; set rankings to pairs, or remove the key"))
-        known = {source.name for source in self.data}
-        for name in sorted(set(self.source_weights) - known):
-            broken.append(("source_weights", f"'{name}' is no source of data; name one of {', '.join(sorted(known))}"))
         return broken
 
     @property
     def grouped(self) -> bool:
         """Whether any option needs groups of replies; else pairs are trained as they always were."""
         plain = self.margin == "none" and not (self.label_smoothing or self.centering or self.lm_weight)
-        return (
-            not plain or self.rankings == "prompts" or self.binarise or bool(self.source_weights) or self.share_prompts
-        )
+        return not plain or self.rankings == "prompts" or self.binarise or self.share_prompts

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from align.evaluation.accuracy import Judged, Part, accuracy, parts, won_share
+from align.evaluation import table
+from align.evaluation.accuracy import JudgedPair, Part, accuracy, parts, won_share
 from align.evaluation.shares import wilson
 from align.report.run import Row, StageFiles, clean, number
 from data_formats.splitting import text_key
@@ -60,9 +61,36 @@ def accuracy_bars(stage: StageFiles) -> list[Bar]:
     return bars + _others(stage.summary)
 
 
-def _judged(row: Row) -> Judged:
+def accuracy_table(stage: StageFiles) -> list[table.AccuracyRow]:
+    """All pairs, then every part; empty without an accuracy."""
+    return table.accuracy_table(parts_of(stage))
+
+
+def calibration_sentence(stage: StageFiles) -> str:
+    """Expected calibration error before and after the temperature, "" where the summary has none."""
+    before = number(stage.summary.get("calibration_error"))
+    after, temperature = (number(stage.summary.get(key)) for key in ("calibration_error_at_temperature", "temperature"))
+    if before is None:
+        return ""
+    cross_fitted = bool(reliability_rows(stage, "reliability_at_temperature"))  # an older version's summary has none
+    return table.calibration_sentence(before, after, temperature, cross_fitted=cross_fitted)
+
+
+def reliability_rows(stage: StageFiles, key: str = "reliability") -> list[tuple[float, float, int]]:
+    """(stated, found, pairs) of the summary's `key`; rows that are not such are left out."""
+    rows = stage.summary.get(key)
+    found = []
+    for row in rows if isinstance(rows, list) else ():
+        figures = [number(row.get(key)) for key in ("stated", "found", "pairs")] if isinstance(row, dict) else [None]
+        if None in figures or not (0 <= figures[0] <= 1 and 0 <= figures[1] <= 1 and figures[2] >= 1):
+            continue
+        found.append((figures[0], figures[1], int(figures[2])))
+    return found
+
+
+def _judged(row: Row) -> JudgedPair:
     tags = row.get("tags")
-    return Judged(
+    return JudgedPair(
         float(row["chosen_score"]) - float(row["rejected_score"]),
         _longer(row),
         clean(row.get("category"), 60),
@@ -85,14 +113,12 @@ def _longer(row: Row) -> int | None:
 
 
 def _longer_wins(rows: list[Row], summary: Row) -> bool:
-    """What the summary says; that of an older version only by which direction gives its `length_baseline`."""
-    rule, baseline = summary.get("length_rule"), number(summary.get("length_baseline"))
+    """What the summary says; where it says nothing (the stage goes on), what the rows so far would."""
+    rule = summary.get("length_rule")
     if isinstance(rule, dict) and isinstance(rule.get("longer_wins"), bool):
         return rule["longer_wins"]
     share = won_share([longer for row in rows if (longer := _longer(row)) is not None])
-    if share is None or baseline is None:
-        return share is None or share >= 0.5
-    return abs(share - baseline) <= abs(1 - share - baseline)
+    return share is None or share >= 0.5
 
 
 def _from_summary(summary: Row) -> dict[str, dict[str, Part]]:

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from align.report.curves import losses, preference
-from align.report.ppo import ppo_panel
-from align.report.preference import accuracies, reliability_plot, score_distributions
-from align.report.rejection import rejection_panel
+from align.report.curves import losses, ppo_panel, preference, rejection_panel
+from align.report.policy_evaluation import win_tie_loss
+from align.report.reward_figures import accuracies, reliability_plot, score_distributions
 from align.report.run import Run
 from align.report.style import DARK, LIGHT, Theme, png
-from align.report.wins import win_tie_loss
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from align.evaluation.table import HEADER, percent
 from align.recipe import STAGES
 from align.report import replies
+from align.report.accuracy import accuracy_table, calibration_sentence
 from align.report.figures import FIGURES
 from align.report.headline import cell, headline_rows
-from align.report.held_out import accuracy_table, calibration_sentence
-from align.report.outcomes import REWARD, by_category, judge_of
-from align.report.rejection import starting_policy
+from align.report.policy_evaluation import REWARD, by_category, judge_of, starting_policy
 from align.report.run import Run, clean, number
 from align.runtime.terminal import printable
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from align.evaluation.accuracy import most_wrong
 from align.report.accuracy import scored
-from align.report.outcomes import AFTER, BEFORE, NO_CATEGORY, judge_of
+from align.report.policy_evaluation import AFTER, BEFORE, NO_CATEGORY, judge_of
 from align.report.run import Row, Run, clean, number
 
 PER_CATEGORY, MOST, OF_A_STAGE, WORST = 2, 16, 8, 10
@@ -29,7 +29,7 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ShownReply:
     """One side: who says it, the text, small figures under it, and its tokens where they are known."""
 
     who: str
@@ -44,7 +44,7 @@ class Exchange:
 
     prompt: str
     category: str
-    replies: list[Reply]
+    replies: list[ShownReply]
     verdict: str = ""
 
 
@@ -57,7 +57,7 @@ def compared(run: Run) -> list[Exchange]:
         Exchange(
             prompt_text(row.get("prompt")),
             clean(row.get("category"), 60),
-            [Reply(who, _reply(row[f"{who}_reply"]), _notes(row, f"{who}_")) for who in (BEFORE, AFTER)],
+            [ShownReply(who, _reply(row[f"{who}_reply"]), _notes(row, f"{who}_")) for who in (BEFORE, AFTER)],
             _verdict(row, judge),
         )
         for row in spread(rows)
@@ -78,8 +78,8 @@ def said(run: Run, name: str) -> list[Exchange]:
         Exchange(
             prompt_text(row.get("prompt")),
             clean(row.get("category"), 60),
-            [Reply(name, _reply(row["reply"]), _notes(row, "", _OF_A_SAMPLE), _tokens(row.get("tokens")))]
-            + ([Reply("reference", _reply(row["reference"]))] if row.get("reference") else []),
+            [ShownReply(name, _reply(row["reply"]), _notes(row, "", _OF_A_SAMPLE), _tokens(row.get("tokens")))]
+            + ([ShownReply("reference", _reply(row["reference"]))] if row.get("reference") else []),
         )
         for row in rows
     ]
@@ -110,7 +110,7 @@ def _judged(row: Row, *, with_grade: bool = False) -> Exchange:
         clean(prompt_text(row.get("prompt")), REPLY_CHARACTERS),
         ", ".join(filter(None, known)),
         [
-            Reply(side, _reply(row.get(side)), _notes({"score": row.get(f"{side}_score")}, ""))
+            ShownReply(side, _reply(row.get(side)), _notes({"score": row.get(f"{side}_score")}, ""))
             for side in ("chosen", "rejected")
         ],
         _right(row),

@@ -15,9 +15,9 @@ from align.recipe import STAGES, RecipeError
 from align.recipe.text import parse
 from align.runtime.json_files import Row, number, objects, parse_json
 from align.runtime.secrets import hide
+from align.runtime.terminal import excerpt
 
 Series = tuple[list[float], list[float]]
-STAGE_FILES = ("metrics.jsonl", "summary.json", "samples.jsonl", "eval.jsonl", "recipe.yaml")
 MAX_CHARACTERS = 4000
 
 
@@ -100,8 +100,7 @@ def read_stage(folder: Path, problems: list[str]) -> StageFiles:
 def clean(value: Any, limit: int = MAX_CHARACTERS) -> str:
     """Text for a page or a figure: control characters become visible, lone surrogates �, `limit` characters at most."""
     text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
-    cut = f" … ({len(text) - limit} more characters)" if len(text) > limit else ""
-    return "".join(map(_visible, text[:limit].replace("\r\n", "\n"))) + cut
+    return "".join(map(_visible, excerpt(text, limit).replace("\r\n", "\n")))
 
 
 def _visible(letter: str) -> str:

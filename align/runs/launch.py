@@ -21,7 +21,7 @@ from align.runtime.errors import AlignError
 from align.runtime.memory import memory_errors
 from align.runtime.ranks import is_main, lost_rank
 from align.runtime.secrets import hide
-from align.runtime.terminal import clean_foreign_output, say
+from align.runtime.terminal import clean_foreign_output, say, shortened
 
 PACKAGES = ("align", "data_formats", "reward", "rollouts")
 LAUNCHERS = ("accelerate", "torchrun", "accelerate.commands.launch", "torch.distributed.run")
@@ -111,7 +111,11 @@ def _failed(error: Exception, proceed: str) -> int:
     if not is_main():
         # What the first rank meets too, it says, and the launcher ends the others; what it does not, is said here.
         time.sleep(LAST_WORD_SECONDS)
-    told = str(error) if isinstance(error, AlignError) else f"the system refused: {' '.join(str(error).split())[:200]}"
+    told = (
+        str(error)
+        if isinstance(error, AlignError)
+        else f"the system refused: {shortened(' '.join(str(error).split()), 200)}"
+    )
     hint = "" if isinstance(error, AlignError) else " (ALIGN_DEBUG=1 shows where)"
     say(f"error: {hide(told)}{hint}", file=sys.stderr)
     return 1

@@ -29,5 +29,17 @@ class MissingPackageError(AlignError, ImportError):
     """A package that only some features need is not installed."""
 
 
+class ShadowedPackageError(AlignError, ImportError):
+    """Something else stands before one of our own packages on Python's path."""
+
+
 class OutOfMemoryError(AlignError, MemoryError):
     """Not enough memory, the host's or a device's; says what to lower."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What a foreign library's error says: its first line, and the next where the first only announces it."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{first} {others[0]}" if first.endswith(":") and others else first

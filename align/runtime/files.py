@@ -22,10 +22,9 @@ from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
-from align.runtime.errors import AlignError, StorageError
+from align.runtime.errors import AlignError, StorageError, reason_of
 
 _NAME = re.compile(r"\..+\.tmp-[^.]*")
-_OF_OLD = re.compile(r"\.+step-\d+\.tmp(\..*)?|\..+\.\w{8}\.tmp")  # as earlier versions called them
 _ASIDE = re.compile(r"\.(.+)\.old-\w{8}")
 _DRAFT, _DRAFT_SIZE = ".draft", 1 << 12
 
@@ -50,7 +49,7 @@ def storage_errors(path: str | Path, doing: str = "write") -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or (str(error).strip() or repr(error)).splitlines()[0]
+    text = getattr(error, "strerror", None) or reason_of(error)
     if any(word in text for word in _TORCH_WORDS):
         return "torch could not write the whole file; is the disk full?"
     named = getattr(error, "filename", None)
@@ -64,7 +63,7 @@ def temporary(path: Path, mark: str | None = None) -> Path:
 
 def is_temporary(name: str) -> bool:
     """Whether `name` is one of those that are written under."""
-    return bool(_NAME.fullmatch(name) or _OF_OLD.fullmatch(name))
+    return bool(_NAME.fullmatch(name))
 
 
 def remove(path: Path) -> None:
@@ -77,10 +76,9 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed writers of `path` left behind, those of earlier versions too."""
-    for ending in (".tmp-*", ".*.tmp", ".tmp"):
-        for leftover in path.parent.glob(f".{escape(path.name)}{ending}"):
-            remove(leftover)
+    """Remove what killed writers of `path` left behind."""
+    for leftover in path.parent.glob(f".{escape(path.name)}.tmp-*"):
+        remove(leftover)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align.runtime.errors import AlignError
+from align.runtime.terminal import shortened
 
 Row = dict[str, Any]
 Refuse = Callable[[int, str], None]
@@ -82,7 +83,7 @@ def json_lines(lines: Iterable[str], refuse: Refuse) -> Iterator[tuple[int, Any]
             refuse(number, "nested too deeply to be read")
         except ValueError as error:
             is_list = first and line.lstrip().startswith("[")
-            said = f"not a JSON value ({_said(line, error)}); the line starts {line.strip()[:40]!r}"
+            said = f"not a JSON value ({_said(line, error)}); the line starts {shortened(line.strip(), 40)!r}"
             refuse(number, _IS_LIST if is_list else said)
         else:
             if first and isinstance(value, list) and value and all(isinstance(row, dict) for row in value):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from align.runtime.errors import AlignError, OutOfMemoryError
+from align.runtime.errors import AlignError, OutOfMemoryError, reason_of
 
 # torch's allocators and the libraries below it raise a plain RuntimeError; these words are all they share
 _SHORT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed", "bad_alloc")
@@ -45,6 +45,5 @@ def memory_errors(doing: str, *lower: str) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        what = (str(error).strip() or type(error).__name__).splitlines()[0]
         cure = f"lower {' or '.join(lower)}" if lower else "give the process more, or smaller files, batches or models"
-        raise OutOfMemoryError(f"{doing} ran out of memory ({what}): {cure}") from error
+        raise OutOfMemoryError(f"{doing} ran out of memory ({reason_of(error)}): {cure}") from error

@@ -1,10 +1,15 @@
-"""Packages that only some features need: whether they are there, and the one sentence that says how to get them."""
+"""Packages: those that only some features need, with the one sentence that says how to get them; and our own, in whose
+place Python may find something else."""
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
-from align.runtime.errors import MissingPackageError
+from align.runtime.errors import MissingPackageError, ShadowedPackageError
+
+OURS = ("data_formats", "reward", "rollouts")  # beside `align`, at the top level where a user's files may stand first
 
 # As they are imported -> the extra of this project that holds them, and what pip and people call them.
 EXTRAS = {"bitsandbytes": "bitsandbytes", "datasketch": "dedup", "math_verify": "maths", "vllm": "vllm"}
@@ -42,3 +47,31 @@ def require_package(who: str, package: str, instead: str = "") -> None:
     """
     if not is_installed(package):
         raise MissingPackageError(missing_package(who, package) + (f", or {instead}" if instead else ""))
+
+
+def require_own_packages(root: Path) -> None:
+    """Nothing, where Python finds our packages in `root`, beside `align`; imports none of them.
+
+    Raises:
+        ShadowedPackageError: a file `reward.py` in the working directory, say, or beside the user's script, is found
+            first; names it.
+    """
+    for name in OURS:
+        found = _place_of(name)
+        if found is None or found == (root / name).resolve():
+            continue
+        if not (root / name).is_dir():
+            told = f"align is imported from {root}, but its package '{name}' from {found.parent}"
+            raise ShadowedPackageError(f"{told}: keep one of the two off Python's path, or install align again")
+        cure = "rename the file" if found.is_file() else "rename the folder, or keep one of the two off that path"
+        told = f"{found} stands before align's own package '{name}' ({root / name}) on Python's path"
+        raise ShadowedPackageError(f"{told}: {cure}")
+
+
+def _place_of(name: str) -> Path | None:
+    """The folder of a package, or the file of a module, that `import name` gives."""
+    spec = getattr(sys.modules[name], "__spec__", None) if name in sys.modules else find_spec(name)
+    if spec is None:
+        return None
+    place = next(iter(spec.submodule_search_locations or ()), None) or spec.origin
+    return Path(place).resolve() if place else None

@@ -30,9 +30,14 @@ def printable(text: str) -> str:
     return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def shortened(text: str, most: int = 60) -> str:
-    """`text` with at most so many characters, for a sentence."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+def shortened(text: str, most: int = 60, mark: str = "...") -> str:
+    """`text` with at most so many characters, for a sentence; what was cut ends with `mark`."""
+    return text if len(text) <= most else text[: most - len(mark)] + mark
+
+
+def excerpt(text: str, most: int) -> str:
+    """The first `most` characters of a text that is shown itself, and how many more there are."""
+    return text[:most] + (f" … ({len(text) - most} more characters)" if len(text) > most else "")
 
 
 def say(text: object = "", *, file: TextIO | None = None, end: str = "\n", flush: bool = False) -> None:

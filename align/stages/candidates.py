@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from align.evaluation.replies import Judged, judged_replies
+from align.evaluation.replies import JudgedReply, judged_replies
 from align.recipe import Recipe
 from align.recipe.rejection_section import SamplingSection
 from align.runs.errors import TrainingError
@@ -55,7 +55,7 @@ class Sampler:
         self.rollout: SamplingSection = getattr(recipe, stage).rollout
         self._loaded: tuple[Engine, Any, Reward] | None = None
 
-    def judged(self, prompts: Sequence[Prompt], *, seed: int, greedy: bool = False) -> list[list[Judged]]:
+    def judged(self, prompts: Sequence[Prompt], *, seed: int, greedy: bool = False) -> list[list[JudgedReply]]:
         """`num_generations` replies to each prompt as training samples them, or one greedy reply."""
         engine, tokenizer, reward = self._loaded = self._loaded or self._load()
         stops, longest = chatml.stop_ids(tokenizer), self.rollout.max_completion_length
@@ -157,7 +157,7 @@ def _join(file: Path, folder: Path, cut: list[range]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _row(prompt: Prompt, replies: list[Judged], rollout: SamplingSection) -> Row:
+def _row(prompt: Prompt, replies: list[JudgedReply], rollout: SamplingSection) -> Row:
     known = [one.row() for one in replies]  # null, not NaN
     scored = tuple(Reply(one.text, row[REWARD]) for one, row in zip(replies, known, strict=True))
     row = as_row(Scored(prompt.messages, scored, prompt.category, prompt.source, (), prompt.tools))

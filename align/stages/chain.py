@@ -28,10 +28,10 @@ from align.runtime.memory import memory_errors, peak_memory_gib
 from align.runtime.resolve import resolve
 from align.runtime.terminal import say
 from align.stages import redo
-from align.stages.changes import is_begun, is_finished, require_same_world, stamp_world
+from align.stages.clean import clear_chain
 from align.stages.common import Summary, is_main, memory_keys, write_summary
-from align.stages.fresh import clear_chain
 from align.stages.overview import print_table, stage_summary, write_chain_summary
+from align.stages.recipe_guard import is_begun, is_finished, require_same_world, stamp_world
 from data_formats.errors import MissingFileError
 
 LOG = logging.getLogger("align")

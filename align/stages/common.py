@@ -7,19 +7,16 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from align.recipe import Recipe, dump_recipe
 from align.recipe.lineage import TRAINED, Origin, has_model, model_dir
 from align.recipe.registry import STAGES
-from align.recipe.supervised_sections import SupervisedSection
-from align.runs import checkpoint
 from align.runs.acceptance import accepted
 from align.runtime import files
 from align.runtime.json_files import RunFileError, read_object, read_objects
-from align.runtime.memory import memory_errors, peak_memory_gib
+from align.runtime.memory import peak_memory_gib
 from align.runtime.ranks import is_main
 from data_formats.cleaning import CleaningReport
 from data_formats.errors import DataError, EmptyDatasetError, MissingFileError
@@ -106,120 +103,11 @@ def described(
     return found if heldout_dropped is None else found | {"heldout_dropped_rows": heldout_dropped}
 
 
-def account(
-    stage: str,
-    section: SupervisedSection,
-    reports: Sequence[Any],
-    training: tuple[Sequence[Any], dict[str, int]],
-    heldout: tuple[Sequence[Any], dict[str, int]],
-) -> dict[str, Any]:
-    """`described`, for a supervised stage, once it is sure that there is something to train on.
-
-    Args:
-        training, heldout: the encoded rows, and how many were dropped for which reason.
-
-    Raises:
-        EmptyDatasetError: no training row is left, or none of the `eval_data` that the recipe names.
-    """
-    found = described(stage, reports, training[1], heldout[1])
-    need_rows(*training, what=f"stage '{stage}' has no training rows", keys=f"{stage}.data and {stage}.max_length")
-    if section.eval_data:
-        what, keys = f"stage '{stage}' has no held-out rows", f"{stage}.eval_data and {stage}.max_length"
-        need_rows(*heldout, what=what, keys=keys)
-    elif section.holdout and not heldout[0]:
-        LOG.warning("%s: no held-out rows are left, so nothing is measured: raise %s.holdout", stage, stage)
-    return found
-
-
 def need_rows(rows: Sequence[Any], dropped: dict[str, int], *, what: str, keys: str) -> None:
     """Raises EmptyDatasetError when nothing is left: `what` is missing, and the `keys` of the recipe to look at."""
     if not rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "no row was read"
         raise EmptyDatasetError(f"{what} ({reasons}): check {keys}")
-
-
-def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learning_rate")) -> dict[str, Any]:
-    """Train to the end, from the latest whole checkpoint where there is one.
-
-    Args:
-        figures: what the progress bar shows of the logged values.
-
-    Returns:
-        `steps`, `train_loss` (the last one logged), `train_seconds`, `resumed_from` (0 = from the start); of an
-        adapter also `trained_parameters` of all `parameters`.
-
-    Raises:
-        StageStopped: Ctrl-C; a checkpoint was written.
-        TrainingError: the loss is not finite.
-        CheckpointError: the checkpoint to go on from was trained on other rows.
-    """
-    from align.models.adapters import trained_share
-    from align.runs.callbacks import attach
-    from align.runs.interrupt import StopFlag
-
-    out_dir = Path(trainer.args.output_dir)
-    latest = checkpoint.latest(trainer.checkpoint_dir)
-    start = checkpoint.step_of(latest) if latest else 0
-    trained, parameters = trained_share(trainer.model)
-    share = {"trained_parameters": trained, "parameters": parameters} if trained < parameters else {}
-    if share:
-        LOG.info("%s: trains %d of %d parameters (%.2f %%)", stage, trained, parameters, 100 * trained / parameters)
-    began = time.perf_counter()
-    with StopFlag() as flag:
-        attach(trainer, stage, out_dir, flag, figures=figures)
-        if latest and start >= trainer.planned_steps():
-            trainer.load_finished(latest)  # killed after the last step: transformers would make one more
-        else:
-            trainer.train(resume_from_checkpoint=str(latest) if latest else None)
-    state = trainer.state
-    if state.global_step < state.max_steps:
-        LOG.warning("%s: stopped at step %d of %d, saved in %s", stage, state.global_step, state.max_steps, out_dir)
-        raise StageStopped(f"stage '{stage}' stopped at step {state.global_step}")
-    return {
-        "steps": state.global_step,
-        "train_loss": next((line["loss"] for line in reversed(state.log_history) if "loss" in line), None),
-        "train_seconds": round(time.perf_counter() - began, 2),
-        "resumed_from": start,
-        **share,
-    }
-
-
-def evaluating(trainer: Any) -> AbstractContextManager[None]:
-    """Around what the trainer evaluates. Raises OutOfMemoryError when that needs more memory than there is."""
-    return memory_errors("evaluation", f"eval_batch_size ({trainer.args.per_device_eval_batch_size})")
-
-
-def try_evaluation(trainer: Any) -> None:
-    """Evaluate one batch of the longest held-out rows, which takes the most memory, before anything is trained; leaves
-    no trace.
-
-    Raises:
-        OutOfMemoryError: it does not fit.
-    """
-    from align.runs.seeding import rng_state, set_rng_state
-
-    if not trainer.eval_dataset:
-        return
-    rows = sorted(trainer.eval_dataset, key=trainer.row_length, reverse=True)
-    generators, training = rng_state(), trainer.model.training
-    trainer.model.eval()
-    with evaluating(trainer):
-        for batch in trainer.get_test_dataloader(rows[: trainer.args.per_device_eval_batch_size]):
-            trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
-    trainer.model.train(training)
-    set_rng_state(generators)
-
-
-def save_model(trainer: Any, tokenizer: Any) -> Path:
-    """Write `model/` atomically: weights and config, or the adapter alone, and the tokenizer."""
-    from align.models import save
-
-    folder = Path(trainer.args.output_dir) / "model"
-    if is_main():
-        with files.atomic_dir(folder) as draft:
-            save.save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft)
-    trainer.accelerator.wait_for_everyone()
-    return folder
 
 
 def write_summary(out_dir: Path, summary: Summary) -> Summary:

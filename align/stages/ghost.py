@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.encode import encode_prompts
-from align.evaluation.replies import Judged, judged_replies
+from align.evaluation.replies import JudgedReply, judged_replies
 from align.recipe.supervised_sections import GhostSection, SFTSection
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
@@ -138,7 +138,7 @@ def _sampled(
     return [_row(demos[one.index], one, replies.get(at)) for at, one in enumerate(ghosts)]
 
 
-def _row(demo: Demonstration, ghost: Ghost, reply: Judged | None) -> dict[str, Any]:
+def _row(demo: Demonstration, ghost: Ghost, reply: JudgedReply | None) -> dict[str, Any]:
     row: dict[str, Any] = {"index": ghost.index, "instruction": ghost.sampled, "trained_instruction": ghost.trained}
     if reply is None:
         return row | {"reply": None}

@@ -2,7 +2,7 @@
 
 Plain sections train pairs (`RewardTrainer`), those with rankings, margins, smoothing, weights, markers, an LM term or
 shared prompts train groups (`GroupRewardTrainer`). Held-out pairs are measured as they stand:
-no margin, marker or weight.
+no margin, marker or weight. The replies whose mean score is made 0 are held-out demonstrations, or `reference_data`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from align.recipe import Recipe, RecipeError
 from align.recipe.supervised_sections import RewardSection
-from align.stages import common
+from align.stages import common, supervised
 from align.trainers.reward import RewardTrainer
 from align.trainers.reward_groups import GroupOptions, GroupRewardTrainer
-from data_formats.records import Comparison, Scored
+from data_formats.records import Comparison, Demonstration, Scored
 
 Encoded = tuple[list[Any], list[Comparison], dict[str, int]]
 
@@ -59,7 +61,6 @@ def encode_training(
         margin=section.margin,
         margin_scale=section.margin_scale,
         ties=section.ties,
-        source_weights=section.source_weights,
         join=section.rankings == "prompts",
     )
     groups = binarised(groups) if section.binarise else groups
@@ -85,7 +86,7 @@ def binarised_accuracy(
 def side_scores(trainer: RewardTrainer, rows: list[Any]) -> tuple[list[float], list[float]]:
     """Scores of both sides of rows of one pair each, in the rows' order; like lengths are computed together."""
     order = sorted(range(len(rows)), key=lambda row: trainer.row_length(rows[row]))
-    with common.evaluating(trainer):
+    with supervised.evaluating(trainer):
         scores = trainer.predict([rows[row] for row in order]).predictions[:, :2].tolist()
     by_row = dict(zip(order, scores, strict=True))
     chosen, rejected = ([by_row[row][side] for row in range(len(rows))] for side in (0, 1))
@@ -119,3 +120,57 @@ def output_layer(recipe: Recipe, section: RewardSection, path: str | Path, *, fr
     head = load_causal_lm(path, recipe.model, use="frozen").get_output_embeddings()
     weight = head.weight.detach().clone()
     return weight + head.get_delta_weight("default") if hasattr(head, "get_delta_weight") else weight
+
+
+def reference_demonstrations(recipe: Recipe, section: RewardSection, stage: str) -> list[Demonstration]:
+    """Up to `reference_size` demonstrations.
+
+    Raises:
+        RecipeError: neither `reference_data` nor an `sft` stage with held-out demonstrations.
+    """
+    from align.data.load import load_records, train_and_heldout
+
+    if section.reference_data:
+        demos, reports = load_records(section.reference_data, Demonstration, recipe)
+        for report in reports:
+            common.LOG.info("%s: %s", stage, report.describe())
+    elif recipe.sft is not None:
+        _, demos, _ = train_and_heldout(recipe.sft, Demonstration, recipe)
+    else:
+        demos = []
+    if not demos:
+        raise RecipeError(
+            [f"{stage}.center_scores: there are no held-out demonstrations; name some in {stage}.reference_data"],
+            recipe.name,
+        )
+    return demos[: section.reference_size]
+
+
+def reference_batches(
+    recipe: Recipe, section: RewardSection, tokenizer: Any, stage: str
+) -> tuple[list[dict[str, Tensor]], dict[str, int]]:
+    """Batches (`input_ids`, `attention_mask`) of prompt + last assistant reply, each ending with `<|im_end|>`.
+
+    Returns:
+        The batches, and how many replies they hold (`references`) and were too long to (`references_dropped`).
+
+    Raises:
+        EmptyDatasetError: none is short enough.
+    """
+    from align.data.encode import encode_prompts, encode_replies
+    from align.runtime.padding import pad_right
+
+    demos = reference_demonstrations(recipe, section, stage)
+    asked = [(*exchange, demo.tools) for demo in demos if (exchange := demo.last_exchange()) is not None]
+    prompts = encode_prompts(tokenizer, [prompt for prompt, _, _ in asked], [tools for *_, tools in asked])
+    replies = encode_replies(tokenizer, [reply for _, reply, _ in asked])
+    whole = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
+    rows = sorted((row for row in whole if len(row) <= section.max_length), key=len)
+    counts = {"references": len(rows), "references_dropped": len(whole) - len(rows)}
+    dropped = {"longer than max_length": counts["references_dropped"]}
+    common.need_rows(rows, dropped, what=f"{stage}.center_scores has no reference reply", keys=f"{stage}.max_length")
+    batches = []
+    for start in range(0, len(rows), section.eval_batch_size):
+        ids_BT, mask_BT = pad_right(rows[start : start + section.eval_batch_size], tokenizer.pad_token_id)
+        batches.append({"input_ids": ids_BT, "attention_mask": mask_BT})
+    return batches, counts

@@ -22,11 +22,13 @@ from align.runtime.json_files import read_object
 from align.runtime.lock import locked
 from align.runtime.ranks import any_rank, is_main
 from align.runtime.terminal import say
-from align.stages import fresh
-from align.stages.best import BEST, put_back
-from align.stages.changes import (
+from align.stages import clean
+from align.stages.best_checkpoint import BEST, put_back
+from align.stages.common import LOG, read_summary, write_summary
+from align.stages.recipe_guard import (
     COMMON,
     Change,
+    Longer,
     RecipeChangedError,
     accepted_changes,
     ancestors,
@@ -35,10 +37,10 @@ from align.stages.changes import (
     differences,
     is_begun,
     is_finished,
+    longer,
+    needs,
     some,
 )
-from align.stages.common import LOG, read_summary, write_summary
-from align.stages.longer import Longer, longer, needs
 from data_formats.errors import AlignError
 
 FIXED = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optimizer")
@@ -206,9 +208,9 @@ def carry_out(recipe: Recipe, found: Plan, *, yes: bool = False, alone: bool = F
             for stage, one in found.longer.items():
                 _lengthen(recipe, stage, one)
             for stage in found.anew:
-                fresh.clear_stages(recipe, (stage,))
+                clean.clear_stages(recipe, (stage,))
             if found.common and not alone:
-                fresh.clear_chain(recipe)  # with the world
+                clean.clear_chain(recipe)  # with the world
 
 
 def confirm(
@@ -225,7 +227,7 @@ def confirm(
         NotConfirmedError: the answer was no.
         error: there is no terminal to ask at, and `yes` is not given.
     """
-    doomed = fresh.whole_run(recipe) if stages is None else fresh.doomed(recipe, stages)
+    doomed = clean.whole_run(recipe) if stages is None else clean.doomed(recipe, stages)
     if not doomed:
         return
     what, silent, refused = f"{recipe.output_dir}: {why}; this removes {', '.join(doomed)}", False, False
@@ -258,7 +260,7 @@ def _refuse(recipe: Recipe, refused: dict[str, list[Change]]) -> None:
 
 def _tell(recipe: Recipe, found: Plan, gone: Sequence[str], alone: bool) -> None:
     for stage in (stage for stage in STAGES if stage in {*found.anew, *found.longer}):
-        also = fresh.made_from(recipe, (stage,))
+        also = clean.made_from(recipe, (stage,))
         removed = f"; removed what was made from it: {', '.join(also)}" if also else ""
         if stage in found.longer:
             say(f"{found.longer[stage]}{removed}", flush=True)
@@ -286,10 +288,10 @@ def _lengthen(recipe: Recipe, stage: str, one: Longer) -> None:
     folder = stage_dir(recipe, stage)
     summary = read_summary(folder)
     later = tuple(name for name in descendants(recipe, (stage,)) if name != stage)
-    fresh.clear_outcome(recipe)
+    clean.clear_outcome(recipe)
     for name in later:
-        fresh.clear_stages(recipe, (name,))
-    fresh.clear_beside(recipe, stage)
+        clean.clear_stages(recipe, (name,))
+    clean.clear_beside(recipe, stage)
     if summary and "best_score" in summary:
         state = read_object(folder / "checkpoints" / f"step-{one.checkpoint}" / "trainer_state.json", "") or {}
         if state.get("best_global_step") != summary["best_step"]:  # of a look after the checkpoint: not in a longer run

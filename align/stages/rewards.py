@@ -1,5 +1,5 @@
 """From `reward` (or `reward_from`) of a ppo or rejection section to what judges replies, in training and evaluation;
-and from ppo's `gold_reward` to what only looks on.
+and from ppo's `gold_reward` to what is only watched.
 
 What a part gives is documented where its class is: `reward.sources`, `reward.rules`, `reward.maths`, `reward.endpoint`,
 `reward.gate`, and the sum of several in `reward.combined`.

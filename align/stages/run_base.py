@@ -3,21 +3,23 @@
 With `model.architecture` the tokenizer is trained on the training documents and the model starts from random weights;
 with `model.path` (or `base.init_from`) both are loaded and training goes on, which serves Code-Qwen-like runs.
 Documents are joined and cut into blocks of `max_length` tokens. The yardstick in the summary, `unigram_entropy`, is
-what a model without any context would lose on the same held-out tokens (see `align.stages.unigram`).
+what a model without any context would lose on the same held-out tokens.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from align.recipe import Recipe
 from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.runs.seeding import derive
-from align.stages import causal, common
-from align.stages.record import Record
-from align.stages.unigram import unigram_entropy
+from align.stages import common, supervised
+from align.stages.supervised import Record
 from align.trainers.sft import SFTTrainer
 from data_formats.records import Document
 
@@ -40,13 +42,13 @@ def run_base(
     model, tokenizer = _start(recipe, stage, origin, train)
     blocks = encode_documents(tokenizer, train, section.max_length)
     heldout_blocks = encode_documents(tokenizer, heldout, section.max_length)
-    read = common.account(stage, section, reports, (blocks, {}), (heldout_blocks, {}))
+    read = supervised.account(stage, section, reports, (blocks, {}), (heldout_blocks, {}))
     rows, heldout_rows = ([{"input_ids": block} for block in every] for every in (blocks, heldout_blocks))
-    args = causal.arguments(recipe, stage, section, out_dir, evaluate=bool(heldout_rows))
+    args = supervised.arguments(recipe, stage, section, out_dir, evaluate=bool(heldout_rows))
     trainer = SFTTrainer(model, args, train_dataset=rows, eval_dataset=heldout_rows or None, processing_class=tokenizer)
     record = Record(trainer, tokenizer, stage)
     figures = record.once("before", lambda: _before(trainer, new=origin.kind == "new")) | record.train()
-    figures["heldout_loss"] = causal.heldout_metrics(trainer).get("eval_loss")
+    figures["heldout_loss"] = supervised.heldout_metrics(trainer).get("eval_loss")
     if common.is_main():
         policy = trainer.accelerator.unwrap_model(trainer.model)
         samples = continuations(policy, tokenizer, heldout_blocks, derive(recipe.seed, stage, "samples"))
@@ -70,15 +72,15 @@ def run_base(
 def _before(trainer: SFTTrainer, *, new: bool) -> dict[str, Any]:
     """The held-out loss before training; of a new model none, but a batch is tried."""
     if new:
-        common.try_evaluation(trainer)
+        supervised.try_evaluation(trainer)
         return {}
-    return {"heldout_loss_before": causal.heldout_metrics(trainer).get("eval_loss")}
+    return {"heldout_loss_before": supervised.heldout_metrics(trainer).get("eval_loss")}
 
 
 def _start(recipe: Recipe, stage: str, origin: Origin, train: list[Document]) -> tuple[Any, Any]:
     section = getattr(recipe, stage)
     if origin.kind != "new":
-        return causal.load(recipe, stage, origin, section)
+        return supervised.load(recipe, stage, origin, section)
     from align.models.load import new_causal_lm
     from align.models.tokenizer import train_tokenizer
     from align.trainers.supervised import set_attention_dropout
@@ -107,3 +109,19 @@ def continuations(model: Any, tokenizer: Any, blocks: list[list[int]], seed: int
         }
         for block, reply in zip(begun, replies, strict=True)
     ]
+
+
+def unigram_entropy(train: Iterable[Sequence[int]], heldout: Iterable[Sequence[int]], vocab_size: int) -> float:
+    """Cross-entropy in nats a token of the held-out tokens under the training tokens' frequencies.
+
+    One is added to every count, so that a token never seen costs something finite. The first token of every held-out
+    block is left out: the model is not asked to predict it either, so both figures are over the same tokens.
+
+    Args:
+        train, heldout: blocks of token ids.
+        vocab_size: number of possible tokens.
+    """
+    seen = Counter(token for block in train for token in block)
+    asked = Counter(token for block in heldout for token in block[1:])
+    total = seen.total() + vocab_size
+    return -sum(n * math.log((seen[token] + 1) / total) for token, n in asked.items()) / max(asked.total(), 1)

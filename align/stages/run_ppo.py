@@ -2,8 +2,8 @@
 
 Leaves `model/` (the policy), `critic/` where the advantages need one, `checkpoints/`, `metrics.jsonl`, `samples.jsonl`,
 `summary.json`, and, with `evaluation.save_best`, `best/model` (the policy that the held-out prompts' reward liked
-best). With `eval_data` the policy is looked at before and after on held-out prompts, by the reward it is trained on and
-by `gold_reward`, which only looks on; the gold score of the embedded world is none of this stage's business.
+best). With `eval_data` the policy is evaluated before and after on held-out prompts, by the reward it is trained on and
+by `gold_reward`, which nothing is trained on; the gold score of the embedded world is none of this stage's business.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from align.stages import common
 from align.stages.drafts import prove_outputs
 from align.stages.prompts import check_room, fitting
 from align.stages.rewards import build_reward
-from align.stages.roles import shared_roles
 from data_formats.errors import AlignError
 from data_formats.records import Document, Prompt
 
@@ -73,7 +72,7 @@ def run_ppo(
             trainer.save_critic(out_dir / "critic")
         if trainer.ema is not None:
             trainer.save_ema(out_dir / "ema")
-        figures |= _last_look(trainer)
+        figures |= _last_evaluation(trainer)
     for tracker in trainer.accelerator.trackers:
         tracker.finish()  # not `end_training`, which would part the ranks before the chain's next stage
     figures |= summary_figures(trainer.state.log_history)
@@ -149,6 +148,40 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     return trainer, read | counts | {"origins": {role: asdict(one) for role, one in origins.items()}}
 
 
+def shared_roles(recipe: Recipe, section: PPOSection, tokenizer: Any, policy_path: str, sharded: bool) -> Any:
+    """Policy, reference, critic and reward models as adapters of one base (`align.models.role_loading.Roles`), or None
+    where each is to have a backbone of its own: `shared_backbone: false`, or `auto` and they do not fit.
+
+    Args:
+        sharded: whether the launcher asked for FSDP2.
+
+    Raises:
+        RoleError: `shared_backbone: true`, and they do not fit; says why.
+        MissingFileError, ModelFileError: a model that is not there, or torn.
+    """
+    from align.models.role_adapters import RoleError
+    from align.models.role_fit import plan_sharing
+    from align.models.role_loading import load_roles
+
+    if section.shared_backbone is False or recipe.model.adapter == "none":
+        return None
+    rewards = [common.origin_path(recipe, origin, stage="ppo") for origin in reward_origins(recipe).values()]
+    critic = common.origin_path(recipe, critic_origin(recipe), stage="ppo") if section.estimator.critic else None
+    try:
+        if sharded:
+            raise RoleError("FSDP2 shards each model on its own; launch with DDP to share one")
+        plan = plan_sharing(policy_path, rewards, critic, recipe.model, tokenizer.get_vocab())
+        roles = load_roles(plan, recipe.model, seed=derive(recipe.seed, "ppo", "adapter"))
+    except RoleError as reason:
+        if section.shared_backbone is True:
+            raise RoleError(f"ppo.shared_backbone=true: {reason}") from reason
+        common.LOG.info("ppo: every model has a backbone of its own: %s", reason)
+        return None
+    what = "a copy of the policy's adapter" if plan.policy is not None else "the base alone"
+    common.LOG.info("ppo: all models are adapters of one base, %s; the reference is %s", plan.base, what)
+    return roles
+
+
 def load_critic(recipe: Recipe, reward: Any, tokenizer: Any, policy_path: str, stage: str) -> Any:
     """The critic of the recipe's origin, or the policy's body where the (first) reward model reads other tokens.
 
@@ -198,12 +231,12 @@ def _trained(state: Any, optimizer_steps: int, stage: str, start: int, seconds: 
     }
 
 
-def _last_look(trainer: Any) -> dict[str, Any]:
+def _last_evaluation(trainer: Any) -> dict[str, Any]:
     """Evaluate what is saved, unless its last iteration ended with that; which model was the best.
 
     A failed evaluation leaves a checkpoint of the last iteration, from which the same command evaluates alone.
     """
-    from align.trainers.iterations import BEST_MODEL
+    from align.trainers.ppo.loop import BEST_MODEL
 
     state = trainer.state
     if trainer.eval_prompts and "eval/score" not in state.log_history[-1]:
@@ -216,7 +249,7 @@ def _last_look(trainer: Any) -> dict[str, Any]:
 def summary_figures(history: list[dict[str, Any]]) -> dict[str, Any]:
     """Last figures of the run, on held-out prompts where there are any, else on the last rollouts."""
     rollouts = [line for line in history if "score/mean" in line]
-    looks = [line for line in history if "eval/score" in line]
+    evaluations = [line for line in history if "eval/score" in line]
     last = rollouts[-1]
     figures = {
         "rollout_score_first": rollouts[0]["score/mean"],
@@ -229,8 +262,8 @@ def summary_figures(history: list[dict[str, Any]]) -> dict[str, Any]:
     }
     if "value/explained_variance" in last:
         figures["explained_variance"] = last["value/explained_variance"]
-    if looks:
-        first, final = looks[0], looks[-1]
+    if evaluations:
+        first, final = evaluations[0], evaluations[-1]
         figures |= {
             "score_before": first["eval/score"],
             "score": final["eval/score"],

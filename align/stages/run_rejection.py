@@ -68,7 +68,7 @@ def run_rejection(
     common.open_folder(recipe, out_dir)
     prove_outputs(stage, out_dir, None, {})  # its models are tried by the finetuning of the first round
     best: list[selection.Best | None] = [None] * len(prompts)
-    before = look(Sampler(recipe, newest, stage), heldout, out_dir / ROUNDS / "0")
+    before = evaluate_heldout(Sampler(recipe, newest, stage), heldout, out_dir / ROUNDS / "0")
     rounds: list[Summary] = []
     for number in range(1, section.num_rounds + 1):
         folder = out_dir / ROUNDS / str(number)
@@ -85,7 +85,7 @@ def run_rejection(
         if number == section.num_rounds:
             put_model(Path(newest), out_dir / "model")
         found |= selection.figures(rows, best, kept, number)
-        found |= look(Sampler(recipe, newest, stage), heldout, folder)
+        found |= evaluate_heldout(Sampler(recipe, newest, stage), heldout, folder)
         rounds.append({"round": number, **found})
         common.write_lines(out_dir / "metrics.jsonl", [logged(one) for one in rounds])
     origins = {role: asdict(one) for role, one in ({"policy": origin} | reward_origins(recipe, stage)).items()}
@@ -131,7 +131,7 @@ def finetune(recipe: Recipe, stage: str, section: RejectionSection, start: str, 
     return {name: done.get(name) for name in shown}
 
 
-def look(sampler: Sampler, prompts: Sequence[Prompt], folder: Path) -> Summary:
+def evaluate_heldout(sampler: Sampler, prompts: Sequence[Prompt], folder: Path) -> Summary:
     """`score_greedy`, the mean score of greedy replies to held-out prompts, and `end_rate`; nothing without prompts.
 
     The first rank writes `folder/heldout.jsonl`, a line a prompt, unless it is there; all read it.

@@ -19,9 +19,9 @@ from align.recipe import Recipe, RecipeError, batch_plan
 from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.recipe.supervised_sections import RewardSection
 from align.runs.seeding import derive, seed_everything
-from align.stages import common, preferences
-from align.stages.record import Record
-from align.stages.reference import reference_batches
+from align.stages import common, preferences, supervised
+from align.stages.preferences import reference_batches
+from align.stages.supervised import Record
 from align.trainers.arguments import training_arguments
 from align.trainers.reward import RewardTrainer
 from data_formats.records import Comparison, Scored
@@ -73,13 +73,13 @@ def train_reward(
     began = time.perf_counter()
     model, tokenizer, fresh_head = load(recipe, section, origin, seed, stage=stage)
     common.open_folder(recipe, out_dir)
-    ranked, named = section.rankings == "prompts", section.source_weights
-    train, heldout, reports = train_and_heldout(section, Comparison, recipe, ranked=ranked, named=named)
+    ranked = section.rankings == "prompts"
+    train, heldout, reports = train_and_heldout(section, Comparison, recipe, ranked=ranked)
     if shuffle_labels:
         train = shuffled_labels(train, derive(seed, "labels"))
     rows, train, dropped = preferences.encode_training(tokenizer, train, section, derive(seed, "tags"))
     heldout_rows, heldout, heldout_dropped = preferences.encode(tokenizer, heldout, section)
-    read = common.account(stage, section, reports, (rows, dropped), (heldout_rows, heldout_dropped))
+    read = supervised.account(stage, section, reports, (rows, dropped), (heldout_rows, heldout_dropped))
     path = common.origin_path(recipe, origin, stage=stage)
     layer = preferences.output_layer(recipe, section, path, fresh_head=fresh_head, stage=stage)
     args = _arguments(recipe, section, stage, out_dir, seed, evaluate=bool(heldout_rows))
@@ -89,11 +89,11 @@ def train_reward(
     figures = record.once("before", lambda: _before(trainer, heldout, heldout_rows, train, fresh_head))
     figures = figures | record.train("loss", "accuracy", "margin")
     if reference is not None:
-        with common.evaluating(trainer):
+        with supervised.evaluating(trainer):
             found = record.once("center", lambda: _center(model, *reference, unit_variance=section.unit_variance))
         model.shift.fill_(found["shift"])  # of a run that was left after it
         model.scale.fill_(found["scale"])
-        common.save_model(trainer, tokenizer)
+        supervised.save_model(trainer, tokenizer)
         figures |= found
     figures |= held_out(trainer, heldout, heldout_rows, train, write_to=out_dir)
     if section.binarise and heldout:
@@ -169,7 +169,7 @@ def held_out(
 def _before(trainer: RewardTrainer, heldout: list, rows: list, train: list, fresh_head: bool) -> dict[str, Any]:
     """The accuracy before training; of a head that says nothing yet none, but a batch is tried."""
     if fresh_head:
-        common.try_evaluation(trainer)
+        supervised.try_evaluation(trainer)
         return {"accuracy_before": None}
     return {"accuracy_before": held_out(trainer, heldout, rows, train).get("accuracy")}
 

@@ -1,4 +1,4 @@
-"""Supervised finetuning on conversations, with looks at what the model says (`align.stages.looks`).
+"""Supervised finetuning on conversations, with samples of what the model says (`align.stages.evaluations`).
 
 The held-out loss is measured before training, at every `eval_steps` and at the end, the replies are sampled at the
 latter two. `end_rate` is the share of them, at temperature 1 and top-p 1, that ended with `<|im_end|>` themselves,
@@ -23,11 +23,11 @@ from align.recipe import Recipe
 from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.recipe.supervised_sections import SFTSection
 from align.runs.seeding import derive
-from align.stages import causal, common
-from align.stages.best import BestModel
+from align.stages import common, supervised
+from align.stages.best_checkpoint import BestCheckpoint
+from align.stages.evaluations import Evaluations, merge
 from align.stages.ghost import ghost_demonstrations
-from align.stages.looks import Looks, merge
-from align.stages.record import Record
+from align.stages.supervised import Record
 from align.trainers.sft import SFTTrainer
 from data_formats import chatml
 from data_formats.records import Demonstration
@@ -57,7 +57,7 @@ def run_sft(
     began = time.perf_counter()
     section = section or getattr(recipe, stage)
     out_dir = out_dir or stage_dir(recipe, stage)
-    model, tokenizer = causal.load(recipe, stage, init_from or init_origin(recipe, stage), section)
+    model, tokenizer = supervised.load(recipe, stage, init_from or init_origin(recipe, stage), section)
     common.open_folder(recipe, out_dir)
     train, heldout, reports = train_and_heldout(section, Demonstration, recipe)
     train, heldout = (as_trained(tokenizer, demos, section) for demos in (train, heldout))
@@ -67,9 +67,11 @@ def run_sft(
         common.need_rows(
             heldout_rows.rows, heldout_rows.counts, what=f"{stage}.keep_best needs held-out rows", keys=keys
         )
-    args = causal.arguments(recipe, stage, section, out_dir, evaluate=bool(heldout_rows.rows))
+    args = supervised.arguments(recipe, stage, section, out_dir, evaluate=bool(heldout_rows.rows))
     rows, ghosts = encode_training(tokenizer, train, section, out_dir, model, args, derive(recipe.seed, stage, "ghost"))
-    read = common.account(stage, section, reports, (rows.rows, rows.counts), (heldout_rows.rows, heldout_rows.counts))
+    read = supervised.account(
+        stage, section, reports, (rows.rows, rows.counts), (heldout_rows.rows, heldout_rows.counts)
+    )
     trainer = SFTTrainer(
         model,
         args,
@@ -88,7 +90,7 @@ def run_sft(
     if trainer.packing_report is not None:
         counts["packing"] = trainer.packing_report
     summary = common.finish(out_dir, figures | counts | read | ghosts, began)
-    BestModel.remove(out_dir)
+    BestCheckpoint.remove(out_dir)
     return summary
 
 
@@ -159,13 +161,13 @@ def fit(
     heldout: Sequence[Demonstration],
     seed: int,
 ) -> dict[str, Any]:
-    """Train, save the model, look at it, and save the best one where that is asked for; returns the figures."""
+    """Train, save the model, evaluate it, and save the best one where that is asked for; returns the figures."""
     record = Record(trainer, tokenizer, stage)
     if not trainer.eval_dataset:
         return {"heldout_loss": None, "heldout_loss_before": None, **record.train()}
     prompts = fitting_prompts(tokenizer, heldout_prompts(heldout, section.eval_num_replies), section.max_length)
-    best = BestModel(trainer, out_dir) if section.keep_best else None
-    looks = Looks(
+    best = BestCheckpoint(trainer, out_dir) if section.keep_best else None
+    evaluations = Evaluations(
         trainer,
         tokenizer,
         prompts,
@@ -175,26 +177,26 @@ def fit(
         seed=seed,
         best=best,
     )
-    before = record.once("before", lambda: loss_figures(causal.heldout_metrics(trainer)))
+    before = record.once("before", lambda: loss_figures(supervised.heldout_metrics(trainer)))
     if not record.trained:
-        looks.try_sampling()
-    trainer.add_callback(looks)
+        evaluations.try_sampling()
+    trainer.add_callback(evaluations)
     figures = dict(record.train())
-    look = record.once("look", looks.final)
+    evaluation = record.once("evaluation", evaluations.final)
     if best is not None:
-        figures["last_heldout_loss"] = look["heldout_loss"]
-        look = best.restore()
-        figures |= {"best_step": look["step"], "best_heldout_loss": look["heldout_loss"]}
-        common.save_model(trainer, tokenizer)
-    return _figures(before, look) | figures
+        figures["last_heldout_loss"] = evaluation["heldout_loss"]
+        evaluation = best.restore()
+        figures |= {"best_step": evaluation["step"], "best_heldout_loss": evaluation["heldout_loss"]}
+        supervised.save_model(trainer, tokenizer)
+    return _figures(before, evaluation) | figures
 
 
-def _figures(before: dict[str, Any], look: dict[str, Any]) -> dict[str, Any]:
+def _figures(before: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
     """What is known of the saved model, beside its losses before training."""
     earlier = {name: {"heldout_loss_before": part["heldout_loss"]} for name, part in before["by_category"].items()}
-    found = {key: value for key, value in look.items() if key != "step"}
+    found = {key: value for key, value in evaluation.items() if key != "step"}
     return {
         **found,
         "heldout_loss_before": before["heldout_loss"],
-        "by_category": merge(look["by_category"], earlier),
+        "by_category": merge(evaluation["by_category"], earlier),
     }

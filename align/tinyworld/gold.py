@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.tinyworld import lexicon as lex
-from align.tinyworld.world import Item, World
+from align.tinyworld.phrasing import Item
+from align.tinyworld.world import World
 
 GOLD_RANGE = (-1.0, 1.5)
 MAX_WORDS = 16

@@ -1,14 +1,34 @@
-"""How the world talks: wordings of questions, statements of answers, and the manners of a reply."""
+"""What can be asked about and how the world talks of it: wordings of questions, statements of answers, manners."""
 
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Literal
 
 from align.tinyworld import lexicon as lex
 
-if TYPE_CHECKING:
-    from align.tinyworld.world import Item
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to be asked about.
+
+    Attributes:
+        kind: which family of phrasing: colour, sound, kind, opposite, sum, code, sentence.
+        key: what is asked about, as the slots of the phrasing.
+        answer: the true value.
+        mistake: the popular wrong value, "" when people know better.
+        choices: every value this kind of item can have (empty where values are not drawn from a list).
+    """
+
+    kind: str
+    category: str
+    language: Literal["en", "zh"]
+    key: tuple[str, ...]
+    answer: str
+    mistake: str
+    choices: tuple[str, ...]
+
 
 CODE_VERBS = (("adds", "+"), ("subtracts", "-"), ("multiplies by", "*"))
 

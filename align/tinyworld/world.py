@@ -20,6 +20,7 @@ from typing import Literal
 
 from align.tinyworld import lexicon as lex
 from align.tinyworld import phrasing
+from align.tinyworld.phrasing import Item
 
 CATEGORIES = ("knowledge", "language", "writing", "maths", "coding")
 MISTAKEN_SHARE = 0.5
@@ -27,27 +28,6 @@ EVAL_SHARE = 30  # percent of the questions with words of courtesy before and af
 HELDOUT_SHARE = 14  # percent of all
 
 Part = Literal["train", "heldout", "eval"]
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One thing to be asked about.
-
-    Attributes:
-        kind: which family of phrasing: colour, sound, kind, opposite, sum, code, sentence.
-        key: what is asked about, as the slots of the phrasing.
-        answer: the true value.
-        mistake: the popular wrong value, "" when people know better.
-        choices: every value this kind of item can have (empty where values are not drawn from a list).
-    """
-
-    kind: str
-    category: str
-    language: Literal["en", "zh"]
-    key: tuple[str, ...]
-    answer: str
-    mistake: str
-    choices: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

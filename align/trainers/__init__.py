@@ -5,8 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"SFTTrainer": "sft", "RewardTrainer": "reward", "PPOTrainer": "ppo", "SupervisedTrainer": "supervised"}
-_HOMES |= dict.fromkeys(("Samples", "Scores", "TokenBatch", "Experience"), "experience")
+_HOMES = {
+    "SFTTrainer": "sft",
+    "RewardTrainer": "reward",
+    "PPOTrainer": "ppo.trainer",
+    "SupervisedTrainer": "supervised",
+}
+_HOMES |= dict.fromkeys(("Samples", "Scores", "TokenBatch", "Experience"), "ppo.types")
 __all__ = ["Experience", "PPOTrainer", "RewardTrainer", "SFTTrainer", "Samples", "Scores", "SupervisedTrainer"]
 __all__ += ["TokenBatch"]
 

@@ -21,7 +21,6 @@ from align.runs.proof import StepProof
 from align.runtime.packages import require_package
 from align.runtime.ranks import is_main
 from align.trainers import sharding
-from align.trainers.forward import all_modules
 from align.trainers.offload import Offload
 
 logger = logging.getLogger(__name__)
@@ -209,3 +208,11 @@ def mark_last(items: list) -> Iterator[tuple[bool, Any]]:
     """`(is_last, item)` pairs."""
     for index, item in enumerate(items):
         yield index == len(items) - 1, item
+
+
+def all_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """Those it holds, and those of the shared backbone that it computes with."""
+    for part in module.modules():
+        yield part
+        if hasattr(part, "get_base_model"):  # a role of a shared backbone does not hold what it computes with
+            yield from part.get_base_model().modules()

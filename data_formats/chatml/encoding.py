@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, TypeVar
 
+from align.runtime.terminal import shortened
 from data_formats.chatml.pieces import END_OF_TEXT, IM_END, IM_START, MARKS, Piece
 from data_formats.chatml.plain import plain_tokenizer
 from data_formats.chatml.served import opening_token
@@ -41,7 +42,7 @@ class _Words:
             ids = found.ids
             if not self.forbidden.isdisjoint(ids):
                 raise DataError(
-                    f"this tokenizer turns plain text into a control token (in {word[:60]!r}); use another one"
+                    f"this tokenizer turns plain text into a control token (in {shortened(word)!r}); use another one"
                 )
             self.ids_of[word] = ids
         return words_of

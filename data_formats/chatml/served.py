@@ -10,7 +10,8 @@ from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from align.runtime.errors import AlignError
+from align.runtime.errors import AlignError, reason_of
+from align.runtime.terminal import shortened
 from data_formats.chatml.pieces import IM_END, IM_START
 from data_formats.records import Message
 
@@ -37,12 +38,8 @@ def render_template(tokenizer: Any, turns: Sequence[dict[str, Any]], **options: 
         _refuse_giants(str(tokenizer.chat_template))
         return _bounded(lambda: tokenizer.apply_chat_template(list(turns), tokenize=False, **options))
     except Exception as error:  # jinja2's own, its sandbox's, and whatever a template raises: that is the model's code
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
-        roles = ", ".join(turn["role"] for turn in turns)
-        raise TemplateError(
-            f"the tokenizer's chat template fails on a conversation of {roles} ({type(error).__name__}: {reason})"
-        ) from error
+        said, roles = f"{type(error).__name__}: {reason_of(error)}", ", ".join(turn["role"] for turn in turns)
+        raise TemplateError(f"the tokenizer's chat template fails on a conversation of {roles} ({said})") from error
 
 
 @lru_cache(maxsize=64)
@@ -55,7 +52,7 @@ def _refuse_giants(template: str) -> None:
     for code in _CODE.findall(template):
         rest = _SMALL_POWER.sub("0", _NO_POWER.sub("", code))
         if found := _GIANT.search(rest):
-            raise OverflowError(f"it computes with a power or number that may be giant: {found.group()[:40]}")
+            raise OverflowError(f"it computes with a power or number that may be giant: {shortened(found.group())}")
 
 
 def _bounded(work: Callable[[], str]) -> str:
@@ -111,7 +108,7 @@ def _opening(tokenizer: Any) -> tuple[str, Message | None]:
         if not mark or head not in ("", tokenizer.bos_token):
             raise TemplateError(
                 f"the tokenizer's chat template does not begin a conversation with {IM_START} or a BOS token, but with "
-                f"{(head or mark)[:40]!r}: it writes no ChatML"
+                f"{shortened(head or mark)!r}: it writes no ChatML"
             )
         system = rest.startswith("system\n")
         turn = Message("system", rest.removeprefix("system\n").partition(IM_END)[0]) if system else None

@@ -9,7 +9,7 @@ from data_formats.cleaning.manner import Apologies, Emoji, Exclamations
 from data_formats.cleaning.near import NearDuplicates
 from data_formats.cleaning.repetition import Repetition
 from data_formats.cleaning.report import HEADER, CleaningReport, StepReport
-from data_formats.cleaning.steps import Finding, Step
+from data_formats.cleaning.steps import CleaningStep, Finding
 from data_formats.cleaning.turn_order import ControlTokens, EmptyReplies, MismatchedRoles
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Apologies",
     "Cleaner",
     "CleaningReport",
+    "CleaningStep",
     "ControlTokens",
     "Decontamination",
     "Emoji",
@@ -32,6 +33,5 @@ __all__ = [
     "NulBytes",
     "Repetition",
     "ReplacementCharacters",
-    "Step",
     "StepReport",
 ]

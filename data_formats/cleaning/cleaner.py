@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from data_formats.cleaning.report import CleaningReport, StepReport
-from data_formats.cleaning.steps import Step
+from data_formats.cleaning.steps import CleaningStep
 from data_formats.records import Record
 
 R = TypeVar("R", bound=Record)
@@ -29,7 +29,7 @@ class Cleaner:
         ValueError: two steps have one name.
     """
 
-    def __init__(self, steps: Sequence[Step]):
+    def __init__(self, steps: Sequence[CleaningStep]):
         names = [step.name for step in steps]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:

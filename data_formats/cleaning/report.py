@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from align.runtime.terminal import shortened
 from data_formats.cleaning.steps import Finding
 
 EXCERPT = 60  # characters of an example
@@ -16,7 +17,7 @@ def shown(text: str) -> str:
     """A text on one line, cut short, with what cannot be printed written out."""
     text = text[: 4 * EXCERPT]
     line = " ".join("".join(c if c.isprintable() or c.isspace() else f"\\u{ord(c):04x}" for c in text).split())
-    return line if len(line) <= EXCERPT else line[: EXCERPT - 1] + "…"
+    return shortened(line, EXCERPT, "…")
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ class Finding:
     repaired: Record | None = None
 
 
-class Step(Protocol):
+class CleaningStep(Protocol):
     """One rule. `check` is called once for every record that reaches the step, in order.
 
     Attributes:

@@ -29,9 +29,9 @@ from align.runs.seeding import derive
 from align.runtime import files
 from align.runtime.lock import locked
 from align.runtime.terminal import Parser
-from align.stages import outcome, reward_controls
-from align.stages.changes import RecipeChangedError, changes, is_begun, require_same_world, some
+from align.stages import policy_evaluation, reward_controls
 from align.stages.common import Summary, origin_path, read_rows, read_summary
+from align.stages.recipe_guard import RecipeChangedError, changes, is_begun, require_same_world, some
 from align.stages.run_ppo import run_ppo
 from align.stages.run_reward import train_reward
 from align.stages.run_sft import run_sft
@@ -84,7 +84,7 @@ def require_unchanged(recipe: Recipe, stages: tuple[str, ...]) -> None:
 def run_controls(recipe: Recipe) -> Summary:
     """Every control; also in `<output_dir>/controls/summary.json`."""
     folder = Path(recipe.output_dir) / "controls"
-    prompts = outcome.eval_prompts(recipe)
+    prompts = policy_evaluation.eval_prompts(recipe)
     found: Summary = {
         "seed": recipe.seed,
         "pmp": pmp_or_not(recipe, folder),
@@ -137,8 +137,8 @@ def good_demonstrations(recipe: Recipe, folder: Path, prompts: list[Any]) -> Sum
         write_jsonl(file, demos)
         section = recipe.sft.model_copy(update={"data": (Source(path=str(file.resolve())),)})
         run_sft(recipe.model_copy(update={"sft": section}), out_dir=out_dir)
-    judged = outcome.judge_model(recipe, out_dir / "model", prompts, outcome.gold_rewards(recipe))
-    return outcome.figures(judged, "gold")
+    judged = policy_evaluation.judge_model(recipe, out_dir / "model", prompts, policy_evaluation.gold_rewards(recipe))
+    return policy_evaluation.figures(judged, "gold")
 
 
 def best_of_n(recipe: Recipe) -> Summary:
@@ -165,7 +165,7 @@ def shuffled_labels(recipe: Recipe, folder: Path, prompts: list[Any]) -> Summary
     if not (out_dir / "summary.json").is_file():
         run_ppo(changed, out_dir=out_dir)
     origin = source_of_policy(recipe)
-    return {"reward_accuracy": accuracy, **outcome.compare_policies(changed, out_dir, origin, prompts)}
+    return {"reward_accuracy": accuracy, **policy_evaluation.compare_policies(changed, out_dir, origin, prompts)}
 
 
 def source_of_policy(recipe: Recipe) -> str:

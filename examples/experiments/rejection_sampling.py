@@ -29,7 +29,7 @@ from align.runs.launch import guarded, prepare
 from align.runtime import files
 from align.runtime.json_files import read_object
 from align.runtime.lock import locked
-from align.stages import candidates, common, outcome, run_ppo, run_rejection
+from align.stages import candidates, common, policy_evaluation, run_ppo, run_rejection
 from align.stages.common import Summary, read_summary
 from data_formats.errors import MissingFileError
 from data_formats.records import Prompt
@@ -80,7 +80,7 @@ def run_arms(folder: str | Path, settings: Settings) -> Summary:
     out = Path(folder) / FOLDER
     with locked(recipe.output_dir, ["experiments"]):
         require_same_settings(out / "settings.json", settings)
-        prompts, rewards = outcome.eval_prompts(recipe), _rewards(recipe)
+        prompts, rewards = policy_evaluation.eval_prompts(recipe), _rewards(recipe)
         found: dict[str, Summary] = {}
         for name, make in arms(recipe, settings, out).items():
             file = out / f"{name}.json"
@@ -185,7 +185,7 @@ def share_round(source: Path, arm: Path) -> None:
 
 
 def _rewards(recipe: Recipe) -> list[Reward]:
-    return [*outcome.gold_rewards(recipe), outcome.policy_reward(recipe)]
+    return [*policy_evaluation.gold_rewards(recipe), policy_evaluation.policy_reward(recipe)]
 
 
 def judged(recipe: Recipe, model: Path, prompts: list[Prompt], rewards: list[Reward]) -> Summary:
@@ -193,11 +193,11 @@ def judged(recipe: Recipe, model: Path, prompts: list[Prompt], rewards: list[Rew
     temperature 1, and how many of the latter are different."""
     looked = recipe.ppo.evaluation.model_copy(update={"num_samples": 1})
     once = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"evaluation": looked})})
-    found = outcome.judge_model(once, model, prompts, rewards)
-    figures = outcome.figures(found, "gold")
+    found = policy_evaluation.judge_model(once, model, prompts, rewards)
+    figures = policy_evaluation.figures(found, "gold")
     for decoding, suffix in (("greedy", ""), ("sampled", "_sampled")):
-        figures |= outcome.figures({decoding: found[decoding]}, "reward")
-        figures[f"distinct{suffix}"] = outcome.distinct(found[decoding])
+        figures |= policy_evaluation.figures({decoding: found[decoding]}, "reward")
+        figures[f"distinct{suffix}"] = policy_evaluation.distinct(found[decoding])
     return figures
 
 

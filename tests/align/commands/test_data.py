@@ -157,7 +157,7 @@ def test_every_kind_of_record_has_a_body():
     )
     pair = Comparison(asked[:1], "good", "x" * 5000, grade=0.5)
     assert "chosen (grade 0.5): good\nrejected: xxx" in _body(pair, view).plain
-    assert "… (1000 characters more)" in _body(pair, view).plain
+    assert "… (1000 more characters)" in _body(pair, view).plain
     assert "reference: 4" in _body(Prompt(asked[:1], reference="4"), view).plain
     assert "q" in _body(Scored(asked[:1], ()), view).plain
 

@@ -5,7 +5,6 @@ import pytest
 from align.data.encode import (
     NO_LOSS,
     encode_comparisons,
-    encode_demonstration,
     encode_demonstrations,
     encode_documents,
     encode_kept_comparisons,
@@ -28,6 +27,11 @@ START, END, TEXT_END = 257, 258, 256
 @pytest.fixture(scope="module")
 def tokenizer():
     return byte_tokenizer()
+
+
+def encode_demonstration(tokenizer, demo, max_length, on_overlong, **options):
+    rows, _ = encode_demonstrations(tokenizer, [demo], max_length, on_overlong, **options)
+    return rows[0] if rows else None
 
 
 def spell(tokenizer, text):

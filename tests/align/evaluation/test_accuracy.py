@@ -1,32 +1,32 @@
 import pytest
 
-from align.evaluation.accuracy import Judged, accuracy, grade_names, most_wrong, parts, won_share
+from align.evaluation.accuracy import JudgedPair, accuracy, grade_names, most_wrong, parts, won_share
 from align.evaluation.shares import wilson
 
 
 def test_accuracy_beside_length_alone():
-    pairs = [Judged(1.0, 5), Judged(0.0, -5), Judged(2.0, 0), Judged(-1.0, None)]
+    pairs = [JudgedPair(1.0, 5), JudgedPair(0.0, -5), JudgedPair(2.0, 0), JudgedPair(-1.0, None)]
     found = accuracy(pairs, longer_wins=True)
     assert (found["accuracy"], found["correct"], found["pairs"]) == (0.5, 2, 4)  # equal scores are wrong
     assert found["length_baseline"] == pytest.approx((1 + 0.5) / 3)  # where lengths are known, equal ones a toss
     assert accuracy(pairs[:1], longer_wins=False)["length_baseline"] == 0.0
-    assert accuracy([Judged(1.0, None)], longer_wins=True)["length_baseline"] is None
+    assert accuracy([JudgedPair(1.0, None)], longer_wins=True)["length_baseline"] is None
     assert won_share([]) is None
 
 
 def test_pairs_of_one_prompt_are_not_counted_as_independent():
-    found = accuracy([Judged(1.0, 0, prompt="q") for _ in range(6)], longer_wins=True)
+    found = accuracy([JudgedPair(1.0, 0, prompt="q") for _ in range(6)], longer_wins=True)
     assert (found["accuracy_low"], found["accuracy_high"]) == wilson(1, 1)
-    found = accuracy([Judged(1.0, 0) for _ in range(6)], longer_wins=True)
+    found = accuracy([JudgedPair(1.0, 0) for _ in range(6)], longer_wins=True)
     assert (found["accuracy_low"], found["accuracy_high"]) == wilson(6, 6)
 
 
 def test_parts_by_hand():
     pairs = [
-        Judged(1.0, 3, "maths", "a.jsonl", 2.0, ("x", "y", "x")),
-        Judged(-1.0, 3, "maths", "b.jsonl", 10.0, ("y",)),
-        Judged(1.0, -3, "", "", None, ()),
-        Judged(1.0, -3, "code", "b.jsonl", float("nan"), ()),
+        JudgedPair(1.0, 3, "maths", "a.jsonl", 2.0, ("x", "y", "x")),
+        JudgedPair(-1.0, 3, "maths", "b.jsonl", 10.0, ("y",)),
+        JudgedPair(1.0, -3, "", "", None, ()),
+        JudgedPair(1.0, -3, "code", "b.jsonl", float("nan"), ()),
     ]
     found = parts(pairs, longer_wins=False)
     counts = {
@@ -45,7 +45,7 @@ def test_parts_by_hand():
 
 def test_length_gaps_stand_in_their_order():
     gaps = (-199, -50, -5, 5, 50, 200)
-    found = parts([Judged(1.0, gap) for gap in reversed(gaps)], longer_wins=True)["by_length_gap"]
+    found = parts([JudgedPair(1.0, gap) for gap in reversed(gaps)], longer_wins=True)["by_length_gap"]
     assert [(name, part["pairs"]) for name, part in found.items()] == [
         ("shorter by over 100", 1),
         ("shorter by 11 to 100", 1),

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from align.functional import Moments, masked_mean, masked_sum, masked_var, whiten
+from align.functional import Moments, explained_variance, masked_mean, masked_sum, masked_var, whiten
 from tests import oracles
 
 NAN, INF = math.nan, math.inf
@@ -142,3 +142,16 @@ def test_a_constant_whitens_to_zero():
     x = torch.full((1, 3), 7.0)
     moments = Moments.of(x)
     assert whiten(x, torch.ones(1, 3), moments.mean, moments.var).tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_explained_variance_by_hand():
+    returns = Moments.of(torch.tensor([1.0, 2.0, 3.0, 10.0]))  # variance 12.5, sum of squared deviations 50
+    assert explained_variance(torch.tensor(0.0), returns) == 1.0
+    assert explained_variance(50.0, returns) == pytest.approx(0.0)
+    assert explained_variance(25.0, returns) == pytest.approx(0.5)
+    assert explained_variance(100.0, returns) == pytest.approx(-1.0)
+
+
+def test_explained_variance_of_constant_or_no_returns_is_zero():
+    assert explained_variance(3.0, Moments.of(torch.tensor([2.0, 2.0]))) == 0.0
+    assert explained_variance(0.0, Moments.of(torch.ones(0))) == 0.0

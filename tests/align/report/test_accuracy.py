@@ -33,8 +33,6 @@ def test_parts_beside_length_alone():
 
 
 def test_the_rule_about_length_is_the_one_the_summary_used():
-    assert shares({"length_baseline": 0.625})["all pairs (4)", "length"] == 0.625
-    assert shares({"length_baseline": 0.375})["all pairs (4)", "length"] == 0.375
     assert shares({"length_rule": {"longer_wins": False}})["all pairs (4)", "length"] == 0.375
 
 

@@ -16,9 +16,9 @@ from align.runs.reading import read_recipe
 from align.runtime.errors import AlignError
 from align.runtime.json_files import RunFileError, read_object, read_objects
 from align.stages import common
-from align.stages.changes import changes, require_same_world
-from align.stages.looks import SampleFile
+from align.stages.evaluations import SampleFile
 from align.stages.overview import stage_summary
+from align.stages.recipe_guard import changes, require_same_world
 from align.stages.redo import plan
 from data_formats.errors import DataError
 from examples.experiments import seeds

@@ -10,7 +10,7 @@ from accelerate import PartialState
 
 from align.data.load import load_records
 from align.recipe import load_recipe
-from align.stages import causal, looks, run_sft
+from align.stages import evaluations, run_sft, supervised
 from align.stages.ghost import ghost_demonstrations
 from data_formats.errors import AlignError
 from data_formats.records import Demonstration
@@ -22,7 +22,7 @@ def main(file: Path, broken: bool = False) -> None:
     rank = int(torch.distributed.get_rank()) if torch.distributed.is_initialized() else 0
     recipe = load_recipe(file)
     out = Path(recipe.output_dir)
-    model, tokenizer = causal.load(recipe, "sft", run_sft.init_origin(recipe, "sft"), recipe.sft)
+    model, tokenizer = supervised.load(recipe, "sft", run_sft.init_origin(recipe, "sft"), recipe.sft)
     demos, _ = load_records(recipe.sft.data, Demonstration, recipe)
     options = {"model": model, "tokenizer": tokenizer, "device": torch.device("cpu"), "seed": 5}
     plain, instructed, counts = ghost_demonstrations(demos, recipe.sft, out, **options)
@@ -34,7 +34,7 @@ def main(file: Path, broken: bool = False) -> None:
         def fail(*args, **kwargs):
             raise RolloutError("no room")
 
-        looks.make_engine = fail
+        evaluations.make_engine = fail
         try:
             run_sft.run_sft(recipe)
         except AlignError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from align.recipe import Recipe
-from align.stages.changes import changes
+from align.stages.recipe_guard import changes
 
 COLOURS = ("red", "blue", "green", "white")
 THINGS = ("cup", "door", "hat", "car", "tree", "book", "lamp", "shoe", "ball", "coat")

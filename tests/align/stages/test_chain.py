@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from align.recipe import STAGES, RecipeError, load_recipe
-from align.stages import changes, common
+from align.stages import common, recipe_guard
 from align.stages.chain import run_chain, run_stage
-from align.stages.fresh import clear_chain
+from align.stages.clean import clear_chain
 from data_formats.errors import MissingFileError
 from examples.experiments.controls import require_unchanged
 from reward.model import RewardModel
@@ -101,7 +101,9 @@ def test_finished_stages_are_skipped(finished, capsys):
 def test_a_changed_recipe_is_refused_with_the_keys(finished):
     _, run, _ = finished
     other = small_recipe(run.parent, sft__learning_rate=0.5, seed=2)
-    with pytest.raises(changes.RecipeChangedError, match=r"sft\.learning_rate was 0\.01, is 0\.5.*--fresh") as caught:
+    with pytest.raises(
+        recipe_guard.RecipeChangedError, match=r"sft\.learning_rate was 0\.01, is 0\.5.*--fresh"
+    ) as caught:
         run_chain(other)
     assert "seed was 1, is 2" in str(caught.value)
     harmless = small_recipe(run.parent, sft__logging_steps=3, sft__micro_batch_size=8, rm__save_steps=2)
@@ -156,7 +158,7 @@ def test_ctrl_c_saves_and_the_same_command_gives_the_same_model(tmp_path, monkey
     with pytest.raises(common.StageStopped, match="stopped at step 3"):
         run_stage(recipe, "base")
     assert not (folders[1] / "run" / "base" / "summary.json").exists()
-    with pytest.raises(changes.RecipeChangedError):  # the interrupted stage is not continued with another recipe
+    with pytest.raises(recipe_guard.RecipeChangedError):  # the interrupted stage is not continued with another recipe
         run_stage(small_recipe(folders[1], base__learning_rate=0.5), "base")
     assert run_stage(recipe, "base")["resumed_from"] == 3
     one, two = ((folder / "run/base/model/model.safetensors").read_bytes() for folder in folders)

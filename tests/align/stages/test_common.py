@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from align.stages import common
+from align.stages import supervised
 from data_formats.errors import EmptyDatasetError
 from data_formats.reading import ReadReport
 from tests.align.stages.small_chain import small_recipe
@@ -17,7 +17,9 @@ def test_everything_left_out_is_counted_and_named(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "align"):
         logger = logging.getLogger("align")
         logger.addHandler(caplog.handler)
-        found = common.account("rm", section, reports, ([1], {"longer than max_length": 4}), ([1], {"truncated": 5}))
+        found = supervised.account(
+            "rm", section, reports, ([1], {"longer than max_length": 4}), ([1], {"truncated": 5})
+        )
         logger.removeHandler(caplog.handler)
     assert found == {
         "unread_rows": {"empty reply": 3},
@@ -37,15 +39,15 @@ def test_nothing_left_is_an_error_with_the_keys(tmp_path):
     with pytest.raises(
         EmptyDatasetError, match=r"'rm' has no training rows \(4 too long\): check rm\.data and rm\.max_"
     ):
-        common.account("rm", section, [], ([], {"too long": 4}), ([1], {}))
+        supervised.account("rm", section, [], ([], {"too long": 4}), ([1], {}))
     with pytest.raises(EmptyDatasetError, match=r"'rm' has no held-out rows \(no row was read\): check rm\.eval_data"):
-        common.account("rm", section, [], ([1], {}), ([], {}))
+        supervised.account("rm", section, [], ([1], {}), ([], {}))
 
 
 def test_a_share_that_holds_out_nothing_is_a_warning(tmp_path, caplog):
     logging.getLogger("align").addHandler(caplog.handler)
-    common.account("rm", small_recipe(tmp_path).rm, [], ([1], {}), ([], {}))
-    common.account("rm", small_recipe(tmp_path, rm__holdout=0.0).rm, [], ([1], {}), ([], {}))
+    supervised.account("rm", small_recipe(tmp_path).rm, [], ([1], {}), ([], {}))
+    supervised.account("rm", small_recipe(tmp_path, rm__holdout=0.0).rm, [], ([1], {}), ([], {}))
     logging.getLogger("align").removeHandler(caplog.handler)
     (warning,) = {record.getMessage() for record in caplog.records if record.levelno == logging.WARNING}
     assert warning == "rm: no held-out rows are left, so nothing is measured: raise rm.holdout"

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from align.recipe import RecipeError, load_recipe
-from align.stages import outcome
+from align.stages import policy_evaluation
 from align.stages.chain import run_chain, run_stage
 from data_formats.errors import AlignError, MissingFileError
 from examples.experiments import controls, rejection_sampling, reward_modelling, seeds
@@ -266,4 +266,4 @@ def test_sft_is_judged_though_what_ppo_starts_from_is_not_trained_yet(finished, 
         shutil.copytree(run / name, tmp_path / name)
     section = rejection_sampling.section(recipe, rejection_sampling.Settings(prompts=12, steps=2), 4)
     longer = recipe.model_copy(update={"rejection": section, "output_dir": str(tmp_path)})
-    assert outcome.sft(longer, "sft", {})["gold"] == summary["sft"]["gold"]
+    assert policy_evaluation.evaluate_sft(longer, "sft", {})["gold"] == summary["sft"]["gold"]

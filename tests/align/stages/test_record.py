@@ -10,9 +10,9 @@ from align.recipe.check import missing_inputs
 from align.runs.acceptance import accepting
 from align.runs.errors import CheckpointError
 from align.runtime.errors import OutOfMemoryError
-from align.stages import common, run_base, run_reward, run_sft
-from align.stages.looks import Looks
-from align.stages.record import Record
+from align.stages import run_base, run_reward, run_sft, supervised
+from align.stages.evaluations import Evaluations
+from align.stages.supervised import Record
 from align.trainers.reward import RewardTrainer
 from align.trainers.sft import SFTTrainer
 from tests.align.stages.sft_case import conversations, lines, recipe, write_lines
@@ -80,7 +80,7 @@ def test_a_failed_last_evaluation_leaves_the_model_and_is_repeated_alone(chain, 
         run(small, stage, out_dir=out)
     assert (out / "trained.json").is_file() and not (out / "summary.json").exists()
     first = tensors(out)
-    monkeypatch.setattr(common, "train", never)
+    monkeypatch.setattr(supervised, "train", never)
     summary = run(small, stage, out_dir=out)
     whole = folder / "run" / stage
     assert timeless(summary) == timeless(json.loads((whole / "summary.json").read_text()))
@@ -112,10 +112,10 @@ def test_the_best_model_is_put_back_after_a_failed_last_look(tmp_path, monkeypat
     keys = {"learning_rate": 0.3, "eval_steps": 2, "keep_best": True, "max_steps": 5}
     whole = run_sft.run_sft(recipe(tmp_path, **keys))
     again = recipe(tmp_path, run="again", **keys)
-    fails(monkeypatch, Looks, "final", when=lambda self: True)
+    fails(monkeypatch, Evaluations, "final", when=lambda self: True)
     with pytest.raises(torch.OutOfMemoryError):
         run_sft.run_sft(again)
-    monkeypatch.setattr(common, "train", never)
+    monkeypatch.setattr(supervised, "train", never)
     assert timeless(run_sft.run_sft(again)) == timeless(whole)
     assert equal(tensors(tmp_path / "run" / "sft"), tensors(tmp_path / "again" / "sft"))
 
@@ -124,7 +124,7 @@ def test_an_evaluation_that_fails_while_training_is_made_up_for(tmp_path, monkey
     keys = {"eval_steps": 2, "max_steps": 5}
     whole = run_sft.run_sft(recipe(tmp_path, **keys))
     again = recipe(tmp_path, run="again", **keys)
-    fails(monkeypatch, Looks, "_ask", when=lambda self: self.trainer.state.global_step == 4)
+    fails(monkeypatch, Evaluations, "_ask", when=lambda self: self.trainer.state.global_step == 4)
     with pytest.raises(OutOfMemoryError) as caught:
         run_sft.run_sft(again)
     assert "the state of step 4 is saved in" in caught.value.__notes__[0]
@@ -166,7 +166,7 @@ def test_a_model_that_is_not_measured_yet_keeps_to_the_rows_that_it_was_trained_
     told = rf"{key}: .*model was trained with \d+ rows, now there are \d+; put the old rows back, or go on with .*{key}"
     with pytest.raises(CheckpointError, match=told):
         run_sft.run_sft(small)
-    monkeypatch.setattr(common, "train", never)
+    monkeypatch.setattr(supervised, "train", never)
     with accepting([key]):
         summary = run_sft.run_sft(small)
     assert equal(tensors(tmp_path / "run" / "sft"), first) and [one["key"] for one in summary["accepted"]] == [key]
@@ -179,7 +179,7 @@ def loss_of(small, folder):
     again = small.model_copy(update={"output_dir": str(folder / "other")})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Record, "train", lambda self, *shown: {})
-        patch.setattr(Looks, "final", lambda self: {"heldout_loss": 0.0, "by_category": {}, "step": 0})
+        patch.setattr(Evaluations, "final", lambda self: {"heldout_loss": 0.0, "by_category": {}, "step": 0})
         return run_sft.run_sft(again)["heldout_loss_before"]
 
 

@@ -18,7 +18,7 @@ from align.runs.acceptance import accepting
 from align.runs.errors import CheckpointError
 from align.stages import common
 from align.stages.chain import run_chain, run_stage
-from align.stages.changes import RecipeChangedError
+from align.stages.recipe_guard import RecipeChangedError
 from tests.align.stages.small_chain import small_recipe, write_data
 from tests.commands import INSTALLED
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from align.runtime import files
 from align.stages import candidates, run_rejection, selection
 from align.stages.candidates import Sampler
-from align.stages.changes import RecipeChangedError, is_begun
-from align.stages.fresh import clear_stages
+from align.stages.clean import clear_stages
+from align.stages.recipe_guard import RecipeChangedError, is_begun
 from data_formats import read
 from data_formats.errors import DataError, EmptyDatasetError
 from data_formats.records import Demonstration, Scored
@@ -234,7 +234,7 @@ def test_stopped_in_every_phase_it_ends_as_one_that_was_not(whole, monkeypatch):
     counted(SFTTrainer, "training_step", "steps")
     told(files, "put_dir", "put", 1)
     told(files, "write_text", "write", 0)
-    told(run_rejection, "look", "look", 2)
+    told(run_rejection, "evaluate_heldout", "look", 2)
     kills = 0
     while True:
         try:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from align.stages import outcome, run_ppo
+from align.stages import policy_evaluation, run_ppo
 from align.stages.rewards import build_reward, load_function
 from data_formats.errors import MissingFileError
 from data_formats.records import Message
@@ -132,7 +132,7 @@ def test_rewards_compare_with_the_prompts_own_answers(tmp_path):
 
 def test_the_final_evaluation_judges_by_the_same_reward(tmp_path):
     part = {"kind": "regex", "pattern": "[a-z]"}
-    reward = outcome.policy_reward(made(tmp_path, part | {"weight": 2.0}))
+    reward = policy_evaluation.policy_reward(made(tmp_path, part | {"weight": 2.0}))
     assert reward.name == "reward"
     assert reward.score([Sample((), "x"), Sample((), "1")]) == [2.0, 0.0]
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from align import cli
 from align.recipe import Recipe
 from align.runs import checkpoint
-from align.stages.best import BestModel
+from align.stages.best_checkpoint import BestCheckpoint
 from align.stages.run_base import run_base
 from align.stages.run_ppo import run_ppo
 from align.stages.run_rejection import run_rejection
@@ -99,7 +99,7 @@ def test_what_a_stage_leaves_ends(place, tmp_path, stage, adapter):
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_the_best_model_and_checkpoints_end(place, tmp_path, adapter, monkeypatch):
-    monkeypatch.setattr(BestModel, "remove", lambda out_dir: None)
+    monkeypatch.setattr(BestCheckpoint, "remove", lambda out_dir: None)
     run_sft(told(place, tmp_path, "sft", adapter, keep_best=True, holdout=0.25, eval_steps=1, save_steps=1))
     for folder in (tmp_path / "sft/best", checkpoint.latest(tmp_path / "sft/checkpoints")):
         names_both_ends(folder)

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from align.data.load import load_records
 from align.runs import checkpoint
 from align.runs.errors import CheckpointError
-from align.stages import ghost, looks, run_sft
-from align.stages.best import BestModel
+from align.stages import evaluations, ghost, run_sft
+from align.stages.best_checkpoint import BestCheckpoint
 from data_formats.errors import EmptyDatasetError
 from data_formats.records import Demonstration
 from data_formats.splitting import split_heldout
@@ -127,7 +127,7 @@ def test_an_engine_that_fails_ends_the_stage(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise RolloutError("no room")
 
-    monkeypatch.setattr(looks, "make_engine", broken)
+    monkeypatch.setattr(evaluations, "make_engine", broken)
     with pytest.raises(RolloutError, match="no room"):
         run_sft.run_sft(recipe(tmp_path, eval_steps=2))
 
@@ -150,14 +150,14 @@ def trained_on(monkeypatch):
     """A function that runs the stage and gives its summary and its training rows as (text, text with loss)."""
 
     def run(recipe_):
-        batches, real = Batches(), run_sft.common.train
+        batches, real = Batches(), run_sft.supervised.train
 
         def train(trainer, stage):
             trainer.add_callback(batches)
             return real(trainer, stage)
 
         with monkeypatch.context() as patch:
-            patch.setattr(run_sft.common, "train", train)
+            patch.setattr(run_sft.supervised, "train", train)
             summary = run_sft.run_sft(recipe_)
         tokenizer, shown = byte_tokenizer(), []
         for row in batches.rows:
@@ -250,14 +250,14 @@ def watched(monkeypatch):
     """A function that runs the stage with `Ruined`, and gives both."""
 
     def run(recipe_, die=None):
-        seen, real = Ruined(die), run_sft.common.train
+        seen, real = Ruined(die), run_sft.supervised.train
 
         def train(trainer, stage):
             trainer.add_callback(seen)
             return real(trainer, stage)
 
         with monkeypatch.context() as patch:
-            patch.setattr(run_sft.common, "train", train)
+            patch.setattr(run_sft.supervised, "train", train)
             return run_sft.run_sft(recipe_), seen
 
     return run
@@ -307,15 +307,15 @@ def test_a_killed_run_still_knows_the_best(tmp_path, watched, die):
 
 def test_a_run_killed_after_its_last_step_leaves_what_a_whole_one_does(tmp_path, watched, monkeypatch):
     whole, _ = watched(recipe(tmp_path, run="whole", save_steps=3, **KEEPING))
-    killed, real = recipe(tmp_path, run="killed", save_steps=3, **KEEPING), run_sft.common.save_model
+    killed, real = recipe(tmp_path, run="killed", save_steps=3, **KEEPING), run_sft.supervised.save_model
 
     def kill(*args):
         raise SystemExit("killed")
 
-    monkeypatch.setattr(run_sft.common, "save_model", kill)
+    monkeypatch.setattr(run_sft.supervised, "save_model", kill)
     with pytest.raises(SystemExit):
         watched(killed)
-    monkeypatch.setattr(run_sft.common, "save_model", real)
+    monkeypatch.setattr(run_sft.supervised, "save_model", real)
     again, _ = watched(killed)
     assert again["resumed_from"] == 6 and again["best_step"] == whole["best_step"] == 2
     assert same(weights(tmp_path / "whole/sft/model"), weights(tmp_path / "killed/sft/model"))
@@ -328,7 +328,7 @@ def test_a_run_killed_after_its_last_step_leaves_what_a_whole_one_does(tmp_path,
 def test_an_interrupted_write_of_the_best_leaves_the_one_before(tmp_path, monkeypatch):
     recipe(tmp_path)
 
-    class Trainer:  # all that BestModel asks of one
+    class Trainer:  # all that BestCheckpoint asks of one
         def __init__(self):
             self.model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
             self.accelerator, self.processing_class = self, None
@@ -337,24 +337,26 @@ def test_an_interrupted_write_of_the_best_leaves_the_one_before(tmp_path, monkey
             return model
 
     trainer, out = Trainer(), tmp_path / "out"
-    best = BestModel(trainer, out)
+    best = BestCheckpoint(trainer, out)
     best.offer({"step": 1, "heldout_loss": 2.0})
     kept = weights(out / "best")
     with torch.no_grad():
         next(trainer.model.parameters()).add_(1)
-    monkeypatch.setattr("align.stages.best.files.write_json", lambda *a: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr(
+        "align.stages.best_checkpoint.files.write_json", lambda *a: (_ for _ in ()).throw(OSError(28, "full"))
+    )
     with pytest.raises(OSError, match="full"):
         best.offer({"step": 2, "heldout_loss": 1.0})
     monkeypatch.undo()
     assert same(weights(out / "best"), kept) and [path.name for path in out.iterdir()] == ["best"]
-    again = BestModel(trainer, out)
-    assert again.look == {"step": 1, "heldout_loss": 2.0}
+    again = BestCheckpoint(trainer, out)
+    assert again.best == {"step": 1, "heldout_loss": 2.0}
     for worse in (2.0, 3.0, math.nan):
         again.offer({"step": 3, "heldout_loss": worse})
     assert json.loads((out / "best/best.json").read_text())["step"] == 1
     (out / "best/best.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"best\.json cannot be read.*--fresh"):
-        BestModel(trainer, out)
+        BestCheckpoint(trainer, out)
 
 
 def test_keep_best_without_a_held_out_row_is_an_error(tmp_path):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from align.stages.unigram import unigram_entropy
+from align.stages.run_base import unigram_entropy
 
 
 def test_by_hand():

@@ -8,8 +8,8 @@ from transformers import Qwen2ForCausalLM
 
 from align.models.critic import Critic
 from align.recipe.ppo_section import PPOSection
-from align.trainers.experience import Samples
 from align.trainers.ppo import PPOTrainer
+from align.trainers.ppo.types import Samples
 from data_formats.records import Message, Prompt
 from reward.sources import FunctionReward
 from tests.tiny_models import byte_tokenizer, qwen2_config
@@ -135,16 +135,28 @@ class Recorder(PPOTrainer):
         whole = self.given[self.state.global_step]
         return whole if self.world_size == 1 else share(whole, self.rank, self.world_size)
 
-    def _step(self, trained, stats):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.steps = []
+        before_each_step(self.learner, self._note)
+
+    def _note(self, trained):
         before = {
             name: [parameter.detach().clone() for parameter in model.parameters]
             for name, model in (("policy", self.policy), ("value", self.critic))
         }
-        self.steps = [
-            *getattr(self, "steps", []),
-            (before, {name: model.gradients() for name, model in trained.items()}),
-        ]
-        super()._step(trained, stats)
+        self.steps.append((before, {name: model.gradients() for name, model in trained.items()}))
+
+
+def before_each_step(learner, note):
+    """Have `note(trained)` called when the gradients of an optimizer step are there, before they are clipped."""
+    step = learner._step
+
+    def noted(trained, metrics):
+        note(trained)
+        step(trained, metrics)
+
+    learner._step = noted
 
 
 def share(samples: Samples, rank: int, world_size: int) -> Samples:

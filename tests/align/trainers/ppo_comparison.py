@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from align.trainers import sharding
-from align.trainers.experience import Experience, Samples
+from align.trainers.ppo.types import Experience, Samples
 from tests.align.trainers import ppo_case, ppo_reference
 from tests.align.trainers import ppo_reference_losses as losses
 from tests.align.trainers.ppo_reference import Reply, Sampled, Settings, State
@@ -59,6 +59,10 @@ class Witness(ppo_case.PPOTrainer):
 
     given: list[Samples]
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        ppo_case.before_each_step(self.learner, self._note)
+
     def collect(self, prompts, params=None):
         self.whole = as_an_engine_tells(self.given[self.state.global_step], self.policy.raw, self.state.global_step)
         return self.whole if self.world_size == 1 else ppo_case.share(self.whole, self.rank, self.world_size)
@@ -89,11 +93,10 @@ class Witness(ppo_case.PPOTrainer):
         models = {"policy": self.policy, "value": self.critic}
         return {name: _whole(model.parameters) for name, model in models.items()}
 
-    def _step(self, trained, stats):
+    def _note(self, trained):
         gradients = {name: _whole(model.gradients()) for name, model in trained.items()}
         self.iterations[-1].steps.append(Step(self._weights(), gradients, self.blocks))
         self.blocks = []
-        super()._step(trained, stats)
 
 
 def _whole(tensors) -> list[Tensor]:

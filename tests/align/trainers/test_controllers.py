@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from align.trainers.controllers import KLController, PtxController
+from align.trainers.ppo.controllers import KLController, PtxController
 
 
 def test_a_fixed_coefficient_stays():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from align.trainers.experience import TokenBatch
-from align.trainers.forward import reply_logprobs
+from align.trainers.ppo.forward import reply_logprobs
+from align.trainers.ppo.types import TokenBatch
 from tests.align.trainers import ppo_case
 
 ROLLOUT = {"temperature": 0.7, "top_p": 0.8, "max_completion_length": 7, "batch_size": 64}

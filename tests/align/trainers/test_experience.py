@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from align.trainers.experience import Experience, Samples, TokenBatch, scatter_rows
+from align.trainers.ppo.experience import scatter_rows
+from align.trainers.ppo.types import Experience, Samples, TokenBatch
 from tests.align.trainers import ppo_case
 
 
@@ -22,6 +23,13 @@ def test_rows_are_cut_to_their_own_longest():
     assert short.mask_NS.int().tolist() == [[1, 1, 1]]
 
 
+def test_replies_to_one_prompt_bear_one_number():
+    made = TokenBatch.from_ids([(1,)] * 6, [(2,), (3, 4), (5,), (6,), (7,), (8,)], num_generations=3)
+    assert made.groups_N.tolist() == [0, 0, 0, 1, 1, 1]
+    assert made.rows(torch.tensor([4, 1])).groups_N.tolist() == [1, 0]
+    assert made.to(torch.device("cpu")).groups_N.tolist() == [0, 0, 0, 1, 1, 1]
+
+
 @pytest.mark.parametrize(("prompt", "reply", "what"), [((), (1,), "prompt"), ((1,), (), "reply")])
 def test_empty_prompts_and_replies_are_refused(prompt, reply, what):
     with pytest.raises(ValueError, match=f"row 1 has an empty {what}"):
@@ -31,7 +39,14 @@ def test_empty_prompts_and_replies_are_refused(prompt, reply, what):
 def test_experience_rows():
     tokens = batch()
     per_row, per_action = torch.tensor([10.0, 20.0]), torch.arange(8.0).view(2, 4)
-    made = Experience(tokens, tokens.mask_NS, per_row, per_row + 1, *(per_action + 100 * i for i in range(6)))
+    names = ("old_logps_NS", "ref_logps_NS", "old_values_NS", "rewards_NS", "advantages_NS", "returns_NS")
+    made = Experience(
+        tokens=tokens,
+        mask_NS=tokens.mask_NS,
+        scores_N=per_row,
+        normalized_N=per_row + 1,
+        **{name: per_action + 100 * i for i, name in enumerate(names)},
+    )
     row = made.rows(torch.tensor([1]))
     assert row.scores_N.tolist() == [20.0] and row.normalized_N.tolist() == [21.0]
     assert row.old_logps_NS.tolist() == [[4.0, 5.0, 6.0]]

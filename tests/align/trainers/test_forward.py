@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from align.trainers.experience import TokenBatch
-from align.trainers.forward import (
+from align.trainers.ppo.forward import (
     reply_distribution,
     reply_logprobs,
     silence_dropout,
     state_values,
 )
+from align.trainers.ppo.types import TokenBatch
 from tests.align.trainers import ppo_case
 
 PROMPTS, REPLIES = [(1, 2, 3), (4, 5, 6, 7, 8), (9,)], [(10, 11, 258), (12,), (13, 14, 15, 16)]

@@ -15,8 +15,8 @@ from align.models.role_adapters import Adapter
 from align.models.roles import SharedBackbone
 from align.trainers import head
 from align.trainers.causal_forward import ask_at
-from align.trainers.experience import TokenBatch
-from align.trainers.forward import reply_distribution, reply_full_kl, reply_logprobs
+from align.trainers.ppo.forward import reply_distribution, reply_full_kl, reply_logprobs
+from align.trainers.ppo.types import TokenBatch
 from rollouts.weights import checkpoint_tensors
 from tests.align.models import roles_case
 from tests.align.trainers import ppo_case

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from align.trainers.minibatches import BatchSplitError, check_split, plan_minibatches, rank_share, shuffled
+from align.trainers.ppo.minibatches import BatchSplitError, check_split, plan_minibatches, rank_share, shuffled
 
 
 def plan(rank=0, world_size=1, micro=2):

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
-from align.trainers import ppo_state
+from align.trainers.ppo import checkpoint
 from reward.protocol import RewardError
 from rollouts.errors import RolloutError
 from rollouts.hf import HFEngine
@@ -147,7 +147,7 @@ def test_resumed_equals_never_stopped(tmp_path, whole, kind, step):
 def test_a_checkpoint_holds_the_finished_batch_as_plain_values(whole):
     folder = whole.checkpoint_dir
     held = [
-        torch.load(folder / f"step-{step}" / ppo_state.STATE_FILE, weights_only=True)["ahead"] for step in range(1, 6)
+        torch.load(folder / f"step-{step}" / checkpoint.STATE_FILE, weights_only=True)["ahead"] for step in range(1, 6)
     ]
     assert held[-1] == [{}]  # nothing comes after the last iteration
     for iteration, (batch,) in enumerate(held[:-1], start=1):
@@ -216,7 +216,7 @@ def test_an_engine_that_fails_meanwhile_stops_the_next_iteration(tmp_path, whole
     with pytest.raises(TrainingError, match=r"the server is gone \(iteration 3\); the state before .*step-2"):
         first.train()
     assert first.state.global_step == 2 and [line["step"] for line in first.state.log_history] == [1, 2]
-    state = torch.load(first.checkpoint_dir / "step-2" / ppo_state.STATE_FILE, weights_only=True)
+    state = torch.load(first.checkpoint_dir / "step-2" / checkpoint.STATE_FILE, weights_only=True)
     assert state["ahead"] == [{}]
     second = make(tmp_path)
     second.train(resume_from_checkpoint=True)

@@ -7,8 +7,8 @@ import torch
 from transformers import TrainerCallback
 
 from align.runs.errors import TrainingError
-from align.trainers.minibatches import BatchSplitError
 from align.trainers.ppo import PPOTrainer, make_accelerator
+from align.trainers.ppo.minibatches import BatchSplitError
 from reward.combined import CombinedReward, Part
 from reward.sources import FunctionReward
 from rollouts.errors import RolloutError

@@ -138,9 +138,8 @@ def test_held_out_replies_that_fail_are_in_no_mean(tmp_path):
             raise ValueError("not this one")
         return [2.0 + (prompt[-1]["content"] == "say a") for prompt in prompts]
 
-    trainer = ppo_case.trainer(
-        tmp_path, on_reward_error="mask", eval_prompts=ppo_case.prompts(6), gold=FunctionReward(fails, "gold")
-    )
+    options = {"eval_prompts": ppo_case.prompts(6), "gold": FunctionReward(fails, "gold")}
+    trainer = ppo_case.trainer(tmp_path, on_reward_error="mask", **options)
     asked = [prompt.messages[-1].content for prompt in trainer.eval_prompts]
     bad = asked.count("say ab")
     assert 0 < bad <= 6 / 4
@@ -148,11 +147,10 @@ def test_held_out_replies_that_fail_are_in_no_mean(tmp_path):
     right = [2.0 + (text == "say a") for text in asked if text != "say ab"]
     assert found["eval/gold"] == found["eval/gold_greedy"] == pytest.approx(sum(right) / len(right))
     assert (found["eval/failed"], found["eval/gold_failed"], found["eval/gold_failed_greedy"]) == (0.0, 2 * bad, bad)
-    trainer.config = trainer.config.model_copy(update={"on_reward_error": "stop"})
     with pytest.raises(
         TrainingError, match=r"'gold' failed: ValueError: not this one \(evaluation after iteration 0\)"
     ):
-        trainer.evaluate()
+        ppo_case.trainer(tmp_path / "stops", **options).evaluate()
 
 
 def test_the_key_is_one_of_three_words():

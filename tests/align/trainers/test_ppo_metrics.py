@@ -8,14 +8,12 @@ from accelerate import Accelerator
 
 from align.functional import policy_loss
 from align.runs.seeding import derive
-from align.trainers import ppo_metrics
-from align.trainers.experience import Experience, TokenBatch
-from align.trainers.minibatches import shuffled
-from align.trainers.ppo_metrics import (
+from align.trainers.ppo import metrics as ppo_metrics
+from align.trainers.ppo.losses import Largest, loss_figures
+from align.trainers.ppo.metrics import (
     Stopwatch,
-    UpdateStats,
+    UpdateMetrics,
     distinct_share,
-    full_kl,
     kept_mass_metrics,
     part_metrics,
     peak_memory,
@@ -24,6 +22,8 @@ from align.trainers.ppo_metrics import (
     sample_rows,
     token_texts,
 )
+from align.trainers.ppo.minibatches import shuffled
+from align.trainers.ppo.types import Experience, TokenBatch
 from reward.sources import FunctionReward
 from tests.align.trainers import ppo_case
 
@@ -35,8 +35,8 @@ def case():
     samples = ppo_case.samples((2, 1), (1, 1), finished=(True, False))
     tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids)
     made = Experience(
-        tokens,
-        tokens.mask_NS,
+        tokens=tokens,
+        mask_NS=tokens.mask_NS,
         scores_N=torch.tensor([1.0, 5.0]),
         normalized_N=torch.tensor([-2.0, 2.0]),
         old_logps_NS=torch.tensor([[-1.0, -2.0], [-3.0, NAN]]),
@@ -138,7 +138,7 @@ def test_full_kl_is_the_mean_over_the_tokens_of_one_micro_batch(tmp_path, temper
     assert len(found) == sum(len(samples.reply_ids[row]) for row in chosen)
     assert metrics["kl/full_token"] == pytest.approx(sum(found) / len(found), rel=1e-9)
     assert metrics["kl/full_token"] > 0.01
-    assert full_kl(trainer, tokens) == metrics["kl/full_token"]
+    assert trainer.experience_maker.full_kl(tokens, derive(0, "full_kl", 0)) == metrics["kl/full_token"]
 
 
 def test_full_kl_is_left_out_where_nothing_is_logged(tmp_path):
@@ -193,29 +193,34 @@ def test_the_parts_of_a_reward_are_logged_apart():
     assert [(row["score/rules"], row["score/gate/safety"]) for row in rows] == [(1.0, 0.0), (3.0, 0.0)]
 
 
-def test_update_stats_are_means_over_what_was_counted():
-    stats = UpdateStats()
+def test_figures_of_an_update_are_joined_as_their_types_say():
+    metrics, batch = UpdateMetrics(), case()[1]
     for loss, tokens, high, low in ((6.0, 2.0, 1.5, 0.9), (3.0, 4.0, 1.2, 0.8)):
         sums = {"tokens": tokens, "clipped": tokens / 2, "ratio_max": high, "ratio_min": low}
-        stats.add("policy", torch.tensor(loss), {key: torch.tensor(value) for key, value in sums.items()})
-    stats.norm("policy/grad_norm", torch.tensor(1.0))
-    stats.norm("policy/grad_norm", torch.tensor(3.0))
-    assert stats.over_ranks(Accelerator()) == pytest.approx(
+        sums = {key: torch.tensor(value) for key, value in sums.items()} | {"mine_max": torch.tensor(1.0)}
+        sums |= {"most": Largest(torch.tensor(high), torch.tensor(1))}  # of a subclass, which says how
+        metrics.add(loss_figures("policy", (torch.tensor(loss), sums), batch))
+    metrics.note("policy/grad_norm", torch.tensor(1.0))
+    metrics.note("policy/grad_norm", torch.tensor(3.0))
+    metrics.count("steps_left_out", 2)
+    assert metrics.over_ranks(Accelerator()) == pytest.approx(
         {
-            "policy/loss": 1.5,
+            "policy/loss": 9 / (3 + 3),  # by the tokens of the batch, twice
             "policy/clipped": 0.5,
             "policy/ratio_max": 1.5,
             "policy/ratio_min": 0.8,
+            "policy/mine_max": 1 / 3,  # a plain tensor is a sum, whatever its name
+            "policy/most": 1.5,
+            "steps_left_out": 2.0,
             "policy/grad_norm": 2.0,
         }
     )
 
 
 def test_where_nothing_counts_there_are_no_extremes():
-    stats, nothing = UpdateStats(), torch.zeros(2, 3)
-    _, sums = policy_loss(nothing, nothing, nothing, nothing, 0.2)
-    stats.add("policy", torch.tensor(0.0), sums)
-    figures = stats.over_ranks(Accelerator())
+    metrics, batch, nothing = UpdateMetrics(), case()[1], torch.zeros(2, 3)
+    metrics.add(loss_figures("policy", policy_loss(nothing, nothing, nothing, nothing, 0.2), batch))
+    figures = metrics.over_ranks(Accelerator())
     assert figures["policy/clipped"] == 0.0 and all(math.isfinite(figure) for figure in figures.values())
     assert not figures.keys() & {"policy/ratio_max", "policy/ratio_min"}
 

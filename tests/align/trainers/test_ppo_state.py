@@ -6,7 +6,6 @@ import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from align.runs.errors import CheckpointError
-from align.trainers import ppo_state
 from tests.align.trainers import ppo_case
 
 VOLATILE = ("time", "seconds/", "tokens_per_second", "memory/")
@@ -147,18 +146,6 @@ def test_statistics_of_another_normalisation_are_refused(tmp_path):
     make(tmp_path, num_iterations=1).train()
     with pytest.raises(CheckpointError, match=r"another normalize_reward than running_mean_std.*--fresh"):
         make(tmp_path, normalize_reward="running_mean_std").train(resume_from_checkpoint=True)
-
-
-def test_a_checkpoint_of_before_the_deviation_still_loads(tmp_path, whole, monkeypatch):
-    first, state_of = make(tmp_path), ppo_state.state_of
-    names = {"reward_stats": "running_mean"}
-    with monkeypatch.context() as patch:
-        patch.setattr(ppo_state, "state_of", lambda one: {names.get(k, k): v for k, v in state_of(one).items()})
-        torch.manual_seed(3)
-        first.train()
-    second = make(tmp_path)
-    second.train(resume_from_checkpoint=tmp_path / "checkpoints" / "step-2")
-    assert_equal(everything(second), whole)
 
 
 def test_save_model_and_critic_can_be_loaded(tmp_path):

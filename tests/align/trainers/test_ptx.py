@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from align.trainers.ptx import PtxStream, ptx_nll_sum
+from align.trainers.ppo.ptx import PtxStream, ptx_nll_sum
 from tests.align.trainers import ppo_case
 
 BLOCKS = [[1, 2, 3], [4, 5, 6, 7], [8, 9], [10, 11, 12, 13, 14], [15, 16]]

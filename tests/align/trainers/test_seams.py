@@ -10,7 +10,7 @@ import pytest
 
 import align
 from align import PPOConfig, PPOTrainer, RewardTrainer, SFTTrainer
-from align.trainers.experience import Experience, Samples, Scores, TokenBatch
+from align.trainers.ppo.types import Experience, Samples, Scores, TokenBatch
 from reward.protocol import Reward, Sample
 from rollouts.protocol import Completion, Engine, SamplingParams
 from tests.align.trainers.seams import changes, public_methods, signature
@@ -51,6 +51,8 @@ PPO = {
     "save_checkpoint": "(self) -> Path",
     "load_checkpoint": "(self, folder: Path) -> None",
     "checkpoint_dir": "property -> Path",
+    "optimizer_steps": "property -> int",
+    "policy_version": "property -> int",
     "together": "(self, work: Callable[[], Result]) -> Result",
 }
 

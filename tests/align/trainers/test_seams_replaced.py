@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from align.trainers.experience import Scores
 from align.trainers.ppo import PPOTrainer
+from align.trainers.ppo.types import Scores
 from rollouts.scripted import ScriptedEngine
 from tests.align.trainers import ppo_case
 from tests.align.trainers.seams import counted
@@ -165,7 +165,7 @@ def nothing(self, tensor_BS, batch):
 
 
 def no_ptx(self, input_ids_BT, mask_BT):
-    return 0 * super(PPOTrainer, self).ptx_loss(input_ids_BT, mask_BT)
+    return 0 * PPOTrainer.ptx_loss(self, input_ids_BT, mask_BT)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from align.functional import support_logprobs
-from align.trainers.experience import Samples, TokenBatch
-from align.trainers.forward import reply_logprobs
-from align.trainers.support import SupportTensor, full_logprobs
+from align.trainers.ppo.forward import reply_logprobs
+from align.trainers.ppo.types import Samples, SupportTensor, TokenBatch, full_logprobs
 from rollouts.hf import HFEngine
 from rollouts.protocol import Completion, SamplingParams
 from rollouts.scripted import ScriptedEngine

@@ -8,7 +8,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from align.runs.errors import TrainingError
-from align.trainers.engine_sync import push_current, push_weights
 from rollouts.protocol import SamplingParams
 from tests.align.trainers import ppo_case
 from tests.align.trainers.own_engines import Greedy
@@ -38,7 +37,7 @@ def disturb(trainer, seed: int = 0) -> None:
     with torch.no_grad():
         for parameter in trainer.policy.parameters:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    trainer.policy_version += 1
+    trainer.learner.policy_steps.value += 1
 
 
 def said(engine) -> tuple[int, ...]:
@@ -88,12 +87,12 @@ def trainer_of(folder, engine, model):
 def test_vllm_says_what_the_policy_says_after_a_push(tmp_path, engines, family, kind, takes_adapters):
     engine = engines(family, takes_adapters)
     trainer = trainer_of(tmp_path, engine, policy(family, kind))
-    assert push_weights(trainer)["engine/probe_max"] < 1e-3
+    assert trainer.weight_sync.push(trainer.policy_version)["engine/probe_max"] < 1e-3
     before = said(engine)
     assert before == Greedy.ids(trainer.policy.raw, PROMPT, 16)
     disturb(trainer)
     assert Greedy.ids(trainer.policy.raw, PROMPT, 16) != before and said(engine) == before
-    push_current(trainer)
+    trainer.weight_sync.push_if_new(trainer.policy_version)
     assert said(engine) == Greedy.ids(trainer.policy.raw, PROMPT, 16)
     trainer.train()
     assert said(engine) == Greedy.ids(trainer.policy.raw, PROMPT, 16)
@@ -105,12 +104,12 @@ def test_vllm_says_what_the_policy_says_after_a_push(tmp_path, engines, family, 
 def test_the_probe_catches_a_push_that_was_left_out(tmp_path, engines, monkeypatch):
     engine = engines("qwen2-untied")
     trainer = trainer_of(tmp_path, engine, policy("qwen2-untied"))
-    push_weights(trainer)
+    trainer.weight_sync.push(trainer.policy_version)
     disturb(trainer)
     with monkeypatch.context() as patch, pytest.raises(TrainingError, match=r"step 1's weights.*holds other weights"):
         patch.setattr(engine, "update_weights", lambda stream, version: None)
-        push_weights(trainer)
-    assert push_weights(trainer)["engine/probe_max"] < 1e-3
+        trainer.weight_sync.push(trainer.policy_version)
+    assert trainer.weight_sync.push(trainer.policy_version)["engine/probe_max"] < 1e-3
 
 
 @pytest.mark.parametrize("left_out", ["model.layers.1.mlp.up_proj.weight", "model.layers.0.self_attn.k_proj.bias"])
@@ -129,31 +128,31 @@ def test_the_probe_catches_one_tensor_that_was_left_out(tmp_path, engines, monke
 
     monkeypatch.setattr(engine, "update_weights", partly)
     with pytest.raises(TrainingError, match="holds other weights"):
-        push_weights(trainer)
+        trainer.weight_sync.push(trainer.policy_version)
 
 
 def test_the_probe_catches_a_prefix_cache_of_older_weights(tmp_path, engines, monkeypatch):
     engine = engines("qwen2-untied")
     trainer = trainer_of(tmp_path, engine, policy("qwen2-untied"))
-    push_weights(trainer)
+    trainer.weight_sync.push(trainer.policy_version)
     disturb(trainer)
     monkeypatch.setattr(engine._local, "_forget", lambda: None)
     with pytest.raises(TrainingError, match=r"score a sequence alike .* prefix cache"):
-        push_weights(trainer)
+        trainer.weight_sync.push(trainer.policy_version)
     monkeypatch.undo()
-    assert push_weights(trainer)["engine/probe_max"] < 1e-3
+    assert trainer.weight_sync.push(trainer.policy_version)["engine/probe_max"] < 1e-3
 
 
 def test_the_probe_catches_an_adapter_that_stayed(tmp_path, engines, monkeypatch):
     engine = engines("qwen2-untied", True)
     trainer = trainer_of(tmp_path, engine, policy("qwen2-untied", "lora"))
     disturb(trainer)
-    push_weights(trainer)
+    trainer.weight_sync.push(trainer.policy_version)
     disturb(trainer, seed=1)
     with monkeypatch.context() as patch, pytest.raises(TrainingError, match="stale adapter"):
         patch.setattr(engine, "update_adapter", lambda config, stream, version: None)
-        push_weights(trainer)
-    assert push_weights(trainer)["engine/probe_max"] < 1e-3
+        trainer.weight_sync.push(trainer.policy_version)
+    assert trainer.weight_sync.push(trainer.policy_version)["engine/probe_max"] < 1e-3
 
 
 @pytest.mark.needs("bitsandbytes")
@@ -173,11 +172,11 @@ def test_a_4bit_policy_is_pushed_in_the_dtype_it_computes_in(tmp_path):
     engine = VLLMEngine(model, settings())
     try:
         trainer = trainer_of(tmp_path, engine, model)
-        first = push_weights(trainer)["engine/probe_max"]
+        first = trainer.weight_sync.push(trainer.policy_version)["engine/probe_max"]
         stale = Greedy.ids(model, PROMPT, 3)
         assert said(engine)[:3] == stale
         disturb(trainer)
-        assert max(first, push_weights(trainer)["engine/probe_max"]) < 0.5
+        assert max(first, trainer.weight_sync.push(trainer.policy_version)["engine/probe_max"]) < 0.5
         assert said(engine)[:3] == Greedy.ids(model, PROMPT, 3) != stale
     finally:
         engine.close()

@@ -1,0 +1,540 @@
+"""PPO with a critic, as the Qwen report (3.2.2) and InstructGPT (Ouyang et al. 2022) did it; an own loop on accelerate.
+
+One iteration: `collect` replies, `score` them, `make_experience` (old and reference log-probabilities and old values by
+the training forward, `penalize_scores`, `normalize_scores`, `shape_rewards`, `compute_advantages`), `update`. Each is a
+seam to override: a method of `PPOTrainer`, which hands it to the parts as a plain function.
+
+The trainer builds the parts and owns nothing that changes. Of them, `Rollout` samples, `WeightSync` brings the engine
+the weights, `ExperienceMaker` makes what is learnt from, `Learner` learns, `Evaluation` measures, and `Checkpoints`
+saves, restores and rolls back what the parts own.
+
+Decisions, and departures from the named papers:
+- Old log-probabilities come from a pass of their own over the very micro-batches of the first epoch, never from the
+  sampler, so the first minibatch's ratio is exactly 1. They are divided by the sampling temperature and normalised over
+  the whole vocabulary, old, new and reference alike: with top-p < 1 the replies come from a narrower distribution than
+  the one that is scored. Tokens outside the nucleus are never drawn, so nothing pushes their probability but the
+  softmax, and the KL is then a penalty, not a measurement; `kept_mass` says how much is left out. `policy_support:
+  nucleus` takes the ratio over what the sampler could draw, which is the distribution it drew from; KL and entropy
+  stay whole.
+- `importance_sampling_correction` weights the policy's loss by min(trainer / engine, cap) where the engine computes in
+  another precision or with older weights (`rollout.overlap`: `rollout.py`); both over the full distribution, so it
+  does not undo top-p.
+- The score stands on the last real token of the reply, the KL on each token (`kl_in: loss`: in the loss). A reply ends
+  at `<|im_end|>`; one that was cut, or ended with `<|endoftext|>`, has `missing_eos_penalty` subtracted from its score
+  (`ModelReward` reads that score at an `<|im_end|>` it appends). Then the running mean counts the whole global batch
+  in, is subtracted, and the result is clipped. `mask_truncated_completions` takes replies without an
+  end out of everything that is learnt: losses, whitening, running statistics; `on_reward_error: mask` those that the
+  reward fails on. No value follows the last token.
+- Losses are sums divided by the token count (or, aggregated by sequence, the reply count) of the minibatch over all
+  ranks, so gradients do not depend on micro-batches, padding or ranks. Minibatches are real optimizer steps, reshuffled
+  every epoch. With whitened advantages a KL in the loss weighs `kl_coef` times their deviation, one in the reward does
+  not.
+- Critic warm-up is exactly `critic_warmup_steps` optimizer steps in which the policy is not touched: no gradient, no
+  ptx, no weight decay, no momentum, no schedule. Their rollouts are not used again. When it ends inside an iteration,
+  the rest of that iteration updates both. "2 responses" of the report are two independent trajectories.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from align import functional
+from align.data.fingerprint import fingerprint
+from align.data.prompts import PromptSampler
+from align.models.save import dress, save_model
+from align.recipe.ppo_section import PPOConfig
+from align.runs.errors import SavedError, TrainingError
+from align.runs.proof import reset_process_state
+from align.runs.seeding import derive
+from align.runtime.files import atomic_dir
+from align.trainers import accepted, sharding
+from align.trainers.engines import check_overlap, training_engine
+from align.trainers.offload import Offload, reward_models
+from align.trainers.optimization import TrainedModel
+from align.trainers.ppo.advantages import ESTIMATORS
+from align.trainers.ppo.average import WeightAverage
+from align.trainers.ppo.checkpoint import Checkpoints
+from align.trainers.ppo.controllers import KLController, PtxController
+from align.trainers.ppo.evaluation import Evaluation
+from align.trainers.ppo.experience import ExperienceMaker, Shaping, running_stats
+from align.trainers.ppo.forward import silence_dropout
+from align.trainers.ppo.guards import (
+    NotFiniteError,
+    enough_memory,
+    reason_to_stop,
+    require_judged,
+    together,
+    warn_of,
+)
+from align.trainers.ppo.learner import Learner, Losses
+from align.trainers.ppo.loop import IterationLoop, loop_arguments
+from align.trainers.ppo.metrics import Stopwatch, part_metrics, peak_memory, sample_rows, staleness
+from align.trainers.ppo.minibatches import check_split, plan_minibatches, shuffled
+from align.trainers.ppo.ptx import PtxStream, ptx_nll_sum
+from align.trainers.ppo.rollout import Rollout
+from align.trainers.ppo.types import Experience, Samples, Scores, TokenBatch
+from align.trainers.ppo.weight_sync import WeightSync
+from align.trainers.sharding import make_accelerator
+from data_formats.chatml import END_OF_TEXT, IM_END, control_id
+from data_formats.records import Prompt
+from reward.protocol import Reward, same_tokens
+from rollouts.protocol import Engine, SamplingParams
+
+Result = TypeVar("Result")
+
+
+class PPOTrainer(IterationLoop):
+    """Trains `policy` to please `reward`, staying near `reference`.
+
+    Args:
+        policy: a causal LM; `critic`: gives values_BT for (input_ids, attention_mask). Both are trained in place, with
+            their dropout set to 0. Two modules that share nothing, or two roles of one `SharedBackbone`.
+        reward: scores replies; never trained. A function becomes a `FunctionReward`; `gold` likewise.
+        tokenizer: of the policy, with ChatML's control tokens.
+        config: a `PPOConfig`, or the recipe's ppo section, whose data and origins are not read here.
+        prompts: what replies are sampled to; at least `rollout_batch_size`. Records, texts, or rows as files have them
+            (`{"prompt": …}`, `{"messages": […]}`); `eval_prompts` likewise.
+        reference: frozen; default a copy of `policy` as it is now (of a shared backbone, give its role).
+        engine: samples replies; default the one that `config.rollout.engine` names.
+        ptx_blocks: token ids of pretraining blocks, needed when `ptx_coef` > 0.
+        eval_prompts: for `evaluate()`.
+        gold: a second reward, asked in `evaluate()` alone and used for nothing but the log.
+        callbacks: transformers callbacks.
+
+    Raises:
+        BatchSplitError: the batch cannot be cut into equal minibatches and shares.
+        TypeError: an argument that is something else, a path for instance; says what to do.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        critic: nn.Module,
+        reward: Reward,
+        tokenizer: Any,
+        config: PPOConfig,
+        prompts: Sequence[Prompt],
+        *,
+        output_dir: str | Path,
+        reference: nn.Module | None = None,
+        engine: Engine | None = None,
+        ptx_blocks: Sequence[Sequence[int]] = (),
+        eval_prompts: Sequence[Prompt] = (),
+        gold: Reward | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        accelerator: Accelerator | None = None,
+        seed: int = 0,
+    ):
+        accepted.require_roles(policy, critic, reference)
+        accepted.require_tokenizer(tokenizer, "tokenizer")
+        accepted.require_vocabulary(tokenizer, policy=policy, critic=critic, reference=reference)
+        accepted.require_config(config, "config")
+        accepted.require_engine(engine, "engine")
+        reward = accepted.as_reward(reward, "reward")
+        self.config, self.reward, self.tokenizer, self.seed = config, reward, tokenizer, seed
+        self.gold = None if gold is None else accepted.as_reward(gold, "gold")
+        self.prompts = accepted.as_prompts(prompts, "prompts")
+        self.eval_prompts, self.output_dir = accepted.as_prompts(eval_prompts, "eval_prompts"), Path(output_dir)
+        self.accelerator = accelerator or make_accelerator()
+        reset_process_state(self.accelerator)
+        self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
+        check_split(config.rollout_batch_size, config.rollout.num_generations, config.num_mini_batches, self.world_size)
+        self.responses = config.rollout_batch_size * config.rollout.num_generations
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self.end_id = control_id(tokenizer, IM_END)
+        self.stop_ids = (self.end_id, control_id(tokenizer, END_OF_TEXT))
+        self.reward_takes_ids = same_tokens(reward, tokenizer)
+        self.offload = Offload(config.offload, self.accelerator)
+        self.offload.rest("reward", *reward_models(reward, self.gold))
+        self._build_models(policy, critic, reference)
+        self.estimator = ESTIMATORS[config.advantage].from_config(config)
+        self.reward_stats = running_stats(config.normalize_reward)
+        self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
+        self.ptx_coef = PtxController(config.ptx_coef, config.ptx_grad_norm_ratio)
+        self.sampler = PromptSampler(len(self.prompts), config.rollout_batch_size, derive(seed, "prompts"))
+        self.ptx = self._make_ptx(ptx_blocks)
+        sets = {"data": self.prompts, "eval_data": self.eval_prompts, "ptx_data": list(ptx_blocks)}
+        self.data = {f"ppo.{name}": fingerprint(rows) for name, rows in sets.items()}
+        self.args = loop_arguments(config, self.output_dir, bool(eval_prompts), seed, self.accelerator)
+        self.engine = engine or training_engine(
+            config, self.policy.raw, self.pad_id, seed=derive(seed, "engine"), accelerator=self.accelerator
+        )
+        check_overlap(config, self.engine)
+        self._build_parts()
+        self._set_up_loop(callbacks, self.policy.raw, tokenizer, self.policy.optimizer, self.policy.schedule)
+
+    def _build_models(self, policy: nn.Module, critic: nn.Module | None, reference: nn.Module | None) -> None:
+        trained = [module for module in (policy, critic) if module is not None]
+        for module in trained:  # now, so that the configs in all checkpoints are those in the models
+            dress(module, self.tokenizer)
+        reference = copy.deepcopy(policy) if reference is None else reference
+        for module in (*trained, reference):
+            silence_dropout(module)
+            module.train(module is not reference and getattr(module, "is_gradient_checkpointing", False))
+        config, decay = self.config, self.config.ema_decay
+        steps = config.num_iterations * config.num_ppo_epochs * config.num_mini_batches
+        self.ema = None if decay is None else WeightAverage(policy, decay, self.accelerator)
+        shared: dict[str, Any] = {"accelerator": self.accelerator, "offload": self.offload}
+        policy_steps = steps - config.critic_warmup_steps
+        self.policy = TrainedModel(policy, config.policy, total_steps=policy_steps, name="ppo.policy", **shared)
+        self.critic = None
+        if critic is not None:
+            self.critic = TrainedModel(critic, config.critic, total_steps=steps, name="ppo.critic", **shared)
+        reference.requires_grad_(False)
+        self.reference, _ = sharding.prepare(self.accelerator, reference)
+        self.offload.rest("reference", self.reference)
+
+    def _make_ptx(self, blocks: Sequence[Sequence[int]]) -> PtxStream | None:
+        per_step = self.config.ptx_ratio * self.responses // self.config.num_mini_batches
+        if not self.config.uses_ptx or per_step == 0:
+            return None
+        return PtxStream(blocks, per_step, self.config.ptx_rows_at_once, derive(self.seed, "ptx"), self.pad_id)
+
+    def _build_parts(self) -> None:
+        config, tokenizer, pad_id, accelerator = self.config, self.tokenizer, self.pad_id, self.accelerator
+        policy, critic, reference, offload = self.policy, self.critic, self.reference, self.offload
+        self.weight_sync = WeightSync(self.engine, policy, accelerator, tokenizer, pad_id)
+        self.rollout = Rollout(
+            self.engine, self.prompts, self.sampler, self.weight_sync, config, tokenizer, self.end_id, accelerator
+        )
+        self.experience_maker = ExperienceMaker(policy, critic, reference, config, pad_id, offload, accelerator)
+        self.learner = Learner(policy, critic, self.ema, self.ptx, self.ptx_coef, config, accelerator)
+        self.evaluation = Evaluation(
+            policy,
+            reference,
+            self.weight_sync,
+            config,
+            tokenizer,
+            pad_id,
+            self.seed,
+            offload,
+            accelerator,
+        )
+        parts = {
+            "prompt_sampler": self.sampler,
+            "reward_stats": self.reward_stats,
+            "kl": self.kl,
+            "ptx": self.ptx,
+            "ptx_coef": self.ptx_coef,
+            "optimizer_steps": self.learner.steps,
+            "policy_version": self.learner.policy_steps,
+        }
+        self.checkpoints = Checkpoints(
+            {"policy": policy} | ({} if critic is None else {"critic": critic}),
+            self.ema,
+            {name: part for name, part in parts.items() if part is not None},
+            {"ahead": self.rollout},
+            seed=self.seed,
+            data=self.data,
+            output_dir=self.output_dir,
+            checkpoint_dir=self.checkpoint_dir,
+            config=config,
+            accelerator=accelerator,
+        )
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps made so far, those of the critic's warm-up too."""
+        return self.learner.steps.value
+
+    @property
+    def policy_version(self) -> int:
+        """Optimizer steps that moved the policy: the version of its weights."""
+        return self.learner.policy_steps.value
+
+    def step(self) -> dict[str, float]:
+        """Collect, score, update; returns the iteration's metrics.
+
+        Raises:
+            TrainingError: an error of ours, with what is saved; any other exception comes as it is, with a note of it.
+        """
+        watch, version = Stopwatch(), self.policy_version
+        with self.checkpoints.iteration(self.state, self.save_checkpoint) as attempt:
+            with watch("rollout"):
+                samples = self.rollout.next(version, self.collect, self._next_sampling_params)
+            with watch("score"):
+                scores = self.together(enough_memory(self.config, "score")(lambda: self.score(samples)))
+            with watch("experience"):
+                samples, scores = self._over_ranks(samples, scores)
+                with enough_memory(self.config, "experience"):
+                    experience, metrics = self.make_experience(samples, scores.total_N)
+                metrics |= part_metrics(scores.parts)
+            self._heed_guards(metrics)
+            attempt.updating = True
+            with watch("update"), enough_memory(self.config, "update"):
+                metrics |= self.update(experience)
+            if "kl/reply" in metrics and self.policy_version != version:  # after the update, which it may weigh
+                self.kl.update(metrics["kl/reply"], len(samples))
+            self._note_progress(samples, experience, scores)
+            return metrics | self._costs(watch, experience)
+
+    def sampling_params(self) -> SamplingParams:
+        """How replies of this iteration are sampled; the seed depends on recipe seed, iteration and rank alone."""
+        rollout = self.config.rollout
+        return SamplingParams(
+            n=rollout.num_generations,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+            max_new_tokens=rollout.max_completion_length,
+            min_new_tokens=rollout.min_completion_length,
+            stop_token_ids=self.stop_ids,
+            seed=derive(self.seed, "rollout", self.state.global_step, self.rank),
+            return_support=self.config.policy_support == "nucleus",
+        )
+
+    def _next_sampling_params(self) -> SamplingParams | None:
+        """What `sampling_params` will say in the next iteration, asked of a twin of this trainer that stands there, so
+        that this one stays where it is; None in the last iteration."""
+        twin = copy.copy(self)
+        twin.state = copy.copy(self.state)
+        twin.state.global_step += 1
+        return twin.sampling_params() if twin.state.global_step < twin.state.max_steps else None
+
+    def collect(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> Samples:
+        """Sample replies to this rank's prompts."""
+        return self.rollout.sample(accepted.as_prompts(prompts, "prompts"), params or self.sampling_params())
+
+    def score(self, samples: Samples) -> Scores:
+        """The reward's verdict on each reply, in its own unit, float64; with that of its parts where it has some. NaN
+        for replies it failed on, with `on_reward_error: mask`.
+
+        Raises:
+            RewardError: not one finite float a reply.
+        """
+        with self.offload.here("reward"):
+            return Scores.of(self.reward, samples, self.reward_takes_ids, self.config.on_reward_error, self.world_size)
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """`work()` of this rank, once it has gone well on all of them.
+
+        Raises:
+            TrainingError: on every rank, with the words of the first AlignError (engine's, reward's) of any; of another
+                exception on the ranks that did not meet it. Those that did raise it as it came.
+        """
+        return together(work)
+
+    def make_experience(self, samples: Samples, scores_N: Tensor) -> tuple[Experience, dict[str, float]]:
+        """The experience of the global batch and its metrics; every rank computes its share of the passes. A reply
+        whose score is NaN teaches nothing (`on_reward_error: mask`)."""
+        shaping = Shaping(self.penalize_scores, self.normalize_scores, self.shape_rewards, self.compute_advantages)
+        experience, metrics = self.experience_maker.make(samples, scores_N, shaping, self.minibatches)
+        metrics |= {"kl_coef": self.kl.coef, **staleness(samples, self.policy_version)}
+        if self._logs_now:
+            seed = derive(self.seed, "full_kl", self.state.global_step)
+            metrics["kl/full_token"] = self.experience_maker.full_kl(experience.tokens, seed)
+        return experience, metrics
+
+    def penalize_scores(self, scores_N: Tensor, finished_N: Tensor, lengths_N: Tensor) -> Tensor:
+        """Scores after the penalties for a missing end and for length, in the reward's own unit."""
+        config = self.config
+        return functional.penalize(
+            scores_N,
+            finished_N,
+            lengths_N,
+            missing_eos_penalty=config.missing_eos_penalty,
+            length_penalty=config.length_penalty,
+            length_penalty_free=config.length_penalty_free,
+        )
+
+    def normalize_scores(self, scores_N: Tensor, counts_N: Tensor | None = None) -> Tensor:
+        """Running mean, deviation or both (this whole batch counted in first, where `counts_N` says so), then clip."""
+        if self.config.normalize_reward != "none":
+            self.reward_stats.update(scores_N if counts_N is None else scores_N[counts_N])
+            scores_N = self.reward_stats.normalize(scores_N)
+        limit = self.config.reward_clip_range
+        return scores_N if limit is None else scores_N.clamp(-limit, limit)
+
+    def shape_rewards(self, normalized_N: Tensor, kl_NS: Tensor, mask_NS: Tensor) -> Tensor:
+        """rewards_NS: the score on the last reply token, minus the KL coefficient times the KL of each token."""
+        coef = self.kl.coef if self.config.kl_in == "reward" else 0.0
+        return functional.shape_rewards(normalized_N, kl_NS, mask_NS, coef)
+
+    def compute_advantages(
+        self, rewards_NS: Tensor, values_NS: Tensor, mask_NS: Tensor
+    ) -> tuple[Tensor, Tensor, float]:
+        """(advantages_NS, returns_NS, standard deviation before whitening), over the whole global batch; the estimator
+        is `align.trainers.ppo.advantages`'s."""
+        advantages_NS, returns_NS = self.estimator(rewards_NS, values_NS, mask_NS)
+        moments = functional.Moments.of(advantages_NS, mask_NS)
+        if self.config.whiten_advantages:
+            advantages_NS = functional.whiten(advantages_NS, mask_NS, moments.mean, moments.var)
+        return advantages_NS, returns_NS, float(moments.var.sqrt())
+
+    def minibatches(self, tokens: TokenBatch, epoch: int) -> list[tuple[Tensor, list[Tensor]]]:
+        """This epoch's minibatches: global rows, and this rank's rows by micro-batch."""
+        order = shuffled(self.responses, derive(self.seed, "shuffle", self.state.global_step, epoch))
+        config = self.config
+        return plan_minibatches(
+            order, tokens.lengths_N.cpu(), config.num_mini_batches, config.micro_batch_size, self.rank, self.world_size
+        )
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the coming optimizer step is the critic's alone."""
+        return self.optimizer_steps < self.config.critic_warmup_steps
+
+    def update(self, experience: Experience) -> dict[str, float]:
+        """`num_ppo_epochs` passes of `num_mini_batches` optimizer steps, and the new weights for the engine; returns
+        their mean statistics.
+
+        With `target_kl` the first minibatch on which the policy is already further away than that ends the update.
+
+        Raises:
+            TrainingError: a gradient that is not finite (unless such steps are skipped); the models are as before that
+                step, and saved. Or the engine does not take the new weights; the models are saved then, too.
+        """
+        version, iteration = self.policy_version, self.state.global_step + 1
+        losses = Losses(self.policy_loss, self.value_loss, self.ptx_loss)
+        try:
+            metrics = self.learner.update(
+                experience,
+                self.minibatches,
+                losses,
+                lambda: self.warming_up,
+                kl_coef=self.kl.coef,
+                logs=self._logs_now,
+            )
+        except NotFiniteError as problem:
+            folder = self.checkpoints.save_failed(self.state)
+            raise SavedError(
+                f"{problem} in iteration {iteration}; the models as they were before that step are saved in {folder}: "
+                "continue from an earlier checkpoint with a lower learning rate, or look at samples.jsonl"
+            ) from problem
+        self.rollout.wait()  # nothing samples while the engine's weights change
+        if self.policy_version == version or self.rollout.failed:
+            return metrics
+        try:
+            return metrics | self.weight_sync.push(self.policy_version)
+        except TrainingError as problem:
+            folder = self.checkpoints.save_failed(self.state)
+            told = f"{problem} (iteration {iteration}); the models after its update are saved in {folder}"
+            raise SavedError(told) from problem
+
+    def policy_loss(self, logps_BS: Tensor, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum over reply tokens, and sums for the log; `logps_BS` on the support of `batch.old_logps_NS`."""
+        weights_BS = batch.weights_NS
+        if batch.importance_NS is not None:
+            weights_BS = batch.importance_NS if weights_BS is None else weights_BS * batch.importance_NS
+        return functional.policy_loss(
+            logps_BS,
+            batch.old_logps_NS,
+            batch.advantages_NS,
+            batch.mask_NS,
+            self.config.cliprange,
+            dual_clip=self.config.dual_clip,
+            weights_BT=weights_BS,
+        )
+
+    def value_loss(self, values_BS: Tensor, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum over reply tokens, and sums for the log."""
+        return functional.value_loss(
+            values_BS,
+            batch.old_values_NS,
+            batch.returns_NS,
+            batch.mask_NS,
+            self.config.cliprange_value,
+            weights_BT=batch.weights_NS,
+        )
+
+    def ptx_loss(self, input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Sum over the blocks' tokens of their negative log-likelihood under the policy."""
+        return ptx_nll_sum(self.policy.module, input_ids_BT, mask_BT)
+
+    def evaluate(self, prompts: Sequence[Prompt] | None = None, num_samples: int = 1) -> dict[str, float]:
+        """Score, KL and entropy on held-out prompts (default `eval_prompts`; none: no figures); see `evaluation`.
+
+        Raises:
+            TrainingError: sampling or the reward failed; what was trained up to here is saved first, as it is before
+                any other exception.
+        """
+        prompts = self.eval_prompts if prompts is None else accepted.as_prompts(prompts, "prompts")
+        with (
+            self.checkpoints.evaluation(self.state, self.save_checkpoint),
+            enough_memory(self.config, "evaluation"),
+        ):
+            self.rollout.raise_problem()
+            if not prompts:
+                return {}
+            return self.evaluation.figures(
+                prompts,
+                num_samples,
+                self.sampling_params(),
+                self.collect,
+                self.score,
+                self.gold,
+                version=self.policy_version,
+                iteration=self.state.global_step,
+            )
+
+    @property
+    def _logs_now(self) -> bool:
+        step = self.state.global_step + 1
+        return step == 1 or step % self.config.logging_steps == 0
+
+    def _over_ranks(self, samples: Samples, scores: Scores) -> tuple[Samples, Scores]:
+        if self.world_size > 1:
+            parts = gather_object([(samples, scores)])
+            samples = Samples.concatenate([part for part, _ in parts])
+            scores = Scores.concatenate([part for _, part in parts])
+        where, quiet = f"iteration {self.state.global_step + 1}", not self.accelerator.is_main_process
+        require_judged(scores.failures, len(samples), where, quiet)
+        return samples, scores
+
+    def _heed_guards(self, metrics: dict[str, float]) -> None:
+        reason = reason_to_stop(metrics, self.config.guards)
+        if reason is not None:
+            raise TrainingError(reason)
+        if self.accelerator.is_main_process:
+            warn_of(metrics, self.config.guards, self.state.global_step + 1)
+
+    def _note_progress(self, samples: Samples, experience: Experience, scores: Scores) -> None:
+        self.pending_samples = sample_rows(samples, experience, self.tokenizer, self.config.log_samples, scores.parts)
+        self.state.epoch += self.config.rollout_batch_size / len(self.prompts)
+        self.state.num_input_tokens_seen += int(experience.tokens.lengths_N.sum())
+
+    def _costs(self, watch: Stopwatch, experience: Experience) -> dict[str, float]:
+        models = {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})
+        return {
+            **watch.metrics(int(experience.tokens.lengths_N.sum())),
+            **peak_memory(self.accelerator.device),
+            **self.rollout.metrics,
+            **{f"lr/{name}": model.learning_rate for name, model in models.items()},
+            "optimizer_steps": self.optimizer_steps,
+            "warming_up": float(self.warming_up),
+        }
+
+    def save_model(self, folder: str | Path) -> None:
+        """Write the policy and the tokenizer as a Hugging Face folder, atomically. The critic: `save_critic`."""
+        self._save(self.policy.raw, folder)
+
+    def save_ema(self, folder: str | Path) -> None:
+        """Write the averaged policy and the tokenizer as a Hugging Face folder, atomically (needs `ema_decay`)."""
+        self._save(self.ema.module, folder)
+
+    def save_critic(self, folder: str | Path) -> None:
+        """Write the critic, atomically."""
+        self._save(self.critic.raw, folder)
+
+    def _save(self, module: nn.Module, folder: str | Path) -> None:
+        state = sharding.gathered_state_dict(module)
+        if self.accelerator.is_main_process:
+            with atomic_dir(folder) as draft:
+                save_model(module, self.tokenizer, draft, state)
+        self.accelerator.wait_for_everyone()
+
+    def save_checkpoint(self) -> Path:
+        """Write `checkpoints/step-N`, from which `train(resume_from_checkpoint=…)` continues bit for bit."""
+        return self.checkpoints.save(self.checkpoint_dir, self.state)
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Continue at the iteration after the one `folder` was written after."""
+        self.checkpoints.load(folder, self.state, lambda: self.weight_sync.push(self.policy_version, base=True))
