@@ -1,6 +1,5 @@
 """Names of trackers, told without importing anything; compared with what transformers and accelerate know."""
 
-
 import importlib.util
 
 import pytest
