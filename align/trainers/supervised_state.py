@@ -22,9 +22,9 @@ from transformers.trainer_utils import IntervalStrategy
 
 from align.runs.callbacks import ProofCallback
 from align.runs.errors import TrainingError
+from align.runtime.errors import StorageError
 from align.runtime.json_files import read_object
 from align.runtime.memory import memory_errors
-from data_formats.errors import StorageError
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,5 @@
-"""PPO with a critic, as the Qwen report (3.2.2) and InstructGPT (Ouyang et al. 2022) did it; an own loop on accelerate.
+"""PPO with a critic, as the Qwen report (3.2.2) and InstructGPT (Ouyang et al. 2022) did it, or with advantages that
+need none (`advantages.py`); an own loop on accelerate.
 
 One iteration: `collect` replies, `score` them, `make_experience` (old and reference log-probabilities and old values by
 the training forward, `penalize_scores`, `normalize_scores`, `shape_rewards`, `compute_advantages`), `update`. Each is a
@@ -105,8 +106,9 @@ class PPOTrainer(IterationLoop):
     """Trains `policy` to please `reward`, staying near `reference`.
 
     Args:
-        policy: a causal LM; `critic`: gives values_BT for (input_ids, attention_mask). Both are trained in place, with
-            their dropout set to 0. Two modules that share nothing, or two roles of one `SharedBackbone`.
+        policy: a causal LM; `critic`: gives values_BT for (input_ids, attention_mask), None where `config.advantage`
+            needs none. Both are trained in place, with their dropout set to 0. Two modules that share nothing, or two
+            roles of one `SharedBackbone`.
         reward: scores replies; never trained. A function becomes a `FunctionReward`; `gold` likewise.
         tokenizer: of the policy, with ChatML's control tokens.
         config: a `PPOConfig`, or the recipe's ppo section, whose data and origins are not read here.
@@ -127,7 +129,7 @@ class PPOTrainer(IterationLoop):
     def __init__(
         self,
         policy: nn.Module,
-        critic: nn.Module,
+        critic: nn.Module | None,
         reward: Reward,
         tokenizer: Any,
         config: PPOConfig,
@@ -143,10 +145,10 @@ class PPOTrainer(IterationLoop):
         accelerator: Accelerator | None = None,
         seed: int = 0,
     ):
-        accepted.require_roles(policy, critic, reference)
+        accepted.require_config(config, "config")
+        accepted.require_roles(policy, critic, reference, config.advantage)
         accepted.require_tokenizer(tokenizer, "tokenizer")
         accepted.require_vocabulary(tokenizer, policy=policy, critic=critic, reference=reference)
-        accepted.require_config(config, "config")
         accepted.require_engine(engine, "engine")
         reward = accepted.as_reward(reward, "reward")
         self.config, self.reward, self.tokenizer, self.seed = config, reward, tokenizer, seed
@@ -165,7 +167,7 @@ class PPOTrainer(IterationLoop):
         self.offload = Offload(config.offload, self.accelerator)
         self.offload.rest("reward", *reward_models(reward, self.gold))
         self._build_models(policy, critic, reference)
-        self.estimator = ESTIMATORS[config.advantage].from_config(config)
+        self.estimator = ESTIMATORS[config.advantage](config)
         self.reward_stats = running_stats(config.normalize_reward)
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.ptx_coef = PtxController(config.ptx_coef, config.ptx_grad_norm_ratio)
@@ -410,11 +412,12 @@ class PPOTrainer(IterationLoop):
         return functional.shape_rewards(normalized_N, kl_NS, mask_NS, coef)
 
     def compute_advantages(
-        self, rewards_NS: Tensor, values_NS: Tensor, mask_NS: Tensor
-    ) -> tuple[Tensor, Tensor, float]:
-        """(advantages_NS, returns_NS, standard deviation before whitening), over the whole global batch; the estimator
-        is `align.trainers.ppo.advantages`'s."""
-        advantages_NS, returns_NS = self.estimator(rewards_NS, values_NS, mask_NS)
+        self, rewards_NS: Tensor, values_NS: Tensor | None, mask_NS: Tensor
+    ) -> tuple[Tensor, Tensor | None, float]:
+        """(advantages_NS, the critic's targets_NS, standard deviation before whitening), over the whole global batch;
+        without a critic there are no values and no targets. The estimator is one of `advantages.py`."""
+        groups_N = torch.arange(len(rewards_NS), device=rewards_NS.device) // self.config.rollout.num_generations
+        advantages_NS, returns_NS = self.estimator(rewards_NS, values_NS, mask_NS, groups_N)
         moments = functional.Moments.of(advantages_NS, mask_NS)
         if self.config.whiten_advantages:
             advantages_NS = functional.whiten(advantages_NS, mask_NS, moments.mean, moments.var)
@@ -584,7 +587,13 @@ class PPOTrainer(IterationLoop):
         self._save(self.ema.module, folder)
 
     def save_critic(self, folder: str | Path) -> None:
-        """Write the critic, atomically."""
+        """Write the critic, atomically.
+
+        Raises:
+            TrainingError: there is none.
+        """
+        if self.critic is None:
+            raise TrainingError(f"there is no critic to save: advantage={self.config.advantage} learns without one")
         self._save(self.critic.raw, folder)
 
     def _save(self, module: nn.Module, folder: str | Path) -> None:
