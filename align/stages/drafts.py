@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from align.models.save import dress, save_model
 from align.runs.errors import OutputError
 from align.runtime import files
+from align.runtime.errors import AlignError, StorageError, reason_of
 from align.runtime.files import prove_folder
 from align.runtime.peft_model import is_peft
-from align.runtime.ranks import any_rank, is_main
+from align.runtime.ranks import agree, is_main
 from align.stages.common import LOG, MADE_BY_STAGES
 from align.trainers import sharding
-from data_formats.errors import AlignError, StorageError
 
 GROWING = ("checkpoints", "best", "rounds")  # folders in which others take their names
 WHOLE = ("head.", "pooler.")  # of a reward model or critic, whose settings name the head's size
@@ -41,18 +41,15 @@ def prove_outputs(stage: str, out_dir: Path, tokenizer: Any, models: Mapping[str
         StorageError: something cannot be written where it belongs.
         OutputError: a model that cannot be saved as it is.
     """
-    error: Exception | None = None
     for module in models.values():
         dress(module, tokenizer)  # on all ranks: their configurations stay equal
-    if is_main():
-        try:
-            _check_places(out_dir)
-            for name, module in models.items():
-                _write_draft(f"{stage}: {out_dir / name}", module, tokenizer)
-        except Exception as caught:
-            error = caught
-    if any_rank(error is not None):
-        raise error or StorageError(f"{out_dir}: the first rank cannot write (see its message)")
+
+    def prove() -> None:
+        _check_places(out_dir)
+        for name, module in models.items():
+            _write_draft(f"{stage}: {out_dir / name}", module, tokenizer)
+
+    agree(prove, lambda _: StorageError(f"{out_dir}: the first rank cannot write (see its message)"), mine=is_main())
 
 
 def _check_places(out_dir: Path) -> None:
@@ -77,10 +74,9 @@ def _write_draft(what: str, module: nn.Module, tokenizer: Any) -> None:
     except AlignError:
         raise
     except Exception as error:  # of transformers, safetensors, tokenizers, jinja
-        words = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OutputError(
-            f"{what} could not be written after training ({type(error).__name__}: {words}); mend the model or the "
-            "tokenizer that the stage starts from"
+            f"{what} could not be written after training ({type(error).__name__}: {reason_of(error)}); mend the model "
+            "or the tokenizer that the stage starts from"
         ) from error
 
 
