@@ -34,7 +34,6 @@ def make_pairs(count: int, length: int, prompt_share: float, replies: int = 2) -
             "prompt_ids": ids(length * prompt_share),
             "reply_ids": [ids(length * (1 - prompt_share)) for _ in range(replies)],
             "pairs": [(0, 1, 0.0, 1.0)],
-            "weight": 1.0,
         }
         for _ in range(count)
     ]

@@ -97,7 +97,7 @@ ENGINES = {"vllm": "rollouts.vllm"}  # only inside that package
 FILE_LINES, FUNCTION_LINES, MEDIAN_LINES = 400, 60, 130
 WHOLE: dict[str, str] = {
     "align/trainers/ppo/trainer.py": "one class: what it is given, its parts, its step, and the seams that it promises",
-    "align/recipe/ppo_section.py": "the keys of one stage, each with its meaning under it",
+    "align/recipe/ppo_section.py": "the keys of ppo, each with its meaning, and the rules between them",
 }
 
 

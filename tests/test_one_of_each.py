@@ -13,9 +13,7 @@ TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="u
 FLOOR = "align/runtime"
 
 # Classes that bear a name another one has, each with what makes the two one thing.
-SAME_THING = {
-    "Estimator": "an advantage estimator: what a recipe knows of it without torch, and what computes it",
-}
+SAME_THING: dict[str, str] = {}
 
 
 def found(wanted, *homes: str) -> list[str]:

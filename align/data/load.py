@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,6 @@ def load_records(
     cleaning: CleaningSection | None = None,
     *,
     ranked: bool = False,
-    named: Collection[str] = (),
 ) -> tuple[list[Any], list[Report]]:
     """All records of the sources, one source after the other, and the reports in the same order.
 
@@ -41,8 +40,7 @@ def load_records(
 
     With `ranked`, a source of comparisons whose format holds scored replies is read as `Scored`.
 
-    A record without a source of its own gets the source's path as the recipe writes it, and so does every record of the
-    sources in `named`.
+    A record without a source of its own gets the source's path as the recipe writes it.
 
     Raises:
         MissingFileError: a file is not there.
@@ -68,8 +66,7 @@ def load_records(
             split=source.split,
             max_row_mb=source.max_row_mb,
         )
-        keep = source.name not in named
-        own = [one if keep and one.source else replace(one, source=source.name) for one in result.records]
+        own = [one if one.source else replace(one, source=source.name) for one in result.records]
         records += own
         per_source.append(own)
         reports.append(result.report)
@@ -98,7 +95,6 @@ def train_and_heldout(
     recipe: Recipe,
     *,
     ranked: bool = False,
-    named: Collection[str] = (),
 ) -> tuple[list[Any], list[Any], list[Report]]:
     """Training and held-out records of a supervised stage.
 
@@ -108,7 +104,7 @@ def train_and_heldout(
     Raises:
         MissingFileError, DataError, EmptyDatasetError: see `load_records`.
     """
-    records, reports = load_records(section.data, kind, recipe, section.cleaning, ranked=ranked, named=named)
+    records, reports = load_records(section.data, kind, recipe, section.cleaning, ranked=ranked)
     if section.eval_data:
         heldout, more = load_records(section.eval_data, kind, recipe, ranked=ranked)
         return records, heldout, reports + more

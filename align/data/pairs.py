@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
@@ -46,7 +46,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Replies to one prompt and the pairs among them; `weight` multiplies the group's loss.
+    """Replies to one prompt and the pairs among them.
 
     What was thought before a reply stands in its text (`data_formats.chatml.reply_text`). `between`, where not empty:
     for each reply the turns that stand between the prompt and it.
@@ -55,7 +55,6 @@ class Group:
     prompt: tuple[Message, ...]
     replies: tuple[str, ...]
     pairs: tuple[Pair, ...]
-    weight: float = 1.0
     source: str = ""
     tools: tuple[str, ...] = ()
     between: tuple[tuple[Message, ...], ...] = ()
@@ -121,7 +120,6 @@ def make_groups(
     margin: str = "none",
     margin_scale: float = 1.0,
     ties: Ties = "drop",
-    source_weights: Mapping[str, float] | None = None,
     join: bool = False,
 ) -> tuple[list[Group], dict[str, int]]:
     """Groups in the records' order, and what was left out by reason.
@@ -129,8 +127,6 @@ def make_groups(
     Args:
         margin, margin_scale: see `grade_margin`.
         ties: what becomes of equal scores among scored replies; pairs of equal replies are always left out.
-        source_weights: a source's weight, 1 where none is named; divided by the mean over the groups, so that the
-            learning rate keeps its meaning.
         join: make one group of all those of the same prompt and source.
 
     Raises:
@@ -164,13 +160,8 @@ def make_groups(
         if not different:
             counts["prompts without a pair"] += 1
             continue
-        weight = (source_weights or {}).get(record.source, 1.0)
-        groups.append(Group(record.prompt, replies, different, weight, record.source, record.tools, between))
-    groups = joined(groups) if join else groups
-    mean = sum(group.weight for group in groups) / max(len(groups), 1)
-    if source_weights and mean > 0:
-        groups = [replace(group, weight=group.weight / mean) for group in groups]
-    return groups, {reason: count for reason, count in counts.items() if count}
+        groups.append(Group(record.prompt, replies, different, record.source, record.tools, between))
+    return joined(groups) if join else groups, {reason: count for reason, count in counts.items() if count}
 
 
 def _between(record: Comparison | Scored) -> tuple[tuple[Message, ...], ...]:
@@ -180,7 +171,7 @@ def _between(record: Comparison | Scored) -> tuple[tuple[Message, ...], ...]:
 
 
 def plain_groups(comparisons: Sequence[Comparison]) -> list[Group]:
-    """A group of one pair for each, without margin or weight: how held-out pairs are measured."""
+    """A group of one pair for each, without margin: how held-out pairs are measured."""
     one = (Pair(0, 1),)
     return [
         Group(
@@ -256,7 +247,6 @@ class GroupRow(TypedDict):
     prompt_ids: list[int]
     reply_ids: list[list[int]]
     pairs: list[tuple[int, int, float, float]]
-    weight: float
 
 
 def encode_groups(
@@ -292,5 +282,5 @@ def encode_groups(
             continue
         pairs = [(pair.better, pair.worse, pair.margin, pair.target) for pair in group.pairs]
         kept.append(index)
-        rows.append(GroupRow(prompt_ids=ids, reply_ids=replies, pairs=pairs, weight=group.weight))
+        rows.append(GroupRow(prompt_ids=ids, reply_ids=replies, pairs=pairs))
     return rows, kept, dict(counts)

@@ -9,16 +9,19 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import sys
 import types
 import typing
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from align.recipe.errors import sections_of
-from align.recipe.schema import STAGES, Recipe
+from align.recipe.registry import STAGES
+from align.recipe.schema import Recipe
 from align.recipe.section import Section
 
 HEAD = """\
@@ -52,30 +55,43 @@ def sections() -> dict[type[Section], list[str]]:
 
 
 def own_fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields that the class itself declares."""
-    return {name: field for name, field in section.model_fields.items() if name in section.__annotations__}
+    """The fields that the class itself declares, or a private one that it extends."""
+    own = {name for one in _declaring(section) for name in one.__annotations__}
+    return {name: field for name, field in section.model_fields.items() if name in own}
 
 
 def meanings(section: type[BaseModel]) -> dict[str, str]:
-    """The string under each field that the class itself declares, on one line; of stages what their records say."""
-    if section is Recipe:
-        return {stage.name: stage.meaning for stage in STAGES.values()}
-    (node,) = ast.parse(inspect.getsource(section)).body
-    assert isinstance(node, ast.ClassDef)
-    found = {}
-    for field, below in zip(node.body, node.body[1:], strict=False):
+    """What its own fields mean, on one line each: their description, or the string under them in the source."""
+    found = {name: field.description for name, field in own_fields(section).items() if field.description}
+    for one in _declaring(section):
+        for node in ast.parse(inspect.getsource(sys.modules[one.__module__])).body:
+            if isinstance(node, ast.ClassDef) and node.name == one.__name__:
+                found |= dict(_strings_under_fields(node.body))
+    return {name: " ".join(text.split()) for name, text in found.items()}
+
+
+def _strings_under_fields(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
+    for field, below in pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            found[field.target.id] = " ".join(below.value.value.split())
-    return found
+            yield field.target.id, below.value.value
+
+
+def _declaring(section: type[BaseModel]) -> list[type[BaseModel]]:
+    return [section, *(one for one in section.__mro__ if one.__name__.startswith("_") and issubclass(one, Section))]
 
 
 def _parents(section: type[Section]) -> list[type[Section]]:
-    return [base for base in section.__bases__ if issubclass(base, Section) and base.model_fields]
+    """The sections whose keys it has too."""
+    return [base for base in section.__bases__ if _has_keys(base)]
+
+
+def _has_keys(base: type) -> bool:
+    return issubclass(base, Section) and bool(base.model_fields) and not base.__name__.startswith("_")
 
 
 def _collect(section: type[Section], path: str, found: dict[type[Section], list[str]]) -> None:
-    for one in reversed(section.__mro__):
-        if issubclass(one, Section) and one.model_fields and path not in found.setdefault(one, []):
+    for one in filter(_has_keys, reversed(section.__mro__)):
+        if path not in found.setdefault(one, []):
             found[one].append(path)
     for name, field in section.model_fields.items():
         for inner in dict.fromkeys(sections_of(field.annotation)):

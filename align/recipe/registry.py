@@ -22,7 +22,6 @@ class Stage:
     """One stage: its key in the recipe and the name of its folder are `name`.
 
     Attributes:
-        meaning: one sentence for the recipe reference.
         section: of the recipe.
         records: the kind of record that its `data` holds, a class of `data_formats.records` by name.
         parents: whose model it starts from where `init_from` names none: the first of them that the recipe has, else
@@ -40,7 +39,6 @@ class Stage:
     """
 
     name: str
-    meaning: str
     section: type[StageSection]
     records: Literal["Document", "Demonstration", "Comparison", "Prompt"]
     run: str
@@ -74,7 +72,6 @@ class Stage:
 _RECORDS = (
     Stage(
         name="base",
-        meaning="(continued) pretraining.",
         section=BaseSection,
         records="Document",
         run="align.stages.run_base:run_base",
@@ -83,7 +80,6 @@ _RECORDS = (
     ),
     Stage(
         name="sft",
-        meaning="Supervised finetuning.",
         section=SFTSection,
         records="Demonstration",
         run="align.stages.run_sft:run_sft",
@@ -93,7 +89,6 @@ _RECORDS = (
     ),
     Stage(
         name="pmp",
-        meaning="Preference-model pretraining.",
         section=RewardSection,
         records="Comparison",
         run="align.stages.run_reward:run_reward",
@@ -105,7 +100,6 @@ _RECORDS = (
     ),
     Stage(
         name="rm",
-        meaning="Reward model.",
         section=RewardSection,
         records="Comparison",
         run="align.stages.run_reward:run_reward",
@@ -118,7 +112,6 @@ _RECORDS = (
     ),
     Stage(
         name="rejection",
-        meaning="Rejection-sampling finetuning.",
         section=RejectionSection,
         records="Prompt",
         run="align.stages.run_rejection:run_rejection",
@@ -128,7 +121,6 @@ _RECORDS = (
     ),
     Stage(
         name="ppo",
-        meaning="PPO and its relatives.",
         section=PPOSection,
         records="Prompt",
         run="align.stages.run_ppo:run_ppo",

@@ -18,8 +18,8 @@ def _at_home(folder: str) -> str:
     return str(Path(folder).expanduser()) if folder.startswith("~") else folder
 
 
-class RecipeHead(Section):
-    """What stands beside the stages: names, where to write, the model."""
+class _Recipe(Section):
+    """`name`, where to write, the model, and the stages, each optional."""
 
     name: str = Field(min_length=1)
     """What the run is called in reports."""
@@ -82,6 +82,8 @@ class RecipeHead(Section):
         return broken
 
 
-_STAGES = {stage.name: (stage.section | None, None) for stage in STAGES.values()}
-_DOC = "The whole file: its head, and the stages, each optional."
-Recipe = create_model("Recipe", __base__=RecipeHead, __module__=__name__, __doc__=_DOC, **_STAGES)
+_SECTIONS = {
+    stage.name: (stage.section | None, Field(None, description=(stage.section.__doc__ or "").partition("\n\n")[0]))
+    for stage in STAGES.values()
+}
+Recipe = create_model("Recipe", __base__=_Recipe, __module__=__name__, __doc__=_Recipe.__doc__, **_SECTIONS)

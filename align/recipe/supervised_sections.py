@@ -170,6 +170,10 @@ class RewardSection(SupervisedSection):
     """Preference-model pretraining and reward-model finetuning: pairwise logistic loss on a pooling head."""
 
     unit: ClassVar[str] = "pairs"
+    gone: ClassVar[dict[str, str]] = {
+        "source_weights": "it is gone, a source's share of the mixture says how much it counts: give every source of "
+        "data a weight",
+    }
 
     pooling: Literal["end_token", "last_token", "mean", "max", "attention", "weighted_mean"] = "end_token"
     """Which hidden state of a reply is scored, or how those of all its tokens are joined."""
@@ -196,9 +200,6 @@ class RewardSection(SupervisedSection):
     """Keep that many prompts, balanced by the tags of their pairs (InsTag), with all of their pairs."""
     binarise: bool = False
     """Make a GOOD and a BAD pair of each."""
-    source_weights: dict[str, Rate] = Field(default_factory=dict)
-    """Factor of the pairs of a source, by its path (`hub:org/name`), 1 where none is named; rows of a named source
-    count to it whatever source they name themselves."""
     share_prompts: bool = False
     """Compute the prompt of a pair once; the same up to rounding."""
     center_scores: bool = False
@@ -226,15 +227,10 @@ class RewardSection(SupervisedSection):
             broken.append(("ties", "a tie has no GOOD and BAD reply; set ties to drop, or binarise to false"))
         if self.min_grade is not None and self.rankings == "prompts":
             broken.append(("min_grade", "chooses among single pairs; set rankings to pairs, or remove the key"))
-        known = {source.name for source in self.data}
-        for name in sorted(set(self.source_weights) - known):
-            broken.append(("source_weights", f"'{name}' is no source of data; name one of {', '.join(sorted(known))}"))
         return broken
 
     @property
     def grouped(self) -> bool:
         """Whether any option needs groups of replies; else pairs are trained as they always were."""
         plain = self.margin == "none" and not (self.label_smoothing or self.centering or self.lm_weight)
-        return (
-            not plain or self.rankings == "prompts" or self.binarise or bool(self.source_weights) or self.share_prompts
-        )
+        return not plain or self.rankings == "prompts" or self.binarise or self.share_prompts

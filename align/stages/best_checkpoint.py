@@ -84,16 +84,15 @@ class BestCheckpoint:
         """
         if not evaluation["heldout_loss"] < (self.best["heldout_loss"] if self.best else math.inf):
             return
-
-        def keep() -> None:
-            with files.atomic_dir(self.folder) as draft:
-                model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-                save_model(model, self.trainer.processing_class, draft)
-                files.write_json(draft / FIGURES, evaluation)
-
         told = "the first rank could not keep the best model (see its message)"
-        agree(keep, lambda _: TrainingError(told), mine=is_main())
+        agree(lambda: self._write(evaluation), lambda _: TrainingError(told), mine=is_main())
         self.best = evaluation
+
+    def _write(self, evaluation: dict[str, Any]) -> None:
+        with files.atomic_dir(self.folder) as draft:
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            save_model(model, self.trainer.processing_class, draft)
+            files.write_json(draft / FIGURES, evaluation)
 
     def restore(self) -> dict[str, Any]:
         """Put the best weights into the trainer's model; returns what was measured with them.

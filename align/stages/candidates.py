@@ -114,9 +114,10 @@ def sample_round(sampler: Sampler, prompts: Sequence[Prompt], folder: Path, *, s
         DataError: the file is damaged, or of other prompts.
         StorageError: the disk is full.
     """
-    file, told = folder / FILE, "another rank could not sample (see its message)"
+    file = folder / FILE
     barrier()  # all ranks look before any of them writes
     if not file.is_file():
+        told = "another rank could not sample (see its message)"
         agree(lambda: _sample_pieces(sampler, prompts, folder / PIECES, seed), lambda _: TrainingError(told))
         if is_main():
             _join(file, folder / PIECES, pieces(len(prompts), sampler.rollout))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from align.models.save import dress, save_model
 from align.runs.errors import OutputError
 from align.runtime import files
-from align.runtime.errors import AlignError, StorageError, reason_of
+from align.runtime.errors import AlignError, StorageError
 from align.runtime.files import prove_folder
 from align.runtime.peft_model import is_peft
 from align.runtime.ranks import agree, is_main
@@ -44,12 +44,13 @@ def prove_outputs(stage: str, out_dir: Path, tokenizer: Any, models: Mapping[str
     for module in models.values():
         dress(module, tokenizer)  # on all ranks: their configurations stay equal
 
-    def prove() -> None:
+    def write() -> None:
         _check_places(out_dir)
         for name, module in models.items():
             _write_draft(f"{stage}: {out_dir / name}", module, tokenizer)
 
-    agree(prove, lambda _: StorageError(f"{out_dir}: the first rank cannot write (see its message)"), mine=is_main())
+    told = f"{out_dir}: the first rank cannot write (see its message)"
+    agree(write, lambda _: StorageError(told), mine=is_main())
 
 
 def _check_places(out_dir: Path) -> None:
@@ -74,9 +75,10 @@ def _write_draft(what: str, module: nn.Module, tokenizer: Any) -> None:
     except AlignError:
         raise
     except Exception as error:  # of transformers, safetensors, tokenizers, jinja
+        words = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OutputError(
-            f"{what} could not be written after training ({type(error).__name__}: {reason_of(error)}); mend the model "
-            "or the tokenizer that the stage starts from"
+            f"{what} could not be written after training ({type(error).__name__}: {words}); mend the model or the "
+            "tokenizer that the stage starts from"
         ) from error
 
 

@@ -82,16 +82,16 @@ class Evaluations(TrainerCallback):
 
     def _ask(self, prompts: Sequence[Prompt] | None = None, longest: int | None = None) -> list[dict[str, Any]]:
         """The sampled replies on the first rank, nothing on the others."""
+        asked, longest = self.prompts if prompts is None else prompts, longest or self.max_new_tokens
 
-        def ask() -> list[dict[str, Any]]:
+        def sample() -> list[dict[str, Any]]:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             engine = make_engine("hf", model, pad_token_id=self.tokenizer.pad_token_id, batch_size=self.batch_size)
-            asked = self.prompts if prompts is None else prompts
             with memory_errors("sampling", "eval_batch_size", "max_completion_length"):
-                return sample_replies(engine, self.tokenizer, asked, longest or self.max_new_tokens, self.seed)
+                return sample_replies(engine, self.tokenizer, asked, longest, self.seed)
 
         told = "the first rank could not sample replies (see its message)"
-        return agree(ask, lambda _: TrainingError(told), mine=is_main()) or []
+        return agree(sample, lambda _: TrainingError(told), mine=is_main()) or []
 
     def final(self) -> Evaluation:
         """The evaluation of the model as it is after training: the one of the last step, or a new one.

@@ -61,7 +61,6 @@ def encode_training(
         margin=section.margin,
         margin_scale=section.margin_scale,
         ties=section.ties,
-        source_weights=section.source_weights,
         join=section.rankings == "prompts",
     )
     groups = binarised(groups) if section.binarise else groups

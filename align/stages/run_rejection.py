@@ -138,7 +138,7 @@ def evaluate_heldout(sampler: Sampler, prompts: Sequence[Prompt], folder: Path) 
     """
     if not prompts:
         return {}
-    file, told = folder / HELDOUT, "the first rank could not answer the held-out prompts (see its message)"
+    file = folder / HELDOUT
 
     def answer() -> None:
         with closing(sampler):
@@ -146,6 +146,7 @@ def evaluate_heldout(sampler: Sampler, prompts: Sequence[Prompt], folder: Path) 
         asked = [{"prompt": prompt.messages[-1].content, "category": prompt.category} for prompt in prompts]
         common.write_rows(file, [line | reply.row() for line, (reply,) in zip(asked, judged, strict=True)])
 
+    told = "the first rank could not answer the held-out prompts (see its message)"
     agree(answer, lambda _: TrainingError(told), mine=is_main() and not file.is_file())
     rows = common.read_rows(file)
     asked = [prompt.messages[-1].content for prompt in prompts]

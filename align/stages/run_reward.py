@@ -73,8 +73,8 @@ def train_reward(
     began = time.perf_counter()
     model, tokenizer, fresh_head = load(recipe, section, origin, seed, stage=stage)
     common.open_folder(recipe, out_dir)
-    ranked, named = section.rankings == "prompts", section.source_weights
-    train, heldout, reports = train_and_heldout(section, Comparison, recipe, ranked=ranked, named=named)
+    ranked = section.rankings == "prompts"
+    train, heldout, reports = train_and_heldout(section, Comparison, recipe, ranked=ranked)
     if shuffle_labels:
         train = shuffled_labels(train, derive(seed, "labels"))
     rows, train, dropped = preferences.encode_training(tokenizer, train, section, derive(seed, "tags"))

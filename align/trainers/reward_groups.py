@@ -1,7 +1,7 @@
 """Reward training on groups: K replies to a prompt encoded once, all of their pairs learnt.
 
 Loss of an optimizer step: mean over its global groups (prompts) of
-weight * (mean over the group's pairs of `reward.losses.preference_loss` + lm_weight * NLL of the best reply a token).
+(mean over the group's pairs of `reward.losses.preference_loss` + lm_weight * NLL of the best reply a token).
 For two replies and default options that is the loss of `RewardTrainer`. InstructGPT (2203.02155, eq. 1) averages pairs
 of a prompt likewise; the LM term is that of Askell et al. 2021, on the chosen reply alone, through the frozen output
 layer of the language model that training started from.
@@ -44,7 +44,7 @@ class GroupOptions:
 class GroupCollator:
     """`GroupRow`s -> what `RewardModel.forward` takes, and pairs as indices of its scores.
 
-    Beside the model's inputs: `better`, `worse`, `margins`, `targets`, `groups` (P,), `weights` (G,), and for the LM
+    Beside the model's inputs: `better`, `worse`, `margins`, `targets`, `groups` (P,), `num_groups`, and for the LM
     term `lm_rows`, `lm_columns`, `lm_ids`, `lm_shares`, `lm_groups` (M,): which state predicts which id.
 
     Args:
@@ -70,7 +70,7 @@ class GroupCollator:
             first += len(row["reply_ids"])
         better, worse, groups, margins, targets = (torch.tensor(column) for column in zip(*found, strict=True))
         batch |= {"better": better, "worse": worse, "groups": groups, "margins": margins, "targets": targets}
-        batch["weights"] = torch.tensor([row["weight"] for row in rows])
+        batch["num_groups"] = len(rows)
         if self.options.lm_weight:
             batch |= _language_targets(rows, best, batch)
         return batch
@@ -131,7 +131,7 @@ class GroupRewardTrainer(RewardTrainer):
         return len(row["prompt_ids"]) + max(map(len, row["reply_ids"]))
 
     def count_items(self, inputs: dict[str, Tensor]) -> int:
-        return len(inputs["weights"])
+        return inputs["num_groups"]
 
     def forward_groups(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(better_P, worse_P) scores and the hidden states (B, T, d)."""
@@ -166,7 +166,7 @@ class GroupRewardTrainer(RewardTrainer):
             rows_at_once(len(layer_Vd)),
             lambda logits, at: -token_logprobs(logits, ids_M[at])[:, None],
         )
-        sums_G = nll_M1.new_zeros(len(inputs["weights"]))
+        sums_G = nll_M1.new_zeros(inputs["num_groups"])
         return sums_G.index_add(0, inputs["lm_groups"], nll_M1[:, 0] * inputs["lm_shares"])
 
     def compute_loss(
@@ -178,10 +178,10 @@ class GroupRewardTrainer(RewardTrainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Sum of the group losses of this micro-batch over the step's group count; scalar."""
         better_P, worse_P, states_BTd = self.forward_groups(model, inputs)
-        count = len(inputs["weights"])
+        count = inputs["num_groups"]
         losses_G = mean_by_group(self.compute_pair_losses(better_P, worse_P, inputs), inputs["groups"], count)
         if self.options.lm_weight:
             losses_G = losses_G + self.options.lm_weight * self.language_losses(states_BTd, inputs)
-        loss = self.mean_over_step((losses_G * inputs["weights"]).sum(), count, num_items_in_batch)
+        loss = self.mean_over_step(losses_G.sum(), count, num_items_in_batch)
         self.note_margins(better_P, worse_P)
         return (loss, {"chosen": better_P, "rejected": worse_P}) if return_outputs else loss

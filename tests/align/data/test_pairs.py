@@ -55,12 +55,6 @@ def test_what_gives_no_pair_is_counted():
     assert strong_enough([pair(grade=4), pair(grade=2), pair()], 3) == ([pair(grade=4), pair()], {"grade below 3": 1})
 
 
-def test_weights_of_sources_have_mean_one():
-    records = [pair(source="good"), pair(source="other"), pair(source="other"), pair(source="other")]
-    groups, _ = make_groups(records, source_weights={"good": 5.0})
-    assert [group.weight for group in groups] == pytest.approx([2.5, 0.5, 0.5, 0.5])
-
-
 def test_binarised_pairs_put_the_marker_before_the_reply():
     groups, _ = make_groups([pair()])
     assert [(group.replies, group.pairs) for group in binarised(groups)] == [

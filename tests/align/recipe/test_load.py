@@ -189,6 +189,17 @@ def test_keys_of_former_versions_say_what_became_of_them(write):
     )
 
 
+def test_a_gone_key_of_a_stage_in_two_sections_is_told_for_each(write):
+    rows = (
+        "{data: [a.jsonl], learning_rate: 1e-5, max_length: 8, batch_size: 8, micro_batch_size: 8, source_weights: {}}"
+    )
+    found = problems(write(f"{MINIMAL}pmp: {rows}\nrm: {rows}\n"))
+    assert [problem.partition(": it is gone")[0] for problem in found] == [
+        "pmp.source_weights: unknown key",
+        "rm.source_weights: unknown key",
+    ]
+
+
 def test_a_bad_value_does_not_make_findings_that_rest_on_its_default(write):
     # With the default micro_batch_size of 8 the split would be impossible: only the true error may be told.
     assert problems(write(MINIMAL + PPO), "ppo.micro_batch_size=x", "ppo.rollout_batch_size=2") == [

@@ -44,7 +44,6 @@ def evaluate_toy(recipe, stage, summary):
 '''
 RECORD = """    Stage(
         name="toy",
-        meaning="A stage that trains nothing.",
         section=ToySection,
         records="Comparison",
         run="align.stages.run_toy:run_toy",

@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import pytest
 
-from align.data.load import train_and_heldout
 from align.recipe.fields import Source
 from align.recipe.lineage import Origin
 from align.stages import preferences
@@ -76,7 +75,6 @@ def test_every_option_of_a_reward_section_reaches_training(tmp_path):
         ({"rm__ties": "soft"}, "ties: only scored replies have ties"),
         ({"rm__ties": "soft", "rm__rankings": "prompts", "rm__binarise": True}, "ties: a tie has no GOOD"),
         ({"rm__min_grade": 2, "rm__rankings": "prompts"}, "min_grade: chooses among single pairs"),
-        ({"rm__source_weights": {"no.jsonl": 2.0}}, "source_weights: 'no.jsonl' is no source of data"),
     ],
 )
 def test_contradictions_are_refused_at_load(tmp_path, keys, words):
@@ -201,29 +199,16 @@ def test_rows_and_trainer_are_made_as_the_section_says(tmp_path):
     write_data(tmp_path)
     recipe = small_recipe(tmp_path)
     run_stage(recipe, "base")
-    section = recipe.rm.model_copy(update=CHANGED | {"source_weights": {"a.jsonl": 3.0}})
+    section = recipe.rm.model_copy(update=CHANGED)
     model, tokenizer, _ = load(recipe, section, Origin("stage", "base"), 5, stage="rm")
     rows, _, dropped = preferences.encode_training(tokenizer, graded_pairs(), section, 0)
     assert dropped == {"grade below 2": 2}
     assert [row["pairs"] for row in rows] == [[(0, 1, 0.5 * grade, 1.0)] for grade in (2, 3, 4, 2, 3, 4)]
-    assert [row["weight"] for row in rows] == [0.5] * 3 + [1.5] * 3  # 1 and 3 over their mean
     args = _arguments(recipe, section, "rm", tmp_path / "x", 0, evaluate=False)
     layer = preferences.output_layer(recipe, section, tmp_path / "run" / "base" / "model", fresh_head=True, stage="rm")
     trainer = preferences.make_trainer(section, args, model, tokenizer, rows, [], layer)
     assert trainer.options == GroupOptions(label_smoothing=0.1, centering=0.01, lm_weight=0.2, share_prompts=True)
     assert trainer.output_layer.shape == (len(tokenizer), model.config.hidden_size)
-
-
-def test_a_weight_holds_for_rows_that_name_a_source_of_their_own(tmp_path):
-    write_data(tmp_path)
-    rows = [{"prompt": f"q{at}", "chosen": "good", "rejected": "bad", "source": "webgpt"} for at in range(4)]
-    file = tmp_path / "own.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sources = [str(file), *(source.path for source in small_recipe(tmp_path).rm.data)]
-    recipe = small_recipe(tmp_path, rm__data=sources, rm__source_weights={str(file): 9.0})
-    records, _, _ = train_and_heldout(recipe.rm, Comparison, recipe, named=recipe.rm.source_weights)
-    named = [record.source for record in records if record.chosen == "good"]
-    assert named and set(named) == {str(file)}
 
 
 def test_tools_on_offer_stay_in_groups(tmp_path):

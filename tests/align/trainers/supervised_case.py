@@ -69,7 +69,7 @@ def pair_rows(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
 
 
 def group_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Prompts with 2 to 4 replies, ranked, the last two of some tied; margins and weights of every size."""
+    """Prompts with 2 to 4 replies, ranked, the last two of some tied; margins of every size."""
     rng = random.Random(seed)
     rows = []
     for index in range(count):
@@ -77,7 +77,7 @@ def group_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
         k = 2 + index % 3
         replies = [[*(rng.randrange(256) for _ in range(rng.randint(1, 7))), 258] for _ in range(k)]
         pairs = [(k - 1 - a, k - 1 - b, 0.1 * a, 0.5 if b == 3 else 1.0) for a in range(k) for b in range(a + 1, k)]
-        rows.append({"prompt_ids": prompt, "reply_ids": replies, "pairs": pairs, "weight": 0.5 + index / 8})
+        rows.append({"prompt_ids": prompt, "reply_ids": replies, "pairs": pairs})
     return rows
 
 

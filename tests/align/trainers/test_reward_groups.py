@@ -39,7 +39,7 @@ def expected():
             pair = right * torch.log1p(torch.exp(-x)) + (1 - right) * torch.log1p(torch.exp(x))
             total = total + pair + 0.02 * (scores[better] + scores[worse]) ** 2
         best = len(row["reply_ids"]) - 1
-        losses.append(row["weight"] * (total / len(row["pairs"]) + LM * nll[best]))
+        losses.append(total / len(row["pairs"]) + LM * nll[best])
     (sum(losses) / BATCH).backward()
     return {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -74,7 +74,6 @@ def test_pairs_as_groups_are_the_plain_trainers_gradients(tmp_path):
             "prompt_ids": row["chosen_ids"][:1],
             "reply_ids": [row["chosen_ids"][1:], row["rejected_ids"][1:]],
             "pairs": [(0, 1, 0.0, 1.0)],
-            "weight": 1.0,
         }
         for row in pairs
     ]
