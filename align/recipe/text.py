@@ -25,9 +25,9 @@ from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.tag import Tag
 
 from align.recipe.errors import RecipeError
+from align.runtime.errors import MissingFileError
 from align.runtime.paths import typed_path
 from align.runtime.terminal import shortened
-from data_formats.errors import MissingFileError
 
 Lines = dict[tuple[str | int, ...], int]
 
