@@ -172,8 +172,9 @@ def engine_problems(key: str, rollout: RolloutSection) -> list[str]:
     if rollout.engine not in ("vllm", "vllm_server"):
         return []
     if not rollout.vllm.urls:
-        missing = missing_package(f"{key}.engine: '{rollout.engine}'", "vllm")
-        return [] if is_installed("vllm") else [f"{missing}, or use engine=hf"]
+        if is_installed("vllm"):
+            return []
+        return [missing_package(f"{key}.engine: '{rollout.engine}'", "vllm") + ", or use engine=hf"]
     variable = rollout.vllm.api_key_env
     if os.environ.get(variable, "").strip():
         return []

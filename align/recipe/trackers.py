@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from align.recipe.errors import did_you_mean
 from align.recipe.schema import Recipe
-from align.runtime.packages import how_to_install, is_installed
+from align.runtime.packages import is_installed, missing_package
 
 # transformers' names of trackers and the packages of which each needs all (one of several where they are joined by |).
 TRACKERS = {
@@ -45,7 +45,5 @@ def tracker_problems(recipe: Recipe, stages: Iterable[str]) -> Iterator[str]:
             yield f"{key}: there is no tracker '{name}'; {hint}"
         elif "ppo" in stages and name not in PPO_TRACKERS:
             yield f"{key}: ppo cannot log to '{name}'; it can to {', '.join(PPO_TRACKERS)}"
-        elif missing := [one for one in TRACKERS[name] if not any(map(is_installed, one.split("|")))]:
-            package = missing[0].partition("|")[0]
-            how = how_to_install(package)
-            yield f"{key}: '{name}' needs the package {package}, which is not installed: {how}"
+        elif missing := [package for package in TRACKERS[name] if not any(map(is_installed, package.split("|")))]:
+            yield missing_package(f"{key}: '{name}'", missing[0].partition("|")[0])

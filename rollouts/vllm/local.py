@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from align.runtime.packages import how_to_install
 from rollouts.errors import RolloutError
 from rollouts.settings import VLLMSettings, memory_hint
 from rollouts.vllm.isolation import PrivateWorld, quiet, undisturbed, without_vllms_cleanup
@@ -211,8 +212,7 @@ def _start(model: nn.Module, settings: VLLMSettings, **options: Any) -> vllm.LLM
             from vllm.platforms import current_platform
         except ImportError as error:
             raise RolloutError(
-                f"vLLM cannot be imported ({error}): install it by `make install-vllm` or "
-                "`pip install 'align-rlhf[vllm]'`, or set ppo.rollout.engine: hf"
+                f"vLLM cannot be imported ({error}): {how_to_install('vllm')}, or set ppo.rollout.engine: hf"
             ) from error
         on_cpu = current_platform.is_cpu()
         if on_cpu and options["mask"]:
