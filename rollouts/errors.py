@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_formats.errors import AlignError
+from align.runtime.errors import AlignError
 
 
 class RolloutError(AlignError, RuntimeError):

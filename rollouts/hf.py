@@ -25,7 +25,7 @@ from align.runtime.padding import pad_left
 from align.runtime.peft_model import base_of
 from rollouts.errors import RolloutError
 from rollouts.protocol import Completion, SamplingParams
-from rollouts.sampling import Drawn, Sampler
+from rollouts.sampling import Drawn, TokenSampler
 
 
 class HFEngine:
@@ -147,7 +147,7 @@ class HFEngine:
         self, model: nn.Module, prompts: list[list[int]], params: SamplingParams, uniforms_BT: Tensor
     ) -> list[Completion]:
         ids_BT, mask_BT = (rows.to(model.device) for rows in pad_left(prompts, self.pad_token_id))
-        sampler = Sampler(params, uniforms_BT.to(model.device))
+        sampler = TokenSampler(params, uniforms_BT.to(model.device))
         config = GenerationConfig(
             max_new_tokens=params.max_new_tokens,
             do_sample=False,  # the sampler draws

@@ -45,7 +45,7 @@ class Drawn:
     supports: list[list[tuple[int, ...]]] | None
 
 
-class Sampler(LogitsProcessor):
+class TokenSampler(LogitsProcessor):
     """Draws one token a row and a step.
 
     Args:

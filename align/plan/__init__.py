@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from align.plan.parts import Moment, Part, StagePlan
+from align.plan.parts import MemoryPart, Moment, StagePlan
 from align.plan.predict import plan_stages
 from align.plan.propose import Proposal, propose
 from align.plan.shapes import PlanError, Shape
 
-__all__ = ["Moment", "Part", "PlanError", "Proposal", "Shape", "StagePlan", "plan_stages", "propose"]
+__all__ = ["MemoryPart", "Moment", "PlanError", "Proposal", "Shape", "StagePlan", "plan_stages", "propose"]

@@ -8,13 +8,15 @@
 from __future__ import annotations
 
 from align.plan.models import Model
-from align.plan.parts import GIB, Part, parts
+from align.plan.parts import GIB, MemoryPart, parts
 from align.recipe.rollout_section import RolloutSection
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def engine_parts(rollout: RolloutSection, policy: Model, dtype: str, responses: int, device: str) -> tuple[Part, ...]:
+def engine_parts(
+    rollout: RolloutSection, policy: Model, dtype: str, responses: int, device: str
+) -> tuple[MemoryPart, ...]:
     """Its weights and cache on one device; nothing for HF generate and for servers elsewhere.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from align.plan.activations import Body
 from align.plan.count import count_adapter, saves_embedding
-from align.plan.parts import Part, parts
+from align.plan.parts import MemoryPart, parts
 from align.plan.precision import Precision
 from align.plan.shapes import Shape
 from align.recipe.fields import OptimSection
@@ -56,7 +56,7 @@ class Model:
         """Bytes of a trained parameter and of its gradient."""
         return 4 if self.body.lora is not None else self.body.precision.weights
 
-    def resident(self, ranks: int = 1) -> tuple[Part, ...]:
+    def resident(self, ranks: int = 1) -> tuple[MemoryPart, ...]:
         """Weights, adapter, moments of the optimizer, and the buckets in which DDP adds gradients up."""
         weights = self.body.precision.bytes_of(self.body.count, head=self.head) if self.own_weights else 0
         moments = self._moments() if self.optimizer else 0
@@ -78,7 +78,7 @@ class Model:
         """All of its gradients."""
         return self.trained * self.trained_width
 
-    def gradients(self) -> tuple[Part, ...]:
+    def gradients(self) -> tuple[MemoryPart, ...]:
         """The same as a part."""
         return parts(self.role, gradients=self.gradient_bytes)
 

@@ -9,7 +9,7 @@ KINDS = ("weights", "adapters", "optimizer", "gradients", "weight copies", "acti
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MemoryPart:
     """Memory with a reason: one of KINDS, of a model by its role (policy, critic, reference, reward, engine, model)."""
 
     kind: str
@@ -22,7 +22,7 @@ class Moment:
     """What is held at the same time at one point of a stage."""
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[MemoryPart, ...]
 
     @property
     def bytes(self) -> int:
@@ -49,6 +49,6 @@ def gib(size: float) -> str:
     return f"{size / GIB:.2f}"
 
 
-def parts(role: str, **bytes_of: float) -> tuple[Part, ...]:
+def parts(role: str, **bytes_of: float) -> tuple[MemoryPart, ...]:
     """Parts of one role; `_` in a kind stands for a blank, what is 0 is left out."""
-    return tuple(Part(kind.replace("_", " "), role, round(size)) for kind, size in bytes_of.items() if size > 0)
+    return tuple(MemoryPart(kind.replace("_", " "), role, round(size)) for kind, size in bytes_of.items() if size > 0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from align.plan import activations
 from align.plan.models import Model
-from align.plan.parts import Moment, Part, parts
+from align.plan.parts import MemoryPart, Moment, parts
 
-Held = tuple[Part, ...]
+Held = tuple[MemoryPart, ...]
 
 
 def training_moments(

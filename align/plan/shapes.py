@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from align.recipe.errors import did_you_mean
+from align.runtime.errors import AlignError
 from align.runtime.paths import typed_path
-from data_formats.errors import AlignError
 
 ADAPTER = "adapter_config.json"
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")

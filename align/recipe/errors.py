@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from align.runtime.errors import AlignError
 from align.runtime.terminal import shortened
-from data_formats.errors import AlignError
 
 Loc = tuple[str | int, ...]
 

@@ -7,7 +7,6 @@ checked for what can be known without torch and without running anything of the 
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from pydantic import BeforeValidator, Field
 from align.recipe.section import Count, Listed, LocalPath, Positive, Section, Url, as_tuple
 from align.runtime.address import url_problem
 from align.runtime.errors import PathError
+from align.runtime.packages import is_installed, missing_package
 from align.runtime.paths import typed_path
 from align.runtime.secrets import hidden_problem
 from align.runtime.terminal import shortened
@@ -316,15 +316,15 @@ def part_problems(key: str, part: RewardPart) -> list[str]:
         return [f"{key}.url: {problem}"]
     if isinstance(part, EndpointPart) and part.api_key_env and not os.environ.get(part.api_key_env, "").strip():
         return [f"{key}.api_key_env: the environment variable {part.api_key_env} is not set; set it to the key"]
-    if isinstance(part, MathPart) and importlib.util.find_spec("math_verify") is None:
-        return [f"{key}.kind: 'math' needs math-verify, which is not installed: pip install 'align-rlhf[maths]'"]
+    if isinstance(part, MathPart) and not is_installed("math_verify"):
+        return [missing_package(f"{key}.kind: 'math'", "math_verify")]
     return []
 
 
 def _function_problem(place: str, name: str) -> str | None:
     if not place.endswith(".py"):
         package = place.partition(".")[0]
-        if not package.isidentifier() or importlib.util.find_spec(package) is None:
+        if not package.isidentifier() or not is_installed(package):
             return (
                 f"there is no package '{package}' to import; install it, or name the function's file (file.py:{name})"
             )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator
 
 from align.recipe.section import Count, Listed, Positive, Rate, Section, Url
 from align.runtime.address import url_problem
+from align.runtime.packages import is_installed, missing_package
 from align.runtime.secrets import shown_url
 
 
@@ -172,10 +172,9 @@ def engine_problems(key: str, rollout: RolloutSection) -> list[str]:
     if rollout.engine not in ("vllm", "vllm_server"):
         return []
     if not rollout.vllm.urls:
-        if find_spec("vllm") is not None:
+        if is_installed("vllm"):
             return []
-        how = "pip install 'align-rlhf[vllm]' (make install-vllm in a checkout), or use engine=hf"
-        return [f"{key}.engine: '{rollout.engine}' needs vLLM, which is not installed: {how}"]
+        return [missing_package(f"{key}.engine: '{rollout.engine}'", "vllm") + ", or use engine=hf"]
     variable = rollout.vllm.api_key_env
     if os.environ.get(variable, "").strip():
         return []

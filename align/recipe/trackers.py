@@ -6,10 +6,10 @@ Nothing is imported for it: a package is looked for, not loaded.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
 
 from align.recipe.errors import did_you_mean
 from align.recipe.schema import Recipe
+from align.runtime.packages import is_installed, missing_package
 
 # transformers' names of trackers and the packages of which each needs all (one of several where they are joined by |).
 TRACKERS = {
@@ -28,7 +28,6 @@ TRACKERS = {
     "trackio": ("trackio",),
     "wandb": ("wandb",),
 }
-PROJECTS = {"azureml": "azureml-core", "comet_ml": "comet-ml"}  # where pip's name is another
 # Those that accelerate, with which ppo logs, knows too.
 PPO_TRACKERS = ("clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 
@@ -46,11 +45,5 @@ def tracker_problems(recipe: Recipe, stages: Iterable[str]) -> Iterator[str]:
             yield f"{key}: there is no tracker '{name}'; {hint}"
         elif "ppo" in stages and name not in PPO_TRACKERS:
             yield f"{key}: ppo cannot log to '{name}'; it can to {', '.join(PPO_TRACKERS)}"
-        elif missing := [package for package in TRACKERS[name] if not _is_installed(package)]:
-            package = missing[0].partition("|")[0]
-            project = PROJECTS.get(package, package)
-            yield f"{key}: '{name}' needs the package {package}, which is not installed: pip install {project}"
-
-
-def _is_installed(packages: str) -> bool:
-    return any(find_spec(package) is not None for package in packages.split("|"))
+        elif missing := [package for package in TRACKERS[name] if not any(map(is_installed, package.split("|")))]:
+            yield missing_package(f"{key}: '{name}'", missing[0].partition("|")[0])

@@ -17,7 +17,7 @@ from typing import Any
 from align.models.save import save_model
 from align.runs.errors import CheckpointError, TrainingError
 from align.runtime import files
-from align.runtime.ranks import any_rank, is_main
+from align.runtime.ranks import agree, barrier, is_main
 
 LOG = logging.getLogger("align")
 BEST, FIGURES = "best", "best.json"
@@ -48,7 +48,7 @@ class BestCheckpoint:
         self.trainer, self.folder = trainer, out_dir / BEST
         if is_main():
             files.heal(self.folder)
-        any_rank(False)  # a barrier: nobody reads before the first rank has healed
+        barrier()  # nobody reads before the first rank has healed
         self.best: dict[str, Any] | None = self._read()
 
     def _read(self) -> dict[str, Any] | None:
@@ -84,18 +84,15 @@ class BestCheckpoint:
         """
         if not evaluation["heldout_loss"] < (self.best["heldout_loss"] if self.best else math.inf):
             return
-        error: BaseException | None = None
-        try:
-            if is_main():
-                with files.atomic_dir(self.folder) as draft:
-                    model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-                    save_model(model, self.trainer.processing_class, draft)
-                    files.write_json(draft / FIGURES, evaluation)
-        except Exception as caught:
-            error = caught
-        if any_rank(error is not None):
-            raise error or TrainingError("the first rank could not keep the best model (see its message)")
+        told = "the first rank could not keep the best model (see its message)"
+        agree(lambda: self._write(evaluation), lambda _: TrainingError(told), mine=is_main())
         self.best = evaluation
+
+    def _write(self, evaluation: dict[str, Any]) -> None:
+        with files.atomic_dir(self.folder) as draft:
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            save_model(model, self.trainer.processing_class, draft)
+            files.write_json(draft / FIGURES, evaluation)
 
     def restore(self) -> dict[str, Any]:
         """Put the best weights into the trainer's model; returns what was measured with them.

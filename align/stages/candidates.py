@@ -25,7 +25,7 @@ from align.recipe import Recipe
 from align.recipe.rejection_section import SamplingSection
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
-from align.runtime.ranks import any_rank, is_main
+from align.runtime.ranks import agree, barrier, is_main
 from align.stages import common
 from align.stages.prompts import check_room
 from align.stages.rewards import build_reward
@@ -114,18 +114,14 @@ def sample_round(sampler: Sampler, prompts: Sequence[Prompt], folder: Path, *, s
         DataError: the file is damaged, or of other prompts.
         StorageError: the disk is full.
     """
-    file, error = folder / FILE, None
-    any_rank(False)  # a barrier: all ranks look before any of them writes
+    file = folder / FILE
+    barrier()  # all ranks look before any of them writes
     if not file.is_file():
-        try:
-            _sample_pieces(sampler, prompts, folder / PIECES, seed)
-        except Exception as caught:
-            error = caught
-        if any_rank(error is not None):
-            raise error or TrainingError("another rank could not sample (see its message)")
+        told = "another rank could not sample (see its message)"
+        agree(lambda: _sample_pieces(sampler, prompts, folder / PIECES, seed), lambda _: TrainingError(told))
         if is_main():
             _join(file, folder / PIECES, pieces(len(prompts), sampler.rollout))
-    any_rank(False)
+    barrier()
     return read_samples(file, prompts, sampler.rollout.num_generations)
 
 

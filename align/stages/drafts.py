@@ -22,7 +22,7 @@ from align.runs.errors import OutputError
 from align.runtime import files
 from align.runtime.files import prove_folder
 from align.runtime.peft_model import is_peft
-from align.runtime.ranks import any_rank, is_main
+from align.runtime.ranks import agree, is_main
 from align.stages.common import LOG, MADE_BY_STAGES
 from align.trainers import sharding
 from data_formats.errors import AlignError, StorageError
@@ -41,18 +41,16 @@ def prove_outputs(stage: str, out_dir: Path, tokenizer: Any, models: Mapping[str
         StorageError: something cannot be written where it belongs.
         OutputError: a model that cannot be saved as it is.
     """
-    error: Exception | None = None
     for module in models.values():
         dress(module, tokenizer)  # on all ranks: their configurations stay equal
-    if is_main():
-        try:
-            _check_places(out_dir)
-            for name, module in models.items():
-                _write_draft(f"{stage}: {out_dir / name}", module, tokenizer)
-        except Exception as caught:
-            error = caught
-    if any_rank(error is not None):
-        raise error or StorageError(f"{out_dir}: the first rank cannot write (see its message)")
+
+    def write() -> None:
+        _check_places(out_dir)
+        for name, module in models.items():
+            _write_draft(f"{stage}: {out_dir / name}", module, tokenizer)
+
+    told = f"{out_dir}: the first rank cannot write (see its message)"
+    agree(write, lambda _: StorageError(told), mine=is_main())
 
 
 def _check_places(out_dir: Path) -> None:

@@ -17,7 +17,7 @@ from align.evaluation.samples import replies_by_category, reply_figures, sample_
 from align.runs.errors import TrainingError
 from align.runs.metrics import MetricsLog
 from align.runtime.memory import memory_errors
-from align.runtime.ranks import any_rank, is_main
+from align.runtime.ranks import agree, is_main
 from align.stages import common, supervised
 from align.stages.best_checkpoint import BestCheckpoint
 from data_formats.records import Prompt
@@ -82,20 +82,16 @@ class Evaluations(TrainerCallback):
 
     def _ask(self, prompts: Sequence[Prompt] | None = None, longest: int | None = None) -> list[dict[str, Any]]:
         """The sampled replies on the first rank, nothing on the others."""
-        rows: list[dict[str, Any]] = []
-        error: Exception | None = None
-        if is_main():
-            try:
-                model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-                engine = make_engine("hf", model, pad_token_id=self.tokenizer.pad_token_id, batch_size=self.batch_size)
-                asked, longest = self.prompts if prompts is None else prompts, longest or self.max_new_tokens
-                with memory_errors("sampling", "eval_batch_size", "max_completion_length"):
-                    rows = sample_replies(engine, self.tokenizer, asked, longest, self.seed)
-            except Exception as caught:
-                error = caught
-        if any_rank(error is not None):
-            raise error or TrainingError("the first rank could not sample replies (see its message)")
-        return rows
+        asked, longest = self.prompts if prompts is None else prompts, longest or self.max_new_tokens
+
+        def sample() -> list[dict[str, Any]]:
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            engine = make_engine("hf", model, pad_token_id=self.tokenizer.pad_token_id, batch_size=self.batch_size)
+            with memory_errors("sampling", "eval_batch_size", "max_completion_length"):
+                return sample_replies(engine, self.tokenizer, asked, longest, self.seed)
+
+        told = "the first rank could not sample replies (see its message)"
+        return agree(sample, lambda _: TrainingError(told), mine=is_main()) or []
 
     def final(self) -> Evaluation:
         """The evaluation of the model as it is after training: the one of the last step, or a new one.

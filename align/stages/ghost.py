@@ -26,7 +26,7 @@ from align.evaluation.replies import JudgedReply, judged_replies
 from align.recipe.supervised_sections import GhostSection, SFTSection
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
-from align.runtime.ranks import any_rank, is_main
+from align.runtime.ranks import agree, is_main
 from align.stages import common
 from data_formats import chatml
 from data_formats.errors import DataError, EmptyDatasetError
@@ -105,15 +105,13 @@ def ghost_demonstrations(
         DataError: `ghost.jsonl` is damaged or of other conversations.
     """
     ghosts, file = choose(demos, section.ghost_attention, derive(seed, "choice")), out_dir / FILE
-    error: Exception | None = None
-    if is_main() and not file.is_file():
-        try:
-            model.to(device)
-            common.write_lines(file, _sampled(demos, ghosts, section, model, tokenizer, derive(seed, "replies")))
-        except Exception as caught:
-            error = caught
-    if any_rank(error is not None):
-        raise error or TrainingError("the first rank could not sample for ghost_attention (see its message)")
+
+    def sample() -> None:
+        model.to(device)
+        common.write_lines(file, _sampled(demos, ghosts, section, model, tokenizer, derive(seed, "replies")))
+
+    told = "the first rank could not sample for ghost_attention (see its message)"
+    agree(sample, lambda _: TrainingError(told), mine=is_main() and not file.is_file())
     return _taken(demos, ghosts, file)
 
 

@@ -28,7 +28,7 @@ from align.recipe.rejection_section import RejectionSection
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
 from align.runtime import files
-from align.runtime.ranks import any_rank, is_main
+from align.runtime.ranks import agree, barrier, is_main
 from align.stages import candidates, common, run_sft, selection
 from align.stages.candidates import REWARD, Sampler
 from align.stages.common import Summary
@@ -118,12 +118,12 @@ def finetune(recipe: Recipe, stage: str, section: RejectionSection, start: str, 
 
     Checkpoints go once the model is there: nothing resumes from them any more.
     """
-    any_rank(False)  # a barrier: the demonstrations are written
+    barrier()  # the demonstrations are written
     file = folder / "summary.json"
     if not file.is_file():
         told = section.finetuning(str((folder / DEMONSTRATIONS).resolve()))
         run_sft.run_sft(recipe, stage, section=told, init_from=Origin("path", start), out_dir=folder)
-    any_rank(False)
+    barrier()
     done = common.read_summary(folder) or {}
     if is_main():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -138,17 +138,16 @@ def evaluate_heldout(sampler: Sampler, prompts: Sequence[Prompt], folder: Path) 
     """
     if not prompts:
         return {}
-    file, error = folder / HELDOUT, None
-    if is_main() and not file.is_file():
-        try:
-            with closing(sampler):
-                judged = sampler.judged(prompts, seed=0, greedy=True)
-            asked = [{"prompt": prompt.messages[-1].content, "category": prompt.category} for prompt in prompts]
-            common.write_rows(file, [line | reply.row() for line, (reply,) in zip(asked, judged, strict=True)])
-        except Exception as caught:
-            error = caught
-    if any_rank(error is not None):
-        raise error or TrainingError("the first rank could not answer the held-out prompts (see its message)")
+    file = folder / HELDOUT
+
+    def answer() -> None:
+        with closing(sampler):
+            judged = sampler.judged(prompts, seed=0, greedy=True)
+        asked = [{"prompt": prompt.messages[-1].content, "category": prompt.category} for prompt in prompts]
+        common.write_rows(file, [line | reply.row() for line, (reply,) in zip(asked, judged, strict=True)])
+
+    told = "the first rank could not answer the held-out prompts (see its message)"
+    agree(answer, lambda _: TrainingError(told), mine=is_main() and not file.is_file())
     rows = common.read_rows(file)
     asked = [prompt.messages[-1].content for prompt in prompts]
     whole = all(isinstance(row.get(REWARD), int | float) and "finished" in row for row in rows)
@@ -179,7 +178,7 @@ def put_model(source: Path, target: Path) -> None:
     if is_main():
         with files.atomic_dir(target) as draft:
             shutil.copytree(source, draft, copy_function=share, dirs_exist_ok=True)
-    any_rank(False)
+    barrier()
 
 
 def summary_figures(before: Summary, rounds: Sequence[Summary]) -> Summary:

@@ -26,7 +26,7 @@ from align.runs.errors import CheckpointError
 from align.runs.seeding import derive
 from align.runtime import files
 from align.runtime.memory import memory_errors
-from align.runtime.ranks import any_rank, is_main
+from align.runtime.ranks import barrier, is_main
 from align.stages import common
 from align.stages.drafts import prove_outputs
 from align.trainers.arguments import training_arguments
@@ -212,7 +212,7 @@ class Record:
         self.trainer, self.tokenizer, self.stage = trainer, tokenizer, stage
         self.folder = Path(trainer.args.output_dir)
         trainer.data.keys = (f"{stage}.data", f"{stage}.eval_data")
-        any_rank(False)  # a barrier: nobody reads while the first rank still writes for another trainer
+        barrier()  # nobody reads while the first rank still writes for another trainer
         self.found: dict[str, Figures] = self._read()
         if not self.trained:
             model = trainer.accelerator.unwrap_model(trainer.model)
@@ -274,4 +274,4 @@ class Record:
     def _write(self) -> None:
         if is_main():
             files.write_json(self.folder / TRAINED, common.finite(self.found))
-        any_rank(False)
+        barrier()

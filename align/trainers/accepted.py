@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
+from align.recipe.estimators import ESTIMATORS
 from align.recipe.ppo_section import PPOConfig
+from align.runtime.terminal import shortened
 from data_formats.columns import with_all_columns
 from data_formats.detection import detect
 from data_formats.errors import DataError
@@ -80,10 +82,13 @@ def require_module(module: Any, argument: str, cure: str, *, values: bool = Fals
         raise TypeError(f"{argument}: a {type(module).__name__} gives logits, no values or scores; {cure}")
 
 
-def require_roles(policy: Any, critic: Any, reference: Any) -> None:
+def require_roles(policy: Any, critic: Any, reference: Any, advantage: str) -> None:
     """Raises TypeError where PPO's models are none; there may be no reference."""
     require_module(policy, "policy", LOAD_MODEL)
-    require_module(critic, "critic", LOAD_CRITIC, values=True)
+    if ESTIMATORS[advantage].critic:
+        require_module(critic, "critic", LOAD_CRITIC, values=True)
+    elif critic is not None:
+        raise TypeError(f"critic: must be None, since advantage={advantage} learns without one, not {_shown(critic)}")
     if reference is not None:
         require_module(reference, "reference", LOAD_MODEL)
 
@@ -149,6 +154,5 @@ def _shown(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, str | Path):
-        text = str(value)
-        return f"the text {text if len(text) <= 40 else text[:37] + '...'!r}"
+        return f"the text {shortened(str(value), 40)!r}"
     return "None" if value is None else f"a {type(value).__name__}"

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from align.recipe.batch import BLOCK_LOGITS
+from align.runtime.peft_model import base_of
 
 BEHIND_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
@@ -98,7 +99,7 @@ def rows_at_once(vocabulary: int) -> int:
 
 def head_of(raw_model: nn.Module) -> nn.Module | None:
     """The layer that makes the logits; None where the model does not name it."""
-    plain = raw_model.get_base_model() if hasattr(raw_model, "get_base_model") else raw_model  # behind an adapter
+    plain = base_of(raw_model)
     return plain.get_output_embeddings() if hasattr(plain, "get_output_embeddings") else None
 
 

@@ -17,8 +17,8 @@ from transformers.trainer_utils import IntervalStrategy
 
 from align.runs.callbacks import ProofCallback
 from align.runs.errors import TrainingError
+from align.runtime.errors import StorageError
 from align.runtime.memory import memory_errors
-from data_formats.errors import StorageError
 
 logger = logging.getLogger(__name__)
 

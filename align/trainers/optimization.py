@@ -19,6 +19,7 @@ from align.recipe.model_section import rounded_away
 from align.runs.errors import LaunchError, PrecisionError
 from align.runs.proof import StepProof
 from align.runtime.packages import require_package
+from align.runtime.peft_model import base_of
 from align.runtime.ranks import is_main
 from align.trainers import sharding
 from align.trainers.offload import Offload
@@ -214,5 +215,5 @@ def all_modules(module: nn.Module) -> Iterator[nn.Module]:
     """Those it holds, and those of the shared backbone that it computes with."""
     for part in module.modules():
         yield part
-        if hasattr(part, "get_base_model"):  # a role of a shared backbone does not hold what it computes with
-            yield from part.get_base_model().modules()
+        if (base := base_of(part)) is not part:  # a role of a shared backbone does not hold what it computes with
+            yield from base.modules()

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from align.runtime.packages import how_to_install
 from rollouts.errors import RolloutError
 from rollouts.settings import VLLMSettings, memory_hint
 from rollouts.vllm.isolation import PrivateWorld, quiet, undisturbed, without_vllms_cleanup
@@ -49,7 +50,7 @@ class LocalVLLM:
         if self.on_cpu:
             self._warm_up()
 
-    def run(self, prompts: list[list[int]], asked: list[vllm.SamplingParams]) -> list[vllm.RequestOutput]:
+    def sample(self, prompts: list[list[int]], asked: list[vllm.SamplingParams]) -> list[vllm.RequestOutput]:
         """What vLLM makes of each prompt, in their order, with the adapter where there is one."""
         self.wake(ALL)
         if not prompts:
@@ -88,7 +89,7 @@ class LocalVLLM:
             self._forget()
 
     def load_adapter(self, config: dict[str, Any], named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Puts an adapter, in PEFT's file format, in the place of the last one; all runs use it from then on.
+        """Puts an adapter, in PEFT's file format, in the place of the last one; all samples are by it from then on.
 
         Raises:
             RolloutError: vLLM refuses it; there is none then.
@@ -109,7 +110,7 @@ class LocalVLLM:
             raise RolloutError(f"vLLM refused the adapter: {error}") from error
 
     def drop_adapter(self) -> None:
-        """Runs use the base alone."""
+        """Samples are by the base alone."""
         if self._adapter is not None:
             self._adapter.cleanup()
             self._adapter = None
@@ -177,7 +178,7 @@ class LocalVLLM:
         if hasattr(torch.cpu, "_init_amx"):
             torch.cpu._init_amx()
         params = SamplingParams(max_tokens=2, top_p=0.9, seed=0, logprobs=0, ignore_eos=True, detokenize=False)
-        self.run([[0] * max(1, min(32, self.room - 2))], [params])
+        self.sample([[0] * max(1, min(32, self.room - 2))], [params])
         self._forget()
 
     def _forget(self) -> None:
@@ -211,8 +212,7 @@ def _start(model: nn.Module, settings: VLLMSettings, **options: Any) -> vllm.LLM
             from vllm.platforms import current_platform
         except ImportError as error:
             raise RolloutError(
-                f"vLLM cannot be imported ({error}): install it by `make install-vllm` or "
-                "`pip install 'align-rlhf[vllm]'`, or set ppo.rollout.engine: hf"
+                f"vLLM cannot be imported ({error}): {how_to_install('vllm')}, or set ppo.rollout.engine: hf"
             ) from error
         on_cpu = current_platform.is_cpu()
         if on_cpu and options["mask"]:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align import PPOTrainer
+from align import PPOConfig, PPOTrainer
 from align.data.encode import encode_prompts
+from align.recipe.estimators import Estimator
 from align.recipe.load import dump_recipe
+from align.trainers.ppo.advantages import register
 from data_formats.records import Message
 from examples.experiments import rejection_sampling, reward_modelling
 from reward.model import RewardModel
@@ -107,76 +109,49 @@ def test_weights_of_tokens_move_the_answer(tmp_path):
     assert (tmp_path / "weighted" / "model" / "model.safetensors").is_file()
 
 
-def test_rloo_learns_without_a_critic(tmp_path):
-    example = load("ppo_rloo")
-    figures = example.main(tmp_path)
+@pytest.fixture(scope="module")
+def optimal_baseline():
+    """The example, imported once: it registers its estimator."""
+    return load("ppo_optimal_baseline")
+
+
+def test_a_fifth_estimator_learns_without_a_critic(optimal_baseline, tmp_path):
+    figures = optimal_baseline.main(tmp_path)
     assert figures["before"] < 2 and figures["after"] > figures["before"] + 4
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert len(lines) == 40 and all(line["value/loss"] == line["value/grad_norm"] == 0.0 for line in lines)
+    assert len(lines) == 40 and not any(key.startswith("value/") for line in lines for key in line)
     assert all(line["policy/ratio_max"] == line["policy/ratio_min"] == 1.0 for line in lines)
-    assert sum(parameter.numel() for parameter in example.NoCritic().parameters()) == 1
 
 
 @pytest.mark.parametrize("whiten", [False, True])
-def test_rloo_advantages_by_hand(tmp_path, whiten):
-    """Against plain Python over the definition: reward of the reply minus the mean reward of the others."""
-    example = load("ppo_rloo")
+def test_its_advantages_by_hand(optimal_baseline, tmp_path, whiten):
+    """Against plain Python over the definition: reward of the reply minus the mean reward a token of all replies."""
     options = {"rollout": {"num_generations": 3}, "rollout_batch_size": 2, "whiten_advantages": whiten}
-    trainer = ppo_case.trainer(tmp_path, kind=example.RLOOTrainer, critic_model=example.NoCritic(), **options)
+    trainer = ppo_case.trainer(tmp_path, advantage="opo", **options)
     nan = math.nan  # stands where no token of a reply is
     rewards_NS = [[nan, -0.5, 2.0], [1.0, nan, nan], [0.25, 0.25, 3.0], [nan, nan, 7.0], [nan, -1, -1], [nan, 1, 0.0]]
     rewards_NS = torch.tensor(rewards_NS, dtype=torch.float64)
     mask_NS = ~rewards_NS.isnan()
-    # replies are worth 1.5, 1, 3.5 and 7, -2, 1
-    expected = [1.5 - 2.25, 1 - 2.5, 3.5 - 1.25, 7 + 0.5, -2 - 4, 1 - 2.5]
+    # replies are worth 1.5, 1, 3.5 and 7, -2, 1, and have 2, 1, 3 and 1, 2, 2 tokens
+    first, second = (2 * 1.5 + 1 + 3 * 3.5) / 6, (7 - 2 * 2 + 2 * 1) / 5
+    expected = [1.5 - first, 1 - first, 3.5 - first, 7 - second, -2 - second, 1 - second]
     tokens = [value for value, row in zip(expected, mask_NS.sum(1).tolist(), strict=True) for _ in range(row)]
     mean, std = statistics.fmean(tokens), statistics.pstdev(tokens)
-    advantages_NS, returns_NS, found = trainer.compute_advantages(rewards_NS, torch.zeros(6, 3), mask_NS)
+    advantages_NS, targets_NS, found = trainer.compute_advantages(rewards_NS, None, mask_NS)
     assert found == pytest.approx(std, abs=1e-12)
     for row, value in enumerate(expected):
         wanted = (value - mean) / std if whiten else value
         assert advantages_NS[row][mask_NS[row]].tolist() == pytest.approx([wanted] * int(mask_NS[row].sum()))
-    assert advantages_NS[~mask_NS].eq(0).all() and returns_NS.eq(0).all()
-    trainer.load_checkpoint(trainer.save_checkpoint())  # a run without a critic continues like any other
+    assert advantages_NS[~mask_NS].eq(0).all() and targets_NS is None
 
 
-def test_the_gradient_of_rloo_is_that_of_reinforce(tmp_path):
-    """Of one update: the gradient of -sum_i advantage_i log p(reply_i) over the number of tokens, computed apart."""
-    example = load("ppo_rloo")
-
-    class Watch(example.RLOOTrainer):
-        def policy_loss(self, logps_BS, batch):
-            self.seen = [*getattr(self, "seen", []), (logps_BS, batch)]
-            return super().policy_loss(logps_BS, batch)
-
-    plain = {"whiten_advantages": False, "normalize_reward": "none", "kl_coef": 0.5, "reward_clip_range": None}
-    trainer = ppo_case.trainer(
-        tmp_path, kind=Watch, critic_model=example.NoCritic(), num_mini_batches=1, micro_batch_size=8, **plain
-    )
-    with torch.no_grad():  # away from the reference, so that the KL in the reward is not 0
-        for parameter in trainer.policy.parameters:
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    samples = trainer.collect(trainer.prompts[:4])
-    scores_N = trainer.score(samples).total_N
-    experience, _ = trainer.make_experience(samples, scores_N)
-    trainer.update(experience)
-    ((logps_BS, batch),) = trainer.seen
-    logps_BS = logps_BS.detach().requires_grad_()
-    (found_BS,) = torch.autograd.grad(trainer.policy_loss(logps_BS, batch)[0], logps_BS)
-    kl_N = [
-        float((old - ref)[mask].sum())
-        for old, ref, mask in zip(experience.old_logps_NS, experience.ref_logps_NS, experience.mask_NS, strict=True)
-    ]
-    assert max(map(abs, kl_N)) > 0.01
-    worth = [
-        score - (0.0 if ended else 1.0) - 0.5 * kl
-        for score, ended, kl in zip(scores_N.tolist(), samples.finished, kl_N, strict=True)
-    ]
-    advantages = [worth[row] - worth[row ^ 1] for row in range(8)]  # two replies to a prompt: the other one's reward
-    order = {tuple(ids.tolist()): row for row, ids in enumerate(experience.tokens.input_ids_NT)}
-    for ids, mask_S, gradient_S in zip(batch.tokens.input_ids_NT, batch.mask_NS, found_BS, strict=True):
-        wanted_S = -advantages[order[tuple(ids.tolist())]] * mask_S
-        assert gradient_S.tolist() == pytest.approx(wanted_S.tolist(), rel=1e-4, abs=1e-5)
+def test_a_registered_estimator_is_known_to_recipes_and_its_name_is_taken(optimal_baseline):
+    assert PPOConfig(num_iterations=9, advantage="opo").trained_roles == ("policy",)
+    with pytest.raises(ValueError, match=r"num_generations: 1 leaves a reply none .* advantage=opo needs at least 2"):
+        PPOConfig(num_iterations=9, advantage="opo", rollout={"num_generations": 1})
+    for name in ("opo", "rloo"):
+        with pytest.raises(ValueError, match=f"there is an advantage estimator '{name}' already"):
+            register(name, Estimator())(optimal_baseline.OptimalBaseline)
 
 
 def test_the_best_policy_within_a_kl_budget_is_kept(tmp_path):

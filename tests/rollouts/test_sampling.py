@@ -7,7 +7,7 @@ import torch
 
 from rollouts.errors import RolloutError
 from rollouts.protocol import SamplingParams
-from rollouts.sampling import Sampler
+from rollouts.sampling import TokenSampler
 
 HALF, THIRTY, FIFTEEN, FIVE = math.log(0.5), math.log(0.3), math.log(0.15), math.log(0.05)
 
@@ -15,7 +15,7 @@ HALF, THIRTY, FIFTEEN, FIVE = math.log(0.5), math.log(0.3), math.log(0.15), math
 def draw(logits, uniforms, **params):
     """The tokens drawn in one step from one row of logits, for several uniform numbers, and their log-probabilities."""
     uniforms_BT = torch.tensor(uniforms, dtype=torch.float64)[:, None]
-    sampler = Sampler(SamplingParams(**params), uniforms_BT)
+    sampler = TokenSampler(SamplingParams(**params), uniforms_BT)
     scores = torch.tensor([logits] * len(uniforms))
     tokens = sampler(torch.zeros(len(uniforms), 1, dtype=torch.long), scores).argmax(-1).tolist()
     return tokens, [logprobs[0] for logprobs in sampler.finish().logprobs]

@@ -1,62 +1,138 @@
-"""Advantage estimators: from rewards a token to what the policy learns from and the critic's targets.
+"""Advantage estimators (`ppo.advantage`): from the shaped rewards of a global batch to what each token is worth.
 
-One is a class here and a word in the recipe. Replies to one prompt stand side by side, `num_generations` of them.
-Whitening is not theirs: `PPOTrainer.compute_advantages` does it over the whole global batch.
+An estimator is a class: made of the configuration, called with the rewards of the whole global batch. Whitening over
+that batch comes after it and is the same for all. A fifth one is a class here, or `register`ed by a program, and a row
+of `align.recipe.estimators`, which says what a recipe must know of it before torch is there.
+
+    gae            the critic's values                   whitened by default
+    rloo           the other replies to the prompt
+    grpo           all replies to the prompt, over their deviation; dr_grpo: not over it
+    reinforce_pp   the whole batch, by being whitened; without that it is REINFORCE with rewards-to-go
+
+The KL of `kl_in: reward` is compared, scaled and whitened with the rewards that it is part of, as in the papers of rloo
+and reinforce_pp. That of grpo has it in the loss (`kl_in: loss`; `kl_coef` then weighs it against advantages that were
+divided by a deviation) and takes each reply's mean over its tokens first (`loss_aggregation: sequence`). The ratio and
+its clip are a token's in all of them; where replies are compared, a masked one is in nobody's mean.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from align import functional
+from align.recipe.estimators import ESTIMATORS as FACTS
+from align.recipe.estimators import Estimator
 from align.recipe.ppo_section import PPOConfig
 
 
-class Estimator(Protocol):
-    """Made from the configuration once, asked once an iteration.
+class AdvantageEstimator(Protocol):
+    """What `ppo.advantage` names."""
 
-    Attributes:
-        needs_critic: whether it reads values; without, no critic is loaded or trained.
-    """
+    def __init__(self, config: PPOConfig): ...
 
-    needs_critic: ClassVar[bool]
-
-    @classmethod
-    def from_config(cls, config: PPOConfig) -> Self:
-        """As the recipe says."""
-
-    def __call__(self, rewards_NS: Tensor, values_NS: Tensor | None, mask_NS: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(advantages_NS, returns_NS), both 0 at masked positions; no returns without values.
+    def __call__(
+        self, rewards_NS: Tensor, values_NS: Tensor | None, mask_NS: Tensor, groups_N: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """(advantages_NS, the critic's targets_NS or None without a critic), 0 at masked positions, without gradient.
 
         Args:
-            rewards_NS: what each action earned, a KL penalty and the score on the last.
-            values_NS: the critic's before the update; None where there is none.
-            mask_NS: 1 on the actions that are learnt from.
+            rewards_NS: of each token; the score stands on the last one. One at a masked position is ignored.
+            values_NS: of the state before the token; None without a critic.
+            mask_NS: 1 on tokens that are learnt from.
+            groups_N: replies to one prompt have one number.
         """
 
 
-@dataclass(frozen=True, slots=True)
+Kind = TypeVar("Kind", bound=type[AdvantageEstimator])
+ESTIMATORS: dict[str, type[AdvantageEstimator]] = {}
+
+
+def register(name: str, facts: Estimator | None = None) -> Callable[[Kind], Kind]:
+    """Make the decorated class what `ppo.advantage: name` means.
+
+    Args:
+        facts: what a recipe must know of it; None: `align.recipe.estimators` has it.
+
+    Raises:
+        ValueError: another estimator has that name.
+    """
+
+    def add(kind: Kind) -> Kind:
+        if name in ESTIMATORS or (facts is not None and name in FACTS):
+            raise ValueError(f"there is an advantage estimator '{name}' already: register this one by another name")
+        if facts is not None:
+            FACTS[name] = facts
+        ESTIMATORS[name] = kind
+        return kind
+
+    return add
+
+
+@register("gae")
 class GAE:
-    """Generalised advantage estimation (Schulman et al. 2016). With `critic_lam` the returns have a lambda of their own
-    ("decoupled GAE": Yue et al. 2025, VAPO, section 3)."""
+    """Generalised advantage estimation (Schulman et al. 2016). With `critic_lam` the critic's targets have a lambda of
+    their own ("decoupled GAE": Yue et al. 2025, VAPO, section 3)."""
 
-    needs_critic: ClassVar[bool] = True
-    gamma: float
-    lam: float
-    critic_lam: float | None = None
+    def __init__(self, config: PPOConfig):
+        self.config = config
 
-    @classmethod
-    def from_config(cls, config: PPOConfig) -> Self:
-        return cls(config.gamma, config.lam, config.critic_lam)
-
-    def __call__(self, rewards_NS: Tensor, values_NS: Tensor | None, mask_NS: Tensor) -> tuple[Tensor, Tensor]:
-        advantages_NS, returns_NS = functional.gae(rewards_NS, values_NS, mask_NS, self.gamma, self.lam)
-        if self.critic_lam is not None and self.critic_lam != self.lam:
-            _, returns_NS = functional.gae(rewards_NS, values_NS, mask_NS, self.gamma, self.critic_lam)
-        return advantages_NS, returns_NS
+    def __call__(
+        self, rewards_NS: Tensor, values_NS: Tensor | None, mask_NS: Tensor, groups_N: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        gamma, lam, critic_lam = self.config.gamma, self.config.lam, self.config.critic_lam
+        advantages_NS, targets_NS = functional.gae(rewards_NS, values_NS, mask_NS, gamma, lam)
+        if critic_lam is not None and critic_lam != lam:
+            _, targets_NS = functional.gae(rewards_NS, values_NS, mask_NS, gamma, critic_lam)
+        return advantages_NS, targets_NS
 
 
-ESTIMATORS: dict[str, type[Estimator]] = {"gae": GAE}
+@register("rloo")
+class RLOO:
+    """REINFORCE leave-one-out (Ahmadian et al. 2024)."""
+
+    def __init__(self, config: PPOConfig):
+        pass
+
+    def __call__(
+        self, rewards_NS: Tensor, values_NS: Tensor | None, mask_NS: Tensor, groups_N: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        return functional.rloo_advantages(rewards_NS, mask_NS, groups_N), None
+
+
+@register("grpo")
+class GRPO:
+    """Group relative advantages, divided by the deviation of the group's rewards (Shao et al. 2024)."""
+
+    scale = True
+
+    def __init__(self, config: PPOConfig):
+        pass
+
+    def __call__(
+        self, rewards_NS: Tensor, values_NS: Tensor | None, mask_NS: Tensor, groups_N: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        return functional.grpo_advantages(rewards_NS, mask_NS, groups_N, scale=self.scale), None
+
+
+@register("dr_grpo")
+class DrGRPO(GRPO):
+    """The same without the division (Liu et al. 2025): RLOO's advantages times (k - 1) / k."""
+
+    scale = False
+
+
+@register("reinforce_pp")
+class ReinforcePlusPlus:
+    """REINFORCE++ (Hu 2025): the reward from each token on, KL included; its normalisation over the global batch is
+    `whiten_advantages`."""
+
+    def __init__(self, config: PPOConfig):
+        self.gamma = config.gamma
+
+    def __call__(
+        self, rewards_NS: Tensor, values_NS: Tensor | None, mask_NS: Tensor, groups_N: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        return functional.discounted_returns(rewards_NS, mask_NS, self.gamma), None

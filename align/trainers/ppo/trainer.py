@@ -1,12 +1,13 @@
-"""PPO with a critic, as the Qwen report (3.2.2) and InstructGPT (Ouyang et al. 2022) did it; an own loop on accelerate.
+"""PPO with a critic, as the Qwen report (3.2.2) and InstructGPT (Ouyang et al. 2022) did it, or with advantages that
+need none (`advantages.py`); an own loop on accelerate.
 
 One iteration: `collect` replies, `score` them, `make_experience` (old and reference log-probabilities and old values by
 the training forward, `penalize_scores`, `normalize_scores`, `shape_rewards`, `compute_advantages`), `update`. Each is a
 seam to override: a method of `PPOTrainer`, which hands it to the parts as a plain function.
 
-The trainer builds the parts and owns nothing that changes. Of them, `Rollout` samples, `WeightSync` brings the engine
-the weights, `ExperienceMaker` makes what is learnt from, `Learner` learns, `Evaluation` measures, and `Checkpoints`
-saves, restores and rolls back what the parts own.
+The trainer builds the parts and owns nothing that changes. `Rollout` samples, `WeightSync` brings the engine the
+weights, `ModelPasses` asks the models about the replies, `Learner` makes gradients and steps, `Evaluation` measures,
+and `Checkpoints` saves, restores and rolls back what the parts own.
 
 Decisions, and departures from the named papers:
 - Old log-probabilities come from a pass of their own over the very micro-batches of the first epoch, never from the
@@ -37,10 +38,12 @@ Decisions, and departures from the named papers:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
@@ -64,7 +67,7 @@ from align.trainers.ppo.average import WeightAverage
 from align.trainers.ppo.checkpoint import Checkpoints
 from align.trainers.ppo.controllers import KLController, PtxController
 from align.trainers.ppo.evaluation import Evaluation
-from align.trainers.ppo.experience import ExperienceMaker, Shaping, running_stats
+from align.trainers.ppo.experience import ModelPasses, counted_replies, running_stats, sampler_logps, support_of
 from align.trainers.ppo.forward import silence_dropout
 from align.trainers.ppo.guards import (
     NotFiniteError,
@@ -74,9 +77,18 @@ from align.trainers.ppo.guards import (
     together,
     warn_of,
 )
-from align.trainers.ppo.learner import Learner, Losses
+from align.trainers.ppo.learner import Learner, Minibatch
 from align.trainers.ppo.loop import IterationLoop, loop_arguments
-from align.trainers.ppo.metrics import Stopwatch, part_metrics, peak_memory, sample_rows, staleness
+from align.trainers.ppo.metrics import (
+    Stopwatch,
+    UpdateMetrics,
+    engine_metrics,
+    part_metrics,
+    peak_memory,
+    rollout_metrics,
+    sample_rows,
+    staleness,
+)
 from align.trainers.ppo.minibatches import check_split, plan_minibatches, shuffled
 from align.trainers.ppo.ptx import PtxStream, ptx_nll_sum
 from align.trainers.ppo.rollout import Rollout
@@ -95,8 +107,9 @@ class PPOTrainer(IterationLoop):
     """Trains `policy` to please `reward`, staying near `reference`.
 
     Args:
-        policy: a causal LM; `critic`: gives values_BT for (input_ids, attention_mask). Both are trained in place, with
-            their dropout set to 0. Two modules that share nothing, or two roles of one `SharedBackbone`.
+        policy: a causal LM; `critic`: gives values_BT for (input_ids, attention_mask), None where `config.advantage`
+            needs none. Both are trained in place, with their dropout set to 0. Two modules that share nothing, or two
+            roles of one `SharedBackbone`.
         reward: scores replies; never trained. A function becomes a `FunctionReward`; `gold` likewise.
         tokenizer: of the policy, with ChatML's control tokens.
         config: a `PPOConfig`, or the recipe's ppo section, whose data and origins are not read here.
@@ -117,7 +130,7 @@ class PPOTrainer(IterationLoop):
     def __init__(
         self,
         policy: nn.Module,
-        critic: nn.Module,
+        critic: nn.Module | None,
         reward: Reward,
         tokenizer: Any,
         config: PPOConfig,
@@ -133,10 +146,10 @@ class PPOTrainer(IterationLoop):
         accelerator: Accelerator | None = None,
         seed: int = 0,
     ):
-        accepted.require_roles(policy, critic, reference)
+        accepted.require_config(config, "config")
+        accepted.require_roles(policy, critic, reference, config.advantage)
         accepted.require_tokenizer(tokenizer, "tokenizer")
         accepted.require_vocabulary(tokenizer, policy=policy, critic=critic, reference=reference)
-        accepted.require_config(config, "config")
         accepted.require_engine(engine, "engine")
         reward = accepted.as_reward(reward, "reward")
         self.config, self.reward, self.tokenizer, self.seed = config, reward, tokenizer, seed
@@ -155,7 +168,7 @@ class PPOTrainer(IterationLoop):
         self.offload = Offload(config.offload, self.accelerator)
         self.offload.rest("reward", *reward_models(reward, self.gold))
         self._build_models(policy, critic, reference)
-        self.estimator = ESTIMATORS[config.advantage].from_config(config)
+        self.estimator = ESTIMATORS[config.advantage](config)
         self.reward_stats = running_stats(config.normalize_reward)
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.ptx_coef = PtxController(config.ptx_coef, config.ptx_grad_norm_ratio)
@@ -205,7 +218,7 @@ class PPOTrainer(IterationLoop):
         self.rollout = Rollout(
             self.engine, self.prompts, self.sampler, self.weight_sync, config, tokenizer, self.end_id, accelerator
         )
-        self.experience_maker = ExperienceMaker(policy, critic, reference, config, pad_id, offload, accelerator)
+        self.model_passes = ModelPasses(policy, critic, reference, config, offload, accelerator)
         self.learner = Learner(policy, critic, self.ema, self.ptx, self.ptx_coef, config, accelerator)
         self.evaluation = Evaluation(
             policy,
@@ -325,13 +338,54 @@ class PPOTrainer(IterationLoop):
     def make_experience(self, samples: Samples, scores_N: Tensor) -> tuple[Experience, dict[str, float]]:
         """The experience of the global batch and its metrics; every rank computes its share of the passes. A reply
         whose score is NaN teaches nothing (`on_reward_error: mask`)."""
-        shaping = Shaping(self.penalize_scores, self.normalize_scores, self.shape_rewards, self.compute_advantages)
-        experience, metrics = self.experience_maker.make(samples, scores_N, shaping, self.minibatches)
-        metrics |= {"kl_coef": self.kl.coef, **staleness(samples, self.policy_version)}
+        config, device = self.config, self.accelerator.device
+        generations = config.rollout.num_generations
+        tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids, self.pad_id, generations).to(device)
+        support = support_of(samples, tokens, config)
+        passes = self.model_passes.run(tokens, support, self.minibatches)
+        finished_N, mask_NS = torch.tensor(samples.finished, device=device), tokens.mask_NS
+        scores_N = scores_N.to(device)
+        judged_N = ~scores_N.isnan()
+        counts_N = counted_replies(judged_N, finished_N, config)
+        learnt_NS = mask_NS if counts_N is None else mask_NS & counts_N[:, None]
+
+        penalized_N = self.penalize_scores(scores_N.where(judged_N, 0.0), finished_N, mask_NS.sum(1))
+        normalized_N = self.normalize_scores(penalized_N, counts_N)
+        kl_NS = functional.kl_estimate(passes.full, passes.ref, config.kl_estimator)
+        rewards_NS = self.shape_rewards(normalized_N, kl_NS, learnt_NS)
+        advantages_NS, returns_NS, deviation = self.compute_advantages(rewards_NS, passes.values, learnt_NS)
+
+        by_reply = config.loss_aggregation == "sequence"
+        experience = Experience(
+            tokens=tokens,
+            mask_NS=learnt_NS,
+            scores_N=scores_N,
+            normalized_N=normalized_N,
+            old_logps_NS=passes.full if passes.ratio is None else passes.ratio,
+            ref_logps_NS=passes.ref,
+            old_values_NS=passes.values,
+            rewards_NS=rewards_NS,
+            advantages_NS=advantages_NS,
+            returns_NS=returns_NS,
+            full_logps_NS=None if passes.ratio is None else passes.full,
+            sampler_logps_NS=sampler_logps(samples, tokens, config),
+            weights_NS=functional.token_weights(learnt_NS, "sequence") if by_reply else None,
+            support=support,
+        )
+        return experience, self._rollout_metrics(samples, experience, passes.entropy, deviation)
+
+    def _rollout_metrics(
+        self, samples: Samples, experience: Experience, entropy_NS: Tensor, deviation: float
+    ) -> dict[str, float]:
+        metrics = rollout_metrics(samples, experience, entropy_NS, deviation)
+        metrics |= {"kl_coef": self.kl.coef, **engine_metrics(samples, experience)}
+        metrics |= staleness(samples, self.policy_version)
+        if self.config.on_reward_error == "mask":
+            metrics["reward/failed"] = float(experience.scores_N.isnan().sum())
         if self._logs_now:
             seed = derive(self.seed, "full_kl", self.state.global_step)
-            metrics["kl/full_token"] = self.experience_maker.full_kl(experience.tokens, seed)
-        return experience, metrics
+            metrics["kl/full_token"] = self.model_passes.full_kl(experience.tokens, seed)
+        return metrics
 
     def penalize_scores(self, scores_N: Tensor, finished_N: Tensor, lengths_N: Tensor) -> Tensor:
         """Scores after the penalties for a missing end and for length, in the reward's own unit."""
@@ -359,11 +413,12 @@ class PPOTrainer(IterationLoop):
         return functional.shape_rewards(normalized_N, kl_NS, mask_NS, coef)
 
     def compute_advantages(
-        self, rewards_NS: Tensor, values_NS: Tensor, mask_NS: Tensor
-    ) -> tuple[Tensor, Tensor, float]:
-        """(advantages_NS, returns_NS, standard deviation before whitening), over the whole global batch; the estimator
-        is `align.trainers.ppo.advantages`'s."""
-        advantages_NS, returns_NS = self.estimator(rewards_NS, values_NS, mask_NS)
+        self, rewards_NS: Tensor, values_NS: Tensor | None, mask_NS: Tensor
+    ) -> tuple[Tensor, Tensor | None, float]:
+        """(advantages_NS, the critic's targets_NS, standard deviation before whitening), over the whole global batch;
+        without a critic there are no values and no targets. The estimator is one of `advantages.py`."""
+        groups_N = torch.arange(len(rewards_NS), device=rewards_NS.device) // self.config.rollout.num_generations
+        advantages_NS, returns_NS = self.estimator(rewards_NS, values_NS, mask_NS, groups_N)
         moments = functional.Moments.of(advantages_NS, mask_NS)
         if self.config.whiten_advantages:
             advantages_NS = functional.whiten(advantages_NS, mask_NS, moments.mean, moments.var)
@@ -392,32 +447,44 @@ class PPOTrainer(IterationLoop):
             TrainingError: a gradient that is not finite (unless such steps are skipped); the models are as before that
                 step, and saved. Or the engine does not take the new weights; the models are saved then, too.
         """
-        version, iteration = self.policy_version, self.state.global_step + 1
-        losses = Losses(self.policy_loss, self.value_loss, self.ptx_loss)
-        try:
-            metrics = self.learner.update(
-                experience,
-                self.minibatches,
-                losses,
-                lambda: self.warming_up,
-                kl_coef=self.kl.coef,
-                logs=self._logs_now,
-            )
-        except NotFiniteError as problem:
-            folder = self.checkpoints.save_failed(self.state)
-            raise SavedError(
-                f"{problem} in iteration {iteration}; the models as they were before that step are saved in {folder}: "
-                "continue from an earlier checkpoint with a lower learning rate, or look at samples.jsonl"
-            ) from problem
+        learner, metrics, version = self.learner, UpdateMetrics(), self.policy_version
+        epochs = range(self.config.num_ppo_epochs)
+        plan = [step for epoch in epochs for step in self.minibatches(experience.tokens, epoch)]
+        for at, (rows_B, micros) in enumerate(plan):
+            minibatch, with_policy = Minibatch.of(experience, rows_B, micros), not self.warming_up
+            learner.critic_gradient(minibatch, self.value_loss, metrics)
+            if with_policy:
+                measure = self.policy_version == version and learner.measures_ptx(self._logs_now)
+                distance = learner.policy_gradient(minibatch, self.policy_loss, self.kl.coef, metrics, measure)
+                if learner.is_too_far(distance, minibatch):
+                    learner.drop_gradients()
+                    metrics.count("steps_left_out", len(plan) - at)
+                    break
+                learner.ptx_gradient(self.ptx_loss, metrics, measure)
+            with self._saved_where(
+                NotFiniteError,
+                "{problem} in iteration {iteration}; the models as they were before that step are saved in {folder}: "
+                "continue from an earlier checkpoint with a lower learning rate, or look at samples.jsonl",
+            ):
+                learner.step(metrics, with_policy=with_policy)
         self.rollout.wait()  # nothing samples while the engine's weights change
-        if self.policy_version == version or self.rollout.failed:
-            return metrics
+        pushed = {}
+        if self.policy_version != version and not self.rollout.failed:
+            with self._saved_where(
+                TrainingError, "{problem} (iteration {iteration}); the models after its update are saved in {folder}"
+            ):
+                pushed = self.weight_sync.push(self.policy_version)
+        return {"steps_left_out": 0.0, **metrics.over_ranks(self.accelerator), **pushed}
+
+    @contextmanager
+    def _saved_where(self, kind: type[TrainingError], words: str) -> Iterator[None]:
+        """Where an error of this kind is raised inside, save the models apart from the sound checkpoints, and say so in
+        these words."""
         try:
-            return metrics | self.weight_sync.push(self.policy_version)
-        except TrainingError as problem:
-            folder = self.checkpoints.save_failed(self.state)
-            told = f"{problem} (iteration {iteration}); the models after its update are saved in {folder}"
-            raise SavedError(told) from problem
+            yield
+        except kind as problem:
+            folder, iteration = self.checkpoints.save_failed(self.state), self.state.global_step + 1
+            raise SavedError(words.format(problem=problem, iteration=iteration, folder=folder)) from problem
 
     def policy_loss(self, logps_BS: Tensor, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum over reply tokens, and sums for the log; `logps_BS` on the support of `batch.old_logps_NS`."""
@@ -521,7 +588,13 @@ class PPOTrainer(IterationLoop):
         self._save(self.ema.module, folder)
 
     def save_critic(self, folder: str | Path) -> None:
-        """Write the critic, atomically."""
+        """Write the critic, atomically.
+
+        Raises:
+            TrainingError: there is none.
+        """
+        if self.critic is None:
+            raise TrainingError(f"there is no critic to save: advantage={self.config.advantage} learns without one")
         self._save(self.critic.raw, folder)
 
     def _save(self, module: nn.Module, folder: str | Path) -> None:

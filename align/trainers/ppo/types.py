@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from align.runtime.padding import padded
 from data_formats.records import Prompt
 from reward.failures import MAX_FAILED_SHARE, OnRewardError, judge_all
 from reward.protocol import Reward, Sample, prompt_columns
@@ -191,9 +192,8 @@ class TokenBatch:
                     f"row {row} has an empty {'reply' if prompt else 'prompt'}; a row needs a token of each"
                 )
         rows = [[*prompt, *reply] for prompt, reply in zip(prompt_ids, reply_ids, strict=True)]
-        width = max(map(len, rows))
         return cls(
-            torch.tensor([row + [pad_id] * (width - len(row)) for row in rows]),
+            padded(rows, pad_id),
             torch.tensor([len(prompt) for prompt in prompt_ids]),
             torch.tensor([len(row) for row in rows]),
             torch.arange(len(rows)) // num_generations,

@@ -28,6 +28,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from align.runtime.errors import AlignError
+from align.runtime.peft_model import base_of
 from align.trainers import sharding
 from align.trainers.optimization import TrainedModel
 from align.trainers.ppo.forward import reply_logprobs
@@ -137,7 +138,7 @@ class WeightSync:
         return max(gather_object([largest])) if self.accelerator.num_processes > 1 else largest
 
 
-class _Stream:
+class _TensorStream:
     """Named tensors that a consumer can neither close nor leave half read: the other ranks gather with this one."""
 
     def __init__(self, tensors: Iterable[tuple[str, Tensor]]):
@@ -150,8 +151,8 @@ class _Stream:
         return next(self._tensors)
 
 
-def _send(take: Callable[[_Stream], None], tensors: Iterable[tuple[str, Tensor]]) -> None:
-    stream = _Stream(tensors)
+def _send(take: Callable[[_TensorStream], None], tensors: Iterable[tuple[str, Tensor]]) -> None:
+    stream = _TensorStream(tensors)
 
     def work() -> None:
         try:
@@ -164,7 +165,7 @@ def _send(take: Callable[[_Stream], None], tensors: Iterable[tuple[str, Tensor]]
     together(work)
 
 
-def _read_on(stream: _Stream) -> None:
+def _read_on(stream: _TensorStream) -> None:
     for _ in stream:
         pass
 
@@ -186,6 +187,6 @@ def _engine_dtype(engine: Engine, policy: nn.Module) -> torch.dtype:
 
 def _weight_dtype(module: nn.Module) -> torch.dtype:
     """Of its base: an adapter may be finer."""
-    module = module.get_base_model() if hasattr(module, "get_base_model") else module  # a role holds its adapter alone
-    dtypes = [p.dtype for name, p in module.named_parameters() if p.is_floating_point() and "lora_" not in name]
+    base = base_of(module)  # a role holds its adapter alone
+    dtypes = [p.dtype for name, p in base.named_parameters() if p.is_floating_point() and "lora_" not in name]
     return max(set(dtypes), key=dtypes.count)

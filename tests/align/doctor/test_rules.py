@@ -121,7 +121,7 @@ SEEN = [
     ("held", "steps-left-out", r"^2.6 of 4 steps an iteration are left out over steps 1 to 5, target_kl 1e-07$"),
     ("skipping", "steps-not-finite", r"^2 steps in 2 iterations, steps 3 to 4$"),
     ("engine", "engine-apart", r"the log-probabilities differ by 0\.\d+ nats a token over steps 4 to 5"),
-    ("capped", "engine-apart", r"^\d\d% of the importance weights stand at their cap over steps 4 to 5$"),
+    ("capped", "engine-apart", r"^the log-probabilities differ by 0\.\d+ nats a token over steps 4 to 5$"),
 ]
 
 
@@ -289,11 +289,13 @@ def test_what_ails_only_one_part_brings_no_other_rule_up(made, name, expected):
 
 
 def test_weights_an_iteration_apart_by_design_are_no_fault_of_the_engine(made):
-    for name, still in (("engine", False), ("capped", True)):
+    capped = r"^\d\d% of the importance weights stand at their cap over steps 4 to 5$"
+    for name, words in (("engine", None), ("capped", capped)):
         history, _ = doctor_case.diagnosis(made(name))
         rollout = {**(history.setting("rollout") or {}), "overlap": True}
         behind = dataclasses.replace(history, settings={**history.settings, "rollout": rollout})
-        assert ("engine-apart" in doctor_case.words(examine(behind))) == still
+        found = doctor_case.words(examine(behind)).get("engine-apart")
+        assert (found is None) == (words is None) and (words is None or re.search(words, found))
 
 
 def test_a_critic_that_knows_much_but_gets_no_gradient(made, tmp_path):

@@ -123,7 +123,7 @@ def test_what_can_be(tmp_path, rollout, changes):
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_an_engine_that_cannot_be_had_is_said_before_anything_runs(tmp_path, monkeypatch, installed):
-    monkeypatch.setattr("align.recipe.rollout_section.find_spec", lambda name: installed or None)
+    monkeypatch.setattr("align.runtime.packages.find_spec", lambda name: installed or None)
     monkeypatch.delenv("SOME_KEY", raising=False)
     named = SERVER | {"vllm": {"urls": ["https://a"], "api_key_env": "SOME_KEY"}}
     for rollout, keyless in (({"engine": "auto"}, False), ({"engine": "vllm"}, False), (SERVER, False), (named, True)):

@@ -4,8 +4,9 @@ import importlib.util
 
 import pytest
 
-from align.recipe import Recipe, trackers
+from align.recipe import Recipe
 from align.recipe.trackers import PPO_TRACKERS, TRACKERS, tracker_problems
+from align.runtime import packages
 
 
 def recipe(*names):
@@ -24,17 +25,17 @@ def test_the_names_are_those_of_transformers_and_accelerate():
 def installed(monkeypatch):
     """Only these packages are found."""
     found = {"wandb", "mlflow", "tensorboardX"}
-    monkeypatch.setattr(trackers, "find_spec", lambda name: object() if name in found else None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: object() if name in found else None)
     return found
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("trackio", "'trackio' needs the package trackio, which is not installed: pip install trackio"),
-        ("dagshub", "'dagshub' needs the package dagshub, which is not installed: pip install dagshub"),
-        ("azure_ml", "'azure_ml' needs the package azureml, which is not installed: pip install azureml-core"),
-        ("flyte", "'flyte' needs the package flytekit, which is not installed: pip install flytekit"),
+        ("trackio", "'trackio' needs trackio, which is not installed: pip install trackio"),
+        ("dagshub", "'dagshub' needs dagshub, which is not installed: pip install dagshub"),
+        ("azure_ml", "'azure_ml' needs azureml-core, which is not installed: pip install azureml-core"),
+        ("flyte", "'flyte' needs flytekit, which is not installed: pip install flytekit"),
     ],
 )
 def test_a_package_that_is_missing(installed, name, words):
@@ -47,10 +48,10 @@ def test_one_of_two_packages_is_enough_and_of_others_all_are_needed(installed):
     assert list(tracker_problems(recipe("dagshub"), ("sft",))) == []
     installed.remove("mlflow")
     (problem,) = tracker_problems(recipe("dagshub"), ("sft",))
-    assert "needs the package mlflow" in problem
+    assert "needs mlflow" in problem
 
 
 def test_packages_are_looked_for_in_earnest():
-    assert trackers.find_spec is importlib.util.find_spec
+    assert packages.find_spec is importlib.util.find_spec
     (problem,) = tracker_problems(recipe("nothing"), ("sft",))
     assert problem.startswith("report_to.0: there is no tracker 'nothing'; known are azure_ml, ")

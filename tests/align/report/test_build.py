@@ -206,6 +206,6 @@ def test_a_full_disk_leaves_the_older_report_whole(tmp_path, monkeypatch):
     assert index.read_bytes() == older
     assert list(index.parent.glob(".*")) == []
     monkeypatch.undo()
-    (index.parent / ".index.html.abc.tmp").write_text("left by a killed process")
+    (index.parent / ".index.html.tmp-abc").write_text("left by a killed process")
     build_report(tmp_path)
     assert index.read_bytes() != older and list(index.parent.glob(".*")) == []

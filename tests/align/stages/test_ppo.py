@@ -29,7 +29,7 @@ def write_rows(path: Path, rows) -> None:
 
 
 def recipe(folder: Path, **changes) -> Recipe:
-    """A ppo stage whose policy and reward model are plain folders."""
+    """A ppo stage whose policy and reward model are plain folders; a key whose value is ... is left out."""
     write_data(folder)
     save_causal_lm(folder / "policy", seed=1)
     save_causal_lm(folder / "body", seed=2)
@@ -62,7 +62,7 @@ def recipe(folder: Path, **changes) -> Recipe:
         "data_root": str(folder),
         "seed": 4,
         "model": {"path": str(folder / "policy")},
-        "ppo": section | changes,
+        "ppo": {key: value for key, value in (section | changes).items() if value is not ...},
     }
     return Recipe.model_validate_json(json.dumps(data))
 
@@ -83,6 +83,21 @@ def test_the_stage_leaves_its_folder_behind(tmp_path):
     assert critic.config.hidden_size == body.config.hidden_size
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == [0, 1, 2, 3, 3]  # held-out prompts before and after
+
+
+def test_without_a_critic_none_is_loaded_saved_or_logged(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_ppo, "load_critic", None)
+    made = recipe(tmp_path, advantage="rloo", critic=..., critic_warmup_steps=...)
+    summary = run_ppo.run_ppo(made)
+    out = tmp_path / "run" / "ppo"
+    wanted = {"model", "metrics.jsonl", "samples.jsonl", "recipe.yaml", "summary.json"}
+    assert {path.name for path in out.iterdir()} == wanted
+    assert summary["optimizer_steps"] == 6 and "explained_variance" not in summary
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert not any("critic" in key or key.startswith("value") for line in lines for key in line)
+    assert all(line["warming_up"] == 0.0 for line in lines if "warming_up" in line)
+    text = (out / "recipe.yaml").read_text()
+    assert "advantage: rloo" in text and "critic_warmup_steps: 0" in text and "whiten_advantages: false" in text
 
 
 def test_the_best_policy_is_kept_and_named(tmp_path):

@@ -123,3 +123,16 @@ def test_a_rule_as_the_reward_needs_no_reward_role(chain, tmp_path):
     assert trainer.policy.raw.backbone.roles == ("policy", "reference", "critic")
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+def test_without_a_critic_there_is_no_such_role(chain, tmp_path):
+    section = {key: value for key, value in SECTION.items() if not key.startswith("critic")} | {"advantage": "grpo"}
+    recipe = Recipe.model_validate_json(json.dumps(chain.model_dump(mode="json") | {"ppo": section}))
+    trainer, _ = run_ppo.build(recipe, recipe.ppo, tmp_path / "looked at")
+    assert trainer.critic is None and trainer.policy.raw.backbone.roles == ("policy", "reference", "reward")
+    summary = run_ppo.run_ppo(recipe, out_dir=tmp_path / "run")
+    assert summary["optimizer_steps"] == 4 and not (tmp_path / "run" / "critic").exists()
+    assert not (tmp_path / "run" / "checkpoints" / "step-2" / "critic").exists()
+    again = run_ppo.build(recipe, recipe.ppo, tmp_path / "run")[0]
+    again.load_checkpoint(tmp_path / "run" / "checkpoints" / "step-2")
+    assert again.state.global_step == 2 and again.optimizer_steps == 4

@@ -234,6 +234,7 @@ def test_stopped_in_every_phase_it_ends_as_one_that_was_not(whole, monkeypatch):
     counted(SFTTrainer, "training_step", "steps")
     told(files, "put_dir", "put", 1)
     told(files, "write_text", "write", 0)
+    told(files, "write_json_lines", "write", 0)
     told(run_rejection, "evaluate_heldout", "look", 2)
     kills = 0
     while True:

@@ -109,16 +109,16 @@ def config(beta: float, **changes) -> PPOConfig:
     """Nothing scales the reward, neither running statistics nor whitening: they would weigh a KL in the loss against
     rewards of another unit, and the optimum would be that of another beta."""
     generations = changes.pop("num_generations", 256)
+    critic = {"learning_rate": 1e-2, "lr_scheduler_type": "linear"}
+    with_critic = {"critic_warmup_steps": 5, "critic": critic} if changes.get("advantage", "gae") == "gae" else {}
     rollout = {"engine": "hf", "top_p": 1.0, "max_completion_length": 4}
     values = {
         "num_iterations": 150,
         "rollout_batch_size": 1,
         "num_mini_batches": 1,
         "micro_batch_size": generations,
-        "critic_warmup_steps": 5,
         "rollout": rollout | {"num_generations": generations, "batch_size": generations},
         "policy": {"learning_rate": 3e-3, "lr_scheduler_type": "linear"},
-        "critic": {"learning_rate": 1e-2, "lr_scheduler_type": "linear"},
         "kl_coef": beta,
         "normalize_reward": "none",
         "reward_clip_range": None,
@@ -126,7 +126,7 @@ def config(beta: float, **changes) -> PPOConfig:
         "log_samples": 0,
         "guards": {"warn_equal_rewards": False},
     }
-    return PPOConfig(**(values | changes))
+    return PPOConfig(**(values | with_critic | changes))
 
 
 def train(
@@ -138,12 +138,13 @@ def train(
     if own_gradient is not None:
         kind = type("OwnGradient", (EstimateInLoss,), {"beta": beta, "kind": own_gradient})
         changes["kl_coef"] = 0.0
+    told = config(beta, **changes)
     trainer = kind(
         reference,
-        Critic.from_causal_lm(reference),
+        Critic.from_causal_lm(reference) if told.estimator.critic else None,
         FunctionReward(lambda prompts, completions: [REWARDS[reply] for reply in completions], "table"),
         TOKENIZER,
-        config(beta, **changes),
+        told,
         [PROMPT],
         output_dir=folder,
         seed=seed,

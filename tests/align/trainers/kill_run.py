@@ -21,6 +21,8 @@ import numpy
 import torch
 
 from align.runs import checkpoint, metrics
+from align.runs.callbacks import stage_callbacks
+from align.runs.interrupt import StopFlag
 from align.runs.seeding import seed_everything
 from align.stages import run_ppo
 from align.trainers.ppo import PPOTrainer
@@ -230,7 +232,11 @@ def run(path: Path, order: str = "", *flags: str) -> None:
         with open(path / "starts.jsonl", "a") as file:
             file.write(json.dumps(checkpoint.step_of(newest) if newest else None) + "\n")
     seed_everything(3 if newest is None else 999)  # a resumed process starts with other generators
-    run_ppo._train(trainer, "ppo")
+    start = checkpoint.step_of(newest) if newest else 0
+    with StopFlag() as flag:  # as the stage does
+        for callback in stage_callbacks("ppo", path, flag, start, metrics=False, figures=run_ppo.BAR):
+            trainer.add_callback(callback)
+        trainer.train(resume_from_checkpoint=newest)
     trainer.kill("after_training", **trainer.where())
     trainer.save_model(path / "model")
     trainer.save_critic(path / "critic")

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import Qwen2ForCausalLM
 
 from align.models.critic import Critic
+from align.recipe.estimators import ESTIMATORS
 from align.recipe.ppo_section import PPOSection
 from align.trainers.ppo import PPOTrainer
 from align.trainers.ppo.types import Samples
@@ -51,7 +52,9 @@ def section(**changes) -> PPOSection:
         "batch_size": 64,
     } | changes.pop("rollout", {})
     policy_optim = {"learning_rate": 1e-2} | changes.pop("policy", {})
-    critic_optim = {"learning_rate": 2e-2} | changes.pop("critic", {})
+    critic_optim = {"critic": {"learning_rate": 2e-2} | changes.pop("critic", {})}
+    if not ESTIMATORS[changes.get("advantage", "gae")].critic:
+        critic_optim = {}
     values = {
         "data": ({"path": "unused"},),
         "num_iterations": 2,
@@ -61,7 +64,7 @@ def section(**changes) -> PPOSection:
         "critic_warmup_steps": 0,
         "rollout": rollout,
         "policy": policy_optim,
-        "critic": critic_optim,
+        **critic_optim,
     }
     if changes.get("ptx_coef"):
         values["ptx_data"] = ({"path": "unused"},)
@@ -70,12 +73,14 @@ def section(**changes) -> PPOSection:
 
 def trainer(folder, *, dtype=torch.float32, kind=PPOTrainer, num_prompts=12, reward=vowels, config=None, **options):
     changes = {key: options.pop(key) for key in list(options) if key in PPOSection.model_fields}
+    config = config or section(**changes)
+    given = options.pop("critic_model", None)
     return kind(
         options.pop("policy_model", None) or policy(dtype=dtype),
-        options.pop("critic_model", None) or critic(dtype=dtype),
+        (given or critic(dtype=dtype)) if config.estimator.critic else None,
         FunctionReward(reward) if callable(reward) else reward,
         TOKENIZER,
-        config or section(**changes),
+        config,
         prompts(num_prompts),
         output_dir=folder,
         **options,
@@ -150,13 +155,13 @@ class Recorder(PPOTrainer):
 
 def before_each_step(learner, note):
     """Have `note(trained)` called when the gradients of an optimizer step are there, before they are clipped."""
-    step = learner._step
+    step = learner.step
 
-    def noted(trained, metrics):
-        note(trained)
-        step(trained, metrics)
+    def noted(metrics, *, with_policy):
+        note({"value": learner.critic} | ({"policy": learner.policy} if with_policy else {}))
+        step(metrics, with_policy=with_policy)
 
-    learner._step = noted
+    learner.step = noted
 
 
 def share(samples: Samples, rank: int, world_size: int) -> Samples:

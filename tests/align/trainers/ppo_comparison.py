@@ -12,9 +12,10 @@ from torch import Tensor
 
 from align.trainers import sharding
 from align.trainers.ppo.types import Experience, Samples
-from tests.align.trainers import ppo_case, ppo_reference
+from tests.align.trainers import estimator_reference, ppo_case, ppo_reference
 from tests.align.trainers import ppo_reference_losses as losses
-from tests.align.trainers.ppo_reference import Reply, Sampled, Settings, State
+from tests.align.trainers.estimator_reference import Settings
+from tests.align.trainers.ppo_reference import Reply, Sampled, State
 
 LENGTHS = (5, 1, 7, 3, 2, 6, 4, 7)  # the second is empty: its end token alone
 FINISHED = (True, True, False, True, True, True, False, True)
@@ -91,7 +92,7 @@ class Witness(ppo_case.PPOTrainer):
 
     def _weights(self) -> Weights:
         models = {"policy": self.policy, "value": self.critic}
-        return {name: _whole(model.parameters) for name, model in models.items()}
+        return {name: _whole(model.parameters) for name, model in models.items() if model is not None}
 
     def _note(self, trained):
         gradients = {name: _whole(model.gradients()) for name, model in trained.items()}
@@ -118,7 +119,7 @@ def trainer(folder, **options) -> Witness:
         reference=policy(5),
         critic_model=ppo_case.ExactCritic(1, num_hidden_layers=1),
         reward=ppo_case.length_score,
-        rollout={"temperature": TEMPERATURE},
+        rollout={"temperature": TEMPERATURE} | options.pop("rollout", {}),
         **({"ptx_ratio": 1, "ptx_micro_batch_size": 2, "ptx_blocks": BLOCKS} if with_ptx else {}),
         **options,
     )
@@ -158,10 +159,11 @@ def as_an_engine_tells(samples: Samples, policy, seed: int) -> Samples:
 
 def settings_of(trainer: Witness) -> Settings:
     """The recipe's keys as the reference takes them."""
-    names = {one.name for one in fields(Settings)} - {"temperature"}
+    names = {one.name for one in fields(Settings)} - {"temperature", "num_generations"}
     config = trainer.config
     known = {name: getattr(config, name) for name in names if hasattr(config, name)}
-    return Settings(**known, temperature=config.rollout.temperature)
+    rollout = config.rollout
+    return Settings(**known, temperature=rollout.temperature, num_generations=rollout.num_generations)
 
 
 class Comparison:
@@ -198,16 +200,15 @@ class Comparison:
         self.errors[name] = max(self.errors.get(name, 0.0), math.inf if math.isnan(error) else error)
 
     def _load(self, weights: Weights) -> None:
-        for model, name in ((self.policy, "policy"), (self.critic, "value")):
-            for parameter, value in zip(model.parameters(), weights[name], strict=True):
+        for name, tensors in weights.items():
+            model = {"policy": self.policy, "value": self.critic}[name]
+            for parameter, value in zip(model.parameters(), tensors, strict=True):
                 parameter.data.copy_(value)
 
     def _iteration(self, done: Iteration) -> None:
         self._load(done.start)
         given = sampled(done.samples)
-        made, spread = ppo_reference.experience(
-            self.policy, self.critic, self.reference, given, self.state, self.settings
-        )
+        made, spread = self._experience(given)
         self._compare_experience(done, made)
         expected = ppo_reference.figures_of(self.policy, made, self.settings, spread)
         expected["kl_coef"] = self.state.kl_coef
@@ -239,6 +240,11 @@ class Comparison:
         if any("policy" in step.gradients for step in done.steps):
             self.state.kl_coef = ppo_reference.next_kl_coef(self.state.kl_coef, kl, len(made), self.settings)
 
+    def _experience(self, given: list[Sampled]) -> tuple[list[Reply], float]:
+        if self.settings.advantage != "gae":
+            return estimator_reference.experience(self.policy, self.reference, given, self.state, self.settings)
+        return ppo_reference.experience(self.policy, self.critic, self.reference, given, self.state, self.settings)
+
     @property
     def _warming_up(self) -> bool:
         return self.optimizer_steps < self.trainer.config.critic_warmup_steps
@@ -249,7 +255,9 @@ class Comparison:
 
     def _gradients(self, minibatch: list[Reply], blocks, notes) -> tuple[Weights, float | None]:
         """Of one optimizer step, and the ratio of the norms of the ptx and the PPO gradient where there are both."""
-        found = {"value": losses.critic_gradient(self.critic, minibatch, self.settings, notes)}
+        found = {}
+        if self.settings.advantage == "gae":
+            found["value"] = losses.critic_gradient(self.critic, minibatch, self.settings, notes)
         if self._warming_up:
             return found, None
         coefs = {"kl_coef": self.state.kl_coef, "ptx_coef": self.state.ptx_coef}
@@ -279,7 +287,8 @@ class Comparison:
             self.note("normalised score", found.normalized_N[row], reply.normalized)
             for name, field_name in EXPERIENCE.items():
                 tensor = getattr(found, field_name)
-                self.note(name.replace("_", " "), tensor[row, first : first + size], getattr(reply, name))
+                if tensor is not None:  # of a critic that is not there
+                    self.note(name.replace("_", " "), tensor[row, first : first + size], getattr(reply, name))
 
 
 def sampled(samples: Samples) -> list[Sampled]:

@@ -2,11 +2,12 @@
 
 MODE is `given` (the same samples for any number of ranks), `composed` (these, with a reward of two parts, which fails
 on one reply of the last rank, a running deviation and updates that end early), `reference` (compared with the
-independent PPO), `resume`, `overlap` (the same, the next batch sampled meanwhile; and an engine that gives up while it
-samples), `fail` (the engine of the last rank gives up), `sharded` (under FSDP2: shares of unequal size are judged,
-models saved, and bfloat16 computed in), `engine` (one with weights of its own on every rank, and full, LoRA and DoRA
-policies), `push_fails` (the last rank's engine breaks off in the middle of a push), `roles` (roles of one backbone, its
-layers checkpointed, given samples), or `refused` (these under FSDP2).
+independent PPO), `estimators` (likewise, advantages without a critic), `resume`, `overlap` (the same, the next batch
+sampled meanwhile; and an engine that gives up while it samples), `fail` (the engine of the last rank gives up),
+`sharded` (under FSDP2: shares of unequal size are judged, models saved, and bfloat16 computed in), `engine` (one with
+weights of its own on every rank, and full, LoRA and DoRA policies), `push_fails` (the last rank's engine breaks off in
+the middle of a push), `roles` (roles of one backbone, its layers checkpointed, given samples), or `refused` (these
+under FSDP2).
 """
 
 from __future__ import annotations
@@ -117,8 +118,18 @@ def reference(folder: Path) -> None:
     """The largest errors of some combinations of options, by combination."""
     rows = [ppo_options.changes(row) for row in ppo_options.covering(ppo_options.FACTORS)]
     options = {name: ppo_options.everything(name) for name in ppo_options.RUNS}
+    compare(folder, options | {str(at): row for at, row in enumerate(rows)})
+
+
+def estimators(folder: Path) -> None:
+    """The same of advantages without a critic, in groups that do not lie on one rank alone in any minibatch."""
+    groups = {"rollout": {"num_generations": 4}, "rollout_batch_size": 2, "mask_truncated_completions": True}
+    compare(folder, {name: groups | {"advantage": name} for name in ("rloo", "grpo", "dr_grpo", "reinforce_pp")})
+
+
+def compare(folder: Path, combinations: dict[str, ppo_options.Row]) -> None:
     found = {}
-    for name, changes in (options | {str(at): row for at, row in enumerate(rows)}).items():
+    for name, changes in combinations.items():
         trainer = ppo_comparison.trainer(folder / name, **({"num_iterations": 2} | changes))
         trainer.train()
         if trainer.accelerator.is_main_process:
@@ -254,7 +265,7 @@ def main(folder: Path, mode: str) -> None:
         write(trainer, folder / "learnt.pt")
         return
     modes = {"fail": fail, "overlap": overlap, "reference": reference, "sharded": sharded, "engine": own_engine}
-    modes |= {"push_fails": push_fails, "roles": roles, "refused": refused}
+    modes |= {"push_fails": push_fails, "roles": roles, "refused": refused, "estimators": estimators}
     if mode in modes:
         modes[mode](folder)
         return

@@ -10,7 +10,7 @@ from tests.align.trainers import ppo_comparison, ppo_options
 from tests.align.trainers.ppo_comparison import Comparison
 from tests.align.trainers.ppo_reference import Settings
 
-ROWS = ppo_options.covering(ppo_options.FACTORS, seed=1)
+ROWS = ppo_options.covering(ppo_options.FACTORS, seed=2)
 
 
 def compared(folder, iterations=2, **options) -> Comparison:
@@ -25,7 +25,7 @@ def test_every_two_levels_of_two_options_meet():
         {a: x, b: y}
         for a, b in combinations(factors, 2)
         for x, y in product(factors[a], factors[b])
-        if ppo_options.allowed({a: x, b: y}) and not any((row[a], row[b]) == (x, y) for row in ROWS)
+        if not any((row[a], row[b]) == (x, y) for row in ROWS)
     ]
     assert missing == []
     varied = {key for levels in factors.values() for keys in levels.values() for key in keys}

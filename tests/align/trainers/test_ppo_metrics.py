@@ -138,7 +138,7 @@ def test_full_kl_is_the_mean_over_the_tokens_of_one_micro_batch(tmp_path, temper
     assert len(found) == sum(len(samples.reply_ids[row]) for row in chosen)
     assert metrics["kl/full_token"] == pytest.approx(sum(found) / len(found), rel=1e-9)
     assert metrics["kl/full_token"] > 0.01
-    assert trainer.experience_maker.full_kl(tokens, derive(0, "full_kl", 0)) == metrics["kl/full_token"]
+    assert trainer.model_passes.full_kl(tokens, derive(0, "full_kl", 0)) == metrics["kl/full_token"]
 
 
 def test_full_kl_is_left_out_where_nothing_is_logged(tmp_path):

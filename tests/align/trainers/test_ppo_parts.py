@@ -83,9 +83,7 @@ def trained(tmp_path_factory):
 def test_no_part_holds_the_trainer(trained):
     """Nor a bound method of it, in any depth."""
     seen, found, todo = set(), [], [(name, part) for name, part in vars(trained).items() if is_part(part)]
-    assert {"rollout", "weight_sync", "experience_maker", "learner", "evaluation", "checkpoints"} <= {
-        n for n, _ in todo
-    }
+    assert {"rollout", "weight_sync", "model_passes", "learner", "evaluation", "checkpoints"} <= {n for n, _ in todo}
     while todo:
         path, value = todo.pop()
         if id(value) in seen:

@@ -89,6 +89,15 @@ def test_two_ranks_agree_with_the_independent_ppo(tmp_path, engine):
     assert all({"policy gradient", "value gradient", "advantages"} <= one["errors"].keys() for one in found.values())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_ranks_agree_with_the_independent_ppo_without_a_critic(tmp_path, engine):
+    run(tmp_path / "run", 2, "estimators", engine)
+    found = json.loads((tmp_path / "run" / "found.json").read_text())
+    assert len(found) == 4 and {name: one["wrong"] for name, one in found.items() if one["wrong"]} == {}
+    assert all({"policy gradient", "advantages"} <= one["errors"].keys() for one in found.values())
+
+
 @pytest.mark.parametrize("engine", FSDP2_FIRST)
 def test_two_ranks_resume_bit_for_bit(tmp_path, engine):
     run(tmp_path / "run", 2, "resume", engine)

@@ -19,8 +19,8 @@ ALIGN = {"PPOConfig", "PPOTrainer", "RewardTrainer", "SFTTrainer", "load_recipe"
 ALIGN |= {"Critic", "FunctionReward", "Prompt", "load_tokenizer"}  # what the trainers are given
 
 PPO = {
-    "__init__": "(self, policy: nn.Module, critic: nn.Module, reward: Reward, tokenizer: Any, config: PPOConfig, "
-    "prompts: Sequence[Prompt], *, output_dir: str | Path, reference: nn.Module | None = None, "
+    "__init__": "(self, policy: nn.Module, critic: nn.Module | None, reward: Reward, tokenizer: Any, "
+    "config: PPOConfig, prompts: Sequence[Prompt], *, output_dir: str | Path, reference: nn.Module | None = None, "
     "engine: Engine | None = None, ptx_blocks: Sequence[Sequence[int]] = (), eval_prompts: Sequence[Prompt] = (), "
     "gold: Reward | None = None, callbacks: Sequence[TrainerCallback] = (), accelerator: Accelerator | None = None, "
     "seed: int = 0)",
@@ -33,8 +33,8 @@ PPO = {
     "penalize_scores": "(self, scores_N: Tensor, finished_N: Tensor, lengths_N: Tensor) -> Tensor",
     "normalize_scores": "(self, scores_N: Tensor, counts_N: Tensor | None = None) -> Tensor",
     "shape_rewards": "(self, normalized_N: Tensor, kl_NS: Tensor, mask_NS: Tensor) -> Tensor",
-    "compute_advantages": "(self, rewards_NS: Tensor, values_NS: Tensor, mask_NS: Tensor) "
-    "-> tuple[Tensor, Tensor, float]",
+    "compute_advantages": "(self, rewards_NS: Tensor, values_NS: Tensor | None, mask_NS: Tensor) "
+    "-> tuple[Tensor, Tensor | None, float]",
     "update": "(self, experience: Experience) -> dict[str, float]",
     "minibatches": "(self, tokens: TokenBatch, epoch: int) -> list[tuple[Tensor, list[Tensor]]]",
     "warming_up": "property -> bool",

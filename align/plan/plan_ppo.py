@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from align.plan.activations import INNER_BLOCK
 from align.plan.engine import engine_parts, sleeps
 from align.plan.models import Model, frozen_model, trained_model
-from align.plan.parts import Moment, Part, StagePlan, parts
+from align.plan.parts import MemoryPart, Moment, StagePlan, parts
 from align.plan.passes import plain_moment, sampling_moments, training_moments
 from align.plan.shapes import Shape
 from align.recipe import Recipe, batch_plan
@@ -22,7 +22,7 @@ GOLD = "gold_reward"  # how the roles of reward models begin that judge for the 
 
 
 @dataclass(frozen=True, slots=True)
-class Roles:
+class StageModels:
     """The models of the stage; `critic` is None where the advantages need none."""
 
     policy: Model
@@ -36,14 +36,14 @@ class Roles:
         """Those in training, in the order in which an update computes their gradients."""
         return (self.policy,) if self.critic is None else (self.critic, self.policy)
 
-    def resident(self, ranks: int) -> tuple[Part, ...]:
+    def resident(self, ranks: int) -> tuple[MemoryPart, ...]:
         """What they hold for good."""
         critic = () if self.critic is None else (self.critic,)
         return tuple(
             part for model in (self.policy, *critic, self.reference, *self.rewards) for part in model.resident(ranks)
         )
 
-    def without_idle(self, held: tuple[Part, ...], *busy: str) -> tuple[Part, ...]:
+    def without_idle(self, held: tuple[MemoryPart, ...], *busy: str) -> tuple[MemoryPart, ...]:
         """`held` without what waits in the host's memory; `busy`: roles at work, or `ROLE's moments`."""
         away = {"reference"} if "reference" in self.offload else set()
         away |= {one.role for one in self.rewards} if "reward" in self.offload else set()
@@ -66,12 +66,12 @@ def shares_backbone(recipe: Recipe) -> bool:
     return recipe.model.adapter != "none" if asked == "auto" else bool(asked)
 
 
-def roles(recipe: Recipe, policy: Shape, critic: Shape | None, rewards: dict[str, Shape]) -> Roles:
+def roles(recipe: Recipe, policy: Shape, critic: Shape | None, rewards: dict[str, Shape]) -> StageModels:
     """The models of the recipe's ppo stage; the weights of a shared base are the policy's."""
     section, model = recipe.ppo, recipe.model
     shared = shares_backbone(recipe)
     from_adapter = init_origin(recipe, "ppo").kind == "stage"  # the reference is the adapter that training starts from
-    found = Roles(
+    found = StageModels(
         trained_model("policy", policy, model, section.policy),
         None if critic is None else trained_model("critic", critic, model, section.critic, head=False),
         frozen_model("reference", policy, model, head=True, adapter=from_adapter),
@@ -80,7 +80,7 @@ def roles(recipe: Recipe, policy: Shape, critic: Shape | None, rewards: dict[str
     if not shared:
         return found
     alone = gold_origins(recipe)  # it only looks on, and is loaded by itself
-    return Roles(
+    return StageModels(
         found.policy,
         None if critic is None else replace(found.critic, own_weights=critic != policy),
         replace(found.reference, own_weights=False),
@@ -130,7 +130,7 @@ def plan_ppo(
     return StagePlan("ppo", (*moments, *_steps(models, whole)))
 
 
-def _steps(models: Roles, held: tuple[Part, ...]) -> list[Moment]:
+def _steps(models: StageModels, held: tuple[MemoryPart, ...]) -> list[Moment]:
     """Where moments wait, those of one model are there at a time."""
     gradients = tuple(part for one in models.trained for part in one.gradients())
     if "optimizer" not in models.offload:
@@ -141,7 +141,7 @@ def _steps(models: Roles, held: tuple[Part, ...]) -> list[Moment]:
     ]
 
 
-def _sampling(recipe: Recipe, models: Roles, held: tuple[Part, ...], responses: int) -> list[Moment]:
+def _sampling(recipe: Recipe, models: StageModels, held: tuple[MemoryPart, ...], responses: int) -> list[Moment]:
     rollout = recipe.ppo.rollout
     truncated = rollout.top_p < 1 or rollout.top_k > 0
     return sampling_moments(
@@ -154,7 +154,7 @@ def _sampling(recipe: Recipe, models: Roles, held: tuple[Part, ...], responses: 
     )
 
 
-def _whole_kl(models: Roles, held: tuple[Part, ...], rows: int, tokens: int, device: str) -> Moment:
+def _whole_kl(models: StageModels, held: tuple[MemoryPart, ...], rows: int, tokens: int, device: str) -> Moment:
     """The exact KL of as many replies as a block of logits has room for: those of policy and reference, and three
     float32 pieces of theirs."""
     precision = models.policy.body.precision
@@ -165,7 +165,7 @@ def _whole_kl(models: Roles, held: tuple[Part, ...], rows: int, tokens: int, dev
     return Moment("policy and reference: exact KL", held + parts("policy", logits=made))
 
 
-def _ptx(recipe: Recipe, policy: Model, held: tuple[Part, ...], rows: int, device: str) -> list[Moment]:
+def _ptx(recipe: Recipe, policy: Model, held: tuple[MemoryPart, ...], rows: int, device: str) -> list[Moment]:
     """Pretraining rows come on top of the replies' gradients, whose norm is taken from a copy."""
     held += policy.gradients()
     tokens = recipe.ppo.ptx_max_length

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.plan.models import Model, frozen_model, trained_model
-from align.plan.parts import Moment, Part, StagePlan, parts
+from align.plan.parts import MemoryPart, Moment, StagePlan, parts
 from align.plan.passes import plain_moment, sampling_moments, training_moments
 from align.plan.shapes import Shape
 from align.recipe import STAGES, Recipe, batch_plan
@@ -46,7 +46,7 @@ def _training(
     return [*moments, Moment("model: optimizer step", held + model.gradients())]
 
 
-def _held(section: SupervisedSection, model: Model, ranks: int) -> tuple[Part, ...]:
+def _held(section: SupervisedSection, model: Model, ranks: int) -> tuple[MemoryPart, ...]:
     """What is there all the time: the model and, for a language model's term, an output layer that is not trained."""
     if not isinstance(section, RewardSection) or not section.lm_weight:
         return model.resident(ranks)
