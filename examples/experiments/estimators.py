@@ -60,16 +60,18 @@ def section_with(ppo: PPOSection, name: str) -> PPOSection:
 
 def outcome_of(recipe: Recipe, name: str, out: Path) -> dict[str, Any]:
     """The figures of one estimator on one run; made where they are not there yet."""
-    from align.stages import common, outcome, run_ppo
+    from align.stages import common
+    from align.stages.policy_evaluation import compare_policies, eval_prompts
+    from align.stages.run_ppo import run_ppo
 
     folder = out / f"seed{recipe.seed}" / name
     if not (folder / "outcome.json").is_file():
         recipe = recipe.model_copy(update={"ppo": section_with(recipe.ppo, name)})
         began = time.process_time()
-        found = run_ppo.run_ppo(recipe, out_dir=folder)
+        found = run_ppo(recipe, out_dir=folder)
         found |= {"cpu_seconds": time.process_time() - began, "seed": recipe.seed}
         start = common.origin_path(recipe, init_origin(recipe, "ppo"), stage="ppo")
-        found |= outcome.compare_policies(recipe, folder, start, outcome.eval_prompts(recipe))
+        found |= compare_policies(recipe, folder, start, eval_prompts(recipe))
         write_json(folder / "outcome.json", found)
     return json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
 

@@ -9,7 +9,7 @@ from align.recipe import RecipeError, load_recipe
 from align.stages import policy_evaluation
 from align.stages.chain import run_chain, run_stage
 from data_formats.errors import AlignError, MissingFileError
-from examples.experiments import controls, rejection_sampling, reward_modelling, seeds
+from examples.experiments import controls, estimators, rejection_sampling, reward_modelling, seeds
 
 SIZES = {
     "model.architecture": {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
@@ -267,3 +267,18 @@ def test_sft_is_judged_though_what_ppo_starts_from_is_not_trained_yet(finished, 
     section = rejection_sampling.section(recipe, rejection_sampling.Settings(prompts=12, steps=2), 4)
     longer = recipe.model_copy(update={"rejection": section, "output_dir": str(tmp_path)})
     assert policy_evaluation.evaluate_sft(longer, "sft", {})["gold"] == summary["sft"]["gold"]
+
+
+def test_the_study_of_the_estimators_goes_on_where_it_was(finished, tmp_path, capsys):
+    _, folder, _ = finished
+    before = sorted(path for path in folder.rglob("*") if path.is_file())
+    ask = [str(folder), "--out", str(tmp_path), "--only", "rloo", "reinforce_pp"]
+    assert estimators.main(ask) == 0
+    table = capsys.readouterr().out[-1000:].partition("| advantage |")[2]
+    assert [line.split()[1] for line in table.splitlines()[2:]] == ["rloo", "reinforce_pp"]
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == before
+    made = json.loads((tmp_path / "seed5" / "rloo" / "outcome.json").read_text())
+    assert made["optimizer_steps"] == 4 and made["judge"] == "gold" and not (tmp_path / "seed5/rloo/critic").exists()
+    shutil.rmtree(tmp_path / "seed5" / "rloo" / "checkpoints", ignore_errors=True)
+    assert estimators.main(ask) == 0  # from what lies there
+    assert capsys.readouterr().out.partition("| advantage |")[2] == table
