@@ -130,7 +130,6 @@ class EndpointReward:
         key = self._key()
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         headers |= {"Authorization": f"Bearer {key}"} if key else {}
-        failure: TryAgain | None = None
         try:
             return http.retried(
                 lambda: self._post(body, headers, [*self._secrets, *([key] if key else [])]),
@@ -141,11 +140,10 @@ class EndpointReward:
                 chance=self._chance,
                 tell=self._tell,
             )
-        except TryAgain as last:
-            failure = last
-        raise failure.kind(
-            f"reward {self.name!r}: {self.shown_url} {failure} (attempt {self.attempts} of {self.attempts})"
-        )
+        except TryAgain as failure:
+            raise failure.kind(
+                f"reward {self.name!r}: {self.shown_url} {failure} (attempt {self.attempts} of {self.attempts})"
+            ) from None
 
     def _tell(self, failure: Exception, number: int, pause: float) -> None:
         logger.warning(

@@ -90,7 +90,8 @@ def test_broken_arrows_are_reported_with_file_and_line(tmp_path):
         data_formats__reading="from align.data import load",
         reward__sources="import rollouts.protocol\nimport data_formats.errors",
         rollouts__protocol="",
-        align__recipe__schema="from data_formats.errors import AlignError\nfrom data_formats import reading",
+        align__runtime__errors="",
+        align__recipe__schema="from align.runtime.errors import AlignError\nfrom data_formats import reading",
         align__data__load="from align.recipe.schema import Recipe",
         align__cli="from align.data import load",
     )

@@ -35,7 +35,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "reward": frozenset({"data_formats"}),
     "rollouts": frozenset({"data_formats"}),
     "align.functional": frozenset(),
-    "align.recipe": frozenset({"data_formats.errors"}),
+    "align.recipe": frozenset(),
     "align.tinyworld": frozenset({"data_formats"}),
     "align.models": frozenset({"align.recipe", "reward", "data_formats"}),
     "align.data": frozenset({"data_formats", "align.recipe"}),
@@ -52,7 +52,7 @@ ARROWS: dict[str, frozenset[str]] = {
         | {"align.evaluation.table"}  # plain numbers
     ),
     "align.doctor": frozenset({"data_formats", "align.recipe", "align.report.run"}),  # without torch
-    "align.plan": frozenset({"data_formats.errors", "align.recipe"}),  # without torch
+    "align.plan": frozenset({"align.recipe"}),  # without torch
     "align.commands": frozenset(
         {"align.runs", "align.recipe", "align.data", "align.models", "align.evaluation", "align.doctor", "align.plan"}
         | {"reward", "data_formats"}

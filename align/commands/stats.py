@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from align.commands.kinds import KINDS, files_in, kind_of
-from align.recipe.table import table
 from align.runtime.errors import AlignError, MissingFileError
+from align.runtime.table import table
 from align.runtime.terminal import say
 from data_formats import ReadReport, stream
 from data_formats.cleaning.texts import prompt_text, reply_texts

@@ -7,7 +7,7 @@ from typing import Any
 
 from align.recipe.cleaning_section import CleaningSection
 from align.recipe.fields import Source
-from align.recipe.table import table
+from align.runtime.table import table
 from data_formats import cleaning
 from data_formats.records import Record
 

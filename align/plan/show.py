@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from align.plan.parts import KINDS, Moment, StagePlan, gib
-from align.recipe.table import table
+from align.runtime.table import table
 
 
 def describe(plans: Sequence[StagePlan]) -> str:

@@ -15,10 +15,10 @@ from align.recipe.reward_section import part_problems
 from align.recipe.rollout_section import engine_problems
 from align.recipe.schema import Recipe
 from align.recipe.sources import source_problems, stage_sources
-from align.recipe.table import table
 from align.recipe.trackers import tracker_problems
 from align.runtime.errors import MissingFileError
 from align.runtime.paths import typed_path
+from align.runtime.table import table
 
 _KEYS = {"model": "init_from", "policy": "init_from", "reward": "reward_from", "critic": "critic_from"}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from align.recipe.errors import did_you_mean
-from align.recipe.table import table
 from align.runtime.errors import MissingFileError, StorageError
 from align.runtime.paths import typed_path
+from align.runtime.table import table
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 

@@ -25,7 +25,7 @@ from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.tag import Tag
 
 from align.recipe.errors import RecipeError
-from align.runtime.errors import MissingFileError
+from align.runtime.errors import MissingFileError, reason_of
 from align.runtime.paths import typed_path
 from align.runtime.terminal import shortened
 
@@ -188,8 +188,7 @@ def parse(text: str, source: str) -> tuple[Any, Lines]:
     except MemoryError:
         raise
     except Exception as error:  # the values of some tags are made last, and not of everything can they be made
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise RecipeError([f"not readable as YAML: {shortened(reason, 200)}"], source) from error
+        raise RecipeError([f"not readable as YAML: {shortened(reason_of(error), 200)}"], source) from error
 
 
 def read(file: Path, name: str) -> str:

@@ -87,7 +87,7 @@ def ask(
 
     Args:
         url: http or https, with the target on that server.
-        timeout: seconds from connecting to the last byte; only looking up a name may take longer.
+        timeout: seconds from connecting to the last byte; only finding the host may take longer.
         largest: bytes of the answer that are read.
         secrets: never shown, whatever the server makes of them.
         socket: path of a unix socket to ask in place of the url's host.

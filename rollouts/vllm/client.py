@@ -13,6 +13,7 @@ from align.runtime.secrets import shown_url
 from rollouts.errors import RolloutError
 
 LARGEST = 256 * 2**20  # bytes of an answer that are read
+SHORT = 30.0  # seconds for a question that costs no work
 
 
 class ServerGone(Exception):

@@ -91,7 +91,7 @@ class VLLMEngine:
         asked = requests.request_params(params, len(prompts), self._vocabulary, mask=self._mask)
         return [
             requests.completion(reply, params, self._mode, self.weight_version)
-            for output in self._run(prompts, asked)
+            for output in self._sample(prompts, asked)
             for reply in (output.outputs if params.temperature > 0 else output.outputs * params.n)
         ]
 
@@ -103,7 +103,7 @@ class VLLMEngine:
         """
         for row, sequence in enumerate(sequences):
             self._check(sequence, f"sequence {row}", self._local.room - 1, "the token that vLLM draws after it")
-        outputs = self._run(sequences, requests.scoring_params(len(sequences)))
+        outputs = self._sample(sequences, requests.scoring_params(len(sequences)))
         return [requests.prompt_scores(output) for output in outputs]
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -156,13 +156,13 @@ class VLLMEngine:
         """Frees everything; later calls are refused."""
         self._local.close()
 
-    def _run(self, prompts: list[list[int]], asked: list[vllm.SamplingParams]) -> list[vllm.RequestOutput]:
+    def _sample(self, prompts: list[list[int]], asked: list[vllm.SamplingParams]) -> list[vllm.RequestOutput]:
         self._local.wake()
         if self._unusable is not None:
             raise RolloutError(f"the vLLM engine {self._unusable}")
         reason, self._unusable = self._unusable, "stopped in the middle of its work: close it and build another"
         try:
-            outputs = self._local.run(prompts, asked)
+            outputs = self._local.sample(prompts, asked)
         except Exception as error:
             raise RolloutError(f"vLLM failed while sampling: {type(error).__name__}: {error}") from error
         self._unusable = reason

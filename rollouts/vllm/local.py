@@ -50,7 +50,7 @@ class LocalVLLM:
         if self.on_cpu:
             self._warm_up()
 
-    def run(self, prompts: list[list[int]], asked: list[vllm.SamplingParams]) -> list[vllm.RequestOutput]:
+    def sample(self, prompts: list[list[int]], asked: list[vllm.SamplingParams]) -> list[vllm.RequestOutput]:
         """What vLLM makes of each prompt, in their order, with the adapter where there is one."""
         self.wake(ALL)
         if not prompts:
@@ -89,7 +89,7 @@ class LocalVLLM:
             self._forget()
 
     def load_adapter(self, config: dict[str, Any], named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Puts an adapter, in PEFT's file format, in the place of the last one; all runs use it from then on.
+        """Puts an adapter, in PEFT's file format, in the place of the last one; all samples are by it from then on.
 
         Raises:
             RolloutError: vLLM refuses it; there is none then.
@@ -110,7 +110,7 @@ class LocalVLLM:
             raise RolloutError(f"vLLM refused the adapter: {error}") from error
 
     def drop_adapter(self) -> None:
-        """Runs use the base alone."""
+        """Samples are by the base alone."""
         if self._adapter is not None:
             self._adapter.cleanup()
             self._adapter = None
@@ -178,7 +178,7 @@ class LocalVLLM:
         if hasattr(torch.cpu, "_init_amx"):
             torch.cpu._init_amx()
         params = SamplingParams(max_tokens=2, top_p=0.9, seed=0, logprobs=0, ignore_eos=True, detokenize=False)
-        self.run([[0] * max(1, min(32, self.room - 2))], [params])
+        self.sample([[0] * max(1, min(32, self.room - 2))], [params])
         self._forget()
 
     def _forget(self) -> None:

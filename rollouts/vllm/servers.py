@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rollouts.errors import RolloutError
 from rollouts.settings import VLLMSettings
-from rollouts.vllm.client import Client, ServerGone
+from rollouts.vllm.client import SHORT, Client, ServerGone
 from rollouts.vllm.process import ServerProcess
 from rollouts.vllm.requests import made_by
 from rollouts.vllm.restart import LOOK, Restarts, Start, start_of, take_away
@@ -34,7 +34,6 @@ from rollouts.vllm.weights import Push, write_push
 logger = logging.getLogger(__name__)
 
 GENERATE = "/inference/v1/generate"
-SHORT = 30.0  # seconds for a question that costs no work
 STRIKES = 2  # failures after which a server given by URL is left out
 PAUSE = 1.0  # seconds before a server given by URL is asked again
 ALL = ("weights", "kv_cache")

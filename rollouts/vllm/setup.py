@@ -15,7 +15,7 @@ from torch import nn
 from align.runtime.peft_model import base_of
 from rollouts.errors import RolloutError
 from rollouts.settings import VLLMSettings
-from rollouts.vllm.client import Client, ServerGone
+from rollouts.vllm.client import SHORT, Client, ServerGone
 from rollouts.weights import checkpoint_names
 
 GIB = 2**30
@@ -140,7 +140,7 @@ def described(client: Client, config: Any, settings: VLLMSettings, mode: str) ->
     """
     url = client.url
     try:
-        answer = client.ask("/collective_rpc", {"method": "align_describe"}, timeout=30.0)
+        answer = client.ask("/collective_rpc", {"method": "align_describe"}, timeout=SHORT)
     except ServerGone as gone:
         raise RolloutError(f"the vLLM server {url} {gone}: is `python -m rollouts.vllm.serve` running there?") from None
     fact: dict[str, Any] = answer["results"][0]

@@ -190,10 +190,8 @@ def test_keys_of_former_versions_say_what_became_of_them(write):
 
 
 def test_a_gone_key_of_a_stage_in_two_sections_is_told_for_each(write):
-    rows = (
-        "{data: [a.jsonl], learning_rate: 1e-5, max_length: 8, batch_size: 8, micro_batch_size: 8, "
-        "source_weights: {}}"
-    )
+    rows = "{data: [a.jsonl], learning_rate: 1e-5, max_length: 8, batch_size: 8, micro_batch_size: 8"
+    rows += ", source_weights: {}}"
     found = problems(write(f"{MINIMAL}pmp: {rows}\nrm: {rows}\n"))
     assert [problem.partition(": it is gone")[0] for problem in found] == [
         "pmp.source_weights: unknown key",
