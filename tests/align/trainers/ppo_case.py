@@ -158,7 +158,8 @@ def before_each_step(learner, note):
     step = learner.step
 
     def noted(metrics, *, with_policy):
-        note({"value": learner.critic} | ({"policy": learner.policy} if with_policy else {}))
+        trained = {} if learner.critic is None else {"value": learner.critic}
+        note(trained | ({"policy": learner.policy} if with_policy else {}))
         step(metrics, with_policy=with_policy)
 
     learner.step = noted
