@@ -149,9 +149,11 @@ def test_a_registered_estimator_is_known_to_recipes_and_its_name_is_taken(optima
     assert PPOConfig(num_iterations=9, advantage="opo").trained_roles == ("policy",)
     with pytest.raises(ValueError, match=r"num_generations: 1 leaves a reply none .* advantage=opo needs at least 2"):
         PPOConfig(num_iterations=9, advantage="opo", rollout={"num_generations": 1})
+    register("opo", Estimator(groups=True))(optimal_baseline.OptimalBaseline)  # as a cell that is run twice does
     for name in ("opo", "rloo"):
         with pytest.raises(ValueError, match=f"there is an advantage estimator '{name}' already"):
-            register(name, Estimator())(optimal_baseline.OptimalBaseline)
+            register(name, Estimator())(type("Another", (), {}))
+    assert PPOConfig(num_iterations=9, advantage="rloo").estimator.groups
 
 
 def test_the_best_policy_within_a_kl_budget_is_kept(tmp_path):

@@ -4,10 +4,13 @@ An estimator is a class: made of the configuration, called with the rewards of t
 that batch comes after it and is the same for all. A fifth one is a class here, or `register`ed by a program, and a row
 of `align.recipe.estimators`, which says what a recipe must know of it before torch is there.
 
-    gae            the critic's values                   whitened by default
+A reward, or what follows a token of it, is compared with:
+
+    gae            the critic's values; then whitened, unless the recipe says otherwise
     rloo           the other replies to the prompt
-    grpo           all replies to the prompt, over their deviation; dr_grpo: not over it
-    reinforce_pp   the whole batch, by being whitened; without that it is REINFORCE with rewards-to-go
+    grpo           all replies to the prompt, over their deviation
+    dr_grpo        the same, not over it
+    reinforce_pp   the whole batch, by being whitened; else it is REINFORCE with rewards-to-go
 
 The KL of `kl_in: reward` is compared, scaled and whitened with the rewards that it is part of, as in the papers of rloo
 and reinforce_pp. That of grpo has it in the loss (`kl_in: loss`; `kl_coef` then weighs it against advantages that were
@@ -51,7 +54,7 @@ ESTIMATORS: dict[str, type[AdvantageEstimator]] = {}
 
 
 def register(name: str, facts: Estimator | None = None) -> Callable[[Kind], Kind]:
-    """Make the decorated class what `ppo.advantage: name` means.
+    """Make the decorated class what `ppo.advantage: name` means; of one that is defined again, the later definition.
 
     Args:
         facts: what a recipe must know of it; None: `align.recipe.estimators` has it.
@@ -61,7 +64,8 @@ def register(name: str, facts: Estimator | None = None) -> Callable[[Kind], Kind
     """
 
     def add(kind: Kind) -> Kind:
-        if name in ESTIMATORS or (facts is not None and name in FACTS):
+        taken = ESTIMATORS.get(name, kind)
+        if (taken.__module__, taken.__qualname__) != (kind.__module__, kind.__qualname__):
             raise ValueError(f"there is an advantage estimator '{name}' already: register this one by another name")
         if facts is not None:
             FACTS[name] = facts
