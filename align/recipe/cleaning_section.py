@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from align.recipe.errors import RecipeError
+from align.recipe.errors import RecipeError, describe
 from align.recipe.fields import Source
 from align.recipe.section import Count, Positive, Section, Share
 from align.recipe.text import parse, read
@@ -197,5 +197,4 @@ def read_cleaning(path: str | Path) -> CleaningSection:
     try:
         return CleaningSection.model_validate(data if data is not None else {})
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors()]
-        raise RecipeError(problems, str(path)) from None
+        raise RecipeError([str(problem) for problem in describe(CleaningSection, error.errors())], str(path)) from None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from align.recipe.ppo_section import PPOSection
 from align.recipe.registry import REWARD_STAGES, STAGES
 from align.recipe.reward_section import ModelPart, RewardPart, plain_parts
 from align.recipe.schema import Recipe
@@ -94,7 +95,7 @@ def inputs(recipe: Recipe, stage: str) -> dict[str, Origin]:
     if not STAGES[stage].samples:
         return {"model": init_origin(recipe, stage)}
     found = {"policy": init_origin(recipe, stage), **reward_origins(recipe, stage)}
-    if stage != "ppo":
+    if not isinstance(getattr(recipe, stage), PPOSection):
         return found
     critic = {"critic": critic_origin(recipe)} if recipe.ppo.estimator.critic else {}
     return found | critic | gold_origins(recipe)

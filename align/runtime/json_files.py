@@ -59,7 +59,7 @@ def read_objects(path: Path, advice: str) -> list[Row]:
     """
 
     def refuse(line: int, problem: str) -> None:
-        raise RunFileError(f"{path}, line {line}: {problem}: {advice}")
+        raise RunFileError(f"{path} cannot be read (line {line}: {problem}): {advice}")
 
     if not path.exists():
         raise RunFileError(f"{path} cannot be read (no such file): {advice}")

@@ -22,6 +22,7 @@ from align.recipe.lineage import stage_dir
 from align.recipe.registry import STAGES
 from align.recipe.sources import WORLD, source_path, stage_sources
 from align.runs.acceptance import accepting
+from align.runtime.errors import MissingFileError
 from align.runtime.files import prove_folder, sweep
 from align.runtime.lock import CHAIN, locked
 from align.runtime.memory import memory_errors, peak_memory_gib
@@ -32,7 +33,6 @@ from align.stages.clean import clear_chain
 from align.stages.common import Summary, is_main, memory_keys, write_summary
 from align.stages.overview import print_table, stage_summary, write_chain_summary
 from align.stages.recipe_guard import is_begun, is_finished, require_same_world, stamp_world
-from data_formats.errors import MissingFileError
 
 LOG = logging.getLogger("align")
 

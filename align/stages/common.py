@@ -15,11 +15,12 @@ from align.recipe.lineage import TRAINED, Origin, has_model, model_dir
 from align.recipe.registry import STAGES
 from align.runs.acceptance import accepted
 from align.runtime import files
+from align.runtime.errors import MissingFileError
 from align.runtime.json_files import RunFileError, read_object, read_objects
 from align.runtime.memory import peak_memory_gib
 from align.runtime.ranks import is_main
 from data_formats.cleaning import CleaningReport
-from data_formats.errors import DataError, EmptyDatasetError, MissingFileError
+from data_formats.errors import DataError, EmptyDatasetError
 
 LOG = logging.getLogger("align")
 Summary = dict[str, Any]

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from align.models.save import dress, save_model
 from align.runs.errors import OutputError
 from align.runtime import files
+from align.runtime.errors import AlignError, StorageError
 from align.runtime.files import prove_folder
 from align.runtime.peft_model import is_peft
 from align.runtime.ranks import agree, is_main
 from align.stages.common import LOG, MADE_BY_STAGES
 from align.trainers import sharding
-from data_formats.errors import AlignError, StorageError
 
 GROWING = ("checkpoints", "best", "rounds")  # folders in which others take their names
 WHOLE = ("head.", "pooler.")  # of a reward model or critic, whose settings name the head's size

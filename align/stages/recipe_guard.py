@@ -16,12 +16,12 @@ from align.recipe.sources import SAMPLED_FROM, world_dir
 from align.runs import checkpoint
 from align.runs.acceptance import accepted, is_accepted
 from align.runs.reading import read_recipe
+from align.runtime.errors import AlignError
 from align.runtime.files import write_json
 from align.runtime.json_files import RunFileError, read_object
 from align.runtime.secrets import hide
 from align.runtime.terminal import shortened
 from align.stages.common import MADE_BY_STAGES, read_summary
-from data_formats.errors import AlignError
 
 ADAPTERS = ("adapter", "lora", "quantization")
 COMMON = ("seed", "data_root", "model", "tinyworld")

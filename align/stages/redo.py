@@ -18,6 +18,7 @@ from align.recipe import STAGES, Recipe
 from align.recipe.errors import RecipeError, did_you_mean
 from align.recipe.lineage import stage_dir
 from align.runs.acceptance import accepted, note
+from align.runtime.errors import AlignError
 from align.runtime.json_files import read_object
 from align.runtime.lock import locked
 from align.runtime.ranks import any_rank, is_main
@@ -41,7 +42,6 @@ from align.stages.recipe_guard import (
     needs,
     some,
 )
-from data_formats.errors import AlignError
 
 FIXED = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optimizer")
 """What a checkpoint's optimizer brings back: a resumed stage would not follow a change."""

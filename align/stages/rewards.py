@@ -29,10 +29,9 @@ from align.recipe.reward_section import (
     RegexPart,
     RewardPart,
 )
-from align.runtime.errors import PathError
+from align.runtime.errors import MissingFileError, PathError
 from align.runtime.paths import typed_path
 from align.stages import common
-from data_formats.errors import MissingFileError
 from reward.protocol import Reward, RewardError
 
 DEFAULT_SCALE = {"weight": None, "shift": 0.0, "scale": 1.0, "clip": None}

@@ -21,11 +21,11 @@ from align.runs.callbacks import stage_callbacks
 from align.runs.checkpoint import latest, step_of
 from align.runs.interrupt import StopFlag
 from align.runs.seeding import derive, seed_everything
+from align.runtime.errors import AlignError
 from align.stages import common
 from align.stages.drafts import prove_outputs
 from align.stages.prompts import check_room, fitting
 from align.stages.rewards import build_reward
-from data_formats.errors import AlignError
 from data_formats.records import Document, Prompt
 
 BAR = ("score/mean", "eval/score", "kl/reply", "entropy", "length/mean", "end_rate")

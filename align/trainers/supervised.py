@@ -37,10 +37,10 @@ from align.runs.proof import reset_process_state
 from align.runtime.files import write_json
 from align.runtime.peft_model import is_peft
 from align.trainers import accepted
-from align.trainers.kept import LastStep
 from align.trainers.optimization import check_precision, require_whole, take_rates, with_own_exceptions
-from align.trainers.resumed import DATA_FILE, FIGURES_FILE, Data, Sums
 from align.trainers.sampling import StepLoader, StepSampler
+from align.trainers.supervised_state import FIGURES_FILE, LastStep, Sums
+from align.trainers.trained_data import DATA_FILE, Data
 from reward.adapter import load_weights
 
 
@@ -89,13 +89,13 @@ class SupervisedTrainer(Trainer):
         raise NotImplementedError
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `Trainer.train`, which keeps what it has trained when it fails (`align.trainers.kept`), proves that it
-        trains, and is mended in three places.
+        """As `Trainer.train`, which keeps what it has trained when it fails (`align.trainers.supervised_state`), proves
+        that it trains, and is mended in three places.
 
         An evaluation before training marks the model as prepared, and accelerate 1.15 then leaves DDP out: every rank
         would train by itself. And the pad id that `Trainer` copies from the tokenizer into the model's config (with a
         warning) is taken out again: it would freeze that token's embedding in later training. A resumed run logs what
-        a whole one would (`align.trainers.resumed`).
+        a whole one would (`align.trainers.supervised_state`).
 
         Raises:
             CheckpointError: the checkpoint to resume from was trained on other rows.

@@ -27,6 +27,7 @@ from align.runs.arguments import add_overrides
 from align.runs.launch import guarded, prepare
 from align.runs.seeding import derive
 from align.runtime import files
+from align.runtime.errors import MissingFileError
 from align.runtime.lock import locked
 from align.runtime.terminal import Parser
 from align.stages import policy_evaluation, reward_controls
@@ -35,7 +36,6 @@ from align.stages.recipe_guard import RecipeChangedError, changes, is_begun, req
 from align.stages.run_ppo import run_ppo
 from align.stages.run_reward import train_reward
 from align.stages.run_sft import run_sft
-from data_formats.errors import MissingFileError
 
 RATES = (0.3, 1.0, 3.0)
 

@@ -27,11 +27,11 @@ from align.recipe.lineage import model_dir
 from align.recipe.rejection_section import RejectionSection, SamplingSection
 from align.runs.launch import guarded, prepare
 from align.runtime import files
+from align.runtime.errors import MissingFileError
 from align.runtime.json_files import read_object
 from align.runtime.lock import locked
 from align.stages import candidates, common, policy_evaluation, run_ppo, run_rejection
 from align.stages.common import Summary, read_summary
-from data_formats.errors import MissingFileError
 from data_formats.records import Prompt
 from reward.protocol import Reward
 

@@ -31,6 +31,7 @@ from align.recipe.fields import Source
 from align.recipe.lineage import Origin
 from align.runs.launch import guarded, prepare
 from align.runs.seeding import derive
+from align.runtime.errors import MissingFileError
 from align.runtime.lock import locked
 from align.stages.common import read_rows
 from align.stages.run_reward import train_reward
@@ -39,7 +40,6 @@ from align.tinyworld import phrasing, sets
 from align.tinyworld.gold import judge
 from align.tinyworld.world import World
 from data_formats import write_jsonl
-from data_formats.errors import MissingFileError
 from data_formats.records import Comparison
 
 FOLDER = "experiments/reward"

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from align.runs.launch import guarded
+from align.runtime.errors import MissingFileError
 from align.runtime.json_files import read_object
 from align.runtime.terminal import Parser, say
-from data_formats.errors import DataError, MissingFileError
+from data_formats.errors import DataError
 
 Row = tuple[str, Callable[[dict[str, Any]], str]]
 

@@ -41,8 +41,8 @@ from align.runtime.errors import AlignError
 from align.trainers import sharding
 from align.trainers.optimization import TrainedModel
 from align.trainers.ppo import bases
-from align.trainers.ppo.average import WeightAverage
-from align.trainers.resumed import require_same_data
+from align.trainers.ppo.learner import WeightAverage
+from align.trainers.trained_data import require_same_data
 
 SCHEMA = 1
 STATE_FILE, TRAINER_FILE, WEIGHTS_FILE = "ppo_state.pt", "trainer_state.json", "model.safetensors"
@@ -198,7 +198,8 @@ class Checkpoints:
 
     @contextmanager
     def iteration(self, trainer_state: TrainerState, save: Callable[[], Path]) -> Iterator[Attempt]:
-        """Around an iteration, whose end it does not see: `trainer_state` counts it after.
+        """Around an iteration: where it fails before a weight has moved, everything is put back to the boundary before
+        it, and that is saved.
 
         Args:
             save: writes a checkpoint of the boundary.

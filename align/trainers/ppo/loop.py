@@ -4,8 +4,8 @@
 logging, evaluating and saving, is one iteration (sampling and all its optimizer steps): PPO has no smaller boundary at
 which it could be continued. `should_log`, `should_evaluate`, `should_save` and `should_training_stop` are respected.
 
-The model of the best look (`evaluation.save_best`) lies in `best/model`. It belongs to the run, not to a checkpoint: a
-run that resumes before that look comes to it again, with the same weights.
+The model of the best evaluation (`evaluation.save_best`) lies in `best/model`. It belongs to the run, not to a
+checkpoint: a run that resumes before that evaluation comes to it again, with the same weights.
 """
 
 from __future__ import annotations

@@ -63,7 +63,6 @@ from align.trainers.engines import check_overlap, training_engine
 from align.trainers.offload import Offload, reward_models
 from align.trainers.optimization import TrainedModel
 from align.trainers.ppo.advantages import ESTIMATORS
-from align.trainers.ppo.average import WeightAverage
 from align.trainers.ppo.checkpoint import Checkpoints
 from align.trainers.ppo.controllers import KLController, PtxController
 from align.trainers.ppo.evaluation import Evaluation
@@ -77,7 +76,7 @@ from align.trainers.ppo.guards import (
     together,
     warn_of,
 )
-from align.trainers.ppo.learner import Learner, Minibatch
+from align.trainers.ppo.learner import Learner, Minibatch, WeightAverage
 from align.trainers.ppo.loop import IterationLoop, loop_arguments
 from align.trainers.ppo.metrics import (
     Stopwatch,

@@ -28,10 +28,12 @@ def test_what_is_written_is_read_and_the_first_wrong_line_is_named(tmp_path):
     write_json_lines(file, ({"n": number, "text": "模型\u2028"} for number in range(3)))
     assert read_objects(file, "") == [{"n": number, "text": "模型\u2028"} for number in range(3)]
     file.write_text(file.read_text() + '\n"torn')
-    with pytest.raises(RunFileError, match=r"rows\.jsonl, line 5: not a JSON value .*: remove it$"):
+    with pytest.raises(RunFileError, match=r"rows\.jsonl cannot be read \(line 5: not a JSON value .*\): remove it$"):
         read_objects(file, "remove it")
     file.write_text("{}\n3\n")
-    with pytest.raises(RunFileError, match=r"rows\.jsonl, line 2: this is no JSON object: remove it$"):
+    with pytest.raises(
+        RunFileError, match=r"rows\.jsonl cannot be read \(line 2: this is no JSON object\): remove it$"
+    ):
         read_objects(file, "remove it")
     with pytest.raises(RunFileError, match=r"none cannot be read \(no such file\): remove it$"):
         read_objects(tmp_path / "none", "remove it")

@@ -135,7 +135,7 @@ def test_a_file_of_other_conversations_or_a_torn_one_is_refused(case, tmp_path):
     file = tmp_path / "ghost.jsonl"
     whole = file.read_text()
     file.write_text(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"ghost\.jsonl, line \d+: not a JSON value .*remove it to sample again"):
+    with pytest.raises(DataError, match=r"ghost\.jsonl cannot be read .*remove it to sample again"):
         ghost_demonstrations(demos, section, tmp_path, **options)
     file.write_text("".join(whole.splitlines(keepends=True)[1:]))
     with pytest.raises(DataError, match=r"ghost\.jsonl was sampled for other conversations or instructions"):

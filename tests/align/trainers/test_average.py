@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from peft import get_peft_model
 
-from align.trainers.ppo.average import WeightAverage
+from align.trainers.ppo.learner import WeightAverage
 from tests.align.models import roles_case
 
 

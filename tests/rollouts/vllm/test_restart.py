@@ -343,6 +343,20 @@ def test_a_server_that_does_not_come_up_is_given_up(watched):
     assert restarts.problem == "no room on the GPU" and server.stops == 1
 
 
+def test_a_server_s_socket_fits_into_a_short_private_folder_whatever_tmpdir_is(tmp_path, monkeypatch):
+    deep = tmp_path / ("x" * 90)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    server = ServerProcess(start_timeout=1)
+    try:
+        assert len(str(server.socket)) <= 100 and server.home.stat().st_mode & 0o777 == 0o700
+        assert server.log.parent == deep and list(deep.iterdir()) == [server.log]
+    finally:
+        server.stop()
+        server.log.unlink()
+    assert not server.home.exists()
+
+
 def test_the_entry_refuses_to_run_without_a_key_or_with_one_for_all_to_see(tmp_path):
     command = [sys.executable, "-m", "rollouts.vllm.serve", "--model", str(tmp_path), "--max-model-len", "8"]
     bare = {name: value for name, value in os.environ.items() if name != "ALIGN_VLLM_API_KEY"}

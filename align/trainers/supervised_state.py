@@ -1,8 +1,11 @@
-"""What is left of a supervised training that fails: a checkpoint of its last optimizer step, whatever the exception
-was, as long as the weights are still as that step left them (a forward pass, an evaluation, a callback). A run that
-resumes there makes up for the evaluation that failed.
+"""What supervised training keeps beside transformers' own state: the sums of its figures in every checkpoint, so that a
+resumed run logs what a whole one would, and a checkpoint of the last optimizer step where training fails.
 
-With several ranks, which cannot tell one another here, the last checkpoint is what remains.
+`figures.json`: the sums that the next log line and the last one will be made of, a value a rank.
+
+A failure leaves that checkpoint whatever the exception was, as long as the weights are still as the step left them (a
+forward pass, an evaluation, a callback). A run that resumes there makes up for the evaluation that failed. With several
+ranks, which cannot tell one another here, the last checkpoint is what remains.
 """
 
 from __future__ import annotations
@@ -10,17 +13,57 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from align.runs.callbacks import ProofCallback
 from align.runs.errors import TrainingError
 from align.runtime.errors import StorageError
+from align.runtime.json_files import read_object
 from align.runtime.memory import memory_errors
 
 logger = logging.getLogger(__name__)
+
+FIGURES_FILE = "figures.json"
+
+
+class Sums(TrainerCallback):
+    """Keeps the sums of a trainer's figures over its checkpoints.
+
+    Args:
+        trainer: has `_sums_so_far()` and `_take_sums(...)`.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.resumed_from: Path | None = None
+        self._at_boundary: dict[str, Any] | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._at_boundary = None
+        if self.resumed_from is not None and (found := read_object(self.resumed_from / FIGURES_FILE, "")):
+            per_rank = found["ranks"]
+            self.trainer._take_sums(per_rank[args.process_index % len(per_rank)])
+        self.resumed_from = None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._at_boundary = self.trainer._sums_so_far()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._at_boundary = None
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "train_loss" in logs:  # the last line's: of the whole run, whatever this process did of it
+            logs["train_loss"] = self.trainer._total_loss_scalar / max(state.global_step, 1)
+
+    def gathered(self) -> list[dict[str, float]]:
+        """The sums of every rank as they were when the last step ended. Every rank calls it."""
+        own = {name: float(value) for name, value in (self._at_boundary or self.trainer._sums_so_far()).items()}
+        return gather_object([own]) if self.trainer.args.world_size > 1 else [own]
 
 
 class LastStep(TrainerCallback):

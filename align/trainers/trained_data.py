@@ -1,7 +1,7 @@
-"""What a supervised checkpoint holds beside transformers' own, so that a resumed run logs what a whole one would.
+"""Which rows a checkpoint was trained on, and whether a run that resumes has the same.
 
-`figures.json`: the sums that the next log line and the last one will be made of, a value a rank. `data.json`: how many
-rows the run trains on and a hash of them (`align.data.fingerprint`).
+`data.json` of a supervised checkpoint: how many rows the run trains on and a hash of them (`align.data.fingerprint`);
+PPO's state holds the same.
 """
 
 from __future__ import annotations
@@ -9,51 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
-from transformers import TrainerCallback
-
 from align.data.fingerprint import Fingerprint, difference, fingerprint
 from align.runs.acceptance import is_accepted, note
 from align.runs.errors import CheckpointError
 from align.runtime.json_files import RunFileError, read_object
 
-FIGURES_FILE, DATA_FILE = "figures.json", "data.json"
+DATA_FILE = "data.json"
 DATASETS = ("train_dataset", "eval_dataset")
-
-
-class Sums(TrainerCallback):
-    """Keeps the sums of a trainer's figures over its checkpoints.
-
-    Args:
-        trainer: has `_sums_so_far()` and `_take_sums(...)`.
-    """
-
-    def __init__(self, trainer: Any):
-        self.trainer = trainer
-        self.resumed_from: Path | None = None
-        self._at_boundary: dict[str, Any] | None = None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._at_boundary = None
-        if self.resumed_from is not None and (found := read_object(self.resumed_from / FIGURES_FILE, "")):
-            per_rank = found["ranks"]
-            self.trainer._take_sums(per_rank[args.process_index % len(per_rank)])
-        self.resumed_from = None
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self._at_boundary = self.trainer._sums_so_far()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self._at_boundary = None
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "train_loss" in logs:  # the last line's: of the whole run, whatever this process did of it
-            logs["train_loss"] = self.trainer._total_loss_scalar / max(state.global_step, 1)
-
-    def gathered(self) -> list[dict[str, float]]:
-        """The sums of every rank as they were when the last step ended. Every rank calls it."""
-        own = {name: float(value) for name, value in (self._at_boundary or self.trainer._sums_so_far()).items()}
-        return gather_object([own]) if self.trainer.args.world_size > 1 else [own]
 
 
 class Data:
