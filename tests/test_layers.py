@@ -1,6 +1,6 @@
 """The house keeps its shape: which room may know which, no circles, small files, gold out of training's reach.
 
-Breaches are listed all at once, each with file and line. The rules are those of README's "Design".
+Breaches are listed all at once, each with file and line. The rules are those of docs/design.md.
 """
 
 from __future__ import annotations

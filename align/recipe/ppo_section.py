@@ -1,4 +1,4 @@
-"""The `ppo` section. Defaults: the Qwen report where it speaks, else the marked choice of docs and README."""
+"""The `ppo` section. Defaults: the Qwen report where it speaks, else the marked choice of docs/stages.md."""
 
 from __future__ import annotations
 
