@@ -18,7 +18,7 @@ from align.runtime import files
 from align.runtime.errors import MissingFileError
 from align.runtime.json_files import RunFileError, read_object, read_objects
 from align.runtime.memory import peak_memory_gib
-from align.runtime.ranks import is_main
+from align.runtime.ranks import barrier, is_main
 from data_formats.cleaning import CleaningReport
 from data_formats.errors import DataError, EmptyDatasetError
 
@@ -120,12 +120,16 @@ def write_summary(out_dir: Path, summary: Summary) -> Summary:
 
 
 def finish(out_dir: Path, figures: Summary, began: float) -> Summary:
-    """Write the summary of a stage that began at `began` (`time.perf_counter`), with its seconds and peak memory."""
+    """Write the summary of a stage that began at `began` (`time.perf_counter`), with its seconds and peak memory.
+
+    Every rank calls it, and finds all that the first one wrote of the stage when it returns.
+    """
     cost = {"seconds": round(time.perf_counter() - began, 2), "peak_memory_gib": peak_memory_gib()}
     changes = accepted(out_dir)
     summary = write_summary(out_dir, figures | cost | ({"accepted": changes} if changes else {}))
     if is_main():
         (out_dir / TRAINED).unlink(missing_ok=True)
+    barrier()
     return summary
 
 

@@ -1,11 +1,15 @@
 import logging
+import time
 
 import pytest
+from torch import distributed
 
-from align.stages import supervised
+from align.recipe.lineage import TRAINED
+from align.stages import common, supervised
 from data_formats.errors import EmptyDatasetError
 from data_formats.reading import ReadReport
 from tests.align.stages.small_chain import small_recipe
+from tests.ranks import on_ranks
 
 
 def test_everything_left_out_is_counted_and_named(tmp_path, caplog):
@@ -51,3 +55,24 @@ def test_a_share_that_holds_out_nothing_is_a_warning(tmp_path, caplog):
     logging.getLogger("align").removeHandler(caplog.handler)
     (warning,) = {record.getMessage() for record in caplog.records if record.levelno == logging.WARNING}
     assert warning == "rm: no held-out rows are left, so nothing is measured: raise rm.holdout"
+
+
+def slow_lines():
+    for number in range(3):
+        time.sleep(0.2)
+        yield {"line": number}
+
+
+def leave_and_read(folder):
+    distributed.init_process_group("gloo")
+    (folder / TRAINED).touch()
+    distributed.barrier()
+    common.write_lines(folder / "eval.jsonl", slow_lines())
+    common.finish(folder, {"accuracy": 1.0}, time.perf_counter())
+    found = [len(common.read_rows(folder / "eval.jsonl")), common.read_summary(folder)["accuracy"]]
+    (folder / f"rank-{distributed.get_rank()}").write_text(repr([*found, (folder / TRAINED).exists()]))
+
+
+def test_every_rank_finds_what_a_stage_leaves(tmp_path):
+    on_ranks(2, leave_and_read, tmp_path)
+    assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["[3, 1.0, False]"] * 2
