@@ -158,7 +158,8 @@ def before_each_step(learner, note):
     step = learner.step
 
     def noted(metrics, *, with_policy):
-        note({"value": learner.critic} | ({"policy": learner.policy} if with_policy else {}))
+        trained = {"value": learner.critic} if learner.critic is not None else {}
+        note(trained | ({"policy": learner.policy} if with_policy else {}))
         step(metrics, with_policy=with_policy)
 
     learner.step = noted
