@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align import PPOConfig, PPOTrainer
+from align import PPOConfig, PPOTrainer, cli
 from align.data.encode import encode_prompts
 from align.recipe.estimators import Estimator
 from align.recipe.load import dump_recipe
@@ -154,6 +154,30 @@ def test_a_registered_estimator_is_known_to_recipes_and_its_name_is_taken(optima
         with pytest.raises(ValueError, match=f"there is an advantage estimator '{name}' already"):
             register(name, Estimator())(type("Another", (), {}))
     assert PPOConfig(num_iterations=9, advantage="rloo").estimator.groups
+    with pytest.raises(ValueError, match=r"'other': say what a recipe must know of it, register\('other', Estimator"):
+        register("other")(type("Other", (), {}))
+
+
+def test_the_command_line_of_a_program_knows_what_the_program_registered(optimal_baseline, tmp_path, capsys):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hi"}\n' * 4, encoding="utf-8")
+    recipe = {
+        "name": "own",
+        "output_dir": str(tmp_path / "run"),
+        "model": {"path": "org/model"},
+        "ppo": {
+            "data": [str(tmp_path / "prompts.jsonl")],
+            "init_from": "org/model",
+            "reward_from": "org/reward",
+            "advantage": "opo",
+            "num_iterations": 2,
+            "rollout_batch_size": 4,
+            "num_mini_batches": 2,
+            "micro_batch_size": 4,
+        },
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    assert cli.main(["check", str(tmp_path / "recipe.yaml")]) == 0
+    assert "opo advantages, without a critic" in capsys.readouterr().out
 
 
 def test_the_best_policy_within_a_kl_budget_is_kept(tmp_path):
