@@ -13,7 +13,7 @@ from align.recipe.ppo_section import PPOConfig, PPOSection
 
 WITHOUT = [name for name, facts in ESTIMATORS.items() if not facts.critic]
 GROUPS = ["rloo", "grpo", "dr_grpo"]
-OWN = "one of your own is known to the program that registers it alone"
+OWN = "your own is known only in the program that registers it"
 RECIPE = """\
 name: t
 output_dir: {out}
