@@ -1,4 +1,4 @@
-"""PPO with a critic, from the sft policy and the reward model, the recipe's `ppo` stage.
+"""PPO, from the sft policy and the reward model, the recipe's `ppo` stage.
 
 accelerate launch align/ppo.py RECIPE [key=value …] [--fresh]
 accelerate launch -m align.ppo RECIPE [key=value …] [--fresh]

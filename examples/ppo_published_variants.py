@@ -14,7 +14,8 @@ from pathlib import Path
 from torch import Tensor
 
 from align import Critic, PPOConfig, PPOTrainer
-from align.functional import kl_estimate, masked_sum
+from align.functional import kl_estimate
+from align.functional.clipped_losses import weighted
 from align.functional.masked import keep
 from align.models.load import new_causal_lm
 from align.models.tokenizer import train_tokenizer
@@ -42,7 +43,7 @@ class EstimateInLoss(PPOTrainer):
         loss_sum, sums = super().policy_loss(logps_BS, batch)
         mask_BS = batch.mask_NS
         estimate_BS = kl_estimate(keep(logps_BS, mask_BS), keep(batch.ref_logps_NS, mask_BS), self.kind)
-        return loss_sum + self.beta * masked_sum(estimate_BS, mask_BS), sums
+        return loss_sum + self.beta * weighted(estimate_BS, batch.weights_NS, mask_BS).sum(), sums
 
 
 class AsPublished(ReplacedScore, EstimateInLoss):

@@ -3,7 +3,8 @@
 Legend of the shape suffixes used in the whole project:
 
     B  batch: one row per sequence          V  vocabulary
-    T  time: token positions                N  anything flat
+    T  time: token positions                N  anything flat; in PPO the replies of the global batch
+    S  states: T - 1 positions of PPO       G  groups: prompts with their replies
 
 so `rewards_BT` is (batch, time). A name without a suffix takes any shape. Masks are named `*_mask…`; 1 or True means
 *counts*. What stands at a masked position (NaN and infinity included) changes neither a value nor a gradient.

@@ -35,8 +35,8 @@ def _estimator(value: Any) -> str:
     if isinstance(value, str) and value in ESTIMATORS:
         return value
     near = did_you_mean(value, ESTIMATORS) if isinstance(value, str) else None
-    hint = f"; did you mean '{near}'?" if near else ""
-    raise ValueError(f"must be {', '.join(ESTIMATORS)} or what a program registers, not {value!r}{hint}")
+    hint = f"did you mean '{near}'?" if near else "your own is known only in the program that registers it"
+    raise ValueError(f"must be {', '.join(ESTIMATORS)} or what a program registers, not {value!r}; {hint}")
 
 
 VLLM_ENGINES = ("vllm", "vllm_server")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align import PPOConfig, PPOTrainer
+from align import PPOConfig, PPOTrainer, cli
 from align.data.encode import encode_prompts
 from align.recipe.estimators import Estimator
 from align.recipe.load import dump_recipe
@@ -86,6 +86,21 @@ def test_the_choices_of_well_known_papers(tmp_path):
     assert trainer.penalize_scores(scores_N, ended_N, lengths_N).tolist() == pytest.approx([4.0, -0.7 - 0.5])
 
 
+@pytest.mark.parametrize("by_reply", [False, True])
+def test_the_estimate_in_the_loss_is_weighed_as_the_loss_is(by_reply, tmp_path):
+    kind = load("ppo_published_variants").EstimateInLoss
+    trainer = ppo_case.trainer(tmp_path, kind=kind, loss_aggregation="sequence" if by_reply else "token")
+    lengths = [3, 5, 1, 4, 2, 6, 2, 4]
+    batch, _ = trainer.make_experience(ppo_case.samples(lengths), torch.arange(8, dtype=torch.float64))
+    logps_NS = batch.old_logps_NS + 0.3 * torch.randn(batch.mask_NS.shape, generator=torch.Generator().manual_seed(0))
+    estimates = []
+    for row, mask_S in enumerate(batch.mask_NS):
+        apart = (logps_NS - batch.ref_logps_NS)[row][mask_S].tolist()
+        estimates.append(sum(math.exp(-d) - 1 + d for d in apart) / (lengths[row] if by_reply else 1))
+    with_estimate, plain = trainer.policy_loss(logps_NS, batch)[0], PPOTrainer.policy_loss(trainer, logps_NS, batch)[0]
+    assert float(with_estimate - plain) == pytest.approx(0.04 * sum(estimates), rel=1e-3)
+
+
 def test_margins_spread_the_scores_of_clear_pairs(tmp_path):
     example = load("reward_with_margin")
     wide, plain = example.main(tmp_path / "wide"), example.main(tmp_path / "plain", margins=False)
@@ -154,6 +169,30 @@ def test_a_registered_estimator_is_known_to_recipes_and_its_name_is_taken(optima
         with pytest.raises(ValueError, match=f"there is an advantage estimator '{name}' already"):
             register(name, Estimator())(type("Another", (), {}))
     assert PPOConfig(num_iterations=9, advantage="rloo").estimator.groups
+    with pytest.raises(ValueError, match=r"'other': say what a recipe must know of it, register\('other', Estimator"):
+        register("other")(type("Other", (), {}))
+
+
+def test_the_command_line_of_a_program_knows_what_the_program_registered(optimal_baseline, tmp_path, capsys):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hi"}\n' * 4, encoding="utf-8")
+    recipe = {
+        "name": "own",
+        "output_dir": str(tmp_path / "run"),
+        "model": {"path": "org/model"},
+        "ppo": {
+            "data": [str(tmp_path / "prompts.jsonl")],
+            "init_from": "org/model",
+            "reward_from": "org/reward",
+            "advantage": "opo",
+            "num_iterations": 2,
+            "rollout_batch_size": 4,
+            "num_mini_batches": 2,
+            "micro_batch_size": 4,
+        },
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    assert cli.main(["check", str(tmp_path / "recipe.yaml")]) == 0
+    assert "opo advantages, without a critic" in capsys.readouterr().out
 
 
 def test_the_best_policy_within_a_kl_budget_is_kept(tmp_path):

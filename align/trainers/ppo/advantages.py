@@ -60,7 +60,7 @@ def register(name: str, facts: Estimator | None = None) -> Callable[[Kind], Kind
         facts: what a recipe must know of it; None: `align.recipe.estimators` has it.
 
     Raises:
-        ValueError: another estimator has that name.
+        ValueError: another estimator has that name, or nothing says what a recipe must know of this one.
     """
 
     def add(kind: Kind) -> Kind:
@@ -69,6 +69,11 @@ def register(name: str, facts: Estimator | None = None) -> Callable[[Kind], Kind
             raise ValueError(f"there is an advantage estimator '{name}' already: register this one by another name")
         if facts is not None:
             FACTS[name] = facts
+        elif name not in FACTS:
+            raise ValueError(
+                f"advantage estimator '{name}': say what a recipe must know of it, register('{name}', Estimator(…)), "
+                "with align.recipe.estimators.Estimator"
+            )
         ESTIMATORS[name] = kind
         return kind
 

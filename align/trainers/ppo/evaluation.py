@@ -31,7 +31,7 @@ from align.trainers import sharding
 from align.trainers.offload import Offload
 from align.trainers.optimization import TrainedModel
 from align.trainers.ppo.forward import reply_distribution, reply_full_kl, reply_logprobs
-from align.trainers.ppo.guards import require_judged, together
+from align.trainers.ppo.guards import Together, require_judged
 from align.trainers.ppo.metrics import part_metrics
 from align.trainers.ppo.minibatches import rank_share
 from align.trainers.ppo.types import Samples, Scores, TokenBatch
@@ -63,6 +63,7 @@ class Evaluation:
         policy: TrainedModel,
         reference: nn.Module,
         sync: WeightSync,
+        *,
         config: PPOConfig,
         tokenizer: Any,
         pad_id: int,
@@ -83,6 +84,7 @@ class Evaluation:
         collect: Callable[[Sequence[Prompt], SamplingParams], Samples],
         score: Callable[[Samples], Scores],
         gold: Reward | None,
+        together: Together,
         *,
         version: int,
         iteration: int,
@@ -97,6 +99,7 @@ class Evaluation:
 
         Args:
             params: how replies are sampled in training.
+            together: runs what may fail on one rank.
             version: of the policy's weights. iteration: after which they are, for messages.
 
         Raises:
@@ -116,7 +119,7 @@ class Evaluation:
 
         self.sync.push_if_new(version)
         for suffix, way in self._ways(params, num_samples).items():
-            own = self._judged(lambda way=way: replies(way), way.temperature == 0, moment)
+            own = self._judged(lambda way=way: replies(way), together, way.temperature == 0, moment)
             shares = gather_object([own]) if self.world_size > 1 else [own]
             rows = [row for rows, _ in shares for row in rows]
             for failures in zip(*(failures for _, failures in shares), strict=True):  # of the reward, of the gold one
@@ -142,7 +145,7 @@ class Evaluation:
         return {"": replace(plain, n=num_samples, temperature=1.0), "_greedy": replace(plain, n=1, temperature=0.0)}
 
     def _judged(
-        self, replies: Callable[[], Replies | None], exact: bool, moment: str
+        self, replies: Callable[[], Replies | None], together: Together, exact: bool, moment: str
     ) -> tuple[list[JudgedRow], tuple[tuple[str, ...], tuple[str, ...]]]:
         """This rank's replies, and why the reward, and the gold one, failed on some of them."""
         try:

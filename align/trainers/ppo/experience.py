@@ -19,7 +19,7 @@ from align.recipe.ppo_section import PPOConfig
 from align.trainers.offload import Offload
 from align.trainers.optimization import TrainedModel
 from align.trainers.ppo.forward import reply_distribution, reply_full_kl, reply_logprobs, state_values
-from align.trainers.ppo.guards import together
+from align.trainers.ppo.guards import Together, together
 from align.trainers.ppo.minibatches import Minibatches, shuffled
 from align.trainers.ppo.types import Samples, SupportTensor, TokenBatch
 from reward.running import RunningMean, RunningMeanStd, RunningStats
@@ -56,6 +56,7 @@ class ModelPasses:
         policy: TrainedModel,
         critic: TrainedModel | None,
         reference: nn.Module,
+        *,
         config: PPOConfig,
         offload: Offload,
         accelerator: Accelerator,
@@ -63,7 +64,9 @@ class ModelPasses:
         self.policy, self.critic, self.reference = policy, critic, reference
         self.config, self.offload, self.accelerator = config, offload, accelerator
 
-    def run(self, tokens: TokenBatch, support: SupportTensor | None, minibatches: Minibatches) -> Passes:
+    def run(
+        self, tokens: TokenBatch, support: SupportTensor | None, minibatches: Minibatches, together: Together = together
+    ) -> Passes:
         """Of all ranks' replies, each rank its share, on the very micro-batches of the first epoch: so the first
         minibatch's ratio is 1. Collective."""
         with self.offload.here("reference"):
@@ -72,7 +75,7 @@ class ModelPasses:
             whole = {name: self.accelerator.reduce(tensor, "sum") for name, tensor in whole.items()}
         return Passes(**whole)
 
-    def full_kl(self, tokens: TokenBatch, seed: int) -> float:
+    def full_kl(self, tokens: TokenBatch, seed: int, together: Together = together) -> float:
         """`kl/full_token`: exact KL(policy || reference), nats a token, over the tokens of `micro_batch_size` replies
         drawn at random. Costs two forwards of one micro-batch; every rank makes them on the same replies, so that the
         figure does not depend on the number of ranks."""

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from align.recipe.ppo_section import GuardSection, PPOConfig
 from align.runs.errors import TrainingError
@@ -17,6 +17,7 @@ from reward.failures import MAX_FAILED_SHARE
 from reward.protocol import RewardError
 
 Result = TypeVar("Result")
+Together = Callable[[Callable[[], Any]], Any]  # the seam `PPOTrainer.together`
 logger = logging.getLogger(__name__)
 
 

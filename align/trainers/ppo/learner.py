@@ -110,6 +110,7 @@ class Learner:
         self,
         policy: TrainedModel,
         critic: TrainedModel | None,
+        *,
         average: WeightAverage | None,
         ptx: PtxStream | None,
         ptx_coef: PtxController,

@@ -4,7 +4,7 @@ Rollout figures come from the experience, which every rank holds in full; update
 statistics over micro-batches and ranks, divided by what they counted. nats and values are of the distribution divided
 by the sampling temperature, over the whole vocabulary; the score is in the reward's own unit.
 
-Rollouts, before the update:
+Rollouts, before the update (without a critic no value/… and no returns/std):
     score/mean, score/std        the reward as it was given; score/PART/… what each part of a composed one said
     reward/failed                replies that it failed on, which are in no figure of score and reward
                                  (`on_reward_error: mask`)
@@ -31,7 +31,8 @@ Rollouts, before the update:
     engine/staleness             the policy's optimizer steps since the weights that made a reply, a mean: 0 without
                                  `rollout.overlap`, those of one iteration with it
 
-Update, means over its optimizer steps (those of the policy are missing while the critic warms up):
+Update, means over its optimizer steps (those of the policy are missing while the critic warms up, those of a critic
+where there is none):
     policy/loss, value/loss, ptx/loss   a token (or a reply, as `loss_aggregation` says)
     policy/clipped, value/clipped       share of tokens whose ratio or value was clipped
     policy/dual_clipped                 share of tokens whose loss `dual_clip` bounded
@@ -51,7 +52,8 @@ Update, means over its optimizer steps (those of the policy are missing while th
                                         as they are after the iteration
 
 Held-out prompts (`align.trainers.ppo.evaluation`), at temperature 1 and, with _greedy, greedily:
-    eval/score, eval/gold, eval/kl (a reply), eval/entropy (a token), eval/length, eval/end_rate
+    eval/score, eval/gold, eval/kl (a reply), eval/entropy (a token), eval/length, eval/end_rate; of a composed reward
+    eval/score/PART/mean and …/std; with `on_reward_error: mask` eval/failed, eval/gold_failed
 
 Cost:
     seconds/PHASE, seconds/total        wall clock of the first rank

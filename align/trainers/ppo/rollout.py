@@ -33,7 +33,7 @@ from align.data.prompts import PromptSampler
 from align.recipe.ppo_section import PPOConfig
 from align.runtime.errors import AlignError
 from align.trainers import sharding
-from align.trainers.ppo.guards import enough_memory, together
+from align.trainers.ppo.guards import Together, enough_memory, together
 from align.trainers.ppo.types import Samples, full_logprobs
 from align.trainers.ppo.weight_sync import WeightSync
 from data_formats.records import Prompt
@@ -80,6 +80,7 @@ class Rollout:
         prompts: Sequence[Prompt],
         sampler: PromptSampler,
         sync: WeightSync,
+        *,
         config: PPOConfig,
         tokenizer: Any,
         end_id: int,
@@ -105,13 +106,14 @@ class Rollout:
         """`seconds/wait` with overlap."""
         return {"seconds/wait": self.seconds} if self.config.rollout.overlap else {}
 
-    def next(self, version: int, collect: Collect, following: Following) -> Samples:
+    def next(self, version: int, collect: Collect, following: Following, together: Together = together) -> Samples:
         """This rank's replies of the coming iteration.
 
         Args:
             version: of the policy's weights.
             collect: gives the replies to this rank's prompts; by default `sample` is behind it.
             following: says how the iteration after it samples, None where there is none; asked with overlap alone.
+            together: runs what may fail on one rank.
 
         Raises:
             TrainingError: on every rank, when sampling fails on any, or prefetching has.

@@ -91,7 +91,7 @@ from align.trainers.ppo.metrics import (
 from align.trainers.ppo.minibatches import check_split, plan_minibatches, shuffled
 from align.trainers.ppo.ptx import PtxStream, ptx_nll_sum
 from align.trainers.ppo.rollout import Rollout
-from align.trainers.ppo.types import Experience, Samples, Scores, TokenBatch
+from align.trainers.ppo.types import Experience, Samples, Scores, TokenBatch, reply_groups
 from align.trainers.ppo.weight_sync import WeightSync
 from align.trainers.sharding import make_accelerator
 from data_formats.chatml import END_OF_TEXT, IM_END, control_id
@@ -215,20 +215,37 @@ class PPOTrainer(IterationLoop):
         policy, critic, reference, offload = self.policy, self.critic, self.reference, self.offload
         self.weight_sync = WeightSync(self.engine, policy, accelerator, tokenizer, pad_id)
         self.rollout = Rollout(
-            self.engine, self.prompts, self.sampler, self.weight_sync, config, tokenizer, self.end_id, accelerator
+            self.engine,
+            self.prompts,
+            self.sampler,
+            self.weight_sync,
+            config=config,
+            tokenizer=tokenizer,
+            end_id=self.end_id,
+            accelerator=accelerator,
         )
-        self.model_passes = ModelPasses(policy, critic, reference, config, offload, accelerator)
-        self.learner = Learner(policy, critic, self.ema, self.ptx, self.ptx_coef, config, accelerator)
+        self.model_passes = ModelPasses(
+            policy, critic, reference, config=config, offload=offload, accelerator=accelerator
+        )
+        self.learner = Learner(
+            policy,
+            critic,
+            average=self.ema,
+            ptx=self.ptx,
+            ptx_coef=self.ptx_coef,
+            config=config,
+            accelerator=accelerator,
+        )
         self.evaluation = Evaluation(
             policy,
             reference,
             self.weight_sync,
-            config,
-            tokenizer,
-            pad_id,
-            self.seed,
-            offload,
-            accelerator,
+            config=config,
+            tokenizer=tokenizer,
+            pad_id=pad_id,
+            seed=self.seed,
+            offload=offload,
+            accelerator=accelerator,
         )
         parts = {
             "prompt_sampler": self.sampler,
@@ -271,7 +288,7 @@ class PPOTrainer(IterationLoop):
         watch, version = Stopwatch(), self.policy_version
         with self.checkpoints.iteration(self.state, self.save_checkpoint) as attempt:
             with watch("rollout"):
-                samples = self.rollout.next(version, self.collect, self._next_sampling_params)
+                samples = self.rollout.next(version, self.collect, self._next_sampling_params, self.together)
             with watch("score"):
                 scores = self.together(enough_memory(self.config, "score")(lambda: self.score(samples)))
             with watch("experience"):
@@ -341,7 +358,7 @@ class PPOTrainer(IterationLoop):
         generations = config.rollout.num_generations
         tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids, self.pad_id, generations).to(device)
         support = support_of(samples, tokens, config)
-        passes = self.model_passes.run(tokens, support, self.minibatches)
+        passes = self.model_passes.run(tokens, support, self.minibatches, self.together)
         finished_N, mask_NS = torch.tensor(samples.finished, device=device), tokens.mask_NS
         scores_N = scores_N.to(device)
         judged_N = ~scores_N.isnan()
@@ -383,7 +400,7 @@ class PPOTrainer(IterationLoop):
             metrics["reward/failed"] = float(experience.scores_N.isnan().sum())
         if self._logs_now:
             seed = derive(self.seed, "full_kl", self.state.global_step)
-            metrics["kl/full_token"] = self.model_passes.full_kl(experience.tokens, seed)
+            metrics["kl/full_token"] = self.model_passes.full_kl(experience.tokens, seed, self.together)
         return metrics
 
     def penalize_scores(self, scores_N: Tensor, finished_N: Tensor, lengths_N: Tensor) -> Tensor:
@@ -416,7 +433,7 @@ class PPOTrainer(IterationLoop):
     ) -> tuple[Tensor, Tensor | None, float]:
         """(advantages_NS, the critic's targets_NS, standard deviation before whitening), over the whole global batch;
         without a critic there are no values and no targets. The estimator is one of `advantages.py`."""
-        groups_N = torch.arange(len(rewards_NS), device=rewards_NS.device) // self.config.rollout.num_generations
+        groups_N = reply_groups(len(rewards_NS), self.config.rollout.num_generations).to(rewards_NS.device)
         advantages_NS, returns_NS = self.estimator(rewards_NS, values_NS, mask_NS, groups_N)
         moments = functional.Moments.of(advantages_NS, mask_NS)
         if self.config.whiten_advantages:
@@ -501,7 +518,16 @@ class PPOTrainer(IterationLoop):
         )
 
     def value_loss(self, values_BS: Tensor, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted sum over reply tokens, and sums for the log."""
+        """Weighted sum over reply tokens, and sums for the log.
+
+        Raises:
+            TypeError: `compute_advantages` gave no targets.
+        """
+        if batch.returns_NS is None:
+            raise TypeError(
+                f"advantage={self.config.advantage} has a critic, but compute_advantages gave it no targets: give "
+                "(advantages_NS, targets_NS), or register the estimator as one without a critic"
+            )
         return functional.value_loss(
             values_BS,
             batch.old_values_NS,
@@ -537,6 +563,7 @@ class PPOTrainer(IterationLoop):
                 self.collect,
                 self.score,
                 self.gold,
+                self.together,
                 version=self.policy_version,
                 iteration=self.state.global_step,
             )

@@ -154,6 +154,11 @@ class Scores:
         return self.parts.get(name, torch.full_like(self.total_N, torch.nan))
 
 
+def reply_groups(count: int, num_generations: int) -> Tensor:
+    """groups_N of so many replies: those to one prompt, which are neighbours, have one number."""
+    return torch.arange(count) // num_generations
+
+
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
     """Token ids of N rows.
@@ -162,7 +167,7 @@ class TokenBatch:
         input_ids_NT: (N, T) int64, prompt + reply, padded on the right.
         prompt_lengths_N: (N) tokens of the prompt, at least 1.
         lengths_N: (N) tokens of prompt + reply.
-        groups_N: (N) int64, one number for the replies to one prompt; None where nobody compares them.
+        groups_N: (N) int64, one number for the replies to one prompt, for a loss that compares them; or None.
     """
 
     input_ids_NT: Tensor
@@ -196,7 +201,7 @@ class TokenBatch:
             padded(rows, pad_id),
             torch.tensor([len(prompt) for prompt in prompt_ids]),
             torch.tensor([len(row) for row in rows]),
-            torch.arange(len(rows)) // num_generations,
+            reply_groups(len(rows), num_generations),
         )
 
     @property

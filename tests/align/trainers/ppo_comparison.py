@@ -5,6 +5,7 @@ iteration is done again by the reference, from the weights that the trainer had,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -189,10 +190,12 @@ class Comparison:
         limits = {"ptx/coef": 1e-6}  # logged in float32
         return {name: error for name, error in self.errors.items() if not error < limits.get(name, 1e-9)}
 
-    def note(self, name: str, found, expected) -> None:
-        """Keep the larger error of `name`; numbers, or lists of numbers of which the largest sets the size."""
+    def note(self, name: str, found, expected, made_of: Sequence[float] = ()) -> None:
+        """Keep the larger error of `name`; numbers, or lists of numbers of which the largest sets the size, the terms
+        they are a sum of (`made_of`) included."""
         found, expected = (torch.as_tensor(x, dtype=torch.float64).flatten() for x in (found, expected))
-        size = 1.0 if name == "policy/loss" else max(float(expected.abs().max()), 1e-12)  # whitened, it adds up to 0
+        sizes = [float(expected.abs().max()), *map(abs, made_of), 1e-12]
+        size = 1.0 if name == "policy/loss" else max(sizes)  # whitened, it adds up to 0
         error = float((found - expected).abs().max()) / size
         self._keep(name, error)
 
@@ -288,7 +291,9 @@ class Comparison:
             for name, field_name in EXPERIENCE.items():
                 tensor = getattr(found, field_name)
                 if tensor is not None:  # of a critic that is not there
-                    self.note(name.replace("_", " "), tensor[row, first : first + size], getattr(reply, name))
+                    # a return is advantage + value: with lambda 1 the values cancel, of a score that is the mean to 0
+                    terms = reply.old_values if name == "returns" else ()
+                    self.note(name.replace("_", " "), tensor[row, first : first + size], getattr(reply, name), terms)
 
 
 def sampled(samples: Samples) -> list[Sampled]:

@@ -114,6 +114,15 @@ def test_a_critic_is_given_where_it_is_needed_and_only_there(tmp_path):
         ppo_case.trainer(tmp_path / "rloo", num_iterations=1, advantage="rloo").load_checkpoint(folder)
 
 
+def test_a_critic_without_targets_is_told_of(tmp_path):
+    class Forgetful(ppo_case.PPOTrainer):
+        def compute_advantages(self, rewards_NS, values_NS, mask_NS):
+            return super().compute_advantages(rewards_NS, values_NS, mask_NS)[0], None, 1.0
+
+    with pytest.raises(TypeError, match="advantage=gae has a critic, but compute_advantages gave it no targets: give "):
+        ppo_case.trainer(tmp_path, kind=Forgetful, num_iterations=1).train()
+
+
 def test_a_resumed_run_is_one_that_was_never_stopped(tmp_path):
     options = {"advantage": "rloo", "num_iterations": 3, "save_steps": 1}
     whole = ppo_case.trainer(tmp_path / "whole", **options)

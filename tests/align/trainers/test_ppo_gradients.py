@@ -10,7 +10,7 @@ from tests.align.trainers import ppo_comparison, ppo_options
 from tests.align.trainers.ppo_comparison import Comparison
 from tests.align.trainers.ppo_reference import Settings
 
-ROWS = ppo_options.covering(ppo_options.FACTORS, seed=2)
+ROWS = ppo_options.covering(ppo_options.FACTORS, seed=1)
 
 
 def compared(folder, iterations=2, **options) -> Comparison:

@@ -150,6 +150,21 @@ def test_each_seam_gets_what_the_one_before_gave(tmp_path):
     assert step["reward/mean"] == pytest.approx(7 + 3.5 / 8)
 
 
+def test_what_may_fail_on_one_rank_goes_through_together(tmp_path):
+    """Sampling, the reward, and the passes of the models; in an evaluation replies with their scores, and distances."""
+
+    class Watched(PPOTrainer):
+        def together(self, work):
+            self.works = [*getattr(self, "works", []), work]
+            return super().together(work)
+
+    trainer = ppo_case.trainer(tmp_path, kind=Watched, num_iterations=1)
+    trainer.train()
+    assert len(trainer.works) == 4  # with the exact KL of an iteration that is logged
+    trainer.evaluate(ppo_case.prompts(2))
+    assert len(trainer.works) == 4 + 2 * 2  # sampled and greedy
+
+
 def test_sampling_params_rule_what_is_sampled(tmp_path):
     class Brief(PPOTrainer):
         def sampling_params(self):
