@@ -38,17 +38,26 @@ def _number_of_ranks(text: str) -> int:
     return int(text)
 
 
-def _parser() -> argparse.ArgumentParser:
-    from align.recipe.registry import ENTRIES
+class _Program(Parser):
+    """The parser of `align` itself. Only its own help reads the stages' table, which takes longer than all the rest."""
 
-    parser = Parser(
+    def format_help(self) -> str:
+        from align.recipe.registry import ENTRIES
+
+        self.epilog = (
+            "One stage, on several processes: accelerate launch align/STAGE.py RECIPE [key=value ...], "
+            f"where STAGE is {', '.join(ENTRIES[:-1])} or {ENTRIES[-1]}"
+        )
+        return super().format_help()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Program(
         prog="align",
         description="RLHF the way the Qwen report did it: base -> SFT, base -> PMP -> reward model, -> PPO.",
-        epilog="One stage, on several processes: accelerate launch align/STAGE.py RECIPE [key=value ...], "
-        f"where STAGE is {', '.join(ENTRIES[:-1])} or {ENTRIES[-1]}",
     )
     parser.add_argument("--version", action="version", version=f"align {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
 
     run = commands.add_parser("run", help="run a recipe's whole chain", description="Run a recipe's whole chain.")
     check = commands.add_parser(

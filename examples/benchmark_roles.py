@@ -84,7 +84,7 @@ def models(arm: str, options: argparse.Namespace) -> dict[str, Any]:
     return {**made, "critic": Critic(bodies["critic"]), "reward": reward}
 
 
-def run(arm: str, options: argparse.Namespace, folder: str) -> dict[str, float]:
+def run_arm(arm: str, options: argparse.Namespace, folder: str) -> dict[str, float]:
     """One PPO iteration of an arm, in this process: its figures."""
     import torch
 
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     options = parser.parse_args(argv)
     if options.arm:
         with tempfile.TemporaryDirectory() as folder:
-            found = run(options.arm, options, folder)
+            found = run_arm(options.arm, options, folder)
         print(json.dumps(found))
         return {options.arm: found}
     table = {arm: measure(arm, argv) for arm in ARMS}

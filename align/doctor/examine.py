@@ -57,7 +57,7 @@ def examine(history: History) -> Diagnosis:
             blind[name] = "no iteration that trained the policy"
         elif reason := rule.why_not(shown):
             blind[name] = reason
-        elif (evidence := rule.look(shown)) is None:
+        elif (evidence := rule.examine(shown)) is None:
             clear.append(name)
         else:
             findings.append(Symptom(rule if history.has_critic else rule.without_critic(), evidence))

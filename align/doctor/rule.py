@@ -22,7 +22,7 @@ class Evidence:
     figures: dict[str, float]
 
 
-Look = Callable[[History], Evidence | None]
+Examine = Callable[[History], Evidence | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class DiagnosticRule:
     needs: tuple[str, ...]
     causes: tuple[str, ...]
     changes: tuple[str, ...]
-    look: Look
+    examine: Examine
     either: bool = False
     settings: tuple[str, ...] = ()
     least: int = 5
@@ -81,16 +81,16 @@ def rule(
     settings: tuple[str, ...] = (),
     least: int = 5,
     trained: bool = False,
-) -> Callable[[Look], Look]:
+) -> Callable[[Examine], Examine]:
     """Register the decorated function as the rule `name`; see `DiagnosticRule`."""
 
-    def register(look: Look) -> Look:
+    def register(examine: Examine) -> Examine:
         if name in RULES:
             raise ValueError(f"two rules are called {name}")
         RULES[name] = DiagnosticRule(
-            name, severity, title, needs, causes, changes, look, either, settings, least, trained
+            name, severity, title, needs, causes, changes, examine, either, settings, least, trained
         )
-        return look
+        return examine
 
     return register
 

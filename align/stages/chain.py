@@ -35,6 +35,13 @@ from align.stages.overview import print_table, stage_summary, write_chain_summar
 from align.stages.recipe_guard import is_begun, is_finished, require_same_world, stamp_world
 
 LOG = logging.getLogger("align")
+FORMER = {
+    "align.stages.outcome:sft": "align.stages.policy_evaluation:evaluate_sft",
+    "align.stages.outcome:rolled_out": "align.stages.policy_evaluation:evaluate_policy",
+    "align.stages.arms:without_pmp": "align.stages.reward_controls:without_pmp",
+    "align.stages.arms:manners": "align.stages.reward_controls:by_manners",
+}
+"""Under which names a run that was finished before these functions moved has them done."""
 
 
 def run_chain(
@@ -168,7 +175,7 @@ def _evaluate(recipe: Recipe, stage: str, summary: Summary, began: float) -> Sum
     """Add what the stage's evaluation finds out; every function's figures are written as soon as they are there, and
     its name under `hooks`, so that an interrupted chain calls the others only."""
     for name in STAGES[stage].evaluate:
-        done = summary.get("hooks", [])
+        done = [FORMER.get(one, one) for one in summary.get("hooks", [])]
         if name in done:
             continue
         with memory_errors(f"what follows stage '{stage}'", *memory_keys(recipe, stage)):

@@ -294,7 +294,7 @@ def _lengthen(recipe: Recipe, stage: str, one: Longer) -> None:
     clean.clear_beside(recipe, stage)
     if summary and "best_score" in summary:
         state = read_object(folder / "checkpoints" / f"step-{one.checkpoint}" / "trainer_state.json", "") or {}
-        if state.get("best_global_step") != summary["best_step"]:  # of a look after the checkpoint: not in a longer run
+        if state.get("best_global_step") != summary["best_step"]:  # evaluated after the checkpoint: not in a longer run
             shutil.rmtree(folder / BEST, ignore_errors=True)
     if summary and "best_heldout_loss" in summary and not (folder / BEST).exists():
         put_back(folder, summary)

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
-LOOK = 0.5  # seconds between looks at the server
+CHECK_EVERY = 0.5  # seconds between two checks of the server
 
 
 def end_with_parent(folders: Sequence[Path]) -> None:
@@ -49,7 +49,7 @@ def _wait_for_the_end(server: int) -> bool:
         signal.signal(number, signal.SIG_IGN)
     pipe = sys.stdin.fileno()
     while os.getppid() == server:
-        readable, _, _ = select.select([pipe], [], [], LOOK)
+        readable, _, _ = select.select([pipe], [], [], CHECK_EVERY)
         if readable and not os.read(pipe, 4096):
             return True
     return False

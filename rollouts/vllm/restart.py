@@ -1,6 +1,6 @@
 """The health check of a server that this process owns: one that died or hangs is started again with the last weights.
 
-A thread of the owner looks twice a second. Dead is a process that has ended. Hanging is what those say who ask: a rank
+A thread of the owner checks twice a second. Dead is a process that has ended. Hanging is what those say who ask: a rank
 whose request was not answered takes the server's socket away (`take_away`), which nobody can reach from then on. Every
 rank, the owner too, then waits until the server at that place answers with the last weights, or its folder is gone:
 the owner has given it up, closed it or died.
@@ -20,7 +20,7 @@ from rollouts.vllm.process import ServerProcess
 
 logger = logging.getLogger(__name__)
 
-LOOK = 0.5  # seconds
+CHECK_EVERY = 0.5  # seconds
 
 Start = tuple[int, int] | None  # tells the starts of a server apart: inode and time of its socket
 
@@ -62,7 +62,7 @@ class Restarts:
         self.process.stop()
 
     def _watch(self) -> None:
-        while not self._over.wait(LOOK):
+        while not self._over.wait(CHECK_EVERY):
             if not self.process.alive:
                 reason = "died"
             elif not self.process.socket.exists():
@@ -92,4 +92,4 @@ class Restarts:
             self._push()
         except ServerGone as gone:
             logger.warning("the vLLM server came up and %s", gone)
-            self.process.kill()  # which the next look finds
+            self.process.kill()  # which the next check finds

@@ -28,7 +28,7 @@ from rollouts.settings import VLLMSettings
 from rollouts.vllm.client import SHORT, Client, ServerGone
 from rollouts.vllm.process import ServerProcess
 from rollouts.vllm.requests import made_by
-from rollouts.vllm.restart import LOOK, Restarts, Start, start_of, take_away
+from rollouts.vllm.restart import CHECK_EVERY, Restarts, Start, start_of, take_away
 from rollouts.vllm.weights import Push, write_push
 
 logger = logging.getLogger(__name__)
@@ -254,7 +254,7 @@ class Servers:
         patience = (self.settings.max_restarts + 1) * self.settings.start_timeout
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
-            time.sleep(LOOK)
+            time.sleep(CHECK_EVERY)
             if self._closed:
                 raise RolloutError("the engine was closed while it generated")
             if not self._socket.parent.is_dir():

@@ -28,5 +28,5 @@ def test_recipe_keys_that_the_words_name_exist():
 def test_every_rule_says_what_to_do_in_plain_words():
     for rule in RULES.values():
         assert re.fullmatch(r"[a-z-]+", rule.name) and rule.severity in ("problem", "note")
-        assert rule.causes and rule.changes and rule.look.__doc__
+        assert rule.causes and rule.changes and rule.examine.__doc__
         assert rule.title[0].isupper() and not rule.title.endswith(".")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from align.recipe import STAGES, RecipeError, load_recipe
-from align.stages import common, recipe_guard
+from align.stages import chain, common, recipe_guard
 from align.stages.chain import run_chain, run_stage
 from align.stages.clean import clear_chain
 from data_formats.errors import MissingFileError
@@ -200,3 +200,17 @@ def test_an_impossible_recipe_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(RecipeError, match=r"documents\.jsonl"):
         run_chain(small_recipe(tmp_path))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "names"),
+    [
+        ("sft", ["outcome:sft"]),
+        ("rm", ["arms:without_pmp", "arms:manners"]),
+        ("ppo", ["outcome:rolled_out"]),
+    ],
+)
+def test_a_run_finished_under_former_names_is_not_evaluated_again(tmp_path, stage, names):
+    summary = {"hooks": [f"align.stages.{name}" for name in names], "headline": [["gold", 0.0, 1.0]]}
+    assert chain._evaluate(small_recipe(tmp_path), stage, summary, 0.0) == summary
+    assert set(chain.FORMER.values()) == {name for one in STAGES.values() for name in one.evaluate}

@@ -272,7 +272,7 @@ class Counting:
 
 @pytest.fixture
 def watched(tmp_path, monkeypatch):
-    monkeypatch.setattr("rollouts.vllm.restart.LOOK", 0.01)
+    monkeypatch.setattr("rollouts.vllm.restart.CHECK_EVERY", 0.01)
     made = []
 
     def make(*, most=2, problems=(), push=lambda: None):
