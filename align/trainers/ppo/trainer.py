@@ -40,6 +40,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -316,17 +317,25 @@ class PPOTrainer(IterationLoop):
             max_new_tokens=rollout.max_completion_length,
             min_new_tokens=rollout.min_completion_length,
             stop_token_ids=self.stop_ids,
-            seed=derive(self.seed, "rollout", self.state.global_step, self.rank),
+            seed=self._sampling_seed(self.state.global_step),
             return_support=self.config.policy_support == "nucleus",
         )
 
     def _next_sampling_params(self) -> SamplingParams | None:
         """What `sampling_params` will say in the next iteration, asked of a twin of this trainer that stands there, so
-        that this one stays where it is; None in the last iteration."""
+        that this one stays where it is; None in the last iteration. A function that was set on this trainer asks this
+        one all the same, and gets the next iteration's seed."""
+        now, coming = self.state.global_step, self.state.global_step + 1
+        if coming >= self.state.max_steps:
+            return None
         twin = copy.copy(self)
         twin.state = copy.copy(self.state)
-        twin.state.global_step += 1
-        return twin.sampling_params() if twin.state.global_step < twin.state.max_steps else None
+        twin.state.global_step = coming
+        params = twin.sampling_params()
+        return replace(params, seed=self._sampling_seed(coming)) if params.seed == self._sampling_seed(now) else params
+
+    def _sampling_seed(self, iteration: int) -> int:
+        return derive(self.seed, "rollout", iteration, self.rank)
 
     def collect(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> Samples:
         """Sample replies to this rank's prompts."""

@@ -261,6 +261,16 @@ def test_a_subclass_schedules_its_sampling_by_the_iteration(tmp_path):
     assert [params.temperature for params in trainer.engine.asked] == [1.0, 0.9, 0.8]
 
 
+def test_a_function_set_on_the_trainer_rules_what_is_sampled_meanwhile(tmp_path):
+    trainer = make(tmp_path, num_iterations=3)
+    usual = trainer.sampling_params
+    trainer.sampling_params = lambda: replace(usual(), temperature=0.5)
+    trainer.train()
+    assert trainer.engine.threads == [True, False, False]
+    assert [params.temperature for params in trainer.engine.asked] == [0.5] * 3
+    assert len({params.seed for params in trainer.engine.asked}) == 3
+
+
 def test_a_subclass_that_samples_otherwise_gets_the_newest_weights_and_is_told(tmp_path, caplog):
     class Shorter(Watched):
         def collect(self, prompts, params=None):
