@@ -91,7 +91,7 @@ def test_a_reply_that_vllm_gave_up_is_an_error():
 def test_without_vllm_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     before = dict(os.environ)
-    with pytest.raises(RolloutError, match=r"make install-vllm.*align-rlhf\[vllm\]"):
+    with pytest.raises(RolloutError, match=r"align-rlhf\[vllm\].*make install-vllm"):
         VLLMEngine(build(), settings())
     assert dict(os.environ) == before
 
