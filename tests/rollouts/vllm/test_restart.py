@@ -320,7 +320,7 @@ def test_restarts_end_and_the_log_is_named(watched):
     server.kill()
     until(lambda: server.alive and server.starts == 1)
     take_away(server.socket, start_of(server.socket))
-    until(lambda: restarts.problem)
+    until(lambda: server.stops)
     wanted = f"the vLLM server hangs, and was started again 1 times already (max_restarts): its log is {server.log}"
     assert restarts.problem == wanted and (server.starts, server.stops, server.alive) == (1, 1, False)
 
@@ -339,7 +339,7 @@ def test_a_restart_that_fails_at_its_weights_counts_too(watched):
 def test_a_server_that_does_not_come_up_is_given_up(watched):
     server, restarts = watched(problems=[RolloutError("no room on the GPU")])
     server.kill()
-    until(lambda: restarts.problem)
+    until(lambda: server.stops)
     assert restarts.problem == "no room on the GPU" and server.stops == 1
 
 
