@@ -8,7 +8,7 @@ and the KL that they cost; right, the gold score of held-out replies, which noth
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -71,4 +71,8 @@ def main(run_folder: str | Path, out_folder: str | Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description="Draw README's picture from a finished quickstart.")
+    parser.add_argument("run", help="the run's folder")
+    parser.add_argument("out", help="the folder that gets the pictures")
+    args = parser.parse_args()
+    main(args.run, args.out)
