@@ -39,7 +39,7 @@ def clear_stages(recipe: Recipe, stages: tuple[str, ...]) -> list[str]:
     if not is_main():
         return []
     gone = made_from(recipe, stages)
-    clear_outcome(recipe)
+    clear_chain_results(recipe)
     for stage in reversed(descendants(recipe, stages)):
         _remove(stage_dir(recipe, stage), MADE_BY_STAGES)
         clear_beside(recipe, stage)
@@ -48,7 +48,7 @@ def clear_stages(recipe: Recipe, stages: tuple[str, ...]) -> list[str]:
     return gone
 
 
-def clear_outcome(recipe: Recipe) -> None:
+def clear_chain_results(recipe: Recipe) -> None:
     """Remove what was made from the whole chain: its summary and the controls."""
     root = Path(recipe.output_dir)
     (root / "summary.json").unlink(missing_ok=True)

@@ -288,7 +288,7 @@ def _lengthen(recipe: Recipe, stage: str, one: Longer) -> None:
     folder = stage_dir(recipe, stage)
     summary = read_summary(folder)
     later = tuple(name for name in descendants(recipe, (stage,)) if name != stage)
-    clean.clear_outcome(recipe)
+    clean.clear_chain_results(recipe)
     for name in later:
         clean.clear_stages(recipe, (name,))
     clean.clear_beside(recipe, stage)

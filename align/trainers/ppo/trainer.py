@@ -258,7 +258,7 @@ class PPOTrainer(IterationLoop):
             "policy_version": self.learner.policy_steps,
         }
         self.checkpoints = Checkpoints(
-            {"policy": policy} | ({} if critic is None else {"critic": critic}),
+            self._trained,
             self.ema,
             {name: part for name, part in parts.items() if part is not None},
             {"ahead": self.rollout},
@@ -269,6 +269,11 @@ class PPOTrainer(IterationLoop):
             config=config,
             accelerator=accelerator,
         )
+
+    @property
+    def _trained(self) -> dict[str, TrainedModel]:
+        """Policy and, where there is one, critic, as checkpoints and the log call them."""
+        return {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})
 
     @property
     def optimizer_steps(self) -> int:
@@ -604,12 +609,11 @@ class PPOTrainer(IterationLoop):
         self.state.num_input_tokens_seen += int(experience.tokens.lengths_N.sum())
 
     def _costs(self, watch: Stopwatch, experience: Experience) -> dict[str, float]:
-        models = {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})
         return {
             **watch.metrics(int(experience.tokens.lengths_N.sum())),
             **peak_memory(self.accelerator.device),
             **self.rollout.metrics,
-            **{f"lr/{name}": model.learning_rate for name, model in models.items()},
+            **{f"lr/{name}": model.learning_rate for name, model in self._trained.items()},
             "optimizer_steps": self.optimizer_steps,
             "warming_up": float(self.warming_up),
         }
