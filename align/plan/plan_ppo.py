@@ -17,7 +17,7 @@ from align.plan.passes import plain_moment, sampling_moments, training_moments
 from align.plan.ppo_models import StageModels, roles
 from align.plan.shapes import Shape
 from align.recipe import Recipe, batch_plan
-from align.recipe.batch import BLOCK_LOGITS
+from align.recipe.batch import BLOCK_LOGITS, FULL_KL_REPLIES
 
 
 def plan_ppo(
@@ -50,7 +50,7 @@ def plan_ppo(
         if one is not None:
             asked = replies if one.head else 0
             moments.append(plain_moment(one, here, rows, tokens, device=device, name="passes", logit_rows=asked))
-    moments.append(_whole_kl(models, here, rows, rollout.max_completion_length, device))
+    moments.append(_whole_kl(models, here, rollout.max_completion_length, device))
     many, whole = plan.accumulation > 1, held
     held = models.without_idle(held)
     if models.critic is not None:
@@ -86,13 +86,13 @@ def _sampling(recipe: Recipe, models: StageModels, held: tuple[MemoryPart, ...],
     )
 
 
-def _whole_kl(models: StageModels, held: tuple[MemoryPart, ...], rows: int, tokens: int, device: str) -> Moment:
+def _whole_kl(models: StageModels, held: tuple[MemoryPart, ...], tokens: int, device: str) -> Moment:
     """The exact KL of as many replies as a block of logits has room for: those of policy and reference, and three
     float32 pieces of theirs."""
     precision = models.policy.body.precision
     width = 4 if precision.autocast else precision.weights
     one = tokens * models.policy.body.shape.vocab_size
-    size = one * max(1, min(rows, BLOCK_LOGITS // one))
+    size = one * max(1, min(FULL_KL_REPLIES, BLOCK_LOGITS // one))
     made = size * (2 * width + (2 if precision.autocast else 0)) + 3 * 4 * min(size, INNER_BLOCK[device])
     return Moment("policy and reference: exact KL", held + parts("policy", logits=made))
 
