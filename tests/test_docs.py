@@ -145,7 +145,14 @@ def test_the_table_of_ppo_explains_every_key_that_decides_what_is_learnt():
 
     table = (DOCS / "stages.md").read_text(encoding="utf-8").partition("### Every key of `ppo`")[2]
     explained = set(re.findall(r"`([\w.]+)`", "".join(re.findall(r"^\|([^|]*)\|", table, re.M))))
-    sizes = {"num_iterations", "rollout_batch_size", "num_ppo_epochs", "num_mini_batches", "micro_batch_size"}
+    sizes = {
+        "num_iterations",
+        "rollout_batch_size",
+        "num_ppo_epochs",
+        "num_mini_batches",
+        "micro_batch_size",
+        "micro_batch_tokens",
+    }
     records = {
         "logging_steps",
         "save_steps",

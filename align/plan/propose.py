@@ -165,7 +165,9 @@ def _smaller_batches(recipe: Recipe, stage: str, ranks: int) -> Iterator[dict[st
     fitting = [size for size in range(micro // 2, 0, -1) if is_ppo or plan.rank_batch_size % size == 0]
     if is_ppo and section.uses_ptx and plan.ptx_micro_batch_size > 1:
         yield {"ppo.ptx_micro_batch_size": plan.ptx_micro_batch_size // 2}
-    if fitting:
+    if fitting and is_ppo and section.tokens_at_once is not None:
+        yield {f"{stage}.micro_batch_tokens": fitting[0] * section.rollout.max_length}
+    elif fitting:
         yield {f"{stage}.micro_batch_size": fitting[0]}
 
 

@@ -1,6 +1,7 @@
 """Derived batch sizes. A recipe names the sizes that matter for learning; how they are cut over ranks and
-micro-batches is computed here, once, and never written back into the recipe. `micro_batch_size` is an upper bound:
-where more ranks leave each with less, a rank holds its whole share at once, so one recipe serves one rank and many.
+micro-batches is computed here, once, and never written back into the recipe. `micro_batch_size` (of ppo also
+`micro_batch_tokens`) is an upper bound: where more ranks leave each with less, a rank holds its whole share at once, so
+one recipe serves one rank and many.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from align.recipe.schema import Recipe
 from align.recipe.supervised_sections import SupervisedSection
 
 BLOCK_LOGITS = 1 << 26  # that the LM head makes at once (`align.trainers.head`): 256 MiB in float32
+FULL_KL_REPLIES = 4  # of an iteration's, whose KL PPO computes over the whole vocabulary, for the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +27,9 @@ class BatchPlan:
         world_size: number of ranks.
         batch_size: rows (pairs for pmp and rm, responses for ppo) of one optimizer step over all ranks.
         rank_batch_size: the share of one rank, `batch_size / world_size`.
-        micro_batch_size: rows a rank holds at once, at most its share.
-        accumulation: micro-batches a rank passes through per optimizer step; only ppo's last one may be smaller.
+        micro_batch_size: rows a rank holds at once, at most its share; of ppo, where all are as long as they may be.
+        accumulation: micro-batches a rank passes through per optimizer step; of ppo at most, and the last one may be
+            smaller.
         prompts: ppo: prompts of one iteration over all ranks.
         responses: ppo: responses of one iteration over all ranks, `prompts * num_generations`.
         steps_per_iteration: ppo: optimizer steps of one iteration, `num_ppo_epochs * num_mini_batches`.
@@ -105,7 +108,7 @@ def _ppo_problem(section: PPOSection, world_size: int) -> str | None:
             f"ppo.num_mini_batches: {made} in {minis} minibatches give {responses // minis} a minibatch, which "
             f"{world_size} ranks cannot share equally; try ppo.num_mini_batches={fitting}"
         )
-    if section.micro_batch_size > responses // minis:
+    if section.micro_batch_size is not None and section.micro_batch_size > responses // minis:
         return (
             f"ppo.micro_batch_size: {section.micro_batch_size} is more than the {responses // minis} responses of a "
             f"minibatch ({made} / {minis} minibatches); try ppo.micro_batch_size={responses // minis}"
@@ -139,7 +142,7 @@ def _ppo_plan(section: PPOSection, world_size: int) -> BatchPlan:
     responses = section.rollout_batch_size * section.rollout.num_generations
     minibatch = responses // section.num_mini_batches
     share = minibatch // world_size
-    micro = min(section.micro_batch_size, share)
+    micro = min(section.rows_at_once, share)
     ptx = section.ptx_ratio * minibatch if section.uses_ptx else 0
     ptx_micro = min(section.ptx_rows_at_once, ptx // world_size)
     return BatchPlan(

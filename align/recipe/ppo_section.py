@@ -44,6 +44,7 @@ Offloaded = Literal["reference", "reward", "optimizer"]
 Shared = Annotated[Literal["auto"] | bool, PlainValidator(_shared)]
 Coefficient = Annotated[float | Literal["auto"], PlainValidator(_coefficient)]
 Advantage = Annotated[str, PlainValidator(_estimator)]
+ROWS_AT_ONCE = 8  # of full length, where a recipe does not say
 OF_THE_CRITIC = ("critic_warmup_steps", "lam", "critic_lam", "cliprange_value", "vf_coef")
 
 
@@ -131,8 +132,12 @@ class PPOConfig(Section):
     """Passes over the replies of an iteration."""
     num_mini_batches: Positive = 8
     """Optimizer steps of a pass."""
-    micro_batch_size: Positive = 8
-    """Replies that a process holds at once, at most; gradients do not depend on it."""
+    micro_batch_size: Positive | None = None
+    """Replies that a process holds at once, at most; by default as many as `micro_batch_tokens` has room for. Gradients
+    depend on neither."""
+    micro_batch_tokens: Positive | None = None
+    """Tokens that a process computes at once, at most, a shared prompt once; a longer reply stands alone. By default
+    room for eight replies of full length, or no bound where `micro_batch_size` is set."""
     critic_warmup_steps: Count = 50
     """Optimizer steps in which the critic alone learns; 0 for an `advantage` without a critic."""
 
@@ -245,10 +250,24 @@ class PPOConfig(Section):
         return self.ptx_coef != 0 and self.ptx_ratio > 0
 
     @property
+    def tokens_at_once(self) -> int | None:
+        """`micro_batch_tokens`, or its default; None: no bound."""
+        by_rows = None if self.micro_batch_size else ROWS_AT_ONCE * self.rollout.max_length
+        return self.micro_batch_tokens or by_rows
+
+    @property
+    def rows_at_once(self) -> int:
+        """Replies of full length that pass together, at most."""
+        tokens = self.tokens_at_once
+        by_tokens = self.micro_batch_size if tokens is None else max(1, tokens // self.rollout.max_length)
+        return min(by_tokens, self.micro_batch_size or by_tokens)
+
+    @property
     def ptx_rows_at_once(self) -> int:
         """`ptx_micro_batch_size`, or as many rows as have no more logits than a micro-batch of replies."""
-        replies = self.micro_batch_size * self.rollout.max_completion_length
-        return self.ptx_micro_batch_size or max(1, min(self.micro_batch_size, replies // self.ptx_max_length))
+        rows = self.rows_at_once
+        by_logits = rows * self.rollout.max_completion_length // self.ptx_max_length
+        return self.ptx_micro_batch_size or max(1, min(rows, by_logits))
 
     def rules(self) -> list[tuple[str, str]]:
         broken = super().rules()
@@ -378,6 +397,7 @@ class PPOSection(Rewarded, PPOConfig, StageSection):
             text += f"{self.advantage} advantages, without a critic"
         rows = self.ptx_ratio * (responses // self.num_mini_batches) if self.uses_ptx else 0
         text += f"; {rows} pretraining rows a step" if rows else ""
+        text += f"; at most {self.tokens_at_once:,} tokens computed at once" if self.tokens_at_once else ""
         return f"{text}; {self.rollout.sampler}"
 
     def gold_rules(self) -> list[tuple[str, str]]:

@@ -29,7 +29,7 @@ HARMLESS = frozenset(
     {"logging_steps", "save_steps", "save_total_limit", "eval_steps", "log_samples", "every_steps"}
     | {"max_row_mb"}  # of a source
     | {"num_samples", "eval_num_replies", "evaluation.limit"}
-    | {"micro_batch_size", "eval_batch_size", "ptx_micro_batch_size"}
+    | {"micro_batch_size", "micro_batch_tokens", "eval_batch_size", "ptx_micro_batch_size"}
     | {"timeout", "attempts", "backoff", "api_key_env"}  # of a reward's endpoint
     | {"on_reward_error"}  # decides only what would have stopped the run
     | {"memory_share", "kv_cache_gib", "max_num_seqs", "sleep", "probe_tolerance"}  # of vLLM

@@ -30,10 +30,10 @@ from align.runs.seeding import derive, rng_state, set_rng_state
 from align.trainers import sharding
 from align.trainers.offload import Offload
 from align.trainers.optimization import TrainedModel
-from align.trainers.ppo.forward import reply_distribution, reply_full_kl, reply_logprobs
+from align.trainers.ppo.forward import reply_distribution, reply_full_kl, reply_logprobs, shares_prompts
 from align.trainers.ppo.guards import Together, require_judged
 from align.trainers.ppo.metrics import part_metrics
-from align.trainers.ppo.minibatches import rank_share
+from align.trainers.ppo.minibatches import Room, rank_share
 from align.trainers.ppo.types import Samples, Scores, TokenBatch
 from align.trainers.ppo.weight_sync import WeightSync
 from data_formats.records import Prompt
@@ -119,7 +119,7 @@ class Evaluation:
 
         self.sync.push_if_new(version)
         for suffix, way in self._ways(params, num_samples).items():
-            own = self._judged(lambda way=way: replies(way), together, way.temperature == 0, moment)
+            own = self._judged(lambda way=way: replies(way), together, way, moment)
             shares = gather_object([own]) if self.world_size > 1 else [own]
             rows = [row for rows, _ in shares for row in rows]
             for failures in zip(*(failures for _, failures in shares), strict=True):  # of the reward, of the gold one
@@ -145,7 +145,7 @@ class Evaluation:
         return {"": replace(plain, n=num_samples, temperature=1.0), "_greedy": replace(plain, n=1, temperature=0.0)}
 
     def _judged(
-        self, replies: Callable[[], Replies | None], together: Together, exact: bool, moment: str
+        self, replies: Callable[[], Replies | None], together: Together, way: SamplingParams, moment: str
     ) -> tuple[list[JudgedRow], tuple[tuple[str, ...], tuple[str, ...]]]:
         """This rank's replies, and why the reward, and the gold one, failed on some of them."""
         try:
@@ -155,7 +155,7 @@ class Evaluation:
             raise TrainingError(f"{problem} {moment}") from problem
         whole = sharding.unsharded(self.policy.module, self.reference)  # ranks have shares of unequal size
         with whole, self.offload.here("reference"):
-            distances = together(lambda: judged and self._distances(judged[0], exact=exact))
+            distances = together(lambda: judged and self._distances(judged[0], way.n, exact=way.temperature == 0))
         if judged is None:
             return [], ((), ())
         samples, scores, gold = judged
@@ -180,13 +180,15 @@ class Evaluation:
             set_rng_state(generators)
 
     @torch.no_grad()
-    def _distances(self, samples: Samples, exact: bool) -> tuple[list[float], list[float]]:
+    def _distances(self, samples: Samples, num_samples: int, exact: bool) -> tuple[list[float], list[float]]:
         """KL (k1, or the exact one at every token) and entropy of each reply, both summed over its tokens, nats."""
-        tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids, self.pad_id).to(self.accelerator.device)
-        order = torch.argsort(tokens.lengths_N, descending=True)
+        tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids, self.pad_id, num_samples)
+        room = Room.of(tokens, self.config, shares_prompts(self.policy.raw, self.reference))
+        (mine,) = room.shares(list(range(len(samples))), 1)
+        tokens = tokens.to(self.accelerator.device)
         kl_N, entropy_N = torch.zeros(len(samples)), torch.zeros(len(samples))
-        for rows_B in order.split(self.config.micro_batch_size):
-            kl_N[rows_B.cpu()], entropy_N[rows_B.cpu()] = self._distance(tokens.rows(rows_B), exact)
+        for rows in room.micro_batches(mine):
+            kl_N[rows], entropy_N[rows] = self._distance(tokens.rows(torch.tensor(rows)), exact)
         return kl_N.tolist(), entropy_N.tolist()
 
     def _distance(self, batch: TokenBatch, exact: bool) -> tuple[Tensor, Tensor]:

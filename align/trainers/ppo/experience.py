@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from align import functional
+from align.recipe.batch import FULL_KL_REPLIES
 from align.recipe.ppo_section import PPOConfig
 from align.trainers.offload import Offload
 from align.trainers.optimization import TrainedModel
@@ -76,14 +77,13 @@ class ModelPasses:
         return Passes(**whole)
 
     def full_kl(self, tokens: TokenBatch, seed: int, together: Together = together) -> float:
-        """`kl/full_token`: exact KL(policy || reference), nats a token, over the tokens of `micro_batch_size` replies
-        drawn at random. Costs two forwards of one micro-batch; every rank makes them on the same replies, so that the
-        figure does not depend on the number of ranks."""
-        config = self.config
-        batch = tokens.rows(shuffled(len(tokens.lengths_N), seed)[: config.micro_batch_size])
+        """`kl/full_token`: exact KL(policy || reference), nats a token, over the tokens of a few replies drawn at
+        random. Costs two forwards of these; every rank makes them on the same replies, so that the figure does not
+        depend on the number of ranks."""
+        batch = tokens.rows(shuffled(len(tokens.lengths_N), seed)[:FULL_KL_REPLIES])
 
         def work() -> float:
-            kl_BS = reply_full_kl(self.policy.module, self.reference, batch, config.rollout.temperature)
+            kl_BS = reply_full_kl(self.policy.module, self.reference, batch, self.config.rollout.temperature)
             return float(functional.masked_mean(kl_BS, batch.mask_NS))
 
         with self.offload.here("reference"):

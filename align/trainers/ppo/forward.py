@@ -120,6 +120,12 @@ def state_values(critic: nn.Module, batch: TokenBatch) -> Tensor:
     return critic(batch.input_ids_NT, batch.attention_mask_NT)[:, :-1]
 
 
+def shares_prompts(*models: nn.Module) -> bool:
+    """Whether passes of all of these models compute the prompt of neighbours in a group (`TokenBatch.groups_N`) once,
+    and no padding."""
+    return False
+
+
 def silence_dropout(module: nn.Module) -> None:
     """Set every dropout of `module` to 0 for good, so that its mode (train or eval) no longer matters."""
     for part in all_modules(module):

@@ -91,13 +91,14 @@ def enough_memory(config: PPOConfig, part: str) -> AbstractContextManager[None]:
     enough, an OutOfMemoryError names the keys that this part reads."""
     length = f"ppo.rollout.max_completion_length ({config.rollout.max_completion_length})"
     sampled = f"ppo.rollout.batch_size ({config.rollout.batch_size})"
-    micro = f"ppo.micro_batch_size ({config.micro_batch_size})"
+    bounds = {"micro_batch_tokens": config.tokens_at_once, "micro_batch_size": config.micro_batch_size}
+    micro = [f"ppo.{key} ({bound})" for key, bound in bounds.items() if bound is not None]
     ptx = [f"ppo.ptx_micro_batch_size ({config.ptx_rows_at_once})"] if config.uses_ptx else []
     keys = {
         "rollout": ("sampling replies", sampled, length),
         "score": ("the reward", "its batch_size", length),
-        "experience": ("the passes over the sampled replies", micro, length),
-        "update": ("the update", micro, *ptx, length),
-        "evaluation": ("the evaluation", sampled, micro, "the reward's batch_size", length),
+        "experience": ("the passes over the sampled replies", *micro, length),
+        "update": ("the update", *micro, *ptx, length),
+        "evaluation": ("the evaluation", sampled, *micro, "the reward's batch_size", length),
     }
     return memory_errors(*keys[part])

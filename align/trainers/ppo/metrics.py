@@ -12,7 +12,7 @@ Rollouts, before the update (without a critic no value/… and no returns/std):
     kl/reply, kl/token           log policy - log reference of the sampled tokens (k1): sum a reply, mean a token
     kl/k3_token                  the estimator that is never negative, a token
     kl/full_token                KL(policy || reference) over the whole vocabulary, exact, a token of
-                                 `micro_batch_size` replies drawn at random
+                                 four replies drawn at random
     kl_coef                      what the KL was multiplied by
     entropy                      nats a token
     value/mean                   the critic before the update, a token

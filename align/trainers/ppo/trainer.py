@@ -68,7 +68,7 @@ from align.trainers.ppo.checkpoint import Checkpoints
 from align.trainers.ppo.controllers import KLController, PtxController
 from align.trainers.ppo.evaluation import Evaluation
 from align.trainers.ppo.experience import ModelPasses, counted_replies, running_stats, sampler_logps, support_of
-from align.trainers.ppo.forward import silence_dropout
+from align.trainers.ppo.forward import shares_prompts, silence_dropout
 from align.trainers.ppo.guards import (
     NotFiniteError,
     enough_memory,
@@ -89,7 +89,7 @@ from align.trainers.ppo.metrics import (
     sample_rows,
     staleness,
 )
-from align.trainers.ppo.minibatches import check_split, plan_minibatches, shuffled
+from align.trainers.ppo.minibatches import Room, check_split, plan_minibatches, shuffled
 from align.trainers.ppo.ptx import PtxStream, ptx_nll_sum
 from align.trainers.ppo.rollout import Rollout
 from align.trainers.ppo.types import Experience, Samples, Scores, TokenBatch, reply_groups
@@ -455,12 +455,13 @@ class PPOTrainer(IterationLoop):
         return advantages_NS, returns_NS, float(moments.var.sqrt())
 
     def minibatches(self, tokens: TokenBatch, epoch: int) -> list[tuple[Tensor, list[Tensor]]]:
-        """This epoch's minibatches: global rows, and this rank's rows by micro-batch."""
-        order = shuffled(self.responses, derive(self.seed, "shuffle", self.state.global_step, epoch))
-        config = self.config
-        return plan_minibatches(
-            order, tokens.lengths_N.cpu(), config.num_mini_batches, config.micro_batch_size, self.rank, self.world_size
-        )
+        """This epoch's minibatches, a shuffle of the prompts: global rows, and this rank's rows by micro-batch."""
+        config, n = self.config, self.config.rollout.num_generations
+        prompts = shuffled(self.responses // n, derive(self.seed, "shuffle", self.state.global_step, epoch))
+        order_N = (prompts[:, None] * n + torch.arange(n)).flatten()
+        models = [self.reference, *(model.raw for model in self._trained.values())]
+        room = Room.of(tokens, config, shares_prompts(*models))
+        return plan_minibatches(order_N, room, config.num_mini_batches, self.rank, self.world_size)
 
     @property
     def warming_up(self) -> bool:

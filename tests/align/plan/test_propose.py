@@ -130,6 +130,11 @@ def test_single_changes_are_sorted_and_smaller():
     assert changed(recipe, {"sft.micro_batch_size": 3}, 1) is None  # 128 rows cannot be cut so
 
 
+def test_a_micro_batch_bounded_by_tokens_is_lowered_by_them():
+    recipe = load_recipe("qwen2.5_0.5b_lora_24gb", ["ppo.micro_batch_size=null"])
+    assert any("ppo.micro_batch_tokens=8192" in one.changes for one in alone(recipe, plan_stages(recipe)[-1]))
+
+
 def test_sizes_of_cards():
     assert card.read_size("24GB") == card.read_size("24") == card.read_size("24 GiB") == 24 * GIB
     assert card.read_size("24564MiB") == 24564 * 2**20

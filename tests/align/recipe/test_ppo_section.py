@@ -48,3 +48,16 @@ def test_pretraining_rows_hold_no_more_logits_than_replies():
         assert config.ptx_rows_at_once == rows
         assert rows == 1 or rows * blocks <= micro * 512
     assert made(ptx_micro_batch_size=3).ptx_rows_at_once == 3
+
+
+def test_a_micro_batch_is_bounded_by_rows_or_tokens_or_both():
+    rollout = {"max_prompt_length": 600, "max_completion_length": 400}
+    for told, bounds in (
+        ({}, (8000, 8)),
+        ({"micro_batch_size": 16}, (None, 16)),
+        ({"micro_batch_tokens": 3500}, (3500, 3)),
+        ({"micro_batch_tokens": 900}, (900, 1)),
+        ({"micro_batch_tokens": 3500, "micro_batch_size": 2}, (3500, 2)),
+    ):
+        config = made(**told, rollout=rollout)
+        assert (config.tokens_at_once, config.rows_at_once) == bounds

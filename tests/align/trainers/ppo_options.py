@@ -18,7 +18,8 @@ FACTORS: dict[str, dict[str, Row]] = {
     "estimator": {kind: {"kl_estimator": kind} for kind in ("k1", "k2", "k3")},
     "end": ENDS,
     "minibatches": {str(n): {"num_mini_batches": n} for n in (1, 2, 4)},
-    "micro": {str(n): {"micro_batch_size": n} for n in (1, 3, 8)},
+    "micro": {str(n): {"micro_batch_size": n} for n in (1, 3, 8)}
+    | {"30 tokens": {"micro_batch_size": None, "micro_batch_tokens": 30}},
     "epochs": {"1": {}, "2": {"num_ppo_epochs": 2}},
     "warm-up": {"none": {}, "one step": {"critic_warmup_steps": 1}},
     "normalize": {

@@ -10,6 +10,7 @@ from align.runs.checkpoint import latest
 from align.runs.errors import TrainingError
 from align.runtime.errors import OutOfMemoryError
 from align.trainers.ppo import PPOTrainer
+from align.trainers.ppo.guards import enough_memory
 from tests.align.trainers import ppo_case, supervised_case
 
 
@@ -118,6 +119,13 @@ def test_a_lack_of_memory_names_what_to_lower(tmp_path, seam, who, keys):
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     assert any(isinstance(cause, OutOfMemoryError) for cause in causes) and type(causes[-1]) is RuntimeError
+
+
+def test_the_bound_that_holds_is_named():
+    config = ppo_case.section(micro_batch_size=None, rollout={"max_prompt_length": 93})
+    sentence = r"lower ppo\.micro_batch_tokens \(800\) or ppo\.rollout"
+    with pytest.raises(OutOfMemoryError, match=sentence), enough_memory(config, "update"):
+        torch.empty(1 << 60)
 
 
 def test_a_failed_evaluation_is_all_that_is_done_again(tmp_path):

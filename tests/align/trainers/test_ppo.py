@@ -142,6 +142,7 @@ def test_each_epoch_has_its_own_order_and_the_seed_fixes_it(tmp_path):
     orders = [[row for rows, _ in trainer.minibatches(tokens, epoch) for row in rows.tolist()] for epoch in (0, 1, 0)]
     assert orders[0] == orders[2] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(8))
+    assert all(order[at + 1] == order[at] + 1 for order in orders for at in range(0, 8, 2))  # both replies to a prompt
 
 
 def test_scores_penalty_running_mean_and_clip_by_hand(tmp_path):

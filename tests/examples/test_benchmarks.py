@@ -1,0 +1,176 @@
+"""The benchmarks at tiny sizes: sides of ours and the floor run here, and what they measure is what they say."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from align.data.encode import encode_prompts
+from data_formats.records import Message
+from tests.commands import INSTALLED, ROOT, run
+
+FOLDER = ROOT / "examples/benchmarks"
+SHARED = ("measuring", "small_models", "bare", "trl_environment")
+SCRIPTS = sorted(file for file in FOLDER.glob("*.py") if file.stem not in SHARED)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def neighbours():
+    """A script finds its neighbours, as when it is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        yield
+    for name in (*SHARED, *(file.stem for file in SCRIPTS)):
+        sys.modules.pop(name, None)
+
+
+def load(name):
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
+def test_a_benchmark_says_how_it_is_run(file):
+    assert f"python examples/benchmarks/{file.name}" in file.read_text(encoding="utf-8").split('"""')[1]
+
+
+@pytest.mark.parametrize("side", ["align", "floor", "lean"])
+def test_an_iteration_of_ppo(side):
+    ppo, measuring = load("ppo"), load("measuring")
+    case = {**ppo.CASES["B"], **ppo.TINY}
+    figures = measuring.turns_here(ppo.SIDES[side], case, 2)
+    assert len(figures) == 2 and all(turn["clock"] > 0 and turn["cpu"] > 0 and turn["items"] == 1 for turn in figures)
+    phases = {name for name in figures[0] if name.startswith("seconds/")}
+    assert phases >= {"seconds/rollout", "seconds/score", "seconds/experience", "seconds/update"}
+
+
+@pytest.mark.parametrize(
+    ("script", "case", "side"),
+    [
+        ("sft", "plain", "align"),
+        ("sft", "packed", "align"),
+        ("reward_models", "4:1", "align"),
+        ("reward_models", "score-8", "scoring"),
+        ("reward_models", "score-8", "plain"),
+        ("data", "read", "align"),
+        ("data", "encode", "align"),
+        ("data", "pack", "align"),
+        ("decode", "B4", "align"),
+        ("decode", "B4", "generate"),
+        ("decode", "B4", "bare"),
+    ],
+)
+def test_our_side(script, case, side):
+    module, measuring = load(script), load("measuring")
+    settled = {**module.CASES[case], **(load("ppo").TINY if script == "decode" else module.TINY)}
+    settled |= {"stage": case}
+    figures = measuring.turns_here(module.SIDES[side], settled, 2)
+    assert len(figures) == 2 and all(turn["clock"] > 0 and turn["items"] > 1 for turn in figures)
+    units = {"read": 200, "encode": 200, "pack": 200, "4:1": 4, "score-8": 32, "B4": 4 * 2 * 4}
+    assert figures[0]["items"] == figures[1]["items"] == units.get(case, figures[0]["items"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "case"), [("sft", "plain"), ("sft", "packed"), ("reward_models", "4:1"), ("data", "encode")]
+)
+def test_the_other_side_does_as_much(script, case):
+    module, measuring = load(script), load("measuring")
+    settled = {**module.CASES[case], **module.TINY, "stage": case}
+    ours, theirs = (measuring.turns_here(module.SIDES[side], settled, 1) for side in ("align", "trl"))
+    assert ours[0]["items"] == theirs[0]["items"]
+
+
+def test_chats_are_learnt_with_the_same_ids_and_masks():
+    """Ours, and those of the chat template that TRL asks."""
+    sft, made = load("sft"), load("small_models")
+    case = {**sft.CASES["plain"], "chats": 5}
+    names = made.tokenizer(case["vocab"])
+    for row, chat in zip(sft.encoded(case), sft.chats(case), strict=True):
+        theirs = names.apply_chat_template(chat, return_assistant_tokens_mask=True, return_dict=True)
+        assert row["input_ids"] == theirs["input_ids"]
+        assert [int(label != -100) for label in row["labels"]] == theirs["assistant_masks"]
+
+
+def test_both_sides_get_the_same_prompts():
+    ppo, made = load("ppo"), load("small_models")
+    for name in ("A", "B"):
+        case = ppo.CASES[name] | {"prompts": 4}
+        ids = made.prompt_ids(case)
+        conversations = [[Message("user", question)] for question in made.questions(case)]
+        assert ids == encode_prompts(made.tokenizer(case["vocab"]), conversations), name
+        assert all(case["shortest"] <= len(prompt) <= case["longest"] for prompt in ids)
+
+
+PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("prompts", [PROMPTS, [prompt[:2] for prompt in PROMPTS]], ids=["mixed", "alike"])
+def test_the_floor_computes_what_plain_passes_do(times, prompts):
+    bare, made = load("bare"), load("small_models")
+    model = made.make("Qwen2ForCausalLM", load("ppo").TINY).double()
+    replies_NR = torch.randint(5, 60, (len(prompts) * times, 5), generator=torch.Generator().manual_seed(0))
+    found_NR = bare.logps(model.lm_head, bare.reply_states(model.model, prompts, replies_NR, times), replies_NR)
+    plain = []
+    for at, reply in enumerate(replies_NR):
+        prompt = prompts[at // times]
+        logps_TV = model(torch.tensor([prompt + reply.tolist()])).logits[0].float().log_softmax(-1)
+        plain.append(logps_TV[len(prompt) - 1 : -1].gather(1, reply[:, None])[:, 0])
+    torch.testing.assert_close(found_NR, torch.stack(plain))
+    mine, its = (
+        torch.autograd.grad(loss.sum(), list(model.parameters()), retain_graph=True) for loss in (found_NR, sum(plain))
+    )
+    for one, other in zip(mine, its, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("prompts", [PROMPTS, [prompt[:2] for prompt in PROMPTS]], ids=["mixed", "alike"])
+def test_the_floors_replies_are_the_likeliest_of_a_sharp_model(times, prompts):
+    """Logits so far apart that every draw is the likeliest token: those of transformers' greedy `generate`."""
+    bare, made = load("bare"), load("small_models")
+    model = made.make("Qwen2ForCausalLM", load("ppo").TINY).eval()
+    with torch.no_grad():
+        model.lm_head.weight *= 1e4
+    replies_NR = bare.decode(model, prompts, times, 6)
+    assert replies_NR.shape == (len(prompts) * times, 6)
+    for at, reply in enumerate(replies_NR):
+        prompt = torch.tensor([prompts[at // times]])
+        whole = model.generate(
+            prompt, max_new_tokens=6, do_sample=False, eos_token_id=None, past_key_values=DynamicCache()
+        )
+        assert whole[0, prompt.shape[1] :].tolist() == reply.tolist()
+
+
+def test_a_table_by_hand():
+    measuring = load("measuring")
+    turns = {"align": [2.0, 4.0, 3.0], "trl": [6.0, 8.0, 9.0]}
+    sides = {
+        side: [{"clock": value, "cpu": 2 * value, "items": 1, "peak": 2**30} for value in values]
+        for side, values in turns.items()
+    }
+    result = {"subject": "x", "unit": "iteration", "cases": [{"words": "A: some", "sides": sides}]}
+    head, _, row = measuring.table(result).splitlines()
+    assert head.startswith("| case | align, seconds: clock; CPU | trl, seconds: clock; CPU | trl / align: clock; CPU |")
+    # of 2, 3, 4: 3, quartiles 2.5 and 3.5; of the rounds' ratios 3, 2, 3: 3, quartiles 2.5 and 3
+    assert row == ("| A: some | 3 (2.5–3.5); 6 (5–7) | 8 (7–8.5); 16 (14–17) | 3 (2.5–3); 3 (2.5–3) | 1.00, 1.00 |")
+    speeds = measuring.table(result | {"unit": "tokens"}).splitlines()[2]
+    assert "0.333 (0.292–0.417)" in speeds and "3 (2.5–3)" in speeds
+
+
+@pytest.mark.slow
+def test_the_program_measures_sides_in_processes_of_their_own(tmp_path):
+    words = ("--tiny", "--cases", "A", "--sides", "align", "floor", "--rounds", "1", "--out", tmp_path / "figures")
+    done = run(sys.executable, FOLDER / "ppo.py", *words, cwd=tmp_path, env=INSTALLED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (tmp_path / "figures/ppo.md").read_text()
+    result = json.loads((tmp_path / "figures/ppo.json").read_text())
+    assert {side: len(turns) for side, turns in result["cases"][0]["sides"].items()} == {"align": 1, "floor": 1}
