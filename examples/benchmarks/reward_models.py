@@ -3,7 +3,7 @@
     python examples/benchmarks/reward_models.py [--cases 4:1 1:1 1:4 score-2 score-8] [--rounds 5] [--out FOLDER]
 
 Training: the same pairs of token ids, steps of 8 pairs, a turn is an epoch. Prompt to reply is 4:1, 1:1 and 1:4;
-sharing the prompt of a pair alone allows (2 prompt + 2 reply) / (prompt + 2 reply): 1.67, 1.33 and 1.11 times the speed.
+sharing the prompt of a pair alone allows (2 prompt + 2 reply) / (prompt + 2 reply) times the speed: 1.67, 1.33, 1.11.
 Scoring, at 1:1 with two and with eight replies a prompt: `ModelReward` beside padded batches of transformers'
 classifier, sorted by length. Float32; a Qwen2 of random weights, the same shape on both sides.
 
