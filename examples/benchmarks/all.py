@@ -21,7 +21,7 @@ import scaling
 SUBJECTS = ("ppo", "decode", "sft", "reward_models", "data", "scaling")
 OF_TRL = ("ppo", "scaling")  # whose other side runs in an environment of its own
 PICTURES = {"scaling": "light-only", "scaling-dark": "dark-only"}
-PICTURE = "\n![Cost of an iteration against each size](assets/{name}.png){{.{when}}}\n"
+PICTURE = '\n<img class="{when}" src="assets/{name}.png" alt="CPU seconds of an iteration over each size, by side">\n'
 
 
 def fill(page: Path, folder: Path) -> None:

@@ -57,7 +57,7 @@ def test_an_iteration_of_ppo(side):
         ("sft", "plain", "align"),
         ("sft", "packed", "align"),
         ("reward_models", "4:1", "align"),
-        ("reward_models", "score-8", "scoring"),
+        ("reward_models", "score-8", "align"),
         ("reward_models", "score-8", "plain"),
         ("data", "read", "align"),
         ("data", "encode", "align"),
