@@ -4,14 +4,14 @@ align run RECIPE [key=value …]                  run the chain: finished stages
                                                 changed ones started anew, longer ones gone on with
     --fresh [STAGE …] | --from STAGE            start everything, these stages, or this and all later ones anew
     --accept KEY                                go on although this key changed
-align check RECIPE [key=value …]                every error at once, else the plan; imports no torch
+align check RECIPE [key=value …]                every error at once, else the plan and its work; imports no torch
 align recipes [list | show NAME | copy NAME DEST]
 align quickstart [key=value …]                  run the embedded default
 align data stats | inspect | convert | split    look at data files, count, convert and split them
 align export-reward MODEL_DIR OUT_DIR           a reward model as a plain classifier for transformers and vLLM
 align merge FOLDER OUT                          an adapter (LoRA, QLoRA) and its base as a whole model
 align evaluate-reward MODEL DATA …              a reward model on comparisons, without training
-align plan RECIPE [--gpu 24GB] [key=value …]   the memory of every stage, and what makes it fit; imports no torch
+align plan RECIPE [--gpu 24GB] [key=value …]   memory and work of every stage, and what makes it fit; imports no torch
 align doctor RUN                                what ails a ppo stage, by the figures it logged
 """
 
@@ -21,6 +21,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from align import __version__
@@ -140,12 +141,18 @@ def _keep_other_seed(output_dir: Path, seed: int) -> None:
 
 
 def check_command(args: argparse.Namespace) -> None:
-    """Print the plan of a recipe without an error."""
+    """Print the plan of a recipe without an error, and what its stages cost where the models' shapes are known."""
     from align.data.preview import passed_over
+    from align.plan import PlanError, plan_stages
+    from align.plan.show import describe_cost
+    from align.recipe.batch import launched_world_size
     from align.recipe.check import check_recipe, describe_plan
 
     recipe = check_recipe(args.recipe, args.overrides, world_size=args.num_processes)
-    say(describe_plan(recipe, args.num_processes))
+    ranks = args.num_processes or launched_world_size()
+    say(describe_plan(recipe, ranks))
+    with suppress(PlanError):
+        say("\n" + describe_cost(recipe, plan_stages(recipe, ranks=ranks), ranks))
     for line in passed_over(recipe):
         say(line)
 

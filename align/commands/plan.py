@@ -1,4 +1,4 @@
-"""align plan RECIPE [--gpu 24GB] [key=value …]: the memory of every stage, before anything is loaded.
+"""align plan RECIPE [--gpu 24GB] [key=value …]: the memory and the work of every stage, before anything is loaded.
 
 Worked out from the model's shape and the recipe's numbers in under a second: weights, optimizer state, gradients,
 activations, logits and the cache of rollouts, at the moment of each stage at which most is held, on one process. With
@@ -43,7 +43,7 @@ def plan_command(args: argparse.Namespace) -> int:
         PlanError: a model's shape is not known, or --gpu is no size.
     """
     from align.plan import card, plan_stages, propose
-    from align.plan.show import as_data, describe
+    from align.plan.show import as_data, describe, describe_cost
     from align.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides, world_size=args.num_processes)
@@ -61,6 +61,7 @@ def plan_command(args: argparse.Namespace) -> int:
         say(json.dumps(shown, ensure_ascii=False, indent=2))
     else:
         say(describe(plans))
+        say("\n" + describe_cost(recipe, plans, args.num_processes))
         if limit is not None:
             say("\n" + _verdict(recipe, plans, args, limit, proposal))
     return 0 if fits else TOO_SMALL

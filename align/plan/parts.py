@@ -1,4 +1,4 @@
-"""What a plan is made of: bytes with a name and a role, moments of a stage, the moment of the peak."""
+"""What a plan is made of: bytes with a name and a role, moments of a stage, the moment of the peak; phases of work."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 GIB = 2**30
 KINDS = ("weights", "adapters", "optimizer", "gradients", "weight copies", "activations", "logits", "kv cache")
+PTX = "ptx"  # the phase of pretraining rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,56 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of a step.
+
+    Attributes:
+        tokens: that a model's forward passes compute. head_rows: of them, those that its LM head reads.
+        flops: with the backward passes.
+    """
+
+    name: str
+    tokens: int
+    head_rows: int
+    flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a step of a stage costs, over all ranks (`align.plan.cost`).
+
+    Attributes:
+        step: `iteration` or `optimizer step`.
+        lengths: those that were assumed, in words.
+        shared, unshared: tokens of a pass over an iteration's prompts and replies where a prompt is computed once, and
+            where it is computed for every reply.
+    """
+
+    step: str
+    phases: tuple[Phase, ...]
+    lengths: str
+    shared: int = 0
+    unshared: int = 0
+
+    @property
+    def flops(self) -> float:
+        """In all."""
+        return sum(phase.flops for phase in self.phases)
+
+    @property
+    def ptx_share(self) -> float:
+        """Of all FLOPs, those of pretraining rows."""
+        return sum(phase.flops for phase in self.phases if phase.name == PTX) / self.flops
+
+
+@dataclass(frozen=True, slots=True)
 class StagePlan:
-    """The moments of a stage at which memory can be highest, and what was assumed that only the models can tell."""
+    """The moments of a stage at which memory can be highest, what a step of it costs, and what was assumed that only
+    the models can tell."""
 
     stage: str
     moments: tuple[Moment, ...]
+    cost: Cost
     assumption: str | None = None
 
     @property
@@ -52,3 +98,11 @@ def gib(size: float) -> str:
 def parts(role: str, **bytes_of: float) -> tuple[MemoryPart, ...]:
     """Parts of one role; `_` in a kind stands for a blank, what is 0 is left out."""
     return tuple(MemoryPart(kind.replace("_", " "), role, round(size)) for kind, size in bytes_of.items() if size > 0)
+
+
+def flop(number: float) -> str:
+    """`12.3 T`: FLOPs with the letter of their power of a thousand."""
+    power = 0
+    while number >= 1000 and power < 5:
+        number, power = number / 1000, power + 1
+    return f"{f'{number:.3g}' if number < 1000 else f'{number:,.0f}'} {' kMGTP'[power]}".strip()

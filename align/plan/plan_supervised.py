@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from align.plan.cost import supervised_cost
 from align.plan.models import Model, frozen_model, trained_model
 from align.plan.parts import MemoryPart, Moment, StagePlan, parts
 from align.plan.passes import plain_moment, sampling_moments, training_moments
@@ -23,7 +24,7 @@ def plan_supervised(
         moments += _looks(section, model, ranks, device, replies=isinstance(section, SFTSection))
     if isinstance(section, RejectionSection):
         moments += _sampling(section, model, recipe, rewards, device)
-    return StagePlan(stage, tuple(moments))
+    return StagePlan(stage, tuple(moments), supervised_cost(recipe, stage, model, ranks=ranks))
 
 
 def _training(

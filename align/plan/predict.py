@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from align.plan.parts import StagePlan, gib
-from align.plan.plan_ppo import plan_ppo, shares_backbone
+from align.plan.plan_ppo import plan_ppo
 from align.plan.plan_supervised import plan_supervised
+from align.plan.ppo_models import shares_backbone
 from align.plan.shapes import Shape, find_shape
 from align.recipe import STAGES, Recipe
 from align.recipe.lineage import Origin, critic_origin, gold_origins, init_origin, reward_origins

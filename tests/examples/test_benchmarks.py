@@ -51,6 +51,54 @@ def test_an_iteration_of_ppo(side):
     assert phases >= {"seconds/rollout", "seconds/score", "seconds/experience", "seconds/update"}
 
 
+@pytest.mark.parametrize(
+    ("script", "case", "side"),
+    [
+        ("sft", "plain", "align"),
+        ("sft", "packed", "align"),
+        ("reward_models", "4:1", "align"),
+        ("reward_models", "score-8", "scoring"),
+        ("reward_models", "score-8", "plain"),
+        ("data", "read", "align"),
+        ("data", "encode", "align"),
+        ("data", "pack", "align"),
+        ("decode", "B4", "align"),
+        ("decode", "B4", "generate"),
+        ("decode", "B4", "bare"),
+    ],
+)
+def test_our_side(script, case, side):
+    module, measuring = load(script), load("measuring")
+    settled = {**module.CASES[case], **(load("ppo").TINY if script == "decode" else module.TINY)}
+    settled |= {"stage": case}
+    figures = measuring.turns_here(module.SIDES[side], settled, 2)
+    assert len(figures) == 2 and all(turn["clock"] > 0 and turn["items"] > 1 for turn in figures)
+    units = {"read": 200, "encode": 200, "pack": 200, "4:1": 4, "score-8": 32, "B4": 4 * 2 * 4}
+    assert figures[0]["items"] == figures[1]["items"] == units.get(case, figures[0]["items"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "case"), [("sft", "plain"), ("sft", "packed"), ("reward_models", "4:1"), ("data", "encode")]
+)
+def test_the_other_side_does_as_much(script, case):
+    module, measuring = load(script), load("measuring")
+    settled = {**module.CASES[case], **module.TINY, "stage": case}
+    ours, theirs = (measuring.turns_here(module.SIDES[side], settled, 1) for side in ("align", "trl"))
+    assert ours[0]["items"] == theirs[0]["items"]
+
+
+def test_chats_are_learnt_with_the_same_ids_and_masks():
+    """Ours, and those of the chat template that TRL asks."""
+    sft, made = load("sft"), load("small_models")
+    case = {**sft.CASES["plain"], "chats": 5}
+    names = made.tokenizer(case["vocab"])
+    for row, chat in zip(sft.encoded(case), sft.chats(case), strict=True):
+        theirs = names.apply_chat_template(chat, return_assistant_tokens_mask=True, return_dict=True)
+        assert row["input_ids"] == theirs["input_ids"]
+        assert [int(label != -100) for label in row["labels"]] == theirs["assistant_masks"]
+
+
 def test_both_sides_get_the_same_prompts():
     ppo, made = load("ppo"), load("small_models")
     for name in ("A", "B"):

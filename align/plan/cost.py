@@ -1,0 +1,161 @@
+"""What training costs, from lengths and shapes alone: the tokens that each pass computes, and its FLOPs.
+
+A multiplication with its addition is two FLOPs. Counted are the linear layers, attention (each query with the keys that
+it may see, and with their values) and, where a token is drawn or learnt, the LM head; norms, rotations and softmax are
+not. A backward pass is two forward ones: one for the gradient that flows on, one for the weights, which frozen ones do
+not need. Gradient checkpointing computes the layers once more.
+
+Lengths are those of full prompts and replies, which a recipe knows; a test counts the tokens and head rows of a real
+iteration by hooks and compares them with these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from align.plan.count import count
+from align.plan.models import Model
+from align.plan.parts import PTX, Cost, Phase
+from align.plan.ppo_models import GOLD, StageModels
+from align.recipe import Recipe, batch_plan
+from align.recipe.ppo_section import PPOSection
+from align.recipe.supervised_sections import RewardSection
+
+COUNTED = ("tokens", "head_rows", "flops")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptGroup:
+    """A prompt and the replies to it that one micro-batch holds: tokens of each."""
+
+    prompt: int
+    replies: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a forward pass computes.
+
+    Attributes:
+        tokens: that go through the layers.
+        pairs: of a query and a key that it may see, of one layer.
+        head_rows: states that the LM head, where there is one, reads.
+    """
+
+    tokens: int = 0
+    pairs: int = 0
+    head_rows: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.tokens + other.tokens, self.pairs + other.pairs, self.head_rows + other.head_rows)
+
+    def times(self, number: int) -> Work:
+        """So many passes."""
+        return Work(number * self.tokens, number * self.pairs, number * self.head_rows)
+
+
+def _row(before: int, length: int) -> int:
+    """Pairs of `length` tokens that see each other in order, and `before` others."""
+    return length * before + length * (length + 1) // 2
+
+
+def reply_pass(groups: Iterable[PromptGroup], *, shared: bool = True) -> Work:
+    """A pass over prompts and replies that asks about every reply token; `shared`: a prompt is computed once for all
+    replies of its group, and nothing is padded."""
+    found = Work()
+    for group in groups:
+        prompt = Work(group.prompt, _row(0, group.prompt))
+        found += prompt if shared else prompt.times(len(group.replies))
+        for reply in group.replies:
+            found += Work(reply, _row(group.prompt, reply), reply)
+    return found
+
+
+def decode_pass(groups: Iterable[PromptGroup], *, shared: bool = True) -> Work:
+    """Sampling these replies: a prompt is read, once for all of its replies if `shared`, and then each reply token but
+    the last; the head reads one state a prompt read and a token."""
+    found = Work()
+    for group in groups:
+        prompt = Work(group.prompt, _row(0, group.prompt), 1)
+        found += prompt if shared else prompt.times(len(group.replies))
+        for reply in group.replies:
+            found += Work(reply - 1, _row(group.prompt, reply - 1), reply - 1)
+    return found
+
+
+def row_pass(rows: int, length: int) -> Work:
+    """Rows of text of `length` tokens, all of them learnt."""
+    return Work(length, _row(0, length), length).times(rows)
+
+
+def flops(work: Work, model: Model, *, trained: bool = False) -> float:
+    """Of a forward pass or, `trained`, of forward and backward."""
+    shape, body = model.body.shape, model.body
+    head = 2 * shape.vocab_size * shape.hidden_size * work.head_rows if model.head else 0
+    linear = 2 * count(shape).linear * work.tokens
+    attention = 4 * shape.query_size * shape.num_hidden_layers * work.pairs
+    adapter = 2 * model.adapter_size * work.tokens
+    layers = linear + attention + adapter
+    if not trained:
+        return layers + head
+    frozen = body.lora is not None  # then no gradient of the wide weights
+    backward = (1 if frozen else 2) * (linear + head) + 2 * (attention + adapter)
+    return layers + head + backward + (layers if body.checkpointing else 0)
+
+
+def ppo_cost(recipe: Recipe, models: StageModels, *, ranks: int = 1) -> Cost:
+    """An iteration after the critic's warm-up, at full length."""
+    section, plan = recipe.ppo, batch_plan(recipe, "ppo", ranks)
+    rollout, length = section.rollout, section.rollout.max_completion_length
+    group, prompts = PromptGroup(rollout.max_prompt_length, (length,) * rollout.num_generations), plan.prompts
+    drawn, asked = decode_pass([group]).times(prompts), reply_pass([group]).times(prompts)
+    policy, reference, critic = models.policy, models.reference, models.critic
+    judges = [one for one in models.rewards if not one.role.startswith(GOLD)]
+    updated = asked.times(section.num_ppo_epochs)
+    phases = [
+        _phase("decode", drawn, policy),
+        *(_phase(one.role, asked, one) for one in judges),
+        _phase("reference", asked, reference),
+        _phase("old log-probabilities", asked, policy),
+    ]
+    if critic is not None:
+        phases += [_phase("old values", asked, critic), _phase("critic's update", updated, critic, trained=True)]
+    phases.append(_phase("policy's update", updated, policy, trained=True))
+    if section.uses_ptx:
+        rows = row_pass(plan.ptx_batch_size * plan.steps_per_iteration, section.ptx_max_length)
+        phases.append(_phase(PTX, rows, policy, trained=True))
+    phases += _evaluation(section, models)
+    words = f"prompts of {rollout.max_prompt_length:,} tokens, replies of {length:,}"
+    return Cost("iteration", tuple(phases), words, asked.tokens, prompts * reply_pass([group], shared=False).tokens)
+
+
+def _phase(name: str, work: Work, model: Model, *, trained: bool = False) -> Phase:
+    return Phase(name, work.tokens, work.head_rows if model.head else 0, flops(work, model, trained=trained))
+
+
+def _evaluation(section: PPOSection, models: StageModels) -> Iterator[Phase]:
+    """The share of an iteration in the evaluations between first and last; where the recipe does not say of how many
+    prompts, of as many as an iteration has."""
+    evaluation, rollout = section.evaluation, section.rollout
+    if evaluation.every_steps is None or not section.eval_data:
+        return
+    prompts = evaluation.limit or section.rollout_batch_size
+    length, made = rollout.max_completion_length, []
+    for replies in filter(None, (evaluation.num_samples, 1)):  # sampled ones, and a greedy one
+        group = PromptGroup(rollout.max_prompt_length, (length,) * replies)
+        drawn, asked = decode_pass([group]).times(prompts), reply_pass([group]).times(prompts)
+        made.append(_phase("", drawn, models.policy))
+        made += [_phase("", asked, one) for one in (models.policy, models.reference, *models.rewards)]
+    sums = (sum(getattr(one, name) for one in made) / evaluation.every_steps for name in COUNTED)
+    tokens, head_rows, total = sums
+    yield Phase("evaluation", round(tokens), round(head_rows), total)
+
+
+def supervised_cost(recipe: Recipe, stage: str, model: Model, *, ranks: int = 1) -> Cost:
+    """An optimizer step of full rows; of a pair both sides are counted whole."""
+    section = getattr(recipe, stage)
+    pairs = isinstance(section, RewardSection)
+    rows = batch_plan(recipe, stage, ranks).batch_size * (2 if pairs else 1)
+    phase = _phase("training", row_pass(rows, section.max_length), model, trained=True)
+    return Cost("optimizer step", (phase,), f"rows of {section.max_length:,} tokens")
