@@ -9,11 +9,25 @@ from importlib.util import find_spec
 
 import pytest
 
+imported = 0
+
 
 def pytest_collection_finish() -> None:
-    """What was imported stays, so that the collections of the tests (several a training) need not look at it."""
-    gc.collect()
-    gc.freeze()
+    leave_out_what_was_imported()
+
+
+def pytest_runtest_teardown() -> None:
+    leave_out_what_was_imported()
+
+
+def leave_out_what_was_imported() -> None:
+    """What was imported stays, so that the collections of the tests (several a training) need not look at it. Much is
+    imported by the first test that needs it."""
+    global imported
+    if len(sys.modules) > imported:
+        gc.collect()
+        gc.freeze()
+        imported = len(sys.modules)
 
 
 def pytest_unconfigure() -> None:
