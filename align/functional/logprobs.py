@@ -111,41 +111,79 @@ def _per_row(logits: Tensor) -> Tensor:
     return torch.empty(logits.shape[:-1], dtype=dtype, device=logits.device)
 
 
-def _unless_zero(row: Tensor, slope: Tensor) -> Tensor:
-    """`slope`, and exactly 0 in the rows whose incoming gradient is 0: 0 * NaN would be NaN."""
-    return torch.where(row == 0, torch.zeros((), dtype=slope.dtype, device=slope.device), slope)
+def measured(
+    logits: Tensor, ids: Tensor | None, temperature: float, *, entropy: bool = False
+) -> tuple[Tensor | None, Tensor | None]:
+    """(`token_logprobs` of the ids, `token_entropy`), each where it is asked for; without gradients."""
+    logps, entropies = (_per_row(logits) if wanted else None for wanted in (ids is not None, entropy))
+    for at in _blocks(logits):
+        block_logps = torch.log_softmax(_scaled(logits[at], temperature), dim=-1)
+        if logps is not None:
+            logps[at] = block_logps.gather(-1, ids[at].unsqueeze(-1)).squeeze(-1)
+        if entropies is not None:
+            entropies[at] = -_finite(block_logps).exp().mul_(block_logps).sum(-1)
+    return logps, entropies
+
+
+def slope_into(
+    out: Tensor,
+    logits: Tensor,
+    temperature: float,
+    *,
+    of_logps: tuple[Tensor, Tensor] | None = None,
+    of_entropy: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """Write the gradient of the logits.
+
+    Args:
+        out: shape and dtype of the logits; may be the logits themselves.
+        of_logps: the ids and the incoming gradient of their log-probabilities.
+        of_entropy: the entropy and its incoming gradient.
+    """
+    for at in _blocks(logits):
+        scaled = _scaled(logits[at], temperature)
+        ids, row = (None, 0.0) if of_logps is None else (of_logps[0][at], of_logps[1][at].unsqueeze(-1))
+        if of_entropy is None:  # d logp / d logit_v = (1[v = id] - p_v) / temperature
+            probs, factor, is_idle = torch.softmax(scaled, dim=-1), row / -temperature, row == 0
+        else:  # and d H / d logit_v = -p_v (log p_v + H) / temperature
+            entropy, more = (part[at].unsqueeze(-1) for part in of_entropy)
+            logps, is_idle = torch.log_softmax(scaled, dim=-1), (more == 0) & (row == 0)
+            factor = _finite(logps).add(entropy).mul_(more).add_(row).div_(-temperature)
+            probs = logps.exp_()
+        target = torch.mul(probs, factor, out=out[at] if out.dtype == probs.dtype else probs)
+        if ids is not None:
+            target.scatter_add_(-1, ids.unsqueeze(-1), row / temperature)
+        if out.device.type != "cpu" or bool(is_idle.any()):  # 0 * NaN would be NaN
+            target.masked_fill_(is_idle, 0.0)
+        if target.dtype != out.dtype:
+            out[at] = target
+
+
+def _finite(logps: Tensor) -> Tensor:
+    """The block itself with -inf (excluded tokens) raised to what 0 can be multiplied by."""
+    return logps.clamp_(min=torch.finfo(logps.dtype).min)
 
 
 class _TokenLogprobs(Function):
     @staticmethod
     def forward(ctx, logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
-        logps = _per_row(logits)
-        for at in _blocks(logits):
-            block_logps = torch.log_softmax(_scaled(logits[at], temperature), dim=-1)
-            logps[at] = block_logps.gather(-1, ids[at].unsqueeze(-1)).squeeze(-1)
         ctx.save_for_backward(logits, ids)
         ctx.temperature = temperature
-        return logps
+        return measured(logits, ids, temperature)[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_logps: Tensor) -> tuple[Tensor, None, None]:
         logits, ids = ctx.saved_tensors
         grad = torch.empty_like(logits)
-        for at in _blocks(logits):  # d logp / d logit_v = (1[v = id] - p_v) / temperature
-            row = grad_logps[at].unsqueeze(-1)
-            slope = torch.softmax(_scaled(logits[at], ctx.temperature), dim=-1).mul_(row / -ctx.temperature)
-            slope.scatter_add_(-1, ids[at].unsqueeze(-1), row / ctx.temperature)
-            grad[at] = _unless_zero(row, slope)
+        slope_into(grad, logits, ctx.temperature, of_logps=(ids, grad_logps))
         return grad, None, None
 
 
 class _TokenEntropy(Function):
     @staticmethod
     def forward(ctx, logits: Tensor, temperature: float) -> Tensor:
-        entropy = _per_row(logits)
-        for at in _blocks(logits):
-            entropy[at] = torch.special.entr(torch.softmax(_scaled(logits[at], temperature), dim=-1)).sum(-1)
+        _, entropy = measured(logits, None, temperature, entropy=True)
         ctx.save_for_backward(logits, entropy)
         ctx.temperature = temperature
         return entropy
@@ -155,9 +193,5 @@ class _TokenEntropy(Function):
     def backward(ctx, grad_entropy: Tensor) -> tuple[Tensor, None]:
         logits, entropy = ctx.saved_tensors
         grad = torch.empty_like(logits)
-        for at in _blocks(logits):  # d H / d logit_v = (-p_v log p_v - p_v H) / temperature
-            row = grad_entropy[at].unsqueeze(-1)
-            probs = torch.softmax(_scaled(logits[at], ctx.temperature), dim=-1)
-            slope = torch.special.entr(probs).sub_(probs.mul_(entropy[at].unsqueeze(-1)))
-            grad[at] = _unless_zero(row, slope.mul_(row / ctx.temperature))
+        slope_into(grad, logits, ctx.temperature, of_entropy=(entropy, grad_entropy))
         return grad, None

@@ -123,16 +123,14 @@ def flowing(body: Body, rows: int, tokens: int) -> float:
 
 
 def logits(body: Body, rows: int, device: str, *, backward: bool, learns: bool = True) -> float:
-    """Bytes of the logits of `rows` tokens, of which a block is made at once: logits in the product's width (autocast
-    widens them once more), in the backward pass their gradient too, and the float32 pieces of the log-softmax.
-    `learns`: the head is trained with the body."""
+    """Bytes of the logits of `rows` tokens, of which a block is made at once, in the product's width; their gradient
+    takes their place. Beside them the float32 pieces of the log-softmax. `learns`: the head is trained with the body.
+    """
     precision, vocabulary = body.precision, body.shape.vocab_size
     made = min(rows * vocabulary, max(BLOCK_LOGITS, vocabulary))
     inner = min(made, INNER_BLOCK[device])
     width = 2 if precision.autocast else precision.weights
-    total = made * width * (2 if backward else 1) + inner * (8 if backward else 4)
-    if precision.autocast and made == rows * vocabulary:
-        total += 4 * made * (2 if backward else 1)  # accelerate's float32 copy of a model's output
+    total = made * width + inner * (8 if backward else 4)
     if backward and learns and body.lora is None:  # the head's gradient waits for the last block, and a tied one's
         total += 4 * vocabulary * body.shape.hidden_size * (2 if made < rows * vocabulary else 1)
     return total

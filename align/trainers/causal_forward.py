@@ -51,43 +51,42 @@ def ask_at(
     Raises:
         ValueError: the model gives logits of another length than its input (virtual tokens of prompt tuning).
     """
-    shape = inputs["input_ids"].shape
-
-    def of_chosen(logits: Tensor, at: slice) -> Tensor:
-        if head.used:
-            return ask(logits, at)
-        if len(logits) != shape.numel():
-            raise ValueError(f"the model gives {len(logits)} rows of logits for input_ids of shape {tuple(shape)}")
-        return ask(logits.index_select(0, flat_N), slice(0, len(flat_N)))
-
-    with _head_only_at(raw_model, shape, flat_N) as head:
-        return ask_head(model, raw_model, inputs, len(flat_N), of_chosen)
+    chosen = _Chosen(ask, inputs["input_ids"].shape, flat_N)
+    with chosen.by(head_of(raw_model)):
+        return ask_head(model, raw_model, inputs, len(flat_N), chosen)
 
 
 @dataclass(slots=True)
-class _Head:
-    """Whether the head was handed the chosen states alone."""
+class _Chosen:
+    """A question about some positions of (B, T); `is_given`: whether the head was handed their states alone."""
 
-    used: bool = False
+    question: Question
+    shape: torch.Size
+    flat_N: Tensor
+    is_given: bool = False
 
+    def __call__(self, logits: Tensor, at: slice) -> Tensor:
+        if self.is_given:
+            return self.question(logits, at)
+        if len(logits) != self.shape.numel():
+            raise ValueError(f"the model gives {len(logits)} rows of logits for input_ids of shape {tuple(self.shape)}")
+        return self.question(logits.index_select(0, self.flat_N), slice(0, len(self.flat_N)))
 
-@contextmanager
-def _head_only_at(raw_model: nn.Module, shape: torch.Size, flat_N: Tensor) -> Iterator[_Head]:
-    seen = _Head()
+    @contextmanager
+    def by(self, head: nn.Module | None) -> Iterator[None]:
+        """While it holds, `head` is handed their states alone."""
+        handle = head.register_forward_pre_hook(self._select) if head is not None else None
+        try:
+            yield
+        finally:
+            if handle is not None:
+                handle.remove()
 
-    def select(head: nn.Module, args: tuple) -> tuple | None:
-        if not args or args[0].dim() != 3 or args[0].shape[:2] != shape:
+    def _select(self, head: nn.Module, args: tuple) -> tuple | None:
+        if not args or args[0].dim() != 3 or args[0].shape[:2] != self.shape:
             return None
-        seen.used = True
-        return (args[0].flatten(0, 1).index_select(0, flat_N), *args[1:])
-
-    head = head_of(raw_model)
-    handle = head.register_forward_pre_hook(select) if head is not None else None
-    try:
-        yield seen
-    finally:
-        if handle is not None:
-            handle.remove()
+        self.is_given = True
+        return (args[0].flatten(0, 1).index_select(0, self.flat_N), *args[1:])
 
 
 def positions(segments_BT: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 The logits of a micro-batch, tokens x vocabulary, are the largest tensor of a step (2,048 tokens of a vocabulary of
 152,000 are 1.2 GiB in float32), and so is their gradient. What training asks of them is a number or three a token. So
-where they would be many, the head itself answers: while the model is called, its forward takes the hidden states in
-blocks, makes a block's logits, asks, and keeps the answers; the backward pass makes the block's logits again. All
-happens inside the model's own forward, so that DDP, FSDP and autocast see one pass as ever. Fewer logits than a block
-holds are made at once, as if this file were not there.
+the head itself answers: while the model is called, its forward takes the hidden states in blocks, makes a block's
+logits, asks, and keeps the answers. All happens inside the model's own forward, so that DDP, FSDP and autocast see one
+pass as ever. A plain linear head that is asked a `TokenQuestion` answers as `functional.linear_logprobs` says; any
+other question, and any other head (with adapters, quantised), makes the logits of a block again in the backward pass,
+and where there are fewer than a block gives them as if this file were not there.
 
 Some architectures change logits behind the head (soft-capping, scales), a subclass may too. Then what comes out of the
-model is not what the head answered; that is looked at, and such a model gives whole logits from then on.
+model is not what the head answered; that is looked at once a model, and such a one gives whole logits from then on.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from align.functional.linear_logprobs import TokenQuestion, linear_logprobs
 from align.recipe.batch import BLOCK_LOGITS
 from align.runtime.peft_model import base_of
 
@@ -31,6 +33,7 @@ BEHIND_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "
 
 Question = Callable[[Tensor, slice], Tensor]
 _wants_all: WeakSet[nn.Module] = WeakSet()  # models that change logits behind the head
+_gives_answers: WeakSet[nn.Module] = WeakSet()  # models that were seen not to
 
 
 def ask_head(
@@ -44,18 +47,20 @@ def ask_head(
             its `second_pass()` gives the context in which to make logits again.
         inputs: what `forward` takes.
         num_rows: how many rows of logits the head makes.
-        ask: (logits_nV, at) -> answers_nA: about the rows `at` of all rows, flattened; any float dtype.
+        ask: (logits_nV, at) -> answers_nA: about the rows `at` of all rows, flattened; any float dtype. A
+            `TokenQuestion` is answered with the fewest products.
 
     Returns:
         The model's output (its `logits` hold the answers where the head gave them) and answers_NA.
     """
     head = head_of(raw_model)
-    if head is not None and not _is_small(raw_model, num_rows) and not _changes_logits(raw_model):
+    answers = head is not None and (_fused(head, ask) is not None or not _is_small(raw_model, num_rows))
+    if answers and not _changes_logits(raw_model):
         with _answering(head, block_rows(raw_model), ask, getattr(raw_model, "second_pass", nullcontext)) as given:
             output = model(**inputs, use_cache=False)
         if not given:  # another layer made the logits
             return output, _whole(output, ask)
-        if _same(output.logits, given[-1]):
+        if _gives(raw_model, output.logits, given[-1]):
             return output, output.logits.flatten(0, -2)
         _wants_all.add(raw_model)
     output = model(**inputs, use_cache=False)
@@ -127,9 +132,22 @@ def _whole(output: Any, ask: Question) -> Tensor:
     return ask(logits_NV, slice(0, len(logits_NV)))
 
 
-def _same(found: Tensor, given: Tensor) -> bool:
+def _fused(head: nn.Module, ask: Question) -> TokenQuestion | None:
+    """What a plain linear head is asked, maybe as the `question` of something about chosen rows; None for all else."""
+    plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and "forward" not in vars(head)
+    asked = getattr(ask, "question", ask)
+    return asked if plain and isinstance(asked, TokenQuestion) else None
+
+
+def _gives(raw_model: nn.Module, found: Tensor, given: Tensor) -> bool:
+    """Whether the model gives what its head answered."""
+    if found is given or (raw_model in _gives_answers and found.shape == given.shape):
+        return True
     alike = found.shape == given.shape
-    return alike and torch.allclose(found.detach(), given.detach().to(found.dtype), rtol=0, atol=0, equal_nan=True)
+    alike = alike and torch.allclose(found.detach(), given.detach().to(found.dtype), rtol=0, atol=0, equal_nan=True)
+    if alike:
+        _gives_answers.add(raw_model)
+    return alike
 
 
 @contextmanager
@@ -137,11 +155,14 @@ def _answering(
     head: nn.Module, num_rows: int, ask: Question, second_pass: Callable[[], AbstractContextManager]
 ) -> Iterator[list[Tensor]]:
     """While it holds, `head` gives answers in place of logits; the list has what it gave last."""
-    make, given = head.forward, []
+    make, given, fused = head.forward, [], _fused(head, ask)
 
     def answer(states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         flat_Nd = states.flatten(0, -2)
-        found = ask_in_blocks(lambda part: make(part, *args, **kwargs), flat_Nd, num_rows, ask, second_pass)
+        if fused is not None and len(flat_Nd) == len(fused.ids_N):
+            found = linear_logprobs(flat_Nd, head.weight, head.bias, fused, num_rows)
+        else:
+            found = ask_in_blocks(lambda part: make(part, *args, **kwargs), flat_Nd, num_rows, ask, second_pass)
         given[:] = [found.unflatten(0, states.shape[:-1])]
         return given[0]
 

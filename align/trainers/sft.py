@@ -22,8 +22,7 @@ from transformers import EvalPrediction
 
 from align.data.collate import CausalCollator
 from align.data.packing import PackedRows, PackingError
-from align.functional.logprobs import token_logprobs
-from align.functional.masked import keep
+from align.functional.linear_logprobs import TokenQuestion
 from align.functional.reductions import REDUCTIONS, Reduction, loss_weights
 from align.functional.supervised import predicting_positions
 from align.trainers import accepted
@@ -123,32 +122,38 @@ class SFTTrainer(SupervisedTrainer):
         """Weighted sum of token losses of this micro-batch over the step's units; scalar.
 
         With `return_outputs`, the outputs hold the logits of the positions with loss alone, (N, V), and where these are
-        very many their log-probabilities, (N, 1).
+        very many what the head says of them, (N, 2): log-probabilities, and their weighted sum in the first row.
         """
         inputs = self._laid_out(inputs)
         weights_BT, units = self.token_weights(inputs)
-        outputs, logps_N, _, weights_N = self._forward(model, inputs, weights_BT)
-        loss_sum = -(keep(logps_N, weights_N) * weights_N.to(logps_N.dtype)).sum()
-        loss = self.mean_over_step(loss_sum, units, num_items_in_batch)
+        outputs, answers_N2, _ = self._forward(model, inputs, weights_BT, sum_up=True, with_logits=return_outputs)
+        loss = self.mean_over_step(-answers_N2[:, 1].sum(), units, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _laid_out(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return packed_batch(inputs, attention_of(self.model)) if "segments" in inputs else inputs
 
     def _forward(
-        self, model: nn.Module, inputs: dict[str, Tensor], weights_BT: Tensor
-    ) -> tuple[Any, Tensor, Tensor, Tensor]:
-        """The model's output; log-probability, flat position and weight of the N labels that weigh something."""
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        weights_BT: Tensor,
+        *,
+        sum_up: bool = False,
+        with_logits: bool = False,
+    ) -> tuple[Any, Tensor, Tensor]:
+        """The model's output; log-probability of the N labels that weigh something (and their weighted sum in the first
+        row of a second column), and their flat positions. `with_logits`: in the output, where they are not very many.
+        """
         flat_N = predicting_positions(weights_BT)
-        labels_N, weights_N = _next(inputs["labels"], weights_BT, flat_N)
+        labels_N, weights_N = (part_BT.flatten()[flat_N + 1] for part_BT in (inputs["labels"], weights_BT))
         if "segments" in inputs:
             called = packed_inputs(inputs, attention_of(self.model), self.model.dtype)
         else:
             called = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        outputs, logps_N1 = ask_at(
-            model, self.model, called, flat_N, lambda logits, at: token_logprobs(logits, labels_N[at])[:, None]
-        )
-        return outputs, logps_N1[:, 0], flat_N, weights_N
+        question = TokenQuestion(labels_N, weights_N=weights_N if sum_up else None)
+        ask = question.__call__ if with_logits else question  # only a question as such is answered without them
+        return *ask_at(model, self.model, called, flat_N, ask), flat_N
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
@@ -157,14 +162,9 @@ class SFTTrainer(SupervisedTrainer):
         inputs = self._prepare_inputs(inputs)
         weights_BT, _ = loss_weights(inputs["labels"])
         with torch.no_grad(), self.compute_loss_context_manager():
-            _, logps_N, flat_N, weights_N = self._forward(model, inputs, weights_BT)
+            _, logps_N1, flat_N = self._forward(model, inputs, weights_BT)
             row_N = flat_N // weights_BT.shape[1]
-            nll_N = -logps_N.double()
+            nll_N = -logps_N1[:, 0].double()
         sums_B2 = torch.zeros(len(weights_BT), 2, dtype=torch.float64, device=nll_N.device)
-        sums_B2.index_add_(0, row_N, torch.stack([nll_N, weights_N], dim=1))
+        sums_B2.index_add_(0, row_N, torch.stack([nll_N, torch.ones_like(nll_N)], dim=1))
         return None, sums_B2, torch.zeros(len(sums_B2), device=sums_B2.device)
-
-
-def _next(labels_BT: Tensor, weights_BT: Tensor, flat_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Label and weight judged at each position."""
-    return labels_BT.flatten()[flat_N + 1], weights_BT.flatten()[flat_N + 1]

@@ -15,6 +15,7 @@ def measured(tmp_path, *cases):
     return {found[1]: found for found in LINE.finditer(done.stdout)}, done
 
 
+@pytest.mark.slow  # two processes
 @pytest.mark.needs("bitsandbytes")
 def test_a_tiny_case_is_planned_and_measured(tmp_path):
     found, done = measured(tmp_path, "tiny")

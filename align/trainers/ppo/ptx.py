@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from align.data.prompts import PromptSampler
-from align.functional import token_logprobs
+from align.functional.linear_logprobs import TokenQuestion
 from align.runtime.padding import pad_right
 from align.trainers.causal_forward import ask_at
 from align.trainers.head import unwrapped
@@ -67,5 +67,6 @@ def ptx_nll_sum(model: torch.nn.Module, input_ids_BT: Tensor, mask_BT: Tensor) -
     flat_N = (next_BT != IGNORE).flatten().nonzero().squeeze(-1)
     ids_N, inputs = next_BT.flatten()[flat_N], {"input_ids": input_ids_BT, "attention_mask": mask_BT}
     raw = unwrapped(model)
-    _, logps_N1 = ask_at(model, raw, inputs, flat_N, lambda logits, at: token_logprobs(logits, ids_N[at])[:, None])
-    return -logps_N1.sum()
+    question = TokenQuestion(ids_N, weights_N=torch.ones_like(ids_N))
+    _, answers_N2 = ask_at(model, raw, inputs, flat_N, question)
+    return -answers_N2[:, 1].sum()

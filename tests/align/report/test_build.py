@@ -128,8 +128,8 @@ def test_text_of_the_run_cannot_become_markup(tmp_path):
     (root / "summary.json").write_text(json.dumps({"name": evil, "seed": evil, "gold_range": [evil, evil]}))
     (root / "sft/summary.json").write_text(json.dumps({"headline": [[evil, evil, evil]], "judge": evil}))
     (root / "ppo/recipe.yaml").write_text(f"name: x\n# {evil}".encode("utf-8", "replace").decode())
-    index = build_report(root)
-    page, source = Page(index), index.read_text(encoding="utf-8")
+    source = render(read_run(root), ())
+    page = Page(source)
     assert "script" not in page.tags and "alert(1)" in page.text
     assert "&lt;|im_end|&gt;" in source and "<|im_end|>" not in source
     assert "{{ 7 * 7 }}" in page.text and "␀" in page.text and "\x00" not in source

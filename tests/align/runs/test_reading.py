@@ -94,7 +94,7 @@ def torn_run(folder, kind):
     return recipe
 
 
-@pytest.mark.parametrize("kind", TORN)
+@pytest.mark.parametrize("kind", [one for one in TORN if one != "deep"])  # a second each time that YAML is read
 def test_everything_that_reads_a_run_bears_what_it_finds(tmp_path, kind):
     recipe = torn_run(tmp_path, kind)
     run = tmp_path / "run"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from align import cli
 from align.recipe import RecipeError, dump_recipe
 from align.runs import checkpoint
 from align.runs.acceptance import accepting
@@ -304,25 +305,21 @@ def test_a_resumed_run_logs_line_by_line_what_a_whole_one_does(chain, monkeypatc
     assert lines(run, stage) == expected and weights(run, stage) == model
 
 
-def align_run(recipe, *words, **options):
-    file = Path(recipe.output_dir).parent / "recipe.yaml"
-    file.write_text(dump_recipe(recipe))
-    command = [sys.executable, "-m", "align.cli", "run", str(file), *words]
-    return subprocess.Popen(command, env=INSTALLED, text=True, stderr=subprocess.PIPE, **options)
-
-
-def test_plain_fresh_lists_what_it_would_remove_and_wants_a_yes(chain):
+def test_plain_fresh_lists_what_it_would_remove_and_wants_a_yes(chain, monkeypatch, capsys):
     recipe = chain()
     run = Path(recipe.output_dir)
-    before = written(run)
-    done = align_run(recipe, "--fresh", stdin=subprocess.DEVNULL)
-    said = done.communicate(timeout=60)[1]
-    assert (
-        done.returncode == 1 and "this removes base (finished), sft (finished), pmp (finished), rm (finished)" in said
-    )
+    before, file = written(run), run.parent / "recipe.yaml"
+    file.write_text(dump_recipe(recipe))
+    words = ["run", str(file), "--fresh"]
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    assert cli.main(words) == 1
+    said = capsys.readouterr().err
+    assert "this removes base (finished), sft (finished), pmp (finished), rm (finished)" in said
     assert "--yes" in said and "Traceback" not in said and written(run) == before
     terminal, theirs = pty.openpty()
-    asked = align_run(recipe, "--fresh", stdin=theirs, stdout=subprocess.PIPE)
+    command = [sys.executable, "-m", "align.cli", *words]
+    streams = {"stdin": theirs, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    asked = subprocess.Popen(command, env=INSTALLED, text=True, **streams)
     os.write(terminal, b"n\n")
     out, err = asked.communicate(timeout=60)
     assert asked.returncode == 1 and "Go on? [y/N]" in out and "nothing was removed" in err and written(run) == before
