@@ -155,7 +155,7 @@ SIDES = {"align": align, "trl": trl, "plain": plain}
 
 def main(argv: list[str] | None = None) -> None:
     """As the options say."""
-    measuring.program(__file__, __doc__, SIDES, CASES, unit="replies", tiny=TINY, argv=argv)
+    measuring.program(__file__, __doc__, SIDES, CASES, unit="pairs or replies", tiny=TINY, argv=argv)
 
 
 if __name__ == "__main__":

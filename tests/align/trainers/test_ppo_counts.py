@@ -1,0 +1,123 @@
+"""How many tokens go through each model in an iteration, and how many rows through its LM head, counted by hooks on the
+real trainer and compared with the arithmetic that `align check` and `align plan` print. A count has no noise: a pass
+too many, a prompt computed twice or a logit that nobody reads fails here."""
+
+from collections import Counter
+
+from align.plan.cost import PromptGroup, Work, decode_pass, reply_pass
+from align.trainers.ppo import PPOTrainer
+from align.trainers.ppo.forward import shares_prompts
+from data_formats.records import Message, Prompt
+from tests.align.trainers import ppo_case
+
+REPLY, GENERATIONS, PROMPTS, EPOCHS, MINIBATCHES = 5, 2, 4, 2, 2
+
+
+class Counting(PPOTrainer):
+    """Notes what is asked of the models, by the part of the iteration in which it is."""
+
+    def collect(self, prompts, params=None):
+        self.part = "decode"
+        return super().collect(prompts, params)
+
+    def make_experience(self, samples, scores_N):
+        self.part = "experience"
+        return super().make_experience(samples, scores_N)
+
+    def update(self, experience):
+        self.part, self.tokens = "update", experience.tokens
+        kept = getattr(experience, "kept", None)  # the policy's pass over a micro-batch, with its graph
+        self.kept_rows = None if kept is None else kept.rows_B
+        self.epochs = [self.minibatches(experience.tokens, epoch) for epoch in range(EPOCHS)]
+        return super().update(experience)
+
+
+def counted(trainer, policy, reference, critic):
+    """What is counted from now on: Counters of tokens and of head rows, by part and model."""
+    tokens, heads = Counter(), Counter()
+
+    def body(name):
+        def note(module, args, kwargs):
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            read = ids if ids is not None else kwargs["inputs_embeds"][..., 0]
+            tokens[trainer.part, name] += read.numel()
+
+        return note
+
+    def head(name):
+        def note(module, args):
+            heads[trainer.part, name] += args[0].shape[:-1].numel()
+
+        return note
+
+    for name, model in (("policy", policy), ("reference", reference)):
+        model.model.register_forward_pre_hook(body(name), with_kwargs=True)
+        model.lm_head.register_forward_pre_hook(head(name))
+    critic.backbone.register_forward_pre_hook(body("critic"), with_kwargs=True)
+    return tokens, heads
+
+
+def groups_of(rows, tokens):
+    """The rows of a micro-batch by prompt."""
+    found = {}
+    for row in rows.tolist():
+        prompt = int(tokens.prompt_lengths_N[row])
+        found.setdefault((int(tokens.groups_N[row]), prompt), []).append(int(tokens.lengths_N[row]) - prompt)
+    return [PromptGroup(prompt, tuple(replies)) for (_, prompt), replies in found.items()]
+
+
+def test_an_iteration_computes_what_is_said_and_nothing_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(ppo_case, "prompts", lambda count: [Prompt((Message("user", "same"),))] * count)  # no padding
+    policy, reference, critic = ppo_case.policy(0), ppo_case.policy(0), ppo_case.critic(1)
+    trainer = ppo_case.trainer(
+        tmp_path,
+        kind=Counting,
+        policy_model=policy,
+        critic_model=critic,
+        reference=reference,
+        rollout={
+            "num_generations": GENERATIONS,
+            "top_p": 1.0,
+            "max_completion_length": REPLY,
+            "min_completion_length": REPLY,
+        },
+        rollout_batch_size=PROMPTS,
+        num_ppo_epochs=EPOCHS,
+        num_mini_batches=MINIBATCHES,
+        micro_batch_size=4,
+        logging_steps=100,
+    )
+    shared = shares_prompts(policy, reference, critic)  # it may try the models once: before the count
+    trainer.step()
+    tokens, heads = counted(trainer, policy, reference, critic)
+    trainer.state.global_step += 1  # an iteration that is not logged: no exact KL
+    trainer.step()
+
+    def asked(rows):
+        groups = groups_of(rows, trainer.tokens)
+        found = reply_pass(groups, shared=shared)
+        extra = 0 if shared else sum(len(group.replies) for group in groups)  # padded rows: the last state too
+        return Work(found.tokens, found.pairs, found.head_rows + extra)
+
+    epochs = [sum((asked(rows) for _, micros in epoch for rows in micros), Work()) for epoch in trainer.epochs]
+    kept = Work() if trainer.kept_rows is None else asked(trainer.kept_rows)
+    first, updates = epochs[0], sum(epochs, Work())
+    length = int(trainer.tokens.prompt_lengths_N[0])
+    assert set((trainer.tokens.lengths_N - REPLY).tolist()) == {length}
+    drawn = decode_pass([PromptGroup(length, (REPLY,) * GENERATIONS)] * PROMPTS)
+
+    assert first.tokens == PROMPTS * (length * (1 if shared else GENERATIONS) + GENERATIONS * REPLY)
+    assert tokens == {
+        ("decode", "policy"): drawn.tokens,
+        ("experience", "reference"): first.tokens,
+        ("experience", "policy"): first.tokens,
+        ("experience", "critic"): first.tokens,
+        ("update", "policy"): updates.tokens - kept.tokens,
+        ("update", "critic"): updates.tokens,
+    }
+    assert heads == {
+        ("decode", "policy"): drawn.head_rows,
+        ("experience", "reference"): first.head_rows,
+        ("experience", "policy"): first.head_rows,
+        ("update", "policy"): updates.head_rows - kept.head_rows,
+    }
