@@ -20,6 +20,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -128,9 +129,9 @@ class Worker:
     def __init__(self, script: str, side: str, case: Case, python: str):
         command = [python, script, "--work", side, json.dumps(case)]
         environment = {**THREADS, **os.environ, **QUIET}
-        self.side = side
+        self.side, self.said = side, tempfile.TemporaryFile("w+")  # noqa: SIM115 (a full pipe would stop the process)
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True, env=environment
         )
 
     def turn(self) -> dict[str, Any]:
@@ -142,13 +143,16 @@ class Worker:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            raise RuntimeError(f"side '{self.side}' failed:\n{self.process.stderr.read()[-3000:]}")
+            self.process.wait()
+            self.said.seek(0)
+            raise RuntimeError(f"side '{self.side}' failed:\n{self.said.read()[-3000:]}")
         return json.loads(answer)
 
     def close(self) -> None:
         """End it."""
         self.process.kill()
         self.process.communicate()
+        self.said.close()
 
 
 def work(sides: dict[str, SideFunction], side: str, case: str) -> None:

@@ -4,6 +4,8 @@ too many, a prompt computed twice or a logit that nobody reads fails here."""
 
 from collections import Counter
 
+import torch
+
 from align.plan.cost import PromptGroup, Work, decode_pass, reply_pass
 from align.trainers.ppo import PPOTrainer
 from align.trainers.ppo.forward import shares_prompts
@@ -67,7 +69,8 @@ def groups_of(rows, tokens):
 
 
 def test_an_iteration_computes_what_is_said_and_nothing_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(ppo_case, "prompts", lambda count: [Prompt((Message("user", "same"),))] * count)  # no padding
+    different = [Prompt((Message("user", letter * (3 * at)),)) for at, letter in enumerate("abcdefghijkl", 1)]
+    monkeypatch.setattr(ppo_case, "prompts", lambda count: different[:count])
     policy, reference, critic = ppo_case.policy(0), ppo_case.policy(0), ppo_case.critic(1)
     trainer = ppo_case.trainer(
         tmp_path,
@@ -87,26 +90,23 @@ def test_an_iteration_computes_what_is_said_and_nothing_more(tmp_path, monkeypat
         micro_batch_size=4,
         logging_steps=100,
     )
-    shared = shares_prompts(policy, reference, critic)  # it may try the models once: before the count
+    assert shares_prompts(policy, reference, critic)  # which tries them once: before the count
     trainer.step()
     tokens, heads = counted(trainer, policy, reference, critic)
     trainer.state.global_step += 1  # an iteration that is not logged: no exact KL
     trainer.step()
 
     def asked(rows):
-        groups = groups_of(rows, trainer.tokens)
-        found = reply_pass(groups, shared=shared)
-        extra = 0 if shared else sum(len(group.replies) for group in groups)  # padded rows: the last state too
-        return Work(found.tokens, found.pairs, found.head_rows + extra)
+        return reply_pass(groups_of(rows, trainer.tokens))
 
     epochs = [sum((asked(rows) for _, micros in epoch for rows in micros), Work()) for epoch in trainer.epochs]
     kept = Work() if trainer.kept_rows is None else asked(trainer.kept_rows)
     first, updates = epochs[0], sum(epochs, Work())
-    length = int(trainer.tokens.prompt_lengths_N[0])
-    assert set((trainer.tokens.lengths_N - REPLY).tolist()) == {length}
-    drawn = decode_pass([PromptGroup(length, (REPLY,) * GENERATIONS)] * PROMPTS)
+    whole = groups_of(torch.arange(PROMPTS * GENERATIONS), trainer.tokens)
+    drawn = decode_pass(whole)
 
-    assert first.tokens == PROMPTS * (length * (1 if shared else GENERATIONS) + GENERATIONS * REPLY)
+    assert len({group.prompt for group in whole}) == PROMPTS and first == reply_pass(whole)
+    assert first.head_rows == PROMPTS * GENERATIONS * REPLY
     assert tokens == {
         ("decode", "policy"): drawn.tokens,
         ("experience", "reference"): first.tokens,
