@@ -105,7 +105,8 @@ def flops(work: Work, model: Model, *, trained: bool = False) -> float:
 
 
 def ppo_cost(recipe: Recipe, models: StageModels, *, ranks: int = 1) -> Cost:
-    """An iteration after the critic's warm-up, at full length."""
+    """An iteration after the critic's warm-up, at full length; micro-batches have room for a prompt and all of its
+    replies."""
     section, plan = recipe.ppo, batch_plan(recipe, "ppo", ranks)
     rollout, length = section.rollout, section.rollout.max_completion_length
     group, prompts = PromptGroup(rollout.max_prompt_length, (length,) * rollout.num_generations), plan.prompts
@@ -141,14 +142,12 @@ def _evaluation(section: PPOSection, models: StageModels) -> Iterator[Phase]:
     if evaluation.every_steps is None or not section.eval_data:
         return
     prompts = evaluation.limit or section.rollout_batch_size
-    length, made = rollout.max_completion_length, []
-    for replies in filter(None, (evaluation.num_samples, 1)):  # sampled ones, and a greedy one
-        group = PromptGroup(rollout.max_prompt_length, (length,) * replies)
-        drawn, asked = decode_pass([group]).times(prompts), reply_pass([group]).times(prompts)
-        made.append(_phase("", drawn, models.policy))
-        made += [_phase("", asked, one) for one in (models.policy, models.reference, *models.rewards)]
-    sums = (sum(getattr(one, name) for one in made) / evaluation.every_steps for name in COUNTED)
-    tokens, head_rows, total = sums
+    group = PromptGroup(rollout.max_prompt_length, (rollout.max_completion_length,))
+    drawn, asked = decode_pass([group]).times(prompts), reply_pass([group]).times(prompts)
+    made = [_phase("", drawn, models.policy)]
+    made += [_phase("", asked, one) for one in (models.policy, models.reference, *models.rewards)]
+    each = 2 / evaluation.every_steps  # a sampled reply and a greedy one to each prompt
+    tokens, head_rows, total = (each * sum(getattr(one, name) for one in made) for name in COUNTED)
     yield Phase("evaluation", round(tokens), round(head_rows), total)
 
 

@@ -102,14 +102,14 @@ def test_what_halves_it_does():
 
 def test_an_evaluation_counts_by_how_often_it_is():
     _, without = cost_of()
-    some = ("ppo.eval_data=[text/prompts.jsonl]", "ppo.evaluation.limit=10", "ppo.evaluation.num_samples=2")
+    some = ("ppo.eval_data=[text/prompts.jsonl]", "ppo.evaluation.limit=10")
     _, often = cost_of(*some, "ppo.evaluation.every_steps=1")
     _, rarely = cost_of(*some, "ppo.evaluation.every_steps=5")
     one, fifth = (cost.flops - without.flops for cost in (often, rarely))
     assert one == pytest.approx(5 * fifth) and one > 0
     (phase,) = (phase for phase in often.phases if phase.name == "evaluation")
-    # two samples and a greedy reply: decoded, then asked of policy, reference and reward model
-    assert phase.tokens == 10 * 1024 * ((1 + 2 + 1 + 1) - 3 / 1024 + 3 * (1 + 2 + 1 + 1))
+    # a sample and a greedy reply: decoded, then asked of policy, reference and reward model
+    assert phase.tokens == 10 * 2 * (2047 + 3 * 2048)
 
 
 def test_words():
