@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from reward.errors import ModelFileError
 from reward.folder import check_safetensors, read_json, staged
 from reward.head import ScalarHead
 from reward.loading import hub_file, load_pretrained, quiet
+
+if TYPE_CHECKING:
+    from reward.flat import Parts
 
 HEAD_FILE = "head.safetensors"
 FORMAT = 1
@@ -100,18 +103,34 @@ class HeadedModel(nn.Module):
         return self.backbone.get_input_embeddings()
 
     def states(
-        self, input_ids_BT: Tensor, attention_mask_BT: Tensor, position_ids_BT: Tensor | None = None, **more: Any
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        position_ids_BT: Tensor | None = None,
+        parts: Parts | Tensor | None = None,
     ) -> Tensor:
         """Last hidden states (B, T, d). Positions count the 1s of the mask, so padding may stand on either side.
 
-        `more` goes to the backbone as it is.
+        Args:
+            parts: the prompts and replies of one flat row (`reward.flat`).
+
+        Raises:
+            ModelFileError: parts for a backbone that takes none.
         """
         if position_ids_BT is None:
             position_ids_BT = (attention_mask_BT.long().cumsum(-1) - 1).clamp(min=0)
         optional = {"position_ids": position_ids_BT, "use_cache": False}
         optional = {name: value for name, value in optional.items() if name in self._accepted}
-        optional |= more
+        if parts is not None:
+            optional["parts"] = self._taken(parts)
         return self.backbone(input_ids=input_ids_BT, attention_mask=attention_mask_BT, **optional).last_hidden_state
+
+    def _taken(self, parts: Parts | Tensor) -> Parts:
+        from reward import flat
+
+        if problem := flat.flat_problem(self.backbone, self._accepted):
+            raise ModelFileError(f"this model takes no flat row of several sequences: {problem}")
+        return flat.Parts.of(parts) if isinstance(parts, Tensor) else parts
 
     def _apply(self, fn, recurse=True):
         # Buffers outside the state dict (rotary frequencies) are rebuilt in float32 on loading, so a cast to

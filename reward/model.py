@@ -93,22 +93,11 @@ class RewardModel(HeadedModel):
         seen = attention_mask
         if seen.dim() == 4:
             seen = tree_mask(seen, self.config, self._accepted, next(self.backbone.parameters()).dtype)
-        if parts is None:
-            states_BTd = self.states(input_ids, seen, position_ids)
-        else:
-            states_BTd = self._flat_states(input_ids, seen, position_ids, parts)
+        states_BTd = self.states(input_ids, seen, position_ids, parts)
         if members is None or rows is None:
             members, rows = attention_mask, torch.arange(states_BTd.shape[0], device=states_BTd.device)
         scores_N = (self.head(self.pooler(states_BTd, members, rows)) - self.shift) / self.scale
         return (scores_N, states_BTd) if with_states else scores_N
-
-    def _flat_states(self, ids_1T: Tensor, mask_1T: Tensor, position_ids_1T: Tensor | None, parts_S2: Tensor) -> Tensor:
-        from reward import flat
-
-        if problem := flat.flat_problem(self.backbone, self._accepted):
-            raise ModelFileError(f"this model takes no flat row of several sequences: {problem}")
-        with flat.by_parts(self.config):
-            return self.states(ids_1T, mask_1T, position_ids_1T, parts=flat.Parts(parts_S2))
 
     def _apply(self, fn, recurse=True):
         kept = {name: getattr(self, name) for name in ("shift", "scale")}

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from reward.flat import flat_batch, flat_problem
+from reward.flat import flat_batch, takes_flat_rows
 from reward.layout import TokenGroup, tree_batch, tree_problem
 from reward.model import RewardModel
 from reward.scoring import batches_by_length
@@ -19,16 +19,26 @@ def layout_for(model: nn.Module, pad_id: int, share_prompts: bool | None) -> Lay
     """How groups are laid in rows for a model; None: it scores every reply apart.
 
     Args:
-        share_prompts: False: apart; True: wherever the backbone allows it; None: on CPUs alone (`reward.flat`), where
-            it is measured to be faster.
+        share_prompts: False: apart; None: where the backbone takes flat rows; True: in padded ones too.
     """
     if share_prompts is False or not isinstance(model, RewardModel):
         return None
-    if flat_problem(model.backbone, model._accepted) is None:
+    if takes_flat(model):
         return flat_batch
     if share_prompts and tree_problem(model.config, model._accepted) is None:
         return partial(tree_batch, pad_id=pad_id)
     return None
+
+
+def takes_flat(model: RewardModel) -> bool:
+    """Whether `flat_batch`es are scored as every reply apart is (`reward.flat`)."""
+    names = ("input_ids", "attention_mask", "position_ids", "parts")
+    training = model.training
+    model.eval()
+    try:
+        return takes_flat_rows(model, model.backbone, lambda inputs: model.states(*map(inputs.get, names)))
+    finally:
+        model.train(training)
 
 
 def same_prompts(prompts: Sequence[Hashable], most: int) -> tuple[list[list[int]], list[int]]:

@@ -41,8 +41,8 @@ class ModelReward:
         tokenizer: the ChatML tokenizer it was trained with.
         batch_size: sequences held at once.
         name: for logs and errors.
-        share_prompts: False: score every reply apart; True: share wherever the backbone allows it; None: share on CPUs
-            alone (`reward.flat`), where it is measured to be faster.
+        share_prompts: False: score every reply apart; None: share where the backbone takes flat rows (`reward.flat`);
+            True: in padded ones too (`reward.layout`), which eager attention takes.
     """
 
     def __init__(

@@ -1,12 +1,14 @@
-"""The engine that is always there: `generate` of transformers, in this process, on the trainer's own module.
+"""The engine that is always there: transformers, in this process, on the trainer's own module.
+
+Replies are sampled by a decode loop of our own (`rollouts.decode`) where the model can be (`rollouts.decodable`), by
+transformers' `generate` elsewhere, and the log says so; both draw the same tokens.
 
 Nothing of the caller's world is disturbed: not the global random generators, not the modules' training mode, not their
 gradients. Nothing of the model's own `generation_config` leaks into sampling (Qwen2.5-Instruct ships top_k 20 and a
 repetition penalty): while a call runs, the model has a neutral one.
 
-Prompts are sorted by length into batches, so that little is padded (left, with attention mask); replies come back in
-the order of the protocol. With `params.seed`, a reply depends on its prompt's place in the list and on the weights, not
-on `batch_size` (to the rounding of batched matrix products).
+Replies come back in the order of the protocol. With `params.seed`, a reply depends on its prompt's place in the list
+and on the weights, not on `batch_size` (to the rounding of batched matrix products).
 
 Every rank has an engine of its own and samples its own prompts. Modules wrapped by DDP are unwrapped by the caller,
 and a sharded one is gathered while it samples.
@@ -14,27 +16,32 @@ and a sharded one is gathered while it samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from align.runtime.padding import pad_left
 from align.runtime.peft_model import base_of
+from rollouts.decodable import probe, why_not
+from rollouts.decode import Choose, decode
 from rollouts.errors import RolloutError
 from rollouts.protocol import Completion, SamplingParams
-from rollouts.sampling import Drawn, TokenSampler
+from rollouts.sampling import Responses, draw
+
+logger = logging.getLogger(__name__)
 
 
 class HFEngine:
-    """Samples with `model.generate`.
+    """Samples with the module itself.
 
     Args:
         model: a causal language model of transformers, or a PEFT model around one.
         pad_token_id: fills the left of shorter prompts; masked, so any id of the vocabulary does.
-        batch_size: responses generated at once.
+        batch_size: responses at work at once.
         autocast_dtype: runs the model under `torch.autocast` in this dtype.
         shares_module: the trainer updates `model` itself, so `update_weights` copies nothing. Else `model` is the
             engine's own; one whose checkpoints hold its tensors in another form (fused experts) cannot be.
@@ -60,6 +67,7 @@ class HFEngine:
         self.autocast_dtype, self.shares_module = autocast_dtype, shares_module
         self.weight_version = 0
         self._torn = False
+        self._decodable: bool | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,17 +84,23 @@ class HFEngine:
         for row, prompt in enumerate(prompts):
             if not prompt:
                 raise RolloutError(f"prompt {row} is empty: the model needs at least one token to continue")
-        rows = [prompt for prompt in prompts for _ in range(params.n)]
-        uniforms = _uniforms(len(rows), params)
-        order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))  # too long for the memory: fails at once
-        completions: list[Completion | None] = [None] * len(rows)
+        responses = Responses(len(prompts) * params.n, params, model.device)
+        uniforms_NT = _uniforms(len(prompts) * params.n, params).to(model.device)
+
+        def choose(logits_RV: Tensor, responses_R: Tensor, steps_R: Tensor) -> Tensor:
+            held_back_R = steps_R < params.min_new_tokens
+            any_held_back = params.min_new_tokens > 0 and bool(held_back_R.any())
+            uniforms_R = uniforms_NT[responses_R, steps_R]
+            drawn = draw(logits_RV, uniforms_R, params, held_back_R if any_held_back else None)
+            responses.add(responses_R, steps_R, drawn)
+            return drawn.tokens_B
+
         with _undisturbed(model, self.autocast_dtype):
-            for start in range(0, len(order), self.batch_size):
-                chosen = order[start : start + self.batch_size]
-                batch = self._batch(model, [rows[row] for row in chosen], params, uniforms[chosen])
-                for row, completion in zip(chosen, batch, strict=True):
-                    completions[row] = completion
-        return completions
+            if self._decodes(model):
+                decode(model, prompts, params, self.batch_size, choose)
+            else:
+                self._generate(model, prompts, params, choose)
+        return responses.completions(self.weight_version)
 
     def token_logprobs(self, sequences: list[list[int]]) -> list[tuple[float, ...]]:
         """See `rollouts.protocol.Scoring`."""
@@ -143,46 +157,64 @@ class HFEngine:
             raise RolloutError("this engine got only a part of its last weights: push all of them again")
         return self._open_model()
 
-    def _batch(
-        self, model: nn.Module, prompts: list[list[int]], params: SamplingParams, uniforms_BT: Tensor
-    ) -> list[Completion]:
-        ids_BT, mask_BT = (rows.to(model.device) for rows in pad_left(prompts, self.pad_token_id))
-        sampler = TokenSampler(params, uniforms_BT.to(model.device))
+    def _decodes(self, model: nn.Module) -> bool:
+        """Whether the decode loop takes the model; found out once, where its weights are sound."""
+        if self._decodable is None:
+            try:
+                reason = why_not(model) or probe(model, self.pad_token_id)
+            except ValueError:  # weights are broken: this call will say so
+                return False
+            self._decodable = reason is None
+            if reason:
+                logger.info("replies are sampled by transformers' generate, not by the decode loop: %s", reason)
+        return self._decodable
+
+    def _generate(self, model: nn.Module, prompts: list[list[int]], params: SamplingParams, choose: Choose) -> None:
+        """All responses by `model.generate`, in batches of prompts of like length; `choose` is told of each token."""
+        responses = sorted(range(len(prompts) * params.n), key=lambda response: -len(prompts[response // params.n]))
         config = GenerationConfig(
             max_new_tokens=params.max_new_tokens,
-            do_sample=False,  # the sampler draws
+            do_sample=False,  # `choose` draws
             eos_token_id=list(params.stop_token_ids) or None,
             pad_token_id=self.pad_token_id,
             use_cache=True,
         )
-        full_BT = model.generate(
-            input_ids=ids_BT,
-            attention_mask=mask_BT,
-            generation_config=config,
-            logits_processor=LogitsProcessorList([sampler]),
-            synced_gpus=False,  # the default for a sharded module: to wait for the ranks at every token
-        )
-        drawn = sampler.finish()
-        stops = frozenset(params.stop_token_ids)
-        ids = full_BT[:, ids_BT.shape[1] :].tolist()
-        return [self._completion(row, reply, drawn, stops) for row, reply in enumerate(ids)]
+        for start in range(0, len(responses), self.batch_size):
+            batch = responses[start : start + self.batch_size]
+            rows = [prompts[response // params.n] for response in batch]
+            ids_BT, mask_BT = (tensor.to(model.device) for tensor in pad_left(rows, self.pad_token_id))
+            chooser = _Chooser(torch.tensor(batch, device=model.device), params.stop_token_ids, choose)
+            model.generate(
+                input_ids=ids_BT,
+                attention_mask=mask_BT,
+                generation_config=config,
+                logits_processor=LogitsProcessorList([chooser]),
+                synced_gpus=False,  # the default for a sharded module: to wait for the ranks at every token
+            )
 
-    def _completion(self, row: int, ids: list[int], drawn: Drawn, stops: frozenset[int]) -> Completion:
-        end = next((at + 1 for at, token in enumerate(ids) if token in stops), None)
-        return Completion(
-            token_ids=tuple(ids[:end]),
-            logprobs=tuple(drawn.logprobs[row][:end]),
-            finish_reason="length" if end is None else "stop",
-            weight_version=self.weight_version,
-            kept_mass=None if drawn.kept_mass is None else tuple(drawn.kept_mass[row][:end]),
-            support=None if drawn.supports is None else tuple(drawn.supports[row][:end]),
-        )
+
+class _Chooser(LogitsProcessor):
+    """Has each token of a batch in `generate` chosen by us: gives scores whose argmax is that token."""
+
+    def __init__(self, responses_B: Tensor, stops: Sequence[int], choose: Choose):
+        self.responses_B, self.choose, self.step = responses_B, choose, 0
+        self.stops = torch.tensor(stops, dtype=torch.int64, device=responses_B.device)
+        self.rows_B = torch.arange(len(responses_B), device=responses_B.device)  # of the batch: those not at their end
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.step:
+            self.rows_B = self.rows_B[~torch.isin(input_ids[self.rows_B, -1], self.stops)]
+        steps_B = torch.full_like(self.rows_B, self.step)
+        tokens_B = self.choose(scores[self.rows_B], self.responses_B[self.rows_B], steps_B)
+        self.step += 1
+        scores.zero_()[self.rows_B, tokens_B] = 1.0
+        return scores
 
 
 def _uniforms(rows: int, params: SamplingParams) -> Tensor:
     """uniforms_BT, float64, on the CPU whatever the model's device, so that a seed means the same everywhere."""
     if params.temperature == 0:
-        return torch.zeros(rows, 1, dtype=torch.float64)
+        return torch.zeros(1, 1, dtype=torch.float64).expand(rows, params.max_new_tokens)
     generator = torch.Generator()
     if params.seed is None:
         generator.seed()

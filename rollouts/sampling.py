@@ -1,12 +1,12 @@
-"""Drawing the next token inside `generate`: temperature, top-k, top-p, exact, fast, from random numbers of our own.
+"""Drawing the next token: temperature, top-k, top-p, exact, fast, from random numbers of our own.
 
-The sampler is a transformers logits processor that draws the token itself and hands `generate` scores whose argmax is
-the drawn token, so that `generate` runs greedily. It departs from the processors of the library in three ways:
+`draw` is a plain function of logits and uniform numbers, for the decode loop and for transformers' `generate` alike. It
+departs from the logits processors of that library in three ways:
 
 - each response has its own row of uniform numbers, drawn beforehand from one seed, so what it becomes depends neither
   on the batch it was put into, nor on when others finish, nor on the global generator, which is not touched;
 - the nucleus is looked for among the largest probabilities first, and the vocabulary is sorted in full only when they
-  do not hold the mass asked for (on a CPU that sort costs a third of a small model's step);
+  do not hold the mass asked for (on a CPU that sort costs many times a small model's step);
 - of the (B, V) scores only three things are kept: the log-probability of the drawn token under the truncated,
   renormalised distribution, the share of the full distribution's mass that truncation left, and, when asked for, the
   ids that could be drawn.
@@ -22,150 +22,202 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
 from rollouts.errors import RolloutError
-from rollouts.protocol import SamplingParams
+from rollouts.protocol import Completion, SamplingParams
 
-_FIRST_LOOK = 64  # candidates looked at before the vocabulary is sorted in full
+_LOOKS = (64, 1024)  # candidates looked at before the vocabulary is sorted in full
+_BLOCK = 128  # neighbours that a large vocabulary is summed by
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """What is known of the tokens drawn, by row and step; after a row's end it means nothing.
+class Draw:
+    """One token a row.
 
     Attributes:
-        logprobs: nats, under the distribution drawn from.
-        kept_mass: share of the full distribution's mass in the support; None for greedy ones.
-        supports: ids that could be drawn; None unless asked for.
+        tokens_B: int64.
+        logprobs_B: nats, under the distribution drawn from; 0 for greedy ones.
+        sound_B: whether the logits were finite; where not, nothing else means anything.
+        kept_mass_B: float64, share of the full distribution's mass in the support; None for greedy ones.
+        support: ids that could be drawn, of all rows in one, and how many are whose; None unless asked for.
     """
 
-    logprobs: list[list[float]]
-    kept_mass: list[list[float]] | None
-    supports: list[list[tuple[int, ...]]] | None
+    tokens_B: Tensor
+    logprobs_B: Tensor
+    sound_B: Tensor
+    kept_mass_B: Tensor | None = None
+    support: tuple[Tensor, Tensor] | None = None
 
 
-class TokenSampler(LogitsProcessor):
-    """Draws one token a row and a step.
+def draw(logits_BV: Tensor, uniforms_B: Tensor, params: SamplingParams, held_back_B: Tensor | None = None) -> Draw:
+    """Draws one token a row.
 
     Args:
-        params: how to sample; temperature 0 leaves the choice to `generate` (argmax).
-        uniforms_BT: float64 in [0, 1), one a row and a step.
+        logits_BV: raw float32 logits, changed in place.
+        uniforms_B: float64 in [0, 1); not read by temperature 0.
+        held_back_B: bool, rows whose stop tokens must not be drawn; None: no row's.
+    """
+    stops = list(params.stop_token_ids) if held_back_B is not None else []
+    if params.temperature not in (0, 1):
+        logits_BV.div_(params.temperature)
+    log_full_B = logits_BV.logsumexp(-1) if stops and params.temperature else None
+    if stops:
+        logits_BV[:, stops] = logits_BV[:, stops].masked_fill(held_back_B[:, None], -torch.inf)
+    if params.temperature == 0:
+        tokens_B = logits_BV.argmax(-1)
+        sound_B = logits_BV.gather(-1, tokens_B[:, None])[:, 0].isfinite()
+        return Draw(tokens_B, torch.zeros_like(tokens_B, dtype=torch.float32), sound_B)
+    log_allowed_B = logits_BV.logsumexp(-1) if stops else None
+    weights_BK, ids_BK = _candidates(logits_BV.softmax(-1), params)
+    at_B1, total_B1 = _invert(weights_BK, uniforms_B[:, None])
+    tokens_B1 = at_B1 if ids_BK is None else ids_BK.gather(-1, at_B1)
+    logprobs_B1 = (weights_BK.gather(-1, at_B1) / total_B1).log()
+    kept_B = torch.ones_like(total_B1[:, 0]) if ids_BK is None else total_B1[:, 0]
+    if stops:
+        kept_B = torch.where(held_back_B, kept_B * (log_allowed_B - log_full_B).double().exp(), kept_B)
+    support = None
+    if params.return_support:
+        drawable_BK = weights_BK > 0
+        ids = drawable_BK.nonzero()[:, 1] if ids_BK is None else ids_BK[drawable_BK]
+        support = ids.int(), drawable_BK.sum(-1)
+    tiny = torch.finfo(torch.float64).tiny  # never 0: its logarithm is taken
+    return Draw(tokens_B1[:, 0], logprobs_B1[:, 0].float(), total_B1[:, 0].isfinite(), kept_B.clamp(tiny, 1.0), support)
+
+
+def _candidates(weights_BV: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
+    """weights_BK of the tokens that may be drawn, as shares of the whole mass, and their ids; None: all of them."""
+    vocabulary = weights_BV.shape[-1]
+    top_k = min(params.top_k or vocabulary, vocabulary)
+    if top_k < vocabulary:
+        weights_BK, ids_BK = _largest(weights_BV, top_k)
+        reached_B1 = params.top_p * weights_BK.sum(-1, keepdim=True)
+        return _nucleus(weights_BK, reached_B1) if params.top_p < 1 else weights_BK, ids_BK
+    if params.top_p >= 1:
+        return weights_BV, None
+    for look in _LOOKS:
+        if look < vocabulary:
+            weights_BK, ids_BK = _largest(weights_BV, look)
+            if bool((weights_BK.sum(-1) >= params.top_p).all()):
+                return _nucleus(weights_BK, params.top_p), ids_BK
+    weights_BV, ids_BV = weights_BV.sort(-1, descending=True)
+    return _nucleus(weights_BV, params.top_p), ids_BV
+
+
+def _nucleus(weights_BK: Tensor, mass: Tensor | float) -> Tensor:
+    """Zeroes what lies outside the nucleus of that mass; weights come in descending order."""
+    before_BK = weights_BK.cumsum(-1) - weights_BK
+    return weights_BK.masked_fill_(before_BK >= mass, 0.0)
+
+
+def _largest(weights_BV: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`topk`, descending. In a large vocabulary only the blocks with the largest maxima are looked through: no other
+    can hold one of the `count` largest."""
+    rows, vocabulary = weights_BV.shape
+    blocks = vocabulary // _BLOCK
+    if blocks < 4 * count:
+        return weights_BV.topk(count)
+    blocked_BNK = weights_BV[:, : blocks * _BLOCK].unflatten(-1, (blocks, _BLOCK))
+    chosen_BC = blocked_BNK.amax(-1).topk(count, sorted=False).indices
+    columns = torch.arange(vocabulary, device=weights_BV.device)
+    ids_BK = (chosen_BC[..., None] * _BLOCK + columns[:_BLOCK]).flatten(1)
+    ids_BK = torch.cat([ids_BK, columns[blocks * _BLOCK :].expand(rows, -1)], dim=-1)
+    values_BC, at_BC = weights_BV.gather(-1, ids_BK).topk(count)
+    return values_BC, ids_BK.gather(-1, at_BC)
+
+
+def _invert(weights_BK: Tensor, uniforms_B1: Tensor) -> tuple[Tensor, Tensor]:
+    """The first index whose summed weight exceeds its uniform number's share of the total, and that total (float64).
+
+    An index of weight 0 can never be it, as uniform numbers are below 1. Many weights are summed by blocks, so that
+    only one block a row is summed up in float64.
+    """
+    count = weights_BK.shape[-1]
+    blocks = count // _BLOCK
+    if blocks < _BLOCK:
+        mass_BK = weights_BK.cumsum(-1, dtype=torch.float64)
+        total_B1 = mass_BK[:, -1:]
+        return _first_above(mass_BK, uniforms_B1 * total_B1), total_B1
+    whole = blocks * _BLOCK
+    sums_BN = weights_BK[:, :whole].unflatten(-1, (blocks, _BLOCK)).sum(-1)
+    if whole < count:
+        sums_BN = torch.cat([sums_BN, weights_BK[:, whole:].sum(-1, keepdim=True)], dim=-1)
+    mass_BN = sums_BN.cumsum(-1, dtype=torch.float64)
+    total_B1 = mass_BN[:, -1:]
+    wanted_B1 = uniforms_B1 * total_B1
+    block_B1 = _first_above(mass_BN, wanted_B1)
+    sum_B1 = sums_BN.gather(-1, block_B1).double()
+    share_B1 = (wanted_B1 - (mass_BN.gather(-1, block_B1) - sum_B1)) / sum_B1  # of the block's own mass
+    columns_BK = block_B1 * _BLOCK + torch.arange(_BLOCK, device=weights_BK.device)
+    inside_BK = weights_BK.gather(-1, columns_BK.clamp(max=count - 1)).masked_fill_(columns_BK >= count, 0.0)
+    mass_BK = inside_BK.cumsum(-1, dtype=torch.float64)
+    below_1 = 1 - torch.finfo(torch.float64).eps
+    at_B1 = _first_above(mass_BK, share_B1.clamp(0.0, below_1) * mass_BK[:, -1:])
+    return (block_B1 * _BLOCK + at_B1).clamp_(max=count - 1), total_B1
+
+
+def _first_above(mass_BK: Tensor, wanted_B1: Tensor) -> Tensor:
+    index_B1 = torch.searchsorted(mass_BK, wanted_B1, right=True)
+    return index_B1.clamp_(max=mass_BK.shape[-1] - 1)  # only for rows of NaN, which `Responses` reports
+
+
+class Responses:
+    """What was drawn, by response and step.
+
+    Args:
+        responses: how many.
+        params: how they are sampled.
+        device: where the draws are.
     """
 
-    def __init__(self, params: SamplingParams, uniforms_BT: Tensor):
-        self.params, self.uniforms_BT = params, uniforms_BT
-        self.step = 0
-        self._logprobs: list[Tensor] = []
-        self._kept_mass: list[Tensor] = []
-        self._supports: list[tuple[Tensor, Tensor]] = []  # a step: ids of all rows in one, and how many are whose
-        self._sound_B: Tensor | None = None
-        self._stops = torch.tensor(params.stop_token_ids, dtype=torch.long, device=uniforms_BT.device)
-        self._live_B = torch.ones(uniforms_BT.shape[0], dtype=torch.bool, device=uniforms_BT.device)
+    def __init__(self, responses: int, params: SamplingParams, device: torch.device):
+        def table(dtype: torch.dtype) -> Tensor:
+            return torch.zeros(responses, params.max_new_tokens, dtype=dtype, device=device)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """scores_BV: raw float32 logits, changed in place. Returns scores_BV whose argmax is the drawn token."""
-        if self.step and len(self._stops):
-            self._live_B &= ~torch.isin(input_ids[:, -1], self._stops)
-        if self.params.temperature == 0:
-            self._hold_back_stops(scores)
-            self._check(scores.amax(-1))
-            self._logprobs.append(torch.zeros(len(scores), device=scores.device))
-        else:
-            scores = self._draw(scores)
-        self.step += 1
-        return scores
+        self._params = params
+        self._tokens_NT, self._logprobs_NT = table(torch.int64), table(torch.float32)
+        self._kept_mass_NT = table(torch.float64) if params.temperature else None
+        self._supports: list[list[tuple[int, ...]]] | None = None
+        if params.return_support and params.temperature:
+            self._supports = [[] for _ in range(responses)]
+        self._sound = torch.ones((), dtype=torch.bool, device=device)
 
-    def finish(self) -> Drawn:
-        """What is known of the drawn tokens; RolloutError when some logits were not finite."""
-        if self._sound_B is not None and not bool(self._sound_B.all()):
+    def add(self, rows_B: Tensor, steps_B: Tensor, drawn: Draw) -> None:
+        """The tokens that the responses `rows_B` got as their `steps_B`-th."""
+        self._tokens_NT[rows_B, steps_B] = drawn.tokens_B
+        self._logprobs_NT[rows_B, steps_B] = drawn.logprobs_B
+        self._sound &= drawn.sound_B.all()
+        if self._kept_mass_NT is not None:
+            self._kept_mass_NT[rows_B, steps_B] = drawn.kept_mass_B
+        if self._supports is not None:
+            ids, counts_B = drawn.support
+            for row, own in zip(rows_B.tolist(), ids.cpu().split(counts_B.tolist()), strict=True):
+                self._supports[row].append(tuple(own.tolist()))
+
+    def completions(self, weight_version: int) -> list[Completion]:
+        """Each response up to its first stop token.
+
+        Raises:
+            RolloutError: some logits were not finite.
+        """
+        if not bool(self._sound):
             raise RolloutError(
                 "the policy gave logits that are not finite (NaN or infinite): its weights are broken, "
                 "go back to an earlier checkpoint or lower the learning rate"
             )
-        steps = [ids.split(counts_B.tolist()) for ids, counts_B in self._supports]
-        return Drawn(
-            torch.stack(self._logprobs, dim=1).tolist(),
-            torch.stack(self._kept_mass, dim=1).tolist() if self._kept_mass else None,
-            [[tuple(ids.tolist()) for ids in row] for row in zip(*steps, strict=True)] if steps else None,
-        )
-
-    def _check(self, values_B: Tensor) -> None:
-        sound_B = torch.isfinite(values_B) | ~self._live_B
-        self._sound_B = sound_B if self._sound_B is None else self._sound_B & sound_B
-
-    def _draw(self, scores_BV: Tensor) -> Tensor:
-        if self.params.temperature != 1.0:
-            scores_BV.div_(self.params.temperature)
-        log_full_B1 = scores_BV.logsumexp(-1, keepdim=True) if self._truncates(scores_BV.shape[-1]) else None
-        log_total_B1 = scores_BV.logsumexp(-1, keepdim=True) if self._hold_back_stops(scores_BV) else log_full_B1
-        weights_BK, tokens_BK = self._candidates(scores_BV, log_total_B1)
-        mass_BK = weights_BK.cumsum(-1, dtype=torch.float64)
-        total_B1 = mass_BK[:, -1:]
-        self._check(total_B1[:, 0])
-        # The first index whose mass exceeds u * total: tokens of weight 0 can never be it, as u < 1.
-        index_B1 = torch.searchsorted(mass_BK, self.uniforms_BT[:, self.step, None] * total_B1, right=True)
-        index_B1.clamp_(max=weights_BK.shape[-1] - 1)  # only for rows of NaN, which `finish` reports
-        tokens_B1 = index_B1 if tokens_BK is None else tokens_BK.gather(-1, index_B1)
-        logprobs_B1 = (weights_BK.gather(-1, index_B1) / total_B1).log()
-        self._logprobs.append(logprobs_B1[:, 0].float())
-        self._kept_mass.append(_kept_mass(scores_BV.gather(-1, tokens_B1), log_full_B1, logprobs_B1)[:, 0])
-        if self.params.return_support:
-            self._keep_support(weights_BK, tokens_BK)
-        return scores_BV.zero_().scatter_(-1, tokens_B1, 1.0)
-
-    def _keep_support(self, weights_BK: Tensor, tokens_BK: Tensor | None) -> None:
-        drawable_BK = (weights_BK > 0) & self._live_B[:, None]
-        ids = drawable_BK.nonzero()[:, 1] if tokens_BK is None else tokens_BK[drawable_BK]
-        self._supports.append((ids.int().cpu(), drawable_BK.sum(-1).cpu()))
-
-    def _stops_held_back(self) -> bool:
-        return self.step < self.params.min_new_tokens and len(self._stops) > 0
-
-    def _hold_back_stops(self, scores_BV: Tensor) -> bool:
-        """Whether stop tokens must not be drawn in this step; their scores are -inf then."""
-        if held_back := self._stops_held_back():
-            scores_BV[:, self._stops] = -torch.inf
-        return held_back
-
-    def _truncates(self, vocabulary: int) -> bool:
-        """Whether this step draws from less than the whole vocabulary."""
-        return 0 < self.params.top_k < vocabulary or self.params.top_p < 1.0 or self._stops_held_back()
-
-    def _candidates(self, scores_BV: Tensor, log_total_B1: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Unnormalised weights_BK of the tokens that may be drawn, and their ids (None: the whole vocabulary).
-
-        `log_total_B1`: logsumexp of the scores; read with top-p alone.
-        """
-        vocabulary = scores_BV.shape[-1]
-        top_k = min(self.params.top_k or vocabulary, vocabulary)
-        if top_k == vocabulary and self.params.top_p >= 1.0:
-            return scores_BV.softmax(-1), None
-        if top_k < vocabulary:
-            values_BK, tokens_BK = scores_BV.topk(top_k)
-            return self._nucleus(values_BK.softmax(-1)), tokens_BK
-        if vocabulary > _FIRST_LOOK:
-            values_BK, tokens_BK = scores_BV.topk(_FIRST_LOOK)
-            weights_BK = (values_BK - log_total_B1).exp()
-            enough_B = weights_BK.sum(-1) >= self.params.top_p
-            if bool((enough_B | ~self._live_B).all()):
-                return self._nucleus(weights_BK), tokens_BK
-        values_BV, tokens_BV = scores_BV.sort(-1, descending=True)
-        return self._nucleus((values_BV - log_total_B1).exp()), tokens_BV
-
-    def _nucleus(self, weights_BK: Tensor) -> Tensor:
-        """Zeroes what lies outside the nucleus; weights come in descending order and as shares of the whole mass."""
-        if self.params.top_p >= 1.0:
-            return weights_BK
-        before_BK = weights_BK.cumsum(-1) - weights_BK
-        return weights_BK.masked_fill(before_BK >= self.params.top_p, 0.0)
-
-
-def _kept_mass(scores_B1: Tensor, log_full_B1: Tensor | None, logprobs_B1: Tensor) -> Tensor:
-    """Share of the full distribution's mass that was drawn from, float64: p_full / p_drawn of the drawn token, as
-    truncation scales all that it leaves alike. `log_full_B1`: logsumexp of all scores; None when nothing was left out.
-    """
-    if log_full_B1 is None:
-        return torch.ones_like(logprobs_B1)
-    share_B1 = ((scores_B1 - log_full_B1).double() - logprobs_B1).exp()
-    return share_B1.clamp(torch.finfo(torch.float64).tiny, 1.0)  # never 0: its logarithm is taken
+        stops = frozenset(self._params.stop_token_ids)
+        tokens, logprobs = self._tokens_NT.tolist(), self._logprobs_NT.tolist()
+        kept_mass = None if self._kept_mass_NT is None else self._kept_mass_NT.tolist()
+        found = []
+        for row, ids in enumerate(tokens):
+            end = next((at + 1 for at, token in enumerate(ids) if token in stops), None)
+            found.append(
+                Completion(
+                    token_ids=tuple(ids[:end]),
+                    logprobs=tuple(logprobs[row][:end]),
+                    finish_reason="length" if end is None else "stop",
+                    weight_version=weight_version,
+                    kept_mass=None if kept_mass is None else tuple(kept_mass[row][:end]),
+                    support=None if self._supports is None else tuple(self._supports[row][:end]),
+                )
+            )
+        return found

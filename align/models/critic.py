@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor, nn
 
 from reward.headed import HeadedModel
+
+if TYPE_CHECKING:
+    from reward.flat import Parts
 
 
 class Critic(HeadedModel):
@@ -21,15 +24,27 @@ class Critic(HeadedModel):
     settings_file: ClassVar[str] = "critic_config.json"
     zero_head: ClassVar[bool] = True
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None = None,
+        *,
+        parts: Parts | None = None,
+        with_states: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Values (B, T) in float32: entry t is the value of having read tokens 0..t. Masked positions hold anything.
 
         Args:
             input_ids: (B, T), padded on either side with any id.
             attention_mask: (B, T), 1 = a token of the sequence.
             position_ids: (B, T); made from the mask by default.
+            parts: the prompts and replies of one flat row (`reward.flat`), whose positions must be given.
+            with_states: also return the hidden states (B, T, d).
         """
-        return self.head(self.states(input_ids, attention_mask, position_ids))
+        states_BTd = self.states(input_ids, attention_mask, position_ids, parts)
+        values_BT = self.head(states_BTd)
+        return (values_BT, states_BTd) if with_states else values_BT
 
     @classmethod
     def from_reward_model(cls, reward_model: HeadedModel | str | Path, **load_kwargs: Any) -> Self:

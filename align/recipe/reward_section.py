@@ -61,8 +61,8 @@ class ModelPart(RewardPart):
     batch_size: Positive | None = None
     """Replies scored at once."""
     share_prompts: bool | None = None
-    """Compute the prompt of several replies once: wherever the model allows it, never, or by default on CPUs alone,
-    where it is measured to be faster."""
+    """Compute the prompt of several replies once: wherever the model allows it, never, or by default where it needs no
+    padding and no mask, which is always faster (sdpa attention)."""
 
 
 class FunctionPart(RewardPart):

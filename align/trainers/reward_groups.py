@@ -25,9 +25,10 @@ from align.runtime.padding import pad_right
 from align.trainers.head import ask_in_blocks, rows_at_once
 from align.trainers.reward import RewardTrainer
 from reward.errors import ModelFileError
-from reward.flat import flat_batch, flat_problem
+from reward.flat import flat_batch
 from reward.layout import TokenGroup, tree_batch, tree_problem
 from reward.losses import mean_by_group, preference_loss
+from reward.shared import takes_flat
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +119,7 @@ class GroupRewardTrainer(RewardTrainer):
         if options.share_prompts and (problem := tree_problem(model.config, model._accepted)):
             raise ModelFileError(f"share_prompts: {problem}, or set share_prompts to false")
         if kwargs.get("data_collator") is None:
-            problem = flat_problem(model.backbone, model._accepted, args.device)
-            flat = problem is None and not args.gradient_checkpointing
+            flat = options.share_prompts and takes_flat(model)
             kwargs["data_collator"] = GroupCollator(kwargs["processing_class"].pad_token_id, options, flat=flat)
         self.options = options
         self.output_layer = None if output_layer is None else output_layer.detach()

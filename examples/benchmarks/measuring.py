@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -310,14 +310,8 @@ def program(
     print(table(result))
 
 
-def write(result: dict[str, Any], folder: Path) -> None:
-    """`SUBJECT.json` and `SUBJECT.md`."""
+def write(result: dict[str, Any], folder: Path, shown: Callable[[dict[str, Any]], str] = table) -> None:
+    """`SUBJECT.json` and, as `shown`, `SUBJECT.md`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{result['subject']}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (folder / f"{result['subject']}.md").write_text(table(result) + "\n", encoding="utf-8")
-
-
-def results(folder: Path) -> Iterator[dict[str, Any]]:
-    """All that `write` left."""
-    for file in sorted(folder.glob("*.json")):
-        yield json.loads(file.read_text(encoding="utf-8"))
+    (folder / f"{result['subject']}.md").write_text(shown(result) + "\n", encoding="utf-8")

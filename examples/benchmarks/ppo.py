@@ -36,6 +36,7 @@ CASES = {
 }
 CASES["B"]["times"], CASES["B4"]["times"], CASES["C"]["vocab"] = 2, 4, 151_936
 TINY = {"vocab": 64, "width": 32, "layers": 1, "prompts": 2, "shortest": 12, "longest": 12, "length": 4, "micro": 4}
+FLOOR_MICRO = 4  # replies of a pass of the floor, at which it is fastest on CPUs, and small
 MANY = 1_000_000  # iterations: the parent says when it has seen enough
 
 
@@ -162,8 +163,7 @@ def _bare(case: Case, turns: Turns, lean: bool) -> None:
     prompts = small_models.prompt_ids(case)
     policy = small_models.make("Qwen2ForCausalLM", case).to(device)
     body = small_models.make("Qwen2Model", case, seed=1).to(device)
-    large = case["vocab"] > 32_768  # whole logits of a pass are held: fewer replies of them
-    iteration = Iteration(policy, body, prompts, case["times"], case["length"], 4 if large else case["micro"])
+    iteration = Iteration(policy, body, prompts, case["times"], case["length"], FLOOR_MICRO)
     while True:
         turns.begin()
         seconds, began = {}, time.perf_counter()

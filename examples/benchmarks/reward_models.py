@@ -3,7 +3,7 @@
     python examples/benchmarks/reward_models.py [--cases 4:1 1:1 1:4 score-2 score-8] [--rounds 5] [--out FOLDER]
 
 Training: the same pairs of token ids, steps of 8 pairs, a turn is an epoch. Prompt to reply is 4:1, 1:1 and 1:4;
-sharing the prompt of a pair alone allows (2 prompt + 2 reply) / (prompt + 2 reply): 1.67, 1.33 and 1.11 times the speed.
+sharing the prompt of a pair alone allows (2 prompt + 2 reply) / (prompt + 2 reply) times the speed: 1.67, 1.33, 1.11.
 Scoring, at 1:1 with two and with eight replies a prompt: `ModelReward` beside padded batches of transformers'
 classifier, sorted by length. Float32; a Qwen2 of random weights, the same shape on both sides.
 
@@ -24,7 +24,7 @@ from measuring import Case, Turns
 SIZES = {"vocab": 1024, "width": 256, "layers": 6, "groups": 64, "replies": 2, "length": 256, "rows": 8}
 TRAINING = {"4:1": 0.8, "1:1": 0.5, "1:4": 0.2}  # the prompt's share of a sequence
 CASES: dict[str, Case] = {
-    name: {**SIZES, "share": share, "words": "64 pairs, sequences of 256 tokens", "sides": ["align", "trl"]}
+    name: {**SIZES, "share": share, "words": "64 pairs, 256 tokens", "scores": False, "sides": ["align", "trl"]}
     for name, share in TRAINING.items()
 }
 for number in (2, 8):
@@ -33,7 +33,8 @@ for number in (2, 8):
         "groups": 128 // number,
         "replies": number,
         "words": f"128 replies, {number} a prompt",
-        "sides": ["scoring", "plain"],
+        "scores": True,
+        "sides": ["align", "plain"],
     }
 TINY = {"vocab": 64, "width": 32, "layers": 1, "groups": 4, "length": 16, "rows": 2}
 EPOCHS = 100_000
@@ -75,7 +76,11 @@ def arguments(case: Case) -> dict[str, Any]:
 
 
 def align(case: Case, turns: Turns) -> None:
-    """Our trainer, prompts shared."""
+    """Ours, prompts shared."""
+    (_score if case["scores"] else _train)(case, turns)
+
+
+def _train(case: Case, turns: Turns) -> None:
     from transformers import TrainingArguments
 
     from align.trainers.reward_groups import GroupOptions, GroupRewardTrainer
@@ -89,6 +94,22 @@ def align(case: Case, turns: Turns) -> None:
         processing_class=small_models.tokenizer(case["vocab"]),
         callbacks=[turns.callback(ends="on_epoch_end", items=lambda: case["groups"])],
     ).train()
+
+
+def _score(case: Case, turns: Turns) -> None:
+    """By `ModelReward`, which scores replies for PPO, for best-of-n and for labels."""
+    from reward.model import RewardModel
+    from reward.protocol import Sample
+    from reward.sources import ModelReward
+
+    model = RewardModel(small_models.make("Qwen2Model", case)).requires_grad_(False).eval()
+    reward = ModelReward(model, small_models.tokenizer(case["vocab"]), 16)
+    samples = [
+        Sample((), "", prompt_ids=tuple(group["prompt_ids"]), completion_ids=tuple(reply))
+        for group in make_groups(case)
+        for reply in group["reply_ids"]
+    ]
+    turns.repeat(lambda: len(reward.score(samples)))
 
 
 def trl(case: Case, turns: Turns) -> None:
@@ -111,22 +132,6 @@ def trl(case: Case, turns: Turns) -> None:
     ).train()
 
 
-def scoring(case: Case, turns: Turns) -> None:
-    """`ModelReward`, which scores replies for PPO, for best-of-n and for labels."""
-    from reward.model import RewardModel
-    from reward.protocol import Sample
-    from reward.sources import ModelReward
-
-    model = RewardModel(small_models.make("Qwen2Model", case)).requires_grad_(False).eval()
-    reward = ModelReward(model, small_models.tokenizer(case["vocab"]), 16)
-    samples = [
-        Sample((), "", prompt_ids=tuple(group["prompt_ids"]), completion_ids=tuple(reply))
-        for group in make_groups(case)
-        for reply in group["reply_ids"]
-    ]
-    turns.repeat(lambda: len(reward.score(samples)))
-
-
 def plain(case: Case, turns: Turns) -> None:
     """Padded batches of 16 rows of like length."""
     import torch
@@ -145,7 +150,7 @@ def plain(case: Case, turns: Turns) -> None:
     turns.repeat(score)
 
 
-SIDES = {"align": align, "trl": trl, "scoring": scoring, "plain": plain}
+SIDES = {"align": align, "trl": trl, "plain": plain}
 
 
 def main(argv: list[str] | None = None) -> None:

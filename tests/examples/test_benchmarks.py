@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from align.data.encode import encode_prompts
-from data_formats.records import Message
+from align.data.encode import encode_demonstrations, encode_prompts
+from data_formats.records import Demonstration, Message
 from tests.commands import INSTALLED, ROOT, run
 
 FOLDER = ROOT / "examples/benchmarks"
@@ -57,7 +57,7 @@ def test_an_iteration_of_ppo(side):
         ("sft", "plain", "align"),
         ("sft", "packed", "align"),
         ("reward_models", "4:1", "align"),
-        ("reward_models", "score-8", "scoring"),
+        ("reward_models", "score-8", "align"),
         ("reward_models", "score-8", "plain"),
         ("data", "read", "align"),
         ("data", "encode", "align"),
@@ -97,6 +97,60 @@ def test_chats_are_learnt_with_the_same_ids_and_masks():
         theirs = names.apply_chat_template(chat, return_assistant_tokens_mask=True, return_dict=True)
         assert row["input_ids"] == theirs["input_ids"]
         assert [int(label != -100) for label in row["labels"]] == theirs["assistant_masks"]
+    words = sorted(sum(len(turn["content"].split()) for turn in chat) for chat in sft.chats(sft.CASES["plain"]))
+    assert words[0] < 40 and words[-1] > 4 * words[0]
+
+
+def test_data_is_prepared_to_the_same_ids_and_masks():
+    data = load("data")
+    case, names = {**data.TINY, "chats": 20}, data.make_tokenizer(data.TINY)
+    records = [Demonstration(tuple(Message(**turn) for turn in chat)) for chat in data.chats(20)]
+    rows, _ = encode_demonstrations(names, records, data.MAX_LENGTH, "error")
+    for row, chat in zip(rows, data.chats(case["chats"]), strict=True):
+        theirs = names.apply_chat_template(chat, return_assistant_tokens_mask=True, return_dict=True)
+        assert row["input_ids"] == theirs["input_ids"]
+        assert [int(label != -100) for label in row["labels"]] == theirs["assistant_masks"]
+
+
+def test_groups_have_the_lengths_asked_for():
+    rewards = load("reward_models")
+    groups = rewards.make_groups(rewards.CASES["4:1"] | {"length": 100})
+    prompts = [len(group["prompt_ids"]) for group in groups]
+    replies = [len(reply) for group in groups for reply in group["reply_ids"]]
+    assert 72 <= min(prompts) <= max(prompts) <= 88 and 18 <= min(replies) <= max(replies) <= 22
+
+
+def test_growth_by_hand(tmp_path):
+    scaling, measuring = load("scaling"), load("measuring")
+    assert scaling.exponent([(1, 3), (2, 12), (4, 48)]) == pytest.approx(2)
+    cases = [
+        {
+            "axis": axis,
+            "size": size,
+            "sides": {
+                side: [{"cpu": size**power + noise, "peak": 2**30 + 2**20 * size} for noise in (-0.1, 0, 0.1)]
+                for side, power in (("align", 1), ("trl", 2))
+            },
+        }
+        for axis in ("reply", "memory")
+        for size in (4, 8, 16)
+    ]
+    result = {"subject": "scaling", "rounds": 3, "machine": measuring.machine(), "cases": cases}
+    assert (
+        scaling.table(result).splitlines()[2] == "| tokens of a reply | 4–16 | 4 to 16; 1.00; 1 | 16 to 256; 2.00; 1 |"
+    )
+    measuring.write(result, tmp_path, scaling.table)
+    page, marks = tmp_path / "page.md", "<!-- scaling -->\nnone\n<!-- end -->"
+    page.write_text(f"before\n{marks}\nafter\n")
+    (tmp_path / "assets").mkdir()
+    for _ in range(2):  # what was put there is replaced
+        load("all").main(["--out", str(tmp_path), "--table", str(page)])
+        text = page.read_text()
+        assert text.startswith("before\n<!-- scaling -->\n| size |") and text.endswith(
+            "3 rounds.\n<!-- end -->\nafter\n"
+        )
+    for name in ("scaling", "scaling-dark"):
+        assert (tmp_path / f"assets/{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_both_sides_get_the_same_prompts():

@@ -237,15 +237,6 @@ def test_the_notebook_from_top_to_bottom(tmp_path, monkeypatch):
     assert len((left / "metrics.jsonl").read_text().splitlines()) == 30
 
 
-def test_the_chats_of_the_benchmark_are_mixed_and_always_the_same():
-    example = load("benchmark_sft")
-    chats = example.chats(40)
-    assert chats == example.chats(40) != example.chats(40, seed=1)
-    assert {len(chat) for chat in chats} == {2, 4, 6, 8}
-    words = sorted(sum(len(turn["content"].split()) for turn in chat) for chat in chats)
-    assert words[0] < 40 and words[-1] > 4 * words[0]
-
-
 @pytest.mark.needs("bitsandbytes")
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 def test_memory_and_time_of_adapters(tmp_path, capsys):
@@ -263,18 +254,6 @@ def test_memory_and_time_of_adapters(tmp_path, capsys):
         sizes = [arm["held GiB"] for arm in (full, full8, lora, qlora, paged)]
         assert sizes == sorted(sizes, reverse=True) and sizes[2] < 0.5 * sizes[0]
     assert all(math.isfinite(arm["loss"]) and arm["seconds"] > 0 for arm in figures)
-
-
-@pytest.mark.slow
-def test_sft_throughput_beside_trl_on_the_same_masks(tmp_path):
-    """Tiny: that it runs and compares like with like; the ratio of so small a run is noise."""
-    words = ("--conversations", "16", "--steps", "3", "--hidden-size", "32")
-    done = run(sys.executable, ROOT / "examples/benchmark_sft.py", *words, cwd=tmp_path, env=INSTALLED)
-    assert done.returncode == 0, done.stderr
-    assert "16 of 16 chats have the same token ids and the same loss mask in both" in done.stdout
-    figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["same_masks"] and figures["steps"] == 3
-    assert min(figures[name] for name in ("align", "trl", "align_packed", "ratio", "ratio_packed")) > 0
 
 
 def test_reward_training_beside_trl_on_the_same_pairs(tmp_path):
@@ -301,60 +280,12 @@ def test_reward_training_beside_trl_on_the_same_pairs(tmp_path):
 
 
 @pytest.mark.slow
-def test_data_preparation_beside_datasets_map_on_the_same_rows(tmp_path):
-    """Tiny: that it runs and compares like with like."""
-    assert load("benchmark_data_preparation").chats(20) == load("benchmark_data_preparation").chats(20)
-    words = ("--conversations", "200")
-    done = run(sys.executable, ROOT / "examples/benchmark_data_preparation.py", *words, cwd=tmp_path, env=INSTALLED)
-    assert done.returncode == 0, done.stderr
-    assert "200 of 200 sampled chats have the same token ids and the same loss mask in both" in done.stdout
-    figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["same_rows"] and figures["conversations"] == 200
-    assert min(figures[name] for name in ("align", "datasets_map", "ratio")) > 0
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("file", PROGRAMS, ids=lambda file: file.stem)
 def test_an_example_as_a_program_from_another_folder(file, tmp_path):
     done = run(sys.executable, file, cwd=tmp_path, env=INSTALLED)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("{")
     assert (tmp_path / "runs/examples" / file.stem).is_dir()
-
-
-@pytest.mark.slow
-def test_reward_throughput_with_shared_prompts_beside_trl(tmp_path):
-    """Tiny: that all three ways run on the same pairs; the ratio of so small a run is noise."""
-    out = tmp_path / "figures.json"
-    done = run(
-        sys.executable,
-        ROOT / "examples/benchmark_reward.py",
-        *("--pairs", "8", "--length", "24", "--rounds", "1", "--out", out),
-        env=INSTALLED,
-    )
-    assert done.returncode == 0, done.stderr
-    table = json.loads(out.read_text())
-    assert list(table)[:3] == ["4:1", "1:1", "1:4"]
-    for name, row in table.items():
-        assert min(row[f"{way} {clock}"] for way in ("shared", "apart") for clock in ("wall", "cpu")) > 0
-        if name.startswith("scoring"):
-            assert row["score difference"] < 1e-4
-        else:
-            assert row["gradient difference"] < 1e-3
-            assert row["trl wall"] > 0
-    assert [name for name in table if name.endswith("1:4, 8 replies")]
-
-
-def test_shared_gradients_of_the_benchmark_are_those_apart():
-    example = load("benchmark_reward")
-    assert 0 < example.gradient_difference(example.make_pairs(8, 12, 0.5), "small") < 1e-4
-
-
-def test_the_pairs_of_the_benchmark_have_the_lengths_asked_for():
-    rows = load("benchmark_reward_scoring").make_pairs(50, 100, 0.8)
-    prompts = [len(row["prompt_ids"]) for row in rows]
-    replies = [len(reply) for row in rows for reply in row["reply_ids"]]
-    assert 72 <= min(prompts) <= max(prompts) <= 88 and 18 <= min(replies) <= max(replies) <= 22
 
 
 @pytest.mark.slow

@@ -120,12 +120,10 @@ def test_an_adapter_shares_too(base):
 
 
 def test_what_cannot_be_laid_flat_is_scored_apart_or_refused(base):
-    model = make_model(base)
-    model.gradient_checkpointing_enable()
-    assert "checkpoints gradients" in flat_problem(model.backbone, model._accepted)
-    assert layout_for(model, 256, None) is None
-    assert layout_for(model, 256, False) is None
+    model = make_model(base, attn_implementation="eager")
+    assert flat_problem(model.backbone, model._accepted) == "its attention is not sdpa"
+    assert layout_for(model, 256, None) is None and layout_for(model, 256, False) is None
     batch = flat_batch([TokenGroup([1, 2], [[3, 258], [4, 258]])])
     del batch["starts"]
-    with pytest.raises(ModelFileError, match="takes no flat row of several sequences: it checkpoints gradients"):
+    with pytest.raises(ModelFileError, match="takes no flat row of several sequences: its attention is not sdpa"):
         model(**batch)

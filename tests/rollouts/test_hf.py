@@ -278,7 +278,10 @@ def test_adapters_sample_with_their_weights_and_leave_the_base_as_it_was(build_m
 def test_autocast_dtype_is_used_and_ends_with_the_call(model):
     seen = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    HFEngine(model, 0, autocast_dtype=torch.bfloat16).generate(PROMPTS, SamplingParams(max_new_tokens=2, seed=0))
+    engine = HFEngine(model, 0, autocast_dtype=torch.bfloat16)
+    engine.generate(PROMPTS, SamplingParams(max_new_tokens=2, seed=0))
+    seen.clear()  # the first call asks whether the decode loop computes what `generate` does, in the model's own dtype
+    engine.generate(PROMPTS, SamplingParams(max_new_tokens=2, seed=0))
     assert set(seen) == {torch.bfloat16}
     assert not torch.is_autocast_enabled("cpu")
 

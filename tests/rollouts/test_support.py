@@ -8,7 +8,7 @@ import torch
 
 from rollouts.hf import HFEngine
 from rollouts.protocol import SamplingParams
-from rollouts.sampling import TokenSampler
+from rollouts.sampling import draw
 
 PROMPTS = [[5, 6, 7, 8, 9], [3], [11, 12, 13]]
 STOPS = (7, 30)
@@ -89,19 +89,14 @@ def test_kept_mass_by_hand():
     # top-p 0.75 of 0.05, 0.5, 0.15, 0.3 keeps 0.5 and 0.3; with the likeliest held back it keeps 0.3 and 0.15,
     # 0.9 of the 0.5 that is left
     logits = torch.tensor([[0.05, 0.5, 0.15, 0.3]]).log()
-    for held_back, expected, support in ((0, 0.8, {1, 3}), (1, 0.45, {2, 3})):
-        params = SamplingParams(top_p=0.75, min_new_tokens=held_back, stop_token_ids=(1,), return_support=True)
-        sampler = TokenSampler(params, torch.tensor([[0.5]], dtype=torch.float64))
-        sampler(torch.zeros(1, 1, dtype=torch.long), logits.clone())
-        drawn = sampler.finish()
-        assert drawn.kept_mass[0][0] == pytest.approx(expected, rel=1e-6)
-        assert set(drawn.supports[0][0]) == support
+    params = SamplingParams(top_p=0.75, stop_token_ids=(1,), return_support=True)
+    for held_back, expected, support in ((False, 0.8, {1, 3}), (True, 0.45, {2, 3})):
+        drawn = draw(logits.clone(), torch.tensor([0.5]).double(), params, torch.tensor([held_back]))
+        assert float(drawn.kept_mass_B) == pytest.approx(expected, rel=1e-6)
+        assert set(drawn.support[0].tolist()) == support
 
 
 def test_a_held_back_token_of_nearly_all_mass_leaves_a_mass_above_zero():
-    sampler = TokenSampler(
-        SamplingParams(min_new_tokens=1, stop_token_ids=(0,)), torch.tensor([[0.5]], dtype=torch.float64)
-    )
-    sampler(torch.zeros(1, 1, dtype=torch.long), torch.tensor([[300.0, 0.0]]))
-    drawn = sampler.finish()
-    assert math.log(drawn.kept_mass[0][0]) == pytest.approx(-300, rel=1e-6) and drawn.logprobs == [[0.0]]
+    params, held_back = SamplingParams(stop_token_ids=(0,)), torch.tensor([True])
+    drawn = draw(torch.tensor([[300.0, 0.0]]), torch.tensor([0.5]).double(), params, held_back)
+    assert math.log(drawn.kept_mass_B) == pytest.approx(-300, rel=1e-6) and drawn.logprobs_B.tolist() == [0.0]

@@ -2,39 +2,67 @@
 
 Sampling, old, new and reference log-probabilities of PPO all come from here, so that the ratio of an unchanged policy
 is exactly 1. Logits are divided by the sampling temperature and normalised over the whole vocabulary (top-p and top-k
-truncate sampling only; see `PPOTrainer`). Logits are computed only from the first reply token of the micro-batch on,
-and never held all at once (`align.trainers.head`); `reply_full_kl` holds a block of them, or those of one reply.
+truncate sampling only; see `PPOTrainer`). A prompt is computed once for all of its replies in a micro-batch, where the
+model allows it (`align.trainers.ppo.rows`). Logits are computed only of the states that have an action, and never held
+all at once (`align.trainers.head`); `reply_full_kl` holds a block of them, or those of one reply.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from align.functional.logprobs import token_entropy, token_kl, token_logprobs
+from align.functional.linear_logprobs import TokenQuestion
+from align.functional.logprobs import token_kl
 from align.functional.support import support_logprobs
-from align.trainers.head import ask_head, block_rows, unwrapped
+from align.trainers.causal_forward import ask_at
+from align.trainers.head import Question, ask_head, block_rows, unwrapped
 from align.trainers.optimization import all_modules
+from align.trainers.ppo.rows import ModelRows
 from align.trainers.ppo.types import SupportTensor, TokenBatch
+from reward.flat import takes_flat_rows
 
 
-def _on_replies(
-    model: nn.Module, batch: TokenBatch, ask: Callable[[Tensor, Tensor, slice], Tensor]
-) -> tuple[Tensor, int]:
-    """answers_BKA of the K states from the first that has an action in any row, and the number of that state; `ask`
-    gets logits_nV, the ids_n drawn from them and where they lie among B * (K + 1) rows (the last state draws none)."""
-    first_state = int(batch.prompt_lengths_N.min()) - 1
-    rows, width = batch.input_ids_NT.shape
-    kept = width - first_state
-    ids_N = F.pad(batch.input_ids_NT[:, first_state + 1 :], (0, 1)).flatten()
-    inputs = {"input_ids": batch.input_ids_NT, "attention_mask": batch.attention_mask_NT, "logits_to_keep": kept}
-    raw = unwrapped(model)
-    _, answers_NA = ask_head(model, raw, inputs, rows * kept, lambda logits_nV, at: ask(logits_nV, ids_N[at], at))
-    return answers_NA.unflatten(0, (rows, kept))[:, :-1], first_state
+def shares_prompts(*models: nn.Module) -> bool:
+    """Whether passes of all of these models compute the prompt of several replies in a micro-batch once, and no
+    padding. A model is tried when it is first asked about, in three small passes, which ranks that share a sharded
+    model make together.
+
+    Args:
+        models: unwrapped causal LMs and critics; of the latter those whose forward takes `parts` and `with_states`, as
+            `Critic`'s does, can.
+    """
+    return False not in {_shares_prompts(model) for model in models}
+
+
+def _shares_prompts(model: nn.Module) -> bool:
+    if "parts" in inspect.signature(type(model).forward).parameters:
+        return takes_flat_rows(model, model.backbone, lambda inputs: model(**inputs, with_states=True)[1])
+    if not hasattr(model, "config"):
+        return False
+
+    def logits(inputs: dict[str, Any]) -> Tensor:
+        columns_T = torch.arange(inputs["input_ids"].shape[1], device=model.device)
+        return model(**inputs, use_cache=False, logits_to_keep=columns_T).logits
+
+    return takes_flat_rows(model, model, logits)
+
+
+def _answers(model: nn.Module, rows: ModelRows, ask: Question) -> Tensor:
+    """answers_KA; `ask` gets logits_nV and which of the K actions were drawn from them."""
+    if "parts" not in rows.inputs:
+        return ask_at(model, unwrapped(model), rows.inputs, rows.states_K, ask)[1]
+    inputs = rows.inputs | {"logits_to_keep": rows.states_K}  # columns of the one row
+    return ask_head(model, unwrapped(model), inputs, len(rows.states_K), ask)[1]
+
+
+def _rows_for(batch: TokenBatch, *models: nn.Module) -> ModelRows:
+    return batch.flat if shares_prompts(*map(unwrapped, models)) else batch.padded
 
 
 def reply_logprobs(model: nn.Module, batch: TokenBatch, temperature: float) -> Tensor:
@@ -44,17 +72,15 @@ def reply_logprobs(model: nn.Module, batch: TokenBatch, temperature: float) -> T
         model: a causal LM; `temperature` divides its logits.
 
     Returns:
-        logps_BS in nats; positions before the first reply token are 0, padded ones arbitrary.
+        logps_BS in nats; 0 where there is no action.
     """
-    logps_BK1, first_state = _on_replies(
-        model, batch, lambda logits_nV, ids_n, at: token_logprobs(logits_nV, ids_n, temperature)[:, None]
-    )
-    return F.pad(logps_BK1[..., 0], (first_state, 0))
+    rows = _rows_for(batch, model)
+    return rows.placed(_answers(model, rows, TokenQuestion(rows.ids_K, temperature)))[..., 0]
 
 
 @dataclass(frozen=True, slots=True)
 class ReplyLogprobs:
-    """What one pass of a policy says of its replies' tokens; every tensor (B, S), 0 before the first reply token.
+    """What one pass of a policy says of its replies' tokens; every tensor (B, S), 0 where there is no action.
 
     Attributes:
         full: log-probability over the whole vocabulary, nats.
@@ -74,24 +100,21 @@ def reply_distribution(
     *,
     support: SupportTensor | None = None,
     entropy: bool = False,
+    entropy_gradient: bool = True,
 ) -> ReplyLogprobs:
-    """`reply_logprobs`, and from the same pass those over a recorded support and the entropy."""
-    if support is not None:
-        first_state = int(batch.prompt_lengths_N.min()) - 1
-        support_NS, mask_NS = (
-            F.pad(part_BKS, (0, 0, 0, 1)).flatten(0, 1) for part_BKS in support.from_state(first_state).padded()
-        )
+    """`reply_logprobs`, and from the same pass those over a recorded support and the entropy (with a gradient or only
+    for the log)."""
+    rows = _rows_for(batch, model)
+    question = TokenQuestion(rows.ids_K, temperature, entropy=entropy, learnt=entropy_gradient)
+    ids_KC, mask_KC = support.at(rows.places_K).padded() if support is not None else (None, None)
 
-    def ask(logits_nV: Tensor, ids_n: Tensor, at: slice) -> Tensor:
-        found = [token_logprobs(logits_nV, ids_n, temperature)]
-        if support is not None:
-            found.append(support_logprobs(logits_nV, ids_n, support_NS[at], mask_NS[at], temperature))
-        if entropy:
-            found.append(token_entropy(logits_nV, temperature))
-        return torch.stack(found, dim=-1)
+    def with_support(logits_nV: Tensor, at: slice) -> Tensor:
+        full_n, *entropy_n = question(logits_nV, at).unbind(-1)
+        ratio_n = support_logprobs(logits_nV, rows.ids_K[at], ids_KC[at], mask_KC[at], temperature)
+        return torch.stack([full_n, ratio_n, *entropy_n], dim=-1)
 
-    answers_BKA, first_state = _on_replies(model, batch, ask)
-    placed = [F.pad(answers_BK, (first_state, 0)) for answers_BK in answers_BKA.unbind(-1)]
+    ask = question if support is None else with_support
+    placed = rows.placed(_answers(model, rows, ask)).unbind(-1)
     return ReplyLogprobs(placed[0], placed[support is not None], placed[-1] if entropy else None)
 
 
@@ -102,28 +125,34 @@ def reply_full_kl(model: nn.Module, reference: nn.Module, batch: TokenBatch, tem
     The logits of both models are held for as many replies at once as a block has room for, at least for one.
     """
     kl_BS = torch.zeros(batch.mask_NS.shape, device=batch.input_ids_NT.device)
-    widest = batch.input_ids_NT.shape[1] - int(batch.prompt_lengths_N.min()) + 1
-    at_once = max(1, block_rows(unwrapped(model)) // widest)
-    for rows_B in torch.arange(len(kl_BS), device=kl_BS.device).split(at_once):
+    both = (model, reference)
+    for rows_B in _as_many(batch, block_rows(unwrapped(model))):
         some = batch.rows(rows_B)
-        first_state, width = int(some.prompt_lengths_N.min()) - 1, some.input_ids_NT.shape[1]
-        inputs = {"input_ids": some.input_ids_NT, "attention_mask": some.attention_mask_NT, "use_cache": False}
-        both = [policy(**inputs, logits_to_keep=width - first_state).logits[:, :-1] for policy in (model, reference)]
-        kl_BK = token_kl(*both, temperature)
-        kl_BS = kl_BS.to(kl_BK.dtype)
-        kl_BS[rows_B, first_state : width - 1] = kl_BK
+        rows = _rows_for(some, *both)
+        kl_K = token_kl(*(_answers(policy, rows, lambda logits_nV, _: logits_nV) for policy in both), temperature)
+        kl_BS = kl_BS.to(kl_K.dtype)
+        kl_BS[rows_B, : some.mask_NS.shape[1]] = rows.placed(kl_K)
     return kl_BS
 
 
+def _as_many(batch: TokenBatch, most: int) -> Iterator[Tensor]:
+    """The rows, in order, as many at once as have `most` actions together, at least one."""
+    some, actions = [], 0
+    for row, size in enumerate(batch.row_sizes):
+        if some and actions + size.reply_length > most:
+            yield torch.tensor(some)
+            some, actions = [], 0
+        some.append(row)
+        actions += size.reply_length
+    yield torch.tensor(some)
+
+
 def state_values(critic: nn.Module, batch: TokenBatch) -> Tensor:
-    """The critic's value of every state that has an action: values_BS."""
-    return critic(batch.input_ids_NT, batch.attention_mask_NT)[:, :-1]
-
-
-def shares_prompts(*models: nn.Module) -> bool:
-    """Whether passes of all of these models compute the prompt of neighbours in a group (`TokenBatch.groups_N`) once,
-    and no padding."""
-    return False
+    """The critic's value of every state that has an action: values_BS, 0 elsewhere."""
+    rows = _rows_for(batch, critic)
+    inputs = dict(rows.inputs)
+    values_BT = critic(inputs.pop("input_ids"), inputs.pop("attention_mask"), **inputs)
+    return rows.placed(values_BT.flatten()[rows.states_K])
 
 
 def silence_dropout(module: nn.Module) -> None:

@@ -203,6 +203,8 @@ class PPOTrainer(IterationLoop):
             self.critic = TrainedModel(critic, config.critic, total_steps=steps, name="ppo.critic", **shared)
         reference.requires_grad_(False)
         self.reference, _ = sharding.prepare(self.accelerator, reference)
+        models = [self.reference, *(model.raw for model in self._trained.values())]
+        self._share_prompts = shares_prompts(*models)  # tried now, where all ranks are
         self.offload.rest("reference", self.reference)
 
     def _make_ptx(self, blocks: Sequence[Sequence[int]]) -> PtxStream | None:
@@ -459,8 +461,7 @@ class PPOTrainer(IterationLoop):
         config, n = self.config, self.config.rollout.num_generations
         prompts = shuffled(self.responses // n, derive(self.seed, "shuffle", self.state.global_step, epoch))
         order_N = (prompts[:, None] * n + torch.arange(n)).flatten()
-        models = [self.reference, *(model.raw for model in self._trained.values())]
-        room = Room.of(tokens, config, shares_prompts(*models))
+        room = Room.of(tokens, config, self._share_prompts)
         return plan_minibatches(order_N, room, config.num_mini_batches, self.rank, self.world_size)
 
     @property

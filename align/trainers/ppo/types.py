@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from align.runtime.padding import padded
+from align.trainers.ppo.rows import ModelRows, RowSize, flat_rows, padded_rows
 from data_formats.records import Prompt
 from reward.failures import MAX_FAILED_SHARE, OnRewardError, judge_all
 from reward.protocol import Reward, Sample, prompt_columns
@@ -159,7 +161,7 @@ def reply_groups(count: int, num_generations: int) -> Tensor:
     return torch.arange(count) // num_generations
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TokenBatch:
     """Token ids of N rows.
 
@@ -225,17 +227,42 @@ class TokenBatch:
     def _positions(self, first: int) -> Tensor:
         return torch.arange(first, self.input_ids_NT.shape[1], device=self.input_ids_NT.device)[None, :]
 
+    @cached_property
+    def row_sizes(self) -> list[RowSize]:
+        """Of every row, as the host knows them: what is cut from this batch knows them without asking the device."""
+        first: dict[tuple[int, ...], int] = {}
+        rows = zip(self.input_ids_NT.tolist(), self.prompt_lengths_N.tolist(), self.lengths_N.tolist(), strict=True)
+        return [
+            RowSize(first.setdefault(tuple(ids[:prompt]), row), prompt, length)
+            for row, (ids, prompt, length) in enumerate(rows)
+        ]
+
+    @cached_property
+    def flat(self) -> ModelRows:
+        """All rows in one, each prompt once; made once, for every model that is asked about them."""
+        return flat_rows(self.input_ids_NT, self.row_sizes)
+
+    @cached_property
+    def padded(self) -> ModelRows:
+        """The rows as they are."""
+        return padded_rows(self.input_ids_NT, self.attention_mask_NT, self.row_sizes)
+
     def rows(self, rows_B: Tensor) -> TokenBatch:
         """These rows, cut to their own longest length."""
-        lengths_B = self.lengths_N[rows_B]
-        width = int(lengths_B.max())
+        sizes = [self.row_sizes[row] for row in rows_B.tolist()]
+        width = max(size.length for size in sizes)
         groups_B = None if self.groups_N is None else self.groups_N[rows_B]
-        return TokenBatch(self.input_ids_NT[rows_B, :width], self.prompt_lengths_N[rows_B], lengths_B, groups_B)
+        ids_BT, lengths_B = self.input_ids_NT[rows_B, :width], self.lengths_N[rows_B]
+        return TokenBatch(ids_BT, self.prompt_lengths_N[rows_B], lengths_B, groups_B)._sized(sizes)
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same on another device."""
         moved = (getattr(self, field.name) for field in fields(self))
-        return TokenBatch(*(None if tensor is None else tensor.to(device) for tensor in moved))
+        return TokenBatch(*(None if tensor is None else tensor.to(device) for tensor in moved))._sized(self.row_sizes)
+
+    def _sized(self, sizes: list[RowSize]) -> TokenBatch:
+        self.__dict__["row_sizes"] = sizes
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,12 +304,13 @@ class SupportTensor:
         """These rows, cut to `states` (those of `TokenBatch.rows`; default all). The ids are shared, not copied."""
         return SupportTensor(self.ids_F, self.starts_NS[rows_B, :states], self.counts_NS[rows_B, :states])
 
-    def from_state(self, first: int) -> SupportTensor:
-        """The same without the states before `first`."""
-        return SupportTensor(self.ids_F, self.starts_NS[:, first:], self.counts_NS[:, first:])
+    def at(self, places_K: Tensor) -> SupportTensor:
+        """Those of some actions, by flat indices into (N, S); their starts and counts are (K,)."""
+        return SupportTensor(self.ids_F, self.starts_NS.flatten()[places_K], self.counts_NS.flatten()[places_K])
 
     def padded(self) -> tuple[Tensor, Tensor]:
-        """(ids_NSK int64, mask_NSK bool) as `functional.support_logprobs` takes them; K is the largest support's size.
+        """(ids_NSK int64, mask_NSK bool) as `functional.support_logprobs` takes them; K is the largest support's size,
+        and there is no S in what `at` gives.
 
         Padded places hold id 0.
         """

@@ -53,11 +53,21 @@ def close(model: nn.Module) -> nn.Module:
             mask_VV[token, allowed] = 0.0
 
     def add_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        output.logits = output.logits + mask_VV[kwargs["input_ids"][:, -output.logits.shape[1] :]]
+        kept = kwargs.get("logits_to_keep", 0)
+        columns = slice(-kept, None) if isinstance(kept, int) else kept
+        output.logits = output.logits + mask_VV[kwargs["input_ids"][:, columns]]
         return output
 
     model.register_forward_hook(add_mask, with_kwargs=True)
+    model.lm_head.__class__ = OwnHead
     return model
+
+
+class OwnHead(nn.Linear):
+    """Not known to be linear: it is asked for its logits, which the hook changes."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return super().forward(states)
 
 
 def _ids(text: str) -> list[int]:

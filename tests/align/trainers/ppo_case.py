@@ -15,6 +15,7 @@ from data_formats.records import Message, Prompt
 from reward.sources import FunctionReward
 from tests.tiny_models import byte_tokenizer, qwen2_config
 
+WINDOW = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}  # changes of `policy`
 TOKENIZER = byte_tokenizer()
 END = 258
 
@@ -87,15 +88,16 @@ def trainer(folder, *, dtype=torch.float32, kind=PPOTrainer, num_prompts=12, rew
     )
 
 
-def samples(reply_lengths, prompt_lengths=(3, 5), seed: int = 0, finished=None) -> Samples:
-    """Random replies of given lengths, two to a prompt or not; the last token is the end token where finished."""
+def samples(reply_lengths, prompt_lengths=(3, 5), seed: int = 0, finished=None, to_a_prompt: int = 1) -> Samples:
+    """Random replies of given lengths, so many to a prompt; the last token is the end token where finished."""
     generator = torch.Generator().manual_seed(seed)
     count = len(reply_lengths)
     finished = [True] * count if finished is None else finished
     prompt_ids, reply_ids = [], []
     for row, length in enumerate(reply_lengths):
-        width = prompt_lengths[row % len(prompt_lengths)]
-        prompt_ids.append(tuple(torch.randint(0, 256, (width,), generator=generator).tolist()))
+        width = prompt_lengths[row // to_a_prompt % len(prompt_lengths)]
+        drawn = tuple(torch.randint(0, 256, (width,), generator=generator).tolist())
+        prompt_ids.append(prompt_ids[-1] if row % to_a_prompt else drawn)
         reply = torch.randint(0, 256, (length,), generator=generator).tolist()
         reply_ids.append(tuple([*reply[:-1], END] if finished[row] else reply))
     return Samples(
@@ -123,12 +125,15 @@ class ExactCritic(nn.Module):
 
     def __init__(self, seed: int = 1, **changes):
         super().__init__()
-        self.body = exact(policy(seed, **changes)).model
+        self.backbone = exact(policy(seed, **changes)).model
         torch.manual_seed(seed)
         self.head = nn.Linear(16, 1, bias=False).double()
 
-    def forward(self, input_ids, attention_mask):
-        return self.head(self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state).squeeze(-1)
+    def forward(self, input_ids, attention_mask, position_ids=None, *, parts=None, with_states=False):
+        given = {"position_ids": position_ids} | ({} if parts is None else {"parts": parts})
+        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **given)
+        values = self.head(output.last_hidden_state).squeeze(-1)
+        return (values, output.last_hidden_state) if with_states else values
 
 
 class Recorder(PPOTrainer):

@@ -124,7 +124,7 @@ def trainer(folder, **options) -> Witness:
         **({"ptx_ratio": 1, "ptx_micro_batch_size": 2, "ptx_blocks": BLOCKS} if with_ptx else {}),
         **options,
     )
-    made.given = [ppo_case.samples(LENGTHS, finished=FINISHED, seed=seed) for seed in range(3)]
+    made.given = [ppo_case.samples(LENGTHS, finished=FINISHED, seed=seed, to_a_prompt=2) for seed in range(3)]
     if with_ptx:
         draw = made.ptx.sampler.next
 

@@ -261,7 +261,7 @@ def main(folder: Path, mode: str) -> None:
         more["on_reward_error"] = "mask"
         trainer = make(folder, **(more if mode == "composed" else {}))
         lengths, finished = (5, 1, 7, 3, 2, 6, 4, 7), (True, True, False, True, True, True, False, True)
-        trainer.given = [ppo_case.samples(lengths, finished=finished, seed=seed) for seed in range(3)]
+        trainer.given = [ppo_case.samples(lengths, finished=finished, seed=at, to_a_prompt=2) for at in range(3)]
         trainer.train()
         write(trainer, folder / "learnt.pt")
         return

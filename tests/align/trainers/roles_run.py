@@ -52,7 +52,7 @@ def trainer(folder: Path, parts: dict[str, nn.Module], **options: Any):
         | {"ptx_blocks": [[3, 8, 200, 17, 4], [9, 256, 11], [40, 41, 42, 43, 44, 45, 46], [5, 6]]}
         | options,
     )
-    made.given = [ppo_case.samples(LENGTHS, finished=FINISHED, seed=seed) for seed in range(3)]
+    made.given = [ppo_case.samples(LENGTHS, finished=FINISHED, seed=seed, to_a_prompt=2) for seed in range(3)]
     return made
 
 

@@ -15,7 +15,7 @@ from align.models.role_adapters import Adapter
 from align.models.roles import SharedBackbone
 from align.trainers import head
 from align.trainers.causal_forward import ask_at
-from align.trainers.ppo.forward import reply_distribution, reply_full_kl, reply_logprobs
+from align.trainers.ppo.forward import reply_distribution, reply_full_kl, reply_logprobs, shares_prompts
 from align.trainers.ppo.types import TokenBatch
 from rollouts.weights import checkpoint_tensors
 from tests.align.models import roles_case
@@ -83,7 +83,8 @@ class Widest(TorchDispatchMode):
 
 def test_no_more_logits_than_a_block_are_ever_made(monkeypatch):
     model = ppo_case.exact(ppo_case.policy())
-    for limit, expected in ((1 << 26, 3 * 6), (259 * 5, 5)):
+    assert shares_prompts(model)  # tried before
+    for limit, expected in ((1 << 26, 3 + 1 + 4), (259 * 5, 5)):
         monkeypatch.setattr(head, "BLOCK_LOGITS", limit)
         with Widest() as seen:
             reply_distribution(model, BATCH, 0.5, entropy=True).full.sum().backward()
@@ -103,10 +104,11 @@ def test_replies_in_blocks_are_judged_as_at_once(monkeypatch):
 
 def test_the_exact_kl_of_a_block_of_replies_is_that_of_each(monkeypatch):
     policy, reference = (ppo_case.exact(ppo_case.policy(seed)) for seed in (0, 1))
+    assert shares_prompts(policy)
     passes = []
     policy.register_forward_pre_hook(lambda *_, **__: passes.append(1))
     found = []
-    for block in (1 << 26, 259 * 2 * BATCH.input_ids_NT.shape[1], 1):
+    for block in (1 << 26, 259 * 4, 1):
         monkeypatch.setattr(head, "BLOCK_LOGITS", block)
         passes.clear()
         found.append(reply_full_kl(policy, reference, BATCH, 0.7))

@@ -122,5 +122,6 @@ def test_held_out_prompts_are_shared_by_the_collator_that_the_trainer_makes(tmp_
     trainer.predict(ROWS)
     assert {count for count, _ in rows} == {1}  # flat
     assert sum(replies for _, replies in rows) == sum(len(row["reply_ids"]) for row in ROWS)
-    plain.args.gradient_checkpointing = True
-    assert not GroupRewardTrainer(plain.model, plain.args, **keys).data_collator.flat
+    eager = make_trainer("reward", tmp_path, pair_rows(BATCH), micro=8).model
+    eager.config._attn_implementation = "eager"
+    assert not GroupRewardTrainer(eager, plain.args, **keys).data_collator.flat
