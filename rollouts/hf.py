@@ -88,8 +88,10 @@ class HFEngine:
         uniforms_NT = _uniforms(len(prompts) * params.n, params).to(model.device)
 
         def choose(logits_RV: Tensor, responses_R: Tensor, steps_R: Tensor) -> Tensor:
-            held_back_R = steps_R < params.min_new_tokens if params.min_new_tokens else None
-            drawn = draw(logits_RV, uniforms_NT[responses_R, steps_R], params, held_back_R)
+            held_back_R = steps_R < params.min_new_tokens
+            any_held_back = params.min_new_tokens > 0 and bool(held_back_R.any())
+            uniforms_R = uniforms_NT[responses_R, steps_R]
+            drawn = draw(logits_RV, uniforms_R, params, held_back_R if any_held_back else None)
             responses.add(responses_R, steps_R, drawn)
             return drawn.tokens_B
 

@@ -153,11 +153,12 @@ def encode_prompts(
 ) -> list[list[int]]:
     """Ids of prompts with the opening of the assistant's turn, ready to be continued; `tools` are those on offer."""
     offers = tools if tools is not None else [()] * len(prompts)
-    rendered = [
+    rendered = (
         chatml.render(messages, tools=offer, add_generation_prompt=True)
         for messages, offer in zip(prompts, offers, strict=True)
-    ]
-    return [ids for ids, _ in chatml.encode_many(tokenizer, rendered)]
+    )
+    with collector_paused():
+        return [ids for ids, _ in chatml.encode_many(tokenizer, rendered)]
 
 
 def encode_prompt(tokenizer: Any, messages: Iterable[Message], tools: Sequence[str] = ()) -> list[int]:
@@ -171,9 +172,15 @@ def encode_replies(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     A `<think>` block at the beginning of a reply counts as thinking, as it does in demonstrations.
     """
     replies = chatml.with_reasoning(Message("assistant", text) for text in texts)
-    before = len(chatml.encode(tokenizer, chatml.REPLY_OPENING)[0])
-    whole = ([*chatml.REPLY_OPENING, *chatml.render_reply(reply)] for reply in replies)
-    return [ids[before:] for ids, _ in chatml.encode_many(tokenizer, whole)]
+    thought = [at for at, reply in enumerate(replies) if reply != Message("assistant", texts[at])]
+    end = chatml.control_id(tokenizer, chatml.IM_END)
+    with collector_paused():
+        rows = [[*ids, end] for ids in chatml.encode_texts(tokenizer, texts, continues=True)]
+        before = len(chatml.encode(tokenizer, chatml.REPLY_OPENING)[0])
+        whole = ([*chatml.REPLY_OPENING, *chatml.render_reply(replies[at])] for at in thought)
+        for at, (ids, _) in zip(thought, chatml.encode_many(tokenizer, whole), strict=True):
+            rows[at] = ids[before:]
+    return rows
 
 
 def encode_between(

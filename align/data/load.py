@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from align.data.cleaning import clean_records
+from align.data.collector import collector_paused
 from align.recipe.cleaning_section import CleaningSection
 from align.recipe.fields import Source
 from align.recipe.schema import Recipe
@@ -57,15 +58,16 @@ def load_records(
                 f"{path}: the embedded world has not been written here; run `align run` on this recipe"
             )
         read_as = preference_kind(path, source.format, source.max_row_mb) if ranked else kind
-        result = read(
-            path,
-            read_as,
-            format=source.format,
-            limit=source.limit,
-            category=source.category,
-            split=source.split,
-            max_row_mb=source.max_row_mb,
-        )
+        with collector_paused():
+            result = read(
+                path,
+                read_as,
+                format=source.format,
+                limit=source.limit,
+                category=source.category,
+                split=source.split,
+                max_row_mb=source.max_row_mb,
+            )
         own = [one if one.source else replace(one, source=source.name) for one in result.records]
         records += own
         per_source.append(own)

@@ -93,7 +93,7 @@ class RolloutSection(Section):
     min_completion_length: Count = 0
     """Tokens before which a reply cannot end."""
     batch_size: Positive = 64
-    """Prompts that HF generate samples at once on a process."""
+    """Replies that the HF engine has at work at once on a process."""
 
     @property
     def max_length(self) -> int:
