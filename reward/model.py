@@ -8,6 +8,7 @@ deviation 1 where that is wanted; both are in `reward_config.json`, where a miss
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from reward.errors import ModelFileError
 from reward.head import ScalarHead
 from reward.headed import HeadedModel
+from reward.last_layer import last_mlp_only_at
 from reward.layout import tree_mask
 from reward.pooling import POOLINGS, Pooler
 
@@ -93,11 +95,16 @@ class RewardModel(HeadedModel):
         seen = attention_mask
         if seen.dim() == 4:
             seen = tree_mask(seen, self.config, self._accepted, next(self.backbone.parameters()).dtype)
-        states_BTd = self.states(input_ids, seen, position_ids, parts)
         if members is None or rows is None:
-            members, rows = attention_mask, torch.arange(states_BTd.shape[0], device=states_BTd.device)
+            members, rows = attention_mask, torch.arange(len(input_ids), device=input_ids.device)
+        columns_N = None if with_states else self.pooler.columns_read(members)
+        with nullcontext() if columns_N is None else self._only_at(rows, columns_N, input_ids.shape):
+            states_BTd = self.states(input_ids, seen, position_ids, parts)
         scores_N = (self.head(self.pooler(states_BTd, members, rows)) - self.shift) / self.scale
         return (scores_N, states_BTd) if with_states else scores_N
+
+    def _only_at(self, rows_N: Tensor, columns_N: Tensor, shape: torch.Size) -> AbstractContextManager:
+        return last_mlp_only_at(self.backbone, shape, rows_N.to(columns_N.device) * shape[1] + columns_N)
 
     def _apply(self, fn, recurse=True):
         kept = {name: getattr(self, name) for name in ("shift", "scale")}

@@ -49,6 +49,17 @@ class Pooler(Float32Module):
         if kind == "attention":
             self.query = nn.Parameter(torch.zeros(hidden_size, dtype=torch.float32))
 
+    def columns_read(self, members_NT: Tensor) -> Tensor | None:
+        """The one column (N,) of each sequence whose state is read; None where several are."""
+        if self.kind not in ("end_token", "last_token"):
+            return None
+        at_N = last_counted(members_NT)
+        if self.kind == "end_token":
+            return at_N
+        columns_T = torch.arange(members_NT.shape[1], device=members_NT.device)
+        before_NT = (members_NT != 0) & (columns_T < at_N[:, None])
+        return torch.where(before_NT.any(1), last_counted(before_NT), at_N)
+
     def forward(self, states_BTd: Tensor, members_NT: Tensor, rows_N: Tensor) -> Tensor:
         """Pooled states (N, d); those that are averages are computed in float32.
 
@@ -58,12 +69,8 @@ class Pooler(Float32Module):
             rows_N: the row of each sequence.
         """
         members_NT, rows_N = (members_NT != 0).to(states_BTd.device), rows_N.to(states_BTd.device)
-        if self.kind in ("end_token", "last_token"):
-            at_N = last_counted(members_NT)
-            if self.kind == "last_token":
-                columns_T = torch.arange(members_NT.shape[1], device=members_NT.device)
-                before_NT = members_NT & (columns_T < at_N[:, None])
-                at_N = torch.where(before_NT.any(1), last_counted(before_NT), at_N)
+        at_N = self.columns_read(members_NT)
+        if at_N is not None:
             return states_BTd[rows_N, at_N]
         if len(rows_N) > len(states_BTd):  # rows hold several sequences: take each one's columns alone
             order_NT, longest = members_NT.int().argsort(dim=1, descending=True, stable=True), members_NT.sum(1).max()

@@ -1,13 +1,16 @@
 """The forward pass of SFT: logits only where a label is judged, and packed samples that do not see one another.
 
 Logits. The LM head is by far the widest layer; prompts have no loss, so most of its work would be thrown away. A hook
-hands it only the hidden states whose next label counts. The hook sits on the head itself, so that the pass still goes
-through the wrapped model (DDP, FSDP, PEFT) and through whatever follows the head (soft-capping, logit scales), which
-works element by element in every architecture. A model that does not name its head, or calls it in another way, gives
-all logits and the same rows are taken out of them. Even the chosen logits are not held all at once (`head`).
+hands it only the hidden states whose next label counts, and the last layer's MLP computes no others
+(`reward.last_layer`). The hook sits on the head itself, so that the pass still goes through the wrapped model (DDP,
+FSDP, PEFT) and through whatever follows the head (soft-capping, logit scales), which works element by element in every
+architecture. A model that does not name its head, or calls it in another way, gives all logits and the same rows are
+taken out of them. Even the chosen logits are not held all at once (`head`).
 
-Packing. The usual ways of telling a model about packed samples are silently wrong on a CPU (position ids next to an
-all-ones mask, or with a cache, attend across samples). Here every implementation gets what it cannot misread:
+Rows. Where the model takes flat rows (`reward.flat`: sdpa), the samples of all rows, packed or not, stand end to end in
+one row without padding, and attention is computed sample by sample. Other models get rows as they were collated; and if
+these are packed, what each attention cannot misread (position ids next to an all-ones mask, or with a cache, attend
+across samples on a CPU, silently):
 
     sdpa               an explicit bool mask (B, 1, T, T), block-diagonal and causal
     eager              the same as an additive float mask (a bool mask would be added as 0 and 1)
@@ -29,6 +32,8 @@ from torch import Tensor, nn
 
 from align.data.packing import PackingError
 from align.trainers.head import Question, ask_head, head_of
+from reward.flat import Parts, flat_inputs, takes_flat_rows
+from reward.last_layer import last_mlp_only_at
 
 LEAK = 0.1  # share of what visible neighbours would do to the logits; rounding in bfloat16 stays well below
 
@@ -51,8 +56,9 @@ def ask_at(
     Raises:
         ValueError: the model gives logits of another length than its input (virtual tokens of prompt tuning).
     """
-    chosen = _Chosen(ask, inputs["input_ids"].shape, flat_N)
-    with chosen.by(head_of(raw_model)):
+    shape = inputs["input_ids"].shape
+    chosen = _Chosen(ask, shape, flat_N)
+    with chosen.by(head_of(raw_model)), last_mlp_only_at(raw_model, shape, flat_N):
         return ask_head(model, raw_model, inputs, len(flat_N), chosen)
 
 
@@ -132,18 +138,40 @@ def packed_inputs(batch: dict[str, Tensor], implementation: str, dtype: torch.dt
     )
 
 
-def flattened(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tokens of all rows without padding in a batch of one row, (1, N); samples are numbered on."""
+def flattened(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """`input_ids` and `segments` of all rows without padding in a batch of one row, (1, N), samples numbered on; and
+    where in it each real token of the flattened (B, T) lies."""
     segments_BT = batch["segments"]
     real_BT = segments_BT != 0
     offset_B1 = (segments_BT.amax(dim=1).cumsum(0) - segments_BT.amax(dim=1)).unsqueeze(1)
-    flat = {name: tensor[real_BT].unsqueeze(0) for name, tensor in batch.items() if tensor.shape == real_BT.shape}
-    return flat | {"segments": (segments_BT + offset_B1)[real_BT].unsqueeze(0)}
+    flat = {"input_ids": batch["input_ids"][real_BT][None], "segments": (segments_BT + offset_B1)[real_BT][None]}
+    return flat, real_BT.flatten().cumsum(0) - 1
 
 
-def packed_batch(batch: dict[str, Tensor], implementation: str) -> dict[str, Tensor]:
-    """The batch in the layout that the attention implementation wants."""
-    return flattened(batch) if implementation == "flash_attention_2" else batch
+def takes_flat(model: nn.Module, raw_model: nn.Module) -> bool:
+    """Whether `flat_samples` are right for a model; tried once, without dropout, and in passes of the wrapped `model`,
+    which ranks that share a sharded one make together."""
+    training = model.training
+    model.eval()
+    try:
+        return takes_flat_rows(raw_model, raw_model, lambda inputs: model(**inputs, use_cache=False).logits)
+    finally:
+        model.train(training)
+
+
+def flat_samples(batch: dict[str, Tensor]) -> tuple[dict[str, Any], Tensor]:
+    """What `forward` is called with for the samples of a batch end to end in one row without padding.
+
+    Args:
+        batch: `input_ids`, and `attention_mask` or, where rows are packed, `segments`; each (B, T).
+
+    Returns:
+        The call's keywords, and where in that row each real token of the flattened (B, T) lies.
+    """
+    segments_BT = batch["segments"] if "segments" in batch else batch["attention_mask"].long()
+    flat, place = flattened({"input_ids": batch["input_ids"], "segments": segments_BT})
+    _, lengths = torch.unique_consecutive(flat["segments"], return_counts=True)
+    return flat_inputs(flat["input_ids"][0], Parts([(length, ()) for length in lengths.tolist()])), place
 
 
 def attention_of(model: nn.Module) -> str:

@@ -133,11 +133,14 @@ class GroupRewardTrainer(RewardTrainer):
     def count_items(self, inputs: dict[str, Tensor]) -> int:
         return inputs["num_groups"]
 
-    def forward_groups(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """(better_P, worse_P) scores and the hidden states (B, T, d)."""
+    def forward_groups(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(better_P, worse_P) scores and, where the LM term reads them, the hidden states (B, T, d)."""
         names = ("input_ids", "attention_mask", "position_ids", "members", "rows", "parts")
         given = {name: inputs[name] for name in names if name in inputs}
-        scores_N, states_BTd = model(**given, with_states=True)
+        if self.options.lm_weight:
+            scores_N, states_BTd = model(**given, with_states=True)
+        else:
+            scores_N, states_BTd = model(**given), None
         return scores_N[inputs["better"]], scores_N[inputs["worse"]], states_BTd
 
     def pair_scores(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

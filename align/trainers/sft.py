@@ -26,7 +26,15 @@ from align.functional.linear_logprobs import TokenQuestion
 from align.functional.reductions import REDUCTIONS, Reduction, loss_weights
 from align.functional.supervised import predicting_positions
 from align.trainers import accepted
-from align.trainers.causal_forward import ask_at, attention_of, packed_batch, packed_inputs, prove_packing
+from align.trainers.causal_forward import (
+    ask_at,
+    attention_of,
+    flat_samples,
+    flattened,
+    packed_inputs,
+    prove_packing,
+    takes_flat,
+)
 from align.trainers.supervised import SupervisedTrainer
 
 LOG = logging.getLogger("align")
@@ -82,6 +90,7 @@ class SFTTrainer(SupervisedTrainer):
             raise PackingError("packed rows are of one length already: choose packing or group_by_length, not both")
         self.loss_reduction, self.group_by_length = loss_reduction, group_by_length
         self.packing_report: dict[str, int | float] | None = None
+        self._is_flat: bool | None = None  # whether the model takes flat rows; tried at the first batch
         if kwargs.get("data_collator") is None:
             accepted.require_tokenizer(kwargs.get("processing_class"), "processing_class")
             pad_id = kwargs["processing_class"].pad_token_id
@@ -124,14 +133,10 @@ class SFTTrainer(SupervisedTrainer):
         With `return_outputs`, the outputs hold the logits of the positions with loss alone, (N, V), and where these are
         very many what the head says of them, (N, 2): log-probabilities, and their weighted sum in the first row.
         """
-        inputs = self._laid_out(inputs)
         weights_BT, units = self.token_weights(inputs)
         outputs, answers_N2, _ = self._forward(model, inputs, weights_BT, sum_up=True, with_logits=return_outputs)
         loss = self.mean_over_step(-answers_N2[:, 1].sum(), units, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
-
-    def _laid_out(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return packed_batch(inputs, attention_of(self.model)) if "segments" in inputs else inputs
 
     def _forward(
         self,
@@ -147,13 +152,25 @@ class SFTTrainer(SupervisedTrainer):
         """
         flat_N = predicting_positions(weights_BT)
         labels_N, weights_N = (part_BT.flatten()[flat_N + 1] for part_BT in (inputs["labels"], weights_BT))
-        if "segments" in inputs:
-            called = packed_inputs(inputs, attention_of(self.model), self.model.dtype)
-        else:
-            called = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        called, at_N = self._called(model, inputs, flat_N)
         question = TokenQuestion(labels_N, weights_N=weights_N if sum_up else None)
         ask = question.__call__ if with_logits else question  # only a question as such is answered without them
-        return *ask_at(model, self.model, called, flat_N, ask), flat_N
+        return *ask_at(model, self.model, called, at_N, ask), flat_N
+
+    def _called(self, model: nn.Module, inputs: dict[str, Tensor], flat_N: Tensor) -> tuple[dict[str, Any], Tensor]:
+        """What `forward` is called with, and where in that the positions lie."""
+        if self._is_flat is None:
+            self._is_flat = takes_flat(model, self.model)
+        if self._is_flat:
+            called, place = flat_samples(inputs)
+            return called, place[flat_N]
+        if "segments" not in inputs:
+            return {name: inputs[name] for name in ("input_ids", "attention_mask")}, flat_N
+        implementation = attention_of(self.model)
+        if implementation == "flash_attention_2":
+            inputs, place = flattened(inputs)
+            flat_N = place[flat_N]
+        return packed_inputs(inputs, implementation, self.model.dtype), flat_N
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None

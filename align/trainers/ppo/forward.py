@@ -26,6 +26,7 @@ from align.trainers.optimization import all_modules
 from align.trainers.ppo.rows import ModelRows
 from align.trainers.ppo.types import SupportTensor, TokenBatch
 from reward.flat import takes_flat_rows
+from reward.last_layer import last_mlp_only_at
 
 
 def shares_prompts(*models: nn.Module) -> bool:
@@ -57,8 +58,9 @@ def _answers(model: nn.Module, rows: ModelRows, ask: Question) -> Tensor:
     """answers_KA; `ask` gets logits_nV and which of the K actions were drawn from them."""
     if "parts" not in rows.inputs:
         return ask_at(model, unwrapped(model), rows.inputs, rows.states_K, ask)[1]
-    inputs = rows.inputs | {"logits_to_keep": rows.states_K}  # columns of the one row
-    return ask_head(model, unwrapped(model), inputs, len(rows.states_K), ask)[1]
+    raw, inputs = unwrapped(model), rows.inputs | {"logits_to_keep": rows.states_K}  # columns of the one row
+    with last_mlp_only_at(raw, inputs["input_ids"].shape, rows.states_K):
+        return ask_head(model, raw, inputs, len(rows.states_K), ask)[1]
 
 
 def _rows_for(batch: TokenBatch, *models: nn.Module) -> ModelRows:

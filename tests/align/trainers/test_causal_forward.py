@@ -23,7 +23,6 @@ from align.trainers.causal_forward import (
     ask_at,
     block_mask,
     flattened,
-    packed_batch,
     packed_inputs,
     positions,
     prove_packing,
@@ -118,7 +117,8 @@ def test_flattening_leaves_the_padding_out_and_numbers_samples_on():
         "input_ids": torch.tensor([[5, 6, 7], [8, 9, PAD]]),
         "segments": torch.tensor([[1, 1, 2], [1, 1, 0]]),
     }
-    flat = flattened(batch)
+    flat, place = flattened(batch)
+    assert place[[0, 1, 2, 3, 4]].tolist() == [0, 1, 2, 3, 4]
     assert flat["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
     assert flat["segments"].tolist() == [[1, 1, 2, 3, 3]]
     assert positions(flat["segments"]).tolist() == [[0, 1, 0, 0, 1]]
@@ -129,7 +129,8 @@ def packed_logits(model, implementation, inputs=None):
     rows = chat_rows(9, seed=4)
     packed = PackedRows(rows, 40)
     assert len(packed) < 6 and max(len(pack) for pack in packed.packs) > 2
-    batch = packed_batch(CausalCollator(PAD)(list(packed)), implementation)
+    batch = CausalCollator(PAD)(list(packed))
+    batch = flattened(batch)[0] if implementation == "flash_attention_2" else batch
     with torch.no_grad():
         logits = model(**(inputs or packed_inputs)(batch, implementation, torch.float64), use_cache=False).logits
         together = logits[batch["segments"] != 0]

@@ -109,10 +109,12 @@ def test_gradients_of_every_reduction_do_not_depend_on_the_micro_batch(tmp_path,
     assert_same_gradients(found, expected, rounded=reduction == "prefix_mean")
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("attention", "flat"), [("sdpa", True), ("sdpa", False), ("eager", False)])
 @pytest.mark.parametrize("micro", [1, 4])
-def test_packed_loss_and_gradients_are_the_unpacked_ones(tmp_path, reduced, attention, micro):
+def test_packed_loss_and_gradients_are_the_unpacked_ones(tmp_path, reduced, attention, flat, micro, monkeypatch):
     reduction, loss, expected = reduced
+    if not flat:
+        monkeypatch.setattr(sft, "takes_flat", lambda *_: False)
     packing = {"loss_reduction": reduction, "packing": True, "max_length": 48}
     model = causal_lm(attn_implementation=attention)
     trainer = make_trainer("sft", tmp_path, CHATS, micro=micro, model=model, trainer=packing)
@@ -121,14 +123,33 @@ def test_packed_loss_and_gradients_are_the_unpacked_ones(tmp_path, reduced, atte
     trainer.add_callback(gradients)
     trainer.train()
     assert len(gradients.steps) == 1  # all packs fit into one step
+    assert trainer._is_flat is flat
     assert trainer.state.log_history[0]["loss"] == pytest.approx(loss, rel=1e-6)
     assert_same_gradients(gradients.steps[0], expected, rounded=attention == "eager" or reduction == "prefix_mean")
+
+
+def test_flat_rows_have_the_gradients_of_padded_ones_and_no_padding(tmp_path, monkeypatch):
+    found, tokens = [], []
+    for flat in (True, False):
+        if not flat:
+            monkeypatch.setattr(sft, "takes_flat", lambda *_: False)
+        model = causal_lm()
+        found.append(step_gradients("sft", tmp_path, CHATS, micro=8, model=model))
+        counted = []
+        model.model.embed_tokens.register_forward_hook(lambda _, args, out, to=counted: to.append(args[0].numel()))
+        trainer = make_trainer("sft", tmp_path, CHATS, micro=8, model=model)
+        trainer.compute_loss(model, trainer.data_collator(CHATS))
+        tokens.append(counted[-1])
+    assert_same_gradients(*found)
+    lengths = [len(row["input_ids"]) for row in CHATS]
+    assert tokens == [sum(lengths), len(lengths) * max(lengths)]
 
 
 def test_gradients_of_attention_across_samples_would_be_seen(tmp_path, monkeypatch):
     one_sample = causal_forward.block_mask  # a row as a single sample: causal, without blocks
     monkeypatch.setattr(causal_forward, "block_mask", lambda segments_BT: one_sample(segments_BT.clamp(max=1)))
     monkeypatch.setattr(sft, "prove_packing", lambda model, max_length: None)
+    monkeypatch.setattr(sft, "takes_flat", lambda *_: False)
     crossed = step_gradients("sft", tmp_path, CHATS, micro=8, trainer={"packing": True, "max_length": 48})
     apart = step_gradients("sft", tmp_path, CHATS, micro=8)
     with pytest.raises(AssertionError, match="not close"):
@@ -204,9 +225,9 @@ def test_reductions_over_turns_need_turns(tmp_path):
 
 def test_the_head_works_only_where_there_is_loss(tmp_path):
     trainer = make_trainer("sft", tmp_path, CHATS, micro=8)
-    widths = []
+    widths, batch = [], trainer.data_collator(CHATS)
+    trainer.compute_loss(trainer.model, batch)  # tries flat rows first
     trainer.model.lm_head.register_forward_hook(lambda head, args, output: widths.append(tuple(output.shape)))
-    batch = trainer.data_collator(CHATS)
     _, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
     labelled = sum(label != -100 for row in CHATS for label in row["labels"])
     assert widths == [(labelled, 259)] == [tuple(outputs.logits.shape)]
