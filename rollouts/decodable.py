@@ -63,7 +63,7 @@ def probe(model: nn.Module, pad_token_id: int) -> str | None:
     """Why the decode loop's logits are not those of `generate`; None where they are. `model` is in evaluation mode.
 
     Raises:
-        ValueError: the logits are not finite, so nothing can be said.
+        FloatingPointError: the logits are not finite, so nothing can be said.
     """
     base = base_of(model)
     vocabulary = base.config.get_text_config(decoder=True).vocab_size
@@ -82,7 +82,7 @@ def probe(model: nn.Module, pad_token_id: int) -> str | None:
         out = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=config, synced_gpus=False)
         wanted_BTV = torch.stack(out.logits, dim=1).float()
         if not bool(wanted_BTV.isfinite().all()):
-            raise ValueError("the model's logits are not finite")
+            raise FloatingPointError("the model's logits are not finite")
         tokens_BT, found_BTV = out.sequences[:, ids_BT.shape[1] :], torch.zeros_like(wanted_BTV)
 
         def follow(logits_RV: Tensor, responses_R: Tensor, steps_R: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ class HFEngine:
         if self._decodable is None:
             try:
                 reason = why_not(model) or probe(model, self.pad_token_id)
-            except ValueError:  # weights are broken: this call will say so
+            except FloatingPointError:  # weights are broken: this call will say so
                 return False
             self._decodable = reason is None
             if reason:

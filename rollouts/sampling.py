@@ -5,8 +5,8 @@ departs from the logits processors of that library in three ways:
 
 - each response has its own row of uniform numbers, drawn beforehand from one seed, so what it becomes depends neither
   on the batch it was put into, nor on when others finish, nor on the global generator, which is not touched;
-- the nucleus is looked for among the largest probabilities first, and the vocabulary is sorted in full only when they
-  do not hold the mass asked for (on a CPU that sort costs many times a small model's step);
+- the nucleus is looked for among the few largest probabilities first, then among those that can be in it; the
+  vocabulary is not sorted in full (on a CPU that costs many times a small model's step);
 - of the (B, V) scores only three things are kept: the log-probability of the drawn token under the truncated,
   renormalised distribution, the share of the full distribution's mass that truncation left, and, when asked for, the
   ids that could be drawn.
@@ -26,7 +26,7 @@ from torch import Tensor
 from rollouts.errors import RolloutError
 from rollouts.protocol import Completion, SamplingParams
 
-_LOOKS = (64, 1024)  # candidates looked at before the vocabulary is sorted in full
+_FIRST_LOOK = 64  # candidates looked at before it is counted how many there can be
 _BLOCK = 128  # neighbours that a large vocabulary is summed by
 
 
@@ -94,13 +94,14 @@ def _candidates(weights_BV: Tensor, params: SamplingParams) -> tuple[Tensor, Ten
         return _nucleus(weights_BK, reached_B1) if params.top_p < 1 else weights_BK, ids_BK
     if params.top_p >= 1:
         return weights_BV, None
-    for look in _LOOKS:
-        if look < vocabulary:
-            weights_BK, ids_BK = _largest(weights_BV, look)
-            if bool((weights_BK.sum(-1) >= params.top_p).all()):
-                return _nucleus(weights_BK, params.top_p), ids_BK
-    weights_BV, ids_BV = weights_BV.sort(-1, descending=True)
-    return _nucleus(weights_BV, params.top_p), ids_BV
+    if vocabulary > _FIRST_LOOK:
+        weights_BK, ids_BK = _largest(weights_BV, _FIRST_LOOK)
+        if bool((weights_BK.sum(-1) >= params.top_p).all()):
+            return _nucleus(weights_BK, params.top_p), ids_BK
+    # All that weigh less than this weigh less than what the nucleus leaves out, together.
+    possible_B = (weights_BV >= (1 - params.top_p) / vocabulary).sum(-1)
+    weights_BK, ids_BK = _largest(weights_BV, max(int(possible_B.max()), 1))
+    return _nucleus(weights_BK, params.top_p), ids_BK
 
 
 def _nucleus(weights_BK: Tensor, mass: Tensor | float) -> Tensor:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from align.runs.arguments import without_redoing
 from align.runtime.errors import AlignError
-from align.runtime.memory import memory_errors
+from align.runtime.memory import keep_freed_memory, memory_errors
 from align.runtime.ranks import is_main, lost_rank
 from align.runtime.secrets import hide
 from align.runtime.terminal import clean_foreign_output, say, shortened
@@ -45,8 +45,10 @@ class _ToStderr(logging.StreamHandler):
 
 
 def prepare(debug: bool = False) -> None:
-    """Set the environment variables that must be there before torch and transformers are imported; log to stderr."""
+    """Set the environment variables that must be there before torch and transformers are imported, and how memory is
+    kept; log to stderr."""
     clean_foreign_output()
+    keep_freed_memory()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if debug:

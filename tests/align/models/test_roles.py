@@ -225,6 +225,19 @@ def test_generation_is_the_roles(models, separate):
         assert torch.equal(models[name].generate(rows, **options), separate[name].generate(input_ids=rows, **options))
 
 
+def test_replies_are_sampled_as_the_role(models, separate, caplog):
+    from rollouts.hf import HFEngine
+    from rollouts.protocol import SamplingParams
+
+    prompts, params = [[5, 9, 200], [80, 81]], SamplingParams(n=2, max_new_tokens=8, seed=1)
+    with caplog.at_level("INFO", logger="rollouts.hf"):
+        found = HFEngine(models["policy"], 0).generate(prompts, params)
+    assert not caplog.records  # a role goes through the decode loop too
+    assert [one.token_ids for one in found] == [
+        one.token_ids for one in HFEngine(separate["policy"], 0).generate(prompts, params)
+    ]
+
+
 def test_tools_of_peft_find_the_policys_adapter_active_between_two_passes(models, separate):
     view, backbone = models["policy"], models["policy"].backbone
     outputs(models)

@@ -1,12 +1,39 @@
+import platform
+import sys
+
 import pytest
 import torch
 
 from align.runtime.errors import OutOfMemoryError
 from align.runtime.memory import memory_errors, peak_memory_gib
+from tests.commands import INSTALLED, run
 
 
 def test_peak_memory_is_that_of_this_process():
     assert 0.01 < peak_memory_gib() < 64
+
+
+FAULTS = """
+import resource
+from align.runtime.memory import keep_freed_memory
+print(keep_freed_memory())
+def faults(size=1 << 25):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        b"x" * size
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+@pytest.mark.parametrize(("told", "kept"), [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "100000"}, False)])
+def test_freed_blocks_are_used_again_unless_the_environment_says_otherwise(told, kept):
+    """Twenty times the same 32 MiB."""
+    done = run(sys.executable, "-c", FAULTS, env=INSTALLED | told)
+    said, faults = done.stdout.split()
+    assert said == str(kept) and (int(faults) < 1000) == kept
 
 
 SHORT = [
