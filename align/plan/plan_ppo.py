@@ -53,10 +53,11 @@ def plan_ppo(
     moments.append(_whole_kl(models, here, rollout.max_completion_length, device))
     many, whole = plan.accumulation > 1, held
     held = models.without_idle(held)
-    if models.critic is not None:
-        moments += training_moments(models.critic, held, rows, tokens, device=device, accumulating=many)
-        held += models.critic.gradients()
     moments += training_moments(models.policy, held, rows, tokens, device=device, logit_rows=replies, accumulating=many)
+    if models.critic is not None:
+        beside = held + models.policy.gradients()
+        moments += training_moments(models.critic, beside, rows, tokens, device=device, accumulating=many)
+        held += models.critic.gradients()
     if section.uses_ptx:
         moments += _ptx(recipe, models.policy, held, plan.ptx_micro_batch_size, device)
     return StagePlan("ppo", (*moments, *_steps(models, whole)), ppo_cost(recipe, models, ranks=ranks))

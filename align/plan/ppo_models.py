@@ -26,7 +26,7 @@ class StageModels:
     @property
     def trained(self) -> tuple[Model, ...]:
         """Those in training, in the order in which an update computes their gradients."""
-        return (self.policy,) if self.critic is None else (self.critic, self.policy)
+        return (self.policy,) if self.critic is None else (self.policy, self.critic)
 
     def resident(self, ranks: int) -> tuple[MemoryPart, ...]:
         """What they hold for good."""

@@ -19,8 +19,15 @@ from align.recipe.batch import FULL_KL_REPLIES
 from align.recipe.ppo_section import PPOConfig
 from align.trainers.offload import Offload
 from align.trainers.optimization import TrainedModel
-from align.trainers.ppo.forward import reply_distribution, reply_full_kl, reply_logprobs, state_values
+from align.trainers.ppo.forward import (
+    ReplyLogprobs,
+    reply_distribution,
+    reply_full_kl,
+    reply_logprobs,
+    state_values,
+)
 from align.trainers.ppo.guards import Together, together
+from align.trainers.ppo.kept import KeptPass
 from align.trainers.ppo.minibatches import Minibatches, shuffled
 from align.trainers.ppo.types import Samples, SupportTensor, TokenBatch
 from reward.running import RunningMean, RunningMeanStd, RunningStats
@@ -40,6 +47,7 @@ class Passes:
         ref: the reference over the full vocabulary. full, entropy: the policy, likewise.
         ratio: the policy over the sampler's support, where the ratio is over that.
         values: the critic's, where there is one.
+        kept: the policy's pass that the update may take up.
     """
 
     ref: Tensor
@@ -47,6 +55,7 @@ class Passes:
     entropy: Tensor
     ratio: Tensor | None = None
     values: Tensor | None = None
+    kept: KeptPass | None = None
 
 
 class ModelPasses:
@@ -66,15 +75,31 @@ class ModelPasses:
         self.config, self.offload, self.accelerator = config, offload, accelerator
 
     def run(
-        self, tokens: TokenBatch, support: SupportTensor | None, minibatches: Minibatches, together: Together = together
+        self,
+        tokens: TokenBatch,
+        support: SupportTensor | None,
+        minibatches: Minibatches,
+        together: Together = together,
+        keeps: bool = False,
     ) -> Passes:
         """Of all ranks' replies, each rank its share, on the very micro-batches of the first epoch: so the first
-        minibatch's ratio is 1. Collective."""
+        minibatch's ratio is 1. Collective.
+
+        Args:
+            keeps: whether the policy's gradient comes next: its pass over the first micro-batch is then the last,
+                and kept where it may be.
+        """
+        keeps = keeps and self._may_keep()
         with self.offload.here("reference"):
-            whole = together(lambda: self._own(tokens, support, minibatches))
+            whole, kept = together(lambda: self._own(tokens, support, minibatches, keeps))
         if self.accelerator.num_processes > 1:  # each row was computed by one rank and is 0 elsewhere
             whole = {name: self.accelerator.reduce(tensor, "sum") for name, tensor in whole.items()}
-        return Passes(**whole)
+        return Passes(**whole, kept=KeptPass(*kept, self.policy.parameters) if keeps else None)
+
+    def _may_keep(self) -> bool:
+        """Whether a pass may keep its graph: not where ranks count on passes of gradients in a row, nor where the
+        reference would stand beside the graph."""
+        return self.accelerator.num_processes == 1 and "reference" not in self.offload.parts
 
     def full_kl(self, tokens: TokenBatch, seed: int, together: Together = together) -> float:
         """`kl/full_token`: exact KL(policy || reference), nats a token, over the tokens of a few replies drawn at
@@ -90,23 +115,31 @@ class ModelPasses:
             return together(work)
 
     @torch.no_grad()
-    def _own(self, tokens: TokenBatch, support: SupportTensor | None, minibatches: Minibatches) -> dict[str, Tensor]:
-        """This rank's rows of `Passes`, by name; 0 elsewhere."""
+    def _own(
+        self, tokens: TokenBatch, support: SupportTensor | None, minibatches: Minibatches, keeps: bool
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, ReplyLogprobs]]:
+        """This rank's rows of `Passes`, by name, 0 elsewhere; and the rows of the first micro-batch with what the
+        policy said of them, which has a graph where it `keeps` that."""
         temperature, states = self.config.rollout.temperature, tokens.input_ids_NT.shape[1] - 1
         parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        for rows_B in (rows_B for _, micros in minibatches(tokens, 0) for rows_B in micros):
+        first_B, *others = (rows_B for _, micros in minibatches(tokens, 0) for rows_B in micros)
+        for rows_B in (*others, first_B):
             batch = tokens.rows(rows_B)
             found = {"ref": reply_logprobs(self.reference, batch, temperature)}
             if self.critic is not None:
                 found["values"] = state_values(self.critic.module, batch)
             cut = None if support is None else support.rows(rows_B, batch.input_ids_NT.shape[1] - 1)
-            policy = reply_distribution(self.policy.module, batch, temperature, support=cut, entropy=True)
+            with torch.set_grad_enabled(keeps and rows_B is first_B):
+                learns = self.config.entropy_coef > 0
+                policy = reply_distribution(
+                    self.policy.module, batch, temperature, support=cut, entropy=True, entropy_gradient=learns
+                )
             found |= {"full": policy.full, "entropy": policy.entropy}
             found |= {} if support is None else {"ratio": policy.ratio}
             for name, tensor in found.items():
-                parts.setdefault(name, []).append((rows_B, tensor))
+                parts.setdefault(name, []).append((rows_B, tensor.detach()))
         shape = (len(tokens.lengths_N), states)
-        return {name: scatter_rows(pieces, shape) for name, pieces in parts.items()}
+        return {name: scatter_rows(pieces, shape) for name, pieces in parts.items()}, (first_B, policy)
 
 
 def support_of(samples: Samples, tokens: TokenBatch, config: PPOConfig) -> SupportTensor | None:

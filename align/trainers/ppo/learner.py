@@ -20,7 +20,7 @@ from align.recipe.ppo_section import PPOConfig
 from align.trainers import sharding
 from align.trainers.optimization import TrainedModel, mark_last, total_norm
 from align.trainers.ppo.controllers import PtxController
-from align.trainers.ppo.forward import reply_distribution, state_values
+from align.trainers.ppo.forward import ReplyLogprobs, reply_distribution, state_values
 from align.trainers.ppo.guards import NotFiniteError
 from align.trainers.ppo.losses import LossSum, Mean, loss_figures, policy_terms, with_importance
 from align.trainers.ppo.metrics import UpdateMetrics
@@ -37,11 +37,12 @@ class Minibatch:
     """What one optimizer step learns from.
 
     Attributes:
-        batches: this rank's micro-batches.
+        experience: of the whole iteration. micros: its rows in each of this rank's micro-batches.
         divisor: of the summed losses, over all ranks. tokens: how many are learnt from, over all ranks; a scalar.
     """
 
-    batches: list[Experience]
+    experience: Experience
+    micros: list[Tensor]
     divisor: int
     tokens: Tensor
 
@@ -49,7 +50,7 @@ class Minibatch:
     def of(cls, experience: Experience, rows_B: Tensor, micros: list[Tensor]) -> Minibatch:
         """The global rows `rows_B`, of which this rank has `micros`."""
         tokens = experience.mask_NS[rows_B].sum()
-        return cls([experience.rows(micro) for micro in micros], max(1, experience.divisor(rows_B)), tokens)
+        return cls(experience, micros, max(1, int(experience.divisor(rows_B))), tokens)
 
 
 class WeightAverage:
@@ -126,7 +127,8 @@ class Learner:
         if self.critic is None:
             return
         scale = self.config.vf_coef * self.accelerator.num_processes / minibatch.divisor  # DDP averages over ranks
-        for is_last, batch in mark_last(minibatch.batches):
+        for is_last, rows_B in mark_last(minibatch.micros):
+            batch = minibatch.experience.rows(rows_B)
             with self.critic.gradients_stay_here(unless=is_last):
                 loss = value_loss(state_values(self.critic.module, batch.tokens), batch)
                 self.accelerator.backward(loss[0] * scale)
@@ -149,21 +151,28 @@ class Learner:
         # FSDP2 keeps what is not averaged yet where it cannot be dropped
         average = self.ptx is None or measure or config.target_kl is not None
         scale = self.accelerator.num_processes / minibatch.divisor  # DDP averages over ranks
-        for is_last, batch in mark_last(minibatch.batches):
+        for is_last, rows_B in mark_last(minibatch.micros):
+            batch = minibatch.experience.rows(rows_B)
             with self.policy.gradients_stay_here(unless=is_last and average):
-                logps = reply_distribution(
-                    self.policy.module,
-                    batch.tokens,
-                    config.rollout.temperature,
-                    support=batch.support,
-                    entropy=config.entropy_coef > 0,
-                )
+                logps = self._policy_on(batch)
                 batch, importance = with_importance(batch, config)
                 terms = policy_terms(policy_loss(logps.ratio, batch), logps, batch, config, kl_coef)
                 self.accelerator.backward(terms.total * scale)
             metrics.add(importance | terms.figures)
             distance += terms.distance.to(distance)
         return distance
+
+    def _policy_on(self, batch: Experience) -> ReplyLogprobs:
+        """What the policy says of a micro-batch, with gradient: what its pass before the update said, where that was
+        kept."""
+        kept = None if batch.kept is None else batch.kept.take()
+        return kept or reply_distribution(
+            self.policy.module,
+            batch.tokens,
+            self.config.rollout.temperature,
+            support=batch.support,
+            entropy=self.config.entropy_coef > 0,
+        )
 
     def is_too_far(self, distance: Tensor, minibatch: Minibatch) -> bool:
         """Whether the minibatch's mean approximate KL, over all ranks, is above `target_kl`."""

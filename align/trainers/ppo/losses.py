@@ -95,7 +95,7 @@ def loss_figures(name: str, loss: LossSum, batch: Experience) -> Figures:
     own among the sums, or else those learnt from). A seam may give a `Figure` in place of a sum."""
     loss_sum, sums = loss
     tokens = sums.get("tokens", batch.mask_NS.sum())
-    found: Figures = {f"{name}/loss": Mean(loss_sum.detach(), torch.tensor(batch.divisor(), device=loss_sum.device))}
+    found: Figures = {f"{name}/loss": Mean(loss_sum.detach(), batch.divisor())}
     for key, amount in sums.items():
         if key != "tokens":
             kind = EXTREMES.get(key, Mean)
@@ -122,10 +122,11 @@ def policy_terms(
 
     Args:
         surrogate: of the seam.
-        logps: what the policy in training says; carries the gradient. Its entropy is None where nothing asks for it.
+        logps: what the policy in training says; carries the gradient. Its entropy is needed where `entropy_coef` is not
+            0.
     """
     total, figures = surrogate[0], loss_figures("policy", surrogate, batch)
-    if logps.entropy is not None:
+    if config.entropy_coef > 0:
         mask_BS = batch.tokens.mask_NS
         figures["entropy/token"] = Mean(functional.masked_sum(logps.entropy.detach(), mask_BS), mask_BS.sum())
         entropy_BS = keep(logps.entropy, batch.mask_NS)

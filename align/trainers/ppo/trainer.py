@@ -10,13 +10,14 @@ weights, `ModelPasses` asks the models about the replies, `Learner` makes gradie
 and `Checkpoints` saves, restores and rolls back what the parts own.
 
 Decisions, and departures from the named papers:
-- Old log-probabilities come from a pass of their own over the very micro-batches of the first epoch, never from the
-  sampler, so the first minibatch's ratio is exactly 1. They are divided by the sampling temperature and normalised over
-  the whole vocabulary, old, new and reference alike: with top-p < 1 the replies come from a narrower distribution than
-  the one that is scored. Tokens outside the nucleus are never drawn, so nothing pushes their probability but the
-  softmax, and the KL is then a penalty, not a measurement; `kept_mass` says how much is left out. `policy_support:
-  nucleus` takes the ratio over what the sampler could draw, which is the distribution it drew from; KL and entropy
-  stay whole.
+- Old log-probabilities come from passes over the very micro-batches of the first epoch, never from the sampler, so the
+  first minibatch's ratio is exactly 1. In one process the last of these passes, over what is learnt from first, keeps
+  its graph, and the update takes it up unless a weight was written to meanwhile. They are divided by the sampling
+  temperature and normalised over the whole vocabulary, old, new and reference alike: with top-p < 1 the replies come
+  from a narrower distribution than the one that is scored. Tokens outside the nucleus are never drawn, so nothing
+  pushes their probability but the softmax, and the KL is then a penalty, not a measurement; `kept_mass` says how much
+  is left out. `policy_support: nucleus` takes the ratio over what the sampler could draw, which is the distribution it
+  drew from; KL and entropy stay whole.
 - `importance_sampling_correction` weights the policy's loss by min(trainer / engine, cap) where the engine computes in
   another precision or with older weights (`rollout.overlap`: `rollout.py`); both over the full distribution, so it
   does not undo top-p.
@@ -374,7 +375,8 @@ class PPOTrainer(IterationLoop):
         generations = config.rollout.num_generations
         tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids, self.pad_id, generations).to(device)
         support = support_of(samples, tokens, config)
-        passes = self.model_passes.run(tokens, support, self.minibatches, self.together)
+        full_kl = self._full_kl(tokens)  # before a pass may be kept
+        passes = self.model_passes.run(tokens, support, self.minibatches, self.together, keeps=not self.warming_up)
         finished_N, mask_NS = torch.tensor(samples.finished, device=device), tokens.mask_NS
         scores_N = scores_N.to(device)
         judged_N = ~scores_N.isnan()
@@ -403,8 +405,9 @@ class PPOTrainer(IterationLoop):
             sampler_logps_NS=sampler_logps(samples, tokens, config),
             weights_NS=functional.token_weights(learnt_NS, "sequence") if by_reply else None,
             support=support,
+            kept=passes.kept,
         )
-        return experience, self._rollout_metrics(samples, experience, passes.entropy, deviation)
+        return experience, self._rollout_metrics(samples, experience, passes.entropy, deviation) | full_kl
 
     def _rollout_metrics(
         self, samples: Samples, experience: Experience, entropy_NS: Tensor, deviation: float
@@ -414,10 +417,13 @@ class PPOTrainer(IterationLoop):
         metrics |= staleness(samples, self.policy_version)
         if self.config.on_reward_error == "mask":
             metrics["reward/failed"] = float(experience.scores_N.isnan().sum())
-        if self._logs_now:
-            seed = derive(self.seed, "full_kl", self.state.global_step)
-            metrics["kl/full_token"] = self.model_passes.full_kl(experience.tokens, seed, self.together)
         return metrics
+
+    def _full_kl(self, tokens: TokenBatch) -> dict[str, float]:
+        if not self._logs_now:
+            return {}
+        seed = derive(self.seed, "full_kl", self.state.global_step)
+        return {"kl/full_token": self.model_passes.full_kl(tokens, seed, self.together)}
 
     def penalize_scores(self, scores_N: Tensor, finished_N: Tensor, lengths_N: Tensor) -> Tensor:
         """Scores after the penalties for a missing end and for length, in the reward's own unit."""
@@ -484,10 +490,11 @@ class PPOTrainer(IterationLoop):
         plan = [step for epoch in epochs for step in self.minibatches(experience.tokens, epoch)]
         for at, (rows_B, micros) in enumerate(plan):
             minibatch, with_policy = Minibatch.of(experience, rows_B, micros), not self.warming_up
+            measure = self.policy_version == version and learner.measures_ptx(self._logs_now)
+            if with_policy:  # before the critic, so that no graph is held beside one that was kept
+                distance = learner.policy_gradient(minibatch, self.policy_loss, self.kl.coef, metrics, measure)
             learner.critic_gradient(minibatch, self.value_loss, metrics)
             if with_policy:
-                measure = self.policy_version == version and learner.measures_ptx(self._logs_now)
-                distance = learner.policy_gradient(minibatch, self.policy_loss, self.kl.coef, metrics, measure)
                 if learner.is_too_far(distance, minibatch):
                     learner.drop_gradients()
                     metrics.count("steps_left_out", len(plan) - at)

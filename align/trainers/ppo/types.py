@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from align.runtime.padding import padded
+from align.trainers.ppo.kept import KeptPass
 from align.trainers.ppo.rows import ModelRows, RowSize, flat_rows, padded_rows
 from data_formats.records import Prompt
 from reward.failures import MAX_FAILED_SHARE, OnRewardError, judge_all
@@ -342,6 +343,7 @@ class Experience:
         importance_NS: (N, S) weights of the policy's loss that correct for it; None: 1.
         weights_NS: (N, S) weights of every loss, 0 outside `mask_NS`; None: 1 inside.
         support: the token ids that the sampler could draw, where the ratio is over them.
+        kept: the policy's pass over some of the rows, where the update may take it up.
     """
 
     tokens: TokenBatch
@@ -359,17 +361,18 @@ class Experience:
     importance_NS: Tensor | None = None
     weights_NS: Tensor | None = None
     support: SupportTensor | None = None
+    kept: KeptPass | None = None
 
     @property
     def policy_logps_NS(self) -> Tensor:
         """(N, S) nats, the sampling policy over the full vocabulary."""
         return self.old_logps_NS if self.full_logps_NS is None else self.full_logps_NS
 
-    def divisor(self, rows_B: Tensor | None = None) -> int:
-        """What the summed losses of some rows (default all) are divided by: their tokens or, with weights, their
-        replies."""
+    def divisor(self, rows_B: Tensor | None = None) -> Tensor:
+        """What the summed losses of some rows (default all) are divided by, a scalar: their tokens or, with weights,
+        their replies."""
         mask_BS = self.mask_NS if rows_B is None else self.mask_NS[rows_B]
-        return int((mask_BS if self.weights_NS is None else mask_BS.any(1)).sum())
+        return (mask_BS if self.weights_NS is None else mask_BS.any(1)).sum()
 
     def rows(self, rows_B: Tensor) -> Experience:
         """These rows, every tensor cut to their own longest length."""
@@ -377,6 +380,8 @@ class Experience:
         states = tokens.input_ids_NT.shape[1] - 1
 
         def cut(value: Any) -> Any:
+            if isinstance(value, KeptPass):
+                return value if torch.equal(value.rows_B, rows_B) else None
             if not isinstance(value, Tensor):
                 return None if value is None else value.rows(rows_B, states)
             return value[rows_B] if value.dim() == 1 else value[rows_B, :states]

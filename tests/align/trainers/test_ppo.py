@@ -8,6 +8,7 @@ from transformers import TrainerCallback
 
 from align.runs.errors import TrainingError
 from align.trainers.ppo import PPOTrainer, make_accelerator
+from align.trainers.ppo.kept import KeptPass
 from align.trainers.ppo.minibatches import BatchSplitError
 from reward.combined import CombinedReward, Part
 from reward.sources import FunctionReward
@@ -482,3 +483,37 @@ def test_ppo_raises_the_reward(tmp_path):
     history = [line["score/mean"] for line in trainer.train().log_history]
     assert sum(history[-2:]) / 2 > history[0] + 0.4
     assert trainer.state.log_history[0]["value/explained_variance"] == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "saved"),
+    [
+        ({"num_mini_batches": 1, "micro_batch_size": 8}, 3),
+        ({"num_mini_batches": 2, "critic_warmup_steps": 3, "entropy_coef": 0.1}, 1),  # one begins with the policy
+        ({"advantage": "grpo", "kl_in": "loss", "policy_support": "nucleus", "micro_batch_size": 4}, 3),
+    ],
+)
+def test_the_first_micro_batch_passes_the_policy_once_and_learns_the_same_to_the_bit(tmp_path, options, saved):
+    found = {}
+    for keeps in (True, False):
+        trainer = ppo_case.trainer(tmp_path / str(keeps), num_iterations=3, **options)
+        if not keeps:
+            trainer.model_passes._may_keep = lambda: False
+        passes = []
+        trainer.policy.raw.register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        trainer.train()
+        history = [
+            {key: value for key, value in row.items() if not key.startswith(("seconds", "tokens_per", "memory"))}
+            for row in trainer.state.log_history
+        ]
+        found[keeps] = weights(trainer.policy), history, len(passes)
+    assert torch.equal(found[True][0], found[False][0]) and found[True][1] == found[False][1]
+    assert found[False][2] - found[True][2] == saved
+
+
+def test_a_kept_pass_is_taken_once_and_not_by_other_weights():
+    weight = torch.zeros(2)
+    for change, said in ((lambda: None, ["said", None]), (lambda: weight.add_(1), [None, None])):
+        kept = KeptPass(torch.tensor([3, 1]), "said", [weight])
+        change()
+        assert [kept.take(), kept.take()] == said
