@@ -118,8 +118,9 @@ def ppo_cost(recipe: Recipe, models: StageModels, *, ranks: int = 1) -> Cost:
         _phase("decode", drawn, policy),
         *(_phase(one.role, asked, one) for one in judges),
         _phase("reference", asked, reference),
-        _phase("old log-probabilities", asked, policy),
     ]
+    if not section.asks_policy_late:
+        phases.append(_phase("old log-probabilities", asked, policy))
     if critic is not None:
         phases += [_phase("old values", asked, critic), _phase("critic's update", updated, critic, trained=True)]
     phases.append(_phase("policy's update", updated, policy, trained=True))

@@ -105,7 +105,7 @@ class PPOConfig(Section):
     """
 
     gone: ClassVar[dict[str, str]] = {
-        "old_logprobs": "it is gone, a pass of its own always computes them: leave it out",
+        "old_logprobs": "it is gone, they cost a pass of their own only where they need one: leave it out",
         "kl_straight_through": "it is gone, the gradient is always that of the reply's whole KL: leave it out "
         "(examples/ppo_published_variants.py has the estimate's own)",
         "missing_eos": "it is gone, missing_eos_penalty is always subtracted: leave it out, with missing_eos_penalty 0 "
@@ -248,6 +248,15 @@ class PPOConfig(Section):
     def uses_ptx(self) -> bool:
         """Whether pretraining documents are mixed in."""
         return self.ptx_coef != 0 and self.ptx_ratio > 0
+
+    @property
+    def asks_policy_late(self) -> bool:
+        """Whether nothing but an iteration's only optimizer step asks what the policy says of its replies, so that one
+        pass serves for both: no KL in the reward, no guard of KL or entropy."""
+        one_step = self.num_ppo_epochs * self.num_mini_batches == 1
+        penalized = self.kl_in == "reward" and self.kl_coef > 0
+        guarded = self.guards.max_kl is not None or self.guards.min_entropy is not None
+        return one_step and not penalized and not guarded
 
     @property
     def tokens_at_once(self) -> int | None:

@@ -27,7 +27,7 @@ from align.trainers.ppo.forward import (
     state_values,
 )
 from align.trainers.ppo.guards import Together, together
-from align.trainers.ppo.kept import KeptPass
+from align.trainers.ppo.kept import KeptPass, LatePass
 from align.trainers.ppo.minibatches import Minibatches, shuffled
 from align.trainers.ppo.types import Samples, SupportTensor, TokenBatch
 from reward.running import RunningMean, RunningMeanStd, RunningStats
@@ -48,6 +48,7 @@ class Passes:
         ratio: the policy over the sampler's support, where the ratio is over that.
         values: the critic's, where there is one.
         kept: the policy's pass that the update may take up.
+        late: what fills full, entropy and ratio in the update, where the policy was not asked before; zeros until then.
     """
 
     ref: Tensor
@@ -56,6 +57,12 @@ class Passes:
     ratio: Tensor | None = None
     values: Tensor | None = None
     kept: KeptPass | None = None
+    late: LatePass | None = None
+
+
+def names_of(support: SupportTensor | None) -> tuple[str, ...]:
+    """What of `ReplyLogprobs` an iteration keeps of the policy."""
+    return ("full", "entropy") if support is None else ("full", "entropy", "ratio")
 
 
 class ModelPasses:
@@ -81,6 +88,7 @@ class ModelPasses:
         minibatches: Minibatches,
         together: Together = together,
         keeps: bool = False,
+        late: bool = False,
     ) -> Passes:
         """Of all ranks' replies, each rank its share, on the very micro-batches of the first epoch: so the first
         minibatch's ratio is 1. Collective.
@@ -88,12 +96,16 @@ class ModelPasses:
         Args:
             keeps: whether the policy's gradient comes next: its pass over the first micro-batch is then the last,
                 and kept where it may be.
+            late: leave the policy to that.
         """
-        keeps = keeps and self._may_keep()
+        keeps = keeps and not late and self._may_keep()
         with self.offload.here("reference"):
-            whole, kept = together(lambda: self._own(tokens, support, minibatches, keeps))
+            whole, kept = together(lambda: self._own(tokens, support, minibatches, keeps, late))
         if self.accelerator.num_processes > 1:  # each row was computed by one rank and is 0 elsewhere
             whole = {name: self.accelerator.reduce(tensor, "sum") for name, tensor in whole.items()}
+        if late:
+            later = LatePass(names_of(support), whole["ref"])
+            return Passes(**whole, **later.told, late=later)
         return Passes(**whole, kept=KeptPass(*kept, self.policy.parameters) if keeps else None)
 
     def _may_keep(self) -> bool:
@@ -116,26 +128,27 @@ class ModelPasses:
 
     @torch.no_grad()
     def _own(
-        self, tokens: TokenBatch, support: SupportTensor | None, minibatches: Minibatches, keeps: bool
-    ) -> tuple[dict[str, Tensor], tuple[Tensor, ReplyLogprobs]]:
+        self, tokens: TokenBatch, support: SupportTensor | None, minibatches: Minibatches, keeps: bool, late: bool
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, ReplyLogprobs | None]]:
         """This rank's rows of `Passes`, by name, 0 elsewhere; and the rows of the first micro-batch with what the
         policy said of them, which has a graph where it `keeps` that."""
         temperature, states = self.config.rollout.temperature, tokens.input_ids_NT.shape[1] - 1
         parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
         first_B, *others = (rows_B for _, micros in minibatches(tokens, 0) for rows_B in micros)
+        policy = None
         for rows_B in (*others, first_B):
             batch = tokens.rows(rows_B)
             found = {"ref": reply_logprobs(self.reference, batch, temperature)}
             if self.critic is not None:
                 found["values"] = state_values(self.critic.module, batch)
-            cut = None if support is None else support.rows(rows_B, batch.input_ids_NT.shape[1] - 1)
-            with torch.set_grad_enabled(keeps and rows_B is first_B):
-                learns = self.config.entropy_coef > 0
-                policy = reply_distribution(
-                    self.policy.module, batch, temperature, support=cut, entropy=True, entropy_gradient=learns
-                )
-            found |= {"full": policy.full, "entropy": policy.entropy}
-            found |= {} if support is None else {"ratio": policy.ratio}
+            if not late:
+                cut = None if support is None else support.rows(rows_B, batch.input_ids_NT.shape[1] - 1)
+                with torch.set_grad_enabled(keeps and rows_B is first_B):
+                    learns = self.config.entropy_coef > 0
+                    policy = reply_distribution(
+                        self.policy.module, batch, temperature, support=cut, entropy=True, entropy_gradient=learns
+                    )
+                found |= {name: getattr(policy, name) for name in names_of(support)}
             for name, tensor in found.items():
                 parts.setdefault(name, []).append((rows_B, tensor.detach()))
         shape = (len(tokens.lengths_N), states)

@@ -1,14 +1,18 @@
-"""The one pass of an iteration that is not made twice: the policy's over what is learnt from first.
+"""The policy's passes of an iteration that are not made twice.
 
 Old log-probabilities come from a pass of the policy as it stands, and so does the first gradient. Where nothing lies
-between the two, the update takes up the pass that was made, to the bit the one that it would make.
+between the two, one pass is both, to the bit: over what is learnt from first the update takes up the pass that was
+made (`KeptPass`), and where an iteration has one optimizer step and nothing before it asks what the policy says, the
+update's are the only ones (`LatePass`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 
@@ -33,3 +37,34 @@ class KeptPass:
 
     def _versions(self) -> list[int]:
         return [weight._version for weight in self.weights]
+
+
+class LatePass:
+    """What the policy says of an iteration's replies, told by its only update: of each micro-batch before its gradient.
+
+    Args:
+        names: what of `ReplyLogprobs` is told.
+        like_NS: of that shape and dtype.
+
+    Attributes:
+        told: by name, (N, S) nats, without gradient; 0 until told.
+    """
+
+    def __init__(self, names: Iterable[str], like_NS: Tensor):
+        self.told = {name: torch.zeros_like(like_NS) for name in names}
+
+    def tell(self, rows_B: Tensor, said: Any) -> None:
+        """Take in what the policy says of some rows."""
+        for name, whole_NS in self.told.items():
+            said_BS = getattr(said, name).detach()
+            whole_NS[rows_B, : said_BS.shape[1]] = said_BS.to(whole_NS)
+
+    def over_ranks(self, accelerator: Accelerator) -> None:
+        """Of all ranks' rows, each of which one rank was told of. Collective."""
+        if accelerator.num_processes > 1:
+            for whole_NS in self.told.values():
+                whole_NS.copy_(accelerator.reduce(whole_NS, "sum"))
+
+    def rows(self, rows_B: Tensor, states: int) -> LatePass:
+        """The whole: it is told by rows."""
+        return self

@@ -155,6 +155,9 @@ class Learner:
             batch = minibatch.experience.rows(rows_B)
             with self.policy.gradients_stay_here(unless=is_last and average):
                 logps = self._policy_on(batch)
+                if batch.late is not None:  # nobody has asked before
+                    batch.late.tell(rows_B, logps)
+                    batch = minibatch.experience.rows(rows_B)
                 batch, importance = with_importance(batch, config)
                 terms = policy_terms(policy_loss(logps.ratio, batch), logps, batch, config, kl_coef)
                 self.accelerator.backward(terms.total * scale)
@@ -165,13 +168,14 @@ class Learner:
     def _policy_on(self, batch: Experience) -> ReplyLogprobs:
         """What the policy says of a micro-batch, with gradient: what its pass before the update said, where that was
         kept."""
-        kept = None if batch.kept is None else batch.kept.take()
+        kept, learns = None if batch.kept is None else batch.kept.take(), self.config.entropy_coef > 0
         return kept or reply_distribution(
             self.policy.module,
             batch.tokens,
             self.config.rollout.temperature,
             support=batch.support,
-            entropy=self.config.entropy_coef > 0,
+            entropy=learns or batch.late is not None,
+            entropy_gradient=learns,
         )
 
     def is_too_far(self, distance: Tensor, minibatch: Minibatch) -> bool:

@@ -132,22 +132,15 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     return {} if peak is None else {"memory/peak_gib": round(peak, 2)}
 
 
-def rollout_metrics(
-    samples: Samples, experience: Experience, entropy_NS: Tensor, advantages_std: float
-) -> dict[str, float]:
+def rollout_metrics(samples: Samples, experience: Experience, advantages_std: float) -> dict[str, float]:
     """What the replies of one iteration look like, before the update: all of them, those that are masked too."""
-    mask_NS, kl_N = experience.tokens.mask_NS, reply_kl(experience)
-    lengths_N = mask_NS.sum(1).float()
+    lengths_N = experience.tokens.mask_NS.sum(1).float()
     judged_N = ~experience.scores_N.isnan()
     figures = {
         "score/mean": experience.scores_N[judged_N].mean(),
         "score/std": experience.scores_N[judged_N].std(unbiased=False),
         "reward/mean": experience.normalized_N[judged_N].mean(),
         "reward/std": experience.normalized_N[judged_N].std(unbiased=False),
-        "kl/reply": kl_N.mean(),
-        "kl/token": kl_N.sum() / mask_NS.sum(),
-        "kl/k3_token": reply_kl(experience, "k3").sum() / mask_NS.sum(),
-        "entropy": masked_mean(entropy_NS, mask_NS),
         **_value_metrics(experience),
         "advantages/std": advantages_std,
         "length/mean": lengths_N.mean(),
@@ -159,6 +152,18 @@ def rollout_metrics(
         **kept_mass_metrics(samples),
     }
     return {key: float(figure) for key, figure in figures.items()}
+
+
+def policy_metrics(samples: Samples, experience: Experience, entropy_NS: Tensor) -> dict[str, float]:
+    """What the policy that sampled these replies says of them; and how far from that what the engine said is."""
+    mask_NS, kl_N = experience.tokens.mask_NS, reply_kl(experience)
+    figures = {
+        "kl/reply": kl_N.mean(),
+        "kl/token": kl_N.sum() / mask_NS.sum(),
+        "kl/k3_token": reply_kl(experience, "k3").sum() / mask_NS.sum(),
+        "entropy": masked_mean(entropy_NS, mask_NS),
+    }
+    return {key: float(figure) for key, figure in figures.items()} | engine_metrics(samples, experience)
 
 
 def _value_metrics(experience: Experience) -> dict[str, Tensor | float]:

@@ -12,12 +12,14 @@ and `Checkpoints` saves, restores and rolls back what the parts own.
 Decisions, and departures from the named papers:
 - Old log-probabilities come from passes over the very micro-batches of the first epoch, never from the sampler, so the
   first minibatch's ratio is exactly 1. In one process the last of these passes, over what is learnt from first, keeps
-  its graph, and the update takes it up unless a weight was written to meanwhile. They are divided by the sampling
-  temperature and normalised over the whole vocabulary, old, new and reference alike: with top-p < 1 the replies come
-  from a narrower distribution than the one that is scored. Tokens outside the nucleus are never drawn, so nothing
-  pushes their probability but the softmax, and the KL is then a penalty, not a measurement; `kept_mass` says how much
-  is left out. `policy_support: nucleus` takes the ratio over what the sampler could draw, which is the distribution it
-  drew from; KL and entropy stay whole.
+  its graph, and the update takes it up unless a weight was written to meanwhile. Where an iteration has one optimizer
+  step, and neither the reward nor a guard nor a replaced seam asks what the policy says before it (KL in the loss, or
+  none), there are no such passes: the update's own are both, to the bit, and the log's figures are made from them.
+- Log-probabilities are divided by the sampling temperature and normalised over the whole vocabulary, old, new and
+  reference alike: with top-p < 1 the replies come from a narrower distribution than the one that is scored. Tokens
+  outside the nucleus are never drawn, so nothing pushes their probability but the softmax, and the KL is then a
+  penalty, not a measurement; `kept_mass` says how much is left out. `policy_support: nucleus` takes the ratio over what
+  the sampler could draw, which is the distribution it drew from; KL and entropy stay whole.
 - `importance_sampling_correction` weights the policy's loss by min(trainer / engine, cap) where the engine computes in
   another precision or with older weights (`rollout.overlap`: `rollout.py`); both over the full distribution, so it
   does not undo top-p.
@@ -42,6 +44,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,9 +86,9 @@ from align.trainers.ppo.loop import IterationLoop, loop_arguments
 from align.trainers.ppo.metrics import (
     Stopwatch,
     UpdateMetrics,
-    engine_metrics,
     part_metrics,
     peak_memory,
+    policy_metrics,
     rollout_metrics,
     sample_rows,
     staleness,
@@ -303,12 +306,16 @@ class PPOTrainer(IterationLoop):
             with watch("experience"):
                 samples, scores = self._over_ranks(samples, scores)
                 with enough_memory(self.config, "experience"):
-                    experience, metrics = self.make_experience(samples, scores.total_N)
+                    make = partial(self._experience, late=True) if self._asks_policy_late else self.make_experience
+                    experience, metrics = make(samples, scores.total_N)
                 metrics |= part_metrics(scores.parts)
             self._heed_guards(metrics)
             attempt.updating = True
             with watch("update"), enough_memory(self.config, "update"):
                 metrics |= self.update(experience)
+            if experience.late is not None:  # of the policy as it sampled
+                experience.late.over_ranks(self.accelerator)
+                metrics |= policy_metrics(samples, experience, experience.late.told["entropy"])
             if "kl/reply" in metrics and self.policy_version != version:  # after the update, which it may weigh
                 self.kl.update(metrics["kl/reply"], len(samples))
             self._note_progress(samples, experience, scores)
@@ -371,12 +378,17 @@ class PPOTrainer(IterationLoop):
     def make_experience(self, samples: Samples, scores_N: Tensor) -> tuple[Experience, dict[str, float]]:
         """The experience of the global batch and its metrics; every rank computes its share of the passes. A reply
         whose score is NaN teaches nothing (`on_reward_error: mask`)."""
+        return self._experience(samples, scores_N, late=False)
+
+    def _experience(self, samples: Samples, scores_N: Tensor, late: bool) -> tuple[Experience, dict[str, float]]:
+        """`late`: without a pass of the policy, and without what the log says of it: the update makes up for both."""
         config, device = self.config, self.accelerator.device
         generations = config.rollout.num_generations
         tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids, self.pad_id, generations).to(device)
         support = support_of(samples, tokens, config)
         full_kl = self._full_kl(tokens)  # before a pass may be kept
-        passes = self.model_passes.run(tokens, support, self.minibatches, self.together, keeps=not self.warming_up)
+        keeps = not self.warming_up
+        passes = self.model_passes.run(tokens, support, self.minibatches, self.together, keeps=keeps, late=late)
         finished_N, mask_NS = torch.tensor(samples.finished, device=device), tokens.mask_NS
         scores_N = scores_N.to(device)
         judged_N = ~scores_N.isnan()
@@ -385,7 +397,7 @@ class PPOTrainer(IterationLoop):
 
         penalized_N = self.penalize_scores(scores_N.where(judged_N, 0.0), finished_N, mask_NS.sum(1))
         normalized_N = self.normalize_scores(penalized_N, counts_N)
-        kl_NS = functional.kl_estimate(passes.full, passes.ref, config.kl_estimator)
+        kl_NS = functional.kl_estimate(passes.full, passes.ref, config.kl_estimator)  # late: of zeros, and weighs 0
         rewards_NS = self.shape_rewards(normalized_N, kl_NS, learnt_NS)
         advantages_NS, returns_NS, deviation = self.compute_advantages(rewards_NS, passes.values, learnt_NS)
 
@@ -406,15 +418,14 @@ class PPOTrainer(IterationLoop):
             weights_NS=functional.token_weights(learnt_NS, "sequence") if by_reply else None,
             support=support,
             kept=passes.kept,
+            late=passes.late,
         )
-        return experience, self._rollout_metrics(samples, experience, passes.entropy, deviation) | full_kl
+        metrics = {} if late else policy_metrics(samples, experience, passes.entropy)
+        return experience, metrics | self._rollout_metrics(samples, experience, deviation) | full_kl
 
-    def _rollout_metrics(
-        self, samples: Samples, experience: Experience, entropy_NS: Tensor, deviation: float
-    ) -> dict[str, float]:
-        metrics = rollout_metrics(samples, experience, entropy_NS, deviation)
-        metrics |= {"kl_coef": self.kl.coef, **engine_metrics(samples, experience)}
-        metrics |= staleness(samples, self.policy_version)
+    def _rollout_metrics(self, samples: Samples, experience: Experience, deviation: float) -> dict[str, float]:
+        metrics = rollout_metrics(samples, experience, deviation)
+        metrics |= {"kl_coef": self.kl.coef, **staleness(samples, self.policy_version)}
         if self.config.on_reward_error == "mask":
             metrics["reward/failed"] = float(experience.scores_N.isnan().sum())
         return metrics
@@ -424,6 +435,18 @@ class PPOTrainer(IterationLoop):
             return {}
         seed = derive(self.seed, "full_kl", self.state.global_step)
         return {"kl/full_token": self.model_passes.full_kl(tokens, seed, self.together)}
+
+    @property
+    def _asks_policy_late(self) -> bool:
+        """Whether the coming iteration's update may make the policy's pass for the experience too: nothing asks for it
+        before, neither what the recipe says nor a seam that somebody replaced."""
+        seams = ("make_experience", "shape_rewards", "update", "minibatches")
+        ours = all(getattr(getattr(self, seam), "__func__", None) is vars(PPOTrainer)[seam] for seam in seams)
+        return self.config.asks_policy_late and self._kl_coef_in_reward == 0 and not self.warming_up and ours
+
+    @property
+    def _kl_coef_in_reward(self) -> float:
+        return self.kl.coef if self.config.kl_in == "reward" else 0.0
 
     def penalize_scores(self, scores_N: Tensor, finished_N: Tensor, lengths_N: Tensor) -> Tensor:
         """Scores after the penalties for a missing end and for length, in the reward's own unit."""
@@ -447,8 +470,7 @@ class PPOTrainer(IterationLoop):
 
     def shape_rewards(self, normalized_N: Tensor, kl_NS: Tensor, mask_NS: Tensor) -> Tensor:
         """rewards_NS: the score on the last reply token, minus the KL coefficient times the KL of each token."""
-        coef = self.kl.coef if self.config.kl_in == "reward" else 0.0
-        return functional.shape_rewards(normalized_N, kl_NS, mask_NS, coef)
+        return functional.shape_rewards(normalized_N, kl_NS, mask_NS, self._kl_coef_in_reward)
 
     def compute_advantages(
         self, rewards_NS: Tensor, values_NS: Tensor | None, mask_NS: Tensor

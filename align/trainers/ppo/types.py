@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from align.runtime.padding import padded
-from align.trainers.ppo.kept import KeptPass
+from align.trainers.ppo.kept import KeptPass, LatePass
 from align.trainers.ppo.rows import ModelRows, RowSize, flat_rows, padded_rows
 from data_formats.records import Prompt
 from reward.failures import MAX_FAILED_SHARE, OnRewardError, judge_all
@@ -344,6 +344,8 @@ class Experience:
         weights_NS: (N, S) weights of every loss, 0 outside `mask_NS`; None: 1 inside.
         support: the token ids that the sampler could draw, where the ratio is over them.
         kept: the policy's pass over some of the rows, where the update may take it up.
+        late: where the policy is not asked before the update: what fills `old_logps_NS` and `full_logps_NS` then, of
+            each micro-batch before its loss is asked for.
     """
 
     tokens: TokenBatch
@@ -362,6 +364,7 @@ class Experience:
     weights_NS: Tensor | None = None
     support: SupportTensor | None = None
     kept: KeptPass | None = None
+    late: LatePass | None = None
 
     @property
     def policy_logps_NS(self) -> Tensor:

@@ -87,6 +87,9 @@ def test_an_iteration_by_phase():
     assert {phase.name: phase for phase in twice.phases}["policy's update"].tokens == 2 * cost.shared
     _, alone = cost_of("ppo.advantage=rloo", "ppo.critic_from=null", "ppo.critic_warmup_steps=0")
     assert not [phase for phase in alone.phases if "value" in phase.name or "critic" in phase.name]
+    one_step = ("ppo.num_mini_batches=1", "ppo.critic_warmup_steps=0")
+    for changes, passes in ((one_step, 1), ((*one_step, "ppo.kl_in=loss"), 0), (("ppo.kl_in=loss",), 1)):
+        assert [phase.name for phase in cost_of(*changes)[1].phases].count("old log-probabilities") == passes
 
 
 def test_what_halves_it_does():

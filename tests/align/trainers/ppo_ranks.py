@@ -2,12 +2,12 @@
 
 MODE is `given` (the same samples for any number of ranks), `composed` (these, with a reward of two parts, which fails
 on one reply of the last rank, a running deviation and updates that end early), `reference` (compared with the
-independent PPO), `estimators` (likewise, advantages without a critic), `resume`, `overlap` (the same, the next batch
-sampled meanwhile; and an engine that gives up while it samples), `fail` (the engine of the last rank gives up),
-`sharded` (under FSDP2: shares of unequal size are judged, models saved, and bfloat16 computed in), `engine` (one with
-weights of its own on every rank, and full, LoRA and DoRA policies), `push_fails` (the last rank's engine breaks off in
-the middle of a push), `roles` (roles of one backbone, its layers checkpointed, given samples), or `refused` (these
-under FSDP2).
+independent PPO), `estimators` (likewise, advantages without a critic), `late` (without a pass of the policy before the
+update, and with one), `resume`, `overlap` (the same, the next batch sampled meanwhile; and an engine that gives up
+while it samples), `fail` (the engine of the last rank gives up), `sharded` (under FSDP2: shares of unequal size are
+judged, models saved, and bfloat16 computed in), `engine` (one with weights of its own on every rank, and full, LoRA and
+DoRA policies), `push_fails` (the last rank's engine breaks off in the middle of a push), `roles` (roles of one
+backbone, its layers checkpointed, given samples), or `refused` (these under FSDP2).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def full_parameters(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def write(trainer, out: Path) -> None:
-    modules = [trainer.policy.raw, trainer.critic.raw, *([trainer.ema.module] if trainer.ema is not None else ())]
+    modules = [model.raw for model in trainer._trained.values()] + ([] if trainer.ema is None else [trainer.ema.module])
     weights = [parameter for module in modules for parameter in full_parameters(module).values()]
     if trainer.accelerator.is_main_process:
         history = [
@@ -74,6 +74,15 @@ def write(trainer, out: Path) -> None:
             for line in trainer.state.log_history
         ]
         torch.save({"weights": weights, "history": history}, out)
+
+
+def late(folder: Path) -> None:
+    options = {"advantage": "grpo", "kl_in": "loss", "num_mini_batches": 1, "num_iterations": 3, "log_samples": 8}
+    for name, guards in (("late", {}), ("asks", {"max_kl": 1e9})):
+        trainer = ppo_case.trainer(folder / name, guards=guards, **options)
+        assert trainer._asks_policy_late == (name == "late")
+        trainer.train()
+        write(trainer, folder / f"{name}.pt")
 
 
 class Broken(ppo_case.PPOTrainer):
@@ -266,7 +275,7 @@ def main(folder: Path, mode: str) -> None:
         write(trainer, folder / "learnt.pt")
         return
     modes = {"fail": fail, "overlap": overlap, "reference": reference, "sharded": sharded, "engine": own_engine}
-    modes |= {"push_fails": push_fails, "roles": roles, "refused": refused, "estimators": estimators}
+    modes |= {"late": late, "push_fails": push_fails, "roles": roles, "refused": refused, "estimators": estimators}
     if mode in modes:
         modes[mode](folder)
         return

@@ -485,6 +485,21 @@ def test_ppo_raises_the_reward(tmp_path):
     assert trainer.state.log_history[0]["value/explained_variance"] == pytest.approx(0, abs=0.1)
 
 
+def more_passes(other, one) -> int:
+    """How many passes more the policy makes in the `other` run, which learns and logs the same to the bit."""
+    counts, logs = [], []
+    for trainer in (one, other):
+        passes = []
+        trainer.policy.raw.register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        trainer.train()
+        counts.append(len(passes))
+        lines = [line for name in ("metrics", "samples") for line in (trainer.output_dir / f"{name}.jsonl").open()]
+        differ = ("time", "seconds", "tokens_per", "memory")
+        logs.append([{k: v for k, v in json.loads(line).items() if not k.startswith(differ)} for line in lines])
+    assert torch.equal(weights(one.policy), weights(other.policy)) and logs[0] == logs[1]
+    return counts[1] - counts[0]
+
+
 @pytest.mark.parametrize(
     ("options", "saved"),
     [
@@ -494,21 +509,41 @@ def test_ppo_raises_the_reward(tmp_path):
     ],
 )
 def test_the_first_micro_batch_passes_the_policy_once_and_learns_the_same_to_the_bit(tmp_path, options, saved):
-    found = {}
-    for keeps in (True, False):
-        trainer = ppo_case.trainer(tmp_path / str(keeps), num_iterations=3, **options)
-        if not keeps:
-            trainer.model_passes._may_keep = lambda: False
-        passes = []
-        trainer.policy.raw.register_forward_hook(lambda *_, passes=passes: passes.append(1))
-        trainer.train()
-        history = [
-            {key: value for key, value in row.items() if not key.startswith(("seconds", "tokens_per", "memory"))}
-            for row in trainer.state.log_history
-        ]
-        found[keeps] = weights(trainer.policy), history, len(passes)
-    assert torch.equal(found[True][0], found[False][0]) and found[True][1] == found[False][1]
-    assert found[False][2] - found[True][2] == saved
+    keeps, other = (ppo_case.trainer(tmp_path / name, num_iterations=3, **options) for name in ("keeps", "other"))
+    other.model_passes._may_keep = lambda: False
+    assert more_passes(other, keeps) == saved
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"advantage": "grpo", "kl_in": "loss", "kl_target": 0.1, "entropy_coef": 0.1, "log_samples": 3},
+        {"kl_coef": 0.0, "policy_support": "nucleus", "importance_sampling_correction": "token"},
+    ],
+)
+def test_one_optimizer_step_needs_no_pass_of_the_policy_before_it_and_learns_the_same_to_the_bit(tmp_path, options):
+    options = options | {"num_mini_batches": 1, "micro_batch_size": 2, "num_iterations": 3}
+    late = ppo_case.trainer(tmp_path / "late", **options)
+    asks = ppo_case.trainer(tmp_path / "asks", guards={"max_kl": 1e9}, **options)
+    assert more_passes(asks, late) == 3 * 3  # of four micro-batches an iteration, the first of which is kept anyway
+
+
+class ReadsTheKL(PPOTrainer):
+    def shape_rewards(self, normalized_N, kl_NS, mask_NS):
+        self.kls = [*getattr(self, "kls", []), float(kl_NS[mask_NS].abs().max())]
+        return super().shape_rewards(normalized_N, kl_NS, mask_NS)
+
+
+def test_who_asks_what_the_policy_says_before_the_update_is_told(tmp_path):
+    options = {"num_mini_batches": 1, "kl_in": "loss", "num_iterations": 2}
+    reads = ppo_case.trainer(tmp_path / "reads", kind=ReadsTheKL, **options)
+    reads.train()
+    assert reads.kls[0] == 0 and reads.kls[1] > 0
+    asks = ppo_case.trainer(tmp_path / "asks", **options)
+    made, metrics = asks.make_experience(ppo_case.samples((2, 3, 3, 2) * 2), torch.arange(8.0))
+    assert asks._asks_policy_late and "kl/reply" in metrics and (made.old_logps_NS[made.mask_NS] < 0).all()
+    asks.update = lambda experience: PPOTrainer.update(asks, experience)
+    assert not reads._asks_policy_late and not asks._asks_policy_late
 
 
 def test_a_kept_pass_is_taken_once_and_not_by_other_weights():

@@ -34,7 +34,7 @@ class Counting(PPOTrainer):
         return super().update(experience)
 
 
-def counted(trainer, policy, reference, critic):
+def counted(trainer, policy, reference, critic=None):
     """What is counted from now on: Counters of tokens and of head rows, by part and model."""
     tokens, heads = Counter(), Counter()
 
@@ -55,7 +55,8 @@ def counted(trainer, policy, reference, critic):
     for name, model in (("policy", policy), ("reference", reference)):
         model.model.register_forward_pre_hook(body(name), with_kwargs=True)
         model.lm_head.register_forward_pre_hook(head(name))
-    critic.backbone.register_forward_pre_hook(body("critic"), with_kwargs=True)
+    if critic is not None:
+        critic.backbone.register_forward_pre_hook(body("critic"), with_kwargs=True)
     return tokens, heads
 
 
@@ -66,6 +67,29 @@ def groups_of(rows, tokens):
         prompt = int(tokens.prompt_lengths_N[row])
         found.setdefault((int(tokens.groups_N[row]), prompt), []).append(int(tokens.lengths_N[row]) - prompt)
     return [PromptGroup(prompt, tuple(replies)) for (_, prompt), replies in found.items()]
+
+
+def test_one_optimizer_step_passes_the_policy_once(tmp_path):
+    policy, reference = ppo_case.policy(0), ppo_case.policy(0)
+    rollout = {"top_p": 1.0, "max_completion_length": REPLY, "min_completion_length": REPLY}
+    trainer = ppo_case.trainer(
+        tmp_path,
+        policy_model=policy,
+        reference=reference,
+        rollout=rollout,
+        advantage="grpo",
+        kl_in="loss",
+        num_mini_batches=1,
+        logging_steps=100,
+    )
+    trainer.step()
+    trainer.part = "all of it"
+    _, heads = counted(trainer, policy, reference)
+    trainer.state.global_step += 1  # an iteration that is not logged: no exact KL
+    trainer.step()
+    groups = [PromptGroup(1, (REPLY,) * GENERATIONS)] * PROMPTS
+    drawn, asked = decode_pass(groups).head_rows, reply_pass(groups).head_rows
+    assert heads == {("all of it", "policy"): drawn + asked, ("all of it", "reference"): asked}
 
 
 def test_an_iteration_computes_what_is_said_and_nothing_more(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from align.trainers.ppo.metrics import (
     kept_mass_metrics,
     part_metrics,
     peak_memory,
+    policy_metrics,
     reply_kl,
     rollout_metrics,
     sample_rows,
@@ -51,7 +52,7 @@ def case():
 
 def test_rollout_metrics_by_hand():
     samples, made = case()
-    found = rollout_metrics(samples, made, torch.tensor([[0.3, 0.6], [0.9, NAN]]), 0.25)
+    found = rollout_metrics(samples, made, 0.25) | policy_metrics(samples, made, torch.tensor([[0.3, 0.6], [0.9, NAN]]))
     expected = {
         "score/mean": 3.0,
         "score/std": 2.0,

@@ -98,6 +98,18 @@ def test_two_ranks_agree_with_the_independent_ppo_without_a_critic(tmp_path, eng
     assert all({"policy gradient", "advantages"} <= one["errors"].keys() for one in found.values())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_ranks_learn_and_log_the_same_without_a_pass_of_the_policy_before_the_update(tmp_path, engine):
+    run(tmp_path / "run", 2, "late", engine)
+    late, asks = (torch.load(tmp_path / "run" / f"{name}.pt", weights_only=True) for name in ("late", "asks"))
+    assert all(torch.equal(a, b) for a, b in zip(late["weights"], asks["weights"], strict=True))
+    assert late["history"] == asks["history"] and late["history"][-1]["kl/reply"] != 0
+    files = [(tmp_path / "run" / name / "samples.jsonl").open() for name in ("late", "asks")]
+    for row, other in zip(*files, strict=True):
+        assert json.loads(row) | {"time": 0} == json.loads(other) | {"time": 0}
+
+
 @pytest.mark.parametrize("engine", FSDP2_FIRST)
 def test_two_ranks_resume_bit_for_bit(tmp_path, engine):
     run(tmp_path / "run", 2, "resume", engine)
