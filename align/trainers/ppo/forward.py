@@ -48,8 +48,8 @@ def _shares_prompts(model: nn.Module) -> bool:
         return False
 
     def logits(inputs: dict[str, Any]) -> Tensor:
-        columns_T = torch.arange(inputs["input_ids"].shape[1], device=model.device)
-        return model(**inputs, use_cache=False, logits_to_keep=columns_T).logits
+        backwards_T = torch.arange(inputs["input_ids"].shape[1], device=model.device).flip(0)  # who gives all is found out
+        return model(**inputs, use_cache=False, logits_to_keep=backwards_T).logits.flip(1)
 
     return takes_flat_rows(model, model, logits)
 
