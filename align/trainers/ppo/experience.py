@@ -94,7 +94,7 @@ class ModelPasses:
             whole, kept = together(lambda: self._own(tokens, support, minibatches, keeps))
         if self.accelerator.num_processes > 1:  # each row was computed by one rank and is 0 elsewhere
             whole = {name: self.accelerator.reduce(tensor, "sum") for name, tensor in whole.items()}
-        return Passes(**whole, kept=KeptPass(*kept, self.policy.parameters) if keeps else None)
+        return Passes(**whole, kept=KeptPass(tokens, *kept, self.policy.parameters) if keeps else None)
 
     def _may_keep(self) -> bool:
         """Whether a pass may keep its graph: not where ranks count on passes of gradients in a row, nor where the
