@@ -83,8 +83,15 @@ def test_an_iteration_by_phase():
     assert by["ptx"].tokens == by["ptx"].head_rows == 8 * 512 * 2048
     assert by["critic's update"].head_rows == by["reward"].head_rows == 0
     assert by["old values"].flops < by["reference"].flops < by["policy's update"].flops < by["ptx"].flops
+    # of the first micro-batch, two replies to each of two prompts, the pass for old log-probabilities is not made again
+    taken_up = 2 * 3 * 1024
+    assert by["policy's update"].tokens == cost.shared - taken_up and by["critic's update"].tokens == cost.shared
+    assert by["policy's update"].head_rows == 512 * 1024 - 2 * 2 * 1024
     _, twice = cost_of("ppo.num_ppo_epochs=2")
-    assert {phase.name: phase for phase in twice.phases}["policy's update"].tokens == 2 * cost.shared
+    assert {phase.name: phase for phase in twice.phases}["policy's update"].tokens == 2 * cost.shared - taken_up
+    for change, taken_up in (("ppo.micro_batch_size=null", 5 * 3 * 1024), ("ppo.offload=[reference]", 0)):
+        _, other = cost_of(change)
+        assert {phase.name: phase for phase in other.phases}["policy's update"].tokens == cost.shared - taken_up
     _, alone = cost_of("ppo.advantage=rloo", "ppo.critic_from=null", "ppo.critic_warmup_steps=0")
     assert not [phase for phase in alone.phases if "value" in phase.name or "critic" in phase.name]
 
