@@ -7,13 +7,10 @@ between the two, the update takes up the pass that was made, to the bit the one 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from align.trainers.ppo.types import TokenBatch
 
 
 class KeptPass:
@@ -22,19 +19,19 @@ class KeptPass:
     give.
 
     Args:
-        tokens, rows_B: of the experience, and which of its rows.
+        tokens, rows_B: the experience's own `TokenBatch`, and which of its rows.
         said: what the pass gave.
         weights: of the policy.
     """
 
-    def __init__(self, tokens: TokenBatch, rows_B: Tensor, said: Any, weights: Sequence[Tensor]):
+    def __init__(self, tokens: object, rows_B: Tensor, said: Any, weights: Sequence[Tensor]):
         self.tokens, self.rows_B, self.said, self.weights = tokens, rows_B, said, weights
         self.versions = self._versions()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return KeptPass, (self.tokens, self.rows_B, None, ())
 
-    def is_over(self, tokens: TokenBatch, rows_B: Tensor) -> bool:
+    def is_over(self, tokens: object, rows_B: Tensor) -> bool:
         """Whether it is the pass over these rows of these tokens."""
         return tokens is self.tokens and torch.equal(rows_B, self.rows_B)
 
