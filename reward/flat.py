@@ -164,11 +164,15 @@ def flat_problem(backbone: nn.Module, accepted: frozenset[str]) -> str | None:
     """
     if problem := tree_problem(backbone.config, accepted):
         return problem
-    if backbone.config.get_text_config()._attn_implementation != "sdpa":
+    if not _says_sdpa(backbone):
         return "its attention is not sdpa"
     if not getattr(base_of(backbone), "_supports_attention_backend", False):
         return "its attention cannot be replaced"
     return None
+
+
+def _says_sdpa(backbone: nn.Module) -> bool:
+    return backbone.config.get_text_config()._attn_implementation == "sdpa"
 
 
 def takes_flat_rows(model: nn.Module, backbone: nn.Module, forward: Callable[[dict[str, Any]], Tensor]) -> bool:
@@ -187,7 +191,7 @@ def takes_flat_rows(model: nn.Module, backbone: nn.Module, forward: Callable[[di
         if problem is not None:
             name = type(base_of(model)).__name__
             logger.info("%s: every reply is computed with a prompt of its own, since %s", name, problem)
-    return _takes_flat[model]
+    return _takes_flat[model] and _says_sdpa(backbone)  # which may be another by now
 
 
 _takes_flat: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

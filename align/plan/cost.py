@@ -19,6 +19,7 @@ from align.plan.models import Model
 from align.plan.parts import PTX, Cost, Phase
 from align.plan.ppo_models import GOLD, StageModels
 from align.recipe import Recipe, batch_plan
+from align.recipe.batch import BatchPlan
 from align.recipe.ppo_section import PPOSection
 from align.recipe.supervised_sections import RewardSection
 
@@ -53,6 +54,9 @@ class Work:
     def times(self, number: int) -> Work:
         """So many passes."""
         return Work(number * self.tokens, number * self.pairs, number * self.head_rows)
+
+
+NOTHING = Work()
 
 
 def _row(before: int, length: int) -> int:
@@ -113,7 +117,9 @@ def ppo_cost(recipe: Recipe, models: StageModels, *, ranks: int = 1) -> Cost:
     drawn, asked = decode_pass([group]).times(prompts), reply_pass([group]).times(prompts)
     policy, reference, critic = models.policy, models.reference, models.critic
     judges = [one for one in models.rewards if not one.role.startswith(GOLD)]
-    updated = asked.times(section.num_ppo_epochs)
+    updated, taken_up = asked.times(section.num_ppo_epochs), first_micro_batch(section, plan, group)
+    if ranks > 1 or "reference" in section.offload or section.asks_policy_late:  # `ModelPasses` keeps no pass
+        taken_up = NOTHING
     phases = [
         _phase("decode", drawn, policy),
         *(_phase(one.role, asked, one) for one in judges),
@@ -123,7 +129,7 @@ def ppo_cost(recipe: Recipe, models: StageModels, *, ranks: int = 1) -> Cost:
         phases.append(_phase("old log-probabilities", asked, policy))
     if critic is not None:
         phases += [_phase("old values", asked, critic), _phase("critic's update", updated, critic, trained=True)]
-    phases.append(_phase("policy's update", updated, policy, trained=True))
+    phases.append(_phase("policy's update", updated, policy, trained=True, made=taken_up))
     if section.uses_ptx:
         rows = row_pass(plan.ptx_batch_size * plan.steps_per_iteration, section.ptx_max_length)
         phases.append(_phase(PTX, rows, policy, trained=True))
@@ -132,8 +138,20 @@ def ppo_cost(recipe: Recipe, models: StageModels, *, ranks: int = 1) -> Cost:
     return Cost("iteration", tuple(phases), words, asked.tokens, prompts * reply_pass([group], shared=False).tokens)
 
 
-def _phase(name: str, work: Work, model: Model, *, trained: bool = False) -> Phase:
-    return Phase(name, work.tokens, work.head_rows if model.head else 0, flops(work, model, trained=trained))
+def first_micro_batch(section: PPOSection, plan: BatchPlan, group: PromptGroup) -> Work:
+    """The policy's pass over what is learnt from first: made for old log-probabilities, and taken up by the update."""
+    responses = min(plan.rank_batch_size, section.micro_batch_size or plan.rank_batch_size)
+    groups = responses // len(group.replies)
+    if section.tokens_at_once is not None:
+        groups = min(groups, section.tokens_at_once // reply_pass([group]).tokens)
+    return reply_pass([group]).times(max(1, groups))
+
+
+def _phase(name: str, work: Work, model: Model, *, trained: bool = False, made: Work = NOTHING) -> Phase:
+    """`made`: of the forward pass, what an earlier phase made."""
+    head_rows = work.head_rows - made.head_rows if model.head else 0
+    total = flops(work, model, trained=trained) - flops(made, model)
+    return Phase(name, work.tokens - made.tokens, head_rows, total)
 
 
 def _evaluation(section: PPOSection, models: StageModels) -> Iterator[Phase]:

@@ -7,8 +7,9 @@ All three sample replies of exactly `length` tokens (the end token is off), scor
 reference, and make one optimizer step of policy and critic over all replies: one epoch, one minibatch. Policy,
 reference, critic and reward model have one shape, a Qwen2 of random weights in float32; prompts are the same ids in
 every iteration. `trl` is TRL 1.12.0, the last release with PPO, in an environment that this script makes; its n replies
-to a prompt are n rows. `floor` (`bare.py`) shares prompts, and makes all passes that the algorithm names; `lean` leaves
-out those for old log-probabilities and old values, which a single optimizer step can do without.
+to a prompt are n rows, 16 rows to a micro-batch, where ours are as large as they are by default. `floor` (`bare.py`)
+shares prompts, and makes all passes that the algorithm names; `lean` leaves out those for old log-probabilities and old
+values, which a single optimizer step can do without.
 
 Each project logs every iteration. What they compute beside is their own: align the exact KL of a few replies, TRL the
 entropy of every reply token.
@@ -57,7 +58,6 @@ def align(case: Case, turns: Turns) -> None:
         "rollout_batch_size": case["prompts"],
         "num_ppo_epochs": 1,
         "num_mini_batches": 1,
-        "micro_batch_size": min(case["micro"], case["prompts"] * case["times"]),
         "critic_warmup_steps": 0,
         "log_samples": 0,
         "policy": {"learning_rate": 1e-6},
@@ -94,7 +94,7 @@ def align(case: Case, turns: Turns) -> None:
 
 
 def trl(case: Case, turns: Turns) -> None:
-    """TRL's PPOTrainer; runs in its own environment, without align."""
+    """TRL's PPOTrainer, `micro` rows to a micro-batch; runs in its own environment, without align."""
     import torch
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback

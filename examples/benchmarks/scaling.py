@@ -26,7 +26,7 @@ import trl_environment
 from measuring import GIB, Case
 
 BASE = {**ppo.SHAPE, "prompts": 8, "shortest": 64, "longest": 64, "times": 2, "length": 64, "words": ""}
-LARGE = BASE | {"vocab": 151_936, "times": 1, "length": 128, "layers": 2, "micro": 4}
+LARGE = BASE | {"vocab": 151_936, "times": 1, "length": 128, "layers": 2, "micro": 4, "set": ["micro_batch_size=4"]}
 
 
 def _prompt(length: int) -> Case:

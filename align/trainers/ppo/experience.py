@@ -106,7 +106,7 @@ class ModelPasses:
         if late:
             later = LatePass(names_of(support), whole["ref"])
             return Passes(**whole, **later.told, late=later)
-        return Passes(**whole, kept=KeptPass(*kept, self.policy.parameters) if keeps else None)
+        return Passes(**whole, kept=KeptPass(tokens, *kept, self.policy.parameters) if keeps else None)
 
     def _may_keep(self) -> bool:
         """Whether a pass may keep its graph: not where ranks count on passes of gradients in a row, nor where the

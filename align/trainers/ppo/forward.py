@@ -48,8 +48,9 @@ def _shares_prompts(model: nn.Module) -> bool:
         return False
 
     def logits(inputs: dict[str, Any]) -> Tensor:
-        columns_T = torch.arange(inputs["input_ids"].shape[1], device=model.device)
-        return model(**inputs, use_cache=False, logits_to_keep=columns_T).logits
+        # backwards, so that a model which gives all of them in any case is found out
+        backwards_T = torch.arange(inputs["input_ids"].shape[1], device=model.device).flip(0)
+        return model(**inputs, use_cache=False, logits_to_keep=backwards_T).logits.flip(1)
 
     return takes_flat_rows(model, model, logits)
 

@@ -18,17 +18,25 @@ from torch import Tensor
 
 class KeptPass:
     """The policy's pass over the micro-batch that is learnt from first, with the graph that its gradient is made by, so
-    that the update need not make it again. An update holds the graph of one micro-batch anyway.
+    that the update need not make it again. An update holds the graph of one micro-batch anyway. Copies have nothing to
+    give.
 
     Args:
-        rows_B: of the experience.
+        tokens, rows_B: the experience's own `TokenBatch`, and which of its rows.
         said: what the pass gave.
         weights: of the policy.
     """
 
-    def __init__(self, rows_B: Tensor, said: Any, weights: Sequence[Tensor]):
-        self.rows_B, self.said, self.weights = rows_B, said, weights
+    def __init__(self, tokens: object, rows_B: Tensor, said: Any, weights: Sequence[Tensor]):
+        self.tokens, self.rows_B, self.said, self.weights = tokens, rows_B, said, weights
         self.versions = self._versions()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KeptPass, (self.tokens, self.rows_B, None, ())
+
+    def is_over(self, tokens: object, rows_B: Tensor) -> bool:
+        """Whether it is the pass over these rows of these tokens."""
+        return tokens is self.tokens and torch.equal(rows_B, self.rows_B)
 
     def take(self) -> Any | None:
         """What the pass gave, once; None where it was taken, or a weight was written to since."""

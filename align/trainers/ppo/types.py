@@ -384,7 +384,7 @@ class Experience:
 
         def cut(value: Any) -> Any:
             if isinstance(value, KeptPass):
-                return value if torch.equal(value.rows_B, rows_B) else None
+                return value if value.is_over(self.tokens, rows_B) else None
             if not isinstance(value, Tensor):
                 return None if value is None else value.rows(rows_B, states)
             return value[rows_B] if value.dim() == 1 else value[rows_B, :states]

@@ -83,13 +83,22 @@ def test_an_iteration_by_phase():
     assert by["ptx"].tokens == by["ptx"].head_rows == 8 * 512 * 2048
     assert by["critic's update"].head_rows == by["reward"].head_rows == 0
     assert by["old values"].flops < by["reference"].flops < by["policy's update"].flops < by["ptx"].flops
+    # of the first micro-batch, two replies to each of two prompts, the pass for old log-probabilities is not made again
+    taken_up = 2 * 3 * 1024
+    assert by["policy's update"].tokens == cost.shared - taken_up and by["critic's update"].tokens == cost.shared
+    assert by["policy's update"].head_rows == 512 * 1024 - 2 * 2 * 1024
     _, twice = cost_of("ppo.num_ppo_epochs=2")
-    assert {phase.name: phase for phase in twice.phases}["policy's update"].tokens == 2 * cost.shared
+    assert {phase.name: phase for phase in twice.phases}["policy's update"].tokens == 2 * cost.shared - taken_up
+    for change, taken_up in (("ppo.micro_batch_size=null", 5 * 3 * 1024), ("ppo.offload=[reference]", 0)):
+        _, other = cost_of(change)
+        assert {phase.name: phase for phase in other.phases}["policy's update"].tokens == cost.shared - taken_up
     _, alone = cost_of("ppo.advantage=rloo", "ppo.critic_from=null", "ppo.critic_warmup_steps=0")
     assert not [phase for phase in alone.phases if "value" in phase.name or "critic" in phase.name]
     one_step = ("ppo.num_mini_batches=1", "ppo.critic_warmup_steps=0")
     for changes, passes in ((one_step, 1), ((*one_step, "ppo.kl_in=loss"), 0), (("ppo.kl_in=loss",), 1)):
-        assert [phase.name for phase in cost_of(*changes)[1].phases].count("old log-probabilities") == passes
+        cost = cost_of(*changes)[1]
+        assert [phase.name for phase in cost.phases].count("old log-probabilities") == passes
+        assert {phase.name: phase.tokens for phase in cost.phases}["policy's update"] == cost.shared - 2 * 3072 * passes
 
 
 def test_what_halves_it_does():

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers import Qwen2ForCausalLM
 
 from align.models.critic import Critic
 from align.trainers.ppo.forward import (
@@ -146,6 +147,27 @@ def test_a_batch_is_laid_once_for_all_that_ask_and_knows_its_sizes_on_another_de
     assert some.flat.inputs["input_ids"].tolist() == [[1, 2, 3, 29, 30, 31, 32, 20, 21, 258, 10, 22]]
     assert some.flat.ids_K.tolist() == [29, 30, 31, 32, 20, 21, 258, 22]
     assert some.flat.states_K.tolist() == [2, 3, 4, 5, 2, 7, 8, 10]
+
+
+class GivesAllLogits(Qwen2ForCausalLM):
+    def forward(self, *args, logits_to_keep=0, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+def test_a_model_that_gives_all_logits_whatever_is_asked_gets_padded_rows():
+    policy, batch = ppo_case.policy(), several_to_a_prompt()
+    other = GivesAllLogits(policy.config).eval()
+    other.load_state_dict(policy.state_dict())
+    assert shares_prompts(policy) and not shares_prompts(other)
+    torch.testing.assert_close(reply_logprobs(other, batch, 0.7), reply_logprobs(policy, batch, 0.7))
+
+
+def test_attention_that_is_changed_after_the_trial_gets_padded_rows():
+    policy, batch = ppo_case.policy(), several_to_a_prompt()
+    before = reply_logprobs(policy, batch, 0.7)
+    policy.set_attn_implementation("eager")
+    assert not shares_prompts(policy)
+    torch.testing.assert_close(reply_logprobs(policy, batch, 0.7), before)
 
 
 @pytest.mark.parametrize("changes", [{"attn_implementation": "eager"}, ppo_case.WINDOW], ids=["eager", "window"])

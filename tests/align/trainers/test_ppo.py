@@ -1,5 +1,7 @@
+import copy
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,6 +12,7 @@ from align.runs.errors import TrainingError
 from align.trainers.ppo import PPOTrainer, make_accelerator
 from align.trainers.ppo.kept import KeptPass
 from align.trainers.ppo.minibatches import BatchSplitError
+from align.trainers.ppo.types import TokenBatch
 from reward.combined import CombinedReward, Part
 from reward.sources import FunctionReward
 from rollouts.errors import RolloutError
@@ -547,8 +550,19 @@ def test_who_asks_what_the_policy_says_before_the_update_is_told(tmp_path):
 
 
 def test_a_kept_pass_is_taken_once_and_not_by_other_weights():
-    weight = torch.zeros(2)
+    weight, tokens = torch.zeros(2), TokenBatch.from_ids([[1]], [[2]])
     for change, said in ((lambda: None, ["said", None]), (lambda: weight.add_(1), [None, None])):
-        kept = KeptPass(torch.tensor([3, 1]), "said", [weight])
+        kept = KeptPass(tokens, torch.tensor([3, 1]), "said", [weight])
         change()
         assert [kept.take(), kept.take()] == said
+
+
+def test_an_experience_with_other_tokens_or_a_copy_of_it_brings_no_kept_pass(tmp_path):
+    trainer = ppo_case.trainer(tmp_path, num_mini_batches=1)
+    given = trainer.collect(trainer.prompts[:4])
+    made, _ = trainer.make_experience(given, trainer.score(given).total_N)
+    rows_B = made.kept.rows_B
+    assert made.rows(rows_B).kept is made.kept and made.rows(rows_B.flip(0)).kept is None
+    assert replace(made, tokens=made.tokens.rows(torch.arange(8).flip(0))).rows(rows_B).kept is None
+    copied = copy.deepcopy(made)  # tensors with a graph cannot be
+    assert copied.kept.take() is None and made.kept.take() is not None

@@ -28,8 +28,7 @@ class Counting(PPOTrainer):
 
     def update(self, experience):
         self.part, self.tokens = "update", experience.tokens
-        kept = getattr(experience, "kept", None)  # the policy's pass over a micro-batch, with its graph
-        self.kept_rows = None if kept is None else kept.rows_B
+        self.taken_up = experience.kept.rows_B  # rows whose pass is not made again
         self.epochs = [self.minibatches(experience.tokens, epoch) for epoch in range(EPOCHS)]
         return super().update(experience)
 
@@ -124,7 +123,7 @@ def test_an_iteration_computes_what_is_said_and_nothing_more(tmp_path, monkeypat
         return reply_pass(groups_of(rows, trainer.tokens))
 
     epochs = [sum((asked(rows) for _, micros in epoch for rows in micros), Work()) for epoch in trainer.epochs]
-    kept = Work() if trainer.kept_rows is None else asked(trainer.kept_rows)
+    taken_up = asked(trainer.taken_up)
     first, updates = epochs[0], sum(epochs, Work())
     whole = groups_of(torch.arange(PROMPTS * GENERATIONS), trainer.tokens)
     drawn = decode_pass(whole)
@@ -136,12 +135,12 @@ def test_an_iteration_computes_what_is_said_and_nothing_more(tmp_path, monkeypat
         ("experience", "reference"): first.tokens,
         ("experience", "policy"): first.tokens,
         ("experience", "critic"): first.tokens,
-        ("update", "policy"): updates.tokens - kept.tokens,
+        ("update", "policy"): updates.tokens - taken_up.tokens,
         ("update", "critic"): updates.tokens,
     }
     assert heads == {
         ("decode", "policy"): drawn.head_rows,
         ("experience", "reference"): first.head_rows,
         ("experience", "policy"): first.head_rows,
-        ("update", "policy"): updates.head_rows - kept.head_rows,
+        ("update", "policy"): updates.head_rows - taken_up.head_rows,
     }
