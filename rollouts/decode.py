@@ -63,7 +63,7 @@ def decode(
         batch_size: responses at work at most.
         choose: gives tokens_R for (logits_RV float32, its own to change; responses_R; steps_R), and keeps them.
     """
-    with attends_here(base_of(model).config):
+    with attends_here(base_of(model)):
         loop = _Loop(model, prompts, params, batch_size, choose)
         while loop.advance():
             pass

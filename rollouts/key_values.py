@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, Cache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from rollouts.errors import RolloutError
@@ -152,14 +152,11 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Scaled dot products as transformers calls its attentions: queries (B, H, T, D) to (B, T, H, D).
 
-    Keys that come from no `KeyValues` are of another thread's model that shares this one's config: it gets SDPA.
-
     Raises:
-        RolloutError: the model asks for more than plain causal attention.
+        RolloutError: the model asks for more than plain causal attention, or hands on other keys than the cache gave.
     """
-    cache = getattr(key, "key_values", None)
-    if cache is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **told)
+    if (cache := getattr(key, "key_values", None)) is None:
+        raise RolloutError("its attention gets other keys than the cache gave")
     unknown = [name for name, given in told.items() if given is not None and given is not False and name not in KNOWN]
     if attention_mask is not None or unknown:
         raise RolloutError(f"its attention is told {', '.join(unknown) or 'a mask'}")
@@ -171,14 +168,20 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 @contextmanager
-def attends_here(config: Any) -> Iterator[None]:
-    """The attention of the model of that config is `attention` for the while."""
-    text = config.get_text_config(decoder=True)
-    before, text._attn_implementation = text._attn_implementation, NAME
+def attends_here(model: nn.Module) -> Iterator[None]:
+    """The attention of that model of transformers is `attention` for the while. Its parts read a config of their own
+    then: another model that was built of the same one, and is trained in another thread, sees nothing of it."""
+    shared = model.config.get_text_config(decoder=True)
+    own = copy(shared)
+    own._attn_implementation = NAME
+    holders = [module for module in model.modules() if vars(module).get("config") is shared]
+    for module in holders:
+        module.config = own
     try:
         yield
     finally:
-        text._attn_implementation = before
+        for module in holders:
+            module.config = shared
 
 
 def _runs(states_1HTD: Tensor, runs: Sequence[tuple[int, int, int]]) -> list[Tensor]:

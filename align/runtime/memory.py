@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from align.runtime.errors import AlignError, OutOfMemoryError, reason_of
 
+KEPT_BLOCK = 32 << 20  # bytes; glibc takes no larger threshold
 # torch's allocators and the libraries below it raise a plain RuntimeError; these words are all they share
 _SHORT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed", "bad_alloc")
 
@@ -27,15 +28,15 @@ def peak_memory_gib() -> float | None:
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep large blocks that are freed for the next ones, instead of giving them back to the system,
-    which hands out every page of them anew and zeroed; training asks for the same sizes over and over. It costs some
-    memory at the peak, where blocks of other sizes lie between. Of glibc alone; what the environment says of its
-    `malloc` stands. Returns whether it was done."""
+    """Have the C library keep blocks of up to 32 MiB that are freed for the next ones, instead of giving them back to
+    the system, which hands out every page of them anew and zeroed; training asks for the same sizes over and over.
+    Larger ones, such as logits of a large vocabulary, go back: kept, they would stand beside others at the peak. Of
+    glibc alone; what the environment says of its `malloc` stands. Returns whether it was done."""
     told = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if told or platform.libc_ver()[0] != "glibc":
         return False
-    libc, trim_threshold, mmap_max = ctypes.CDLL(None), -1, -4  # of malloc.h
-    return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, -1))
+    libc, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # of malloc.h
+    return bool(libc.mallopt(mmap_threshold, KEPT_BLOCK) and libc.mallopt(trim_threshold, -1))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import measuring
 import scaling
 
 SUBJECTS = ("ppo", "decode", "sft", "reward_models", "data", "scaling")
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for every figure and table")
     parser.add_argument("--only", nargs="+", choices=SUBJECTS, default=SUBJECTS, metavar="SUBJECT")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=measuring.how_many, default=5)
     parser.add_argument("--venv", type=Path, help="environment of TRL's PPO")
     parser.add_argument("--tiny", action="store_true", help="sizes at which it can be tried in some minutes")
     parser.add_argument("--table", type=Path, metavar="PAGE", help="measure nothing; put the tables into this page")

@@ -135,7 +135,7 @@ class Worker:
         )
 
     def turn(self) -> dict[str, Any]:
-        """One turn. Raises RuntimeError with what the process said when it fails."""
+        """One turn. Exits with what the process said when it fails."""
         try:
             self.process.stdin.write("go\n")
             self.process.stdin.flush()
@@ -145,7 +145,7 @@ class Worker:
         if not answer:
             self.process.wait()
             self.said.seek(0)
-            raise RuntimeError(f"side '{self.side}' failed:\n{self.said.read()[-3000:]}")
+            raise SystemExit(f"error: side '{self.side}' failed:\n{self.said.read()[-3000:].strip()}")
         return json.loads(answer)
 
     def close(self) -> None:
@@ -184,6 +184,13 @@ def measure(script: str, case: Case, pythons: dict[str, str], rounds: int) -> di
     finally:
         for worker in workers:
             worker.close()
+
+
+def how_many(told: str) -> int:
+    """A count of rounds, from the command line."""
+    if not told.isdecimal() or int(told) < 1:
+        raise argparse.ArgumentTypeError(f"'{told}' is no whole number from 1 on")
+    return int(told)
 
 
 def machine() -> dict[str, Any]:
@@ -289,8 +296,8 @@ def program(
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=cases, default=list(cases), metavar="CASE", help=", ".join(cases))
     parser.add_argument("--sides", nargs="+", choices=sides, default=list(sides), metavar="SIDE", help=", ".join(sides))
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that are counted (default 5)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write every figure and the table there")
+    parser.add_argument("--rounds", type=how_many, default=5, help="rounds that are counted (default 5)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write figures and table there, over older ones")
     parser.add_argument("--tiny", action="store_true", help="sizes at which it can be tried in a minute")
     options(parser)
     asked = parser.parse_args(argv)

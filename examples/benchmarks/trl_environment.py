@@ -19,21 +19,40 @@ def default_folder() -> Path:
 
 
 def interpreter(folder: Path | None = None) -> str:
-    """The environment's Python; made first where it is missing. Exits with a sentence where it cannot be made."""
+    """The environment's Python; made first where it is missing. Exits with a sentence where it cannot be made, and
+    where the folder holds something else: nothing is installed into what is not ours."""
     folder = folder or default_folder()
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if not _has_trl(python):
-        print(f"making TRL {RELEASE}'s environment in {folder}: some minutes, once", file=sys.stderr, flush=True)
+    found = _trl_of(python)
+    if found == RELEASE:
+        return str(python)
+    begun = found is None and (folder / "pyvenv.cfg").is_file()  # making it was interrupted
+    if folder.exists() and not begun and (not folder.is_dir() or any(folder.iterdir())):
+        holds = f"TRL {found}, not {RELEASE}" if found else "something else than an environment of TRL's"
+        raise SystemExit(f"error: {folder} holds {holds}: name another folder with --venv, or none")
+    print(f"making TRL {RELEASE}'s environment in {folder}: some minutes, once", file=sys.stderr, flush=True)
+    try:
         venv.create(folder, with_pip=True)
-        _install(python, folder)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise _without(f"{folder} cannot be made an environment with pip ({error})") from error
+    _install(python, folder)
     return str(python)
 
 
-def _has_trl(python: Path) -> bool:
+def _trl_of(python: Path) -> str | None:
+    """The release of TRL that an interpreter finds, if any."""
     if not python.is_file():
-        return False
-    asked = f"import importlib.metadata as m; raise SystemExit(m.version('trl') != '{RELEASE}')"
-    return subprocess.run([python, "-c", asked], capture_output=True).returncode == 0
+        return None
+    asked = "import importlib.metadata as m; print(m.version('trl'))"
+    done = subprocess.run([python, "-c", asked], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _without(problem: str) -> SystemExit:
+    return SystemExit(
+        f"error: {problem}; name an environment that has TRL {RELEASE} with --venv FOLDER, or leave its side out with "
+        "--sides align"
+    )
 
 
 def _install(python: Path, folder: Path) -> None:
@@ -47,7 +66,4 @@ def _install(python: Path, folder: Path) -> None:
     Path(file.name).unlink()
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        raise SystemExit(
-            f"error: pip cannot install TRL {RELEASE} into {folder} ({last}); name one that has it with --venv FOLDER, "
-            "or leave its side out with --sides align floor"
-        )
+        raise _without(f"pip cannot install TRL {RELEASE} into {folder} ({last})")

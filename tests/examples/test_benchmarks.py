@@ -228,3 +228,46 @@ def test_the_program_measures_sides_in_processes_of_their_own(tmp_path):
     assert done.stdout == (tmp_path / "figures/ppo.md").read_text()
     result = json.loads((tmp_path / "figures/ppo.json").read_text())
     assert {side: len(turns) for side, turns in result["cases"][0]["sides"].items()} == {"align": 1, "floor": 1}
+
+
+def environment(folder, release):
+    """A folder that looks like an environment with that TRL."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "pyvenv.cfg").touch()
+    python = folder / "bin/python"
+    python.write_text(f"#!/bin/sh\necho {release}\n" if release else "#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    return folder
+
+
+def test_only_an_environment_of_its_own_is_made_trls(tmp_path, monkeypatch):
+    trl = load("trl_environment")
+    ours = environment(tmp_path / "ours", trl.RELEASE)
+    assert trl.interpreter(ours) == str(ours / "bin/python")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/cat.png").touch()
+    (tmp_path / "file").touch()
+    other = environment(tmp_path / "other", "1.13.0")
+    for folder, said in ((other, "holds TRL 1.13.0"), (tmp_path / "photos", "else"), (tmp_path / "file", "else")):
+        with pytest.raises(SystemExit, match=said):
+            trl.interpreter(folder)
+    with pytest.raises(SystemExit, match="cannot be made an environment"):
+        trl.interpreter(tmp_path / "file/below")
+    made = []
+    monkeypatch.setattr(trl.venv, "create", lambda folder, with_pip: made.append(folder))
+    monkeypatch.setattr(trl, "_install", lambda python, folder: None)
+    trl.interpreter(begun := environment(tmp_path / "begun", None))
+    assert made == [begun]
+
+
+@pytest.mark.parametrize("rounds", ["0", "-1", "many"])
+def test_rounds_that_cannot_be_counted_are_refused(rounds, capsys):
+    with pytest.raises(SystemExit):
+        load("sft").main(["--rounds", rounds])
+    assert f"'{rounds}' is no whole number from 1 on" in capsys.readouterr().err
+
+
+def test_a_side_that_fails_says_why_in_its_own_words(tmp_path):
+    (tmp_path / "side.py").write_text("raise SystemExit('it has no heart')")
+    with pytest.raises(SystemExit, match=r"^error: side 'align' failed:\nit has no heart$"):
+        load("measuring").measure(str(tmp_path / "side.py"), {}, {"align": sys.executable}, 1)

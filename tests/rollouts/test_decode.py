@@ -167,10 +167,18 @@ def test_the_config_is_the_models_own_again(build_model):
 
 
 def test_a_model_that_shares_the_config_meanwhile_attends_as_ever(build_model):
+    """It may be trained in another thread; and two that sample at once leave nothing behind."""
     from rollouts.key_values import attends_here
 
     model = build_model()
-    ids_BT, mask_BT = torch.tensor([[0, 1, 2], [3, 4, 5]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
-    wanted = model(ids_BT, attention_mask=mask_BT).logits
-    with attends_here(model.config):
-        assert torch.equal(model(ids_BT, attention_mask=mask_BT).logits, wanted)
+    other = type(model)(model.config)
+    assert other.config is model.config
+    with attends_here(model):
+        with attends_here(other):
+            assert {module.config._attn_implementation for module in other.modules() if hasattr(module, "config")} == {
+                "prompts_and_replies"
+            }
+        assert model.model.layers[0].self_attn.config._attn_implementation == "prompts_and_replies"
+        assert all(module.config is other.config for module in other.modules() if hasattr(module, "config"))
+        assert other.config._attn_implementation == "sdpa"
+    assert model.config is other.config
