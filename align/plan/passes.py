@@ -7,6 +7,7 @@ from align.plan.models import Model
 from align.plan.parts import MemoryPart, Moment, parts
 
 Held = tuple[MemoryPart, ...]
+READ_AT_ONCE = 4096  # tokens of prompts in one pass: that of `rollouts.decode`
 
 
 def training_moments(
@@ -54,17 +55,15 @@ def plain_moment(
 def sampling_moments(
     model: Model, held: Held, rows: int, prompt: int, reply: int, *, truncated: bool, name: str = "sampling"
 ) -> list[Moment]:
-    """`rows` replies sampled at once: reading the prompts, then the last token."""
+    """`rows` replies sampled at once: reading the prompts, some thousand tokens in a pass, then the last token. Room
+    for all keys and values is taken at the start (`rollouts.decode`)."""
     body, role = model.body, model.role
     copies = activations.weight_copies(body, head=True, backward=False)
     scores = activations.sampling(body.shape, rows, truncated)
-    reading = parts(
-        role,
-        weight_copies=copies,
-        activations=activations.flowing(body, rows, prompt),
-        kv_cache=activations.kv_cache(body, rows, prompt),
-    )
-    last = parts(role, weight_copies=copies, logits=scores, kv_cache=activations.kv_cache(body, rows, prompt + reply))
+    cache = activations.kv_cache(body, rows, prompt + reply)
+    together = min(rows, max(1, READ_AT_ONCE // prompt))
+    reading = parts(role, weight_copies=copies, activations=activations.flowing(body, together, prompt), kv_cache=cache)
+    last = parts(role, weight_copies=copies, logits=scores, kv_cache=cache)
     return [
         Moment(f"{role}: {name}, prompts are read", held + reading),
         Moment(f"{role}: {name}, last token", held + last),

@@ -32,3 +32,18 @@ def test_on_a_gpu_it_holds_weights_and_cache_while_it_does_not_sleep(sleep):
 def test_on_a_cpu_it_never_lets_go():
     found = engine(["engine=vllm_server", "vllm.dtype=float32", "vllm.kv_cache_gib=0.5"], device="cpu")
     assert set(found.values()) == {2 * WEIGHTS + 2**29}
+
+
+def test_the_decode_loop_takes_its_room_before_it_reads_prompts():
+    from align.plan import passes
+    from rollouts import decode
+
+    recipe = load_recipe(TINY, ["data_root=/data", "ppo.rollout.engine=hf"])
+    ppo = next(plan for plan in plan_stages(recipe, device="gpu") if plan.stage == "ppo")
+    caches = [
+        sum(part.bytes for part in moment.parts if part.kind == "kv cache")
+        for moment in ppo.moments
+        if "sampling" in moment.name
+    ]
+    assert len(caches) == 2 and caches[0] == caches[1] > 0
+    assert passes.READ_AT_ONCE == decode.READ_AT_ONCE
