@@ -21,7 +21,7 @@ from align.functional.linear_logprobs import TokenQuestion
 from align.functional.logprobs import token_kl
 from align.functional.support import support_logprobs
 from align.trainers.causal_forward import ask_at
-from align.trainers.head import Question, ask_head, block_rows, unwrapped
+from align.trainers.head import Question, ask_head, block_rows, head_of, unwrapped
 from align.trainers.optimization import all_modules
 from align.trainers.ppo.rows import ModelRows
 from align.trainers.ppo.types import SupportTensor, TokenBatch
@@ -42,9 +42,9 @@ def shares_prompts(*models: nn.Module) -> bool:
 
 
 def _shares_prompts(model: nn.Module) -> bool:
-    if "parts" in inspect.signature(type(model).forward).parameters:
+    if {"parts", "with_states"} <= inspect.signature(type(model).forward).parameters.keys():
         return takes_flat_rows(model, model.backbone, lambda inputs: model(**inputs, with_states=True)[1])
-    if not hasattr(model, "config"):
+    if head_of(model) is None:  # somebody's critic
         return False
 
     def logits(inputs: dict[str, Any]) -> Tensor:

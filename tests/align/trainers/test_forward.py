@@ -162,6 +162,24 @@ def test_a_model_that_gives_all_logits_whatever_is_asked_gets_padded_rows():
     torch.testing.assert_close(reply_logprobs(other, batch, 0.7), reply_logprobs(policy, batch, 0.7))
 
 
+class OwnCritic(torch.nn.Module):
+    """Knows nothing of flat rows, and its config is its own affair."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.inner, self.config = ppo_case.critic(1), config
+
+    def forward(self, input_ids, attention_mask):
+        return self.inner(input_ids, attention_mask)
+
+
+@pytest.mark.parametrize("config", [None, {"size": 16}, ppo_case.policy().config])
+def test_a_critic_of_somebody_s_own_gets_padded_rows(config):
+    critic, batch = OwnCritic(config), several_to_a_prompt()
+    assert not shares_prompts(critic) and shares_prompts(critic.inner)
+    torch.testing.assert_close(state_values(critic, batch), state_values(critic.inner, batch))
+
+
 def test_attention_that_is_changed_after_the_trial_gets_padded_rows():
     policy, batch = ppo_case.policy(), several_to_a_prompt()
     before = reply_logprobs(policy, batch, 0.7)
