@@ -105,7 +105,7 @@ class PPOConfig(Section):
     """
 
     gone: ClassVar[dict[str, str]] = {
-        "old_logprobs": "it is gone, they cost a pass of their own only where they need one: leave it out",
+        "old_logprobs": "it is gone, a pass that is not needed is found by itself: leave it out",
         "kl_straight_through": "it is gone, the gradient is always that of the reply's whole KL: leave it out "
         "(examples/ppo_published_variants.py has the estimate's own)",
         "missing_eos": "it is gone, missing_eos_penalty is always subtracted: leave it out, with missing_eos_penalty 0 "

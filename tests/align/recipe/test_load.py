@@ -185,8 +185,7 @@ def test_keys_of_former_versions_say_what_became_of_them(write):
         "ppo.missing_eos: unknown key: it is gone, missing_eos_penalty is always subtracted: leave it"
     )
     assert eos.endswith("(line 4)") and old == (
-        "ppo.old_logprobs: unknown key: it is gone, they cost a pass of their own only where they need one: leave it "
-        "out (line 5)"
+        "ppo.old_logprobs: unknown key: it is gone, a pass that is not needed is found by itself: leave it out (line 5)"
     )
 
 
