@@ -102,7 +102,9 @@ def test_a_function_that_breaks_while_held_out_prompts_are_judged(calls, after, 
     assert metrics(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize("calls", [3, 4, 6])  # the look after iteration 1, iteration 2, the look after iteration 2
+@pytest.mark.parametrize(  # the look after iteration 1, iteration 2, the look after iteration 2
+    "calls", [3, *(pytest.param(later, marks=pytest.mark.slow) for later in (4, 6))]
+)
 def test_looks_in_between_are_made_up_for(calls, tmp_path, capsys):
     found = {}
     for name in ("whole", "broken"):

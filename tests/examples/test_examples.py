@@ -84,6 +84,7 @@ def test_a_cost_a_token_makes_replies_short(tmp_path):
     assert plain["after"] > 0.7 * plain["before"]
 
 
+@pytest.mark.slow
 def test_the_choices_of_well_known_papers(tmp_path):
     example = load("ppo_published_variants")
     figures = example.main(tmp_path / "main")
@@ -210,6 +211,7 @@ def test_the_command_line_of_a_program_knows_what_the_program_registered(optimal
     assert "opo advantages, without a critic" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_best_policy_within_a_kl_budget_is_kept(tmp_path):
     figures = load("ppo_kl_budget").main(tmp_path)
     assert figures["kl"] <= 3.0 < figures["stopped_kl"] and figures["stopped_at"] < 60
@@ -228,6 +230,7 @@ def test_the_best_policy_within_a_kl_budget_is_kept(tmp_path):
     assert vowels / len(TOPICS) == looks[figures["step"]]["eval/score_greedy"]
 
 
+@pytest.mark.slow
 def test_the_notebook_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     notebook = load("ppo_notebook")

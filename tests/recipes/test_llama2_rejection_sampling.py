@@ -12,6 +12,8 @@ from align.stages.chain import run_chain
 from tests.recipes.miniature import rejection_arguments
 from tests.recipes.test_qwen_rlhf import leaves, lines
 
+pytestmark = pytest.mark.slow  # tests/align/stages/test_rejection.py has the stage by itself
+
 STAGES = ("sft", "rm", "rejection", "ppo")
 SIZES = ("max_steps", "batch_size", "num_rounds", "save_steps", "logging_steps", "warmup_steps", "num_generations")
 SIZES += ("max_completion_length", "num_samples", "limit", "num_iterations", "rollout_batch_size", "num_mini_batches")

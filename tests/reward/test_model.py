@@ -156,6 +156,7 @@ def learn_under_ddp(base, store):
     assert [name for name, value in model.named_parameters() if value.grad is None] == []
 
 
+@pytest.mark.slow
 def test_every_parameter_learns_under_ddp(base, tmp_path):
     on_ranks(1, learn_under_ddp, base, tmp_path / "store")
 

@@ -140,6 +140,7 @@ def test_kill_in_the_middle_of_a_slow_write_leaves_the_old_step(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["step-1", "step-2"]
 
 
+@pytest.mark.slow
 def test_kill_before_any_change_of_the_disk_leaves_the_old_or_the_new_step(tmp_path):
     """Kills the saver at its first, second, third … call that changes the disk, until one run gets through."""
     found = []

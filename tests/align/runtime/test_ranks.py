@@ -100,7 +100,7 @@ def test_one_rank_alone_works_or_raises_what_came():
         agree(lambda: 1 / 0, TrainingError)
 
 
-@pytest.mark.parametrize(("victim", "how"), [(0, "plain"), (1, "wrapped")])
+@pytest.mark.parametrize(("victim", "how"), [(0, "plain"), pytest.param(1, "wrapped", marks=pytest.mark.slow)])
 def test_a_killed_rank_ends_the_others_in_one_line(tmp_path, victim, how):
     """Two processes without a launcher, whose own words would come in between."""
     script = tmp_path / "lost.py"

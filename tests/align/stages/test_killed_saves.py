@@ -44,7 +44,8 @@ def hidden(run):
     return [path for path in run.rglob(".*") if path.name != ".locks" and ".locks" not in path.parts]
 
 
-@pytest.mark.parametrize("count", [pytest.param(3, marks=pytest.mark.slow), 5])  # a draft, three checkpoints, model
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [3, 5])  # a draft, three checkpoints, model
 def test_a_reward_model_killed_while_it_is_written_leaves_no_copy(base, tmp_path, count):
     shutil.copytree(base, tmp_path, dirs_exist_ok=True)
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(count)]

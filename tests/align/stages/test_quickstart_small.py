@@ -137,6 +137,7 @@ def test_half_of_the_replies_in_the_comparisons_are_sampled(finished):
         assert info["correctness_share"] == sum(tagged) / 48 > 0.25
 
 
+@pytest.mark.slow
 def test_the_controls_run_on_it(finished):
     recipe, run, summary = finished
     found = controls.run_controls(recipe)
@@ -269,6 +270,7 @@ def test_sft_is_judged_though_what_ppo_starts_from_is_not_trained_yet(finished, 
     assert policy_evaluation.evaluate_sft(longer, "sft", {})["gold"] == summary["sft"]["gold"]
 
 
+@pytest.mark.slow
 def test_the_study_of_the_estimators_goes_on_where_it_was(finished, tmp_path, capsys):
     _, folder, _ = finished
     before = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -305,6 +305,7 @@ def test_a_resumed_run_logs_line_by_line_what_a_whole_one_does(chain, monkeypatc
     assert lines(run, stage) == expected and weights(run, stage) == model
 
 
+@pytest.mark.slow
 def test_plain_fresh_lists_what_it_would_remove_and_wants_a_yes(chain, monkeypatch, capsys):
     recipe = chain()
     run = Path(recipe.output_dir)

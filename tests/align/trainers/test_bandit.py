@@ -48,9 +48,8 @@ def test_ppo_comes_to_the_regularised_optimum(tmp_path):
     assert all(total_variation(trained_R, other(reference_R, 0.7)) > 0.1 for other in others)
 
 
-@pytest.mark.parametrize(
-    "advantage", ["rloo", "grpo", *(pytest.param(one, marks=pytest.mark.slow) for one in ("dr_grpo", "reinforce_pp"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("advantage", ["rloo", "grpo", "dr_grpo", "reinforce_pp"])
 def test_without_a_critic_it_comes_there_too(tmp_path, advantage):
     """`reinforce_pp` as its paper has it: whitened. The deviations change what an update weighs, not where it rests:
     the KL is part of what they scale."""
@@ -65,6 +64,7 @@ def test_without_a_critic_it_comes_there_too(tmp_path, advantage):
     assert all(total_variation(trained_R, other(reference_R, 0.7)) > 0.1 for other in others)
 
 
+@pytest.mark.slow
 def test_straight_through_the_estimator_makes_no_difference(tmp_path):
     trained = [
         bandit.train(

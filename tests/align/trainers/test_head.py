@@ -131,6 +131,7 @@ def learn_in_blocks(out):
         torch.save({name: part.grad.clone() for name, part in model.named_parameters()}, out)
 
 
+@pytest.mark.slow
 def test_two_ranks_add_up_the_gradients_of_their_blocks(tmp_path):
     on_ranks(2, learn_in_blocks, tmp_path / "gradients.pt")
     model = ppo_case.exact(ppo_case.policy())

@@ -171,6 +171,7 @@ def test_models_are_spread_by_fsdp2_and_saved_whole(tmp_path):
             assert all(torch.equal(own[key], value) for key, value in facts[0]["weights"][name].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", FSDP2_FIRST)
 def test_engines_with_weights_of_their_own_get_the_policys_on_every_rank(tmp_path, engine):
     run(tmp_path / "run", 2, "engine", engine)

@@ -220,6 +220,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the peak of a proces
 FILLER = "the same words as ever " * 30
 
 
+@pytest.mark.slow
 @LINUX
 def test_memory_stays_flat_on_a_file_ten_times_the_limit(tmp_path):
     rows, records, grown, size = memory_growth(tmp_path, "ExactDuplicates", 150_000, lambda n: f"{n} {FILLER}")
