@@ -128,9 +128,8 @@ class Iteration:
     """The passes of a PPO iteration with one epoch and one minibatch, on models of its own.
 
     Args:
+        times: replies to a prompt. length: tokens of a reply.
         micro: replies of a pass.
-        elide: leave out the passes for old log-probabilities and old values, which one optimizer step does not need
-            where the update's own are at hand in time.
     """
 
     def __init__(

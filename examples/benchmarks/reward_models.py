@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import random
 import sys
-import tempfile
 from typing import Any
 
 import measuring
@@ -37,7 +36,6 @@ for number in (2, 8):
         "sides": ["align", "plain"],
     }
 TINY = {"vocab": 64, "width": 32, "layers": 1, "groups": 4, "length": 16, "rows": 2}
-EPOCHS = 100_000
 
 
 def make_groups(case: Case) -> list[dict[str, Any]]:
@@ -60,19 +58,7 @@ def make_groups(case: Case) -> list[dict[str, Any]]:
 
 def arguments(case: Case) -> dict[str, Any]:
     """What the arguments of both trainers have in common."""
-    import torch
-
-    return {
-        "output_dir": tempfile.mkdtemp(),
-        "per_device_train_batch_size": case["rows"],
-        "num_train_epochs": EPOCHS,
-        "learning_rate": 1e-5,
-        "use_cpu": not torch.cuda.is_available(),
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-    }
+    return small_models.trainer_arguments(case["rows"], 1e-5)
 
 
 def align(case: Case, turns: Turns) -> None:
@@ -125,7 +111,7 @@ def trl(case: Case, turns: Turns) -> None:
     }
     RewardTrainer(
         small_models.make("Qwen2ForSequenceClassification", case, num_labels=1),
-        RewardConfig(**arguments(case), max_length=None, gradient_checkpointing=False, bf16=False),
+        RewardConfig(**arguments(case), max_length=None),
         train_dataset=Dataset.from_dict(rows),
         processing_class=small_models.tokenizer(case["vocab"]),
         callbacks=[turns.callback(ends="on_epoch_end", items=lambda: case["groups"])],

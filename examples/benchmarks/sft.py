@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import random
 import sys
-import tempfile
 from typing import Any
 
 import measuring
@@ -27,7 +26,6 @@ CASES = {
 }
 TINY = {"vocab": 64, "width": 32, "layers": 1, "chats": 4, "rows": 2, "max_length": 384}
 LONGEST_TURN = 40  # words
-EPOCHS = 100_000  # the parent says when it has seen enough
 
 
 def chats(case: Case) -> list[list[dict[str, str]]]:
@@ -52,24 +50,10 @@ def encoded(case: Case) -> list[dict[str, Any]]:
 
 def arguments(case: Case) -> dict[str, Any]:
     """What the arguments of both trainers have in common."""
-    import torch
-
     mean = sum(len(row["input_ids"]) for row in encoded(case)) / case["chats"]
     packs = max(1, round(case["rows"] * mean / case["max_length"]))
-    return {
-        "output_dir": tempfile.mkdtemp(),
-        "per_device_train_batch_size": packs if case["packing"] else case["rows"],
-        "num_train_epochs": EPOCHS,
-        "learning_rate": 1e-4,
-        "use_cpu": not torch.cuda.is_available(),
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "report_to": "none",
-    }
+    common = small_models.trainer_arguments(packs if case["packing"] else case["rows"], 1e-4)
+    return common | {"dataloader_pin_memory": False}
 
 
 def run(kind: type, case: Case, turns: Turns, **given: Any) -> None:

@@ -4,6 +4,7 @@ transformers alone."""
 from __future__ import annotations
 
 import random
+import tempfile
 from typing import Any
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -64,6 +65,26 @@ def tokenizer(vocab: int) -> Any:
     made.add_special_tokens({"additional_special_tokens": [CONTROL[1]]})
     made.chat_template = TEMPLATE
     return made
+
+
+def trainer_arguments(rows: int, learning_rate: float) -> dict[str, Any]:
+    """What the arguments of both sides' trainers have in common: `rows` a step, nothing saved or shown, and more epochs
+    than the parent will ask for."""
+    import torch
+
+    return {
+        "output_dir": tempfile.mkdtemp(),
+        "per_device_train_batch_size": rows,
+        "num_train_epochs": 100_000,
+        "learning_rate": learning_rate,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+    }
 
 
 def words_of(count: int, vocab: int, rng: random.Random) -> str:

@@ -313,9 +313,7 @@ class PPOTrainer(IterationLoop):
             attempt.updating = True
             with watch("update"), enough_memory(self.config, "update"):
                 metrics |= self.update(experience)
-            if experience.late is not None:  # of the policy as it sampled
-                experience.late.over_ranks(self.accelerator)
-                metrics |= policy_metrics(samples, experience, experience.late.told["entropy"])
+            metrics |= self._late_metrics(samples, experience)
             if "kl/reply" in metrics and self.policy_version != version:  # after the update, which it may weigh
                 self.kl.update(metrics["kl/reply"], len(samples))
             self._note_progress(samples, experience, scores)
@@ -422,6 +420,13 @@ class PPOTrainer(IterationLoop):
         )
         metrics = {} if late else policy_metrics(samples, experience, passes.entropy)
         return experience, metrics | self._rollout_metrics(samples, experience, deviation) | full_kl
+
+    def _late_metrics(self, samples: Samples, experience: Experience) -> dict[str, float]:
+        """What the log says of the policy as it sampled, where only the update has asked it. Collective."""
+        if experience.late is None:
+            return {}
+        experience.late.over_ranks(self.accelerator)
+        return policy_metrics(samples, experience, experience.late.told["entropy"])
 
     def _rollout_metrics(self, samples: Samples, experience: Experience, deviation: float) -> dict[str, float]:
         metrics = rollout_metrics(samples, experience, deviation)
