@@ -44,7 +44,7 @@ Offloaded = Literal["reference", "reward", "optimizer"]
 Shared = Annotated[Literal["auto"] | bool, PlainValidator(_shared)]
 Coefficient = Annotated[float | Literal["auto"], PlainValidator(_coefficient)]
 Advantage = Annotated[str, PlainValidator(_estimator)]
-ROWS_AT_ONCE = 8  # of full length, where a recipe does not say
+ROWS_AT_ONCE, TOKENS_AT_ONCE = 4, 3072  # replies of full length, and tokens at least, where a recipe does not say
 OF_THE_CRITIC = ("critic_warmup_steps", "lam", "critic_lam", "cliprange_value", "vf_coef")
 
 
@@ -137,7 +137,7 @@ class PPOConfig(Section):
     depend on neither."""
     micro_batch_tokens: Positive | None = None
     """Tokens that a process computes at once, at most, a shared prompt once; a longer reply stands alone. By default
-    room for eight replies of full length, or no bound where `micro_batch_size` is set."""
+    room for four replies of full length and for 3,072 tokens at least, or no bound where `micro_batch_size` is set."""
     critic_warmup_steps: Count = 50
     """Optimizer steps in which the critic alone learns; 0 for an `advantage` without a critic."""
 
@@ -261,8 +261,8 @@ class PPOConfig(Section):
     @property
     def tokens_at_once(self) -> int | None:
         """`micro_batch_tokens`, or its default; None: no bound."""
-        by_rows = None if self.micro_batch_size else ROWS_AT_ONCE * self.rollout.max_length
-        return self.micro_batch_tokens or by_rows
+        default = None if self.micro_batch_size else max(TOKENS_AT_ONCE, ROWS_AT_ONCE * self.rollout.max_length)
+        return self.micro_batch_tokens or default
 
     @property
     def rows_at_once(self) -> int:

@@ -132,7 +132,7 @@ def test_single_changes_are_sorted_and_smaller():
 
 def test_a_micro_batch_bounded_by_tokens_is_lowered_by_them():
     recipe = load_recipe("qwen2.5_0.5b_lora_24gb", ["ppo.micro_batch_size=null"])
-    assert any("ppo.micro_batch_tokens=8192" in one.changes for one in alone(recipe, plan_stages(recipe)[-1]))
+    assert any("ppo.micro_batch_tokens=4096" in one.changes for one in alone(recipe, plan_stages(recipe)[-1]))
 
 
 def test_sizes_of_cards():

@@ -53,7 +53,7 @@ def test_pretraining_rows_hold_no_more_logits_than_replies():
 def test_a_micro_batch_is_bounded_by_rows_or_tokens_or_both():
     rollout = {"max_prompt_length": 600, "max_completion_length": 400}
     for told, bounds in (
-        ({}, (8000, 8)),
+        ({}, (4000, 4)),
         ({"micro_batch_size": 16}, (None, 16)),
         ({"micro_batch_tokens": 3500}, (3500, 3)),
         ({"micro_batch_tokens": 900}, (900, 1)),
@@ -61,3 +61,5 @@ def test_a_micro_batch_is_bounded_by_rows_or_tokens_or_both():
     ):
         config = made(**told, rollout=rollout)
         assert (config.tokens_at_once, config.rows_at_once) == bounds
+    short = made(rollout={"max_prompt_length": 60, "max_completion_length": 40})
+    assert (short.tokens_at_once, short.rows_at_once) == (3072, 30)

@@ -123,7 +123,7 @@ def test_a_lack_of_memory_names_what_to_lower(tmp_path, seam, who, keys):
 
 def test_the_bound_that_holds_is_named():
     config = ppo_case.section(micro_batch_size=None, rollout={"max_prompt_length": 93})
-    sentence = r"lower ppo\.micro_batch_tokens \(800\) or ppo\.rollout"
+    sentence = r"lower ppo\.micro_batch_tokens \(3072\) or ppo\.rollout"
     with pytest.raises(OutOfMemoryError, match=sentence), enough_memory(config, "update"):
         torch.empty(1 << 60)
 

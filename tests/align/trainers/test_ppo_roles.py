@@ -32,7 +32,7 @@ def largest(found, expected):
     [
         pytest.param(torch.float32, 1e-6, {}, id="float32"),
         pytest.param(torch.float64, 1e-12, {}, id="float64"),
-        pytest.param(torch.float32, 1e-6, {"gradient_checkpointing": True}, id="checkpointed", marks=pytest.mark.slow),
+        pytest.param(torch.float64, 1e-12, {"gradient_checkpointing": True}, id="checkpointed", marks=pytest.mark.slow),
         pytest.param(torch.float32, 1e-6, {"critic_warmup_steps": 5, "ema_decay": 0.9}, id="warmup-ema"),
         pytest.param(torch.float32, 1e-6, {"four_bit": True}, id="4bit", marks=pytest.mark.needs("bitsandbytes")),
         pytest.param(torch.float32, 1e-6, {"mixed_precision": "bf16", "gradient_checkpointing": True}, id="bf16"),
