@@ -15,7 +15,7 @@ TEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} OMP_WAIT_POLICY=$${OMP_WA
 PIP_ADD = $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm install-full quickstart controls test test-extras test-slow lint docs clean
+.PHONY: help install install-vllm install-full quickstart controls test test-extras test-slow gpu-check lint docs clean
 
 help:
 	@echo "make quickstart [SEED=n]   install, then the whole chain on the embedded default (runs/quickstart)"
@@ -23,6 +23,7 @@ help:
 	@echo "make test [WORKERS=n]      the tests, in two processes"
 	@echo "make test-slow             the long ones"
 	@echo "make test-extras           those of make test that want install-full"
+	@echo "make gpu-check             what only a GPU can prove, in 15 minutes; DRY=1 tries it on a CPU, with tiny shapes"
 	@echo "make docs                  the manual, in site/; DOCS=serve shows it at http://127.0.0.1:8000"
 	@echo "make install | install-vllm | install-full | lint | clean"
 
@@ -68,6 +69,9 @@ test-extras: $(STAMP)
 
 test-slow: $(STAMP)
 	@$(TEST) -m "slow and not gpu"
+
+gpu-check: $(STAMP)
+	@$(BIN)/python examples/gpu/check.py $(if $(DRY),--dry)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
