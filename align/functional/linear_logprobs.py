@@ -14,6 +14,7 @@ Rows whose incoming gradient (or weight) is exactly 0 give exactly 0, whatever t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ from torch.autograd.function import once_differentiable
 from align.functional.logprobs import measured, slope_into, token_entropy, token_logprobs
 from align.functional.masked import keep, same_shape, wide
 
+Watch = Callable[[Tensor, slice], None]
+
 
 @dataclass(frozen=True, slots=True)
 class TokenQuestion:
@@ -35,7 +38,8 @@ class TokenQuestion:
     - with `weights_N`, the sum of weights times log-probabilities in the first row, above zeros. Then this is the only
       column with a gradient; a row without weight is not in the sum, whatever it is.
 
-    Called with the logits of the rows `at`, it answers about these by itself.
+    Called with the logits of the rows `at`, it answers about these by itself. `watch` is shown all logits, block by
+    block (logits_nV, at), before the answers are made of them; it may not change them.
     """
 
     ids_N: Tensor
@@ -43,8 +47,11 @@ class TokenQuestion:
     entropy: bool = False
     learnt: bool = True
     weights_N: Tensor | None = None
+    watch: Watch | None = None
 
     def __call__(self, logits_nV: Tensor, at: slice) -> Tensor:
+        if self.watch is not None:
+            self.watch(logits_nV.detach(), at)
         columns = [token_logprobs(logits_nV, self.ids_N[at], self.temperature)]
         if self.entropy:
             columns.append(token_entropy(logits_nV if self.learnt else logits_nV.detach(), self.temperature))
@@ -93,6 +100,8 @@ class _LinearLogprobs(Function):
         columns = [_column(states) for _ in range(1 + asked.entropy)]
         for at in layer.blocks:
             logits, ids = layer.logits(at), asked.ids_N[at]
+            if asked.watch is not None:
+                asked.watch(logits, at)
             found = measured(logits, ids, asked.temperature, entropy=asked.entropy)
             for column, part in zip(columns, found, strict=False):
                 column[at] = part

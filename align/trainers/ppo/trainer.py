@@ -71,6 +71,7 @@ from align.trainers.ppo.advantages import ESTIMATORS
 from align.trainers.ppo.checkpoint import Checkpoints
 from align.trainers.ppo.controllers import KLController, PtxController
 from align.trainers.ppo.evaluation import Evaluation
+from align.trainers.ppo.exact import AlonePass, check_exact, reply_room, require_exact
 from align.trainers.ppo.experience import ModelPasses, counted_replies, running_stats, sampler_logps, support_of
 from align.trainers.ppo.forward import shares_prompts, silence_dropout
 from align.trainers.ppo.guards import (
@@ -181,10 +182,12 @@ class PPOTrainer(IterationLoop):
         sets = {"data": self.prompts, "eval_data": self.eval_prompts, "ptx_data": list(ptx_blocks)}
         self.data = {f"ppo.{name}": fingerprint(rows) for name, rows in sets.items()}
         self.args = loop_arguments(config, self.output_dir, bool(eval_prompts), seed, self.accelerator)
+        alone = AlonePass(self.policy, config, self.pad_id)
         self.engine = engine or training_engine(
-            config, self.policy.raw, self.pad_id, seed=derive(seed, "engine"), accelerator=self.accelerator
+            config, self.policy.raw, self.pad_id, alone, seed=derive(seed, "engine"), accelerator=self.accelerator
         )
         check_overlap(config, self.engine)
+        check_exact(config, self.engine, self.accelerator.is_fsdp2)
         self._build_parts()
         self._set_up_loop(callbacks, self.policy.raw, tokenizer, self.policy.optimizer, self.policy.schedule)
 
@@ -382,7 +385,8 @@ class PPOTrainer(IterationLoop):
         """`late`: without a pass of the policy, and without what the log says of it: the update makes up for both."""
         config, device = self.config, self.accelerator.device
         generations = config.rollout.num_generations
-        tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids, self.pad_id, generations).to(device)
+        room = reply_room(config)
+        tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids, self.pad_id, generations, room).to(device)
         support = support_of(samples, tokens, config)
         full_kl = self._full_kl(tokens)  # before a pass may be kept
         keeps = not self.warming_up
@@ -418,6 +422,8 @@ class PPOTrainer(IterationLoop):
             kept=passes.kept,
             late=passes.late,
         )
+        if config.rollout.exact:
+            require_exact(samples, tokens, passes.full)
         metrics = {} if late else policy_metrics(samples, experience, passes.entropy)
         return experience, metrics | self._rollout_metrics(samples, experience, deviation) | full_kl
 
