@@ -148,13 +148,14 @@ def check_command(args: argparse.Namespace) -> None:
     from align.plan.show import describe_cost
     from align.recipe.batch import launched_world_size
     from align.recipe.check import check_recipe, describe_plan
+    from align.stages.speech import speech
 
     recipe = check_recipe(args.recipe, args.overrides, world_size=args.num_processes)
     ranks = args.num_processes or launched_world_size()
     say(describe_plan(recipe, ranks))
     with suppress(PlanError):
         say("\n" + describe_cost(recipe, plan_stages(recipe, ranks=ranks), ranks))
-    for line in passed_over(recipe):
+    for line in (*speech(recipe), *passed_over(recipe)):
         say(line)
 
 
