@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from align.runtime.devices import index_on
 from align.runtime.peft_model import base_of
 from rollouts.key_values import KeyValues, PromptPass, ReplyPass, attends_here
 from rollouts.protocol import SamplingParams
@@ -146,17 +147,17 @@ class _Loop:
             runs.append((first, count, length))
             first += count
         self.cache.now = PromptPass(runs)
-        ids_1T = torch.tensor([[token for row in rows for token in row]], device=self.device)
-        positions_1T = torch.tensor([[at for row in rows for at in range(len(row))]], device=self.device)
-        last_P = torch.tensor([len(row) for row in rows], device=self.device).cumsum(0) - 1
+        ids_1T = index_on(self.device, [[token for row in rows for token in row]])
+        positions_1T = index_on(self.device, [[at for row in rows for at in range(len(row))]])
+        last_P = index_on(self.device, [len(row) for row in rows]).cumsum(0) - 1
         logits_PV = self._logits(ids_1T, positions_1T, last_P)[0]
         before = len(self.replies)
         for prompt, (_, responses) in enumerate(starting, start=len(self.lengths)):
             self.replies += [AtWork(response, prompt, place) for place, response in enumerate(responses)]
         self.lengths += map(len, rows)
         if len(self.replies) - before > len(rows):
-            counts_P = torch.tensor([len(responses) for _, responses in starting], device=self.device)
-            logits_PV = logits_PV.repeat_interleave(counts_P, dim=0)
+            of_replies = [prompt for prompt, (_, responses) in enumerate(starting) for _ in responses]
+            logits_PV = logits_PV.index_select(0, index_on(self.device, of_replies))
         self.tokens_R = functional.pad(self.tokens_R, (0, len(self.replies) - before))
         self.ended_R = functional.pad(self.ended_R, (0, len(self.replies) - before))
         self._draw(logits_PV, before)
@@ -167,7 +168,7 @@ class _Loop:
         columns = [reply.drawn - 1 for reply in replies]
         lengths = [self.lengths[reply.prompt] for reply in replies]
         cells = [reply.prompt * places + reply.place for reply in replies]
-        of_replies = torch.tensor([columns, lengths, cells], device=self.device)
+        of_replies = index_on(self.device, [columns, lengths, cells])
         columns_R, lengths_R, cells_R = of_replies
         prompt_columns, reply_columns = max(lengths), max(columns) + 1
         hidden_RT = None
@@ -198,7 +199,7 @@ class _Loop:
     def _draw(self, logits_RV: Tensor, first: int) -> None:
         """The next token of the replies from `first` on."""
         replies = self.replies[first:]
-        of_replies = torch.tensor([[reply.response, reply.drawn] for reply in replies], device=self.device)
+        of_replies = index_on(self.device, [[reply.response, reply.drawn] for reply in replies])
         drawn_R = self.choose(logits_RV, *of_replies.unbind(-1))
         self.tokens_R[first:] = drawn_R
         self.ended_R[first:] |= torch.isin(drawn_R, self.stops)
@@ -218,7 +219,7 @@ class _Loop:
         sources = _closed_up([at for at, gone in enumerate(full) if not gone])
         self.cache.move_replies(sources, columns)
         self.replies = [self.replies[source] for source in sources]
-        kept_R = torch.tensor(sources, dtype=torch.int64, device=self.device)
+        kept_R = index_on(self.device, sources)
         self.tokens_R, self.ended_R = self.tokens_R[kept_R], self.ended_R[kept_R]
         sources = _closed_up(sorted({reply.prompt for reply in self.replies}))
         self.cache.move_prompts(sources, max(self.lengths))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from align.functional.linear_logprobs import TokenQuestion, Watch
 from align.functional.logprobs import token_kl
 from align.functional.support import support_logprobs
+from align.runtime.devices import index_on
 from align.trainers.causal_forward import ask_at
 from align.trainers.head import Question, ask_head, block_rows, head_of, unwrapped
 from align.trainers.optimization import all_modules
@@ -141,7 +142,7 @@ def reply_full_kl(model: nn.Module, reference: nn.Module, batch: TokenBatch, tem
         rows = _rows_for(some, *both)
         kl_K = token_kl(*(_answers(policy, rows, lambda logits_nV, _: logits_nV) for policy in both), temperature)
         kl_BS = kl_BS.to(kl_K.dtype)
-        kl_BS[rows_B, : some.mask_NS.shape[1]] = rows.placed(kl_K)
+        kl_BS[index_on(kl_BS.device, rows_B), : some.mask_NS.shape[1]] = rows.placed(kl_K)
     return kl_BS
 
 

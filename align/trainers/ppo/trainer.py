@@ -100,7 +100,7 @@ from align.trainers.ppo.rollout import Rollout
 from align.trainers.ppo.types import Experience, Samples, Scores, TokenBatch, reply_groups
 from align.trainers.ppo.weight_sync import WeightSync
 from align.trainers.sharding import make_accelerator
-from data_formats.chatml import END_OF_TEXT, IM_END, control_id
+from data_formats.chat_format import chat_format
 from data_formats.records import Prompt
 from reward.protocol import Reward, same_tokens
 from rollouts.protocol import Engine, SamplingParams
@@ -116,7 +116,7 @@ class PPOTrainer(IterationLoop):
             needs none. Both are trained in place, with their dropout set to 0. Two modules that share nothing, or two
             roles of one `SharedBackbone`.
         reward: scores replies; never trained. A function becomes a `FunctionReward`; `gold` likewise.
-        tokenizer: of the policy, with ChatML's control tokens.
+        tokenizer: of the policy; carries how it speaks (`align.load_tokenizer`), else ChatML.
         config: a `PPOConfig`, or the recipe's ppo section, whose data and origins are not read here.
         prompts: what replies are sampled to; at least `rollout_batch_size`. Records, texts, or rows as files have them
             (`{"prompt": …}`, `{"messages": […]}`); `eval_prompts` likewise.
@@ -167,8 +167,8 @@ class PPOTrainer(IterationLoop):
         check_split(config.rollout_batch_size, config.rollout.num_generations, config.num_mini_batches, self.world_size)
         self.responses = config.rollout_batch_size * config.rollout.num_generations
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self.end_id = control_id(tokenizer, IM_END)
-        self.stop_ids = (self.end_id, control_id(tokenizer, END_OF_TEXT))
+        self.stop_ids = chat_format(tokenizer).stop_ids
+        self.end_id = self.stop_ids[0]
         self.reward_takes_ids = same_tokens(reward, tokenizer)
         self.offload = Offload(config.offload, self.accelerator)
         self.offload.rest("reward", *reward_models(reward, self.gold))

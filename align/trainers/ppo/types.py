@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from align.runtime.devices import index_on
 from align.runtime.padding import padded
 from align.trainers.ppo.kept import KeptPass, LatePass
 from align.trainers.ppo.rows import ModelRows, RowSize, flat_rows, padded_rows
@@ -256,9 +257,10 @@ class TokenBatch:
         return padded_rows(self.input_ids_NT, self.attention_mask_NT, self.row_sizes)
 
     def rows(self, rows_B: Tensor) -> TokenBatch:
-        """These rows, cut to their own longest length."""
+        """These rows, whose numbers lie on the host, cut to their own longest length."""
         sizes = [self.row_sizes[row] for row in rows_B.tolist()]
         width = max(size.length for size in sizes)
+        rows_B = index_on(self.input_ids_NT.device, rows_B)
         groups_B = None if self.groups_N is None else self.groups_N[rows_B]
         ids_BT, lengths_B = self.input_ids_NT[rows_B, :width], self.lengths_N[rows_B]
         return TokenBatch(ids_BT, self.prompt_lengths_N[rows_B], lengths_B, groups_B, self.reply_room)._sized(sizes)
@@ -311,6 +313,7 @@ class SupportTensor:
 
     def rows(self, rows_B: Tensor, states: int | None = None) -> SupportTensor:
         """These rows, cut to `states` (those of `TokenBatch.rows`; default all). The ids are shared, not copied."""
+        rows_B = index_on(self.starts_NS.device, rows_B)
         return SupportTensor(self.ids_F, self.starts_NS[rows_B, :states], self.counts_NS[rows_B, :states])
 
     def at(self, places_K: Tensor) -> SupportTensor:
@@ -382,19 +385,19 @@ class Experience:
     def divisor(self, rows_B: Tensor | None = None) -> Tensor:
         """What the summed losses of some rows (default all) are divided by, a scalar: their tokens or, with weights,
         their replies."""
-        mask_BS = self.mask_NS if rows_B is None else self.mask_NS[rows_B]
+        mask_BS = self.mask_NS if rows_B is None else self.mask_NS[index_on(self.mask_NS.device, rows_B)]
         return (mask_BS if self.weights_NS is None else mask_BS.any(1)).sum()
 
     def rows(self, rows_B: Tensor) -> Experience:
-        """These rows, every tensor cut to their own longest length."""
+        """These rows, whose numbers lie on the host, every tensor cut to their own longest length."""
         tokens = self.tokens.rows(rows_B)
-        states = tokens.input_ids_NT.shape[1] - 1
+        states, here_B = tokens.input_ids_NT.shape[1] - 1, index_on(self.mask_NS.device, rows_B)
 
         def cut(value: Any) -> Any:
             if isinstance(value, KeptPass):
                 return value if value.is_over(self.tokens, rows_B) else None
             if not isinstance(value, Tensor):
                 return None if value is None else value.rows(rows_B, states)
-            return value[rows_B] if value.dim() == 1 else value[rows_B, :states]
+            return value[here_B] if value.dim() == 1 else value[here_B, :states]
 
         return Experience(tokens=tokens, **{field.name: cut(getattr(self, field.name)) for field in fields(self)[1:]})
