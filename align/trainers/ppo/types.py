@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from align.runtime.devices import index_on
 from align.runtime.padding import padded
@@ -172,12 +173,14 @@ class TokenBatch:
         prompt_lengths_N: (N) tokens of the prompt, at least 1.
         lengths_N: (N) tokens of prompt + reply.
         groups_N: (N) int64, one number for the replies to one prompt, for a loss that compares them; or None.
+        reply_room: tokens that each reply is computed with, padded where it has fewer (`rollout.exact`); None: its own.
     """
 
     input_ids_NT: Tensor
     prompt_lengths_N: Tensor
     lengths_N: Tensor
     groups_N: Tensor | None = None
+    reply_room: int | None = None
 
     @classmethod
     def from_ids(
@@ -186,11 +189,13 @@ class TokenBatch:
         reply_ids: Sequence[Sequence[int]],
         pad_id: int = 0,
         num_generations: int = 1,
+        reply_room: int | None = None,
     ) -> TokenBatch:
         """Pad prompt + reply of every row on the right to the longest.
 
         Args:
             num_generations: so many rows that follow one another answer one prompt.
+            reply_room: tokens that each reply is computed with.
 
         Raises:
             ValueError: a prompt or a reply is empty (there would be no state, or no action, to learn from).
@@ -201,11 +206,13 @@ class TokenBatch:
                     f"row {row} has an empty {'reply' if prompt else 'prompt'}; a row needs a token of each"
                 )
         rows = [[*prompt, *reply] for prompt, reply in zip(prompt_ids, reply_ids, strict=True)]
+        ids_NT, width = padded(rows, pad_id), max(map(len, prompt_ids)) + (reply_room or 0)
         return cls(
-            padded(rows, pad_id),
+            F.pad(ids_NT, (0, max(0, width - ids_NT.shape[1])), value=pad_id),
             torch.tensor([len(prompt) for prompt in prompt_ids]),
             torch.tensor([len(row) for row in rows]),
             reply_groups(len(rows), num_generations),
+            reply_room,
         )
 
     @property
@@ -231,11 +238,11 @@ class TokenBatch:
 
     @cached_property
     def row_sizes(self) -> list[RowSize]:
-        """Of every row, as the host knows them: what is cut from this batch knows them without asking the device."""
+        """Of every row as computed, as the host knows them: what is cut from this batch need not ask the device."""
         first: dict[tuple[int, ...], int] = {}
         rows = zip(self.input_ids_NT.tolist(), self.prompt_lengths_N.tolist(), self.lengths_N.tolist(), strict=True)
         return [
-            RowSize(first.setdefault(tuple(ids[:prompt]), row), prompt, length)
+            RowSize(first.setdefault(tuple(ids[:prompt]), row), prompt, max(length, prompt + (self.reply_room or 0)))
             for row, (ids, prompt, length) in enumerate(rows)
         ]
 
@@ -256,12 +263,13 @@ class TokenBatch:
         rows_B = index_on(self.input_ids_NT.device, rows_B)
         groups_B = None if self.groups_N is None else self.groups_N[rows_B]
         ids_BT, lengths_B = self.input_ids_NT[rows_B, :width], self.lengths_N[rows_B]
-        return TokenBatch(ids_BT, self.prompt_lengths_N[rows_B], lengths_B, groups_B)._sized(sizes)
+        return TokenBatch(ids_BT, self.prompt_lengths_N[rows_B], lengths_B, groups_B, self.reply_room)._sized(sizes)
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same on another device."""
-        moved = (getattr(self, field.name) for field in fields(self))
-        return TokenBatch(*(None if tensor is None else tensor.to(device) for tensor in moved))._sized(self.row_sizes)
+        told = (getattr(self, field.name) for field in fields(self))
+        moved = (one.to(device) if isinstance(one, Tensor) else one for one in told)
+        return TokenBatch(*moved)._sized(self.row_sizes)
 
     def _sized(self, sizes: list[RowSize]) -> TokenBatch:
         self.__dict__["row_sizes"] = sizes
