@@ -59,8 +59,7 @@ class _Module:
 
 
 _MODULE = _Module()
-_setup_privateuseone_for_python_backend("card", _MODULE)
-CARD = torch.device("card", 0)
+CARD = torch.device("privateuseone", 0)  # "card" once there is one
 HOST = torch.device("cpu")
 OURS = ("/align/", "/reward/", "/rollouts/")
 aten = torch.ops.aten
@@ -274,6 +273,8 @@ STANDS_IN: dict[Any, Any] = {
 @contextmanager
 def pretended_card() -> Iterator[Card]:
     """accelerate and transformers choose the card."""
+    if not hasattr(torch, "card"):  # for good, but it is there in here alone
+        _setup_privateuseone_for_python_backend("card", _MODULE)
     before = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(…, device=…)` is made here, and carried over as by `to`
     swaps = torch.__future__.get_swap_module_params_on_conversion()

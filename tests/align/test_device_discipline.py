@@ -20,7 +20,8 @@ from tests.align.trainers.ppo_options import everything
 from tests.pretended_card import CARD, ForeignTensorError, OnCard, pretended_card
 
 PTX = {"ptx_blocks": [[3, 8, 200, 17, 4], [9, 256, 11], [40, 41, 42, 43], [5, 6]], "ptx_ratio": 1}
-SMALL = {"num_ppo_epochs": 1, "critic_warmup_steps": 1, "ptx_micro_batch_size": 4, "micro_batch_size": 4}
+FEW = {"ptx_micro_batch_size": 4, "micro_batch_size": 4}
+SMALL = {"num_ppo_epochs": 1, "critic_warmup_steps": 1} | FEW
 
 
 def judge(seed, dtype=torch.float32, pooling="end_token"):
@@ -47,7 +48,7 @@ PPO = {
     "everything": lambda: everything("reward") | SMALL | PTX | {"ema_decay": 0.9, "reward": judge(3)},
     "padded rows, generate": lambda: everything("loss") | SMALL | PTX | models(**ppo_case.WINDOW),
     "no critic, asked late": lambda: {"advantage": "grpo", "kl_in": "loss", "num_mini_batches": 1},
-    "one backbone, checkpointed": lambda: roles() | {"ptx_coef": 0.3} | PTX,
+    "one backbone, checkpointed": lambda: roles() | {"ptx_coef": 0.3, "num_mini_batches": 1} | FEW | PTX,
 }
 VOLATILE = ("seconds", "tokens_per_second", "memory")
 
@@ -62,10 +63,7 @@ def iteration(folder, options, kind=PPOTrainer):
     return made, {key: value for key, value in figures.items() if not key.startswith(VOLATILE)}
 
 
-LONG = ("one backbone, checkpointed", "padded rows, generate")
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in PPO])
+@pytest.mark.parametrize("name", PPO)
 def test_ppo(name, tmp_path):
     started, wanted = iteration(tmp_path / "host", PPO[name]())
     with pretended_card():
