@@ -20,6 +20,7 @@ from tests.align.trainers.ppo_options import everything
 from tests.pretended_card import CARD, ForeignTensorError, OnCard, pretended_card
 
 PTX = {"ptx_blocks": [[3, 8, 200, 17, 4], [9, 256, 11], [40, 41, 42, 43], [5, 6]], "ptx_ratio": 1}
+TWO = {"rollout_batch_size": 2}  # prompts
 FEW = {"ptx_micro_batch_size": 4, "micro_batch_size": 4}
 SMALL = {"num_ppo_epochs": 1, "critic_warmup_steps": 1} | FEW
 
@@ -47,8 +48,8 @@ def roles():
 PPO = {
     "everything": lambda: everything("reward") | SMALL | PTX | {"ema_decay": 0.9, "reward": judge(3)},
     "padded rows, generate": lambda: everything("loss") | SMALL | PTX | models(**ppo_case.WINDOW),
-    "no critic, asked late": lambda: {"advantage": "grpo", "kl_in": "loss", "num_mini_batches": 1},
-    "one backbone, checkpointed": lambda: roles() | {"ptx_coef": 0.3, "num_mini_batches": 1} | FEW | PTX,
+    "no critic, asked late": lambda: {"advantage": "grpo", "kl_in": "loss", "num_mini_batches": 1} | TWO,
+    "one backbone, checkpointed": lambda: roles() | {"ptx_coef": 0.3, "num_mini_batches": 1} | TWO | FEW | PTX,
 }
 VOLATILE = ("seconds", "tokens_per_second", "memory")
 
@@ -81,7 +82,7 @@ def test_ppo_in_bfloat16_takes_the_cards_own_attention(tmp_path, monkeypatch):
     for way in (lambda value, dropout: value.dtype == torch.bfloat16, lambda value, dropout: False):
         monkeypatch.setattr(flat, "takes_varlen", way)
         with pretended_card():
-            options = models(torch.bfloat16) | {"reward": judge(3, torch.bfloat16), "num_mini_batches": 1}
+            options = models(torch.bfloat16) | {"reward": judge(3, torch.bfloat16), "num_mini_batches": 1} | TWO | FEW
             made = ppo_case.trainer(tmp_path / str(len(found)), **options)
             made.reward.model.to(CARD)
             assert made._share_prompts
