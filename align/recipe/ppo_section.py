@@ -206,6 +206,8 @@ class PPOConfig(Section):
     """Factor of the pretraining loss in the policy's step, at least 0; `auto` is led to `ptx_grad_norm_ratio`."""
     ptx_grad_norm_ratio: float = Field(0.5, gt=0)
     """Ratio of the two gradients' norms that `auto` keeps."""
+    ptx_max_z_coef: float = Field(0.0, ge=0)
+    """Factor of the max-z loss in the pretraining loss (Baichuan 2: 2e-4): the square of the largest logit, a token."""
     ptx_ratio: Count = 8
     """Rows of pretraining documents a reply."""
     ptx_max_length: Positive = 2048
@@ -300,6 +302,9 @@ class PPOConfig(Section):
         if self.ptx_coef != 0 and self.ptx_ratio == 0:
             sentence = "0 gives a step no pretraining rows although ptx_coef is above 0; set one of them to match"
             broken.append(("ptx_ratio", sentence))
+        if self.ptx_max_z_coef and not self.uses_ptx:
+            sentence = "is a part of the pretraining loss, but ptx_coef is 0; set that above 0, or remove the key"
+            broken.append(("ptx_max_z_coef", sentence))
         return broken + self._estimator_rules() + self._offload_rules() + self._rollout_rules()
 
     def _estimator_rules(self) -> list[tuple[str, str]]:

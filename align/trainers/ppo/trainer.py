@@ -95,13 +95,14 @@ from align.trainers.ppo.metrics import (
     staleness,
 )
 from align.trainers.ppo.minibatches import Room, check_split, plan_minibatches, shuffled
-from align.trainers.ppo.ptx import PtxStream, ptx_nll_sum
+from align.trainers.ppo.ptx import PtxStream, ptx_loss_sum
 from align.trainers.ppo.rollout import Rollout
 from align.trainers.ppo.types import Experience, Samples, Scores, TokenBatch, reply_groups
 from align.trainers.ppo.weight_sync import WeightSync
 from align.trainers.sharding import make_accelerator
 from data_formats.chat_format import chat_format
 from data_formats.records import Prompt
+from reward.checkpointing import is_checkpointing
 from reward.protocol import Reward, same_tokens
 from rollouts.protocol import Engine, SamplingParams
 
@@ -198,7 +199,7 @@ class PPOTrainer(IterationLoop):
         reference = copy.deepcopy(policy) if reference is None else reference
         for module in (*trained, reference):
             silence_dropout(module)
-            module.train(module is not reference and getattr(module, "is_gradient_checkpointing", False))
+            module.train(module is not reference and is_checkpointing(module))
         config, decay = self.config, self.config.ema_decay
         steps = config.num_iterations * config.num_ppo_epochs * config.num_mini_batches
         self.ema = None if decay is None else WeightAverage(policy, decay, self.accelerator)
@@ -594,8 +595,13 @@ class PPOTrainer(IterationLoop):
         )
 
     def ptx_loss(self, input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Sum over the blocks' tokens of their negative log-likelihood under the policy."""
-        return ptx_nll_sum(self.policy.module, input_ids_BT, mask_BT)
+        """Sum over the blocks' tokens of their negative log-likelihood under the policy, and of `ptx_max_z_coef` times
+        the squares of the largest logits."""
+        coef = self.config.ptx_max_z_coef
+        loss_sum, squares = ptx_loss_sum(self.policy.module, input_ids_BT, mask_BT, coef)
+        if coef:
+            self.ptx.max_z = squares
+        return loss_sum
 
     def evaluate(self, prompts: Sequence[Prompt] | None = None, num_samples: int = 1) -> dict[str, float]:
         """Score, KL and entropy on held-out prompts (default `eval_prompts`; none: no figures); see `evaluation`.
