@@ -14,6 +14,7 @@ Rows whose incoming gradient (or weight) is exactly 0 give exactly 0, whatever t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from torch.autograd.function import once_differentiable
 
 from align.functional.logprobs import measured, slope_into, token_entropy, token_logprobs
 from align.functional.masked import keep, same_shape, wide
+
+Watch = Callable[[Tensor, slice], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,8 @@ class TokenQuestion:
       column with a gradient; a row without weight is not in the sum, whatever it is. With `max_z_coef`, which wants
       weights, they multiply log-probability - max_z_coef * z^2: the max-z loss of Baichuan 2 (2309.10305).
 
-    Called with the logits of the rows `at`, it answers about these by itself.
+    Called with the logits of the rows `at`, it answers about these by itself. `watch` is shown all logits, block by
+    block (logits_nV, at), before the answers are made of them; it may not change them.
     """
 
     ids_N: Tensor
@@ -45,9 +49,12 @@ class TokenQuestion:
     entropy: bool = False
     learnt: bool = True
     weights_N: Tensor | None = None
+    watch: Watch | None = None
     max_z_coef: float = 0.0
 
     def __call__(self, logits_nV: Tensor, at: slice) -> Tensor:
+        if self.watch is not None:
+            self.watch(logits_nV.detach(), at)
         columns = [token_logprobs(logits_nV, self.ids_N[at], self.temperature)]
         if self.entropy:
             columns.append(token_entropy(logits_nV if self.learnt else logits_nV.detach(), self.temperature))
@@ -108,6 +115,8 @@ class _LinearLogprobs(Function):
         columns = [_column(states) for _ in range(1 + asked.entropy + bool(asked.max_z_coef))]
         for at in layer.blocks:
             logits, ids = layer.logits(at), asked.ids_N[at]
+            if asked.watch is not None:
+                asked.watch(logits, at)
             found = measured(logits, ids, asked.temperature, entropy=asked.entropy)
             for column, part in zip(columns, (part for part in found if part is not None), strict=False):
                 column[at] = part

@@ -86,7 +86,7 @@ def load_causal_lm(
         adapter.keep_unpacked(loaded)
     _refuse_normalised_head(loaded, path)
     _check_tokenizer(loaded, tokenizer, path)
-    return _checkpointed(adapters.fitted(loaded, path, model, use=use, seed=seed), model)
+    return _checkpointed(adapters.fitted(loaded, path, model, use=use, seed=seed, tokenizer=tokenizer), model)
 
 
 def load_reward_model(
@@ -108,7 +108,7 @@ def load_reward_model(
     if not own and "SequenceClassification" in str(loaded.config.architectures):  # of any type, where it is damaged
         logger.warning("%s is a classifier: training starts from its body, its own head is left behind", path)
     _check_tokenizer(loaded, tokenizer, path)
-    return _checkpointed(_headed(loaded, path, model, use, seed), model)
+    return _checkpointed(_headed(loaded, path, model, use, seed, tokenizer), model)
 
 
 def load_critic(
@@ -127,7 +127,7 @@ def load_critic(
     make = Critic.from_pretrained if Critic.is_saved_at(path, **options) else Critic.from_backbone
     loaded = make(path, attention_dropout=attention_dropout, **options)
     _check_tokenizer(loaded, tokenizer, path)
-    return _checkpointed(_headed(loaded, path, model, use, seed), model)
+    return _checkpointed(_headed(loaded, path, model, use, seed, tokenizer), model)
 
 
 def _refuse_normalised_head(loaded: Any, path: str | Path) -> None:
@@ -145,8 +145,9 @@ def _check_tokenizer(loaded: Any, tokenizer: Any, path: str | Path) -> None:
         check_vocabulary(loaded, tokenizer, path)
 
 
-def _headed(loaded: Any, path: str | Path, model: ModelSection, use: Use, seed: int) -> Any:
-    loaded.backbone = adapters.fitted(loaded.backbone, path, model, use=use, seed=seed)
+def _headed(loaded: Any, path: str | Path, model: ModelSection, use: Use, seed: int, tokenizer: Any) -> Any:
+    options = {"use": use, "seed": seed, "tokenizer": tokenizer}
+    loaded.backbone = adapters.fitted(loaded.backbone, path, model, **options)
     return loaded if use == "train" else loaded.requires_grad_(False)
 
 

@@ -12,7 +12,7 @@ from align.recipe.section import Count, LocalPath, Positive, Rate, Section, Shar
 
 Mask = Literal["assistant_only", "user_content_only", "qwen_script", "last_turn_only", "all"]
 LossReduction = Literal["token_mean", "session_mean", "turn_mean", "prefix_mean"]
-GHOST_MASKS = ("assistant_only", "last_turn_only")
+REPLY_MASKS = ("assistant_only", "last_turn_only")
 
 
 class SupervisedSection(OptimSection, StageSection):
@@ -144,10 +144,10 @@ class SFTSection(SupervisedSection):
         broken = super().rules()
         if self.packing and self.group_by_length:
             broken.append(("group_by_length", "packed rows are of like length already; use it or packing, not both"))
-        if self.ghost_attention is not None and self.mask not in GHOST_MASKS:
+        if self.ghost_attention is not None and self.mask not in REPLY_MASKS:
             sentence = (
                 f"teaches the last reply alone, but mask {self.mask} puts loss on what the user writes; "
-                f"use mask {' or '.join(GHOST_MASKS)}"
+                f"use mask {' or '.join(REPLY_MASKS)}"
             )
             broken.append(("ghost_attention", sentence))
         if self.keep_best and self.eval_steps is None:

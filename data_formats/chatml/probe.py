@@ -2,17 +2,20 @@
 
 Whoever serves a model renders the template and encodes the whole string; training encodes the pieces of a turn one by
 one. A few conversations are encoded both ways. (A content that begins with a newline is not among them: training keeps
-the border between it and the role line, as the model does when it generates.)
+the border between it and the role line, as the model does when it generates. Nor is one that begins with a blank, where
+the tokenizer has tokens of a newline and blanks behind it, as SmolLM's and GPT-2's.)
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from data_formats.chatml.defaults import with_system
 from data_formats.chatml.encoding import encode
+from data_formats.chatml.plain import plain_tokenizer
 from data_formats.chatml.rendering import render
 from data_formats.chatml.served import render_template, template_system_turn
 from data_formats.records import Message, ToolCall
@@ -46,24 +49,33 @@ def template_difference(tokenizer: Any, *, tools: bool = False) -> str | None:
     Raises:
         TemplateError: the template fails.
     """
-    system = template_system_turn(tokenizer)
+    system, joins = template_system_turn(tokenizer), _joins_blanks(tokenizer)
     for name, turns in (WITH_TOOLS if tools else CONVERSATIONS).items():
+        turns = [replace(turn, content=turn.content.lstrip()) for turn in turns] if joins else turns
         offered = (_TOOL,) if tools else ()
         pieces = render(with_system(turns, system), tools=offered, add_generation_prompt=True)
         text = render_template(
             tokenizer,
-            [_as_dict(turn) for turn in turns],
+            [as_dict(turn) for turn in turns],
             tools=[json.loads(tool) for tool in offered] or None,
             add_generation_prompt=True,
         )
         trained, served = encode(tokenizer, pieces)[0], tokenizer(text, add_special_tokens=False)["input_ids"]
         if trained != served:
             texts = (tokenizer.convert_ids_to_tokens(ids) for ids in (trained, served))
-            return f"of a conversation with {name} it serves {_parted(*texts)}"
+            return f"of a conversation with {name} it serves {parted(*texts)}"
     return None
 
 
-def _as_dict(turn: Message) -> dict[str, Any]:
+def _joins_blanks(tokenizer: Any) -> bool:
+    """Whether a newline and the blanks behind it are one token, so that the border between them is lost."""
+    backend = plain_tokenizer(tokenizer).backend
+    whole, newline, rest = (backend.encode(text).ids for text in ("\n  Say", "\n", "  Say"))
+    return whole != newline + rest
+
+
+def as_dict(turn: Message) -> dict[str, Any]:
+    """A turn as `apply_chat_template` takes it."""
     found: dict[str, Any] = {"role": turn.role, "content": turn.content}
     if turn.tool_calls:
         calls = [{"name": call.name, "arguments": json.loads(call.arguments)} for call in turn.tool_calls]
@@ -71,7 +83,8 @@ def _as_dict(turn: Message) -> dict[str, Any]:
     return found
 
 
-def _parted(trained: Sequence[str], served: Sequence[str]) -> str:
+def parted(trained: Sequence[str], served: Sequence[str]) -> str:
+    """Where two rows of tokens part, in words."""
     pairs = enumerate(zip(trained, served, strict=False))
     at = next((at for at, (one, other) in pairs if one != other), min(len(trained), len(served)))
     shown = [" ".join(tokens[max(at - 2, 0) : at + 4]) or "nothing" for tokens in (served, trained)]
