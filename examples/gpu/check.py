@@ -54,10 +54,9 @@ class Skip(Exception):
 
 @dataclass(frozen=True)
 class Here:
-    """What a case is told: whether it is to be tiny, on a CPU; a folder of its own."""
+    """What a case is told, beside the empty folder that it works in: whether it is to be tiny, on a CPU."""
 
     dry: bool
-    folder: Path
 
     @property
     def device(self) -> str:
@@ -87,7 +86,7 @@ def run_part(name: str, rows: Path, dry: bool) -> None:
         with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
             os.chdir(folder)
             try:
-                found = {"status": "ok", **work(Here(dry, Path(folder)))}
+                found = {"status": "ok", **work(Here(dry))}
             except Skip as reason:
                 found = {"status": "skipped", "why": str(reason)}
             except Exception as error:

@@ -40,6 +40,17 @@ FSDP = ["--num_processes", "1", "--use_fsdp", "--fsdp_version", "2"]
 FSDP += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
 
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "base": {"data": ["text.jsonl"], "holdout": 0},
+    "pmp": {"data": ["rm.jsonl"], "holdout": 0},
+    "rejection": {
+        "data": ["ppo.jsonl"],
+        "reward": {"kind": "function", "function": "rule.py:letters"},
+        "rollout": {"num_generations": 2, "max_prompt_length": 48, "max_completion_length": 8, "batch_size": 8},
+    },
+}
+
+
 def stage(here: Here, name: str) -> dict[str, Any]:
     """Two steps of one."""
     kind, words = STAGES[name]
@@ -55,24 +66,29 @@ def stage(here: Here, name: str) -> dict[str, Any]:
     return found
 
 
-def rejection(here: Here) -> dict[str, Any]:
-    """A round of it, by a rule."""
+def other(here: Here, name: str) -> dict[str, Any]:
+    """Two steps of a stage that the small recipe does not have: those of the supervised ones, a round by a rule."""
     from stages import metrics, plans, recipe_of
 
     from align.recipe import Recipe
     from align.recipe.registry import STAGES as REGISTRY
     from align.runtime.resolve import resolve
 
-    plans.make_rows("ppo", 48)
+    for kind, length in (("ppo", 48), ("rm", 64)):
+        plans.make_rows(kind, length)
     plans.make_models(TINY, recipe_of("ppo", []), device=here.device)
+    Path("text.jsonl").write_text("".join(json.dumps({"text": f"text {at} " * 9}) + "\n" for at in range(16)))
     Path("rule.py").write_text("def letters(prompts, completions):\n    return [float(len(t)) for t in completions]\n")
-    section = {"data": ["ppo.jsonl"], "reward": {"kind": "function", "function": "rule.py:letters"}, "max_length": 96}
-    section |= {"batch_size": 2, "micro_batch_size": 2, "max_steps": 2, "logging_steps": 1, "learning_rate": 1e-4}
-    section["rollout"] = {"num_generations": 2, "max_prompt_length": 48, "max_completion_length": 8, "batch_size": 8}
-    whole = {"name": "rejection", "output_dir": "run", "model": {"path": "model", "mixed_precision": "bf16"}}
-    recipe = Recipe.model_validate_json(json.dumps({**whole, "rejection": section}))
-    summary = resolve(REGISTRY["rejection"].run)(recipe, "rejection")
-    metrics("rejection")
+    section = {"max_length": 96, "batch_size": 2, "micro_batch_size": 2, "max_steps": 2, "logging_steps": 1}
+    model = {"path": "model", "mixed_precision": "bf16"}
+    whole = {
+        "name": name,
+        "output_dir": "run",
+        "model": model,
+        name: {**section, "learning_rate": 1e-4, **OTHERS[name]},
+    }
+    summary = resolve(REGISTRY[name].run)(Recipe.model_validate_json(json.dumps(whole)), name)
+    metrics(name)
     return {"steps": summary["steps"]}
 
 
@@ -111,6 +127,6 @@ def pytest_figures(*words: str) -> dict[str, Any]:
 
 
 CASES = {name: partial(stage, name=name) for name in STAGES}
-CASES |= {"rejection": rejection}
+CASES |= {name: partial(other, name=name) for name in OTHERS}
 CASES |= {f"{kind}, FSDP2": partial(sharded, kind=kind) for kind in ("sft", "ppo")}
 CASES |= {"tests marked gpu": marked}
