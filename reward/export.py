@@ -17,15 +17,7 @@ from torch import nn
 
 from align.runtime.errors import AlignError, StorageError
 from align.runtime.paths import typed_path
-from data_formats.chatml import (
-    CHAT_TEMPLATE,
-    END_OF_TEXT,
-    IM_END,
-    WITH_BOS,
-    control_id,
-    ending_at_reply,
-    opening_token,
-)
+from data_formats.chat_format import chat_format
 from reward.card import model_card
 from reward.errors import ModelFileError
 from reward.folder import read_json, staged
@@ -34,7 +26,6 @@ from reward.model import RewardModel
 from reward.stock import classifier_config, empty_classifier, reads_last_token
 
 POOLING = "end_token"
-TEMPLATES = {bos: ending_at_reply(WITH_BOS if bos else CHAT_TEMPLATE) for bos in (False, True)}
 
 
 class ExportError(AlignError, ValueError):
@@ -72,7 +63,7 @@ def export_classifier(model_dir: str | Path, out_dir: str | Path, *, dtype: str 
     exported = as_classifier(
         _merged(model.backbone, model_dir),
         model.head.weight,
-        _prepared(tokenizer),
+        _prepared(tokenizer, model_dir),
         {"reward_shift": float(settings["shift"]), "reward_scale": float(settings.get("scale", 1.0))},
     )
     with quiet(), staged(out_dir) as folder:
@@ -131,11 +122,15 @@ def _merged(backbone: nn.Module, model_dir: str | Path) -> nn.Module:
     return backbone.merge_and_unload() if hasattr(backbone, "merge_and_unload") else backbone
 
 
-def _prepared(tokenizer: Any) -> Any:
-    """With the template above, and a pad token that is not `<|im_end|>`, which would be taken for padding."""
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == control_id(tokenizer, IM_END):
-        control_id(tokenizer, END_OF_TEXT)
-        tokenizer.pad_token = END_OF_TEXT
-    tokenizer.chat_template = TEMPLATES[bool(opening_token(tokenizer))]
+def _prepared(tokenizer: Any, model_dir: str | Path) -> Any:
+    """With the template above, and a pad token that is not the reply's end token, which would be taken for padding."""
+    speaker = chat_format(tokenizer)
+    if speaker.padding is None:
+        raise ExportError(
+            f"{model_dir}: its tokenizer has no special token but {speaker.stops[0]}, which ends replies: a plain "
+            "sequence classifier, which tells padding by its token, would take every end for padding"
+        )
+    tokenizer.pad_token = speaker.padding
+    tokenizer.chat_template = speaker.scoring_template
     tokenizer.padding_side = "right"
     return tokenizer

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 from align.runtime.errors import AlignError
+from data_formats.chat_format import chat_format
 from data_formats.records import Message, Prompt
 
 
@@ -90,9 +91,12 @@ def text_alone(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def same_tokens(reward: Any, tokenizer: Any) -> bool:
-    """Whether a reward may be given the policy's token ids: it has no tokenizer of its own, or an equal one."""
+    """Whether a reward may be given the policy's token ids: it has no tokenizer of its own, or an equal one that speaks
+    alike."""
     own = getattr(reward, "tokenizer", None)
-    return own is None or own is tokenizer or own.get_vocab() == tokenizer.get_vocab()
+    if own is None or own is tokenizer:
+        return True
+    return own.get_vocab() == tokenizer.get_vocab() and chat_format(own).speaks_like(chat_format(tokenizer))
 
 
 def require_reward(value: Any, argument: str) -> Reward:

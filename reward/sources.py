@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from align.runtime.padding import pad_right
-from data_formats.chatml import IM_END, control_id, encode_many, render, with_reasoning
+from data_formats.chat_format import chat_format
+from data_formats.chatml import encode_texts, with_reasoning
 from data_formats.records import Message
 from reward.classifier import ClassifierReward
 from reward.forward import forward_errors, position_room
@@ -28,17 +29,17 @@ RewardFunction = Callable[..., Sequence[float]]
 class ModelReward:
     """A `RewardModel` on the policy's own tokens.
 
-    A sample with ids is scored on `prompt_ids + completion_ids`; where the completion does not end with `<|im_end|>`
-    (the policy was cut off) that token is appended, since the score is read at it: an unfinished reply is scored as it
-    stands, and punishing it is the trainer's business (`missing_eos_penalty`). A sample without ids is rendered as
-    ChatML up to the reply's `<|im_end|>`.
+    A sample with ids is scored on `prompt_ids + completion_ids`; where the completion does not end with its end token
+    (`<|im_end|>`; the policy was cut off) that token is appended, since the score is read at it: an unfinished reply is
+    scored as it stands, and punishing it is the trainer's business (`missing_eos_penalty`). A sample without ids is
+    rendered as the model speaks (`data_formats.chat_format`), up to the reply's end token.
 
     Several replies to one prompt are scored with the prompt computed once, where the backbone allows it; scores are
     those of scoring them apart, up to rounding.
 
     Args:
         model: the reward model (or a wrapper of it whose forward is the same).
-        tokenizer: the ChatML tokenizer it was trained with.
+        tokenizer: the one it was trained with.
         batch_size: sequences held at once.
         name: for logs and errors.
         share_prompts: False: score every reply apart; None: share where the backbone takes flat rows (`reward.flat`);
@@ -56,16 +57,20 @@ class ModelReward:
     ):
         self.model, self.tokenizer, self.batch_size, self.name = model, tokenizer, batch_size, name
         self.share_prompts = share_prompts
-        self.end_id = control_id(tokenizer, IM_END)
+        self.end_id = chat_format(tokenizer).end_id
 
     def token_rows(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """The ids each sample is scored on, `<|im_end|>` last."""
+        """The ids each sample is scored on, the end token last."""
         without = [
             index for index, sample in enumerate(samples) if sample.completion_ids is None or sample.prompt_ids is None
         ]
         replies = with_reasoning(Message("assistant", samples[i].completion) for i in without)
-        texts = [render([*samples[i].prompt, reply])[:-1] for i, reply in zip(without, replies, strict=True)]
-        encoded = {i: ids for i, (ids, _) in zip(without, encode_many(self.tokenizer, texts), strict=True)}
+        speaker = chat_format(self.tokenizer)
+        texts = [
+            [*speaker.render(samples[i].prompt, add_generation_prompt=True), *speaker.render_reply(reply)]
+            for i, reply in zip(without, replies, strict=True)
+        ]
+        encoded = dict(zip(without, speaker.encode(texts), strict=True))
         rows = []
         for index, sample in enumerate(samples):
             if index in encoded:
@@ -104,7 +109,7 @@ class ModelReward:
         def length(at: int) -> int:
             sample = samples[indices[at]]
             ids = sample.completion_ids
-            return len(encode_many(self.tokenizer, [sample.completion])[0][0] if ids is None else ids)
+            return len(encode_texts(self.tokenizer, [sample.completion])[0] if ids is None else ids)
 
         return length
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, Cache
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from align.runtime.devices import index_on
 from rollouts.errors import RolloutError
 
 NAME = "prompts_and_replies"
@@ -209,6 +210,6 @@ def _move(held: Sequence[Tensor], sources: Sequence[int], columns: int) -> None:
     moved = [(to, source) for to, source in enumerate(sources) if to != source]
     if not moved or not held:
         return
-    to, source = (torch.tensor(places, device=held[0].device) for places in zip(*moved, strict=True))
+    to, source = (index_on(held[0].device, places) for places in zip(*moved, strict=True))
     for held_LBKTD in held:
         held_LBKTD[:, to, :, :columns] = held_LBKTD[:, source, :, :columns]

@@ -1,8 +1,8 @@
 """A policy's weights as an engine with weights of its own wants them: what `save_pretrained` of the merged model would
 name and hold, one tensor at a time, nothing of the policy changed.
 
-- Of a PEFT model (LoRA, rsLoRA, DoRA, `modules_to_save`) each adapted layer is merged on its own: PEFT's own `merge`
-  runs on a copy of that layer alone, in float32, and the result is cast to the base's dtype. A 4-bit base
+- Of a PEFT model (LoRA, rsLoRA, DoRA, `modules_to_save`, trained rows) each adapted layer is merged on its own: PEFT's
+  own `merge` runs on a copy of that layer alone, in float32, and the result is cast to the base's dtype. A 4-bit base
   (bitsandbytes) is dequantised for the while, and never merged into 4 bits.
 - Modules that hold a checkpoint's tensors fused (the experts of Qwen3-MoE) are taken apart by transformers' own table.
 - Sharded parameters are gathered one by one (`gather`); then all ranks must read the stream to its end.
@@ -195,6 +195,9 @@ def _sources(module: nn.Module, prefix: str, merge: bool) -> Iterator[_Source]:
         else:
             yield from _sources(base, prefix, merge)
         return
+    if hasattr(module, "token_adapter"):
+        yield from _token_sources(module.token_adapter, prefix, merge)
+        return
     if hasattr(module, "original_module"):
         yield from _sources(_in_use(module, prefix, merge), prefix, merge)
         return
@@ -205,6 +208,15 @@ def _sources(module: nn.Module, prefix: str, merge: bool) -> Iterator[_Source]:
             yield _Source({f"{prefix}{name}": buffer})
     for name, child in module.named_children():
         yield from _sources(child, f"{prefix}{name}.", merge)
+
+
+def _token_sources(rows: Any, prefix: str, merge: bool) -> Iterator[_Source]:
+    """Of a layer some of whose rows are trained (`trainable_token_indices`); a tied one is the other's."""
+    if rows.tied_adapter is not None:
+        return
+    in_use = any(name in rows.trainable_tokens_delta for name in rows.active_adapters)
+    named = {f"{prefix}{name}": parameter for name, parameter in rows.get_base_layer().named_parameters()}
+    yield _Source(named, (rows,) if merge and in_use and not rows.disable_adapters and not rows.merged else ())
 
 
 def _adapters(module: nn.Module, prefix: str) -> tuple[list[nn.Module], nn.Module]:

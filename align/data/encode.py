@@ -16,6 +16,7 @@ from typing import Any, Literal, TypedDict
 
 from align.data.collector import collector_paused
 from data_formats import chatml
+from data_formats.chat_format import ChatFormat, chat_format
 from data_formats.errors import DataError
 from data_formats.records import Comparison, Demonstration, Document, Message
 
@@ -37,10 +38,20 @@ class Row(TypedDict):
 
 
 class PairRow(TypedDict):
-    """Two sequences, prompt plus reply, each ending with the id of `<|im_end|>`."""
+    """Two sequences, prompt plus reply, each ending with the id of its end token."""
 
     chosen_ids: list[int]
     rejected_ids: list[int]
+
+
+def _rendered(
+    speaker: ChatFormat, messages: Iterable[Message], tools: Sequence[str], source: str = "", **options: Any
+) -> list[chatml.Piece]:
+    """The pieces of a conversation; what the model's chat template refuses is a fault of the row."""
+    try:
+        return speaker.render(messages, tools=tools, **options)
+    except (chatml.TemplateError, DataError) as error:
+        raise DataError(str(error), path=source or None) from error
 
 
 def overlong_error(kind: str, index: int, length: int, max_length: int) -> DataError:
@@ -55,7 +66,7 @@ def overlong_error(kind: str, index: int, length: int, max_length: int) -> DataE
 class _Conversations:
     """How demonstrations are rendered."""
 
-    tokenizer: Any
+    speaker: ChatFormat
     mask: str
     thinking: str
     system: Message | None
@@ -67,10 +78,10 @@ class _Conversations:
         self, turns: Sequence[tuple[Message, ...]], demos: Sequence[Demonstration]
     ) -> Iterator[chatml.EncodedRow]:
         rendered = (
-            chatml.render(one, tools=demo.tools, mask=self.mask, thinking=self.thinking)
+            _rendered(self.speaker, one, demo.tools, demo.source, mask=self.mask, thinking=self.thinking)
             for one, demo in zip(turns, demos, strict=True)
         )
-        return chatml.encode_rows(self.tokenizer, rendered, NO_LOSS)
+        return self.speaker.encode_rows(rendered, NO_LOSS)
 
     def shortened(self, demo: Demonstration, max_length: int) -> chatml.EncodedRow | None:
         """Without as many of the oldest turns as it takes; None when it never fits."""
@@ -108,10 +119,11 @@ def encode_kept_demonstrations(
 
     Raises:
         DataError: `on_overlong` is "error" and a row is too long; or no token of a demonstration has loss, and none of
-            its turns is marked.
+            its turns is marked; or the model's chat template cannot write its turns, or rewrites some of them.
     """
-    system = chatml.default_system_turn(tokenizer) if default_system == "template" else None
-    talks = _Conversations(tokenizer, mask, thinking, system)
+    speaker = chat_format(tokenizer)
+    system = speaker.default_system_turn() if default_system == "template" else None
+    talks = _Conversations(speaker, mask, thinking, system)
     rows: list[Row] = []
     kept: list[int] = []
     counts: Counter[str] = Counter()
@@ -152,13 +164,13 @@ def encode_prompts(
     tokenizer: Any, prompts: Sequence[Iterable[Message]], tools: Sequence[Sequence[str]] | None = None
 ) -> list[list[int]]:
     """Ids of prompts with the opening of the assistant's turn, ready to be continued; `tools` are those on offer."""
-    offers = tools if tools is not None else [()] * len(prompts)
+    offers, speaker = tools if tools is not None else [()] * len(prompts), chat_format(tokenizer)
     rendered = (
-        chatml.render(messages, tools=offer, add_generation_prompt=True)
+        _rendered(speaker, messages, offer, add_generation_prompt=True)
         for messages, offer in zip(prompts, offers, strict=True)
     )
     with collector_paused():
-        return [ids for ids, _ in chatml.encode_many(tokenizer, rendered)]
+        return speaker.encode(rendered)
 
 
 def encode_prompt(tokenizer: Any, messages: Iterable[Message], tools: Sequence[str] = ()) -> list[int]:
@@ -167,20 +179,9 @@ def encode_prompt(tokenizer: Any, messages: Iterable[Message], tools: Sequence[s
 
 
 def encode_replies(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of replies, each closed by `<|im_end|>`: what follows the ids of `encode_prompt`.
-
-    A `<think>` block at the beginning of a reply counts as thinking, as it does in demonstrations.
-    """
-    replies = chatml.with_reasoning(Message("assistant", text) for text in texts)
-    thought = [at for at, reply in enumerate(replies) if reply != Message("assistant", texts[at])]
-    end = chatml.control_id(tokenizer, chatml.IM_END)
+    """Ids of replies, each closed by its end token: what follows the ids of `encode_prompt`."""
     with collector_paused():
-        rows = [[*ids, end] for ids in chatml.encode_texts(tokenizer, texts, continues=True)]
-        before = len(chatml.encode(tokenizer, chatml.REPLY_OPENING)[0])
-        whole = ([*chatml.REPLY_OPENING, *chatml.render_reply(replies[at])] for at in thought)
-        for at, (ids, _) in zip(thought, chatml.encode_many(tokenizer, whole), strict=True):
-            rows[at] = ids[before:]
-    return rows
+        return chat_format(tokenizer).encode_replies(texts)
 
 
 def encode_between(
@@ -190,12 +191,24 @@ def encode_between(
     tools: Sequence[str],
     prompt_ids: Sequence[int],
 ) -> list[int]:
-    """Ids of the turns between a prompt and a reply: what follows `prompt_ids` up to where the reply begins."""
-    return encode_prompts(tokenizer, [(*prompt, *turns)], [tools])[0][len(prompt_ids) :] if turns else []
+    """Ids of the turns between a prompt and a reply: what follows `prompt_ids` up to where the reply begins.
+
+    Raises:
+        DataError: the model's chat template writes the prompt in another way once it goes on.
+    """
+    if not turns:
+        return []
+    ids = encode_prompts(tokenizer, [(*prompt, *turns)], [tools])[0]
+    if ids[: len(prompt_ids)] != list(prompt_ids):
+        raise DataError(
+            "the model's chat template rewrites a prompt once more turns follow it, so replies of several turns (calls "
+            "of tools and their answers) cannot be compared; leave such rows out"
+        )
+    return ids[len(prompt_ids) :]
 
 
 def encode_reply(tokenizer: Any, text: str) -> list[int]:
-    """Ids of one reply, closed by `<|im_end|>`."""
+    """Ids of one reply, closed by its end token."""
     return encode_replies(tokenizer, [text])[0]
 
 
@@ -224,7 +237,7 @@ def encode_comparisons(
 def encode_kept_comparisons(
     tokenizer: Any, comparisons: Sequence[Comparison], max_length: int, on_overlong: OnOverlong
 ) -> tuple[list[PairRow], list[int], dict[str, int]]:
-    """Pairs of sequences, each prompt plus reply and ending exactly with `<|im_end|>`; one prompt for both sides.
+    """Pairs of sequences, each prompt plus reply and ending exactly with its end token; one prompt for both sides.
 
     Turns between the prompt and a reply (`chosen_turns`) count as its reply.
 
@@ -282,11 +295,11 @@ def fit_prompt(tokenizer: Any, messages: tuple[Message, ...], room: int, tools: 
 
 
 def encode_documents(tokenizer: Any, documents: Sequence[Document], block_length: int) -> list[list[int]]:
-    """Documents joined by `<|endoftext|>` (one after each) and cut into blocks of `block_length` tokens.
+    """Documents joined by their end token (`<|endoftext|>`, one after each) and cut into blocks of `block_length`.
 
     The last block may be shorter; it is kept when it has at least 8 tokens. A document may continue in the next block.
     """
-    end = chatml.control_id(tokenizer, chatml.END_OF_TEXT)
+    end = chat_format(tokenizer).document_end_id
     stream: list[int] = []
     for ids in chatml.encode_texts(tokenizer, [document.text for document in documents]):
         stream += ids

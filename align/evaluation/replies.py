@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.data.encode import encode_prompts
-from data_formats import chatml
+from data_formats.chat_format import chat_format
 from data_formats.records import Prompt
 from reward.failures import MAX_FAILED_SHARE, OnRewardError, judge_all
 from reward.protocol import Reward, Sample, prompt_columns, same_tokens, text_alone
@@ -37,7 +37,7 @@ class JudgedReply:
 
 def decodings(tokenizer: Any, *, num_samples: int, max_new_tokens: int, seed: int) -> dict[str, SamplingParams]:
     """`greedy` (one reply a prompt) and, unless `num_samples` is 0, `sampled` (temperature 1, top-p 1)."""
-    stops = chatml.stop_ids(tokenizer)
+    stops = chat_format(tokenizer).stop_ids
     found = {"greedy": SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens, stop_token_ids=stops)}
     if num_samples:
         found["sampled"] = SamplingParams(n=num_samples, max_new_tokens=max_new_tokens, stop_token_ids=stops, seed=seed)
@@ -55,7 +55,7 @@ def judged_replies(
     """`params.n` replies to each prompt, judged by every reward; one inner list a prompt, in order. `on_error`: what
     becomes of a reward that fails on some (`reward.failures`)."""
     ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts], [prompt.tools for prompt in prompts])
-    completions, end_id = engine.generate(ids, params), chatml.control_id(tokenizer, chatml.IM_END)
+    completions, end_id = engine.generate(ids, params), chat_format(tokenizer).end_id
     texts = tokenizer.batch_decode([list(one.token_ids) for one in completions], skip_special_tokens=True)
     columns = [prompt_columns(prompt) for prompt in prompts]
     samples = [

@@ -23,6 +23,7 @@ from align.recipe.errors import RecipeError
 from align.recipe.model_section import LoraSection, ModelSection
 from align.runtime.packages import require_package
 from align.runtime.peft_model import base_of, is_peft
+from data_formats.chat_format import remembered
 from reward import adapter
 from reward.errors import ModelFileError
 from reward.folder import local_folder
@@ -44,7 +45,13 @@ def quantization(model: ModelSection) -> Any:
 
 
 def add(
-    module: nn.Module, lora: LoraSection, *, base: str | Path, revision: str | None = None, seed: int = 0
+    module: nn.Module,
+    lora: LoraSection,
+    *,
+    base: str | Path,
+    revision: str | None = None,
+    seed: int = 0,
+    new_tokens: Sequence[int] = (),
 ) -> nn.Module:
     """A peft model around `module`, whose weights are frozen; the new adapter changes nothing yet (B is 0).
 
@@ -55,13 +62,14 @@ def add(
             any working folder.
         revision: of `base`.
         seed: draws A, the same on every rank; the global generator is left alone.
+        new_tokens: ids whose embeddings are trained too, with their rows of the head.
 
     Raises:
         RecipeError: targets or modules to save that the model does not have.
     """
     from peft import get_peft_model
 
-    config = lora_config(module, lora, revision)
+    config = lora_config(module, lora, revision, new_tokens)
     folder = local_folder(base)
     module.name_or_path = str(folder.resolve()) if folder is not None else str(base)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -69,7 +77,9 @@ def add(
         return get_peft_model(module, config).eval()
 
 
-def lora_config(module: nn.Module, lora: LoraSection, revision: str | None = None) -> Any:
+def lora_config(
+    module: nn.Module, lora: LoraSection, revision: str | None = None, new_tokens: Sequence[int] = ()
+) -> Any:
     """PEFT's configuration of a new adapter on `module`.
 
     Raises:
@@ -94,6 +104,7 @@ def lora_config(module: nn.Module, lora: LoraSection, revision: str | None = Non
         use_dora=lora.dora,
         modules_to_save=whole or None,
         ensure_weight_tying=tied and any(name in (adapter.HEAD, "embed_tokens") for name in whole),
+        trainable_token_indices=_trained_rows(module, [*targets, *whole], new_tokens, tied=tied),
         task_type="CAUSAL_LM" if has_head else None,
     )
     config.revision = revision
@@ -102,6 +113,16 @@ def lora_config(module: nn.Module, lora: LoraSection, revision: str | None = Non
 
 def _within(names: Sequence[str], has_head: bool) -> Iterable[str]:
     return names if has_head else [name for name in names if name != adapter.HEAD]
+
+
+def _trained_rows(
+    module: nn.Module, named: Sequence[str], new_tokens: Sequence[int], *, tied: bool
+) -> dict[str, list[int]] | None:
+    """The rows of new tokens, by the names of the layers that hold them (PEFT ties those of a tied head by itself); not
+    of a layer that is trained anyway."""
+    ends = [module.get_input_embeddings(), None if tied else module.get_output_embeddings()]
+    names = [name.rpartition(".")[2] for name, part in module.named_modules() for end in ends if part is end]
+    return {name: list(new_tokens) for name in names if name not in named} or None if new_tokens else None
 
 
 def _check_names(module: nn.Module, targets: list[str], whole: list[str]) -> None:
@@ -130,11 +151,14 @@ def _is_4bit(part: nn.Module) -> bool:
     return type(getattr(part, "weight", None)).__name__ == "Params4bit"
 
 
-def fitted(module: nn.Module, path: str | Path, model: ModelSection, *, use: str, seed: int) -> nn.Module:
+def fitted(
+    module: nn.Module, path: str | Path, model: ModelSection, *, use: str, seed: int, tokenizer: Any = None
+) -> nn.Module:
     """`module` (a causal language model or a body, maybe with its saved adapter) as `use` wants it.
 
     Args:
         use: `train` (an adapter where the recipe has one, else all weights), `frozen`, `merged` (frozen too).
+        tokenizer: says which tokens are new; a new adapter trains their embeddings too.
 
     Raises:
         ModelFileError: an adapter would have to be merged into 4-bit weights.
@@ -144,7 +168,8 @@ def fitted(module: nn.Module, path: str | Path, model: ModelSection, *, use: str
         module = merged(module, path)
     elif use == "train" and model.adapter != "none" and not has:
         revision = model.revision if str(path) == model.path else None
-        return add(module, model.lora, base=path, revision=revision, seed=seed)
+        new = remembered(tokenizer).get("added", ())
+        return add(module, model.lora, base=path, revision=revision, seed=seed, new_tokens=new)
     elif use == "train" and has:
         _compare(module, path, model.lora)
         return module

@@ -18,7 +18,10 @@ from torch import nn
 from align.models import adapters
 from align.models.critic import Critic
 from align.recipe.model_section import Architecture, ModelSection
+from align.runtime.peft_model import base_of
 from reward import adapter
+from reward.checkpointing import enable_checkpointing
+from reward.errors import ModelFileError
 from reward.loading import check_vocabulary, load_pretrained
 from reward.model import RewardModel
 
@@ -68,7 +71,7 @@ def load_causal_lm(
 
     Raises:
         MissingFileError: neither a folder nor a model the hub gives.
-        ModelFileError: a torn or incomplete folder, or one that holds no causal language model.
+        ModelFileError: a torn or incomplete folder, one that holds no causal language model, or one with a NormHead.
         VocabularyError: the tokenizer has more tokens than the model embeddings.
         RecipeError: adapter targets that the model does not have.
         MissingPackageError: qlora without bitsandbytes.
@@ -81,8 +84,9 @@ def load_causal_lm(
     else:
         loaded = load_pretrained(AutoModelForCausalLM, path, **options)
         adapter.keep_unpacked(loaded)
+    _refuse_normalised_head(loaded, path)
     _check_tokenizer(loaded, tokenizer, path)
-    return _checkpointed(adapters.fitted(loaded, path, model, use=use, seed=seed), model)
+    return _checkpointed(adapters.fitted(loaded, path, model, use=use, seed=seed, tokenizer=tokenizer), model)
 
 
 def load_reward_model(
@@ -104,7 +108,7 @@ def load_reward_model(
     if not own and "SequenceClassification" in str(loaded.config.architectures):  # of any type, where it is damaged
         logger.warning("%s is a classifier: training starts from its body, its own head is left behind", path)
     _check_tokenizer(loaded, tokenizer, path)
-    return _checkpointed(_headed(loaded, path, model, use, seed), model)
+    return _checkpointed(_headed(loaded, path, model, use, seed, tokenizer), model)
 
 
 def load_critic(
@@ -123,7 +127,17 @@ def load_critic(
     make = Critic.from_pretrained if Critic.is_saved_at(path, **options) else Critic.from_backbone
     loaded = make(path, attention_dropout=attention_dropout, **options)
     _check_tokenizer(loaded, tokenizer, path)
-    return _checkpointed(_headed(loaded, path, model, use, seed), model)
+    return _checkpointed(_headed(loaded, path, model, use, seed, tokenizer), model)
+
+
+def _refuse_normalised_head(loaded: Any, path: str | Path) -> None:
+    if type(base_of(loaded).get_output_embeddings()).__name__ == "NormHead":
+        raise ModelFileError(
+            f"{path}: its output embeddings are a NormHead (Baichuan 2), which divides every row by its norm when it "
+            "is called, and in evaluation overwrites its weights with the quotient: what is trained, merged, averaged "
+            "and given to an engine would not be what computes. Save the divided rows as the weights of a plain linear "
+            "lm_head, in a Llama, and start from that"
+        )
 
 
 def _check_tokenizer(loaded: Any, tokenizer: Any, path: str | Path) -> None:
@@ -131,8 +145,9 @@ def _check_tokenizer(loaded: Any, tokenizer: Any, path: str | Path) -> None:
         check_vocabulary(loaded, tokenizer, path)
 
 
-def _headed(loaded: Any, path: str | Path, model: ModelSection, use: Use, seed: int) -> Any:
-    loaded.backbone = adapters.fitted(loaded.backbone, path, model, use=use, seed=seed)
+def _headed(loaded: Any, path: str | Path, model: ModelSection, use: Use, seed: int, tokenizer: Any) -> Any:
+    options = {"use": use, "seed": seed, "tokenizer": tokenizer}
+    loaded.backbone = adapters.fitted(loaded.backbone, path, model, **options)
     return loaded if use == "train" else loaded.requires_grad_(False)
 
 
@@ -154,5 +169,5 @@ def load_options(path: str | Path, model: ModelSection) -> dict[str, Any]:
 
 def _checkpointed(module: Any, model: ModelSection) -> Any:
     if model.gradient_checkpointing:
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable_checkpointing(module)
     return module

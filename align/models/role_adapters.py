@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from align.runtime.errors import AlignError
-from reward.adapter import CONFIG, WEIGHTS, peft_config, without_classifier
+from reward.adapter import CONFIG, HEAD, WEIGHTS, peft_config, without_classifier
 from reward.errors import ModelFileError
 from reward.folder import check_safetensors
 from reward.loading import hub_file
@@ -103,6 +103,9 @@ class Adapter:
             config.exclude_modules = "|".join([f"(?:{config.exclude_modules})", *map(re.escape, sorted(outside))])
         elif outside:
             config.exclude_modules = sorted({*(config.exclude_modules or ()), *outside})
+        if isinstance(config.trainable_token_indices, dict):
+            rows = {name: ids for name, ids in config.trainable_token_indices.items() if name != HEAD}
+            config.trainable_token_indices = rows or None
         config.modules_to_save = [
             module for module in config.modules_to_save or () if any(f".{module}." in name for name in inside)
         ] or None

@@ -15,8 +15,9 @@ from align.models.role_adapters import Adapter
 from align.models.role_fit import SharedPlan
 from align.models.roles import RoleView, SharedBackbone
 from align.recipe.model_section import ModelSection
+from data_formats.chat_format import remembered
 from reward.folder import local_folder
-from reward.loading import load_pretrained
+from reward.loading import load_pretrained, saved_tokenizer
 from reward.model import RewardModel
 
 
@@ -45,7 +46,8 @@ def load_roles(plan: SharedPlan, model: ModelSection, *, seed: int = 0) -> Roles
     base = _load_base(plan, model)
     body = f"{base.base_model_prefix}."
     if plan.policy is None:
-        policy, reference = Adapter(adapters.lora_config(base, model.lora, plan.revision)), None
+        new = remembered(saved_tokenizer(plan.base)).get("added", ())
+        policy, reference = Adapter(adapters.lora_config(base, model.lora, plan.revision, new)), None
     else:
         policy = reference = Adapter.read(plan.policy)
     names = {path: "reward" if not at else f"reward_{at}" for at, path in enumerate(plan.rewards)}

@@ -1,8 +1,9 @@
 """The one place that dresses a model for saving, whatever its kind: a language model with all its weights, an adapter,
 a merged one, an average; a reward model or critic.
 
-A model leaves with what it was trained to end at: `config` and `generation_config` name `<|im_end|>`, which ends a
-reply, and `<|endoftext|>`, which ends a document, so that plain `generate`, pipelines and servers stop. The pad token
+A model leaves with what it was trained to end at: `config` and `generation_config` name the tokens that stop a reply
+(of ChatML `<|im_end|>` and, after a document, `<|endoftext|>`), so that plain `generate`, pipelines and servers stop.
+The pad token
 goes into `generation_config` alone: in a language model's config it would freeze that token's embedding in later
 training (as in Qwen2.5, whose configs have none). transformers refuses to write a configuration that contradicts itself
 (`do_sample: false` beside a `temperature`: Llama-2-chat, Vicuna); what contradicts is left out, with a warning.
@@ -24,7 +25,7 @@ from transformers import PreTrainedConfig
 
 from align.models.adapters import save_pretrained
 from align.runtime.peft_model import base_of, is_peft
-from data_formats.chatml import END_OF_TEXT, IM_END, ending_at_reply, stop_ids
+from data_formats.chat_format import chat_format, remember, remembered
 from reward.headed import HeadedModel
 from reward.loading import quiet
 from reward.model import RewardModel
@@ -34,7 +35,12 @@ FIRST = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")  # wh
 
 
 def save_model(
-    module: nn.Module, tokenizer: Any, folder: str | Path, state_dict: dict[str, Tensor] | None = None
+    module: nn.Module,
+    tokenizer: Any,
+    folder: str | Path,
+    state_dict: dict[str, Tensor] | None = None,
+    *,
+    still_new: bool = False,
 ) -> None:
     """Write the dressed model (of one with an adapter that alone) and its tokenizer.
 
@@ -42,6 +48,8 @@ def save_model(
         module: a causal language model, one role of a shared backbone, a reward model or a critic.
         tokenizer: None: another writes it.
         state_dict: the gathered state where the parameters are sharded.
+        still_new: tokens that were added to the tokenizer have embeddings that nothing has trained; in a model that was
+            trained whole they are like any others.
     """
     if tokenizer is not None:
         dress(module, tokenizer)
@@ -51,29 +59,35 @@ def save_model(
     if is_peft(module) and shipped is not None:
         shipped.save_pretrained(folder)
     if tokenizer is not None:
-        _save_tokenizer(tokenizer, folder, scores=isinstance(module, RewardModel))
+        scores, still_new = isinstance(module, RewardModel), still_new or is_peft(_body(module))
+        _save_tokenizer(tokenizer, folder, scores=scores, still_new=still_new)
 
 
-def _save_tokenizer(tokenizer: Any, folder: str | Path, *, scores: bool) -> None:
-    template = tokenizer.chat_template
+def _save_tokenizer(tokenizer: Any, folder: str | Path, *, scores: bool, still_new: bool) -> None:
+    template, said = tokenizer.chat_template, remembered(tokenizer)
+    if said.get("added") and not still_new:
+        remember(tokenizer, said["template"])
     if scores and isinstance(template, str):
-        tokenizer.chat_template = ending_at_reply(template)
+        tokenizer.chat_template = chat_format(tokenizer).scoring_template
     try:
         tokenizer.save_pretrained(folder)
     finally:
         tokenizer.chat_template = template
+        if said:
+            remember(tokenizer, **said)
 
 
 def dress(module: nn.Module, tokenizer: Any) -> None:
     """Give a model's configurations the tokens it ends at, and leave out what transformers would refuse to write.
 
-    A tokenizer without ChatML's end token (of another's adapter that is merged) leaves the tokens as they are, and a
-    module without a configuration has nothing to be dressed in.
+    A tokenizer without its format's end token (of another's adapter that is merged) leaves the tokens as they are, and
+    a module without a configuration has nothing to be dressed in.
     """
     model = _plain(module)
     if not isinstance(getattr(model, "config", None), PreTrainedConfig):
         return
-    ends = list(stop_ids(tokenizer)) if {IM_END, END_OF_TEXT} <= tokenizer.get_added_vocab().keys() else None
+    speaker = chat_format(tokenizer)
+    ends = list(speaker.stop_ids) if tokenizer.get_added_vocab().keys() >= {*speaker.stops} else None
     generation = getattr(model, "generation_config", None)
     moved = {}
     for config in {id(part): part for part in (model.config, model.config.get_text_config())}.values():
@@ -81,7 +95,7 @@ def dress(module: nn.Module, tokenizer: Any) -> None:
         if ends is not None:
             config.eos_token_id = ends
             if isinstance(module, RewardModel):  # transformers' classifier tells padding by it
-                config.pad_token_id = ends[1] if tokenizer.pad_token_id == ends[0] else tokenizer.pad_token_id
+                config.pad_token_id = tokenizer.convert_tokens_to_ids(speaker.padding) if speaker.padding else None
     if generation is None:
         return
     for key, value in moved.items():
@@ -130,6 +144,11 @@ def _taken_out(config: Any) -> dict[str, Any]:
     return found
 
 
+def _body(module: nn.Module) -> nn.Module:
+    """What is inside a head."""
+    return module.backbone if isinstance(module, HeadedModel) else module
+
+
 def _plain(module: nn.Module) -> Any:
     """The transformers model inside a head or an adapter."""
-    return base_of(module.backbone if isinstance(module, HeadedModel) else module)
+    return base_of(_body(module))

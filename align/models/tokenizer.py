@@ -1,4 +1,5 @@
-"""Tokenizers: training a small ChatML byte-level BPE, and loading any tokenizer that can speak ChatML.
+"""Tokenizers: training a small ChatML byte-level BPE, and loading any tokenizer to speak ChatML, as its own chat
+template has it, or without turns.
 
 The trained one is an ordinary `Qwen2Tokenizer` (NFC, Qwen2's pre-tokenizer with digits split singly, byte-level BPE
 without unknown token), so that `AutoTokenizer`, vLLM and everything else load it like Qwen's own. Departures from
@@ -14,29 +15,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from align.models.speech import CONTROL_TOKENS, TokenizerError, generation_ends, speak
+from align.recipe.model_section import ModelSection, TokenizerSection
 from align.runtime.errors import AlignError, reason_of
-from data_formats.chatml import (
-    CHAT_TEMPLATE,
-    END_OF_TEXT,
-    IM_END,
-    IM_START,
-    WITH_BOS,
-    TemplateError,
-    opening_token,
-    render_template,
-    template_difference,
-)
+from data_formats.chatml import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START
 from reward.errors import ModelFileError
-from reward.loading import saved_tokenizer
+from reward.folder import read_json
+from reward.loading import hub_file, saved_tokenizer
 
 logger = logging.getLogger(__name__)
-CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END)
 SMALLEST_VOCAB = 256 + len(CONTROL_TOKENS)
 ROLE_LINES = "system\nuser\nassistant\n"
-
-
-class TokenizerError(AlignError, ValueError):
-    """A tokenizer that cannot be trained, loaded or used for ChatML."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
@@ -79,89 +68,50 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
 
 
 def load_tokenizer(
-    path: str | Path, *, trust_remote_code: bool = False, revision: str | None = None, own_template: bool = False
+    path: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    own_template: bool = False,
+    section: TokenizerSection | None = None,
 ) -> Any:
-    """Load a tokenizer by folder or hub id and make sure that it speaks ChatML.
+    """Load a tokenizer by folder or hub id and have it carry how its model speaks (`data_formats.chat_format`).
 
-    The end token becomes `<|im_end|>` and the chat template ours (no default system turn; behind a BOS token where the
-    tokenizer, or its own template, puts one first), so that a saved model is served with what it was trained with; a
-    missing pad token becomes `<|endoftext|>` (masks come from lengths).
+    Of ChatML the end token becomes `<|im_end|>` and the chat template ours (no default system turn; behind a BOS token
+    where the tokenizer, or its own template, puts one first), so that a saved model is served with what it was trained
+    with; a missing pad token becomes `<|endoftext|>` (masks come from lengths).
 
     Args:
-        own_template: leave the tokenizer its own chat template, whose default system turn is trained with then.
+        own_template: leave a ChatML tokenizer its own chat template, whose default system turn is trained with then.
+        section: `model.tokenizer` of the recipe; default: as the folder says itself, else ChatML.
 
     Raises:
         MissingFileError: there is no such folder or hub id, or it holds no tokenizer.
-        TokenizerError: it cannot be loaded, is not a fast tokenizer, lacks a ChatML control token, or its template
-            serves other tokens than are trained.
+        TokenizerError: it cannot be loaded, is not a fast tokenizer, was trained to speak in another way, lacks a token
+            that it is to speak with, or its template serves other tokens than are trained.
     """
+    options = {"trust_remote_code": trust_remote_code, "revision": revision}
     try:
-        tokenizer = saved_tokenizer(path, trust_remote_code=trust_remote_code, revision=revision)
+        tokenizer = saved_tokenizer(path, **options)
+        file = hub_file(path, "generation_config.json", **options)
+        ends = generation_ends(read_json(file)) if file is not None else []
+        for sentence in speak(tokenizer, path, section, ends=ends, own_template=own_template):
+            logger.debug("%s: %s", path, sentence)
+        return tokenizer
     except ModelFileError as error:
         raise TokenizerError(str(error)) from error
-    try:
-        return _speaking_chatml(tokenizer, path, own_template=own_template)
     except AlignError:
         raise
     except Exception as error:  # values of another type in tokenizer_config.json
         raise TokenizerError(f"{path}: the tokenizer cannot be used ({reason_of(error)})") from error
 
 
-def _speaking_chatml(tokenizer: Any, path: str | Path, *, own_template: bool) -> Any:
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise TokenizerError(f"{path}: {type(tokenizer).__name__} is not a fast tokenizer (tokenizer.json)")
-    missing = [token for token in CONTROL_TOKENS if token not in tokenizer.get_added_vocab()]
-    if missing:
-        names = ", ".join(missing)
-        raise TokenizerError(f"{path}: the tokenizer lacks {names}; use a model with ChatML tokens, such as Qwen2.5")
-    tokenizer.eos_token = IM_END
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = END_OF_TEXT
-    bos = _begins_with_bos(tokenizer, path)
-    if not own_template:
-        tokenizer.chat_template = WITH_BOS if bos else CHAT_TEMPLATE
-    _check_template(tokenizer, path, own=own_template, bos=bos)
-    return tokenizer
-
-
-def _begins_with_bos(tokenizer: Any, path: str | Path) -> bool:
-    """Whether the model was trained with a BOS token before every text, as far as its tokenizer tells.
-
-    Raises:
-        TokenizerError: another token stands there.
-    """
-    bare = tokenizer("x", add_special_tokens=False)["input_ids"]
-    ids = tokenizer("x")["input_ids"]
-    first = ids[: next((at for at in range(len(ids)) if ids[at : at + len(bare)] == bare), 0)]
-    bos = tokenizer.bos_token
-    if first and (first != [tokenizer.bos_token_id] or bos == IM_START):
-        names = " ".join(tokenizer.convert_ids_to_tokens(first))
-        raise TokenizerError(f"{path}: the tokenizer puts {names} before every text, which is no BOS token of ChatML's")
-    template = str(tokenizer.chat_template or "")
-    if first or bos in (None, IM_START) or not ("bos_token" in template or bos in template):
-        return bool(first)
-    try:
-        return render_template(tokenizer, [{"role": "user", "content": "?"}]).startswith(bos)
-    except TemplateError:  # it is replaced
-        return False
-
-
-def _check_template(tokenizer: Any, path: str | Path, *, own: bool, bos: bool) -> None:
-    if not tokenizer.chat_template:  # default_system names that
-        return
-    whose = "its own chat template (default_system: template)" if own else "ChatML"
-    try:
-        difference = template_difference(tokenizer)
-    except AlignError as error:
-        raise TokenizerError(f"{path}: {whose} cannot be trained with this tokenizer: {error}") from error
-    if difference is not None:
-        raise TokenizerError(f"{path}: {whose} would not be served as it is trained: {difference}")
-    try:
-        difference = template_difference(tokenizer, tools=True)
-    except TemplateError as error:
-        difference = str(error)
-    if own and bos and not opening_token(tokenizer):
-        told = "its own chat template writes no BOS token, which the tokenizer puts before a text: none is trained"
-        logger.warning("%s: %s", path, told)
-    if difference is not None:
-        logger.warning("%s: %s would not serve tools as they are trained: %s", path, whose, difference)
+def recipe_tokenizer(path: str | Path, model: ModelSection, *, own_template: bool = False) -> Any:
+    """`load_tokenizer` with what the recipe says; its revision belongs to `model.path` and to no other."""
+    return load_tokenizer(
+        path,
+        trust_remote_code=model.trust_remote_code,
+        revision=model.revision if str(path) == model.path else None,
+        own_template=own_template,
+        section=model.tokenizer,
+    )

@@ -106,6 +106,30 @@ class Architecture(Section):
         return broken
 
 
+class TokenizerSection(Section):
+    """How the model speaks ([families](families.md)); every model of the chain in the same way."""
+
+    template: Literal["chatml", "own", "none"] = "chatml"
+    """`chatml` as in the report, whatever the model's own template: it needs ChatML's tokens. `own` is the tokenizer's
+    chat template with its end-of-turn token: what a chat model was trained with already. `none` is the raw prompt and
+    the completion behind it, for models without turns (TL;DR)."""
+    add_chatml: bool = False
+    """Give a tokenizer that lacks ChatML's tokens those, and the model embeddings for them, which an adapter trains
+    too; a model that has them stays as it is."""
+    end_token: Name | None = None
+    """Of `none`: the token that ends a completion; default the tokenizer's end-of-sequence token."""
+
+    def rules(self) -> list[tuple[str, str]]:
+        broken = []
+        if self.add_chatml and self.template != "chatml":
+            sentence = f"adds what template {self.template} does not write; set template to chatml, or this to false"
+            broken.append(("add_chatml", sentence))
+        if self.end_token is not None and self.template != "none":
+            known = "ends replies with <|im_end|>" if self.template == "chatml" else "knows its own end-of-turn token"
+            broken.append(("end_token", f"is read by template none alone, and template {self.template} {known}"))
+        return broken
+
+
 class ModelSection(Section):
     """The pretrained model, by folder or hub id (`path`), or the shape of a new one (`architecture`)."""
 
@@ -128,6 +152,8 @@ class ModelSection(Section):
     adapter: Literal["none", "lora", "qlora"] = "none"
     """How it is trained in every stage but base, which trains all weights: `none` is all weights, `lora` an adapter,
     `qlora` an adapter on weights quantised to 4 bits."""
+    tokenizer: TokenizerSection = TokenizerSection()
+    """How the model speaks: ChatML, its own chat template, or no turns at all."""
     lora: LoraSection = LoraSection()
     """Shape of the adapter."""
     quantization: QuantizationSection = QuantizationSection()
@@ -144,6 +170,8 @@ class ModelSection(Section):
         if (self.path is None) == (self.architecture is None):
             sentence = "needs exactly one of 'path' (a folder or hub id) and 'architecture' (a new tiny model)"
             return [("", sentence), *broken]
+        if self.architecture is not None and self.tokenizer != TokenizerSection():
+            broken.append(("tokenizer", "is that of a pretrained model; a new one (model.architecture) speaks ChatML"))
         return broken
 
 

@@ -11,6 +11,7 @@ from align.recipe.fields import TinyWorldSection
 from align.recipe.model_section import ModelSection
 from align.recipe.registry import REWARD_STAGES, SAMPLING_STAGES, STAGES
 from align.recipe.section import Count, Listed, LocalPath, Section
+from align.recipe.supervised_sections import REPLY_MASKS
 
 
 def _at_home(folder: str) -> str:
@@ -56,6 +57,13 @@ class _Recipe(Section):
             if roles:
                 sentence = f"{' and '.join(roles)} may be roles of the policy's own backbone, with nothing to offload"
                 broken.append(("ppo.offload", f"{sentence}; leave them out, or set ppo.shared_backbone=false"))
+        template = self.model.tokenizer.template
+        if self.sft is not None and template != "chatml" and self.sft.mask not in REPLY_MASKS:
+            sentence = f"looks at what stands between the turns of ChatML, and model.tokenizer.template is {template}"
+            broken.append(("sft.mask", f"{self.sft.mask} {sentence}; use {' or '.join(REPLY_MASKS)}"))
+        if self.sft is not None and template != "chatml" and self.sft.default_system == "template":
+            does = "writes its default system turn by itself" if template == "own" else "has no system turn"
+            broken.append(("sft.default_system", f"model.tokenizer.template {template} {does}; leave this out"))
         headless = [stage for stage in (*REWARD_STAGES, "ppo") if getattr(self, stage) is not None]
         if headless and set(self.model.lora.targets) == {"lm_head"}:
             sentence = "names the head alone, which the reward models and critics of"

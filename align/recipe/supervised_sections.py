@@ -12,7 +12,7 @@ from align.recipe.section import Count, LocalPath, Positive, Rate, Section, Shar
 
 Mask = Literal["assistant_only", "user_content_only", "qwen_script", "last_turn_only", "all"]
 LossReduction = Literal["token_mean", "session_mean", "turn_mean", "prefix_mean"]
-GHOST_MASKS = ("assistant_only", "last_turn_only")
+REPLY_MASKS = ("assistant_only", "last_turn_only")
 
 
 class SupervisedSection(OptimSection, StageSection):
@@ -123,6 +123,9 @@ class SFTSection(SupervisedSection):
     thinking: Literal["keep", "drop", "template"] = "keep"
     """Keep the reasoning before replies, drop it, or do as Qwen3's template (the last reply's alone, an empty block
     where there is none)."""
+    max_z_coef: float = Field(0.0, ge=0)
+    """Factor of the max-z loss (Baichuan 2: 2e-4): the square of the largest logit at every token with loss, which
+    keeps logits from growing."""
     packing: bool = False
     """Join conversations, which do not see one another, into rows of `max_length` tokens; batch sizes, steps and epochs
     then count packed rows."""
@@ -141,10 +144,10 @@ class SFTSection(SupervisedSection):
         broken = super().rules()
         if self.packing and self.group_by_length:
             broken.append(("group_by_length", "packed rows are of like length already; use it or packing, not both"))
-        if self.ghost_attention is not None and self.mask not in GHOST_MASKS:
+        if self.ghost_attention is not None and self.mask not in REPLY_MASKS:
             sentence = (
                 f"teaches the last reply alone, but mask {self.mask} puts loss on what the user writes; "
-                f"use mask {' or '.join(GHOST_MASKS)}"
+                f"use mask {' or '.join(REPLY_MASKS)}"
             )
             broken.append(("ghost_attention", sentence))
         if self.keep_best and self.eval_steps is None:

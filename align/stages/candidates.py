@@ -29,7 +29,7 @@ from align.runtime.ranks import agree, barrier, is_main
 from align.stages import common
 from align.stages.prompts import check_room
 from align.stages.rewards import build_reward
-from data_formats import chatml
+from data_formats.chat_format import chat_format
 from data_formats.errors import DataError
 from data_formats.records import Prompt, Reply, Scored
 from data_formats.writing import as_row
@@ -58,7 +58,7 @@ class Sampler:
     def judged(self, prompts: Sequence[Prompt], *, seed: int, greedy: bool = False) -> list[list[JudgedReply]]:
         """`num_generations` replies to each prompt as training samples them, or one greedy reply."""
         engine, tokenizer, reward = self._loaded = self._loaded or self._load()
-        stops, longest = chatml.stop_ids(tokenizer), self.rollout.max_completion_length
+        stops, longest = chat_format(tokenizer).stop_ids, self.rollout.max_completion_length
         params = SamplingParams(
             n=self.rollout.num_generations,
             temperature=self.rollout.temperature,
@@ -76,12 +76,11 @@ class Sampler:
 
     def _load(self) -> tuple[Engine, Any, Reward]:
         from align.models.load import load_causal_lm
-        from align.models.tokenizer import load_tokenizer
+        from align.models.tokenizer import recipe_tokenizer
         from align.trainers.engines import sampling_engine
 
         model = self.recipe.model
-        revision = model.revision if self.path == model.path else None
-        tokenizer = load_tokenizer(self.path, trust_remote_code=model.trust_remote_code, revision=revision)
+        tokenizer = recipe_tokenizer(self.path, model)
         _free_device()  # of the trainer of the round before
         device = common.device()
         reward = build_reward(self.recipe, tokenizer, stage=self.stage, name=REWARD, device=device)

@@ -24,6 +24,7 @@ from data_formats.errors import DataError, EmptyDatasetError
 
 LOG = logging.getLogger("align")
 Summary = dict[str, Any]
+WITH_CHATML = "model_with_chatml"
 MADE_BY_STAGES = (
     "model",
     "best",
@@ -55,7 +56,11 @@ def origin_path(recipe: Recipe, origin: Origin, *, stage: str) -> str:
         MissingFileError: it should come from a stage that has not finished; says which command makes it.
     """
     if origin.kind != "stage":
-        return origin.value
+        if origin.value != recipe.model.path or not recipe.model.tokenizer.add_chatml:
+            return origin.value
+        from align.models.embeddings import with_chatml
+
+        return with_chatml(recipe.model, Path(recipe.output_dir) / WITH_CHATML)
     folder = model_dir(recipe, origin.value)
     if not has_model(recipe, origin.value):
         missing = "has not been measured yet" if folder.is_dir() else "does not exist"

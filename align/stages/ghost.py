@@ -28,7 +28,7 @@ from align.runs.errors import TrainingError
 from align.runs.seeding import derive
 from align.runtime.ranks import agree, is_main
 from align.stages import common
-from data_formats import chatml
+from data_formats.chat_format import chat_format
 from data_formats.errors import DataError, EmptyDatasetError
 from data_formats.ghost import instruct_every_turn, instruct_first_turn
 from data_formats.records import Demonstration, Message, Prompt
@@ -124,7 +124,7 @@ def _sampled(
         temperature=options.temperature,
         top_p=options.top_p,
         max_new_tokens=section.max_completion_length,
-        stop_token_ids=chatml.stop_ids(tokenizer),
+        stop_token_ids=chat_format(tokenizer).stop_ids,
         seed=seed,
     )
     prompts = [Prompt(instruct_every_turn(demos[one.index].last_exchange()[0], one.sampled)) for one in ghosts]

@@ -158,12 +158,12 @@ def eval_prompts(recipe: Recipe, stage: str = "ppo", path: str | Path | None = N
     """The held-out prompts of the section of `stage` as the stage itself takes them (see `align.stages.prompts`), by
     the tokenizer at `path` (default: of what the stage starts from)."""
     from align.data.load import load_records
-    from align.models.tokenizer import load_tokenizer
+    from align.models.tokenizer import recipe_tokenizer
     from align.stages.prompts import fitting
 
     section = getattr(recipe, stage)
     path = path or common.origin_path(recipe, init_origin(recipe, stage), stage=stage)
-    tokenizer = load_tokenizer(str(path), trust_remote_code=recipe.model.trust_remote_code)
+    tokenizer = recipe_tokenizer(str(path), recipe.model)
     prompts, _ = load_records(section.eval_data, Prompt, recipe)
     prompts, _ = fitting(prompts, tokenizer, section.rollout, f"{stage}.eval_data")
     return prompts[: section.evaluation.limit]
@@ -189,11 +189,11 @@ def policy_reward(recipe: Recipe, stage: str = "ppo") -> Reward:
 
 
 def _reward(recipe: Recipe, stage: str, key: str, name: str) -> Reward:
-    from align.models.tokenizer import load_tokenizer
+    from align.models.tokenizer import recipe_tokenizer
     from align.stages.rewards import build_reward
 
     path = common.origin_path(recipe, init_origin(recipe, stage), stage=stage)
-    tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code)
+    tokenizer = recipe_tokenizer(path, recipe.model)
     return build_reward(recipe, tokenizer, stage=stage, key=key, name=name, device=common.device())
 
 
@@ -202,13 +202,12 @@ def judge_model(
 ) -> Judgements:
     """Replies of the model at `path`, decoded as `align.evaluation` always does, judged by every reward."""
     from align.models.load import load_causal_lm
-    from align.models.tokenizer import load_tokenizer
+    from align.models.tokenizer import recipe_tokenizer
     from align.trainers.engines import sampling_engine
 
     model, section = recipe.model, getattr(recipe, stage)
     rollout = section.rollout
-    revision = model.revision if str(path) == model.path else None
-    tokenizer = load_tokenizer(str(path), trust_remote_code=model.trust_remote_code, revision=revision)
+    tokenizer = recipe_tokenizer(str(path), model)
     seed = derive(recipe.seed, "outcome")
     ways = decodings(
         tokenizer,

@@ -91,7 +91,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     """The trainer with everything it needs, and what was read."""
     from align.data.load import load_records
     from align.models.load import load_causal_lm
-    from align.models.tokenizer import load_tokenizer
+    from align.models.tokenizer import recipe_tokenizer
     from align.trainers import sharding
     from align.trainers.ppo import PPOTrainer, make_accelerator
 
@@ -104,8 +104,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
         accelerator.init_trackers(recipe.name, config={"seed": recipe.seed, "recipe": recipe.model_dump_json()})
     origin = init_origin(recipe, "ppo")
     path = common.origin_path(recipe, origin, stage=stage)
-    revision = recipe.model.revision if path == recipe.model.path else None
-    tokenizer = load_tokenizer(path, trust_remote_code=recipe.model.trust_remote_code, revision=revision)
+    tokenizer = recipe_tokenizer(path, recipe.model)
     roles = shared_roles(recipe, section, tokenizer, path, accelerator.is_fsdp2)
     ready = None if roles is None else roles.rewards
     reward = build_reward(recipe, tokenizer, stage=stage, device=accelerator.device, ready=ready)

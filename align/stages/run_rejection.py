@@ -98,11 +98,10 @@ def read_prompts(
 ) -> tuple[list[Prompt], list[Prompt], Summary]:
     """The prompts to sample for, the held-out ones, and what was read and left out."""
     from align.data.load import load_records
-    from align.models.tokenizer import load_tokenizer
+    from align.models.tokenizer import recipe_tokenizer
 
     model = recipe.model
-    revision = model.revision if path == model.path else None
-    tokenizer = load_tokenizer(path, trust_remote_code=model.trust_remote_code, revision=revision)
+    tokenizer = recipe_tokenizer(path, model)
     prompts, reports = load_records(section.data, Prompt, recipe, section.cleaning)
     prompts, dropped = fitting(prompts, tokenizer, section.rollout, f"{stage}.data")
     heldout, more = load_records(section.eval_data, Prompt, recipe) if section.eval_data else ([], [])

@@ -107,12 +107,11 @@ def train_reward(
 def load(recipe: Recipe, section: RewardSection, origin: Origin, seed: int, *, stage: str) -> tuple[Any, Any, bool]:
     """Reward model, tokenizer, and whether the head is fresh."""
     from align.models.load import load_options, load_reward_model
-    from align.models.tokenizer import load_tokenizer
+    from align.models.tokenizer import recipe_tokenizer
     from reward.model import RewardModel
 
     path, settings = common.origin_path(recipe, origin, stage=stage), recipe.model
-    revision = settings.revision if path == settings.path else None
-    tokenizer = load_tokenizer(path, trust_remote_code=settings.trust_remote_code, revision=revision)
+    tokenizer = recipe_tokenizer(path, settings)
     seed_everything(derive(seed, "head"))
     model = load_reward_model(path, settings, tokenizer=tokenizer, seed=derive(seed, "adapter"))
     fresh = not RewardModel.is_saved_at(path, **load_options(path, settings))

@@ -30,6 +30,7 @@ from align.stages.ghost import ghost_demonstrations
 from align.stages.supervised import Record
 from align.trainers.sft import SFTTrainer
 from data_formats import chatml
+from data_formats.chat_format import chat_format
 from data_formats.records import Demonstration
 
 
@@ -83,6 +84,7 @@ def run_sft(
         packing=section.packing,
         max_length=section.max_length,
         group_by_length=section.group_by_length,
+        max_z_coef=section.max_z_coef,
     )
     seed = derive(recipe.seed, stage, "replies")
     figures = fit(trainer, stage, section, out_dir, tokenizer=tokenizer, heldout=heldout, seed=seed)
@@ -96,7 +98,7 @@ def run_sft(
 
 def as_trained(tokenizer: Any, demos: Sequence[Demonstration], section: SFTSection) -> list[Demonstration]:
     """The conversations with the system turns and thoughts that are trained, for whatever is sampled from them too."""
-    system = chatml.default_system_turn(tokenizer) if section.default_system == "template" else None
+    system = chat_format(tokenizer).default_system_turn() if section.default_system == "template" else None
     found = []
     for demo in demos:
         turns = chatml.with_system(chatml.with_reasoning(demo.messages), system)

@@ -39,16 +39,13 @@ Figures = dict[str, Any]
 def load(recipe: Recipe, stage: str, origin: Origin, section: SupervisedSection) -> tuple[Any, Any]:
     """Model, with its adapter where the stage trains one, and tokenizer that the stage starts from."""
     from align.models.load import load_causal_lm
-    from align.models.tokenizer import load_tokenizer
+    from align.models.tokenizer import recipe_tokenizer
 
     path, model = common.origin_path(recipe, origin, stage=stage), recipe.model
     if not STAGES[stage].adapted:
         model = model.without_adapter()
-    revision = model.revision if path == model.path else None
     own_template = getattr(section, "default_system", "none") == "template"
-    tokenizer = load_tokenizer(
-        path, trust_remote_code=model.trust_remote_code, revision=revision, own_template=own_template
-    )
+    tokenizer = recipe_tokenizer(path, model, own_template=own_template)
     seed = derive(recipe.seed, stage, "adapter")
     options = {"tokenizer": tokenizer, "attention_dropout": section.attention_dropout, "seed": seed}
     return load_causal_lm(path, model, **options), tokenizer

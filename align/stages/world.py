@@ -20,7 +20,7 @@ from align.tinyworld import labels, sets
 from align.tinyworld.gold import GOLD_RANGE
 from align.tinyworld.world import Part, World
 from data_formats import write_jsonl
-from data_formats.chatml import stop_ids
+from data_formats.chat_format import chat_format
 from data_formats.records import Comparison, Prompt
 from rollouts.protocol import SamplingParams
 
@@ -86,7 +86,7 @@ def _sample(recipe: Recipe, prompts: list[Prompt], part: Part) -> dict[str, list
     params = SamplingParams(
         n=REPLIES_A_PROMPT,
         max_new_tokens=recipe.sft.max_completion_length,
-        stop_token_ids=stop_ids(tokenizer),
+        stop_token_ids=chat_format(tokenizer).stop_ids,
         seed=derive(recipe.seed, "comparisons", part),
     )
     judged = judged_replies(engine, tokenizer, prompts, params, ())

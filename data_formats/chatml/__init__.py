@@ -23,7 +23,6 @@ from data_formats.chatml.encoding import (
     encode_many,
     encode_rows,
     encode_texts,
-    stop_ids,
 )
 from data_formats.chatml.pieces import END_OF_TEXT, IM_END, IM_START, Piece
 from data_formats.chatml.probe import template_difference
@@ -58,7 +57,6 @@ __all__ = [
     "render_reply",
     "render_template",
     "reply_text",
-    "stop_ids",
     "template_difference",
     "with_reasoning",
     "with_system",

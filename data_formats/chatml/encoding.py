@@ -1,18 +1,18 @@
 """Pieces -> token ids.
 
-Control tokens are looked up by name, plain text is encoded by a copy of the tokenizer that knows no added token.
+Control tokens are looked up by name, plain text is encoded by a copy of the tokenizer that knows none of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, TypeVar
 
 from align.runtime.terminal import shortened
-from data_formats.chatml.pieces import END_OF_TEXT, IM_END, IM_START, MARKS, Piece
-from data_formats.chatml.plain import plain_tokenizer
+from data_formats.chatml.pieces import IM_START, MARKS, Piece
+from data_formats.chatml.plain import PlainTokenizer, plain_tokenizer
 from data_formats.chatml.served import opening_token
 from data_formats.chatml.words import split_words
 from data_formats.errors import DataError
@@ -27,7 +27,7 @@ class _Words:
     def __init__(self, tokenizer: Any):
         self.plain = plain_tokenizer(tokenizer)
         self.cut = split_words if self.plain.by_word else lambda text: [text]
-        self.forbidden = set(tokenizer.get_added_vocab().values())
+        self.forbidden = self.plain.controls
         self.ids_of: dict[str, list[int]] = {}
 
     def learn(self, texts: Iterable[str]) -> list[list[str]]:
@@ -87,12 +87,14 @@ def control_id(tokenizer: Any, token: str) -> int:
     return token_id
 
 
-def encode_many(tokenizer: Any, conversations: Iterable[Sequence[Piece]]) -> list[tuple[list[int], list[int]]]:
+def encode_many(
+    tokenizer: Any, conversations: Iterable[Sequence[Piece]], *, first: str | None = None
+) -> list[tuple[list[int], list[int]]]:
     """`encode` for many conversations at once, which is many times faster than one after the other.
 
     Conversations that are rendered when they are asked for need little memory.
     """
-    return [(row.ids, row.turns) for row in encode_rows(tokenizer, conversations)]
+    return [(row.ids, row.turns) for row in encode_rows(tokenizer, conversations, first=first)]
 
 
 @dataclass(slots=True)
@@ -104,9 +106,14 @@ class EncodedRow:
     labels: list[int]
 
 
-def encode_rows(tokenizer: Any, conversations: Iterable[Sequence[Piece]], no_loss: int = -100) -> Iterator[EncodedRow]:
-    """The conversations as ids, turns and labels, batch by batch; each begins with what the tokenizer's chat template
-    writes before the first turn (a BOS token, or nothing).
+def encode_rows(
+    tokenizer: Any, conversations: Iterable[Sequence[Piece]], no_loss: int = -100, *, first: str | None = None
+) -> Iterator[EncodedRow]:
+    """The conversations as ids, turns and labels, batch by batch.
+
+    Args:
+        first: the token that each begins with, "" for none; default: what the tokenizer's chat template writes before
+            the first turn of ChatML (a BOS token, or nothing).
 
     Raises:
         DataError: see `encode`.
@@ -114,17 +121,18 @@ def encode_rows(tokenizer: Any, conversations: Iterable[Sequence[Piece]], no_los
     added = tokenizer.get_added_vocab()
     spelled = frozenset(mark for mark in MARKS if mark not in added)
     words, controls, short = _Words(tokenizer), dict[str, list[int]](), dict[str, list[int]]()
-    first = [control_id(tokenizer, token)] if (token := opening_token(tokenizer)) else []
+    begins = opening_token(tokenizer) if first is None else first
+    head = [control_id(tokenizer, begins)] if begins else []
     for batch in _batches(conversations):
-        laid_out = [_laid_out(pieces, spelled, words.plain.opening) for pieces in batch]
+        laid_out = [_laid_out(pieces, spelled, words.plain) for pieces in batch]
         texts = [piece.text for pieces in laid_out for piece in pieces if not piece.control]
         new = list({text for text in texts if len(text) <= SHORT} - short.keys())
         short |= zip(new, map(words.ids, words.learn(new)), strict=True)
         long = iter(words.learn(text for text in texts if len(text) > SHORT))
         for pieces in laid_out:
-            ids = list(first)
-            turns = [0] * len(first)
-            labels = [no_loss] * len(first)
+            ids = list(head)
+            turns = [0] * len(head)
+            labels = [no_loss] * len(head)
             for piece in pieces:
                 text, turn = piece.text, piece.turn
                 if not piece.control:
@@ -137,9 +145,9 @@ def encode_rows(tokenizer: Any, conversations: Iterable[Sequence[Piece]], no_los
             yield EncodedRow(ids, turns, labels)
 
 
-def _laid_out(pieces: Sequence[Piece], spelled: frozenset[str], opening: Callable[[str], str] | None) -> list[Piece]:
-    """What the tokenizer gets: marks that it lacks are spelled, joined text is one string, and text after a control
-    token begins with what the tokenizer puts there (`opening`).
+def _laid_out(pieces: Sequence[Piece], spelled: frozenset[str], plain: PlainTokenizer) -> list[Piece]:
+    """What the tokenizer gets: marks that it lacks are spelled, joined text is one string, and text that begins, or
+    that follows a control token, begins with what the tokenizer puts there.
 
     The role line stays by itself, as when the model generates; so does text with loss beside text without.
     """
@@ -153,17 +161,12 @@ def _laid_out(pieces: Sequence[Piece], spelled: frozenset[str], opening: Callabl
             continue
         if continues and (spell or piece.joined) and rows[-1].turn == piece.turn:
             rows[-1] = Piece(rows[-1].text + piece.text, False, piece.turn)
-        elif opening is not None and (not rows or rows[-1].control):
-            rows.append(Piece(opening(piece.text), False, piece.turn))
+        elif (put := plain.alone if not rows else plain.opening if rows[-1].control else None) is not None:
+            rows.append(Piece(put(piece.text), False, piece.turn))
         else:
             rows.append(Piece(piece.text, False, piece.turn) if spell else piece)
         opens_turn, continues = False, not opens_turn
     return rows
-
-
-def stop_ids(tokenizer: Any) -> tuple[int, int]:
-    """What ends a reply: `<|im_end|>`, which finishes it, and `<|endoftext|>`, which only stops it."""
-    return control_id(tokenizer, IM_END), control_id(tokenizer, END_OF_TEXT)
 
 
 def encode(tokenizer: Any, pieces: Sequence[Piece]) -> tuple[list[int], list[int]]:

@@ -1,4 +1,7 @@
-"""A tokenizer for plain text alone: a copy of the backend that knows no added token and puts nothing before a text.
+"""A tokenizer for plain text alone: a copy of the backend that knows no control token and puts nothing before a text.
+
+An added token that stands for nothing but text stays in it: one that is not special and that is white space alone
+(GPT-NeoX's runs of spaces) or that the vocabulary holds anyway (Gemma's newlines and tags).
 
 Tokenizers after Llama's put a space before every text ("▁Hello"), or before every stretch of it that follows a control
 token. Where the pieces of a turn are encoded one by one, that must happen once, at the head of the stretch: so the copy
@@ -26,13 +29,15 @@ class PlainTokenizer:
     """What encodes plain text.
 
     Attributes:
-        backend: a `tokenizers.Tokenizer` without added tokens.
+        backend: a `tokenizers.Tokenizer` without control tokens.
+        controls: the ids of the added tokens that it does not know.
         by_word: whether it may be given single words (`data_formats.chatml.words`).
         alone: what is put before a text that stands by itself, such as a document; None: nothing.
         opening: what is put before a text that follows a control token; None: nothing.
     """
 
     backend: Any
+    controls: frozenset[int]
     by_word: bool
     alone: _Change | None = None
     opening: _Change | None = None
@@ -51,11 +56,29 @@ def plain_tokenizer(tokenizer: Any) -> PlainTokenizer:
                 f"{type(tokenizer).__name__} is not a fast tokenizer; ChatML needs one with a tokenizer.json"
             )
         state = json.loads(backend.to_str())
-        state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+        text = [token for token in state.get("added_tokens") or () if _is_text(token, state["model"])]
+        state.update(added_tokens=text, post_processor=None, truncation=None, padding=None)
         alone, opening = _taken_out(state)
         plain = type(backend).from_str(json.dumps(state))
-        _MADE[tokenizer] = PlainTokenizer(plain, encodes_word_by_word(state), alone, opening)
+        if any(plain.token_to_id(token["content"]) != token["id"] for token in text):  # their ids follow the controls'
+            text = state["added_tokens"] = []
+            plain = type(backend).from_str(json.dumps(state))
+        by_word = not text and encodes_word_by_word(state)
+        controls = frozenset(tokenizer.get_added_vocab().values()) - {token["id"] for token in text}
+        _MADE[tokenizer] = PlainTokenizer(plain, controls, by_word, alone, opening)
     return _MADE[tokenizer]
+
+
+def _is_text(token: dict[str, Any], model: dict[str, Any]) -> bool:
+    """Whether an added token stands for nothing but text."""
+    if token["special"]:
+        return False
+    content, id_, vocabulary = token["content"], token["id"], model.get("vocab") or {}
+    if isinstance(vocabulary, dict):
+        known = vocabulary.get(content) == id_
+    else:  # Unigram: pairs of token and score
+        known = id_ < len(vocabulary) and vocabulary[id_][0] == content
+    return known or not content.replace("\u2581", "").strip()
 
 
 def _taken_out(state: dict[str, Any]) -> tuple[_Change | None, _Change | None]:

@@ -56,14 +56,14 @@ def template_difference(tokenizer: Any, *, tools: bool = False) -> str | None:
         pieces = render(with_system(turns, system), tools=offered, add_generation_prompt=True)
         text = render_template(
             tokenizer,
-            [_as_dict(turn) for turn in turns],
+            [as_dict(turn) for turn in turns],
             tools=[json.loads(tool) for tool in offered] or None,
             add_generation_prompt=True,
         )
         trained, served = encode(tokenizer, pieces)[0], tokenizer(text, add_special_tokens=False)["input_ids"]
         if trained != served:
             texts = (tokenizer.convert_ids_to_tokens(ids) for ids in (trained, served))
-            return f"of a conversation with {name} it serves {_parted(*texts)}"
+            return f"of a conversation with {name} it serves {parted(*texts)}"
     return None
 
 
@@ -74,7 +74,8 @@ def _joins_blanks(tokenizer: Any) -> bool:
     return whole != newline + rest
 
 
-def _as_dict(turn: Message) -> dict[str, Any]:
+def as_dict(turn: Message) -> dict[str, Any]:
+    """A turn as `apply_chat_template` takes it."""
     found: dict[str, Any] = {"role": turn.role, "content": turn.content}
     if turn.tool_calls:
         calls = [{"name": call.name, "arguments": json.loads(call.arguments)} for call in turn.tool_calls]
@@ -82,7 +83,8 @@ def _as_dict(turn: Message) -> dict[str, Any]:
     return found
 
 
-def _parted(trained: Sequence[str], served: Sequence[str]) -> str:
+def parted(trained: Sequence[str], served: Sequence[str]) -> str:
+    """Where two rows of tokens part, in words."""
     pairs = enumerate(zip(trained, served, strict=False))
     at = next((at for at, (one, other) in pairs if one != other), min(len(trained), len(served)))
     shown = [" ".join(tokens[max(at - 2, 0) : at + 4]) or "nothing" for tokens in (served, trained)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import datetime
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from data_formats.records import Message
 
 _FOUND: WeakKeyDictionary[Any, tuple[Any, str, Message | None]] = WeakKeyDictionary()
 SECONDS = 5.0  # a conversation takes a template some milliseconds
+GROWTH, ROOM = 16, 1 << 20  # a text is at most so many times the turns, and so many characters, long
+TODAY = datetime.date(2024, 7, 26)  # Llama 3.1's own, for templates that ask: a run tomorrow trains the same ids
 _CODE = re.compile(r"\{[{%].*?[%}]\}", re.DOTALL)
 _NO_POWER = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?<=[(,])\s*\*\*""")  # strings, keyword arguments
 _SMALL_POWER = re.compile(r"\b\d{1,2}\s*\*\*\s*\d\b")
@@ -31,12 +34,19 @@ class TemplateError(AlignError, ValueError):
 def render_template(tokenizer: Any, turns: Sequence[dict[str, Any]], **options: Any) -> str:
     """What the tokenizer's chat template writes.
 
+    A template that asks for the date is told `TODAY`.
+
     Raises:
         TemplateError: the template fails: a mistake in it, a refusal of its own, something unsafe, huge or endless.
     """
     try:
         _refuse_giants(str(tokenizer.chat_template))
-        return _bounded(lambda: tokenizer.apply_chat_template(list(turns), tokenize=False, **options))
+        options = {"strftime_now": TODAY.strftime} | options
+        text = _bounded(lambda: tokenizer.apply_chat_template(list(turns), tokenize=False, **options))
+        given = len(repr(turns)) + len(repr(options.get("tools")))
+        if len(text) > ROOM + GROWTH * given:
+            raise OverflowError(f"it makes {len(text)} characters of {given}")
+        return text
     except Exception as error:  # jinja2's own, its sandbox's, and whatever a template raises: that is the model's code
         said, roles = f"{type(error).__name__}: {reason_of(error)}", ", ".join(turn["role"] for turn in turns)
         raise TemplateError(f"the tokenizer's chat template fails on a conversation of {roles} ({said})") from error

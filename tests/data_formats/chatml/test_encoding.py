@@ -104,7 +104,7 @@ def test_tokens_added_later_are_noticed(tokenizer):
 
 def test_a_token_that_the_model_itself_spells_is_refused():
     made = train_tokenizer(["river river river"] * 9, 300)
-    made.add_tokens(["river"])  # takes the id that the merges give
+    made.add_tokens(["river"], special_tokens=True)  # takes the id that the merges give
     with pytest.raises(DataError, match="turns plain text into a control token"):
         encode_texts(made, ["river"])
 
