@@ -108,8 +108,8 @@ def test_what_comes_out_loads_elsewhere(chain, capsys):
     stock = AutoModelForSequenceClassification.from_pretrained(out).eval()
     asked = torch.tensor([[*ids, *tokenizer("Because.<|im_end|>")["input_ids"]]])
     with torch.no_grad():
-        scores = reward(input_ids=asked, attention_mask=torch.ones_like(asked)), stock(asked).logits[:, 0]
-    torch.testing.assert_close(*scores, rtol=0, atol=1e-3)
+        score, raw = reward(input_ids=asked, attention_mask=torch.ones_like(asked)), stock(asked).logits[:, 0]
+    torch.testing.assert_close(score, (raw - reward.shift) / reward.scale, rtol=0, atol=1e-3)
 
 
 @pytest.mark.needs("vllm")
