@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from align.runtime.devices import index_on
 from align.runtime.peft_model import base_of
-from rollouts.key_values import KeyValues, PromptPass, ReplyPass, attends_here
+from rollouts.key_values import KeyValues, PromptPass, ReplyPass, attends_here, cache_keyword
 from rollouts.protocol import SamplingParams
 from rollouts.sampling import Choose
 
@@ -105,6 +105,7 @@ class _Loop:
             max(map(len, prompts), default=0),
             max(params.max_new_tokens - 1, 1),
         )
+        self.cache_keyword = cache_keyword(base_of(model))
         self.replies: list[AtWork] = []
         self.lengths: list[int] = []  # of the prompts at work
         self.tokens_R = torch.zeros(0, dtype=torch.int64, device=self.device)
@@ -191,9 +192,8 @@ class _Loop:
         self._draw(logits_RV, 0)
 
     def _logits(self, ids: Tensor, positions: Tensor, kept: Tensor | int) -> Tensor:
-        out = self.model(
-            input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True, logits_to_keep=kept
-        )
+        past = {self.cache_keyword: self.cache, "use_cache": True}
+        out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=kept, **past)
         return out.logits.float()
 
     def _draw(self, logits_RV: Tensor, first: int) -> None:

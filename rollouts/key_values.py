@@ -10,6 +10,7 @@ T columns, D width of a head.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -27,6 +28,11 @@ from rollouts.errors import RolloutError
 
 NAME = "prompts_and_replies"
 KNOWN = {"dropout", "is_causal", "position_ids", "use_cache", "cache_position"}  # told to an attention; unread by ours
+
+
+def cache_keyword(model: nn.Module) -> str:
+    """What a model's forward calls its cache; transformers 5.24 renamed it, and warns at the old name."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 @dataclass(frozen=True, slots=True)

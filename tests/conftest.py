@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import pytest
@@ -51,11 +52,19 @@ def a_precision_of_its_own() -> Iterator[None]:
         sys.modules["accelerate.state"].AcceleratorState._reset_state()
 
 
+def _numbers(release: str) -> list[int]:
+    return [int(part) for part in release.split(".")[:2]]
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs"):
         (module,) = marker.args
         if find_spec(module) is None:
             pytest.skip(f"needs {module}: make install-full")
+    for marker in item.iter_markers("since"):
+        wanted, found = marker.args[0], version("transformers")
+        if _numbers(found) < _numbers(wanted):
+            pytest.skip(f"transformers {found} does not do it, {wanted} does")
     if item.get_closest_marker("gpu"):
         import torch
 

@@ -36,7 +36,7 @@ from align.runtime.json_files import read_object
 from align.runtime.terminal import Parser, say
 from align.trainers.ppo.forward import reply_distribution, reply_logprobs
 from align.trainers.ppo.types import TokenBatch, full_logprobs
-from data_formats.chatml import IM_END, control_id
+from data_formats.chat_format import chat_format
 from data_formats.records import Message
 from rollouts.hf import HFEngine
 from rollouts.protocol import Completion, Engine, SamplingParams
@@ -273,14 +273,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     models, tokenizer = Models(args.folder), load_tokenizer(args.folder)
     prompts = encode_prompts(tokenizer, [[Message("user", text)] for text in QUESTIONS[: args.questions]])
-    stops = (control_id(tokenizer, IM_END),)
+    stops = chat_format(tokenizer).stop_ids
     params = SamplingParams(n=args.replies, max_new_tokens=args.tokens, stop_token_ids=stops, seed=0)
     found = read_object(args.out, "remove it") or {"engines": {}}
-    for name in args.engines:
-        found["engines"][name] = measured(name, models, prompts, params)
     if "kl" not in found:
         found["kl"] = kl_seen(models, prompts, params)
-    write_json(args.out, found)
+    for name in args.engines:
+        found["engines"][name] = measured(name, models, prompts, params)
+        write_json(args.out, found)  # what was measured stays, whatever comes next
     say(tables(found))
     return found
 

@@ -45,9 +45,7 @@ class Samples:
             temperature-divided distribution, in nats; None for a reply of which it gave none.
         kept_mass: (N) share of that distribution's mass which truncation left at each reply token; or None.
         supports: (N) the ids that could be drawn at each reply token; or None.
-        weight_versions: (N) version of the weights that made each reply; or None.
-
-    The last four may be left out: then every reply has None.
+        weight_versions: (N) version of the weights that made each reply; or None. The last four may be left out.
     """
 
     prompts: tuple[Prompt, ...]
@@ -267,8 +265,7 @@ class TokenBatch:
     def to(self, device: torch.device) -> TokenBatch:
         """The same on another device."""
         told = (getattr(self, field.name) for field in fields(self))
-        moved = (one.to(device) if isinstance(one, Tensor) else one for one in told)
-        return TokenBatch(*moved)._sized(self.row_sizes)
+        return TokenBatch(*(one.to(device) if isinstance(one, Tensor) else one for one in told))._sized(self.row_sizes)
 
     def _sized(self, sizes: list[RowSize]) -> TokenBatch:
         self.__dict__["row_sizes"] = sizes
