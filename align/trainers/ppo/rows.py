@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from align.runtime.devices import index_on
 from reward.flat import Parts, flat_inputs, ranges
 
 
@@ -73,7 +74,7 @@ def flat_rows(ids_BT: Tensor, sizes: Sequence[RowSize]) -> ModelRows:
         sources += [first * width, *(row * width + sizes[row].prompt_length for row in rows)]
         lengths.append((sizes[first].prompt_length, [sizes[row].reply_length for row in rows]))
     parts, order = Parts(lengths), [row for rows in groups.values() for row in rows]
-    ids_T = ids_BT.flatten()[ranges(sources, parts.lengths).to(ids_BT.device, non_blocking=True)]
+    ids_T = ids_BT.flatten()[index_on(ids_BT.device, ranges(sources, parts.lengths))]
     _, cut_B, begin_B, end_B = parts.replies_4N
     starts_2B = torch.stack([cut_B - 1, begin_B])  # the prompt's last token, then the reply's but the last
     lengths_2B = torch.stack([torch.ones_like(cut_B), end_B - begin_B - 1])
@@ -89,8 +90,8 @@ def _asked(
     starts, lengths = zip(*((sizes[row].prompt_length, sizes[row].reply_length) for row in order), strict=True)
     rows_B, starts_B, lengths_B = torch.tensor(order), torch.tensor(starts), torch.tensor(lengths)
     actions_K, places_K = (
-        ranges(rows_B * columns + starts_B + first, lengths_B).to(device, non_blocking=True)
+        index_on(device, ranges(rows_B * columns + starts_B + first, lengths_B))
         for columns, first in ((width, 0), (width - 1, -1))
     )
-    states_K = states_K.to(device, non_blocking=True)
+    states_K = index_on(device, states_K)
     return ModelRows(inputs, states_K, ids_BT.flatten()[actions_K], places_K, (len(sizes), width - 1))

@@ -257,8 +257,7 @@ class TokenBatch:
     def rows(self, rows_B: Tensor) -> TokenBatch:
         """These rows, whose numbers lie on the host, cut to their own longest length."""
         sizes = [self.row_sizes[row] for row in rows_B.tolist()]
-        width = max(size.length for size in sizes)
-        rows_B = index_on(self.input_ids_NT.device, rows_B)
+        width, rows_B = max(size.length for size in sizes), index_on(self.input_ids_NT.device, rows_B)
         groups_B = None if self.groups_N is None else self.groups_N[rows_B]
         ids_BT, lengths_B = self.input_ids_NT[rows_B, :width], self.lengths_N[rows_B]
         return TokenBatch(ids_BT, self.prompt_lengths_N[rows_B], lengths_B, groups_B, self.reply_room)._sized(sizes)
@@ -305,8 +304,7 @@ class SupportTensor:
         counts_NS[mask_NS] = torch.tensor([len(ids) for support in supports for ids in support])
         starts_NS = (counts_NS.flatten().cumsum(0) - counts_NS.flatten()).view_as(counts_NS)
         ids_F = torch.tensor([token for support in supports for ids in support for token in ids], dtype=torch.int32)
-        device = tokens.input_ids_NT.device
-        return cls(ids_F.to(device), starts_NS.to(device), counts_NS.to(device))
+        return cls(*(one.to(tokens.input_ids_NT.device) for one in (ids_F, starts_NS, counts_NS)))
 
     def rows(self, rows_B: Tensor, states: int | None = None) -> SupportTensor:
         """These rows, cut to `states` (those of `TokenBatch.rows`; default all). The ids are shared, not copied."""
@@ -380,8 +378,7 @@ class Experience:
         return self.old_logps_NS if self.full_logps_NS is None else self.full_logps_NS
 
     def divisor(self, rows_B: Tensor | None = None) -> Tensor:
-        """What the summed losses of some rows (default all) are divided by, a scalar: their tokens or, with weights,
-        their replies."""
+        """What the summed losses of some rows (default all) are divided by: their tokens or, with weights, replies."""
         mask_BS = self.mask_NS if rows_B is None else self.mask_NS[index_on(self.mask_NS.device, rows_B)]
         return (mask_BS if self.weights_NS is None else mask_BS.any(1)).sum()
 
