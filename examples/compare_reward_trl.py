@@ -5,8 +5,8 @@
 Arms: ours from the base model, ours after PMP (where the recipe has that stage), TRL from the base model. All arms of a
 seed train on the same token ids in as many optimizer steps, with the same batch size, learning rate, schedule and
 optimizer, without dropout, and are measured on the same held-out pairs. TRL's arm starts with the very weights of ours,
-head included; a seed is a head and an order of the pairs (each library shuffles for itself). The recipe's base and pmp
-stages are run once, or taken from `output_dir` where they are finished; so are arms of the same recipe and seed.
+head and adapter included; a seed is a head and an order of the pairs (each library shuffles for itself). The recipe's
+base and pmp stages are run once, or taken from `output_dir` where they are finished; so are arms of a recipe and seed.
 
 TRL's own rendering by the chat template ends with the newline after the last `<|im_end|>`, and it reads the score at
 the last token; it is given our ids, which end with `<|im_end|>`. How many of its own are the same but for that newline
@@ -54,8 +54,7 @@ def train_trl(recipe: Any, origin: Any, folder: Path, seed: int) -> dict[str, An
     heldout_rows, heldout, _ = preferences.encode(tokenizer, heldout, section)
     path = common.origin_path(recipe, origin, stage="rm")
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
-    with torch.no_grad():
-        model.score.weight.copy_(ours.head.weight)
+    model = same_start(model, ours, recipe.model)
     plain = training_arguments(section, batch_plan(recipe, "rm"), recipe.model, folder, seed=derive(seed, "train"))
     options = {name: getattr(plain, name) for name in SAME}
     options |= {"max_length": None, "gradient_checkpointing": False, "save_strategy": "no", "logging_steps": 10**9}
@@ -73,6 +72,26 @@ def train_trl(recipe: Any, origin: Any, folder: Path, seed: int) -> dict[str, An
     common.write_lines(folder / "eval.jsonl", lines)
     figures = {"steps": trainer.state.global_step, "rows": len(rows), "start_gap": gap, **same}
     return common.finish(folder, figures, began)
+
+
+def same_start(model: Any, ours: Any, section: Any) -> Any:
+    """`model` with the head of ours and, where the recipe trains an adapter, with one of the same shape and weights."""
+    import torch
+
+    if section.adapter != "none":
+        from peft import LoraConfig, get_peft_model
+
+        mine = ours.backbone.peft_config["default"]
+        shape = {name: getattr(mine, name) for name in ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora")}
+        model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", **shape))
+        drawn = {key: value for key, value in ours.backbone.state_dict().items() if ".lora_" in key}
+        prefix = f"base_model.model.{model.base_model.model.base_model_prefix}."
+        named = {key.replace("base_model.model.", prefix, 1): value for key, value in drawn.items()}
+        assert not model.load_state_dict(named, strict=False).unexpected_keys
+    head = [weight for name, weight in model.named_parameters() if "score" in name and weight.requires_grad]
+    with torch.no_grad():
+        head[0].copy_(ours.head.weight)
+    return model
 
 
 def conversations(pair: Any) -> dict[str, Any]:

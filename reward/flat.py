@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -204,7 +204,7 @@ def _tried(forward: Callable[[dict[str, Any]], Tensor], device: torch.device) ->
     parts = Parts([(3, [2, 4]), (5, [3, 1])])
     ids_T = torch.arange(1, 1 + sum(parts.lengths), device=device)
     spans = parts.replies_4N.T.tolist()
-    rows = [ranges([first, begin], [cut - first, end - begin]) for first, cut, begin, end in spans]
+    rows = [ranges([first, begin], [cut - first, end - begin]).to(device) for first, cut, begin, end in spans]
     width = max(map(len, rows))
     padded_NT = torch.stack([F.pad(ids_T[row], (0, width - len(row)), value=1) for row in rows])
     mask_NT = torch.stack([F.pad(torch.ones_like(ids_T[row]), (0, width - len(row))) for row in rows])
@@ -296,7 +296,18 @@ def takes_varlen(value: Tensor, dropout: float) -> bool:
     half, width = value.dtype in (torch.float16, torch.bfloat16), value.shape[-1]
     if not half or width > 256 or width % 8 or dropout or value.device.type != "cuda":
         return False
-    return torch.cuda.get_device_capability(value.device) >= (8, 0)
+    return has_varlen() and torch.cuda.get_device_capability(value.device) >= (8, 0)
+
+
+@cache
+def has_varlen() -> bool:
+    """Whether this torch has that kernel, in the form that is called here: 2.6 has none, others cannot align the mask
+    or group heads."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return {"window_size", "scale", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
 
 
 def by_varlen(query: Tensor, key: Tensor, value: Tensor, parts: Parts, _: float, scaling: float | None) -> Tensor:

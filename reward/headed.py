@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from align.runtime.errors import StorageError
 from align.runtime.peft_model import base_of, is_peft
 from reward import adapter, stock
+from reward.checkpointing import disable_checkpointing, enable_checkpointing, is_checkpointing
 from reward.errors import ModelFileError
 from reward.folder import check_safetensors, read_json, staged
 from reward.head import ScalarHead
@@ -82,17 +83,29 @@ class HeadedModel(nn.Module):
         return self.backbone.supports_gradient_checkpointing
 
     @property
-    def is_gradient_checkpointing(self) -> bool:
+    def is_activation_checkpointing(self) -> bool:
         """Whether it does at present."""
-        return self.backbone.is_gradient_checkpointing
+        return is_checkpointing(self.backbone)
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+    is_gradient_checkpointing = is_activation_checkpointing
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any
+    ) -> None:
         """As of `PreTrainedModel`."""
-        self.backbone.gradient_checkpointing_enable(*args, **kwargs)
+        enable_checkpointing(self.backbone, gradient_checkpointing_kwargs, **more)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **more: Any
+    ) -> None:
+        """As of `PreTrainedModel`, from transformers 5.24 on."""
+        enable_checkpointing(self.backbone, activation_checkpointing_kwargs, **more)
 
     def gradient_checkpointing_disable(self) -> None:
         """As of `PreTrainedModel`."""
-        self.backbone.gradient_checkpointing_disable()
+        disable_checkpointing(self.backbone)
+
+    activation_checkpointing_disable = gradient_checkpointing_disable
 
     def enable_input_require_grads(self) -> None:
         """As of `PreTrainedModel` (adapters with gradient checkpointing need it)."""

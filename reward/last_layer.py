@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from align.runtime.peft_model import base_of
+from reward.checkpointing import is_checkpointing
 
 FEWEST = 8  # of very few rows BLAS adds up products in an order that depends on where the weights lie in memory
 
@@ -59,6 +60,6 @@ def last_mlp_only_at(model: nn.Module, shape: torch.Size, flat_N: Tensor) -> Ite
 def _last_mlp(plain: nn.Module) -> nn.Module | None:
     layers = getattr(getattr(plain, "base_model", plain), "layers", None)
     mlp = getattr(layers[-1], "mlp", None) if isinstance(layers, nn.ModuleList) and len(layers) else None
-    if mlp is None or getattr(plain, "is_gradient_checkpointing", False):
+    if mlp is None or is_checkpointing(plain):
         return None
     return None if any("expert" in name or "router" in name for name, _ in mlp.named_modules()) else mlp

@@ -19,9 +19,10 @@ from transformers.cache_utils import DynamicLayer
 from align.runtime.padding import pad_left
 from align.runtime.peft_model import base_of, is_peft
 from rollouts.decode import decode
+from rollouts.key_values import cache_keyword
 from rollouts.protocol import SamplingParams
 
-TAKEN = ("position_ids", "past_key_values", "use_cache", "logits_to_keep")
+TAKEN = ("position_ids", "use_cache", "logits_to_keep")
 PROBED = (5, 2, 3)  # tokens of the probe's prompts
 DRAWN = 4  # tokens that continue each
 REPLIES = 2  # to each prompt: two share what was read
@@ -43,7 +44,8 @@ def why_not(model: nn.Module) -> str | None:
         return f"{type(base).__name__} is not a causal language model"
     if type(base).generate is not GenerationMixin.generate:
         return f"{type(base).__name__} has a generate of its own"
-    missing = [name for name in TAKEN if name not in inspect.signature(base.forward).parameters]
+    wanted = (*TAKEN, cache_keyword(base))
+    missing = [name for name in wanted if name not in inspect.signature(base.forward).parameters]
     if missing:
         return f"{type(base).__name__} does not take {', '.join(missing)}"
     if not base._supports_attention_backend:

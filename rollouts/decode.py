@@ -16,7 +16,7 @@ Which models may is asked by `rollouts.decodable`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -24,15 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from align.runtime.devices import index_on
 from align.runtime.peft_model import base_of
-from rollouts.key_values import KeyValues, PromptPass, ReplyPass, attends_here
+from rollouts.key_values import KeyValues, PromptPass, ReplyPass, attends_here, cache_keyword
 from rollouts.protocol import SamplingParams
+from rollouts.sampling import Choose
 
 READ_AT_ONCE = 4096  # tokens of prompts in one pass
 REFILL = 8  # waiting replies start when this part of the batch is free: a pass that reads is worth it then
 LOOK_EVERY = 8  # steps between looks at which replies have ended, where looking makes the host wait
-
-Choose = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(slots=True)
@@ -54,17 +54,24 @@ class AtWork:
 
 @torch.no_grad()
 def decode(
-    model: nn.Module, prompts: Sequence[Sequence[int]], params: SamplingParams, batch_size: int, choose: Choose
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    batch_size: int,
+    choose: Choose,
+    limits: Sequence[int] | None = None,
 ) -> None:
     """Samples `params.n` responses to each prompt, prompt-major.
 
     Args:
         model: one that `rollouts.decodable` lets through, in evaluation mode.
         batch_size: responses at work at most.
-        choose: gives tokens_R for (logits_RV float32, its own to change; responses_R; steps_R), and keeps them.
+        choose: is given the response's place in the call.
+        limits: tokens of each response at most; default `max_new_tokens` for all.
     """
+    limits = limits or [params.max_new_tokens] * (len(prompts) * params.n)
     with attends_here(base_of(model)):
-        loop = _Loop(model, prompts, params, batch_size, choose)
+        loop = _Loop(model, prompts, params, batch_size, choose, limits)
         while loop.advance():
             pass
 
@@ -77,8 +84,10 @@ class _Loop:
         params: SamplingParams,
         batch_size: int,
         choose: Choose,
+        limits: Sequence[int],
     ):
         self.model, self.prompts, self.params, self.batch_size, self.choose = model, prompts, params, batch_size, choose
+        self.limits = limits
         self.device = base_of(model).device
         self.places = places = min(params.n, batch_size)
         order = sorted(range(len(prompts)), key=lambda prompt: -len(prompts[prompt]))
@@ -96,6 +105,7 @@ class _Loop:
             max(map(len, prompts), default=0),
             max(params.max_new_tokens - 1, 1),
         )
+        self.cache_keyword = cache_keyword(base_of(model))
         self.replies: list[AtWork] = []
         self.lengths: list[int] = []  # of the prompts at work
         self.tokens_R = torch.zeros(0, dtype=torch.int64, device=self.device)
@@ -138,17 +148,17 @@ class _Loop:
             runs.append((first, count, length))
             first += count
         self.cache.now = PromptPass(runs)
-        ids_1T = torch.tensor([[token for row in rows for token in row]], device=self.device)
-        positions_1T = torch.tensor([[at for row in rows for at in range(len(row))]], device=self.device)
-        last_P = torch.tensor([len(row) for row in rows], device=self.device).cumsum(0) - 1
+        ids_1T = index_on(self.device, [[token for row in rows for token in row]])
+        positions_1T = index_on(self.device, [[at for row in rows for at in range(len(row))]])
+        last_P = index_on(self.device, [len(row) for row in rows]).cumsum(0) - 1
         logits_PV = self._logits(ids_1T, positions_1T, last_P)[0]
         before = len(self.replies)
         for prompt, (_, responses) in enumerate(starting, start=len(self.lengths)):
             self.replies += [AtWork(response, prompt, place) for place, response in enumerate(responses)]
         self.lengths += map(len, rows)
         if len(self.replies) - before > len(rows):
-            counts_P = torch.tensor([len(responses) for _, responses in starting], device=self.device)
-            logits_PV = logits_PV.repeat_interleave(counts_P, dim=0)
+            of_replies = [prompt for prompt, (_, responses) in enumerate(starting) for _ in responses]
+            logits_PV = logits_PV.index_select(0, index_on(self.device, of_replies))
         self.tokens_R = functional.pad(self.tokens_R, (0, len(self.replies) - before))
         self.ended_R = functional.pad(self.ended_R, (0, len(self.replies) - before))
         self._draw(logits_PV, before)
@@ -159,7 +169,7 @@ class _Loop:
         columns = [reply.drawn - 1 for reply in replies]
         lengths = [self.lengths[reply.prompt] for reply in replies]
         cells = [reply.prompt * places + reply.place for reply in replies]
-        of_replies = torch.tensor([columns, lengths, cells], device=self.device)
+        of_replies = index_on(self.device, [columns, lengths, cells])
         columns_R, lengths_R, cells_R = of_replies
         prompt_columns, reply_columns = max(lengths), max(columns) + 1
         hidden_RT = None
@@ -182,15 +192,14 @@ class _Loop:
         self._draw(logits_RV, 0)
 
     def _logits(self, ids: Tensor, positions: Tensor, kept: Tensor | int) -> Tensor:
-        out = self.model(
-            input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True, logits_to_keep=kept
-        )
+        past = {self.cache_keyword: self.cache, "use_cache": True}
+        out = self.model(input_ids=ids, position_ids=positions, logits_to_keep=kept, **past)
         return out.logits.float()
 
     def _draw(self, logits_RV: Tensor, first: int) -> None:
         """The next token of the replies from `first` on."""
         replies = self.replies[first:]
-        of_replies = torch.tensor([[reply.response, reply.drawn] for reply in replies], device=self.device)
+        of_replies = index_on(self.device, [[reply.response, reply.drawn] for reply in replies])
         drawn_R = self.choose(logits_RV, *of_replies.unbind(-1))
         self.tokens_R[first:] = drawn_R
         self.ended_R[first:] |= torch.isin(drawn_R, self.stops)
@@ -199,7 +208,7 @@ class _Loop:
 
     def _let_go(self) -> None:
         """Lets replies leave that have ended, and prompts that have none left."""
-        full = [reply.drawn == self.params.max_new_tokens for reply in self.replies]
+        full = [reply.drawn == self.limits[reply.response] for reply in self.replies]
         self.since_look += 1
         if len(self.stops) and (self.since_look >= self.look_every or any(full)):
             self.since_look = 0
@@ -210,7 +219,7 @@ class _Loop:
         sources = _closed_up([at for at, gone in enumerate(full) if not gone])
         self.cache.move_replies(sources, columns)
         self.replies = [self.replies[source] for source in sources]
-        kept_R = torch.tensor(sources, dtype=torch.int64, device=self.device)
+        kept_R = index_on(self.device, sources)
         self.tokens_R, self.ended_R = self.tokens_R[kept_R], self.ended_R[kept_R]
         sources = _closed_up(sorted({reply.prompt for reply in self.replies}))
         self.cache.move_prompts(sources, max(self.lengths))

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +28,11 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from align.runtime.padding import pad_left
 from align.runtime.peft_model import base_of
 from rollouts.decodable import probe, why_not
-from rollouts.decode import Choose, decode
+from rollouts.decode import decode
 from rollouts.errors import RolloutError
+from rollouts.exact import TrainerPass, settle
 from rollouts.protocol import Completion, SamplingParams
-from rollouts.sampling import Responses, draw
+from rollouts.sampling import Choose, Responses
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class HFEngine:
         autocast_dtype: runs the model under `torch.autocast` in this dtype.
         shares_module: the trainer updates `model` itself, so `update_weights` copies nothing. Else `model` is the
             engine's own; one whose checkpoints hold its tensors in another form (fused experts) cannot be.
+        trainer_pass: draws every token (`rollouts.exact`); without it replies are sampled here.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class HFEngine:
         *,
         autocast_dtype: torch.dtype | None = None,
         shares_module: bool = True,
+        trainer_pass: TrainerPass | None = None,
     ):
         if batch_size < 1:
             raise RolloutError(f"batch_size must be at least 1, got {batch_size}")
@@ -65,6 +69,7 @@ class HFEngine:
         self.model: nn.Module | None = model
         self.pad_token_id, self.batch_size = pad_token_id, batch_size
         self.autocast_dtype, self.shares_module = autocast_dtype, shares_module
+        self.trainer_pass = trainer_pass
         self.weight_version = 0
         self._torn = False
         self._decodable: bool | None = None
@@ -85,21 +90,10 @@ class HFEngine:
             if not prompt:
                 raise RolloutError(f"prompt {row} is empty: the model needs at least one token to continue")
         responses = Responses(len(prompts) * params.n, params, model.device)
-        uniforms_NT = _uniforms(len(prompts) * params.n, params).to(model.device)
-
-        def choose(logits_RV: Tensor, responses_R: Tensor, steps_R: Tensor) -> Tensor:
-            held_back_R = steps_R < params.min_new_tokens
-            any_held_back = params.min_new_tokens > 0 and bool(held_back_R.any())
-            uniforms_R = uniforms_NT[responses_R, steps_R]
-            drawn = draw(logits_RV, uniforms_R, params, held_back_R if any_held_back else None)
-            responses.add(responses_R, steps_R, drawn)
-            return drawn.tokens_B
-
-        with _undisturbed(model, self.autocast_dtype):
-            if self._decodes(model):
-                decode(model, prompts, params, self.batch_size, choose)
-            else:
-                self._generate(model, prompts, params, choose)
+        limits = [params.max_new_tokens] * (len(prompts) * params.n)
+        self._draft(prompts, params, responses.choose, limits)
+        if self.trainer_pass is not None:
+            settle(responses, prompts, params, self._draft, self.trainer_pass)
         return responses.completions(self.weight_version)
 
     def token_logprobs(self, sequences: list[list[int]]) -> list[tuple[float, ...]]:
@@ -169,9 +163,27 @@ class HFEngine:
                 logger.info("replies are sampled by transformers' generate, not by the decode loop: %s", reason)
         return self._decodable
 
-    def _generate(self, model: nn.Module, prompts: list[list[int]], params: SamplingParams, choose: Choose) -> None:
-        """All responses by `model.generate`, in batches of prompts of like length; `choose` is told of each token."""
-        responses = sorted(range(len(prompts) * params.n), key=lambda response: -len(prompts[response // params.n]))
+    def _draft(self, prompts: list[list[int]], params: SamplingParams, choose: Choose, limits: Sequence[int]) -> None:
+        """Has all responses chosen; see `rollouts.exact.Draft`."""
+        model = self._model_to_run()
+        with _undisturbed(model, self.autocast_dtype):
+            if self._decodes(model):
+                decode(model, prompts, params, self.batch_size, choose, limits)
+                return
+            for limit in sorted(set(limits)):
+                chosen = [response for response, own in enumerate(limits) if own == limit]
+                self._generate(model, prompts, replace(params, max_new_tokens=limit), choose, chosen)
+
+    def _generate(
+        self,
+        model: nn.Module,
+        prompts: list[list[int]],
+        params: SamplingParams,
+        choose: Choose,
+        responses: list[int],
+    ) -> None:
+        """Some responses by `model.generate`, in batches of prompts of like length; `choose` is told of each token."""
+        responses = sorted(responses, key=lambda response: -len(prompts[response // params.n]))
         config = GenerationConfig(
             max_new_tokens=params.max_new_tokens,
             do_sample=False,  # `choose` draws
@@ -209,18 +221,6 @@ class _Chooser(LogitsProcessor):
         self.step += 1
         scores.zero_()[self.rows_B, tokens_B] = 1.0
         return scores
-
-
-def _uniforms(rows: int, params: SamplingParams) -> Tensor:
-    """uniforms_BT, float64, on the CPU whatever the model's device, so that a seed means the same everywhere."""
-    if params.temperature == 0:
-        return torch.zeros(1, 1, dtype=torch.float64).expand(rows, params.max_new_tokens)
-    generator = torch.Generator()
-    if params.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(params.seed)
-    return torch.rand(rows, params.max_new_tokens, generator=generator, dtype=torch.float64)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ T columns, D width of a head.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -22,10 +23,16 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, Cache
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from align.runtime.devices import index_on
 from rollouts.errors import RolloutError
 
 NAME = "prompts_and_replies"
 KNOWN = {"dropout", "is_causal", "position_ids", "use_cache", "cache_position"}  # told to an attention; unread by ours
+
+
+def cache_keyword(model: nn.Module) -> str:
+    """What a model's forward calls its cache; transformers 5.24 renamed it, and warns at the old name."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +216,6 @@ def _move(held: Sequence[Tensor], sources: Sequence[int], columns: int) -> None:
     moved = [(to, source) for to, source in enumerate(sources) if to != source]
     if not moved or not held:
         return
-    to, source = (torch.tensor(places, device=held[0].device) for places in zip(*moved, strict=True))
+    to, source = (index_on(held[0].device, places) for places in zip(*moved, strict=True))
     for held_LBKTD in held:
         held_LBKTD[:, to, :, :columns] = held_LBKTD[:, source, :, :columns]

@@ -18,6 +18,7 @@ Degeneration", section 3.1).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,9 @@ from rollouts.protocol import Completion, SamplingParams
 
 _FIRST_LOOK = 64  # candidates looked at before it is counted how many there can be
 _BLOCK = 128  # neighbours that a large vocabulary is summed by
+
+Choose = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Gives tokens_R for (logits_RV float32, its own to change; responses_R; steps_R), and keeps them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +166,12 @@ def _first_above(mass_BK: Tensor, wanted_B1: Tensor) -> Tensor:
 
 
 class Responses:
-    """What was drawn, by response and step.
+    """What was drawn, by response and step, each with a random number of its own. A step that is drawn again takes the
+    place of what it was.
 
     Args:
         responses: how many.
-        params: how they are sampled.
+        params: how they are sampled; without a seed every object draws anew.
         device: where the draws are.
     """
 
@@ -174,13 +179,24 @@ class Responses:
         def table(dtype: torch.dtype) -> Tensor:
             return torch.zeros(responses, params.max_new_tokens, dtype=dtype, device=device)
 
-        self._params = params
+        self._params, self.device = params, device
         self._tokens_NT, self._logprobs_NT = table(torch.int64), table(torch.float32)
         self._kept_mass_NT = table(torch.float64) if params.temperature else None
         self._supports: list[list[tuple[int, ...]]] | None = None
         if params.return_support and params.temperature:
             self._supports = [[] for _ in range(responses)]
         self._sound = torch.ones((), dtype=torch.bool, device=device)
+        self._uniforms_NT = _uniforms(responses, params).to(device)
+        self._full: dict[int, tuple[float, ...]] = {}
+
+    def choose(self, logits_RV: Tensor, responses_R: Tensor, steps_R: Tensor) -> Tensor:
+        """Draws one token a row, the next of these responses; see `Choose`."""
+        held_back_R = steps_R < self._params.min_new_tokens
+        any_held_back = self._params.min_new_tokens > 0 and bool(held_back_R.any())
+        uniforms_R = self._uniforms_NT[responses_R, steps_R]
+        drawn = draw(logits_RV, uniforms_R, self._params, held_back_R if any_held_back else None)
+        self.add(responses_R, steps_R, drawn)
+        return drawn.tokens_B
 
     def add(self, rows_B: Tensor, steps_B: Tensor, drawn: Draw) -> None:
         """The tokens that the responses `rows_B` got as their `steps_B`-th."""
@@ -194,31 +210,62 @@ class Responses:
             for row, own in zip(rows_B.tolist(), ids.cpu().split(counts_B.tolist()), strict=True):
                 self._supports[row].append(tuple(own.tolist()))
 
+    def reply(self, row: int) -> list[int]:
+        """A response up to its first stop token."""
+        return self._ended(self._tokens_NT[row].tolist())[0]
+
+    def note_full(self, row: int, logprobs: Sequence[float]) -> None:
+        """`Completion.full_logprobs` of a response, where they are told rather than worked out."""
+        self._full[row] = tuple(logprobs)
+
+    def require_sound(self) -> None:
+        """Raises RolloutError where some logits were not finite."""
+        if not bool(self._sound):
+            raise RolloutError(
+                "the policy gave logits that are not finite (NaN or infinite): its weights are broken, "
+                "go back to an earlier checkpoint or lower the learning rate"
+            )
+
     def completions(self, weight_version: int) -> list[Completion]:
         """Each response up to its first stop token.
 
         Raises:
             RolloutError: some logits were not finite.
         """
-        if not bool(self._sound):
-            raise RolloutError(
-                "the policy gave logits that are not finite (NaN or infinite): its weights are broken, "
-                "go back to an earlier checkpoint or lower the learning rate"
-            )
-        stops = frozenset(self._params.stop_token_ids)
+        self.require_sound()
         tokens, logprobs = self._tokens_NT.tolist(), self._logprobs_NT.tolist()
         kept_mass = None if self._kept_mass_NT is None else self._kept_mass_NT.tolist()
         found = []
         for row, ids in enumerate(tokens):
-            end = next((at + 1 for at, token in enumerate(ids) if token in stops), None)
+            reply, stopped = self._ended(ids)
+            end = len(reply)
             found.append(
                 Completion(
-                    token_ids=tuple(ids[:end]),
+                    token_ids=tuple(reply),
                     logprobs=tuple(logprobs[row][:end]),
-                    finish_reason="length" if end is None else "stop",
+                    finish_reason="stop" if stopped else "length",
                     weight_version=weight_version,
                     kept_mass=None if kept_mass is None else tuple(kept_mass[row][:end]),
                     support=None if self._supports is None else tuple(self._supports[row][:end]),
+                    full_logprobs=self._full.get(row),
                 )
             )
         return found
+
+    def _ended(self, ids: list[int]) -> tuple[list[int], bool]:
+        """Up to the first stop token, and whether there is one."""
+        stops = self._params.stop_token_ids
+        end = next((at + 1 for at, token in enumerate(ids) if token in stops), None)
+        return ids[:end], end is not None
+
+
+def _uniforms(rows: int, params: SamplingParams) -> Tensor:
+    """uniforms_BT, float64, on the CPU whatever the model's device, so that a seed means the same everywhere."""
+    if params.temperature == 0:
+        return torch.zeros(1, 1, dtype=torch.float64).expand(rows, params.max_new_tokens)
+    generator = torch.Generator()
+    if params.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(params.seed)
+    return torch.rand(rows, params.max_new_tokens, generator=generator, dtype=torch.float64)

@@ -10,6 +10,7 @@ from torch import nn
 
 from align.runtime.packages import is_installed, require_package
 from rollouts.errors import RolloutError
+from rollouts.exact import TrainerPass
 from rollouts.hf import HFEngine
 from rollouts.protocol import Engine
 from rollouts.settings import VLLMSettings
@@ -31,6 +32,7 @@ def make_engine(
     return_support: bool = False,
     is_owner: bool = True,
     share: Callable[[Any], Any] | None = None,
+    trainer_pass: TrainerPass | None = None,
     **hf_options: Any,
 ) -> Engine:
     """The engine that `kind` names, for the trainer's own module. vLLM's have no weights before `update_weights`.
@@ -44,6 +46,7 @@ def make_engine(
         return_support: what could be drawn will be asked for; vLLM has to be prepared for that.
         is_owner: whether this rank starts the server, and shuts it down.
         share: gives every rank the owner's object; all ranks call it together. Default: there is one rank.
+        trainer_pass: draws every token (`rollouts.exact`); without one the engine does.
         hf_options: further arguments of `HFEngine`.
 
     Raises:
@@ -58,7 +61,7 @@ def make_engine(
         taken = f"HF generate, because {reason}" if reason else "vLLM, in this process"
         logger.info("rollout engine: auto takes %s", taken)
     if kind == "hf":
-        return HFEngine(model, pad_token_id, batch_size, **hf_options)
+        return HFEngine(model, pad_token_id, batch_size, trainer_pass=trainer_pass, **hf_options)
     if vllm is None:
         raise RolloutError(f"rollout engine '{kind}' needs settings: give make_engine a VLLMSettings")
     if kind == "vllm" or not vllm.urls:
@@ -67,7 +70,10 @@ def make_engine(
         from rollouts.vllm.engine import VLLMEngine
 
         adapters = pushes_adapter(model, vllm.adapters, _device(model))
-        return VLLMEngine(model, vllm, temperature=temperature, return_support=return_support, takes_adapters=adapters)
+        asked = {"temperature": temperature, "return_support": return_support, "trainer_pass": trainer_pass}
+        return VLLMEngine(model, vllm, takes_adapters=adapters, **asked)
+    if trainer_pass is not None:
+        raise RolloutError(f"rollout engine '{kind}' draws its tokens by itself: for exact use engine: vllm or hf")
     from rollouts.vllm.server_engine import VLLMServerEngine
 
     shared = {} if share is None else {"share": share}

@@ -5,11 +5,21 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import pytest
 
 imported = 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` a process takes a file's tests together, and one all that start vLLM: two engines at once
+    would want too much memory, and be too slow for what is timed."""
+    for item in items:
+        starts_vllm = item.get_closest_marker("slow") and ("vllm",) in (one.args for one in item.iter_markers("needs"))
+        item.add_marker(pytest.mark.xdist_group("vllm" if starts_vllm else str(item.path)))
 
 
 def pytest_collection_finish() -> None:
@@ -42,11 +52,19 @@ def a_precision_of_its_own() -> Iterator[None]:
         sys.modules["accelerate.state"].AcceleratorState._reset_state()
 
 
+def _numbers(release: str) -> list[int]:
+    return [int(part) for part in release.split(".")[:2]]
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs"):
         (module,) = marker.args
         if find_spec(module) is None:
             pytest.skip(f"needs {module}: make install-full")
+    for marker in item.iter_markers("since"):
+        wanted, found = marker.args[0], version("transformers")
+        if _numbers(found) < _numbers(wanted):
+            pytest.skip(f"transformers {found} does not do it, {wanted} does")
     if item.get_closest_marker("gpu"):
         import torch
 

@@ -124,7 +124,7 @@ def policy_loss(
 
 def _ratio_stats(log_ratio_BT: Tensor, mask_BT: Tensor) -> Stats:
     ratio_BT, counts_BT = log_ratio_BT.exp(), mask_BT != 0
-    inf = torch.tensor(float("inf"), dtype=ratio_BT.dtype, device=ratio_BT.device)
+    inf = ratio_BT.new_full((), torch.inf)
     return {
         "approx_kl": (torch.expm1(log_ratio_BT) - log_ratio_BT).sum(),
         "ratio": keep(ratio_BT, mask_BT).sum(),

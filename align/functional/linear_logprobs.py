@@ -14,6 +14,7 @@ Rows whose incoming gradient (or weight) is exactly 0 give exactly 0, whatever t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ from torch.autograd.function import once_differentiable
 from align.functional.logprobs import measured, slope_into, token_entropy, token_logprobs
 from align.functional.masked import keep, same_shape, wide
 
+Watch = Callable[[Tensor, slice], None]
+
 
 @dataclass(frozen=True, slots=True)
 class TokenQuestion:
@@ -32,10 +35,13 @@ class TokenQuestion:
 
     - log-probability of `ids_N` under softmax(logits / temperature), in nats;
     - with `entropy`, that of the distribution, in nats (`learnt`: with a gradient);
+    - with `max_z_coef`, the largest of the row's logits, z;
     - with `weights_N`, the sum of weights times log-probabilities in the first row, above zeros. Then this is the only
-      column with a gradient; a row without weight is not in the sum, whatever it is.
+      column with a gradient; a row without weight is not in the sum, whatever it is. With `max_z_coef`, which wants
+      weights, they multiply log-probability - max_z_coef * z^2: the max-z loss of Baichuan 2 (2309.10305).
 
-    Called with the logits of the rows `at`, it answers about these by itself.
+    Called with the logits of the rows `at`, it answers about these by itself. `watch` is shown all logits, block by
+    block (logits_nV, at), before the answers are made of them; it may not change them.
     """
 
     ids_N: Tensor
@@ -43,15 +49,29 @@ class TokenQuestion:
     entropy: bool = False
     learnt: bool = True
     weights_N: Tensor | None = None
+    watch: Watch | None = None
+    max_z_coef: float = 0.0
 
     def __call__(self, logits_nV: Tensor, at: slice) -> Tensor:
+        if self.watch is not None:
+            self.watch(logits_nV.detach(), at)
         columns = [token_logprobs(logits_nV, self.ids_N[at], self.temperature)]
         if self.entropy:
             columns.append(token_entropy(logits_nV if self.learnt else logits_nV.detach(), self.temperature))
+        if self.max_z_coef:
+            columns.append(wide(logits_nV.max(dim=-1).values))
         if self.weights_N is not None:
-            total = _total(columns[0], self.weights_N[at])
+            total = self.total(columns, self.weights_N[at])
             columns = [column.detach() for column in columns] + [total]
         return torch.stack(columns, dim=-1)
+
+    def total(self, columns: list[Tensor], weights_n: Tensor) -> Tensor:
+        """The weighted sum in the first of so many rows."""
+        gains_n = keep(columns[0], weights_n)
+        if self.max_z_coef:
+            gains_n = gains_n - self.max_z_coef * keep(columns[-1], weights_n).square()
+        total = (gains_n * weights_n.to(gains_n.dtype)).sum()
+        return torch.cat([total[None], torch.zeros_like(gains_n[1:])]) if len(gains_n) else gains_n
 
 
 def linear_logprobs(
@@ -60,8 +80,10 @@ def linear_logprobs(
     """answers_NA of `question` about the logits states @ weight.T + bias, `block_rows` rows at a time.
 
     Raises:
-        ValueError: not one id, or not one weight, a row.
+        ValueError: not one id, or not one weight, a row; a max-z loss without weights.
     """
+    if question.max_z_coef and question.weights_N is None:
+        raise ValueError("max_z_coef is a part of the weighted sum, so it wants weights_N")
     same_shape(states_N=states_Nd[:, 0], ids_N=question.ids_N)
     if question.weights_N is not None:
         same_shape(ids_N=question.ids_N, weights_N=question.weights_N)
@@ -90,26 +112,32 @@ class _LinearLogprobs(Function):
         is_sum, learns_entropy = asked.weights_N is not None, asked.entropy and asked.learnt
         is_made = is_sum or not (learns[1] or learns[2] or learns_entropy)
         is_made = is_made and any(learns) and len(layer.blocks) > 1
-        columns = [_column(states) for _ in range(1 + asked.entropy)]
+        columns = [_column(states) for _ in range(1 + asked.entropy + bool(asked.max_z_coef))]
         for at in layer.blocks:
             logits, ids = layer.logits(at), asked.ids_N[at]
+            if asked.watch is not None:
+                asked.watch(logits, at)
             found = measured(logits, ids, asked.temperature, entropy=asked.entropy)
-            for column, part in zip(columns, found, strict=False):
+            for column, part in zip(columns, (part for part in found if part is not None), strict=False):
                 column[at] = part
+            top = logits.max(dim=-1) if asked.max_z_coef else None
+            if top is not None:
+                columns[-1][at] = top.values
             if is_made:
                 rows = asked.weights_N[at].to(found[0]) if is_sum else torch.ones_like(found[0])
                 slope_into(logits, logits, asked.temperature, of_logps=(ids, rows))
+                _add_max_z_slope(logits, top, rows, asked.max_z_coef)
                 layer.learn(logits, at)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(columns if is_sum else columns[1:] if not asked.learnt else ()))
         ctx.asked, ctx.how, ctx.made, ctx.logits = asked, (block_rows, dtype, learns), None, None
         if any(learns):
-            ctx.save_for_backward(states, weight, bias, *columns[1:])
+            ctx.save_for_backward(states, weight, bias, *columns[1 : 1 + asked.entropy])
             if is_made:
                 ctx.made = layer.gradients()
             elif len(layer.blocks) == 1:
                 ctx.logits = logits
-        return (*columns, _total(columns[0], asked.weights_N)) if is_sum else tuple(columns)
+        return (*columns, asked.total(columns, asked.weights_N)) if is_sum else tuple(columns)
 
     @staticmethod
     @once_differentiable
@@ -131,7 +159,9 @@ class _LinearLogprobs(Function):
         for at in layer.blocks:
             block = layer.logits(at) if logits is None else logits
             more = None if grad_entropy is None else (entropy[0][at], grad_entropy[at])
+            top = block.max(dim=-1) if asked.max_z_coef else None
             slope_into(block, block, asked.temperature, of_logps=(asked.ids_N[at], grad_logps[at]), of_entropy=more)
+            _add_max_z_slope(block, top, grad_logps[at], asked.max_z_coef)
             layer.learn(block, at)
         return *layer.gradients(), *rest
 
@@ -192,8 +222,8 @@ def _column(states: Tensor) -> Tensor:
     return torch.empty(len(states), dtype=wide(states[:0]).dtype, device=states.device)
 
 
-def _total(logps: Tensor, weights: Tensor) -> Tensor:
-    """The weighted sum in the first of so many rows."""
-    total = (keep(logps, weights) * weights.to(logps.dtype)).sum()
-    column = torch.zeros_like(logps)
-    return torch.cat([total[None], column[1:]]) if len(column) else column
+def _add_max_z_slope(slope_nV: Tensor, top: Any, grads_n: Tensor, max_z_coef: float) -> None:
+    """Add the gradient of -max_z_coef * z^2 times `grads_n` at the largest logits (`top`: values and places)."""
+    if top is not None:
+        more_n = -2 * max_z_coef * keep(top.values, grads_n) * grads_n
+        slope_nV.scatter_add_(-1, top.indices[:, None], more_n.to(slope_nV.dtype)[:, None])

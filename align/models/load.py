@@ -18,7 +18,10 @@ from torch import nn
 from align.models import adapters
 from align.models.critic import Critic
 from align.recipe.model_section import Architecture, ModelSection
+from align.runtime.peft_model import base_of
 from reward import adapter
+from reward.checkpointing import enable_checkpointing
+from reward.errors import ModelFileError
 from reward.loading import check_vocabulary, load_pretrained
 from reward.model import RewardModel
 
@@ -68,7 +71,7 @@ def load_causal_lm(
 
     Raises:
         MissingFileError: neither a folder nor a model the hub gives.
-        ModelFileError: a torn or incomplete folder, or one that holds no causal language model.
+        ModelFileError: a torn or incomplete folder, one that holds no causal language model, or one with a NormHead.
         VocabularyError: the tokenizer has more tokens than the model embeddings.
         RecipeError: adapter targets that the model does not have.
         MissingPackageError: qlora without bitsandbytes.
@@ -81,6 +84,7 @@ def load_causal_lm(
     else:
         loaded = load_pretrained(AutoModelForCausalLM, path, **options)
         adapter.keep_unpacked(loaded)
+    _refuse_normalised_head(loaded, path)
     _check_tokenizer(loaded, tokenizer, path)
     return _checkpointed(adapters.fitted(loaded, path, model, use=use, seed=seed, tokenizer=tokenizer), model)
 
@@ -126,6 +130,16 @@ def load_critic(
     return _checkpointed(_headed(loaded, path, model, use, seed, tokenizer), model)
 
 
+def _refuse_normalised_head(loaded: Any, path: str | Path) -> None:
+    if type(base_of(loaded).get_output_embeddings()).__name__ == "NormHead":
+        raise ModelFileError(
+            f"{path}: its output embeddings are a NormHead (Baichuan 2), which divides every row by its norm when it "
+            "is called, and in evaluation overwrites its weights with the quotient: what is trained, merged, averaged "
+            "and given to an engine would not be what computes. Save the divided rows as the weights of a plain linear "
+            "lm_head, in a Llama, and start from that"
+        )
+
+
 def _check_tokenizer(loaded: Any, tokenizer: Any, path: str | Path) -> None:
     if tokenizer is not None:
         check_vocabulary(loaded, tokenizer, path)
@@ -155,5 +169,5 @@ def load_options(path: str | Path, model: ModelSection) -> dict[str, Any]:
 
 def _checkpointed(module: Any, model: ModelSection) -> Any:
     if model.gradient_checkpointing:
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable_checkpointing(module)
     return module

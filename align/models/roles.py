@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from align.models.role_adapters import Adapter, RoleError, adapter_parameters, load_tensors, save_adapter
 from reward.adapter import keep_unpacked
+from reward.checkpointing import disable_checkpointing, enable_checkpointing, is_checkpointing
 
 TRAINED = ("policy", "critic")
 
@@ -137,7 +138,7 @@ class SharedBackbone:
         if options["use_reentrant"]:
             raise RoleError("roles on one backbone need gradient checkpointing with use_reentrant=False")
         options["context_fn"] = lambda: (nullcontext(), _Again(self, self._current, self.model.training))
-        self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        enable_checkpointing(self.causal_lm, options)
 
     def _fix_gradients(self, trained: tuple[str, ...]) -> None:
         wanted = []
@@ -259,9 +260,11 @@ class RoleView(nn.Module):
         return self._computes[0].dtype
 
     @property
-    def is_gradient_checkpointing(self) -> bool:
+    def is_activation_checkpointing(self) -> bool:
         """Whether the base trades compute for activation memory."""
-        return self._computes[0].is_gradient_checkpointing
+        return is_checkpointing(self._computes[0])
+
+    is_gradient_checkpointing = is_activation_checkpointing
 
     @property
     def supports_gradient_checkpointing(self) -> bool:
@@ -274,7 +277,7 @@ class RoleView(nn.Module):
 
     def gradient_checkpointing_disable(self) -> None:
         """For all roles."""
-        self.backbone.causal_lm.gradient_checkpointing_disable()
+        disable_checkpointing(self.backbone.causal_lm)
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""

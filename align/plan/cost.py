@@ -97,7 +97,7 @@ def flops(work: Work, model: Model, *, trained: bool = False) -> float:
     """Of a forward pass or, `trained`, of forward and backward."""
     shape, body = model.body.shape, model.body
     head = 2 * shape.vocab_size * shape.hidden_size * work.head_rows if model.head else 0
-    linear = 2 * count(shape).linear * work.tokens
+    linear = 2 * count(shape).active * work.tokens
     attention = 4 * shape.query_size * shape.num_hidden_layers * work.pairs
     adapter = 2 * model.adapter_size * work.tokens
     layers = linear + attention + adapter

@@ -61,9 +61,9 @@ class Precision:
         return self.autocast and self.weights == 4
 
     def bytes_of(self, count: Count, *, head: bool) -> float:
-        """All weights of a model, with or without its LM head (which is never quantised)."""
+        """All weights of a model, with or without its LM head; only linear layers below it are quantised."""
         linear = count.linear * (self.weights if self.quantized is None else self.quantized)
-        return linear + self.weights * (count.embedding + count.rest + (count.head if head else 0))
+        return linear + self.weights * (count.whole - count.linear - (0 if head else count.head))
 
 
 def _quantized_bytes(quantization: Section) -> float:

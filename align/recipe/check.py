@@ -17,6 +17,7 @@ from align.recipe.schema import Recipe
 from align.recipe.sources import source_problems, stage_sources
 from align.recipe.trackers import tracker_problems
 from align.runtime.errors import MissingFileError
+from align.runtime.packages import is_installed, missing_package
 from align.runtime.paths import typed_path
 from align.runtime.table import table
 
@@ -46,6 +47,7 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
     if recipe.model.path is not None:
         problems += _path_problem("model.path", recipe.model.path)
     problems += tracker_problems(recipe, stages)
+    problems += _bitsandbytes_problems(recipe, stages)
     for stage in stages:
         problems += source_problems(recipe, stage)
         section = getattr(recipe, stage)
@@ -56,6 +58,19 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
         for role, origin in inputs(recipe, stage).items():
             problems += _origin_problems(recipe, stage, role, origin)
     return list(dict.fromkeys(problems))
+
+
+def _bitsandbytes_problems(recipe: Recipe, stages: Sequence[str]) -> list[str]:
+    """The keys whose values want bitsandbytes, where it is not installed."""
+    if is_installed("bitsandbytes"):
+        return []
+    is_quantised = recipe.model.adapter == "qlora" and any(STAGES[stage].adapted for stage in stages)
+    asking = ["model.adapter: 'qlora'"] if is_quantised else []
+    for stage in stages:
+        for role, part in getattr(recipe, stage).optimizers().items():
+            if part.optimizer != "adamw":
+                asking.append(f"{stage}.{role}{role and '.'}optimizer: '{part.optimizer}'")
+    return [missing_package(asker, "bitsandbytes") for asker in asking]
 
 
 def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> list[str]:

@@ -206,6 +206,8 @@ class PPOConfig(Section):
     """Factor of the pretraining loss in the policy's step, at least 0; `auto` is led to `ptx_grad_norm_ratio`."""
     ptx_grad_norm_ratio: float = Field(0.5, gt=0)
     """Ratio of the two gradients' norms that `auto` keeps."""
+    ptx_max_z_coef: float = Field(0.0, ge=0)
+    """Factor of the max-z loss in the pretraining loss (Baichuan 2: 2e-4): the square of the largest logit, a token."""
     ptx_ratio: Count = 8
     """Rows of pretraining documents a reply."""
     ptx_max_length: Positive = 2048
@@ -229,9 +231,10 @@ class PPOConfig(Section):
     """Replies of an iteration that samples.jsonl shows."""
 
     def model_post_init(self, context: Any) -> None:
-        """Defaults that are the estimator's stand in the resolved recipe as it has them."""
+        """Defaults that follow from other keys stand in the resolved recipe as it has them."""
         defaults = {"whiten_advantages": self.estimator.whitens}
         defaults |= {} if self.estimator.critic else {"critic_warmup_steps": 0}
+        defaults |= {"micro_batch_size": 1} if self.rollout.exact else {}
         self.__dict__.update({key: value for key, value in defaults.items() if key not in self.model_fields_set})
 
     @property
@@ -252,11 +255,11 @@ class PPOConfig(Section):
     @property
     def asks_policy_late(self) -> bool:
         """Whether nothing but an iteration's only optimizer step asks what the policy says of its replies, so that one
-        pass serves for both: no KL in the reward, no guard of KL or entropy."""
+        pass serves for both: no KL in the reward, no guard of KL or entropy, and no proof of `rollout.exact`."""
         one_step = self.num_ppo_epochs * self.num_mini_batches == 1
         penalized = self.kl_in == "reward" and self.kl_coef > 0
         guarded = self.guards.max_kl is not None or self.guards.min_entropy is not None
-        return one_step and not penalized and not guarded
+        return one_step and not penalized and not guarded and not self.rollout.exact
 
     @property
     def tokens_at_once(self) -> int | None:
@@ -299,6 +302,9 @@ class PPOConfig(Section):
         if self.ptx_coef != 0 and self.ptx_ratio == 0:
             sentence = "0 gives a step no pretraining rows although ptx_coef is above 0; set one of them to match"
             broken.append(("ptx_ratio", sentence))
+        if self.ptx_max_z_coef and not self.uses_ptx:
+            sentence = "is a part of the pretraining loss, but ptx_coef is 0; set that above 0, or remove the key"
+            broken.append(("ptx_max_z_coef", sentence))
         return broken + self._estimator_rules() + self._offload_rules() + self._rollout_rules()
 
     def _estimator_rules(self) -> list[tuple[str, str]]:
@@ -351,6 +357,11 @@ class PPOConfig(Section):
         if self.policy_support == "nucleus" and rollout.engine == "vllm_server":
             sentence = "a vLLM server does not say which ids could be drawn; use full, or rollout.engine=hf"
             broken.append(("policy_support", sentence))
+        if rollout.exact and self.policy_support == "nucleus":
+            broken.append(("rollout.exact", "is for the ratio over the whole vocabulary; use policy_support=full"))
+        if rollout.exact and self.micro_batch_size != 1:
+            sentence = "computes each reply alone, as it was drawn: leave micro_batch_size out, or set it to 1"
+            broken.append(("rollout.exact", sentence))
         if rollout.overlap and self.importance_sampling_correction == "none":
             sentence = (
                 "trains on replies of older weights, which must be corrected for; use "

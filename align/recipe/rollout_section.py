@@ -148,10 +148,21 @@ class PPORolloutSection(RolloutSection):
     overlap: bool = False
     """The server samples the next batch while this one is trained on: with the weights before the update, not those
     after it (one step off policy)."""
+    exact: bool = False
+    """Every token is drawn from the logits of the trainer's own pass, so that log-probabilities of engine and trainer
+    are equal to the bit; [what it costs](rollouts.md#exact)."""
 
     @property
     def sampler(self) -> str:
-        return super().sampler + (", the next batch while this one is trained on" if self.overlap else "")
+        said = super().sampler + (", the next batch while this one is trained on" if self.overlap else "")
+        return said + (", and the trainer draws" if self.exact else "")
+
+    def rules(self) -> list[tuple[str, str]]:
+        broken = super().rules()
+        if self.exact and self.engine == "vllm_server":
+            sentence = "has the trainer draw every token, which a server cannot ask; use engine=vllm or hf"
+            broken.append(("exact", f"{sentence}, or exact=false"))
+        return broken
 
 
 class EvaluationSection(Section):

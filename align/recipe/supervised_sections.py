@@ -123,6 +123,9 @@ class SFTSection(SupervisedSection):
     thinking: Literal["keep", "drop", "template"] = "keep"
     """Keep the reasoning before replies, drop it, or do as Qwen3's template (the last reply's alone, an empty block
     where there is none)."""
+    max_z_coef: float = Field(0.0, ge=0)
+    """Factor of the max-z loss (Baichuan 2: 2e-4): the square of the largest logit at every token with loss, which
+    keeps logits from growing."""
     packing: bool = False
     """Join conversations, which do not see one another, into rows of `max_length` tokens; batch sizes, steps and epochs
     then count packed rows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from align.report.accuracy import scored
 from align.report.policy_evaluation import AFTER, BEFORE, NO_CATEGORY, judge_of
 from align.report.run import Row, Run, clean, number
 
-PER_CATEGORY, MOST, OF_A_STAGE, WORST = 2, 16, 8, 10
+MOST, OF_A_STAGE, WORST = 20, 8, 10
 REPLY_CHARACTERS = 1500
 KL_STEPS = (0.5, 1.0, 2.0)  # nats at which a token's shade gets stronger: odds of 1.6, 2.7 and 7.4
 _TOLD_ELSEWHERE = ("reply", "text")
@@ -118,12 +118,15 @@ def _judged(row: Row, *, with_grade: bool = False) -> Exchange:
 
 
 def spread(rows: list[Row]) -> list[Row]:
-    """The first PER_CATEGORY rows of each category, in order of category, filled up to MOST where there is room."""
-    groups: dict[str, list[Row]] = defaultdict(list)
+    """The first rows of each category in turn, MOST in all, in order of category."""
+    seen: Counter[str] = Counter()
+    ranked = []
     for row in rows:
-        groups[clean(row.get("category"), 60) or NO_CATEGORY].append(row)
-    each = max(PER_CATEGORY, MOST // max(len(groups), 1))
-    return [row for name in sorted(groups) for row in groups[name][: min(each, 8)]][:MOST]
+        name = clean(row.get("category"), 60) or NO_CATEGORY
+        ranked.append((seen[name], name, row))
+        seen[name] += 1
+    chosen = sorted(ranked, key=lambda one: one[:2])[:MOST]
+    return [row for _, _, row in sorted(chosen, key=lambda one: (one[1], one[0]))]
 
 
 def prompt_text(prompt: Any) -> str:

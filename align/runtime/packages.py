@@ -12,8 +12,8 @@ from align.runtime.errors import MissingPackageError, ShadowedPackageError
 OURS = ("data_formats", "reward", "rollouts")  # beside `align`, at the top level where a user's files may stand first
 
 # As they are imported -> the extra of this project that holds them, and what pip and people call them.
-EXTRAS = {"bitsandbytes": "bitsandbytes", "datasketch": "dedup", "math_verify": "maths", "vllm": "vllm"}
-EXTRAS |= {"zstandard": "zst"}
+EXTRAS = {"bitsandbytes": "bitsandbytes", "datasketch": "dedup", "gguf": "gguf", "math_verify": "maths"}
+EXTRAS |= {"vllm": "vllm", "zstandard": "zst"}
 NAMES = {"azureml": "azureml-core", "comet_ml": "comet-ml", "math_verify": "math-verify", "vllm": "vLLM"}
 
 

@@ -2,8 +2,8 @@
 and at temperature 1.
 
 Called when the sft, rejection and ppo stages are done. With the embedded world the judge is its gold
-score, which nothing before this has seen; without it, only the reward model itself is at hand, and the figures say so
-(`judge`).
+score, which nothing before this has seen; else ppo's `gold_reward` where the recipe has one; without either, only the
+reward model itself is at hand, and the figures say so (`judge`).
 `eval.jsonl` has a line a prompt with every reply and score; all figures can be recomputed from it. Figures without
 `_sampled` are of the greedy replies. What stands under `sft_` in `eval.jsonl` is the policy that the stage started from
 (ppo's is that of rejection where there is one).
@@ -64,7 +64,7 @@ def compare_policies(
     recipe: Recipe, out_dir: Path, before_path: str | Path, prompts: list[Prompt], stage: str = "ppo"
 ) -> Summary:
     """Judge `before_path` and `<out_dir>/model` on `prompts`, write `<out_dir>/eval.jsonl`, return the figures."""
-    rewards = [*gold_rewards(recipe), policy_reward(recipe, stage)]
+    rewards = [*(gold_rewards(recipe) or watched_rewards(recipe, stage)), policy_reward(recipe, stage)]
     before = judge_model(recipe, before_path, prompts, rewards, stage)
     after = judge_model(recipe, out_dir / "model", prompts, rewards, stage)
     write_judgements(out_dir / "eval.jsonl", prompts, {"sft": before, stage: after})
@@ -177,14 +177,24 @@ def gold_rewards(recipe: Recipe) -> list[Reward]:
     return [GoldScore(world), Correctness(world), WellFormed(world)]
 
 
+def watched_rewards(recipe: Recipe, stage: str = "ppo") -> list[Reward]:
+    """`gold_reward` of ppo, where it has one."""
+    watched = bool(getattr(getattr(recipe, stage), "gold_reward", ()))
+    return [_reward(recipe, stage, "gold_reward", "gold_reward")] if watched else []
+
+
 def policy_reward(recipe: Recipe, stage: str = "ppo") -> Reward:
     """The reward that `stage` is trained on, named `reward`."""
+    return _reward(recipe, stage, "reward", "reward")
+
+
+def _reward(recipe: Recipe, stage: str, key: str, name: str) -> Reward:
     from align.models.tokenizer import recipe_tokenizer
     from align.stages.rewards import build_reward
 
     path = common.origin_path(recipe, init_origin(recipe, stage), stage=stage)
     tokenizer = recipe_tokenizer(path, recipe.model)
-    return build_reward(recipe, tokenizer, stage=stage, name="reward", device=common.device())
+    return build_reward(recipe, tokenizer, stage=stage, key=key, name=name, device=common.device())
 
 
 def judge_model(

@@ -84,6 +84,7 @@ def run_sft(
         packing=section.packing,
         max_length=section.max_length,
         group_by_length=section.group_by_length,
+        max_z_coef=section.max_z_coef,
     )
     seed = derive(recipe.seed, stage, "replies")
     figures = fit(trainer, stage, section, out_dir, tokenizer=tokenizer, heldout=heldout, seed=seed)

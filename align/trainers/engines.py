@@ -12,6 +12,7 @@ from torch import nn
 from align.recipe.ppo_section import PPOConfig
 from align.recipe.rollout_section import RolloutSection
 from align.runs.errors import TrainingError
+from rollouts.exact import TrainerPass
 from rollouts.protocol import Engine
 from rollouts.select import make_engine
 from rollouts.settings import VLLMSettings
@@ -31,6 +32,7 @@ def engine_of(
     temperature: float | None = None,
     return_support: bool = False,
     accelerator: Accelerator | None = None,
+    trainer_pass: TrainerPass | None = None,
 ) -> Engine:
     """The engine that `rollout` asks for.
 
@@ -41,6 +43,7 @@ def engine_of(
         return_support: what could be drawn will be asked for.
         accelerator: of the ranks that sample together, which share one server that the first of them owns; all of
             them call this then. Without one this process is alone.
+        trainer_pass: draws every token (`rollouts.exact`); without one the engine does.
 
     Raises:
         RolloutError: that engine cannot be had here.
@@ -56,6 +59,7 @@ def engine_of(
         return_support=return_support,
         is_owner=ranks == 1 or accelerator.is_main_process,
         share=of_the_first if ranks > 1 else None,
+        trainer_pass=trainer_pass,
     )
 
 
@@ -83,15 +87,30 @@ def sampling_engine(
 
 
 def training_engine(
-    config: PPOConfig, model: nn.Module, pad_token_id: int, *, seed: int, accelerator: Accelerator
+    config: PPOConfig,
+    model: nn.Module,
+    pad_token_id: int,
+    trainer_pass: TrainerPass | None = None,
+    *,
+    seed: int,
+    accelerator: Accelerator,
 ) -> Engine:
-    """The same for PPO; `auto` leaves vLLM alone where it could not tell what the configuration asks of it."""
+    """The same for PPO; `auto` leaves vLLM alone where it could not tell what the configuration asks of it. The pass is
+    for `rollout.exact`."""
     rollout = config.rollout
     if rollout.engine == "auto" and config.beyond_vllm:
         logger.info("rollout engine: auto takes HF generate, because importance_sampling_correction %s", NEEDS_FULL)
         rollout = rollout.model_copy(update={"engine": "hf"})
     nucleus = config.policy_support == "nucleus"
-    return engine_of(rollout, model, pad_token_id, seed=seed, return_support=nucleus, accelerator=accelerator)
+    return engine_of(
+        rollout,
+        model,
+        pad_token_id,
+        seed=seed,
+        return_support=nucleus,
+        accelerator=accelerator,
+        trainer_pass=trainer_pass if rollout.exact else None,
+    )
 
 
 def check_overlap(config: PPOConfig, engine: Engine) -> None:

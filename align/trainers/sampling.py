@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from align.runs.seeding import derive
@@ -106,9 +106,9 @@ class StepSampler:
         return full * micro_batches(self.rows_per_step) + micro_batches(rest)
 
 
-class StepLoader(DataLoader):
-    """A DataLoader over a `StepSampler` that passes the epoch on, as `Trainer` expects of an accelerate loader."""
+class EpochOrder(TrainerCallback):
+    """Tells the sampler which epoch comes next, where a resumed epoch goes on in its middle too: up to transformers
+    5.18 `Trainer` does not tell what it skips the first batches of."""
 
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the sampler which epoch comes next."""
-        self.batch_sampler.set_epoch(epoch)
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        train_dataloader.batch_sampler.set_epoch(int(state.epoch))

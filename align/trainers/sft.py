@@ -61,6 +61,8 @@ class SFTTrainer(SupervisedTrainer):
             epochs and steps. `packing_report` says what came of it.
         max_length: tokens of a packed row; the length of the longest row when it is None.
         group_by_length: fill optimizer steps with rows of like length (`align.trainers.sampling`).
+        max_z_coef: of the max-z loss (Baichuan 2, 2309.10305: 2e-4): with every token's loss goes `max_z_coef` times
+            the square of the largest logit at it, whose mean is logged as `max_z`. Held-out loss is without it.
 
     Raises:
         ValueError: an unknown reduction.
@@ -81,6 +83,7 @@ class SFTTrainer(SupervisedTrainer):
         packing: bool = False,
         max_length: int | None = None,
         group_by_length: bool = False,
+        max_z_coef: float = 0.0,
         **kwargs: Any,
     ):
         accepted.require_module(model, "model", accepted.LOAD_MODEL)
@@ -89,6 +92,7 @@ class SFTTrainer(SupervisedTrainer):
         if packing and group_by_length:
             raise PackingError("packed rows are of one length already: choose packing or group_by_length, not both")
         self.loss_reduction, self.group_by_length = loss_reduction, group_by_length
+        self.max_z_coef, self._max_z_2 = max_z_coef, torch.zeros(2, dtype=torch.float64)  # sum and units, to be logged
         self.packing_report: dict[str, int | float] | None = None
         self._is_flat: bool | None = None  # whether the model takes flat rows; tried at the first batch
         if kwargs.get("data_collator") is None:
@@ -131,12 +135,33 @@ class SFTTrainer(SupervisedTrainer):
         """Weighted sum of token losses of this micro-batch over the step's units; scalar.
 
         With `return_outputs`, the outputs hold the logits of the positions with loss alone, (N, V), and where these are
-        very many what the head says of them, (N, 2): log-probabilities, and their weighted sum in the first row.
+        very many what the head says of them: log-probabilities, and their weighted sum in the first row of the last
+        column.
         """
         weights_BT, units = self.token_weights(inputs)
-        outputs, answers_N2, _ = self._forward(model, inputs, weights_BT, sum_up=True, with_logits=return_outputs)
-        loss = self.mean_over_step(-answers_N2[:, 1].sum(), units, num_items_in_batch)
+        outputs, answers_NA, flat_N = self._forward(model, inputs, weights_BT, sum_up=True, with_logits=return_outputs)
+        loss = self.mean_over_step(-answers_NA[:, -1].sum(), units, num_items_in_batch)
+        if self.max_z_coef and model.training:
+            squares_N = answers_NA[:, 1].detach().double().square() * weights_BT.flatten()[flat_N + 1]
+            self._max_z_2 = self._max_z_2.to(loss.device) + torch.stack([squares_N.sum(), units.double()])
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean square of the largest logits since the last log, where they are in the loss."""
+        if "loss" in logs and self.max_z_coef:
+            total, units = self.accelerator.reduce(self._max_z_2.to(self.args.device), reduction="sum").tolist()
+            logs["max_z"] = total / max(units, 1.0)
+            self._max_z_2 = torch.zeros_like(self._max_z_2)
+        super().log(logs, start_time)
+
+    def _sums_so_far(self) -> dict[str, Any]:
+        total, units = self._max_z_2.clone()
+        more = {"max_z": total, "max_z_units": units} if self.max_z_coef else {}
+        return super()._sums_so_far() | more
+
+    def _take_sums(self, sums: dict[str, float]) -> None:
+        super()._take_sums(sums)
+        self._max_z_2 = torch.tensor([sums.get(name, 0.0) for name in ("max_z", "max_z_units")], dtype=torch.float64)
 
     def _forward(
         self,
@@ -147,13 +172,15 @@ class SFTTrainer(SupervisedTrainer):
         sum_up: bool = False,
         with_logits: bool = False,
     ) -> tuple[Any, Tensor, Tensor]:
-        """The model's output; log-probability of the N labels that weigh something (and their weighted sum in the first
-        row of a second column), and their flat positions. `with_logits`: in the output, where they are not very many.
+        """The model's output; log-probability of the N labels that weigh something (and, `sum_up`, in the first row of
+        the last column the weighted sum that training maximises; before it, with a max-z loss, the largest logits), and
+        their flat positions. `with_logits`: in the output, where they are not very many.
         """
         flat_N = predicting_positions(weights_BT)
         labels_N, weights_N = (part_BT.flatten()[flat_N + 1] for part_BT in (inputs["labels"], weights_BT))
         called, at_N = self._called(model, inputs, flat_N)
-        question = TokenQuestion(labels_N, weights_N=weights_N if sum_up else None)
+        summed = {"weights_N": weights_N, "max_z_coef": self.max_z_coef} if sum_up else {}
+        question = TokenQuestion(labels_N, **summed)
         ask = question.__call__ if with_logits else question  # only a question as such is answered without them
         return *ask_at(model, self.model, called, at_N, ask), flat_N
 

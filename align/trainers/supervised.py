@@ -2,8 +2,8 @@
 
 Loss scale. One optimizer step minimises (sum of the items' losses over all ranks and micro-batches) / (their global
 count): items are tokens with loss for SFT (or turns, or conversations: its `loss_reduction`), pairs for the reward
-model. `transformers.Trainer` 5.19 counts items before the step (`_get_num_items_in_batch`), and DDP averages gradients
-over ranks; so a micro-batch of one of W ranks contributes `W * local_sum / global_count`, and `loss_is_scaled_for_ga`
+model. `transformers.Trainer` counts items before the step (`_get_num_items_in_batch`), and DDP averages gradients over
+ranks; so a micro-batch of one of W ranks contributes `W * local_sum / global_count`, and `model_accepts_loss_kwargs`
 keeps the trainer from dividing again.
 
 Departures from `transformers.Trainer`: batches come from `StepSampler`; checkpoints are written under a temporary name
@@ -38,7 +38,7 @@ from align.runtime.files import write_json
 from align.runtime.peft_model import is_peft
 from align.trainers import accepted
 from align.trainers.optimization import check_precision, require_whole, take_rates, with_own_exceptions
-from align.trainers.sampling import StepLoader, StepSampler
+from align.trainers.sampling import EpochOrder, StepSampler
 from align.trainers.supervised_state import FIGURES_FILE, LastStep, Sums
 from align.trainers.trained_data import DATA_FILE, Data
 from reward.adapter import load_weights
@@ -52,7 +52,6 @@ class SupervisedTrainer(Trainer):
         processing_class: the tokenizer; its pad id pads batches unless a `data_collator` is given.
     """
 
-    loss_is_scaled_for_ga = True  # read by Trainer.training_step
     group_by_length = False  # steps of rows of like length, see StepSampler
     encoded: ClassVar[tuple[tuple[str, ...], str]]  # keys of a row, and the function that makes such rows
     default_collator: ClassVar[Callable[[int], Callable[[list], dict[str, Tensor]]]]
@@ -73,9 +72,11 @@ class SupervisedTrainer(Trainer):
             kwargs["compute_metrics"] = type(self).default_metrics
         args.remove_unused_columns = False  # rows carry what our collators need, not what `forward` is called with
         super().__init__(model, args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # read by Trainer.training_step
         self._tr_loss, self._total_loss_scalar, self._globalstep_last_logged = torch.zeros(()), 0.0, 0
         self.data, self._sums = Data(self), Sums(self)
         self.add_callback(self._sums)
+        self.add_callback(EpochOrder())
         self._proof = ProofCallback()
         self.add_callback(self._proof)
         self._last_step = LastStep(self, self._proof)
@@ -146,7 +147,7 @@ class SupervisedTrainer(Trainer):
         )
         generator = torch.Generator()  # the loader would otherwise draw from, and so disturb, the global generator
         workers = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}
-        return StepLoader(rows, batch_sampler=sampler, collate_fn=self.data_collator, generator=generator, **workers)
+        return DataLoader(rows, batch_sampler=sampler, collate_fn=self.data_collator, generator=generator, **workers)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """Items of the whole optimizer step, over all its micro-batches and all ranks; scalar int64 on `device`."""

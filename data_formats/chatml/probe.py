@@ -2,17 +2,20 @@
 
 Whoever serves a model renders the template and encodes the whole string; training encodes the pieces of a turn one by
 one. A few conversations are encoded both ways. (A content that begins with a newline is not among them: training keeps
-the border between it and the role line, as the model does when it generates.)
+the border between it and the role line, as the model does when it generates. Nor is one that begins with a blank, where
+the tokenizer has tokens of a newline and blanks behind it, as SmolLM's and GPT-2's.)
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from data_formats.chatml.defaults import with_system
 from data_formats.chatml.encoding import encode
+from data_formats.chatml.plain import plain_tokenizer
 from data_formats.chatml.rendering import render
 from data_formats.chatml.served import render_template, template_system_turn
 from data_formats.records import Message, ToolCall
@@ -46,8 +49,9 @@ def template_difference(tokenizer: Any, *, tools: bool = False) -> str | None:
     Raises:
         TemplateError: the template fails.
     """
-    system = template_system_turn(tokenizer)
+    system, joins = template_system_turn(tokenizer), _joins_blanks(tokenizer)
     for name, turns in (WITH_TOOLS if tools else CONVERSATIONS).items():
+        turns = [replace(turn, content=turn.content.lstrip()) for turn in turns] if joins else turns
         offered = (_TOOL,) if tools else ()
         pieces = render(with_system(turns, system), tools=offered, add_generation_prompt=True)
         text = render_template(
@@ -61,6 +65,13 @@ def template_difference(tokenizer: Any, *, tools: bool = False) -> str | None:
             texts = (tokenizer.convert_ids_to_tokens(ids) for ids in (trained, served))
             return f"of a conversation with {name} it serves {parted(*texts)}"
     return None
+
+
+def _joins_blanks(tokenizer: Any) -> bool:
+    """Whether a newline and the blanks behind it are one token, so that the border between them is lost."""
+    backend = plain_tokenizer(tokenizer).backend
+    whole, newline, rest = (backend.encode(text).ids for text in ("\n  Say", "\n", "  Say"))
+    return whole != newline + rest
 
 
 def as_dict(turn: Message) -> dict[str, Any]:

@@ -13,14 +13,16 @@ sequences run at once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from align.runtime.peft_model import base_of
 from rollouts.errors import RolloutError
+from rollouts.exact import TrainerPass, settle
 from rollouts.protocol import Completion, SamplingParams
+from rollouts.sampling import Choose, Responses
 from rollouts.settings import VLLMSettings
 from rollouts.vllm import requests
 from rollouts.vllm.local import LocalVLLM
@@ -44,6 +46,7 @@ class VLLMEngine:
             the full distribution at temperature 1, else those of the distribution that is drawn from.
         return_support: some calls ask for the support (on a GPU only).
         takes_adapters: LoRA adapters come by themselves through `update_adapter`, on top of whole weights.
+        trainer_pass: draws every token (`rollouts.exact`); without it vLLM does.
 
     Raises:
         RolloutError: vLLM is not installed or refuses the settings.
@@ -59,20 +62,22 @@ class VLLMEngine:
         temperature: float = 1.0,
         return_support: bool = False,
         takes_adapters: bool = False,
+        trainer_pass: TrainerPass | None = None,
     ):
         if settings.tensor_parallel > 1:
             raise RolloutError(
                 f"vLLM in the trainer's process runs on one device: for tensor_parallel {settings.tensor_parallel} "
                 "set ppo.rollout.engine: vllm_server"
             )
-        self.settings, self.takes_adapters = settings, takes_adapters
+        self.settings, self.takes_adapters, self.trainer_pass = settings, takes_adapters, trainer_pass
         self.weight_version = 0
         self._mode, self._mask = requests.logprobs_mode(temperature, return_support), return_support
         self._shapes = checkpoint_names(model, merge=not takes_adapters)
-        self._vocabulary = base_of(model).config.vocab_size
+        self._vocabulary, self._device = base_of(model).config.vocab_size, next(model.parameters()).device
         self._unusable: str | None = "has no weights yet: push them by update_weights first"
         self._told = False
-        self._local = LocalVLLM(model, settings, mode=self._mode, adapters=takes_adapters, mask=return_support)
+        options = {"adapters": takes_adapters, "mask": return_support, "chosen": trainer_pass is not None}
+        self._local = LocalVLLM(model, settings, mode=self._mode, **options)
 
     def generate(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
         """`params.n` completions per prompt, prompt-major. Without a seed every call draws anew.
@@ -88,6 +93,8 @@ class VLLMEngine:
         room = self.settings.max_model_len - params.max_new_tokens
         for row, prompt in enumerate(prompts):
             self._check(prompt, f"prompt {row}", room, f"max_new_tokens {params.max_new_tokens}")
+        if self.trainer_pass is not None:
+            return self._drawn_by_trainer(prompts, params, self.trainer_pass)
         asked = requests.request_params(params, len(prompts), self._vocabulary, mask=self._mask)
         return [
             requests.completion(reply, params, self._mode, self.weight_version)
@@ -155,6 +162,23 @@ class VLLMEngine:
     def close(self) -> None:
         """Frees everything; later calls are refused."""
         self._local.close()
+
+    def _drawn_by_trainer(
+        self, prompts: list[list[int]], params: SamplingParams, trainer_pass: TrainerPass
+    ) -> list[Completion]:
+        count = len(prompts) * params.n
+        responses = Responses(count, params, self._device)
+        self._draft(prompts, params, responses.choose, [params.max_new_tokens] * count)
+        settle(responses, prompts, params, self._draft, trainer_pass)
+        return responses.completions(self.weight_version)
+
+    def _draft(self, prompts: list[list[int]], params: SamplingParams, choose: Choose, limits: Sequence[int]) -> None:
+        """See `rollouts.exact.Draft`."""
+        from rollouts.vllm.chooser import choosing
+
+        repeated = [prompt for prompt in prompts for _ in range(params.n)]
+        with choosing(choose):
+            self._sample(repeated, requests.chosen_params(params, limits))
 
     def _sample(self, prompts: list[list[int]], asked: list[vllm.SamplingParams]) -> list[vllm.RequestOutput]:
         self._local.wake()

@@ -32,7 +32,7 @@ class LocalVLLM:
     """vLLM's `LLM`, undisturbing, and awake when it has to be.
 
     Args:
-        options: `mode`, `adapters` and `mask` of `setup.engine_arguments`.
+        options: `mode`, `adapters`, `mask` and `chosen` of `setup.engine_arguments`.
 
     Attributes:
         room: tokens of the longest request.
@@ -196,7 +196,7 @@ def _start(model: nn.Module, settings: VLLMSettings, **options: Any) -> vllm.LLM
     """A vLLM engine with random weights, in this process, alone on this rank's device.
 
     Args:
-        options: `mode`, `adapters` and `mask` of `engine_arguments`.
+        options: `mode`, `adapters`, `mask` and `chosen` of `engine_arguments`.
 
     Raises:
         RolloutError: vLLM is not installed, or refuses the settings.

@@ -103,6 +103,16 @@ def request_params(params: SamplingParams, rows: int, vocabulary: int, *, mask: 
     ]
 
 
+def chosen_params(params: SamplingParams, limits: Sequence[int]) -> list[vllm.SamplingParams]:
+    """One of vLLM's parameter objects a response, of which somebody else chooses the tokens."""
+    from vllm import SamplingParams as Params
+
+    from rollouts.vllm.chooser import RESPONSE
+
+    told = {"temperature": 0.0, "stop_token_ids": list(params.stop_token_ids), "ignore_eos": True, "detokenize": False}
+    return [Params(**told, max_tokens=limit, extra_args={RESPONSE: row}) for row, limit in enumerate(limits)]
+
+
 def scoring_params(rows: int) -> list[vllm.SamplingParams]:
     """Parameters that score a prompt each."""
     from vllm import SamplingParams as Params

@@ -54,7 +54,15 @@ def dtype_of(model: nn.Module, settings: VLLMSettings) -> str:
 
 
 def engine_arguments(
-    folder: Path, model: nn.Module, settings: VLLMSettings, *, on_cpu: bool, mode: str, adapters: bool, mask: bool
+    folder: Path,
+    model: nn.Module,
+    settings: VLLMSettings,
+    *,
+    on_cpu: bool,
+    mode: str,
+    adapters: bool,
+    mask: bool,
+    chosen: bool,
 ) -> dict[str, Any]:
     """Keyword arguments of `vllm.LLM`.
 
@@ -63,6 +71,7 @@ def engine_arguments(
         mode: its `logprobs_mode`.
         adapters: LoRA adapters are pushed by themselves.
         mask: sampling masks are recorded.
+        chosen: somebody else chooses tokens (`rollouts.vllm.chooser`).
     """
     length = room_for(model, settings)
     arguments: dict[str, Any] = {
@@ -93,6 +102,8 @@ def engine_arguments(
         if fitting is None:
             raise RolloutError(f"vLLM takes LoRA adapters up to rank {LORA_RANKS[-1]}, got {rank}: set adapters: merge")
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": fitting}
+    if chosen:
+        arguments["logits_processors"] = ["rollouts.vllm.chooser:Chooser"]
     if mask:
         arguments["return_sampling_mask"] = True
     return arguments

@@ -8,10 +8,11 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from align import PPOConfig, PPOTrainer, cli
 from align.data.encode import encode_prompts
+from align.models.load import load_reward_model
 from align.recipe.estimators import ESTIMATORS as FACTS
 from align.recipe.estimators import Estimator
 from align.recipe.load import dump_recipe
@@ -19,9 +20,11 @@ from align.trainers.ppo.advantages import ESTIMATORS, register
 from data_formats.records import Message
 from examples.experiments import rejection_sampling, reward_modelling
 from reward.model import RewardModel
+from tests.align.models.test_adapters import IDS, MASK, section, stir
 from tests.align.stages.small_chain import small_recipe, write_data
 from tests.align.trainers import ppo_case
 from tests.commands import INSTALLED, ROOT, run
+from tests.tiny_models import save_causal_lm
 
 FILES = sorted((ROOT / "examples").glob("*.py"))
 MEASURES = ("benchmark_", "compare_")  # these run below with tiny numbers
@@ -385,3 +388,15 @@ def test_the_table_of_the_reward_experiments(tmp_path, capsys):
     assert all(arm.origin in {"base", "pmp", *names} for arm in made.values())
     assert reward_modelling.main([str(tmp_path)]) == 1
     assert "run `align quickstart" in capsys.readouterr().err
+
+
+def test_trls_arm_starts_with_our_adapter(tmp_path):
+    model = save_causal_lm(tmp_path)
+    ours = stir(load_reward_model(model, section(model, "lora"))).eval()
+    plain = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, pad_token_id=256)
+    theirs = load("compare_reward_trl").same_start(plain, ours, section(model, "lora")).eval()
+    with torch.no_grad():
+        scores = ours(input_ids=IDS, attention_mask=MASK), theirs(input_ids=IDS, attention_mask=MASK).logits[:, 0]
+    torch.testing.assert_close(*scores, rtol=0, atol=1e-5)
+    trained = [name for name, weight in theirs.named_parameters() if weight.requires_grad]
+    assert all("lora_" in name or "score" in name for name in trained)

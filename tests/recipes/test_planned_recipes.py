@@ -18,6 +18,7 @@ CARDS = {
     "qwen2.5_7b_qlora_24gb": ("qlora", 24),
     "qwen3_8b_qlora_48gb": ("qlora", 48),
     "qwen2.5_1.5b_full_80gb": ("none", 80),
+    "smollm2_24gb": ("none", 24),
 }
 SIZES = ["sft.max_steps=2", "sft.warmup_steps=1", "sft.batch_size=8", "sft.save_steps=2", "sft.eval_num_replies=2"]
 SIZES += ["sft.max_completion_length=8", "pmp.batch_size=8", "rm.batch_size=8", "ppo.num_iterations=2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import pytest
@@ -10,6 +11,7 @@ import transformers
 
 from rollouts.decodable import probe, why_not
 from rollouts.hf import HFEngine
+from rollouts.key_values import cache_keyword
 from rollouts.protocol import SamplingParams
 
 PROMPTS = [[5, 6, 7, 8, 9], [3], [11, 12, 13], [20, 21, 22, 23, 24, 25, 26, 27], [2, 4], [9, 9, 9]]
@@ -103,13 +105,12 @@ def test_a_soft_capped_attention_is_refused_when_it_is_asked():
 class Forgetful(transformers.Qwen2ForCausalLM):
     """Reads its own positions: with a cache that says nothing of lengths every token stands at the first."""
 
-    def forward(
-        self, input_ids=None, position_ids=None, past_key_values=None, use_cache=None, logits_to_keep=0, **more
-    ):
-        if past_key_values is not None and past_key_values.get_seq_length() == 0 and input_ids.shape[1] == 1:
+    @functools.wraps(transformers.Qwen2ForCausalLM.forward)
+    def forward(self, input_ids=None, position_ids=None, **more):
+        past = more.get(cache_keyword(self))
+        if past is not None and past.get_seq_length() == 0 and input_ids.shape[1] == 1:
             position_ids = None
-        told = {"past_key_values": past_key_values, "use_cache": use_cache, "logits_to_keep": logits_to_keep}
-        return super().forward(input_ids, position_ids=position_ids, **told, **more)
+        return super().forward(input_ids, position_ids=position_ids, **more)
 
 
 def test_the_probe_refuses_a_model_that_computes_something_else(caplog):

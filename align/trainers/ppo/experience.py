@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from align import functional
 from align.recipe.batch import FULL_KL_REPLIES
 from align.recipe.ppo_section import PPOConfig
+from align.runtime.devices import index_on
 from align.trainers.offload import Offload
 from align.trainers.optimization import TrainedModel
 from align.trainers.ppo.forward import (
@@ -191,5 +192,5 @@ def scatter_rows(parts: Sequence[tuple[Tensor, Tensor]], shape: tuple[int, int])
     """Put `(rows_B, values_Bs)` pieces of own widths into one zero tensor of `shape` (N, S)."""
     whole_NS = parts[0][1].new_zeros(shape)
     for rows_B, values_Bs in parts:
-        whole_NS[rows_B, : values_Bs.shape[1]] = values_Bs
+        whole_NS[index_on(whole_NS.device, rows_B), : values_Bs.shape[1]] = values_Bs
     return whole_NS

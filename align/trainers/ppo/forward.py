@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align.functional.linear_logprobs import TokenQuestion
+from align.functional.linear_logprobs import TokenQuestion, Watch
 from align.functional.logprobs import token_kl
 from align.functional.support import support_logprobs
+from align.runtime.devices import index_on
 from align.trainers.causal_forward import ask_at
 from align.trainers.head import Question, ask_head, block_rows, head_of, unwrapped
 from align.trainers.optimization import all_modules
@@ -68,6 +69,12 @@ def _rows_for(batch: TokenBatch, *models: nn.Module) -> ModelRows:
     return batch.flat if shares_prompts(*map(unwrapped, models)) else batch.padded
 
 
+def _on_actions(answers_KA: Tensor, rows: ModelRows, batch: TokenBatch) -> Tensor:
+    """answers_BSA, 0 where there is no action, and where a reply is padded."""
+    placed_BSA = rows.placed(answers_KA)
+    return placed_BSA if batch.reply_room is None else placed_BSA.masked_fill(~batch.mask_NS[..., None], 0.0)
+
+
 def reply_logprobs(model: nn.Module, batch: TokenBatch, temperature: float) -> Tensor:
     """Log-probability of every action.
 
@@ -78,7 +85,7 @@ def reply_logprobs(model: nn.Module, batch: TokenBatch, temperature: float) -> T
         logps_BS in nats; 0 where there is no action.
     """
     rows = _rows_for(batch, model)
-    return rows.placed(_answers(model, rows, TokenQuestion(rows.ids_K, temperature)))[..., 0]
+    return _on_actions(_answers(model, rows, TokenQuestion(rows.ids_K, temperature)), rows, batch)[..., 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +111,12 @@ def reply_distribution(
     support: SupportTensor | None = None,
     entropy: bool = False,
     entropy_gradient: bool = True,
+    watch: Watch | None = None,
 ) -> ReplyLogprobs:
     """`reply_logprobs`, and from the same pass those over a recorded support and the entropy (with a gradient or only
-    for the log)."""
+    for the log). `watch` sees the logits that all of it is made of."""
     rows = _rows_for(batch, model)
-    question = TokenQuestion(rows.ids_K, temperature, entropy=entropy, learnt=entropy_gradient)
+    question = TokenQuestion(rows.ids_K, temperature, entropy=entropy, learnt=entropy_gradient, watch=watch)
     ids_KC, mask_KC = support.at(rows.places_K).padded() if support is not None else (None, None)
 
     def with_support(logits_nV: Tensor, at: slice) -> Tensor:
@@ -117,7 +125,7 @@ def reply_distribution(
         return torch.stack([full_n, ratio_n, *entropy_n], dim=-1)
 
     ask = question if support is None else with_support
-    placed = rows.placed(_answers(model, rows, ask)).unbind(-1)
+    placed = _on_actions(_answers(model, rows, ask), rows, batch).unbind(-1)
     return ReplyLogprobs(placed[0], placed[support is not None], placed[-1] if entropy else None)
 
 
@@ -134,7 +142,7 @@ def reply_full_kl(model: nn.Module, reference: nn.Module, batch: TokenBatch, tem
         rows = _rows_for(some, *both)
         kl_K = token_kl(*(_answers(policy, rows, lambda logits_nV, _: logits_nV) for policy in both), temperature)
         kl_BS = kl_BS.to(kl_K.dtype)
-        kl_BS[rows_B, : some.mask_NS.shape[1]] = rows.placed(kl_K)
+        kl_BS[index_on(kl_BS.device, rows_B), : some.mask_NS.shape[1]] = rows.placed(kl_K)
     return kl_BS
 
 
@@ -155,7 +163,7 @@ def state_values(critic: nn.Module, batch: TokenBatch) -> Tensor:
     rows = _rows_for(batch, critic)
     inputs = dict(rows.inputs)
     values_BT = critic(inputs.pop("input_ids"), inputs.pop("attention_mask"), **inputs)
-    return rows.placed(values_BT.flatten()[rows.states_K])
+    return _on_actions(values_BT.flatten()[rows.states_K, None], rows, batch)[..., 0]
 
 
 def silence_dropout(module: nn.Module) -> None:

@@ -15,6 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from align.runtime.devices import index_on
+
 
 class KeptPass:
     """The policy's pass over the micro-batch that is learnt from first, with the graph that its gradient is made by, so
@@ -65,7 +67,7 @@ class LatePass:
         """Take in what the policy says of some rows."""
         for name, whole_NS in self.told.items():
             said_BS = getattr(said, name).detach()
-            whole_NS[rows_B, : said_BS.shape[1]] = said_BS.to(whole_NS)
+            whole_NS[index_on(whole_NS.device, rows_B), : said_BS.shape[1]] = said_BS.to(whole_NS)
 
     def over_ranks(self, accelerator: Accelerator) -> None:
         """Of all ranks' rows, each of which one rank was told of. Collective."""

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from align.recipe.ppo_section import PPOConfig
+from align.runtime.devices import index_on
 from align.trainers import sharding
 from align.trainers.optimization import TrainedModel, mark_last, total_norm
 from align.trainers.ppo.controllers import PtxController
@@ -49,7 +50,7 @@ class Minibatch:
     @classmethod
     def of(cls, experience: Experience, rows_B: Tensor, micros: list[Tensor]) -> Minibatch:
         """The global rows `rows_B`, of which this rank has `micros`."""
-        tokens = experience.mask_NS[rows_B].sum()
+        tokens = experience.mask_NS[index_on(experience.mask_NS.device, rows_B)].sum()
         return cls(experience, micros, max(1, int(experience.divisor(rows_B))), tokens)
 
 
@@ -208,11 +209,14 @@ class Learner:
         world_size = self.accelerator.num_processes
         micros, num_tokens = self.ptx.next(self.accelerator.process_index, world_size)
         for is_last, (ids_BT, mask_BT) in mark_last(micros):
-            ids_BT, mask_BT = ids_BT.to(self.accelerator.device), mask_BT.to(self.accelerator.device)
+            ids_BT, mask_BT = (index_on(self.accelerator.device, one) for one in (ids_BT, mask_BT))
             with self.policy.gradients_stay_here(unless=is_last):
                 loss_sum = ptx_loss(ids_BT, mask_BT)
                 self.accelerator.backward(loss_sum * (self.ptx_coef.coef * world_size / num_tokens))
-            metrics.add({"ptx/loss": Mean(loss_sum.detach(), mask_BT[:, 1:].sum().to(loss_sum))})
+            tokens = mask_BT[:, 1:].sum().to(loss_sum)
+            metrics.add({"ptx/loss": Mean(loss_sum.detach(), tokens)})
+            if self.config.ptx_max_z_coef and self.ptx.max_z is not None:
+                metrics.add({"ptx/max_z": Mean(self.ptx.max_z, tokens)})
         if measure:
             metrics.note("ptx/coef", torch.tensor(self.ptx_coef.coef))
             norm = total_norm(before)

@@ -45,6 +45,7 @@ where there is none):
     entropy/token                       of the policy in training, nats
     importance/mean, importance/truncated
                                         weight of a token (`importance_sampling_correction`), share above the cap
+    ptx/max_z                           square of the largest logit, a token (`ptx_max_z_coef`; in ptx/loss times that)
     ptx/coef, ptx/grad_norm_ratio       the factor of the ptx loss; norm of its gradient over that of PPO's
     steps_left_out, steps_not_finite    optimizer steps that `target_kl` left out, and that `guards.non_finite: skip`
                                         did (only where there were some)

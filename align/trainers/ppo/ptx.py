@@ -32,6 +32,9 @@ class PtxStream:
         batch_size: blocks of one optimizer step over all ranks.
         micro_batch_size: blocks a rank holds at once.
         seed: of the shuffling.
+
+    Attributes:
+        max_z: for the log, of the last loss: its sum of the largest logits' squares. None where no such loss was made.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class PtxStream:
     ):
         self.blocks, self.micro_batch_size, self.pad_id = blocks, micro_batch_size, pad_id
         self.sampler = PromptSampler(len(blocks), batch_size, seed)
+        self.max_z: Tensor | None = None
 
     def next(self, rank: int = 0, world_size: int = 1) -> tuple[list[tuple[Tensor, Tensor]], int]:
         """The blocks of one optimizer step.
@@ -61,12 +65,18 @@ class PtxStream:
         self.sampler.load_state_dict(state)
 
 
-def ptx_nll_sum(model: torch.nn.Module, input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Sum over the block's tokens (all but the first) of their negative log-likelihood, in nats, temperature 1."""
+def ptx_loss_sum(
+    model: torch.nn.Module, input_ids_BT: Tensor, mask_BT: Tensor, max_z_coef: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Sum over the block's tokens (all but the first) of their negative log-likelihood, in nats, temperature 1, and of
+    `max_z_coef` times the square of the largest logit (Baichuan 2, 2309.10305); and of these squares, without gradient
+    (0 without a factor).
+    """
     next_BT = F.pad(torch.where(mask_BT != 0, input_ids_BT, IGNORE)[:, 1:], (0, 1), value=IGNORE)
     flat_N = (next_BT != IGNORE).flatten().nonzero().squeeze(-1)
     ids_N, inputs = next_BT.flatten()[flat_N], {"input_ids": input_ids_BT, "attention_mask": mask_BT}
     raw = unwrapped(model)
-    question = TokenQuestion(ids_N, weights_N=torch.ones_like(ids_N))
-    _, answers_N2 = ask_at(model, raw, inputs, flat_N, question)
-    return -answers_N2[:, 1].sum()
+    question = TokenQuestion(ids_N, weights_N=torch.ones_like(ids_N), max_z_coef=max_z_coef)
+    _, answers_NA = ask_at(model, raw, inputs, flat_N, question)
+    squares = answers_NA[:, 1].detach().square().sum() if max_z_coef else answers_NA.new_zeros(())
+    return -answers_NA[:, -1].sum(), squares

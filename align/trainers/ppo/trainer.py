@@ -71,6 +71,7 @@ from align.trainers.ppo.advantages import ESTIMATORS
 from align.trainers.ppo.checkpoint import Checkpoints
 from align.trainers.ppo.controllers import KLController, PtxController
 from align.trainers.ppo.evaluation import Evaluation
+from align.trainers.ppo.exact import AlonePass, check_exact, reply_room, require_exact
 from align.trainers.ppo.experience import ModelPasses, counted_replies, running_stats, sampler_logps, support_of
 from align.trainers.ppo.forward import shares_prompts, silence_dropout
 from align.trainers.ppo.guards import (
@@ -94,13 +95,14 @@ from align.trainers.ppo.metrics import (
     staleness,
 )
 from align.trainers.ppo.minibatches import Room, check_split, plan_minibatches, shuffled
-from align.trainers.ppo.ptx import PtxStream, ptx_nll_sum
+from align.trainers.ppo.ptx import PtxStream, ptx_loss_sum
 from align.trainers.ppo.rollout import Rollout
 from align.trainers.ppo.types import Experience, Samples, Scores, TokenBatch, reply_groups
 from align.trainers.ppo.weight_sync import WeightSync
 from align.trainers.sharding import make_accelerator
 from data_formats.chat_format import chat_format
 from data_formats.records import Prompt
+from reward.checkpointing import is_checkpointing
 from reward.protocol import Reward, same_tokens
 from rollouts.protocol import Engine, SamplingParams
 
@@ -181,10 +183,12 @@ class PPOTrainer(IterationLoop):
         sets = {"data": self.prompts, "eval_data": self.eval_prompts, "ptx_data": list(ptx_blocks)}
         self.data = {f"ppo.{name}": fingerprint(rows) for name, rows in sets.items()}
         self.args = loop_arguments(config, self.output_dir, bool(eval_prompts), seed, self.accelerator)
+        alone = AlonePass(self.policy, config, self.pad_id)
         self.engine = engine or training_engine(
-            config, self.policy.raw, self.pad_id, seed=derive(seed, "engine"), accelerator=self.accelerator
+            config, self.policy.raw, self.pad_id, alone, seed=derive(seed, "engine"), accelerator=self.accelerator
         )
         check_overlap(config, self.engine)
+        check_exact(config, self.engine, self.accelerator.is_fsdp2)
         self._build_parts()
         self._set_up_loop(callbacks, self.policy.raw, tokenizer, self.policy.optimizer, self.policy.schedule)
 
@@ -195,7 +199,7 @@ class PPOTrainer(IterationLoop):
         reference = copy.deepcopy(policy) if reference is None else reference
         for module in (*trained, reference):
             silence_dropout(module)
-            module.train(module is not reference and getattr(module, "is_gradient_checkpointing", False))
+            module.train(module is not reference and is_checkpointing(module))
         config, decay = self.config, self.config.ema_decay
         steps = config.num_iterations * config.num_ppo_epochs * config.num_mini_batches
         self.ema = None if decay is None else WeightAverage(policy, decay, self.accelerator)
@@ -382,7 +386,8 @@ class PPOTrainer(IterationLoop):
         """`late`: without a pass of the policy, and without what the log says of it: the update makes up for both."""
         config, device = self.config, self.accelerator.device
         generations = config.rollout.num_generations
-        tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids, self.pad_id, generations).to(device)
+        room = reply_room(config)
+        tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids, self.pad_id, generations, room).to(device)
         support = support_of(samples, tokens, config)
         full_kl = self._full_kl(tokens)  # before a pass may be kept
         keeps = not self.warming_up
@@ -418,6 +423,8 @@ class PPOTrainer(IterationLoop):
             kept=passes.kept,
             late=passes.late,
         )
+        if config.rollout.exact:
+            require_exact(samples, tokens, passes.full)
         metrics = {} if late else policy_metrics(samples, experience, passes.entropy)
         return experience, metrics | self._rollout_metrics(samples, experience, deviation) | full_kl
 
@@ -588,8 +595,13 @@ class PPOTrainer(IterationLoop):
         )
 
     def ptx_loss(self, input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Sum over the blocks' tokens of their negative log-likelihood under the policy."""
-        return ptx_nll_sum(self.policy.module, input_ids_BT, mask_BT)
+        """Sum over the blocks' tokens of their negative log-likelihood under the policy, and of `ptx_max_z_coef` times
+        the squares of the largest logits."""
+        coef = self.config.ptx_max_z_coef
+        loss_sum, squares = ptx_loss_sum(self.policy.module, input_ids_BT, mask_BT, coef)
+        if coef:
+            self.ptx.max_z = squares
+        return loss_sum
 
     def evaluate(self, prompts: Sequence[Prompt] | None = None, num_samples: int = 1) -> dict[str, float]:
         """Score, KL and entropy on held-out prompts (default `eval_prompts`; none: no figures); see `evaluation`.

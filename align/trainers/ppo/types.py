@@ -19,7 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from align.runtime.devices import index_on
 from align.runtime.padding import padded
 from align.trainers.ppo.kept import KeptPass, LatePass
 from align.trainers.ppo.rows import ModelRows, RowSize, flat_rows, padded_rows
@@ -43,9 +45,7 @@ class Samples:
             temperature-divided distribution, in nats; None for a reply of which it gave none.
         kept_mass: (N) share of that distribution's mass which truncation left at each reply token; or None.
         supports: (N) the ids that could be drawn at each reply token; or None.
-        weight_versions: (N) version of the weights that made each reply; or None.
-
-    The last four may be left out: then every reply has None.
+        weight_versions: (N) version of the weights that made each reply; or None. The last four may be left out.
     """
 
     prompts: tuple[Prompt, ...]
@@ -171,12 +171,14 @@ class TokenBatch:
         prompt_lengths_N: (N) tokens of the prompt, at least 1.
         lengths_N: (N) tokens of prompt + reply.
         groups_N: (N) int64, one number for the replies to one prompt, for a loss that compares them; or None.
+        reply_room: tokens that each reply is computed with, padded where it has fewer (`rollout.exact`); None: its own.
     """
 
     input_ids_NT: Tensor
     prompt_lengths_N: Tensor
     lengths_N: Tensor
     groups_N: Tensor | None = None
+    reply_room: int | None = None
 
     @classmethod
     def from_ids(
@@ -185,11 +187,13 @@ class TokenBatch:
         reply_ids: Sequence[Sequence[int]],
         pad_id: int = 0,
         num_generations: int = 1,
+        reply_room: int | None = None,
     ) -> TokenBatch:
         """Pad prompt + reply of every row on the right to the longest.
 
         Args:
             num_generations: so many rows that follow one another answer one prompt.
+            reply_room: tokens that each reply is computed with.
 
         Raises:
             ValueError: a prompt or a reply is empty (there would be no state, or no action, to learn from).
@@ -200,11 +204,13 @@ class TokenBatch:
                     f"row {row} has an empty {'reply' if prompt else 'prompt'}; a row needs a token of each"
                 )
         rows = [[*prompt, *reply] for prompt, reply in zip(prompt_ids, reply_ids, strict=True)]
+        ids_NT, width = padded(rows, pad_id), max(map(len, prompt_ids)) + (reply_room or 0)
         return cls(
-            padded(rows, pad_id),
+            F.pad(ids_NT, (0, max(0, width - ids_NT.shape[1])), value=pad_id),
             torch.tensor([len(prompt) for prompt in prompt_ids]),
             torch.tensor([len(row) for row in rows]),
             reply_groups(len(rows), num_generations),
+            reply_room,
         )
 
     @property
@@ -230,11 +236,11 @@ class TokenBatch:
 
     @cached_property
     def row_sizes(self) -> list[RowSize]:
-        """Of every row, as the host knows them: what is cut from this batch knows them without asking the device."""
+        """Of every row as computed, as the host knows them: what is cut from this batch need not ask the device."""
         first: dict[tuple[int, ...], int] = {}
         rows = zip(self.input_ids_NT.tolist(), self.prompt_lengths_N.tolist(), self.lengths_N.tolist(), strict=True)
         return [
-            RowSize(first.setdefault(tuple(ids[:prompt]), row), prompt, length)
+            RowSize(first.setdefault(tuple(ids[:prompt]), row), prompt, max(length, prompt + (self.reply_room or 0)))
             for row, (ids, prompt, length) in enumerate(rows)
         ]
 
@@ -249,17 +255,18 @@ class TokenBatch:
         return padded_rows(self.input_ids_NT, self.attention_mask_NT, self.row_sizes)
 
     def rows(self, rows_B: Tensor) -> TokenBatch:
-        """These rows, cut to their own longest length."""
+        """These rows, whose numbers lie on the host, cut to their own longest length."""
         sizes = [self.row_sizes[row] for row in rows_B.tolist()]
         width = max(size.length for size in sizes)
+        rows_B = index_on(self.input_ids_NT.device, rows_B)
         groups_B = None if self.groups_N is None else self.groups_N[rows_B]
         ids_BT, lengths_B = self.input_ids_NT[rows_B, :width], self.lengths_N[rows_B]
-        return TokenBatch(ids_BT, self.prompt_lengths_N[rows_B], lengths_B, groups_B)._sized(sizes)
+        return TokenBatch(ids_BT, self.prompt_lengths_N[rows_B], lengths_B, groups_B, self.reply_room)._sized(sizes)
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same on another device."""
-        moved = (getattr(self, field.name) for field in fields(self))
-        return TokenBatch(*(None if tensor is None else tensor.to(device) for tensor in moved))._sized(self.row_sizes)
+        told = (getattr(self, field.name) for field in fields(self))
+        return TokenBatch(*(one.to(device) if isinstance(one, Tensor) else one for one in told))._sized(self.row_sizes)
 
     def _sized(self, sizes: list[RowSize]) -> TokenBatch:
         self.__dict__["row_sizes"] = sizes
@@ -303,6 +310,7 @@ class SupportTensor:
 
     def rows(self, rows_B: Tensor, states: int | None = None) -> SupportTensor:
         """These rows, cut to `states` (those of `TokenBatch.rows`; default all). The ids are shared, not copied."""
+        rows_B = index_on(self.starts_NS.device, rows_B)
         return SupportTensor(self.ids_F, self.starts_NS[rows_B, :states], self.counts_NS[rows_B, :states])
 
     def at(self, places_K: Tensor) -> SupportTensor:
@@ -374,19 +382,19 @@ class Experience:
     def divisor(self, rows_B: Tensor | None = None) -> Tensor:
         """What the summed losses of some rows (default all) are divided by, a scalar: their tokens or, with weights,
         their replies."""
-        mask_BS = self.mask_NS if rows_B is None else self.mask_NS[rows_B]
+        mask_BS = self.mask_NS if rows_B is None else self.mask_NS[index_on(self.mask_NS.device, rows_B)]
         return (mask_BS if self.weights_NS is None else mask_BS.any(1)).sum()
 
     def rows(self, rows_B: Tensor) -> Experience:
-        """These rows, every tensor cut to their own longest length."""
+        """These rows, whose numbers lie on the host, every tensor cut to their own longest length."""
         tokens = self.tokens.rows(rows_B)
-        states = tokens.input_ids_NT.shape[1] - 1
+        states, here_B = tokens.input_ids_NT.shape[1] - 1, index_on(self.mask_NS.device, rows_B)
 
         def cut(value: Any) -> Any:
             if isinstance(value, KeptPass):
                 return value if value.is_over(self.tokens, rows_B) else None
             if not isinstance(value, Tensor):
                 return None if value is None else value.rows(rows_B, states)
-            return value[rows_B] if value.dim() == 1 else value[rows_B, :states]
+            return value[here_B] if value.dim() == 1 else value[here_B, :states]
 
         return Experience(tokens=tokens, **{field.name: cut(getattr(self, field.name)) for field in fields(self)[1:]})

@@ -13,6 +13,7 @@ ASKED = {
     "entropy": {"entropy": True},
     "logged entropy": {"entropy": True, "learnt": False},
     "sum": {"weights_N": torch.arange(N) % 4},  # some rows weigh nothing
+    "max z": {"weights_N": torch.arange(N) % 4, "max_z_coef": 0.3},
 }
 
 
@@ -42,9 +43,13 @@ def test_blocks_are_plain_autograd_on_all_logits(asked, frozen, rows, bias, temp
     found = linear_logprobs(states, weight, shift, question, rows)
     whole = states @ weight.T if shift is None else states @ weight.T + shift
     expected = whole.div(temperature).log_softmax(-1).gather(-1, ids()[:, None])
-    if asked == "sum":
-        total = torch.nn.functional.pad((expected[:, 0] * question.weights_N).sum()[None], (0, N - 1))
-        expected = torch.stack([expected[:, 0].detach(), total], dim=-1)
+    if question.weights_N is not None:
+        gains, told = expected[:, 0], [expected[:, 0].detach()]
+        if asked == "max z":
+            largest = whole.amax(-1)
+            gains, told = gains - 0.3 * largest**2, [*told, largest.detach()]
+        total = torch.nn.functional.pad((gains * question.weights_N).sum()[None], (0, N - 1))
+        expected = torch.stack([*told, total], dim=-1)
     elif "entropy" in asked:
         entropy = torch.distributions.Categorical(logits=whole / temperature).entropy()
         expected = torch.cat([expected, (entropy if question.learnt else entropy.detach())[:, None]], dim=-1)
@@ -67,8 +72,8 @@ def test_what_stands_in_rows_that_count_nothing_changes_nothing():
     found = []
     for one in (clean.requires_grad_(), poisoned.requires_grad_()):
         for rows in (7, 30):
-            question = TokenQuestion(ids(), weights_N=torch.arange(N) % 4)
-            total = linear_logprobs(one, weight, None, question, rows)[:, 1].sum()
+            question = TokenQuestion(ids(), weights_N=torch.arange(N) % 4, max_z_coef=0.3)
+            total = linear_logprobs(one, weight, None, question, rows)[:, -1].sum()
             logps = linear_logprobs(one, weight, None, TokenQuestion(ids()), rows)[:, 0]
             kept = torch.where(question.weights_N > 0, logps, 0.0).sum()
             found.append(torch.cat([g.flatten() for g in torch.autograd.grad(total + kept, [one])]))
@@ -125,6 +130,7 @@ class Products(TorchDispatchMode):
         ("logps", False, 7, 1, 3),  # more are made again
         ("sum", False, 7, 3, 0),
         ("sum", True, 7, 2, 0),
+        ("max z", False, 7, 3, 0),
         ("logps", True, 7, 2, 0),
         ("logged entropy", True, 7, 2, 0),
         ("entropy", True, 7, 1, 2),
@@ -147,5 +153,7 @@ def test_bad_input_is_refused():
     states, weight, _ = layer()
     with pytest.raises(ValueError, match=r"ids_N \(3,\)"):
         linear_logprobs(states, weight, None, TokenQuestion(torch.zeros(3, dtype=torch.int64)), 4)
+    with pytest.raises(ValueError, match="max_z_coef is a part of the weighted sum"):
+        linear_logprobs(states, weight, None, TokenQuestion(ids(), max_z_coef=0.1), 4)
     with pytest.raises(ValueError, match=r"weights_N \(3,\)"):
         linear_logprobs(states, weight, None, TokenQuestion(ids(), weights_N=torch.ones(3)), 4)

@@ -4,12 +4,14 @@ import shutil
 
 import pytest
 import torch
-from transformers import Qwen2ForCausalLM, Qwen2ForSequenceClassification
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
 from align.models.critic import Critic
 from align.models.load import load_causal_lm, load_critic, load_options, load_reward_model, new_causal_lm
 from align.recipe.model_section import Architecture, ModelSection
 from align.runtime.errors import MissingFileError
+from reward.checkpointing import is_checkpointing
 from reward.errors import ModelFileError
 from reward.model import RewardModel
 from tests.tiny_models import byte_tokenizer, qwen2_config, save_causal_lm
@@ -58,13 +60,40 @@ def test_a_causal_model_comes_back_as_saved_with_dropout_as_asked(base):
     assert not model.training
 
 
+class NormHead(nn.Linear):
+    """Baichuan 2's: rows are divided by their norms at each call."""
+
+    def forward(self, states):
+        return nn.functional.linear(states, nn.functional.normalize(self.weight))
+
+
+class NormedConfig(Qwen2Config):
+    model_type = "normed"
+
+
+class NormedLM(Qwen2ForCausalLM):
+    config_class = NormedConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.lm_head = NormHead(config.hidden_size, config.vocab_size, bias=False)
+
+
+def test_a_normalised_head_is_refused_by_name(tmp_path):
+    AutoConfig.register("normed", NormedConfig)
+    AutoModelForCausalLM.register(NormedConfig, NormedLM)
+    NormedLM(NormedConfig(**qwen2_config().to_dict())).save_pretrained(tmp_path)
+    with pytest.raises(ModelFileError, match=r"output embeddings are a NormHead \(Baichuan 2\), which divides"):
+        load_causal_lm(tmp_path, SECTION)
+
+
 def test_the_section_says_dtype_attention_and_checkpointing(base):
     section = ModelSection(path="x", dtype="bfloat16", attn_implementation="eager", gradient_checkpointing=True)
     for load in (load_causal_lm, load_reward_model, load_critic):
         model = load(base, section)
         assert next(model.parameters()).dtype == torch.bfloat16
         assert model.config._attn_implementation == "eager"
-        assert model.is_gradient_checkpointing
+        assert is_checkpointing(model)
 
 
 def test_the_revision_belongs_to_the_recipes_model_alone():
@@ -94,6 +123,7 @@ def test_a_classifier_gives_its_body_and_says_that_its_head_stays_behind(tmp_pat
     assert "its own head is left behind" in caplog.text
 
 
+@pytest.mark.since("5.19")  # before, no such config is read at all
 def test_architectures_that_are_no_names_stand_in_no_way(base, tmp_path):
     shutil.copytree(base, tmp_path / "model")
     file = tmp_path / "model" / "config.json"

@@ -135,7 +135,7 @@ def test_checkpointed_layers_are_computed_again_as_the_same_role(separate, model
     for name in ("policy", "critic"):
         models[name].train()
         separate[name].train()
-    backbone.body.layers[0].register_forward_pre_hook(lambda *_: calls.append(backbone._current))
+    backbone.body.layers[0].self_attn.register_forward_pre_hook(lambda *_: calls.append(backbone._current))
     policy = models["policy"](**lm).logits.square().mean()
     value = models["critic"](IDS, MASK).square().mean()
     with torch.no_grad():

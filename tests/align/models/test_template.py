@@ -84,6 +84,15 @@ def test_a_bos_that_is_a_chatml_token_opens_turns_alone(tmp_path):
     assert ids.count(257) == 2
 
 
+def test_a_newline_and_the_blanks_behind_it_in_one_token(tmp_path):
+    """As SmolLM2's: a content that begins with two blanks keeps its border, every other one is as it is served."""
+    tokenizer = loaded(tmp_path, byte_tokenizer(chat_template=CHATML, merges=(("Ċ", "Ġ"),)))
+    asked = [Message("user", "  And?"), Message("user", " And\n\n  then?")]
+    apart, same = (encode_prompts(tokenizer, [[turn]])[0] for turn in asked)
+    assert same == served(tmp_path, asked[1:], add_generation_prompt=True) and 256 in same
+    assert apart != served(tmp_path, asked[:1], add_generation_prompt=True) and 256 not in apart
+
+
 @pytest.mark.parametrize("head", ["", "{{ bos_token }}"])
 def test_the_default_system_turn_behind_a_bos(tmp_path, head, caplog):
     made = spaced_tokenizer("first", bos=True, template=head + QWEN2_TEMPLATE)

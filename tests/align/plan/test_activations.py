@@ -4,9 +4,9 @@ for another."""
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from align.plan import activations
+from align.plan import activations, families
 from align.plan.activations import Body
 from align.plan.precision import Precision
 from align.plan.shapes import Shape
@@ -15,7 +15,9 @@ from align.recipe.model_section import LoraSection
 B, T, RANK = 2, 40, 5
 NUMBERS = {"vocab_size": 128, "hidden_size": 96, "intermediate_size": 224, "num_attention_heads": 6}
 NUMBERS |= {"num_key_value_heads": 2, "head_dim": 32}
-FAMILIES = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
+FAMILIES = ("qwen2", "qwen3")
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 80}
+EXPERTS |= {"shared_expert_intermediate_size": 64}
 MODES = {
     "float32": (torch.float32, False, None),
     "autocast": (torch.float32, True, None),
@@ -30,15 +32,20 @@ MODES = {
 
 
 def shape(family, layers):
-    return Shape.of_config({**NUMBERS, "num_hidden_layers": layers, "model_type": family}, family)
+    return Shape.of_config({**numbers_of(family), "num_hidden_layers": layers, "model_type": family}, family)
+
+
+def numbers_of(family):
+    own = {"num_key_value_heads": 6, "head_dim": 16} if family == "gpt_neox" else {}
+    return NUMBERS | (EXPERTS if family.endswith("_moe") else {}) | own
 
 
 def measured(family, layers, dtype, autocast, lora, attention="sdpa", checkpointing=False):
     """Bytes of everything that a forward pass saves and that is no parameter, each storage once; weight copies (2D, no
     rows) apart."""
-    config, model = FAMILIES[family]
-    numbers = {**NUMBERS, "num_hidden_layers": layers, "attn_implementation": attention}
-    model = model(config(**numbers, pad_token_id=None, bos_token_id=None, eos_token_id=None)).to(dtype)
+    numbers = {**numbers_of(family), "num_hidden_layers": layers, "attn_implementation": attention}
+    config = AutoConfig.for_model(family, **numbers, pad_token_id=None, bos_token_id=None, eos_token_id=None)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     if lora is not None:
         targets = lora.targets if lora.targets == "all-linear" else list(lora.targets)
         model = get_peft_model(model, LoraConfig(r=RANK, target_modules=targets, lora_dropout=lora.dropout))
@@ -58,7 +65,8 @@ def measured(family, layers, dtype, autocast, lora, attention="sdpa", checkpoint
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
-    copies = {at for at, one in kept.items() if one.dim() == 2 and one.shape[0] not in (B * T, B)}
+    rows = (B, B * T, B * T * EXPERTS["num_experts_per_tok"])
+    copies = {at for at, one in kept.items() if one.dim() == 2 and one.shape[0] not in rows}
     size = {at: one.untyped_storage().nbytes() for at, one in kept.items()}
     return sum(size[at] for at in size if at not in copies), sum(size[at] for at in copies)
 
@@ -82,6 +90,28 @@ def test_a_layer_saves_what_the_plan_says(family, mode):
     if autocast and lora is not None:  # copies of A and B, which the plan leaves out
         copies += 2 * RANK * sum(map(sum, shape(family, 1).linears.values()))
     assert more_copies - fewer_copies == copies
+
+
+OTHERS = [
+    (family, mode)
+    for family, built in families.FAMILIES.items()
+    for mode in ("float32", "autocast", "lora bfloat16")
+    if family not in FAMILIES and not (built.adapts_experts and "lora" in mode)  # whose changed weights are copies
+]
+
+
+@pytest.mark.parametrize(("family", "mode"), OTHERS)
+def test_a_layer_of_another_family_saves_about_what_the_plan_says(family, mode):
+    (more, _), (fewer, _) = (measured(family, layers, *MODES[mode]) for layers in (3, 2))
+    expected = activations.saved_by_layer(body(family, 1, *MODES[mode]), T) * B * T
+    assert more - fewer == pytest.approx(expected, rel=0.15 if family.endswith("_moe") else 0.01)
+
+
+def test_capped_logits_are_held_whole():
+    rows, capped, plain = 4096, body("gemma2", 2, *MODES["float32"]), body("gemma3_text", 2, *MODES["float32"])
+    whole = rows * NUMBERS["vocab_size"] * 4
+    assert activations.logits(capped, rows, "gpu", backward=False) >= 3 * whole
+    assert activations.logits(plain, rows, "gpu", backward=False) <= 2 * whole
 
 
 def test_eager_attention_saves_the_softmax_of_every_pair():

@@ -5,6 +5,7 @@ import pytest
 from align.recipe import RecipeError, load_recipe
 from align.recipe.check import check_recipe, describe_plan, missing_inputs, require_ready, run_problems
 from align.recipe.sources import source_path
+from align.runtime import packages
 from data_formats.errors import MissingFileError
 
 RECIPE = """\
@@ -47,6 +48,20 @@ def test_a_good_recipe_and_its_plan(recipe_file, tmp_path):
     assert stages["rm"].split()[1:] == ["4", "pairs", "2", "2", "4", "1"] or "pmp" in plan
     assert "ppo: 2 iterations of 4 prompts x 2 generations = 8 responses, 2 optimizer steps each" in plan
     assert "the policy waits for the first 3 of 4 steps" in plan
+
+
+def test_what_wants_bitsandbytes_says_so_before_anything_is_loaded(recipe_file, monkeypatch):
+    asked = ["model.adapter=qlora", "sft.optimizer=adamw_8bit", "ppo.critic.optimizer=lion_8bit"]
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    install = "needs bitsandbytes, which is not installed: pip install 'align-rlhf[bitsandbytes]'"
+    told = [f"model.adapter: 'qlora' {install}", f"sft.optimizer: 'adamw_8bit' {install}"]
+    told.append(f"ppo.critic.optimizer: 'lion_8bit' {install}")
+    assert failing(recipe_file, *asked) == told
+    with pytest.raises(RecipeError) as caught:
+        require_ready(load_recipe(recipe_file, asked), "rm", "r.yaml")
+    assert list(caught.value.problems) == told[:1]
+    monkeypatch.setattr(packages, "find_spec", lambda name: name)
+    assert check_recipe(recipe_file, asked, world_size=1)
 
 
 def test_missing_files_beside_broken_rules(recipe_file, tmp_path):

@@ -28,6 +28,9 @@ def made(**changes) -> PPOConfig:
         ({"dual_clip": 1.0}, "greater than 1"),
         ({"importance_sampling_cap": 0.5}, "greater than or equal to 1"),
         ({"ema_decay": 1.0}, "less than 1"),
+        ({"rollout": {"exact": True}, "micro_batch_size": 2}, "rollout.exact: computes each reply alone"),
+        ({"rollout": {"exact": True}, "policy_support": "nucleus"}, "rollout.exact: is for the ratio over the whole"),
+        ({"rollout": {"exact": True, "engine": "vllm_server"}}, "exact: has the trainer draw every token"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, sentence):
@@ -38,6 +41,7 @@ def test_what_cannot_be_is_refused(changes, sentence):
 
 def test_what_can_be():
     assert made(kl_in="loss", kl_estimator="k1").kl_in == "loss"
+    assert made(rollout={"exact": True}).micro_batch_size == made(rollout={"exact": True}).rows_at_once == 1
     assert made(ptx_coef="auto").uses_ptx and not made().uses_ptx and not made(ptx_coef=0).uses_ptx
 
 

@@ -13,6 +13,8 @@ from data_formats.errors import MissingFileError, StorageError
 
 ROOT = Path(__file__).parents[3]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+NEEDS = pytest.mark.needs("bitsandbytes")
+CHECKED = [pytest.param(file, marks=[NEEDS] if "qlora" in file.stem else []) for file in RECIPES]
 
 
 def test_the_recipes_are_there():
@@ -29,7 +31,7 @@ def test_every_recipe_loads_and_round_trips(file, tmp_path):
     assert load_recipe(tmp_path / "again.yaml") == recipe
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", CHECKED, ids=lambda file: file.stem)
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_every_recipe_passes_the_check_once_its_files_are_there(file, world_size, tmp_path):
     recipe = load_recipe(file)

@@ -38,9 +38,11 @@ def test_replies_stand_side_by_side_with_their_figures():
 def test_every_category_gets_its_turn():
     rows = [{"category": f"c{index % 5}", "index": index} for index in range(100)]
     shown = spread(rows)
-    assert [row["index"] for row in shown] == [0, 5, 10, 1, 6, 11, 2, 7, 12, 3, 8, 13, 4, 9, 14]
+    assert [row["index"] for row in shown] == [at + 5 * turn for at in range(5) for turn in range(4)]
+    few = [{"category": "a"}, *({"category": "b"} for _ in range(100))]
+    assert [row["category"] for row in spread(few)] == ["a", *(MOST - 1) * ["b"]]
     assert len(spread([{"category": str(index)} for index in range(100)])) == MOST
-    assert len(spread([{}] * 100)) == 8
+    assert len(spread([{}] * 100)) == MOST
 
 
 def test_prompts_as_text_and_as_messages():

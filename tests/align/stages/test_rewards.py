@@ -114,6 +114,8 @@ def test_a_gold_reward_is_built_logged_and_told_in_the_summary(tmp_path):
     told = {name: summary[name] for name in ("gold_before", "gold", "gold_greedy_before", "gold_greedy")}
     assert list(told.values()) == [looks[at][name] for name in ("eval/gold", "eval/gold_greedy") for at in (0, -1)]
     assert not [name for line in lines if "score/mean" in line for name in line if "gold" in name]
+    found = policy_evaluation.evaluate_policy(chosen, "ppo", summary)
+    assert found["judge"] == "gold_reward" and found["gold_reward"] == pytest.approx(summary["gold_greedy"], rel=1e-5)
     plain = chosen.model_copy(update={"ppo": chosen.ppo.model_copy(update={"gold_reward": ()})})
     assert not [name for name in run_ppo.run_ppo(plain, out_dir=tmp_path / "plain") if "gold" in name]
 

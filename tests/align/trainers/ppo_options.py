@@ -41,7 +41,7 @@ FACTORS: dict[str, dict[str, Row]] = {
         "token": {"importance_sampling_correction": "token", "importance_sampling_cap": 1.3},
         "sequence": {"importance_sampling_correction": "sequence", "importance_sampling_cap": 1.5},
     },
-    "ptx": {"none": {}, "0.3": {"ptx_coef": 0.3}, "auto": {"ptx_coef": "auto"}},
+    "ptx": {"none": {}, "max z": {"ptx_coef": 0.3, "ptx_max_z_coef": 0.05}, "auto": {"ptx_coef": "auto"}},
     "average": {"none": {}, "ema": {"ema_decay": 0.8}},
 }
 
@@ -107,6 +107,7 @@ EVERYTHING: Row = {
     "vf_coef": 0.7,
     "ptx_coef": "auto",
     "ptx_grad_norm_ratio": 0.1,
+    "ptx_max_z_coef": 0.05,
     "kl_target": 3.0,
     "kl_horizon": 20,
 }

@@ -3,11 +3,11 @@
 MODE is `given` (the same samples for any number of ranks), `composed` (these, with a reward of two parts, which fails
 on one reply of the last rank, a running deviation and updates that end early), `reference` (compared with the
 independent PPO), `estimators` (likewise, advantages without a critic), `late` (without a pass of the policy before the
-update, and with one), `resume`, `overlap` (the same, the next batch sampled meanwhile; and an engine that gives up
-while it samples), `fail` (the engine of the last rank gives up), `sharded` (under FSDP2: shares of unequal size are
-judged, models saved, and bfloat16 computed in), `engine` (one with weights of its own on every rank, and full, LoRA and
-DoRA policies), `push_fails` (the last rank's engine breaks off in the middle of a push), `roles` (roles of one
-backbone, its layers checkpointed, given samples), or `refused` (these under FSDP2).
+update, and with one), `exact` (the trainer draws, in bfloat16), `resume`, `overlap` (the same, the next batch sampled
+meanwhile; and an engine that gives up while it samples), `fail` (the engine of the last rank gives up), `sharded`
+(under FSDP2: shares of unequal size are judged, models saved, and bfloat16 computed in), `engine` (one with weights of
+its own on every rank, and full, LoRA and DoRA policies), `push_fails` (the last rank's engine breaks off in the middle
+of a push), `roles` (roles of one backbone, its layers checkpointed, given samples), or `refused` (these under FSDP2).
 """
 
 from __future__ import annotations
@@ -135,6 +135,18 @@ def estimators(folder: Path) -> None:
     """The same of advantages without a critic, in groups that do not lie on one rank alone in any minibatch."""
     groups = {"rollout": {"num_generations": 4}, "rollout_batch_size": 2, "mask_truncated_completions": True}
     compare(folder, {name: groups | {"advantage": name} for name in ("rloo", "grpo", "dr_grpo", "reinforce_pp")})
+
+
+def exact(folder: Path) -> None:
+    trainer = ppo_case.trainer(
+        folder,
+        rollout={"exact": True, "max_completion_length": 12},
+        micro_batch_size=1,
+        eval_prompts=ppo_case.prompts(3),
+        accelerator=make_accelerator("bf16"),
+    )
+    trainer.train()
+    write(trainer, folder / "learnt.pt")
 
 
 def compare(folder: Path, combinations: dict[str, ppo_options.Row]) -> None:
@@ -275,7 +287,14 @@ def main(folder: Path, mode: str) -> None:
         write(trainer, folder / "learnt.pt")
         return
     modes = {"fail": fail, "overlap": overlap, "reference": reference, "sharded": sharded, "engine": own_engine}
-    modes |= {"late": late, "push_fails": push_fails, "roles": roles, "refused": refused, "estimators": estimators}
+    modes |= {
+        "exact": exact,
+        "late": late,
+        "push_fails": push_fails,
+        "roles": roles,
+        "refused": refused,
+        "estimators": estimators,
+    }
     if mode in modes:
         modes[mode](folder)
         return

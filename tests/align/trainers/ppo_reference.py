@@ -44,6 +44,7 @@ class Settings:
     cliprange_value: float | None = 0.15
     vf_coef: float = 1.0
     ptx_grad_norm_ratio: float = 0.5
+    ptx_max_z_coef: float = 0.0
 
 
 @dataclass

@@ -79,7 +79,7 @@ def policy_gradient(policy, minibatch, settings, ptx_blocks=(), *, kl_coef=0.0, 
         loss.backward()
     notes.setdefault("policy/loss", []).append((surrogates, counted(minibatch, settings.loss_aggregation)))
     ppo = taken(policy)
-    return ppo, ptx_gradient(policy, ptx_blocks, ptx_coef)
+    return ppo, ptx_gradient(policy, ptx_blocks, ptx_coef, settings.ptx_max_z_coef, notes)
 
 
 def _note_ratio(notes, ratio, advantage, settings):
@@ -96,13 +96,18 @@ def _note_ratio(notes, ratio, advantage, settings):
         notes.setdefault(f"policy/{name}", []).append(number)
 
 
-def ptx_gradient(policy, blocks, coef):
-    """Gradients of `coef` times the mean negative log-likelihood over all predicted tokens of the blocks."""
+def ptx_gradient(policy, blocks, coef, max_z_coef, notes):
+    """Gradients of `coef` times the mean, over all predicted tokens of the blocks, of negative log-likelihood and
+    max-z loss (Baichuan 2: the square of the largest logit, times `max_z_coef`)."""
     policy.zero_grad(set_to_none=True)
     tokens = sum(len(block) - 1 for block in blocks)
     for block in blocks:
         logits = policy(input_ids=torch.tensor([list(block)])).logits[0]
         loss = sum(torch.logsumexp(logits[t], 0) - logits[t][block[t + 1]] for t in range(len(block) - 1))
+        if max_z_coef:
+            squares = [torch.max(logits[t]) ** 2 for t in range(len(block) - 1)]
+            notes.setdefault("ptx/max_z", []).extend(square.item() for square in squares)
+            loss = loss + max_z_coef * sum(squares)
         (loss * coef / tokens).backward()
     return taken(policy)
 

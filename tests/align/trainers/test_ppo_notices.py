@@ -32,6 +32,7 @@ FLIPS = [
     ("reward", "cliprange_value", None),
     ("reward", "vf_coef", 1.0),
     ("reward", "ptx_grad_norm_ratio", 0.12),
+    ("reward", "ptx_max_z_coef", 0.0),
     ("loss", "kl_estimator", "k3"),
     ("loss", "mask_truncated_completions", False),
     ("loss", "kl_in", "reward"),

@@ -110,6 +110,14 @@ def test_two_ranks_learn_and_log_the_same_without_a_pass_of_the_policy_before_th
         assert json.loads(row) | {"time": 0} == json.loads(other) | {"time": 0}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_ranks_sample_what_they_train_to_the_bit(tmp_path, engine):
+    run(tmp_path / "run", 2, "exact", engine)
+    history = torch.load(tmp_path / "run" / "learnt.pt", weights_only=True)["history"]
+    assert [line["engine/logp_diff_max"] for line in history if "score/mean" in line] == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("engine", FSDP2_FIRST)
 def test_two_ranks_resume_bit_for_bit(tmp_path, engine):
     run(tmp_path / "run", 2, "resume", engine)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from align.trainers.ppo.ptx import PtxStream, ptx_nll_sum
+from align.trainers.ppo.ptx import PtxStream, ptx_loss_sum
 from tests.align.trainers import ppo_case
 
 BLOCKS = [[1, 2, 3], [4, 5, 6, 7], [8, 9], [10, 11, 12, 13, 14], [15, 16]]
@@ -38,11 +38,14 @@ def test_nll_is_that_of_each_block_alone():
     model = ppo_case.exact(ppo_case.policy())
     batch = torch.tensor([[1, 2, 3, 0], [4, 5, 6, 7]])
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
-    expected = 0.0
+    expected = squares = 0.0
     for block in ([1, 2, 3], [4, 5, 6, 7]):
-        logps = torch.log_softmax(model(input_ids=torch.tensor([block])).logits[0].detach(), dim=-1)
-        expected -= sum(float(logps[t, block[t + 1]]) for t in range(len(block) - 1))
-    assert float(ptx_nll_sum(model, batch, mask)) == pytest.approx(expected, rel=1e-12)
+        logits = model(input_ids=torch.tensor([block])).logits[0].detach()
+        expected -= sum(float(torch.log_softmax(logits, dim=-1)[t, block[t + 1]]) for t in range(len(block) - 1))
+        squares += sum(float(logits[t].max()) ** 2 for t in range(len(block) - 1))
+    assert float(ptx_loss_sum(model, batch, mask)[0]) == pytest.approx(expected, rel=1e-12)
+    found = ptx_loss_sum(model, batch, mask, max_z_coef=0.1)
+    assert [float(one) for one in found] == pytest.approx([expected + 0.1 * squares, squares], rel=1e-12)
 
 
 def test_the_gradient_norm_ratio_by_hand(tmp_path):

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from align.trainers.sampling import StepLoader, StepSampler
+from align.trainers.sampling import StepSampler
 
 LENGTHS = [5, 9, 1, 7, 3, 8, 2, 6, 4, 10]
 
@@ -62,12 +62,6 @@ def test_every_epoch_has_its_own_order_and_all_rows():
 def test_fewer_rows_than_ranks_is_one_clear_error():
     with pytest.raises(ValueError, match="1 training rows cannot be shared by 2 ranks"):
         StepSampler([3], rows_per_step=2, micro_batch_size=1, world_size=2)
-
-
-def test_loader_passes_the_epoch_on():
-    sampler = StepSampler(LENGTHS, rows_per_step=2, micro_batch_size=2)
-    StepLoader(LENGTHS, batch_sampler=sampler).set_epoch(7)
-    assert sampler.epoch == 7
 
 
 MANY = [1 + (7 * at) % 100 for at in range(430)]

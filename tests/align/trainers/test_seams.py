@@ -76,9 +76,11 @@ SUPERVISED = {  # of both trainers, beside what `transformers.Trainer` promises
 
 SFT = SUPERVISED | {
     "__init__": "(self, model: nn.Module, args: Any, *, loss_reduction: Reduction = token_mean, "
-    "packing: bool = False, max_length: int | None = None, group_by_length: bool = False, **kwargs: Any)",
+    "packing: bool = False, max_length: int | None = None, group_by_length: bool = False, max_z_coef: float = 0.0, "
+    "**kwargs: Any)",
     "token_weights": "(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]",
     "count_items": "(self, inputs: dict[str, Tensor]) -> Tensor",
+    "log": "(self, logs: dict[str, float], start_time: float | None = None) -> None",
 }
 
 REWARD = SUPERVISED | {
@@ -118,8 +120,8 @@ micro_batch_size critic_warmup_steps policy_support importance_sampling_correcti
 kl_coef kl_estimator kl_in kl_target kl_horizon missing_eos_penalty
 mask_truncated_completions length_penalty length_penalty_free normalize_reward reward_clip_range gamma lam critic_lam
 whiten_advantages loss_aggregation cliprange dual_clip entropy_coef target_kl cliprange_value
-vf_coef ptx_coef ptx_grad_norm_ratio ptx_ratio ptx_max_length ptx_micro_batch_size ema_decay logging_steps save_steps
-save_total_limit log_samples offload"""
+vf_coef ptx_coef ptx_grad_norm_ratio ptx_max_z_coef ptx_ratio ptx_max_length ptx_micro_batch_size ema_decay
+logging_steps save_steps save_total_limit log_samples offload"""
 
 
 def keeps(owner: str, promised: dict[str, str], found: dict[str, str]) -> None:

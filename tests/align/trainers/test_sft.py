@@ -52,6 +52,26 @@ def test_gradients_are_those_of_the_mean_over_all_tokens_of_the_step(tmp_path, e
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("micro", [1, 8])
+def test_the_max_z_loss_is_that_of_plain_autograd_and_is_logged(tmp_path, micro):
+    model, nll, squares, count = causal_lm(), 0.0, 0.0, 0
+    for row in ROWS:
+        logits_TV = model(input_ids=torch.tensor([row["input_ids"]])).logits[0]
+        for at, label in enumerate(row["labels"]):
+            if label != -100:
+                nll, count = nll - logits_TV[at - 1].log_softmax(-1)[label], count + 1
+                squares += logits_TV[at - 1].max() ** 2
+    loss = (nll + 0.3 * squares) / count
+    loss.backward()
+    trainer, gradients = make_trainer("sft", tmp_path, ROWS, micro=micro, trainer={"max_z_coef": 0.3}), Gradients()
+    trainer.add_callback(gradients)
+    trainer.train()
+    assert_same_gradients(gradients.steps[0], {name: p.grad for name, p in model.named_parameters()})
+    (line,) = (line for line in trainer.state.log_history if "max_z" in line)
+    assert line["loss"] == pytest.approx(float(loss), rel=1e-6)
+    assert line["max_z"] == pytest.approx(float(squares) / count, rel=1e-9)
+
+
 # -- loss reductions and packing
 
 
@@ -170,7 +190,7 @@ def test_every_row_is_seen_once_an_epoch_and_packs_are_shuffled(tmp_path):
     loader = trainer.get_train_dataloader()
     epochs = []
     for epoch in range(2):
-        loader.set_epoch(epoch)
+        loader.batch_sampler.set_epoch(epoch)
         seen = []
         for batch in loader:
             for ids, segments in zip(batch["input_ids"], batch["segments"], strict=True):

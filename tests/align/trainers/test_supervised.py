@@ -39,11 +39,15 @@ def test_resuming_equals_never_having_stopped(tmp_path, kind, stop):
 
 
 @pytest.mark.parametrize(
-    "options", [{"packing": True, "max_length": 48, "loss_reduction": "turn_mean"}, {"group_by_length": True}]
+    "options",
+    [
+        {"packing": True, "max_length": 48, "loss_reduction": "turn_mean"},
+        {"group_by_length": True, "max_z_coef": 0.1},
+    ],
 )
 def test_resuming_packed_or_grouped_rows_inside_the_second_epoch(tmp_path, options):
     rows = chat_rows(40)
-    keys = {"micro": 4, "num_train_epochs": 2.0, "max_steps": None, "trainer": options}
+    keys = {"micro": 4, "num_train_epochs": 2.0, "max_steps": None, "logging_steps": 4, "trainer": options}
 
     def dropping():
         return causal_lm(torch.float32, attention_dropout=0.2)
@@ -57,6 +61,8 @@ def test_resuming_packed_or_grouped_rows_inside_the_second_epoch(tmp_path, optio
     assert again.state.global_step == last
     for name, value in weights(whole).items():
         assert torch.equal(value, again.model.state_dict()[name]), name
+    logged = [[line.get("max_z") for line in one.state.log_history if "loss" in line] for one in (whole, again)]
+    assert logged[0] == logged[1] and all((value is not None) == ("max_z_coef" in options) for value in logged[0])
 
 
 def test_checkpoints_are_whole_named_by_step_and_limited(tmp_path):

@@ -180,3 +180,28 @@ def test_a_4bit_policy_is_pushed_in_the_dtype_it_computes_in(tmp_path):
         assert said(engine)[:3] == Greedy.ids(model, PROMPT, 3) != stale
     finally:
         engine.close()
+
+
+def test_what_the_trainer_draws_is_the_same_whatever_drafts(tmp_path):
+    """Of exact runs: vLLM in bfloat16 drafts for a trainer in float32, and both end with the same weights."""
+    learnt = {}
+    for name in ("hf", "vllm"):
+        vllm = {"dtype": "bfloat16", "kv_cache_gib": 0.05, "probe_tolerance": 5.0}
+        rollout = {"engine": name, "exact": True, "temperature": 0.9, "max_completion_length": 20, "vllm": vllm}
+        trainer = ppo_case.trainer(
+            tmp_path / name,
+            policy_model=policy("qwen2-tied"),
+            rollout=rollout | {"max_prompt_length": 40},
+            micro_batch_size=1,
+            eval_prompts=ppo_case.prompts(3),
+        )
+        try:
+            figures = [trainer.step(), trainer.step(), trainer.evaluate()]
+        finally:
+            trainer.engine.close()
+        assert [step["engine/logp_diff_max"] for step in figures[:2]] == [0.0, 0.0]
+        learnt[name] = [parameter.detach().clone() for parameter in trainer.policy.parameters], figures
+    assert all(torch.equal(one, other) for one, other in zip(learnt["hf"][0], learnt["vllm"][0], strict=True))
+    for one, other in zip(learnt["hf"][1], learnt["vllm"][1], strict=True):
+        same = [key for key in one if not key.startswith(("seconds", "tokens_per", "memory"))]
+        assert {key: one[key] for key in same} == {key: other[key] for key in same}
