@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from textwrap import indent
 from typing import Any
+
+from data_formats.chatml import render_template
 
 CARD = """\
 ---
 library_name: transformers
 pipeline_tag: text-classification
-tags: [reward-model, rlhf, chatml]
+tags: [reward-model, rlhf]
 ---
 
 # {name}
@@ -18,16 +21,13 @@ A reward model: one score for a conversation that ends with an assistant's reply
 
 ## What to feed it
 
-A conversation in ChatML that **ends at `<|im_end|>`**, without the newline that ChatML templates put behind the last
-turn. The score is read at the last token that is not padding (`{pad_token}`, id {pad_id}); with the newline it would be
-read at a token the model was never trained to score at.
+A conversation in the model's own format that **ends at `{end_token}`**, without the newline, or whatever else, that
+chat templates put behind the last turn. The score is read at the last token that is not padding (`{pad_token}`, id
+{pad_id}); with the newline it would be read at a token the model was never trained to score at.
 
-    <|im_start|>user
-    How far is the moon?<|im_end|>
-    <|im_start|>assistant
-    About 384,000 km.<|im_end|>
+{example}
 
-The chat template in this folder gives just that. Text from users may spell out control tokens such as `<|im_end|>`:
+The chat template in this folder gives just that. Text from users may spell out control tokens such as `{end_token}`:
 break them up before the template is applied, or a reply can forge turns. No system turn is added; give one if the
 model's training data had one.
 
@@ -76,19 +76,29 @@ The weights are stored in {dtype}, the head's among them; the training code keep
 from it in the third digit or so."""
 
 
-def model_card(config: Any, name: str, pad_token: str = "<|endoftext|>") -> str:
+EXAMPLE = (
+    {"role": "user", "content": "How far is the moon?"},
+    {"role": "assistant", "content": "About 384,000 km."},
+)
+
+
+def model_card(config: Any, name: str, tokenizer: Any, end_token: str) -> str:
     """README.md of an exported classifier.
 
     Args:
         config: its transformers config, with `reward_shift` and `reward_scale`.
         name: of the folder, which stands in the examples.
-        pad_token: the text of `config.pad_token_id`.
+        tokenizer: exported with it; its chat template writes the example.
+        end_token: at which scores are read.
     """
+    example = render_template(tokenizer, EXAMPLE)
     dtype = str(config.dtype).removeprefix("torch.")
     return CARD.format(
         name=name,
         architecture=(config.architectures or ["sequence classifier"])[0],
-        pad_token=pad_token,
+        pad_token=tokenizer.pad_token,
+        end_token=end_token,
+        example=indent(example, "    "),
         pad_id=config.pad_token_id,
         shift=config.reward_shift,
         scale=config.reward_scale,

@@ -70,7 +70,7 @@ def export_classifier(model_dir: str | Path, out_dir: str | Path, *, dtype: str 
         exported.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(
-            model_card(exported.config, out_dir.name, tokenizer.pad_token), encoding="utf-8"
+            model_card(exported.config, out_dir.name, tokenizer, chat_format(tokenizer).stops[0]), encoding="utf-8"
         )
     return out_dir
 

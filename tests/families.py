@@ -88,7 +88,6 @@ class Family:
         shape: of its configuration.
         says: `model.tokenizer.template`.
         system, several: whether its template takes system turns, and several turns.
-        exports: whether transformers has a classifier of it that reads the last token.
     """
 
     model: str
@@ -105,7 +104,6 @@ class Family:
     says: str = "own"
     system: bool = True
     several: bool = True
-    exports: bool = True
 
 
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -51,9 +51,8 @@ class ChatFormat:
         """A token for padding that can never be taken for the end of a reply, as classifiers of transformers need it,
         which tell padding by its id; None where the tokenizer has none."""
         pad, (end, *others) = self.tokenizer.pad_token, self.stops
-        if pad is not None and pad != end:
-            return pad
-        return next(iter([*others, *(token for token in self.tokenizer.all_special_tokens if token != end)]), None)
+        special = (str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        return next((token for token in [pad, *others, *special] if token not in (None, end)), None)
 
     @property
     def scoring_template(self) -> str:

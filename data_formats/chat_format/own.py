@@ -78,7 +78,7 @@ class OwnTemplate(ChatFormat):
     def scoring_template(self) -> str:
         """The template without what it writes behind the last reply's end token."""
         template = self.tokenizer.chat_template
-        return template if template.startswith(_HEAD) else _HEAD + template.removesuffix("\n") + _tail(self.stops[0])
+        return template if template.startswith(_HEAD) else _HEAD + template + _tail(self.stops[0])
 
     def render(
         self,
@@ -235,11 +235,12 @@ def _tail(end: str) -> str:
 
 
 def plain_template(tokenizer: Any) -> str:
-    """The tokenizer's chat template as it was before `scoring_template` went around it."""
+    """The tokenizer's chat template as it was before `scoring_template` went around it, without the newline at its end
+    that is never written."""
     template = str(tokenizer.chat_template or "")
-    if not template.startswith(_HEAD):
-        return template
-    return template.removeprefix(_HEAD).rpartition("{% endset %}")[0]
+    if template.startswith(_HEAD):
+        template = template.removeprefix(_HEAD).rpartition("{% endset %}")[0]
+    return template.removesuffix("\n")
 
 
 def end_of_turn(tokenizer: Any) -> str:
