@@ -30,9 +30,11 @@ SIZES = {
     | {"save_steps": 1, "rollout.max_completion_length": 8, "evaluation.limit": 2, "ptx_max_length": 16},
 }
 ASK = """
-import sys
+import os, sys
+os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 from vllm import LLM, SamplingParams
-llm = LLM(sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=64, max_num_seqs=1)
+options = {"enforce_eager": True, "max_model_len": 64, "max_num_seqs": 1, "distributed_executor_backend": "uni"}
+llm = LLM(sys.argv[1], dtype="float32", **options)
 out = llm.generate({"prompt_token_ids": [int(i) for i in sys.argv[2:]]}, SamplingParams(temperature=0, max_tokens=8))
 print("IDS", *out[0].outputs[0].token_ids)
 """
