@@ -75,9 +75,8 @@ test: $(STAMP)
 test-extras: $(STAMP)
 	@$(TEST) -m "needs and not slow and not gpu" -n $(WORKERS) --dist loadfile
 
-# One process has all tests that start vLLM (tests/conftest.py).
 test-slow: $(STAMP)
-	@$(TEST) -m "slow and not gpu" -n $(WORKERS) --dist loadgroup
+	@$(TEST) -m "slow and not gpu" -n $(WORKERS) --dist loadfile
 
 # Beside the newest and the oldest transformers that pyproject.toml allows, each in an environment of its own, which pip
 # brings up to date at every call. All else stays as in constraints.txt, but for what comes with transformers.

@@ -13,15 +13,6 @@ import pytest
 imported = 0
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` a process takes a file's tests together, and one all that start vLLM: two engines at once
-    would want too much memory, and be too slow for what is timed."""
-    for item in items:
-        starts_vllm = item.get_closest_marker("slow") and ("vllm",) in (one.args for one in item.iter_markers("needs"))
-        item.add_marker(pytest.mark.xdist_group("vllm" if starts_vllm else str(item.path)))
-
-
 def pytest_collection_finish() -> None:
     leave_out_what_was_imported()
 
