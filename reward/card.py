@@ -22,8 +22,8 @@ A reward model: one score for a conversation that ends with an assistant's reply
 ## What to feed it
 
 A conversation in the model's own format that **ends at `{end_token}`**, without the newline, or whatever else, that
-chat templates put behind the last turn. The score is read at the last token that is not padding (`{pad_token}`, id
-{pad_id}); with the newline it would be read at a token the model was never trained to score at.
+chat templates put behind the last turn. The score is read at the last token that is not padding (`{pad_token}`,
+id {pad_id}); with the newline it would be read at a token the model was never trained to score at.
 
 {example}
 
