@@ -66,9 +66,10 @@ def test_keys_of_adapters_without_adapter(recipe_file):
     ]
 
 
+@pytest.mark.needs("bitsandbytes")
 def test_values_that_do_not_go_together(recipe_file):
     both = "model.lora={targets: [q_proj, lm_head], modules_to_save: [lm_head]}"
-    assert failing(recipe_file, "model.adapter=lora", "model.dtype=float16", both) == [
+    assert failing(recipe_file, "model.adapter=qlora", "model.dtype=float16", both) == [
         "model.dtype: float16 overflows in training without a loss scale, which no stage has; use bfloat16 or float32",
         "model.lora.modules_to_save: 'lm_head' is among the targets too; a module is either trained whole or has an "
         "adapter, so name it once",
