@@ -85,15 +85,9 @@ ROOT = Path(__file__).resolve().parents[1]
 QUIET = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
 
 
-def make_models(
-    shape: dict[str, Any], recipe: Any, *, family: str = "Qwen2", device: str = "cpu", dtype: str = "float32"
-) -> None:
-    """A model and a reward model with random weights and a tokenizer of single bytes, into the working folder; the
-    reward model is an adapter on the model where ppo's models are to share it.
-
-    Args:
-        family: of transformers. device: where the weights are drawn. dtype: of their files.
-    """
+def make_models(shape: dict[str, Any], recipe: Any, family="Qwen2", device="cpu", dtype="float32") -> None:
+    """A model and a reward model, random and made on `device`, and a tokenizer of single bytes, into the working folder;
+    the reward model is an adapter on the model where ppo's models are to share it."""
     import torch
     import transformers
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from align.runtime.errors import AlignError, StorageError
+from align.runtime.errors import AlignError
+from align.runtime.files import require_new
 from align.runtime.paths import typed_path
 from data_formats.chat_format import chat_format
 from reward.card import model_card
@@ -53,8 +54,7 @@ def export_classifier(model_dir: str | Path, out_dir: str | Path, *, dtype: str 
         StorageError: `out_dir` holds something, or cannot be written.
     """
     out_dir = typed_path(out_dir)
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise StorageError(f"{out_dir} holds something already: export to a folder that does not exist yet")
+    require_new(out_dir, "export")
     _require_end_token(model_dir, load_kwargs)
     model = RewardModel.from_pretrained(model_dir, dtype=dtype, **load_kwargs)
     tokenizer = saved_tokenizer(model_dir, **load_kwargs)

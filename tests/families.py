@@ -110,7 +110,9 @@ CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 QWEN = {"controls": CHATML, "eos": "<|im_end|>", "pad": "<|endoftext|>", "ends": ("<|im_end|>", "<|endoftext|>")}
 LLAMA2 = {"controls": ("<unk>", "<s>", "</s>"), "bos": "<s>", "eos": "</s>", "ends": ("</s>",), "spaces": "llama"}
 LLAMA3 = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-GEMMA = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+GEMMA = {"controls": ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")}
+GEMMA |= {"bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "ends": ("<eos>", "<end_of_turn>")}
+GEMMA |= {"spaces": "gemma", "bos_first": True}
 PHI3 = ("<unk>", "<s>", "</s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
 QWEN3_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
@@ -148,29 +150,8 @@ FAMILIES = {
         shape={"sliding_window": None},
         **LLAMA2,
     ),
-    "Gemma 2": Family(
-        "Gemma2",
-        GEMMA,
-        lambda: of_trl("gemma"),
-        bos="<bos>",
-        eos="<eos>",
-        pad="<pad>",
-        ends=("<eos>", "<end_of_turn>"),
-        spaces="gemma",
-        bos_first=True,
-        system=False,
-    ),
-    "Gemma 3": Family(
-        "Gemma3",
-        GEMMA,
-        lambda: of_trl("gemma3"),
-        bos="<bos>",
-        eos="<eos>",
-        pad="<pad>",
-        ends=("<eos>", "<end_of_turn>"),
-        spaces="gemma",
-        bos_first=True,
-    ),
+    "Gemma 2": Family("Gemma2", template=lambda: of_trl("gemma"), system=False, **GEMMA),
+    "Gemma 3": Family("Gemma3", template=lambda: of_trl("gemma3"), **GEMMA),
     "Phi 3": Family(
         "Phi3",
         PHI3,

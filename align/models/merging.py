@@ -18,7 +18,8 @@ from torch import nn
 
 from align.models.critic import Critic
 from align.models.save import save_model
-from align.runtime.errors import AlignError, StorageError
+from align.runtime.errors import AlignError
+from align.runtime.files import require_new
 from align.runtime.paths import typed_path
 from align.runtime.peft_model import base_of
 from reward import adapter
@@ -71,8 +72,7 @@ def merge_folder(
         StorageError: `out_dir` holds something, or cannot be written.
     """
     out_dir = typed_path(out_dir)
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise StorageError(f"{out_dir} holds something already: merge to a folder that does not exist yet")
+    require_new(out_dir, "merge")
     config = _adapter_config(path, load_kwargs)
     kind = _kind(path, config, load_kwargs)
     named = config["base_model_name_or_path"]

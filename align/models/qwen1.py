@@ -26,7 +26,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from align.models.save import save_model
-from align.runtime.errors import AlignError, MissingFileError, StorageError
+from align.runtime.errors import AlignError, MissingFileError
+from align.runtime.files import require_new
 from align.runtime.paths import typed_path
 from data_formats.chatml import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START
 from reward.errors import ModelFileError
@@ -82,8 +83,7 @@ def convert_qwen(
     from transformers import Qwen2ForCausalLM
 
     out_dir = typed_path(out_dir)
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise StorageError(f"{out_dir} holds something already: convert to a folder that does not exist yet")
+    require_new(out_dir, "convert")
     folder = local_folder(path)
     if folder is not None:
         check_model_folder(folder)

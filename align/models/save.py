@@ -3,10 +3,10 @@ a merged one, an average; a reward model or critic.
 
 A model leaves with what it was trained to end at: `config` and `generation_config` name the tokens that stop a reply
 (of ChatML `<|im_end|>` and, after a document, `<|endoftext|>`), so that plain `generate`, pipelines and servers stop.
-The pad token
-goes into `generation_config` alone: in a language model's config it would freeze that token's embedding in later
-training (as in Qwen2.5, whose configs have none). transformers refuses to write a configuration that contradicts itself
-(`do_sample: false` beside a `temperature`: Llama-2-chat, Vicuna); what contradicts is left out, with a warning.
+The pad token goes into `generation_config` alone: in a language model's config it would freeze that token's embedding
+in later training (as in Qwen2.5, whose configs have none). transformers refuses to write a configuration that
+contradicts itself (`do_sample: false` beside a `temperature`: Llama-2-chat, Vicuna); what contradicts is left out, with
+a warning.
 
 Beside an adapter lies the same `generation_config.json`. Loaders take the base model's (`AutoPeftModelForCausalLM`,
 pipelines), so they are told: `generate(..., generation_config=GenerationConfig.from_pretrained(folder))`, vLLM

@@ -6,7 +6,7 @@ Without torch, so that `align check` can say before any model is loaded what a r
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def speak(
     path: str | Path,
     section: TokenizerSection | None = None,
     *,
-    ends: Sequence[int] = (),
+    ends: Callable[[], Sequence[int]],
     own_template: bool = False,
 ) -> list[str]:
     """Have the tokenizer carry how its model speaks, in place.
@@ -56,7 +56,7 @@ def speak(
     Args:
         path: where it is from, for errors.
         section, own_template: as of `align.models.tokenizer.load_tokenizer`.
-        ends: the ids at which the model's generation_config stops.
+        ends: reads the ids at which the model's generation_config stops; asked for its own template alone.
 
     Returns:
         What that means for conversations, in words.
@@ -78,7 +78,7 @@ def speak(
         return _speak_chatml(tokenizer, path, own_template=own_template, add=asked.add_chatml)
     if asked.template == "none":
         return _speak_raw(tokenizer, path, asked.end_token)
-    return _speak_its_own(tokenizer, path, ends)
+    return _speak_its_own(tokenizer, path, ends())
 
 
 def _speak_chatml(tokenizer: Any, path: str | Path, *, own_template: bool, add: bool) -> list[str]:

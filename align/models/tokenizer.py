@@ -93,8 +93,11 @@ def load_tokenizer(
     options = {"trust_remote_code": trust_remote_code, "revision": revision}
     try:
         tokenizer = saved_tokenizer(path, **options)
-        file = hub_file(path, "generation_config.json", **options)
-        ends = generation_ends(read_json(file)) if file is not None else []
+
+        def ends() -> list[int]:
+            file = hub_file(path, "generation_config.json", **options)
+            return generation_ends(read_json(file)) if file is not None else []
+
         for sentence in speak(tokenizer, path, section, ends=ends, own_template=own_template):
             logger.debug("%s: %s", path, sentence)
         return tokenizer

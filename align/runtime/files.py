@@ -141,6 +141,12 @@ def write_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def require_new(folder: Path, what: str) -> None:
+    """Raises StorageError where `folder` holds something. `what` was to be done, a verb for the sentence."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StorageError(f"{folder} holds something already: {what} to a folder that does not exist yet")
+
+
 @contextmanager
 def atomic_dir(path: str | Path) -> Iterator[Path]:
     """Gives an empty temporary folder; when the block ends well it takes the place of `path`, else it is removed.

@@ -180,21 +180,21 @@ def gold_rewards(recipe: Recipe) -> list[Reward]:
 def watched_rewards(recipe: Recipe, stage: str = "ppo") -> list[Reward]:
     """`gold_reward` of ppo, where it has one."""
     watched = bool(getattr(getattr(recipe, stage), "gold_reward", ()))
-    return [_reward(recipe, stage, "gold_reward", "gold_reward")] if watched else []
+    return [_reward(recipe, stage, "gold_reward")] if watched else []
 
 
 def policy_reward(recipe: Recipe, stage: str = "ppo") -> Reward:
     """The reward that `stage` is trained on, named `reward`."""
-    return _reward(recipe, stage, "reward", "reward")
+    return _reward(recipe, stage, "reward")
 
 
-def _reward(recipe: Recipe, stage: str, key: str, name: str) -> Reward:
+def _reward(recipe: Recipe, stage: str, key: str) -> Reward:
     from align.models.tokenizer import recipe_tokenizer
     from align.stages.rewards import build_reward
 
     path = common.origin_path(recipe, init_origin(recipe, stage), stage=stage)
     tokenizer = recipe_tokenizer(path, recipe.model)
-    return build_reward(recipe, tokenizer, stage=stage, key=key, name=name, device=common.device())
+    return build_reward(recipe, tokenizer, stage=stage, key=key, name=key, device=common.device())
 
 
 def judge_model(

@@ -46,6 +46,8 @@ def _names_all(file: Path) -> bool:
 def _words(folder: Path, recipe: Recipe) -> list[str]:
     from transformers.tokenization_utils_tokenizers import TokenizersBackend  # AutoTokenizer would import torch
 
-    file = folder / "generation_config.json"
-    ends = generation_ends(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
+    def ends() -> list[int]:
+        file = folder / "generation_config.json"
+        return generation_ends(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
+
     return speak(TokenizersBackend.from_pretrained(str(folder)), folder, recipe.model.tokenizer, ends=ends)

@@ -87,14 +87,12 @@ def control_id(tokenizer: Any, token: str) -> int:
     return token_id
 
 
-def encode_many(
-    tokenizer: Any, conversations: Iterable[Sequence[Piece]], *, first: str | None = None
-) -> list[tuple[list[int], list[int]]]:
+def encode_many(tokenizer: Any, conversations: Iterable[Sequence[Piece]]) -> list[tuple[list[int], list[int]]]:
     """`encode` for many conversations at once, which is many times faster than one after the other.
 
     Conversations that are rendered when they are asked for need little memory.
     """
-    return [(row.ids, row.turns) for row in encode_rows(tokenizer, conversations, first=first)]
+    return [(row.ids, row.turns) for row in encode_rows(tokenizer, conversations)]
 
 
 @dataclass(slots=True)

@@ -106,7 +106,7 @@ def web_loss(recipe: Any, path: Path, file: Path) -> float:
     from align.data.encode import encode_documents
     from align.models.load import load_causal_lm
     from align.models.tokenizer import load_tokenizer
-    from align.trainers.ppo.ptx import ptx_nll_sum
+    from align.trainers.ppo.ptx import ptx_loss_sum
     from data_formats import read
     from data_formats.records import Document
 
@@ -115,7 +115,7 @@ def web_loss(recipe: Any, path: Path, file: Path) -> float:
     blocks = encode_documents(tokenizer, read(file, Document).records, WEB_BLOCK)[:WEB_BLOCKS]
     ids = torch.tensor([block for block in blocks if len(block) == WEB_BLOCK])
     with torch.no_grad():
-        total = sum(float(ptx_nll_sum(model, part, torch.ones_like(part))) for part in ids.split(8))
+        total = sum(float(ptx_loss_sum(model, part, torch.ones_like(part))[0]) for part in ids.split(8))
     return total / (len(ids) * (WEB_BLOCK - 1))
 
 

@@ -63,6 +63,13 @@ def differences(engine: Any, model: Any) -> dict[str, float]:
     return found
 
 
+def pushed(engine: Any, model: Any, push: Any, *what: Any) -> dict[str, float]:
+    """Seconds of `push(*what)`, and the differences after it."""
+    began = time.perf_counter()
+    push(*what)
+    return {"push, s": time.perf_counter() - began} | differences(engine, model)
+
+
 def in_process(here: Here) -> dict[str, Any]:
     """Two pushes and the probe after each."""
     need("vllm", here, on_cpu=True)
@@ -75,10 +82,7 @@ def in_process(here: Here) -> dict[str, Any]:
     found = {"start, s": time.perf_counter() - began}
     try:
         for version, model in enumerate((first, second), start=1):
-            began = time.perf_counter()
-            engine.update_weights(checkpoint_tensors(model), version)
-            found["push, s"] = time.perf_counter() - began
-            found |= differences(engine, model)
+            found |= pushed(engine, model, engine.update_weights, checkpoint_tensors(model), version)
     finally:
         engine.close()
     return found
@@ -104,10 +108,7 @@ def adapter(here: Here) -> dict[str, Any]:
                 for name, parameter in model.named_parameters():
                     if "lora_B" in name:
                         parameter.normal_(std=0.02)
-            began = time.perf_counter()
-            engine.update_adapter(*adapter_tensors(model), version)
-            found["push, s"] = time.perf_counter() - began
-            found |= differences(engine, model)
+            found |= pushed(engine, model, engine.update_adapter, *adapter_tensors(model), version)
     finally:
         engine.close()
     return found
@@ -132,9 +133,7 @@ def server(here: Here) -> dict[str, Any]:
     engine = VLLMServerEngine(model, settings())
     found = {"start, s": time.perf_counter() - began}
     try:
-        began = time.perf_counter()
-        engine.update_weights(checkpoint_tensors(model), 1)
-        return found | {"push by file, s": time.perf_counter() - began} | differences(engine, model)
+        return found | pushed(engine, model, engine.update_weights, checkpoint_tensors(model), 1)
     finally:
         engine.close()
 

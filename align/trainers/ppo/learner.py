@@ -215,7 +215,7 @@ class Learner:
                 self.accelerator.backward(loss_sum * (self.ptx_coef.coef * world_size / num_tokens))
             tokens = mask_BT[:, 1:].sum().to(loss_sum)
             metrics.add({"ptx/loss": Mean(loss_sum.detach(), tokens)})
-            if self.config.ptx_max_z_coef and self.ptx.max_z is not None:
+            if self.ptx.max_z is not None:
                 metrics.add({"ptx/max_z": Mean(self.ptx.max_z, tokens)})
         if measure:
             metrics.note("ptx/coef", torch.tensor(self.ptx_coef.coef))
