@@ -86,7 +86,7 @@ QUIET = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLO
 
 
 def make_models(shape: dict[str, Any], recipe: Any, family="Qwen2", device="cpu", dtype="float32") -> None:
-    """A model and a reward model, random and made on `device`, and a tokenizer of single bytes, into the working folder;
+    """A model and a reward model, random, made on `device`, and a tokenizer of single bytes, into the working folder;
     the reward model is an adapter on the model where ppo's models are to share it."""
     import torch
     import transformers
