@@ -1,15 +1,13 @@
 """Code of the user's own that a recipe names: callbacks, trainers, reward functions."""
 
-import json
-
 import pytest
 
 from align.recipe.check import run_problems
-from align.runs.acceptance import accepting
 from align.runs.errors import TrainingError
 from align.runtime.errors import MissingFileError
+from align.stages import chain
 from align.stages.chain import run_stage
-from align.stages.recipe_guard import RecipeChangedError, changes
+from align.stages.recipe_guard import changed_code
 from align.stages.user_code import UserCodeError, own_callbacks
 from tests.align.stages import sft_case
 
@@ -122,21 +120,23 @@ def test_what_check_can_tell_without_running_it(tmp_path, mine):
         own_callbacks(sft_case.recipe(tmp_path, callbacks=[f"{mine}:Counts"]).sft, "sft")
 
 
-def test_a_file_that_changed_is_told(tmp_path, mine):
+def test_a_file_that_changed_is_told_and_nothing_is_thrown_away(tmp_path, mine, monkeypatch):
+    told = []
+    monkeypatch.setattr(chain.LOG, "warning", lambda words, *values: told.append(words % values))
     recipe = sft_case.recipe(tmp_path, callbacks=[f"{mine}:Stops"], eval_num_replies=0)
-    run_stage(recipe, "sft")
-    folder = tmp_path / "run" / "sft"
-    assert changes(recipe, "sft", folder) == [] and list(json.loads((folder / "code.json").read_text()))
+    first, folder = run_stage(recipe, "sft"), tmp_path / "run" / "sft"
+    assert run_stage(recipe, "sft") == first and told == []
     mine.write_text(MINE.replace("== 2", "== 3"))
-    (change,) = changes(recipe, "sft", folder)
-    assert change.key == "sft.callbacks.0" and change.was.startswith("mine.py:Stops of ") and change.was != change.now
-    with accepting(["sft.callbacks"]):
-        assert changes(recipe, "sft", folder) == []
-    (folder / "summary.json").unlink()
-    with pytest.raises(
-        RecipeChangedError, match=r"begun with another recipe.*sft\.callbacks\.0 was mine\.py:Stops of "
-    ):
-        run_stage(recipe, "sft")
+    assert run_stage(recipe, "sft") == first
+    (words,) = told
+    assert words.startswith("sft: another file than it was begun with, sft.callbacks.0 was mine.py:Stops of ")
+    assert words.endswith(": kept as it was made (--fresh sft makes it anew)")
+    for name in ("summary.json", "model/config.json"):
+        (folder / name).unlink()
+    (folder / "model").rename(tmp_path / "away")
+    again = run_stage(recipe, "sft")  # as one that was stopped
+    assert again["steps"] == 3 and again["accepted"][0]["key"] == "sft.callbacks.0"
+    assert told[1].endswith(": goes on with it") and changed_code(recipe, "sft") == []
 
 
 def test_an_early_end_is_found_again(tmp_path):
