@@ -5,6 +5,8 @@ align run RECIPE [key=value …]                  run the chain: finished stages
     --fresh [STAGE …] | --from STAGE            start everything, these stages, or this and all later ones anew
     --accept KEY                                go on although this key changed
 align check RECIPE [key=value …]                every error at once, else the plan and its work; imports no torch
+align chat RUN|MODEL [--against sft]            talk to a model, or two side by side; answer a file of prompts
+align serve RUN|MODEL                           an OpenAI-compatible server (vLLM's, else transformers')
 align recipes [list | show NAME | copy NAME DEST]
 align quickstart [key=value …]                  run the embedded default
 align data stats | inspect | convert | split    look at data files, count, convert and split them
@@ -27,7 +29,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from align import __version__
-from align.commands import convert_qwen, data, doctor, evaluate_reward, export_reward, fetch, merge, plan
+from align.commands import chat, convert_qwen, data, doctor, evaluate_reward, export_reward, fetch, merge, plan, serve
 from align.runs.arguments import add_overrides, add_redoing, parse_with_overrides
 from align.runs.launch import guarded, prepare, started_as
 from align.runtime.errors import StorageError
@@ -93,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     copy = what.add_parser("copy", help="copy a recipe to a file or folder")
     copy.add_argument("name", metavar="NAME")
     copy.add_argument("dest", metavar="DEST")
-    for module in (data, export_reward, merge, convert_qwen, evaluate_reward, fetch, doctor, plan):
+    for module in (chat, serve, data, export_reward, merge, convert_qwen, evaluate_reward, fetch, doctor, plan):
         module.add_parser(commands)
     return parser
 
