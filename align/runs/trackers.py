@@ -28,6 +28,7 @@ from align.recipe.trackers import SENDING
 from align.runs.metrics import MetricsLog, plain
 from align.runtime.files import write_json
 from align.runtime.json_files import read_object
+from align.runtime.secrets import hide
 
 LOG = logging.getLogger(__name__)
 FILE, TENSORBOARD = "trackers.json", "tensorboard"
@@ -142,7 +143,7 @@ def _named_for(tracker: str, figures: dict[str, Any]) -> dict[str, Any]:
 
 def warn_of(name: str, error: Exception) -> None:
     """Say that a tracker failed, and what that means."""
-    told = " ".join(f"{type(error).__name__}: {error}".split())
+    told = hide(" ".join(f"{type(error).__name__}: {error}".split()))
     LOG.warning("report_to: %s failed and is left out; training goes on, with metrics.jsonl (%s)", name, told)
 
 
