@@ -160,7 +160,7 @@ def _keep_other_seed(output_dir: Path, seed: int) -> None:
 
 def check_command(args: argparse.Namespace) -> None:
     """Print the plan of a recipe without an error, and what its stages cost where the models' shapes are known."""
-    from align.data.preview import passed_over
+    from align.data.preview import epochs_said, passed_over
     from align.plan import PlanError, plan_stages
     from align.plan.show import describe_cost
     from align.recipe.batch import launched_world_size
@@ -172,7 +172,7 @@ def check_command(args: argparse.Namespace) -> None:
     say(describe_plan(recipe, ranks))
     with suppress(PlanError):
         say("\n" + describe_cost(recipe, plan_stages(recipe, ranks=ranks), ranks))
-    for line in (*speech(recipe), *passed_over(recipe)):
+    for line in (*epochs_said(recipe), *speech(recipe), *passed_over(recipe)):
         say(line)
 
 

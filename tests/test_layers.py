@@ -187,7 +187,8 @@ def test_computed_imports_only_in_lazy_packages_and_where_a_stage_is_looked_up()
     found = [
         f"{TREE.files[module]}:{line}"
         for module, line in TREE.untraceable
-        if TREE.files[module].name != "__init__.py" and module not in ("align.runtime.resolve", "align.stages.rewards")
+        if TREE.files[module].name != "__init__.py"
+        and module not in ("align.runtime.resolve", "align.stages.user_code")
     ]
     assert found == []
 

@@ -22,6 +22,7 @@ from align.recipe.lineage import stage_dir
 from align.recipe.registry import STAGES
 from align.recipe.sources import WORLD, source_path, stage_sources
 from align.runs.acceptance import accepting
+from align.runs.trackers import closing_trackers
 from align.runtime.errors import MissingFileError
 from align.runtime.files import prove_folder, sweep
 from align.runtime.lock import CHAIN, locked
@@ -137,7 +138,7 @@ def run_stage(
             summary = stage_summary(recipe, stage) or {}
         else:
             _make_ready(recipe, stage)
-            with memory_errors(f"stage '{stage}'", *memory_keys(recipe, stage)):
+            with closing_trackers(), memory_errors(f"stage '{stage}'", *memory_keys(recipe, stage)):
                 summary = resolve(STAGES[stage].run)(recipe, stage)
             summary["seconds"] = round(time.perf_counter() - began, 2)  # the embedded world's sets included
             began = time.perf_counter()
@@ -178,7 +179,7 @@ def _evaluate(recipe: Recipe, stage: str, summary: Summary, began: float) -> Sum
         done = [FORMER.get(one, one) for one in summary.get("hooks", [])]
         if name in done:
             continue
-        with memory_errors(f"what follows stage '{stage}'", *memory_keys(recipe, stage)):
+        with closing_trackers(), memory_errors(f"what follows stage '{stage}'", *memory_keys(recipe, stage)):
             found = resolve(name)(recipe, stage, summary)
         rows = [*summary.get("headline", []), *found.get("headline", [])]
         summary = summary | found | {"headline": rows, "hooks": [*done, name]}

@@ -2,6 +2,7 @@
 
 What a stage makes depends on its own section, on the sections of the stages it starts from, and on seed, model, data
 root and world. Keys that only say how often to log, save or evaluate, on how much, or how a batch is cut, do not count.
+A file of the user's own code (a reward function, a trainer, callbacks) counts with its content.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align.recipe import STAGES, Recipe
-from align.recipe.lineage import inputs, stage_dir
+from align.recipe.lineage import code_hashes, inputs, stage_dir, user_code
 from align.recipe.sources import SAMPLED_FROM, world_dir
 from align.runs import checkpoint
 from align.runs.acceptance import accepted, is_accepted
@@ -21,7 +22,7 @@ from align.runtime.files import write_json
 from align.runtime.json_files import RunFileError, read_object
 from align.runtime.secrets import hide
 from align.runtime.terminal import shortened
-from align.stages.common import MADE_BY_STAGES, read_summary
+from align.stages.common import CODE, MADE_BY_STAGES, read_summary
 
 ADAPTERS = ("adapter", "lora", "quantization")
 COMMON = ("seed", "data_root", "model", "tinyworld")
@@ -37,7 +38,7 @@ HARMLESS = frozenset(
 )
 ENDLESS = ("constant", "constant_with_warmup")  # schedules that do not depend on how many steps there will be
 UNITS = {"num_iterations": "iterations", "max_steps": "steps", "num_train_epochs": "epochs", "num_rounds": "rounds"}
-NOTES = ("recipe.yaml", "accepted.json")  # written before a stage begins
+NOTES = ("recipe.yaml", "accepted.json", CODE)  # written before a stage begins
 SHOWN = 8
 WORLD_STAMP = "world.json"
 
@@ -114,7 +115,17 @@ def differences(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
     for key in (*COMMON, *ancestors(recipe, stage)):
         if key in saved:
             _compare(key, saved[key], now[key], found)
-    return found
+    changed = {one.key for one in found}
+    return found + [one for one in _changed_code(recipe, stage, folder) if one.key not in changed]
+
+
+def _changed_code(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
+    """The files of user code that `stage` was made with and that hold something else now. Raises RunFileError."""
+    saved, now = read_object(folder / CODE, f"start '{stage}' anew with --fresh {stage}") or {}, code_hashes(recipe)
+    names = [name for name in ancestors(recipe, stage) if name in recipe.stages]
+    specs = {key: spec.rpartition("/")[2] for name in names for key, spec in user_code(recipe, name).items()}
+    changed = [key for key in specs if key in saved and key in now and saved[key] != now[key]]
+    return [Change(key, f"{specs[key]} of {saved[key]}", f"{specs[key]} of {now[key]}") for key in changed]
 
 
 def _compare(key: str, was: Any, now: Any, found: list[Change]) -> None:

@@ -22,6 +22,8 @@ from rollouts.errors import RolloutError
 from rollouts.hf import HFEngine
 from rollouts.protocol import Engine, SamplingParams, Scoring
 from rollouts.vllm.engine import VLLMEngine
+from rollouts.vllm.local import why_not_beside
+from tests.families import FAMILIES, SERVER_ALONE, model_of
 from tests.rollouts.vllm.models import VOCABULARY, build, logits_after, random_prompts, settings, weights
 
 pytestmark = pytest.mark.needs("vllm")
@@ -90,6 +92,18 @@ def test_it_is_an_engine_and_leaves_the_process_alone(started):
     engine.wake()
     assert footprint() == here
     assert not torch.distributed.is_initialized() and Accelerator(cpu=True).num_processes == 1
+
+
+def test_a_model_that_vllm_runs_by_transformers_own_class_is_refused_by_name(started):
+    found = {}
+    for made in FAMILIES.values():
+        with torch.device("meta"):
+            model = model_of(made, VOCABULARY)
+        found[made.model] = why_not_beside(model)
+        if made.model == "SmolLM3":
+            with pytest.raises(RolloutError, match=r"for smollm3 models .*: set ppo.rollout.engine: vllm_server or hf"):
+                VLLMEngine(model, settings())
+    assert {name for name, why in found.items() if why} == set(SERVER_ALONE)
 
 
 def test_memory_that_does_not_come_back_is_told(engine, monkeypatch):
