@@ -64,6 +64,17 @@ class RewardServer:
             ],
             lifespan=self._lifespan,
         )
+        config = uvicorn.Config(
+            self.app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            ws="none",
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=ENDING_SECONDS,
+            server_header=False,
+        )
+        self._running = uvicorn.Server(config)
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -118,18 +129,13 @@ class RewardServer:
             ) from None
 
     def serve(self, sock: socket.socket) -> None:
-        """Answer until a signal (SIGTERM, Ctrl-C) ends it; what is being answered is answered first."""
-        config = uvicorn.Config(
-            self.app,
-            log_config=None,
-            access_log=False,
-            lifespan="on",
-            ws="none",
-            backlog=BACKLOG,
-            timeout_graceful_shutdown=ENDING_SECONDS,
-            server_header=False,
-        )
-        uvicorn.Server(config).run(sockets=[sock])
+        """Answer until `end`, or a signal (SIGTERM, Ctrl-C) where this is the main thread; what is being answered is
+        answered first."""
+        self._running.run(sockets=[sock])
+
+    def end(self) -> None:
+        """Have `serve`, in another thread, come to its end."""
+        self._running.should_exit = True
 
 
 async def _body(request: Request) -> Any:

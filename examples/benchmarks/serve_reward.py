@@ -18,7 +18,6 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
 
 import measuring
 import small_models
@@ -52,9 +51,10 @@ class Loaded:
         from reward.sources import ModelReward
 
         self.model = RewardModel(small_models.make("Qwen2Model", case)).requires_grad_(False).eval()
-        server = RewardServer(ModelReward(self.model, small_models.tokenizer(case["vocab"])), "model", KEY, 16384)
-        listening = server.listen("127.0.0.1", 0)
-        threading.Thread(target=server.serve, args=(listening,), daemon=True).start()
+        names = small_models.tokenizer(case["vocab"])
+        self.server = RewardServer(ModelReward(self.model, names), "model", KEY, 16384)
+        listening = self.server.listen("127.0.0.1", 0)
+        threading.Thread(target=self.server.serve, args=(listening,), daemon=True).start()
         told = json.dumps({"port": listening.getsockname()[1], "clients": case["clients"], "replies": replies(case)})
         command = [sys.executable, __file__, "--clients"]
         self.clients = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -69,6 +69,12 @@ class Loaded:
             raise SystemExit("the clients gave up: an answer is missing")
         return json.loads(said)
 
+    def close(self) -> None:
+        """End both."""
+        self.clients.kill()
+        self.clients.communicate()
+        self.server.end()
+
 
 def served(case: Case, turns: Turns) -> None:
     """By `align serve-reward`'s server."""
@@ -79,7 +85,7 @@ def served(case: Case, turns: Turns) -> None:
             said = loaded.run()
             turns.end(said.pop("answers"), **said)
     finally:
-        loaded.clients.kill()
+        loaded.close()
 
 
 def plain(case: Case, turns: Turns) -> None:
@@ -90,9 +96,8 @@ def plain(case: Case, turns: Turns) -> None:
     hook = loaded.model.register_forward_pre_hook(lambda _, args, given: batches.append(given), with_kwargs=True)
     loaded.run()
     hook.remove()
-    loaded.clients.kill()
+    loaded.close()
     count = case["clients"] * case["each"]
-    batches = [batch for batch in batches if batch["input_ids"].numel()][-_needed(batches, count) :]
 
     @torch.no_grad()
     def passes() -> int:
@@ -101,16 +106,6 @@ def plain(case: Case, turns: Turns) -> None:
         return count
 
     turns.repeat(passes)
-
-
-def _needed(batches: list[dict[str, Any]], count: int) -> int:
-    """How many of the last batches hold `count` replies: before them a new model is tried on small ones."""
-    held, needed = 0, 0
-    while held < count:
-        needed += 1
-        batch = batches[-needed]
-        held += len(batch.get("members", batch["input_ids"]))
-    return needed
 
 
 def clients() -> None:
