@@ -5,6 +5,8 @@ align run RECIPE [key=value …]                  run the chain: finished stages
     --fresh [STAGE …] | --from STAGE            start everything, these stages, or this and all later ones anew
     --accept KEY                                go on although this key changed
 align check RECIPE [key=value …]                every error at once, else the plan and its work; imports no torch
+align chat RUN|MODEL [--against sft]            talk to a model, or two side by side; answer a file of prompts
+align serve RUN|MODEL                           an OpenAI-compatible server (vLLM's, else transformers')
 align recipes [list | show NAME | copy NAME DEST]
 align quickstart [key=value …]                  run the embedded default
 align data stats | inspect | convert | split    look at data files, count, convert and split them
@@ -30,6 +32,7 @@ from pathlib import Path
 
 from align import __version__
 from align.commands import (
+    chat,
     convert_qwen,
     data,
     doctor,
@@ -39,6 +42,7 @@ from align.commands import (
     merge,
     plan,
     score,
+    serve,
     serve_reward,
 )
 from align.runs.arguments import add_overrides, add_redoing, parse_with_overrides
@@ -107,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("name", metavar="NAME")
     copy.add_argument("dest", metavar="DEST")
     for module in (
-        *(data, export_reward, merge, convert_qwen, evaluate_reward, score, serve_reward),
+        *(chat, serve, data, export_reward, merge, convert_qwen, evaluate_reward, score, serve_reward),
         *(fetch, doctor, plan),
     ):
         module.add_parser(commands)

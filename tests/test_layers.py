@@ -47,6 +47,9 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.evaluation": frozenset(
         {"align.models", "align.data", "align.recipe", "align.functional", "reward", "rollouts", "data_formats"}
     ),
+    "align.chat": frozenset(
+        {"align.models", "align.data", "align.runs", "align.evaluation", "reward", "rollouts", "data_formats"}
+    ),
     "align.report": frozenset(
         {"data_formats", "align.recipe", "align.evaluation.accuracy", "align.evaluation.shares"}
         | {"align.evaluation.table"}  # plain numbers
@@ -56,7 +59,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.serving": frozenset({"align.recipe", "align.models", "align.stages", "reward", "data_formats"}),
     "align.commands": frozenset(
         {"align.runs", "align.recipe", "align.data", "align.models", "align.evaluation", "align.doctor", "align.plan"}
-        | {"align.serving", "reward", "data_formats"}
+        | {"align.chat", "align.serving", "reward", "rollouts", "data_formats"}
     ),
     "align.stages": ANYTHING,
     "align": ANYTHING,  # the entries and the command line
@@ -77,6 +80,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.runs": (TORCH - {"safetensors"}) | {"accelerate", "psutil", "rich"},
     "align.trainers": TORCH | {"accelerate", "peft", "trl"},
     "align.evaluation": TORCH,
+    "align.chat": frozenset({"rich"}),
     "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),
     "align.doctor": frozenset(),
     "align.plan": frozenset(),
@@ -89,7 +93,7 @@ LAZY: dict[str, frozenset[str]] = {
     "align.runtime": frozenset({"torch"}),
     "data_formats": frozenset({"pyarrow", "zstandard", "datasets", "datasketch", "numpy"}),
     "reward": frozenset({"regex", "math_verify", "peft", "bitsandbytes"}),
-    "rollouts": frozenset({"peft", "bitsandbytes"}),
+    "rollouts": frozenset({"peft", "bitsandbytes", "uvicorn"}),
     "align.trainers": frozenset({"bitsandbytes"}),
 }
 ENGINES = {"vllm": "rollouts.vllm"}  # only inside that package

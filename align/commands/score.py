@@ -25,6 +25,7 @@ from typing import Any
 from align.commands.kinds import files_in, kind_of
 from align.commands.options import add_dtype, add_max_row, positive
 from align.data.replies import KINDS, Placed, RepliesOfFile, kind_named
+from align.models.named import reward_at
 from align.runtime import files
 from align.runtime.errors import StorageError
 from align.runtime.json_files import read_object, read_objects
@@ -114,7 +115,8 @@ def _keep_settings(file: Path, args: argparse.Namespace, sources: Sequence[Repli
     names = ("reward", "format", "limit", "batch_size", "on_reward_error", "dtype")
     asked = {name: getattr(args, name) for name in names} | {"max_row_mb": args.max_row_mb}
     asked["data"] = [[str(source.path), *_stamp(source.path)] for source in sources]
-    asked["stamp"] = _stamp(args.reward.rpartition(":")[0] or args.reward) or _stamp(args.reward)
+    place = reward_at(args.reward) if typed_path(args.reward).is_dir() else args.reward
+    asked["stamp"] = _stamp(place) or _stamp(place.rpartition(":")[0])
     kept = read_object(file, f"remove {file.parent}")
     if kept is None or not _scored(file.parent):
         files.write_json(file, asked)

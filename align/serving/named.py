@@ -12,12 +12,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from align.models.named import reward_at
 from align.recipe import Recipe, RecipeError, load_recipe
 from align.recipe.lineage import init_origin
-from align.recipe.registry import REWARD_STAGES, SAMPLING_STAGES, STAGES
+from align.recipe.registry import SAMPLING_STAGES
 from align.recipe.reward_section import LengthPart, plain_parts
 from align.recipe.shipped import shipped_recipes
-from align.runtime.errors import MissingFileError
 from align.runtime.paths import typed_path
 from reward.failures import OnRewardError
 from reward.protocol import Reward
@@ -58,7 +58,7 @@ def named_reward(word: str, *, batch_size: int = 64, device: Any = None, dtype: 
     if _is_recipe(word):
         recipe = load_recipe(word)
         return _of_recipe(recipe, _section(recipe), "reward", device)
-    return NamedReward(load_reward(_model_of(word), batch_size=batch_size, name=word, device=device, dtype=dtype))
+    return NamedReward(load_reward(reward_at(word), batch_size=batch_size, name=word, device=device, dtype=dtype))
 
 
 def _is_recipe(word: str) -> bool:
@@ -88,22 +88,3 @@ def _of_recipe(recipe: Recipe, stage: str, key: str, device: Any) -> NamedReward
         tokenizer = recipe_tokenizer(origin_path(recipe, init_origin(recipe, stage), stage=stage), recipe.model)
     reward = build_reward(recipe, tokenizer, stage=stage, key=key, device=device)
     return NamedReward(reward, section.on_reward_error)
-
-
-def _model_of(word: str) -> str:
-    """The model's folder where a run or a stage of one is named, else the word itself.
-
-    Raises:
-        MissingFileError: a run without a reward model.
-    """
-    folder = typed_path(word)
-    if not folder.is_dir() or (folder / "config.json").is_file():
-        return word
-    if (folder / "recipe.yaml").is_file() and (folder / "model").is_dir():
-        return str(folder / "model")
-    if not any((folder / stage / "recipe.yaml").is_file() for stage in STAGES):
-        return word
-    for stage in REWARD_STAGES[::-1]:
-        if (folder / stage / "summary.json").is_file():
-            return str(folder / stage / "model")
-    raise MissingFileError(f"{folder} is a run without a finished reward model ({' or '.join(REWARD_STAGES)})")

@@ -16,6 +16,7 @@ from reward.sources import FunctionReward, load_reward
 from tests.align.commands.test_evaluate_reward import PAIRS, save_reward
 from tests.align.stages.test_ppo import recipe
 from tests.align.trainers import ppo_case
+from tests.documents import DOCS, commands
 from tests.tiny_models import byte_tokenizer
 
 BY_LENGTH = "def by_length(prompts, completions):\n    return [float(len(text)) for text in completions]\n"
@@ -207,3 +208,24 @@ def test_a_run_is_its_reward_stage_and_what_is_none_is_one_sentence(tmp_path, as
     assert len(scores) == 3 and len(set(scores)) == 1
     for word, said in (("x.py:name", "no such file"), ("none.yaml", "no such recipe"), ("./none", "does not exist")):
         assert said in asked(word, data, "--out", tmp_path / "t.jsonl", code=1).err
+
+
+def test_the_commands_of_the_manual(tmp_path, asked, monkeypatch):
+    """Each `align score` of it, in a folder with a run, a recipe, a function and files of those names."""
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe(tmp_path)))
+    (tmp_path / "my_rewards.py").write_text(BY_LENGTH.replace("by_length", "brief"))
+    write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    write_rows(tmp_path / "replies.jsonl", [{"prompt": "q", "completion": "a"}])
+    write_rows(tmp_path / "samples.jsonl", [{"prompt": "q", "reply": "a"}])
+    run = tmp_path / "runs/quickstart/rm"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").touch()
+    (run / "summary.json").write_text("{}")
+    save_reward(tmp_path / "own").rename(run / "model")
+    monkeypatch.chdir(tmp_path)
+    ran = [words for words in commands(DOCS / "rewards.md") if words[:2] == ["align", "score"]]
+    for words in ran:
+        asked(*words[2:])
+        assert all(row["score"] is not None for row in rows_of(tmp_path / "scored.jsonl"))
+        (tmp_path / "scored.jsonl").unlink()
+    assert len(ran) == 3
