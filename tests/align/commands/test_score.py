@@ -1,6 +1,7 @@
 """`align score`: the same scores as everybody else's, whatever holds the replies, and never lost or made twice."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from reward.sources import FunctionReward, load_reward
 from tests.align.commands.test_evaluate_reward import PAIRS, save_reward
 from tests.align.stages.test_ppo import recipe
 from tests.align.trainers import ppo_case
+from tests.commands import align
 from tests.documents import DOCS, commands
 from tests.tiny_models import byte_tokenizer
 
@@ -229,3 +231,27 @@ def test_the_commands_of_the_manual(tmp_path, asked, monkeypatch):
         assert all(row["score"] is not None for row in rows_of(tmp_path / "scored.jsonl"))
         (tmp_path / "scored.jsonl").unlink()
     assert len(ran) == 3
+
+
+@pytest.mark.slow
+def test_a_killed_program_loses_nothing_and_scores_nothing_twice(tmp_path):
+    write_rows(
+        tmp_path / "d.jsonl", [{"prompt": f"q{at}", "completion": "a" * (at % 7), "n": at} for at in range(3000)]
+    )
+    (tmp_path / "mine.py").write_text(
+        "import os, signal\nfrom pathlib import Path\nhere = Path(__file__).parent\n"
+        "def mine(prompts, completions, n):\n"
+        "    if 1500 in n and not (here / 'well').exists():\n"
+        "        (here / 'well').touch()\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    with open(here / 'asked', 'a') as file:\n        file.write(''.join(f'{one} ' for one in n))\n"
+        "    return [len(text) / 3 for text in completions]\n"
+    )
+    words = ("score", "mine.py:mine", "d.jsonl", "--out")
+    assert align(*words, "scored.jsonl", cwd=tmp_path).returncode == -signal.SIGKILL
+    first = (tmp_path / "asked").read_text().split()
+    assert len(first) > 500 and not (tmp_path / "scored.jsonl").exists()
+    assert align(*words, "scored.jsonl", cwd=tmp_path).returncode == 0
+    known = [str(row["n"]) for row in rows_of(tmp_path / "d.jsonl") if row["completion"]]  # empty replies are dropped
+    assert (tmp_path / "asked").read_text().split() == known
+    assert align(*words, "at_once.jsonl", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "scored.jsonl").read_bytes() == (tmp_path / "at_once.jsonl").read_bytes()
