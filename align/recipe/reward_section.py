@@ -82,13 +82,14 @@ class EndpointPart(RewardPart):
     kind: Literal["http"]
     """An HTTP endpoint."""
     url: Url = Field(repr=False)
-    """Where it listens; what its query holds is written nowhere (`***` in a run's recipe.yaml) and may change when a
+    """Where it listens: in our own shape, or in vLLM's where the path is `/pooling` or `/classify`; without a path the
+    server is asked which. What its query holds is written nowhere (`***` in a run's recipe.yaml) and may change when a
     run goes on."""
     batch_size: Positive = 64
     """Replies of one request."""
     timeout: float = Field(60.0, gt=0)
     """Seconds until a request is given up."""
-    attempts: Positive = 4
+    attempts: Positive = 6
     """Requests at most, the first included."""
     backoff: float = Field(1.0, ge=0)
     """Seconds before the second attempt; doubled for each further one."""
