@@ -55,12 +55,12 @@ def answer_prompts(
         RewardError: the reward failed.
         StorageError: `out` cannot be written.
     """
-    limited = [_limited(speaker, params, prompts) for speaker in speakers]
+    sampled = [_with_room(speaker, params, prompts) for speaker in speakers]
     done = _begun(out, speakers, params, prompts)
     told(done)
     for start in range(done, len(prompts), AT_ONCE):
         batch = prompts[start : start + AT_ONCE]
-        rows = list(_rows(speakers, reward, limited, batch, start, params))
+        rows = list(_rows(speakers, reward, sampled, batch, start, params))
         text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         with files.storage_errors(out, "append to"), out.open("a", encoding="utf-8", newline="\n") as file:
             file.write(text)
@@ -70,25 +70,27 @@ def answer_prompts(
     return done
 
 
-def _limited(speaker: Speaker, params: SamplingParams, prompts: Sequence[Prompt]) -> SamplingParams:
-    """How this model is sampled: with room for the longest prompt.
+def _with_room(speaker: Speaker, params: SamplingParams, prompts: Sequence[Prompt]) -> SamplingParams:
+    """How this model is sampled.
 
     Raises:
-        ChatError: names the prompt that is too long.
+        ChatError: its context has no room for a prompt with the longest reply.
     """
     encoded = speaker.encode([prompt.messages for prompt in prompts], [prompt.tools for prompt in prompts])
     lengths = list(map(len, encoded))
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
-    try:
-        return speaker.params(params, lengths[longest])
-    except ChatError as error:
-        raise ChatError(f"prompt {longest + 1}: {error}") from None
+    longest, most = max(range(len(lengths)), key=lengths.__getitem__), params.max_new_tokens
+    if speaker.room is not None and lengths[longest] + most > speaker.room:
+        raise ChatError(
+            f"prompt {longest + 1} has {lengths[longest]} tokens, and with a reply of {most} (--max-tokens) more than "
+            f"the {speaker.room} of {speaker.name}: lower --max-tokens, or leave the prompt out"
+        )
+    return speaker.params(params, lengths[longest])
 
 
 def _rows(
     speakers: Sequence[Speaker],
     reward: Reward | None,
-    limited: Sequence[SamplingParams],
+    sampled: Sequence[SamplingParams],
     batch: Sequence[Prompt],
     start: int,
     params: SamplingParams,
@@ -97,7 +99,7 @@ def _rows(
     rewards = [] if reward is None else [reward]
     replies = [
         judged_replies(speaker.engine, speaker.tokenizer, batch, replace(how, seed=seed), rewards)
-        for speaker, how in zip(speakers, limited, strict=True)
+        for speaker, how in zip(speakers, sampled, strict=True)
     ]
     for at, prompt in enumerate(batch):
         for speaker, of_speaker in zip(speakers, replies, strict=True):
@@ -114,8 +116,9 @@ def _key(speaker: Speaker, prompt: Prompt, params: SamplingParams) -> dict[str, 
 
 def _begun(out: Path, speakers: Sequence[Speaker], params: SamplingParams, prompts: Sequence[Prompt]) -> int:
     """How many prompts `out` has whole batches of; what stands behind them is taken away."""
-    rows, _ = objects(read_text(out))
-    if not rows and out.exists() and out.stat().st_size:
+    text = read_text(out)
+    rows, _ = objects(text)
+    if not rows and text and not text.startswith('{"prompt"'):  # half of the first line is nothing yet
         raise ChatError(f"{out} exists and holds no replies; name another file")
     keys = [_key(speaker, prompt, params) for prompt in prompts for speaker in speakers]
     for number, row in enumerate(rows):

@@ -43,6 +43,8 @@ class Screen:
 
     def __init__(self, names: Sequence[str]):
         self.names, self.asks, self.live = list(names), sys.stdin.isatty(), sys.stdout.isatty()
+        if hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(errors="replace")  # no tokenizer takes half a character
         if self.asks:
             with suppress(ImportError):
                 import readline  # noqa: F401 - from now on `input` has a history and edits its line

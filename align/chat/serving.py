@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
+import shutil
 import socket
 import sys
 import tempfile
@@ -12,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.chat.conversation import ChatError
-from align.models.named import called, is_adapter
+from align.models.named import called
 from align.models.tokenizer import load_saved_tokenizer
 from align.runtime.terminal import say
 from data_formats.chat_format import RawFormat, chat_format
+from reward.adapter import is_saved_at
 from reward.loading import saved_tokenizer
 from rollouts.openai import engine_here
 from rollouts.vllm.auth import KEY_VARIABLE, SHORTEST_KEY
@@ -53,9 +55,9 @@ class Served:
         return ["python", *words, *stops]
 
     @property
-    def adapter(self) -> bool:
+    def is_adapter(self) -> bool:
         """Whether it has to be merged into its base first."""
-        return Path(self.path).is_dir() and is_adapter(Path(self.path))
+        return is_saved_at(self.path)
 
 
 def served(path: str, host: str, port: int, engine: str | None, variable: str | None) -> Served:
@@ -85,7 +87,7 @@ def served(path: str, host: str, port: int, engine: str | None, variable: str | 
 def show(what: Served, own_key: bool) -> None:
     """Print the commands that `start` stands for."""
     model, key = what.path, "" if own_key else f"{what.variable}=$(openssl rand -hex 32) "
-    if what.adapter:
+    if what.is_adapter:
         model = f"{what.name.replace('/', '-')}-merged"
         say(shlex.join(["align", "merge", what.path, model]))
     say(key + shlex.join(what.command(model)))
@@ -105,13 +107,9 @@ def start(what: Served, own_key: bool) -> None:
             f"--key {what.variable}: that environment variable must hold a key of at least {SHORTEST_KEY} characters"
         )
     model, after = what.path, []
-    if what.adapter:
-        from align.models.merging import merge_folder
-
-        home = tempfile.mkdtemp(prefix="align-serve-")
-        model, after = str(Path(home) / "model"), ["--remove", home]
-        say(f"merging {what.path} into its base", flush=True)
-        merge_folder(what.path, model)
+    if what.is_adapter:
+        home = _merged(what.path)
+        model, after = str(home / "model"), ["--remove", str(home)]
     _tell(what, None if own_key else key)
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -120,12 +118,27 @@ def start(what: Served, own_key: bool) -> None:
     os.execve(sys.executable, [sys.executable, "-P", *words, *after], environment)
 
 
+def _merged(adapter: str) -> Path:
+    """A temporary folder in which `model` is the adapter in its base."""
+    from align.models.merging import merge_folder
+
+    say(f"merging {adapter} into its base", flush=True)
+    home = Path(tempfile.mkdtemp(prefix="align-serve-"))
+    try:
+        merge_folder(adapter, home / "model")
+    except BaseException:
+        shutil.rmtree(home, ignore_errors=True)
+        raise
+    return home
+
+
 def _require_free(host: str, port: int) -> None:
     try:
-        with socket.create_server((host, port)):
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
-    except OSError as error:
-        raise ChatError(f"{host}:{port} cannot be listened on ({error.strerror}): choose another --port") from error
+    except (OSError, OverflowError) as error:
+        told = getattr(error, "strerror", None) or error
+        raise ChatError(f"{host}:{port} cannot be listened on ({told}): choose another --host or --port") from error
 
 
 def _tell(what: Served, key: str | None) -> None:

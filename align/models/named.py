@@ -85,11 +85,6 @@ def called(path: str | Path) -> str:
     return folder.resolve().name if folder.is_dir() else str(path)
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, and no whole model."""
-    return (folder / ADAPTER).is_file() and not (folder / CONFIG).is_file()
-
-
 def _is_model(folder: Path) -> bool:
     return (folder / CONFIG).is_file() or (folder / ADAPTER).is_file()
 

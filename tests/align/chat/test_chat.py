@@ -160,6 +160,8 @@ def test_a_file_of_prompts_goes_on_where_it_was_killed(run, speaker, chat, tmp_p
         with pytest.raises(ChatError, match=told):
             batch.answer_prompts([speaker], None, SamplingParams(max_new_tokens=12), prompts, tmp_path / name)
         assert (tmp_path / name).read_text() == before
+    with pytest.raises(ChatError, match=r"prompt 1 has \d+ tokens, and with a reply of 500 \(--max-tokens\) more th"):
+        batch.answer_prompts([speaker], None, SamplingParams(max_new_tokens=500), prompts, tmp_path / "long.jsonl")
 
 
 @pytest.mark.slow
