@@ -122,10 +122,8 @@ class EndpointReward:
         return urlunsplit(parts._replace(path="/score" if answer.content.strip() else VLLM[1]))
 
     def _of_vllm(self, sample: Sample) -> Any:
-        """The score of one reply; its body is vLLM's `PoolingChatRequest`."""
-        turns = [{"role": turn.role, "content": turn.content} for turn in sample.prompt]
-        body = {"messages": [*turns, {"role": "assistant", "content": sample.completion}], "use_activation": False}
-        answer = self._ask(json.dumps(body, ensure_ascii=False).encode("utf-8"))
+        """The score of one reply."""
+        answer = self._ask(json.dumps(vllm_request(sample), ensure_ascii=False).encode("utf-8"))
         try:
             (datum,) = json.loads(answer.content)["data"]
             (score,) = datum["probs"] if "probs" in datum else datum["data"]
@@ -228,6 +226,12 @@ class EndpointReward:
         if len(answer.content) > LARGEST:
             raise RewardError(f"reward {self.name!r}: the answer of {self.shown_url} is over {LARGEST} bytes")
         return answer
+
+
+def vllm_request(sample: Sample) -> dict[str, Any]:
+    """vLLM's `PoolingChatRequest`, which is its `ClassificationChatRequest` too."""
+    turns = [{"role": turn.role, "content": turn.content} for turn in sample.prompt]
+    return {"messages": [*turns, {"role": "assistant", "content": sample.completion}], "use_activation": False}
 
 
 def _quoted(answer: http.Answer) -> str:
