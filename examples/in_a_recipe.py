@@ -3,8 +3,8 @@
     python examples/in_a_recipe.py        # a tiny recipe of its own
     align run quickstart rm.trainer=examples/in_a_recipe.py:HingeTrainer rm.callbacks=examples/in_a_recipe.py:TimeBudget
 
-A stage makes both itself: the callback without arguments, the trainer with those of the class it extends. The file is
-part of what the stage was made with, so `align run` starts the stage anew when it changes (`--accept KEY` goes on).
+A stage makes both itself: the callback without arguments, the trainer with those of the class it extends. It notes what
+the file held, and says so where that has changed when it goes on.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ def epochs_of(steps: int, batch_size: int, rows: int) -> float:
 
 def in_epochs(steps: int, batch_size: int, rows: int, *, step: str = "steps", row: str = "rows") -> str:
     """`1,000 steps = 12.8 epochs of 5,000 rows`."""
-    epochs = epochs_of(steps, batch_size, rows)
-    return f"{steps:,} {step} = {epochs:.3g} epoch{'' if epochs == 1 else 's'} of {rows:,} {row}"
+    epochs = f"{epochs_of(steps, batch_size, rows):.3g}"
+    return f"{steps:,} {step} = {epochs} epoch{'' if epochs == '1' else 's'} of {rows:,} {row}"
 
 
 def too_many_epochs(section: StageSection, epochs: float) -> str | None:

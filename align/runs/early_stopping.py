@@ -19,10 +19,12 @@ from align.runs.errors import TrainingError
 LOG = logging.getLogger("align")
 
 
-def reason_to_end(lines: Iterable[dict[str, Any]], metric: str, section: EarlyStoppingSection) -> str | None:
+def reason_to_end(
+    lines: Iterable[dict[str, Any]], metric: str, section: EarlyStoppingSection, after: int = 0
+) -> str | None:
     """Why the last `patience` evaluations among the logged `lines` end the stage, in words; None: they do not.
 
-    A figure that is not finite is no better than any.
+    A figure that is not finite is no better than any. Evaluations up to the step `after` are not waited for.
     """
     sign = -1.0 if metric.endswith("loss") else 1.0
     best, at, waited = None, None, 0
@@ -33,7 +35,7 @@ def reason_to_end(lines: Iterable[dict[str, Any]], metric: str, section: EarlySt
         better = isinstance(value, int | float) and math.isfinite(value)
         if better and (best is None or sign * value > sign * best + section.min_delta):
             best, at, waited = value, line.get("step"), 0
-        else:
+        elif line.get("step", 0) > after or best is None:
             waited += 1
     if waited < section.patience:
         return None
@@ -47,18 +49,19 @@ class EarlyStopping(TrainerCallback):
     Args:
         section: how long to wait for what.
         metric: where the section names none.
+        after: the last step before which nothing is trained that is evaluated.
 
     Attributes:
         reason: why it ended, in words.
     """
 
-    def __init__(self, section: EarlyStoppingSection, metric: str):
-        self.section, self.metric = section, section.metric or metric
+    def __init__(self, section: EarlyStoppingSection, metric: str, after: int = 0):
+        self.section, self.metric, self.after = section, section.metric or metric, after
         self.reason: str | None = None
 
     def verdict(self, lines: Iterable[dict[str, Any]]) -> bool:
         """Whether these logged lines end the stage."""
-        self.reason = reason_to_end(lines, self.metric, self.section)
+        self.reason = reason_to_end(lines, self.metric, self.section, self.after)
         return self.reason is not None
 
     def on_train_begin(self, args, state, control, **kwargs):

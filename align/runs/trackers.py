@@ -7,7 +7,7 @@ an experiment; with Trackio a run a stage in such a project.
 
 A stage that goes on continues its curves in the same runs, which `trackers.json` in its folder names (TensorBoard, W&B,
 MLflow and Trackio; others begin a new one). A figure of a step is sent once: what metrics.jsonl holds when a stage goes
-on was sent by the process that wrote it, and is the same when it is computed again.
+on was sent by the process that wrote it, and is the same, but for times, when it is computed again.
 
 A tracker that fails is left out after one warning, and training goes on.
 """
@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from align.recipe.trackers import SENDING
 from align.runs.metrics import MetricsLog, plain
 from align.runtime.files import write_json
 from align.runtime.json_files import read_object
+from align.runtime.secrets import hide
 
 LOG = logging.getLogger(__name__)
 FILE, TENSORBOARD = "trackers.json", "tensorboard"
@@ -83,7 +83,8 @@ class Trackers:
             noted = read_object(self.out_dir / FILE, "remove it, and the trackers begin new runs")
             if noted is None:  # begun anew: the curves of the stage that was here before are not gone on with
                 noted = {"begun": time.strftime("%Y%m%d-%H%M%S")}
-                shutil.rmtree(self.root / TENSORBOARD / self.name, ignore_errors=True)
+                for file in (self.root / TENSORBOARD / self.name).glob("events.*"):
+                    file.unlink()
             for name in dict.fromkeys(self.recipe.report_to):
                 if name in SENDING:
                     with self._kept_from_harm(name):
@@ -97,7 +98,7 @@ class Trackers:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         chain = self.root.resolve().name
-        run = f"{chain}/{self.name}".replace("/", "-")
+        run = re.sub(r"[^\w.-]", "-", f"{chain}/{self.name}")
         unique = f"{run}-{noted['begun']}"
         project, options = self.recipe.name, {}
         match name:
@@ -142,7 +143,7 @@ def _named_for(tracker: str, figures: dict[str, Any]) -> dict[str, Any]:
 
 def warn_of(name: str, error: Exception) -> None:
     """Say that a tracker failed, and what that means."""
-    told = " ".join(f"{type(error).__name__}: {error}".split())
+    told = hide(" ".join(f"{type(error).__name__}: {error}".split()))
     LOG.warning("report_to: %s failed and is left out; training goes on, with metrics.jsonl (%s)", name, told)
 
 

@@ -21,7 +21,7 @@ from align.recipe.errors import RecipeError
 from align.recipe.lineage import stage_dir
 from align.recipe.registry import STAGES
 from align.recipe.sources import WORLD, source_path, stage_sources
-from align.runs.acceptance import accepting
+from align.runs.acceptance import accepting, note
 from align.runs.trackers import closing_trackers
 from align.runtime.errors import MissingFileError
 from align.runtime.files import prove_folder, sweep
@@ -33,7 +33,7 @@ from align.stages import redo
 from align.stages.clean import clear_chain
 from align.stages.common import Summary, is_main, memory_keys, write_summary
 from align.stages.overview import print_table, stage_summary, write_chain_summary
-from align.stages.recipe_guard import is_begun, is_finished, require_same_world, stamp_world
+from align.stages.recipe_guard import changed_code, is_begun, is_finished, require_same_world, stamp_world
 
 LOG = logging.getLogger("align")
 FORMER = {
@@ -127,6 +127,7 @@ def run_stage(
     _meet()
     with locked(recipe.output_dir, [stage]), nullcontext() if accept is None else accepting(accept):
         _settle(recipe, stage, fresh, yes)
+        _tell_changed_code(recipe, stage)
         began = time.perf_counter()
         if is_main():
             for name in (stage, *STAGES[stage].beside):
@@ -158,6 +159,20 @@ def _settle(recipe: Recipe, stage: str, fresh: bool, yes: bool) -> None:
     _meet()
     redo.carry_out(recipe, found, yes=yes, alone=True)
     _meet()
+
+
+def _tell_changed_code(recipe: Recipe, stage: str) -> None:
+    """Say which files of user code are not what the stage was made with; one that goes on notes it."""
+    if not is_main() or not is_begun(recipe, stage):
+        return
+    changed = changed_code(recipe, stage)
+    for one in changed:
+        does = (
+            f"kept as it was made (--fresh {stage} makes it anew)" if is_finished(recipe, stage) else "goes on with it"
+        )
+        LOG.warning("%s: another file than it was begun with, %s: %s", stage, one, does)
+    if not is_finished(recipe, stage):
+        note(stage_dir(recipe, stage), [{"key": one.key, "was": one.was, "is": one.now} for one in changed])
 
 
 def _make_ready(recipe: Recipe, stage: str) -> None:

@@ -27,9 +27,9 @@ def tell_epochs(stage: str, section: StageSection, steps: int, batch_size: int, 
     return epochs
 
 
-def early_stopping(section: StageSection) -> list[EarlyStopping]:
-    """The callback that the section asks for, or none."""
-    return [] if section.early_stopping is None else [EarlyStopping(section.early_stopping, section.stopped_by)]
+def early_stopping(section: StageSection, after: int = 0) -> list[EarlyStopping]:
+    """The callback that the section asks for, or none; evaluations up to the step `after` are not waited for."""
+    return [] if section.early_stopping is None else [EarlyStopping(section.early_stopping, section.stopped_by, after)]
 
 
 def logged(checkpoint: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 What a stage makes depends on its own section, on the sections of the stages it starts from, and on seed, model, data
 root and world. Keys that only say how often to log, save or evaluate, on how much, or how a batch is cut, do not count.
-A file of the user's own code (a reward function, a trainer, callbacks) counts with its content.
 """
 
 from __future__ import annotations
@@ -115,17 +114,17 @@ def differences(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
     for key in (*COMMON, *ancestors(recipe, stage)):
         if key in saved:
             _compare(key, saved[key], now[key], found)
-    changed = {one.key for one in found}
-    return found + [one for one in _changed_code(recipe, stage, folder) if one.key not in changed]
+    return found
 
 
-def _changed_code(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
-    """The files of user code that `stage` was made with and that hold something else now. Raises RunFileError."""
-    saved, now = read_object(folder / CODE, f"start '{stage}' anew with --fresh {stage}") or {}, code_hashes(recipe)
-    names = [name for name in ancestors(recipe, stage) if name in recipe.stages]
-    specs = {key: spec.rpartition("/")[2] for name in names for key, spec in user_code(recipe, name).items()}
+def changed_code(recipe: Recipe, stage: str) -> list[Change]:
+    """The files of user code that the stage was made with and that hold something else now. They are told, and nothing
+    is done about it: a file may be mended while a stage goes on, and an edit may mean nothing. Raises RunFileError."""
+    saved = read_object(stage_dir(recipe, stage) / CODE, "remove it") or {}
+    specs, now = user_code(recipe, stage), code_hashes(recipe)
     changed = [key for key in specs if key in saved and key in now and saved[key] != now[key]]
-    return [Change(key, f"{specs[key]} of {saved[key]}", f"{specs[key]} of {now[key]}") for key in changed]
+    names = {key: specs[key].rpartition("/")[2] for key in changed}
+    return [Change(key, f"{names[key]} of {saved[key]}", f"{names[key]} of {now[key]}") for key in changed]
 
 
 def _compare(key: str, was: Any, now: Any, found: list[Change]) -> None:

@@ -68,7 +68,8 @@ def run_ppo(
         start, training = step_of(newest) if newest else 0, time.perf_counter()
         length = (section.num_iterations, section.rollout_batch_size, figures["prompts"])
         epochs = tell_epochs(stage, section, *length, step="iterations", row="prompts")
-        early = early_stopping(section)
+        warm_up = section.critic_warmup_steps // (section.num_ppo_epochs * section.num_mini_batches)
+        early = early_stopping(section, after=warm_up)  # until then every evaluation is of the same policy
         added = [*early, *tracker_callbacks(recipe, out_dir)]
         with StopFlag() as flag:
             shown = {"metrics": False, "figures": BAR, "epochs": epochs}

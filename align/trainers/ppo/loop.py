@@ -98,7 +98,7 @@ class IterationLoop:
     def _event(self, name: str, **kwargs: Any) -> None:
         self.control = getattr(self.callback_handler, name)(self.args, self.state, self.control, **kwargs)
 
-    def callback_states(self) -> dict[str, Any]:
+    def _callback_states(self) -> dict[str, Any]:
         """What the callbacks that have a state (transformers' `ExportableState`) want kept in a checkpoint."""
         found = [one for one in self.callback_handler.callbacks if isinstance(one, ExportableState)]
         return {type(one).__name__: one.state() for one in found}

@@ -29,3 +29,10 @@ def lines(name, *values):
 def test_how_long_is_waited(name, values, keys, words):
     found = reason_to_end(lines(name, *values), name, EarlyStoppingSection(**keys))
     assert found is None if words is None else words in found
+
+
+def test_what_is_evaluated_before_anything_was_trained_is_not_waited_for():
+    same = lines("eval/score", 0.5, 0.5, 0.5, 0.4)
+    assert "in 3 evaluations" in reason_to_end(same, "eval/score", EarlyStoppingSection(patience=1))
+    assert reason_to_end(same[:6], "eval/score", EarlyStoppingSection(patience=1), after=2) is None
+    assert "in 1 evaluation" in reason_to_end(same, "eval/score", EarlyStoppingSection(patience=1), after=2)

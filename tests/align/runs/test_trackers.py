@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from align.runs import trackers
 from align.runs.trackers import Trackers, closing_trackers
 from align.stages.chain import run_stage
+from align.stages.clean import clear_stages
 from tests.align.stages import sft_case, test_ppo
 
 NOT_FIGURES = {"step", "time"}
@@ -97,8 +98,9 @@ def test_a_stopped_stage_goes_on_in_its_run_and_sends_nothing_twice(tmp_path, ru
     first, second = (run.options for run in runs)
     assert first == second and first["group"] == "run" and first["name"] == "sft" and first["project"] == "sft"
     assert runs[0].configuration["sft.learning_rate"] == 0.01 and all(run.ended for run in runs)
-    run_stage(recipe, "sft", fresh=True)
-    assert len(runs) == 3 and len(runs[2].sent) > 6  # a curve of its own
+    assert (tmp_path / "run/sft/trackers.json").is_file()
+    clear_stages(recipe, ("sft",))  # anew, it is another run
+    assert not (tmp_path / "run/sft/trackers.json").exists()
 
 
 def test_ppo_sends_the_same_way(tmp_path, runs):
