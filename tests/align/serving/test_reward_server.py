@@ -71,7 +71,7 @@ def test_our_client_gets_the_models_scores_in_every_shape(folder, monkeypatch):
     with served(load_reward(folder)) as (url, _):
         for path in ("", "/score", "/pooling", "/classify"):
             assert client(url + path).score(SAMPLES) == pytest.approx(expected, abs=1e-5), path
-        assert ask(f"{url}/health", key="")[1] == {"status": "ok"}
+        assert ask(f"{url}/health", key="")[1] == {"status": "ok", "server": "align serve-reward"}
         known = ask(f"{url}/health")[1]
         assert known["replies"] == 40 and known["calls"] < 40 and known["reward"] == "it"
         rows = load_reward(folder).token_rows(SAMPLES[:2])
