@@ -1,4 +1,4 @@
-"""align plan RECIPE [--gpu 24GB] [key=value …]: the memory and the work of every stage, before anything is loaded.
+"""align plan RECIPE [--gpu 24GB] [key=value …]: memory, work and disk use of every stage, before anything is loaded.
 
 Worked out from the model's shape and the recipe's numbers in under a second: weights, optimizer state, gradients,
 activations, logits and the cache of rollouts, at the moment of each stage at which most is held, on one process. With
@@ -23,7 +23,7 @@ TOO_SMALL = 3
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser's `commands`."""
-    words = "predict the memory of every stage, and what would make it fit"
+    words = "predict the memory and the disk use of every stage, and what would make it fit"
     parser = commands.add_parser("plan", help=words, description=__doc__)
     parser.set_defaults(work=plan_command)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -43,6 +43,7 @@ def plan_command(args: argparse.Namespace) -> int:
         PlanError: a model's shape is not known, or --gpu is no size.
     """
     from align.plan import card, plan_stages, propose
+    from align.plan.disk import describe_disk, disk_warning
     from align.plan.show import as_data, describe, describe_cost
     from align.recipe import load_recipe
 
@@ -62,6 +63,9 @@ def plan_command(args: argparse.Namespace) -> int:
     else:
         say(describe(plans))
         say("\n" + describe_cost(recipe, plans, args.num_processes))
+        say("\n" + describe_disk(plans))
+        if warning := disk_warning(recipe, plans):
+            say(f"\nwarning: {warning}")
         if limit is not None:
             say("\n" + _verdict(recipe, plans, args, limit, proposal))
     return 0 if fits else TOO_SMALL
