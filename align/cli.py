@@ -146,6 +146,7 @@ def check_command(args: argparse.Namespace) -> None:
     """Print the plan of a recipe without an error, and what its stages cost where the models' shapes are known."""
     from align.data.preview import passed_over
     from align.plan import PlanError, plan_stages
+    from align.plan.disk import disk_warning
     from align.plan.show import describe_cost
     from align.recipe.batch import launched_world_size
     from align.recipe.check import check_recipe, describe_plan
@@ -155,7 +156,10 @@ def check_command(args: argparse.Namespace) -> None:
     ranks = args.num_processes or launched_world_size()
     say(describe_plan(recipe, ranks))
     with suppress(PlanError):
-        say("\n" + describe_cost(recipe, plan_stages(recipe, ranks=ranks), ranks))
+        plans = plan_stages(recipe, ranks=ranks)
+        say("\n" + describe_cost(recipe, plans, ranks))
+        if warning := disk_warning(recipe, plans):
+            say(f"\nwarning: {warning}")
     for line in (*speech(recipe), *passed_over(recipe)):
         say(line)
 
