@@ -67,7 +67,7 @@ def train_trl(recipe: Any, origin: Any, folder: Path, seed: int) -> dict[str, An
     trainer.train()
     flat, lines = scores(model.eval(), heldout_rows, tokenizer.pad_token_id), []
     for pair, chosen, rejected in zip(heldout, flat[::2], flat[1::2], strict=True):
-        lines.append({"prompt": conversations(pair)["prompt"], "chosen_score": chosen, "rejected_score": rejected})
+        lines.append(conversations(pair) | {"source": pair.source, "chosen_score": chosen, "rejected_score": rejected})
     common.open_folder(recipe, folder)
     common.write_lines(folder / "eval.jsonl", lines)
     figures = {"steps": trainer.state.global_step, "rows": len(rows), "start_gap": gap, **same}

@@ -86,7 +86,11 @@ def why_not_vllm(model: nn.Module, settings: VLLMSettings | None) -> str | None:
         return "no settings of vLLM are given"
     if _device(model) != "cuda":
         return "the policy is not on a GPU"
-    return None if is_installed("vllm") else "vLLM is not installed"
+    if not is_installed("vllm"):
+        return "vLLM is not installed"
+    from rollouts.vllm.local import why_not_beside
+
+    return why_not_beside(model)
 
 
 def _device(model: nn.Module) -> str:

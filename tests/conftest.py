@@ -43,6 +43,14 @@ def a_precision_of_its_own() -> Iterator[None]:
         sys.modules["accelerate.state"].AcceleratorState._reset_state()
 
 
+@pytest.fixture(scope="module")
+def no_figures() -> Iterator[None]:
+    """A chain draws no report: that costs more than a stage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.report.build.build_report", lambda folder: None)
+        yield
+
+
 def _numbers(release: str) -> list[int]:
     return [int(part) for part in release.split(".")[:2]]
 

@@ -16,6 +16,7 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from data_formats.chatml.served import TODAY
 from tests.qwen_tokenizers import QWEN2_TEMPLATE
 
 SMOLLM2_TEMPLATE = QWEN2_TEMPLATE.replace(
@@ -116,6 +117,7 @@ GEMMA |= {"spaces": "gemma", "bos_first": True}
 PHI3 = ("<unk>", "<s>", "</s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
 QWEN3_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
+SERVER_ALONE = ("GPTNeoX", "Olmo2", "SmolLM3")  # vLLM runs transformers' own classes of these
 SPOKEN_OLMO = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 FAMILIES = {
     "Qwen 1.5 and 2": Family("Qwen2", template=lambda: QWEN2_TEMPLATE, **QWEN),
@@ -245,25 +247,37 @@ def tokenizer(family: Family) -> PreTrainedTokenizerFast:
     return made
 
 
+def served(tokenizer, turns, **options):
+    """What a server reads: the template's text, encoded at once."""
+    dicts = [{"role": turn.role, "content": turn.content} for turn in turns]
+    text = tokenizer.apply_chat_template(dicts, tokenize=False, strftime_now=TODAY.strftime, **options)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def _id(backend: Tokenizer, token: str) -> int:
     found = backend.token_to_id(token)
     assert found is not None
     return found
 
 
+def model_of(family: Family, vocabulary: int, end: int | None = None) -> transformers.PreTrainedModel:
+    """Of the family's architecture, tiny."""
+    name = family.model
+    config_class = getattr(transformers, f"{name}TextConfig" if name == "Gemma3" else f"{name}Config")
+    shape = SHAPE | {"vocab_size": vocabulary, "pad_token_id": None, "bos_token_id": None} | family.shape
+    if name in ("GPTNeoX", "Phi3", "Olmo2", "Qwen2"):
+        shape.pop("head_dim")
+    if name == "GPTNeoX":
+        shape.pop("num_key_value_heads")
+    return getattr(transformers, f"{name}ForCausalLM")(config_class(**shape, eos_token_id=end)).eval()
+
+
 def save(family: Family, folder: Path, seed: int = 0) -> Path:
     """A random model and its tokenizer, as the hub would give them."""
     speaks = tokenizer(family)
-    name = "Gemma3" if family.model == "Gemma3" else family.model
-    config_class = getattr(transformers, f"{name}TextConfig" if name == "Gemma3" else f"{name}Config")
-    shape = SHAPE | {"vocab_size": len(speaks), "pad_token_id": None, "bos_token_id": None} | family.shape
-    if family.model in ("GPTNeoX", "Phi3", "Olmo2", "Qwen2"):
-        shape.pop("head_dim")
-    if family.model == "GPTNeoX":
-        shape.pop("num_key_value_heads")
     ends = speaks.convert_tokens_to_ids(list(family.ends))
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{name}ForCausalLM")(config_class(**shape, eos_token_id=ends[0])).eval()
+    model = model_of(family, len(speaks), ends[0])
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

@@ -24,7 +24,6 @@ from align.models.tokenizer import TokenizerError, load_tokenizer, recipe_tokeni
 from align.recipe.model_section import ModelSection, TokenizerSection
 from align.trainers.ppo import PPOTrainer
 from data_formats.chat_format import chat_format
-from data_formats.chatml.served import TODAY
 from data_formats.errors import DataError
 from data_formats.records import Comparison, Demonstration, Message, Prompt
 from reward.export import export_classifier
@@ -34,10 +33,9 @@ from rollouts.hf import HFEngine
 from rollouts.protocol import SamplingParams
 from rollouts.weights import checkpoint_tensors
 from tests.align.trainers import ppo_case
-from tests.families import FAMILIES, of_trl, save
+from tests.families import FAMILIES, SERVER_ALONE, of_trl, save, served
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
-VLLM = {"GPTNeoX": "server", "Olmo2": "server", "SmolLM3": "server"}  # vLLM runs transformers' own classes of these
 SYSTEM, ASKED, SAID = Message("system", "Be brief."), Message("user", "Hi  you,\n\nHi?"), Message("assistant", "Hi Hi.")
 TALK = (ASKED, SAID, Message("user", "And <|im_end|>, </s>?"), Message("assistant", "No <|eot_id|> <end_of_turn>"))
 
@@ -49,13 +47,6 @@ def family(request, tmp_path_factory):
     folder = save(found, tmp_path_factory.mktemp("family"))
     section = TokenizerSection(template=found.says)
     return request.param, found, folder, load_tokenizer(folder, section=section)
-
-
-def served(tokenizer, turns, **options):
-    """What a server reads: the template's text, encoded at once."""
-    dicts = [{"role": turn.role, "content": turn.content} for turn in turns]
-    text = tokenizer.apply_chat_template(dicts, tokenize=False, strftime_now=TODAY.strftime, **options)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def plain(turns):
@@ -83,7 +74,7 @@ def test_the_manual_has_the_familys_row(family):
     codes = (html.escape(token).replace("|", "&#124;") for token in chat_format(tokenizer).stops)
     end, *others = (f"<code>{code}</code>" for code in codes)
     takes = ["yes" if taken else "no" for taken in (made.system, made.several)]
-    vllm = VLLM.get(made.model, "yes")
+    vllm = "server" if made.model in SERVER_ALONE else "yes"
     row = f"| {name} | `{made.says}` | {end} | {', '.join(others) or '-'} | {takes[0]} | {takes[1]} | {vllm} |"
     assert row in PAGE.read_text(encoding="utf-8").splitlines(), row
 

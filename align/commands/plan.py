@@ -42,6 +42,7 @@ def plan_command(args: argparse.Namespace) -> int:
         RecipeError: the recipe is wrong.
         PlanError: a model's shape is not known, or --gpu is no size.
     """
+    from align.data.preview import epochs_said
     from align.plan import card, plan_stages, propose
     from align.plan.disk import describe_disk, disk_warning
     from align.plan.show import as_data, describe, describe_cost
@@ -63,6 +64,8 @@ def plan_command(args: argparse.Namespace) -> int:
     else:
         say(describe(plans))
         say("\n" + describe_cost(recipe, plans, args.num_processes))
+        if epochs := "\n".join(epochs_said(recipe)):
+            say("\n" + epochs)
         say("\n" + describe_disk(plans))
         if warning := disk_warning(recipe, plans):
             say(f"\nwarning: {warning}")

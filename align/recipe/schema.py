@@ -31,7 +31,8 @@ class _Recipe(Section):
     data_root: LocalPath | None = None
     """Folder that the paths of sources start from."""
     report_to: Annotated[tuple[str, ...], Listed] = ()
-    """Trackers that metrics go to, by transformers' names (wandb, tensorboard, …)."""
+    """Trackers that the figures of every stage go to, one name or a list (`tensorboard`, `wandb`, `mlflow`, `trackio`,
+    …): [where they are found](metrics.md#trackers)."""
     keep_checkpoints: Literal["all", "last", "none"] = "all"
     """Which checkpoints a finished stage keeps of those that `save_total_limit` left; without any it starts anew where
     it is to be longer."""

@@ -12,6 +12,7 @@ from torch import nn
 from align.recipe.ppo_section import PPOConfig
 from align.recipe.rollout_section import RolloutSection
 from align.runs.errors import TrainingError
+from align.runtime.packages import is_installed
 from rollouts.exact import TrainerPass
 from rollouts.protocol import Engine
 from rollouts.select import make_engine
@@ -74,8 +75,11 @@ def sampling_engine(
     """
     merged = rollout.vllm.model_copy(update={"adapters": "merge"})  # they are pushed once
     rollout = rollout.model_copy(update={"vllm": merged})
-    if rollout.engine == "vllm_server" and not merged.urls and merged.tensor_parallel == 1:
-        rollout = rollout.model_copy(update={"engine": "vllm"})  # nothing else wants this process meanwhile
+    if rollout.engine == "vllm_server" and not merged.urls and merged.tensor_parallel == 1 and is_installed("vllm"):
+        from rollouts.vllm.local import why_not_beside
+
+        if not why_not_beside(model):  # nothing else wants this process meanwhile
+            rollout = rollout.model_copy(update={"engine": "vllm"})
     engine = engine_of(rollout, model, pad_token_id, seed=seed, temperature=temperature)
     if not engine.shares_module:
         try:

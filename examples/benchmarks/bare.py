@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from rollouts.key_values import cache_keyword
+
 
 def _rotate(heads_BHTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> Tensor:
     first, second = heads_BHTD.chunk(2, -1)
@@ -96,13 +98,13 @@ def reply_states(body: nn.Module, prompts: list[list[int]], replies_NR: Tensor, 
     ids_PT, mask_PT = left_padded(prompts, replies_NR.device)
     padded = not bool(mask_PT.all())
     cache = DynamicCache(config=body.config)
+    keep = {cache_keyword(body): cache, "use_cache": True}
     positions_PT = (mask_PT.cumsum(1) - 1).clamp(min=0)
     read = body(
         input_ids=ids_PT,
         attention_mask=mask_PT if padded else None,
         position_ids=positions_PT,
-        past_key_values=cache,
-        use_cache=True,
+        **keep,
     ).last_hidden_state[:, -1:]
     cache.batch_repeat_interleave(times)
     rest_NR = replies_NR[:, :-1]
@@ -112,8 +114,7 @@ def reply_states(body: nn.Module, prompts: list[list[int]], replies_NR: Tensor, 
         input_ids=rest_NR,
         attention_mask=whole_mask if padded else None,
         position_ids=first_N1 + torch.arange(rest_NR.shape[1], device=rest_NR.device),
-        past_key_values=cache,
-        use_cache=True,
+        **keep,
     ).last_hidden_state
     return torch.cat((read.repeat_interleave(times, 0), states), 1)
 

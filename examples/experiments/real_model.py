@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[1]))  # where compare_reward_trl lies
 HELDOUT, NOT_A = 0.3, 0.65  # what the hash of a pair's first turn is below
 WEB_SHARE, WEB_BLOCK, WEB_BLOCKS = 0.3, 128, 100
+GOLD = "gold (pairs B)"
 ARMS = {"without ptx": ["ppo.ptx_coef=0", "ppo.ptx_data=[]"], "with ptx": []}
 
 
@@ -65,8 +66,15 @@ def gold_model(recipe: Any, data: Path, folder: Path, seed: int) -> str:
     return str(folder / "model")
 
 
-def ppo_run(words: Sequence[str], data: Path, start: Path, reward: Path, gold: str, folder: Path) -> dict[str, Any]:
-    """One PPO run with its report; its summary with `distinct` n-grams and `web_loss`, before and after."""
+def ppo_run(
+    words: Sequence[str], own: Sequence[str], data: Path, start: Path, reward: Path, gold: str, folder: Path
+) -> dict[str, Any]:
+    """One PPO run with its report; its summary with `distinct_ngrams` and `web_loss`, before and after.
+
+    Args:
+        words: overrides of the whole chain, over which those of the run go.
+        own: overrides of its arm, which go over all others.
+    """
     from align.recipe import load_recipe
     from align.runtime.files import write_json
     from align.stages.chain import run_chain
@@ -77,7 +85,7 @@ def ppo_run(words: Sequence[str], data: Path, start: Path, reward: Path, gold: s
         models += [f"ppo.gold_reward={{kind: model, model_from: {gold}}}"]
         sets = [f"ppo.data=[{data}/a_prompts.jsonl]", f"ppo.eval_data=[{data}/heldout_prompts.jsonl]"]
         alone = ["sft=null", "pmp=null", "rm=null", f"output_dir={folder}", f"ppo.ptx_data=[{data}/web.jsonl]"]
-        recipe = load_recipe("smollm2_cpu", [*alone, *models, *sets, *words])
+        recipe = load_recipe("smollm2_cpu", [*words, *alone, *models, *sets, *own])
         found = run_chain(recipe)["ppo"]
         found["distinct_ngrams"] = distinct_ngrams(folder / "ppo/eval.jsonl")
         after = folder / "ppo/model"
@@ -121,13 +129,39 @@ def web_loss(recipe: Any, path: Path, file: Path) -> float:
 
 def reward_table(found: dict[str, Any], golds: list[dict[str, Any]]) -> str:
     """A line an arm: held-out accuracy of every seed with its interval."""
-    arms = {name: arm["by_seed"] for name, arm in found["arms"].items()} | {"gold (pairs B)": golds}
+    arms = {name: arm["by_seed"] for name, arm in found["arms"].items()} | {GOLD: golds}
     lines = [f"| reward model | {' | '.join(f'seed {seed}' for seed in found['seeds'])} |"]
     lines.append("|---|" + "---:|" * len(found["seeds"]))
     for name, runs in arms.items():
-        cells = (f"{r['accuracy']:.1%} [{r['accuracy_low']:.1%}, {r['accuracy_high']:.1%}]" for r in runs)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {' | '.join(map(interval, runs))} |")
     return "\n".join([*lines, f"\nlength alone: {found['length_baseline']:.1%} of {golds[0]['pairs']} pairs"])
+
+
+def by_source(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Accuracy on the pairs of each source that these reward models were judged on, all together."""
+    import compare_reward_trl
+
+    from align.stages.reward_controls import lines
+
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for line in (line for folder in folders for line in lines(folder)):
+        parts.setdefault(line.get("source", ""), []).append(line)
+    return {name: compare_reward_trl.share(compare_reward_trl.table([parts[name]])) for name in sorted(parts)}
+
+
+def source_table(parts: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """A line an arm: held-out accuracy by where the pairs are from, all seeds together."""
+    sources = sorted({name for found in parts.values() for name in found})
+    lines = [f"| reward model, all seeds | {' | '.join(sources)} |", "|---|" + "---:|" * len(sources)]
+    for arm, found in parts.items():
+        cells = (interval(found[name]) if name in found else "" for name in sources)
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def interval(share: dict[str, Any]) -> str:
+    """An accuracy with its 95 % interval."""
+    return f"{share['accuracy']:.1%} [{share['accuracy_low']:.1%}, {share['accuracy_high']:.1%}]"
 
 
 def ppo_table(runs: dict[str, list[dict[str, Any]]]) -> str:
@@ -170,9 +204,12 @@ def study(model: str, data_root: Path, out: Path, seeds: list[int], overrides: S
         reward = chain / f"compare_reward_trl/seed-{seed}/ours_after_pmp/model"
         for arm, own in ARMS.items():
             folder = out / f"ppo/{arm.replace(' ', '_')}/seed-{seed}"
-            one = ppo_run([*words, f"seed={seed}", *own], data, chain / "sft/model", reward, gold, folder)
+            one = ppo_run([*words, f"seed={seed}"], own, data, chain / "sft/model", reward, gold, folder)
             runs[arm].append(one | {"seed": seed})
-    return {"reward_models": rewards, "gold": golds, "ppo": runs}
+    names = {arm: f"chain/compare_reward_trl/seed-{{}}/{arm.replace(' ', '_')}" for arm in rewards["arms"]}
+    names[GOLD] = "gold/seed-{}"
+    parts = {arm: by_source([out / name.format(seed) for seed in seeds]) for arm, name in names.items()}
+    return {"reward_models": rewards, "gold": golds, "by_source": parts, "ppo": runs}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -192,7 +229,8 @@ def main(argv: list[str] | None = None) -> int:
     with guarded(proceed=f"python {' '.join(sys.argv)}") as ending:
         found = study(args.model, args.data.resolve(), args.out.resolve(), args.seeds, args.overrides)
         write_json(args.out / "figures.json", found)
-        print(reward_table(found["reward_models"], found["gold"]), ppo_table(found["ppo"]), sep="\n\n")
+        tables = [reward_table(found["reward_models"], found["gold"]), source_table(found["by_source"])]
+        print(*tables, ppo_table(found["ppo"]), sep="\n\n")
     return ending.code
 
 

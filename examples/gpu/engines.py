@@ -26,11 +26,11 @@ def policy(here: Here, seed: int = 0) -> Any:
     return made.to(here.device, torch.float32 if here.dry else torch.bfloat16)
 
 
-def settings(**changes: Any) -> Any:
-    """Little memory, no compilation: starting costs the time here."""
+def little(here: Here) -> Any:
+    """Settings with little memory and no compilation: starting costs the time here."""
     from rollouts.settings import VLLMSettings
 
-    return VLLMSettings(**({"max_model_len": ROOM, "kv_cache_gib": 0.5, "eager": True} | changes))
+    return VLLMSettings(max_model_len=ROOM, kv_cache_gib=0.05 if here.dry else 0.5, eager=True)
 
 
 def sequences(vocabulary: int) -> list[list[int]]:
@@ -78,7 +78,7 @@ def in_process(here: Here) -> dict[str, Any]:
 
     began = time.perf_counter()
     first, second = policy(here), policy(here, 1)
-    engine = VLLMEngine(first, settings(**({"kv_cache_gib": 0.05} if here.dry else {})))
+    engine = VLLMEngine(first, little(here))
     found = {"start, s": time.perf_counter() - began}
     try:
         for version, model in enumerate((first, second), start=1):
@@ -99,7 +99,7 @@ def adapter(here: Here) -> dict[str, Any]:
     from rollouts.weights import adapter_tensors, checkpoint_tensors
 
     model = get_peft_model(policy(here), LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
-    engine = VLLMEngine(model, settings(), takes_adapters=True)
+    engine = VLLMEngine(model, little(here), takes_adapters=True)
     found: dict[str, Any] = {}
     try:
         engine.update_weights(checkpoint_tensors(model, merge=False), 1)
@@ -123,14 +123,12 @@ def sleeping(here: Here) -> dict[str, Any]:
 
 def server(here: Here) -> dict[str, Any]:
     """A server of our own: weights by file, the probe."""
-    if here.dry:
-        raise Skip("a second start of vLLM; `make test-slow` has servers on a CPU")
-    need("vllm", here)
+    need("vllm", here, on_cpu=True)
     from rollouts.vllm.server_engine import VLLMServerEngine
     from rollouts.weights import checkpoint_tensors
 
     began, model = time.perf_counter(), policy(here)
-    engine = VLLMServerEngine(model, settings())
+    engine = VLLMServerEngine(model, little(here))
     found = {"start, s": time.perf_counter() - began}
     try:
         return found | pushed(engine, model, engine.update_weights, checkpoint_tensors(model), 1)

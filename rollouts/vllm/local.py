@@ -6,7 +6,7 @@ import gc
 import json
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from align.runtime.packages import how_to_install
+from align.runtime.peft_model import base_of
 from rollouts.errors import RolloutError
 from rollouts.settings import VLLMSettings, memory_hint
 from rollouts.vllm.isolation import PrivateWorld, quiet, undisturbed, without_vllms_cleanup
-from rollouts.vllm.setup import engine_arguments, write_config
+from rollouts.vllm.setup import architecture_of, engine_arguments, write_config
 from rollouts.vllm.weights import abandon_reload, repack_for_cpu
 
 if TYPE_CHECKING:
@@ -58,6 +59,28 @@ class LocalVLLM:
         with undisturbed():
             inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
             return self._open().generate(inputs, asked, use_tqdm=False, lora_request=self._request())
+
+    def stream(self, prompt: list[int], asked: vllm.SamplingParams, heard: Callable[[int], None]) -> vllm.RequestOutput:
+        """What `sample` makes of one prompt; `heard` is told each id as it comes."""
+        from vllm.sampling_params import RequestOutputKind
+
+        self.wake(ALL)
+        engine, name, told = self._open().llm_engine, "stream", 0
+        asked.output_kind = RequestOutputKind.CUMULATIVE
+        with undisturbed():
+            engine.add_request(name, {"prompt_token_ids": list(prompt)}, asked, lora_request=self._request())
+            try:
+                while True:
+                    for output in engine.step():
+                        ids = output.outputs[0].token_ids
+                        for token in ids[told:]:
+                            heard(int(token))
+                        told = len(ids)
+                        if output.finished:
+                            return output
+            except BaseException:
+                engine.abort_request([name])
+                raise
 
     def reload(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """New weights in place of the old ones, in this engine's memory.
@@ -192,6 +215,44 @@ class LocalVLLM:
         return self._llm
 
 
+def why_not_beside(model: nn.Module) -> str | None:
+    """Why vLLM cannot sample for this model in the process that trains it, or None.
+
+    Where vLLM has no class of its own for an architecture it runs transformers' (its "Transformers modeling backend"),
+    and changes that class for the whole process: `support_torch_compile` gives it another `__init__` and `__call__`.
+
+    Raises:
+        RolloutError: vLLM cannot be imported.
+    """
+    base = base_of(model)
+    if (architecture := architecture_of(base)) is None:
+        return None  # vLLM says what it takes
+    with undisturbed():
+        found = _import_vllm().ModelRegistry.models.get(architecture)
+    if found is not None and not getattr(found, "class_name", "").startswith("Transformers"):
+        return None
+    kind = base.config.model_type
+    return f"vLLM has no class of its own for {kind} models and would change transformers', which the trainer runs"
+
+
+def _import_vllm() -> Any:
+    """To be called `undisturbed`.
+
+    Raises:
+        RolloutError: it cannot be imported.
+    """
+    quiet()
+    warnings.simplefilter("ignore")  # of vLLM's own code while it is read
+    try:
+        import vllm
+        import vllm.platforms
+    except ImportError as error:
+        raise RolloutError(
+            f"vLLM cannot be imported ({error}): {how_to_install('vllm')}, or set ppo.rollout.engine: hf"
+        ) from error
+    return vllm
+
+
 def _start(model: nn.Module, settings: VLLMSettings, **options: Any) -> vllm.LLM:
     """A vLLM engine with random weights, in this process, alone on this rank's device.
 
@@ -199,22 +260,16 @@ def _start(model: nn.Module, settings: VLLMSettings, **options: Any) -> vllm.LLM
         options: `mode`, `adapters`, `mask` and `chosen` of `engine_arguments`.
 
     Raises:
-        RolloutError: vLLM is not installed, or refuses the settings.
+        RolloutError: vLLM is not installed, would change the trainer's own model, or refuses the settings.
     """
+    if why := why_not_beside(model):
+        raise RolloutError(f"{why}: set ppo.rollout.engine: vllm_server or hf")
     variables = {"VLLM_CPU_KVCACHE_SPACE": None} if settings.kv_cache_gib is not None else {}
     if options["mask"]:
         variables["VLLM_USE_V2_MODEL_RUNNER"] = "1"
     with undisturbed(**variables), tempfile.TemporaryDirectory(prefix="align-vllm-") as folder:
-        quiet()
-        warnings.simplefilter("ignore")  # of vLLM's own code while it is read
-        try:
-            import vllm
-            from vllm.platforms import current_platform
-        except ImportError as error:
-            raise RolloutError(
-                f"vLLM cannot be imported ({error}): {how_to_install('vllm')}, or set ppo.rollout.engine: hf"
-            ) from error
-        on_cpu = current_platform.is_cpu()
+        vllm = _import_vllm()
+        on_cpu = vllm.platforms.current_platform.is_cpu()
         if on_cpu and options["mask"]:
             raise RolloutError(
                 "vLLM on a CPU does not record which ids could be drawn (policy_support: nucleus needs them): set "

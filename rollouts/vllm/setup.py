@@ -32,14 +32,19 @@ def write_config(model: nn.Module, folder: Path) -> None:
     if not hasattr(base, "config"):
         raise RolloutError(f"{type(base).__name__} has no configuration: vLLM needs a transformers model")
     config = copy.deepcopy(base.config)
-    names = [cls.__name__ for cls in type(base).__mro__ if cls.__module__.startswith("transformers.models.")]
-    config.architectures = names[:1] or config.architectures  # FSDP makes a class of its own around the model's
+    config.architectures = [architecture] if (architecture := architecture_of(base)) else config.architectures
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # pushed weights are whole
     if config.tie_word_embeddings and "lm_head.weight" in checkpoint_names(model):
         config.tie_word_embeddings = False  # an adapter on one of the two parts them
     config.eos_token_id = None  # vLLM would hold it back until min_tokens although no stop id of the call
     config.save_pretrained(folder)
+
+
+def architecture_of(base: nn.Module) -> str | None:
+    """The model's class in transformers; FSDP makes one of its own around it."""
+    names = (cls.__name__ for cls in type(base).__mro__ if cls.__module__.startswith("transformers.models."))
+    return next(names, None)
 
 
 def dtype_of(model: nn.Module, settings: VLLMSettings) -> str:

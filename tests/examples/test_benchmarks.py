@@ -70,6 +70,8 @@ def test_an_iteration_of_ppo(side):
         ("reward_models", "4:1", "align"),
         ("reward_models", "score-8", "align"),
         ("reward_models", "score-8", "plain"),
+        ("serve_reward", "128", "served"),
+        ("serve_reward", "128", "plain"),
         ("data", "read", "align"),
         ("data", "encode", "align"),
         ("data", "pack", "align"),

@@ -1,8 +1,11 @@
-"""The study of checkable constraints, without what it trains: the rules, the prompts, the table."""
+"""The study of checkable constraints: the rules, the prompts, the table, and all of it on a tiny model."""
+
+import json
 
 import pytest
 
 from examples.experiments import constraints
+from tests.recipes.miniature import write_model
 
 
 @pytest.mark.parametrize(
@@ -44,3 +47,22 @@ def test_the_table_and_the_curve(tmp_path):
     assert line == "| rloo | 0 |" + 2 * " 25.0% → 50.0% | +25.0% [+12.5%, +37.5%] |" + " 3.00 | 9 |"
     constraints.draw({"rloo": [one, one]}, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes()[1:4] == b"PNG"
+
+
+@pytest.mark.slow
+def test_every_estimator_on_a_tiny_model(tmp_path, capsys):
+    sizes = {"num_iterations": 4, "rollout_batch_size": 2, "evaluation.every_steps": 2, "evaluation.limit": 4}
+    sizes |= {"rollout.max_prompt_length": 256, "rollout.max_completion_length": 8, "save_steps": 2}
+    ask = [str(write_model(tmp_path / "tiny")), *(f"ppo.{key}={value}" for key, value in sizes.items())]
+    ask += ["--out", str(tmp_path / "out"), "--seeds", "0", "1"]
+    assert constraints.main(ask) == 0
+    rows = capsys.readouterr().out.strip().splitlines()[-6:]
+    assert [row.split(" | ")[:2] for row in rows] == [
+        [f"| {name}", str(seed)] for name in constraints.ESTIMATORS for seed in (0, 1)
+    ]
+    made = json.loads((tmp_path / "out/grpo/seed1/outcome.json").read_text())
+    assert [point[0] for point in made["curve"]] == [0, 2, 4]
+    assert (tmp_path / "out/curve.png").read_bytes()[1:4] == b"PNG"
+    (tmp_path / "out/curve.png").unlink()
+    assert constraints.main([*ask, "--only", "grpo"]) == 0
+    assert capsys.readouterr().out.strip().splitlines()[-2:] == rows[-2:] and (tmp_path / "out/curve.png").is_file()

@@ -12,6 +12,7 @@ from rollouts.errors import RolloutError
 from rollouts.hf import HFEngine
 from rollouts.select import make_engine, why_not_vllm
 from rollouts.settings import VLLMSettings
+from rollouts.vllm import local
 
 SETTINGS = VLLMSettings(max_model_len=64)
 
@@ -34,6 +35,7 @@ def test_auto_takes_hf_on_a_cpu_and_says_why(model, caplog):
         ("cuda", True, SETTINGS, None),
         ("cuda", True, None, "no settings of vLLM are given"),
         ("cuda", False, SETTINGS, "vLLM is not installed"),
+        ("cuda", True, SETTINGS, "vLLM has no class of its own for it"),
     ],
 )
 def test_auto_takes_vllm_where_it_is_usable(monkeypatch, device, installed, settings, reason):
@@ -44,6 +46,7 @@ def test_auto_takes_vllm_where_it_is_usable(monkeypatch, device, installed, sett
             yield type("Weight", (), {"device": torch.device(device)})()
 
     monkeypatch.setattr(packages, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(local, "why_not_beside", lambda model: reason)  # asks vLLM: tests/rollouts/vllm/test_engine.py
     assert why_not_vllm(Placed(), settings) == reason
 
 

@@ -40,7 +40,8 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            return self._answer(200, {"commitUrl": f"{self.server.address}/c", "commitOid": "0" * 40})
+            url = f"{self.server.address}/some/model/commit/{0:040}"
+            return self._answer(200, {"commitUrl": url, "commitOid": f"{0:040}"})
         return self._answer(404, {"error": self.path})
 
     def _answer(self, code, value):
@@ -59,7 +60,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.address, server.files, server.asked = f"http://127.0.0.1:{server.server_port}", {}, None
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", server.address)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)

@@ -5,8 +5,10 @@ import torch
 
 from align.runs.errors import TrainingError
 from align.trainers.ppo import PPOTrainer, make_accelerator
+from reward.sources import ModelReward
 from rollouts.hf import HFEngine
-from tests.align.trainers import ppo_case
+from tests.align.models import roles_case
+from tests.align.trainers import ppo_case, roles_run
 
 ROLLOUT = {"temperature": 0.8, "top_p": 0.9, "max_completion_length": 12, "num_generations": 2}
 
@@ -43,6 +45,30 @@ def test_log_probabilities_of_engine_and_trainer_are_equal_to_the_bit(tmp_path, 
     assert trainer.evaluate(ppo_case.prompts(2), num_samples=1)["eval/kl_greedy"] > 0
     _, apart = trained(tmp_path / "plain", False, "bf16", policy_model=ppo_case.policy(**changes))
     assert apart > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "checkpointed"),
+    [
+        pytest.param({}, False, id="plain"),
+        pytest.param({}, True, id="checkpointed", marks=pytest.mark.slow),
+        pytest.param({"four_bit": True}, False, id="4bit", marks=[pytest.mark.slow, pytest.mark.needs("bitsandbytes")]),
+    ],
+)
+def test_the_role_that_is_sampled_is_the_one_that_is_trained(tmp_path, changes, checkpointed):
+    if changes:
+        roles_case.base().save_pretrained(tmp_path / "base")
+        changes = {"four_bit": tmp_path / "base"}
+    parts = roles_run.models(shared=True, **changes)  # of one backbone: policy, reference, critic and reward
+    if checkpointed:
+        for name in ("policy", "critic"):
+            parts[name].gradient_checkpointing_enable({"use_reentrant": False})
+    given = {"policy_model": parts["policy"], "critic_model": parts["critic"], "reference": parts["reference"]}
+    given["reward"] = ModelReward(parts["reward"].eval(), ppo_case.TOKENIZER)
+    trainer, apart = trained(tmp_path / "run", True, "bf16", **given)
+    assert apart == 0 and set(trainer.weights) == {1.0} and set(trainer.apart) == {0.0}
+    figures = trainer.step()  # of an adapter that has moved
+    assert figures["engine/logp_diff_max"] == 0 and figures["kl/reply"] != 0
 
 
 def test_a_pass_that_the_update_makes_is_made_before(tmp_path):

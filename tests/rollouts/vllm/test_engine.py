@@ -22,6 +22,8 @@ from rollouts.errors import RolloutError
 from rollouts.hf import HFEngine
 from rollouts.protocol import Engine, SamplingParams, Scoring
 from rollouts.vllm.engine import VLLMEngine
+from rollouts.vllm.local import why_not_beside
+from tests.families import FAMILIES, SERVER_ALONE, model_of
 from tests.rollouts.vllm.models import VOCABULARY, build, logits_after, random_prompts, settings, weights
 
 pytestmark = pytest.mark.needs("vllm")
@@ -92,6 +94,18 @@ def test_it_is_an_engine_and_leaves_the_process_alone(started):
     assert not torch.distributed.is_initialized() and Accelerator(cpu=True).num_processes == 1
 
 
+def test_a_model_that_vllm_runs_by_transformers_own_class_is_refused_by_name(started):
+    found = {}
+    for made in FAMILIES.values():
+        with torch.device("meta"):
+            model = model_of(made, VOCABULARY)
+        found[made.model] = why_not_beside(model)
+        if made.model == "SmolLM3":
+            with pytest.raises(RolloutError, match=r"for smollm3 models .*: set ppo.rollout.engine: vllm_server or hf"):
+                VLLMEngine(model, settings())
+    assert {name for name, why in found.items() if why} == set(SERVER_ALONE)
+
+
 def test_memory_that_does_not_come_back_is_told(engine, monkeypatch):
     def full(tags):
         raise RuntimeError("CUDA out of memory")
@@ -110,6 +124,21 @@ def test_greedy_replies_are_those_of_transformers(model, engine):
     theirs = HFEngine(model, 0).generate(prompts, GREEDY)
     assert [reply.token_ids for reply in ours] == [reply.token_ids for reply in theirs]
     assert {reply.logprobs for reply in ours} == {(0.0,) * 24} and {reply.full_logprobs for reply in ours} == {None}
+
+
+def test_a_reply_that_is_heard_is_the_one_that_is_generated(engine):
+    for params in (GREEDY, SamplingParams(max_new_tokens=24, seed=3, top_p=0.9, stop_token_ids=(5, 6, 7))):
+        heard: list[int] = []
+        (said,) = engine.generate([LONG], params)
+        assert engine.stream(LONG, params, heard.append) == said
+        assert tuple(heard) == said.token_ids
+
+    def stop(token):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.stream(LONG, GREEDY, stop)
+    assert len(engine.generate([LONG], GREEDY)[0].token_ids) == 24  # and the interrupted one has gone
 
 
 def test_greedy_replies_to_a_prompt_are_equal(engine):
