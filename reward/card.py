@@ -48,7 +48,8 @@ WHOLE = (
 )
 ADAPTER = (
     "AutoTokenizer\nfrom peft import AutoPeftModelForSequenceClassification",
-    "model = AutoPeftModelForSequenceClassification.from_pretrained(path, num_labels=1).eval()",
+    "model = AutoPeftModelForSequenceClassification.from_pretrained(path, num_labels=1).eval()\n"
+    "model.config.pad_token_id = {pad_id}  # the base's config may name another, or none",
 )
 SCORES = """\
 `raw`, the logit, is what the class gives. The calibrated score is `(raw - reward_shift) / reward_scale` with
@@ -91,12 +92,14 @@ def classifier_sections(
         whole: not an adapter.
     """
     classes, load = WHOLE if whole else ADAPTER
+    speaker = chat_format(tokenizer)
+    if pad_id is None and speaker.padding is not None:  # an adapter's config has none
+        pad_id = tokenizer.convert_tokens_to_ids(speaker.padding)
     pad_token = None if pad_id is None else tokenizer.convert_ids_to_tokens(pad_id)
-    end_token = chat_format(tokenizer).stops[0]
     example = indent(render_template(tokenizer, EXAMPLE), "    ")
     return {
-        "What to feed it": FEED.format(end_token=end_token, pad_token=pad_token, pad_id=pad_id, example=example),
-        "Use": USE.format(path=PATH, classes=classes, load=load, shift=shift, scale=scale),
+        "What to feed it": FEED.format(end_token=speaker.stops[0], pad_token=pad_token, pad_id=pad_id, example=example),
+        "Use": USE.format(path=PATH, classes=classes, load=load.format(pad_id=pad_id), shift=shift, scale=scale),
         "Scores": SCORES.format(
             shift=shift,
             scale=scale,

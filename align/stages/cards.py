@@ -13,7 +13,7 @@ from typing import Any
 from align.models import card
 from align.models.card import hub_id
 from align.recipe import STAGES, Recipe
-from align.recipe.lineage import init_origin, stage_dir
+from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.recipe.sources import stage_sources
 from align.recipe.text import dump
 from align.report.headline import cell, headline
@@ -79,7 +79,8 @@ def _write(recipe: Recipe, stage: str, name: str, summary: Summary, model: Path,
         "Data": _data(recipe, stage, summary),
         "Figures": figures if which == "model" else f"{LAST}\n\n{figures}",
     }
-    start = init_origin(recipe, stage)
+    noted = summary.get("origin") or (summary.get("origins") or {}).get("policy")  # a control has one of its own
+    start = Origin(**noted) if noted else init_origin(recipe, stage)
     words = {"new": "random weights", "stage": f"the model of stage `{start.value}`"}
     made = f"Trained by the stage `{stage}` of `align`, from "
     made += f"{words.get(start.kind, f'`{_shown(start.value)}`')}."
