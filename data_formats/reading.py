@@ -22,6 +22,7 @@ from data_formats.formats import LEFT_OUT, Dropped, Format, Notes, encodable
 from data_formats.hub import HubDataset, as_source
 from data_formats.neighbours import Neighbours, neighbours
 from data_formats.padding import without_padding
+from data_formats.prompts import reference_text
 from data_formats.records import Comparison, Document, Prompt, Record, Scored
 from data_formats.report import ReadReport, ReadResult
 
@@ -94,6 +95,19 @@ class Stream:
         return isinstance(self.source, HubDataset) or files.ending(self.source) == ".parquet"
 
     def __iter__(self) -> Iterator[Any]:
+        return (record for _, _, _, record in self._read())
+
+    def placed(self) -> Iterator[tuple[int, dict[str, Any], Any]]:
+        """Each record with the number of its row and the row's further fields, `reference` among them, which reward
+        functions get; of rows that are read together the number of the first, and no fields."""
+        for line, row, chosen, record in self._read():
+            columns: dict[str, Any] = {}
+            if isinstance(row, dict):
+                reference = reference_text(row.get("reference"), "reference", Notes()) or None
+                columns = further_columns(row, chosen.needs) | {"reference": reference}
+            yield line, columns, record
+
+    def _read(self) -> Iterator[tuple[int, Any, Format, Any]]:
         report = self.report = ReadReport(str(self.source), self.format)
         chosen, rows = _open(self.source, self.kind, self.format, self.split, self.most)
         first = next(rows, None)
@@ -111,7 +125,7 @@ class Stream:
         for line, row in neighbours(rows, chosen.group) if chosen.group else rows:
             for record in self._records(line, row, chosen, report):
                 report.records += 1
-                yield record
+                yield line, row, chosen, record
                 if report.records == self.limit:
                     return
 

@@ -144,6 +144,34 @@ def parse_replies(row: dict[str, Any], notes: Notes) -> Scored:
     return scored_of(row, asked(row, "prompt", notes), replies, notes)
 
 
+def parse_sampled(row: dict[str, Any], notes: Notes) -> Scored:
+    """`prompt` and `reply`, and perhaps its `score` (our own `samples.jsonl`, and what `align score` writes)."""
+    reply = Reply(text_field(row, "reply", notes), optional_number(row, "score"))
+    return scored_of(row, asked(row, "prompt", notes), [reply], notes)
+
+
+def parse_completions(row: dict[str, Any], notes: Notes) -> Scored:
+    """`prompt` and `completions`, a list of texts that a model gave to it: replies without a score."""
+    texts = [as_text(text, f"completions[{at}]", notes) for at, text in enumerate(row["completions"])]
+    return scored_of(row, asked(row, "prompt", notes), [Reply(text) for text in texts], notes)
+
+
+def parse_judged(row: dict[str, Any], notes: Notes) -> Scored:
+    """`prompt`, `POLICY_reply` of each policy, `sampled`: {POLICY: [{reply}]} (our own `eval.jsonl` of policies)."""
+    replies = [Reply(text_field(row, name, notes)) for name in _greedy(row)]
+    for name, sampled in (row.get("sampled") or {}).items():
+        replies += [Reply(text_field(item, "reply", notes)) for item in objects({name: sampled}, name, notes)]
+    return scored_of(row, asked(row, "prompt", notes), replies, notes)
+
+
+def _greedy(row: dict[str, Any]) -> list[str]:
+    return [name for name, value in row.items() if name.endswith("_reply") and isinstance(value, str)]
+
+
+def _is_judged(row: dict[str, Any]) -> bool:
+    return bool(_greedy(row)) and isinstance(row.get("sampled") or {}, dict)
+
+
 def parse_shp(row: dict[str, Any], notes: Notes) -> Scored:
     """`history`, `human_ref_A`, `human_ref_B`, `score_A`, `score_B`: Reddit votes, kept as they are."""
     sides = ("A", "B")
@@ -259,6 +287,10 @@ def _has_posts(row: dict[str, Any]) -> bool:
     return not row["answers"] or not is_list_of_texts(row["answers"])
 
 
+def _has_texts(row: dict[str, Any]) -> bool:
+    return is_list_of_texts(row["completions"])
+
+
 def _is_prm800k(row: dict[str, Any]) -> bool:
     return isinstance(row["question"], dict) and isinstance(row["label"], dict) and "steps" in row["label"]
 
@@ -271,13 +303,17 @@ _SCORED = (
     Format("unpaired", Scored, frozenset({"prompt", "completion", "label"}), parse_unpaired),
     Format("ultrafeedback", Scored, frozenset({"instruction", "completions"}), parse_ultrafeedback),
     Format("replies", Scored, frozenset({"prompt", "replies"}), parse_replies),
+    Format("sampled", Scored, frozenset({"prompt", "reply"}), parse_sampled),
+    Format("completions", Scored, frozenset({"prompt", "completions"}), parse_completions, _has_texts),
+    Format("judged", Scored, frozenset({"prompt"}), parse_judged, _is_judged),
     Format("shp", Scored, _SHP, parse_shp),
     Format("posts", Scored, frozenset({"question", "answers"}), parse_posts, _has_posts),
     Format("solutions", Scored, _TRIED, parse_solutions, lambda row: bool(_solutions(row))),
     Format("edited", Scored, _EDITED, parse_edited),
     Format("prm800k", Scored, frozenset({"question", "label"}), parse_prm800k, _is_prm800k),
 )
-_SINGLE = ("kto", "unpaired", "prm800k")  # one reply a row: nothing to compare
+# One reply a row, or none with a score: nothing to compare.
+_SINGLE = ("kto", "unpaired", "prm800k", "sampled", "completions", "judged")
 _PREDICTIONS = frozenset({"question", "preference", *(f"prediction {number}" for number in range(1, 5))})
 FORMATS = (
     *_SCORED,

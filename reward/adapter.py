@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from align.runtime.errors import MissingFileError, reason_of
-from align.runtime.peft_model import is_peft
+from align.runtime.peft_model import base_of, is_peft
 from reward.errors import ModelFileError
 from reward.folder import check_safetensors, local_folder, read_json
 from reward.loading import hub_file, load_pretrained, quiet
@@ -208,7 +208,9 @@ def load_weights(model: nn.Module, path: str | Path, tensors: dict[str, Tensor] 
 
     if tensors is None:
         check_safetensors(Path(path) / WEIGHTS)
-        tensors = without_classifier(load_file(Path(path) / WEIGHTS))
+        tensors, base = load_file(Path(path) / WEIGHTS), base_of(model)
+        if base.get_output_embeddings() is None:
+            tensors = in_the_body(tensors, base)
     try:
         found = set_peft_model_state_dict(model, tensors)
     except Exception as error:
@@ -229,29 +231,36 @@ def _with_adapter(body: nn.Module, path: str | Path, weights: Path, *, trainable
     has_head = body.get_output_embeddings() is not None
     config.inference_mode, config.task_type = not trainable, "CAUSAL_LM" if has_head else None
     if not has_head:
-        tensors = _of_the_body(config, tensors, f"{body.base_model_prefix}.")
+        tensors = _of_the_body(config, tensors, body)
     return put_on(body, config, tensors, path)
 
 
 def without_classifier(tensors: dict[str, Tensor], config: Any = None) -> dict[str, Tensor]:
     """The tensors of a body's adapter without the head that transformers' classifier finds there; `config` alike."""
-    if config is not None and getattr(config, "modules_to_save", None):
-        config.modules_to_save = [name for name in config.modules_to_save if f"{name}." not in HEADS] or None
+    if config is not None:
+        config.task_type = None
+        if getattr(config, "modules_to_save", None):
+            config.modules_to_save = [name for name in config.modules_to_save if f"{name}." not in HEADS] or None
     return {key: value for key, value in tensors.items() if not key.removeprefix(PEFT_ROOT).startswith(HEADS)}
 
 
-def _of_the_body(config: Any, tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors by their names in the body alone, without those of the head; `config` is changed alike."""
-    names = getattr(config, "target_modules", None)
+def in_the_body(tensors: dict[str, Tensor], body: nn.Module, config: Any = None) -> dict[str, Tensor]:
+    """The tensors by their names in the body alone, without those of any head; `config` without a classifier's."""
+    prefix = f"{body.base_model_prefix}."
+    inner = ((key.removeprefix(PEFT_ROOT), value) for key, value in without_classifier(tensors, config).items())
+    return {PEFT_ROOT + key.removeprefix(prefix): value for key, value in inner if not key.startswith(f"{HEAD}.")}
+
+
+def _of_the_body(config: Any, tensors: dict[str, Tensor], body: nn.Module) -> dict[str, Tensor]:
+    """`in_the_body`; `config` is changed alike."""
+    prefix, names = f"{body.base_model_prefix}.", getattr(config, "target_modules", None)
     if not isinstance(names, str | None):  # names of modules, or their paths
         config.target_modules = {name.removeprefix(prefix) for name in names if name != HEAD}
     config.modules_to_save = [name for name in getattr(config, "modules_to_save", None) or () if name != HEAD] or None
-    tensors = without_classifier(tensors, config)
     config.ensure_weight_tying = False
     if isinstance(tokens := getattr(config, "trainable_token_indices", None), dict):
         config.trainable_token_indices = {name: ids for name, ids in tokens.items() if name != HEAD} or None
-    inner = ((key.removeprefix(PEFT_ROOT).removeprefix(prefix), value) for key, value in tensors.items())
-    return {PEFT_ROOT + key: value for key, value in inner if not key.startswith(f"{HEAD}.")}
+    return in_the_body(tensors, body, config)
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

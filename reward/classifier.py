@@ -35,7 +35,7 @@ from reward.folder import check_safetensors, read_json
 from reward.forward import forward_errors, position_room
 from reward.loading import check_vocabulary, hub_file, load_config, load_pretrained, saved_tokenizer
 from reward.protocol import RewardError, Sample
-from reward.scoring import batches_by_length, checked
+from reward.scoring import batches_by_length, checked, require_room
 
 logger = logging.getLogger(__name__)
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
@@ -47,6 +47,7 @@ class ClassifierReward:
 
     Attributes:
         reads_ids: False, the policy's token ids are never looked at.
+        batch_tokens: tokens held at once, for whoever bounds them; a sample of more is refused.
 
     Args:
         path: folder or hub id.
@@ -87,6 +88,7 @@ class ClassifierReward:
         self.tokenizer = saved_tokenizer(path, **load_kwargs)
         check_vocabulary(model, self.tokenizer, path)
         self.name = name
+        self.batch_tokens: int | None = None
         config = model.config.get_text_config()
         self.pad_id: int | None = getattr(config, "pad_token_id", None)
         self.batch_size = 1 if self.pad_id is None else batch_size
@@ -123,9 +125,10 @@ class ClassifierReward:
             RewardError: the model failed, or a score that is not finite.
         """
         rows = [self.encode(sample) for sample in samples]
+        require_room(rows, self.batch_tokens, self.name)
         device = next(self.model.parameters()).device
         scores = [math.nan] * len(rows)
-        for indices in batches_by_length([len(row) for row in rows], self.batch_size):
+        for indices in batches_by_length([len(row) for row in rows], self.batch_size, self.batch_tokens):
             asked = [rows[index] for index in indices]
             ids_BT, mask_BT = (part.to(device) for part in pad_right(asked, self.pad_id or 0))
             texts = [samples[index].completion for index in indices]

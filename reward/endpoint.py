@@ -3,6 +3,10 @@
     POST URL  {"inputs": [{"prompt": [{"role": "user", "content": "…"}], "completion": "…", "columns": {…}}, …]}
     200       {"scores": [0.7, …]}        one finite number an input, in order
 
+An address that ends with `/pooling` or `/classify` is asked as vLLM's pooling models are, a request a reply, several at
+once, without the sigmoid that is their default; one without a path is asked once what it is, by `/health`: a server of
+`align serve-reward`, whose `/score` is then asked, or vLLM's, whose `/classify` is.
+
 What can be over in a moment is tried again (no connection, a timeout, 408, 425, 429, 5xx), after a pause that doubles
 and is spread by chance, so that many ranks do not come back all at once. Everything else fails at the first answer:
 other statuses, redirects (the key would follow them), anything that is not the JSON above.
@@ -18,11 +22,15 @@ import json
 import logging
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from align.runtime import http
 from align.runtime.address import url_problem
+from align.runtime.json_files import parse_json
 from align.runtime.secrets import hidden_problem, shown_url, url_secrets
 from align.runtime.terminal import shortened
 from reward.protocol import RewardError, RewardUnavailableError, Sample
@@ -34,6 +42,7 @@ AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 # Whatever the reply; not 403, with which filters answer a single one.
 UNAVAILABLE = frozenset({401, 404, 405, 407, 410, 429, 502, 503, 504, *range(300, 400)})
 LARGEST = 64 * 2**20  # bytes of an answer that are read
+VLLM = ("/pooling", "/classify")  # where its pooling models are asked
 
 
 class TryAgain(Exception):
@@ -49,7 +58,7 @@ class EndpointReward:
 
     Args:
         url: where to post; https, or http on a loopback address.
-        batch_size: replies a request.
+        batch_size: replies a request; of vLLM's shape, requests at once.
         timeout: seconds that one attempt may take, from connecting to the answer's last byte.
         attempts: how often a request is made before giving up.
         backoff: seconds before the second attempt; doubles with each, up to `longest_backoff`. The pause is drawn
@@ -68,7 +77,7 @@ class EndpointReward:
         *,
         batch_size: int = 64,
         timeout: float = 60.0,
-        attempts: int = 4,
+        attempts: int = 6,
         backoff: float = 1.0,
         longest_backoff: float = 30.0,
         api_key_env: str | None = None,
@@ -91,12 +100,41 @@ class EndpointReward:
             RewardError: no usable answer, naming address, status and attempt; a RewardUnavailableError where no reply
                 can have to do with it.
         """
+        if samples and urlsplit(self._target).path.endswith(VLLM):
+            with ThreadPoolExecutor(min(self.batch_size, len(samples))) as pool:
+                return checked(list(pool.map(self._of_vllm, samples)), len(samples), self.name)
         scores: list[float] = []
         for start in range(0, len(samples), self.batch_size):
             batch = samples[start : start + self.batch_size]
             answer = self._ask(self._payload(batch))
             scores += checked(self._scores(answer, len(batch)), len(batch), self.name)
         return scores
+
+    @cached_property
+    def _target(self) -> str:
+        """The address with a path: its own, or what the server there answers to."""
+        parts = urlsplit(self._url)
+        if parts.path.strip("/"):
+            return self._url
+        answer = self._retried(lambda: self._there(self._said(urlunsplit(parts._replace(path="/health")), None)))
+        if answer.status != 200:  # neither of the two
+            return self._url
+        return urlunsplit(parts._replace(path="/score" if answer.content.strip() else VLLM[1]))
+
+    def _of_vllm(self, sample: Sample) -> Any:
+        """The score of one reply; its body is vLLM's `PoolingChatRequest`."""
+        turns = [{"role": turn.role, "content": turn.content} for turn in sample.prompt]
+        body = {"messages": [*turns, {"role": "assistant", "content": sample.completion}], "use_activation": False}
+        answer = self._ask(json.dumps(body, ensure_ascii=False).encode("utf-8"))
+        try:
+            (datum,) = json.loads(answer.content)["data"]
+            (score,) = datum["probs"] if "probs" in datum else datum["data"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise RewardError(
+                f'reward {self.name!r}: {self.shown_url} must answer with {{"data": [{{"probs": [a number]}}]}} or '
+                f'{{"data": [{{"data": [a number]}}]}}, it gave {_quoted(answer)}'
+            ) from None
+        return score
 
     def _payload(self, samples: Sequence[Sample]) -> bytes:
         inputs = [
@@ -127,12 +165,12 @@ class EndpointReward:
         return scores
 
     def _ask(self, body: bytes) -> http.Answer:
-        key = self._key()
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        headers |= {"Authorization": f"Bearer {key}"} if key else {}
+        return self._retried(lambda: self._usable(self._said(self._target, body)))
+
+    def _retried(self, attempt: Callable[[], http.Answer]) -> http.Answer:
         try:
             return http.retried(
-                lambda: self._post(body, headers, [*self._secrets, *([key] if key else [])]),
+                attempt,
                 TryAgain,
                 attempts=self.attempts,
                 backoff=self.backoff,
@@ -162,24 +200,39 @@ class EndpointReward:
             )
         return key
 
-    def _post(self, body: bytes, headers: dict[str, str], secrets: list[str]) -> http.Answer:
+    def _said(self, url: str, body: bytes | None) -> http.Answer:
+        """What one request is answered, whatever its status. Raises TryAgain where there is no answer."""
+        key = self._key()
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        headers |= {"Authorization": f"Bearer {key}"} if key else {}
+        known = [*self._secrets, *([key] if key else [])]
         try:
-            answer = http.ask(self._url, body, headers=headers, timeout=self.timeout, largest=LARGEST, secrets=secrets)
+            return http.ask(url, body, headers=headers, timeout=self.timeout, largest=LARGEST, secrets=known)
         except http.Untrusted as error:
             raise RewardUnavailableError(f"reward {self.name!r}: {self.shown_url} {error}") from None
         except http.NoAnswer as error:
             kind = RewardUnavailableError if isinstance(error, http.Unreachable) else RewardError
             raise TryAgain(str(error), kind) from None
-        if answer.status != 200:
+
+    def _there(self, answer: http.Answer) -> http.Answer:
+        if answer.status in AGAIN:
             kind = RewardUnavailableError if answer.status in UNAVAILABLE else RewardError
-            said = f"answered with status {answer.status} {answer.reason}"
-            if answer.status in AGAIN:
-                raise TryAgain(f"{said}: {_quoted(answer)}", kind)
-            raise kind(f"reward {self.name!r}: {self.shown_url} {said}, which is not tried again: {_quoted(answer)}")
+            raise TryAgain(f"answered with status {answer.status} {answer.reason}: {_quoted(answer)}", kind)
+        return answer
+
+    def _usable(self, answer: http.Answer) -> http.Answer:
+        if self._there(answer).status != 200:
+            kind = RewardUnavailableError if answer.status in UNAVAILABLE else RewardError
+            said = f"answered with status {answer.status} {answer.reason}, which is not tried again"
+            raise kind(f"reward {self.name!r}: {self.shown_url} {said}: {_quoted(answer)}")
         if len(answer.content) > LARGEST:
             raise RewardError(f"reward {self.name!r}: the answer of {self.shown_url} is over {LARGEST} bytes")
         return answer
 
 
 def _quoted(answer: http.Answer) -> str:
-    return repr(shortened(answer.said))
+    """The beginning of what was answered; more of the sentence in an error as vLLM, OpenAI and our server write it."""
+    said = parse_json(answer.said)
+    error = said.get("error") if isinstance(said, dict) else None
+    message = error.get("message") if isinstance(error, dict) else None
+    return repr(shortened(message, 200) if isinstance(message, str) else shortened(answer.said))

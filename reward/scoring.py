@@ -40,8 +40,26 @@ def _number(score: Any) -> float:
     return float(score)
 
 
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, so that little is padded."""
+def batches_by_length(lengths: Sequence[int], batch_size: int, batch_tokens: int | None = None) -> Iterator[list[int]]:
+    """Indices in batches of similar length, the longest first, so that little is padded.
+
+    Args:
+        batch_size: rows of a batch at most.
+        batch_tokens: tokens of a batch at most, padding included; a longer row is a batch alone.
+    """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    start = 0
+    while start < len(order):
+        most = batch_size if batch_tokens is None else min(batch_size, batch_tokens // max(lengths[order[start]], 1))
+        batch = order[start : start + max(most, 1)]
+        yield batch
+        start += len(batch)
+
+
+def require_room(rows: Sequence[Sequence[int]], batch_tokens: int | None, name: str) -> None:
+    """Raises RewardError where a row has more tokens than a batch may."""
+    longest = max(map(len, rows), default=0)
+    if batch_tokens is not None and longest > batch_tokens:
+        raise RewardError(
+            f"reward {name!r}: a reply and its prompt are {longest} tokens, and a batch takes at most {batch_tokens}"
+        )

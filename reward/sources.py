@@ -20,7 +20,7 @@ from reward.forward import forward_errors, position_room
 from reward.loading import check_vocabulary, saved_tokenizer
 from reward.model import RewardModel
 from reward.protocol import Reward, RewardError, Sample
-from reward.scoring import batches_by_length, checked
+from reward.scoring import batches_by_length, checked, require_room
 from reward.shared import group_batches, layout_for, same_prompts
 
 RewardFunction = Callable[..., Sequence[float]]
@@ -44,6 +44,9 @@ class ModelReward:
         name: for logs and errors.
         share_prompts: False: score every reply apart; None: share where the backbone takes flat rows (`reward.flat`);
             True: in padded ones too (`reward.layout`), which eager attention takes.
+
+    Attributes:
+        batch_tokens: tokens held at once, for whoever bounds them (`align serve-reward`); a sample of more is refused.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class ModelReward:
     ):
         self.model, self.tokenizer, self.batch_size, self.name = model, tokenizer, batch_size, name
         self.share_prompts = share_prompts
+        self.batch_tokens: int | None = None
         self.end_id = chat_format(tokenizer).end_id
 
     def token_rows(self, samples: Sequence[Sample]) -> list[list[int]]:
@@ -89,6 +93,7 @@ class ModelReward:
             RewardError: the model failed, or has no room for a reply; a score that is not finite.
         """
         rows = self.token_rows(samples)
+        require_room(rows, self.batch_tokens, self.name)
         device = next(self.model.parameters()).device
         scores = [math.nan] * len(rows)
         training = self.model.training
@@ -119,10 +124,13 @@ class ModelReward:
         layout, alone = layout_for(self.model, self.end_id, self.share_prompts), list(range(len(rows)))
         if layout is not None:
             prompts = [sample.prompt_ids if sample.completion_ids is not None else None for sample in samples]
-            groups, alone = same_prompts(prompts, self.batch_size)
+            most = self.batch_size
+            if self.batch_tokens is not None:
+                most = min(most, self.batch_tokens // max(map(len, rows), default=1))
+            groups, alone = same_prompts(prompts, most)
             cuts = [len(samples[group[0]].prompt_ids) for group in groups]
-            yield from group_batches(groups, cuts, rows, self.batch_size, layout)
-        for batch in batches_by_length([len(rows[index]) for index in alone], self.batch_size):
+            yield from group_batches(groups, cuts, rows, most, layout)
+        for batch in batches_by_length([len(rows[index]) for index in alone], self.batch_size, self.batch_tokens):
             indices = [alone[at] for at in batch]
             ids_BT, mask_BT = pad_right([rows[index] for index in indices], self.end_id)
             yield indices, {"input_ids": ids_BT, "attention_mask": mask_BT}

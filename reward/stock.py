@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,11 @@ def save_as_classifier(classifier: nn.Module, folder: Path, body: dict[str, Tens
 
 
 def add_to_adapter(folder: Path, classifier: nn.Module | None, head_weight_1d: Tensor | None) -> None:
-    """Give the folder of a body's adapter the classifier's head, as PEFT's `modules_to_save` has it.
+    """Make of the folder of a body's adapter one of the classifier, as PEFT writes those: the names that the body's
+    parts have in the classifier, its head among `modules_to_save`, and the task.
 
     Args:
-        head_weight_1d: None: the class reads another head, and is to refuse this one.
+        head_weight_1d: None: the class reads another head, and is to refuse this one; names stay those of the body.
     """
     from safetensors.torch import load_file, save_file
 
@@ -76,13 +78,24 @@ def add_to_adapter(folder: Path, classifier: nn.Module | None, head_weight_1d: T
         return
     (name,) = state
     config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
-    config = read_json(config_file)
+    config, tensors = read_json(config_file), load_file(weights_file)
+    if head_weight_1d is not None:
+        prefix = f"{classifier.base_model_prefix}."
+        _of_the_classifier(config, prefix)
+        tensors = {PEFT_ROOT + prefix + key.removeprefix(PEFT_ROOT): value for key, value in tensors.items()}
     if isinstance(config.get("target_modules"), list):
         config["target_modules"].sort()  # PEFT keeps a set, whose order is another in every process
     config["modules_to_save"] = [*(config.get("modules_to_save") or ()), name.partition(".")[0]]
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    tensors = load_file(weights_file) | {PEFT_ROOT + name: state[name].contiguous()}
-    save_file(tensors, weights_file, metadata={"format": "pt"})
+    save_file(tensors | {PEFT_ROOT + name: state[name].contiguous()}, weights_file, metadata={"format": "pt"})
+
+
+def _of_the_classifier(config: dict[str, Any], prefix: str) -> None:
+    """Make the configuration of a body's adapter that of the classifier's, which the body takes too."""
+    config.update(task_type="SEQ_CLS", auto_mapping=None)
+    anywhere, targets = f"(?:{re.escape(prefix)})?", config.get("target_modules")
+    if isinstance(targets, str) and not targets.startswith(anywhere):  # a pattern of whole names
+        config["target_modules"] = f"{anywhere}(?:{targets})"
 
 
 def refusal(classifier: nn.Module | None) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ and a sharded one is gathered while it samples.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -86,15 +86,36 @@ class HFEngine:
             RolloutError: an empty prompt, weights that came in part, or logits that are not finite.
         """
         model = self._model_to_run()
-        for row, prompt in enumerate(prompts):
-            if not prompt:
-                raise RolloutError(f"prompt {row} is empty: the model needs at least one token to continue")
+        _require_tokens(prompts)
         responses = Responses(len(prompts) * params.n, params, model.device)
         limits = [params.max_new_tokens] * (len(prompts) * params.n)
         self._draft(prompts, params, responses.choose, limits)
         if self.trainer_pass is not None:
             settle(responses, prompts, params, self._draft, self.trainer_pass)
         return responses.completions(self.weight_version)
+
+    def stream(self, prompt: list[int], params: SamplingParams, heard: Callable[[int], None]) -> Completion:
+        """See `rollouts.protocol.Streaming`.
+
+        Raises:
+            RolloutError: as `generate`; more than one completion asked for, or an engine whose tokens a trainer draws.
+        """
+        if params.n != 1 or self.trainer_pass is not None:
+            raise RolloutError("one reply can be heard at a time (n 1), and only one that the engine itself draws")
+        _require_tokens([prompt])
+        responses, ended = Responses(1, params, self._model_to_run().device), False
+
+        def choose(logits_RV: Tensor, responses_R: Tensor, steps_R: Tensor) -> Tensor:
+            nonlocal ended
+            tokens_R = responses.choose(logits_RV, responses_R, steps_R)
+            if not ended:  # the loop looks for ends now and then, and draws on meanwhile
+                token = int(tokens_R[0])
+                ended = token in params.stop_token_ids
+                heard(token)
+            return tokens_R
+
+        self._draft([prompt], params, choose, [params.max_new_tokens])
+        return responses.completions(self.weight_version)[0]
 
     def token_logprobs(self, sequences: list[list[int]]) -> list[tuple[float, ...]]:
         """See `rollouts.protocol.Scoring`."""
@@ -203,6 +224,12 @@ class HFEngine:
                 logits_processor=LogitsProcessorList([chooser]),
                 synced_gpus=False,  # the default for a sharded module: to wait for the ranks at every token
             )
+
+
+def _require_tokens(prompts: Sequence[Sequence[int]]) -> None:
+    for row, prompt in enumerate(prompts):
+        if not prompt:
+            raise RolloutError(f"prompt {row} is empty: the model needs at least one token to continue")
 
 
 class _Chooser(LogitsProcessor):

@@ -10,7 +10,7 @@ trains: one call at a time, and nothing else of it is used meanwhile but `close`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -129,5 +129,17 @@ class Scoring(Protocol):
     def token_logprobs(self, sequences: list[list[int]]) -> list[tuple[float, ...]]:
         """Log-probability in nats of every id but the first of each sequence, given those before it; temperature 1,
         nothing truncated.
+        """
+        ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """What engines in this process can do besides."""
+
+    def stream(self, prompt: list[int], params: SamplingParams, heard: Callable[[int], None]) -> Completion:
+        """The one completion that `generate([prompt], params)` gives; `heard` is told each of its ids when it is drawn.
+
+        What `heard` raises, and an interrupt, ends the reply; the engine can be used again.
         """
         ...

@@ -47,15 +47,19 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.evaluation": frozenset(
         {"align.models", "align.data", "align.recipe", "align.functional", "reward", "rollouts", "data_formats"}
     ),
+    "align.chat": frozenset(
+        {"align.models", "align.data", "align.runs", "align.evaluation", "reward", "rollouts", "data_formats"}
+    ),
     "align.report": frozenset(
         {"data_formats", "align.recipe", "align.evaluation.accuracy", "align.evaluation.shares"}
         | {"align.evaluation.table"}  # plain numbers
     ),
     "align.doctor": frozenset({"data_formats", "align.recipe", "align.report.run"}),  # without torch
     "align.plan": frozenset({"align.recipe"}),  # without torch
+    "align.serving": frozenset({"align.recipe", "align.models", "align.stages", "reward", "data_formats"}),
     "align.commands": frozenset(
         {"align.runs", "align.recipe", "align.data", "align.models", "align.evaluation", "align.doctor", "align.plan"}
-        | {"reward", "data_formats"}
+        | {"align.chat", "align.serving", "reward", "rollouts", "data_formats"}
     ),
     "align.stages": ANYTHING,
     "align": ANYTHING,  # the entries and the command line
@@ -76,9 +80,11 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.runs": (TORCH - {"safetensors"}) | {"accelerate", "psutil", "rich"},
     "align.trainers": TORCH | {"accelerate", "peft", "trl"},
     "align.evaluation": TORCH,
+    "align.chat": frozenset({"rich"}),
     "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),
     "align.doctor": frozenset(),
     "align.plan": frozenset(),
+    "align.serving": frozenset({"starlette", "uvicorn"}),
     "align.commands": frozenset({"rich"}),
     "align.stages": TORCH | {"accelerate", "rich", "peft", "trl"},
     "align": frozenset({"rich"}),
@@ -87,7 +93,7 @@ LAZY: dict[str, frozenset[str]] = {
     "align.runtime": frozenset({"torch"}),
     "data_formats": frozenset({"pyarrow", "zstandard", "datasets", "datasketch", "numpy"}),
     "reward": frozenset({"regex", "math_verify", "peft", "bitsandbytes"}),
-    "rollouts": frozenset({"peft", "bitsandbytes"}),
+    "rollouts": frozenset({"peft", "bitsandbytes", "uvicorn"}),
     "align.trainers": frozenset({"bitsandbytes"}),
 }
 ENGINES = {"vllm": "rollouts.vllm"}  # only inside that package
@@ -185,7 +191,8 @@ def test_computed_imports_only_in_lazy_packages_and_where_a_stage_is_looked_up()
     found = [
         f"{TREE.files[module]}:{line}"
         for module, line in TREE.untraceable
-        if TREE.files[module].name != "__init__.py" and module not in ("align.runtime.resolve", "align.stages.rewards")
+        if TREE.files[module].name != "__init__.py"
+        and module not in ("align.runtime.resolve", "align.stages.user_code")
     ]
     assert found == []
 

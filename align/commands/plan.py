@@ -42,6 +42,7 @@ def plan_command(args: argparse.Namespace) -> int:
         RecipeError: the recipe is wrong.
         PlanError: a model's shape is not known, or --gpu is no size.
     """
+    from align.data.preview import epochs_said
     from align.plan import card, plan_stages, propose
     from align.plan.show import as_data, describe, describe_cost
     from align.recipe import load_recipe
@@ -62,6 +63,8 @@ def plan_command(args: argparse.Namespace) -> int:
     else:
         say(describe(plans))
         say("\n" + describe_cost(recipe, plans, args.num_processes))
+        if epochs := "\n".join(epochs_said(recipe)):
+            say("\n" + epochs)
         if limit is not None:
             say("\n" + _verdict(recipe, plans, args, limit, proposal))
     return 0 if fits else TOO_SMALL

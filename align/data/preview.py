@@ -1,15 +1,19 @@
-"""What the first rows of a recipe's data say, before anything runs."""
+"""What a recipe's data say before anything runs: by their first rows, and by how many they are."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+from align.recipe.epochs import epochs_of, in_epochs, too_many_epochs
+from align.recipe.fields import Source
 from align.recipe.schema import Recipe
 from align.recipe.sources import WORLD, kind_of, source_path, stage_sources
 from data_formats import records
 from data_formats.reading import read
 
 ROWS = 100
+CHOSEN_BY = ("cleaning", "packing", "tag_balanced", "min_grade")  # keys that make of rows fewer, or others
 
 
 def passed_over(recipe: Recipe) -> Iterator[str]:
@@ -32,3 +36,47 @@ def passed_over(recipe: Recipe) -> Iterator[str]:
             report = read(path, getattr(records, kind), limit=min(source.limit or ROWS, ROWS), **options).report
             if report.passed_over:
                 yield f"{key}: {path}: fields passed over in its first rows: {report.describe_passed_over()}"
+
+
+def epochs_said(recipe: Recipe) -> Iterator[str]:
+    """A line for each stage whose rows can be counted: how many epochs its steps are; and a warning for each that has
+    more of them than are known to help."""
+    for stage in recipe.stages:
+        section, rows = getattr(recipe, stage), expected_rows(recipe, stage)
+        iterations, epochs = getattr(section, "num_iterations", None), getattr(section, "num_train_epochs", None)
+        if rows and iterations is not None:
+            batch = section.rollout_batch_size
+            yield f"{stage}: {in_epochs(iterations, batch, rows, step='iterations', row='prompts')}"
+        elif rows and epochs is not None:
+            batch = section.batch_size
+            steps = section.max_steps or max(1, math.ceil(rows / batch) * epochs)
+            epochs = epochs_of(steps, batch, rows) if section.max_steps else epochs
+            yield f"{stage}: about {in_epochs(math.ceil(steps), batch, rows, row=section.unit)}"
+        known = epochs is not None and (rows or section.max_steps is None)
+        if known and (told := too_many_epochs(section, epochs)):
+            yield f"warning: {stage}: {told}"
+
+
+def expected_rows(recipe: Recipe, stage: str) -> int | None:
+    """About how many rows a stage trains on, before any is read and dropped; None where only reading could tell."""
+    section = getattr(recipe, stage)
+    chosen = any(getattr(section, key, None) for key in CHOSEN_BY) or getattr(section, "rankings", "pairs") != "pairs"
+    if chosen or kind_of(f"{stage}.data.0") == "Document" or hasattr(section, "num_rounds"):
+        return None
+    counts = [_count(recipe, source) for source in section.data]
+    if None in counts or any(source.weight is not None for source in section.data):
+        return None
+    held_out = 0.0 if section.eval_data else getattr(section, "holdout", 0.0)
+    return round(sum(counts) * (1 - held_out))
+
+
+def _count(recipe: Recipe, source: Source) -> int | None:
+    path = None if source.hub is not None else source_path(recipe, source)
+    if source.path.startswith(WORLD):
+        rows = getattr(recipe.tinyworld, source.path.removeprefix(WORLD), None)
+    elif path is None or path.suffix not in (".jsonl", ".ndjson") or not path.is_file():
+        return None
+    else:
+        with path.open("rb") as file:  # a gigabyte a second
+            rows = sum(not line.isspace() for line in file)
+    return rows if rows is None or source.limit is None else min(rows, source.limit)

@@ -55,19 +55,32 @@ def judged_replies(
     """`params.n` replies to each prompt, judged by every reward; one inner list a prompt, in order. `on_error`: what
     becomes of a reward that fails on some (`reward.failures`)."""
     ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts], [prompt.tools for prompt in prompts])
-    completions, end_id = engine.generate(ids, params), chat_format(tokenizer).end_id
-    texts = tokenizer.batch_decode([list(one.token_ids) for one in completions], skip_special_tokens=True)
+    replies = [completion.token_ids for completion in engine.generate(ids, params)]
+    return judged(tokenizer, prompts, ids, replies, rewards, on_error)
+
+
+def judged(
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    prompt_ids: Sequence[Sequence[int]],
+    replies: Sequence[Sequence[int]],
+    rewards: Sequence[Reward],
+    on_error: OnRewardError = "stop",
+) -> list[list[JudgedReply]]:
+    """Ids of replies, as many to each prompt and prompt-major, judged by every reward; else as `judged_replies`."""
+    each, end_id = max(len(replies) // max(len(prompts), 1), 1), chat_format(tokenizer).end_id
+    texts = tokenizer.batch_decode([list(reply) for reply in replies], skip_special_tokens=True)
     columns = [prompt_columns(prompt) for prompt in prompts]
     samples = [
         Sample(
-            prompt=prompts[index // params.n].messages,
+            prompt=prompts[index // each].messages,
             completion=text,
-            prompt_ids=tuple(ids[index // params.n]),
-            completion_ids=one.token_ids,
-            finished=one.token_ids[-1:] == (end_id,),
-            columns=columns[index // params.n],
+            prompt_ids=tuple(prompt_ids[index // each]),
+            completion_ids=tuple(reply),
+            finished=tuple(reply[-1:]) == (end_id,),
+            columns=columns[index // each],
         )
-        for index, (one, text) in enumerate(zip(completions, texts, strict=True))
+        for index, (reply, text) in enumerate(zip(replies, texts, strict=True))
     ]
     scores: dict[str, list[float]] = {}
     for reward in rewards:
@@ -75,10 +88,10 @@ def judged_replies(
         verdict, _ = judge_all(reward, told, on_error, int(MAX_FAILED_SHARE * len(samples)))
         scores[reward.name] = verdict.scores
         scores |= {f"{reward.name}/{part}": row for part, row in verdict.parts.items()}
-    judged = [
+    found = [
         JudgedReply(
             one.completion, one.finished, len(one.completion_ids), {name: row[at] for name, row in scores.items()}
         )
         for at, one in enumerate(samples)
     ]
-    return [judged[start : start + params.n] for start in range(0, len(judged), params.n)]
+    return [found[start : start + each] for start in range(0, len(found), each)]

@@ -1,4 +1,9 @@
-"""Scores of a reward on both replies of comparisons."""
+"""The one way in which replies that stand in files are scored: by `align score`, `align evaluate-reward` and the tests.
+
+A reward that reads token ids gets those that the stages train and measure it on, made by its own tokenizer, tools on
+offer included; any other gets the text and brings its own template. That is what a trainer hands to the same reward, so
+on the same replies asked at once the scores are the trainer's to the last bit. Nothing is left out for its length.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,12 @@ from collections.abc import Callable, Sequence
 import torch
 
 from align.data.encode import encode_prompts, encode_replies
-from data_formats.chatml import reply_text
+from align.data.replies import PromptedReply, sides
 from data_formats.records import Comparison
-from reward.protocol import Reward, RewardError, Sample
-from reward.sources import ModelReward
+from reward.failures import MAX_FAILED_SHARE, OnRewardError, judge_all
+from reward.protocol import Reward, RewardError, Sample, Verdict
 
-AT_ONCE = 512  # pairs
+AT_ONCE = 1024  # replies that a reward is asked for in one call; it makes batches of like length of them
 
 
 def best_device() -> torch.device:
@@ -20,13 +25,21 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def judge_replies(
+    reward: Reward, replies: Sequence[PromptedReply], on_error: OnRewardError = "stop"
+) -> tuple[Verdict, list[str]]:
+    """The verdict on replies asked at once, and why some have none (`reward.failures.judge_all`).
+
+    Raises:
+        RewardError: the reward failed, with `mask` on more replies than may.
+    """
+    return judge_all(reward, _samples(reward, replies), on_error, int(MAX_FAILED_SHARE * len(replies)))
+
+
 def score_comparisons(
     reward: Reward, comparisons: Sequence[Comparison], told: Callable[[int], None] = lambda done: None
 ) -> tuple[list[float], list[float]]:
     """Scores of the chosen and of the rejected replies, in the comparisons' order.
-
-    Our own reward models get the ids that the stages train and measure them on, tools on offer included; any other gets
-    the text and brings its own template. Nothing is left out for its length.
 
     Args:
         told: is called with the number of pairs that are done, now and then.
@@ -36,31 +49,26 @@ def score_comparisons(
     """
     chosen: list[float] = []
     rejected: list[float] = []
-    for start in range(0, len(comparisons), AT_ONCE):
-        some = comparisons[start : start + AT_ONCE]
+    for start in range(0, len(comparisons), AT_ONCE // 2):
+        some = comparisons[start : start + AT_ONCE // 2]
         try:
-            scores = reward.score(_samples(reward, some))
+            verdict, _ = judge_replies(reward, [side for pair in some for side in sides(pair)])
         except RewardError as error:
             raise RewardError(f"{error}; that was among the pairs {start + 1} to {start + len(some)}") from error
-        chosen += scores[0::2]
-        rejected += scores[1::2]
+        chosen += verdict.scores[0::2]
+        rejected += verdict.scores[1::2]
         told(start + len(some))
     return chosen, rejected
 
 
-def _samples(reward: Reward, comparisons: Sequence[Comparison]) -> list[Sample]:
-    """Chosen and rejected in turns."""
-    sides = [
-        ((*pair.prompt, *turns), reply_text(reply), pair.tools)
-        for pair in comparisons
-        for turns, reply in ((pair.chosen_turns, pair.chosen_reply), (pair.rejected_turns, pair.rejected_reply))
-    ]
-    if not isinstance(reward, ModelReward):
-        return [Sample(prompt, reply) for prompt, reply, _ in sides]
-    tokenizer = reward.tokenizer
-    prompts = encode_prompts(tokenizer, [prompt for prompt, _, _ in sides], [tools for _, _, tools in sides])
-    replies = encode_replies(tokenizer, [reply for _, reply, _ in sides])
+def _samples(reward: Reward, replies: Sequence[PromptedReply]) -> list[Sample]:
+    tokenizer = getattr(reward, "tokenizer", None) if getattr(reward, "reads_ids", True) else None
+    columns = [None if one.columns is None else dict(one.columns) for one in replies]
+    if tokenizer is None:
+        return [Sample(one.prompt, one.reply, columns=own) for one, own in zip(replies, columns, strict=True)]
+    prompts = encode_prompts(tokenizer, [one.prompt for one in replies], [one.tools for one in replies])
+    completions = encode_replies(tokenizer, [one.reply for one in replies])
     return [
-        Sample(prompt, text, tuple(prompt_ids), tuple(reply_ids))
-        for (prompt, text, _), prompt_ids, reply_ids in zip(sides, prompts, replies, strict=True)
+        Sample(one.prompt, one.reply, tuple(prompt_ids), tuple(reply_ids), columns=own)
+        for one, own, prompt_ids, reply_ids in zip(replies, columns, prompts, completions, strict=True)
     ]

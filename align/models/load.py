@@ -89,6 +89,21 @@ def load_causal_lm(
     return _checkpointed(adapters.fitted(loaded, path, model, use=use, seed=seed, tokenizer=tokenizer), model)
 
 
+def load_saved(path: str | Path, tokenizer: Any) -> nn.Module:
+    """A causal language model as it was saved (dtype, adapter, quantisation), frozen, to be sampled from without a
+    recipe. Arguments and errors as of `load_causal_lm`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if adapter.is_saved_at(path):
+        loaded = adapter.load_body(path, auto_class=AutoModelForCausalLM, trainable=False, dtype="auto")
+    else:
+        loaded = load_pretrained(AutoModelForCausalLM, path)
+    _refuse_normalised_head(loaded, path)
+    _check_tokenizer(loaded, tokenizer, path)
+    return loaded.requires_grad_(False).eval()
+
+
 def load_reward_model(
     path: str | Path,
     model: ModelSection,

@@ -166,7 +166,8 @@ def save_adapter(
 
 
 def _longer(name: str, body_prefix: str) -> str:
-    return name.replace(ROOT, ROOT + body_prefix, 1)
+    inner = name.removeprefix(ROOT).removeprefix(body_prefix)  # a reward model's has it, as in a classifier
+    return f"{ROOT}{body_prefix}{inner}"
 
 
 def _shorter(name: str, body_prefix: str) -> str:

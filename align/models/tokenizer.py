@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from align.models.speech import CONTROL_TOKENS, TokenizerError, generation_ends, speak
 from align.recipe.model_section import ModelSection, TokenizerSection
 from align.runtime.errors import AlignError, reason_of
-from data_formats.chatml import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START
+from data_formats.chat_format import plain_template, remembered
+from data_formats.chatml import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START, WITH_BOS
 from reward.errors import ModelFileError
 from reward.folder import read_json
 from reward.loading import hub_file, saved_tokenizer
@@ -91,6 +92,34 @@ def load_tokenizer(
             that it is to speak with, or its template serves other tokens than are trained.
     """
     options = {"trust_remote_code": trust_remote_code, "revision": revision}
+    return _speaking(path, lambda tokenizer: section, own_template=own_template, **options)
+
+
+def load_saved_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a saved model, made to speak as its folder says, without a recipe: as it was trained here; else
+    by its own chat template, ChatML where it has that tokenizer's tokens and no template, and without turns where it
+    has neither. Errors as of `load_tokenizer`.
+    """
+    return _speaking(path, lambda tokenizer: None if remembered(tokenizer) else _told_by_itself(tokenizer))
+
+
+def _told_by_itself(tokenizer: Any) -> TokenizerSection:
+    template = plain_template(tokenizer)
+    if template in (CHAT_TEMPLATE.removesuffix("\n"), WITH_BOS.removesuffix("\n")):
+        return TokenizerSection(template="chatml")
+    if template:
+        return TokenizerSection(template="own")
+    knows = tokenizer.get_added_vocab().keys() >= {*CONTROL_TOKENS}
+    return TokenizerSection(template="chatml" if knows else "none")
+
+
+def _speaking(
+    path: str | Path,
+    section_of: Callable[[Any], TokenizerSection | None],
+    *,
+    own_template: bool = False,
+    **options: Any,
+) -> Any:
     try:
         tokenizer = saved_tokenizer(path, **options)
 
@@ -98,7 +127,7 @@ def load_tokenizer(
             file = hub_file(path, "generation_config.json", **options)
             return generation_ends(read_json(file)) if file is not None else []
 
-        for sentence in speak(tokenizer, path, section, ends=ends, own_template=own_template):
+        for sentence in speak(tokenizer, path, section_of(tokenizer), ends=ends, own_template=own_template):
             logger.debug("%s: %s", path, sentence)
         return tokenizer
     except ModelFileError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from align.recipe.batch import BatchPlan, batch_plan
 from align.recipe.errors import RecipeError, did_you_mean
-from align.recipe.lineage import Origin, has_model, inputs, model_dir, stage_dir
+from align.recipe.lineage import Origin, has_model, inputs, model_dir, stage_dir, user_code
 from align.recipe.load import inspect
 from align.recipe.model_section import rounded_away
 from align.recipe.registry import REWARD_STAGES, SAMPLING_STAGES, STAGES
@@ -16,6 +16,7 @@ from align.recipe.rollout_section import engine_problems
 from align.recipe.schema import Recipe
 from align.recipe.sources import source_problems, stage_sources
 from align.recipe.trackers import tracker_problems
+from align.recipe.user_code import code_problem
 from align.runtime.errors import MissingFileError
 from align.runtime.packages import is_installed, missing_package
 from align.runtime.paths import typed_path
@@ -46,7 +47,7 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
         problems.append(f"output_dir: {blocked} is a file, not a folder")
     if recipe.model.path is not None:
         problems += _path_problem("model.path", recipe.model.path)
-    problems += tracker_problems(recipe, stages)
+    problems += tracker_problems(recipe)
     problems += _bitsandbytes_problems(recipe, stages)
     for stage in stages:
         problems += source_problems(recipe, stage)
@@ -55,6 +56,8 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
             problems += engine_problems(f"{stage}.rollout", section.rollout)
             for key, part in section.judges():
                 problems += part_problems(f"{stage}.{key}", part)
+        named = user_code(recipe, stage).items()
+        problems += [f"{key}: {problem}" for key, spec in named if (problem := code_problem(spec))]
         for role, origin in inputs(recipe, stage).items():
             problems += _origin_problems(recipe, stage, role, origin)
     return list(dict.fromkeys(problems))

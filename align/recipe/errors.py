@@ -11,12 +11,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from align.recipe.foreign_keys import FOREIGN
 from align.runtime.errors import AlignError
 from align.runtime.terminal import shortened
 
 Loc = tuple[str | int, ...]
 
 LONGEST_KEY = 200  # characters of a key in a sentence
+MOST_KEYS = 12  # of a section that are listed; of a larger one the nearest few
+NEAREST = 5
 
 
 class RecipeError(AlignError, ValueError):
@@ -113,18 +116,67 @@ def _meant(model: type[BaseModel], loc: Loc) -> str | None:
     return did_you_mean(str(loc[-1]), (section_at(model, loc[:-1]) or model).model_fields)
 
 
+def has_key(model: type[BaseModel], key: str) -> bool:
+    """Whether recipes have the dotted `key`; of a list's elements it names no number."""
+    *parent, name = key.split(".")
+    section = section_at(model, tuple(parent))
+    return section is not None and name in section.model_fields
+
+
+def foreign_homes(model: type[BaseModel], loc: Loc) -> list[str]:
+    """The keys that one of another library (`align.recipe.foreign_keys`) at `loc` stands for: those of the same part of
+    the recipe, where it has any."""
+    patterns, _ = FOREIGN.get(str(loc[-1]), ("", ""))
+    found: list[str] = []
+    for pattern in patterns.split():
+        start, _, rest = pattern.partition(".")
+        keys = [f"{name}.{rest}" for name in model.model_fields] if start == "*" else [pattern]
+        found += [key for key in keys if has_key(model, key) and key not in found]
+    return _nearby(found, loc) or found
+
+
+def _nearby(homes: list[str], loc: Loc) -> list[str]:
+    """Those of the part of the recipe that `loc` is in."""
+    return [home for home in homes if home.partition(".")[0] == loc[0]]
+
+
+def _listed(homes: list[str]) -> str:
+    """`sft.data`, `rm.margin or pmp.margin`, `data of base, sft, pmp or rm`."""
+    firsts: dict[str, list[str]] = {}
+    for home in homes:
+        first, _, rest = home.partition(".")
+        firsts.setdefault(rest, []).append(first)
+    words: list[str] = []
+    for rest, heads in firsts.items():
+        if rest and len(heads) > 2:
+            words.append(f"{rest} of {', '.join(heads[:-1])} or {heads[-1]}")
+        else:
+            words += [f"{head}.{rest}" if rest else head for head in heads]
+    return (", or " if len(words) < len(homes) else " or ").join(words)
+
+
 def _unknown(model: type[BaseModel], loc: Loc) -> Problem:
     section, meant = section_at(model, loc[:-1]) or model, _meant(model, loc)
     *parent, key = loc = written_at(model, loc)
     if key in section.gone:
         return Problem(loc, f"unknown key: {section.gone[key]}")
-    if meant:
+    if named := foreign_homes(model, loc):
+        differs = FOREIGN[str(key)][1]
+        return Problem(loc, f"unknown key; here it is {_listed(named)}" + (f" ({differs})" if differs else ""))
+    homes = list(dict.fromkeys(dotted(home) for home in _homes(model, str(key))))
+    if meant and not _nearby(homes, loc):
         return Problem(loc, f"unknown key; did you mean '{meant}'?")
-    homes = sorted({dotted(home) for home in _homes(model, str(key))})
     place = f"the section '{dotted(parent)}'" if parent else "a recipe"
-    if homes and len(homes) <= 4:
-        return Problem(loc, f"unknown key in {place}; it belongs at {' or '.join(homes)}")
-    return Problem(loc, f"unknown key; {place} knows {', '.join(section.model_fields)}")
+    if homes:
+        return Problem(loc, f"unknown key in {place}; it belongs at {_listed(_nearby(homes, loc) or homes)}")
+    return Problem(loc, f"unknown key; {place} knows {_some_keys(str(key), list(section.model_fields))}")
+
+
+def _some_keys(key: str, known: list[str]) -> str:
+    if len(known) <= MOST_KEYS:
+        return ", ".join(known)
+    near = difflib.get_close_matches(key.lower(), known, n=NEAREST, cutoff=0.0)
+    return f"{len(known)} others, among them {', '.join(near)}; docs/recipe.md has them all"
 
 
 def _kind(loc: Loc, error: dict) -> Problem:
@@ -193,6 +245,7 @@ def describe(model: type[BaseModel], errors: Iterable[dict]) -> list[Problem]:
     places = [tuple(error["loc"]) for error in errors]
     unknown = [loc for error, loc in zip(errors, places, strict=True) if error["type"] == "extra_forbidden"]
     misspelt = {(*loc[:-1], _meant(model, loc)) for loc in unknown}
+    misspelt |= {tuple(home.split(".")) for loc in unknown for home in foreign_homes(model, loc)}
     for error, loc in zip(errors, places, strict=True):
         kind = error["type"]
         # A list whose elements are wrong counts as empty for pydantic, and a misspelt key as missing.

@@ -9,8 +9,9 @@ from typing import Literal
 
 from align.recipe.ppo_section import PPOSection
 from align.recipe.registry import REWARD_STAGES, STAGES
-from align.recipe.reward_section import ModelPart, RewardPart, plain_parts
+from align.recipe.reward_section import FunctionPart, ModelPart, RewardPart, plain_parts
 from align.recipe.schema import Recipe
+from align.recipe.user_code import content_hash
 
 TRAINED = "trained.json"  # beside a model that is trained and not yet measured
 
@@ -99,3 +100,18 @@ def inputs(recipe: Recipe, stage: str) -> dict[str, Origin]:
         return found
     critic = {"critic": critic_origin(recipe)} if recipe.ppo.estimator.critic else {}
     return found | critic | gold_origins(recipe)
+
+
+def user_code(recipe: Recipe, stage: str) -> dict[str, str]:
+    """What of the user's own code the stage runs, `file.py:name` or `package.module:name`, by full key."""
+    section = getattr(recipe, stage)
+    named = dict(section.code())
+    if STAGES[stage].samples:
+        named |= {f"{key}.function": part.function for key, part in section.judges() if isinstance(part, FunctionPart)}
+    return {f"{stage}.{key}": spec for key, spec in named.items()}
+
+
+def code_hashes(recipe: Recipe) -> dict[str, str]:
+    """The contents of the files of user code of every stage, hashed, by full key."""
+    specs = {key: spec for stage in recipe.stages for key, spec in user_code(recipe, stage).items()}
+    return {key: found for key, spec in specs.items() if (found := content_hash(spec)) is not None}

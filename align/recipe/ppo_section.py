@@ -376,6 +376,7 @@ class PPOSection(Rewarded, PPOConfig, StageSection):
 
     unit: ClassVar[str] = "responses"
     lengths: ClassVar[tuple[str, ...]] = ("num_iterations",)
+    stopped_by: ClassVar[str] = "eval/score"
 
     data: tuple[Source, ...] = Field(min_length=1)
     """Prompts."""
@@ -435,6 +436,9 @@ class PPOSection(Rewarded, PPOConfig, StageSection):
         if self.critic_from is not None and not self.estimator.critic:
             sentence = f"names a critic, and advantage={self.advantage} has none; remove the key, or use advantage=gae"
             broken.append(("critic_from", sentence))
+        if self.early_stopping is not None and (self.evaluation.every_steps is None or not self.eval_data):
+            sentence = "needs evaluations on the way: set evaluation.every_steps, and name prompts in eval_data"
+            broken.append(("early_stopping", sentence))
         if self.evaluation.save_best and not self.eval_data:
             broken.append(("evaluation.save_best", "needs held-out prompts to choose by: name some in eval_data"))
         if self.rollout.overlap and self.rollout.engine != "vllm_server":

@@ -38,6 +38,9 @@ class RejectionSection(Rewarded, SupervisedSection):
     """
 
     lengths: ClassVar[tuple[str, ...]] = ("num_rounds",)
+    stopped_by: ClassVar[str] = "score_greedy"
+    most_epochs: ClassVar[float] = SFTSection.most_epochs
+    why_most: ClassVar[str] = SFTSection.why_most
 
     rollout: SamplingSection = SamplingSection()
     """How the newest model is sampled."""
@@ -76,6 +79,14 @@ class RejectionSection(Rewarded, SupervisedSection):
             broken.append(("group_by_length", "packed rows are of like length already; use it or packing, not both"))
         return broken
 
+    def stopping_rules(self) -> list[tuple[str, str]]:
+        if not self.eval_data:
+            return [("early_stopping", "needs held-out prompts, which are answered after each round: name eval_data")]
+        if self.num_rounds <= self.early_stopping.patience:
+            sentence = f"{self.early_stopping.patience} rounds are never waited for with num_rounds {self.num_rounds}"
+            return [("early_stopping.patience", f"{sentence}; allow more rounds, or lower it")]
+        return []
+
     def described(self) -> str:
         rounds = f"{self.num_rounds} round{'s' if self.num_rounds > 1 else ''}"
         least = "" if self.threshold is None else f" of a score of at least {self.threshold:g}"
@@ -89,5 +100,5 @@ class RejectionSection(Rewarded, SupervisedSection):
         """The sft section of a round that trains on the file `demonstrations`."""
         shared = {name: getattr(self, name) for name in SupervisedSection.model_fields}
         shared |= {name: getattr(self, name) for name in ("loss_reduction", "packing", "group_by_length")}
-        shared |= {"data": (Source(path=demonstrations, format="messages"),), "cleaning": None}
+        shared |= {"data": (Source(path=demonstrations, format="messages"),), "cleaning": None, "early_stopping": None}
         return SFTSection(**shared | {"eval_data": (), "holdout": 0.0, "mask": "last_turn_only"})

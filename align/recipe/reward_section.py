@@ -6,7 +6,6 @@ checked for what can be known without torch and without running anything of the 
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -15,10 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from align.recipe.section import Count, Listed, LocalPath, Positive, Section, Url, as_tuple
+from align.recipe.user_code import spelling_problem
 from align.runtime.address import url_problem
-from align.runtime.errors import PathError
 from align.runtime.packages import is_installed, missing_package
-from align.runtime.paths import typed_path
 from align.runtime.secrets import hidden_problem
 from align.runtime.terminal import shortened
 
@@ -74,11 +72,8 @@ class FunctionPart(RewardPart):
     """`package.module:function` or `path/to/file.py:function`, the path from the working folder."""
 
     def rules(self) -> list[tuple[str, str]]:
-        place, colon, name = self.function.rpartition(":")
-        if not colon or not place or not name.isidentifier():
-            sentence = f"'{self.function}' must be package.module:function or path/to/file.py:function"
-            return [("function", sentence)]
-        return []
+        problem = spelling_problem(self.function)
+        return [("function", problem)] if problem else []
 
 
 class EndpointPart(RewardPart):
@@ -87,13 +82,14 @@ class EndpointPart(RewardPart):
     kind: Literal["http"]
     """An HTTP endpoint."""
     url: Url = Field(repr=False)
-    """Where it listens; what its query holds is written nowhere (`***` in a run's recipe.yaml) and may change when a
+    """Where it listens: in our own shape, or in vLLM's where the path is `/pooling` or `/classify`; without a path the
+    server is asked which. What its query holds is written nowhere (`***` in a run's recipe.yaml) and may change when a
     run goes on."""
     batch_size: Positive = 64
     """Replies of one request."""
     timeout: float = Field(60.0, gt=0)
     """Seconds until a request is given up."""
-    attempts: Positive = 4
+    attempts: Positive = 6
     """Requests at most, the first included."""
     backoff: float = Field(1.0, ge=0)
     """Seconds before the second attempt; doubled for each further one."""
@@ -306,12 +302,9 @@ def plain_parts(parts: Sequence[RewardPart], key: str = "reward") -> Iterator[tu
 
 
 def part_problems(key: str, part: RewardPart) -> list[str]:
-    """What would keep a function or an endpoint from being used here and now."""
+    """What would keep an endpoint or a rule from being used here and now; functions: `align.recipe.user_code`."""
     if part.rules():  # told already, by the section itself
         return []
-    if isinstance(part, FunctionPart):
-        problem = _function_problem(*part.function.rsplit(":", 1))
-        return [f"{key}.function: {problem}"] if problem else []
     if isinstance(part, EndpointPart) and (problem := hidden_problem(part.url)):
         return [f"{key}.url: {problem}"]
     if isinstance(part, EndpointPart) and part.api_key_env and not os.environ.get(part.api_key_env, "").strip():
@@ -319,30 +312,3 @@ def part_problems(key: str, part: RewardPart) -> list[str]:
     if isinstance(part, MathPart) and not is_installed("math_verify"):
         return [missing_package(f"{key}.kind: 'math'", "math_verify")]
     return []
-
-
-def _function_problem(place: str, name: str) -> str | None:
-    if not place.endswith(".py"):
-        package = place.partition(".")[0]
-        if not package.isidentifier() or not is_installed(package):
-            return (
-                f"there is no package '{package}' to import; install it, or name the function's file (file.py:{name})"
-            )
-        return None
-    try:
-        file = typed_path(place)
-    except PathError as error:
-        return str(error)
-    if not file.is_file():
-        return f"no such file {file}"
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # ast's own words for what is too much
-        return f"{file} is not Python ({error})"
-    bound = {getattr(node, "name", None) for node in ast.walk(tree)}
-    for node in ast.walk(tree):  # blocks too: what they bind is seen when the file is run
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            bound.add(node.id)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            bound |= {alias.asname or alias.name for alias in node.names}
-    return None if name in bound or "*" in bound else f"{file} has no function '{name}'"

@@ -31,7 +31,8 @@ class _Recipe(Section):
     data_root: LocalPath | None = None
     """Folder that the paths of sources start from."""
     report_to: Annotated[tuple[str, ...], Listed] = ()
-    """Trackers that metrics go to, by transformers' names (wandb, tensorboard, …)."""
+    """Trackers that the figures of every stage go to, one name or a list (`tensorboard`, `wandb`, `mlflow`, `trackio`,
+    …): [where they are found](metrics.md#trackers)."""
     model: ModelSection
     """The pretrained model, or the shape of a new one."""
     tinyworld: TinyWorldSection | None = None

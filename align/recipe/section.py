@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from align.recipe.user_code import spelling_problem
 from align.runtime.paths import typed_path
 from align.runtime.secrets import shown_url
 
@@ -76,18 +77,47 @@ class Section(BaseModel):
         return self
 
 
+class EarlyStoppingSection(Section):
+    """Ends a stage whose evaluations have become no better for a while."""
+
+    patience: Positive
+    """Evaluations in a row that are no better than the best before them."""
+    min_delta: float = Field(0.0, ge=0)
+    """By how much an evaluation must be better to count."""
+    metric: str | None = Field(None, min_length=1)
+    """Figure of metrics.jsonl that evaluations log, the less the better where its name ends in `loss`; by default
+    `eval_loss`, in ppo `eval/score`, in rejection `score_greedy`."""
+
+
 class StageSection(Section):
-    """The section of a stage: what is asked of every stage, whatever it does.
+    """What every stage has, whatever it does."""
 
-    `unit` is what its batch sizes count, `lengths` are the keys that say for how long it trains.
-    """
+    unit: ClassVar[str] = "rows"  # that its batch sizes count
+    lengths: ClassVar[tuple[str, ...]] = ("max_steps", "num_train_epochs")  # keys that say for how long it trains
+    stopped_by: ClassVar[str] = "eval_loss"  # the figure of `early_stopping` that names none
+    most_epochs: ClassVar[float | None] = None  # passes over the data that are known to help, at most
+    why_most: ClassVar[str] = ""  # by whom, and why
 
-    unit: ClassVar[str] = "rows"
-    lengths: ClassVar[tuple[str, ...]] = ("max_steps", "num_train_epochs")
+    early_stopping: EarlyStoppingSection | None = None
+    """When to end before the last step; without the section never."""
+    callbacks: Annotated[tuple[str, ...], Listed] = ()
+    """Classes of transformers' `TrainerCallback`, as `file.py:Name` or `package.module:Name`, made without arguments;
+    [an example](extending.md#in-a-recipe)."""
+    trainer: str | None = None
+    """A subclass of the stage's trainer that takes its place, as `file.py:Name` or `package.module:Name`."""
 
     def optimizers(self) -> dict[str, Any]:
         """The parts that hold an optimizer's options, by their key below the section ("": the section itself)."""
         return {"": self}
+
+    def code(self) -> dict[str, str]:
+        """What of the user's own code the section names, by its key below the section."""
+        named = {f"callbacks.{index}": spec for index, spec in enumerate(self.callbacks)}
+        return named | ({"trainer": self.trainer} if self.trainer is not None else {})
+
+    def rules(self) -> list[tuple[str, str]]:
+        own = {key: spelling_problem(spec) for key, spec in self.code().items()}
+        return super().rules() + [(key, problem) for key, problem in own.items() if problem]
 
     def described(self) -> str:
         """A sentence for the plan that `align check` prints; "" where the tables say everything."""

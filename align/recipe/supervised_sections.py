@@ -63,7 +63,15 @@ class SupervisedSection(OptimSection, StageSection):
             broken.append(("warmup_steps", sentence))
         if self.holdout == 1 and not self.eval_data:
             broken.append(("holdout", "1 would hold out everything and leave nothing to train on; use a share below 1"))
-        return broken
+        return broken + ([] if self.early_stopping is None else self.stopping_rules())
+
+    def stopping_rules(self) -> list[tuple[str, str]]:
+        """What `early_stopping` lacks."""
+        if self.eval_steps is None:
+            return [("early_stopping", "needs eval_steps: how often to evaluate")]
+        if not self.eval_data and not self.holdout:
+            return [("early_stopping", "needs held-out records: name eval_data or set holdout above 0")]
+        return []
 
     @property
     def length(self) -> str:
@@ -73,6 +81,9 @@ class SupervisedSection(OptimSection, StageSection):
 
 class BaseSection(SupervisedSection):
     """(Continued) pretraining on documents, concatenated into blocks of `max_length` tokens."""
+
+    most_epochs: ClassVar[float] = 16
+    why_most: ClassVar[str] = "text that is repeated more often teaches next to nothing (Muennighoff et al. 2023)"
 
 
 class Instruction(Section):
@@ -110,6 +121,9 @@ class GhostSection(Section):
 
 class SFTSection(SupervisedSection):
     """ChatML supervised finetuning; held-out loss and sampled replies are taken every `eval_steps` and at the end."""
+
+    most_epochs: ClassVar[float] = 16
+    why_most: ClassVar[str] = "InstructGPT's 16 are the most that were published to help, the common 1 to 3"
 
     mask: Mask = "assistant_only"
     """What gets loss: assistant content and its end token; everything but the content of user turns; as Qwen's own
@@ -173,6 +187,8 @@ class RewardSection(SupervisedSection):
     """Preference-model pretraining and reward-model finetuning: pairwise logistic loss on a pooling head."""
 
     unit: ClassVar[str] = "pairs"
+    most_epochs: ClassVar[float] = 2
+    why_most: ClassVar[str] = "reward models overfit after the first (Stiennon et al. 2020, InstructGPT, Llama 2)"
     gone: ClassVar[dict[str, str]] = {
         "source_weights": "it is gone, a source's share of the mixture says how much it counts: give every source of "
         "data a weight",

@@ -5,7 +5,7 @@ Nothing is imported for it: a package is looked for, not loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from align.recipe.errors import did_you_mean
 from align.recipe.schema import Recipe
@@ -28,13 +28,13 @@ TRACKERS = {
     "trackio": ("trackio",),
     "wandb": ("wandb",),
 }
-# Those that accelerate, with which ppo logs, knows too.
-PPO_TRACKERS = ("clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+# Those that accelerate knows, by which every stage sends (`align.runs.trackers`); of the others it has transformers'
+# callback.
+SENDING = ("clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 
 
-def tracker_problems(recipe: Recipe, stages: Iterable[str]) -> Iterator[str]:
-    """What is wrong with `report_to` for `stages`."""
-    stages = tuple(stages)
+def tracker_problems(recipe: Recipe) -> Iterator[str]:
+    """What is wrong with `report_to`."""
     for index, name in enumerate(recipe.report_to):
         key = f"report_to.{index}"
         if name == "none":
@@ -43,7 +43,5 @@ def tracker_problems(recipe: Recipe, stages: Iterable[str]) -> Iterator[str]:
             near = did_you_mean(name, TRACKERS)
             hint = f"did you mean '{near}'?" if near else f"known are {', '.join(TRACKERS)}"
             yield f"{key}: there is no tracker '{name}'; {hint}"
-        elif "ppo" in stages and name not in PPO_TRACKERS:
-            yield f"{key}: ppo cannot log to '{name}'; it can to {', '.join(PPO_TRACKERS)}"
         elif missing := [package for package in TRACKERS[name] if not any(map(is_installed, package.split("|")))]:
             yield missing_package(f"{key}: '{name}'", missing[0].partition("|")[0])

@@ -48,7 +48,9 @@ def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str]) -
     takes = hasattr(args, "overrides")
     strange = [word for word in rest if word.startswith("-") or "=" not in word or not takes]
     if strange:
-        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+        dashed = takes and any(word.startswith("--") for word in strange)
+        hint = "; keys of the recipe are written without dashes, ppo.kl_coef=0.1" if dashed else ""
+        parser.error(f"unrecognized arguments: {' '.join(strange)}{hint}")
     if rest:
         kept = [word for word in argv if word in args.overrides or word in rest]
         args.overrides = kept

@@ -1,6 +1,6 @@
-"""What the `transformers.Trainer` stages share with the rest of a run: metrics.jsonl, progress, Ctrl-C, finite losses.
+"""What the stages share with the rest of a run: metrics.jsonl, trackers, progress, Ctrl-C, finite losses.
 
-`attach` puts all four on a trainer and takes its own printing off; `stage_callbacks` only makes them. Written against
+`attach` puts them on a trainer and takes its own printing off; `stage_callbacks` only makes them. Written against
 transformers 5.19: `on_step_end` comes before logging, evaluating and saving of the same step, so a flag set there still
 saves; `on_pre_optimizer_step` comes after clipping and before the weights move, so a gradient found broken there has
 not yet broken the weights.
@@ -9,18 +9,21 @@ not yet broken the weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
+from align.recipe.schema import Recipe
+from align.recipe.trackers import SENDING
 from align.runs.errors import TrainingError
 from align.runs.interrupt import StopFlag
-from align.runs.metrics import MetricsLog
+from align.runs.metrics import MetricsLog, recorded
 from align.runs.progress import StageProgress
 from align.runs.proof import StepProof
+from align.runs.trackers import Trackers, warn_of
 from align.runtime.ranks import any_rank
 
 _NOT_FIGURES = ("epoch", "total_flos", "step", "time")
@@ -42,9 +45,54 @@ class MetricsCallback(TrainerCallback):
             self.log.keep_until(step, sum(line["step"] == step for line in state.log_history) if step else None)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and logs:  # a run's lines do not tell which process evaluated for the first time
-            kept = {name: value for name, value in logs.items() if not name.endswith("model_preparation_time")}
-            self.log.append({"step": state.global_step, **kept})
+        if state.is_world_process_zero and logs:
+            self.log.append({"step": state.global_step, **recorded(logs)})
+
+
+class TrackerCallback(TrainerCallback):
+    """Sends every log of a trainer, as metrics.jsonl has it."""
+
+    def __init__(self, trackers: Trackers):
+        self.trackers = trackers
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and logs:
+            self.trackers.send(state.global_step, recorded(logs))
+
+
+def tracker_callbacks(recipe: Recipe, out_dir: Path) -> list[TrainerCallback]:
+    """What sends the logs of the trainer whose files lie in `out_dir`."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    found: list[TrainerCallback] = [TrackerCallback(Trackers(recipe, out_dir))] if recipe.report_to else []
+    for name in dict.fromkeys(recipe.report_to):
+        if name not in SENDING:
+            try:
+                found.append(_harmless(name, INTEGRATION_TO_CALLBACK[name]()))
+            except Exception as error:
+                warn_of(name, error)
+    return found
+
+
+def _harmless(name: str, callback: TrainerCallback) -> TrainerCallback:
+    """A callback whose first failure is told and its last: none of its events is called after it."""
+    failed = False
+
+    def kept(event: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal failed
+            try:
+                return None if failed else event(*args, **kwargs)
+            except Exception as error:
+                failed = True
+                warn_of(name, error)
+
+        return call
+
+    for event in dir(callback):
+        if event.startswith("on_"):
+            setattr(callback, event, kept(getattr(callback, event)))
+    return callback
 
 
 class StageProgressCallback(TrainerCallback):
@@ -171,6 +219,7 @@ def stage_callbacks(
     save: Callable[[], None] | None = None,
     figures: tuple[str, ...] | None = None,
     metrics: bool = True,
+    added: Sequence[TrainerCallback] = (),
     **progress_options: Any,
 ) -> list[TrainerCallback]:
     """The callbacks of a stage, in the order in which they have to be added.
@@ -183,11 +232,12 @@ def stage_callbacks(
         save: writes a checkpoint of the current state, for a non-finite gradient.
         figures: which logged figures the bar shows (default: the first four).
         metrics: False for trainers that write metrics.jsonl themselves.
+        added: what the recipe adds.
         progress_options: further arguments of `StageProgress`.
     """
     progress = StageProgressCallback(stage, figures, start=start, **progress_options)
     callbacks: list[TrainerCallback] = [MetricsCallback(MetricsLog(Path(out_dir) / "metrics.jsonl"))] if metrics else []
-    callbacks += [progress, FiniteCallback(save)]
+    callbacks += [progress, FiniteCallback(save), *added]
     if flag is not None:
         flag.at_exit(progress.close)
         callbacks.append(StopCallback(flag))

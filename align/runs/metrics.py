@@ -40,7 +40,7 @@ class MetricsLog:
         """
         if not self.enabled:
             return
-        line = {key: _plain(value) for key, value in line.items()}
+        line = {key: plain(value) for key, value in line.items()}
         line.setdefault("time", round(time.time(), 3))
         head = {key: line.pop(key) for key in ("step", "time") if key in line}
         text = json.dumps({**head, **line}, ensure_ascii=False, allow_nan=False) + "\n"
@@ -89,11 +89,17 @@ def _append_whole(descriptor: int, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left for a whole line")
 
 
-def _plain(value: Any) -> Any:
+def recorded(logs: dict[str, Any]) -> dict[str, Any]:
+    """What of a trainer's log is kept: a run's lines do not tell which process evaluated for the first time."""
+    return {name: value for name, value in logs.items() if not name.endswith("model_preparation_time")}
+
+
+def plain(value: Any) -> Any:
+    """Numbers of torch and numpy as Python's, and None for one that is not finite; of what is in a dict or list too."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

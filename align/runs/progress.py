@@ -44,6 +44,7 @@ class StageProgress:
         stage: the name shown.
         total: the number of steps.
         start: steps done before this run (resumed).
+        epochs: passes over the data that `total` steps are, where that is known.
         interval: seconds between plain lines.
         enabled: False on the ranks that do not talk.
         stream: where to write; standard error by default.
@@ -55,11 +56,13 @@ class StageProgress:
         total: int,
         *,
         start: int = 0,
+        epochs: float | None = None,
         interval: float = 5.0,
         enabled: bool = True,
         stream: TextIO | None = None,
     ):
         self.stage, self.total, self.start, self.interval, self.enabled = stage, total, start, interval, enabled
+        self.epochs = epochs
         self.stream = stream if stream is not None else sys.stderr
         self.done, self.figures = start, dict[str, Any]()
         self._began = self._last_line = 0.0
@@ -82,7 +85,7 @@ class StageProgress:
         if not self.enabled:
             return
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, figures=format_figures(self.figures))
+            self._bar.update(self._task, completed=done, figures=self._shown_figures())
         elif time.monotonic() - self._last_line >= self.interval:
             self._line()
 
@@ -100,7 +103,14 @@ class StageProgress:
         if self.start < self.done < self.total:
             times += f", left {format_seconds(took / (self.done - self.start) * (self.total - self.done))}"
         share = f" ({100 * self.done // self.total}%)" if self.total else ""
-        return f"{self.stage}  {self.done}/{self.total}{share}  {times}  {format_figures(self.figures)}".rstrip()
+        return f"{self.stage}  {self.done}/{self.total}{share}  {times}  {self._shown_figures()}".rstrip()
+
+    def _shown_figures(self) -> str:
+        """`epoch 0.25/1.8  loss 0.51`."""
+        if self.epochs is None or not self.total:
+            return format_figures(self.figures)
+        epoch = f"epoch {format_figure(self.done / self.total * self.epochs)}/{format_figure(self.epochs)}"
+        return f"{epoch}  {format_figures(self.figures)}"
 
     def _line(self) -> None:
         self._last_line, self._shown = time.monotonic(), self.done

@@ -21,7 +21,8 @@ from align.recipe.errors import RecipeError
 from align.recipe.lineage import stage_dir
 from align.recipe.registry import STAGES
 from align.recipe.sources import WORLD, source_path, stage_sources
-from align.runs.acceptance import accepting
+from align.runs.acceptance import accepting, note
+from align.runs.trackers import closing_trackers
 from align.runtime.errors import MissingFileError
 from align.runtime.files import prove_folder, sweep
 from align.runtime.lock import CHAIN, locked
@@ -32,7 +33,7 @@ from align.stages import redo
 from align.stages.clean import clear_chain
 from align.stages.common import Summary, is_main, memory_keys, write_summary
 from align.stages.overview import print_table, stage_summary, write_chain_summary
-from align.stages.recipe_guard import is_begun, is_finished, require_same_world, stamp_world
+from align.stages.recipe_guard import changed_code, is_begun, is_finished, require_same_world, stamp_world
 
 LOG = logging.getLogger("align")
 FORMER = {
@@ -126,6 +127,7 @@ def run_stage(
     _meet()
     with locked(recipe.output_dir, [stage]), nullcontext() if accept is None else accepting(accept):
         _settle(recipe, stage, fresh, yes)
+        _tell_changed_code(recipe, stage)
         began = time.perf_counter()
         if is_main():
             for name in (stage, *STAGES[stage].beside):
@@ -137,7 +139,7 @@ def run_stage(
             summary = stage_summary(recipe, stage) or {}
         else:
             _make_ready(recipe, stage)
-            with memory_errors(f"stage '{stage}'", *memory_keys(recipe, stage)):
+            with closing_trackers(), memory_errors(f"stage '{stage}'", *memory_keys(recipe, stage)):
                 summary = resolve(STAGES[stage].run)(recipe, stage)
             summary["seconds"] = round(time.perf_counter() - began, 2)  # the embedded world's sets included
             began = time.perf_counter()
@@ -159,6 +161,20 @@ def _settle(recipe: Recipe, stage: str, fresh: bool, yes: bool) -> None:
     _meet()
 
 
+def _tell_changed_code(recipe: Recipe, stage: str) -> None:
+    """Say which files of user code are not what the stage was made with; one that goes on notes it."""
+    if not is_main() or not is_begun(recipe, stage):
+        return
+    changed = changed_code(recipe, stage)
+    for one in changed:
+        does = (
+            f"kept as it was made (--fresh {stage} makes it anew)" if is_finished(recipe, stage) else "goes on with it"
+        )
+        LOG.warning("%s: another file than it was begun with, %s: %s", stage, one, does)
+    if not is_finished(recipe, stage):
+        note(stage_dir(recipe, stage), [{"key": one.key, "was": one.was, "is": one.now} for one in changed])
+
+
 def _make_ready(recipe: Recipe, stage: str) -> None:
     """See to what a stage starts from: finished stages, the embedded world's sets, a process without a past."""
     from transformers.utils import logging as transformers_logging
@@ -178,7 +194,7 @@ def _evaluate(recipe: Recipe, stage: str, summary: Summary, began: float) -> Sum
         done = [FORMER.get(one, one) for one in summary.get("hooks", [])]
         if name in done:
             continue
-        with memory_errors(f"what follows stage '{stage}'", *memory_keys(recipe, stage)):
+        with closing_trackers(), memory_errors(f"what follows stage '{stage}'", *memory_keys(recipe, stage)):
             found = resolve(name)(recipe, stage, summary)
         rows = [*summary.get("headline", []), *found.get("headline", [])]
         summary = summary | found | {"headline": rows, "hooks": [*done, name]}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from align.recipe import Recipe, dump_recipe
-from align.recipe.lineage import TRAINED, Origin, has_model, model_dir
+from align.recipe.lineage import TRAINED, Origin, code_hashes, has_model, model_dir
 from align.recipe.registry import STAGES
 from align.runs.acceptance import accepted
 from align.runtime import files
@@ -25,6 +25,7 @@ from data_formats.errors import DataError, EmptyDatasetError
 LOG = logging.getLogger("align")
 Summary = dict[str, Any]
 WITH_CHATML = "model_with_chatml"
+CODE = "code.json"  # the hashes of the user's own code that the recipe names
 MADE_BY_STAGES = (
     "model",
     "best",
@@ -41,6 +42,8 @@ MADE_BY_STAGES = (
     "most_wrong.jsonl",
     "accepted.json",
     "recipe.yaml",
+    CODE,
+    "trackers.json",
     "summary.json",
 )
 
@@ -84,9 +87,11 @@ def memory_keys(recipe: Recipe, stage: str) -> list[str]:
 
 
 def open_folder(recipe: Recipe, out_dir: Path) -> None:
-    """Make the stage's folder and write the resolved recipe into it."""
+    """Make the stage's folder and write the resolved recipe into it, and which code of the user's it names."""
     if is_main():
         files.write_text(out_dir / "recipe.yaml", dump_recipe(recipe))
+        if hashes := code_hashes(recipe):
+            files.write_json(out_dir / CODE, hashes)
 
 
 def described(

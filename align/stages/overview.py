@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from align.recipe import Recipe
 from align.recipe.lineage import stage_dir
+from align.recipe.registry import STAGES
 from align.report.headline import cell
 from align.report.headline import headline as headline_rows
 from align.stages.common import Summary, read_summary, write_summary
@@ -56,6 +58,16 @@ def _rows(recipe: Recipe, summary: Summary) -> Iterator[tuple[tuple[str, ...], b
             yield (stage, *line, took) if index == 0 else ("", *line, ""), index == len(lines) - 1
 
 
+def talk(recipe: Recipe, summary: Summary) -> str:
+    """What a user types to talk to the chain's last policy, beside the SFT model where it is another; empty without
+    one."""
+    policies = [stage for stage in recipe.stages if stage in summary and STAGES[stage].makes == "policy"]
+    if not policies:
+        return ""
+    against = ["--against", "sft"] if "sft" in policies[:-1] else []
+    return shlex.join(["align", "chat", str(recipe.output_dir), *against])
+
+
 def print_table(recipe: Recipe, summary: Summary) -> None:
     """One table (stage, what it measured, before -> after, seconds), and where everything lies."""
     from rich.box import HORIZONTALS
@@ -79,3 +91,5 @@ def print_table(recipe: Recipe, summary: Summary) -> None:
         console.print(f"{sum(summary['seconds'].values()):.0f} s in all, {summary['peak_memory_gib']} GiB at most.")
     contents = "report/index.html, summary.json, a folder per stage"
     console.print(f"Everything is in {recipe.output_dir}/ ({contents}).", soft_wrap=True)
+    if command := talk(recipe, summary):
+        console.print(f"Talk to it: {command}", soft_wrap=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from align.recipe import Recipe, RecipeError
 from align.recipe.supervised_sections import RewardSection
 from align.stages import common, supervised
+from align.stages.user_code import own_callbacks, trainer_class
 from align.trainers.reward import RewardTrainer
 from align.trainers.reward_groups import GroupOptions, GroupRewardTrainer
 from data_formats.records import Comparison, Demonstration, Scored
@@ -94,14 +95,23 @@ def side_scores(trainer: RewardTrainer, rows: list[Any]) -> tuple[list[float], l
 
 
 def make_trainer(
-    section: RewardSection, args: Any, model: Any, tokenizer: Any, rows: list, heldout_rows: list, output_layer: Any
+    section: RewardSection,
+    stage: str,
+    args: Any,
+    model: Any,
+    tokenizer: Any,
+    rows: list,
+    heldout_rows: list,
+    output_layer: Any,
 ) -> RewardTrainer:
-    """The trainer that the section's options need."""
+    """The trainer that the section's options need, or a subclass of it that the section names."""
+    made = trainer_class(section, stage, GroupRewardTrainer if section.grouped else RewardTrainer)
     sets = {"train_dataset": rows, "eval_dataset": heldout_rows or None, "processing_class": tokenizer}
+    sets["callbacks"] = own_callbacks(section, stage)
     if not section.grouped:
-        return RewardTrainer(model, args, **sets)
+        return made(model, args, **sets)
     options = GroupOptions(section.label_smoothing, section.centering, section.lm_weight, section.share_prompts)
-    return GroupRewardTrainer(model, args, options=options, output_layer=output_layer, **sets)
+    return made(model, args, options=options, output_layer=output_layer, **sets)
 
 
 def output_layer(recipe: Recipe, section: RewardSection, path: str | Path, *, fresh_head: bool, stage: str) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from align.recipe import STAGES, Recipe
-from align.recipe.lineage import inputs, stage_dir
+from align.recipe.lineage import code_hashes, inputs, stage_dir, user_code
 from align.recipe.sources import SAMPLED_FROM, world_dir
 from align.runs import checkpoint
 from align.runs.acceptance import accepted, is_accepted
@@ -21,7 +21,7 @@ from align.runtime.files import write_json
 from align.runtime.json_files import RunFileError, read_object
 from align.runtime.secrets import hide
 from align.runtime.terminal import shortened
-from align.stages.common import MADE_BY_STAGES, read_summary
+from align.stages.common import CODE, MADE_BY_STAGES, read_summary
 
 ADAPTERS = ("adapter", "lora", "quantization")
 COMMON = ("seed", "data_root", "model", "tinyworld")
@@ -37,7 +37,7 @@ HARMLESS = frozenset(
 )
 ENDLESS = ("constant", "constant_with_warmup")  # schedules that do not depend on how many steps there will be
 UNITS = {"num_iterations": "iterations", "max_steps": "steps", "num_train_epochs": "epochs", "num_rounds": "rounds"}
-NOTES = ("recipe.yaml", "accepted.json")  # written before a stage begins
+NOTES = ("recipe.yaml", "accepted.json", CODE)  # written before a stage begins
 SHOWN = 8
 WORLD_STAMP = "world.json"
 
@@ -115,6 +115,16 @@ def differences(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
         if key in saved:
             _compare(key, saved[key], now[key], found)
     return found
+
+
+def changed_code(recipe: Recipe, stage: str) -> list[Change]:
+    """The files of user code that the stage was made with and that hold something else now. They are told, and nothing
+    is done about it: a file may be mended while a stage goes on, and an edit may mean nothing. Raises RunFileError."""
+    saved = read_object(stage_dir(recipe, stage) / CODE, "remove it") or {}
+    specs, now = user_code(recipe, stage), code_hashes(recipe)
+    changed = [key for key in specs if key in saved and key in now and saved[key] != now[key]]
+    names = {key: specs[key].rpartition("/")[2] for key in changed}
+    return [Change(key, f"{names[key]} of {saved[key]}", f"{names[key]} of {now[key]}") for key in changed]
 
 
 def _compare(key: str, was: Any, now: Any, found: list[Change]) -> None:

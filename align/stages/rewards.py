@@ -7,11 +7,7 @@ What a part gives is documented where its class is: `reward.sources`, `reward.ru
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from align.recipe import Recipe
@@ -29,9 +25,8 @@ from align.recipe.reward_section import (
     RegexPart,
     RewardPart,
 )
-from align.runtime.errors import MissingFileError, PathError
-from align.runtime.paths import typed_path
 from align.stages import common
+from align.stages.user_code import UserCodeError, load_named
 from reward.protocol import Reward, RewardError
 
 DEFAULT_SCALE = {"weight": None, "shift": 0.0, "scale": 1.0, "clip": None}
@@ -168,31 +163,11 @@ def load_function(spec: str) -> Callable[..., Any]:
         MissingFileError: no such file.
         RewardError: the module fails while it is imported, or has no such function.
     """
-    place, _, name = spec.rpartition(":")
     try:
-        module = _file_module(typed_path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except (MissingFileError, PathError):
-        raise
-    except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` may call sys.exit()
-        raise RewardError(
-            f"reward function {spec}: importing {place} failed: {type(error).__name__}: {error}"
-        ) from error
-    function = getattr(module, name, None)
+        function = load_named("reward function", spec)
+    except UserCodeError as error:
+        raise RewardError(str(error)) from error
     if not callable(function):
+        place, _, name = spec.rpartition(":")
         raise RewardError(f"reward function {spec}: {place} has no function '{name}'")
     return function
-
-
-def _file_module(file: Path) -> Any:
-    if not file.is_file():
-        raise MissingFileError(f"reward function: no such file {file}")
-    name = f"_reward_function_{file.stem}_{abs(hash(file.resolve()))}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickling inside the file look themselves up
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module

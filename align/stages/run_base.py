@@ -20,6 +20,7 @@ from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.runs.seeding import derive
 from align.stages import common, supervised
 from align.stages.supervised import Record
+from align.stages.user_code import own_callbacks, trainer_class
 from align.trainers.sft import SFTTrainer
 from data_formats.records import Document
 
@@ -45,8 +46,15 @@ def run_base(
     read = supervised.account(stage, section, reports, (blocks, {}), (heldout_blocks, {}))
     rows, heldout_rows = ([{"input_ids": block} for block in every] for every in (blocks, heldout_blocks))
     args = supervised.arguments(recipe, stage, section, out_dir, evaluate=bool(heldout_rows))
-    trainer = SFTTrainer(model, args, train_dataset=rows, eval_dataset=heldout_rows or None, processing_class=tokenizer)
-    record = Record(trainer, tokenizer, stage)
+    trainer = trainer_class(section, stage, SFTTrainer)(
+        model,
+        args,
+        train_dataset=rows,
+        eval_dataset=heldout_rows or None,
+        processing_class=tokenizer,
+        callbacks=own_callbacks(section, stage),
+    )
+    record = Record(trainer, tokenizer, stage, recipe, section)
     figures = record.once("before", lambda: _before(trainer, new=origin.kind == "new")) | record.train()
     figures["heldout_loss"] = supervised.heldout_metrics(trainer).get("eval_loss")
     if common.is_main():

@@ -15,17 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from align.recipe import Recipe, batch_plan
+from align.recipe.epochs import epochs_of
 from align.recipe.lineage import Origin, critic_origin, gold_origins, init_origin, reward_origins, stage_dir
 from align.recipe.ppo_section import PPOSection
-from align.runs.callbacks import stage_callbacks
+from align.runs.callbacks import stage_callbacks, tracker_callbacks
 from align.runs.checkpoint import latest, step_of
 from align.runs.interrupt import StopFlag
 from align.runs.seeding import derive, seed_everything
 from align.runtime.errors import AlignError
+from align.runtime.ranks import any_rank
 from align.stages import common
 from align.stages.drafts import prove_outputs
+from align.stages.ending import early_stopping, ended_early, tell_epochs
 from align.stages.prompts import check_room, fitting
 from align.stages.rewards import build_reward
+from align.stages.user_code import own_callbacks, trainer_class
 from data_formats.records import Document, Prompt
 
 BAR = ("score/mean", "eval/score", "kl/reply", "entropy", "length/mean", "end_rate")
@@ -62,19 +66,33 @@ def run_ppo(
         prove_outputs(stage, out_dir, trainer.tokenizer, _outputs(trainer))
         newest = latest(trainer.checkpoint_dir)
         start, training = step_of(newest) if newest else 0, time.perf_counter()
+        length = (section.num_iterations, section.rollout_batch_size, figures["prompts"])
+        epochs = tell_epochs(stage, section, *length, step="iterations", row="prompts")
+        warm_up = section.critic_warmup_steps // (section.num_ppo_epochs * section.num_mini_batches)
+        early = early_stopping(section, after=warm_up)  # until then every evaluation is of the same policy
+        added = [*early, *tracker_callbacks(recipe, out_dir)]
         with StopFlag() as flag:
-            for callback in stage_callbacks(stage, out_dir, flag, start, metrics=False, figures=BAR):
+            shown = {"metrics": False, "figures": BAR, "epochs": epochs}
+            for callback in stage_callbacks(stage, out_dir, flag, start, added=added, **shown):
                 trainer.add_callback(callback)
             state = trainer.train(resume_from_checkpoint=newest)
-        figures |= _trained(state, trainer.optimizer_steps, stage, start, time.perf_counter() - training)
+            interrupted = any_rank(flag.is_set())
+        if state.global_step < state.max_steps and interrupted:
+            raise common.StageStopped(f"stage '{stage}' stopped at iteration {state.global_step} of {state.max_steps}")
+        figures |= {
+            "steps": state.global_step,
+            "epochs": round(epochs_of(state.global_step, *length[1:]), 3),
+            **ended_early(state, early),
+            "optimizer_steps": trainer.optimizer_steps,
+            "train_seconds": round(time.perf_counter() - training, 2),
+            "resumed_from": start,
+        }
         trainer.save_model(out_dir / "model")
         if trainer.critic is not None:
             trainer.save_critic(out_dir / "critic")
         if trainer.ema is not None:
             trainer.save_ema(out_dir / "ema")
         figures |= _last_evaluation(trainer)
-    for tracker in trainer.accelerator.trackers:
-        tracker.finish()  # not `end_training`, which would part the ranks before the chain's next stage
     figures |= summary_figures(trainer.state.log_history)
     return common.finish(out_dir, figures, began)
 
@@ -97,11 +115,9 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
 
     seed = derive(recipe.seed, stage)
     seed_everything(seed)
-    accelerator = make_accelerator(recipe.model.mixed_precision, recipe.report_to, out_dir)
+    accelerator = make_accelerator(recipe.model.mixed_precision)
     if accelerator.num_processes > 1:
         common.LOG.info("%s: %s", stage, sharding.described(accelerator))
-    if recipe.report_to:
-        accelerator.init_trackers(recipe.name, config={"seed": recipe.seed, "recipe": recipe.model_dump_json()})
     origin = init_origin(recipe, "ppo")
     path = common.origin_path(recipe, origin, stage=stage)
     tokenizer = recipe_tokenizer(path, recipe.model)
@@ -126,7 +142,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     else:
         policy, critic, reference = roles.policy, roles.critic, roles.reference
     check_room(policy, section.rollout, stage)
-    trainer = PPOTrainer(
+    trainer = trainer_class(section, stage, PPOTrainer)(
         policy,
         critic,
         reward,
@@ -138,6 +154,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
         ptx_blocks=blocks,
         eval_prompts=eval_prompts,
         gold=gold,
+        callbacks=own_callbacks(section, stage),
         accelerator=accelerator,
         seed=seed,
     )
@@ -216,18 +233,6 @@ def ptx_blocks(recipe: Recipe, section: PPOSection, tokenizer: Any) -> tuple[lis
     blocks = [block for block in encode_documents(tokenizer, documents, section.ptx_max_length) if len(block) > 1]
     common.need_rows(blocks, {}, what="the ptx documents hold no text", keys="ppo.ptx_data")
     return blocks, reports
-
-
-def _trained(state: Any, optimizer_steps: int, stage: str, start: int, seconds: float) -> dict[str, Any]:
-    """What the training took. Raises StageStopped where it was not finished."""
-    if state.global_step < state.max_steps:
-        raise common.StageStopped(f"stage '{stage}' stopped at iteration {state.global_step} of {state.max_steps}")
-    return {
-        "steps": state.global_step,
-        "optimizer_steps": optimizer_steps,
-        "train_seconds": round(seconds, 2),
-        "resumed_from": start,
-    }
 
 
 def _last_evaluation(trainer: Any) -> dict[str, Any]:

@@ -25,8 +25,10 @@ from typing import Any
 from align.recipe import Recipe, batch_plan
 from align.recipe.lineage import Origin, init_origin, reward_origins, stage_dir
 from align.recipe.rejection_section import RejectionSection
+from align.runs.early_stopping import reason_to_end
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
+from align.runs.trackers import Trackers
 from align.runtime import files
 from align.runtime.ranks import agree, barrier, is_main
 from align.stages import candidates, common, run_sft, selection
@@ -69,6 +71,7 @@ def run_rejection(
     prove_outputs(stage, out_dir, None, {})  # its models are tried by the finetuning of the first round
     best: list[selection.Best | None] = [None] * len(prompts)
     before = evaluate_heldout(Sampler(recipe, newest, stage), heldout, out_dir / ROUNDS / "0")
+    trackers = Trackers(recipe, out_dir)
     rounds: list[Summary] = []
     for number in range(1, section.num_rounds + 1):
         folder = out_dir / ROUNDS / str(number)
@@ -82,15 +85,21 @@ def run_rejection(
             common.write_rows(folder / DEMONSTRATIONS, selection.demonstrations(prompts, kept))
         found = finetune(recipe, stage, section, newest, folder)
         newest = str(folder / "model")
-        if number == section.num_rounds:
-            put_model(Path(newest), out_dir / "model")
         found |= selection.figures(rows, best, kept, number)
         found |= evaluate_heldout(Sampler(recipe, newest, stage), heldout, folder)
         rounds.append({"round": number, **found})
-        common.write_lines(out_dir / "metrics.jsonl", [logged(one) for one in rounds])
+        lines = [logged(one) for one in rounds]
+        common.write_lines(out_dir / "metrics.jsonl", lines)
+        if is_main():
+            trackers.send(number, lines[-1])
+        if reason := no_better(section, before, lines):
+            common.LOG.info("%s: ends after round %d of %d: %s", stage, number, section.num_rounds, reason)
+            break
+    put_model(Path(newest), out_dir / "model")
+    early = {"stopped_early": f"{reason}; round {number} of {section.num_rounds}"} if reason else {}
     origins = {role: asdict(one) for role, one in ({"policy": origin} | reward_origins(recipe, stage)).items()}
     counts = {"prompts": len(prompts), "eval_prompts": len(heldout), "origins": origins}
-    return common.finish(out_dir, read | counts | summary_figures(before, rounds), began)
+    return common.finish(out_dir, read | counts | early | summary_figures(before, rounds), began)
 
 
 def read_prompts(
@@ -163,6 +172,16 @@ def logged(found: Summary) -> Summary:
     """A round's line of `metrics.jsonl`: its plain numbers."""
     plain = {name: value for name, value in found.items() if isinstance(value, int | float)}
     return {"step": plain.pop("round"), **plain, "gap": found["by_k"][-1]["gap"]}
+
+
+def no_better(section: RejectionSection, before: Summary, lines: Sequence[Summary]) -> str | None:
+    """Why these rounds' lines end the stage before its last round, in words; None: they do not."""
+    if section.early_stopping is None or len(lines) == section.num_rounds:
+        return None
+    metric = section.early_stopping.metric or section.stopped_by
+    if metric not in lines[-1]:
+        raise TrainingError(f"early_stopping.metric: no round logs '{metric}'; they log {', '.join(lines[-1])}")
+    return reason_to_end([{"step": 0, **before}, *lines], metric, section.early_stopping)
 
 
 def put_model(source: Path, target: Path) -> None:

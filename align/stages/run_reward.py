@@ -84,8 +84,8 @@ def train_reward(
     layer = preferences.output_layer(recipe, section, path, fresh_head=fresh_head, stage=stage)
     args = _arguments(recipe, section, stage, out_dir, seed, evaluate=bool(heldout_rows))
     reference = reference_batches(recipe, section, tokenizer, stage) if section.center_scores else None  # fails early
-    trainer = preferences.make_trainer(section, args, model, tokenizer, rows, heldout_rows, layer)
-    record = Record(trainer, tokenizer, stage)
+    trainer = preferences.make_trainer(section, stage, args, model, tokenizer, rows, heldout_rows, layer)
+    record = Record(trainer, tokenizer, stage, recipe, section)
     figures = record.once("before", lambda: _before(trainer, heldout, heldout_rows, train, fresh_head))
     figures = figures | record.train("loss", "accuracy", "margin")
     if reference is not None:
@@ -139,8 +139,7 @@ def shuffled_labels(comparisons: list[Comparison | Scored], seed: int) -> list[C
 
 def _arguments(recipe: Recipe, section: RewardSection, stage: str, out_dir: Path, seed: int, *, evaluate: bool) -> Any:
     plan = batch_plan(recipe.model_copy(update={stage: section}), stage)
-    options = {"seed": derive(seed, "train"), "report_to": recipe.report_to, "evaluate": evaluate}
-    return training_arguments(section, plan, recipe.model, out_dir, **options)
+    return training_arguments(section, plan, recipe.model, out_dir, seed=derive(seed, "train"), evaluate=evaluate)
 
 
 def held_out(

@@ -28,6 +28,7 @@ from align.stages.best_checkpoint import BestCheckpoint
 from align.stages.evaluations import Evaluations, merge
 from align.stages.ghost import ghost_demonstrations
 from align.stages.supervised import Record
+from align.stages.user_code import own_callbacks, trainer_class
 from align.trainers.sft import SFTTrainer
 from data_formats import chatml
 from data_formats.chat_format import chat_format
@@ -73,13 +74,14 @@ def run_sft(
     read = supervised.account(
         stage, section, reports, (rows.rows, rows.counts), (heldout_rows.rows, heldout_rows.counts)
     )
-    trainer = SFTTrainer(
+    trainer = trainer_class(section, stage, SFTTrainer)(
         model,
         args,
         train_dataset=rows.rows,
         eval_dataset=heldout_rows.rows or None,
         processing_class=tokenizer,
         compute_metrics=LossByCategory(categories),
+        callbacks=own_callbacks(section, stage),
         loss_reduction=section.loss_reduction,
         packing=section.packing,
         max_length=section.max_length,
@@ -87,7 +89,7 @@ def run_sft(
         max_z_coef=section.max_z_coef,
     )
     seed = derive(recipe.seed, stage, "replies")
-    figures = fit(trainer, stage, section, out_dir, tokenizer=tokenizer, heldout=heldout, seed=seed)
+    figures = fit(trainer, stage, recipe, section, out_dir, tokenizer=tokenizer, heldout=heldout, seed=seed)
     counts: dict[str, Any] = {"rows": len(rows.rows), "heldout_rows": len(heldout_rows.rows)}
     if trainer.packing_report is not None:
         counts["packing"] = trainer.packing_report
@@ -156,6 +158,7 @@ def encode_training(
 def fit(
     trainer: SFTTrainer,
     stage: str,
+    recipe: Recipe,
     section: SFTSection,
     out_dir: Path,
     *,
@@ -164,7 +167,7 @@ def fit(
     seed: int,
 ) -> dict[str, Any]:
     """Train, save the model, evaluate it, and save the best one where that is asked for; returns the figures."""
-    record = Record(trainer, tokenizer, stage)
+    record = Record(trainer, tokenizer, stage, recipe, section)
     if not trainer.eval_dataset:
         return {"heldout_loss": None, "heldout_loss_before": None, **record.train()}
     prompts = fitting_prompts(tokenizer, heldout_prompts(heldout, section.eval_num_replies), section.max_length)

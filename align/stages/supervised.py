@@ -18,6 +18,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from align.recipe import Recipe, batch_plan
+from align.recipe.epochs import epochs_of
 from align.recipe.lineage import TRAINED, Origin
 from align.recipe.registry import STAGES
 from align.recipe.supervised_sections import SupervisedSection
@@ -26,9 +27,10 @@ from align.runs.errors import CheckpointError
 from align.runs.seeding import derive
 from align.runtime import files
 from align.runtime.memory import memory_errors
-from align.runtime.ranks import barrier, is_main
+from align.runtime.ranks import any_rank, barrier, is_main
 from align.stages import common
 from align.stages.drafts import prove_outputs
+from align.stages.ending import early_stopping, ended_early, logged, tell_epochs
 from align.trainers.arguments import training_arguments
 from align.trainers.sft import SFTTrainer
 
@@ -65,7 +67,6 @@ def arguments(
         recipe.model,
         out_dir,
         seed=derive(recipe.seed, stage, "train"),
-        report_to=recipe.report_to,
         evaluate=evaluate,
     )
 
@@ -104,15 +105,21 @@ def account(
     return found
 
 
-def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learning_rate")) -> dict[str, Any]:
+def train(
+    trainer: Any,
+    stage: str,
+    recipe: Recipe,
+    section: SupervisedSection,
+    figures: tuple[str, ...] = ("loss", "learning_rate"),
+) -> dict[str, Any]:
     """Train to the end, from the latest whole checkpoint where there is one.
 
     Args:
         figures: what the progress bar shows of the logged values.
 
     Returns:
-        `steps`, `train_loss` (the last one logged), `train_seconds`, `resumed_from` (0 = from the start); of an
-        adapter also `trained_parameters` of all `parameters`.
+        `steps`, `epochs`, `train_loss` (the last one logged), `train_seconds`, `resumed_from` (0 = from the start);
+        of an adapter also `trained_parameters` of all `parameters`; `stopped_early`, why, where it was.
 
     Raises:
         StageStopped: Ctrl-C; a checkpoint was written.
@@ -120,7 +127,7 @@ def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learnin
         CheckpointError: the checkpoint to go on from was trained on other rows.
     """
     from align.models.adapters import trained_share
-    from align.runs.callbacks import attach
+    from align.runs.callbacks import attach, tracker_callbacks
     from align.runs.interrupt import StopFlag
 
     out_dir = Path(trainer.args.output_dir)
@@ -132,21 +139,27 @@ def train(trainer: Any, stage: str, figures: tuple[str, ...] = ("loss", "learnin
         common.LOG.info(
             "%s: trains %d of %d parameters (%.2f %%)", stage, trained, parameters, 100 * trained / parameters
         )
+    early, planned, rows = early_stopping(section), trainer.planned_steps(), len(trainer.train_dataset)
+    epochs = tell_epochs(stage, section, planned, section.batch_size, rows, row=section.unit)
     began = time.perf_counter()
     with StopFlag() as flag:
-        attach(trainer, stage, out_dir, flag, figures=figures)
-        if latest and start >= trainer.planned_steps():
-            trainer.load_finished(latest)  # killed after the last step: transformers would make one more
+        added = [*early, *tracker_callbacks(recipe, out_dir)]
+        attach(trainer, stage, out_dir, flag, figures=figures, added=added, epochs=epochs)
+        if latest and (start >= planned or any(one.verdict(logged(latest)) for one in early)):
+            trainer.load_finished(latest)  # killed after its last step: transformers would make one more
         else:
             trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+        interrupted = any_rank(flag.is_set())
     state = trainer.state
-    if state.global_step < state.max_steps:
+    if state.global_step < state.max_steps and interrupted:
         common.LOG.warning(
             "%s: stopped at step %d of %d, saved in %s", stage, state.global_step, state.max_steps, out_dir
         )
         raise common.StageStopped(f"stage '{stage}' stopped at step {state.global_step}")
     return {
         "steps": state.global_step,
+        "epochs": round(epochs_of(state.global_step, section.batch_size, rows), 3),
+        **ended_early(state, early),
         "train_loss": next((line["loss"] for line in reversed(state.log_history) if "loss" in line), None),
         "train_seconds": round(time.perf_counter() - began, 2),
         "resumed_from": start,
@@ -199,14 +212,16 @@ class Record:
         trainer: of a `SupervisedTrainer`'s kind; `<its output_dir>/model` is written, or read.
         tokenizer: saved with the model.
         stage: the name shown.
+        recipe, section: what the stage is told.
 
     Raises:
         StorageError, OutputError: the model could not be saved at the end (`align.stages.drafts`).
         CheckpointError: a `trained.json` that cannot be read, or whose model was trained on other rows.
     """
 
-    def __init__(self, trainer: Any, tokenizer: Any, stage: str):
+    def __init__(self, trainer: Any, tokenizer: Any, stage: str, recipe: Recipe, section: SupervisedSection):
         self.trainer, self.tokenizer, self.stage = trainer, tokenizer, stage
+        self.recipe, self.section = recipe, section
         self.folder = Path(trainer.args.output_dir)
         trainer.data.keys = (f"{stage}.data", f"{stage}.eval_data")
         barrier()  # nobody reads while the first rank still writes for another trainer
@@ -251,16 +266,16 @@ class Record:
         Args:
             shown: which figures the bar shows, default those of `train`.
         """
-        from align.runs.callbacks import attach
+        from align.runs.callbacks import attach, tracker_callbacks
 
         if self.trained:
-            attach(self.trainer, self.stage, self.folder)
+            attach(self.trainer, self.stage, self.folder, added=tracker_callbacks(self.recipe, self.folder))
             self.trainer._load_from_checkpoint(str(self.folder / "model"))
             for name, value in self.found["state"].items():
                 setattr(self.trainer.state, name, value)
             common.LOG.info("%s: trained before, only what comes after is done", self.stage)
             return self.found[TRAINING]
-        figures = train(self.trainer, self.stage, *((shown,) if shown else ()))
+        figures = train(self.trainer, self.stage, self.recipe, self.section, *((shown,) if shown else ()))
         save_model(self.trainer, self.tokenizer)
         state = self.trainer.state
         self.found["state"] = {name: getattr(state, name) for name in ("global_step", "max_steps", "epoch")}

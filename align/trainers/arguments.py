@@ -22,7 +22,6 @@ def training_arguments(
     output_dir: str | Path,
     *,
     seed: int,
-    report_to: tuple[str, ...] = (),
     evaluate: bool = True,
 ) -> TrainingArguments:
     """TrainingArguments of one stage on this machine: bars, memory metrics and reporting off, no CPU worker processes.
@@ -56,7 +55,8 @@ def training_arguments(
         bf16=model.mixed_precision == "bf16",
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
-        report_to=list(report_to) or "none",
+        report_to="none",  # `align.runs.trackers` reports
+        restore_callback_states_from_checkpoint=True,
         disable_tqdm=True,
         remove_unused_columns=False,
         use_cache=True,  # goes into the saved config; our forwards switch the cache off themselves

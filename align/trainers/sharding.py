@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,22 +73,17 @@ def fsdp_plugin(mixed_precision: str = "no") -> FullyShardedDataParallelPlugin |
     return FullyShardedDataParallelPlugin(cpu_ram_efficient_loading=False, mixed_precision_policy=policy)
 
 
-def make_accelerator(
-    mixed_precision: str = "no", report_to: Sequence[str] = (), project_dir: str | Path | None = None
-) -> Accelerator:
+def make_accelerator(mixed_precision: str = "no") -> Accelerator:
     """An accelerator as PPO needs it: passes without gradients must not make DDP synchronise buffers, and losses, which
     are scaled here, must not be divided by the `gradient_accumulation_steps` of somebody's accelerate config.
 
-    An earlier stage of this process may have set another precision; that one is forgotten. `project_dir`: where
-    trackers that write files put them.
+    An earlier stage of this process may have set another precision; that one is forgotten.
     """
     plugin = fsdp_plugin(mixed_precision)
     if AcceleratorState._shared_state and (plugin or AcceleratorState().mixed_precision != mixed_precision):
         AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
-        log_with=list(report_to) or None,
-        project_dir=None if project_dir is None else str(project_dir),
         fsdp_plugin=plugin,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],

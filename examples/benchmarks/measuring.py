@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -297,7 +297,9 @@ def program(
     parser.add_argument("--cases", nargs="+", choices=cases, default=list(cases), metavar="CASE", help=", ".join(cases))
     parser.add_argument("--sides", nargs="+", choices=sides, default=list(sides), metavar="SIDE", help=", ".join(sides))
     parser.add_argument("--rounds", type=how_many, default=5, help="rounds that are counted (default 5)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write figures and table there, over older ones")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="figures and table, over older ones of the same cases"
+    )
     parser.add_argument("--tiny", action="store_true", help="sizes at which it can be tried in a minute")
     options(parser)
     asked = parser.parse_args(argv)
@@ -310,15 +312,29 @@ def program(
         "machine": machine(),
         "cases": [],
     }
+    if asked.out is not None:
+        result["cases"] = cases_kept(asked.out, result, asked.cases)
     for name in asked.cases:
         case = settle(asked, {**cases[name], **(tiny if asked.tiny else {})})
         here = {side: own.get(side, sys.executable) for side in asked.sides if side in case.get("sides", sides)}
         print(f"{subject} {name}: {case['words']}", file=sys.stderr, flush=True)
         found = measure(script, case, here, asked.rounds)
         result["cases"].append({"name": name, "words": f"{name}: {case['words']}", "case": case, "sides": found})
+        result["cases"].sort(key=lambda measured: list(cases).index(measured["name"]))
         if asked.out is not None:  # what is measured is kept even if a later case fails
             write(result, asked.out)
     print(table(result))
+
+
+def cases_kept(folder: Path, result: dict[str, Any], again: Sequence[str]) -> list[dict[str, Any]]:
+    """The cases in `folder`, but those that are measured `again`; none where subject, rounds or machine were others."""
+    file = folder / f"{result['subject']}.json"
+    if not file.is_file():
+        return []
+    earlier = json.loads(file.read_text(encoding="utf-8"))
+    if any(earlier[key] != result[key] for key in ("unit", "rounds", "machine")):
+        return []
+    return [case for case in earlier["cases"] if case["name"] not in again]
 
 
 def write(result: dict[str, Any], folder: Path, shown: Callable[[dict[str, Any]], str] = table) -> None:

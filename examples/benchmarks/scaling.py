@@ -81,14 +81,16 @@ def table(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
-    """A panel an axis: CPU seconds over the size, both in powers of two; for `memory` the peak."""
+    """A panel an axis: CPU seconds over the size, both logarithmic; for `memory` the peak."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     from align.report.style import DARK, LIGHT, legend, line, panels, png
 
     axes_shown = list(dict.fromkeys(case["axis"] for case in result["cases"]))
     sides = list(dict.fromkeys(side for case in result["cases"] for side in case["sides"]))
 
     def figure(theme: Any) -> Any:
-        made, every = panels(len(axes_shown), 3, width=10.5, height=2.9 * math.ceil(len(axes_shown) / 3))
+        made, every = panels(len(axes_shown), 3, width=10.5, height=2.9)
         for axes, axis in zip(every, axes_shown, strict=False):
             what, scale = ("peak", GIB) if axis == "memory" else ("cpu", 1.0)
             for side, color in zip(sides, (theme.blue, theme.orange), strict=False):
@@ -96,9 +98,14 @@ def draw(result: dict[str, Any], folder: Path) -> None:
                 fitted = f"{side}, exponent {exponent(points):.2f}"
                 line(axes, ([x for x, _ in points], [y / scale for _, y in points]), fitted, color, marker="o")
             axes.set_xscale("log", base=2)
-            axes.set_yscale("log", base=2)
+            axes.set_yscale("log")
             sizes = sorted({case["size"] for case in result["cases"] if case["axis"] == axis})
             axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
             axes.set(title=AXES[axis][0], ylabel="peak GiB" if axis == "memory" else "CPU seconds")
             legend(axes, loc="upper left")
         return made

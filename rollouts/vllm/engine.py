@@ -13,7 +13,7 @@ sequences run at once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -101,6 +101,22 @@ class VLLMEngine:
             for output in self._sample(prompts, asked)
             for reply in (output.outputs if params.temperature > 0 else output.outputs * params.n)
         ]
+
+    def stream(self, prompt: list[int], params: SamplingParams, heard: Callable[[int], None]) -> Completion:
+        """See `rollouts.protocol.Streaming`.
+
+        Raises:
+            RolloutError: as `generate`; more than one completion asked for, or an engine whose tokens a trainer draws.
+        """
+        if params.n != 1 or self.trainer_pass is not None:
+            raise RolloutError("one reply can be heard at a time (n 1), and only one that the engine itself draws")
+        room = self.settings.max_model_len - params.max_new_tokens
+        self._check(prompt, "the prompt", room, f"max_new_tokens {params.max_new_tokens}")
+        (asked,) = requests.request_params(params, 1, self._vocabulary, mask=self._mask)
+        if self._unusable is not None:
+            raise RolloutError(f"the vLLM engine {self._unusable}")
+        output = self._local.stream(prompt, asked, heard)
+        return requests.completion(output.outputs[0], params, self._mode, self.weight_version)
 
     def token_logprobs(self, sequences: list[list[int]]) -> list[tuple[float, ...]]:
         """See `rollouts.protocol.Scoring`.

@@ -6,7 +6,7 @@ import gc
 import json
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,28 @@ class LocalVLLM:
         with undisturbed():
             inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
             return self._open().generate(inputs, asked, use_tqdm=False, lora_request=self._request())
+
+    def stream(self, prompt: list[int], asked: vllm.SamplingParams, heard: Callable[[int], None]) -> vllm.RequestOutput:
+        """What `sample` makes of one prompt; `heard` is told each id as it comes."""
+        from vllm.sampling_params import RequestOutputKind
+
+        self.wake(ALL)
+        engine, name, told = self._open().llm_engine, "stream", 0
+        asked.output_kind = RequestOutputKind.CUMULATIVE
+        with undisturbed():
+            engine.add_request(name, {"prompt_token_ids": list(prompt)}, asked, lora_request=self._request())
+            try:
+                while True:
+                    for output in engine.step():
+                        ids = output.outputs[0].token_ids
+                        for token in ids[told:]:
+                            heard(int(token))
+                        told = len(ids)
+                        if output.finished:
+                            return output
+            except BaseException:
+                engine.abort_request([name])
+                raise
 
     def reload(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """New weights in place of the old ones, in this engine's memory.

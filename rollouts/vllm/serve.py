@@ -19,6 +19,7 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from rollouts.vllm.auth import KEY_VARIABLE, hand_over, read_key
 
 WARM_UP_TOKENS = 32
 GIB = 2**30
+LONGEST_ON_CPU = 4096  # tokens of a conversation, where memory is not measured first
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,7 +86,8 @@ def main(argv: list[str] | None = None) -> None:
         from rollouts.vllm.parent_death import end_with_parent
 
         end_with_parent(args.owner_folder)
-    _run(args, rest)
+    os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # /collective_rpc and /update_weight_version; all behind the key
+    _run(lambda on_cpu: vllm_arguments(args, on_cpu=on_cpu) + rest)
 
 
 def vllm_arguments(args: argparse.Namespace, *, on_cpu: bool) -> list[str]:
@@ -109,8 +112,36 @@ def vllm_arguments(args: argparse.Namespace, *, on_cpu: bool) -> list[str]:
     return words
 
 
-def _run(args: argparse.Namespace, rest: list[str]) -> None:
-    os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # /collective_rpc and /update_weight_version; all behind the key
+def openai_arguments(model: str, name: str, host: str, port: int, *, on_cpu: bool) -> list[str]:
+    """Of vLLM's own server, asked in texts: it renders and stops as the model's folder says, behind our key."""
+    words = ["--model", model, "--served-model-name", name, "--host", host, "--port", str(port)]
+    words += ["--middleware", "rollouts.vllm.auth.RequireKey", "--disable-uvicorn-access-log", "--disable-log-stats"]
+    if not on_cpu:
+        return [*words, "--max-model-len", "auto"]
+    length = str(_positions(model))
+    words += ["--max-model-len", length, "--no-enable-chunked-prefill", "--max-num-batched-tokens", length]  # as above
+    return [*words, "--kv-cache-memory-bytes", str(GIB), "--enforce-eager"]
+
+
+def _positions(model: str) -> int:
+    """Tokens of the longest conversation on a CPU."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model).get_text_config(decoder=True)
+    return min(getattr(config, "max_position_embeddings", None) or LONGEST_ON_CPU, LONGEST_ON_CPU)
+
+
+def serve_openai(model: str, name: str, host: str, port: int, rest: Sequence[str] = ()) -> None:
+    """vLLM's OpenAI-compatible server of a folder or hub id, until SIGTERM or SIGINT; the key was handed over.
+
+    Args:
+        rest: further options of vLLM.
+    """
+    _run(lambda on_cpu: [*openai_arguments(model, name, host, port, on_cpu=on_cpu), *rest])
+
+
+def _run(words_of: Callable[[bool], list[str]]) -> None:
+    """Serves; `words_of(on_cpu)` is vLLM's command line."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if "OMP_NUM_THREADS" in os.environ:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else vLLM takes its own number of threads
@@ -123,8 +154,7 @@ def _run(args: argparse.Namespace, rest: list[str]) -> None:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     cli_env_setup()
-    words = vllm_arguments(args, on_cpu=current_platform.is_cpu()) + rest
-    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(words)
+    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(words_of(current_platform.is_cpu()))
     validate_parsed_serve_args(parsed)
     asyncio.run(_serve(parsed))
 

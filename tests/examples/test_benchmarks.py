@@ -41,6 +41,17 @@ def test_a_benchmark_says_how_it_is_run(file):
     assert f"python examples/benchmarks/{file.name}" in file.read_text(encoding="utf-8").split('"""')[1]
 
 
+def test_new_figures_replace_those_of_the_same_cases(tmp_path):
+    measuring = load("measuring")
+    result = {"subject": "sft", "unit": "token", "rounds": 5, "machine": {"cores": 2}, "cases": []}
+    assert measuring.cases_kept(tmp_path, result, ["a"]) == []
+    cases = [{"name": "a"}, {"name": "b"}]
+    (tmp_path / "sft.json").write_text(json.dumps(result | {"cases": cases}))
+    assert measuring.cases_kept(tmp_path, result, ["a"]) == [{"name": "b"}]
+    assert measuring.cases_kept(tmp_path, result | {"machine": {"cores": 4}}, ["a"]) == []
+    assert measuring.cases_kept(tmp_path, result | {"rounds": 1}, ["a"]) == []
+
+
 @pytest.mark.parametrize("side", ["align", "floor", "lean"])
 def test_an_iteration_of_ppo(side):
     ppo, measuring = load("ppo"), load("measuring")
@@ -59,6 +70,8 @@ def test_an_iteration_of_ppo(side):
         ("reward_models", "4:1", "align"),
         ("reward_models", "score-8", "align"),
         ("reward_models", "score-8", "plain"),
+        ("serve_reward", "128", "served"),
+        ("serve_reward", "128", "plain"),
         ("data", "read", "align"),
         ("data", "encode", "align"),
         ("data", "pack", "align"),

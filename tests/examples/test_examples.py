@@ -84,6 +84,14 @@ def test_ppo_with_a_function_as_reward(tmp_path):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) >= 30
 
 
+def test_code_of_ones_own_in_a_recipe(tmp_path):
+    figures = load("in_a_recipe").main(tmp_path)
+    first = json.loads((tmp_path / "run/rm/metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(1, abs=0.15)  # of scores that are hardly apart: log 2 by our own loss
+    assert figures["train_loss"] < 0.5 and figures["accuracy"] > 0.9
+    assert (tmp_path / "run/rm/code.json").is_file()
+
+
 @pytest.mark.slow
 def test_a_cost_a_token_makes_replies_short(tmp_path):
     example = load("ppo_short_answers")

@@ -142,7 +142,7 @@ def test_what_may_be_over_is_tried_again_with_growing_pauses(server, caplog):
         assert reward(server, backoff=0.1).score(samples("abc")) == [3.0]
     pauses = [late - early for early, late in zip(server.times, server.times[1:], strict=False)]
     assert [pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2), strict=True)] == [True] * 3
-    assert [f"(attempt {n} of 4)" in record.getMessage() for n, record in enumerate(caplog.records, 1)] == [True] * 3
+    assert [f"(attempt {n} of 6)" in record.getMessage() for n, record in enumerate(caplog.records, 1)] == [True] * 3
     assert "status 429" in caplog.records[1].getMessage()
 
 

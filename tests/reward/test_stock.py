@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from peft import AutoPeftModelForSequenceClassification, PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -146,6 +148,30 @@ def test_the_stock_class_scores_an_adapter_as_ours_does(tmp_path):
     assert not any("modules_to_save" in name for name in critic.state_dict())
 
 
+def test_peft_alone_scores_an_adapter_as_ours_does(tmp_path):
+    """With names of the body alone PEFT would take the head and leave the adapter at its start, with a warning."""
+    ours, folder = adapted(tmp_path, load_reward_model)
+    ids = torch.tensor([[5, 6, 7, 258]])
+    theirs = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
+    on_base = PeftModel.from_pretrained(base, folder).eval()
+    with torch.no_grad():
+        expected = ours.eval()(ids, torch.ones_like(ids))
+        for model in (theirs, on_base):
+            torch.testing.assert_close(model(input_ids=ids).logits[:, 0], expected)
+
+
+def test_an_adapter_that_was_saved_with_names_of_the_body_still_loads(tmp_path):
+    ours, folder = adapted(tmp_path, load_reward_model)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    former = {key.replace("base_model.model.model.", "base_model.model."): value for key, value in tensors.items()}
+    assert former.keys() != tensors.keys()
+    save_file(former, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    again, ids = RewardModel.from_pretrained(folder), torch.tensor([[5, 6, 7, 258]])
+    with torch.no_grad():
+        assert torch.equal(again(ids, torch.ones_like(ids)), ours.eval()(ids, torch.ones_like(ids)))
+
+
 @pytest.mark.since("5.19")
 @pytest.mark.parametrize(
     ("load", "options"), [(load_critic, {}), (load_reward_model, {"set_pooling": "mean"})], ids=["critic", "mean"]
@@ -154,4 +180,8 @@ def test_an_adapter_with_another_head_is_refused_by_the_stock_class(tmp_path, lo
     ours, folder = adapted(tmp_path, load, **options)
     with pytest.raises(RuntimeError, match="mismatch"):
         AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        PeftModel.from_pretrained(
+            AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1), folder
+        )
     assert type(ours).from_pretrained(folder).head.weight.shape == (1, 16)

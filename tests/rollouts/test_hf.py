@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from rollouts.errors import RolloutError
 from rollouts.hf import HFEngine
-from rollouts.protocol import Engine, SamplingParams, Scoring
+from rollouts.protocol import Engine, SamplingParams, Scoring, Streaming
 
 PROMPTS = [[5, 6, 7, 8, 9], [3], [11, 12, 13], [20, 21, 22, 23, 24, 25, 26, 27], [2, 4]]
 
@@ -296,3 +296,20 @@ def test_on_cuda_as_on_the_cpu_and_its_generator_is_not_touched(model):
     assert torch.equal(torch.cuda.get_rng_state(), state)
     same = sum(ours.token_ids == theirs.token_ids for ours, theirs in zip(replies, expected, strict=True))
     assert same >= len(expected) - 1  # one uniform number may fall on the other side of a rounding error
+
+
+def test_a_reply_that_is_heard_is_the_one_that_is_generated(model, monkeypatch):
+    for way in (None, "no loop for it"):  # the decode loop, and transformers' generate
+        monkeypatch.setattr("rollouts.hf.why_not", lambda model, way=way: way)
+        engine = HFEngine(model, 0)
+        assert isinstance(engine, Streaming)
+        for seed in range(6):
+            params = SamplingParams(max_new_tokens=12, seed=seed, stop_token_ids=(7, 9, 11))
+            heard: list[int] = []
+            (said,) = engine.generate([PROMPTS[0]], params)
+            assert engine.stream(PROMPTS[0], params, heard.append) == said
+            assert tuple(heard) == said.token_ids
+    with pytest.raises(RolloutError, match="one reply can be heard at a time"):
+        engine.stream(PROMPTS[0], SamplingParams(n=2), print)
+    with pytest.raises(RolloutError, match="is empty"):
+        engine.stream([], SamplingParams(), print)

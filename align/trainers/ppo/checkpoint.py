@@ -308,5 +308,6 @@ def _save_weights(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -
 def _load_trainer_state(trainer_state: TrainerState, file: Path) -> None:
     saved = TrainerState.load_from_json(str(file))
     best = ("best_metric", "best_global_step", "best_model_checkpoint")
-    for name in ("global_step", "epoch", "log_history", "num_input_tokens_seen", *best):
+    kept = ("global_step", "epoch", "log_history", "num_input_tokens_seen", "stateful_callbacks")
+    for name in (*kept, *best):
         setattr(trainer_state, name, getattr(saved, name))

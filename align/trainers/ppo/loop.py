@@ -17,7 +17,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, ExportableState
 
 from align.recipe.ppo_section import PPOConfig
 from align.runs.checkpoint import latest
@@ -98,6 +98,18 @@ class IterationLoop:
     def _event(self, name: str, **kwargs: Any) -> None:
         self.control = getattr(self.callback_handler, name)(self.args, self.state, self.control, **kwargs)
 
+    def _callback_states(self) -> dict[str, Any]:
+        """What the callbacks that have a state (transformers' `ExportableState`) want kept in a checkpoint."""
+        found = [one for one in self.callback_handler.callbacks if isinstance(one, ExportableState)]
+        return {type(one).__name__: one.state() for one in found}
+
+    def _restore_callbacks(self) -> None:
+        for callback in self.callback_handler.callbacks:
+            saved = self.state.stateful_callbacks.get(type(callback).__name__)
+            if saved is not None and isinstance(callback, ExportableState):
+                for name, value in saved.get("attributes", {}).items():
+                    setattr(callback, name, value)
+
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
         """Add a transformers callback."""
         self.callback_handler.add_callback(callback)
@@ -117,6 +129,7 @@ class IterationLoop:
         folder = latest(self.checkpoint_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         if folder:
             self.load_checkpoint(Path(folder))
+            self._restore_callbacks()
             self._require_best()
         continues = bool(folder) or self.state.global_step > 0  # or called a second time
         if self.accelerator.is_main_process:  # lines that a stopped run wrote past its checkpoint
@@ -193,14 +206,12 @@ class IterationLoop:
             self.state.best_model_checkpoint = str(self.output_dir / BEST_MODEL)
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Give `metrics` to history, callbacks, metrics.jsonl and the trackers."""
+        """Give `metrics` to history, callbacks and metrics.jsonl."""
         line = {"step": self.state.global_step, **metrics}
         self.state.log_history.append(line)
         self._event("on_log", logs=dict(metrics))
         if self.accelerator.is_main_process:
             self.metrics_log.append(line)
-        if self.accelerator.trackers:
-            self.accelerator.log(metrics, step=self.state.global_step)
 
     def step(self) -> dict[str, float]:
         """One iteration; returns its metrics."""

@@ -693,6 +693,7 @@ class PPOTrainer(IterationLoop):
 
     def save_checkpoint(self) -> Path:
         """Write `checkpoints/step-N`, from which `train(resume_from_checkpoint=…)` continues bit for bit."""
+        self.state.stateful_callbacks = self._callback_states()
         return self.checkpoints.save(self.checkpoint_dir, self.state)
 
     def load_checkpoint(self, folder: Path) -> None:

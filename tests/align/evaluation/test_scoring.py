@@ -20,14 +20,14 @@ class ByLength:
 
 
 def test_order_and_progress_over_several_chunks(monkeypatch):
-    monkeypatch.setattr(scoring, "AT_ONCE", 3)
+    monkeypatch.setattr(scoring, "AT_ONCE", 6)
     done = []
     chosen, rejected = score_comparisons(ByLength(), PAIRS[:4], done.append)
     assert (chosen, rejected, done) == ([0.0, 1.0, 2.0, 3.0], [1.0] * 4, [3, 4])
 
 
 def test_a_score_that_is_no_number_is_found_again(monkeypatch):
-    monkeypatch.setattr(scoring, "AT_ONCE", 3)
+    monkeypatch.setattr(scoring, "AT_ONCE", 6)
     with pytest.raises(RewardError, match=r"gave nan for reply 2 .*among the pairs 4 to 5"):
         score_comparisons(ByLength(), PAIRS)
 

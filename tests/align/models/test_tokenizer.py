@@ -3,10 +3,12 @@
 import json
 
 import pytest
-from transformers import AutoTokenizer, Qwen2Tokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from align.models.tokenizer import TokenizerError, load_tokenizer, train_tokenizer
+from align.models.tokenizer import TokenizerError, load_saved_tokenizer, load_tokenizer, train_tokenizer
 from align.runtime.errors import MissingFileError
+from data_formats.chat_format import chat_format
 from data_formats.chatml import CHAT_TEMPLATE
 
 TEXTS = ["The river runs to the sea.", "The river is 1234 miles long.", "河流入海。", "the the the river river"] * 5
@@ -46,6 +48,35 @@ def test_every_byte_can_be_encoded_even_unseen(tokenizer):
 def test_a_vocabulary_below_the_bytes_is_refused():
     with pytest.raises(TokenizerError, match="vocab_size is 258, but 256 bytes and 3 control tokens need 259"):
         train_tokenizer(TEXTS, 258)
+
+
+@pytest.mark.parametrize(
+    ("template", "format"),
+    [
+        (CHAT_TEMPLATE, "chatml"),
+        (None, "chatml"),  # it has the tokens
+        ("{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+         "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}", "own"),
+    ],
+)  # fmt: skip
+def test_a_saved_model_says_how_it_speaks(tokenizer, tmp_path, template, format):
+    tokenizer.save_pretrained(tmp_path)
+    changed = AutoTokenizer.from_pretrained(tmp_path)
+    changed.chat_template = template
+    changed.save_pretrained(tmp_path / "changed")
+    if template is None:
+        (tmp_path / "changed/chat_template.jinja").unlink(missing_ok=True)
+    (tmp_path / "changed/generation_config.json").write_text('{"eos_token_id": [0]}')
+    speaker = chat_format(load_saved_tokenizer(tmp_path / "changed"))
+    assert (speaker.name, speaker.stop_ids) == (format, (2, 0))
+
+
+def test_a_model_without_template_and_chatml_knows_no_turns(tmp_path):
+    backend = Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="a"))
+    backend.add_special_tokens(["</s>"])
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(tmp_path)
+    speaker = chat_format(load_saved_tokenizer(tmp_path))
+    assert (speaker.name, speaker.stop_ids) == ("none", (1,))
 
 
 def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):

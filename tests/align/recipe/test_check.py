@@ -184,7 +184,7 @@ def test_labelled_sets_need_the_model_that_is_sampled_from(recipe_file):
         (["rm.eval_data=[{path: a.jsonl, format: alpaca}]"], "rm.eval_data.0.format: there is no format 'alpaca' for"),
         (["report_to=wandbb"], "report_to.0: there is no tracker 'wandbb'; did you mean 'wandb'?"),
         (["report_to=[wandbb]"], "report_to.0: there is no tracker 'wandbb'; did you mean 'wandb'?"),
-        (["report_to=[codecarbon]"], "report_to.0: ppo cannot log to 'codecarbon'"),
+        (["report_to=[codecarbon]"], "report_to.0: 'codecarbon' needs codecarbon, which is not installed"),
         (["report_to=[none]"], "report_to.0: 'none' is no tracker"),
     ],
 )

@@ -122,7 +122,7 @@ def test_a_list_keeps_its_order_loads_again_and_shows_in_the_plan(write, tmp_pat
         (["- {kind: http, url: 'http://example.org'}"], ["ppo.reward.0.url: plain http to example.org"]),
         (
             ["- {kind: function, function: here.py}"],
-            ["ppo.reward.0.function: 'here.py' must be package.module:function"],
+            ["ppo.reward.0.function: 'here.py' must be package.module:name"],
         ),
         (["- {kind: model, model_from: sft}"], ["ppo.reward.0.model_from: 'sft' is no reward model"]),
         (
@@ -199,7 +199,7 @@ def test_functions_are_looked_for_without_being_run(write, tmp_path, monkeypatch
     for good in ("mine.py:right", "mine.py:alias", "json:loads", f"{tmp_path}/mine.py:right"):
         check_recipe(write("kind: function", f"function: '{good}'"), world_size=1)
     for bad, words in (
-        ("mine.py:wrong", "mine.py has no function 'wrong'"),
+        ("mine.py:wrong", "mine.py has no 'wrong'"),
         ("nowhere.py:right", "no such file nowhere.py"),
         ("torn.py:right", "torn.py is not Python"),
         ("no_such_package.mine:right", "there is no package 'no_such_package'"),

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from align.recipe import Recipe
-from align.recipe.trackers import PPO_TRACKERS, TRACKERS, tracker_problems
+from align.recipe.trackers import SENDING, TRACKERS, tracker_problems
 from align.runtime import packages
 
 
@@ -18,7 +18,7 @@ def test_the_names_are_those_of_transformers_and_accelerate():
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     assert set(TRACKERS) == set(INTEGRATION_TO_CALLBACK)
-    assert set(PPO_TRACKERS) == {str(kind.value) for kind in LoggerType} & set(TRACKERS)
+    assert set(SENDING) == {str(kind.value) for kind in LoggerType} & set(TRACKERS)
 
 
 @pytest.fixture
@@ -39,19 +39,19 @@ def installed(monkeypatch):
     ],
 )
 def test_a_package_that_is_missing(installed, name, words):
-    assert list(tracker_problems(recipe("wandb", name), ("sft",))) == [f"report_to.1: {words}"]
+    assert list(tracker_problems(recipe("wandb", name))) == [f"report_to.1: {words}"]
 
 
 def test_one_of_two_packages_is_enough_and_of_others_all_are_needed(installed):
-    assert list(tracker_problems(recipe("wandb", "mlflow", "tensorboard"), ("sft", "ppo"))) == []
+    assert list(tracker_problems(recipe("wandb", "mlflow", "tensorboard"))) == []
     installed.add("dagshub")
-    assert list(tracker_problems(recipe("dagshub"), ("sft",))) == []
+    assert list(tracker_problems(recipe("dagshub"))) == []
     installed.remove("mlflow")
-    (problem,) = tracker_problems(recipe("dagshub"), ("sft",))
+    (problem,) = tracker_problems(recipe("dagshub"))
     assert "needs mlflow" in problem
 
 
 def test_packages_are_looked_for_in_earnest():
     assert packages.find_spec is importlib.util.find_spec
-    (problem,) = tracker_problems(recipe("nothing"), ("sft",))
+    (problem,) = tracker_problems(recipe("nothing"))
     assert problem.startswith("report_to.0: there is no tracker 'nothing'; known are azure_ml, ")

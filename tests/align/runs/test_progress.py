@@ -67,11 +67,11 @@ def test_a_resumed_stage_reckons_with_its_own_steps(clock):
 
 def test_a_terminal_gets_a_bar():
     stream = Terminal()
-    with StageProgress("sft", 4, stream=stream) as shown:
+    with StageProgress("sft", 4, epochs=1.6, stream=stream) as shown:
         shown.update(2, loss=0.25)
         shown.update(3)
     text = stream.getvalue()
-    assert "sft" in text and "3/4" in text and "loss 0.25" in text and "━" in text
+    assert "sft" in text and "3/4" in text and "epoch 1.2/1.6" in text and "loss 0.25" in text and "━" in text
 
 
 def test_other_ranks_are_silent():

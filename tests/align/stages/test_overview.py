@@ -65,7 +65,10 @@ SUMMARY |= {"seconds": dict.fromkeys(SUMMARY, 12.3), "peak_memory_gib": 1.5}
 @pytest.mark.parametrize("stages", [("base", "sft", "pmp", "rm", "ppo"), ("sft", "rejection"), ()])
 def test_the_table_fits_80_columns_without_broken_words(stages, capsys):
     print_table(SimpleNamespace(name="quickstart", seed=0, stages=stages, output_dir="runs/quickstart"), SUMMARY)
-    table = capsys.readouterr().out.partition(" s in all")[0]
+    out = capsys.readouterr().out
+    talk = "Talk to it: align chat runs/quickstart --against sft" if stages else "Everything is in"
+    assert out.splitlines()[-1].startswith(talk)
+    table = out.partition(" s in all")[0]
     assert max(map(len, table.splitlines())) <= 80
     shown = set(table.split())
     for stage in stages:

@@ -147,11 +147,11 @@ def test_ctrl_c_saves_and_the_same_call_continues(tmp_path, monkeypatch):
             if state.global_step == 1:
                 flags[-1].set()
 
-    flags = []
+    flags, pressed = [], {"callbacks": [Press()]}
     make_flag, make_trainer = StopFlag.__init__, PPOTrainer.__init__
     monkeypatch.setattr(StopFlag, "__init__", lambda self: (make_flag(self), flags.append(self))[0])
     with monkeypatch.context() as patch:
-        patch.setattr(PPOTrainer, "__init__", lambda self, *a, **k: make_trainer(self, *a, callbacks=[Press()], **k))
+        patch.setattr(PPOTrainer, "__init__", lambda self, *a, **k: make_trainer(self, *a, **k | pressed))
         with pytest.raises(StageStopped, match="iteration 2 of 3"):
             run_ppo.run_ppo(recipe(tmp_path))
     out = tmp_path / "run" / "ppo"
@@ -269,3 +269,15 @@ def test_a_best_model_that_was_removed_is_made_again_or_told(tmp_path, caplog, m
         assert done["best_step"] == 3 and (out / "best/model").is_dir()
     else:
         assert "best/model is gone" in caplog.text and "best_step" not in done
+
+
+def test_it_ends_early_where_evaluations_become_no_better(tmp_path):
+    keys = {"early_stopping": {"patience": 1, "min_delta": 100.0}, "save_steps": 1, "ptx_coef": 0.0, "ptx_data": ...}
+    small = recipe(tmp_path, evaluation={"every_steps": 1, "num_samples": 1}, **keys)
+    summary = run_ppo.run_ppo(small)
+    assert summary["steps"] == 1 and summary["epochs"] == 0.5
+    assert summary["stopped_early"].startswith("eval/score has not become better than ")
+    assert summary["stopped_early"].endswith(" (step 0) in 1 evaluation; step 1 of 3")
+    (tmp_path / "run/ppo/summary.json").unlink()
+    again = run_ppo.run_ppo(small)  # from the checkpoint it ended with: no iteration more
+    assert again["stopped_early"] == summary["stopped_early"] and again["score"] == summary["score"]

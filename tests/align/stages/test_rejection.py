@@ -168,7 +168,7 @@ def test_the_stage_leaves_its_folder_behind(whole):
     folder, summary = whole
     out = folder / "run/rejection"
     assert {path.name for path in out.iterdir()} == {
-        *("model", "rounds", "metrics.jsonl", "recipe.yaml", "summary.json"),
+        *("model", "rounds", "metrics.jsonl", "recipe.yaml", "code.json", "summary.json"),
     }
     assert json.loads((out / "summary.json").read_text()) == summary
     assert summary["steps"] == 8 and summary["prompts"] == 6 and summary["eval_prompts"] == 3
@@ -338,3 +338,12 @@ def test_ties_go_to_the_first():
     assert first == selection.Best("one", 1.0, 1)
     assert selection.better(first, selection.Best("two", 1.0, 2)) is first
     assert selection.better(None, first) is first and selection.better(first, None) is first
+
+
+def test_it_ends_where_rounds_become_no_better(tmp_path, monkeypatch):
+    recipe(tmp_path)
+    changes = scripted(monkeypatch, tmp_path) | {"max_steps": 1, "save_steps": None}
+    summary = run_rejection.run_rejection(recipe(tmp_path, **changes, early_stopping={"patience": 1}))
+    assert [one["round"] for one in summary["rounds"]] == [1]
+    told = "score_greedy has not become better than 0 (step 0) in 1 evaluation; round 1 of 2"
+    assert summary["stopped_early"] == told and (tmp_path / "run/rejection/model").is_dir()

@@ -206,7 +206,7 @@ def test_rows_and_trainer_are_made_as_the_section_says(tmp_path):
     assert [row["pairs"] for row in rows] == [[(0, 1, 0.5 * grade, 1.0)] for grade in (2, 3, 4, 2, 3, 4)]
     args = _arguments(recipe, section, "rm", tmp_path / "x", 0, evaluate=False)
     layer = preferences.output_layer(recipe, section, tmp_path / "run" / "base" / "model", fresh_head=True, stage="rm")
-    trainer = preferences.make_trainer(section, args, model, tokenizer, rows, [], layer)
+    trainer = preferences.make_trainer(section, "rm", args, model, tokenizer, rows, [], layer)
     assert trainer.options == GroupOptions(label_smoothing=0.1, centering=0.01, lm_weight=0.2, share_prompts=True)
     assert trainer.output_layer.shape == (len(tokenizer), model.config.hidden_size)
 

@@ -152,9 +152,9 @@ def trained_on(monkeypatch):
     def run(recipe_):
         batches, real = Batches(), run_sft.supervised.train
 
-        def train(trainer, stage):
+        def train(trainer, *told):
             trainer.add_callback(batches)
-            return real(trainer, stage)
+            return real(trainer, *told)
 
         with monkeypatch.context() as patch:
             patch.setattr(run_sft.supervised, "train", train)
@@ -252,9 +252,9 @@ def watched(monkeypatch):
     def run(recipe_, die=None):
         seen, real = Ruined(die), run_sft.supervised.train
 
-        def train(trainer, stage):
+        def train(trainer, *told):
             trainer.add_callback(seen)
-            return real(trainer, stage)
+            return real(trainer, *told)
 
         with monkeypatch.context() as patch:
             patch.setattr(run_sft.supervised, "train", train)

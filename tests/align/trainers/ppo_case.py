@@ -73,7 +73,7 @@ def section(**changes) -> PPOSection:
 
 
 def trainer(folder, *, dtype=torch.float32, kind=PPOTrainer, num_prompts=12, reward=vowels, config=None, **options):
-    changes = {key: options.pop(key) for key in list(options) if key in PPOSection.model_fields}
+    changes = {key: options.pop(key) for key in list(options) if key in PPOSection.model_fields and key != "callbacks"}
     config = config or section(**changes)
     given = options.pop("critic_model", None)
     return kind(

@@ -430,10 +430,6 @@ def test_a_reward_that_fails_stops_the_evaluation_of_every_rank(tmp_path):
         trainer.evaluate(ppo_case.prompts(3))
 
 
-def test_trackers_that_write_files_have_a_folder(tmp_path):
-    assert make_accelerator(project_dir=tmp_path).project_dir == str(tmp_path)
-
-
 def test_an_earlier_precision_of_the_process_is_forgotten(tmp_path):
     for precision in ("bf16", "no"):
         accelerator = make_accelerator(precision)

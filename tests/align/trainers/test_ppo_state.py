@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from align.runs.errors import CheckpointError
 from tests.align.trainers import ppo_case
@@ -79,6 +80,23 @@ def test_resumed_equals_never_stopped(tmp_path, whole, stop_after):
     torch.manual_seed(3 if stop_after == 0 else 999)
     assert second.train(resume_from_checkpoint=True).global_step == 4
     assert_equal(everything(second), whole)
+
+
+def test_a_callback_with_a_state_goes_on_with_it(tmp_path):
+    class Counts(TrainerCallback, ExportableState):
+        seen = 0
+
+        def state(self):
+            return {"args": {}, "attributes": {"seen": self.seen}}
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.seen += 1
+            control.should_training_stop |= self.seen == 2
+
+    first, second = Counts(), Counts()
+    assert make(tmp_path, callbacks=[first]).train().global_step == 2
+    assert make(tmp_path, callbacks=[second]).train(resume_from_checkpoint=True).global_step == 4
+    assert (first.seen, second.seen) == (2, 4)
 
 
 def test_an_earlier_named_checkpoint_or_a_start_anew(tmp_path, whole):

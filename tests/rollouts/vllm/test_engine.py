@@ -126,6 +126,21 @@ def test_greedy_replies_are_those_of_transformers(model, engine):
     assert {reply.logprobs for reply in ours} == {(0.0,) * 24} and {reply.full_logprobs for reply in ours} == {None}
 
 
+def test_a_reply_that_is_heard_is_the_one_that_is_generated(engine):
+    for params in (GREEDY, SamplingParams(max_new_tokens=24, seed=3, top_p=0.9, stop_token_ids=(5, 6, 7))):
+        heard: list[int] = []
+        (said,) = engine.generate([LONG], params)
+        assert engine.stream(LONG, params, heard.append) == said
+        assert tuple(heard) == said.token_ids
+
+    def stop(token):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.stream(LONG, GREEDY, stop)
+    assert len(engine.generate([LONG], GREEDY)[0].token_ids) == 24  # and the interrupted one has gone
+
+
 def test_greedy_replies_to_a_prompt_are_equal(engine):
     once = engine.generate([LONG, [5]], GREEDY)
     twice = engine.generate([LONG, [5]], replace(GREEDY, n=2))

@@ -1,0 +1,130 @@
+"""A file of prompts answered: JSON lines out, which `data_formats` reads, written a batch at a time.
+
+A line is a prompt's, with the reply and what the reward says of it; with two models each prompt has two lines. Written
+are whole batches, whose seed is made of theirs and the batch's number: a run that was killed goes on behind the last
+whole batch, and its file is that of one that never was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from align.chat.conversation import ChatError
+from align.chat.speaker import Speaker
+from align.evaluation.replies import judged_replies
+from align.runs.seeding import derive
+from align.runtime import files
+from align.runtime.json_files import objects, read_text
+from data_formats.records import Message, Prompt
+from data_formats.writing import as_row
+from reward.protocol import Reward
+from rollouts.protocol import SamplingParams
+
+AT_ONCE = 256  # prompts in a batch
+
+
+def with_system(prompts: Sequence[Prompt], system: str) -> list[Prompt]:
+    """The prompts, those without a system turn behind this one."""
+    turn = (Message("system", system),) if system else ()
+    return [
+        prompt if prompt.messages[0].role == "system" else replace(prompt, messages=(*turn, *prompt.messages))
+        for prompt in prompts
+    ]
+
+
+def answer_prompts(
+    speakers: Sequence[Speaker],
+    reward: Reward | None,
+    params: SamplingParams,
+    prompts: Sequence[Prompt],
+    out: Path,
+    told: Callable[[int], None] = lambda done: None,
+) -> int:
+    """Write every model's reply to every prompt to `out`; returns how many prompts had been answered before.
+
+    Args:
+        told: is called with the number of prompts that are done.
+
+    Raises:
+        ChatError: `out` holds something else than the beginning of this, or a prompt is too long for a model.
+        DataError: turns that a model's template has no place for.
+        RewardError: the reward failed.
+        StorageError: `out` cannot be written.
+    """
+    limited = [_limited(speaker, params, prompts) for speaker in speakers]
+    done = _begun(out, speakers, params, prompts)
+    told(done)
+    for start in range(done, len(prompts), AT_ONCE):
+        batch = prompts[start : start + AT_ONCE]
+        rows = list(_rows(speakers, reward, limited, batch, start, params))
+        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        with files.storage_errors(out, "append to"), out.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            files.fsync(out)
+        told(start + len(batch))
+    return done
+
+
+def _limited(speaker: Speaker, params: SamplingParams, prompts: Sequence[Prompt]) -> SamplingParams:
+    """How this model is sampled: with room for the longest prompt.
+
+    Raises:
+        ChatError: names the prompt that is too long.
+    """
+    encoded = speaker.encode([prompt.messages for prompt in prompts], [prompt.tools for prompt in prompts])
+    lengths = list(map(len, encoded))
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    try:
+        return speaker.params(params, lengths[longest])
+    except ChatError as error:
+        raise ChatError(f"prompt {longest + 1}: {error}") from None
+
+
+def _rows(
+    speakers: Sequence[Speaker],
+    reward: Reward | None,
+    limited: Sequence[SamplingParams],
+    batch: Sequence[Prompt],
+    start: int,
+    params: SamplingParams,
+) -> Iterator[dict[str, Any]]:
+    seed = None if params.seed is None else derive(params.seed, "prompts", start)
+    rewards = [] if reward is None else [reward]
+    replies = [
+        judged_replies(speaker.engine, speaker.tokenizer, batch, replace(how, seed=seed), rewards)
+        for speaker, how in zip(speakers, limited, strict=True)
+    ]
+    for at, prompt in enumerate(batch):
+        for speaker, of_speaker in zip(speakers, replies, strict=True):
+            (reply,) = of_speaker[at]
+            row = _key(speaker, prompt, params) | {"completion": reply.text, "finished": reply.finished}
+            yield row | {"tokens": reply.tokens} | ({} if reward is None else {"reward": reply.scores[reward.name]})
+
+
+def _key(speaker: Speaker, prompt: Prompt, params: SamplingParams) -> dict[str, Any]:
+    """What a line is of: it says whether it is one of this run's."""
+    how = {"temperature": params.temperature, "top_p": params.top_p, "max_tokens": params.max_new_tokens}
+    return {"prompt": as_row(prompt)["prompt"], "model": speaker.name, "sampling": how | {"seed": params.seed}}
+
+
+def _begun(out: Path, speakers: Sequence[Speaker], params: SamplingParams, prompts: Sequence[Prompt]) -> int:
+    """How many prompts `out` has whole batches of; what stands behind them is taken away."""
+    rows, _ = objects(read_text(out))
+    if not rows and out.exists() and out.stat().st_size:
+        raise ChatError(f"{out} exists and holds no replies; name another file")
+    keys = [_key(speaker, prompt, params) for prompt in prompts for speaker in speakers]
+    for number, row in enumerate(rows):
+        if number >= len(keys) or {name: row.get(name) for name in keys[number]} != keys[number]:
+            raise ChatError(
+                f"{out}: line {number + 1} is no reply of this model to this prompt, sampled in this way; name another "
+                "file, or remove it"
+            )
+    done = len(rows) // len(speakers)
+    whole = done if done == len(prompts) else done // AT_ONCE * AT_ONCE
+    files.write_json_lines(out, rows[: whole * len(speakers)])
+    return whole

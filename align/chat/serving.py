@@ -1,0 +1,141 @@
+"""From a model's folder to the command of its server (`rollouts.openai`), which this process then becomes."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import socket
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.chat.conversation import ChatError
+from align.models.named import called, is_adapter
+from align.models.tokenizer import load_saved_tokenizer
+from align.runtime.terminal import say
+from data_formats.chat_format import RawFormat, chat_format
+from reward.loading import saved_tokenizer
+from rollouts.openai import engine_here
+from rollouts.vllm.auth import KEY_VARIABLE, SHORTEST_KEY
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What is to be served, and where.
+
+    Attributes:
+        path: folder or hub id of a model or adapter.
+        name: what requests call it.
+        stops: ids of the tokens that end a reply.
+        has_turns: False for a model that completes a prompt, and for one whose folder has no template to render with.
+        engine: `vllm` or `transformers`.
+        variable: the environment variable with the key.
+    """
+
+    path: str
+    name: str
+    stops: tuple[int, ...]
+    has_turns: bool
+    engine: str
+    host: str
+    port: int
+    variable: str
+
+    def command(self, model: str) -> list[str]:
+        """Of the server, for a whole model at `model`."""
+        stops = [word for stop in self.stops for word in ("--stop-id", str(stop))]
+        words = ["-m", "rollouts.openai", "--model", model, "--name", self.name, "--engine", self.engine]
+        words += ["--host", self.host, "--port", str(self.port), "--api-key-env", self.variable]
+        return ["python", *words, *stops]
+
+    @property
+    def adapter(self) -> bool:
+        """Whether it has to be merged into its base first."""
+        return Path(self.path).is_dir() and is_adapter(Path(self.path))
+
+
+def served(path: str, host: str, port: int, engine: str | None, variable: str | None) -> Served:
+    """What serves the model at `path`.
+
+    Args:
+        engine: None: vLLM's server where it is installed.
+        variable: None: the key is made at random.
+
+    Raises:
+        TokenizerError, ModelFileError: the model's tokenizer cannot be used.
+        MissingPackageError: what the server needs is not installed.
+    """
+    speaker = chat_format(load_saved_tokenizer(path))
+    return Served(
+        path=path,
+        name=called(path),
+        stops=speaker.stop_ids,
+        has_turns=not isinstance(speaker, RawFormat) and bool(saved_tokenizer(path).chat_template),
+        engine=engine_here(engine),
+        host=host,
+        port=port,
+        variable=variable or KEY_VARIABLE,
+    )
+
+
+def show(what: Served, own_key: bool) -> None:
+    """Print the commands that `start` stands for."""
+    model, key = what.path, "" if own_key else f"{what.variable}=$(openssl rand -hex 32) "
+    if what.adapter:
+        model = f"{what.name.replace('/', '-')}-merged"
+        say(shlex.join(["align", "merge", what.path, model]))
+    say(key + shlex.join(what.command(model)))
+
+
+def start(what: Served, own_key: bool) -> None:
+    """Become the server; an adapter is first merged into its base, in a temporary folder that the server removes.
+
+    Raises:
+        ChatError: the port is taken, or no key in the variable.
+        MergeError: an adapter on 4-bit weights, which is to be merged by hand first.
+    """
+    _require_free(what.host, what.port)
+    key = os.environ.get(what.variable, "") if own_key else secrets.token_hex(32)
+    if len(key) < SHORTEST_KEY:
+        raise ChatError(
+            f"--key {what.variable}: that environment variable must hold a key of at least {SHORTEST_KEY} characters"
+        )
+    model, after = what.path, []
+    if what.adapter:
+        from align.models.merging import merge_folder
+
+        home = tempfile.mkdtemp(prefix="align-serve-")
+        model, after = str(Path(home) / "model"), ["--remove", home]
+        say(f"merging {what.path} into its base", flush=True)
+        merge_folder(what.path, model)
+    _tell(what, None if own_key else key)
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {what.variable: key, "PYTHONPATH": os.pathsep.join(paths)}
+    _, *words = what.command(model)
+    os.execve(sys.executable, [sys.executable, "-P", *words, *after], environment)
+
+
+def _require_free(host: str, port: int) -> None:
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise ChatError(f"{host}:{port} cannot be listened on ({error.strerror}): choose another --port") from error
+
+
+def _tell(what: Served, key: str | None) -> None:
+    place = f"[{what.host}]" if ":" in what.host else what.host
+    url = f"http://{place}:{what.port}/v1"
+    say(f"{what.name} at {url}, by {what.engine}; it is loaded now, and Ctrl-C ends it")
+    if key is not None:
+        say(f"key: {key}")
+    if what.host not in LOOPBACK:
+        say("warning: others on the network can listen in: http is not encrypted", file=sys.stderr)
+    if not what.has_turns:
+        say(f"its folder knows no turns: ask {url}/completions, with the prompt as it is")
+    sys.stdout.flush()

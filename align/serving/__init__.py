@@ -1,0 +1,1 @@
+"""Rewards for others: which one somebody names, and one behind an HTTP address."""
