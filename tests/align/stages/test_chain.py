@@ -38,7 +38,7 @@ def lines(path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(no_figures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chain")
     write_data(folder)
     recipe = small_recipe(folder)
