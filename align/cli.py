@@ -12,6 +12,7 @@ align quickstart [key=value …]                  run the embedded default
 align data stats | inspect | convert | split    look at data files, count, convert and split them
 align export-reward MODEL_DIR OUT_DIR           a reward model as a plain classifier for transformers and vLLM
 align merge FOLDER OUT                          an adapter (LoRA, QLoRA) and its base as a whole model
+align push RUN|FOLDER REPO [--private]          a model with its card to the hub, and nothing else of its folder
 align convert-qwen MODEL OUT                    a Qwen-1 checkpoint as a native Qwen2 model with equal logits
 align evaluate-reward MODEL DATA …              a reward model on comparisons, without training
 align score REWARD FILE … --out scored.jsonl    the score of every reply in files, by any reward that a recipe can name
@@ -41,6 +42,7 @@ from align.commands import (
     fetch,
     merge,
     plan,
+    push,
     score,
     serve,
     serve_reward,
@@ -112,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("dest", metavar="DEST")
     for module in (
         *(chat, serve, data, export_reward, merge, convert_qwen, evaluate_reward, score, serve_reward),
-        *(fetch, doctor, plan),
+        *(push, fetch, doctor, plan),
     ):
         module.add_parser(commands)
     return parser
@@ -166,6 +168,7 @@ def check_command(args: argparse.Namespace) -> None:
     """Print the plan of a recipe without an error, and what its stages cost where the models' shapes are known."""
     from align.data.preview import epochs_said, passed_over
     from align.plan import PlanError, plan_stages
+    from align.plan.disk import disk_warning
     from align.plan.show import describe_cost
     from align.recipe.batch import launched_world_size
     from align.recipe.check import check_recipe, describe_plan
@@ -175,7 +178,10 @@ def check_command(args: argparse.Namespace) -> None:
     ranks = args.num_processes or launched_world_size()
     say(describe_plan(recipe, ranks))
     with suppress(PlanError):
-        say("\n" + describe_cost(recipe, plan_stages(recipe, ranks=ranks), ranks))
+        plans = plan_stages(recipe, ranks=ranks)
+        say("\n" + describe_cost(recipe, plans, ranks))
+        if warning := disk_warning(recipe, plans):
+            say(f"\nwarning: {warning}")
     for line in (*epochs_said(recipe), *speech(recipe), *passed_over(recipe)):
         say(line)
 

@@ -4,8 +4,9 @@
     200       {"scores": [0.7, …]}        one finite number an input, in order
 
 An address that ends with `/pooling` or `/classify` is asked as vLLM's pooling models are, a request a reply, several at
-once, without the sigmoid that is their default; one without a path is asked once what it is, by `/health`: a server of
-`align serve-reward`, whose `/score` is then asked, or vLLM's, whose `/classify` is.
+once, without the sigmoid that is their default; one without a path is asked once what it is, by `/health` and
+`/version`: `align serve-reward`, whose `/score` is then asked, vLLM, whose `/classify` is, or any other, which is asked
+itself.
 
 What can be over in a moment is tried again (no connection, a timeout, 408, 425, 429, 5xx), after a pause that doubles
 and is spread by chance, so that many ranks do not come back all at once. Everything else fails at the first answer:
@@ -43,6 +44,7 @@ AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 UNAVAILABLE = frozenset({401, 404, 405, 407, 410, 429, 502, 503, 504, *range(300, 400)})
 LARGEST = 64 * 2**20  # bytes of an answer that are read
 VLLM = ("/pooling", "/classify")  # where its pooling models are asked
+OURS = "align serve-reward"  # what its `/health` calls itself
 
 
 class TryAgain(Exception):
@@ -116,16 +118,22 @@ class EndpointReward:
         parts = urlsplit(self._url)
         if parts.path.strip("/"):
             return self._url
-        answer = self._retried(lambda: self._there(self._said(urlunsplit(parts._replace(path="/health")), None)))
-        if answer.status != 200:  # neither of the two
-            return self._url
-        return urlunsplit(parts._replace(path="/score" if answer.content.strip() else VLLM[1]))
+
+        def told(path: str) -> Any:
+            answer = self._retried(lambda: self._there(self._said(urlunsplit(parts._replace(path=path)), None)))
+            return parse_json(answer.content.decode(errors="replace")) if answer.status == 200 else None
+
+        found = told("/health")
+        if isinstance(found, dict) and found.get("server") == OURS:
+            return urlunsplit(parts._replace(path="/score"))
+        found = told("/version")
+        if isinstance(found, dict) and found.keys() == {"version"}:
+            return urlunsplit(parts._replace(path=VLLM[1]))
+        return self._url
 
     def _of_vllm(self, sample: Sample) -> Any:
-        """The score of one reply; its body is vLLM's `PoolingChatRequest`."""
-        turns = [{"role": turn.role, "content": turn.content} for turn in sample.prompt]
-        body = {"messages": [*turns, {"role": "assistant", "content": sample.completion}], "use_activation": False}
-        answer = self._ask(json.dumps(body, ensure_ascii=False).encode("utf-8"))
+        """The score of one reply."""
+        answer = self._ask(json.dumps(vllm_request(sample), ensure_ascii=False).encode("utf-8"))
         try:
             (datum,) = json.loads(answer.content)["data"]
             (score,) = datum["probs"] if "probs" in datum else datum["data"]
@@ -228,6 +236,12 @@ class EndpointReward:
         if len(answer.content) > LARGEST:
             raise RewardError(f"reward {self.name!r}: the answer of {self.shown_url} is over {LARGEST} bytes")
         return answer
+
+
+def vllm_request(sample: Sample) -> dict[str, Any]:
+    """vLLM's `PoolingChatRequest`, which is its `ClassificationChatRequest` too."""
+    turns = [{"role": turn.role, "content": turn.content} for turn in sample.prompt]
+    return {"messages": [*turns, {"role": "assistant", "content": sample.completion}], "use_activation": False}
 
 
 def _quoted(answer: http.Answer) -> str:

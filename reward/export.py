@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from align.runtime.card import CARD, inherited, write_card
 from align.runtime.errors import AlignError
 from align.runtime.files import require_new
 from align.runtime.paths import typed_path
 from data_formats.chat_format import chat_format
-from reward.card import model_card
+from reward.card import ABOUT, TAGS, TRAINED, classifier_sections
 from reward.errors import ModelFileError
 from reward.folder import read_json, staged
 from reward.loading import check_vocabulary, hub_file, quiet, saved_tokenizer
@@ -69,9 +70,17 @@ def export_classifier(model_dir: str | Path, out_dir: str | Path, *, dtype: str 
     with quiet(), staged(out_dir) as folder:
         exported.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(
-            model_card(exported.config, out_dir.name, tokenizer, chat_format(tokenizer).stops[0]), encoding="utf-8"
+        metadata, trained = inherited(hub_file(model_dir, CARD, **load_kwargs), *TRAINED)
+        made = f"It is a plain `{type(exported).__name__}` with one label, made by `align export-reward`."
+        use = classifier_sections(
+            tokenizer,
+            shift=exported.config.reward_shift,
+            scale=exported.config.reward_scale,
+            pad_id=exported.config.pad_token_id,
+            dtype=str(exported.dtype).removeprefix("torch."),
         )
+        metadata |= {"library_name": "transformers", "pipeline_tag": "text-classification", "tags": TAGS}
+        write_card(folder, out_dir.name, f"{ABOUT} {made}", use | trained, metadata)
     return out_dir
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reward.folder import read_json
+from reward.folder import WEIGHTS, WEIGHTS_INDEX, read_json
 
 SCORE = "score.weight"
 PEFT_ROOT = "base_model.model."  # before every name in an adapter's file
@@ -52,16 +52,22 @@ def reads_last_token(classifier: nn.Module | None, head_weight_1d: Tensor) -> bo
 
 
 def save_as_classifier(classifier: nn.Module, folder: Path, body: dict[str, Tensor], head_weight_1d: Tensor) -> None:
-    """Write the classifier's folder.
+    """Write the classifier's folder, with an index of its weights, by which they are told from other files.
 
     Args:
         classifier: see `empty_classifier`.
         body: the backbone's state.
         head_weight_1d: (1, d), kept in float32.
     """
+    from safetensors import safe_open
+
     prefix = f"{classifier.base_model_prefix}."
     state = {prefix + name: tensor for name, tensor in body.items()} | {SCORE: head_weight_1d}
     classifier.save_pretrained(folder, state_dict=state)
+    if not (folder / WEIGHTS_INDEX).is_file():  # without one servers read every safetensors file, our head's too
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            index = {"metadata": {}, "weight_map": dict.fromkeys(sorted(file.keys()), WEIGHTS)}
+        (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def add_to_adapter(folder: Path, classifier: nn.Module | None, head_weight_1d: Tensor | None) -> None:

@@ -23,9 +23,9 @@ def pytest_runtest_teardown() -> None:
 
 def leave_out_what_was_imported() -> None:
     """What was imported stays, so that the collections of the tests (several a training) need not look at it. Much is
-    imported by the first test that needs it."""
+    imported by the first test that needs it; a few modules are not worth a collection of their own."""
     global imported
-    if len(sys.modules) > imported:
+    if len(sys.modules) > imported + 100:
         gc.collect()
         gc.freeze()
         imported = len(sys.modules)

@@ -90,10 +90,11 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align": frozenset({"rich"}),
 }
 LAZY: dict[str, frozenset[str]] = {
-    "align.runtime": frozenset({"torch"}),
+    "align.runtime": frozenset({"torch", "huggingface_hub"}),
     "data_formats": frozenset({"pyarrow", "zstandard", "datasets", "datasketch", "numpy"}),
     "reward": frozenset({"regex", "math_verify", "peft", "bitsandbytes"}),
     "rollouts": frozenset({"peft", "bitsandbytes", "uvicorn"}),
+    "align.models": frozenset({"huggingface_hub"}),
     "align.trainers": frozenset({"bitsandbytes"}),
 }
 ENGINES = {"vllm": "rollouts.vllm"}  # only inside that package

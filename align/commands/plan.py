@@ -1,4 +1,4 @@
-"""align plan RECIPE [--gpu 24GB] [key=value …]: the memory and the work of every stage, before anything is loaded.
+"""align plan RECIPE [--gpu 24GB] [key=value …]: memory, work and disk use of every stage, before anything is loaded.
 
 Worked out from the model's shape and the recipe's numbers in under a second: weights, optimizer state, gradients,
 activations, logits and the cache of rollouts, at the moment of each stage at which most is held, on one process. With
@@ -23,7 +23,7 @@ TOO_SMALL = 3
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser's `commands`."""
-    words = "predict the memory of every stage, and what would make it fit"
+    words = "predict the memory and the disk use of every stage, and what would make it fit"
     parser = commands.add_parser("plan", help=words, description=__doc__)
     parser.set_defaults(work=plan_command)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -44,6 +44,7 @@ def plan_command(args: argparse.Namespace) -> int:
     """
     from align.data.preview import epochs_said
     from align.plan import card, plan_stages, propose
+    from align.plan.disk import describe_disk, disk_warning
     from align.plan.show import as_data, describe, describe_cost
     from align.recipe import load_recipe
 
@@ -65,6 +66,9 @@ def plan_command(args: argparse.Namespace) -> int:
         say("\n" + describe_cost(recipe, plans, args.num_processes))
         if epochs := "\n".join(epochs_said(recipe)):
             say("\n" + epochs)
+        say("\n" + describe_disk(plans))
+        if warning := disk_warning(recipe, plans):
+            say(f"\nwarning: {warning}")
         if limit is not None:
             say("\n" + _verdict(recipe, plans, args, limit, proposal))
     return 0 if fits else TOO_SMALL

@@ -25,7 +25,6 @@ from typing import Any
 from align.commands.kinds import files_in, kind_of
 from align.commands.options import add_dtype, add_max_row, positive
 from align.data.replies import KINDS, Placed, RepliesOfFile, kind_named
-from align.models.named import reward_at
 from align.runtime import files
 from align.runtime.errors import StorageError
 from align.runtime.json_files import read_object, read_objects
@@ -81,12 +80,12 @@ def score_command(args: argparse.Namespace) -> None:
     with locked(pieces, ["score"]):
         _keep_settings(pieces / SETTINGS, args, sources)
         try:
-            places = _score_pieces(args, sources, total, pieces)
-            files.write_json_lines(out, chain.from_iterable(_rows(place) for place in places))
+            scores: list[float | None] = []
+            files.write_json_lines(out, _joined(_score_pieces(args, sources, total, pieces), scores))
         finally:
             if out.exists() or not _scored(pieces):
                 shutil.rmtree(pieces, ignore_errors=True)
-    _show(args, sources, out)
+    _show(args, sources, scores)
 
 
 def _sources(args: argparse.Namespace) -> list[RepliesOfFile]:
@@ -112,6 +111,8 @@ def _limited(sources: Sequence[RepliesOfFile], limit: int | None) -> Iterator[Pl
 
 def _keep_settings(file: Path, args: argparse.Namespace, sources: Sequence[RepliesOfFile]) -> None:
     """Write what decides the scores, or compare it with what pieces that are there were made with."""
+    from align.models.named import reward_at
+
     names = ("reward", "format", "limit", "batch_size", "on_reward_error", "dtype")
     asked = {name: getattr(args, name) for name in names} | {"max_row_mb": args.max_row_mb}
     asked["data"] = [[str(source.path), *_stamp(source.path)] for source in sources]
@@ -188,22 +189,25 @@ def _known(score: float) -> float | None:
     return score if score == score else None
 
 
-def _rows(place: Path) -> list[dict[str, Any]]:
-    return read_objects(place, "remove it, and the same command scores it again")
+def _joined(places: Sequence[Path], scores: list[float | None]) -> Iterator[dict[str, Any]]:
+    """The lines of all pieces, whose scores are added to `scores`."""
+    for place in places:
+        for row in read_objects(place, "remove it, and the same command scores it again"):
+            scores.append(row["score"])
+            yield row
 
 
-def _show(args: argparse.Namespace, sources: Sequence[RepliesOfFile], out: Path) -> None:
+def _show(args: argparse.Namespace, sources: Sequence[RepliesOfFile], scores: Sequence[float | None]) -> None:
     from align.evaluation.distribution import distribution, lines
 
-    scores = [row["score"] for row in _rows(out)]
     figures = distribution([score for score in scores if score is not None])
-    figures |= {"failed": scores.count(None), "reward": args.reward, "out": str(out)}
+    figures |= {"failed": scores.count(None), "reward": args.reward, "out": str(args.out)}
     if args.json:
         say(json.dumps(figures, ensure_ascii=False, indent=2))
         return
     for source in sources:
         say(source.describe())
     failed = f", {figures['failed']} more that it failed on" if figures["failed"] else ""
-    say(f"{figures['count']} replies scored by {args.reward}{failed}: {out}")
+    say(f"{figures['count']} replies scored by {args.reward}{failed}: {args.out}")
     for line in lines(figures):
         say(line)

@@ -1,8 +1,8 @@
 """align serve-reward REWARD: any reward behind an HTTP address.
 
-REWARD is what `align score` takes. Requests that arrive together are scored together. The address is this machine's own
-and the key is drawn anew at each start, and printed once, unless ALIGN_REWARD_KEY holds one; a part `kind: http` of a
-recipe's reward speaks to it. `docs/rewards.md` says what is asked and answered.
+REWARD is what `align score` takes. Requests that arrive together are scored together. It listens on loopback and wants
+a key, `Authorization: Bearer KEY`: one made at random, printed once, or the one in the environment variable that --key
+names. A part `kind: http` of a recipe's reward speaks to it; `docs/rewards.md` says what is asked and answered.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from align.runtime.address import is_loopback
 from align.runtime.errors import AlignError
 from align.runtime.terminal import say
 
-KEY = "ALIGN_REWARD_KEY"
+KEY = "ALIGN_REWARD_KEY"  # what the printed line calls the variable of a random key
 SHORTEST_KEY = 8
 
 
@@ -33,8 +33,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("reward", metavar="REWARD", help="a model, a run, file.py:name, RECIPE or RECIPE:ppo.reward")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default %(default)s, this machine alone)")
     parser.add_argument("--port", type=_port, default=8300, help="default %(default)s; 0: one that is free")
-    words = f"what clients must send (default: {KEY}, else drawn and printed); others can see it in a list of processes"
-    parser.add_argument("--key", help=words)
+    parser.add_argument("--key", metavar="VARIABLE", help="environment variable with the key (default: a random key)")
     words = "tokens of a forward, padding included; a longer reply is refused (default %(default)s)"
     parser.add_argument("--max-batch-tokens", type=positive, default=16384, metavar="N", help=words)
     words = "replies of a forward at most (default %(default)s; a recipe says its own)"
@@ -57,10 +56,12 @@ def serve_reward_command(args: argparse.Namespace) -> None:
         KeyRefusedError: a key that is too short, or that no header can hold.
         AddressInUseError: nothing can listen there.
     """
-    given = args.key or os.environ.get(KEY, "").strip()
-    key = given or secrets.token_urlsafe(24)
+    key = secrets.token_urlsafe(24) if args.key is None else os.environ.get(args.key, "").strip()
     if len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
-        raise KeyRefusedError(f"the key must have at least {SHORTEST_KEY} printable ASCII characters without a space")
+        raise KeyRefusedError(
+            f"the environment variable {args.key} must hold a key of at least {SHORTEST_KEY} printable ASCII "
+            "characters without a space"
+        )
 
     from align.evaluation.scoring import best_device
     from align.runtime.memory import memory_errors
@@ -74,9 +75,9 @@ def serve_reward_command(args: argparse.Namespace) -> None:
     host = f"[{args.host}]" if ":" in args.host else args.host
     url = f"http://{host}:{listening.getsockname()[1]}"
     say(f"serving {args.reward} at {url} (/score, /pooling, /classify, /health); Ctrl-C ends it")
-    if not given:
+    if args.key is None:
         say(f"its key, until it ends: export {KEY}={key}")
-    say(f'in a recipe: reward: {{kind: http, url: "{url}", api_key_env: {KEY}}}', flush=True)
+    say(f'in a recipe: reward: {{kind: http, url: "{url}", api_key_env: {args.key or KEY}}}', flush=True)
     if not is_loopback(args.host):
         say("whoever can reach this address sees what is sent: plain http shows prompts, replies and key", flush=True)
     try:

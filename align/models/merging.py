@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from align.models.card import write_made_from
 from align.models.critic import Critic
 from align.models.save import save_model
 from align.runtime.errors import AlignError
@@ -87,6 +88,11 @@ def merge_folder(
     check_vocabulary(merged, tokenizer, path)
     with staged(out_dir) as folder:
         save_model(merged, tokenizer, folder)
+        made = "Made by `align merge`: an adapter, merged into its base."
+        if quantised:
+            into = "these, made wide again" if dequantize else "the full-precision base, on which it was not measured"
+            made = f"Made by `align merge`: an adapter that was trained on 4-bit weights, merged into {into}."
+        write_made_from(folder, path, out_dir.name, made, **load_kwargs)
     size = sum(file.stat().st_size for file in out_dir.glob("*.safetensors"))
     return Merged(_words(kind), where or named, quantised, size)
 

@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from align.models.card import write_made_from
 from align.models.save import save_model
 from align.runtime.errors import AlignError, MissingFileError
 from align.runtime.files import require_new
@@ -107,6 +108,8 @@ def convert_qwen(
     check_vocabulary(model, tokenizer, path)
     with staged(out_dir) as draft:
         save_model(model, tokenizer, draft)
+        made = "A Qwen-1 checkpoint as a native Qwen2 model with equal logits, made by `align convert-qwen`."
+        write_made_from(draft, path, out_dir.name, made, revision=revision)
     return Converted(model.num_parameters(), config.max_position_embeddings, _extrapolates(saved))
 
 

@@ -59,19 +59,31 @@ class Model:
     def resident(self, ranks: int = 1) -> tuple[MemoryPart, ...]:
         """Weights, adapter, moments of the optimizer, and the buckets in which DDP adds gradients up."""
         weights = self.body.precision.bytes_of(self.body.count, head=self.head) if self.own_weights else 0
-        moments = self._moments() if self.optimizer else 0
+        moments = self._moments(self.optimizer) if self.optimizer else 0
         found = parts(self.role, weights=weights, adapters=4 * self.adapter_size, optimizer=moments)
         return found + (parts(self.role, gradients=self.gradient_bytes) if ranks > 1 else ())
 
-    def _moments(self) -> float:
+    def _moments(self, optimizer: str) -> float:
         width = self.trained_width
-        size = self.trained * bytes_of_moments(self.optimizer, width)
+        size = self.trained * bytes_of_moments(optimizer, width)
         shape, lora = self.body.shape, self.body.lora
         has_embedding = lora is None or saves_embedding(shape, lora, head=self.head)
-        if has_embedding and self.optimizer in ("adamw_8bit", "lion_8bit"):  # embeddings stay in 32 bits
-            wide = 8 if self.optimizer == "adamw_8bit" else 4
-            size += self.body.count.embedding * (wide - bytes_of_moments(self.optimizer, width))
+        if has_embedding and optimizer in ("adamw_8bit", "lion_8bit"):  # embeddings stay in 32 bits
+            wide = 8 if optimizer == "adamw_8bit" else 4
+            size += self.body.count.embedding * (wide - bytes_of_moments(optimizer, width))
         return size
+
+    @property
+    def saved_bytes(self) -> int:
+        """Of its folder on the disk: the adapter alone where it has one, else all weights."""
+        if self.body.lora is not None:
+            return 4 * self.adapter_size
+        return round(self.body.precision.bytes_of(self.body.count, head=self.head))
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What of it is in a checkpoint: that, and the moments of its optimizer, paged ones too."""
+        return self.saved_bytes + round(self._moments(self.optimizer.removeprefix("paged_")))
 
     @property
     def gradient_bytes(self) -> int:

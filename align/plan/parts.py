@@ -75,13 +75,41 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class Disk:
+    """What a stage writes, in bytes.
+
+    Attributes:
+        models: its model folders, those that go when it is finished (`best/`) included.
+        checkpoint: one of its checkpoints.
+        number: checkpoints that are there at the same time, one that is being written besides.
+        kept: of them, when the stage is finished.
+    """
+
+    models: int
+    checkpoint: int
+    number: int
+    kept: int
+
+    @property
+    def most(self) -> int:
+        """While it runs."""
+        return self.models + self.number * self.checkpoint
+
+    @property
+    def left(self) -> int:
+        """When it is finished."""
+        return self.models + self.kept * self.checkpoint
+
+
+@dataclass(frozen=True, slots=True)
 class StagePlan:
-    """The moments of a stage at which memory can be highest, what a step of it costs, and what was assumed that only
-    the models can tell."""
+    """The moments of a stage at which memory can be highest, what a step of it costs, what it writes to the disk, and
+    what was assumed that only the models can tell."""
 
     stage: str
     moments: tuple[Moment, ...]
     cost: Cost
+    disk: Disk
     assumption: str | None = None
 
     @property

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from align.plan.activations import INNER_BLOCK
 from align.plan.cost import ppo_cost
+from align.plan.disk import disk
 from align.plan.engine import engine_parts, sleeps
 from align.plan.models import Model
 from align.plan.parts import MemoryPart, Moment, StagePlan, parts
@@ -60,7 +61,9 @@ def plan_ppo(
         held += models.critic.gradients()
     if section.uses_ptx:
         moments += _ptx(recipe, models.policy, held, plan.ptx_micro_batch_size, device)
-    return StagePlan("ppo", (*moments, *_steps(models, whole)), ppo_cost(recipe, models, ranks=ranks))
+    average = section.ema_decay is not None
+    written = disk(recipe, "ppo", models.trained, best=section.evaluation.save_best, average=average)
+    return StagePlan("ppo", (*moments, *_steps(models, whole)), ppo_cost(recipe, models, ranks=ranks), written)
 
 
 def _steps(models: StageModels, held: tuple[MemoryPart, ...]) -> list[Moment]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from align.plan.cost import supervised_cost
+from align.plan.disk import disk
 from align.plan.models import Model, frozen_model, trained_model
 from align.plan.parts import MemoryPart, Moment, StagePlan, parts
 from align.plan.passes import plain_moment, sampling_moments, training_moments
@@ -24,7 +25,9 @@ def plan_supervised(
         moments += _looks(section, model, ranks, device, replies=isinstance(section, SFTSection))
     if isinstance(section, RejectionSection):
         moments += _sampling(section, model, recipe, rewards, device)
-    return StagePlan(stage, tuple(moments), supervised_cost(recipe, stage, model, ranks=ranks))
+    cost = supervised_cost(recipe, stage, model, ranks=ranks)
+    written = disk(recipe, stage, [model], best=getattr(section, "keep_best", False))
+    return StagePlan(stage, tuple(moments), cost, written)
 
 
 def _training(

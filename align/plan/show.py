@@ -75,6 +75,7 @@ def as_data(plans: Sequence[StagePlan]) -> list[dict[str, Any]]:
             "peak": plan.peak.bytes,
             "when": plan.peak.name,
             "assumption": plan.assumption,
+            "disk": {"most": plan.disk.most, "left": plan.disk.left, **asdict(plan.disk)},
             "cost": {"flops": plan.cost.flops, **asdict(plan.cost)},
             "moments": [
                 {

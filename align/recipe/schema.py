@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, create_model
 
@@ -33,6 +33,14 @@ class _Recipe(Section):
     report_to: Annotated[tuple[str, ...], Listed] = ()
     """Trackers that the figures of every stage go to, one name or a list (`tensorboard`, `wandb`, `mlflow`, `trackio`,
     …): [where they are found](metrics.md#trackers)."""
+    keep_checkpoints: Literal["all", "last", "none"] = "all"
+    """Which checkpoints a finished stage keeps of those that `save_total_limit` left; without any it starts anew where
+    it is to be longer."""
+    hub_model_id: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$")
+    """Where the model of every stage that finishes is pushed to: this name of a repository of the hub, `-` and the
+    stage's name."""
+    hub_private_repo: bool = False
+    """Make these repositories private ones."""
     model: ModelSection
     """The pretrained model, or the shape of a new one."""
     tinyworld: TinyWorldSection | None = None

@@ -79,6 +79,15 @@ class SupervisedSection(OptimSection, StageSection):
         return f"{self.max_steps} steps" if self.max_steps is not None else f"{self.num_train_epochs:g} epochs"
 
 
+def _keep_best_rules(section: SFTSection | RewardSection) -> list[tuple[str, str]]:
+    broken = []
+    if section.keep_best and section.eval_steps is None:
+        broken.append(("keep_best", "needs eval_steps: how often to measure the held-out loss"))
+    if section.keep_best and not section.eval_data and not section.holdout:
+        broken.append(("keep_best", "needs held-out rows: name eval_data or set holdout above 0"))
+    return broken
+
+
 class BaseSection(SupervisedSection):
     """(Continued) pretraining on documents, concatenated into blocks of `max_length` tokens."""
 
@@ -164,11 +173,7 @@ class SFTSection(SupervisedSection):
                 f"use mask {' or '.join(REPLY_MASKS)}"
             )
             broken.append(("ghost_attention", sentence))
-        if self.keep_best and self.eval_steps is None:
-            broken.append(("keep_best", "needs eval_steps: how often to measure the held-out loss"))
-        if self.keep_best and not self.eval_data and not self.holdout:
-            broken.append(("keep_best", "needs held-out conversations: name eval_data or set holdout above 0"))
-        return broken
+        return broken + _keep_best_rules(self)
 
     def described(self) -> str:
         rows = "packed " if self.packing else "length-grouped " if self.group_by_length else ""
@@ -221,6 +226,9 @@ class RewardSection(SupervisedSection):
     """Make a GOOD and a BAD pair of each."""
     share_prompts: bool = False
     """Compute the prompt of a pair once; the same up to rounding."""
+    keep_best: bool = False
+    """Leave the model of the lowest held-out loss, which moves where accuracies on few pairs are equal, not the last
+    one."""
     center_scores: bool = False
     """Move the mean score of the reference replies to 0 after training."""
     unit_variance: bool = False
@@ -246,7 +254,7 @@ class RewardSection(SupervisedSection):
             broken.append(("ties", "a tie has no GOOD and BAD reply; set ties to drop, or binarise to false"))
         if self.min_grade is not None and self.rankings == "prompts":
             broken.append(("min_grade", "chooses among single pairs; set rankings to pairs, or remove the key"))
-        return broken
+        return broken + _keep_best_rules(self)
 
     @property
     def grouped(self) -> bool:

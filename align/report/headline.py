@@ -79,14 +79,19 @@ def losses(summary: Row, told: list[Line]) -> Iterator[Line]:
         yield "held-out loss, nats a token", start, summary["heldout_loss"]
     elif number(summary.get("train_loss")) is not None:
         yield "training loss, nats a token (nothing held out)", None, summary["train_loss"]
+    yield from _best(summary)
+    yield from plain(summary, told)
+
+
+def _best(summary: Row) -> Iterator[Line]:
     if number(summary.get("best_step")) is not None:
         yield "  the best, of step", None, f"{cell(summary['best_step'])} of {cell(summary.get('steps'))}"
-    yield from plain(summary, told)
 
 
 def accuracies(summary: Row, told: list[Line]) -> Iterator[Line]:
     """The rows of a reward model: its accuracy on held-out pairs beside what is had without it."""
     yield from _accuracies(summary)
+    yield from _best(summary)
     yield from told
 
 

@@ -145,10 +145,22 @@ def _crc32(file: Path) -> int:
     return value
 
 
+def keep_newest(folder: str | Path, number: int) -> int:
+    """Remove all but the newest `number` steps of a run that is finished; returns how many went."""
+    found = steps(folder)
+    gone = found[: len(found) - number]
+    _remove(Path(folder), gone)
+    return len(gone)
+
+
 def _remove_others(folder: Path, step: int, keep: int) -> None:
     older = [other for other in steps(folder) if other < step]
     stale = [other for other in steps(folder) if other > step]
-    for other in stale + older[: len(older) - max(keep - 1, 0)]:
+    _remove(folder, stale + older[: len(older) - max(keep - 1, 0)])
+
+
+def _remove(folder: Path, doomed_steps: list[int]) -> None:
+    for other in doomed_steps:
         old = folder / f"step-{other}"
         doomed = temporary(old)  # a kill while removing must not leave half a step under its name
         try:

@@ -24,6 +24,7 @@ from align.runtime.errors import AlignError
 from align.serving.batching import Scorer, status_of
 from align.serving.shapes import Asked, RequestError, asked_as_vllm, asked_to_score
 from reward.combined import leaves
+from reward.endpoint import OURS
 from reward.protocol import Reward
 
 LARGEST_BODY = 16 * 2**20  # bytes of a request
@@ -83,7 +84,7 @@ class RewardServer:
 
     async def health(self, request: Request) -> Response:
         """That the server is well; with the key also what it has done."""
-        known = {"status": "ok"}
+        known = {"status": "ok", "server": OURS}
         if self._allowed(request):
             scorer = self.scorer
             known |= {"reward": self.name, "replies": scorer.replies, "calls": scorer.calls, "failed": scorer.failed}

@@ -14,6 +14,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from align.models.save import save_model
 from align.runs.errors import CheckpointError, TrainingError
 from align.runtime import files
@@ -111,3 +113,17 @@ class BestCheckpoint:
         """Remove the folder, once `model/` and the summary are written."""
         if is_main():
             shutil.rmtree(out_dir / BEST, ignore_errors=True)
+
+
+class Offers(TrainerCallback):
+    """Offers the model of every evaluation while training to the best one, for a trainer whose evaluations measure no
+    more than it does itself."""
+
+    def __init__(self, best: BestCheckpoint):
+        self.best = best
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.best.tell_of_loss(state.log_history, state.global_step)
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        self.best.offer({"step": state.global_step, "heldout_loss": metrics["eval_loss"]})

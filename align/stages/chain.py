@@ -11,25 +11,29 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 
+from align.plan import PlanError, plan_stages
+from align.plan.disk import disk_warning
 from align.recipe import Recipe, batch_plan
 from align.recipe.check import describe_batches, missing_inputs, run_problems
 from align.recipe.errors import RecipeError
-from align.recipe.lineage import stage_dir
+from align.recipe.lineage import model_dir, stage_dir
 from align.recipe.registry import STAGES
 from align.recipe.sources import WORLD, source_path, stage_sources
+from align.runs import checkpoint
 from align.runs.acceptance import accepting, note
 from align.runs.trackers import closing_trackers
-from align.runtime.errors import MissingFileError
+from align.runtime.errors import AlignError, MissingFileError
 from align.runtime.files import prove_folder, sweep
 from align.runtime.lock import CHAIN, locked
 from align.runtime.memory import memory_errors, peak_memory_gib
 from align.runtime.resolve import resolve
 from align.runtime.terminal import say
 from align.stages import redo
+from align.stages.cards import write_cards
 from align.stages.clean import clear_chain
 from align.stages.common import Summary, is_main, memory_keys, write_summary
 from align.stages.overview import print_table, stage_summary, write_chain_summary
@@ -94,6 +98,9 @@ def _run_chain(recipe: Recipe) -> Summary:
         for folder in (Path(recipe.output_dir), Path(recipe.output_dir) / "report"):  # the chain's last files
             prove_folder(folder)
         say(describe_batches([batch_plan(recipe, stage) for stage in recipe.stages]), flush=True)
+        with suppress(PlanError):  # a model whose shape only its loading tells
+            if warning := disk_warning(recipe, plan_stages(recipe)):
+                LOG.warning("%s", warning)
     for stage in recipe.stages:
         run_stage(recipe, stage)
     if not is_main():
@@ -132,11 +139,12 @@ def run_stage(
         if is_main():
             for name in (stage, *STAGES[stage].beside):
                 sweep(stage_dir(recipe, name))
+        known = None
         if is_finished(recipe, stage):
             if is_main():
                 told = f"{stage}: finished before, in {stage_dir(recipe, stage)} (--fresh {stage} starts it anew)"
                 say(told, flush=True)
-            summary = stage_summary(recipe, stage) or {}
+            summary = known = stage_summary(recipe, stage) or {}
         else:
             _make_ready(recipe, stage)
             with closing_trackers(), memory_errors(f"stage '{stage}'", *memory_keys(recipe, stage)):
@@ -146,7 +154,12 @@ def run_stage(
             summary = write_summary(stage_dir(recipe, stage), summary)
             gc.collect()  # the next stage's model should not meet this one's in memory
         _meet()
-        return _evaluate(recipe, stage, summary, began)
+        summary = _evaluate(recipe, stage, summary, began)
+        write_cards(recipe, stage)
+        if summary is not known:
+            _push(recipe, stage)
+        _drop_checkpoints(recipe, stage)
+        return summary
 
 
 def _settle(recipe: Recipe, stage: str, fresh: bool, yes: bool) -> None:
@@ -203,6 +216,32 @@ def _evaluate(recipe: Recipe, stage: str, summary: Summary, began: float) -> Sum
         began = time.perf_counter()
         summary = write_summary(stage_dir(recipe, stage), summary)
     return summary
+
+
+def _push(recipe: Recipe, stage: str) -> None:
+    """Bring the model of a stage that has just finished to the hub, where the recipe names a repository; whatever the
+    hub does, the stage is finished."""
+    if recipe.hub_model_id is None or not is_main():
+        return
+    from align.models.push import push
+
+    repo = f"{recipe.hub_model_id}-{stage}"
+    try:
+        say(f"{stage}: pushed to {push(model_dir(recipe, stage), repo, private=recipe.hub_private_repo)}", flush=True)
+    except AlignError as error:
+        private = " --private" if recipe.hub_private_repo else ""
+        command = f"align push {recipe.output_dir} {repo} --stage {stage}{private}"
+        LOG.warning("%s; the stage is finished, try again with `%s`", error, command)
+
+
+def _drop_checkpoints(recipe: Recipe, stage: str) -> None:
+    """Leave of a finished stage's checkpoints what the recipe wants kept."""
+    if recipe.keep_checkpoints == "all" or not is_main():
+        return
+    for name in (stage, *STAGES[stage].beside):
+        kept = 1 if recipe.keep_checkpoints == "last" else 0
+        if gone := checkpoint.keep_newest(stage_dir(recipe, name) / "checkpoints", kept):
+            LOG.info("%s: %d checkpoints removed (keep_checkpoints=%s)", name, gone, recipe.keep_checkpoints)
 
 
 def require_inputs(recipe: Recipe, stage: str) -> None:

@@ -20,6 +20,7 @@ from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.recipe.supervised_sections import RewardSection
 from align.runs.seeding import derive, seed_everything
 from align.stages import common, preferences, supervised
+from align.stages.best_checkpoint import BestCheckpoint, Offers
 from align.stages.preferences import reference_batches
 from align.stages.supervised import Record
 from align.trainers.arguments import training_arguments
@@ -82,26 +83,24 @@ def train_reward(
     read = supervised.account(stage, section, reports, (rows, dropped), (heldout_rows, heldout_dropped))
     path = common.origin_path(recipe, origin, stage=stage)
     layer = preferences.output_layer(recipe, section, path, fresh_head=fresh_head, stage=stage)
+    supervised.need_heldout(stage, section, heldout_rows, heldout_dropped)
     args = _arguments(recipe, section, stage, out_dir, seed, evaluate=bool(heldout_rows))
     reference = reference_batches(recipe, section, tokenizer, stage) if section.center_scores else None  # fails early
     trainer = preferences.make_trainer(section, stage, args, model, tokenizer, rows, heldout_rows, layer)
     record = Record(trainer, tokenizer, stage, recipe, section)
     figures = record.once("before", lambda: _before(trainer, heldout, heldout_rows, train, fresh_head))
-    figures = figures | record.train("loss", "accuracy", "margin")
+    figures = figures | _train(record, keep_best=section.keep_best)
     if reference is not None:
-        with supervised.evaluating(trainer):
-            found = record.once("center", lambda: _center(model, *reference, unit_variance=section.unit_variance))
-        model.shift.fill_(found["shift"])  # of a run that was left after it
-        model.scale.fill_(found["scale"])
-        supervised.save_model(trainer, tokenizer)
-        figures |= found
+        figures |= _centered(record, model, *reference, unit_variance=section.unit_variance)
     figures |= held_out(trainer, heldout, heldout_rows, train, write_to=out_dir)
     if section.binarise and heldout:
         figures["accuracy_binarised"] = preferences.binarised_accuracy(trainer, tokenizer, heldout, section)
     if heldout:
         figures["majority_baseline"] = preference.majority_baseline(train, heldout)
     figures |= {"rows": len(rows), "shuffled_labels": shuffle_labels, "origin": asdict(origin)} | read
-    return common.finish(out_dir, figures, began)
+    summary = common.finish(out_dir, figures, began)
+    BestCheckpoint.remove(out_dir)
+    return summary
 
 
 def load(recipe: Recipe, section: RewardSection, origin: Origin, seed: int, *, stage: str) -> tuple[Any, Any, bool]:
@@ -170,6 +169,43 @@ def _before(trainer: RewardTrainer, heldout: list, rows: list, train: list, fres
         supervised.try_evaluation(trainer)
         return {"accuracy_before": None}
     return {"accuracy_before": held_out(trainer, heldout, rows, train).get("accuracy")}
+
+
+def _train(record: Record, *, keep_best: bool) -> dict[str, Any]:
+    """Train, and leave the best model in place of the last one where that is asked for."""
+    best = BestCheckpoint(record.trainer, record.folder) if keep_best else None
+    if best is not None:
+        record.trainer.add_callback(Offers(best))
+    figures = record.train("loss", "accuracy", "margin")
+    return figures if best is None else figures | _put_best(record, best)
+
+
+def _put_best(record: Record, best: BestCheckpoint) -> dict[str, Any]:
+    """Put the best model in the last one's place, which is offered first."""
+    trainer = record.trainer
+
+    def offer() -> dict[str, Any]:
+        loss = supervised.heldout_metrics(trainer)["eval_loss"]
+        best.offer({"step": trainer.state.global_step, "heldout_loss": loss})
+        return {"heldout_loss": loss}
+
+    last = record.once("evaluation", offer)
+    found = best.restore()
+    supervised.save_model(trainer, record.tokenizer)
+    figures = {"best_step": found["step"], "best_heldout_loss": found["heldout_loss"]}
+    return figures | {"last_heldout_loss": last["heldout_loss"]}
+
+
+def _centered(
+    record: Record, model: Any, batches: list[Any], counts: dict[str, int], *, unit_variance: bool
+) -> dict[str, Any]:
+    """`_center`, and save the model again."""
+    with supervised.evaluating(record.trainer):
+        found = record.once("center", lambda: _center(model, batches, counts, unit_variance=unit_variance))
+    model.shift.fill_(found["shift"])  # of a run that was left after it
+    model.scale.fill_(found["scale"])
+    supervised.save_model(record.trainer, record.tokenizer)
+    return found
 
 
 def _center(model: Any, batches: list[Any], counts: dict[str, int], *, unit_variance: bool) -> dict[str, Any]:

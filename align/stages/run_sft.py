@@ -64,11 +64,7 @@ def run_sft(
     train, heldout, reports = train_and_heldout(section, Demonstration, recipe)
     train, heldout = (as_trained(tokenizer, demos, section) for demos in (train, heldout))
     heldout_rows, categories = encode_heldout(tokenizer, heldout, section)
-    if section.keep_best:
-        keys = f"{stage}.eval_data, {stage}.holdout and {stage}.max_length"
-        common.need_rows(
-            heldout_rows.rows, heldout_rows.counts, what=f"{stage}.keep_best needs held-out rows", keys=keys
-        )
+    supervised.need_heldout(stage, section, heldout_rows.rows, heldout_rows.counts)
     args = supervised.arguments(recipe, stage, section, out_dir, evaluate=bool(heldout_rows.rows))
     rows, ghosts = encode_training(tokenizer, train, section, out_dir, model, args, derive(recipe.seed, stage, "ghost"))
     read = supervised.account(

@@ -105,6 +105,13 @@ def account(
     return found
 
 
+def need_heldout(stage: str, section: Any, rows: Sequence[Any], dropped: dict[str, int]) -> None:
+    """Raises EmptyDatasetError when the best model is to be kept, but there is no held-out row to choose it by."""
+    if section.keep_best:
+        keys = f"{stage}.eval_data, {stage}.holdout and {stage}.max_length"
+        common.need_rows(rows, dropped, what=f"{stage}.keep_best needs held-out rows", keys=keys)
+
+
 def train(
     trainer: Any,
     stage: str,

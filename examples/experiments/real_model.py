@@ -9,6 +9,7 @@ else is the recipe's, whose keys the command line may change.
 
 1. `sft` and `pmp`, once.
 2. Per seed: reward models of A, with and without pmp, and `trl.RewardTrainer`'s (examples/compare_reward_trl.py); gold.
+   Their accuracy on the held-out pairs, and on those of each source.
 3. Per seed, from the sft model, on the prompts of A's pairs: PPO with and without ptx. Judged on prompts of held-out
    pairs by reward and gold; KL; distinct n-grams of the sampled replies; loss on web text that is in no ptx_data.
 

@@ -32,6 +32,9 @@ BREAKS = {
 }
 
 
+ONE_OF_THREE = (slice(0, None, 3), pytest.param(slice(None), marks=pytest.mark.slow))  # each a run that goes on
+
+
 def function(body, after):
     """A reward file that does `body` from call number `after` + 1 on."""
     return (
@@ -71,10 +74,11 @@ def undisturbed(tmp_path_factory):
     return metrics(folder)
 
 
-def test_a_function_that_breaks_in_every_way_and_is_mended(undisturbed, tmp_path, capsys):
+@pytest.mark.parametrize("ways", ONE_OF_THREE)
+def test_a_function_that_breaks_in_every_way_and_is_mended(undisturbed, tmp_path, capsys, ways):
     words_typed = [write(tmp_path, {"kind": "function", "function": f"{tmp_path}/mine.py:score"})]
     calls = 3  # two look at held-out prompts, one trains; of a run that goes on the first trains
-    for body, words in BREAKS.values():
+    for body, words in list(BREAKS.values())[ways]:
         (tmp_path / "mine.py").write_text(function(body, calls))
         error = error_of(main(words_typed), capsys)
         assert error.startswith("error: reward 'function' ") and words in error
@@ -88,7 +92,7 @@ def test_a_function_that_breaks_in_every_way_and_is_mended(undisturbed, tmp_path
     assert metrics(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize(("calls", "after"), [(0, 0), (5, 3)])
+@pytest.mark.parametrize(("calls", "after"), [pytest.param(0, 0, marks=pytest.mark.slow), (5, 3)])
 def test_a_function_that_breaks_while_held_out_prompts_are_judged(calls, after, undisturbed, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(function("return [0.0]", calls))
     words_typed = [write(tmp_path, {"kind": "function", "function": f"{tmp_path}/mine.py:score"})]
@@ -238,14 +242,15 @@ FAILS = {
 }
 
 
-def test_an_endpoint_that_fails_in_every_way_and_comes_back(undisturbed, tmp_path, capsys):
+@pytest.mark.parametrize("ways", ONE_OF_THREE)
+def test_an_endpoint_that_fails_in_every_way_and_comes_back(undisturbed, tmp_path, capsys, ways):
     with served() as server:
         plain = f"http://127.0.0.1:{server.server_address[1]}/score"
         url = f"{plain}?token={TOKEN}"
         part = {"kind": "http", "url": plain, "name": "remote", "timeout": 0.5, "attempts": 3, "backoff": 0.01}
         words_typed = [write(tmp_path, part), f"ppo.reward.0.url={url}"]
         server.good = 3
-        for bad, words, requests in FAILS.values():
+        for bad, words, requests in list(FAILS.values())[ways]:
             server.bad = bad
             error = error_of(main(words_typed), capsys)
             assert TOKEN not in error

@@ -11,8 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from align import cli
 from tests.commands import INSTALLED, ROOT, align, heed_ctrl_c
+from tests.ranks import PROCESSES
 from tests.recipes.miniature import arguments
 
 STAGES = ("sft", "pmp", "rm", "ppo")
@@ -26,6 +29,15 @@ def start(words):
     command = [sys.executable, "-m", "align.cli", "run", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=INSTALLED, preexec_fn=heed_ctrl_c, **pipes)
+
+
+def in_process(words, log) -> None:
+    """The same in a process that has imported everything already, with one thread."""
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    os._exit(cli.main(["run", *words]))
 
 
 def whole(run) -> None:
@@ -83,23 +95,29 @@ def test_a_storm_of_kills_ends_with_the_same_weights(tmp_path):
     """Killed again and again without warning, the chain ends as if nothing had happened, bit for bit."""
     for name in ("calm", "storm"):
         (tmp_path / name).mkdir()
-    calm = align("run", "qwen_rlhf", *arguments(tmp_path / "calm"))
-    assert calm.returncode == 0, calm.stderr
-    words, run, rng, kills = ["qwen_rlhf", *arguments(tmp_path / "storm")], tmp_path / "storm/run", random.Random(0), 0
+    log, run, rng, kills = tmp_path / "log", tmp_path / "storm/run", random.Random(0), 0
+
+    def begun(name):
+        process = PROCESSES.Process(target=in_process, args=(["qwen_rlhf", *told[name]], log))
+        process.start()
+        return process
+
+    told = {name: arguments(tmp_path / name) for name in ("calm", "storm")}
+    calm = begun("calm")
+    calm.join(240)
+    assert calm.exitcode == 0, log.read_text()
     for _ in range(40):
-        before, process = named(run), start(words)
-        while process.poll() is None and named(run) <= before:  # every round gets at least one file further
+        before, process = named(run), begun("storm")
+        while process.is_alive() and named(run) <= before:  # every round gets at least one file further
             time.sleep(0.01)
-        try:
-            _, err = process.communicate(timeout=rng.uniform(0, 1.5))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
-            whole(run)
-        else:
-            assert process.returncode == 0, err
+        process.join(rng.uniform(0, 1.5))
+        if not process.is_alive():
+            assert process.exitcode == 0, log.read_text()
             break
+        process.kill()
+        process.join()
+        kills += 1
+        whole(run)
     assert (run / "summary.json").is_file() and kills >= 2
     for file in WEIGHTS:
         assert (run / file).read_bytes() == (tmp_path / "calm/run" / file).read_bytes(), file

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import json
 import math
+import runpy
 import statistics
 import sys
 from importlib.util import find_spec
@@ -33,16 +34,6 @@ FILES = sorted((ROOT / "examples").glob("*.py"))
 MEASURES = ("benchmark_", "compare_")  # these run below with tiny numbers
 PROGRAMS = [file for file in FILES if not file.stem.startswith((*MEASURES, "draw"))]  # one that draws wants a run
 EXPERIMENTS = sorted((ROOT / "examples/experiments").glob("*.py"))  # they need finished runs
-HELP = """
-import runpy, sys
-files, path = sys.argv[1:], list(sys.path)
-for file in files:
-    sys.argv[:], sys.path[:] = [file, "--help"], path
-    try:
-        runpy.run_path(file, run_name="__main__")
-    except SystemExit as end:
-        assert not end.code, file
-"""
 TOPICS = ("tea", "rain", "jazz", "maps")
 
 
@@ -64,13 +55,15 @@ def test_an_example_is_short_and_is_run_here(file):
     assert f'load("{file.stem}")' in tests or f"examples/{file.name}" in tests
 
 
-def test_an_experiment_says_how_it_is_run_and_starts_from_anywhere(tmp_path):
-    """All in one process, where each finds nothing on the path that another put there."""
-    for file in EXPERIMENTS:
-        assert f"python examples/experiments/{file.name}" in file.read_text(encoding="utf-8").split('"""')[1]
-    done = run(sys.executable, "-c", HELP, *EXPERIMENTS, cwd=tmp_path, env=INSTALLED)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("usage: ") == len(EXPERIMENTS)
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_an_experiment_says_how_it_is_run_and_starts_from_anywhere(file, tmp_path, monkeypatch, capsys):
+    assert f"python examples/experiments/{file.name}" in file.read_text(encoding="utf-8").split('"""')[1]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(file), "--help"])
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if "examples" not in path])  # of others, imported here
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(file), run_name="__main__")
+    assert not end.value.code and "usage: " in capsys.readouterr().out
 
 
 def test_what_a_program_imports_when_it_needs_it_is_there():
@@ -139,6 +132,7 @@ def test_the_estimate_in_the_loss_is_weighed_as_the_loss_is(by_reply, tmp_path):
     assert float(with_estimate - plain) == pytest.approx(0.04 * sum(estimates), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_margins_spread_the_scores_of_clear_pairs(tmp_path):
     example = load("reward_with_margin")
     wide, plain = example.main(tmp_path / "wide"), example.main(tmp_path / "plain", margins=False)
@@ -264,6 +258,7 @@ def test_the_notebook_from_top_to_bottom(tmp_path, monkeypatch):
     assert len((left / "metrics.jsonl").read_text().splitlines()) == 30
 
 
+@pytest.mark.slow
 @pytest.mark.needs("bitsandbytes")
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 def test_memory_and_time_of_adapters(tmp_path, capsys):

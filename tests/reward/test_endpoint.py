@@ -368,3 +368,45 @@ def test_a_certificate_nobody_vouches_for_is_refused_at_once(tmp_path):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class Root(Handler):
+    """Says what `server.gets` has for a path, and scores like any service at whatever path is posted to."""
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        found = self.server.gets.get(self.path)
+        self.give(200 if found is not None else 404, found if found is not None else "no")
+
+
+OUR_HEALTH, VLLM_VERSION = {"server": "align serve-reward"}, {"version": "0.32.0"}
+
+
+@pytest.mark.parametrize(
+    ("gets", "path"),
+    [
+        ({"/health": OUR_HEALTH}, "/score"),
+        ({"/health": b"", "/version": VLLM_VERSION}, "/classify"),
+        ({"/health": {"status": "ok"}}, "/"),
+        ({"/health": b"", "/version": {"version": 3, "name": "judge"}}, "/"),
+        ({}, "/"),
+    ],
+)
+def test_an_address_without_a_path_is_asked_once_what_it_is(server, gets, path):
+    server.RequestHandlerClass, server.gets, server.asked = Root, gets, []
+    server.answers = [(200, {"data": [{"probs": [0.5]}]}) if path == "/classify" else lengths]
+    asked = EndpointReward(server.url.removesuffix("/score"), backoff=0.01)
+    expected = [0.5] if path == "/classify" else [1.0]
+    assert [asked.score(samples("a")), asked.score(samples("b"))] == [expected] * 2
+    assert [place for place, *_ in server.seen] == [path] * 2 and len(server.asked) <= 2
+
+
+def test_vllms_shape_is_asked_for_by_its_path(server):
+    server.answers = [lambda body: (200, {"data": [{"data": [len(body["messages"][-1]["content"])]}]})]
+    asked = EndpointReward(server.url.replace("/score", "/pooling"), batch_size=3)
+    assert asked.score(samples("a", "abc", "", "ab")) == [1.0, 3.0, 0.0, 2.0]
+    assert all(body["use_activation"] is False for *_, body in server.seen)
+    server.answers = [(200, {"data": [{"data": [[1.0, 2.0]]}]}), (200, {"scores": [1.0]})]
+    for said in ("must give one float", "must answer with"):
+        with pytest.raises(RewardError, match=said):
+            asked.score(samples("a"))

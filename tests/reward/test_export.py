@@ -94,7 +94,7 @@ def test_config_and_card_say_what_to_do_with_the_scores(exported):
 def test_the_cards_program_runs(exported, tmp_path, monkeypatch):
     ours, theirs = exported
     program = (theirs / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    monkeypatch.chdir(theirs.parent)
+    monkeypatch.chdir(theirs)
     found = {}
     exec(program, found)
     moon = Sample((Message("user", "How far is the moon?"),), "About 384,000 km.")

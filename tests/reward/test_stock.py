@@ -16,6 +16,7 @@ from transformers import (
     Qwen2Model,
 )
 
+from align.models import card
 from align.models.critic import Critic
 from align.models.load import load_critic, load_reward_model
 from align.models.save import save_model
@@ -26,6 +27,7 @@ from reward.model import RewardModel
 from reward.pooling import POOLINGS
 from reward.protocol import Sample
 from reward.sources import load_reward
+from tests.align.artefacts import scores
 from tests.tiny_models import byte_tokenizer, qwen2_config, save_causal_lm
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -159,6 +161,8 @@ def test_peft_alone_scores_an_adapter_as_ours_does(tmp_path):
         expected = ours.eval()(ids, torch.ones_like(ids))
         for model in (theirs, on_base):
             torch.testing.assert_close(model(input_ids=ids).logits[:, 0], expected)
+    card.write(folder, "a reward model", "Made by a test.")
+    scores(folder)
 
 
 def test_an_adapter_that_was_saved_with_names_of_the_body_still_loads(tmp_path):

@@ -1,6 +1,7 @@
 import json
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,6 +50,24 @@ def test_one_backbone_is_assumed_aloud_where_only_the_models_can_tell(asked):
     apart = f"{plans['false']['peak'] / 2**30:.2f} GiB at most"
     assert plans["auto"]["assumption"].endswith(apart) and plans["auto"]["peak"] < plans["false"]["peak"]
     assert "\nassumed: policy, reward" in asked(recipe, "ppo.reward_from=Qwen/Qwen2.5-7B").out
+
+
+def test_what_a_run_writes_and_where_there_is_no_room(asked, tmp_path, monkeypatch):
+    """Weights of a float32 model and two moments, as the quickstart's folders have them (base: 26.7 MiB on a disk)."""
+    keys = ("quickstart", f"output_dir={tmp_path}/run")
+    stages = {one["stage"]: one["disk"] for one in json.loads(asked(*keys, "--json").out)["stages"]}
+    base, ppo = stages["base"], stages["ppo"]
+    assert (base["number"], base["kept"], ppo["number"]) == (3, 2, 3)
+    assert base["checkpoint"] == 3 * base["models"] and base["left"] == 7 * base["models"] < base["most"]
+    assert base["left"] / 2**20 == pytest.approx(26.7, abs=0.2) and ppo["left"] / 2**20 == pytest.approx(50.0, abs=0.3)
+    none = json.loads(asked(*keys, "keep_checkpoints=none", "--json").out)["stages"]
+    assert all(one["disk"]["left"] == one["disk"]["models"] for one in none)
+    shown = asked(*keys).out
+    assert "at most 0.16 GiB at the same time" in shown and "warning" not in shown
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
+    told = asked(*keys).out.splitlines()[-1]
+    assert told.startswith(f"warning: output_dir: {tmp_path}/run has 0.00 GiB free, and the run will write 0.16 GiB")
+    assert cli.main(["check", *keys]) == 0
 
 
 def test_json_adds_up(asked):

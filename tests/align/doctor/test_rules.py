@@ -151,7 +151,12 @@ def copy(made, tmp_path):
     return lines, ask
 
 
-@pytest.mark.parametrize(("name", "rule", "words"), SEEN)
+RARER = ("constant", "large, no samples", "narrow", "narrower", "ptx low", "ptx high", "target", "held", "capped")
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "words"), [pytest.param(*one, marks=[pytest.mark.slow] * (one[0] in RARER)) for one in SEEN]
+)
 def test_a_rule_sees_what_the_run_was_made_to_show(made, name, rule, words):
     found = doctor_case.words(doctor_case.diagnosis(made(name))[1])
     assert re.search(words, found.get(rule, "")), found

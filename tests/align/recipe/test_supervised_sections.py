@@ -68,7 +68,7 @@ def test_values_that_do_not_exist(load, override, sentence):
             "use mask assistant_only",
         ),
         (["keep_best=true"], "keep_best", "needs eval_steps"),
-        (["keep_best=true", "eval_steps=2", "holdout=0"], "keep_best", "needs held-out conversations"),
+        (["keep_best=true", "eval_steps=2", "holdout=0"], "keep_best", "needs held-out rows"),
     ],
 )
 def test_contradictions_are_refused(load, overrides, key, words):

@@ -4,7 +4,7 @@ import os
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.recipe.cleaning_section import read_cleaning
@@ -139,6 +139,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(VALUES)
 def test_dump_reads_back_equal(value):
     assert parse(dump(value), "t")[0] == value

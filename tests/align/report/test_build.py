@@ -138,6 +138,7 @@ def test_text_of_the_run_cannot_become_markup(tmp_path):
 NONSENSE = ["", None, True, "x", -1, 1e400, float("nan"), [], [[]], {}, {"a": 1}, "$\\frac{", "知識", 10**400]
 
 
+@pytest.mark.slow
 def test_values_of_wrong_types_are_left_out(tmp_path):
     root = make_run(tmp_path / "run", prompts=len(NONSENSE), iterations=len(NONSENSE), pairs=len(NONSENSE))
     for path in [*root.glob("*/*.json*"), root / "summary.json"]:

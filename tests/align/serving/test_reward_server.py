@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from align import cli
 from align.runtime import http
 from align.serving import reward_server
 from align.serving.reward_server import AddressInUseError, RewardServer
@@ -70,7 +71,7 @@ def test_our_client_gets_the_models_scores_in_every_shape(folder, monkeypatch):
     with served(load_reward(folder)) as (url, _):
         for path in ("", "/score", "/pooling", "/classify"):
             assert client(url + path).score(SAMPLES) == pytest.approx(expected, abs=1e-5), path
-        assert ask(f"{url}/health", key="")[1] == {"status": "ok"}
+        assert ask(f"{url}/health", key="")[1] == {"status": "ok", "server": "align serve-reward"}
         known = ask(f"{url}/health")[1]
         assert known["replies"] == 40 and known["calls"] < 40 and known["reward"] == "it"
         rows = load_reward(folder).token_rows(SAMPLES[:2])
@@ -154,7 +155,11 @@ def start(folder, port, words=()):
     """`align serve-reward` in a process of its own, and what it says until it serves."""
     command = [sys.executable, "-m", "align.cli", "serve-reward", str(folder), "--port", str(port), *words]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=INSTALLED | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=INSTALLED | {"OMP_NUM_THREADS": "1", "KEY_OF_TEST": KEY},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     said = []
     for line in process.stdout:
@@ -167,9 +172,9 @@ def start(folder, port, words=()):
 @pytest.mark.slow
 def test_200_clients_lose_nothing_while_the_server_is_killed_and_started_again(folder, monkeypatch):
     monkeypatch.setenv("KEY_OF_TEST", KEY)
-    process, said = start(folder, 0, ["--key", KEY])
+    process, said = start(folder, 0, ["--key", "KEY_OF_TEST"])
     port = int(said.partition("127.0.0.1:")[2].partition(" ")[0])
-    assert KEY not in said and "api_key_env: ALIGN_REWARD_KEY" in said
+    assert KEY not in said and "api_key_env: KEY_OF_TEST" in said
     clients, rounds = 200, 4
     samples = {
         (one, at): Sample((Message("user", f"q{one}"),), "ab" * (1 + (one * rounds + at) % 20))
@@ -192,7 +197,7 @@ def test_200_clients_lose_nothing_while_the_server_is_killed_and_started_again(f
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         killed.set()
-        process, _ = start(folder, port, ["--key", KEY])
+        process, _ = start(folder, port, ["--key", "KEY_OF_TEST"])
         for one in loops:
             one.result()
     expected = load_reward(folder).score(list(samples.values()))
@@ -213,3 +218,10 @@ def test_the_command_says_its_key_once_and_ends_by_ctrl_c(folder, monkeypatch):
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=30)
     assert process.returncode == 0 and rest.strip() == "ended"
+
+
+def test_a_key_that_guards_nothing_is_refused_before_anything_is_loaded(monkeypatch, capsys):
+    for key in ("", "short", "with a space in it", "schlüssel-schlüssel"):
+        monkeypatch.setenv("KEY_OF_TEST", key)
+        assert cli.main(["serve-reward", "/no/such", "--key", "KEY_OF_TEST"]) == 1
+        assert "KEY_OF_TEST must hold a key" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import pytest
 
 from align.serving.shapes import MOST_REPLIES, RequestError, asked_as_vllm, asked_to_score
 from data_formats.records import Message
+from reward.endpoint import vllm_request
 from reward.protocol import Sample, Verdict
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": [{"type": "text", "text": "r"}]}]
@@ -104,10 +105,15 @@ def test_raw_input_is_for_models_of_ours():
 @pytest.mark.slow
 @pytest.mark.needs("vllm")
 def test_the_fields_are_vllms():
-    """What we answer fills vLLM's own classes, field by field."""
-    from vllm.entrypoints.pooling.classify.protocol import ClassificationResponse
-    from vllm.entrypoints.pooling.pooling.protocol import PoolingResponse
+    """What we answer fills vLLM's own classes, field by field, and so does what our client asks."""
+    from vllm.entrypoints.pooling.classify.protocol import ClassificationChatRequest, ClassificationResponse
+    from vllm.entrypoints.pooling.pooling.protocol import PoolingChatRequest, PoolingResponse
 
+    body = vllm_request(Sample((Message("user", "q"),), "r"))
+    for kind in (ClassificationChatRequest, PoolingChatRequest):
+        read = kind.model_validate(body)
+        assert read.use_activation is False and list(map(dict, read.messages)) == body["messages"]
+        assert kind.model_fields.keys() >= body.keys() and not read.model_extra
     for kind, pooling in ((ClassificationResponse, False), (PoolingResponse, True)):
         asked = asked_as_vllm({"messages": TURNS}, Text(), "m", pooling)
         answer = asked.answer(Verdict([1.5]), asked.samples())

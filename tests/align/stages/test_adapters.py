@@ -19,7 +19,7 @@ from tests.align.stages.small_chain import small_recipe, write_data
 from tests.align.stages.test_quickstart_small import SIZES
 
 ADAPTERS = ("lora", pytest.param("qlora", marks=pytest.mark.needs("bitsandbytes")))
-OPTIMIZERS = ("adamw", pytest.param("adamw_8bit", marks=pytest.mark.needs("bitsandbytes")))
+LORA_FIRST = ("lora", pytest.param("qlora", marks=[pytest.mark.needs("bitsandbytes"), pytest.mark.slow]))
 
 
 def adapted(folder, adapter, **keys):
@@ -59,8 +59,15 @@ def killed_at(monkeypatch):
     return killed
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("adapter", "optimizer"),
+    [
+        ("lora", "adamw"),
+        pytest.param("qlora", "adamw_8bit", marks=pytest.mark.needs("bitsandbytes")),
+        pytest.param("lora", "adamw_8bit", marks=[pytest.mark.needs("bitsandbytes"), pytest.mark.slow]),
+        pytest.param("qlora", "adamw", marks=[pytest.mark.needs("bitsandbytes"), pytest.mark.slow]),
+    ],
+)
 def test_sft_resumed_is_sft_never_stopped(tmp_path, killed_at, adapter, optimizer):
     keys = {"save_steps": 2, "eval_steps": 2, "optimizer": optimizer}
     whole = run_sft.run_sft(adapted(tmp_path, adapter, run="whole", **keys))
@@ -101,7 +108,7 @@ def changes(adapter, **more):
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_a_chain_of_adapters_on_one_base(tmp_path, adapter, capsys):
+def test_a_chain_of_adapters_on_one_base(no_figures, tmp_path, adapter, capsys):
     write_data(tmp_path)
     told = small_recipe(tmp_path, **changes(adapter))
     run_chain(told)
@@ -124,8 +131,8 @@ def test_a_chain_of_adapters_on_one_base(tmp_path, adapter, capsys):
     assert ("align merge" in capsys.readouterr().err) == (adapter == "qlora")
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
-def test_groups_of_replies_and_a_language_term(tmp_path, adapter):
+@pytest.mark.parametrize("adapter", LORA_FIRST)
+def test_groups_of_replies_and_a_language_term(no_figures, tmp_path, adapter):
     write_data(tmp_path)
     grouped = {"pmp__share_prompts": True, "pmp__lm_weight": 0.5, "pmp__max_length": 96}
     run_chain(small_recipe(tmp_path, **changes(adapter, **grouped)).model_copy(update={"sft": None, "rm": None}))
@@ -133,7 +140,7 @@ def test_groups_of_replies_and_a_language_term(tmp_path, adapter):
     assert 0 < summary["trained_parameters"] < summary["parameters"] and summary["rows"] > 0
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("adapter", LORA_FIRST)
 def test_rejection_sampling_trains_one_adapter_on(tmp_path, adapter):
     plain = rejection_recipe(tmp_path)
     lora = type(plain.model.lora)(rank=2, alpha=4)
@@ -180,8 +187,8 @@ def test_the_quickstart_in_miniature(tmp_path, adapter):
 
 
 @pytest.mark.needs("bitsandbytes")
-@pytest.mark.parametrize("adapter", ["lora", "qlora"])
-def test_rm_resumed_is_rm_never_stopped(tmp_path, killed_at, adapter):
+@pytest.mark.parametrize("adapter", [pytest.param("lora", marks=pytest.mark.slow), "qlora"])
+def test_rm_resumed_is_rm_never_stopped(no_figures, tmp_path, killed_at, adapter):
     write_data(tmp_path)
     more = {"rm__save_steps": 2, "rm__max_steps": 5, "rm__optimizer": "lion_8bit", "rm__learning_rate": 1e-3}
     recipes = [small_recipe(tmp_path, **changes(adapter, output_dir=str(tmp_path / at), **more)) for at in "ab"]

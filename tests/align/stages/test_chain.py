@@ -7,15 +7,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
-from align.recipe import STAGES, RecipeError, load_recipe
+from align.models import push
+from align.models.push import PushError
+from align.recipe import STAGES, RecipeError, dump_recipe, load_recipe
+from align.runs import checkpoint
+from align.runtime.card import CARD
+from align.runtime.files import write_json, write_text
 from align.stages import chain, common, recipe_guard
+from align.stages.cards import write_cards
 from align.stages.chain import run_chain, run_stage
 from align.stages.clean import clear_chain
 from data_formats.errors import MissingFileError
 from examples.experiments.controls import require_unchanged
 from reward.model import RewardModel
+from tests.align.artefacts import generates, scores
 from tests.align.stages.small_chain import changed_keys, small_recipe, write_data
+from tests.tiny_models import save_causal_lm
 
 FILES = {"model", "metrics.jsonl", "samples.jsonl", "recipe.yaml", "summary.json"}
 
@@ -29,7 +38,7 @@ def lines(path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(no_figures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chain")
     write_data(folder)
     recipe = small_recipe(folder)
@@ -88,6 +97,83 @@ def test_rm_keeps_the_head_of_pmp(finished):
     _, _, summary = finished
     assert summary["pmp"]["accuracy_before"] is None  # a fresh head
     assert summary["rm"]["accuracy_before"] == summary["pmp"]["accuracy"]  # same held-out pairs
+
+
+def test_the_program_on_each_card_loads_and_uses_the_model(finished):
+    _, run, _ = finished
+    for stage in ("base", "sft"):
+        generates(run / stage / "model")
+    for stage in ("pmp", "rm"):
+        scores(run / stage / "model")
+
+
+def test_a_card_tells_recipe_data_and_figures(finished):
+    _, run, summary = finished
+    rm, card = summary["rm"], ModelCard((run / "rm/model" / CARD).read_text())
+    accuracy = next(one for one in card.data.eval_results if one.metric_type == "accuracy")
+    assert accuracy.metric_value == pytest.approx(rm["accuracy"], abs=1e-6)
+    assert accuracy.metric_args["interval"] == [rm["accuracy_low"], rm["accuracy_high"]]
+    assert card.data.pipeline_tag == "text-classification" and {"align", "reward-model", "rm"} <= {*card.data.tags}
+    assert f"{rm['rows']} rows" in card.text and "| `rm.data.0` | comparisons.jsonl |" in card.text
+    assert "learning_rate: 0.01" in card.text and "Wilson" in card.text and "data_root" not in card.text
+
+
+def test_a_card_is_left_alone_until_its_figures_change(finished):
+    recipe, run, _ = finished
+    told = run / "sft/model" / CARD
+    told.write_text(told.read_text() + "\nA line of the user's.\n")
+    write_cards(recipe, "sft")
+    assert "A line of the user's." in told.read_text()
+    os.utime(told, (0, 0))
+    write_cards(recipe, "sft")
+    assert "A line of the user's." not in told.read_text()
+
+
+def test_paths_and_secrets_of_the_user_stay_out_of_a_card(tmp_path):
+    data = [{"path": "/home/someone/private/pairs.jsonl"}, {"hub": "some/pairs"}]
+    judge = {"kind": "function", "function": "~/mine/judge.py:score"}
+    ppo = {"data": ["prompts.jsonl"], "num_iterations": 1, "rollout_batch_size": 4, "reward": judge}
+    ppo |= {"num_mini_batches": 1, "critic_warmup_steps": 0}
+    ppo |= {"rollout": {"max_prompt_length": 50, "max_completion_length": 6}}
+    recipe = small_recipe(tmp_path, rm__data=data, ppo=ppo)
+    for stage in ("rm", "ppo"):
+        save_causal_lm(tmp_path / "run" / stage / "model")
+        write_json(tmp_path / "run" / stage / "summary.json", {"rows": 3, "hub": "hf_0123456789abcdef"})
+        write_cards(recipe, stage)
+    rm, judged = ((tmp_path / "run" / stage / "model" / CARD).read_text() for stage in ("rm", "ppo"))
+    assert "…/pairs.jsonl" in rm and "someone" not in rm and ModelCard(rm).data.datasets == ["some/pairs"]
+    assert "…/judge.py:score" in judged and str(tmp_path) not in rm + judged and "hf_0" not in rm + judged
+
+
+@pytest.mark.parametrize(("kept", "left"), [("all", [1, 2, 3]), ("last", [3]), ("none", [])])
+def test_of_a_finished_stage_only_the_checkpoints_wanted_are_kept(tmp_path, kept, left):
+    recipe = small_recipe(tmp_path, keep_checkpoints=kept)
+    folder = tmp_path / "run" / "base"
+    for step in (1, 2, 3):
+        (folder / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    write_json(folder / "summary.json", {"steps": 3})
+    write_text(folder / "recipe.yaml", dump_recipe(recipe))
+    run_stage(recipe, "base")
+    assert checkpoint.steps(folder / "checkpoints") == left
+
+
+def test_a_stage_that_finishes_is_pushed_once_and_a_hub_that_fails_costs_nothing(tmp_path, monkeypatch, caplog):
+    recipe, pushed = small_recipe(tmp_path, hub_model_id="some/run"), []
+    folder = tmp_path / "run" / "sft"
+    write_json(folder / "summary.json", {"steps": 3})  # what follows the training is still to be done
+    write_text(folder / "recipe.yaml", dump_recipe(recipe))
+
+    def refuse(model, repo, *, private):
+        pushed.append((model, repo, private))
+        raise PushError("no")
+
+    monkeypatch.setattr(push, "push", refuse)
+    for _ in range(2):
+        assert run_stage(recipe, "sft")["steps"] == 3
+    assert pushed == [(folder / "model", "some/run-sft", False)]
+    assert (
+        f"no; the stage is finished, try again with `align push {tmp_path}/run some/run-sft --stage sft`" in caplog.text
+    )
 
 
 def test_finished_stages_are_skipped(finished, capsys):

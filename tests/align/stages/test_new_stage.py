@@ -1,13 +1,16 @@
 """What a new stage touches: in a copy of the packages these files are written, and nothing else, and it is a stage."""
 
 import json
+import re
 import shutil
+import subprocess
 import sys
+from subprocess import PIPE, STDOUT
 
 import pytest
 
 from tests.align.stages.small_chain import write_data
-from tests.commands import PLAIN, ROOT, run
+from tests.commands import PLAIN, ROOT
 from tests.tiny_models import save_causal_lm
 
 SECTION = '''"""The `toy` section."""
@@ -77,28 +80,60 @@ def house(tmp_path_factory):
     return root
 
 
-def align(house, *words):
-    done = run(sys.executable, *words, cwd=house, env=PLAIN | {"PYTHONPATH": str(house)})
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
+COMMANDS = (
+    "check toy toy.beta=0.5",
+    "check toy toy.betta=1",
+    "plan toy",
+    "--help",
+    "run toy toy.beta=0.5",
+    "align/toy.py toy toy.beta=0.25",
+)
+SAY = """
+import runpy, sys
+from align.cli import main
+for command in sys.argv[1:]:
+    words, code = command.split(), 0
+    try:
+        if words[0].endswith(".py"):
+            sys.argv[:] = words
+            runpy.run_path(words[0], run_name="__main__")
+        else:
+            code = main(words)
+    except SystemExit as end:
+        code = end.code or 0
+    print("ended with", code, flush=True)
+"""
 
 
-def test_a_stage_is_checked_run_shown_and_started_by_itself(house):
-    checked = align(house, "-m", "align.cli", "check", "toy", "toy.beta=0.5")
-    assert "toy    model        comparisons.jsonl  run/toy/" in checked
-    assert "base, sft, rm, rejection, ppo or toy" in align(house, "-m", "align.cli", "--help").replace("\n", " ")
-    shown = align(house, "-m", "align.cli", "run", "toy", "toy.beta=0.5")
-    assert "beta" in shown and "0.5" in shown and "evaluated" in shown
+@pytest.fixture(scope="module")
+def said(house):
+    """What each of COMMANDS printed, one after the other in one process, and how it ended."""
+    words = [sys.executable, "-u", "-c", SAY, *COMMANDS]
+    done = subprocess.run(
+        words, cwd=house, env=PLAIN | {"PYTHONPATH": str(house)}, stdout=PIPE, stderr=STDOUT, text=True, timeout=240
+    )
+    parts = re.split(r"ended with (\d+)\n", done.stdout)
+    assert len(parts) == 2 * len(COMMANDS) + 1, done.stdout
+    return dict(zip(COMMANDS, zip(parts[::2], map(int, parts[1::2]), strict=False), strict=True))
+
+
+def test_a_stage_is_checked_planned_and_known(said):
+    shown, code = said["check toy toy.beta=0.5"]
+    assert code == 0 and "toy    model        comparisons.jsonl  run/toy/" in shown
+    shown, code = said["check toy toy.betta=1"]
+    assert code == 1 and "toy.betta: unknown key; did you mean 'beta'?" in shown
+    shown, code = said["plan toy"]
+    assert code == 0 and "toy" in shown
+    assert "base, sft, rm, rejection, ppo or toy" in said["--help"][0].replace("\n", " ")
+
+
+def test_a_stage_is_run_shown_and_started_by_itself(house, said):
+    shown, code = said["run toy toy.beta=0.5"]
+    assert code == 0 and "beta" in shown and "0.5" in shown and "evaluated" in shown
     summary = json.loads((house / "run/toy/summary.json").read_text())
     assert summary["started_from"] == summary["evaluated"] == "model"
     page = (house / "run/report/index.html").read_text()
     assert "Samples of toy" in page and ">beta<" in page and "losses.png" in page
-    again = align(house, "align/toy.py", "toy", "toy.beta=0.25")
-    assert "toy: starts anew (toy.beta was 0.5, is 0.25)" in again
+    shown, code = said["align/toy.py toy toy.beta=0.25"]
+    assert code == 0 and "toy: starts anew (toy.beta was 0.5, is 0.25)" in shown
     assert json.loads((house / "run/toy/summary.json").read_text())["headline"][0] == ["beta", None, 0.25]
-
-
-def test_a_stage_is_planned_and_its_keys_are_known(house):
-    assert "toy" in align(house, "-m", "align.cli", "plan", "toy")
-    done = run(sys.executable, "-m", "align.cli", "check", "toy", "toy.betta=1", cwd=house, env=PLAIN)
-    assert done.returncode == 1 and "toy.betta: unknown key; did you mean 'beta'?" in done.stderr

@@ -161,7 +161,9 @@ def test_ctrl_c_saves_and_the_same_call_continues(tmp_path, monkeypatch):
     assert summary["resumed_from"] == 2 and summary["steps"] == 3
 
 
-@pytest.mark.parametrize("problem", [RewardError("no verdict"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "problem", [pytest.param(RewardError("no verdict"), marks=pytest.mark.slow), KeyboardInterrupt()]
+)
 def test_the_engine_is_closed_however_the_stage_ends(tmp_path, monkeypatch, problem):
     def fail(*_):
         raise problem

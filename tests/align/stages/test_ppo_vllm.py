@@ -16,7 +16,7 @@ from reward.protocol import RewardError
 from tests.align.stages.test_ppo import recipe
 from tests.tiny_models import save_causal_lm
 
-pytestmark = pytest.mark.needs("vllm")
+pytestmark = [pytest.mark.needs("vllm"), pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)

@@ -41,7 +41,7 @@ def lines(path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(no_figures, tmp_path_factory):
     run = tmp_path_factory.mktemp("quickstart") / "run"
     changes = [f"{section}.{key}={value}" for section, values in SIZES.items() for key, value in values.items()]
     recipe = load_recipe("quickstart", [f"output_dir={run}", "seed=5", *changes])
@@ -155,6 +155,7 @@ def test_the_controls_run_on_it(finished):
         controls.require_finished(recipe.model_copy(update={"seed": 6}))
 
 
+@pytest.mark.slow
 def test_the_tables_of_the_readme(finished, capsys):
     recipe, run, summary = finished
     controls.run_controls(recipe)  # finds what is there

@@ -23,6 +23,7 @@ from align.stages.recipe_guard import RecipeChangedError
 from tests.align.stages.small_chain import small_recipe, write_data
 from tests.commands import INSTALLED
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 CLOCK = ("runtime", "samples_per_second", "steps_per_second")
 
 
@@ -45,14 +46,6 @@ def weights(run, stage):
 def written(run):
     """When every stage's model was written."""
     return {path.parts[-3]: path.stat().st_mtime_ns for path in run.glob("*/model/model.safetensors")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_figures():
-    """The report is drawn nowhere here: it costs more than a stage."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("align.report.build.build_report", lambda folder: None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +144,7 @@ def test_a_change_of_what_every_stage_shares_wants_consent(chain, monkeypatch):
     assert all(written(run)[stage] != before[stage] for stage in before)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear"])
+@pytest.mark.parametrize("schedule", ["constant", pytest.param("linear", marks=pytest.mark.slow)])
 def test_a_longer_stage_goes_on_from_its_last_checkpoint(chain, capsys, schedule):
     keys = {"sft__lr_scheduler_type": schedule, "sft__logging_steps": 3}
     run = Path(chain().output_dir)
@@ -277,7 +270,7 @@ def test_rows_that_changed_under_an_unfinished_stage_are_refused_unless_accepted
     assert (noted["is"]["rows"] > noted["was"]["rows"]) == (count > 0)
 
 
-@pytest.mark.parametrize("stage", ["base", "sft", "rm"])
+@pytest.mark.parametrize("stage", ["base", *(pytest.param(later, marks=pytest.mark.slow) for later in ("sft", "rm"))])
 def test_a_resumed_run_logs_line_by_line_what_a_whole_one_does(chain, monkeypatch, stage):
     keys = {f"{stage}__{key}": value for key, value in {"max_steps": 7, "logging_steps": 3, "save_steps": 2}.items()}
     keys |= {f"{stage}__eval_steps": 3, f"{stage}__eval_batch_size": 8}

@@ -260,6 +260,7 @@ def test_stopped_in_every_phase_it_ends_as_one_that_was_not(whole, monkeypatch):
     assert calls["judged"] == 1 + 3 + 1 + 3 + 1 + 2
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_is_one_error_and_loses_nothing(whole, monkeypatch):
     folder, summary = whole
     before = (folder / "reward.py").read_text()

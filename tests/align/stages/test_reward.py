@@ -2,15 +2,19 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
+from align.data.encode import encode_prompts, encode_replies
 from align.recipe.fields import Source
 from align.recipe.lineage import Origin
-from align.stages import preferences
+from align.stages import preferences, run_reward
 from align.stages.chain import run_stage
 from align.stages.run_reward import _arguments, load, shuffled_labels, train_reward
 from align.trainers.reward_groups import GroupOptions
 from data_formats.errors import DataError, MissingFileError
 from data_formats.records import Comparison, Message
+from reward.loading import saved_tokenizer
+from reward.model import RewardModel
 from tests.align.stages.small_chain import small_recipe, write_data
 
 
@@ -35,6 +39,40 @@ def test_an_arm_runs_beside_the_chain(tmp_path):
     rates = [json.loads(line).get("learning_rate") for line in (arm / "metrics.jsonl").read_text().splitlines()]
     assert rates[0] == 0.02
     assert not (tmp_path / "run" / "rm").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"centering": 0.01}], ids=["pairs", "groups"])
+def test_the_best_model_by_held_out_loss_is_left_and_found_again_by_a_killed_run(tmp_path, monkeypatch, options):
+    write_data(tmp_path)
+    keys = {"keep_best": True, "eval_steps": 1, "max_steps": 4, "learning_rate": 0.3, "save_steps": 3}
+    recipe = small_recipe(tmp_path, **{f"rm__{name}": value for name, value in (keys | options).items()})
+    run_stage(recipe, "base")
+    start = Origin("stage", "base")
+    whole = train_reward(recipe, recipe.rm, start, tmp_path / "whole", seed=5)
+    losses = {
+        line["step"]: line["eval_loss"]
+        for line in map(json.loads, (tmp_path / "whole/metrics.jsonl").read_text().splitlines())
+        if "eval_loss" in line
+    }
+    assert len(losses) == 4 and whole["best_heldout_loss"] == pytest.approx(min(losses.values()))
+    assert losses[whole["best_step"]] == min(losses.values()) < whole["last_heldout_loss"] == pytest.approx(losses[4])
+    assert not (tmp_path / "whole/best").exists()
+    model = RewardModel.from_pretrained(tmp_path / "whole/model")
+    tokenizer = saved_tokenizer(tmp_path / "whole/model")
+    for line in map(json.loads, (tmp_path / "whole/eval.jsonl").read_text().splitlines()[:3]):
+        prompt = [Message(**turn) for turn in line["prompt"]]
+        ids = torch.tensor([encode_prompts(tokenizer, [prompt])[0] + encode_replies(tokenizer, [line["chosen"]])[0]])
+        assert model(ids, torch.ones_like(ids)).item() == pytest.approx(line["chosen_score"], abs=1e-4)
+
+    def kill(*_):
+        raise SystemExit("killed")
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(run_reward, "_put_best", kill)
+        train_reward(recipe, recipe.rm, start, tmp_path / "killed", seed=5)
+    again = train_reward(recipe, recipe.rm, start, tmp_path / "killed", seed=5)
+    same = ("best_step", "best_heldout_loss", "last_heldout_loss", "accuracy", "shift", "margin")
+    assert {name: again[name] for name in same} == {name: whole[name] for name in same}
 
 
 def test_dropout_in_a_reward_stage_is_an_error_not_ignored(tmp_path):

@@ -17,7 +17,7 @@ from align.stages.run_sft import run_sft
 from tests.align.stages.sft_case import conversations, write_lines
 from tests.align.stages.speaker import END_OF_TEXT, IM_END, save_speaker, says
 
-QLORA = pytest.param("qlora", marks=pytest.mark.needs("bitsandbytes"))
+QLORA = pytest.param("qlora", marks=[pytest.mark.needs("bitsandbytes"), pytest.mark.slow])
 STAGES = {"base": run_base, "sft": run_sft, "rejection": run_rejection, "ppo": run_ppo}
 SUPERVISED = {"max_length": 256, "batch_size": 4, "micro_batch_size": 4, "max_steps": 1, "learning_rate": 1e-6}
 REWARD = "def length(prompts, completions):\n    return [float(len(text)) for text in completions]\n"

@@ -289,7 +289,10 @@ def test_a_model_that_goes_on_learning_is_kept_as_it_is(tmp_path):
     assert same(weights(tmp_path / "best/sft/model"), weights(tmp_path / "plain/sft/model"))
 
 
-@pytest.mark.parametrize("die", [2, 4])  # the best is of step 2: before and after the checkpoint of step 3
+AFTER = pytest.param(4, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("die", [2, AFTER])  # the best is of step 2: before and after the checkpoint of step 3
 def test_a_killed_run_still_knows_the_best(tmp_path, watched, die):
     whole, _ = watched(recipe(tmp_path, run="whole", save_steps=3, **KEEPING))
     killed = recipe(tmp_path, run="killed", save_steps=3, **KEEPING)

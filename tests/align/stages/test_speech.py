@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from align import cli
 from align.recipe.load import load_recipe
 from align.stages.speech import speech
 from tests.families import FAMILIES, save
@@ -52,16 +53,21 @@ def test_what_a_run_would_do(folder, name, keys, said):
         ("GPT-NeoX", ["template=none", "end_token=</s>"], "has no token </s>; name one of its own"),
     ],
 )
-def test_a_model_that_cannot_is_refused_by_the_command(folder, name, keys, said):
-    """In a process of its own, which has torch on none of its ways."""
+def test_a_model_that_cannot_is_refused_by_the_command(folder, name, keys, said, capsys):
+    assert cli.main(check(folder, name, keys)) == 1
+    assert said in capsys.readouterr().err
+
+
+def check(folder, name, keys):
+    """The words of the command."""
     recipe(folder, name)
-    words = [
-        sys.executable,
-        "-c",
-        "import sys; sys.modules['torch'] = None; from align.cli import main; sys.exit(main())",
-    ]
-    overrides = [f"model.tokenizer.{key}" for key in keys]
     (folder / "x.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
-    words += ["check", str(folder / "recipe.yaml"), f"data_root={folder}", *overrides]
+    overrides = [f"model.tokenizer.{key}" for key in keys]
+    return ["check", str(folder / "recipe.yaml"), f"data_root={folder}", *overrides]
+
+
+def test_it_is_refused_where_there_is_no_torch(folder):
+    code = "import sys; sys.modules['torch'] = None; from align.cli import main; sys.exit(main())"
+    words = [sys.executable, "-c", code, *check(folder, "Llama 3", [])]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and said in done.stderr, done.stderr
+    assert done.returncode == 1 and "set model.tokenizer.template=own" in done.stderr, done.stderr

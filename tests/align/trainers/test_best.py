@@ -63,7 +63,10 @@ def test_the_highest_score_of_real_looks_wins(tmp_path):
     assert scores[trainer.state.best_global_step] == trainer.state.best_metric
 
 
-@pytest.mark.parametrize("stop_after", [0, 1, 2])  # before the best look (step 2), at it, and after
+SLOW = [pytest.param(steps, marks=pytest.mark.slow) for steps in (0, 2)]
+
+
+@pytest.mark.parametrize("stop_after", [1, *SLOW])  # at the best look (of step 2), before it, and after
 def test_a_resumed_run_agrees(tmp_path, stop_after):
     class Crash(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -85,6 +88,7 @@ def test_a_resumed_run_agrees(tmp_path, stop_after):
     assert equal(kept(tmp_path / "again"), kept(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_a_resume_from_before_the_best_look_comes_to_it_again(tmp_path):
     first = make(tmp_path)
     first.train()

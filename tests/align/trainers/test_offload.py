@@ -92,7 +92,9 @@ def test_every_pass_and_step_finds_its_part_and_training_is_the_same(tmp_path, s
     assert torch.equal(turned(waiting.reference.state_dict()[key]), plain.reference.state_dict()[key])
 
 
-@pytest.mark.parametrize("left_out", ["reference", "reward", "moments"])
+@pytest.mark.parametrize(
+    "left_out", ["reference", *(pytest.param(part, marks=pytest.mark.slow) for part in ("reward", "moments"))]
+)
 def test_a_part_that_is_not_brought_back_would_be_seen(tmp_path, stand_in, monkeypatch, left_out):
     plain = train(tmp_path / "plain", ())
     if left_out == "moments":

@@ -128,7 +128,9 @@ class Stop(Crash):
         control.should_training_stop = control.should_save = state.global_step == self.step
 
 
-@pytest.mark.parametrize(("kind", "step"), [(Crash, 2), (Crash, 3), (Crash, 5), (Stop, 2)])
+@pytest.mark.parametrize(
+    ("kind", "step"), [(Crash, 3), (Stop, 2), *(pytest.param(Crash, step, marks=pytest.mark.slow) for step in (2, 5))]
+)
 def test_resumed_equals_never_stopped(tmp_path, whole, kind, step):
     first = make(tmp_path, callbacks=[kind(step)])
     torch.manual_seed(3)
@@ -158,6 +160,7 @@ def test_a_checkpoint_holds_the_finished_batch_as_plain_values(whole):
         assert batch["params"]["seed"] == derive(0, "rollout", iteration, 0)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_without_overlap_keeps_the_order_of_the_prompts(tmp_path, whole):
     first = make(tmp_path, callbacks=[Crash(3)])
     with pytest.raises(InterruptedError):

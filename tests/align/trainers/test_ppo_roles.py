@@ -11,6 +11,7 @@ from align.trainers.ppo import make_accelerator
 from tests.align.models import roles_case
 from tests.align.trainers import ppo_case, roles_run
 
+FOUR_BIT = [pytest.mark.needs("bitsandbytes"), pytest.mark.slow]
 TIMES = ("time", "seconds/", "tokens_per_second", "memory/")
 
 
@@ -30,11 +31,11 @@ def largest(found, expected):
 @pytest.mark.parametrize(
     ("dtype", "limit", "options"),
     [
-        pytest.param(torch.float32, 1e-6, {}, id="float32"),
+        pytest.param(torch.float32, 1e-6, {}, id="float32", marks=pytest.mark.slow),
         pytest.param(torch.float64, 1e-12, {}, id="float64"),
         pytest.param(torch.float64, 1e-12, {"gradient_checkpointing": True}, id="checkpointed", marks=pytest.mark.slow),
         pytest.param(torch.float32, 1e-6, {"critic_warmup_steps": 5, "ema_decay": 0.9}, id="warmup-ema"),
-        pytest.param(torch.float32, 1e-6, {"four_bit": True}, id="4bit", marks=pytest.mark.needs("bitsandbytes")),
+        pytest.param(torch.float32, 1e-6, {"four_bit": True}, id="4bit", marks=FOUR_BIT),
         pytest.param(torch.float32, 1e-6, {"mixed_precision": "bf16", "gradient_checkpointing": True}, id="bf16"),
     ],
 )

@@ -62,7 +62,10 @@ def whole(tmp_path_factory):
     return everything(trainer)
 
 
-@pytest.mark.parametrize("stop_after", [0, 1, 3])  # the warm-up of 3 steps ends inside the first iteration
+LATER = [pytest.param(steps, marks=pytest.mark.slow) for steps in (1, 3)]
+
+
+@pytest.mark.parametrize("stop_after", [0, *LATER])  # the warm-up of 3 steps ends inside the first iteration
 def test_resumed_equals_never_stopped(tmp_path, whole, stop_after):
     class Crash(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -131,7 +134,11 @@ def test_the_state_of_a_finished_run_is_a_hugging_face_policy(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("policy/model.safetensors", "model.safetensors"), ("ppo_state.pt", "ppo_state"), ("manifest.json", "manifest")],
+    [
+        ("ppo_state.pt", "ppo_state"),
+        pytest.param("policy/model.safetensors", "model.safetensors", marks=pytest.mark.slow),
+        pytest.param("manifest.json", "manifest", marks=pytest.mark.slow),
+    ],
 )
 def test_a_torn_checkpoint_is_refused_by_name_and_passed_over(tmp_path, name, message):
     make(tmp_path, num_iterations=2).train()

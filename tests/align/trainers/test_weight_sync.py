@@ -54,11 +54,14 @@ def test_training_is_bit_for_bit_that_of_an_engine_on_the_policy_itself(tmp_path
     assert not any("seconds/sync" in line for line in shared.state.log_history)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tied", [False, True])
+TIED = [kind for kind in KINDS if kind != "saved"]  # a saved head is tied to nothing
+TRIED = [(kind, False) for kind in KINDS] + [
+    pytest.param(kind, True, marks=[pytest.mark.slow] * (kind != "all_linear")) for kind in TIED
+]
+
+
+@pytest.mark.parametrize(("kind", "tied"), TRIED)
 def test_the_engine_says_what_the_policy_says(tmp_path, kind, tied):
-    if kind == "saved" and tied:
-        pytest.skip("a saved head is tied to nothing")
     engine = Own(ppo_case.policy(99, tie_word_embeddings=tied))
     trainer = ppo_case.trainer(tmp_path, policy_model=policy_of(kind, tie_word_embeddings=tied), engine=engine)
     trainer.weight_sync.push_if_new(trainer.policy_version)
