@@ -171,7 +171,7 @@ def test_a_file_of_prompts_goes_on_where_it_was_killed(run, speaker, chat, tmp_p
         assert (tmp_path / name).read_text() == before
     short = SamplingParams(max_new_tokens=2)
     batch.answer_prompts([speaker], None, short, prompts[:1], tmp_path / "judged.jsonl")
-    with pytest.raises(ChatError, match="line 1 is no reply .* judged in this way"):  # not taken for one with scores
+    with pytest.raises(ChatError, match=r"line 1 is no reply .* judged in this way"):  # not taken for one with scores
         batch.answer_prompts([speaker], FunctionReward(len, "length"), short, prompts[:1], tmp_path / "judged.jsonl")
     with pytest.raises(ChatError, match=r"prompt 1 has \d+ tokens, and with a reply of 500 \(--max-tokens\) more th"):
         batch.answer_prompts([speaker], None, SamplingParams(max_new_tokens=500), prompts, tmp_path / "long.jsonl")
@@ -196,9 +196,12 @@ def test_what_cannot_be_asked_is_one_sentence(run, chat, tmp_path):
     (tmp_path / "begun/sft").mkdir(parents=True)
     (tmp_path / "begun/sft/recipe.yaml").write_text("{}")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge/adapter_config.json").write_text('{"task_type": "SEQ_CLS"}')
     for words, told in (
         (["nowhere/x/model"], "model folder nowhere/x/model does not exist"),
         (["empty"], "empty holds no model (config.json or adapter_config.json), and no stage of a run"),
+        (["judge"], "judge is a classifier, which scores replies and writes none"),
         (["begun"], "begun is a run without a finished policy (base, sft, rejection or ppo)"),
         ([run / "rm/model"], "is a reward model, which scores replies and writes none"),
         ([run / "rm"], "is a reward model, which scores replies and writes none"),
