@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 
+from align.models.load import load_saved
+from data_formats.chat_format import RAW_TEMPLATE
 from data_formats.chatml import CHAT_TEMPLATE
 from reward.model import RewardModel
 from tests.tiny_models import byte_tokenizer, save_causal_lm
@@ -32,3 +35,23 @@ def write_run(run: Path) -> Path:
     model.save_pretrained(finished(run, "rm"))
     tokenizer.save_pretrained(run / "rm/model")
     return run
+
+
+def write_adapter(folder: Path, base: Path) -> Path:
+    """A LoRA adapter on `base` that changes it."""
+    import peft
+
+    config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    tokenizer = byte_tokenizer(chat_template=CHAT_TEMPLATE)
+    peft.get_peft_model(load_saved(base, tokenizer), config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_without_turns(folder: Path) -> Path:
+    """A model that was trained with `template: none`."""
+    save_causal_lm(folder, **SHAPE)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    said = {"chat_format": {"template": "none", "stops": ["<|im_end|>"]}, "chat_template": RAW_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | said))
+    return folder

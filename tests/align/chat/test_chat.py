@@ -21,9 +21,9 @@ from reward.protocol import Sample
 from reward.sources import load_reward
 from rollouts.hf import HFEngine
 from rollouts.protocol import SamplingParams
-from tests.align.chat.run_folder import finished, write_run
+from tests.align.chat.run_folder import finished, write_adapter, write_run, write_without_turns
 from tests.documents import DOCS, commands
-from tests.tiny_models import byte_tokenizer, save_causal_lm
+from tests.tiny_models import byte_tokenizer
 
 SMALL = ("--max-tokens", "12", "--seed", "5")
 
@@ -166,18 +166,13 @@ def test_a_file_of_prompts_goes_on_where_it_was_killed(run, speaker, chat, tmp_p
 
 @pytest.mark.slow
 def test_an_adapter_is_asked_on_its_base(run, chat, tmp_path):
-    import peft
-
     base = run / "sft/model"
-    config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    tokenizer = byte_tokenizer()
-    peft.get_peft_model(load_saved(base, tokenizer), config).save_pretrained(tmp_path / "lora")
-    tokenizer.save_pretrained(tmp_path / "lora")
+    write_adapter(tmp_path / "lora", base)
     options = ("--max-tokens", 12, "--temperature", 0)
     shown = chat("lora", *options, lines=["hello"]).out
     assert shown != chat(base, *options, lines=["hello"]).out
 
-    merged = load_saved(tmp_path / "lora", tokenizer).merge_and_unload()
+    merged = load_saved(tmp_path / "lora", byte_tokenizer()).merge_and_unload()
     speaker = Speaker(str(base), "sft")
     params = SamplingParams(temperature=0, max_new_tokens=12, stop_token_ids=speaker.format.stop_ids)
     (completion,) = HFEngine(merged, 0).generate(speaker.encode([[Message("user", "hello")]]), params)
@@ -226,10 +221,7 @@ def test_a_line_that_cannot_be_followed_changes_nothing(speaker, tmp_path):
 
 
 def test_a_model_without_turns_completes_each_line(tmp_path, chat):
-    folder = save_causal_lm(tmp_path / "raw", max_position_embeddings=512)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    said = {"chat_format": {"template": "none", "stops": ["<|im_end|>"]}, "eos_token": "<|im_end|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | said))
+    folder = write_without_turns(tmp_path / "raw")
     speaker = Speaker(str(folder), "raw")
     assert not speaker.has_turns and speaker.encode([[Message("user", "ab")]]) == [speaker.tokenizer("ab")["input_ids"]]
     once = chat(folder, *SMALL, "--temperature", 0, lines=["ab", "ab"]).out
@@ -246,8 +238,9 @@ def test_names_on_the_screen(run, tmp_path):
     assert finished(tmp_path / "r", "sft") == tmp_path / "r/sft/model"
 
 
-def test_every_command_of_the_page(run, chat, tmp_path, capsys):
+def test_every_command_of_the_page(run, chat, tmp_path, capsys, monkeypatch):
     """As it stands there, but for the run's name and the length of a reply."""
+    monkeypatch.setattr("rollouts.openai.require_package", lambda who, package: None)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/quickstart").symlink_to(run)
     write_jsonl(tmp_path / "questions.jsonl", [Prompt((Message("user", "?"),))])

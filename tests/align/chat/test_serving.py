@@ -18,7 +18,7 @@ from align.chat.speaker import Speaker
 from data_formats import Message
 from rollouts.openai import ready
 from rollouts.protocol import SamplingParams
-from tests.align.chat.run_folder import write_run
+from tests.align.chat.run_folder import write_adapter, write_run, write_without_turns
 from tests.commands import INSTALLED
 
 KEY = "0123456789abcdef-the-key"
@@ -29,10 +29,15 @@ def run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("runs") / "tiny")
 
 
-def test_the_command_is_shown_and_nothing_is_started(run, capsys, monkeypatch):
+@pytest.fixture(autouse=True)
+def with_a_server(monkeypatch):
+    """As where transformers' server is installed, and vLLM is not."""
     monkeypatch.delenv("ALIGN_DEBUG", raising=False)
     monkeypatch.setattr("rollouts.openai.is_installed", lambda package: package != "vllm")
     monkeypatch.setattr("rollouts.openai.require_package", lambda who, package: None)
+
+
+def test_the_command_is_shown_and_nothing_is_started(run, capsys):
     assert cli.main(["serve", str(run), "--print"]) == 0
     shown = capsys.readouterr().out.strip()
     assert shown == (
@@ -46,17 +51,33 @@ def test_the_command_is_shown_and_nothing_is_started(run, capsys, monkeypatch):
     assert "--engine vllm" in shown
 
 
-def test_what_cannot_be_served_is_one_sentence(run, capsys, monkeypatch):
-    monkeypatch.delenv("ALIGN_DEBUG", raising=False)
+def test_what_cannot_be_served_is_one_sentence(run, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for words, told in (
             ([run / "rm/model"], "is a reward model"),
             ([run, "--port", port], f"127.0.0.1:{port} cannot be listened on"),
+            ([run, "--port", 70000], "127.0.0.1:70000 cannot be listened on"),
             ([run, "--port", free_port(), "--key", "NO_SUCH_KEY"], "--key NO_SUCH_KEY: that environment variable must"),
         ):
             assert cli.main(["serve", *map(str, words)]) == 1
             assert told in capsys.readouterr().err
+
+
+def test_a_random_key_is_printed_once_and_is_in_no_argument(run, tmp_path, monkeypatch, capsys):
+    ran = {}
+
+    def become(program, words, environment):
+        ran.update(words=words, environment=environment)
+
+    monkeypatch.setattr(os, "execve", become)
+    assert cli.main(["serve", str(run), "--port", str(free_port())]) == 0
+    out = capsys.readouterr().out
+    key = ran["environment"]["ALIGN_VLLM_API_KEY"]
+    assert len(key) == 64 and out.count(key) == 1 and not any(key in word for word in ran["words"])
+    assert "knows no turns" not in out
+    assert cli.main(["serve", str(write_without_turns(tmp_path / "raw")), "--port", str(free_port())]) == 0
+    assert "its folder knows no turns: ask http://127.0.0.1:" in capsys.readouterr().out
 
 
 def test_the_folder_that_is_served_has_the_end_tokens(run, tmp_path):
@@ -91,9 +112,15 @@ def ask(port, path, body=None, key=KEY):
         pytest.param("vllm", marks=pytest.mark.needs("vllm")),
     ],
 )
-def test_a_model_is_served_to_whoever_has_the_key(engine, run, tmp_path):
-    port = free_port()
-    command = [sys.executable, "-m", "align.cli", "serve", str(run), "--engine", engine, "--key", "MINE"]
+def test_a_model_is_served_to_whoever_has_the_key(engine, run, tmp_path, capsys):
+    """A run by vLLM, an adapter by transformers."""
+    port, model, name = free_port(), run / "ppo/model", "tiny/ppo"
+    if engine == "transformers":
+        model, name = write_adapter(tmp_path / "lora", run / "sft/model"), "lora"
+        assert cli.main(["serve", str(model), "--print"]) == 0
+        assert f"align merge {model} lora-merged\n" in capsys.readouterr().out
+    named = str(model if engine == "transformers" else run)
+    command = [sys.executable, "-m", "align.cli", "serve", named, "--engine", engine, "--key", "MINE"]
     environment = INSTALLED | {"MINE": KEY, "TMPDIR": str(tmp_path)}
     log = tmp_path / "log"
     with log.open("w") as file:
@@ -106,12 +133,12 @@ def test_a_model_is_served_to_whoever_has_the_key(engine, run, tmp_path):
             with pytest.raises(HTTPError) as refused:
                 ask(port, "/health", key=key)
             assert refused.value.code == 401
-        speaker, turns = Speaker(str(run / "ppo/model"), "ppo"), [Message("user", "hello"), Message("assistant", "so")]
+        speaker, turns = Speaker(str(model), name), [Message("user", "hello"), Message("assistant", "so")]
         turns.append(Message("user", "and?"))
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        body = {"model": "tiny/ppo", "messages": messages, "temperature": 0, "max_tokens": 8}
+        body = {"model": name, "messages": messages, "temperature": 0, "max_tokens": 8}
         said = ask(port, "/v1/chat/completions", body)
-        assert said["model"].startswith("tiny/ppo")
+        assert said["model"].startswith(name)
         params = SamplingParams(temperature=0, max_new_tokens=8, stop_token_ids=speaker.format.stop_ids)
         (completion,) = speaker.engine.generate(speaker.encode([turns]), params)
         assert said["usage"]["prompt_tokens"] == len(speaker.encode([turns])[0])
@@ -140,16 +167,3 @@ def until_it_answers(port: int, server: subprocess.Popen, log: Path) -> None:
         except (URLError, ConnectionError, OSError):
             time.sleep(0.5)
     raise AssertionError(log.read_text())
-
-
-def test_a_random_key_is_printed_once_and_is_in_no_argument(run, monkeypatch, capsys):
-    ran = {}
-
-    def become(program, words, environment):
-        ran.update(words=words, environment=environment)
-
-    monkeypatch.setattr(os, "execve", become)
-    assert cli.main(["serve", str(run), "--port", str(free_port()), "--engine", "transformers"]) == 0
-    out = capsys.readouterr().out
-    key = ran["environment"]["ALIGN_VLLM_API_KEY"]
-    assert len(key) == 64 and out.count(key) == 1 and not any(key in word for word in ran["words"])
