@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from align.recipe.epochs import epochs_of, in_epochs, too_many_epochs
+from align.recipe.epochs import epochs_of, epochs_of_whole_passes, in_epochs, too_many_epochs
 from align.recipe.fields import Source
 from align.recipe.schema import Recipe
 from align.recipe.sources import WORLD, kind_of, source_path, stage_sources
@@ -45,13 +45,12 @@ def epochs_said(recipe: Recipe) -> Iterator[str]:
         section, rows = getattr(recipe, stage), expected_rows(recipe, stage)
         iterations, epochs = getattr(section, "num_iterations", None), getattr(section, "num_train_epochs", None)
         if rows and iterations is not None:
-            batch = section.rollout_batch_size
-            yield f"{stage}: {in_epochs(iterations, batch, rows, step='iterations', row='prompts')}"
+            passes = epochs_of(iterations, section.rollout_batch_size, rows)
+            yield f"{stage}: {in_epochs(iterations, passes, rows, step='iterations', row='prompts')}"
         elif rows and epochs is not None:
-            batch = section.batch_size
-            steps = section.max_steps or max(1, math.ceil(rows / batch) * epochs)
-            epochs = epochs_of(steps, batch, rows) if section.max_steps else epochs
-            yield f"{stage}: about {in_epochs(math.ceil(steps), batch, rows, row=section.unit)}"
+            steps = section.max_steps or math.ceil(math.ceil(rows / section.batch_size) * epochs)
+            epochs = epochs_of_whole_passes(steps, section.batch_size, rows)
+            yield f"{stage}: about {in_epochs(steps, epochs, rows, row=section.unit)}"
         known = epochs is not None and (rows or section.max_steps is None)
         if known and (told := too_many_epochs(section, epochs)):
             yield f"warning: {stage}: {told}"

@@ -1,18 +1,25 @@
-"""Steps in words that say how often they go over the data: "1,000 steps = 12.8 epochs of 5,000 rows"."""
+"""Steps in words that say how often they go over the data: "1,000 steps = 12.7 epochs of 5,000 rows"."""
 
 from __future__ import annotations
+
+import math
 
 from align.recipe.section import StageSection
 
 
 def epochs_of(steps: int, batch_size: int, rows: int) -> float:
-    """Passes over `rows` that so many steps of `batch_size` rows make."""
+    """Passes over `rows` that so many steps of `batch_size` rows make, of which one may reach into the next pass."""
     return steps * batch_size / max(rows, 1)
 
 
-def in_epochs(steps: int, batch_size: int, rows: int, *, step: str = "steps", row: str = "rows") -> str:
-    """`1,000 steps = 12.8 epochs of 5,000 rows`."""
-    epochs = f"{epochs_of(steps, batch_size, rows):.3g}"
+def epochs_of_whole_passes(steps: int, batch_size: int, rows: int) -> float:
+    """The same where the last step of a pass takes what is left of it, as supervised stages do."""
+    return steps / max(math.ceil(rows / batch_size), 1)
+
+
+def in_epochs(steps: int, epochs: float, rows: int, *, step: str = "steps", row: str = "rows") -> str:
+    """`1,000 steps = 12.7 epochs of 5,000 rows`."""
+    epochs = f"{epochs:.3g}"
     return f"{steps:,} {step} = {epochs} epoch{'' if epochs == '1' else 's'} of {rows:,} {row}"
 
 

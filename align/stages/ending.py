@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from align.recipe.epochs import epochs_of, in_epochs, too_many_epochs
+from align.recipe.epochs import in_epochs, too_many_epochs
 from align.recipe.section import StageSection
 from align.runs.early_stopping import EarlyStopping
 from align.runtime.json_files import read_object
@@ -17,14 +17,12 @@ from align.runtime.ranks import is_main
 from align.stages.common import LOG
 
 
-def tell_epochs(stage: str, section: StageSection, steps: int, batch_size: int, rows: int, **words: str) -> float:
-    """Say how many epochs of the `rows` so many steps are, and warn of more than are known to help; the number."""
-    epochs = epochs_of(steps, batch_size, rows)
+def tell_epochs(stage: str, section: StageSection, steps: int, epochs: float, rows: int, **words: str) -> None:
+    """Say how many epochs of the `rows` so many steps are, and warn of more than are known to help."""
     if is_main():
-        LOG.info("%s: %s", stage, in_epochs(steps, batch_size, rows, **words))
+        LOG.info("%s: %s", stage, in_epochs(steps, epochs, rows, **words))
         if told := too_many_epochs(section, epochs):
             LOG.warning("%s: %s", stage, told)
-    return epochs
 
 
 def early_stopping(section: StageSection, after: int = 0) -> list[EarlyStopping]:

@@ -66,8 +66,9 @@ def run_ppo(
         prove_outputs(stage, out_dir, trainer.tokenizer, _outputs(trainer))
         newest = latest(trainer.checkpoint_dir)
         start, training = step_of(newest) if newest else 0, time.perf_counter()
-        length = (section.num_iterations, section.rollout_batch_size, figures["prompts"])
-        epochs = tell_epochs(stage, section, *length, step="iterations", row="prompts")
+        prompts = figures["prompts"]
+        epochs = epochs_of(section.num_iterations, section.rollout_batch_size, prompts)
+        tell_epochs(stage, section, section.num_iterations, epochs, prompts, step="iterations", row="prompts")
         warm_up = section.critic_warmup_steps // (section.num_ppo_epochs * section.num_mini_batches)
         early = early_stopping(section, after=warm_up)  # until then every evaluation is of the same policy
         added = [*early, *tracker_callbacks(recipe, out_dir)]
@@ -81,7 +82,7 @@ def run_ppo(
             raise common.StageStopped(f"stage '{stage}' stopped at iteration {state.global_step} of {state.max_steps}")
         figures |= {
             "steps": state.global_step,
-            "epochs": round(epochs_of(state.global_step, *length[1:]), 3),
+            "epochs": round(epochs_of(state.global_step, section.rollout_batch_size, prompts), 3),
             **ended_early(state, early),
             "optimizer_steps": trainer.optimizer_steps,
             "train_seconds": round(time.perf_counter() - training, 2),

@@ -18,7 +18,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from align.recipe import Recipe, batch_plan
-from align.recipe.epochs import epochs_of
+from align.recipe.epochs import epochs_of_whole_passes
 from align.recipe.lineage import TRAINED, Origin
 from align.recipe.registry import STAGES
 from align.recipe.supervised_sections import SupervisedSection
@@ -147,7 +147,8 @@ def train(
             "%s: trains %d of %d parameters (%.2f %%)", stage, trained, parameters, 100 * trained / parameters
         )
     early, planned, rows = early_stopping(section), trainer.planned_steps(), len(trainer.train_dataset)
-    epochs = tell_epochs(stage, section, planned, section.batch_size, rows, row=section.unit)
+    epochs = epochs_of_whole_passes(planned, section.batch_size, rows)
+    tell_epochs(stage, section, planned, epochs, rows, row=section.unit)
     began = time.perf_counter()
     with StopFlag() as flag:
         added = [*early, *tracker_callbacks(recipe, out_dir)]
@@ -165,7 +166,7 @@ def train(
         raise common.StageStopped(f"stage '{stage}' stopped at step {state.global_step}")
     return {
         "steps": state.global_step,
-        "epochs": round(epochs_of(state.global_step, section.batch_size, rows), 3),
+        "epochs": round(epochs_of_whole_passes(state.global_step, section.batch_size, rows), 3),
         **ended_early(state, early),
         "train_loss": next((line["loss"] for line in reversed(state.log_history) if "loss" in line), None),
         "train_seconds": round(time.perf_counter() - began, 2),
