@@ -26,7 +26,7 @@ from typing import Any
 
 from align.runtime.packages import is_installed, require_package
 from rollouts.errors import RolloutError
-from rollouts.vllm.auth import KEY_VARIABLE, RequireKey, hand_over, read_key
+from rollouts.vllm.auth import KEY_VARIABLE, RequireKey, take_key
 
 ENGINES = ("vllm", "transformers")
 GENERATION = "generation_config.json"
@@ -71,16 +71,10 @@ def engine_here(asked: str | None = None) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Serves until SIGTERM or SIGINT."""
     args, rest = build_parser().parse_known_args(argv)
-    if any(word.replace("_", "-").startswith("--api-k") for word in rest):
-        sys.exit(
-            "--api-key would show the key to every user of this machine: put it into the variable of --api-key-env"
-        )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the folders are removed
     try:
-        key, engine = read_key(args.api_key_env), engine_here(args.engine)
-        for name in (args.api_key_env, "VLLM_API_KEY"):  # no child needs the one; vLLM would want the other besides
-            os.environ.pop(name, None)
-        hand_over(key)
+        engine = engine_here(args.engine)
+        take_key(args.api_key_env, rest)
         with tempfile.TemporaryDirectory(prefix="align-serve-") as home:
             name = args.name or Path(args.model).name
             folder = ready(Path(args.model), Path(home), name, args.stop_id) if Path(args.model).is_dir() else None

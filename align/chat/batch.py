@@ -56,7 +56,8 @@ def answer_prompts(
         StorageError: `out` cannot be written.
     """
     sampled = [_with_room(speaker, params, prompts) for speaker in speakers]
-    done = _begun(out, speakers, params, prompts)
+    keys = [_key(speaker, reward, prompt, params) for prompt in prompts for speaker in speakers]
+    done = _begun(out, keys, len(speakers), len(prompts))
     told(done)
     for start in range(done, len(prompts), AT_ONCE):
         batch = prompts[start : start + AT_ONCE]
@@ -104,30 +105,34 @@ def _rows(
     for at, prompt in enumerate(batch):
         for speaker, of_speaker in zip(speakers, replies, strict=True):
             (reply,) = of_speaker[at]
-            row = _key(speaker, prompt, params) | {"completion": reply.text, "finished": reply.finished}
+            row = _key(speaker, reward, prompt, params) | {"completion": reply.text, "finished": reply.finished}
             yield row | {"tokens": reply.tokens} | ({} if reward is None else {"reward": reply.scores[reward.name]})
 
 
-def _key(speaker: Speaker, prompt: Prompt, params: SamplingParams) -> dict[str, Any]:
+def _key(speaker: Speaker, reward: Reward | None, prompt: Prompt, params: SamplingParams) -> dict[str, Any]:
     """What a line is of: it says whether it is one of this run's."""
     how = {"temperature": params.temperature, "top_p": params.top_p, "max_tokens": params.max_new_tokens}
-    return {"prompt": as_row(prompt)["prompt"], "model": speaker.name, "sampling": how | {"seed": params.seed}}
+    key = {"prompt": as_row(prompt)["prompt"], "model": speaker.name, "sampling": how | {"seed": params.seed}}
+    return key | {"judge": None if reward is None else reward.name}
 
 
-def _begun(out: Path, speakers: Sequence[Speaker], params: SamplingParams, prompts: Sequence[Prompt]) -> int:
-    """How many prompts `out` has whole batches of; what stands behind them is taken away."""
+def _begun(out: Path, keys: Sequence[dict[str, Any]], lines: int, prompts: int) -> int:
+    """How many prompts `out` has whole batches of; what stands behind them is taken away.
+
+    Args:
+        keys: of the lines of the whole file, of which a prompt has `lines`.
+    """
     text = read_text(out)
     rows, _ = objects(text)
     if not rows and text and not text.startswith('{"prompt"'):  # half of the first line is nothing yet
         raise ChatError(f"{out} exists and holds no replies; name another file")
-    keys = [_key(speaker, prompt, params) for prompt in prompts for speaker in speakers]
     for number, row in enumerate(rows):
-        if number >= len(keys) or {name: row.get(name) for name in keys[number]} != keys[number]:
+        if number >= len(keys) or any(name not in row or row[name] != value for name, value in keys[number].items()):
             raise ChatError(
-                f"{out}: line {number + 1} is no reply of this model to this prompt, sampled in this way; name another "
-                "file, or remove it"
+                f"{out}: line {number + 1} is no reply of this model to this prompt, sampled and judged in this way; "
+                "name another file, or remove it"
             )
-    done = len(rows) // len(speakers)
-    whole = done if done == len(prompts) else done // AT_ONCE * AT_ONCE
-    files.write_json_lines(out, rows[: whole * len(speakers)])
+    done = len(rows) // lines
+    whole = done if done == prompts else done // AT_ONCE * AT_ONCE
+    files.write_json_lines(out, rows[: whole * lines])
     return whole

@@ -103,6 +103,9 @@ class Replies:
 
     def end(self, model: int, said: Said) -> None:
         """The whole reply, and what it is worth."""
+        if not said.text.startswith(self.shown):  # a decoder changed what it had given: the whole once more
+            say()
+            self.shown = ""
         self.hear(model, said.text)
         say(ending(said))
         if said.score is not None:

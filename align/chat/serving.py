@@ -15,14 +15,13 @@ from pathlib import Path
 from align.chat.conversation import ChatError
 from align.models.named import called
 from align.models.tokenizer import load_saved_tokenizer
+from align.runtime.address import is_loopback
 from align.runtime.terminal import say
 from data_formats.chat_format import RawFormat, chat_format
 from reward.adapter import is_saved_at
 from reward.loading import saved_tokenizer
 from rollouts.openai import engine_here
-from rollouts.vllm.auth import KEY_VARIABLE, SHORTEST_KEY
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from rollouts.vllm.auth import KEY_VARIABLE, read_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +85,25 @@ def served(path: str, host: str, port: int, engine: str | None, variable: str | 
 
 def show(what: Served, own_key: bool) -> None:
     """Print the commands that `start` stands for."""
-    model, key = what.path, "" if own_key else f"{what.variable}=$(openssl rand -hex 32) "
+    model = what.path
     if what.is_adapter:
         model = f"{what.name.replace('/', '-')}-merged"
         say(shlex.join(["align", "merge", what.path, model]))
-    say(key + shlex.join(what.command(model)))
+    if not own_key:
+        say(f"export {what.variable}=$(openssl rand -hex 32)")  # clients of this shell want it too
+    say(shlex.join(what.command(model)))
 
 
 def start(what: Served, own_key: bool) -> None:
     """Become the server; an adapter is first merged into its base, in a temporary folder that the server removes.
 
     Raises:
-        ChatError: the port is taken, or no key in the variable.
+        ChatError: the port is taken.
+        RolloutError: no key in the variable, or one that is too short.
         MergeError: an adapter on 4-bit weights, which is to be merged by hand first.
     """
     _require_free(what.host, what.port)
-    key = os.environ.get(what.variable, "") if own_key else secrets.token_hex(32)
-    if len(key) < SHORTEST_KEY:
-        raise ChatError(
-            f"--key {what.variable}: that environment variable must hold a key of at least {SHORTEST_KEY} characters"
-        )
+    key = read_key(what.variable) if own_key else secrets.token_hex(32)
     model, after = what.path, []
     if what.is_adapter:
         home = _merged(what.path)
@@ -147,7 +145,7 @@ def _tell(what: Served, key: str | None) -> None:
     say(f"{what.name} at {url}, by {what.engine}; it is loaded now, and Ctrl-C ends it")
     if key is not None:
         say(f"key: {key}")
-    if what.host not in LOOPBACK:
+    if not is_loopback(what.host):
         say("warning: others on the network can listen in: http is not encrypted", file=sys.stderr)
     if not what.has_turns:
         say(f"its folder knows no turns: ask {url}/completions, with the prompt as it is")

@@ -38,7 +38,8 @@ def serve_command(args: argparse.Namespace) -> None:
     Raises:
         MissingFileError, NotAPolicyError, TokenizerError: no such model, or none that writes replies.
         MissingPackageError: neither vLLM nor what transformers' server needs is installed.
-        ChatError: the port is taken, or there is no key in the variable.
+        ChatError: the port is taken.
+        RolloutError: there is no key in the variable, or one that is too short.
         MergeError: an adapter on 4-bit weights.
     """
     from align.models.named import policy_at

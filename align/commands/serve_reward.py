@@ -66,12 +66,12 @@ def serve_reward_command(args: argparse.Namespace) -> None:
     from align.evaluation.scoring import best_device
     from align.runtime.memory import memory_errors
     from align.serving.named import named_reward
-    from align.serving.reward_server import RewardServer
+    from align.serving.reward_server import RewardServer, listen
 
+    listening = listen(args.host, args.port)  # before a large model is loaded for nothing
     with memory_errors("the reward", f"--max-batch-tokens ({args.max_batch_tokens})"):
         named = named_reward(args.reward, batch_size=args.batch_size, device=best_device(), dtype=args.dtype)
     server = RewardServer(named.reward, args.reward, key, args.max_batch_tokens)
-    listening = server.listen(args.host, args.port)
     host = f"[{args.host}]" if ":" in args.host else args.host
     url = f"http://{host}:{listening.getsockname()[1]}"
     say(f"serving {args.reward} at {url} (/score, /pooling, /classify, /health); Ctrl-C ends it")

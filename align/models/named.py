@@ -122,9 +122,9 @@ def _of_stage(path: str | Path, stage: str, wanted: Sequence[str] = POLICY_STAGE
 
 def _require_policy(folder: Path) -> None:
     kind = next((words for name, words in MADE_HERE.items() if (folder / name).is_file()), None)
-    if kind is None and (folder / CONFIG).is_file():
-        architectures = str(read_json(folder / CONFIG).get("architectures"))
-        kind = "classifier" if "SequenceClassification" in architectures else None
+    for name, key, mark in ((CONFIG, "architectures", "SequenceClassification"), (ADAPTER, "task_type", "SEQ_CLS")):
+        if kind is None and (folder / name).is_file() and mark in str(read_json(folder / name).get(key)):
+            kind = "classifier"
     if kind is not None:
         raise NotAPolicyError(
             f"{folder} is a {kind}, which scores replies and writes none: name a language model, and give a reward "

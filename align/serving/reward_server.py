@@ -37,6 +37,20 @@ class AddressInUseError(AlignError, OSError):
     """An address at which nothing can listen."""
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; with port 0 at one that is free.
+
+    Raises:
+        AddressInUseError: nothing can listen there.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise AddressInUseError(f"nothing can listen at {host}, port {port} ({why}): choose another --port") from None
+
+
 class RewardServer:
     """Answers HTTP requests with the scores of a reward.
 
@@ -114,21 +128,6 @@ class RewardServer:
         given = key.strip().encode("utf-8", errors="replace")
         return kind.lower() == "bearer" and secrets.compare_digest(given, self._key)
 
-    def listen(self, host: str, port: int) -> socket.socket:
-        """A socket that listens; with port 0 at one that is free.
-
-        Raises:
-            AddressInUseError: nothing can listen there.
-        """
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            return socket.create_server((host, port), family=family, backlog=BACKLOG)
-        except (OSError, OverflowError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            raise AddressInUseError(
-                f"nothing can listen at {host}, port {port} ({why}): choose another --port"
-            ) from None
-
     def serve(self, sock: socket.socket) -> None:
         """Answer until `end`, or a signal (SIGTERM, Ctrl-C) where this is the main thread; what is being answered is
         answered first."""
@@ -155,9 +154,14 @@ async def _body(request: Request) -> Any:
     except TimeoutError:
         raise RequestError(f"the body did not arrive in {BODY_SECONDS:g} s", 408) from None
     try:
-        return json.loads(received)
+        body = json.loads(received)
+        if b"\\ud" in received.lower():
+            json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise RequestError("a text of the body holds half of a surrogate pair, which is no character", 422) from None
     except (ValueError, RecursionError):
         raise RequestError("the body is not JSON") from None
+    return body
 
 
 def _refused(said: str, status: int) -> Response:

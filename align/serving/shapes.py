@@ -94,9 +94,8 @@ def asked_as_vllm(body: Any, reward: Reward, name: str, pooling: bool) -> Asked:
 
     if "messages" in body:
         turns = [_as_message(body["messages"], "the body")]
-        _bound(len(turns))
         samples = (lambda: as_ids(rows_of(turns))) if rows_of is not None else (lambda: turns)
-        replies, length = len(turns), max(map(_characters, turns))
+        replies, length = 1, _characters(turns[0])
     else:
         given = _inputs(body.get("input"))
         if rows_of is None:

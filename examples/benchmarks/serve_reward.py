@@ -46,14 +46,14 @@ class Loaded:
     """A server in this process with its clients in another."""
 
     def __init__(self, case: Case):
-        from align.serving.reward_server import RewardServer
+        from align.serving.reward_server import RewardServer, listen
         from reward.model import RewardModel
         from reward.sources import ModelReward
 
         self.model = RewardModel(small_models.make("Qwen2Model", case)).requires_grad_(False).eval()
         names = small_models.tokenizer(case["vocab"])
         self.server = RewardServer(ModelReward(self.model, names), "model", KEY, 16384)
-        listening = self.server.listen("127.0.0.1", 0)
+        listening = listen("127.0.0.1", 0)
         threading.Thread(target=self.server.serve, args=(listening,), daemon=True).start()
         told = json.dumps({"port": listening.getsockname()[1], "clients": case["clients"], "replies": replies(case)})
         command = [sys.executable, __file__, "--clients"]

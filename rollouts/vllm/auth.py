@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from hmac import compare_digest
 from typing import Any
 
@@ -38,13 +38,31 @@ def read_key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         state = "is not set" if not key else "holds characters that no key has"
-        raise RolloutError(f"the environment variable {variable} must hold the key of the vLLM server, and {state}")
+        raise RolloutError(f"the environment variable {variable} must hold the key of the server, and {state}")
     if len(key) < SHORTEST_KEY:
         raise RolloutError(
             f"the key in {variable} has {len(key)} characters, at least {SHORTEST_KEY} are needed: "
             "take for instance the output of `openssl rand -hex 32`"
         )
     return key
+
+
+def take_key(variable: str, words: Sequence[str]) -> None:
+    """Hand the key in an environment variable over and take it out of the environment.
+
+    Args:
+        words: of the command line that vLLM is to be given.
+
+    Raises:
+        RolloutError: no usable key there, or one among the words.
+    """
+    if any(word.replace("_", "-").startswith("--api-k") for word in words):
+        raise RolloutError(
+            "--api-key would show the key to every user of this machine: put it into the variable of --api-key-env"
+        )
+    hand_over(read_key(variable))
+    for name in (variable, "VLLM_API_KEY"):  # no child needs the one, vLLM itself would want the other besides
+        os.environ.pop(name, None)
 
 
 def hand_over(key: str) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rollouts.errors import RolloutError
-from rollouts.vllm.auth import KEY_VARIABLE, hand_over, read_key
+from rollouts.vllm.auth import KEY_VARIABLE, take_key
 
 WARM_UP_TOKENS = 32
 GIB = 2**30
@@ -71,17 +71,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Serves until SIGTERM or SIGINT."""
     args, rest = build_parser().parse_known_args(argv)
-    if any(word.replace("_", "-").startswith("--api-k") for word in rest):
-        sys.exit(
-            "--api-key would show the key to every user of this machine: put it into the variable of --api-key-env"
-        )
     try:
-        key = read_key(args.api_key_env)
+        take_key(args.api_key_env, rest)
     except RolloutError as error:
         sys.exit(str(error))
-    for name in (args.api_key_env, "VLLM_API_KEY"):  # no child needs the one, vLLM itself would want the other besides
-        os.environ.pop(name, None)
-    hand_over(key)
     if args.owner_pipe:
         from rollouts.vllm.parent_death import end_with_parent
 

@@ -18,7 +18,7 @@ from align.runs.seeding import derive
 from align.runtime.terminal import printable
 from data_formats import Demonstration, Message, Prompt, read, write_jsonl
 from reward.protocol import Sample
-from reward.sources import load_reward
+from reward.sources import FunctionReward, load_reward
 from rollouts.hf import HFEngine
 from rollouts.protocol import SamplingParams
 from tests.align.chat.run_folder import finished, write_adapter, write_run, write_without_turns
@@ -137,6 +137,15 @@ def test_what_a_model_writes_cannot_steer_the_terminal(capsys):
     assert columns.count("[stopped]") == 2 and columns.count("reward -0.500") == 2
 
 
+def test_a_reply_that_its_decoder_changes_is_shown_whole(capsys):
+    with Replies(["a"]) as shown:
+        shown.begin(0)
+        for text in ("I do n", "I don't", "I don't know"):
+            shown.hear(0, text)
+        shown.end(0, Said("I don't know"))
+    assert capsys.readouterr().out == "I do n\nI don't know\n"
+
+
 def test_a_file_of_prompts_goes_on_where_it_was_killed(run, speaker, chat, tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "AT_ONCE", 2)
     prompts = [Prompt((Message("user", f"q{at} \x1b"),)) for at in range(5)]
@@ -160,6 +169,10 @@ def test_a_file_of_prompts_goes_on_where_it_was_killed(run, speaker, chat, tmp_p
         with pytest.raises(ChatError, match=told):
             batch.answer_prompts([speaker], None, SamplingParams(max_new_tokens=12), prompts, tmp_path / name)
         assert (tmp_path / name).read_text() == before
+    short = SamplingParams(max_new_tokens=2)
+    batch.answer_prompts([speaker], None, short, prompts[:1], tmp_path / "judged.jsonl")
+    with pytest.raises(ChatError, match=r"line 1 is no reply .* judged in this way"):  # not taken for one with scores
+        batch.answer_prompts([speaker], FunctionReward(len, "length"), short, prompts[:1], tmp_path / "judged.jsonl")
     with pytest.raises(ChatError, match=r"prompt 1 has \d+ tokens, and with a reply of 500 \(--max-tokens\) more th"):
         batch.answer_prompts([speaker], None, SamplingParams(max_new_tokens=500), prompts, tmp_path / "long.jsonl")
 
@@ -183,9 +196,12 @@ def test_what_cannot_be_asked_is_one_sentence(run, chat, tmp_path):
     (tmp_path / "begun/sft").mkdir(parents=True)
     (tmp_path / "begun/sft/recipe.yaml").write_text("{}")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge/adapter_config.json").write_text('{"task_type": "SEQ_CLS"}')
     for words, told in (
         (["nowhere/x/model"], "model folder nowhere/x/model does not exist"),
         (["empty"], "empty holds no model (config.json or adapter_config.json), and no stage of a run"),
+        (["judge"], "judge is a classifier, which scores replies and writes none"),
         (["begun"], "begun is a run without a finished policy (base, sft, rejection or ppo)"),
         ([run / "rm/model"], "is a reward model, which scores replies and writes none"),
         ([run / "rm"], "is a reward model, which scores replies and writes none"),

@@ -41,7 +41,8 @@ def test_the_command_is_shown_and_nothing_is_started(run, capsys):
     assert cli.main(["serve", str(run), "--print"]) == 0
     shown = capsys.readouterr().out.strip()
     assert shown == (
-        f"ALIGN_VLLM_API_KEY=$(openssl rand -hex 32) python -m rollouts.openai --model {run}/ppo/model --name tiny/ppo "
+        "export ALIGN_VLLM_API_KEY=$(openssl rand -hex 32)\n"
+        f"python -m rollouts.openai --model {run}/ppo/model --name tiny/ppo "
         "--engine transformers --host 127.0.0.1 --port 8000 --api-key-env ALIGN_VLLM_API_KEY "
         "--stop-id 258 --stop-id 256"
     )
@@ -58,7 +59,7 @@ def test_what_cannot_be_served_is_one_sentence(run, capsys):
             ([run / "rm/model"], "is a reward model"),
             ([run, "--port", port], f"127.0.0.1:{port} cannot be listened on"),
             ([run, "--port", 70000], "127.0.0.1:70000 cannot be listened on"),
-            ([run, "--port", free_port(), "--key", "NO_SUCH_KEY"], "--key NO_SUCH_KEY: that environment variable must"),
+            ([run, "--port", free_port(), "--key", "NO_SUCH_KEY"], "variable NO_SUCH_KEY must hold the key"),
         ):
             assert cli.main(["serve", *map(str, words)]) == 1
             assert told in capsys.readouterr().err

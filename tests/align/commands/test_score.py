@@ -2,14 +2,17 @@
 
 import json
 import signal
+from argparse import Namespace
 
 import pytest
 import torch
 
 from align import cli
+from align.commands import score
 from align.data.encode import encode_prompts, encode_replies
 from align.evaluation import scoring
 from align.recipe import dump_recipe
+from align.runtime.errors import StorageError
 from align.trainers.ppo.types import Samples
 from data_formats import Prompt, write_jsonl
 from reward.combined import CombinedReward, Part
@@ -107,6 +110,20 @@ def test_after_a_failure_the_same_command_goes_on_and_writes_the_same_bytes(tmp_
     assert out.read_bytes() == (tmp_path / "at_once.jsonl").read_bytes()
     assert [row["score"] for row in rows_of(out)] == [(at + 1) / 3 for at in range(12)]
     assert "exists already" in asked(reward, data, "--out", out, code=1).err
+
+
+def test_a_reward_that_is_no_path_does_not_change_with_the_folder_one_is_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = Namespace(reward="org/name", format="auto", limit=None, batch_size=1, on_reward_error=None, dtype="auto")
+    args.max_row_mb = 64
+    pieces = tmp_path / "out.pieces"
+    score._keep_settings(pieces / score.SETTINGS, args, [])
+    (pieces / "0.jsonl").write_text("{}\n")
+    (tmp_path / "nohup.out").write_text("of another program")
+    score._keep_settings(pieces / score.SETTINGS, args, [])
+    args.limit = 1
+    with pytest.raises(StorageError, match=r"other: limit\)"):
+        score._keep_settings(pieces / score.SETTINGS, args, [])
 
 
 def test_a_recipes_weighted_list_with_its_parts_and_its_own_policy_for_failures(tmp_path, asked):

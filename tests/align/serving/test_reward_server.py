@@ -16,7 +16,7 @@ import torch
 from align import cli
 from align.runtime import http
 from align.serving import reward_server
-from align.serving.reward_server import AddressInUseError, RewardServer
+from align.serving.reward_server import AddressInUseError, RewardServer, listen
 from data_formats.records import Message
 from reward.combined import CombinedReward, Part
 from reward.endpoint import EndpointReward
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 @contextlib.contextmanager
 def served(reward, most=4096):
     server = RewardServer(reward, "it", KEY, most)
-    listening = server.listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.serve, args=(listening,))
     thread.start()
     try:
@@ -96,6 +96,9 @@ def test_only_with_the_key_within_bounds_and_in_shape(monkeypatch):
         for body in (b"{", b"[" * 400, b"\xff", {"inputs": 3}):
             status, answer = ask(f"{url}/score", body)
             assert status == 400 and answer["error"]["code"] == 400
+        status, answer = ask(f"{url}/score", b'{"prompt": "q", "completion": "a\\uD83D"}')
+        assert status == 422 and "half of a surrogate pair" in answer["error"]["message"]
+        assert ask(f"{url}/score", {"prompt": "\U0001f600", "completion": "a"}) == (200, {"scores": [1.0]})
         assert ask(f"{url}/score", {"inputs": []}) == (200, {"scores": []})
         assert server.scorer.failed == 0
 
@@ -144,11 +147,11 @@ def test_a_reply_that_is_too_long_fails_alone_and_the_client_can_leave_it_out(fo
 
 def test_a_wrong_key_is_nobodys_reply_and_an_address_can_be_taken(monkeypatch):
     monkeypatch.setenv("KEY_OF_TEST", "another-key")
-    with served(FunctionReward(by_length)) as (url, server):
+    with served(FunctionReward(by_length)) as (url, _):
         with pytest.raises(RewardUnavailableError, match="401"):
             client(f"{url}/score").score(SAMPLES[:1])
         with pytest.raises(AddressInUseError, match="choose another --port"):
-            server.listen("127.0.0.1", int(url.rpartition(":")[2]))
+            listen("127.0.0.1", int(url.rpartition(":")[2]))
 
 
 def start(folder, port, words=()):
@@ -223,5 +226,5 @@ def test_the_command_says_its_key_once_and_ends_by_ctrl_c(folder, monkeypatch):
 def test_a_key_that_guards_nothing_is_refused_before_anything_is_loaded(monkeypatch, capsys):
     for key in ("", "short", "with a space in it", "schlüssel-schlüssel"):
         monkeypatch.setenv("KEY_OF_TEST", key)
-        assert cli.main(["serve-reward", "/no/such", "--key", "KEY_OF_TEST"]) == 1
+        assert cli.main(["serve-reward", "/no/such", "--port", "0", "--key", "KEY_OF_TEST"]) == 1
         assert "KEY_OF_TEST must hold a key" in capsys.readouterr().err

@@ -285,7 +285,7 @@ def test_a_server_of_another_model_or_key_or_none_is_refused(pushed, monkeypatch
     with pytest.raises(RolloutError, match=r"does not take the key \(status 401\)"):
         VLLMServerEngine(build(), settings(**there))
     monkeypatch.delenv("SOME_KEY")
-    with pytest.raises(RolloutError, match="SOME_KEY must hold the key of the vLLM server, and is not set"):
+    with pytest.raises(RolloutError, match="SOME_KEY must hold the key of the server, and is not set"):
         VLLMServerEngine(build(), settings(**there))
 
 
