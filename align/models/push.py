@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from align.models.card import hub_id
 from align.recipe import STAGES
+from align.recipe.lineage import TRAINED
 from align.runtime.card import CARD, PATH
 from align.runtime.errors import AlignError, MissingFileError, reason_of
+from align.runtime.files import write_json
 from align.runtime.secrets import hide
 from reward import adapter
-from reward.folder import check_model_folder, check_safetensors
+from reward.folder import check_model_folder, check_safetensors, read_json
 
 logger = logging.getLogger(__name__)
 WRITTEN = ("*.safetensors", "*.json", "*.jinja", "*.md", "*.txt", "*.model", "*.tiktoken")
@@ -28,7 +31,8 @@ class PushError(AlignError, RuntimeError):
 
 
 def model_of(place: str | Path, stage: str | None = None) -> Path:
-    """The model's folder at `place`: that itself, or of a run the model of a stage, by default of its newest one.
+    """The model's folder at `place`: that itself, or of a run the model of a stage that is finished, by default of its
+    newest one.
 
     Raises:
         MissingFileError: there is none.
@@ -37,10 +41,11 @@ def model_of(place: str | Path, stage: str | None = None) -> Path:
     if stage is None and _is_model(folder):
         return folder
     for name in (stage,) if stage is not None else reversed(STAGES):
-        if _is_model(folder / name / "model"):
+        if _is_model(folder / name / "model") and not (folder / name / TRAINED).exists():
             return folder / name / "model"
-    what = f"no model of stage '{stage}'" if stage is not None else "neither a model's folder nor a run with a model"
-    raise MissingFileError(f"{place} is {what}" if stage is None else f"{place} holds {what}")
+    if stage is not None:
+        raise MissingFileError(f"{place} holds no finished model of stage '{stage}'")
+    raise MissingFileError(f"{place} is neither a model's folder nor a run with a finished model")
 
 
 def _is_model(folder: Path) -> bool:
@@ -95,5 +100,13 @@ def _lay_out(folder: Path, draft: Path, repo: str) -> None:
         if file.name == CARD:
             text = file.read_text(encoding="utf-8")
             (draft / CARD).write_text(text.replace(PATH, f'path = "{repo}"'), encoding="utf-8")
+        elif file.name == adapter.CONFIG:
+            write_json(draft / file.name, _without_path(read_json(file)))
         elif file.is_file() and file.name not in STATE:
             (draft / file.name).symlink_to(file.resolve())
+
+
+def _without_path(config: dict[str, Any]) -> dict[str, Any]:
+    """An adapter's configuration with the name alone of a base that lies on this machine."""
+    base = config["base_model_name_or_path"]
+    return config if hub_id(base) else config | {"base_model_name_or_path": Path(base).name}

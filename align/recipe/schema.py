@@ -37,7 +37,7 @@ class _Recipe(Section):
     """Which checkpoints a finished stage keeps of those that `save_total_limit` left; without any it starts anew where
     it is to be longer."""
     hub_model_id: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$")
-    """Where the model of every stage that finishes is pushed to: this name of a repository of the hub, `-` and the
+    """Where the model of every finished stage is pushed to, once: this name of a repository of the hub, `-` and the
     stage's name."""
     hub_private_repo: bool = False
     """Make these repositories private ones."""

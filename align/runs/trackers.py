@@ -115,7 +115,8 @@ class Trackers:
                 options = {"name": unique, "resume": "allow"}
         tracker = LOGGER_TYPE_TO_CLASS[name](project, **options)
         tracker.start()
-        tracker.store_init_configuration(self._configuration())
+        if name not in noted:  # MLflow refuses to change what a run was begun with, as when it is to be longer
+            tracker.store_init_configuration(self._configuration())
         return tracker
 
     def _configuration(self) -> dict[str, Any]:

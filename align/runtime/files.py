@@ -141,6 +141,11 @@ def write_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def is_newer(file: Path, other: Path) -> bool:
+    """Whether `file` is there and was written after `other`, or with it."""
+    return file.is_file() and file.stat().st_mtime >= other.stat().st_mtime
+
+
 def require_new(folder: Path, what: str) -> None:
     """Raises StorageError where `folder` holds something. `what` was to be done, a verb for the sentence."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -18,7 +18,8 @@ from align.recipe.sources import stage_sources
 from align.recipe.text import dump
 from align.report.headline import cell, headline
 from align.runtime.card import CARD, read_card
-from align.runtime.errors import AlignError
+from align.runtime.errors import reason_of
+from align.runtime.files import is_newer
 from align.runtime.json_files import number
 from align.runtime.ranks import is_main
 from align.runtime.secrets import hide
@@ -48,16 +49,12 @@ def write_cards(recipe: Recipe, stage: str) -> None:
         if summary is None:
             continue
         for model in (path for pattern in MODELS for path in sorted(folder.glob(pattern)) if path.is_dir()):
-            if _is_newer(model / CARD, folder / "summary.json"):
+            if is_newer(model / CARD, folder / "summary.json"):
                 continue
             try:
                 _write(recipe, stage, name, summary, model, model.relative_to(folder).as_posix())
-            except AlignError as error:  # the stage is finished, whatever a card lacks
-                LOG.warning("%s: the model card could not be written: %s", name, error)
-
-
-def _is_newer(file: Path, other: Path) -> bool:
-    return file.is_file() and file.stat().st_mtime >= other.stat().st_mtime
+            except Exception as error:  # the stage is finished, whatever a card lacks or a foreign template raises
+                LOG.warning("%s: the model card could not be written: %s", name, reason_of(error))
 
 
 def _write(recipe: Recipe, stage: str, name: str, summary: Summary, model: Path, which: str) -> None:

@@ -27,7 +27,8 @@ from align.runs import checkpoint
 from align.runs.acceptance import accepting, note
 from align.runs.trackers import closing_trackers
 from align.runtime.errors import AlignError, MissingFileError
-from align.runtime.files import prove_folder, sweep
+from align.runtime.files import is_newer, prove_folder, sweep, write_json
+from align.runtime.json_files import read_object
 from align.runtime.lock import CHAIN, locked
 from align.runtime.memory import memory_errors, peak_memory_gib
 from align.runtime.resolve import resolve
@@ -35,7 +36,7 @@ from align.runtime.terminal import say
 from align.stages import redo
 from align.stages.cards import write_cards
 from align.stages.clean import clear_chain
-from align.stages.common import Summary, is_main, memory_keys, write_summary
+from align.stages.common import PUSHED, Summary, is_main, memory_keys, write_summary
 from align.stages.overview import print_table, stage_summary, write_chain_summary
 from align.stages.recipe_guard import changed_code, is_begun, is_finished, require_same_world, stamp_world
 
@@ -139,12 +140,11 @@ def run_stage(
         if is_main():
             for name in (stage, *STAGES[stage].beside):
                 sweep(stage_dir(recipe, name))
-        known = None
         if is_finished(recipe, stage):
             if is_main():
                 told = f"{stage}: finished before, in {stage_dir(recipe, stage)} (--fresh {stage} starts it anew)"
                 say(told, flush=True)
-            summary = known = stage_summary(recipe, stage) or {}
+            summary = stage_summary(recipe, stage) or {}
         else:
             _make_ready(recipe, stage)
             with closing_trackers(), memory_errors(f"stage '{stage}'", *memory_keys(recipe, stage)):
@@ -156,8 +156,7 @@ def run_stage(
         _meet()
         summary = _evaluate(recipe, stage, summary, began)
         write_cards(recipe, stage)
-        if summary is not known:
-            _push(recipe, stage)
+        _push(recipe, stage)
         _drop_checkpoints(recipe, stage)
         return summary
 
@@ -219,19 +218,23 @@ def _evaluate(recipe: Recipe, stage: str, summary: Summary, began: float) -> Sum
 
 
 def _push(recipe: Recipe, stage: str) -> None:
-    """Bring the model of a stage that has just finished to the hub, where the recipe names a repository; whatever the
-    hub does, the stage is finished."""
+    """Bring the model of a finished stage to the hub, where the recipe names a repository and it is not there yet;
+    whatever the hub does, the stage is finished."""
     if recipe.hub_model_id is None or not is_main():
         return
     from align.models.push import push
 
-    repo = f"{recipe.hub_model_id}-{stage}"
+    repo, folder = f"{recipe.hub_model_id}-{stage}", stage_dir(recipe, stage)
+    noted = folder / PUSHED
+    if is_newer(noted, folder / "summary.json") and read_object(noted, "remove it") == {"repository": repo}:
+        return
     try:
         say(f"{stage}: pushed to {push(model_dir(recipe, stage), repo, private=recipe.hub_private_repo)}", flush=True)
+        write_json(noted, {"repository": repo})
     except AlignError as error:
         private = " --private" if recipe.hub_private_repo else ""
         command = f"align push {recipe.output_dir} {repo} --stage {stage}{private}"
-        LOG.warning("%s; the stage is finished, try again with `%s`", error, command)
+        LOG.warning("%s; the stage is finished, try again with `%s`, or run the recipe again", error, command)
 
 
 def _drop_checkpoints(recipe: Recipe, stage: str) -> None:

@@ -25,6 +25,7 @@ from data_formats.errors import DataError, EmptyDatasetError
 LOG = logging.getLogger("align")
 Summary = dict[str, Any]
 WITH_CHATML = "model_with_chatml"
+PUSHED = "pushed.json"  # to which repository the model was pushed
 CODE = "code.json"  # the hashes of the user's own code that the recipe names
 MADE_BY_STAGES = (
     "model",
@@ -44,6 +45,7 @@ MADE_BY_STAGES = (
     "recipe.yaml",
     CODE,
     "trackers.json",
+    PUSHED,
     "summary.json",
 )
 

@@ -139,20 +139,18 @@ def train(
 
     out_dir = Path(trainer.args.output_dir)
     latest = checkpoint.latest(trainer.checkpoint_dir)
-    start = checkpoint.step_of(latest) if latest else 0
+    start, began = checkpoint.step_of(latest) if latest else 0, time.perf_counter()
     trained, parameters = trained_share(trainer.model)
     share = {"trained_parameters": trained, "parameters": parameters} if trained < parameters else {}
     if share:
-        common.LOG.info(
-            "%s: trains %d of %d parameters (%.2f %%)", stage, trained, parameters, 100 * trained / parameters
-        )
+        percent = 100 * trained / parameters
+        common.LOG.info("%s: trains %d of %d parameters (%.2f %%)", stage, trained, parameters, percent)
     early, planned, rows = early_stopping(section), trainer.planned_steps(), len(trainer.train_dataset)
     epochs = epochs_of_whole_passes(planned, section.batch_size, rows)
     tell_epochs(stage, section, planned, epochs, rows, row=section.unit)
-    began = time.perf_counter()
     with StopFlag() as flag:
-        added = [*early, *tracker_callbacks(recipe, out_dir)]
-        attach(trainer, stage, out_dir, flag, figures=figures, added=added, epochs=epochs)
+        own = [*early, *tracker_callbacks(recipe, out_dir)]
+        attach(trainer, stage, out_dir, flag, figures=figures, added=own, epochs=epochs)
         if latest and (start >= planned or any(one.verdict(logged(latest)) for one in early)):
             trainer.load_finished(latest)  # killed after its last step: transformers would make one more
         else:

@@ -36,6 +36,7 @@ from align.runs.callbacks import ProofCallback
 from align.runs.proof import reset_process_state
 from align.runtime.files import write_json
 from align.runtime.peft_model import is_peft
+from align.runtime.ranks import any_rank
 from align.trainers import accepted
 from align.trainers.optimization import check_precision, require_whole, take_rates, with_own_exceptions
 from align.trainers.sampling import EpochOrder, StepSampler
@@ -124,6 +125,10 @@ class SupervisedTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             config.pad_token_id = pad
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.control.should_training_stop = any_rank(self.control.should_training_stop)  # clocks differ
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self._last_step.evaluation():

@@ -23,6 +23,7 @@ from align.recipe.ppo_section import PPOConfig
 from align.runs.checkpoint import latest
 from align.runs.metrics import MetricsLog
 from align.runs.proof import reset_process_state
+from align.runtime.ranks import any_rank
 from data_formats.errors import EmptyDatasetError
 
 LOG = logging.getLogger(__name__)
@@ -147,6 +148,7 @@ class IterationLoop:
             self.state.global_step += 1
             self._event("on_step_end")
             self._after_step(metrics)
+            self.control.should_training_stop = any_rank(self.control.should_training_stop)  # clocks differ
         self._event("on_train_end")
         return self.state
 

@@ -60,10 +60,8 @@ def test_what_only_reading_could_tell_is_not_told_but_too_many_epochs_are(tmp_pa
 
 def test_the_words():
     assert in_epochs(1000, epochs_of(1000, 64, 5000), 5000) == "1,000 steps = 12.8 epochs of 5,000 rows"
-    assert (
-        in_epochs(10, epochs_of(10, 5, 50), 50, step="iterations", row="prompts")
-        == "10 iterations = 1 epoch of 50 prompts"
-    )
+    once = in_epochs(10, epochs_of(10, 5, 50), 50, step="iterations", row="prompts")
+    assert once == "10 iterations = 1 epoch of 50 prompts"
 
 
 def test_the_short_last_step_of_an_epoch_is_one_of_its_steps():

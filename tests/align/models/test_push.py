@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
 
 from align import cli
 from align.models.push import PushError, model_of, push
@@ -98,10 +99,23 @@ def test_the_model_alone_is_pushed_with_its_card(hub, folder, capsys):
 def test_a_run_gives_the_model_of_its_newest_stage(folder):
     run = folder.parents[1]
     assert model_of(run) == model_of(run, "sft") == model_of(folder) == folder
-    with pytest.raises(MissingFileError, match="holds no model of stage 'ppo'"):
+    with pytest.raises(MissingFileError, match="holds no finished model of stage 'ppo'"):
         model_of(run, "ppo")
     with pytest.raises(MissingFileError, match="is neither a model's folder nor a run"):
         model_of(folder / "checkpoints")
+    (folder.parent / "trained.json").touch()  # saved, but what follows may still change it
+    with pytest.raises(MissingFileError, match="holds no finished model of stage 'sft'"):
+        model_of(run, "sft")
+
+
+def test_of_an_adapters_base_on_this_machine_the_name_alone_leaves_it(hub, tmp_path):
+    place = tmp_path / "adapter"
+    place.mkdir()
+    save_file({"base_model.model.a.lora_A.weight": torch.zeros(2, 2)}, place / "adapter_model.safetensors")
+    for base, told in ((str(tmp_path / "base"), "base"), ("org/base", "org/base")):
+        (place / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, "r": 2}))
+        push(place, "some/model")
+        assert json.loads(hub.files["adapter_config.json"]) == {"base_model_name_or_path": told, "r": 2}
 
 
 def test_what_the_hub_says_is_one_sentence_without_the_token(hub, folder, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -23,9 +24,9 @@ class Kept(GeneralTracker):
     name, requires_logging_directory = "wandb", False
     runs: ClassVar[list] = []
 
-    def __init__(self, run_name, **options):
+    def __init__(self, project, /, **options):
         super().__init__()
-        self.options, self.sent, self.ended = {"project": run_name, **options}, [], False
+        self.options, self.sent, self.ended = {"project": project, **options}, [], False
 
     @property
     def tracker(self):
@@ -107,6 +108,20 @@ def test_ppo_sends_the_same_way(tmp_path, runs):
     recipe = test_ppo.recipe(tmp_path, num_iterations=2).model_copy(update={"report_to": ("wandb",)})
     run_stage(recipe, "ppo")
     assert sent(runs) == figures(sft_case.lines(tmp_path / "run/ppo/metrics.jsonl")) and runs[0].ended
+
+
+def test_a_run_of_mlflow_goes_on_with_what_it_was_begun_with(tmp_path, runs, monkeypatch):
+    class OfMLflow(Kept):
+        name, info = "mlflow", SimpleNamespace(run_id="first")
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "mlflow", OfMLflow)
+    for steps in (6, 9):  # made longer: MLflow refuses to change a parameter
+        recipe = sft_case.recipe(tmp_path, max_steps=steps).model_copy(update={"report_to": ("mlflow",)})
+        with closing_trackers():
+            Trackers(recipe, tmp_path / "run" / "sft").send(steps, {"loss": 1.0})
+    first, second = runs
+    assert second.options["run_id"] == "first" and second.sent == [(9, {"loss": 1.0})]
+    assert first.configuration["sft.max_steps"] == 6 and not hasattr(second, "configuration")
 
 
 class Told(logging.Handler):

@@ -145,6 +145,16 @@ def test_paths_and_secrets_of_the_user_stay_out_of_a_card(tmp_path):
     assert "…/judge.py:score" in judged and str(tmp_path) not in rm + judged and "hf_0" not in rm + judged
 
 
+def test_a_card_that_cannot_be_written_costs_no_finished_stage(tmp_path, caplog):
+    model = tmp_path / "run" / "sft" / "model"
+    save_causal_lm(model)
+    (model / "config.json").unlink()
+    (model / "adapter_config.json").write_bytes(b"\xff")  # not UTF-8, which no error of ours is
+    write_json(tmp_path / "run" / "sft" / "summary.json", {"steps": 3})
+    write_cards(small_recipe(tmp_path), "sft")
+    assert "sft: the model card could not be written: " in caplog.text
+
+
 @pytest.mark.parametrize(("kept", "left"), [("all", [1, 2, 3]), ("last", [3]), ("none", [])])
 def test_of_a_finished_stage_only_the_checkpoints_wanted_are_kept(tmp_path, kept, left):
     recipe = small_recipe(tmp_path, keep_checkpoints=kept)
@@ -157,20 +167,25 @@ def test_of_a_finished_stage_only_the_checkpoints_wanted_are_kept(tmp_path, kept
     assert checkpoint.steps(folder / "checkpoints") == left
 
 
-def test_a_stage_that_finishes_is_pushed_once_and_a_hub_that_fails_costs_nothing(tmp_path, monkeypatch, caplog):
+def test_a_finished_stage_is_pushed_once_and_a_hub_that_fails_is_tried_again(tmp_path, monkeypatch, caplog):
     recipe, pushed = small_recipe(tmp_path, hub_model_id="some/run"), []
     folder = tmp_path / "run" / "sft"
     write_json(folder / "summary.json", {"steps": 3})  # what follows the training is still to be done
     write_text(folder / "recipe.yaml", dump_recipe(recipe))
 
-    def refuse(model, repo, *, private):
+    def refuse_once(model, repo, *, private):
         pushed.append((model, repo, private))
-        raise PushError("no")
+        if len(pushed) == 1:
+            raise PushError("no")
 
-    monkeypatch.setattr(push, "push", refuse)
-    for _ in range(2):
+    monkeypatch.setattr(push, "push", refuse_once)
+    for _ in range(3):
         assert run_stage(recipe, "sft")["steps"] == 3
-    assert pushed == [(folder / "model", "some/run-sft", False)]
+    assert pushed == [(folder / "model", "some/run-sft", False)] * 2
+    os.utime(folder / "pushed.json", (0, 0))  # the stage was made longer since
+    run_stage(recipe, "sft")
+    run_stage(small_recipe(tmp_path, hub_model_id="other/run"), "sft")
+    assert [repo for _, repo, _ in pushed[2:]] == ["some/run-sft", "other/run-sft"]
     assert (
         f"no; the stage is finished, try again with `align push {tmp_path}/run some/run-sft --stage sft`" in caplog.text
     )

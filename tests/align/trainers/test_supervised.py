@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from align.runs import checkpoint
+from align.trainers import supervised
 from align.trainers.supervised import disable_dropout, set_attention_dropout
 from tests.align.trainers.supervised_case import (
     causal_lm,
@@ -92,6 +93,13 @@ def test_a_finished_checkpoint_is_taken_over_without_another_step(tmp_path):
 def test_planned_steps_of_whole_epochs(tmp_path):
     trainer = make_trainer("sft", tmp_path, sft_rows(20), micro=4, max_steps=None, num_train_epochs=2.0)
     assert trainer.planned_steps() == 6  # 20 rows are 3 steps of at most 8
+
+
+def test_what_ends_training_on_another_rank_ends_it_here(tmp_path, monkeypatch):
+    trainer = make_trainer("sft", tmp_path, sft_rows(8), micro=4, max_steps=4)
+    monkeypatch.setattr(supervised, "any_rank", lambda mine: mine or trainer.state.global_step == 2)
+    trainer.train()
+    assert trainer.state.global_step == 2
 
 
 def test_training_does_not_touch_the_global_generator_without_dropout(tmp_path):
