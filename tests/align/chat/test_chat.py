@@ -22,6 +22,7 @@ from reward.sources import FunctionReward, load_reward
 from rollouts.hf import HFEngine
 from rollouts.protocol import SamplingParams
 from tests.align.chat.run_folder import finished, write_adapter, write_run, write_without_turns
+from tests.commands import ROOT
 from tests.documents import DOCS, commands
 from tests.tiny_models import byte_tokenizer
 
@@ -254,18 +255,21 @@ def test_names_on_the_screen(run, tmp_path):
     assert finished(tmp_path / "r", "sft") == tmp_path / "r/sft/model"
 
 
-def test_every_command_of_the_page(run, chat, tmp_path, capsys, monkeypatch):
+def test_every_command_of_the_page_and_of_readme(run, chat, tmp_path, capsys, monkeypatch):
     """As it stands there, but for the run's name and the length of a reply."""
     monkeypatch.setattr("rollouts.openai.require_package", lambda who, package: None)
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs/quickstart").symlink_to(run)
+    for name in ("quickstart", "mine"):
+        (tmp_path / "runs" / name).symlink_to(run)
     write_jsonl(tmp_path / "questions.jsonl", [Prompt((Message("user", "?"),))])
     asked = {"align chat": 0, "align serve": 0}
-    for words in commands(DOCS / "chat.md"):
+    for words in (*commands(DOCS / "chat.md"), *commands(ROOT / "README.md")):
+        if " ".join(words[:2]) not in asked:
+            continue
         asked[" ".join(words[:2])] += 1
         if words[1] == "chat":
             assert chat(*words[2:], "--max-tokens", 4, lines=["hello", "/undo"]).out
         else:
             assert cli.main([*words[1:], *([] if "--print" in words else ["--print"])]) == 0
-            assert "rollouts.openai --model runs/quickstart/ppo/model" in capsys.readouterr().out
-    assert min(asked.values()) > 1 and (tmp_path / "replies.jsonl").is_file()
+            assert f"rollouts.openai --model {words[2]}/ppo/model" in capsys.readouterr().out
+    assert min(asked.values()) > 2 and (tmp_path / "replies.jsonl").is_file()

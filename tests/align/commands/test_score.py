@@ -20,7 +20,7 @@ from reward.sources import FunctionReward, load_reward
 from tests.align.commands.test_evaluate_reward import PAIRS, save_reward
 from tests.align.stages.test_ppo import recipe
 from tests.align.trainers import ppo_case
-from tests.commands import align
+from tests.commands import ROOT, align
 from tests.documents import DOCS, commands
 from tests.tiny_models import byte_tokenizer
 
@@ -229,7 +229,7 @@ def test_a_run_is_its_reward_stage_and_what_is_none_is_one_sentence(tmp_path, as
         assert said in asked(word, data, "--out", tmp_path / "t.jsonl", code=1).err
 
 
-def test_the_commands_of_the_manual(tmp_path, asked, monkeypatch):
+def test_the_commands_of_the_manual_and_of_readme(tmp_path, asked, monkeypatch):
     """Each `align score` of it, in a folder with a run, a recipe, a function and files of those names."""
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe(tmp_path)))
     (tmp_path / "my_rewards.py").write_text(BY_LENGTH.replace("by_length", "brief"))
@@ -241,13 +241,15 @@ def test_the_commands_of_the_manual(tmp_path, asked, monkeypatch):
     (run / "recipe.yaml").touch()
     (run / "summary.json").write_text("{}")
     save_reward(tmp_path / "own").rename(run / "model")
+    (tmp_path / "runs/mine").symlink_to(tmp_path / "runs/quickstart")
     monkeypatch.chdir(tmp_path)
-    ran = [words for words in commands(DOCS / "rewards.md") if words[:2] == ["align", "score"]]
+    pages = (DOCS / "rewards.md", ROOT / "README.md")
+    ran = [words for page in pages for words in commands(page) if words[:2] == ["align", "score"]]
     for words in ran:
         asked(*words[2:])
         assert all(row["score"] is not None for row in rows_of(tmp_path / "scored.jsonl"))
         (tmp_path / "scored.jsonl").unlink()
-    assert len(ran) == 3
+    assert len(ran) == 4
 
 
 @pytest.mark.slow
