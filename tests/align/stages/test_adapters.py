@@ -103,6 +103,12 @@ def test_sft_leaves_an_adapter_in_pefts_format(tmp_path, adapter):
             assert torch.equal(peft(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """For one test at a time: another one here looks for the report."""
+    monkeypatch.setattr("align.report.build.build_report", lambda folder: None)
+
+
 def changes(adapter, **more):
     return {"model__adapter": adapter, "model__lora": {"rank": 2, "alpha": 4}} | more
 
