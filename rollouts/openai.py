@@ -26,7 +26,7 @@ from typing import Any
 
 from align.runtime.packages import is_installed, require_package
 from rollouts.errors import RolloutError
-from rollouts.vllm.auth import KEY_VARIABLE, RequireKey, take_key
+from rollouts.vllm.auth import RequireKey, add_key_option, take_key
 
 ENGINES = ("vllm", "transformers")
 GENERATION = "generation_config.json"
@@ -49,9 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--stop-id", type=int, action="append", default=[], help="a token that ends a reply; may be given again"
     )
-    parser.add_argument(
-        "--api-key-env", default=KEY_VARIABLE, help="environment variable with the key (default: %(default)s)"
-    )
+    add_key_option(parser)
     parser.add_argument("--remove", type=Path, help=argparse.SUPPRESS)  # a folder, when the server has ended
     return parser
 

@@ -14,11 +14,23 @@ from rollouts.exact import TrainerPass
 from rollouts.hf import HFEngine
 from rollouts.protocol import Engine
 from rollouts.settings import VLLMSettings
-from rollouts.weights import pushes_adapter
+from rollouts.weights import checkpoint_tensors, pushes_adapter
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("auto", "hf", "vllm", "vllm_server")
+
+
+def filled(engine: Engine, model: nn.Module) -> Engine:
+    """The engine with the weights that `model` has now, for one that is not trained meanwhile; closed where it does not
+    take them. Raises RolloutError then."""
+    if not engine.shares_module:
+        try:
+            engine.update_weights(checkpoint_tensors(model), 0)
+        except BaseException:
+            engine.close()
+            raise
+    return engine
 
 
 def make_engine(

@@ -6,16 +6,14 @@ import os
 import secrets
 import shlex
 import shutil
-import socket
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.chat.conversation import ChatError
 from align.models.named import called
 from align.models.tokenizer import load_saved_tokenizer
-from align.runtime.address import is_loopback
+from align.runtime.address import http_url, is_loopback, listen
 from align.runtime.terminal import say
 from data_formats.chat_format import RawFormat, chat_format
 from reward.adapter import is_saved_at
@@ -98,11 +96,11 @@ def start(what: Served, own_key: bool) -> None:
     """Become the server; an adapter is first merged into its base, in a temporary folder that the server removes.
 
     Raises:
-        ChatError: the port is taken.
+        AddressInUseError: nothing can listen there.
         RolloutError: no key in the variable, or one that is too short.
         MergeError: an adapter on 4-bit weights, which is to be merged by hand first.
     """
-    _require_free(what.host, what.port)
+    listen(what.host, what.port).close()  # told before an adapter is merged
     key = read_key(what.variable) if own_key else secrets.token_hex(32)
     model, after = what.path, []
     if what.is_adapter:
@@ -130,18 +128,8 @@ def _merged(adapter: str) -> Path:
     return home
 
 
-def _require_free(host: str, port: int) -> None:
-    try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
-            pass
-    except (OSError, OverflowError) as error:
-        told = getattr(error, "strerror", None) or error
-        raise ChatError(f"{host}:{port} cannot be listened on ({told}): choose another --host or --port") from error
-
-
 def _tell(what: Served, key: str | None) -> None:
-    place = f"[{what.host}]" if ":" in what.host else what.host
-    url = f"http://{place}:{what.port}/v1"
+    url = f"{http_url(what.host, what.port)}/v1"
     say(f"{what.name} at {url}, by {what.engine}; it is loaded now, and Ctrl-C ends it")
     if key is not None:
         say(f"key: {key}")

@@ -22,9 +22,8 @@ from align.runtime.peft_model import base_of
 from data_formats.chat_format import RawFormat, chat_format
 from data_formats.records import Message
 from rollouts.protocol import Engine, SamplingParams
-from rollouts.select import make_engine
+from rollouts.select import filled, make_engine
 from rollouts.settings import VLLMSettings
-from rollouts.weights import checkpoint_tensors
 
 MOST_TOKENS = 16384  # of a conversation with vLLM, which holds room for the longest one
 MEMORY_SHARE = 0.85  # of a GPU that nothing else wants
@@ -67,13 +66,7 @@ class Speaker:
     def _in_vllm(self, module: Any, temperature: float) -> Engine:
         settings = VLLMSettings(max_model_len=self.room, memory_share=MEMORY_SHARE, adapters="merge")
         pad = self.tokenizer.pad_token_id
-        engine = make_engine("vllm", module, pad_token_id=pad, vllm=settings, temperature=temperature)
-        try:
-            engine.update_weights(checkpoint_tensors(module), 0)
-        except BaseException:
-            engine.close()
-            raise
-        return engine
+        return filled(make_engine("vllm", module, pad_token_id=pad, vllm=settings, temperature=temperature), module)
 
     def encode(
         self, turns: Sequence[Sequence[Message]], tools: Sequence[Sequence[str]] | None = None

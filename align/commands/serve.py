@@ -38,7 +38,7 @@ def serve_command(args: argparse.Namespace) -> None:
     Raises:
         MissingFileError, NotAPolicyError, TokenizerError: no such model, or none that writes replies.
         MissingPackageError: neither vLLM nor what transformers' server needs is installed.
-        ChatError: the port is taken.
+        AddressInUseError: nothing can listen there.
         RolloutError: there is no key in the variable, or one that is too short.
         MergeError: an adapter on 4-bit weights.
     """

@@ -13,7 +13,7 @@ import secrets
 from typing import Any
 
 from align.commands.options import add_dtype, positive
-from align.runtime.address import is_loopback
+from align.runtime.address import http_url, is_key, is_loopback, listen
 from align.runtime.errors import AlignError
 from align.runtime.terminal import say
 
@@ -57,7 +57,7 @@ def serve_reward_command(args: argparse.Namespace) -> None:
         AddressInUseError: nothing can listen there.
     """
     key = secrets.token_urlsafe(24) if args.key is None else os.environ.get(args.key, "").strip()
-    if len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
+    if len(key) < SHORTEST_KEY or not is_key(key):
         raise KeyRefusedError(
             f"the environment variable {args.key} must hold a key of at least {SHORTEST_KEY} printable ASCII "
             "characters without a space"
@@ -66,14 +66,13 @@ def serve_reward_command(args: argparse.Namespace) -> None:
     from align.evaluation.scoring import best_device
     from align.runtime.memory import memory_errors
     from align.serving.named import named_reward
-    from align.serving.reward_server import RewardServer, listen
+    from align.serving.reward_server import RewardServer
 
     listening = listen(args.host, args.port)  # before a large model is loaded for nothing
     with memory_errors("the reward", f"--max-batch-tokens ({args.max_batch_tokens})"):
         named = named_reward(args.reward, batch_size=args.batch_size, device=best_device(), dtype=args.dtype)
     server = RewardServer(named.reward, args.reward, key, args.max_batch_tokens)
-    host = f"[{args.host}]" if ":" in args.host else args.host
-    url = f"http://{host}:{listening.getsockname()[1]}"
+    url = http_url(args.host, listening.getsockname()[1])
     say(f"serving {args.reward} at {url} (/score, /pooling, /classify, /health); Ctrl-C ends it")
     if args.key is None:
         say(f"its key, until it ends: export {KEY}={key}")

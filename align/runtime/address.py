@@ -1,9 +1,19 @@
-"""Which addresses may be asked over HTTP. No torch and no HTTP library: recipes are checked with it."""
+"""Addresses: which may be asked over HTTP, and listening at one. No torch and no HTTP library: recipes are checked with
+it."""
 
 from __future__ import annotations
 
 import ipaddress
+import socket
 from urllib.parse import urlsplit
+
+from align.runtime.errors import AlignError
+
+BACKLOG = 2048  # connections that may wait to be accepted
+
+
+class AddressInUseError(AlignError, OSError):
+    """An address at which nothing can listen."""
 
 
 def url_problem(url: str, insecure: bool = False) -> str | None:
@@ -28,3 +38,28 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name, like 127.0.0.1.example
         return False
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; with port 0 at one that is free.
+
+    Raises:
+        AddressInUseError: nothing can listen there.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        told = f"{host}:{port} cannot be listened on ({why}): choose another --port or --host"
+        raise AddressInUseError(told) from error
+
+
+def http_url(host: str, port: int) -> str:
+    """`http://host:port`."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_key(text: str) -> bool:
+    """Whether a header can hold it as a key: printable ASCII without a space."""
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text

@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from align.runtime.address import BACKLOG
 from align.runtime.errors import AlignError
 from align.serving.batching import Scorer, status_of
 from align.serving.shapes import Asked, RequestError, asked_as_vllm, asked_to_score
@@ -30,25 +31,6 @@ from reward.protocol import Reward
 LARGEST_BODY = 16 * 2**20  # bytes of a request
 BODY_SECONDS = 30.0  # for the whole of it to arrive
 ENDING_SECONDS = 30  # for requests that are being answered when the server is told to end
-BACKLOG = 2048  # connections that may wait to be accepted
-
-
-class AddressInUseError(AlignError, OSError):
-    """An address at which nothing can listen."""
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; with port 0 at one that is free.
-
-    Raises:
-        AddressInUseError: nothing can listen there.
-    """
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise AddressInUseError(f"nothing can listen at {host}, port {port} ({why}): choose another --port") from None
 
 
 class RewardServer:

@@ -15,9 +15,8 @@ from align.runs.errors import TrainingError
 from align.runtime.packages import is_installed
 from rollouts.exact import TrainerPass
 from rollouts.protocol import Engine
-from rollouts.select import make_engine
+from rollouts.select import filled, make_engine
 from rollouts.settings import VLLMSettings
-from rollouts.weights import checkpoint_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +79,7 @@ def sampling_engine(
 
         if not why_not_beside(model):  # nothing else wants this process meanwhile
             rollout = rollout.model_copy(update={"engine": "vllm"})
-    engine = engine_of(rollout, model, pad_token_id, seed=seed, temperature=temperature)
-    if not engine.shares_module:
-        try:
-            engine.update_weights(checkpoint_tensors(model), 0)
-        except BaseException:
-            engine.close()
-            raise
-    return engine
+    return filled(engine_of(rollout, model, pad_token_id, seed=seed, temperature=temperature), model)
 
 
 def training_engine(

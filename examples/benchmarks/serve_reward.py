@@ -46,7 +46,8 @@ class Loaded:
     """A server in this process with its clients in another."""
 
     def __init__(self, case: Case):
-        from align.serving.reward_server import RewardServer, listen
+        from align.runtime.address import listen
+        from align.serving.reward_server import RewardServer
         from reward.model import RewardModel
         from reward.sources import ModelReward
 

@@ -11,12 +11,14 @@ plain http so has whoever can listen on the network in between.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from hmac import compare_digest
 from typing import Any
 
+from align.runtime.address import is_key
 from rollouts.errors import RolloutError
 
 KEY_VARIABLE = "ALIGN_VLLM_API_KEY"  # where a server and its clients look unless told another name
@@ -29,6 +31,13 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+def add_key_option(parser: argparse.ArgumentParser) -> None:
+    """`--api-key-env`, by which a server is told where its key is."""
+    parser.add_argument(
+        "--api-key-env", default=KEY_VARIABLE, help="environment variable with the key (default: %(default)s)"
+    )
+
+
 def read_key(variable: str) -> str:
     """The key that an environment variable holds.
 
@@ -36,7 +45,7 @@ def read_key(variable: str) -> str:
         RolloutError: it is not set, or holds no usable key.
     """
     key = os.environ.get(variable, "").strip()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
+    if not is_key(key):
         state = "is not set" if not key else "holds characters that no key has"
         raise RolloutError(f"the environment variable {variable} must hold the key of the server, and {state}")
     if len(key) < SHORTEST_KEY:

@@ -19,12 +19,15 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rollouts.errors import RolloutError
-from rollouts.vllm.auth import KEY_VARIABLE, take_key
+from rollouts.vllm.auth import add_key_option, take_key
+from rollouts.vllm.process import LONGEST_SOCKET_PATH
 
 WARM_UP_TOKENS = 32
 GIB = 2**30
@@ -44,9 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     place.add_argument("--uds", help="unix socket to listen on, in a folder that only you may enter")
     place.add_argument("--port", type=int, default=8000)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on with --port (default: %(default)s)")
-    parser.add_argument(
-        "--api-key-env", default=KEY_VARIABLE, help="environment variable with the key (default: %(default)s)"
-    )
+    add_key_option(parser)
     parser.add_argument("--load-format", default="auto", help="dummy: random weights until the trainer's are pushed")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument(
@@ -139,6 +140,9 @@ def _run(words_of: Callable[[bool], list[str]]) -> None:
     if "OMP_NUM_THREADS" in os.environ:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else vLLM takes its own number of threads
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads beside a busy trainer cost tenfold
+    sockets = Path(tempfile.gettempdir()) / str(uuid.uuid4())  # as vLLM names those between its processes
+    if len(os.fsencode(sockets)) > LONGEST_SOCKET_PATH:
+        os.environ.setdefault("VLLM_RPC_BASE_PATH", "/tmp")
     import asyncio
 
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args

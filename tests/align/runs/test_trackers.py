@@ -85,14 +85,19 @@ class Fails(TrainerCallback):
             raise RuntimeError("at step 5")
 
 
-def test_a_stopped_stage_goes_on_in_its_run_and_sends_nothing_twice(tmp_path, runs, monkeypatch):
+def stopped_and_gone_on(tmp_path, monkeypatch, tracker, **keys):
+    """The recipe and the lines of metrics.jsonl of a stage that failed at step 5 and was run again."""
     monkeypatch.setattr(Fails, "failed", False)
-    keys = {"eval_steps": 2, "save_steps": 3, "eval_num_replies": 2, "callbacks": f"{__name__}:Fails"}
-    recipe = sft_case.recipe(tmp_path, **keys).model_copy(update={"report_to": ("wandb",)})
+    keys = {"eval_steps": 2, "save_steps": 3, "callbacks": f"{__name__}:Fails"} | keys
+    recipe = sft_case.recipe(tmp_path, **keys).model_copy(update={"report_to": (tracker,)})
     with pytest.raises(RuntimeError, match="at step 5"):
         run_stage(recipe, "sft")
     run_stage(recipe, "sft")
-    lines = sft_case.lines(tmp_path / "run/sft/metrics.jsonl")
+    return recipe, sft_case.lines(tmp_path / "run/sft/metrics.jsonl")
+
+
+def test_a_stopped_stage_goes_on_in_its_run_and_sends_nothing_twice(tmp_path, runs, monkeypatch):
+    recipe, lines = stopped_and_gone_on(tmp_path, monkeypatch, "wandb", eval_num_replies=2)
     assert sent(runs).keys() == figures(lines).keys()
     steady = [key for key in figures(lines) if not key[1].endswith(("_runtime", "_per_second"))]
     assert all(sent(runs)[key] == figures(lines)[key] for key in steady)
@@ -154,15 +159,9 @@ def test_a_tracker_that_fails_is_left_out_after_one_warning(tmp_path, runs, wher
 def test_the_files_of_tensorboard_hold_the_figures(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monkeypatch.setattr(Fails, "failed", False)
-    keys = {"save_steps": 3, "eval_steps": 2, "eval_num_replies": 0, "callbacks": f"{__name__}:Fails"}
-    recipe = sft_case.recipe(tmp_path, **keys).model_copy(update={"report_to": ("tensorboard",)})
-    with pytest.raises(RuntimeError, match="at step 5"):
-        run_stage(recipe, "sft")
-    run_stage(recipe, "sft")
+    _, lines = stopped_and_gone_on(tmp_path, monkeypatch, "tensorboard", eval_num_replies=0)
     events = EventAccumulator(str(tmp_path / "run/tensorboard/sft")).Reload()
     scalars = [(event.step, name, event.value) for name in events.Tags()["scalars"] for event in events.Scalars(name)]
-    lines = sft_case.lines(tmp_path / "run/sft/metrics.jsonl")
     found = {(step, name): value for step, name, value in scalars}
     assert len(found) == len(scalars) and found.keys() == figures(lines).keys()
     steady = [key for key in found if not key[1].endswith(("_runtime", "_per_second"))]

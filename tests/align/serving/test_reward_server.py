@@ -15,8 +15,9 @@ import torch
 
 from align import cli
 from align.runtime import http
+from align.runtime.address import AddressInUseError, listen
 from align.serving import reward_server
-from align.serving.reward_server import AddressInUseError, RewardServer, listen
+from align.serving.reward_server import RewardServer
 from data_formats.records import Message
 from reward.combined import CombinedReward, Part
 from reward.endpoint import EndpointReward
