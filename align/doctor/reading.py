@@ -9,7 +9,7 @@ from typing import Any
 from align.doctor.history import History
 from align.recipe import RecipeError
 from align.recipe.text import parse
-from align.report.run import Row, number, read_stage
+from align.runs.run_files import Row, number, read_stage
 from align.runtime.errors import MissingFileError
 from align.runtime.paths import typed_path
 from data_formats.errors import EmptyDatasetError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.report.run import read_run
+from align.runs.run_files import read_run
 from align.runtime.errors import MissingFileError, StorageError
 from align.runtime.files import atomic_file
 from align.runtime.paths import typed_path

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from align.report.run import Row, Run, Series, StageFiles, number
 from align.report.style import Theme, legend, line, panels, smooth
+from align.runs.run_files import Row, Run, Series, StageFiles, number
 
 OF_ROUNDS = (("score_single", "one sample"), ("score_best", "best of all"), ("score_greedy", "held-out, greedy"))
 ROLLOUTS, HELD_OUT = "rollouts", "held-out prompts"

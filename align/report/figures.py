@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from align.report.curves import losses, ppo_panel, preference, rejection_panel
 from align.report.policy_evaluation import win_tie_loss
 from align.report.reward_figures import accuracies, reliability_plot, score_distributions
-from align.report.run import Run
 from align.report.style import DARK, LIGHT, Theme, png
+from align.runs.run_files import Run
 
 
 @dataclass(frozen=True, slots=True)

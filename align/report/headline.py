@@ -12,7 +12,7 @@ from typing import Any
 
 from align.evaluation.table import percent
 from align.recipe import STAGES
-from align.report.run import Row, Run, StageFiles, clean, number
+from align.runs.run_files import Row, Run, StageFiles, clean, number
 from align.runtime.resolve import resolve
 
 Line = tuple[str, Any, Any]

@@ -16,7 +16,7 @@ from align.report.accuracy import accuracy_table, calibration_sentence
 from align.report.figures import FIGURES
 from align.report.headline import cell, headline_rows
 from align.report.policy_evaluation import REWARD, by_category, judge_of, starting_policy
-from align.report.run import Run, clean, number
+from align.runs.run_files import Run, clean, number
 from align.runtime.terminal import printable
 
 TEMPLATES = Path(__file__).parent / "templates"

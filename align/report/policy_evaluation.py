@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from align.report.run import Row, Run, StageFiles, clean, number
 from align.report.style import Theme, panels
+from align.runs.run_files import Row, Run, StageFiles, clean, number
 from align.runtime.terminal import shortened
 
 BEFORE, AFTER = "sft", "ppo"

@@ -9,7 +9,7 @@ from typing import Any
 from align.evaluation.accuracy import most_wrong
 from align.report.accuracy import scored
 from align.report.policy_evaluation import AFTER, BEFORE, NO_CATEGORY, judge_of
-from align.report.run import Row, Run, clean, number
+from align.runs.run_files import Row, Run, clean, number
 
 MOST, OF_A_STAGE, WORST = 20, 8, 10
 REPLY_CHARACTERS = 1500

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from align.evaluation.shares import wilson
 from align.evaluation.table import percent
 from align.report.accuracy import Bar, accuracy_bars, reliability_rows, scored
-from align.report.run import Run, StageFiles, number
 from align.report.style import Theme, legend, panels
+from align.runs.run_files import Run, StageFiles, number
 
 KINDS = (("model", "reward model"), ("length", "by length alone"), ("other", "other yardsticks"))
 

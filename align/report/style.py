@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from align.report.run import Series
+from align.runs.run_files import Series
 
 DPI = 130
 LONG = 120

@@ -10,7 +10,7 @@ import pytest
 
 from align.report import build_report
 from align.report.page import render
-from align.report.run import read_run
+from align.runs.run_files import read_run
 from align.runtime.errors import MissingFileError, StorageError
 from tests.align.report.synthetic_run import make_run, write
 

@@ -1,5 +1,5 @@
 from align.report.headline import headline_rows
-from align.report.run import Run, StageFiles
+from align.runs.run_files import Run, StageFiles
 from align.stages.overview import headline as terminal_lines
 
 

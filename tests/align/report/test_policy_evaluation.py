@@ -1,5 +1,5 @@
 from align.report.policy_evaluation import by_category, judge_of
-from align.report.run import StageFiles
+from align.runs.run_files import StageFiles
 
 
 def line(before, after, category="maths", **more):

@@ -2,8 +2,8 @@ import matplotlib
 import pytest
 
 from align.report.curves import ppo_panel, warmup_end
-from align.report.run import Run, StageFiles
 from align.report.style import LIGHT
+from align.runs.run_files import Run, StageFiles
 
 
 def run_of(lines, recipe=None) -> Run:

@@ -9,7 +9,7 @@ from align.report.replies import (
     spread,
     worst_pairs,
 )
-from align.report.run import Run, StageFiles
+from align.runs.run_files import Run, StageFiles
 
 
 def run_of(**stages) -> Run:
