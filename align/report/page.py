@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from align.evaluation.table import HEADER, percent
 from align.recipe import STAGES
 from align.report import replies
 from align.report.accuracy import accuracy_table, calibration_sentence
-from align.report.figures import FIGURES
 from align.report.headline import cell, headline_rows
 from align.report.policy_evaluation import REWARD, by_category, judge_of, starting_policy
+from align.report.svg import Picture
 from align.runs.run_files import Run, clean, number
 from align.runtime.terminal import printable
 
@@ -31,8 +31,8 @@ OF_SECTION = {"outcome": "ppo"}  # whose stages a section shows that none is nam
 CONTENT = {"metrics.jsonl": "metrics", "eval.jsonl": "evals", "samples.jsonl": "samples"}
 
 
-def render(run: Run, images: Container[str]) -> str:
-    """HTML of the report; `images` holds the file names of the figures that were drawn."""
+def render(run: Run, figures: Mapping[str, Sequence[Picture]]) -> str:
+    """HTML of the report with the figures that were drawn, by name."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -49,7 +49,7 @@ def render(run: Run, images: Container[str]) -> str:
         last=last_written(run),
         rows=headline_rows(run),
         gold_range=gold_range(run),
-        figures={figure.name: figure for figure in FIGURES if figure.files[0] in images},
+        figures=figures,
         notes={section: notes(run, section) for section in WANTED},
         rejection=any(stage.name in run.expected for stage in run.shown_in("rejection")),
         start=starting_policy(run),

@@ -1,4 +1,4 @@
-"""`ppo/eval.jsonl`: which policy's reply was judged better, prompt by prompt; counted, and drawn by category.
+"""`ppo/eval.jsonl`: which policy's reply was judged better, prompt by prompt; counted by category.
 
 A line holds `sft_reply`, `ppo_reply` and scores of each (`sft_gold`, `ppo_gold`, `sft_reward`, …), and maybe `sampled`
 replies of both. The judge is the one that the summary names, else the gold score, else whatever scored both.
@@ -9,17 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from align.report.style import Theme, panels
 from align.runs.run_files import Row, Run, StageFiles, clean, number
-from align.runtime.terminal import shortened
 
 BEFORE, AFTER = "sft", "ppo"
 NO_CATEGORY = "(no category)"
 REWARD = "reward"
-MAX_CATEGORIES = 16
 _NO_SCORES = ("reply", "finished", "tokens", "correct", "category")
 
 
@@ -99,53 +93,6 @@ def _pairs(row: Row, judge: str) -> Iterator[tuple[str, float, float]]:
             pair = [number(reply.get(judge)) if isinstance(reply, dict) else None for reply in (one, other)]
             if None not in pair:
                 yield "temperature 1", *pair
-
-
-def win_tie_loss(run: Run, theme: Theme) -> Figure | None:
-    """A panel a decoding; the largest categories, the rest together."""
-    tables = {decoding: _largest(table) for decoding, table in by_category(run.stages["ppo"]).items()}
-    if not tables:
-        return None
-    figure, every = panels(len(tables), 2, height=1.2 + 0.33 * max(map(len, tables.values())))
-    for axes, (decoding, table) in zip(every, tables.items(), strict=True):
-        _stacked(axes, table, theme)
-        axes.set(title=f"PPO against {starting_policy(run)}, {decoding}")
-    return figure
-
-
-def _largest(table: dict[str, Counts]) -> dict[str, Counts]:
-    """At most MAX_CATEGORIES rows beside "all"."""
-    names = [name for name in table if name != "all"]
-    if len(names) <= 1:
-        return {name: table[name] for name in names or ["all"]}  # one category is all there is
-    if len(names) <= MAX_CATEGORIES:
-        return table
-    names.sort(key=lambda name: -table[name].total)
-    kept, rest = names[: MAX_CATEGORIES - 1], [table[name] for name in names[MAX_CATEGORIES - 1 :]]
-    other = Counts(*(sum(getattr(part, field) for part in rest) for field in ("win", "tie", "loss")))
-    return {"all": table["all"], **{name: table[name] for name in sorted(kept)}, f"{len(rest)} others": other}
-
-
-def _stacked(axes: Axes, table: dict[str, Counts], theme: Theme) -> None:
-    parts = (("win", theme.blue, "white"), ("tie", theme.gray, "#1b1b1a"), ("loss", theme.orange, "#1b1b1a"))
-    for at, counts in enumerate(table.values()):
-        left = 0.0
-        for name, color, ink in parts:
-            count = getattr(counts, name)
-            share = count / counts.total if counts.total else 0.0
-            label = name if at == 0 else None
-            axes.barh(at, share, left=left, height=0.74, color=color, label=label, edgecolor=theme.surface, linewidth=1)
-            if share > 0.07:
-                axes.text(left + share / 2, at, str(count), ha="center", va="center", fontsize=8.5, color=ink)
-            left += share
-    labels = [shortened(name, 28, "…") for name in table]
-    axes.set_yticks(range(len(table)), labels, color=theme.ink)
-    axes.invert_yaxis()
-    axes.grid(visible=False)
-    axes.spines["left"].set_visible(False)
-    axes.set_xlim(0, 1)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09 if len(table) > 3 else -0.22), ncols=3)
 
 
 def starting_policy(run: Run) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,8 +15,7 @@ from align.runs.run_files import read_run
 from align.runtime.errors import MissingFileError, StorageError
 from tests.align.report.synthetic_run import make_run, write
 
-FIGURES = ("losses", "preference", "accuracy", "scores", "reliability", "ppo", "wins")
-VOID = ("meta", "link", "img", "source", "br")
+VOID = ("meta", "link", "br")
 
 
 class Page(HTMLParser):
@@ -43,8 +43,9 @@ class Page(HTMLParser):
         self.pieces += [data] if self.open[-1:] != ["style"] else []
 
 
-def pngs(index: Path) -> set[str]:
-    return {path.name for path in index.parent.glob("*.png")}
+def plots(index: Path) -> list[str]:
+    """The captions of the plots."""
+    return [unescape(found) for found in re.findall(r"<figcaption>([^<]*?) ?<", index.read_text(encoding="utf-8"))]
 
 
 @pytest.fixture(scope="module")
@@ -53,21 +54,29 @@ def finished(tmp_path_factory):
     return build_report(root)
 
 
-def test_page_and_figures_lie_in_report(finished):
+def test_the_page_is_one_file_with_a_plot_a_panel(finished):
     assert finished.parts[-3:] == ("quickstart", "report", "index.html")
-    names = {f"{name}{suffix}.png" for name in FIGURES for suffix in ("", "-dark")}
-    assert {path.name for path in finished.parent.iterdir()} == {"index.html", *names}
-    assert all((finished.parent / name).read_bytes().startswith(b"\x89PNG\r\n") for name in names)
+    assert [path.name for path in finished.parent.iterdir()] == ["index.html"]
+    found = plots(finished)
+    assert found[:6] == ["base: loss", "sft: loss", "pmp: loss", "pmp: accuracy", "rm: loss", "rm: accuracy"]
+    assert [name for name in found if name.startswith("rm: ")][2:] == [
+        "rm: accuracy on held-out pairs",
+        "rm: scores of held-out replies",
+        "rm: calibration on held-out pairs",
+    ]
+    assert found[-2:] == ["PPO against SFT, greedy", "PPO against SFT, temperature 1"]
+    assert len(found) == len(set(found)) == Page(finished).tags.count("svg") == 26
 
 
-def test_page_needs_nothing_but_its_folder(finished):
+def test_page_needs_nothing_else(finished):
     page = Page(finished)
-    images = {link for link in page.links if link.endswith(".png")}
-    assert images == pngs(finished)
-    assert [link for link in page.links if link not in images and not re.fullmatch(r"#\w+|data:,", link)] == []
-    assert not {"script", "iframe", "object", "form"} & set(page.tags)
-    assert "url(" not in finished.read_text() and "@import" not in finished.read_text()
-    assert "prefers-color-scheme: dark" in finished.read_text()
+    assert [link for link in page.links if not re.fullmatch(r"#\w+|data:,", link)] == []
+    assert not {"script", "iframe", "object", "form", "img"} & set(page.tags)
+    text = finished.read_text()
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(ids) == len(set(ids)) and set(re.findall(r"url\(#(\w+)\)", text)) <= set(ids)
+    assert not re.search(r"url\((?!#)", text) and "@import" not in text
+    assert "prefers-color-scheme: dark" in text
 
 
 def test_page_tells_the_figures(finished):
@@ -86,7 +95,7 @@ def test_building_again_gives_the_same_bytes_and_leaves_other_files_alone(tmp_pa
     (index.parent / "mine.txt").write_text("mine")
     before = {path.name: path.read_bytes() for path in index.parent.iterdir()}
     build_report(tmp_path)
-    assert len(before) == 4 and {path.name: path.read_bytes() for path in index.parent.iterdir()} == before
+    assert len(before) == 2 and {path.name: path.read_bytes() for path in index.parent.iterdir()} == before
 
 
 def test_a_folder_without_any_file_says_so(tmp_path):
@@ -94,7 +103,7 @@ def test_a_folder_without_any_file_says_so(tmp_path):
     text = Page(index).text
     assert "No stage has left anything in this folder yet." in text
     assert "Neither pmp nor rm is here." in text
-    assert pngs(index) == set()
+    assert plots(index) == []
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
@@ -113,7 +122,7 @@ def test_a_chain_without_world_and_gold_is_judged_by_its_reward_model(tmp_path):
     assert "(no category) 1 0 1 50.0 % 0.500 0.500" in text
     assert "ppo/metrics.jsonl is missing or empty." in text
     assert "has not run yet" not in text  # the chain has no other stage
-    assert pngs(index) == {"wins.png", "wins-dark.png"}
+    assert plots(index) == ["PPO against SFT, greedy"]
 
 
 def test_text_of_the_run_cannot_become_markup(tmp_path):
@@ -128,7 +137,7 @@ def test_text_of_the_run_cannot_become_markup(tmp_path):
     (root / "summary.json").write_text(json.dumps({"name": evil, "seed": evil, "gold_range": [evil, evil]}))
     (root / "sft/summary.json").write_text(json.dumps({"headline": [[evil, evil, evil]], "judge": evil}))
     (root / "ppo/recipe.yaml").write_text(f"name: x\n# {evil}".encode("utf-8", "replace").decode())
-    source = render(read_run(root), ())
+    source = render(read_run(root), {})
     page = Page(source)
     assert "script" not in page.tags and "alert(1)" in page.text
     assert "&lt;|im_end|&gt;" in source and "<|im_end|>" not in source
@@ -163,7 +172,7 @@ def test_one_value_everywhere(tmp_path, value):
         path.write_text("".join(json.dumps(dict.fromkeys(row, value)) + "\n" for row in rows))
     for path in root.glob("*/recipe.yaml"):
         path.write_text(json.dumps(value))
-    assert "Headline" in Page(render(read_run(root), ())).text
+    assert "Headline" in Page(render(read_run(root), {})).text
 
 
 def test_files_cut_short_are_named(tmp_path):
@@ -173,7 +182,7 @@ def test_files_cut_short_are_named(tmp_path):
     (root / "base/recipe.yaml").write_text("a: [")
     for stage in ("sft", "pmp", "rm", "ppo"):
         (root / stage / "recipe.yaml").write_text("a: [")
-    text = Page(render(read_run(root), ())).text
+    text = Page(render(read_run(root), {})).text
     assert "ppo/summary.json is not a whole JSON object and was left out" in text
     assert "rm/metrics.jsonl: 1 of 2 lines are no JSON objects" in text
     assert "ppo/recipe.yaml cannot be read" in text
@@ -184,11 +193,19 @@ def test_a_figure_whose_data_are_gone_goes_with_them(tmp_path):
     write(tmp_path / "ppo/metrics.jsonl", [{"step": 1, "entropy": 1.0}])
     write(tmp_path / "ppo/eval.jsonl", [{"sft_gold": 0.0, "ppo_gold": 1.0}])
     index = build_report(tmp_path)
-    assert pngs(index) == {"ppo.png", "ppo-dark.png", "wins.png", "wins-dark.png"}
+    assert plots(index) == ["entropy", "PPO against SFT, greedy"]
     (tmp_path / "ppo/eval.jsonl").unlink()
     build_report(tmp_path)
-    assert pngs(index) == {"ppo.png", "ppo-dark.png"} and "wins.png" not in index.read_text()
+    assert plots(index) == ["entropy"]
     assert "ppo/eval.jsonl is missing or empty." in index.read_text()
+
+
+def test_pictures_of_an_older_report_are_removed_and_nothing_else(tmp_path):
+    folder = tmp_path / "report"
+    for name in ("ppo.png", "ppo-dark.png", "wins.png", "mine.png"):
+        write(folder / name, "a picture")
+    build_report(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ["index.html", "mine.png"]
 
 
 def test_a_full_disk_leaves_the_older_report_whole(tmp_path, monkeypatch):

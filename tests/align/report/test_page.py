@@ -30,7 +30,7 @@ def run_of(recipe=None, **stages) -> Run:
 @given(st.lists(STAGE, min_size=5, max_size=5), ROWS)
 def test_any_json_makes_a_page(found, whole):
     stages = {name: StageFiles(name, *parts) for name, parts in zip(STAGES, found, strict=True)}
-    page = render(Run("n", whole, stages, {}, []), set())
+    page = render(Run("n", whole, stages, {}, []), {})
     assert page.rstrip().endswith("</html>") and page.encode("utf-8")
 
 
@@ -65,17 +65,17 @@ def test_the_time_of_the_last_figure():
 
 def test_samples_of_ppo_are_shown_token_by_token_and_escaped():
     row = {"prompt": "p", "reply": "<i> 4", "tokens": [["<i>", -2.5], [" 4", 0.1]]}
-    page = render(run_of(ppo=StageFiles("ppo", samples=[row])), set())
+    page = render(run_of(ppo=StageFiles("ppo", samples=[row])), {})
     assert '<span class="down3" title="-2.50 nats">&lt;i&gt;</span><span title="+0.10 nats"> 4</span>' in page
     assert "Tokens that the policy likes more" in page and ".down3 {" in page
-    plain = render(run_of(sft=StageFiles("sft", samples=[{"prompt": "p", "reply": "r"}])), set())
+    plain = render(run_of(sft=StageFiles("sft", samples=[{"prompt": "p", "reply": "r"}])), {})
     assert "Tokens that the policy" not in plain and '<div class="said">r</div>' in plain
 
 
 def test_held_out_pairs_are_shown_escaped():
     row = {"chosen": "<script>x</script>", "rejected": "错 & b", "chosen_score": 0.0, "rejected_score": 2.0}
     row |= {"prompt": "1 < 2?", "tags": ["<i>"], "grade": 1}
-    page = render(run_of(rm=StageFiles("rm", {"calibration_error": 0.25}, evals=[row])), set())
+    page = render(run_of(rm=StageFiles("rm", {"calibration_error": 0.25}, evals=[row])), {})
     assert "The pairs that rm gets most wrong" in page and "Held-out accuracy of rm" in page
     assert "&lt;script&gt;x&lt;/script&gt;" in page and "<script>" not in page and "<i>" not in page
     assert "错 &amp; b" in page and "1 &lt; 2?" in page and "rm: expected calibration error 25.0 %" in page
