@@ -51,7 +51,7 @@ ARROWS: dict[str, frozenset[str]] = {
         {"align.models", "align.data", "align.runs", "align.evaluation", "reward", "rollouts", "data_formats"}
     ),
     "align.report": frozenset(
-        {"data_formats", "align.recipe", "align.runs.run_files", "align.doctor"}
+        {"data_formats", "align.recipe", "align.runs.reading", "align.runs.run_files", "align.doctor"}
         | {"align.evaluation.accuracy", "align.evaluation.shares", "align.evaluation.table"}  # plain numbers
     ),
     "align.doctor": frozenset({"data_formats", "align.recipe", "align.runs.run_files"}),  # without torch
