@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from align.recipe import STAGES
-from align.report.curves import DISTANCE, HELD_OUT, Plot, by_k, heldout, over_distance, plots_of
+from align.report.curves import DISTANCE, HELD_OUT, ROLLOUTS, Plot, by_k, heldout, over_distance, plots_of
 from align.report.style import PAGE, line, over
 from align.report.svg import Panel
 from align.runs.run_files import Run, Series, StageFiles
@@ -65,7 +65,8 @@ def _rejection(sides: Sequence[Side], name: str) -> Iterator[Panel]:
 def _ppo(sides: Sequence[Side], name: str) -> Iterator[Panel]:
     stages = [side.run.stages[name] for side in sides]
     for plot in {plot.title: plot for stage in stages for plot in plots_of(stage)}.values():
-        yield Panel(plot.title, lambda axes, plot=plot: _draw_plot(axes, sides, stages, plot), plot.unit)
+        what = ", ".join(filter(None, (plot.unit, "" if plot.keys[0][1] in (ROLLOUTS, HELD_OUT) else plot.keys[0][1])))
+        yield Panel(plot.title, lambda axes, plot=plot: _draw_plot(axes, sides, stages, plot), what)
     for key, title, unit in OVER_DISTANCE:
         found = [over_distance(stage, key) for stage in stages]
         if any(len(series[0]) > 1 for series in found):
