@@ -52,7 +52,7 @@ ARROWS: dict[str, frozenset[str]] = {
     ),
     "align.report": frozenset(
         {"data_formats", "align.recipe", "align.runs.reading", "align.runs.run_files", "align.doctor"}
-        | {"align.evaluation.accuracy", "align.evaluation.shares", "align.evaluation.table"}  # plain numbers
+        | {f"align.evaluation.{name}" for name in ("accuracy", "shares", "table", "wins")}  # plain numbers
     ),
     "align.doctor": frozenset({"data_formats", "align.recipe", "align.runs.run_files"}),  # without torch
     "align.plan": frozenset({"align.recipe"}),  # without torch

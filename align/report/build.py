@@ -31,7 +31,7 @@ def build_report(output_dir: str | Path) -> Path:
         raise MissingFileError(f"{root}: no such run folder; name the output_dir of a recipe that has run")
     run, index = read_run(root), root / "report" / "index.html"
     _write(index, render(run, draw_all(run)).encode("utf-8"))
-    for name in FIGURES:
+    for name in (*FIGURES, "wins"):
         for file in (f"{name}.png", f"{name}-dark.png"):
             index.with_name(file).unlink(missing_ok=True)
     return index

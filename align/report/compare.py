@@ -16,8 +16,8 @@ from align.evaluation.table import percent
 from align.recipe import STAGES
 from align.report.differences import Result, difference, result, same_rows
 from align.report.headline import cell
+from align.report.names import OWN, judge_of, judged_by
 from align.report.overlay import COLORS, Side, overlays
-from align.report.policy_evaluation import REWARD, judge_of
 from align.report.svg import Picture, pictures
 from align.report.template import template
 from align.runs.run_files import Row, Run, StageFiles, clean, read_run
@@ -26,7 +26,7 @@ from align.runtime.files import storage_errors, write_text
 from align.runtime.paths import typed_path
 
 MOST = len(COLORS)
-OF_REWARDS = (
+OF_OWNS = (
     ("accuracy", "accuracy on held-out pairs"),
     ("calibration_error", "expected calibration error"),
 )
@@ -46,7 +46,7 @@ OF_POLICIES = (
 )
 OF_ALL = (("seconds", "seconds"), ("peak_memory_gib", "peak memory, GiB"))
 SHARES = ("accuracy", "calibration_error", "correct", "wins", "end_rate", "distinct")
-SCORES = ("score", "score_greedy", REWARD)
+SCORES = ("score", "score_greedy", OWN)
 
 
 class ReportError(AlignError, ValueError):
@@ -149,19 +149,15 @@ def _state(run: Run, name: str) -> str:
 
 def judge_named(run: Run, name: str) -> str:
     """The judge of a stage's replies by name, empty where there is none."""
-    stage = run.stages[name]
-    judge = stage.summary.get("judge") if STAGES[name].makes == "policy" else None
-    return judge if isinstance(judge, str) else (name == "ppo" and judge_of(stage)) or ""
+    if not STAGES[name].samples:
+        return ""
+    judge = run.stages[name].summary.get("judge")
+    return judge if isinstance(judge, str) else judge_of(run.stages[name]) or ""
 
 
 def judged(run: Run, name: str) -> str:
     """Who judged the replies of a stage, in words; empty where nobody did."""
-    said, judge = run.stages[name].summary.get("judged_by"), judge_named(run, name)
-    if isinstance(said, str) and said:
-        return clean(said, 200)
-    return {"": "", "gold": "the gold score of the embedded world", REWARD: "the reward it was trained on"}.get(
-        judge, f"`{clean(judge, 60)}`"
-    )
+    return judged_by(run, run.stages[name]) if STAGES[name].samples else ""
 
 
 def doubts(sides: Sequence[Side]) -> Iterator[str]:
@@ -171,11 +167,11 @@ def doubts(sides: Sequence[Side]) -> Iterator[str]:
         if len(having) < 2:
             continue
         words = {side.name: judged(side.run, name) for side in having}
-        if stage.makes == "policy" and len(set(filter(None, words.values()))) > 1:
+        if len(set(filter(None, words.values()))) > 1:
             told = "; ".join(f"{who}: {judge or 'nobody'}" for who, judge in words.items())
             yield f"{name} was judged by different judges ({told}): wins and scores of judges cannot be compared"
         if stage.samples and not same_reward([side.run for side in having], name):
-            own = " and judged by" if REWARD in {judge_named(side.run, name) for side in having} else ""
+            own = " and judged by" if OWN in {judge_named(side.run, name) for side in having} else ""
             yield f"{name} was trained on{own} other rewards: their scores have no scale in common, nor a difference"
     measured = [name for name in STAGES if sum(bool(stage.evals) for stage in _stages(sides, name)) > 1]
     if unlike := [name for name in measured if not same_rows(_stages(sides, name), name)]:
@@ -207,8 +203,8 @@ def lines(sides: Sequence[Side]) -> Iterator[Line]:
     """The figures of every stage, and the differences to the first run's."""
     for name, stage in STAGES.items():
         first = name
-        for key, words in (*(OF_REWARDS if stage.makes == "reward" else _of_policies(sides, name)), *OF_ALL):
-            found = [result(stage, name, key) for stage in _stages(sides, name)]
+        for key, words in (*(OF_OWNS if stage.makes == "reward" else _of_policies(sides, name)), *OF_ALL):
+            found = [result(side.run, name, key) for side in sides]
             if not any(found):
                 continue
             share, alike = key.removesuffix("_sampled") in SHARES, comparable(sides, name, key.removesuffix("_sampled"))
@@ -221,7 +217,7 @@ def comparable(sides: Sequence[Side], name: str, key: str) -> bool:
     """Whether a figure is on one scale in all runs: what a judge says where it is one judge, scores of one reward."""
     runs = [side.run for side in sides if side.run.stages[name].summary]
     judges = {judge_named(run, name) for run in runs}
-    if key in SCORES or (key == "wins" and REWARD in judges):
+    if key in SCORES or (key == "wins" and OWN in judges):
         return same_reward(runs, name)
     return not (key == "wins" or key in judges) or len({judged(run, name) for run in runs}) == 1
 

@@ -12,11 +12,16 @@ from math import sqrt
 
 from matplotlib.axes import Axes
 
+from align.report.names import reward_named, section_of
 from align.report.style import PAGE, line, over, smooth
 from align.report.svg import Panel
 from align.runs.run_files import Row, Run, Series, StageFiles, clean, number
 
-OF_ROUNDS = (("score_single", "one sample"), ("score_best", "best of all"), ("score_greedy", "held-out, greedy"))
+OF_ROUNDS = (  # the best is that of as many samples as every prompt has scores of, which may not be all
+    ("score_single", "one sample, on average"),
+    ("score_best", "best of k samples"),
+    ("score_greedy", "held-out, greedy"),
+)
 ROLLOUTS, HELD_OUT, GREEDY = "rollouts", "held-out prompts", "held-out, greedy"
 COLORS = (PAGE.blue, PAGE.orange, PAGE.aqua)
 PART = re.compile(r"score/(.+)/mean")
@@ -151,6 +156,7 @@ def _has(stage: StageFiles, *keys: str) -> bool:
 def rejection_panels(run: Run) -> Iterator[Panel]:
     """Best and median of k replies and their gap over k, of the last round; scores over rounds where there are two."""
     stage = run.stages["rejection"]
+    named = reward_named(section_of(run, "rejection"), stage.summary)
     curves = [(name, by_k(stage.summary, name)) for name in ("best", "median", "gap")]
     rounds = [(label, stage.series(key)) for key, label in OF_ROUNDS]
     before = number(stage.summary.get("score_greedy_before"))
@@ -171,9 +177,9 @@ def rejection_panels(run: Run) -> Iterator[Panel]:
         over(axes, "round (0: before)")
 
     if curves:
-        yield Panel("reward of the best of k replies", draw_curves, "score")
+        yield Panel(f"best of k replies, by the {named}", draw_curves, "score")
     if rounds:
-        yield Panel("reward by round", draw_rounds, "score")
+        yield Panel(f"rounds, by the {named}", draw_rounds, "score")
 
 
 def _dotted(axes: Axes, curves: list[tuple[str, Series]]) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from align.report.curves import gold_against_proxy, losses, ppo_panels, preference, rejection_panels
 from align.report.reward_figures import accuracies, reliability, score_distributions
 from align.report.svg import Panel, Picture, pictures
-from align.report.win_figures import win_tie_loss
 from align.runs.run_files import Run
 
 FIGURES: dict[str, Callable[[Run], Iterator[Panel]]] = {
@@ -19,7 +18,6 @@ FIGURES: dict[str, Callable[[Run], Iterator[Panel]]] = {
     "rejection": rejection_panels,
     "ppo": ppo_panels,
     "gold": gold_against_proxy,
-    "wins": win_tie_loss,
 }
 
 

@@ -18,6 +18,7 @@ from align.recipe import Recipe, batch_plan
 from align.recipe.epochs import epochs_of
 from align.recipe.lineage import Origin, critic_origin, gold_origins, init_origin, reward_origins, stage_dir
 from align.recipe.ppo_section import PPOSection
+from align.report.names import reward_named
 from align.runs.callbacks import stage_callbacks, tracker_callbacks
 from align.runs.checkpoint import latest, step_of
 from align.runs.interrupt import StopFlag
@@ -162,6 +163,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     read = common.described(stage, [*reports, *more, *ptx_reports], dropped, eval_dropped)
     origins = {"policy": origin} | reward_origins(recipe) | gold_origins(recipe)
     counts = {"prompts": len(prompts), "eval_prompts": len(eval_prompts), "ptx_blocks": len(blocks)}
+    counts |= {"rewarded_by": reward_named(section.model_dump(mode="json"), {})}
     return trainer, read | counts | {"origins": {role: asdict(one) for role, one in origins.items()}}
 
 

@@ -15,7 +15,7 @@ from align.runs.run_files import read_run
 from align.runtime.errors import MissingFileError, StorageError
 from tests.align.report.synthetic_run import make_run, write
 
-VOID = ("meta", "link", "br")
+VOID = ("meta", "link", "br", "input")
 
 
 class Page(HTMLParser):
@@ -26,7 +26,7 @@ class Page(HTMLParser):
         self.tags, self.links, self.pieces, self.open = [], [], [], []
         self.feed(page if isinstance(page, str) else page.read_text(encoding="utf-8"))
         self.close()
-        self.text = " ".join(" ".join(self.pieces).split())
+        self.text = re.sub(r" ([,.;])", r"\1", " ".join(" ".join(self.pieces).split()))  # a term is a piece by itself
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
@@ -40,7 +40,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.pieces += [data] if self.open[-1:] != ["style"] else []
+        self.pieces += [data] if self.open[-1:] not in (["style"], ["script"]) else []
 
 
 def plots(index: Path) -> list[str]:
@@ -64,14 +64,13 @@ def test_the_page_is_one_file_with_a_plot_a_panel(finished):
         "rm: scores of held-out replies",
         "rm: calibration on held-out pairs",
     ]
-    assert found[-2:] == ["PPO against SFT, greedy", "PPO against SFT, temperature 1"]
-    assert len(found) == len(set(found)) == Page(finished).tags.count("svg") == 26
+    assert len(found) == len(set(found)) == Page(finished).tags.count("svg") == 24
 
 
 def test_page_needs_nothing_else(finished):
     page = Page(finished)
-    assert [link for link in page.links if not re.fullmatch(r"#\w+|data:,", link)] == []
-    assert not {"script", "iframe", "object", "form", "img"} & set(page.tags)
+    assert [link for link in page.links if not re.fullmatch(r"#[\w-]+|data:,", link)] == []
+    assert page.tags.count("script") == 1 and not {"iframe", "object", "form", "img"} & set(page.tags)
     text = finished.read_text()
     ids = re.findall(r'\bid="([^"]*)"', text)
     assert len(ids) == len(set(ids)) and set(re.findall(r"url\(#(\w+)\)", text)) <= set(ids)
@@ -81,12 +80,9 @@ def test_page_needs_nothing_else(finished):
 
 def test_page_tells_the_figures(finished):
     text = Page(finished).text
-    for piece in ("4.52 (unigram entropy)", "50.0 % (chance)", "gold, greedy 0.41 1.03", "37 / 18 / 5", "140"):
+    for piece in ("4.52 (unigram entropy)", "50.0 % (chance)", "gold, greedy", "140", "critic_warmup_steps: 20"):
         assert piece in text
-    assert "gold score of the embedded world" in text
-    assert "between -1 and 1.5" in text
-    assert "critic_warmup_steps: 20" in text
-    assert "+0.620 [+0.530, +0.710]" in text
+    assert "judged by the gold score of the embedded world" in text and "between -1 and 1.5" in text
 
 
 def test_building_again_gives_the_same_bytes_and_leaves_other_files_alone(tmp_path):
@@ -102,7 +98,7 @@ def test_a_folder_without_any_file_says_so(tmp_path):
     index = build_report(tmp_path)
     text = Page(index).text
     assert "No stage has left anything in this folder yet." in text
-    assert "Neither pmp nor rm is here." in text
+    assert re.findall(r"<section id=.([a-z-]+)", index.read_text()) == ["glossary"]  # no section without content
     assert plots(index) == []
 
 
@@ -112,17 +108,19 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_chain_without_world_and_gold_is_judged_by_its_reward_model(tmp_path):
+def test_a_chain_without_world_and_gold_is_judged_by_what_it_was_trained_on(tmp_path):
     write(tmp_path / "ppo/recipe.yaml", "name: mine\nmodel: {path: some/model}\nppo: {data: [prompts.jsonl]}\n")
     line = {"prompt": "Hi", "category": "", "sft_reply": "a", "ppo_reply": "b", "sft_reward": 0.5, "ppo_reward": 1.0}
+    write(tmp_path / "ppo/summary.json", {"steps": 3})
     write(tmp_path / "ppo/eval.jsonl", [line, {**line, "ppo_reward": 0.0}])
     index = build_report(tmp_path)
     text = Page(index).text
-    assert "for want of another judge" in text and "gold" not in text
-    assert "(no category) 1 0 1 50.0 % 0.500 0.500" in text
+    assert "PPO won 1 of 2 against SFT; judged by the reward model that PPO was trained on." in text
+    assert "The judge is what PPO was trained on, for want of another" in text and "the gold score" not in text
+    assert "(no category) 1 0 1 50.0 % 0.50 → 0.50" in text
     assert "ppo/metrics.jsonl is missing or empty." in text
     assert "has not run yet" not in text  # the chain has no other stage
-    assert plots(index) == ["PPO against SFT, greedy"]
+    assert plots(index) == []
 
 
 def test_text_of_the_run_cannot_become_markup(tmp_path):
@@ -139,7 +137,7 @@ def test_text_of_the_run_cannot_become_markup(tmp_path):
     (root / "ppo/recipe.yaml").write_text(f"name: x\n# {evil}".encode("utf-8", "replace").decode())
     source = render(read_run(root), {})
     page = Page(source)
-    assert "script" not in page.tags and "alert(1)" in page.text
+    assert page.tags.count("script") == 1 and "alert(1)" in page.text  # ours
     assert "&lt;|im_end|&gt;" in source and "<|im_end|>" not in source
     assert "{{ 7 * 7 }}" in page.text and "␀" in page.text and "\x00" not in source
 
@@ -172,7 +170,7 @@ def test_one_value_everywhere(tmp_path, value):
         path.write_text("".join(json.dumps(dict.fromkeys(row, value)) + "\n" for row in rows))
     for path in root.glob("*/recipe.yaml"):
         path.write_text(json.dumps(value))
-    assert "Headline" in Page(render(read_run(root), {})).text
+    assert "Glossary" in Page(render(read_run(root), {})).text
 
 
 def test_files_cut_short_are_named(tmp_path):
@@ -189,15 +187,17 @@ def test_files_cut_short_are_named(tmp_path):
     assert "unfinished, at step 2" in text
 
 
-def test_a_figure_whose_data_are_gone_goes_with_them(tmp_path):
+def test_what_is_gone_goes_from_the_page(tmp_path):
     write(tmp_path / "ppo/metrics.jsonl", [{"step": 1, "entropy": 1.0}])
     write(tmp_path / "ppo/eval.jsonl", [{"sft_gold": 0.0, "ppo_gold": 1.0}])
     index = build_report(tmp_path)
-    assert plots(index) == ["entropy", "PPO against SFT, greedy"]
+    assert plots(index) == ["entropy"] and "PPO against SFT" in index.read_text()
+    (tmp_path / "ppo/metrics.jsonl").unlink()
     (tmp_path / "ppo/eval.jsonl").unlink()
+    write(tmp_path / "ppo/recipe.yaml", "name: n\nppo: {rollout: {}, eval_data: [held_out.jsonl]}\n")
     build_report(tmp_path)
-    assert plots(index) == ["entropy"]
-    assert "ppo/eval.jsonl is missing or empty." in index.read_text()
+    assert plots(index) == [] and "PPO against SFT" not in index.read_text()
+    assert "it is compared with its start at its end" in index.read_text()
 
 
 def test_pictures_of_an_older_report_are_removed_and_nothing_else(tmp_path):
