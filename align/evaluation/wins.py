@@ -1,16 +1,16 @@
 """Who won out, and how surely: wins, ties and losses of one model against another, in all and by category.
 
-Every judgment counts alone, as in figure 4 of the Qwen report: three annotators of a prompt are three judgments, without
-a majority vote, and averages are over judgments, not over categories. Judgments on one prompt are not independent, so
+Every judgment counts alone, as in figure 4 of the Qwen report: three annotators of a prompt are three judgments, with
+no majority vote, and averages are over judgments, not over categories. Judgments on one prompt are not independent, so
 the interval of the win share (wins and half of the ties, over judgments) is that of as many independent ones as they
 are worth (`align.evaluation.shares.clustered_wilson`).
 
 The length-controlled share asks how the second model would do if its replies were as long as the first one's (Dubois et
 al. 2024, AlpacaEval 2): a logistic regression of the verdict, a tie as a half, on tanh of the difference of lengths in
 characters over its standard deviation, read where that is 0. Theirs has a third term, each prompt's difficulty, which
-comes from a pool of many models' verdicts and is not to be had for two; and holds the length's weight near that of a
-gamed baseline, where ours is held near 0 by a standard normal prior, so that it stays finite when length alone tells
-the verdict. Without torch.
+comes from a pool of many models' verdicts and is not to be had for two; and it is held near a baseline gamed by length,
+by an L1 penalty chosen in cross-validation: here the length's weight has a normal prior as wide as 10, so that it stays
+finite where length alone tells the verdict, and is hardly moved elsewhere. Without torch.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 from align.evaluation.shares import Z95, clustered_wilson
 
 WORTH = {"first": 0.0, "tie": 0.5, "second": 1.0}  # of a verdict, to the second
+PRIOR = 10.0  # standard deviation of the weight of length in log-odds, around 0
 NEWTON_STEPS = 100
 
 
@@ -100,7 +101,7 @@ def _length_controlled(
     if len(set(prompts)) < 2 or not (spread := longer_N.std(ddof=1)):
         return None
     inputs_N2 = np.stack([np.ones_like(longer_N), np.tanh(longer_N / spread)], axis=1)
-    worth_N, prior = np.array(worth), np.diag([0.0, 1.0])
+    worth_N, prior = np.array(worth), np.diag([0.0, PRIOR**-2])
     weights = np.zeros(2)
     for _ in range(NEWTON_STEPS):
         share_N = 1 / (1 + np.exp(-inputs_N2 @ weights))
