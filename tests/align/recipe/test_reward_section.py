@@ -6,7 +6,7 @@ import pytest
 
 from align.recipe import RecipeError, dump_recipe, load_recipe
 from align.recipe.check import check_recipe, describe_plan
-from align.recipe.lineage import Origin, critic_origin, gold_origins, inputs, reward_origins
+from align.recipe.lineage import Origin, critic_origin, inputs, judge_origins, reward_origins
 from align.recipe.reward_section import plain_parts
 
 RECIPE = """\
@@ -151,7 +151,7 @@ GOLD = ("ppo.eval_data=[a.jsonl]", "ppo.gold_reward={kind: model, model_from: rm
 def test_a_gold_reward_is_a_reward_of_its_own(write, tmp_path):
     recipe = check_recipe(write("kind: format"), GOLD, world_size=1)
     assert (recipe.ppo.gold_reward[0].kind, reward_origins(recipe)) == ("model", {})
-    assert gold_origins(recipe) == {"gold_reward.0": Origin("stage", "rm")}
+    assert judge_origins(recipe) == {"gold_reward.0": Origin("stage", "rm")}
     assert critic_origin(recipe).value == "sft"  # what only looks on starts nothing
     assert inputs(recipe, "ppo")["gold_reward.0"] == Origin("stage", "rm")
     assert "gold_reward.0 rm" in describe_plan(recipe, 1)
