@@ -16,7 +16,6 @@ from align.runtime.errors import MissingFileError
 from align.runtime.json_files import RunFileError
 from data_formats.records import Message
 from reward.judges.llm import LLMJudge, completions_url
-from reward.judges.make import make_judge
 from reward.judges.protocol import ALIKE, Judge, ReplyPair
 from reward.judges.question import JudgeQuestion
 from reward.protocol import RewardError, RewardUnavailableError, Sample
@@ -28,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[3]
 class Endpoint(ThreadingHTTPServer):
     """Answers by `judge`, a function of the two replies and the three verdicts that are asked for."""
 
-    daemon_threads = True
+    daemon_threads, request_queue_size = True, 64
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -321,7 +320,7 @@ def test_what_a_judge_is_made_of_is_checked_at_once(tmp_path):
         ({"rubric": os.devnull}, MissingFileError, "no such rubric"),
     ]:
         with pytest.raises(error, match=words):
-            make_judge("llm", **({"url": url, "model": "m"} | options))
+            LLMJudge(**({"url": url, "model": "m"} | options))
     (tmp_path / "empty.txt").write_text(" \n")
     with pytest.raises(RunFileError, match="is empty"):
         LLMJudge(url, "m", rubric=tmp_path / "empty.txt")

@@ -4,7 +4,6 @@ import pytest
 
 from data_formats.records import Message
 from reward.judges.functions import FunctionJudge
-from reward.judges.make import make_judge
 from reward.judges.protocol import ALIKE, Judge, Judgment, ReplyPair
 from reward.judges.rewards import RewardJudge
 from reward.protocol import RewardError, RewardUnavailableError, Sample
@@ -89,7 +88,7 @@ def test_a_function_sees_both_replies_the_prompts_and_the_columns_it_names():
 
 def test_verdicts_are_words_or_signed_numbers_and_may_be_none():
     said = ["first", "second", "tie", None, 0.5, -2, 0, float("nan")]
-    judge = make_judge("comparison", function=lambda prompts, first, second: said, name="spoken")
+    judge = FunctionJudge(lambda prompts, first, second: said, name="spoken")
     found = judge.compare([pair("a", "b")] * len(said))
     assert [one.winner for (one,) in found] == ["first", "second", "tie", None, "first", "second", "tie", None]
 
