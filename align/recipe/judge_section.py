@@ -13,6 +13,8 @@ from align.recipe.section import LocalPath, Positive, Section, Url
 from align.recipe.user_code import spelling_problem
 from align.runtime.address import url_problem
 
+THE_JUDGES_OWN = frozenset({"model", "messages", "stream", "n"})  # fields of a request
+
 
 class ComparisonJudgeSection(Section):
     """A Python function `(prompts, first, second, **columns)` that sees both replies and says of each pair "first",
@@ -59,7 +61,7 @@ class LLMJudgeSection(Section):
     """Requests at the same time, of each process."""
     timeout: float = Field(120.0, gt=0)
     """Seconds until a request is given up."""
-    attempts: Positive = 8
+    attempts: Positive = 6
     """Requests at most, the first included."""
     backoff: float = Field(1.0, ge=0)
     """Seconds before the second attempt; doubled for each further one."""
@@ -68,4 +70,6 @@ class LLMJudgeSection(Section):
 
     def rules(self) -> list[tuple[str, str]]:
         problem = url_problem(self.url, self.insecure)
-        return [("url", problem)] if problem else []
+        taken = sorted(THE_JUDGES_OWN & self.parameters.keys())
+        broken = [(f"parameters.{name}", "is the judge's own; leave it out") for name in taken]
+        return ([("url", problem)] if problem else []) + broken

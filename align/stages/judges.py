@@ -27,7 +27,7 @@ NAME, SCORE = "judge", "judge_reward"  # of the one that a recipe names, and of 
 USED = {"ppo": "which ppo was trained on itself", "rejection": "by which rejection itself chose what to train on"}
 
 
-def named_judge(recipe: Recipe, tokenizer: Any, *, stage: str, out_dir: Path, device: Any = None) -> Judge | None:
+def recipe_judge(recipe: Recipe, tokenizer: Any, *, stage: str, out_dir: Path, device: Any = None) -> Judge | None:
     """The `judge` of the section of `stage`, ppo or rejection; None where it names none.
 
     Args:
@@ -57,7 +57,7 @@ def named_judge(recipe: Recipe, tokenizer: Any, *, stage: str, out_dir: Path, de
 def judge_of(recipe: Recipe, stage: str, reward: Reward) -> RewardJudge:
     """A reward of the recipe or of the embedded world as the one that decides, for want of a named judge."""
     if reward.name == "gold":
-        words = "the gold score of the embedded world, which nothing before has seen"
+        words = "the gold score of the embedded world, which training has not seen"
     elif reward.name == "gold_reward":
         words = _gold_reward(recipe)
     else:

@@ -27,15 +27,15 @@ from align.recipe.registry import SAMPLING_STAGES
 from align.runs.seeding import derive
 from align.stages import common
 from align.stages.common import Summary
-from align.stages.judges import judge_of, model_name, named_judge
+from align.stages.judges import judge_of, model_name, recipe_judge
 from align.stages.rewards import build_reward
 from align.tinyworld.gold import Correctness, GoldScore, WellFormed
 from align.tinyworld.world import World
 from data_formats.records import Prompt
 from reward.failures import OnRewardError
-from reward.judges.asking import ask, by_scores
+from reward.judges.failures import ask
 from reward.judges.protocol import Judge, ReplyPair, Winner
-from reward.judges.rewards import RewardJudge
+from reward.judges.rewards import RewardJudge, by_scores
 from reward.protocol import Reward, RewardError, Sample, prompt_columns
 
 Judgements = dict[str, list[list[JudgedReply]]]  # decoding -> prompt -> replies
@@ -89,7 +89,7 @@ def compare_policies(
     Raises:
         RewardError: a reward or the judge failed; what was paid for is kept, and the same call goes on.
     """
-    judge = named_judge(recipe, _tokenizer(recipe, stage), stage=stage, out_dir=out_dir, device=common.device())
+    judge = recipe_judge(recipe, _tokenizer(recipe, stage), stage=stage, out_dir=out_dir, device=common.device())
     rewards = [judge.reward] if isinstance(judge, RewardJudge) else []
     rewards += gold_rewards(recipe) or watched_rewards(recipe, stage)
     rewards.append(policy_reward(recipe, stage))

@@ -28,7 +28,7 @@ from align.runtime.ranks import any_rank
 from align.stages import common
 from align.stages.drafts import prove_outputs
 from align.stages.ending import early_stopping, ended_early, tell_epochs
-from align.stages.judges import looks_judged_by, named_judge
+from align.stages.judges import looks_judged_by, recipe_judge
 from align.stages.prompts import check_room, fitting
 from align.stages.rewards import build_reward
 from align.stages.user_code import own_callbacks, trainer_class
@@ -136,7 +136,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     gold = None
     if section.gold_reward:
         gold = build_reward(recipe, tokenizer, stage=stage, key="gold_reward", name="gold", device=accelerator.device)
-    judge = named_judge(recipe, tokenizer, stage=stage, out_dir=out_dir, device=accelerator.device)
+    judge = recipe_judge(recipe, tokenizer, stage=stage, out_dir=out_dir, device=accelerator.device)
     blocks, ptx_reports = ptx_blocks(recipe, section, tokenizer)
     if roles is None:
         policy = load_causal_lm(path, recipe.model, tokenizer=tokenizer, seed=derive(seed, "adapter"))

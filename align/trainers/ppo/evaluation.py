@@ -46,8 +46,9 @@ from align.trainers.ppo.opponent import Opponent
 from align.trainers.ppo.types import Samples, Scores, TokenBatch
 from align.trainers.ppo.weight_sync import WeightSync
 from data_formats.records import Prompt
-from reward.judges.asking import ask, by_scores
+from reward.judges.failures import ask
 from reward.judges.protocol import Judge, Judgment, ReplyPair
+from reward.judges.rewards import by_scores
 from reward.protocol import Reward, RewardError, same_tokens
 from rollouts.protocol import SamplingParams
 

@@ -6,11 +6,12 @@ import pytest
 
 from align.recipe.lineage import code_hashes
 from align.stages import common, policy_evaluation, run_ppo
-from align.stages.judges import in_words, judge_of, model_name, named_judge
+from align.stages.judges import in_words, judge_of, model_name, recipe_judge
 from reward.judges.rewards import RewardJudge
 from reward.protocol import RewardError
 from reward.sources import FunctionReward
 from tests.align.stages.test_ppo import recipe
+from tests.reward.judges import test_llm
 from tests.tiny_models import byte_tokenizer
 
 LONGER = """\
@@ -22,6 +23,7 @@ def broken(prompts, first, second):
     return ["better"] * len(first)
 """
 OUTCOMES = ("win", "tie", "loss")
+endpoint = test_llm.endpoint  # a fixture
 
 
 @pytest.fixture
@@ -95,6 +97,26 @@ def test_a_judge_that_fails_at_the_end_is_asked_again_by_the_same_command(tmp_pa
     assert policy_evaluation.evaluate_policy(chosen, "ppo", summary)["tie"] == 3
 
 
+def test_a_language_model_is_asked_once_about_each_pair_and_its_key_is_written_nowhere(tmp_path, endpoint, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "sk-key-of-the-judge")
+    judge = {"kind": "llm", "url": f"{endpoint.url}/v1?token=secret1", "model": "m1", "api_key_env": "JUDGE_KEY"}
+    chosen = recipe(tmp_path, judge=judge, evaluation={"num_samples": 1, "every_steps": 1})
+    summary = run_ppo.run_ppo(chosen)
+    assert summary["looks_judged_by"] == "the language model m1" and 0 <= summary["win_rate"] <= 1
+    found = policy_evaluation.evaluate_policy(chosen, "ppo", summary)
+    assert found["judged_by"] == "the language model m1"
+    out, asked = tmp_path / "run" / "ppo", len(endpoint.seen)
+    rows = lines(out / "eval.jsonl")
+    for row in rows:  # the endpoint likes the longer reply
+        longer = len(row["ppo_reply"]) - len(row["sft_reply"])
+        assert row["verdicts"]["greedy"] == [["win" if longer > 0 else "loss" if longer < 0 else "tie"]]
+    assert len(lines(out / "judge" / "0.jsonl")) == asked > 0
+    assert all(headers["Authorization"] == "Bearer sk-key-of-the-judge" for _, headers, _ in endpoint.seen)
+    assert policy_evaluation.evaluate_policy(chosen, "ppo", summary) == found and len(endpoint.seen) == asked
+    written = [path.read_bytes() for path in out.rglob("*") if path.is_file()]
+    assert not any(secret in text for text in written for secret in (b"secret1", b"sk-key-of-the-judge"))
+
+
 def test_it_is_said_in_words_who_judges(tmp_path):
     def said(key, **changes):
         return in_words(recipe(tmp_path, **changes), "ppo", key)
@@ -118,8 +140,8 @@ def test_it_is_said_in_words_who_judges(tmp_path):
 
 def test_a_judge_is_built_as_its_section_says(tmp_path):
     model = recipe(tmp_path, judge={"kind": "model", "model_from": str(tmp_path / "rm")})
-    judge = named_judge(model, byte_tokenizer(), stage="ppo", out_dir=tmp_path)
+    judge = recipe_judge(model, byte_tokenizer(), stage="ppo", out_dir=tmp_path)
     assert isinstance(judge, RewardJudge) and judge.name == judge.reward.name == "judge_reward"
     assert judge.described == "the reward model rm"
-    assert named_judge(recipe(tmp_path), byte_tokenizer(), stage="ppo", out_dir=tmp_path) is None
+    assert recipe_judge(recipe(tmp_path), byte_tokenizer(), stage="ppo", out_dir=tmp_path) is None
     assert common.JUDGED in common.MADE_BY_STAGES

@@ -1,9 +1,8 @@
-"""Asking a judge: what becomes of one that fails, and which of two replies two scores say is the better one."""
+"""What becomes of a judge that fails: the run stops, it is asked again, or its pairs have no verdict."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 
 import torch
@@ -54,10 +53,3 @@ def _compared(judge: Judge, pairs: Sequence[ReplyPair]) -> list[list[Judgment]]:
         told = f"it gave {len(found)} for {len(pairs)} pairs" if len(found) != len(pairs) else "it gave something else"
         raise RewardError(f"judge {judge.name!r} must give a list of Judgments for every pair: {told}")
     return found
-
-
-def by_scores(first: float, second: float) -> Judgment:
-    """The higher score wins; without a winner where one of them is NaN."""
-    if math.isnan(first) or math.isnan(second):
-        return Judgment(None)
-    return Judgment("tie" if first == second else "first" if first > second else "second", scores=(first, second))
