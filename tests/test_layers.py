@@ -79,7 +79,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.data": TORCH - {"safetensors"},
     "align.runs": (TORCH - {"safetensors"}) | {"accelerate", "psutil", "rich"},
     "align.trainers": TORCH | {"accelerate", "peft", "trl"},
-    "align.evaluation": TORCH,
+    "align.evaluation": TORCH | {"evalica", "pandas", "scipy"},  # ranking models by wins
     "align.chat": frozenset({"rich"}),
     "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),
     "align.doctor": frozenset(),

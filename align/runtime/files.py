@@ -141,6 +141,24 @@ def write_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def append_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Adds `rows` to the file, one JSON object a line, in one piece; a kill leaves at most a part of them behind the
+    others. Not-finite numbers are refused (ValueError): JSON has none. Raises StorageError."""
+    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    with storage_errors(path, "append to"), open(path, "a", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def stamp(path: str | Path) -> list[list[Any]]:
+    """Names, sizes and times of a file, or of the files in a folder: whether something was changed since. Empty for
+    what is neither."""
+    place = Path(path)
+    inside = sorted(place.iterdir()) if place.is_dir() else [place] if place.is_file() else []
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in inside if file.is_file()]
+
+
 def is_newer(file: Path, other: Path) -> bool:
     """Whether `file` is there and was written after `other`, or with it."""
     return file.is_file() and file.stat().st_mtime >= other.stat().st_mtime
