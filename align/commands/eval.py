@@ -37,9 +37,11 @@ from align.commands.contestants import (
 )
 from align.commands.options import add_dtype, add_max_row, positive
 from align.runtime import files
+from align.runtime.errors import AlignError
 from align.runtime.lock import locked
 from align.runtime.made import MadeWith
 from align.runtime.paths import typed_path
+from align.runtime.secrets import shown_url
 from align.runtime.terminal import say
 
 WINS = "wins"
@@ -136,7 +138,8 @@ def _count_rankings(args: argparse.Namespace) -> None:
         if unknown := [name for name in models if name not in judge.models]:
             known = ", ".join(judge.models)
             raise ContestError(f"{judge.described} ranked no model called {unknown[0]} (known are {known})")
-    judged = [Judged(name or judge.name, judge.described, ranked_rows(judge, models)) for name, judge in named]
+    rows = ranked_rows([judge for _, judge in named], models)
+    judged = [Judged(name or one.name, one.described, own) for (name, one), own in zip(named, rows, strict=True)]
     require_different("judge", [one.name for one in judged])
     out = typed_path(args.out or "-".join(["eval", *(one.name for one in judged)]))
     with locked(out, ["eval"]):
@@ -195,16 +198,22 @@ def _judges(args: argparse.Namespace, out: Path) -> list[Wanted]:
 def _language_model(args: argparse.Namespace, out: Path) -> Wanted:
     from reward.judges.llm import LLMJudge
 
-    judge = LLMJudge(
-        args.judge_url,
-        args.judge_model,
-        rubric=args.rubric,
-        api_key_env=args.judge_key_env,
-        cache=out / "judgments" / "llm.answers.jsonl",
-        seed=args.seed,
-    )
-    settings = {"url": args.judge_url, "model": args.judge_model, "seed": args.seed}
-    return Wanted(judge.name, settings | {"rubric": files.stamp(typed_path(args.rubric or ""))}, ready=judge)
+    try:
+        judge = LLMJudge(
+            args.judge_url,
+            args.judge_model,
+            rubric=args.rubric,
+            api_key_env=args.judge_key_env,
+            cache=out / "judgments" / "llm.answers.jsonl",
+            seed=args.seed,
+        )
+    except AlignError:
+        raise
+    except ValueError as error:
+        raise ContestError(str(error)) from error
+    settings = {"url": shown_url(args.judge_url), "model": args.judge_model, "seed": args.seed}
+    rubric = [] if args.rubric is None else files.stamp(typed_path(args.rubric))
+    return Wanted(judge.name, settings | {"rubric": rubric}, ready=judge)
 
 
 def _judged(
@@ -251,6 +260,7 @@ def _show(args: argparse.Namespace, out: Path, about: dict[str, Any], judged: Se
     for table in tables(found):
         say(table.text())
     for one in judged:
-        if one.usage:
-            say(f"{one.name}: {', '.join(f'{value} {key}' for key, value in one.usage.items() if value)}")
+        spent = [f"{value} {key.replace('_', ' ')}" for key, value in one.usage.items() if value]
+        if spent:
+            say(f"{one.name}, this time: {', '.join(spent)}")
     say(f"{out}: replies, judgments, {WINS}.json and {WINS}.md")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -40,7 +40,7 @@ class Judged:
     Attributes:
         name: in figures and files.
         judged_by: the words that follow "judged by".
-        usage: what asking cost, for a judge that is paid for.
+        usage: what asking cost this time, for a judge that is paid for.
     """
 
     name: str
@@ -83,15 +83,21 @@ def judged_rows(
     return found
 
 
-def ranked_rows(judge: RankingsJudge, models: Sequence[str]) -> list[Row]:
-    """The rows of people's rankings alone: every pair of these models that somebody ranked."""
+def ranked_rows(judges: Sequence[RankingsJudge], models: Sequence[str]) -> list[list[Row]]:
+    """The rows of people's rankings alone, of each judge every pair of these models that somebody ranked; a prompt has
+    the same number in all of them."""
     prompts: dict[Any, int] = {}
     found = []
-    for first, second in combinations(models, 2):
-        pairs = judge.pairs(first, second)
-        for pair, judgments in zip(pairs, judge.compare(pairs), strict=True):
-            at = prompts.setdefault(pair.first.prompt, len(prompts))
-            found.append(_row(pair, at, 0) | {"judgments": [_as_object(one) for one in judgments]})
+    for judge in judges:
+        rows, times = [], Counter[tuple[Any, ...]]()
+        for first, second in combinations(models, 2):
+            pairs = judge.pairs(first, second)
+            for pair, judgments in zip(pairs, judge.compare(pairs), strict=True):
+                at = prompts.setdefault(pair.first.prompt, len(prompts))
+                times[first, second, at] += 1
+                row = _row(pair, at, times[first, second, at] - 1)
+                rows.append(row | {"judgments": [_as_object(one) for one in judgments]})
+        found.append(rows)
     return found
 
 
@@ -110,7 +116,7 @@ def verdicts(rows: Sequence[Row], judge: str) -> dict[tuple[str, str], dict[Any,
     for row in rows:
         for one in row["judgments"]:
             if one["winner"] is not None:
-                found[judge, one.get("by", "")][_where(row)] = one["winner"]
+                found[judge, one.get("by", "")][*_where(row), row["replies"]] = one["winner"]
     return dict(found)
 
 

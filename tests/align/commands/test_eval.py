@@ -12,6 +12,7 @@ from align.evaluation.wins import WORTH
 from reward.judges.functions import FunctionJudge
 from reward.protocol import RewardError
 from tests.align.chat.run_folder import write_adapter, write_run
+from tests.reward.judges.test_llm import endpoint, longer  # noqa: F401 - a fixture
 
 QUESTIONS = ("say hi", "count to ten", "name a fish", "add 2 and 3", "what is it")
 JUDGES = """
@@ -199,3 +200,56 @@ def test_a_judge_without_a_verdict_is_told(tmp_path, asked):
     assert "say who judges" in told
     told = asked("a.jsonl", "b.jsonl", "--judge", "judges.py:longer", code=1).err
     assert "name what the models are asked with --prompts" in told
+
+
+RANKED = """prompt,annotator,model,reply,rank
+say hi,ann,old,hi,1
+say hi,ann,new,hello,2
+say hi,bob,old,hi,1
+say hi,bob,new,hello,1
+name a fish,ann,old,cod,2
+name a fish,ann,new,salmon,1
+name a fish,ann,third,no,3
+name a fish,bob,new,salmon,1
+name a fish,bob,old,cod,2
+name a fish,bob,third,no,3
+"""
+
+
+def test_people_alone(tmp_path, asked):
+    """What they ranked needs no model: every annotator's order is a judgment."""
+    (tmp_path / "votes.csv").write_text(RANKED)
+    shown = asked("old", "new", "--judge", "votes.csv").out
+    assert "new against old, judged by 2 annotators of votes.csv: 4 judgments on 2 prompts" in shown
+    assert "among those of votes: Krippendorff's alpha" in shown
+    found = json.loads((tmp_path / "eval-votes/wins.json").read_text())
+    (match,) = found["judges"]["votes"]["matches"]
+    assert [match[key] for key in ("win", "tie", "loss")] == [2, 1, 1]
+    assert found["agreement"]["units"] == 2
+    asked("--judge", "votes.csv", "--judge", "again=votes.csv")
+    found = json.loads((tmp_path / "eval-votes-again/wins.json").read_text())
+    assert list(found["contestants"]) == ["old", "new", "third"] and len(found["judges"]["votes"]["ranking"]) == 3
+    (between,) = found["agreement"]["between"]
+    assert between["number"] == 4 * 4 and between["equal"] == 14 / 16  # ann and bob differ on one pair, both ways
+    told = asked("old", "other", "--judge", "votes.csv", code=1).err
+    assert "2 annotators of votes.csv ranked no model called other (known are old, new, third)" in told
+
+
+def test_people_and_a_language_model_on_the_same_replies(tmp_path, asked, endpoint):  # noqa: F811
+    (tmp_path / "votes.csv").write_text(RANKED)
+    replies(tmp_path / "old.jsonl", ["hi", "1 2", "cod", "5", "it"])
+    replies(tmp_path / "new.jsonl", ["hello", "1 2", "salmon", "five", "is"])
+    endpoint.judge = longer
+    words = ("old.jsonl", "new.jsonl", "--prompts", "prompts.jsonl", "--judge", "votes.csv", "--out", "out")
+    words += ("--judge-url", endpoint.url, "--judge-model", "judge-1")
+    shown = asked(*words).out
+    assert "new against old, judged by the language model judge-1: 5 judgments on 5 prompts" in shown
+    assert "4 judgments on 2 prompts, 3 pairs of replies not judged" in shown
+    assert "llm, this time: 8 requests, 800 prompt tokens, 56 completion tokens" in shown
+    found = json.loads((tmp_path / "out/wins.json").read_text())
+    assert found["judges"]["llm"]["usage"]["requests"] == len(endpoint.seen) == 8  # the same reply is not asked about
+    assert found["agreement"]["between"][0]["number"] == 4
+    asked(*words, "--judge", "judges.py:longer")
+    assert len(endpoint.seen) == 8
+    told = asked(*words, "--judge-url", "ftp://x", code=1).err
+    assert "the address must begin with https://" in told and "Traceback" not in told
