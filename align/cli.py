@@ -6,6 +6,7 @@ align run RECIPE [key=value …]                  run the chain: finished stages
     --accept KEY                                go on although this key changed
 align check RECIPE [key=value …]                every error at once, else the plan and its work; imports no torch
 align chat RUN|MODEL [--against sft]            talk to a model, or two side by side; answer a file of prompts
+align eval A B … --prompts FILE --judge JUDGE   who wins of several models, by people, a reward, a function, a model
 align serve RUN|MODEL                           an OpenAI-compatible server (vLLM's, else transformers')
 align recipes [list | show NAME | copy NAME DEST]
 align quickstart [key=value …]                  run the embedded default
@@ -39,6 +40,7 @@ from align.commands import (
     convert_qwen,
     data,
     doctor,
+    eval,
     evaluate_reward,
     export_reward,
     fetch,
@@ -117,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("name", metavar="NAME")
     copy.add_argument("dest", metavar="DEST")
     for module in (
-        *(chat, serve, data, export_reward, merge, convert_qwen, evaluate_reward, score, serve_reward),
+        *(chat, eval, serve, data, export_reward, merge, convert_qwen, evaluate_reward, score, serve_reward),
         *(push, fetch, doctor, plan, report, watch),
     ):
         module.add_parser(commands)

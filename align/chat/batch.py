@@ -1,13 +1,12 @@
 """A file of prompts answered: JSON lines out, which `data_formats` reads, written a batch at a time.
 
-A line is a prompt's, with the reply and what the reward says of it; with two models each prompt has two lines. Written
-are whole batches, whose seed is made of theirs and the batch's number: a run that was killed goes on behind the last
-whole batch, and its file is that of one that never was.
+A line is a reply to a prompt, with what the reward says of it; each prompt has one of each model, or as many as are
+sampled. Written are whole batches, whose seed is made of theirs and the batch's number: a run that was killed goes on
+behind the last whole batch, and its file is that of one that never was.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +43,8 @@ def answer_prompts(
     out: Path,
     told: Callable[[int], None] = lambda done: None,
 ) -> int:
-    """Write every model's reply to every prompt to `out`; returns how many prompts had been answered before.
+    """Write every model's replies to every prompt, `params.n` of them, to `out`; returns how many prompts had been
+    answered before.
 
     Args:
         told: is called with the number of prompts that are done.
@@ -56,17 +56,12 @@ def answer_prompts(
         StorageError: `out` cannot be written.
     """
     sampled = [_with_room(speaker, params, prompts) for speaker in speakers]
-    keys = [_key(speaker, reward, prompt, params) for prompt in prompts for speaker in speakers]
-    done = _begun(out, keys, len(speakers), len(prompts))
+    keys = [_key(one, reward, prompt, params) for prompt in prompts for one in speakers for _ in range(params.n)]
+    done = _begun(out, keys, len(speakers) * params.n, len(prompts))
     told(done)
     for start in range(done, len(prompts), AT_ONCE):
         batch = prompts[start : start + AT_ONCE]
-        rows = list(_rows(speakers, reward, sampled, batch, start, params))
-        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        with files.storage_errors(out, "append to"), out.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            files.fsync(out)
+        files.append_json_lines(out, _rows(speakers, reward, sampled, batch, start, params))
         told(start + len(batch))
     return done
 
@@ -104,9 +99,10 @@ def _rows(
     ]
     for at, prompt in enumerate(batch):
         for speaker, of_speaker in zip(speakers, replies, strict=True):
-            (reply,) = of_speaker[at]
-            row = _key(speaker, reward, prompt, params) | {"completion": reply.text, "finished": reply.finished}
-            yield row | {"tokens": reply.tokens} | ({} if reward is None else {"reward": reply.scores[reward.name]})
+            key = _key(speaker, reward, prompt, params)
+            for reply in of_speaker[at]:
+                row = key | {"completion": reply.text, "finished": reply.finished, "tokens": reply.tokens}
+                yield row | ({} if reward is None else {"reward": reply.scores[reward.name]})
 
 
 def _key(speaker: Speaker, reward: Reward | None, prompt: Prompt, params: SamplingParams) -> dict[str, Any]:

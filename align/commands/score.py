@@ -134,12 +134,9 @@ def _scored(folder: Path) -> bool:
 
 
 def _stamp(path: Path | str) -> list[Any]:
-    """Sizes and times of a file, or of those in a folder; empty for what is neither."""
-    if not path:  # what stands before the colon of a hub id that has none; as a path it would be the folder we are in
-        return []
-    place = typed_path(path)
-    inside = sorted(place.iterdir()) if place.is_dir() else [place] if place.is_file() else []
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in inside if file.is_file()]
+    """`files.stamp`; empty for what stands before the colon of a hub id that has none, as a path the folder we are
+    in."""
+    return files.stamp(typed_path(path)) if path else []
 
 
 def _score_pieces(args: argparse.Namespace, sources: Sequence[RepliesOfFile], total: int, folder: Path) -> list[Path]:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from itertools import combinations
+from dataclasses import dataclass
+from itertools import chain, combinations
 from typing import Any
 
 import evalica
@@ -33,7 +34,7 @@ INTERVAL = (2.5, 97.5)
 
 
 def ranking(
-    matches: Mapping[tuple[str, str], Sequence[ComparedPair]], *, resamples: int = 1000, seed: int = 0
+    matches: Mapping[tuple[str, str], Sequence[ComparedPair]], *, resamples: int = 500, seed: int = 0
 ) -> list[dict[str, Any]]:
     """The models that have a verdict, the strongest first.
 
@@ -51,22 +52,25 @@ def ranking(
     for (first, second), pairs in matches.items():
         for pair in pairs:
             said[pair.prompt].update((first, second, winner) for winner in pair.winners if winner is not None)
-    said = {prompt: counts for prompt, counts in said.items() if counts}
-    kinds = sorted({kind for counts in said.values() for kind in counts})
-    models = list(dict.fromkeys(name for pair in matches for name in pair if any(name in kind[:2] for kind in kinds)))
+    named = sorted({one for counts in said.values() for one in counts})
+    models = [name for name in dict.fromkeys(chain(*matches)) if any(name in one[:2] for one in named)]
     if not models:
         return []
-    counts_PK = np.array([[counts[kind] for kind in kinds] for counts in said.values()], dtype=np.float64)
+    counts_PK = np.array([[counts[one] for one in named] for counts in said.values() if counts], dtype=np.float64)
+    kinds = _Kinds(
+        [models.index(first) for first, *_ in named],
+        [models.index(second) for _, second, _ in named],
+        [winner for *_, winner in named],
+        pd.RangeIndex(len(models)),
+    )
     rng, prompts = np.random.default_rng(seed), len(counts_PK)
-    drawn_RP = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
-    strengths_RM = np.array([_strengths(kinds, weights, models) for weights in drawn_RP @ counts_PK])
-    elo_RM = np.array([_elo(kinds, counts_PK, drawn, models, rng) for drawn in drawn_RP])
-    whole = _strengths(kinds, counts_PK.sum(axis=0), models)
-    judgments = Counter[str]()
-    for (first, second, _), number in zip(kinds, counts_PK.sum(axis=0), strict=True):
-        judgments.update({first: int(number), second: int(number)})
+    drawn_RK = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples) @ counts_PK
+    strengths_RM = np.array([kinds.strengths(weights_K) for weights_K in drawn_RK])
+    elo_RM = np.array([kinds.elo(numbers_K.astype(int), rng) for numbers_K in drawn_RK])
+    whole_K = counts_PK.sum(axis=0)
+    whole_M = kinds.strengths(whole_K)
     rows = [
-        {"model": name, "judgments": judgments[name], "bradley_terry": _known(whole[at])}
+        {"model": name, "judgments": kinds.judgments(whole_K, at), "bradley_terry": _known(whole_M[at])}
         | _interval("bradley_terry", strengths_RM[:, at])
         | {"elo": float(np.median(elo_RM[:, at]))}
         | _interval("elo", elo_RM[:, at])
@@ -75,49 +79,48 @@ def ranking(
     return sorted(rows, key=lambda row: -(row["elo"] if row["bradley_terry"] is None else row["bradley_terry"]))
 
 
-def _strengths(kinds: Sequence[tuple[str, str, str]], weights_K: np.ndarray, models: Sequence[str]) -> np.ndarray:
-    """Log-strengths in points, 1000 in the mean; NaN where they do not exist."""
-    beats_MM = np.zeros((len(models), len(models)))
-    for (first, second, winner), weight in zip(kinds, weights_K, strict=True):
-        a, b = models.index(first), models.index(second)
-        beats_MM[a, b] += weight * (1 - WORTH[winner])
-        beats_MM[b, a] += weight * WORTH[winner]
-    parts, _ = connected_components(beats_MM > 0, connection="strong")
-    if parts > 1:
-        return np.full(len(models), np.nan)
-    if all(winner == "tie" for (*_, winner), weight in zip(kinds, weights_K, strict=True) if weight):
-        return np.full(len(models), START)
-    fitted = evalica.newman(
-        [first for first, *_ in kinds],
-        [second for _, second, _ in kinds],
-        [WINNERS[winner] for *_, winner in kinds],
-        index=pd.Index(models),
-        weights=weights_K.tolist(),
-        tolerance=1e-10,
-        limit=10_000,
-    )
-    logs = np.log(fitted.scores.reindex(models).to_numpy())
-    return START + POINTS * (logs - logs.mean())
+@dataclass(frozen=True, slots=True)
+class _Kinds:
+    """The kinds of judgments there are, K of them: the numbers of the first and of the second model, and who won."""
 
+    firsts: list[int]
+    seconds: list[int]
+    winners: list[str]
+    models: pd.RangeIndex
 
-def _elo(
-    kinds: Sequence[tuple[str, str, str]],
-    counts_PK: np.ndarray,
-    drawn_P: np.ndarray,
-    models: Sequence[str],
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Ratings after the judgments of the prompts drawn, in a shuffled order."""
-    order = rng.permutation(np.repeat(np.arange(len(kinds)), (drawn_P @ counts_PK).astype(int)))
-    rows = [kinds[at] for at in order]
-    fitted = evalica.elo(
-        [first for first, *_ in rows],
-        [second for _, second, _ in rows],
-        [WINNERS[winner] for *_, winner in rows],
-        index=pd.Index(models),
-        initial=START,
-    )
-    return fitted.scores.reindex(models).to_numpy()
+    def judgments(self, numbers_K: np.ndarray, model: int) -> int:
+        """How many judgments of these numbers a model is in."""
+        own_K = (np.array(self.firsts) == model) | (np.array(self.seconds) == model)
+        return int(numbers_K[own_K].sum())
+
+    def strengths(self, weights_K: np.ndarray) -> np.ndarray:
+        """Log-strengths in points, 1000 in the mean; NaN where they do not exist."""
+        worth_K = np.array([WORTH[winner] for winner in self.winners])
+        beats_MM = np.zeros((len(self.models), len(self.models)))
+        np.add.at(beats_MM, (self.firsts, self.seconds), weights_K * (1 - worth_K))
+        np.add.at(beats_MM, (self.seconds, self.firsts), weights_K * worth_K)
+        if connected_components(beats_MM > 0, connection="strong")[0] > 1:
+            return np.full(len(self.models), np.nan)
+        if (worth_K[weights_K > 0] == WORTH["tie"]).all():
+            return np.full(len(self.models), START)
+        winners = [WINNERS[winner] for winner in self.winners]
+        fitted = evalica.newman(
+            *(self.firsts, self.seconds, winners),
+            index=self.models,
+            weights=weights_K.tolist(),
+            tolerance=1e-10,
+            limit=10_000,
+        )
+        logs_M = np.log(fitted.scores.sort_index().to_numpy())
+        return START + POINTS * (logs_M - logs_M.mean())
+
+    def elo(self, numbers_K: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Ratings after so many judgments of each kind, in a shuffled order."""
+        order = rng.permutation(np.repeat(np.arange(len(numbers_K)), numbers_K))
+        firsts, seconds = (np.array(side)[order].tolist() for side in (self.firsts, self.seconds))
+        winners = [WINNERS[self.winners[kind]] for kind in order]
+        fitted = evalica.elo(firsts, seconds, winners, index=self.models, initial=START)
+        return fitted.scores.sort_index().to_numpy()
 
 
 def _known(value: float) -> float | None:

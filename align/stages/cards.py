@@ -131,11 +131,13 @@ def _figures(stage: str, summary: Summary) -> str:
 
 
 def _judged(summary: Summary) -> str:
-    judge = summary.get("judge")
+    judge, words = summary.get("judge"), summary.get("judged_by")
     if "accuracy" in summary:
         return "Accuracies are shares of held-out pairs, in brackets their 95 % Wilson intervals."
     if judge is None:
         return ""
+    if words:
+        return f"Replies to held-out prompts are judged by {_plain(words)}."
     nothing = "which nothing was trained on" if judge == "gold" else "the reward that it was trained on"
     return f"Replies to held-out prompts are judged by `{judge}`, {nothing}."
 
@@ -156,11 +158,14 @@ def _results(stage: str, summary: Summary) -> Iterator[dict[str, Any]]:
     reward = summary.get("rewarded_by") or reward_named({}, summary)
     if judge is not None:
         named |= {judge: ("reward", f"{judge}, greedy"), f"{judge}_sampled": ("reward", f"{judge}, temperature 1")}
+    figures = {key: (kind, what, summary.get(key), _bounds(summary, f"{key}_")) for key, (kind, what) in named.items()}
+    for decoding, rates in (summary.get("win_rates") or {}).items():
+        who = "{second} against {first}, {decoding}, judged by {judged_by}".format(decoding=decoding, **rates)
+        figures[decoding] = ("win_rate", f"wins and half of the ties of {who}", rates["win_share"], _bounds(rates))
     task = "text-classification" if STAGES[stage].makes == "reward" else "text-generation"
-    for key, (kind, what) in named.items():
-        if (value := number(summary.get(key))) is None:
+    for kind, what, told, bounds in figures.values():
+        if (value := number(told)) is None:
             continue
-        bounds = [number(summary.get(f"{key}_{side}")) for side in ("low", "high")]
         args = None if None in bounds else {"interval": bounds, "confidence": 0.95}
         yield {
             "task_type": task,
@@ -171,6 +176,11 @@ def _results(stage: str, summary: Summary) -> Iterator[dict[str, Any]]:
             "metric_value": round(value, 6),
             "metric_args": args,
         }
+
+
+def _bounds(figures: dict[str, Any], prefix: str = "") -> list[float | None]:
+    """The ends of a figure's interval, None where it has none."""
+    return [number(figures.get(f"{prefix}{side}")) for side in ("low", "high")]
 
 
 def _plain(text: Any) -> str:

@@ -164,6 +164,25 @@ def test_paths_and_secrets_of_the_user_stay_out_of_a_card(tmp_path):
     assert "…/judge.py:score" in judged and str(tmp_path) not in rm + judged and "hf_0" not in rm + judged
 
 
+def test_a_card_says_who_judged_and_between_which_two(tmp_path):
+    short = {"max_prompt_length": 50, "max_completion_length": 6}
+    ppo = {"data": ["prompts.jsonl"], "num_iterations": 1, "critic_warmup_steps": 0, "rollout": short}
+    recipe = small_recipe(tmp_path, ppo=ppo)
+    folder = tmp_path / "run" / "ppo"
+    save_causal_lm(folder / "model")
+    who = {"judged_by": "3 annotators of votes.csv", "first": "sft", "second": "ppo"}
+    rates = {"greedy": {**who, "win_share": 0.75, "low": 0.6, "high": 0.86}, "sampled": {**who, "win_share": None}}
+    row = ["win / tie / loss of ppo against sft, greedy, judged by 3 annotators of votes.csv", None, "3 / 0 / 1"]
+    summary = {"judge": "judge", "judged_by": who["judged_by"], "win_rates": rates, "headline": [row]}
+    write_json(folder / "summary.json", summary)
+    write_cards(recipe, "ppo")
+    text = (folder / "model" / CARD).read_text()
+    assert "Replies to held-out prompts are judged by 3 annotators of votes.csv." in text and row[0] in text
+    (result,) = ModelCard(text).data.eval_results
+    assert (result.metric_type, result.metric_value, result.metric_args["interval"]) == ("win_rate", 0.75, [0.6, 0.86])
+    assert result.metric_name.endswith("of ppo against sft, greedy, judged by 3 annotators of votes.csv")
+
+
 def test_a_card_that_cannot_be_written_costs_no_finished_stage(tmp_path, caplog):
     model = tmp_path / "run" / "sft" / "model"
     save_causal_lm(model)
