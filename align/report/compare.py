@@ -16,8 +16,8 @@ from align.evaluation.table import percent
 from align.recipe import STAGES
 from align.report.differences import Result, difference, result, same_rows
 from align.report.headline import cell
+from align.report.names import REWARD, judge_of
 from align.report.overlay import COLORS, Side, overlays
-from align.report.policy_evaluation import REWARD, judge_of
 from align.report.svg import Picture, pictures
 from align.report.template import template
 from align.runs.run_files import Row, Run, StageFiles, clean, read_run

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from align.evaluation.shares import Z95, wilson
 from align.recipe import STAGES
 from align.report.accuracy import scored
-from align.report.policy_evaluation import REWARD
+from align.report.names import REWARD
 from align.runs.run_files import Row, StageFiles, number
 
 IN_ROWS = {"score_greedy": REWARD, "score": f"{REWARD}_sampled"}  # as `eval.jsonl` calls them

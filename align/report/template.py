@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from align.evaluation.table import percent
+from align.report.glossary import explained
 from align.report.headline import cell
 from align.runtime.terminal import printable
 
@@ -24,7 +25,7 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
         finalize=_visible,
     )
-    environment.filters |= {"percent": percent, "cell": cell}
+    environment.filters |= {"percent": percent, "cell": cell, "explained": explained}
     return environment.get_template(name)
 
 
