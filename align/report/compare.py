@@ -16,7 +16,7 @@ from align.evaluation.table import percent
 from align.recipe import STAGES
 from align.report.differences import Result, difference, result, same_rows
 from align.report.headline import cell
-from align.report.names import OWN, judge_of, judged_by
+from align.report.names import REWARD, judge_of, judged_by
 from align.report.overlay import COLORS, Side, overlays
 from align.report.svg import Picture, pictures
 from align.report.template import template
@@ -46,7 +46,7 @@ OF_POLICIES = (
 )
 OF_ALL = (("seconds", "seconds"), ("peak_memory_gib", "peak memory, GiB"))
 SHARES = ("accuracy", "calibration_error", "correct", "wins", "end_rate", "distinct")
-SCORES = ("score", "score_greedy", OWN)
+SCORES = ("score", "score_greedy", REWARD)
 
 
 class ReportError(AlignError, ValueError):
@@ -171,7 +171,7 @@ def doubts(sides: Sequence[Side]) -> Iterator[str]:
             told = "; ".join(f"{who}: {judge or 'nobody'}" for who, judge in words.items())
             yield f"{name} was judged by different judges ({told}): wins and scores of judges cannot be compared"
         if stage.samples and not same_reward([side.run for side in having], name):
-            own = " and judged by" if OWN in {judge_named(side.run, name) for side in having} else ""
+            own = " and judged by" if REWARD in {judge_named(side.run, name) for side in having} else ""
             yield f"{name} was trained on{own} other rewards: their scores have no scale in common, nor a difference"
     measured = [name for name in STAGES if sum(bool(stage.evals) for stage in _stages(sides, name)) > 1]
     if unlike := [name for name in measured if not same_rows(_stages(sides, name), name)]:
@@ -217,7 +217,7 @@ def comparable(sides: Sequence[Side], name: str, key: str) -> bool:
     """Whether a figure is on one scale in all runs: what a judge says where it is one judge, scores of one reward."""
     runs = [side.run for side in sides if side.run.stages[name].summary]
     judges = {judge_named(run, name) for run in runs}
-    if key in SCORES or (key == "wins" and OWN in judges):
+    if key in SCORES or (key == "wins" and REWARD in judges):
         return same_reward(runs, name)
     return not (key == "wins" or key in judges) or len({judged(run, name) for run in runs}) == 1
 

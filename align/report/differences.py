@@ -16,11 +16,11 @@ from typing import NamedTuple
 from align.evaluation.shares import Z95
 from align.recipe import STAGES
 from align.report.accuracy import scored
-from align.report.names import OWN
+from align.report.names import REWARD
 from align.report.policy_evaluation import GREEDY, SAMPLED, compared
 from align.runs.run_files import Row, Run, StageFiles, number
 
-IN_ROWS = {"score_greedy": OWN, "score": f"{OWN}_sampled"}  # as `eval.jsonl` calls them
+IN_ROWS = {"score_greedy": REWARD, "score": f"{REWARD}_sampled"}  # as `eval.jsonl` calls them
 
 
 class Measured(NamedTuple):

@@ -88,6 +88,7 @@ def run_ppo(
             "epochs": round(epochs_of(state.global_step, section.rollout_batch_size, prompts), 3),
             **ended_early(state, early),
             "optimizer_steps": trainer.optimizer_steps,
+            "rewarded_by": reward_named(section.model_dump(mode="json"), {}),
             "train_seconds": round(time.perf_counter() - training, 2),
             "resumed_from": start,
         }
@@ -167,7 +168,6 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     read = common.described(stage, [*reports, *more, *ptx_reports], dropped, eval_dropped)
     origins = {"policy": origin} | reward_origins(recipe) | judge_origins(recipe)
     counts = {"prompts": len(prompts), "eval_prompts": len(eval_prompts), "ptx_blocks": len(blocks)}
-    counts |= {"rewarded_by": reward_named(section.model_dump(mode="json"), {})}
     counts |= {"origins": {role: asdict(one) for role, one in origins.items()}}
     return trainer, read | counts | looks_judged_by(recipe, judge)
 
