@@ -14,6 +14,7 @@ from typing import Any
 
 from align.evaluation.table import percent
 from align.recipe import STAGES
+from align.recipe.registry import REWARD_STAGES
 from align.report.differences import Result, difference, result, same_rows
 from align.report.headline import cell
 from align.report.names import REWARD, judge_of, judged_by
@@ -26,7 +27,7 @@ from align.runtime.files import storage_errors, write_text
 from align.runtime.paths import typed_path
 
 MOST = len(COLORS)
-OF_OWNS = (
+OF_REWARDS = (
     ("accuracy", "accuracy on held-out pairs"),
     ("calibration_error", "expected calibration error"),
 )
@@ -183,14 +184,14 @@ def doubts(sides: Sequence[Side]) -> Iterator[str]:
 
 def same_reward(runs: Sequence[Run], name: str) -> bool:
     """Whether what the stage was trained on is the same for all: named alike, and made by none of the runs."""
-    origins = [run.stages[name].summary.get("origins") for run in runs]
-    rewards = [origin.get("reward") if isinstance(origin, dict) else None for origin in origins]
-    if any(isinstance(reward, dict) and reward.get("kind") == "stage" for reward in rewards):
-        return False
-    told = {
-        json.dumps([reward, *(_at(run.recipe, name, key) for key in ("reward", "reward_from"))])
-        for reward, run in zip(rewards, runs, strict=True)
-    }
+    told = set()
+    for run in runs:
+        origins, listed = run.stages[name].summary.get("origins"), _at(run.recipe, name, "reward")
+        origin = origins.get("reward") if isinstance(origins, dict) else None
+        made = origin.get("kind") == "stage" if isinstance(origin, dict) else not listed
+        if made and any(run.recipe.get(stage) is not None for stage in REWARD_STAGES):
+            return False
+        told.add(json.dumps([origin, listed, _at(run.recipe, name, "reward_from")]))
     return len(told) == 1
 
 
@@ -203,7 +204,7 @@ def lines(sides: Sequence[Side]) -> Iterator[Line]:
     """The figures of every stage, and the differences to the first run's."""
     for name, stage in STAGES.items():
         first = name
-        for key, words in (*(OF_OWNS if stage.makes == "reward" else _of_policies(sides, name)), *OF_ALL):
+        for key, words in (*(OF_REWARDS if stage.makes == "reward" else _of_policies(sides, name)), *OF_ALL):
             found = [result(side.run, name, key) for side in sides]
             if not any(found):
                 continue
@@ -224,10 +225,10 @@ def comparable(sides: Sequence[Side], name: str, key: str) -> bool:
 
 def _of_policies(sides: Sequence[Side], name: str) -> Iterator[tuple[str, str]]:
     """The figures of a policy, those of its judges after what is right or wrong."""
-    judges = filter(None, dict.fromkeys(judge_named(side.run, name) for side in sides))
+    judges = dict.fromkeys(judge_named(side.run, name) for side in sides).keys() - {"", *dict(OF_POLICIES)}
     for key, words in OF_POLICIES:
         if key == "wins":
-            for judge in judges:
+            for judge in sorted(judges):
                 yield judge, f"{clean(judge, 40)}, greedy"
                 yield f"{judge}_sampled", f"{clean(judge, 40)}, temperature 1"
         yield key, words

@@ -18,6 +18,7 @@ from align.report.compare import (
     read_sides,
     render_comparison,
     run_folder,
+    same_reward,
 )
 from align.report.differences import difference, result
 from align.runs.run_files import Run, StageFiles
@@ -197,3 +198,17 @@ def test_hostile_values_make_a_page(runs, tmp_path):
         write(root / "ppo/recipe.yaml", f"name: {json.dumps(evil)}\nseed: {json.dumps(evil)}\n")
         page = Page(render_comparison(read_sides([runs[0], root]), {}))
         assert "script" not in page.tags and "{{ 7 * 7 }}" in page.text and "\u202e" not in page.text
+
+
+def test_which_rewards_are_the_same():
+    def of_ppo(origin, **recipe):
+        summary = {"origins": {"reward": origin}} if origin else {}
+        return Run("n", {}, {"ppo": StageFiles("ppo", summary)}, recipe, [])
+
+    own, folder = {"kind": "stage", "value": "rm"}, {"kind": "path", "value": "hub/reward"}
+    assert not same_reward([of_ppo(own, rm={})] * 2, "ppo")
+    assert not same_reward([of_ppo(None, rm={})] * 2, "ppo")  # of a version that did not note it
+    assert same_reward([of_ppo(folder, rm={})] * 2, "ppo")
+    rule = {"ppo": {"reward": [{"kind": "gsm8k"}]}}
+    assert same_reward([of_ppo(None, **rule, rm={})] * 2, "ppo")
+    assert not same_reward([of_ppo(None, **rule), of_ppo(None, ppo={"reward": [{"kind": "ifeval"}]})], "ppo")
