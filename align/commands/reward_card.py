@@ -27,7 +27,7 @@ from align.runtime.errors import MissingFileError, StorageError
 from align.runtime.paths import typed_path
 from align.runtime.terminal import say
 
-SCORES = "scores"  # the folder of pieces in --out
+SCORES = "scores.pieces"  # in --out
 
 
 def add_parser(commands: Any) -> None:

@@ -8,6 +8,7 @@ pieces has the same bytes as if it had never been stopped, since a piece is made
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from align.runtime.lock import locked
 from align.runtime.paths import typed_path
 
 SETTINGS = "settings.json"
+_OURS = re.compile(r"\.locks|settings\.json|\d+\.jsonl|\..+\.tmp-.+")  # what such a folder may hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class Pieces:
             StorageError: it cannot be written.
         """
         if not self._place(number).is_file():
-            files.write_json_lines(self._place(number), rows())
+            made = list(rows())  # first: what goes wrong in making it is no failure of the storage
+            files.write_json_lines(self._place(number), made)
 
     def rows(self, count: int) -> Iterator[Row]:
         """The lines of the first `count` pieces, in order.
@@ -67,7 +70,7 @@ def pieces_in(folder: Path, made_with: Mapping[str, Any], *, command: str, keep:
         keep: they stay in any case.
 
     Raises:
-        StorageError: pieces of a command with other settings lie there, or it cannot be written.
+        StorageError: pieces of a command with other settings lie there, or something else; it cannot be written.
         FolderInUseError: another process is at work on them.
     """
     pieces = Pieces(folder)
@@ -85,6 +88,9 @@ def pieces_in(folder: Path, made_with: Mapping[str, Any], *, command: str, keep:
 
 def _settle(pieces: Pieces, made_with: Mapping[str, Any]) -> None:
     """Write the settings, or compare them with what the pieces that are there were made with."""
+    others = [one.name for one in pieces.folder.iterdir() if not _OURS.fullmatch(one.name)]
+    if others:
+        raise StorageError(f"{pieces.folder} holds {min(others)}, which is no piece of a command: name another place")
     file, asked = pieces.folder / SETTINGS, json.loads(json.dumps(made_with))
     kept = read_object(file, f"remove {pieces.folder}") or {}
     if not pieces.there:

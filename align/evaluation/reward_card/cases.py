@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from align.data.replies import PromptedReply
 from data_formats.splitting import text_key
@@ -11,7 +12,7 @@ from data_formats.splitting import text_key
 Scores = Sequence[Sequence[float]]  # of each case, of each of its replies
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Case:
     """A row of a benchmark.
 
@@ -33,14 +34,14 @@ class Case:
     chosen_pairs: tuple[tuple[int, int], ...] | None = None
     headline: bool = True
 
-    @property
+    @cached_property
     def pairs(self) -> Sequence[tuple[int, int]]:
         """Places of a right and a wrong reply that are compared."""
         if self.chosen_pairs is not None:
             return self.chosen_pairs
         return [(one, other) for one in range(self.right) for other in range(self.right, len(self.replies))]
 
-    @property
+    @cached_property
     def prompt(self) -> str:
         """What tells the prompt, as for held-out pairs: the first user turn."""
         said = (message.content for message in self.replies[0].prompt if message.role == "user")

@@ -2,7 +2,7 @@
 
 A pair is right where the right reply scores strictly higher. Intervals are ours, none of the benchmarks publishes any:
 Wilson's of shares, with rows of one prompt not counted as independent, and for a mean of shares the combination of
-theirs (MOVER; Zou and Donner 2008, eq. 7), its parts taken as independent.
+theirs (MOVER; Zou and Donner 2008), its parts taken as independent.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def test_every_benchmark_of_a_folder_by_a_reward_that_is_length(tmp_path, asked)
     again = json.loads(asked(f"{tmp_path}/mine.py:by_length", "--data", data, "--out", out, "--json").out)
     assert again == card  # from the scores that are kept
     told = asked(f"{tmp_path}/mine.py:by_length", "--data", data, "--out", out, "--limit", 1, code=1).err
-    assert f"{out / 'scores'} holds what another command made (other: limit)" in told
+    assert f"{out / 'scores.pieces'} holds what another command made (other: limit)" in told
 
 
 def test_a_score_that_is_none_is_found_and_the_same_command_goes_on(tmp_path, asked, monkeypatch):

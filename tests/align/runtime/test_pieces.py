@@ -46,6 +46,23 @@ def test_one_that_made_nothing_leaves_nothing_and_a_second_writer_is_refused(tmp
     assert pieces.there == 1
 
 
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("notes")
+    with pytest.raises(StorageError, match=r"holds mine\.txt, which is no piece of a command: name another place"):
+        made(tmp_path, [], upto=None)
+    assert (tmp_path / "mine.txt").read_text() == "notes"
+
+
+def test_what_goes_wrong_in_making_a_piece_is_no_failure_of_the_storage(tmp_path):
+    def fail():
+        yield {"at": 0}
+        raise OSError("no such model")
+
+    with pytest.raises(OSError, match="no such model"), pieces_in(tmp_path / "p", MADE_WITH, command="score") as pieces:
+        pieces.make(0, fail)
+    assert not (tmp_path / "p").exists()
+
+
 def test_a_stamp_tells_files_apart_and_is_empty_for_what_is_none(tmp_path):
     file = tmp_path / "a.bin"
     file.write_bytes(b"one")
