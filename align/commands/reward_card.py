@@ -141,7 +141,7 @@ def _show_files(found: Any) -> None:
 
     for file in found.files:
         left = "".join(f", {count} left out: {reason}" for reason, count in file.left_out.items())
-        say(f"{file.name}: {BY_KEY[file.benchmark].name}, {file.rows} rows{left}")
+        say(f"{file.name}: {BY_KEY[file.benchmark].name}, {file.rows} row{'s' * (file.rows != 1)}{left}")
     for name, why in found.passed_over.items():
         say(f"{name}: passed over, {why}")
 

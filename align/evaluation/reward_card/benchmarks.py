@@ -71,7 +71,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (  # the first that fits; those told by most
     ),
     Benchmark(
         "prior_sets",
-        "RewardBench 1, prior sets",
+        "RewardBench 1's prior sets",
         _is_prior,
         rows.prior,
         formulas.prior_sets,
