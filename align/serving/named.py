@@ -19,6 +19,7 @@ from align.recipe.registry import SAMPLING_STAGES
 from align.recipe.reward_section import LengthPart, plain_parts
 from align.recipe.shipped import shipped_recipes
 from align.runtime.paths import typed_path
+from align.runtime.pieces import stamp
 from reward.failures import OnRewardError
 from reward.protocol import Reward
 
@@ -59,6 +60,12 @@ def named_reward(word: str, *, batch_size: int = 64, device: Any = None, dtype: 
         recipe = load_recipe(word)
         return _of_recipe(recipe, _section(recipe), "reward", device)
     return NamedReward(load_reward(reward_at(word), batch_size=batch_size, name=word, device=device, dtype=dtype))
+
+
+def reward_stamp(word: str) -> list[list[Any]]:
+    """Names, sizes and times of the files that `word` names, empty for a hub id: whether it still means the same."""
+    place = reward_at(word) if typed_path(word).is_dir() else word
+    return stamp(place) or stamp(place.rpartition(":")[0])
 
 
 def _is_recipe(word: str) -> bool:
