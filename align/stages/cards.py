@@ -17,6 +17,7 @@ from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.recipe.sources import stage_sources
 from align.recipe.text import dump
 from align.report.headline import cell, headline
+from align.report.names import reward_named
 from align.runtime.card import CARD, read_card
 from align.runtime.errors import reason_of
 from align.runtime.files import is_newer
@@ -31,8 +32,8 @@ WORDS = {"pairs": "held-out pairs", "heldout_rows": "held-out rows", "eval_promp
 INDEX = {  # of the model-index: a key of the summary -> the metric's type and name
     "heldout_loss": ("loss", "held-out loss, nats a token"),
     "accuracy": ("accuracy", "accuracy on held-out pairs"),
-    "score": ("reward", "reward model's score, temperature 1"),
-    "score_greedy": ("reward", "reward model's score, greedy"),
+    "score": ("reward", "{reward}'s score, temperature 1"),
+    "score_greedy": ("reward", "{reward}'s score, greedy"),
     "kl": ("kl", "KL from the reference, nats a reply"),
 }
 LAST = "Of the last model of the stage."
@@ -154,6 +155,7 @@ def _gains(summary: Summary) -> Iterator[tuple[str, str]]:
 def _results(stage: str, summary: Summary) -> Iterator[dict[str, Any]]:
     """The figures of the model-index."""
     named, judge = dict(INDEX), summary.get("judge")
+    reward = summary.get("rewarded_by") or reward_named({}, summary)
     if judge is not None:
         named |= {judge: ("reward", f"{judge}, greedy"), f"{judge}_sampled": ("reward", f"{judge}, temperature 1")}
     figures = {key: (kind, what, summary.get(key), _bounds(summary, f"{key}_")) for key, (kind, what) in named.items()}
@@ -170,7 +172,7 @@ def _results(stage: str, summary: Summary) -> Iterator[dict[str, Any]]:
             "dataset_type": "held-out",
             "dataset_name": "held-out rows of the run",
             "metric_type": kind,
-            "metric_name": what,
+            "metric_name": what.replace("{reward}", reward),
             "metric_value": round(value, 6),
             "metric_args": args,
         }

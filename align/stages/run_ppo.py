@@ -28,7 +28,7 @@ from align.runtime.ranks import any_rank
 from align.stages import common
 from align.stages.drafts import prove_outputs
 from align.stages.ending import early_stopping, ended_early, tell_epochs
-from align.stages.judges import looks_judged_by, recipe_judge
+from align.stages.judges import judges_in_words, recipe_judge
 from align.stages.prompts import check_room, fitting
 from align.stages.rewards import build_reward
 from align.stages.user_code import own_callbacks, trainer_class
@@ -167,7 +167,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     origins = {"policy": origin} | reward_origins(recipe) | judge_origins(recipe)
     counts = {"prompts": len(prompts), "eval_prompts": len(eval_prompts), "ptx_blocks": len(blocks)}
     counts |= {"origins": {role: asdict(one) for role, one in origins.items()}}
-    return trainer, read | counts | looks_judged_by(recipe, judge)
+    return trainer, read | counts | judges_in_words(recipe, judge)
 
 
 def shared_roles(recipe: Recipe, section: PPOSection, tokenizer: Any, policy_path: str, sharded: bool) -> Any:
