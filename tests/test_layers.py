@@ -51,7 +51,7 @@ ARROWS: dict[str, frozenset[str]] = {
         {"align.models", "align.data", "align.runs", "align.evaluation", "reward", "rollouts", "data_formats"}
     ),
     "align.report": frozenset(
-        {"data_formats", "align.recipe", "align.runs.run_files", "align.doctor"}
+        {"data_formats", "align.recipe", "align.runs.reading", "align.runs.run_files", "align.doctor"}
         | {f"align.evaluation.{name}" for name in ("accuracy", "shares", "table", "wins")}  # plain numbers
     ),
     "align.doctor": frozenset({"data_formats", "align.recipe", "align.runs.run_files"}),  # without torch
@@ -59,7 +59,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.serving": frozenset({"align.recipe", "align.models", "align.stages", "reward", "data_formats"}),
     "align.commands": frozenset(
         {"align.runs", "align.recipe", "align.data", "align.models", "align.evaluation", "align.doctor", "align.plan"}
-        | {"align.chat", "align.serving", "reward", "rollouts", "data_formats"}
+        | {"align.chat", "align.report", "align.serving", "reward", "rollouts", "data_formats"}
     ),
     "align.stages": ANYTHING,
     "align": ANYTHING,  # the entries and the command line

@@ -11,7 +11,11 @@ from pathlib import PurePath
 from align.runs.run_files import Row, Run, StageFiles, clean, number
 
 POLICIES = {"sft": "SFT", "rejection": "RS", "ppo": "PPO"}
-OWN, GOLD, WATCHED = "reward", "gold", "gold_reward"  # judges of `eval.jsonl`: what is trained on, the world's, ppo's
+REWARD, GOLD, WATCHED = (
+    "reward",
+    "gold",
+    "gold_reward",
+)  # judges of `eval.jsonl`: what is trained on, the world's, ppo's
 WORDS = {"model": "reward model", "http": "reward endpoint", "gate": "gated reward"}
 
 
@@ -40,7 +44,7 @@ def reward_named(section: Row, summary: Row) -> str:
     if parts:
         return _part_named(parts[0])
     origins = summary.get("origins")
-    known = bool(section) or (isinstance(origins, dict) and OWN in origins)
+    known = bool(section) or (isinstance(origins, dict) and REWARD in origins)
     return WORDS["model"] if known else "reward"
 
 
@@ -68,7 +72,7 @@ def judge_of(stage: StageFiles) -> str | None:
     """The score that decides: `<name>` of `sft_<name>` and `ppo_<name>` in `eval.jsonl`, the one that the summary names
     before others; None where none scored both."""
     shared = [name for name in scored_names(stage) if name not in ("tokens", "correct")]
-    wanted = [name for name in (stage.summary.get("judge"), GOLD, OWN) if name in shared]
+    wanted = [name for name in (stage.summary.get("judge"), GOLD, REWARD) if name in shared]
     return (wanted or shared or [None])[0]
 
 
@@ -95,6 +99,6 @@ def judged_by(run: Run, stage: StageFiles) -> str:
     if judge == WATCHED:
         named = reward_named({"reward": section.get(WATCHED)}, {}) if section.get(WATCHED) else "reward"
         return f"the {named} of {stage.name}.gold_reward, which does not train the policy"
-    if judge == OWN:
+    if judge == REWARD:
         return f"the {reward_named(section, stage.summary)} that {policy_name(stage.name)} was trained on"
     return f"the score {judge}"

@@ -6,26 +6,23 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from align.doctor import Diagnosis, examine, history_of
-from align.evaluation.table import HEADER, percent
+from align.evaluation.table import HEADER
 from align.report import replies
 from align.report.accuracy import accuracy_table, calibration_sentence
-from align.report.glance import at_a_glance
-from align.report.glossary import TERMS, explained
+from align.report.glance import GlanceRow, at_a_glance
+from align.report.glossary import TERMS
 from align.report.headline import cell, headline_rows
 from align.report.names import reward_named, section_of
 from align.report.policy_evaluation import comparisons
 from align.report.svg import Picture
+from align.report.template import TEMPLATES, template
 from align.runs.run_files import Row, Run, clean, number
-from align.runtime.terminal import printable
 
-TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = {  # id -> its heading, and the files that the figures of its stages need
     "supervised": ("Base and SFT", ("metrics.jsonl",)),
     "reward": ("Reward model: PMP and finetuning", ("metrics.jsonl", "eval.jsonl")),
@@ -39,17 +36,8 @@ RECIPE_CHARACTERS = 50_000
 
 def render(run: Run, figures: Mapping[str, Sequence[Picture]]) -> str:
     """HTML of the report with the figures that were drawn, by name."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_visible,
-    )
-    environment.filters |= {"percent": percent, "cell": cell, "explained": explained}
-    page, rewards, compared = environment.get_template("page.html"), run.shown_in("reward"), comparisons(run)
-    return page.render(
+    rewards, compared = run.shown_in("reward"), comparisons(run)
+    return template("page.html").render(
         run=run,
         facts=facts(run),
         glance=at_a_glance(run, compared),
@@ -65,7 +53,7 @@ def render(run: Run, figures: Mapping[str, Sequence[Picture]]) -> str:
         kinds=replies.KINDS,
         changes=tuple(replies.CHANGES.values()),
         diagnosis=diagnosis(run),
-        tax=run.tax,
+        tax=alignment_tax(run.tax),
         said={name: found for name in run.stages if (found := replies.said(run, name))},
         table_header=HEADER,
         accuracies={stage.name: found for stage in rewards if (found := accuracy_table(stage))},
@@ -76,11 +64,6 @@ def render(run: Run, figures: Mapping[str, Sequence[Picture]]) -> str:
         terms=TERMS,
         script_hash=script_hash(),
     )
-
-
-def _visible(value: Any) -> Any:
-    """Every text that the template prints, with what would turn its direction round or hide it as a visible escape."""
-    return type(value)(printable(value)) if isinstance(value, str) else value  # jinja's Markup is a str that stays one
 
 
 def script_hash() -> str:
@@ -138,6 +121,44 @@ def facts(run: Run) -> list[str]:
     told += [made[key] for key in ("hardware",) if key in made]
     told += [f"align {made['align']}" + (f" ({made['commit']})" if "commit" in made else "")] if "align" in made else []
     return told + ([f"last figure logged {last}"] if (last := last_written(run)) else [])
+
+
+@dataclass(frozen=True, slots=True)
+class Tax:
+    """What `align eval --tax` measured: of which two models, on how much text, and a row a figure."""
+
+    before: str
+    after: str
+    measured_on: str
+    rows: list[GlanceRow]
+
+
+def alignment_tax(found: Row) -> Tax | None:
+    """`tax.json`, as far as it is what it should be; None without a figure."""
+    sides = {side: _object(found.get(side)) for side in ("before", "after")}
+    changes, rows = _object(found.get("difference")), []
+    for key, words in (("loss", "held-out loss, nats a token"), ("bits_per_byte", "bits per byte")):
+        rows.append(_taxed(words, sides["before"].get(key), sides["after"].get(key), changes.get(key)))
+    for task, metrics in _object(found.get("tasks")).items():
+        for metric, one in _object(metrics).items():
+            figures = _object(one)
+            rows.append(_taxed(f"{task}: {metric}", figures.get("before"), figures.get("after"), figures))
+    known = [row for row in rows if row is not None]
+    named = [clean(sides[side].get("model"), 60) or side for side in ("before", "after")]
+    counts = [f"{cell(count)} {what}" for what in ("documents", "tokens") if (count := number(found.get(what)))]
+    return Tax(*named, ", ".join(counts), known) if known else None
+
+
+def _object(value: Any) -> Row:
+    return value if isinstance(value, dict) else {}
+
+
+def _taxed(measured: str, before: Any, after: Any, change: Any) -> GlanceRow | None:
+    if number(before) is None or number(after) is None:
+        return None
+    ends = [number(_object(change).get(end)) for end in ("difference", "low", "high")]
+    told = ("", "") if None in ends else (f"{ends[0]:+.4f}", f"[{ends[1]:+.4f}, {ends[2]:+.4f}]")
+    return GlanceRow(clean(measured, 100), cell(before), cell(after), *told)
 
 
 def made_with(run: Run) -> list[tuple[str, str]]:

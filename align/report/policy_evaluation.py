@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from align.evaluation.wins import ComparedPair, win_rates
-from align.report.names import OWN, judge_of, judged_by, policy_name, scored_names, starting_policy
+from align.report.names import REWARD, judge_of, judged_by, policy_name, scored_names, starting_policy
 from align.runs.run_files import Row, Run, StageFiles, clean, number
 
 BEFORE = "sft"
@@ -146,7 +146,7 @@ def compared(run: Run, stage: StageFiles) -> PolicyComparison | None:
         if (controlled := rates["length_controlled"]) is not None:
             equal[decoding] = (controlled["win_share"], controlled["low"], controlled["high"])
     judge = "" if has_verdicts(stage) else judge_of(stage) or ""
-    return PolicyComparison(stage, before, after, judged, judge, judge == OWN, tables, equal, list(means(stage)))
+    return PolicyComparison(stage, before, after, judged, judge, judge == REWARD, tables, equal, list(means(stage)))
 
 
 def tally(pairs: Sequence[PolicyPair], rates: dict[str, Any]) -> Tally:

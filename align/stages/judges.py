@@ -13,7 +13,6 @@ from align.recipe import Recipe
 from align.recipe.judge_section import ComparisonJudgeSection, LLMJudgeSection, RankingsJudgeSection
 from align.recipe.lineage import Origin, judge_origins, reward_origins
 from align.recipe.reward_section import EndpointPart, FunctionPart, GatePart, ModelPart, RewardPart
-from align.report.names import reward_named
 from align.runtime.secrets import shown_url
 from align.stages import common
 from align.stages.rewards import build_reward, load_function, parts_of
@@ -66,13 +65,12 @@ def judge_of(recipe: Recipe, stage: str, reward: Reward) -> RewardJudge:
     return RewardJudge(reward, described=words)
 
 
-def judges_in_words(recipe: Recipe, judge: Judge | None) -> dict[str, str]:
-    """For ppo's summary: `rewarded_by`, and `looks_judged_by` where somebody decides in its looks at held-out prompts,
-    to which the gold score of the embedded world is not to be had."""
-    found = {"rewarded_by": reward_named(recipe.ppo.model_dump(mode="json"), {})}
+def looks_judged_by(recipe: Recipe, judge: Judge | None) -> dict[str, str]:
+    """Who decides in ppo's looks at held-out prompts, where the gold score of the embedded world is not to be had, for
+    the summary; nothing where nobody does."""
     if judge is None and not recipe.ppo.gold_reward:
-        return found
-    return found | {"looks_judged_by": _gold_reward(recipe) if judge is None else judge.described}
+        return {}
+    return {"looks_judged_by": _gold_reward(recipe) if judge is None else judge.described}
 
 
 def _gold_reward(recipe: Recipe) -> str:

@@ -19,6 +19,7 @@ from align.recipe import Recipe, batch_plan
 from align.recipe.epochs import epochs_of
 from align.recipe.lineage import Origin, critic_origin, init_origin, judge_origins, reward_origins, stage_dir
 from align.recipe.ppo_section import PPOSection
+from align.report.names import reward_named
 from align.runs.callbacks import stage_callbacks, tracker_callbacks
 from align.runs.checkpoint import latest, step_of
 from align.runs.interrupt import StopFlag
@@ -28,7 +29,7 @@ from align.runtime.ranks import any_rank
 from align.stages import common
 from align.stages.drafts import prove_outputs
 from align.stages.ending import early_stopping, ended_early, tell_epochs
-from align.stages.judges import judges_in_words, recipe_judge
+from align.stages.judges import looks_judged_by, recipe_judge
 from align.stages.prompts import check_room, fitting
 from align.stages.rewards import build_reward
 from align.stages.user_code import own_callbacks, trainer_class
@@ -87,6 +88,7 @@ def run_ppo(
             "epochs": round(epochs_of(state.global_step, section.rollout_batch_size, prompts), 3),
             **ended_early(state, early),
             "optimizer_steps": trainer.optimizer_steps,
+            "rewarded_by": reward_named(section.model_dump(mode="json"), {}),
             "train_seconds": round(time.perf_counter() - training, 2),
             "resumed_from": start,
         }
@@ -167,7 +169,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     origins = {"policy": origin} | reward_origins(recipe) | judge_origins(recipe)
     counts = {"prompts": len(prompts), "eval_prompts": len(eval_prompts), "ptx_blocks": len(blocks)}
     counts |= {"origins": {role: asdict(one) for role, one in origins.items()}}
-    return trainer, read | counts | judges_in_words(recipe, judge)
+    return trainer, read | counts | looks_judged_by(recipe, judge)
 
 
 def shared_roles(recipe: Recipe, section: PPOSection, tokenizer: Any, policy_path: str, sharded: bool) -> Any:

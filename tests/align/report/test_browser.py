@@ -1,33 +1,17 @@
 """The page in headless Chromium, wide and narrow, light and dark: what a reader sees, what a hostile run cannot do."""
 
 import json
-import os
-import shutil
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from align.report import build_report
 from tests.align.report.synthetic_run import make_run
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTHS, THEMES = (1400, 390), ("light", "dark")
 EVIL = (
     "</div><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\" onmouseover=\"window.hacked = 1"
 )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        program = CHROMIUM or driver.chromium.executable_path
-        if not Path(program).exists():
-            pytest.skip("no Chromium is installed")
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []
-        with driver.chromium.launch(executable_path=program, args=options) as opened:
-            yield opened
 
 
 @pytest.fixture(scope="module")

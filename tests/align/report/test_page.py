@@ -3,13 +3,14 @@ import string
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.report.page import last_written, made_with, notes_of_outcome, render, sections
+from align.report.page import alignment_tax, last_written, made_with, notes_of_outcome, render, sections
 from align.runs.run_files import Run, StageFiles
 
 KEYS = ["step", "time", "loss", "prompt", "reply", "category", "tags", "sft_reply", "ppo_reply", "sft_gold", "ppo_gold"]
 KEYS += ["sampled", "chosen", "rejected", "chosen_score", "rejected_score", "headline", "by_tag", "accuracy", "pairs"]
 KEYS += ["tokens", "grade", "source", "by_grade", "length_rule", "calibration_error", "temperature", "reliability"]
 KEYS += ["score/mean", "verdicts", "sft_correct", "ppo_correct", "origins", "judged_by", "made_with", "win", "correct"]
+KEYS += ["before", "after", "difference", "tasks", "documents"]
 KEYS += ["seconds", "judge", "gold_gain", "gold_range", "seed", "reference", "heldout_loss", "score", "finished"]
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
@@ -31,7 +32,7 @@ def run_of(recipe=None, **stages) -> Run:
 @given(st.lists(STAGE, min_size=5, max_size=5), ROWS)
 def test_any_json_makes_a_page(found, whole):
     stages = {name: StageFiles(name, *parts) for name, parts in zip(STAGES, found, strict=True)}
-    page = render(Run("n", whole, stages, {}, []), {})
+    page = render(Run("n", whole, stages, {}, [], whole), {})
     assert page.rstrip().endswith("</html>") and page.encode("utf-8")
 
 
@@ -71,6 +72,25 @@ def test_what_a_run_was_made_with():
     page = render(run, {})
     assert "60 s · 1 × NVIDIA H200 · align 0.1.0 (0123456789ab)" in page
     assert made_with(run_of(sft=StageFiles("sft", {"made_with": [3]}))) == []  # of an older version, or torn
+
+
+def test_the_alignment_tax_is_a_table_where_it_was_measured():
+    change = {"difference": 0.0625, "low": 0.03125, "high": 0.09375}
+    found = {
+        "before": {"model": "base", "path": "/home/me/base", "loss": 2.5, "bits_per_byte": 1.0},
+        "after": {"model": "ppo", "path": "/home/me/ppo", "loss": 2.5625, "bits_per_byte": "torn"},
+        "difference": {"loss": change, "bits_per_byte": None},
+        **{"documents": 20, "tokens": 5000, "source": ["held out by /home/me/base"]},
+        "tasks": {"arc_easy": {"acc": {"before": 0.5, "after": 0.25, **change}, "torn": 3}, "torn": []},
+    }
+    rows = [(row.measured, row.before, row.after, row.difference, row.interval) for row in alignment_tax(found).rows]
+    assert rows == [
+        ("held-out loss, nats a token", "2.5", "2.562", "+0.0625", "[+0.0312, +0.0938]"),
+        ("arc_easy: acc", "0.5", "0.25", "+0.0625", "[+0.0312, +0.0938]"),
+    ]
+    page = render(Run("n", {}, run_of().stages, {}, [], found), {})
+    assert "what ppo forgot of base" in page and "20 documents, 5000 tokens" in page and "/home/me" not in page
+    assert alignment_tax({}) is None and alignment_tax({"before": 3, "after": [], "tasks": "x"}) is None
 
 
 def test_the_doctor_speaks_on_the_page():

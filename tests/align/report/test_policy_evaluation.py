@@ -106,7 +106,7 @@ def test_the_judge():
     assert comparisons(run_of(evals=[{"sft_reply": "a"}])) == []
 
 
-OWN = "that PPO was trained on"
+TRAINED = "that PPO was trained on"
 
 
 @pytest.mark.parametrize(
@@ -120,15 +120,15 @@ OWN = "that PPO was trained on"
             "the gold score of the embedded world, which training has not seen",
         ),
         ({"judge": "gold"}, {}, {}, "the score gold"),
-        ({"judge": "reward"}, {}, {"reward": []}, f"the reward model {OWN}"),
-        ({"judge": "reward"}, {}, {"reward": [{"kind": "regex", "name": "polite"}]}, f"the rule polite {OWN}"),
+        ({"judge": "reward"}, {}, {"reward": []}, f"the reward model {TRAINED}"),
+        ({"judge": "reward"}, {}, {"reward": [{"kind": "regex", "name": "polite"}]}, f"the rule polite {TRAINED}"),
         (
             {"judge": "reward"},
             {},
             {"reward": [{"kind": "function", "function": "f.py:g"}]},
-            f"the reward function g {OWN}",
+            f"the reward function g {TRAINED}",
         ),
-        ({"judge": "reward"}, {}, {}, f"the reward {OWN}"),
+        ({"judge": "reward"}, {}, {}, f"the reward {TRAINED}"),
         (
             {"judge": "gold_reward"},
             {},

@@ -4,9 +4,9 @@ import re
 from dataclasses import fields
 from xml.etree import ElementTree
 
-from align.report.page import TEMPLATES
 from align.report.style import DARK, LIGHT
 from align.report.svg import NAMES, Panel, pictures
+from align.report.template import TEMPLATES
 
 EVIL = '</text></svg><script>alert(1)</script> style="fill: #fe0105" 12.345 --> $\\frac{ {{ 7 }} 知識'
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from huggingface_hub import ModelCard
 from align.models import push
 from align.models.push import PushError
 from align.recipe import STAGES, RecipeError, dump_recipe, load_recipe
+from align.report.build import build_report
 from align.runs import checkpoint
 from align.runtime.card import CARD
 from align.runtime.files import write_json, write_text
@@ -38,7 +40,7 @@ def lines(path):
 
 
 @pytest.fixture(scope="module")
-def finished(no_figures, tmp_path_factory):
+def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chain")
     write_data(folder)
     recipe = small_recipe(folder)
@@ -55,6 +57,23 @@ def test_every_stage_leaves_its_files(finished):
         assert (run / stage / "model" / "model.safetensors").is_file()
         assert (run / stage / "model" / "tokenizer.json").is_file()
         assert not list((run / stage).glob("**/*.bin"))
+
+
+def test_a_stage_leaves_a_report_and_is_finished_without_one(finished, monkeypatch, caplog):
+    monkeypatch.setattr("align.report.build.build_report", build_report)
+    recipe, run, summary = finished
+    page = run / "report/index.html"
+    assert run_stage(recipe, "sft") == summary["sft"]
+    assert "sft: loss" in page.read_text(encoding="utf-8")
+    written = page.stat().st_mtime_ns
+    run_stage(recipe, "rm")
+    assert page.stat().st_mtime_ns == written  # nothing has happened since
+    shutil.rmtree(page.parent)
+    page.parent.write_text("in its place")
+    assert run_stage(recipe, "sft") == summary["sft"]
+    page.parent.unlink()
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told.startswith("the report could not be written (") and f"try `align report {run}`" in told
 
 
 def test_summary_gathers_the_stages(finished):
