@@ -26,6 +26,7 @@ LOG = logging.getLogger("align")
 Summary = dict[str, Any]
 WITH_CHATML = "model_with_chatml"
 PUSHED = "pushed.json"  # to which repository the model was pushed
+JUDGED = "judge"  # what a judge answered that is asked over a network, a file a rank
 CODE = "code.json"  # the hashes of the user's own code that the recipe names
 MADE_BY_STAGES = (
     "model",
@@ -40,6 +41,7 @@ MADE_BY_STAGES = (
     "samples.jsonl",
     "ghost.jsonl",
     "eval.jsonl",
+    JUDGED,
     "most_wrong.jsonl",
     "accepted.json",
     "recipe.yaml",

@@ -47,4 +47,11 @@ def _judgment(pair: ReplyPair, scores: dict[int, float], why: dict[int, str]) ->
     first, second = of(pair.first), of(pair.second)
     if failed := [why[id(sample)] for sample in (pair.first, pair.second) if id(sample) in why]:
         return Judgment(None, note=failed[0])
+    return by_scores(first, second)
+
+
+def by_scores(first: float, second: float) -> Judgment:
+    """The higher score wins; there is no winner where one of them is NaN."""
+    if math.isnan(first) or math.isnan(second):
+        return Judgment(None)
     return Judgment("tie" if first == second else "first" if first > second else "second", scores=(first, second))
