@@ -89,16 +89,17 @@ def read_rankings(path: str | Path) -> Rankings:
         EmptyDatasetError: nobody ranked two replies.
     """
     path, left_out = Path(path), Counter[str]()
+    rows = list(raw_rows(path))
+    named = {name for _, row in rows if isinstance(row, dict) for name in row}
+    who = next((name for name in ANNOTATORS if name in named), None)
     found: dict[tuple[Any, ...], Ranking] = {}
     read: ranking_shapes.ReadRow | None = None
-    who: str | None = None
-    for line, row in raw_rows(path):
+    for line, row in rows:
         try:
             if not isinstance(row, dict):
                 raise DataError(f"expected an object, found {shown(row)}")
             row = encodable(row, Notes())
-            if read is None:
-                read, who = ranking_shapes.shape_of(row), next((name for name in ANNOTATORS if name in row), None)
+            read = read or ranking_shapes.shape_of(row)
             one = _ranking(row, read, who, left_out)
             key = (one.prompt, one.annotator) if read is ranking_shapes.long else (line,)
             found[key] = _joined(found[key], one) if key in found else one

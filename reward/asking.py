@@ -160,8 +160,9 @@ class Endpoint:
 
 
 def _quoted(answer: http.Answer) -> str:
-    """The beginning of what was answered; more of the sentence in an error as vLLM, OpenAI and our server write it."""
+    """The beginning of what was answered; more of the sentence in an error as vLLM, OpenAI and our server write it, or
+    transformers."""
     said = parse_json(answer.said)
-    error = said.get("error") if isinstance(said, dict) else None
-    message = error.get("message") if isinstance(error, dict) else None
+    error = said.get("error", said) if isinstance(said, dict) else None
+    message = error.get("message", error.get("detail")) if isinstance(error, dict) else None
     return repr(shortened(message, 200) if isinstance(message, str) else shortened(answer.said))

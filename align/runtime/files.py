@@ -142,13 +142,20 @@ def write_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def append_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Adds `rows` to the file, one JSON object a line, in one piece; a kill leaves at most a part of them behind the
-    others. Not-finite numbers are refused (ValueError): JSON has none. Raises StorageError."""
+    """Adds `rows` to the file, one JSON object a line, in one piece; makes the folder when it is missing.
+
+    A kill leaves at most a part of them behind the others, and what is added next begins on a line of its own.
+    Not-finite numbers are refused (ValueError): JSON has none. Raises StorageError.
+    """
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    with storage_errors(path, "append to"), open(path, "a", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    with storage_errors(path, "append to"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            torn = file.read(1) not in (b"", b"\n")
+            file.write(("\n" * torn + text).encode("utf-8", "backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def stamp(path: str | Path) -> list[list[Any]]:

@@ -34,7 +34,7 @@ TOPICS = (
 )
 HELDOUT = 12  # topics
 ESTIMATORS = ("gae", "rloo", "grpo")
-CRITIC = ["ppo.critic_warmup_steps=4", "ppo.critic.learning_rate=5.0e-4"]
+CRITIC = ["ppo.critic_warmup_steps=8", "ppo.critic.learning_rate=1.0e-3"]
 WORDS = ("beautiful", "people", "time", "always", "important", "small", "world", "together")
 
 

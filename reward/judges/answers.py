@@ -5,12 +5,11 @@ A process that is killed leaves whole lines and at most one torn one, which is p
 
 from __future__ import annotations
 
-import json
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from align.runtime.files import storage_errors
+from align.runtime.files import append_json_lines
 from align.runtime.json_files import number, objects, read_text
 
 
@@ -56,13 +55,5 @@ class Answers:
         """Keeps an answer, on the disk before anything else is done with it. Raises StorageError."""
         with self._lock:
             if self.path is not None:
-                self._write(json.dumps({"key": key, **asdict(answer)}).encode() + b"\n")
+                append_json_lines(self.path, [{"key": key, **asdict(answer)}])
             self._known[key] = answer
-
-    def _write(self, line: bytes) -> None:
-        with storage_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a+b") as file:
-                if file.tell() and file.seek(-1, 2) >= 0 and file.read(1) != b"\n":
-                    line = b"\n" + line  # behind the line of a process that was killed
-                file.write(line)

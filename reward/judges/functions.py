@@ -50,10 +50,13 @@ class FunctionJudge:
             [side.completion for side in sides] for sides in zip(*((p.first, p.second) for p in pairs), strict=True)
         ]
         verdicts = self._function([pair.first for pair in pairs], *sides)
-        if isinstance(verdicts, str | bytes | Mapping | Set) or not hasattr(verdicts, "__iter__"):
+        try:
+            if isinstance(verdicts, str | bytes | Mapping | Set):
+                raise TypeError
+            verdicts = list(verdicts)
+        except TypeError:
             found = shortened(repr(verdicts))
-            raise RewardError(f"judge {self.name!r} must give a list of one verdict a pair, it gave {found}")
-        verdicts = list(verdicts)
+            raise RewardError(f"judge {self.name!r} must give a list of one verdict a pair, it gave {found}") from None
         if len(verdicts) != len(pairs):
             raise RewardError(f"judge {self.name!r} gave {len(verdicts)} verdicts for {len(pairs)} pairs")
         return [self._judgment(verdict, at) for at, verdict in enumerate(verdicts)]
@@ -62,7 +65,8 @@ class FunctionJudge:
         if verdict is None or (isinstance(verdict, str) and verdict in _WORDS):
             return Judgment(verdict)
         try:
-            if isinstance(verdict, bool | str | bytes):  # True would be "first", and False a tie
+            is_flag = isinstance(verdict, bool) or str(getattr(verdict, "dtype", "")).endswith("bool")
+            if is_flag or isinstance(verdict, str | bytes):  # True would be "first", and False a tie
                 raise TypeError
             number = float(verdict)
         except (TypeError, ValueError, OverflowError, RuntimeError):

@@ -101,12 +101,13 @@ def test_a_vote_without_verdict_and_prompts_that_differ_are_counted(tmp_path):
     later = [*OTHER, {"role": "user", "content": "more"}, {"role": "assistant", "content": "z"}]
     earlier = [*TALK, {"role": "user", "content": "more"}, {"role": "assistant", "content": "z"}]
     rows = [
+        {name: value for name, value in ARENA.items() if name != "judge"} | {"winner": "model_a"},
         ARENA | {"winner": "model_a"},
         ARENA | {"winner": None},
         ARENA | {"winner": "tie", "conversation_a": earlier, "conversation_b": later},
     ]
     found = read_rankings(jsonl(tmp_path / "votes.jsonl", rows))
-    assert len(found.rankings) == 1 and found.left_out == {"no verdict": 1, "prompts differ": 1}
+    assert len(found.rankings) == 1 and found.left_out == {"no annotator": 1, "no verdict": 1, "prompts differ": 1}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A reward and a function of both replies as judges."""
 
 import pytest
+import torch
 
 from data_formats.records import Message
 from reward.judges.functions import FunctionJudge
@@ -97,6 +98,8 @@ def test_verdicts_are_words_or_signed_numbers_and_may_be_none():
     ("given", "words"),
     [
         ([True], r"judge 'f' gave True for pair 0: it must be"),
+        (torch.tensor([True]), r"gave tensor\(True\) for pair 0"),
+        (torch.tensor(1.0), r"must give a list of one verdict a pair, it gave tensor\(1\.\)"),
         (["A"], r"gave 'A' for pair 0"),
         (["first", "first"], "gave 2 verdicts for 1 pairs"),
         ("first", "must give a list of one verdict a pair, it gave 'first'"),
