@@ -283,7 +283,7 @@ def parse_arena(row: dict[str, Any], notes: Notes) -> Comparison:
         raise Dropped("tie")
     if winner not in ("model_a", "model_b"):
         raise DataError(f"expected model_a, model_b or tie, found {shown(winner)}", field="winner")
-    a, b = (_exchanges(row, field, notes) for field in ("conversation_a", "conversation_b"))
+    a, b = (exchanges(row, field, notes) for field in ("conversation_a", "conversation_b"))
     chosen, rejected = (a, b) if winner == "model_a" else (b, a)
     start = 1 + next((at for at, turn in enumerate(chosen) if turn.role == "user"), 0)
     if chosen[:start] != rejected[:start]:
@@ -292,7 +292,7 @@ def parse_arena(row: dict[str, Any], notes: Notes) -> Comparison:
     return diverging(row, prompt, chosen[start:], rejected[start:], notes)
 
 
-def _exchanges(row: dict[str, Any], field: str, notes: Notes) -> Turns:
+def exchanges(row: dict[str, Any], field: str, notes: Notes) -> Turns:
     """A conversation up to the reply to the user's turn number `turn`, which MT-bench's judgments are about.
 
     Raises:

@@ -20,6 +20,8 @@ also as `.gz` or `.zst`; StackExchange dumps (`.xml`), text (`.txt`, `.md`), and
 
 Further fields of a prompt, lists and objects too, are columns for reward functions; one that a row lacks is None.
 
+What people ranked is read in [shapes of its own](judging.md#peoples-rankings): nothing is trained on it, it judges.
+
 | name | read as | needs | holds |
 |---|---|---|---|
 """

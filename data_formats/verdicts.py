@@ -21,11 +21,11 @@ from data_formats.formats import Dropped, Format, Notes, as_text, flag, shown
 from data_formats.records import Comparison, Message
 from data_formats.turns import Turns, as_prompt, prompt_turns, read_turn, read_turns
 
-_REPLIES = ("response", "answer", "output", "completion", "reply", "generation", "candidate", "assistant")
+REPLIES = ("response", "answer", "output", "completion", "reply", "generation", "candidate", "assistant")
 _NUMBERED = ((("_0", "0"), ("_1", "1")), (("_1", "1"), ("_2", "2")), (("_a", "_A"), ("_b", "_B")))
 PAIRS = tuple(
     (f"{name}{first}", f"{name}{second}")
-    for name in _REPLIES
+    for name in REPLIES
     for (firsts, seconds) in _NUMBERED
     for first, second in zip(firsts, seconds, strict=True)
 )
@@ -41,9 +41,9 @@ QUESTIONS = (
     "context",
 )
 # Fields whose number is a strength: below 0 the first reply is better, above 0 the second (HelpSteer 2 and 3).
-_STRENGTHS = ("overall_preference", "preference_strength")
+STRENGTHS = ("overall_preference", "preference_strength")
 VERDICTS = (
-    *_STRENGTHS,
+    *STRENGTHS,
     "preference",
     "preferred",
     "preferred_response",
@@ -55,7 +55,7 @@ VERDICTS = (
 )
 _TIES = ("tie", "both", "bothbad", "equal", "same", "draw", "neither", "none", "a=b", "b=a", "=", "c")
 _PLACES = {"first": 0, "left": 0, "second": 1, "right": 1}
-_WORDS = re.compile(rf"model|option|side|{'|'.join(_REPLIES)}|[\s_\-\[\]().'\"]")
+_WORDS = re.compile(rf"model|option|side|{'|'.join(REPLIES)}|[\s_\-\[\]().'\"]")
 _BELOW_ZERO = re.compile(r"-\s*\d.*")  # the sign of a comparison, which names no reply
 _MORE = re.compile(r"(\w+)\s*([<>])[<>]?\s*(\w+)")
 
@@ -122,7 +122,7 @@ def better_of(value: Any, field: str, names: tuple[str, str]) -> int:
     )
 
 
-def _strength(value: Any, field: str) -> tuple[int, float]:
+def strength_of(value: Any, field: str) -> tuple[int, float]:
     """Which reply is better and by how much.
 
     Raises:
@@ -144,7 +144,7 @@ def _strength(value: Any, field: str) -> tuple[int, float]:
     return int(number > 0), abs(number)
 
 
-def _prompt(row: dict[str, Any], field: str, notes: Notes) -> Turns:
+def prompt_under(row: dict[str, Any], field: str, notes: Notes) -> Turns:
     value = row[field]
     if field == "context":  # here the conversation itself
         return prompt_turns(with_system(row, as_prompt(value, field, notes), notes), notes)
@@ -173,12 +173,12 @@ def parse_judged(row: dict[str, Any], notes: Notes, field: str) -> Comparison:
         problem = "expected a prompt and two replies such as response_1 and response_2 beside this verdict"
         raise DataError(problem, field=field)
     grade = None
-    if field in _STRENGTHS:
-        better, grade = _strength(row[field], field)
+    if field in STRENGTHS:
+        better, grade = strength_of(row[field], field)
     else:
         better = better_of(row[field], field, names)
     replies = [_reply(row, name, notes) for name in names]
-    prompt = _prompt(row, question, notes)
+    prompt = prompt_under(row, question, notes)
     made = comparison_of(row, prompt, replies[better], replies[1 - better], notes, grade=grade)
     return replace(made, tags=(*made.tags, *_safety(row, better)))
 

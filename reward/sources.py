@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,9 +16,10 @@ from data_formats.chatml import encode_texts, with_reasoning
 from data_formats.records import Message
 from reward.classifier import ClassifierReward
 from reward.forward import forward_errors, position_room
+from reward.functions import ColumnsFunction, name_of
 from reward.loading import check_vocabulary, saved_tokenizer
 from reward.model import RewardModel
-from reward.protocol import Reward, RewardError, Sample
+from reward.protocol import Reward, Sample
 from reward.scoring import batches_by_length, checked, require_room
 from reward.shared import group_batches, layout_for, same_prompts
 
@@ -146,15 +146,8 @@ class FunctionReward:
     def __init__(self, fn: RewardFunction, name: str | None = None):
         if not callable(fn):
             raise TypeError(f"FunctionReward: must be a function (prompts, completions, **columns), not {fn!r}")
-        self.fn, self.name = fn, name or getattr(fn, "__name__", type(fn).__name__)
-        try:
-            parameters = inspect.signature(fn).parameters.values()
-        except (TypeError, ValueError) as error:
-            raise RewardError(
-                f"reward {self.name!r}: what it takes cannot be seen ({error}); name a function written in Python"
-            ) from error
-        self._named = {parameter.name for parameter in parameters}
-        self._open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        self.fn, self.name = fn, name or name_of(fn)
+        self._function = ColumnsFunction(fn, f"reward {self.name!r}", ("prompts", "completions"))
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
         """What the function gives, checked.
@@ -164,21 +157,7 @@ class FunctionReward:
         """
         if not samples:
             return []
-        prompts = [[{"role": turn.role, "content": turn.content} for turn in sample.prompt] for sample in samples]
-        completions = [sample.completion for sample in samples]
-        names = sorted({name for sample in samples for name in sample.columns or ()} - {"prompts", "completions"})
-        columns = {
-            name: [(sample.columns or {}).get(name) for sample in samples]
-            for name in names
-            if self._open or name in self._named
-        }
-        try:
-            scores = self.fn(prompts, completions, **columns)
-            if isinstance(scores, Iterator):
-                scores = list(scores)  # a generator fails only here
-        except (Exception, SystemExit) as error:  # sys.exit() would end the training without a word
-            raise RewardError(f"reward {self.name!r} failed: {type(error).__name__}: {error}") from error
-        return checked(scores, len(samples), self.name)
+        return checked(self._function(samples, [sample.completion for sample in samples]), len(samples), self.name)
 
 
 def load_reward(

@@ -51,10 +51,10 @@ ARROWS: dict[str, frozenset[str]] = {
         {"align.models", "align.data", "align.runs", "align.evaluation", "reward", "rollouts", "data_formats"}
     ),
     "align.report": frozenset(
-        {"data_formats", "align.recipe", "align.evaluation.accuracy", "align.evaluation.shares"}
-        | {"align.evaluation.table"}  # plain numbers
+        {"data_formats", "align.recipe", "align.runs.reading", "align.runs.run_files", "align.doctor"}
+        | {f"align.evaluation.{name}" for name in ("accuracy", "shares", "table", "wins")}  # plain numbers
     ),
-    "align.doctor": frozenset({"data_formats", "align.recipe", "align.report.run"}),  # without torch
+    "align.doctor": frozenset({"data_formats", "align.recipe", "align.runs.run_files"}),  # without torch
     "align.plan": frozenset({"align.recipe"}),  # without torch
     "align.serving": frozenset({"align.recipe", "align.models", "align.stages", "reward", "data_formats"}),
     "align.commands": frozenset(
@@ -79,7 +79,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.data": TORCH - {"safetensors"},
     "align.runs": (TORCH - {"safetensors"}) | {"accelerate", "psutil", "rich"},
     "align.trainers": TORCH | {"accelerate", "peft", "trl"},
-    "align.evaluation": TORCH,
+    "align.evaluation": TORCH | {"evalica", "pandas", "scipy"},  # ranking models by wins
     "align.chat": frozenset({"rich"}),
     "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),
     "align.doctor": frozenset(),
@@ -95,6 +95,7 @@ LAZY: dict[str, frozenset[str]] = {
     "reward": frozenset({"regex", "math_verify", "peft", "bitsandbytes"}),
     "rollouts": frozenset({"peft", "bitsandbytes", "uvicorn"}),
     "align.models": frozenset({"huggingface_hub"}),
+    "align.evaluation": frozenset({"lm_eval"}),
     "align.trainers": frozenset({"bitsandbytes"}),
 }
 ENGINES = {"vllm": "rollouts.vllm"}  # only inside that package

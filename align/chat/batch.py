@@ -1,8 +1,8 @@
 """A file of prompts answered: JSON lines out, which `data_formats` reads, written a batch at a time.
 
-A line is a prompt's, with the reply and what the reward says of it; with two models each prompt has two lines. Made are
-whole batches (`align.runtime.pieces`), whose seed is made of theirs and the batch's number: a run that was killed goes
-on behind the last whole batch, and its file is that of one that never was.
+A line is a reply to a prompt, with what the reward says of it; each prompt has one of each model, or as many as are
+sampled. Made are whole batches (`align.runtime.pieces`), whose seed is made of theirs and the batch's number: a run
+that was killed goes on behind the last whole batch, and its file is that of one that never was.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from align.evaluation.replies import judged_replies
 from align.runs.seeding import derive
 from align.runtime import files
 from align.runtime.json_files import objects, read_text
-from align.runtime.pieces import pieces_in, stamp
+from align.runtime.pieces import pieces_in
 from data_formats.records import Message, Prompt
 from data_formats.writing import as_row
 from reward.protocol import Reward
@@ -47,7 +47,8 @@ def answer_prompts(
     out: Path,
     told: Callable[[int], None] = lambda done: None,
 ) -> int:
-    """Write every model's reply to every prompt to `out`; returns how many prompts had been answered before.
+    """Write every model's replies to every prompt, `params.n` of them, to `out`; returns how many prompts had been
+    answered before.
 
     Args:
         told: is called with the number of prompts that are done.
@@ -60,13 +61,13 @@ def answer_prompts(
         FolderInUseError: another process writes the same file.
     """
     sampled = [_with_room(speaker, params, prompts) for speaker in speakers]
-    keys = [_key(speaker, reward, prompt, params) for prompt in prompts for speaker in speakers]
+    keys = [_key(one, reward, prompt, params) for prompt in prompts for one in speakers for _ in range(params.n)]
     if _is_done(out, keys):
         told(len(prompts))
         return len(prompts)
     made_with = {
         "models": [speaker.name for speaker in speakers],
-        "the models' files": [stamp(speaker.path) for speaker in speakers],
+        "the models' files": [files.stamp(speaker.path) for speaker in speakers],
         "prompts, sampling or judge": hashlib.sha256(json.dumps(keys).encode()).hexdigest(),
         "prompts at once": AT_ONCE,
     }
@@ -114,9 +115,10 @@ def _rows(
     ]
     for at, prompt in enumerate(batch):
         for speaker, of_speaker in zip(speakers, replies, strict=True):
-            (reply,) = of_speaker[at]
-            row = _key(speaker, reward, prompt, params) | {"completion": reply.text, "finished": reply.finished}
-            yield row | {"tokens": reply.tokens} | ({} if reward is None else {"reward": reply.scores[reward.name]})
+            key = _key(speaker, reward, prompt, params)
+            for reply in of_speaker[at]:
+                row = key | {"completion": reply.text, "finished": reply.finished, "tokens": reply.tokens}
+                yield row | ({} if reward is None else {"reward": reply.scores[reward.name]})
 
 
 def _key(speaker: Speaker, reward: Reward | None, prompt: Prompt, params: SamplingParams) -> dict[str, Any]:

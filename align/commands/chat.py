@@ -76,7 +76,7 @@ def chat_command(args: argparse.Namespace) -> None:
         raise ChatError("vLLM holds one model in a process: leave --against out, or set --engine hf")
     engine = "hf" if len(paths) > 1 else args.engine
     names = [called(path) for path in paths]
-    prompts = None if args.prompts is None else _prompts(args.prompts, args.system)
+    prompts = None if args.prompts is None else read_prompts(args.prompts, args.system)
 
     from rollouts.protocol import SamplingParams
 
@@ -110,7 +110,7 @@ def chat_command(args: argparse.Namespace) -> None:
         session.run()
 
 
-def _prompts(source: str, system: str) -> list[Any]:
+def read_prompts(source: str, system: str) -> list[Any]:
     """The prompts of a file, each behind the system turn.
 
     Raises:

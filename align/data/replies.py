@@ -6,7 +6,7 @@ each of them. The further fields of a row go along, as those of a prompt do in P
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from data_formats.chatml import reply_text
 from data_formats.errors import DataError
 from data_formats.records import Comparison, Demonstration, Message, Record, Scored
 
+Turns = tuple[tuple[str, str], ...]  # role and text of each turn
 KINDS: tuple[type[Record], ...] = (Scored, Comparison, Demonstration)
 
 
@@ -90,6 +91,32 @@ class RepliesOfFile:
         """What was read, in a sentence; of the last time that all was."""
         more = "".join(f"; {count} left out: {reason}" for reason, count in sorted(self.left_out.items()))
         return self._stream.report.describe() + more
+
+
+def replies_by_prompt(source: RepliesOfFile, policy: str = "") -> dict[Turns, list[str]]:
+    """The replies of a file by what they answer (role and text of each turn), in the file's order.
+
+    Args:
+        policy: of several whose replies a row holds (our `eval.jsonl`): the greedy one and then those sampled.
+
+    Raises:
+        DataError: rows that cannot be read; of several policies, and none of them is named, or another one.
+    """
+    found: dict[Turns, list[str]] = defaultdict(list)
+    for one in source:
+        columns = one.reply.columns or {}
+        known = [name.removesuffix("_reply") for name in columns if name.endswith("_reply")]
+        if (policy or len(known) > 1) and policy not in known:
+            told = f"replies of {', '.join(known)}" if known else "replies of one model"
+            advice = f"name one of them as FILE:{known[0]}" if known else "leave the name of a policy out"
+            raise DataError(f"a row holds {told}: {advice}", path=one.file, line=one.row)
+        turns = tuple((turn.role, turn.content) for turn in one.reply.prompt)
+        if not policy:
+            found[turns].append(one.reply.reply)
+        elif one.index == 0:
+            sampled = (columns.get("sampled") or {}).get(policy, [])
+            found[turns] += [columns[f"{policy}_reply"], *(reply["reply"] for reply in sampled)]
+    return dict(found)
 
 
 def kind_named(format: str) -> type[Record]:

@@ -33,7 +33,7 @@ def judge_replies(
     Raises:
         RewardError: the reward failed, with `mask` on more replies than may.
     """
-    return judge_all(reward, _samples(reward, replies), on_error, int(MAX_FAILED_SHARE * len(replies)))
+    return judge_all(reward, samples_for(reward, replies), on_error, int(MAX_FAILED_SHARE * len(replies)))
 
 
 def score_comparisons(
@@ -61,7 +61,8 @@ def score_comparisons(
     return chosen, rejected
 
 
-def _samples(reward: Reward, replies: Sequence[PromptedReply]) -> list[Sample]:
+def samples_for(reward: Reward | None, replies: Sequence[PromptedReply]) -> list[Sample]:
+    """The replies as this reward is to get them; as text for None."""
     tokenizer = getattr(reward, "tokenizer", None) if getattr(reward, "reads_ids", True) else None
     columns = [None if one.columns is None else dict(one.columns) for one in replies]
     if tokenizer is None:

@@ -19,23 +19,23 @@ def wilson(correct: float, n: float, z: float = Z95) -> tuple[float, float]:
     return (max(middle - half, 0.0) if correct else 0.0), (min(middle + half, 1.0) if correct < n else 1.0)
 
 
-def clustered_wilson(right: Sequence[bool], clusters: Sequence[Hashable]) -> tuple[float, float]:
-    """`wilson` of the share of `right` with the number of independent answers in place of their number.
+def clustered_wilson(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
+    """`wilson` of the mean of `values`, each right (1), wrong (0) or between (a tie: 0.5), with the number of
+    independent answers that vary as it does in place of their number.
 
-    That is n over the design effect (Kish 1965): the variance of the share over whole clusters, as of a ratio of sums,
-    over p (1 - p) / n; never under 1, so that the interval is never narrower than Wilson's own. Where all answers are
-    equal their number is that of the clusters.
+    That is n, times share (1 - share) over the values' own variance (1 without ties, which vary less), over the design
+    effect (Kish 1965): the variance of the mean over whole clusters, as of a ratio of sums, over that of as many
+    independent values; never under 1. Where all values are equal their number is that of the clusters.
     """
-    n, correct = len(right), sum(right)
-    groups: dict[Hashable, list[bool]] = defaultdict(list)
-    for ok, cluster in zip(right, clusters, strict=True):
-        groups[cluster].append(ok)
-    if len(groups) == n:
-        return wilson(correct, n)
-    share, count = correct / n, len(groups)
-    if count < 2 or correct in (0, n):
+    n, total = len(values), math.fsum(values)
+    groups: dict[Hashable, list[float]] = defaultdict(list)
+    for value, cluster in zip(values, clusters, strict=True):
+        groups[cluster].append(value)
+    share, count = total / n, len(groups)
+    spread = math.fsum((value - share) ** 2 for value in values) / n
+    if count < 2 or not spread:
         return wilson(share * count, count)
-    between = math.fsum((sum(own) - share * len(own)) ** 2 for own in groups.values())
-    variance = count / (count - 1) * between / (n * n)
-    independent = min(n, share * (1 - share) / variance) if variance else n
+    between = math.fsum((math.fsum(own) - share * len(own)) ** 2 for own in groups.values()) / n
+    effect = 1.0 if count == n else max(count / (count - 1) * between / spread, 1.0)
+    independent = n * share * (1 - share) / (spread * effect)
     return wilson(share * independent, independent)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from align.plan.count import count
 from align.plan.models import Model
 from align.plan.parts import PTX, Cost, Phase
-from align.plan.ppo_models import GOLD, StageModels
+from align.plan.ppo_models import StageModels, key_of
 from align.recipe import Recipe, batch_plan
 from align.recipe.batch import BatchPlan
 from align.recipe.ppo_section import PPOSection
@@ -116,7 +116,7 @@ def ppo_cost(recipe: Recipe, models: StageModels, *, ranks: int = 1) -> Cost:
     group, prompts = PromptGroup(rollout.max_prompt_length, (length,) * rollout.num_generations), plan.prompts
     drawn, asked = decode_pass([group]).times(prompts), reply_pass([group]).times(prompts)
     policy, reference, critic = models.policy, models.reference, models.critic
-    judges = [one for one in models.rewards if not one.role.startswith(GOLD)]
+    judges = [one for one in models.rewards if key_of(one.role) == "reward"]
     updated, taken_up = asked.times(section.num_ppo_epochs), first_micro_batch(section, plan, group)
     if ranks > 1 or "reference" in section.offload or section.asks_policy_late:  # `ModelPasses` keeps no pass
         taken_up = NOTHING

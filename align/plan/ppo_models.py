@@ -8,9 +8,7 @@ from align.plan.models import Model, frozen_model, trained_model
 from align.plan.parts import MemoryPart
 from align.plan.shapes import Shape
 from align.recipe import Recipe
-from align.recipe.lineage import gold_origins, init_origin
-
-GOLD = "gold_reward"  # how the roles of reward models begin that judge for the log alone
+from align.recipe.lineage import init_origin, judge_origins
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,13 @@ class StageModels:
 
     def judging(self, one: Model) -> tuple[str, ...]:
         """The reward models that are asked together with `one`."""
-        return tuple(each.role for each in self.rewards if each.role.startswith(GOLD) == one.role.startswith(GOLD))
+        return tuple(each.role for each in self.rewards if key_of(each.role) == key_of(one.role))
+
+
+def key_of(role: str) -> str:
+    """The key of the recipe that a reward model is a part of: `reward`, or `gold_reward` and `judge`, which judge in
+    evaluations alone."""
+    return role.partition(".")[0]
 
 
 def shares_backbone(recipe: Recipe) -> bool:
@@ -71,7 +75,7 @@ def roles(recipe: Recipe, policy: Shape, critic: Shape | None, rewards: dict[str
     )
     if not shared:
         return found
-    alone = gold_origins(recipe)  # it only looks on, and is loaded by itself
+    alone = judge_origins(recipe)  # they only look on, and are loaded by themselves
     return StageModels(
         found.policy,
         None if critic is None else replace(found.critic, own_weights=critic != policy),

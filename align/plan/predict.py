@@ -10,7 +10,7 @@ from align.plan.plan_supervised import plan_supervised
 from align.plan.ppo_models import shares_backbone
 from align.plan.shapes import Shape, find_shape
 from align.recipe import STAGES, Recipe
-from align.recipe.lineage import Origin, critic_origin, gold_origins, init_origin, reward_origins
+from align.recipe.lineage import Origin, critic_origin, init_origin, judge_origins, reward_origins
 from align.runtime.resolve import resolve
 
 ASSUMED = (
@@ -53,7 +53,7 @@ def plan_supervised_stage(recipe: Recipe, stage: str, *, ranks: int, device: str
 
 
 def _reward_shapes(recipe: Recipe, stage: str) -> dict[str, Shape]:
-    origins = reward_origins(recipe, stage) | gold_origins(recipe, stage)
+    origins = reward_origins(recipe, stage) | judge_origins(recipe, stage)
     return {role: _shape(recipe, origin, f"{stage}.{role}") for role, origin in origins.items()}
 
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from align.recipe.judge_section import ComparisonJudgeSection
 from align.recipe.ppo_section import PPOSection
 from align.recipe.registry import REWARD_STAGES, STAGES
 from align.recipe.reward_section import FunctionPart, ModelPart, RewardPart, plain_parts
 from align.recipe.schema import Recipe
 from align.recipe.user_code import content_hash
 
+WITH_CHATML = "model_with_chatml"  # in a run: the model that it begins with, given tokens for turns
 TRAINED = "trained.json"  # beside a model that is trained and not yet measured
 
 
@@ -71,9 +73,12 @@ def reward_origins(recipe: Recipe, stage: str = "ppo") -> dict[str, Origin]:
     return _part_origins(recipe, plain_parts(section.reward))
 
 
-def gold_origins(recipe: Recipe, stage: str = "ppo") -> dict[str, Origin]:
-    """Where the models among the parts of `gold_reward` come from, by the part's key (`gold_reward.0`)."""
-    return _part_origins(recipe, plain_parts(getattr(getattr(recipe, stage), "gold_reward", ()), "gold_reward"))
+def judge_origins(recipe: Recipe, stage: str = "ppo") -> dict[str, Origin]:
+    """Where the models come from that only look on, those among the parts of `gold_reward` and `judge`, by the part's
+    key (`gold_reward.0`, `judge`)."""
+    section = getattr(recipe, stage)
+    gold = plain_parts(getattr(section, "gold_reward", ()), "gold_reward")
+    return _part_origins(recipe, [*gold, *section.judge_parts()])
 
 
 def _part_origins(recipe: Recipe, parts: Iterable[tuple[str, RewardPart]]) -> dict[str, Origin]:
@@ -96,10 +101,9 @@ def inputs(recipe: Recipe, stage: str) -> dict[str, Origin]:
     if not STAGES[stage].samples:
         return {"model": init_origin(recipe, stage)}
     found = {"policy": init_origin(recipe, stage), **reward_origins(recipe, stage)}
-    if not isinstance(getattr(recipe, stage), PPOSection):
-        return found
-    critic = {"critic": critic_origin(recipe)} if recipe.ppo.estimator.critic else {}
-    return found | critic | gold_origins(recipe)
+    if isinstance(getattr(recipe, stage), PPOSection) and recipe.ppo.estimator.critic:
+        found["critic"] = critic_origin(recipe)
+    return found | judge_origins(recipe, stage)
 
 
 def user_code(recipe: Recipe, stage: str) -> dict[str, str]:
@@ -107,7 +111,8 @@ def user_code(recipe: Recipe, stage: str) -> dict[str, str]:
     section = getattr(recipe, stage)
     named = dict(section.code())
     if STAGES[stage].samples:
-        named |= {f"{key}.function": part.function for key, part in section.judges() if isinstance(part, FunctionPart)}
+        functions = FunctionPart | ComparisonJudgeSection
+        named |= {f"{key}.function": part.function for key, part in section.judges() if isinstance(part, functions)}
     return {f"{stage}.{key}": spec for key, spec in named.items()}
 
 

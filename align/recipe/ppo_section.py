@@ -11,7 +11,16 @@ from align.recipe.cleaning_section import CleaningSection
 from align.recipe.errors import did_you_mean
 from align.recipe.estimators import ESTIMATORS, Estimator
 from align.recipe.fields import OptimSection, Source
-from align.recipe.reward_section import ModelPart, OnRewardError, Parts, Rewarded, RewardPart, list_rules, plain_parts
+from align.recipe.reward_section import (
+    JudgeOnly,
+    OnRewardError,
+    Parts,
+    Rewarded,
+    RewardPart,
+    apart_rules,
+    list_rules,
+    plain_parts,
+)
 from align.recipe.rollout_section import EvaluationSection, PPORolloutSection
 from align.recipe.section import Count, LocalPath, Positive, Section, Share, StageSection
 
@@ -387,8 +396,8 @@ class PPOSection(Rewarded, PPOConfig, StageSection):
     ptx_data: tuple[Source, ...] = ()
     """Pretraining documents of `ptx_coef`."""
     gold_reward: Parts = ()
-    """A second reward, of parts as `reward`: it judges the replies to held-out prompts alone, and nothing is trained on
-    it, stopped by it or chosen by it."""
+    """A second reward, of parts as `reward`: it scores the replies to held-out prompts alone, decides where there is no
+    `judge`, and nothing is trained on it, stopped by it or chosen by it."""
     init_from: LocalPath | None = None
     """What the policy starts from: a stage, a folder or a hub id; by default rejection, else sft."""
     critic_from: LocalPath | None = None
@@ -398,7 +407,7 @@ class PPOSection(Rewarded, PPOConfig, StageSection):
     """Keep policy, reference, critic and reward model as adapters of one frozen base; `auto` does so where
     `model.adapter` is not none."""
 
-    def judges(self) -> Iterator[tuple[str, RewardPart]]:
+    def judges(self) -> Iterator[tuple[str, RewardPart | JudgeOnly]]:
         yield from super().judges()
         yield from plain_parts(self.gold_reward, "gold_reward")
 
@@ -426,10 +435,7 @@ class PPOSection(Rewarded, PPOConfig, StageSection):
         broken = list_rules(self.gold_reward, "gold_reward")
         if self.gold_reward and not self.eval_data:
             broken.append(("gold_reward", "judges replies to held-out prompts alone: name some in eval_data"))
-        for key, part in plain_parts(self.gold_reward, "gold_reward"):
-            if isinstance(part, ModelPart) and part.model_from is None:
-                broken.append((f"{key}.model_from", "is required here: name another model than the policy trains on"))
-        return broken
+        return [*broken, *apart_rules(plain_parts(self.gold_reward, "gold_reward"))]
 
     def rules(self) -> list[tuple[str, str]]:
         broken = [*PPOConfig.rules(self), *self.reward_rules(), *self.gold_rules()]
@@ -439,6 +445,9 @@ class PPOSection(Rewarded, PPOConfig, StageSection):
         if self.early_stopping is not None and (self.evaluation.every_steps is None or not self.eval_data):
             sentence = "needs evaluations on the way: set evaluation.every_steps, and name prompts in eval_data"
             broken.append(("early_stopping", sentence))
+        if self.early_stopping is not None and (self.early_stopping.metric or "").startswith("eval/win_rate"):
+            sentence = "the judge only looks on: what a run is stopped by says no more what it is worth; use eval/score"
+            broken.append(("early_stopping.metric", sentence))
         if self.evaluation.save_best and not self.eval_data:
             broken.append(("evaluation.save_best", "needs held-out prompts to choose by: name some in eval_data"))
         if self.rollout.overlap and self.rollout.engine != "vllm_server":

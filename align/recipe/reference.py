@@ -36,7 +36,7 @@ wrong with a recipe: first every wrong field, then every broken rule between fie
 YAML is read as in version 1.2: `no`, `on`, `12:30` and dates are text, `1e-6` is a number; a key that occurs twice is
 an error.
 """
-_WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
+_WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "anything"}
 
 
 def reference() -> str:

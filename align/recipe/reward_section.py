@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from align.recipe.judge_section import ComparisonJudgeSection, LLMJudgeSection, RankingsJudgeSection
 from align.recipe.section import Count, Listed, LocalPath, Positive, Section, Url, as_tuple
 from align.recipe.user_code import spelling_problem
 from align.runtime.address import url_problem
 from align.runtime.packages import is_installed, missing_package
+from align.runtime.paths import typed_path
 from align.runtime.secrets import hidden_problem
 from align.runtime.terminal import shortened
 
@@ -248,6 +250,8 @@ def as_parts(value: Any) -> Any:
 
 
 Parts = Annotated[tuple[AnyPart, ...], BeforeValidator(as_parts)]
+JudgeOnly = ComparisonJudgeSection | RankingsJudgeSection | LLMJudgeSection
+AnyJudge = Annotated[Plain | GatePart | JudgeOnly, Field(discriminator="kind")]
 
 
 class Rewarded(Section):
@@ -260,14 +264,34 @@ class Rewarded(Section):
     on_reward_error: OnRewardError = "stop"
     """A reward that fails stops the stage, is asked again (three calls in all), or (`mask`) the replies it fails on
     teach nothing, up to a quarter of those it is asked for at once."""
+    judge: AnyJudge | None = None
+    """Who decides between the policies before and after, on the held-out prompts: a part as of `reward` (the higher
+    score wins), a function that sees both replies, people's rankings, or a language model. Nothing is trained on it,
+    stopped by it or chosen by it, and a stage that is finished is not judged again (`align eval` does that)."""
 
-    def judges(self) -> Iterator[tuple[str, RewardPart]]:
-        """Every part of every reward of the section that is not a gate, with its key below the section."""
+    def judges(self) -> Iterator[tuple[str, RewardPart | JudgeOnly]]:
+        """Whatever judges in the section, in parts that are no gates, with its key below the section."""
         yield from plain_parts(self.reward)
+        if isinstance(self.judge, JudgeOnly):
+            yield "judge", self.judge
+        else:
+            yield from self.judge_parts()
+
+    def judge_parts(self) -> Iterator[tuple[str, RewardPart]]:
+        """The parts of a `judge` that is a reward."""
+        if isinstance(self.judge, RewardPart):
+            yield from plain_part("judge", self.judge)
+
+    def judge_rules(self) -> list[tuple[str, str]]:
+        """Broken rules of `judge`."""
+        broken = list(apart_rules(self.judge_parts()))
+        if self.judge is not None and not self.eval_data:  # which every stage of this kind has
+            broken.append(("judge", "compares replies to held-out prompts alone: name some in eval_data"))
+        return broken
 
     def reward_rules(self) -> list[tuple[str, str]]:
-        """Broken rules of the two keys."""
-        broken = list_rules(self.reward)
+        """Broken rules of `reward`, `reward_from` and `judge`."""
+        broken = [*list_rules(self.reward), *self.judge_rules()]
         if self.reward and self.reward_from is not None:
             sentence = "names the reward a second time; write it as a part of reward (kind: model, model_from: …)"
             broken.append(("reward_from", sentence))
@@ -290,25 +314,40 @@ def list_rules(parts: Sequence[RewardPart], key: str = "reward") -> list[tuple[s
     return broken
 
 
+def apart_rules(parts: Iterable[tuple[str, RewardPart]]) -> Iterator[tuple[str, str]]:
+    """Broken rules of parts that only look on: a model has a name of its own."""
+    for key, part in parts:
+        if isinstance(part, ModelPart) and part.model_from is None:
+            yield f"{key}.model_from", "is required here: name another model than the policy trains on"
+
+
 def plain_parts(parts: Sequence[RewardPart], key: str = "reward") -> Iterator[tuple[str, RewardPart]]:
     """Every part that is not a gate, with its key below the section (`reward.0`, `reward.1.safety`), in order; `key` is
     the one that holds `parts`."""
     for index, part in enumerate(parts):
-        if isinstance(part, GatePart):
-            yield f"{key}.{index}.helpfulness", part.helpfulness
-            yield f"{key}.{index}.safety", part.safety
-        else:
-            yield f"{key}.{index}", part
+        yield from plain_part(f"{key}.{index}", part)
 
 
-def part_problems(key: str, part: RewardPart) -> list[str]:
-    """What would keep an endpoint or a rule from being used here and now; functions: `align.recipe.user_code`."""
+def plain_part(key: str, part: RewardPart) -> Iterator[tuple[str, RewardPart]]:
+    """The part at `key`, or the two of a gate."""
+    if isinstance(part, GatePart):
+        yield f"{key}.helpfulness", part.helpfulness
+        yield f"{key}.safety", part.safety
+    else:
+        yield key, part
+
+
+def part_problems(key: str, part: RewardPart | JudgeOnly) -> list[str]:
+    """What would keep an endpoint, a rule or a file from being used here and now; functions:
+    `align.recipe.user_code`."""
     if part.rules():  # told already, by the section itself
         return []
-    if isinstance(part, EndpointPart) and (problem := hidden_problem(part.url)):
-        return [f"{key}.url: {problem}"]
-    if isinstance(part, EndpointPart) and part.api_key_env and not os.environ.get(part.api_key_env, "").strip():
-        return [f"{key}.api_key_env: the environment variable {part.api_key_env} is not set; set it to the key"]
+    if isinstance(part, EndpointPart | LLMJudgeSection):
+        if problem := hidden_problem(part.url):
+            return [f"{key}.url: {problem}"]
+        if part.api_key_env and not os.environ.get(part.api_key_env, "").strip():
+            return [f"{key}.api_key_env: the environment variable {part.api_key_env} is not set; set it to the key"]
     if isinstance(part, MathPart) and not is_installed("math_verify"):
         return [missing_package(f"{key}.kind: 'math'", "math_verify")]
-    return []
+    files = {name: getattr(part, name) for name in ("path", "rubric") if getattr(part, name, None) is not None}
+    return [f"{key}.{name}: no such file {file}" for name, file in files.items() if not typed_path(file).is_file()]

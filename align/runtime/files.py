@@ -141,6 +141,33 @@ def write_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def append_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Adds `rows` to the file, one JSON object a line, in one piece; makes the folder when it is missing.
+
+    A kill leaves at most a part of them behind the others, and what is added next begins on a line of its own.
+    Not-finite numbers are refused (ValueError): JSON has none. Raises StorageError.
+    """
+    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    with storage_errors(path, "append to"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            torn = file.read(1) not in (b"", b"\n")
+            file.write(("\n" * torn + text).encode("utf-8", "backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def stamp(path: str | Path) -> list[list[Any]]:
+    """Names, sizes and times of a file, or of those in a folder: whether something was changed since. Empty for what is
+    neither (a hub id, "")."""
+    if not str(path):
+        return []
+    place = Path(path).expanduser()
+    inside = sorted(place.iterdir()) if place.is_dir() else [place] if place.is_file() else []
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in inside if file.is_file()]
+
+
 def is_newer(file: Path, other: Path) -> bool:
     """Whether `file` is there and was written after `other`, or with it."""
     return file.is_file() and file.stat().st_mtime >= other.stat().st_mtime

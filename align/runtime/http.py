@@ -14,6 +14,7 @@ import string
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -24,6 +25,7 @@ from align.runtime.secrets import hide
 
 QUOTED = 4096  # bytes of an answer that are looked at for an error
 SLICE = 64 * 2**10  # bytes that are sent under one look at the clock
+LONGEST_ASKED = 120.0  # seconds of a pause that a server asks for
 
 logging.getLogger("httpcore2").setLevel(logging.INFO)  # its DEBUG lines hold what a server echoes, a key maybe
 
@@ -59,12 +61,14 @@ class Answer:
         reason: the server's words for it, without secrets.
         content: what it sent; one byte more than `largest` where there was more.
         secrets: what no text may show.
+        retry_after: seconds that it asks to be left alone, at most `LONGEST_ASKED`; 0 where it does not.
     """
 
     status: int
     reason: str
     content: bytes
     secrets: tuple[str, ...] = field(repr=False)
+    retry_after: float = 0.0
 
     @property
     def said(self) -> str:
@@ -119,7 +123,7 @@ def ask(
         failure = _failure(error, secrets)
     if failure is not None:
         raise failure
-    return Answer(response.status, reason, received, secrets)
+    return Answer(response.status, reason, received, secrets, _retry_after(response.headers))
 
 
 def retried(
@@ -135,7 +139,7 @@ def retried(
     """What `attempt` gives, tried again after a pause when it raises `again`.
 
     The pause is `backoff` seconds, then twice as long each time, up to `longest`; it is drawn evenly from its upper
-    half, so that many ranks do not come back all at once.
+    half, so that many ranks do not come back all at once. A failure's `pause`, in seconds, is kept where it is longer.
 
     Args:
         chance: the caller's own, so that pauses do not move the training's generators.
@@ -151,6 +155,7 @@ def retried(
             if number == attempts:
                 raise
             pause = min(longest, backoff * 2 ** (number - 1)) * chance.uniform(0.5, 1.0)
+            pause = max(pause, getattr(failure, "pause", 0.0))
             tell(failure, number, pause)
         time.sleep(pause)
     raise ValueError(f"attempts must be at least 1, got {attempts}")
@@ -171,6 +176,18 @@ def _received(response: httpcore2.Response, largest: int) -> tuple[bytes, NoAnsw
         missing = announced - len(content)
         return b"", BrokenOff(f"broke off in the middle of its answer, {missing} bytes before its end")
     return bytes(content), None
+
+
+def _retry_after(headers: list[tuple[bytes, bytes]]) -> float:
+    """RFC 9110: a number of seconds, or a date."""
+    said = next((value.decode("latin-1").strip() for name, value in headers if name.lower() == b"retry-after"), "")
+    if said.isdecimal():
+        return min(float(said[:9]), LONGEST_ASKED)
+    try:
+        seconds = parsedate_to_datetime(said).timestamp() - time.time()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return 0.0
+    return min(max(seconds, 0.0), LONGEST_ASKED)
 
 
 def _failure(error: Exception, secrets: tuple[str, ...]) -> NoAnswer:

@@ -24,10 +24,10 @@ from align.runtime.errors import AlignError, StorageError
 from align.runtime.files import prove_folder
 from align.runtime.peft_model import is_peft
 from align.runtime.ranks import agree, is_main
-from align.stages.common import LOG, MADE_BY_STAGES
+from align.stages.common import JUDGED, LOG, MADE_BY_STAGES
 from align.trainers import sharding
 
-GROWING = ("checkpoints", "best", "rounds")  # folders in which others take their names
+GROWING = ("checkpoints", "best", "rounds", JUDGED)  # folders in which others take their names
 WHOLE = ("head.", "pooler.")  # of a reward model or critic, whose settings name the head's size
 
 

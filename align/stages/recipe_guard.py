@@ -32,6 +32,7 @@ HARMLESS = frozenset(
     | {"micro_batch_size", "micro_batch_tokens", "eval_batch_size", "ptx_micro_batch_size"}
     | {"timeout", "attempts", "backoff", "api_key_env"}  # of a reward's endpoint
     | {"on_reward_error"}  # decides only what would have stopped the run
+    | {"judge"}  # says what a model is worth, and makes none
     | {"memory_share", "kv_cache_gib", "max_num_seqs", "sleep", "probe_tolerance"}  # of vLLM
     | {"urls", "start_timeout", "request_timeout", "max_restarts", "rollout.batch_size"}
 )

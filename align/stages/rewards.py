@@ -1,5 +1,5 @@
 """From `reward` (or `reward_from`) of a ppo or rejection section to what judges replies, in training and evaluation;
-and from ppo's `gold_reward` to what is only watched.
+and from `gold_reward` and a `judge` that is a reward to what only looks on (other judges: `align.stages.judges`).
 
 What a part gives is documented where its class is: `reward.sources`, `reward.rules`, `reward.maths`, `reward.endpoint`,
 `reward.gate`, and the sum of several in `reward.combined`.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from align.recipe import Recipe
-from align.recipe.lineage import Origin, gold_origins, reward_origins
+from align.recipe.lineage import Origin, judge_origins, reward_origins
 from align.recipe.reward_section import (
     EndpointPart,
     ExactMatchPart,
@@ -49,7 +49,7 @@ def build_reward(
     Args:
         tokenizer: the policy's, for lengths in tokens.
         stage: whose section it is.
-        key: which of the section's rewards, `reward` or `gold_reward`.
+        key: which of the section's rewards, `reward`, `gold_reward` or `judge`.
         name: what the whole is called; default `reward_model` for `reward_from`, else the part's name or `reward`.
         device: where models are put, default: where they are loaded.
         ready: reward models that are loaded already, by path; with the policy's tokenizer.
@@ -60,23 +60,30 @@ def build_reward(
     """
     from reward.combined import CombinedReward, Part
 
-    parts = getattr(getattr(recipe, stage), key)
+    parts = parts_of(recipe, stage, key)
     make = _Builder(recipe, tokenizer, stage, device, ready or {})
     if not parts:
         return make.model(make.origins["reward"], name or "reward_model", None)
-    if len(parts) == 1 and all(getattr(parts[0], key) == plain for key, plain in DEFAULT_SCALE.items()):
-        return make.part(f"{key}.0", parts[0], name or parts[0].label)
+    first, alone = next(iter(parts.items()))
+    if len(parts) == 1 and all(getattr(alone, option) == plain for option, plain in DEFAULT_SCALE.items()):
+        return make.part(first, alone, name or alone.label)
     weighted = [
         Part(
-            make.part(f"{key}.{index}", part, part.label),
+            make.part(at, part, part.label),
             1.0 if part.weight is None else part.weight,
             part.shift,
             part.scale,
             part.clip,
         )
-        for index, part in enumerate(parts)
+        for at, part in parts.items()
     ]
     return CombinedReward(weighted, name or key)
+
+
+def parts_of(recipe: Recipe, stage: str, key: str) -> dict[str, RewardPart]:
+    """The parts of a reward of the section, gates whole, by where they stand below it (`reward.0`, `judge`)."""
+    found = getattr(getattr(recipe, stage), key)
+    return {key: found} if isinstance(found, RewardPart) else {f"{key}.{at}": part for at, part in enumerate(found)}
 
 
 class _Builder:
@@ -84,7 +91,7 @@ class _Builder:
 
     def __init__(self, recipe: Recipe, tokenizer: Any, stage: str, device: Any, ready: Mapping[str, Any]):
         self.recipe, self.tokenizer, self.stage, self.device, self.ready = recipe, tokenizer, stage, device, ready
-        self.origins = reward_origins(recipe, stage) | gold_origins(recipe, stage)
+        self.origins = reward_origins(recipe, stage) | judge_origins(recipe, stage)
 
     def model(self, origin: Origin, name: str, batch_size: int | None, share_prompts: bool | None = None) -> Reward:
         """The reward model of an origin."""
@@ -156,18 +163,21 @@ class _Builder:
         raise AssertionError(f"no reward is made of {type(part).__name__}")
 
 
-def load_function(spec: str) -> Callable[..., Any]:
+def load_function(spec: str, what: str = "reward function") -> Callable[..., Any]:
     """The function that `package.module:name` or `path/to/file.py:name` names. Runs that module's code.
+
+    Args:
+        what: it is, the subject of what is said of one that cannot be had.
 
     Raises:
         MissingFileError: no such file.
         RewardError: the module fails while it is imported, or has no such function.
     """
     try:
-        function = load_named("reward function", spec)
+        function = load_named(what, spec)
     except UserCodeError as error:
         raise RewardError(str(error)) from error
     if not callable(function):
         place, _, name = spec.rpartition(":")
-        raise RewardError(f"reward function {spec}: {place} has no function '{name}'")
+        raise RewardError(f"{what} {spec}: {place} has no function '{name}'")
     return function

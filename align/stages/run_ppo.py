@@ -2,8 +2,9 @@
 
 Leaves `model/` (the policy), `critic/` where the advantages need one, `checkpoints/`, `metrics.jsonl`, `samples.jsonl`,
 `summary.json`, and, with `evaluation.save_best`, `best/model` (the policy that the held-out prompts' reward liked
-best). With `eval_data` the policy is evaluated before and after on held-out prompts, by the reward it is trained on and
-by `gold_reward`, which nothing is trained on; the gold score of the embedded world is none of this stage's business.
+best). With `eval_data` the policy is evaluated before and after on held-out prompts, by the reward it is trained on, by
+`gold_reward`, which nothing is trained on, and by `judge`, against the replies that it began with; the gold score of
+the embedded world is none of this stage's business.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 
 from align.recipe import Recipe, batch_plan
 from align.recipe.epochs import epochs_of
-from align.recipe.lineage import Origin, critic_origin, gold_origins, init_origin, reward_origins, stage_dir
+from align.recipe.lineage import Origin, critic_origin, init_origin, judge_origins, reward_origins, stage_dir
 from align.recipe.ppo_section import PPOSection
+from align.report.names import reward_named
 from align.runs.callbacks import stage_callbacks, tracker_callbacks
 from align.runs.checkpoint import latest, step_of
 from align.runs.interrupt import StopFlag
@@ -27,6 +29,7 @@ from align.runtime.ranks import any_rank
 from align.stages import common
 from align.stages.drafts import prove_outputs
 from align.stages.ending import early_stopping, ended_early, tell_epochs
+from align.stages.judges import looks_judged_by, recipe_judge
 from align.stages.prompts import check_room, fitting
 from align.stages.rewards import build_reward
 from align.stages.user_code import own_callbacks, trainer_class
@@ -85,6 +88,7 @@ def run_ppo(
             "epochs": round(epochs_of(state.global_step, section.rollout_batch_size, prompts), 3),
             **ended_early(state, early),
             "optimizer_steps": trainer.optimizer_steps,
+            "rewarded_by": reward_named(section.model_dump(mode="json"), {}),
             "train_seconds": round(time.perf_counter() - training, 2),
             "resumed_from": start,
         }
@@ -134,6 +138,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     gold = None
     if section.gold_reward:
         gold = build_reward(recipe, tokenizer, stage=stage, key="gold_reward", name="gold", device=accelerator.device)
+    judge = recipe_judge(recipe, tokenizer, stage=stage, out_dir=out_dir, device=accelerator.device)
     blocks, ptx_reports = ptx_blocks(recipe, section, tokenizer)
     if roles is None:
         policy = load_causal_lm(path, recipe.model, tokenizer=tokenizer, seed=derive(seed, "adapter"))
@@ -155,14 +160,16 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
         ptx_blocks=blocks,
         eval_prompts=eval_prompts,
         gold=gold,
+        judge=judge,
         callbacks=own_callbacks(section, stage),
         accelerator=accelerator,
         seed=seed,
     )
     read = common.described(stage, [*reports, *more, *ptx_reports], dropped, eval_dropped)
-    origins = {"policy": origin} | reward_origins(recipe) | gold_origins(recipe)
+    origins = {"policy": origin} | reward_origins(recipe) | judge_origins(recipe)
     counts = {"prompts": len(prompts), "eval_prompts": len(eval_prompts), "ptx_blocks": len(blocks)}
-    return trainer, read | counts | {"origins": {role: asdict(one) for role, one in origins.items()}}
+    counts |= {"origins": {role: asdict(one) for role, one in origins.items()}}
+    return trainer, read | counts | looks_judged_by(recipe, judge)
 
 
 def shared_roles(recipe: Recipe, section: PPOSection, tokenizer: Any, policy_path: str, sharded: bool) -> Any:
@@ -282,4 +289,7 @@ def summary_figures(history: list[dict[str, Any]]) -> dict[str, Any]:
         for name in ("gold", "gold_greedy"):
             if f"eval/{name}" in final:
                 figures |= {f"{name}_before": first.get(f"eval/{name}"), name: final[f"eval/{name}"]}
+        for name in ("win_rate", "win_rate_greedy"):
+            if f"eval/{name}" in final:
+                figures[name] = final[f"eval/{name}"]
     return figures

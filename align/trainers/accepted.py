@@ -20,6 +20,9 @@ from data_formats.formats import Dropped, Notes, encodable
 from data_formats.reading import records_of
 from data_formats.records import Message, Prompt
 from reward.errors import VocabularyError
+from reward.judges.functions import FunctionJudge
+from reward.judges.protocol import Judge
+from reward.judges.rewards import RewardJudge
 from reward.loading import vocabulary_problem
 from reward.protocol import Reward, require_reward
 from reward.sources import FunctionReward
@@ -72,6 +75,23 @@ def as_reward(reward: Any, argument: str) -> Reward:
     if callable(reward) and not isinstance(reward, nn.Module | type) and not hasattr(reward, "score"):
         return FunctionReward(reward)
     return require_reward(reward, argument)
+
+
+def as_judge(judge: Any, argument: str) -> Judge:
+    """A judge; a function `(prompts, first, second, **columns) -> one verdict a pair` becomes one, and so does a
+    reward, whose higher score wins.
+
+    Raises:
+        TypeError: none of these.
+    """
+    if isinstance(judge, Judge) and not isinstance(judge, type):
+        return judge
+    if callable(getattr(judge, "score", None)):
+        return RewardJudge(require_reward(judge, argument))
+    if callable(judge) and not isinstance(judge, nn.Module | type):
+        return FunctionJudge(judge)
+    cure = "give an object with `name`, `described` and `compare(pairs)`, a function of both replies, or a reward"
+    raise TypeError(f"{argument}: must be a judge, not {_shown(judge)}; {cure}")
 
 
 def require_module(module: Any, argument: str, cure: str, *, values: bool = False) -> None:

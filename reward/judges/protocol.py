@@ -17,10 +17,20 @@ Winner = Literal["first", "second", "tie"]
 
 @dataclass(frozen=True, slots=True)
 class ReplyPair:
-    """Two replies to the same prompt, each as a reward would get it."""
+    """Two replies to the same prompt, each as a reward would get it.
+
+    Attributes:
+        models: whose replies they are, where that is known; people's rankings that hold no replies go by it.
+    """
 
     first: Sample
     second: Sample
+    models: tuple[str, str] = ("", "")
+
+    @property
+    def alike(self) -> bool:
+        """Whether both say the same: a tie that nobody need be asked about."""
+        return self.first.completion == self.second.completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,9 @@ class Judgment:
     by: str = ""
     scores: tuple[float, float] | None = None
     note: str = ""
+
+
+ALIKE = Judgment("tie", note="both replies are the same")
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ from reward.protocol import Reward, RewardError, RewardUnavailableError, Sample
 
 KEY = "sk-very-secret"
 TOKEN = "to/ken of the query"
+LONG = "the server is pinned to one model, and it is another one that is asked for"
 
 
 class Server(ThreadingHTTPServer):
@@ -159,6 +160,13 @@ def test_attempts_are_bounded_and_the_error_names_address_status_and_attempt(ser
     with pytest.raises(RewardError, match=rf"{server.url} answered with status 503 .*busy.*\(attempt 3 of 3\)"):
         reward(server, attempts=3).score(samples("a"))
     assert len(server.seen) == 3
+
+
+@pytest.mark.parametrize("said", [{"error": {"message": LONG}}, {"message": LONG}, {"detail": LONG}])
+def test_an_error_quotes_the_sentence_of_a_server_and_not_its_wrapping(server, said):
+    server.answers = [(400, said)]
+    with pytest.raises(RewardError, match=f": '{LONG}'$"):
+        reward(server).score(samples("a"))
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 302])

@@ -188,7 +188,7 @@ class Checkpoints:
         anew = {name for key in changed for name in ORDERED_BY.get(key, ())}
         self._load_weights(folder, state["bases"])
         rank = self.accelerator.process_index
-        state |= {name: state[name][rank] for name in (*self.own, "rng")}
+        state |= {name: state[name][rank] for name in (*self.own, "rng") if name in state}
         for name, part in {**self.models, **self.parts, **self.own}.items():
             if name not in anew and state.get(name) is not None:  # as ptx that was off then
                 part.load_state_dict(state[name])

@@ -6,14 +6,22 @@ sampling does not depend on the iteration, so evaluations of one run are compara
 
 With `on_reward_error: mask` a reply that a reward fails on is in no mean of that reward's scores, and is counted.
 
-A *gold* reward, where the trainer has one, judges the same replies. It is asked here and nowhere else, and the random
-generators are put back after it: training is bit for bit the same with and without it.
+A *gold* reward, where the trainer has one, scores the same replies, and a *judge* compares them with those of the
+policy that training started from (`opponent.py`): `eval/win_rate`. Without a judge the gold reward decides; without
+either there is no win rate, since what the reward itself thinks of the two is in `eval/score` already. Both are asked
+here and nowhere else, nothing is stopped or chosen by them, and the random generators are put back after them: training
+is bit for bit the same with and without them.
+
+A judge that fails stops the run, with everything saved, is asked again (`on_reward_error: retry`), or leaves its
+replies without a verdict, which are counted (`mask`).
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -34,35 +42,58 @@ from align.trainers.ppo.forward import reply_distribution, reply_full_kl, reply_
 from align.trainers.ppo.guards import Together, require_judged
 from align.trainers.ppo.metrics import part_metrics
 from align.trainers.ppo.minibatches import Room, rank_share
+from align.trainers.ppo.opponent import Opponent
 from align.trainers.ppo.types import Samples, Scores, TokenBatch
 from align.trainers.ppo.weight_sync import WeightSync
 from data_formats.records import Prompt
+from reward.judges.failures import ask
+from reward.judges.protocol import Judge, Judgment, ReplyPair
+from reward.judges.rewards import by_scores
 from reward.protocol import Reward, RewardError, same_tokens
 from rollouts.protocol import SamplingParams
 
-Replies = tuple[Samples, Scores, Scores | None]  # what the reward said of them, and the gold one where there is one
+WORTH = {"first": 0.0, "tie": 0.5, "second": 1.0, None: math.nan}  # of a judgment, to the second reply
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedSamples:
+    """Some replies and all that was said of them.
+
+    Attributes:
+        scores: of the reward; `gold`: of the gold reward, where there is one.
+        judgments: of each reply as the second against the starting policy's; none where nobody compares them.
+    """
+
+    samples: Samples
+    scores: Scores
+    gold: Scores | None
+    judgments: list[list[Judgment]]
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedRow:
     """One reply: its `figures` (end_rate, length, kl and entropy, both summed over its tokens), what the reward said of
-    it, and each part of a composed one; the same of the gold reward."""
+    it, and each part of a composed one; the same of the gold reward; and what it is `worth` in each judgment (1, 0.5 or
+    0; NaN without a verdict)."""
 
     figures: dict[str, float]
     score: float
     parts: dict[str, float]
     gold: float | None = None
     gold_parts: dict[str, float] = field(default_factory=dict)
+    worth: tuple[float, ...] = ()
 
 
 class Evaluation:
-    """Asks policy, reward and gold reward; has no state of its own. Every rank calls it."""
+    """Asks policy, reward, gold reward and judge; what it keeps is the opponent's. Every rank calls it."""
 
     def __init__(
         self,
         policy: TrainedModel,
         reference: nn.Module,
         sync: WeightSync,
+        opponent: Opponent,
         *,
         config: PPOConfig,
         tokenizer: Any,
@@ -71,7 +102,7 @@ class Evaluation:
         offload: Offload,
         accelerator: Accelerator,
     ):
-        self.policy, self.reference, self.sync = policy, reference, sync
+        self.policy, self.reference, self.sync, self.opponent = policy, reference, sync, opponent
         self.config, self.tokenizer, self.pad_id, self.seed = config, tokenizer, pad_id, seed
         self.offload, self.accelerator = offload, accelerator
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
@@ -84,6 +115,7 @@ class Evaluation:
         collect: Callable[[Sequence[Prompt], SamplingParams], Samples],
         score: Callable[[Samples], Scores],
         gold: Reward | None,
+        judge: Judge | None,
         together: Together,
         *,
         version: int,
@@ -94,8 +126,10 @@ class Evaluation:
         Keys: `eval/score`, `eval/end_rate`, `eval/length` (tokens), `eval/kl` (nats a reply), `eval/entropy` (nats a
         token) and, with a gold reward, `eval/gold`; each with `_greedy` too. With `on_reward_error: mask` also how many
         replies have no score, `eval/failed`, and no gold score, `eval/gold_failed`. For each part of a composed reward
-        `eval/score/PART/mean` and `…/std`, and under `eval/score_greedy`, `eval/gold` and `eval/gold_greedy`. Every
-        rank judges its share; all return the same.
+        `eval/score/PART/mean` and `…/std`, and under `eval/score_greedy`, `eval/gold` and `eval/gold_greedy`. Once the
+        policy has moved, with a judge or a gold reward, `eval/win_rate`: wins and half of the ties against the starting
+        policy's replies to the same prompts, over all judgments; and `eval/no_verdict`, judgments that came to none,
+        where there are some. Every rank judges its share; all return the same.
 
         Args:
             params: how replies are sampled in training.
@@ -103,19 +137,20 @@ class Evaluation:
             version: of the policy's weights. iteration: after which they are, for messages.
 
         Raises:
-            TrainingError: on every rank, when the engine or the reward fails on any, or on more replies than may be
-                masked.
+            TrainingError: on every rank, when the engine, a reward or the judge fails on any, or a reward on more
+                replies than may be masked.
         """
         prompts = list(prompts[: self.config.evaluation.limit])
         mine = [prompts[index] for index in rank_share([0] * len(prompts), self.rank, self.world_size)]
         moment = f"(evaluation after iteration {iteration})"
         figures: dict[str, float] = {}
 
-        def replies(way: SamplingParams) -> Replies | None:
+        def replies(way: SamplingParams) -> JudgedSamples | None:
             if not mine:
                 return None
             samples = collect(mine, way)
-            return samples, score(samples), self._gold_scores(gold, samples)
+            scores, golden = score(samples), self._gold_scores(gold, samples)
+            return JudgedSamples(samples, scores, golden, self._judgments(judge, samples, golden, way, version))
 
         self.sync.push_if_new(version)
         for suffix, way in self._ways(params, num_samples).items():
@@ -145,7 +180,7 @@ class Evaluation:
         return {"": replace(plain, n=num_samples, temperature=1.0), "_greedy": replace(plain, n=1, temperature=0.0)}
 
     def _judged(
-        self, replies: Callable[[], Replies | None], together: Together, way: SamplingParams, moment: str
+        self, replies: Callable[[], JudgedSamples | None], together: Together, way: SamplingParams, moment: str
     ) -> tuple[list[JudgedRow], tuple[tuple[str, ...], tuple[str, ...]]]:
         """This rank's replies, and why the reward, and the gold one, failed on some of them."""
         try:
@@ -155,27 +190,57 @@ class Evaluation:
             raise TrainingError(f"{problem} {moment}") from problem
         whole = sharding.unsharded(self.policy.module, self.reference)  # ranks have shares of unequal size
         with whole, self.offload.here("reference"):
-            distances = together(lambda: judged and self._distances(judged[0], way.n, exact=way.temperature == 0))
+            distances = together(lambda: judged and self._distances(judged.samples, way.n, exact=way.temperature == 0))
         if judged is None:
             return [], ((), ())
-        samples, scores, gold = judged
+        samples, gold = judged.samples, judged.gold
         kls, entropies = distances
         rows = []
         for row, ids in enumerate(samples.reply_ids):
             figures = {"end_rate": float(samples.finished[row]), "length": float(len(ids))}
             figures |= {"kl": kls[row], "entropy": entropies[row]}
-            rows.append(JudgedRow(figures, *scores.row(row), *(gold.row(row) if gold is not None else ())))
-        return rows, (scores.failures, () if gold is None else gold.failures)
+            worth = tuple(WORTH[one.winner] for one in judged.judgments[row]) if judged.judgments else ()
+            golden = gold.row(row) if gold is not None else ()
+            rows.append(JudgedRow(figures, *judged.scores.row(row), *golden, worth=worth))
+        return rows, (judged.scores.failures, () if gold is None else gold.failures)
 
     def _gold_scores(self, gold: Reward | None, samples: Samples) -> Scores | None:
         """What the gold reward says, None without one; the random generators are left as they were."""
         if gold is None:
             return None
+        with self._looking_on():
+            with_ids = same_tokens(gold, self.tokenizer)
+            return Scores.of(gold, samples, with_ids, self.config.on_reward_error, self.world_size)
+
+    def _judgments(
+        self, judge: Judge | None, samples: Samples, gold: Scores | None, way: SamplingParams, version: int
+    ) -> list[list[Judgment]]:
+        """What the judge, or else the gold reward, says of each reply against the starting policy's; the replies of a
+        policy that has not moved are those that later ones are compared with."""
+        scores, opening = None if gold is None else gold.total_N.tolist(), self.opponent.to(samples, way)
+        if version == 0:
+            if opening is None:
+                self.opponent.keep(samples, scores, way)
+            return []
+        if judge is None and gold is None:
+            return []
+        if opening is None or (judge is None and opening.scores is None):
+            logger.info("no win rate: the replies that this run began with are not known, or have no gold score")
+            return []
+        if judge is None:
+            return [[by_scores(*pair)] for pair in zip(opening.scores, scores, strict=True)]
+        with_ids = same_tokens(getattr(judge, "reward", None), self.tokenizer)
+        sides = (one.for_reward(with_ids) for one in (opening.samples, samples))
+        with self._looking_on():
+            return ask(judge, [ReplyPair(*sides) for sides in zip(*sides, strict=True)], self.config.on_reward_error)
+
+    @contextmanager
+    def _looking_on(self) -> Iterator[None]:
+        """Models that judge are on the accelerator for the while, and the random generators are left as they were."""
         generators = rng_state()
         try:
             with self.offload.here("reward"):
-                with_ids = same_tokens(gold, self.tokenizer)
-                return Scores.of(gold, samples, with_ids, self.config.on_reward_error, self.world_size)
+                yield
         finally:
             set_rng_state(generators)
 
@@ -209,7 +274,13 @@ def _means(rows: Sequence[JudgedRow], suffix: str) -> dict[str, float]:
     if rows[0].gold is not None:
         figures[f"eval/gold{suffix}"] = _mean(row.gold for row in rows)
         figures |= _part_means([row.gold_parts for row in rows], f"eval/gold{suffix}")
-    return figures
+    return figures | _wins([worth for row in rows for worth in row.worth], suffix)
+
+
+def _wins(worth: Sequence[float], suffix: str) -> dict[str, float]:
+    missing = sum(map(math.isnan, worth))
+    figures = {f"eval/win_rate{suffix}": _mean(worth)} if missing < len(worth) else {}
+    return figures | ({f"eval/no_verdict{suffix}": float(missing)} if missing else {})
 
 
 def _mean(scores: Iterable[float]) -> float:

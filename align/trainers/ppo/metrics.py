@@ -55,6 +55,9 @@ where there is none):
 Held-out prompts (`align.trainers.ppo.evaluation`), at temperature 1 and, with _greedy, greedily:
     eval/score, eval/gold, eval/kl (a reply), eval/entropy (a token), eval/length, eval/end_rate; of a composed reward
     eval/score/PART/mean and …/std; with `on_reward_error: mask` eval/failed, eval/gold_failed
+    eval/win_rate                       wins and half of the ties against the starting policy's replies, by the judge
+                                        or else the gold reward, once the policy has moved
+    eval/no_verdict                     judgments that came to none (only where there were some)
 
 Cost:
     seconds/PHASE, seconds/total        wall clock of the first rank

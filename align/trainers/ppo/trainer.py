@@ -95,6 +95,7 @@ from align.trainers.ppo.metrics import (
     staleness,
 )
 from align.trainers.ppo.minibatches import Room, check_split, plan_minibatches, shuffled
+from align.trainers.ppo.opponent import Opponent
 from align.trainers.ppo.ptx import PtxStream, ptx_loss_sum
 from align.trainers.ppo.rollout import Rollout
 from align.trainers.ppo.types import Experience, Samples, Scores, TokenBatch, reply_groups
@@ -103,6 +104,7 @@ from align.trainers.sharding import make_accelerator
 from data_formats.chat_format import chat_format
 from data_formats.records import Prompt
 from reward.checkpointing import is_checkpointing
+from reward.judges.protocol import Judge
 from reward.protocol import Reward, same_tokens
 from rollouts.protocol import Engine, SamplingParams
 
@@ -126,6 +128,9 @@ class PPOTrainer(IterationLoop):
         ptx_blocks: token ids of pretraining blocks, needed when `ptx_coef` > 0.
         eval_prompts: for `evaluate()`.
         gold: a second reward, asked in `evaluate()` alone and used for nothing but the log.
+        judge: compares the replies of `evaluate()` with those of the policy as it is now: `eval/win_rate`, by which
+            nothing is stopped or chosen. A function `(prompts, first, second, **columns)` becomes a `FunctionJudge`, a
+            reward a `RewardJudge`; without one `gold` decides, where there is one.
         callbacks: transformers callbacks.
 
     Raises:
@@ -148,6 +153,7 @@ class PPOTrainer(IterationLoop):
         ptx_blocks: Sequence[Sequence[int]] = (),
         eval_prompts: Sequence[Prompt] = (),
         gold: Reward | None = None,
+        judge: Judge | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         accelerator: Accelerator | None = None,
         seed: int = 0,
@@ -160,6 +166,7 @@ class PPOTrainer(IterationLoop):
         reward = accepted.as_reward(reward, "reward")
         self.config, self.reward, self.tokenizer, self.seed = config, reward, tokenizer, seed
         self.gold = None if gold is None else accepted.as_reward(gold, "gold")
+        self.judge = None if judge is None else accepted.as_judge(judge, "judge")
         self.prompts = accepted.as_prompts(prompts, "prompts")
         self.eval_prompts, self.output_dir = accepted.as_prompts(eval_prompts, "eval_prompts"), Path(output_dir)
         self.accelerator = accelerator or make_accelerator()
@@ -172,7 +179,7 @@ class PPOTrainer(IterationLoop):
         self.end_id = self.stop_ids[0]
         self.reward_takes_ids = same_tokens(reward, tokenizer)
         self.offload = Offload(config.offload, self.accelerator)
-        self.offload.rest("reward", *reward_models(reward, self.gold))
+        self.offload.rest("reward", *reward_models(reward, self.gold, getattr(self.judge, "reward", None)))
         self._build_models(policy, critic, reference)
         self.estimator = ESTIMATORS[config.advantage](config)
         self.reward_stats = running_stats(config.normalize_reward)
@@ -247,10 +254,12 @@ class PPOTrainer(IterationLoop):
             config=config,
             accelerator=accelerator,
         )
+        opponent = Opponent()
         self.evaluation = Evaluation(
             policy,
             reference,
             self.weight_sync,
+            opponent,
             config=config,
             tokenizer=tokenizer,
             pad_id=pad_id,
@@ -271,7 +280,7 @@ class PPOTrainer(IterationLoop):
             self._trained,
             self.ema,
             {name: part for name, part in parts.items() if part is not None},
-            {"ahead": self.rollout},
+            {"ahead": self.rollout, "opponent": opponent},
             seed=self.seed,
             data=self.data,
             output_dir=self.output_dir,
@@ -604,11 +613,11 @@ class PPOTrainer(IterationLoop):
         return loss_sum
 
     def evaluate(self, prompts: Sequence[Prompt] | None = None, num_samples: int = 1) -> dict[str, float]:
-        """Score, KL and entropy on held-out prompts (default `eval_prompts`; none: no figures); see `evaluation`.
+        """Score, KL, entropy and wins on held-out prompts (default `eval_prompts`; none: no figures); see `evaluation`.
 
         Raises:
-            TrainingError: sampling or the reward failed; what was trained up to here is saved first, as it is before
-                any other exception.
+            TrainingError: sampling, a reward or the judge failed; what was trained up to here is saved first, as it is
+                before any other exception.
         """
         prompts = self.eval_prompts if prompts is None else accepted.as_prompts(prompts, "prompts")
         with (
@@ -625,6 +634,7 @@ class PPOTrainer(IterationLoop):
                 self.collect,
                 self.score,
                 self.gold,
+                self.judge,
                 self.together,
                 version=self.policy_version,
                 iteration=self.state.global_step,

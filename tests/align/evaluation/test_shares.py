@@ -23,7 +23,7 @@ def test_wilson_solves_its_own_equation():
 
 def test_single_pairs_a_prompt_are_wilsons():
     right = [True, False, True, True]
-    assert clustered_wilson(right, "abcd") == wilson(3, 4)
+    assert clustered_wilson(right, "abcd") == pytest.approx(wilson(3, 4), abs=1e-15)
 
 
 def test_copies_of_an_answer_tell_no_more_than_one():
@@ -38,12 +38,22 @@ def test_copies_of_an_answer_tell_no_more_than_one():
 
 def test_answers_that_hang_less_together_than_chance_are_not_rewarded():
     right, prompts = [True, False] * 6, [at // 2 for at in range(12)]  # each prompt half right: no spread between them
-    assert clustered_wilson(right, prompts) == wilson(6, 12)
+    assert clustered_wilson(right, prompts) == pytest.approx(wilson(6, 12), abs=1e-15)
 
 
 def test_nothing_but_right_answers_count_prompts():
     assert clustered_wilson([True] * 8, [0, 0, 0, 0, 1, 1, 1, 1]) == wilson(2, 2)
     assert clustered_wilson([True, False], [0, 0]) == wilson(0.5, 1)
+
+
+def test_a_tie_is_half_right_and_varies_less():
+    """2 wins, 5 ties, a loss: 0.5625, each value's variance (2 x .4375^2 + 5 x .0625^2 + .5625^2) / 8 = .0898; as much
+    as 8 x .24609 / .08984 = 21.913 values that are right or wrong."""
+    values = [1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.0]
+    assert clustered_wilson(values, range(8)) == pytest.approx(wilson(0.5625 * 21.91304, 21.91304), abs=1e-6)
+    doubled = clustered_wilson(values * 2, [*range(8), *range(8)])  # the same 8 prompts: 8/7 of the variance
+    assert doubled == pytest.approx(wilson(0.5625 * 21.91304 * 7 / 8, 21.91304 * 7 / 8), abs=1e-6)
+    assert clustered_wilson([0.5] * 9, range(9)) == wilson(4.5, 9)
 
 
 def test_the_interval_covers_the_truth_where_wilsons_own_does_not():

@@ -51,9 +51,12 @@ def test_a_cpu_has_no_other_memory():
     assert moments(ALL, device="cpu") == moments(device="cpu")
 
 
-def test_the_gold_reward_waits_while_the_reward_judges():
+def test_gold_reward_and_judge_wait_while_the_reward_judges():
     gold = ["ppo.gold_reward=[{kind: model, model_from: Qwen/Qwen2.5-7B}]", "ppo.eval_data=[{path: prompts.jsonl}]"]
+    gold.append("ppo.judge={kind: model, model_from: Qwen/Qwen2.5-7B}")
     found = moments(*gold, "ppo.offload=[reward]")
+    assert held(found["judge: scoring"], "weights", "judge") == 4 * SEVEN.body
+    assert held(found["judge: scoring"], "weights", "gold_reward.0") == 0
     assert held(found["gold_reward.0: scoring"], "weights", "gold_reward.0") == 4 * SEVEN.body
     assert held(found["gold_reward.0: scoring"], "weights", "reward") == 0
     assert held(found["reward: scoring"], "weights", "gold_reward.0") == 0

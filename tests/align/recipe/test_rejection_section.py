@@ -89,6 +89,9 @@ def test_a_part_that_names_a_model_is_an_input(tmp_path):
         "reward.0.helpfulness",
         "reward.0.safety",
     }
+    judge = {"kind": "model", "model_from": "other/judge"}
+    judged = load_recipe(written(tmp_path, judge=judge, eval_data=[{"path": "prompts.jsonl"}]))
+    assert inputs(judged, "rejection")["judge"] == Origin("path", "other/judge")
     recipe = load_recipe(written(tmp_path, reward=parts, reward_from=None))
     assert any("rejection.reward.0.safety" in problem for problem in run_problems(recipe, recipe.stages))
 

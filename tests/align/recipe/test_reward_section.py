@@ -6,7 +6,15 @@ import pytest
 
 from align.recipe import RecipeError, dump_recipe, load_recipe
 from align.recipe.check import check_recipe, describe_plan
-from align.recipe.lineage import Origin, critic_origin, gold_origins, inputs, reward_origins
+from align.recipe.lineage import (
+    Origin,
+    code_hashes,
+    critic_origin,
+    inputs,
+    judge_origins,
+    reward_origins,
+    user_code,
+)
 from align.recipe.reward_section import plain_parts
 
 RECIPE = """\
@@ -151,7 +159,7 @@ GOLD = ("ppo.eval_data=[a.jsonl]", "ppo.gold_reward={kind: model, model_from: rm
 def test_a_gold_reward_is_a_reward_of_its_own(write, tmp_path):
     recipe = check_recipe(write("kind: format"), GOLD, world_size=1)
     assert (recipe.ppo.gold_reward[0].kind, reward_origins(recipe)) == ("model", {})
-    assert gold_origins(recipe) == {"gold_reward.0": Origin("stage", "rm")}
+    assert judge_origins(recipe) == {"gold_reward.0": Origin("stage", "rm")}
     assert critic_origin(recipe).value == "sft"  # what only looks on starts nothing
     assert inputs(recipe, "ppo")["gold_reward.0"] == Origin("stage", "rm")
     assert "gold_reward.0 rm" in describe_plan(recipe, 1)
@@ -190,6 +198,71 @@ def test_mistakes_in_a_gold_reward_are_told_with_their_key(write, gold, problem)
 def test_a_gold_reward_without_held_out_prompts_is_refused(write):
     (found,) = failing(write("kind: format"), GOLD[1])
     assert found.startswith("ppo.gold_reward: judges replies to held-out prompts alone: name some in eval_data")
+
+
+LLM = "kind: llm, url: 'https://host.example/v1?key=secret1', model: m"
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [
+        f"{{{LLM}, api_key_env: JUDGE_KEY, rubric: a.jsonl, parameters: {{max_tokens: 4096, seed: null}}}}",
+        "{kind: rankings, path: a.jsonl}",
+        "{kind: comparison, function: mine.py:better}",
+        "{kind: gate, helpfulness: {kind: model, model_from: rm}, safety: {kind: length, maximum: 9}}",
+    ],
+)
+def test_a_judge_is_one_of_many_and_no_reward(write, tmp_path, monkeypatch, judge):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JUDGE_KEY", "k")
+    (tmp_path / "mine.py").write_text("def better(prompts, first, second): ...\n")
+    recipe = check_recipe(write("kind: format"), (GOLD[0], f"ppo.judge={judge}"), world_size=1)
+    assert reward_origins(recipe) == {} and critic_origin(recipe).value == "sft"
+    text = dump_recipe(recipe)
+    assert "secret1" not in text and "secret1" not in repr(recipe)
+    (tmp_path / "again.yaml").write_text(text.replace("***", "secret1"))
+    assert load_recipe(tmp_path / "again.yaml", world_size=1) == recipe
+    named = {key for key, _ in recipe.ppo.judges()} - {"reward.0"}
+    if recipe.ppo.judge.kind == "gate":
+        assert named == {"judge.helpfulness", "judge.safety"}
+        assert judge_origins(recipe) == {"judge.helpfulness": Origin("stage", "rm")}
+        assert inputs(recipe, "ppo")["judge.helpfulness"] == Origin("stage", "rm")
+    else:
+        assert named == {"judge"} and judge_origins(recipe) == {}
+    of_user = {"ppo.judge.function": "mine.py:better"} if recipe.ppo.judge.kind == "comparison" else {}
+    assert user_code(recipe, "ppo") == of_user and code_hashes(recipe).keys() == of_user.keys()
+
+
+@pytest.mark.parametrize(
+    ("judge", "problem"),
+    [
+        ("{kind: lm, url: a, model: m}", "ppo.judge.kind: there is no kind 'lm'; did you mean 'llm'?"),
+        ("{kind: llm, url: 'https://host/v1'}", "ppo.judge.model: is required but missing"),
+        ("{kind: llm, url: 'http://host/v1', model: m}", "ppo.judge.url: plain http to host"),
+        (f"{{{LLM}, api_key_env: GONE_KEY}}", "ppo.judge.api_key_env: the environment variable GONE_KEY is not set"),
+        (f"{{{LLM}, rubric: gone.txt}}", "ppo.judge.rubric: no such file gone.txt"),
+        (f"{{{LLM}, parameters: {{model: x}}}}", "ppo.judge.parameters.model: is the judge's own; leave it out"),
+        ("{kind: llm, url: 'https://host/v1?key=***', model: m}", "ppo.judge.url: *** stands where a secret was"),
+        ("{kind: rankings, path: gone.csv}", "ppo.judge.path: no such file gone.csv"),
+        ("{kind: rankings, file: a.jsonl}", "ppo.judge.file: unknown key"),
+        ("{kind: comparison, function: mine.py}", "ppo.judge.function: 'mine.py' must be package.module:name"),
+        ("{kind: comparison, function: gone.py:f}", "ppo.judge.function: no such file gone.py"),
+        ("{kind: model}", "ppo.judge.model_from: is required here: name another model than the policy"),
+        ("{kind: model, model_from: sft}", "ppo.judge.model_from: 'sft' is no reward model"),
+        ("[{kind: format}]", "ppo.judge: must be a section"),
+    ],
+)
+def test_mistakes_in_a_judge_are_told_with_their_key(write, judge, problem):
+    found = failing(write("kind: format"), GOLD[0], f"ppo.judge={judge}")
+    assert any(one.startswith(problem) for one in found), found
+
+
+def test_a_judge_judges_held_out_prompts_and_stops_nothing(write):
+    (found,) = failing(write("kind: format"), "ppo.judge={kind: format}")
+    assert found.startswith("ppo.judge: compares replies to held-out prompts alone: name some in eval_data")
+    early = "ppo.early_stopping={patience: 1, metric: eval/win_rate_greedy}"
+    (found,) = failing(write("kind: format"), *GOLD, early, "ppo.evaluation.every_steps=1")
+    assert found.startswith("ppo.early_stopping.metric: the judge only looks on")
 
 
 def test_functions_are_looked_for_without_being_run(write, tmp_path, monkeypatch):

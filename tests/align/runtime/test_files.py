@@ -144,3 +144,13 @@ def test_a_disk_that_is_full_anywhere_in_a_torch_file_is_a_storage_error(tmp_pat
             torch.save(state, tmp_path / "again.pt")  # the name is in the file: it must be as long as the first one
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_rows_are_added_behind_what_a_kill_left(tmp_path):
+    path = tmp_path / "deep" / "rows.jsonl"
+    files.append_json_lines(path, [{"a": 1}])
+    files.append_json_lines(path, [{"a": "猫"}, {"a": "\ud800"}])
+    assert path.read_text(encoding="utf-8") == '{"a": 1}\n{"a": "猫"}\n{"a": "\\ud800"}\n'
+    path.write_text('{"a": 1}\n{"a"')
+    files.append_json_lines(path, [{"a": 2}])
+    assert path.read_text() == '{"a": 1}\n{"a"\n{"a": 2}\n'

@@ -1,10 +1,12 @@
 """The HTTP client against real sockets: servers that drip where a timeout of each wait would never end."""
 
 import logging
+import random
 import socket
 import threading
 import time
 from contextlib import contextmanager, suppress
+from email.utils import formatdate
 
 import pytest
 
@@ -143,3 +145,28 @@ def test_the_key_is_in_no_log_of_the_library(caplog):
     with server(says(echo)) as (place, heard), caplog.at_level(logging.DEBUG):
         answer = asked(place, headers={"Authorization": f"Bearer {key}"}, secrets=[key])
     assert key.encode() in heard[0] and key not in caplog.text + repr(answer)
+
+
+@pytest.mark.parametrize(
+    ("said", "least", "most"),
+    [("7", 7, 7), ("soon", 0, 0), ("-3", 0, 0), ("86400", 120, 120), ("", 0, 0), (formatdate(usegmt=True), 0, 0),
+     (formatdate(time.time() + 60, usegmt=True), 30, 60), ("Mon, 99 Nov 2026", 0, 0)],
+)  # fmt: skip
+def test_the_pause_that_a_server_asks_for_is_a_number_of_seconds_or_a_date(said, least, most):
+    with server(says(f"HTTP/1.1 429 Slow\r\nretry-after: {said}\r\nContent-Length: 0\r\n\r\n".encode())) as (place, _):
+        assert least <= asked(place).retry_after <= most
+
+
+def test_a_pause_that_was_asked_for_is_kept_where_it_is_longer():
+    pauses = []
+
+    class Busy(Exception):
+        pause = 0.05
+
+    def busy():
+        raise Busy
+
+    options = {"attempts": 3, "backoff": 0.001, "longest": 0.2, "chance": random.Random(0)}
+    with pytest.raises(Busy):
+        http.retried(busy, Busy, tell=lambda failure, number, pause: pauses.append(pause), **options)
+    assert pauses == [0.05, 0.05]

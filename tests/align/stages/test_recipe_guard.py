@@ -104,6 +104,10 @@ def test_a_new_token_in_a_url_is_no_change_and_another_address_is_one(tmp_path):
         tmp_path, ppo=ppo | {"reward": [{"kind": "http", "url": "https://host/a?token=x"}], "on_reward_error": "mask"}
     )
     assert changed_keys(harmless, "ppo", folder) == []
+    judged = ppo | {"reward": [{"kind": "http", "url": "https://host/a"}], "eval_data": ["p.jsonl"]}
+    common.open_folder(small_recipe(tmp_path, ppo=judged), folder)
+    another = small_recipe(tmp_path, ppo=judged | {"judge": {"kind": "length", "maximum": 3}})
+    assert changed_keys(another, "ppo", folder) == []  # who judges changes nothing of what is made
 
 
 def test_the_base_of_another_adapter_is_the_same_base(tmp_path):

@@ -116,6 +116,10 @@ def test_a_gold_reward_is_built_logged_and_told_in_the_summary(tmp_path):
     assert not [name for line in lines if "score/mean" in line for name in line if "gold" in name]
     found = policy_evaluation.evaluate_policy(chosen, "ppo", summary)
     assert found["judge"] == "gold_reward" and found["gold_reward"] == pytest.approx(summary["gold_greedy"], rel=1e-5)
+    assert found["judged_by"] == (
+        "the sum of the reward model rm and the rule length (the gold reward), which nothing was trained on"
+    )
+    assert 0 <= summary["win_rate"] <= 1 and summary["looks_judged_by"] == found["judged_by"]
     plain = chosen.model_copy(update={"ppo": chosen.ppo.model_copy(update={"gold_reward": ()})})
     assert not [name for name in run_ppo.run_ppo(plain, out_dir=tmp_path / "plain") if "gold" in name]
 

@@ -73,7 +73,8 @@ def section(**changes) -> PPOSection:
 
 
 def trainer(folder, *, dtype=torch.float32, kind=PPOTrainer, num_prompts=12, reward=vowels, config=None, **options):
-    changes = {key: options.pop(key) for key in list(options) if key in PPOSection.model_fields and key != "callbacks"}
+    of_config = PPOSection.model_fields.keys() - {"callbacks", "judge"}  # which the trainer is given itself
+    changes = {key: options.pop(key) for key in list(options) if key in of_config}
     config = config or section(**changes)
     given = options.pop("critic_model", None)
     return kind(

@@ -276,6 +276,10 @@ def refused(folder: Path) -> None:
         (folder / f"rank{os.environ['RANK']}.txt").write_text(str(error))
 
 
+def shorter(prompts, first, second):
+    return [len(two) - len(one) for one, two in zip(first, second, strict=True)]
+
+
 def main(folder: Path, mode: str) -> None:
     if mode in ("given", "composed"):
         more = {"reward": composed(), "normalize_reward": "running_mean_std", "target_kl": 0.05}
@@ -299,6 +303,7 @@ def main(folder: Path, mode: str) -> None:
         modes[mode](folder)
         return
     options = {"kind": ppo_case.PPOTrainer, "reward": ppo_case.vowels, "save_steps": 1, "save_total_limit": 5}
+    options |= {"judge": shorter, "eval_prompts": ppo_case.prompts(3), "evaluation": {"every_steps": 1}}
     trainer = make(folder / "whole", **options)
     trainer.train()
     write(trainer, folder / "whole.pt")

@@ -1,4 +1,4 @@
-"""Looks at held-out prompts: figures by hand, and a gold reward that only looks on."""
+"""Looks at held-out prompts: figures by hand, and a gold reward and a judge that only look on."""
 
 import json
 import random
@@ -9,6 +9,8 @@ import torch
 from align.runs.errors import TrainingError
 from align.trainers.ppo import PPOTrainer
 from reward.combined import CombinedReward, Part
+from reward.judges.functions import FunctionJudge
+from reward.judges.protocol import Judgment
 from reward.protocol import RewardError
 from reward.sources import FunctionReward
 from rollouts.scripted import ScriptedEngine
@@ -81,30 +83,36 @@ def test_kl_and_entropy_by_hand(tmp_path):
 
 
 class Alarm:
-    """A gold reward that may be asked in evaluation alone, and draws from every generator there is."""
+    """A gold reward, or a judge, that may be asked in evaluation alone, and draws from every generator there is."""
 
-    name = "gold"
+    name = described = "gold"
 
     def __init__(self):
         self.looking, self.asked = False, 0
 
-    def score(self, samples):
+    def ask(self, count):
         if not self.looking:
-            raise AssertionError("the gold reward was asked outside evaluation")
+            raise AssertionError("asked outside evaluation")
         self.asked += 1
-        noise = torch.rand(len(samples)).tolist()
-        return [random.random() + one - 100.0 * self.asked for one in noise]  # worse at every look
+        return [random.random() + one for one in torch.rand(count).tolist()]
+
+    def score(self, samples):
+        return [one - 100.0 * self.asked for one in self.ask(len(samples))]  # worse at every look
+
+    def compare(self, pairs):
+        return [[Judgment("second" if one > 1 else "first")] for one in self.ask(len(pairs))]
 
 
 class Looking(PPOTrainer):
     def evaluate(self, *args, **kwargs):
-        if self.gold is not None:
-            self.gold.looking = True
+        alarms = [one for one in (self.gold, self.judge) if one is not None]
+        for one in alarms:
+            one.looking = True
         try:
             return super().evaluate(*args, **kwargs)
         finally:
-            if self.gold is not None:
-                self.gold.looking = False
+            for one in alarms:
+                one.looking = False
 
 
 def noisy(prompts, completions):
@@ -112,7 +120,7 @@ def noisy(prompts, completions):
     return [len(text) + value + random.random() for text, value in zip(completions, noise, strict=True)]
 
 
-def trained(folder, gold):
+def trained(folder, gold, judge=None):
     torch.manual_seed(3)
     random.seed(3)
     trainer = ppo_case.trainer(
@@ -120,6 +128,7 @@ def trained(folder, gold):
         kind=Looking,
         reward=noisy,
         gold=gold,
+        judge=judge,
         eval_prompts=ppo_case.prompts(3),
         evaluation={"every_steps": 1},
         num_iterations=3,
@@ -133,19 +142,114 @@ def trained(folder, gold):
     return trainer, weights, [{key: one[key] for key in one if not key.startswith(skipped)} for one in lines]
 
 
-def test_training_is_the_same_with_a_gold_reward_and_without(tmp_path):
-    alarm = Alarm()
+def test_training_is_the_same_with_a_gold_reward_and_a_judge_and_without(tmp_path):
+    alarm, judge = Alarm(), Alarm()
     plain, weights, lines = trained(tmp_path / "plain", None)
-    judged, same, more = trained(tmp_path / "judged", alarm)
+    judged, same, more = trained(tmp_path / "judged", alarm, judge)
     assert alarm.asked == 2 * 4  # sampled and greedy, before and after each of three iterations
+    assert judge.asked == 2 * 3  # there is nothing to compare before the first
     assert all(torch.equal(a, b) for a, b in zip(weights, same, strict=True))
-    golden = [{key: line.pop(key) for key in list(line) if key.startswith("eval/gold")} for line in more]
+    looked = ("eval/gold", "eval/win_rate")
+    golden = [{key: line.pop(key) for key in list(line) if key.startswith(looked)} for line in more]
     assert more == lines
+    gold = {f"{name}{way}" for name in looked for way in ("", "_greedy")}
     seen = [line for line in golden if line]
-    assert len(seen) == 4 and all(set(line) == {"eval/gold", "eval/gold_greedy"} for line in seen)
+    assert [set(line) for line in seen] == [{"eval/gold", "eval/gold_greedy"}, gold, gold, gold]
     assert seen[0]["eval/gold"] > seen[-1]["eval/gold"]
     assert plain.state.best_metric == judged.state.best_metric
     assert plain.reward_stats.state_dict() == judged.reward_stats.state_dict()
+
+
+def test_a_gold_reward_decides_where_there_is_no_judge(tmp_path):
+    worse = trained(tmp_path, Alarm())[2]
+    assert [line["eval/win_rate"] for line in worse if "eval/win_rate" in line] == [0.0, 0.0, 0.0]
+
+
+VERDICTS = {"say a": "first", "say ab": "tie", "say abc": "second"}
+
+
+def by_prompt(prompts, first, second, category):
+    """One verdict a pair that the prompt decides, none where it has doubled letters."""
+    assert set(category) == {"say"}
+    return [VERDICTS.get(prompt[-1]["content"]) for prompt in prompts]
+
+
+def test_wins_by_hand(tmp_path):
+    """The starting policy says "ab" and "aaaa", the later one "b" and "bbbb"."""
+    trainer = ppo_case.trainer(
+        tmp_path,
+        judge=by_prompt,
+        engine=ScriptedEngine(scripted),
+        eval_prompts=ppo_case.prompts(6),
+        rollout={"max_completion_length": 4},
+    )
+    assert isinstance(trainer.judge, FunctionJudge)
+    assert not any("win_rate" in name for name in trainer.evaluate(num_samples=2))
+    trainer.engine = trainer.rollout.engine = ScriptedEngine(
+        lambda prompt, number: [B, END] if number % 2 == 0 else [B] * 6
+    )
+    trainer.learner.policy_steps.value = 1  # the policy has moved
+    found = trainer.evaluate(num_samples=2)
+    assert found["eval/win_rate"] == found["eval/win_rate_greedy"] == (0 + 0.5 + 1) / 3
+    assert (found["eval/no_verdict"], found["eval/no_verdict_greedy"]) == (6, 3)
+    assert not any("win_rate" in name for name in trainer.evaluate(ppo_case.prompts(5)))  # it never answered these
+    trainer.judge = FunctionJudge(shorter)
+    assert trainer.evaluate(num_samples=2)["eval/win_rate"] == 0.75  # "b" against "ab", "bbbb" against "aaaa"
+
+
+def shorter(prompts, first, second):
+    """Above 0 where the first reply is the shorter one."""
+    return [len(two) - len(one) for one, two in zip(first, second, strict=True)]
+
+
+def test_a_run_that_resumes_is_compared_with_the_policy_it_began_with(tmp_path):
+    def make():
+        return ppo_case.trainer(
+            tmp_path,
+            judge=shorter,
+            eval_prompts=ppo_case.prompts(3),
+            evaluation={"every_steps": 1},
+            num_iterations=3,
+            save_steps=1,
+            save_total_limit=5,
+        )
+
+    def looks(trainer):
+        wins = ("step", "eval/win_rate", "eval/win_rate_greedy")
+        return [{name: line.get(name) for name in wins} for line in trainer.state.log_history if "eval/score" in line]
+
+    whole = make()
+    whole.train()
+    again = make()
+    again.train(resume_from_checkpoint=tmp_path / "checkpoints" / "step-1")
+    assert looks(again) == looks(whole) and [line["step"] for line in looks(whole)] == [0, 1, 2, 3]
+    assert None not in [value for line in looks(whole)[1:] for value in line.values()]
+    del whole.checkpoints.own["opponent"]  # as in a checkpoint of a former version
+    former = make()
+    former.load_checkpoint(whole.save_checkpoint())
+    assert not any("win_rate" in name for name in former.evaluate())
+
+
+@pytest.mark.parametrize("way", ["stop", "retry", "mask"])
+def test_a_judge_that_fails_loses_no_run(tmp_path, way):
+    asked = []
+
+    def broken(prompts, first, second):
+        asked.append(len(first))
+        raise ValueError("no line")
+
+    trainer = ppo_case.trainer(
+        tmp_path, judge=broken, eval_prompts=ppo_case.prompts(2), on_reward_error=way, num_iterations=1
+    )
+    trainer.train()
+    if way == "mask":
+        found = trainer.evaluate()
+        assert found["eval/no_verdict"] == 2 and not any("win_rate" in name for name in found)
+        return
+    with pytest.raises(TrainingError, match=r"judge 'broken' failed.*no line.*evaluation after iteration 1.*saved in"):
+        trainer.look()
+    assert len(asked) == {"stop": 1, "retry": 3}[way]
+    assert (tmp_path / "checkpoints/step-1").is_dir()
 
 
 def test_a_gold_reward_with_another_tokenizer_gets_text_alone(tmp_path):

@@ -124,6 +124,8 @@ def test_two_ranks_resume_bit_for_bit(tmp_path, engine):
     whole, again = (torch.load(tmp_path / "run" / name, weights_only=True) for name in ("whole.pt", "again.pt"))
     assert all(torch.equal(a, b) for a, b in zip(whole["weights"], again["weights"], strict=True))
     assert whole["history"] == again["history"]
+    wins = [line["eval/win_rate_greedy"] for line in whole["history"] if "eval/win_rate_greedy" in line]
+    assert len(wins) == 3 and all(2 * 3 * rate == pytest.approx(round(6 * rate)) for rate in wins)  # of three prompts
 
 
 @pytest.mark.slow

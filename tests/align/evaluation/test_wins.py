@@ -1,0 +1,162 @@
+"""Win rates: figure 4 of the Qwen report from its counts, cases by hand, and an independent recomputation."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from align.evaluation.shares import wilson
+from align.evaluation.wins import ComparedPair, win_rates
+
+# Qwen technical report, figure 4: win / tie / loss in percent of 7B SFT, 14B SFT, 14B RLHF and GPT-4 against GPT-3.5.
+PROMPTS = {"knowledge": 60, "language": 50, "writing": 100, "maths": 40, "coding": 40}
+PRINTED = {
+    "7B SFT": {
+        "": (28.4, 28.3, 43.3),
+        **{"knowledge": (31.1, 31.1, 37.8), "language": (24.0, 46.0, 30.0), "writing": (35.3, 19.7, 45.0)},
+        **{"maths": (23.3, 29.2, 47.5), "coding": (17.5, 22.5, 60.0)},
+    },
+    "14B SFT": {
+        "": (30.7, 32.3, 37.0),
+        **{"knowledge": (32.8, 33.3, 33.9), "language": (29.3, 54.7, 16.0), "writing": (34.7, 22.7, 42.7)},
+        **{"maths": (34.2, 34.2, 31.7), "coding": (15.8, 25.0, 59.2)},
+    },
+    "14B RLHF": {
+        "": (38.7, 28.9, 32.4),
+        **{"knowledge": (42.2, 32.8, 25.0), "language": (39.3, 33.3, 27.3), "writing": (39.7, 21.0, 39.3)},
+        **{"maths": (39.2, 39.2, 21.7), "coding": (30.0, 26.7, 43.3)},
+    },
+    "GPT-4": {
+        "": (43.8, 32.2, 24.0),
+        **{"knowledge": (37.2, 40.0, 22.8), "language": (36.0, 47.3, 16.7), "writing": (49.7, 19.0, 31.3)},
+        **{"maths": (45.8, 33.3, 20.8), "coding": (46.7, 33.3, 20.0)},
+    },
+}
+
+
+def rates(pairs):
+    return win_rates(pairs, judged_by="three annotators", first="GPT-3.5", second="it")
+
+
+@pytest.mark.parametrize("model", PRINTED)
+def test_figure_4_of_the_qwen_report_is_pooled_judgments(model):
+    """Every percentage, the averages too, from whole numbers of judgments, three a prompt."""
+    pairs = []
+    for category, prompts in PROMPTS.items():
+        counts = [round(share * 3 * prompts / 100) for share in PRINTED[model][category]]
+        verdicts = [w for w, count in zip(("second", "tie", "first"), counts, strict=True) for _ in range(count)]
+        assert len(verdicts) == 3 * prompts
+        random.Random(category).shuffle(verdicts)
+        pairs += [ComparedPair((category, at), verdicts[3 * at : 3 * at + 3], category) for at in range(prompts)]
+    found = rates(pairs)
+    assert (found["prompts"], found["judgments"]) == (290, 870)
+    for category, printed in PRINTED[model].items():
+        part = found["by_category"][category] if category else found
+        shares = [round(100 * part[key] / part["judgments"], 1) for key in ("win", "tie", "loss")]
+        assert shares == list(printed), category
+
+
+def test_no_majority_is_taken_and_what_has_no_verdict_does_not_count():
+    pairs = [
+        ComparedPair("a", ["second", "second", "first"]),
+        ComparedPair("b", ["tie", None, "second"]),
+        ComparedPair("c", [None]),
+        ComparedPair("d", []),
+    ]
+    found = rates(pairs)
+    assert {key: found[key] for key in ("win", "tie", "loss", "judgments", "no_verdict", "unjudged")} == {
+        **{"win": 3, "tie": 1, "loss": 1},
+        **{"judgments": 5, "no_verdict": 2, "unjudged": 1},
+    }
+    assert (found["prompts"], found["pairs"]) == (2, 2)
+    assert found["win_share"] == pytest.approx(3.5 / 5)
+    assert (found["judged_by"], found["first"], found["second"]) == ("three annotators", "GPT-3.5", "it")
+    assert found["by_category"] == {}
+
+
+def test_without_a_verdict_there_is_no_share():
+    found = rates([ComparedPair("a", [None], "x"), ComparedPair("b", [])])
+    assert [found[key] for key in ("win_share", "low", "high", "length_controlled")] == [None] * 4
+    assert found["by_category"]["x"]["no_verdict"] == 1
+
+
+def test_the_interval_by_hand():
+    """Prompt sums 2, 2, 0 of 2 judgments each: share 2/3, between (2/3)^2 + (2/3)^2 + (4/3)^2 = 8/3, so the variance
+    of the share is 3/2 (8/3) / 36 = 1/9, and the judgments are worth (2/9) / (1/9) = 2."""
+    found = rates([ComparedPair(at, [winner] * 2) for at, winner in enumerate(("second", "second", "first"))])
+    assert (found["low"], found["high"]) == pytest.approx(wilson(2 * 2 / 3, 2))
+
+
+def pairs_of(rng, *, prompts, long_wins, tilt):
+    pairs = []
+    for prompt in range(prompts):
+        for _ in range(rng.choice((1, 2))):
+            longer = rng.randint(-60, 100)
+            share = 1 / (1 + math.exp(-(tilt + long_wins * math.tanh(longer / 45))))
+            winners = ["tie" if rng.random() < 0.2 else "second" if rng.random() < share else "first"]
+            pairs.append(ComparedPair(prompt, winners * rng.choice((1, 2)), longer=longer))
+    return pairs
+
+
+def test_an_independent_recomputation_agrees():
+    pairs = pairs_of(random.Random(3), prompts=80, long_wins=1.0, tilt=0.4)
+    rows = [(p.prompt, {"second": 1, "tie": 0.5, "first": 0}[w], p.longer) for p in pairs for w in p.winners]
+    prompt, worth, longer = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
+    found, n, groups = rates(pairs), len(rows), np.unique(prompt)
+    share = worth.mean()
+    sums = np.array([(worth[prompt == g] - share).sum() for g in groups])
+    variance = len(groups) / (len(groups) - 1) * (sums**2).sum() / n**2
+    assert variance > worth.var() / n  # they hang together, so the design effect is not 1
+    low, high = found["low"], found["high"]  # of Wilson's equation |share - p| = z sqrt(p (1 - p) / m)
+    for bound in (low, high):
+        assert abs(share - bound) == pytest.approx(
+            1.959963984540054 * math.sqrt(bound * (1 - bound) * variance / (share * (1 - share))), rel=1e-9
+        )
+
+    x = np.tanh(longer / longer.std(ddof=1))
+
+    def loss(weights):
+        logits = weights[0] + weights[1] * x
+        return (np.logaddexp(0, logits) - worth * logits).sum() + weights[1] ** 2 / 200
+
+    fitted = minimize(loss, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-14}).x
+    controlled = found["length_controlled"]
+    assert controlled["win_share"] == pytest.approx(1 / (1 + math.exp(-fitted[0])), abs=1e-6)
+    assert controlled["length_weight"] == pytest.approx(fitted[1], abs=1e-6)
+    p = 1 / (1 + np.exp(-(fitted[0] + fitted[1] * x)))
+    bend = np.array([[(p * (1 - p)).sum(), (p * (1 - p) * x).sum()], [0, (p * (1 - p) * x * x).sum() + 0.01]])
+    bend[1, 0] = bend[0, 1]
+    meat = np.zeros((2, 2))
+    for g in groups:
+        own = prompt == g
+        score = np.array([(worth - p)[own].sum(), ((worth - p) * x)[own].sum()])
+        meat += np.outer(score, score)
+    covariance = np.linalg.inv(bend) @ meat @ np.linalg.inv(bend) * len(groups) / (len(groups) - 1)
+    half = 1.959963984540054 * math.sqrt(covariance[0, 0])
+    ends = [1 / (1 + math.exp(-(fitted[0] + sign * half))) for sign in (-1, 1)]
+    assert [controlled["low"], controlled["high"]] == pytest.approx(ends, abs=1e-6)
+
+
+@pytest.mark.parametrize(("long_wins", "tilt"), [(2.0, 0.0), (0.0, 0.8)])
+def test_length_control_takes_away_what_length_alone_won(long_wins, tilt):
+    rng, pairs = random.Random(5), []
+    for at in range(2000):
+        longer = rng.randint(-30, 120)  # its replies are the longer ones
+        share = 1 / (1 + math.exp(-tilt - long_wins * math.tanh(longer / 43)))
+        pairs.append(ComparedPair(at, ["second" if rng.random() < share else "first"], longer=longer))
+    found = rates(pairs)
+    assert found["win_share"] > 0.65
+    assert found["length_controlled"]["win_share"] == pytest.approx(1 / (1 + math.exp(-tilt)), abs=0.04)
+    assert found["length_controlled"]["length_weight"] == pytest.approx(long_wins, abs=0.3)
+
+
+def test_length_control_where_length_tells_every_verdict_and_where_it_cannot_be_fitted():
+    tells = [ComparedPair(at, ["second" if at % 3 else "first"], longer=at % 3 or -1) for at in range(30)]
+    found = rates(tells)["length_controlled"]
+    assert 0 < found["low"] < found["win_share"] < found["high"] < 1
+    assert found["length_weight"] > 1.5
+    assert rates([ComparedPair(at, ["second"], longer=at) for at in range(9)])["length_controlled"] is None
+    assert rates([ComparedPair(at, ["second", "first"], longer=4) for at in range(9)])["length_controlled"] is None
+    assert rates([ComparedPair(at, ["second", "first"]) for at in range(9)])["length_controlled"] is None
