@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from align.evaluation.table import percent
 from align.recipe import STAGES
 from align.report.headline import cell
-from align.report.names import policy_name, section_of
+from align.report.names import section_of, stage_name
 from align.report.policy_evaluation import GREEDY, PolicyComparison, Tally
 from align.runs.run_files import Row, Run, StageFiles, number
 
@@ -119,24 +119,24 @@ def _progress(run: Run, begun: list[StageFiles]) -> str:
     """What is finished, where the stage that runs is, or what the last one measured."""
     last = begun[-1]
     if last.state == "unfinished":
-        done = [stage.name for stage in begun if stage.state == "finished"]
+        done = [stage_name(stage.name) for stage in begun if stage.state == "finished"]
         section = section_of(run, last.name)
         wanted = number(section.get("num_iterations", section.get("max_steps")))
         of = f" of {wanted:g}" if wanted is not None and wanted > 0 else ""
-        where = f"{policy_name(last.name)} is unfinished, at step {last.last_step}{of}"
+        where = f"{stage_name(last.name)} is unfinished, at step {last.last_step}{of}"
         return f"{where}; finished before it: {', '.join(done)}." if done else f"{where}."
-    return _measured(last) or f"{policy_name(last.name)} is finished."
+    return _measured(last) or f"{stage_name(last.name)} is finished."
 
 
 def _measured(stage: StageFiles) -> str:
-    summary, name = stage.summary, policy_name(stage.name)
+    summary, name = stage.summary, stage_name(stage.name)
     accuracy, loss = number(summary.get("accuracy")), number(summary.get("heldout_loss"))
     if STAGES[stage.name].makes == "reward" and accuracy is not None:
         low, high = number(summary.get("accuracy_low")), number(summary.get("accuracy_high"))
         interval = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
         length = number(summary.get("length_baseline"))
         beside = "" if length is None else f" (length alone: {percent(length)})"
-        right = f"{stage.name} is right on {percent(accuracy)}{interval} of {cell(summary.get('pairs'))} held-out pairs"
+        right = f"{name} is right on {percent(accuracy)}{interval} of {cell(summary.get('pairs'))} held-out pairs"
         return f"{right}{beside}; judged by the pairs' labels."
     if loss is not None:
         before = number(summary.get("heldout_loss_before"))

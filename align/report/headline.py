@@ -120,8 +120,8 @@ def tagged(summary: Row) -> dict[str, Row]:
 
 
 def policy(summary: Row, told: list[Line]) -> Iterator[Line]:
-    """The rows of a policy: what it is worth comes first, what it was trained on second."""
-    yield from told
+    """The rows of a policy: what is right comes first, then who won, then scores, last those it was trained on."""
+    yield from sorted((_as_share(row) for row in told), key=_rank)
     reward = clean(summary.get("rewarded_by"), 100) or reward_named({}, summary)
     if number(summary.get("score")) is None and number(summary.get("rollout_score")) is not None:
         yield f"{reward}'s score on rollouts", summary.get("rollout_score_first"), summary["rollout_score"]
@@ -131,6 +131,20 @@ def policy(summary: Row, told: list[Line]) -> Iterator[Line]:
         if number(summary.get(after)) is not None:
             yield what.replace("{reward}", reward), summary.get(before) if before else None, summary[after]
     yield from plain(summary, [])
+
+
+def _rank(row: Line) -> int:
+    what = str(row[0])
+    return 0 if what.startswith("correct") else 1 if what.startswith("win ") else 2
+
+
+def _as_share(row: Line) -> Line:
+    """Shares of correct replies are told in percent."""
+    what, *sides = row
+    if not str(what).startswith("correct"):
+        return row
+    before, after = (side if (share := number(side)) is None else percent(share) for side in sides)
+    return what, before, after
 
 
 def cell(value: Any) -> str:

@@ -10,7 +10,7 @@ from pathlib import PurePath
 
 from align.runs.run_files import Row, Run, StageFiles, clean, number
 
-POLICIES = {"sft": "SFT", "rejection": "RS", "ppo": "PPO"}
+STAGE_NAMES = {"base": "Base", "sft": "SFT", "pmp": "PMP", "rm": "RM", "rejection": "RS", "ppo": "PPO"}
 REWARD, GOLD, WATCHED = (
     "reward",
     "gold",
@@ -19,9 +19,9 @@ REWARD, GOLD, WATCHED = (
 WORDS = {"model": "reward model", "http": "reward endpoint", "gate": "gated reward"}
 
 
-def policy_name(stage: str) -> str:
+def stage_name(stage: str) -> str:
     """PPO for `ppo`; a stage without a name of its own is called as it is."""
-    return POLICIES.get(stage, stage)
+    return STAGE_NAMES.get(stage, stage)
 
 
 def starting_policy(stage: StageFiles) -> str:
@@ -30,8 +30,8 @@ def starting_policy(stage: StageFiles) -> str:
     origin = origins.get("policy") if isinstance(origins, dict) else None
     value = clean(origin.get("value"), 200) if isinstance(origin, dict) else ""
     if not value:
-        return POLICIES["sft"]
-    return policy_name(value) if origin.get("kind") == "stage" else PurePath(value).name or value
+        return STAGE_NAMES["sft"]
+    return stage_name(value) if origin.get("kind") == "stage" else PurePath(value).name or value
 
 
 def reward_named(section: Row, summary: Row) -> str:
@@ -100,5 +100,5 @@ def judged_by(run: Run, stage: StageFiles) -> str:
         named = reward_named({"reward": section.get(WATCHED)}, {}) if section.get(WATCHED) else "reward"
         return f"the {named} of {stage.name}.gold_reward, which does not train the policy"
     if judge == REWARD:
-        return f"the {reward_named(section, stage.summary)} that {policy_name(stage.name)} was trained on"
+        return f"the {reward_named(section, stage.summary)} that {stage_name(stage.name)} was trained on"
     return f"the score {judge}"

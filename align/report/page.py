@@ -17,15 +17,15 @@ from align.report.accuracy import accuracy_table, calibration_sentence
 from align.report.glance import GlanceRow, at_a_glance
 from align.report.glossary import TERMS
 from align.report.headline import cell, headline_rows
-from align.report.names import reward_named, section_of
+from align.report.names import reward_named, section_of, stage_name
 from align.report.policy_evaluation import comparisons
 from align.report.svg import Picture
 from align.report.template import TEMPLATES, template
 from align.runs.run_files import Row, Run, clean, number
 
-SECTIONS = {  # id -> its heading, and the files that the figures of its stages need
-    "supervised": ("Base and SFT", ("metrics.jsonl",)),
-    "reward": ("Reward model: PMP and finetuning", ("metrics.jsonl", "eval.jsonl")),
+SECTIONS = {  # id -> its heading ({stages}: those that the chain has), and the files that its figures need
+    "supervised": ("{stages}", ("metrics.jsonl",)),
+    "reward": ("Reward model: {stages}", ("metrics.jsonl", "eval.jsonl")),
     "rejection": ("Rejection sampling", ("metrics.jsonl",)),
     "ppo": ("PPO", ("metrics.jsonl",)),
 }
@@ -87,7 +87,8 @@ def sections(run: Run) -> dict[str, tuple[str, list[str]]]:
             empty = (file for file in files if not getattr(stage, CONTENT[file]))
             notes += [f"{stage.name}/{file} is missing or empty." for file in empty]
         if stages:
-            found[section] = (heading, notes)
+            names = " and ".join(stage_name(stage.name) for stage in stages)
+            found[section] = (heading.format(stages=names), notes)
     return found
 
 

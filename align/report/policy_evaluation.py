@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from align.evaluation.wins import ComparedPair, win_rates
-from align.report.names import REWARD, judge_of, judged_by, policy_name, scored_names, starting_policy
+from align.report.names import REWARD, judge_of, judged_by, scored_names, stage_name, starting_policy
 from align.runs.run_files import Row, Run, StageFiles, clean, number
 
 BEFORE = "sft"
@@ -128,7 +128,7 @@ def compared(run: Run, stage: StageFiles) -> PolicyComparison | None:
     pairs = list(policy_pairs(stage))
     if not pairs or stage.name == BEFORE:
         return None
-    judged, before, after = judged_by(run, stage), starting_policy(stage), policy_name(stage.name)
+    judged, before, after = judged_by(run, stage), starting_policy(stage), stage_name(stage.name)
     tables, equal = {}, {}
     for decoding in dict.fromkeys(pair.decoding for pair in pairs):
         chosen = [pair for pair in pairs if pair.decoding == decoding and pair.verdicts]

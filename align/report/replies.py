@@ -12,7 +12,7 @@ from typing import Any
 
 from align.evaluation.accuracy import most_wrong
 from align.report.accuracy import scored
-from align.report.names import policy_name
+from align.report.names import stage_name
 from align.report.policy_evaluation import BEFORE, GREEDY, NO_CATEGORY, PolicyComparison, PolicyPair, policy_pairs
 from align.runs.run_files import Row, Run, clean, number
 from align.runtime.terminal import printable
@@ -166,7 +166,7 @@ def said(run: Run, name: str) -> list[Exchange]:
         Exchange(
             message_text(row.get("prompt")),
             clean(row.get("category"), 60),
-            [ShownReply(policy_name(name), message_text(row["reply"]), _of_a_sample(row), _tokens(row.get("tokens")))]
+            [ShownReply(stage_name(name), message_text(row["reply"]), _of_a_sample(row), _tokens(row.get("tokens")))]
             + ([ShownReply("reference", message_text(row["reference"]))] if row.get("reference") else []),
         )
         for row in rows

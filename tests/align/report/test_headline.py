@@ -95,6 +95,16 @@ def test_a_gold_reward_stands_with_what_was_trained_on():
     assert [row[1] for row in cells(ppo=summary)] == ["reward's score, temperature 1"]
 
 
+def test_what_is_right_comes_before_who_won_and_that_before_scores():
+    told = [["gold, greedy", 0.5, 1.0], ["correct, greedy", 0.25, 0.5], ["win / tie / loss", None, "1 / 0 / 0"]]
+    assert [row[1:4] for row in cells(ppo={"headline": told, "score": 2.0})] == [
+        ("correct, greedy", "25.0 %", "50.0 %"),
+        ("win / tie / loss", "", "1 / 0 / 0"),
+        ("gold, greedy", "0.5", "1"),
+        ("reward's score, temperature 1", "", "2"),
+    ]
+
+
 def test_a_reward_that_is_no_model_is_not_called_one():
     stages = run_of(ppo={"score": 1.0, "rollout_score": 1.0}).stages
     for reward, named in (

@@ -183,10 +183,10 @@ def test_runs_that_compare_nothing_say_what_they_have():
     run.stages["sft"] = StageFiles("sft", {"heldout_loss": 0.5, "heldout_loss_before": 2.0})
     assert said() == "SFT has a held-out loss of 0.5 nats a token (before: 2)."
     run.stages["rm"] = StageFiles("rm", accuracy)
-    words = "rm is right on 80.0 % [75.0, 85.0] of 100 held-out pairs (length alone: 60.0 %)"
+    words = "RM is right on 80.0 % [75.0, 85.0] of 100 held-out pairs (length alone: 60.0 %)"
     assert said() == f"{words}; judged by the pairs' labels."
     run.stages["ppo"] = StageFiles("ppo", metrics=[{"step": 16}])
-    assert said() == "PPO is unfinished, at step 16; finished before it: sft, rm."
+    assert said() == "PPO is unfinished, at step 16; finished before it: SFT, RM."
     run.stages["ppo"] = StageFiles("ppo", {"rollout_score_first": -0.5, "rollout_score": 1.0})
     assert said() == "PPO's reward on rollouts went from -0.5 to 1; nothing judged it on held-out prompts."
 
