@@ -13,6 +13,9 @@ from align.runtime.errors import MissingFileError, StorageError
 from align.runtime.files import atomic_file
 from align.runtime.paths import typed_path
 
+FORMER = ("losses", "preference", "accuracy", "scores", "reliability", "rejection", "ppo", "wins")
+"""The pictures that older versions wrote beside the page."""
+
 
 def build_report(output_dir: str | Path) -> Path:
     """Write the report of the run in `output_dir`; returns the path of its `index.html`.
@@ -23,7 +26,7 @@ def build_report(output_dir: str | Path) -> Path:
         MissingFileError: `output_dir` is no folder.
         StorageError: writing failed; the files of an older report are whole.
     """
-    from align.report.figures import FIGURES, draw_all
+    from align.report.figures import draw_all
     from align.report.page import render
 
     root = typed_path(output_dir)
@@ -31,7 +34,7 @@ def build_report(output_dir: str | Path) -> Path:
         raise MissingFileError(f"{root}: no such run folder; name the output_dir of a recipe that has run")
     run, index = read_run(root), root / "report" / "index.html"
     _write(index, render(run, draw_all(run)).encode("utf-8"))
-    for name in (*FIGURES, "wins"):
+    for name in FORMER:
         for file in (f"{name}.png", f"{name}-dark.png"):
             index.with_name(file).unlink(missing_ok=True)
     return index

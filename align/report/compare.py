@@ -14,9 +14,10 @@ from typing import Any
 
 from align.evaluation.table import percent
 from align.recipe import STAGES
+from align.recipe.registry import REWARD_STAGES
 from align.report.differences import Result, difference, result, same_rows
 from align.report.headline import cell
-from align.report.names import REWARD, judge_of
+from align.report.names import REWARD, judge_of, judged_by
 from align.report.overlay import COLORS, Side, overlays
 from align.report.svg import Picture, pictures
 from align.report.template import template
@@ -149,19 +150,15 @@ def _state(run: Run, name: str) -> str:
 
 def judge_named(run: Run, name: str) -> str:
     """The judge of a stage's replies by name, empty where there is none."""
-    stage = run.stages[name]
-    judge = stage.summary.get("judge") if STAGES[name].makes == "policy" else None
-    return judge if isinstance(judge, str) else (name == "ppo" and judge_of(stage)) or ""
+    if not STAGES[name].samples:
+        return ""
+    judge = run.stages[name].summary.get("judge")
+    return judge if isinstance(judge, str) else judge_of(run.stages[name]) or ""
 
 
 def judged(run: Run, name: str) -> str:
     """Who judged the replies of a stage, in words; empty where nobody did."""
-    said, judge = run.stages[name].summary.get("judged_by"), judge_named(run, name)
-    if isinstance(said, str) and said:
-        return clean(said, 200)
-    return {"": "", "gold": "the gold score of the embedded world", REWARD: "the reward it was trained on"}.get(
-        judge, f"`{clean(judge, 60)}`"
-    )
+    return judged_by(run, run.stages[name]) if STAGES[name].samples else ""
 
 
 def doubts(sides: Sequence[Side]) -> Iterator[str]:
@@ -171,7 +168,7 @@ def doubts(sides: Sequence[Side]) -> Iterator[str]:
         if len(having) < 2:
             continue
         words = {side.name: judged(side.run, name) for side in having}
-        if stage.makes == "policy" and len(set(filter(None, words.values()))) > 1:
+        if len(set(filter(None, words.values()))) > 1:
             told = "; ".join(f"{who}: {judge or 'nobody'}" for who, judge in words.items())
             yield f"{name} was judged by different judges ({told}): wins and scores of judges cannot be compared"
         if stage.samples and not same_reward([side.run for side in having], name):
@@ -187,14 +184,14 @@ def doubts(sides: Sequence[Side]) -> Iterator[str]:
 
 def same_reward(runs: Sequence[Run], name: str) -> bool:
     """Whether what the stage was trained on is the same for all: named alike, and made by none of the runs."""
-    origins = [run.stages[name].summary.get("origins") for run in runs]
-    rewards = [origin.get("reward") if isinstance(origin, dict) else None for origin in origins]
-    if any(isinstance(reward, dict) and reward.get("kind") == "stage" for reward in rewards):
-        return False
-    told = {
-        json.dumps([reward, *(_at(run.recipe, name, key) for key in ("reward", "reward_from"))])
-        for reward, run in zip(rewards, runs, strict=True)
-    }
+    told = set()
+    for run in runs:
+        origins, listed = run.stages[name].summary.get("origins"), _at(run.recipe, name, "reward")
+        origin = origins.get("reward") if isinstance(origins, dict) else None
+        made = origin.get("kind") == "stage" if isinstance(origin, dict) else not listed
+        if made and any(run.recipe.get(stage) is not None for stage in REWARD_STAGES):
+            return False
+        told.add(json.dumps([origin, listed, _at(run.recipe, name, "reward_from")]))
     return len(told) == 1
 
 
@@ -208,7 +205,7 @@ def lines(sides: Sequence[Side]) -> Iterator[Line]:
     for name, stage in STAGES.items():
         first = name
         for key, words in (*(OF_REWARDS if stage.makes == "reward" else _of_policies(sides, name)), *OF_ALL):
-            found = [result(stage, name, key) for stage in _stages(sides, name)]
+            found = [result(side.run, name, key) for side in sides]
             if not any(found):
                 continue
             share, alike = key.removesuffix("_sampled") in SHARES, comparable(sides, name, key.removesuffix("_sampled"))
@@ -228,10 +225,10 @@ def comparable(sides: Sequence[Side], name: str, key: str) -> bool:
 
 def _of_policies(sides: Sequence[Side], name: str) -> Iterator[tuple[str, str]]:
     """The figures of a policy, those of its judges after what is right or wrong."""
-    judges = filter(None, dict.fromkeys(judge_named(side.run, name) for side in sides))
+    judges = dict.fromkeys(judge_named(side.run, name) for side in sides).keys() - {"", *dict(OF_POLICIES)}
     for key, words in OF_POLICIES:
         if key == "wins":
-            for judge in judges:
+            for judge in sorted(judges):
                 yield judge, f"{clean(judge, 40)}, greedy"
                 yield f"{judge}_sampled", f"{clean(judge, 40)}, temperature 1"
         yield key, words

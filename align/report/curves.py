@@ -229,7 +229,13 @@ def _over_iterations(stage: StageFiles, plot: Plot, warmup: float, shaded: str |
         if plot.zero or (plot.low is not None and axes.get_ylim()[0] < plot.low):
             axes.set_ylim(bottom=plot.low or 0)
 
-    return Panel(plot.title, draw, plot.unit)
+    return Panel(plot.title, draw, plot.unit if plot.even is None else looks_judged_by(stage) or plot.unit)
+
+
+def looks_judged_by(stage: StageFiles) -> str:
+    """Who decided in the looks of training, as the summary tells it at the end."""
+    told = stage.summary.get("looks_judged_by")
+    return f"judged by {clean(told, 200)}" if isinstance(told, str) and told.strip() else ""
 
 
 def warmup_end(run: Run) -> float:
@@ -288,7 +294,8 @@ def gold_against_proxy(run: Run) -> Iterator[Panel]:
     if len(gold[0]) > 1 and len(proxy[0]) > 1:
         yield Panel("gold against proxy", draw_scores, "change since the first look, 1 = its largest")
     if len(wins[0]) > 1:
-        yield Panel("win rate over the distance", draw_wins, "share of the judge's verdicts")
+        told = looks_judged_by(stage) or "share of the judge's verdicts"
+        yield Panel("win rate over the distance", draw_wins, told)
 
 
 DISTANCE = "√ KL from the reference, nats a reply"

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from align.evaluation.shares import Z95, wilson
+from align.evaluation.shares import Z95
 from align.recipe import STAGES
 from align.report.accuracy import scored
 from align.report.names import REWARD
-from align.runs.run_files import Row, StageFiles, number
+from align.report.policy_evaluation import GREEDY, SAMPLED, compared
+from align.runs.run_files import Row, Run, StageFiles, number
 
 IN_ROWS = {"score_greedy": REWARD, "score": f"{REWARD}_sampled"}  # as `eval.jsonl` calls them
 
@@ -39,10 +40,11 @@ class Result:
     rows: tuple[Measured, ...] = ()
 
 
-def result(stage: StageFiles, name: str, key: str) -> Result | None:
+def result(run: Run, name: str, key: str) -> Result | None:
     """A figure of a finished stage with its interval, None where its summary has none."""
+    stage = run.stages[name]
     if key.startswith("wins"):
-        return _wins(stage.summary, key.removeprefix("wins"))
+        return _wins(run, stage, key.removeprefix("wins"))
     value = number(stage.summary.get(key))
     if value is None:
         return None
@@ -55,13 +57,17 @@ def result(stage: StageFiles, name: str, key: str) -> Result | None:
     return Result(value, _interval(rows), rows)
 
 
-def _wins(summary: Row, suffix: str) -> Result | None:
-    counts = [number(summary.get(f"{outcome}{suffix}")) for outcome in ("win", "tie", "loss")]
+def _wins(run: Run, stage: StageFiles, suffix: str) -> Result | None:
+    """Wins and half of the ties over all judgments, as the page of the run counts them; without its rows, as the
+    summary does."""
+    counts = [number(stage.summary.get(f"{outcome}{suffix}")) for outcome in ("win", "tie", "loss")]
     if None in counts or min(counts) < 0 or not sum(counts):
         return None
-    share, total = (counts[0] + counts[1] / 2) / sum(counts), sum(counts)
-    once = total == number(summary.get("eval_prompts"))  # several judgments of one prompt hang together
-    return Result(share, wilson(share * total, total) if once else None)
+    comparison = compared(run, stage)
+    tally = comparison and comparison.tables.get(SAMPLED if suffix else GREEDY, {}).get("all")
+    if tally and (tally.win, tally.tie, tally.loss) == tuple(counts) and None not in (tally.low, tally.high):
+        return Result(tally.share, (tally.low, tally.high))
+    return Result((counts[0] + counts[1] / 2) / sum(counts))
 
 
 def eval_rows(stage: StageFiles, name: str, key: str = "") -> Iterator[Measured]:

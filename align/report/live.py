@@ -130,6 +130,7 @@ class LiveRun:
         self.root = folder.resolve().parent if alone else folder
         self.only = folder.resolve().name if alone else None
         self._files: dict[Path, GrowingLines] = {}
+        self._recipes: dict[Path, tuple[float, Row]] = {}
 
     def look(self) -> Progress:
         """The run as it is now."""
@@ -170,9 +171,13 @@ class LiveRun:
         return None
 
     def _recipe(self, stage: str) -> Row:
+        path = self.root / stage / "recipe.yaml"
         try:
-            return read_recipe(self.root / stage / "recipe.yaml")
-        except RunFileError:
+            written = path.stat().st_mtime
+            if self._recipes.get(path, (0.0,))[0] != written:  # reading one takes longer than all the rest
+                self._recipes[path] = written, read_recipe(path)
+            return self._recipes[path][1]
+        except (OSError, RunFileError):
             return {}
 
     def _object(self, stage: str, file: str) -> Row:

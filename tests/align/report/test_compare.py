@@ -18,12 +18,15 @@ from align.report.compare import (
     read_sides,
     render_comparison,
     run_folder,
+    same_reward,
 )
 from align.report.differences import difference, result
-from align.runs.run_files import StageFiles
+from align.runs.run_files import Run, StageFiles
 from align.runtime.errors import MissingFileError
 from tests.align.report.synthetic_run import RECIPE, make_run, write
 from tests.align.report.test_build import NONSENSE, Page, plots
+
+GOLD = "the gold score of the embedded world, which training has not seen"
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,10 @@ def runs(tmp_path_factory):
     return first, second
 
 
+def of(name, summary, **files):
+    return Run("n", {}, {name: StageFiles(name, summary, **files)}, {}, [])
+
+
 def rows_of(sides):
     found, stage = {}, ""
     for line in lines(sides):
@@ -56,7 +63,7 @@ def rows_of(sides):
 
 def test_differences_on_the_same_prompts_are_paired(runs):
     sides = read_sides(runs)
-    first, second = (result(side.run.stages["ppo"], "ppo", "correct") for side in sides)
+    first, second = (result(side.run, "ppo", "correct") for side in sides)
     assert (first.value, second.value) == (10 / 30, 20 / 30)
     found = difference(first, second)
     changes = [float(at % 3 == 1) for at in range(30)]  # each prompt's own, computed here
@@ -68,12 +75,12 @@ def test_differences_on_the_same_prompts_are_paired(runs):
 
 
 def test_differences_on_other_prompts_are_of_independent_runs(runs):
-    first, second = (result(side.run.stages["ppo"], "ppo", "correct") for side in read_sides(runs))
-    other = result(StageFiles("ppo", {"correct": 0.5, "correct_low": 0.3, "correct_high": 0.7}), "ppo", "correct")
+    first, second = (result(side.run, "ppo", "correct") for side in read_sides(runs))
+    other = result(of("ppo", {"correct": 0.5, "correct_low": 0.3, "correct_high": 0.7}), "ppo", "correct")
     low, high = difference(first, other).interval
     down, up = (math.hypot(0.2, first.interval[1] - first.value), math.hypot(0.2, first.value - first.interval[0]))
     assert (low, high) == pytest.approx((0.5 - 1 / 3 - down, 0.5 - 1 / 3 + up))
-    assert difference(second, result(StageFiles("ppo", {"correct": 0.5}), "ppo", "correct")).interval is None
+    assert difference(second, result(of("ppo", {"correct": 0.5}), "ppo", "correct")).interval is None
 
 
 def test_several_pairs_of_a_prompt_hang_together():
@@ -87,7 +94,7 @@ def test_several_pairs_of_a_prompt_hang_together():
         }
         for at in range(40)
     ]
-    found = result(StageFiles("rm", {"accuracy": 0.75}, evals=rows), "rm", "accuracy")
+    found = result(of("rm", {"accuracy": 0.75}, evals=rows), "rm", "accuracy")
     means = [1.0, 0.5] * 5  # one a prompt: ties count half
     half = Z95 * stdev(means) / math.sqrt(10)
     assert found.interval == pytest.approx((0.75 - half, 0.75 + half))
@@ -110,7 +117,7 @@ def test_other_judges_and_other_rows_are_named(runs, tmp_path):
     sides = read_sides([runs[0], third])
     told = list(doubts(sides))
     assert told[0] == (
-        "ppo was judged by different judges (first: the gold score of the embedded world; third: the people of "
+        f"ppo was judged by different judges (first: {GOLD}; third: the people of "
         "people.csv): wins and scores of judges cannot be compared"
     )
     assert "pmp, rm, ppo: measured on other held-out rows in each run, so that differences are partly theirs" in told
@@ -138,7 +145,7 @@ def test_the_page_of_two_runs(runs, capsys):
     page, text = Page(index), index.read_text(encoding="utf-8")
     assert "ppo.critic_warmup_steps 20 (not there)" in page.text and "ppo.kl_coef (not there) 0.1" in page.text
     assert "pmp (there) (not there)" in page.text and "seed 0 3" in page.text
-    assert "judged by the gold score of the embedded world the gold score of the embedded world" in page.text
+    assert f"judged by {GOLD} {GOLD}" in page.text
     assert not {"script", "img"} & set(page.tags) and not re.search(r"url\((?!#)", text)
     shown = plots(index)
     assert shown[:6] == ["base: loss", "sft: loss", "pmp: loss", "pmp: accuracy", "rm: loss", "rm: accuracy"]
@@ -191,3 +198,17 @@ def test_hostile_values_make_a_page(runs, tmp_path):
         write(root / "ppo/recipe.yaml", f"name: {json.dumps(evil)}\nseed: {json.dumps(evil)}\n")
         page = Page(render_comparison(read_sides([runs[0], root]), {}))
         assert "script" not in page.tags and "{{ 7 * 7 }}" in page.text and "\u202e" not in page.text
+
+
+def test_which_rewards_are_the_same():
+    def of_ppo(origin, **recipe):
+        summary = {"origins": {"reward": origin}} if origin else {}
+        return Run("n", {}, {"ppo": StageFiles("ppo", summary)}, recipe, [])
+
+    own, folder = {"kind": "stage", "value": "rm"}, {"kind": "path", "value": "hub/reward"}
+    assert not same_reward([of_ppo(own, rm={})] * 2, "ppo")
+    assert not same_reward([of_ppo(None, rm={})] * 2, "ppo")  # of a version that did not note it
+    assert same_reward([of_ppo(folder, rm={})] * 2, "ppo")
+    rule = {"ppo": {"reward": [{"kind": "gsm8k"}]}}
+    assert same_reward([of_ppo(None, **rule, rm={})] * 2, "ppo")
+    assert not same_reward([of_ppo(None, **rule), of_ppo(None, ppo={"reward": [{"kind": "ifeval"}]})], "ppo")

@@ -103,6 +103,10 @@ def test_a_judge_that_is_no_reward_has_its_win_rate_over_the_root_of_the_kl():
     over_time = drawn(ppo_panels(run_of(metrics)))["win rate against the policy at the start"]
     assert labels(over_time) == {"held-out prompts", "neither better"}
     assert list(gold_against_proxy(run_of(metrics[:1]))) == []
+    told = {"looks_judged_by": "the people of people.csv"}
+    judged = Run("n", {}, {"ppo": StageFiles("ppo", told, metrics)}, {}, [])
+    units = [panel.unit for panel in (*gold_against_proxy(judged), *ppo_panels(judged)) if "win rate" in panel.title]
+    assert units == ["judged by the people of people.csv"] * 2
 
 
 def test_warmup_is_shaded_in_every_plot():
