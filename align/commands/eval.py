@@ -13,7 +13,9 @@ OUT holds the replies of each model, the judgments of each judge, and the tables
 already is kept, whatever is new or changed is made: after a kill, and with one more model or judge, the same command
 goes on.
 
-With --tax nothing is judged: what pretraining had given and training took away, see `align.commands.tax`.
+With --tax nothing is judged: A and B are measured before and after on what pretraining had taught (a RUN alone: the
+model that it began with, and its newest policy). Held-out loss on --documents (default: those that the run's base stage
+held out), and tasks of the lm-evaluation-harness by --lm-eval. A run's tax.json is shown in its report.
 """
 
 from __future__ import annotations
@@ -85,6 +87,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--engine", choices=("auto", "hf", "vllm"), default="auto", help="as of `align chat`")
     words = "replies a reward model holds at once (default 64; a recipe says its own)"
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help=words)
+    parser.add_argument("--tax", action="store_true", help="the loss on plain text before and after, instead")
+    parser.add_argument("--documents", metavar="FILE|hub:ID", action="append", default=[], help="for --tax; repeatable")
+    parser.add_argument("--lm-eval", metavar="TASK,…", help="for --tax: tasks of the harness, or their YAML files")
+    words = "for --tax: tokens that one is predicted from at most (default 512, or what the models have room for)"
+    parser.add_argument("--block-length", type=positive, default=512, metavar="N", help=words)
     add_max_row(parser)
     add_dtype(parser)
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
@@ -100,9 +107,15 @@ def eval_command(args: argparse.Namespace) -> None:
         ChatError: a prompt that is too long for a model.
         DataError: prompts, replies or rankings that cannot be read.
         RewardError: a judge failed; what was judged before is kept.
+        HarnessError, MissingPackageError: a task of --lm-eval that cannot be run.
         OutOfMemoryError: too many replies at once.
         StorageError: OUT cannot be written.
     """
+    if args.tax:
+        from align.commands.tax import tax
+
+        tax(args)
+        return
     if args.prompts is None:
         _count_rankings(args)
         return
@@ -236,8 +249,8 @@ def _judged(
         memory_errors(f"the judge {wanted.name}", f"--batch-size ({args.batch_size})"),
         StageProgress(f"judged by {wanted.name}", len(prompts)) as progress,
     ):
-        size = {"batch_size": args.batch_size, "device": best_device(), "dtype": args.dtype}
-        judge = wanted.ready or named_judge(wanted.word, **size)
+        how = {"batch_size": args.batch_size, "device": best_device(), "dtype": args.dtype}
+        judge = wanted.ready or named_judge(wanted.word, folder=kept.with_suffix(".answers"), **how)
         rows = judged_rows(judge, prompts, replies, kept, progress.update)
     if not any(one["winner"] for row in rows for one in row["judgments"]):
         notes = [one.get("note", "") for row in rows for one in row["judgments"]]

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from align.recipe import load_recipe
+from align.recipe.lineage import WITH_CHATML, init_origin
 from align.recipe.registry import REWARD_STAGES, STAGES
 from align.runtime.errors import AlignError, MissingFileError
 from align.runtime.paths import typed_path
@@ -75,6 +77,24 @@ def run_of(path: str | Path) -> Path | None:
         if any((candidate / stage / "recipe.yaml").is_file() for stage in STAGES):
             return candidate
     return None
+
+
+def beginning_of(run: Path) -> str:
+    """Folder or hub id of the model that the policies of a run began with: its base stage's, else its recipe's.
+
+    Raises:
+        NotAPolicyError: a run without a policy that was trained from another.
+    """
+    for stage in POLICY_STAGES:
+        saved = run / stage / "recipe.yaml"
+        if not STAGES[stage].parents or not saved.is_file():
+            continue
+        origin = init_origin(load_recipe(saved), stage)
+        if origin.kind == "stage":
+            return str(_of_stage(run, origin.value))
+        whole = run / WITH_CHATML
+        return str(whole if whole.is_dir() else origin.value)
+    raise NotAPolicyError(f"{run} has trained no policy from another model: name the model before it too")
 
 
 def called(path: str | Path) -> str:

@@ -14,6 +14,7 @@ from align.recipe.reward_section import FunctionPart, ModelPart, RewardPart, pla
 from align.recipe.schema import Recipe
 from align.recipe.user_code import content_hash
 
+WITH_CHATML = "model_with_chatml"  # in a run: the model that it begins with, given tokens for turns
 TRAINED = "trained.json"  # beside a model that is trained and not yet measured
 
 

@@ -9,22 +9,25 @@ A judge is any of these, the higher score winning, and besides
 
 votes.csv, votes.jsonl                people's rankings of replies
 file.py:name                          a function that takes `first` and `second`: it sees both replies
+RECIPE:SECTION.judge                  what the recipe's section names as its judge
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from align.models.named import reward_at
 from align.recipe import Recipe, RecipeError, load_recipe
-from align.recipe.lineage import init_origin, model_dir
+from align.recipe.lineage import init_origin, model_dir, user_code
 from align.recipe.registry import REWARD_STAGES, SAMPLING_STAGES
 from align.recipe.reward_section import LengthPart, RewardPart, plain_parts
 from align.recipe.shipped import find_recipe, shipped_recipes
+from align.runtime import files
 from align.runtime.paths import typed_path
 from data_formats.files import ROW_ENDINGS, ending
 from reward.failures import OnRewardError
@@ -32,6 +35,7 @@ from reward.judges.protocol import Judge
 from reward.protocol import Reward
 
 SECTION = re.compile(r"(.+):(\w+)\.(reward|gold_reward)")
+JUDGE = re.compile(r"(.+):(\w+)\.judge")
 SAMPLING = SAMPLING_STAGES[::-1]
 
 
@@ -69,10 +73,19 @@ def named_reward(word: str, *, batch_size: int = 64, device: Any = None, dtype: 
     return NamedReward(load_reward(reward_at(word), batch_size=batch_size, name=word, device=device, dtype=dtype))
 
 
-def named_judge(word: str, *, batch_size: int = 64, device: Any = None, dtype: str = "auto") -> Judge:
+def reward_stamp(word: str) -> list[list[Any]]:
+    """Names, sizes and times of the files that `word` names, empty for a hub id: whether it still means the same."""
+    place = reward_at(word) if typed_path(word).is_dir() else word
+    return files.stamp(place) or files.stamp(place.rpartition(":")[0])
+
+
+def named_judge(
+    word: str, *, folder: Path = Path(), batch_size: int = 64, device: Any = None, dtype: str = "auto"
+) -> Judge:
     """The judge that `word` names.
 
     Args, Raises: as of `named_reward`; DataError: rankings that cannot be read.
+        folder: where the answers of a language model that a recipe names are kept.
     """
     from align.stages.rewards import load_function
     from reward.judges.functions import FunctionJudge
@@ -81,6 +94,8 @@ def named_judge(word: str, *, batch_size: int = 64, device: Any = None, dtype: s
 
     if is_rankings(word):
         return RankingsJudge(typed_path(word))
+    if found := JUDGE.fullmatch(word):
+        return _judge_of_recipe(load_recipe(found[1]), found[2], folder, device)
     name = _function(word)
     if name and {"first", "second"} <= inspect.signature(function := load_function(word)).parameters.keys():
         return FunctionJudge(function, name=name, described=f"the function {word}")
@@ -98,7 +113,9 @@ def check_judge(word: str) -> Judge | None:
     """
     if is_rankings(word) or _function(word):
         return named_judge(word)
-    if found := SECTION.fullmatch(word):
+    if found := JUDGE.fullmatch(word):
+        _require_judge(load_recipe(found[1]), found[2])
+    elif found := SECTION.fullmatch(word):
         _parts(load_recipe(found[1]), found[2], found[3])
     elif not _is_recipe(word):
         reward_at(word)
@@ -114,10 +131,12 @@ def judge_files(word: str) -> list[Path]:
     """The files and folders a judge is made of, as far as they lie here: what changes there changes its verdicts."""
     if _function(word) or is_rankings(word):
         return [typed_path(word.rpartition(":")[0] or word)]
-    found = SECTION.fullmatch(word)
+    found = JUDGE.fullmatch(word) or SECTION.fullmatch(word)
     if found or _is_recipe(word):
-        file = found[1] if found else word
-        return [find_recipe(file), *(model_dir(load_recipe(file), stage) for stage in REWARD_STAGES)]
+        recipe = load_recipe(found[1] if found else word)
+        code = (spec.rpartition(":")[0] for stage in recipe.stages for spec in user_code(recipe, stage).values())
+        made = (model_dir(recipe, stage) for stage in REWARD_STAGES)
+        return [find_recipe(found[1] if found else word), *map(typed_path, code), *made]
     return [typed_path(reward_at(word))]
 
 
@@ -125,7 +144,7 @@ def _function(word: str) -> str | None:
     """The name of the function that is meant, None where none is."""
     place, colon, name = word.rpartition(":")
     meant = colon and name.isidentifier() and (place.endswith(".py") or re.fullmatch(r"[\w.]+", place))
-    return name if meant and not SECTION.fullmatch(word) else None
+    return name if meant and not (SECTION.fullmatch(word) or JUDGE.fullmatch(word)) else None
 
 
 def _is_recipe(word: str) -> bool:
@@ -149,14 +168,31 @@ def _parts(recipe: Recipe, stage: str, key: str) -> list[RewardPart]:
 
 
 def _of_recipe(recipe: Recipe, stage: str, key: str, device: Any) -> NamedReward:
-    from align.models.tokenizer import recipe_tokenizer
-    from align.stages.common import origin_path
     from align.stages.rewards import build_reward
 
-    section, parts = getattr(recipe, stage, None), _parts(recipe, stage, key)
-    counted = any(isinstance(part, LengthPart) and part.unit == "tokens" for _, part in plain_parts(parts))
-    tokenizer = None  # the policy's: only lengths in tokens need it, and the policy may not be there
-    if counted:
-        tokenizer = recipe_tokenizer(origin_path(recipe, init_origin(recipe, stage), stage=stage), recipe.model)
+    tokenizer = _counting(recipe, stage, plain_parts(_parts(recipe, stage, key)))
     reward = build_reward(recipe, tokenizer, stage=stage, key=key, device=device)
-    return NamedReward(reward, section.on_reward_error)
+    return NamedReward(reward, getattr(recipe, stage).on_reward_error)
+
+
+def _judge_of_recipe(recipe: Recipe, stage: str, folder: Path, device: Any) -> Judge:
+    from align.stages.judges import recipe_judge
+
+    _require_judge(recipe, stage)
+    tokenizer = _counting(recipe, stage, getattr(recipe, stage).judge_parts())
+    return recipe_judge(recipe, tokenizer, stage=stage, out_dir=folder, device=device)
+
+
+def _require_judge(recipe: Recipe, stage: str) -> None:
+    if getattr(getattr(recipe, stage, None) if stage in SAMPLING else None, "judge", None) is None:
+        raise RecipeError([f"{stage}.judge: the recipe names no judge"], recipe.name)
+
+
+def _counting(recipe: Recipe, stage: str, parts: Iterable[tuple[str, RewardPart]]) -> Any:
+    """The policy's tokenizer where lengths in tokens need it, else None: the policy may not be there."""
+    from align.models.tokenizer import recipe_tokenizer
+    from align.stages.common import origin_path
+
+    if not any(isinstance(part, LengthPart) and part.unit == "tokens" for _, part in parts):
+        return None
+    return recipe_tokenizer(origin_path(recipe, init_origin(recipe, stage), stage=stage), recipe.model)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from align.recipe import Recipe, dump_recipe
-from align.recipe.lineage import TRAINED, Origin, code_hashes, has_model, model_dir
+from align.recipe.lineage import TRAINED, WITH_CHATML, Origin, code_hashes, has_model, model_dir
 from align.recipe.registry import STAGES
 from align.runs.acceptance import accepted
 from align.runs.provenance import provenance
@@ -25,7 +25,6 @@ from data_formats.errors import DataError, EmptyDatasetError
 
 LOG = logging.getLogger("align")
 Summary = dict[str, Any]
-WITH_CHATML = "model_with_chatml"
 PUSHED = "pushed.json"  # to which repository the model was pushed
 JUDGED = "judge"  # what a judge answered that is asked over a network, a file a rank
 CODE = "code.json"  # the hashes of the user's own code that the recipe names

@@ -228,8 +228,8 @@ def _kept_of(answer: Answer) -> KeptAnswer | None:
     said = parse_json(answer.content.decode("utf-8", errors="replace"))
     try:
         choice = said["choices"][0]
-        content = choice["message"]["content"] or ""
-    except (KeyError, IndexError, TypeError):
+        content = choice["message"].get("content") or ""  # some leave it out beside a reasoning that was cut
+    except (KeyError, IndexError, TypeError, AttributeError):
         return None
     if isinstance(content, list):
         content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))

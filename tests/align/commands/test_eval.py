@@ -253,3 +253,31 @@ def test_people_and_a_language_model_on_the_same_replies(tmp_path, asked, endpoi
     assert len(endpoint.seen) == 8
     told = asked(*words, "--judge-url", "ftp://x", code=1).err
     assert "the address must begin with https://" in told and "Traceback" not in told
+
+
+def test_the_tax_stands_in_the_run_of_the_later_model(tmp_path, asked, run):
+    (tmp_path / "plain.txt").write_text("first line of plain text\nand another one\n")
+    words = ("--tax", "--documents", "plain.txt", "--block-length", 16)
+    shown = asked(run / "sft", run, *words).out
+    assert "nats a token" in shown and f"{run}/tax.json: these figures" in shown
+    found = json.loads((run / "tax.json").read_text())
+    assert (found["before"]["model"], found["after"]["model"]) == ("toy/sft", "toy/ppo")
+    change = found["after"]["loss"] - found["before"]["loss"]
+    assert found["difference"]["loss"]["difference"] == pytest.approx(change)
+    assert (found["source"], found["tasks"]) == (["plain.txt"], {})
+    assert found["bytes"] == 40 and found["tokens"] == 41  # of one document, with its end
+    asked(run / "sft", run / "sft", *words, "--out", "out")
+    assert json.loads((tmp_path / "out/tax.json").read_text())["difference"]["loss"]["difference"] == 0.0
+    told = asked(run / "sft", run, "--tax", code=1).err
+    assert "name plain text with --documents: no base stage of a run has held any out" in told
+    assert "has trained no policy from another model" in asked(write_bare(tmp_path / "bare", run), *words, code=1).err
+    (run / "tax.json").unlink()
+
+
+def write_bare(folder, run):
+    """A run that has a base stage alone."""
+    (folder / "base").mkdir(parents=True)
+    (folder / "base/model").symlink_to(run / "sft/model")
+    for name in ("recipe.yaml", "summary.json"):
+        (folder / "base" / name).write_text("{}")
+    return folder

@@ -257,7 +257,9 @@ def test_a_pair_that_is_refused_has_no_winner_and_many_of_them_stop(endpoint):
         judge(endpoint).compare([pair("bad", "b" * n) for n in range(2, 9)])
 
 
-@pytest.mark.parametrize("raw", [{"choices": []}, [], {"choices": [{"message": {"content": 3}}]}, "[[A]]"])
+@pytest.mark.parametrize(
+    "raw", [{"choices": []}, [], {"choices": ["[[A]]"]}, {"choices": [{"message": {"content": 3}}]}, "[[A]]"]
+)
 def test_an_answer_of_another_shape_is_told(endpoint, raw):
     endpoint.raw = raw
     with pytest.raises(RewardError, match=r'must answer with \{"choices": .*, it gave'):
@@ -267,8 +269,9 @@ def test_an_answer_of_another_shape_is_told(endpoint, raw):
 def test_what_an_answer_may_look_like(endpoint):
     endpoint.raw = {"choices": [{"message": {"content": [{"type": "text", "text": "Equal.\n[[tie]]"}]}}]}
     assert winners(judge(endpoint).compare([pair("a", "bb")])) == ["tie"]
-    endpoint.raw = {"choices": [{"message": {"content": None, "reasoning_content": "[[A]]"}, "finish_reason": "stop"}]}
-    assert winners(judge(endpoint).compare([pair("a", "bb")])) == [None]
+    for said in ({"content": None, "reasoning_content": "[[A]]"}, {"reasoning": "[[A]]"}):
+        endpoint.raw = {"choices": [{"message": said, "finish_reason": "stop"}]}
+        assert winners(judge(endpoint).compare([pair("a", "bb")])) == [None]
 
 
 @pytest.mark.parametrize(
