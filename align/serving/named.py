@@ -77,6 +77,8 @@ def reward_stamp(word: str) -> list[list[Any]]:
     """Names, sizes and times of the files that `word` names, empty for a hub id: whether it still means the same."""
     place = reward_at(word) if typed_path(word).is_dir() else word
     return files.stamp(place) or files.stamp(place.rpartition(":")[0])
+
+
 def named_judge(
     word: str, *, folder: Path = Path(), batch_size: int = 64, device: Any = None, dtype: str = "auto"
 ) -> Judge:
