@@ -7,12 +7,14 @@ A line holds `sft_reply`, `ppo_reply` and figures of each (`sft_gold`, `ppo_gold
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
+from align.evaluation.shares import Z95
 from align.evaluation.wins import ComparedPair, win_rates
 from align.report.names import REWARD, has_verdicts, judge_of, judged_by, scored_names, stage_name, starting_policy
 from align.runs.run_files import Row, Run, StageFiles, clean, number
@@ -58,7 +60,8 @@ class Tally:
     """Counts of judgments, and of pairs of replies with what was right of them.
 
     `share` is that of wins and half of the ties, with its 95 % interval; `right` and `scores` are means before and
-    after, None where not known of every pair; `became` counts pairs by what was right before and after.
+    after, None where not known of every pair; `fell`: surely fewer replies are right than before, those to one prompt
+    hanging together (the net loss is more than 1.96 of its standard errors where nothing had changed).
     """
 
     pairs: int
@@ -72,18 +75,19 @@ class Tally:
     no_verdict: int
     right: tuple[float, float] | None
     scores: tuple[float, float] | None
-    became: Counter[tuple[bool, bool]]
-
-    @property
-    def fell(self) -> bool:
-        """Whether surely fewer replies are right than before: by the pairs that changed, 1.96 standard errors."""
-        lost, gained = self.became[True, False], self.became[False, True]
-        return lost - gained > 1.96 * (lost + gained) ** 0.5
+    fell: bool
 
     @property
     def total(self) -> int:
         """Judgments that came to a verdict."""
         return self.win + self.tie + self.loss
+
+    @property
+    def sign(self) -> int:
+        """1 where the later policy won for sure, -1 where it lost, 0 where the interval of its share holds one half."""
+        if self.low is None or self.high is None:
+            return 0
+        return (self.low > 0.5) - (self.high < 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +158,16 @@ def tally(pairs: Sequence[PolicyPair], rates: dict[str, Any]) -> Tally:
     kinds = Counter(pair.kind(verdict) for pair in pairs for verdict in pair.verdicts)
     counts = {name: rates[name] for name in ("win", "tie", "loss", "low", "high", "no_verdict")}
     right, scores = _means([pair.right for pair in pairs]), _means([pair.scores for pair in pairs])
-    became = Counter(pair.right for pair in pairs if pair.right is not None)
-    found = {"kinds": kinds, "share": rates["win_share"], "right": right, "scores": scores, "became": became}
+    found = {"kinds": kinds, "share": rates["win_share"], "right": right, "scores": scores, "fell": _fell(pairs)}
     return Tally(pairs=len(pairs), **found, **counts)
+
+
+def _fell(pairs: Sequence[PolicyPair]) -> bool:
+    lost: Counter[int] = Counter()
+    for pair in pairs:
+        if pair.right is not None:
+            lost[pair.prompt] += pair.right[0] - pair.right[1]
+    return lost.total() > Z95 * math.hypot(*lost.values())
 
 
 def _means(sides: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
