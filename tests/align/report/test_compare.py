@@ -121,7 +121,7 @@ def test_scores_of_other_rewards_have_no_difference(runs):
     row = rows_of(sides)["ppo", "score of the reward it was trained on, temperature 1"]
     assert row == [("1.6", ""), ("1.6", ""), ("–", "")]
     (told,) = [one for one in doubts(sides) if "rewards" in one]
-    assert told == "ppo was trained on other rewards: their scores have no scale in common, nor a difference"
+    assert told == "ppo was trained on different rewards: their scores have no scale in common, nor a difference"
 
 
 def test_other_judges_and_other_rows_are_named(runs, tmp_path):
@@ -136,7 +136,9 @@ def test_other_judges_and_other_rows_are_named(runs, tmp_path):
         f"ppo was judged by different judges (first: {GOLD}; third: the people of "
         "people.csv): wins and scores of judges cannot be compared"
     )
-    assert "pmp, rm, ppo: measured on other held-out rows in each run, so that differences are partly theirs" in told
+    assert (
+        "pmp, rm, ppo: measured on different held-out rows in each run, so that differences are partly theirs" in told
+    )
     row = rows_of(sides)["ppo", "wins and half the ties against its start, greedy"]
     assert [text for text, _ in row] == ["73.3 %", "60.0 %", "–"]
     assert not any("judges" in one for one in doubts(read_sides(runs)))
@@ -152,6 +154,24 @@ def test_only_keys_that_differ_are_told():
         "ppo.steps": ["[1, 2]", "(not there)"],
     }
     assert differing_keys([first, first]) == {} and differing_keys([first, {}]) == {}
+    third = {"rm": None, "ppo": {"data": [{"path": "q", "hub": None}, {"path": "r", "hub": None}], "lam": 0.9}}
+    assert differing_keys([second, {}, third]) == {  # what is null or lacking has no parts to tell
+        "name": ["a", "", "(not there)"],
+        "seed": ["1", "", "(not there)"],
+        "ppo.data.0.hub": ["(not there)", "", "null"],
+        "ppo.data.1": ["(not there)", "", '{"path": "r"}'],
+        "rm": ["(there)", "", "(not there)"],
+    }
+
+
+def test_what_is_counted_by_the_token_has_no_difference_between_tokenizers(runs, tmp_path):
+    other = make_run(tmp_path / "other", prompts=30, iterations=12, pairs=40)
+    for stage in ("base", "sft", "pmp", "rm", "ppo"):
+        write(other / stage / "recipe.yaml", RECIPE.replace("model:\n", "model:\n  path: /models/another\n"))
+    alike, unlike = (rows_of(read_sides(sides)) for sides in ([runs[0], runs[1]], [runs[0], other]))
+    loss = ("sft", "held-out loss, nats a token")
+    assert alike[loss][2][0] == "+0" and unlike[loss][2][0] == "–"
+    assert "The runs have different models or tokenizers" in " ".join(doubts(read_sides([runs[0], other])))
 
 
 def test_the_page_of_two_runs(runs, capsys):
