@@ -307,6 +307,12 @@ def _parts(value: Any) -> Row | None:
 def _value(value: Any, is_section: bool) -> str:
     if value is _MISSING:
         return "(not there)"
+    if isinstance(value, dict) and is_section:
+        return "(there)"
+    return clean(_without_nulls(value), 300) if value is not None else "null"
+
+
+def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return "(there)" if is_section else clean({key: one for key, one in value.items() if one is not None}, 300)
-    return clean(value, 300) if value is not None else "null"
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return [*map(_without_nulls, value)] if isinstance(value, list) else value

@@ -81,22 +81,26 @@ def _whole(share: float) -> str:
 def _beware(one: PolicyComparison) -> Iterator[str]:
     decoding, all_ = one.first
     if manners := all_.kinds.get("won-wrong", 0):
-        yield f"In {manners} of the {all_.win} wins both replies were wrong: these are won by manners."
+        yield f"In {_of_all(manners, all_.win)} both replies were wrong: these are won by manners."
     if broken := all_.kinds.get("won-broken", 0):
-        yield f"In {broken} of the {all_.win} wins a right reply became a wrong one."
+        yield f"In {_of_all(broken, all_.win)} a right reply became a wrong one."
     worse = {name: counts.right for name, counts in one.tables[decoding].items() if name != "all" and counts.fell}
     if fell := [f"{name} ({_whole(before)} → {_whole(after)} %)" for name, (before, after) in worse.items()]:
         yield f"Correct fell in {', '.join(fell)}."
     gain = _difference(one.stage.summary, "correct", decoding)
-    if all_.right is not None and gain is not None and gain[1] <= 0 <= gain[2]:
+    if all_.right is not None and gain is not None and gain[0] and gain[1] <= 0 <= gain[2]:
         yield "The change in correct may be chance: its interval holds 0."
     if not all_.sign and all_.low is not None:
         yield f"The interval of the win share, {_interval(all_)}, holds 50 %: who won may be chance."
     for other, table in one.tables.items():
         if table["all"].total and table["all"].sign != all_.sign:
-            yield f"Not so at {other}: {_decided(one, table['all'])}."
+            yield f"At {other} it is otherwise. {_decided(one, table['all'])}."
     if one.own:
         yield OWN_JUDGE.format(after=one.after)
+
+
+def _of_all(some: int, wins: int) -> str:
+    return f"all {wins} wins" if some == wins > 1 else f"{some} of the {wins} wins"
 
 
 def _rows(one: PolicyComparison) -> Iterator[GlanceRow]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from align.recipe import STAGES
-from align.report.curves import DISTANCE, HELD_OUT, ROLLOUTS, Plot, by_k, heldout, over_distance, plots_of
+from align.report.curves import DISTANCE, HELD_OUT, ROLLOUTS, WIN_RATE, Plot, by_k, heldout, over_distance, plots_of
 from align.report.style import PAGE, line, over
 from align.report.svg import Panel
 from align.runs.run_files import Run, Series, StageFiles
@@ -16,7 +16,7 @@ from align.runs.run_files import Run, Series, StageFiles
 COLORS = ("blue", "orange", "aqua", "violet", "rose", "gray")
 OVER_DISTANCE = (
     ("eval/gold", "gold reward over the distance", "score"),
-    ("eval/win_rate", "win rate over the distance", "share of the judge's verdicts"),
+    (WIN_RATE, "win rate over the distance", "share of the judge's verdicts"),
     ("eval/score", "reward over the distance", "score"),
 )
 

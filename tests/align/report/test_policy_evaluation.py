@@ -112,7 +112,8 @@ def test_other_decoding_that_ends_otherwise_is_told():
     gain = {"difference": 0.05, "low": -0.02, "high": 0.12}
     glance = at_a_glance(run := run_of({"correct_gain": gain}, rows), comparisons(run))
     assert glance.sentence.startswith("PPO won 40 of 40 against SFT, correct 0 → 50 %")
-    assert "Not so at temperature 1: PPO lost 80 of 80 against SFT." in glance.beware
+    assert glance.beware[0] == "In 20 of the 40 wins both replies were wrong: these are won by manners."
+    assert "At temperature 1 it is otherwise. PPO lost 80 of 80 against SFT." in glance.beware
     assert "The change in correct may be chance: its interval holds 0." in glance.beware
 
 
