@@ -17,7 +17,7 @@ from align.recipe import STAGES
 from align.recipe.registry import REWARD_STAGES
 from align.report.differences import Result, difference, result, same_rows
 from align.report.headline import cell
-from align.report.names import REWARD, judge_of, judged_by
+from align.report.names import REWARD, judge_of, judged_by, stage_name
 from align.report.overlay import COLORS, Side, overlays
 from align.report.page import made_with
 from align.report.svg import Picture, pictures
@@ -127,13 +127,15 @@ def read_sides(folders: Sequence[Path]) -> list[Side]:
 
 def render_comparison(sides: Sequence[Side], curves: Mapping[str, Sequence[Picture]]) -> str:
     """HTML of the page with the curves that were drawn, by heading."""
+    table = list(lines(sides))
     return template("compare.html").render(
         sides=sides,
+        outcome=outcome(sides, table),
         states={name: row for name in STAGES if any(row := [_state(side.run, name) for side in sides])},
         judges={name: found for name in STAGES if any(found := [judged(side.run, name) for side in sides])},
         made=_made(sides),
         doubts=list(doubts(sides)),
-        lines=list(lines(sides)),
+        lines=table,
         paired=[name for name in STAGES if same_rows(_stages(sides, name), name)],
         keys=differing_keys([side.run.recipe for side in sides]),
         recipes=[side.name for side in sides if not side.run.recipe],
@@ -229,6 +231,23 @@ def lines(sides: Sequence[Side]) -> Iterator[Line]:
             differences = [_difference(found[0], other, share, alike) for other in found[1:]]
             yield Line(first, words, [_figure(one, share) for one in found], differences)
             first = ""
+
+
+def outcome(sides: Sequence[Side], table: Sequence[Line]) -> str:
+    """The first figure that differs or may differ, in a sentence; empty where none can be compared."""
+    stage = ""
+    for line in table:
+        stage = line.stage or stage
+        if not any(one.interval for one in line.differences):
+            continue
+        told = [f"{sides[0].name} {line.figures[0].text}"]
+        for side, figure, found in zip(sides[1:], line.figures[1:], line.differences, strict=True):
+            if found.interval:
+                chance = "" if found.sure else ", which may be chance"
+                told.append(f"{side.name} {figure.text} ({found.text} {found.interval}{chance})")
+        by = judged(sides[0].run, stage) if line.measured.startswith("wins") else ""
+        return f"{stage_name(stage)}, {line.measured}: {', '.join(told)}{f'; judged by {by}' if by else ''}."
+    return ""
 
 
 def comparable(sides: Sequence[Side], name: str, key: str) -> bool:

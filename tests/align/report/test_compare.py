@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from statistics import fmean, stdev
 
 import pytest
@@ -10,11 +11,13 @@ import pytest
 from align import cli
 from align.evaluation.shares import Z95
 from align.report.compare import (
+    Cell,
     ReportError,
     build_comparison,
     differing_keys,
     doubts,
     lines,
+    outcome,
     read_sides,
     render_comparison,
     run_folder,
@@ -172,6 +175,24 @@ def test_what_is_counted_by_the_token_has_no_difference_between_tokenizers(runs,
     loss = ("sft", "held-out loss, nats a token")
     assert alike[loss][2][0] == "+0" and unlike[loss][2][0] == "–"
     assert "The runs have different models or tokenizers" in " ".join(doubts(read_sides([runs[0], other])))
+
+
+def test_one_sentence_tells_the_first_difference(runs):
+    sides = read_sides(runs)
+    sides.append(replace(sides[0], name="again"))
+    table = list(lines(sides))
+    told = outcome(sides, table)
+    figures, differences = table[0].figures, table[0].differences
+    assert differences[0].sure and not differences[1].sure
+    assert told == (
+        f"PPO, correct, greedy: {sides[0].name} {figures[0].text}, {sides[1].name} {figures[1].text} "
+        f"({differences[0].text} {differences[0].interval}), {sides[2].name} {figures[2].text} "
+        f"({differences[1].text} {differences[1].interval}, which may be chance)."
+    )
+    wins = next(one for one in table if one.measured.startswith("wins"))
+    sure = [Cell("+1.0 points", "[+0.5, +1.5]", True)]
+    assert outcome(sides[:2], [replace(wins, stage="ppo", differences=sure)]).endswith(f"; judged by {GOLD}.")
+    assert outcome(sides, []) == ""
 
 
 def test_the_page_of_two_runs(runs, capsys):
