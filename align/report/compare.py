@@ -245,8 +245,9 @@ def outcome(sides: Sequence[Side], table: Sequence[Line]) -> str:
             if found.interval:
                 chance = "" if found.sure else ", which may be chance"
                 told.append(f"{side.name} {figure.text} ({found.text} {found.interval}{chance})")
-        by = judged(sides[0].run, stage) if line.measured.startswith("wins") else ""
-        return f"{stage_name(stage)}, {line.measured}: {', '.join(told)}{f'; judged by {by}' if by else ''}."
+        rows = "" if same_rows(_stages(sides, stage), stage) else "; measured on different held-out rows"
+        by = f"; judged by {judged(sides[0].run, stage)}" if line.measured.startswith("wins") else ""
+        return f"{stage_name(stage)}, {line.measured}: {', '.join(told)}{rows}{by}."
     return ""
 
 

@@ -179,7 +179,8 @@ def test_what_is_counted_by_the_token_has_no_difference_between_tokenizers(runs,
 
 def test_one_sentence_tells_the_first_difference(runs):
     sides = read_sides(runs)
-    sides.append(replace(sides[0], name="again"))
+    again = replace(sides[0].run, stages=dict(sides[0].run.stages))
+    sides.append(replace(sides[0], name="again", run=again))
     table = list(lines(sides))
     told = outcome(sides, table)
     figures, differences = table[0].figures, table[0].differences
@@ -190,8 +191,10 @@ def test_one_sentence_tells_the_first_difference(runs):
         f"({differences[1].text} {differences[1].interval}, which may be chance)."
     )
     wins = next(one for one in table if one.measured.startswith("wins"))
-    sure = [Cell("+1.0 points", "[+0.5, +1.5]", True)]
-    assert outcome(sides[:2], [replace(wins, stage="ppo", differences=sure)]).endswith(f"; judged by {GOLD}.")
+    wins = replace(wins, stage="ppo", differences=[Cell("+1.0 points", "[+0.5, +1.5]", True)] * 2)
+    assert outcome(sides, [wins]).endswith(f"; judged by {GOLD}.")
+    sides[2].run.stages["ppo"] = replace(sides[2].run.stages["ppo"], evals=sides[0].run.stages["ppo"].evals[1:])
+    assert outcome(sides, [wins]).endswith(f"; measured on different held-out rows; judged by {GOLD}.")
     assert outcome(sides, []) == ""
 
 
