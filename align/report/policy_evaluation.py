@@ -8,7 +8,7 @@ A line holds `sft_reply`, `ppo_reply` and figures of each (`sft_gold`, `ppo_gold
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -21,6 +21,7 @@ from align.runs.run_files import Row, Run, StageFiles, clean, number
 
 BEFORE = "sft"
 NO_CATEGORY = "(no category)"
+MOST_CATEGORIES = 40  # in a table: those with most pairs
 GREEDY, SAMPLED = "greedy", "temperature 1"
 KEYS = {GREEDY: "greedy", SAMPLED: "sampled"}  # of `verdicts`
 WINNERS = {"win": "second", "tie": "tie", "loss": "first"}  # a verdict on the later policy, as `win_rates` takes it
@@ -102,7 +103,8 @@ class Means:
 class PolicyComparison:
     """Two policies on the same prompts: decoding -> category -> counts, "all" first.
 
-    `judge` is the name of the score that decides, empty for a judge without; `own`: it is what was trained on.
+    `judge` is the name of the score that decides, empty for a judge without; `own`: it is what was trained on;
+    `left_out`: how many categories, those with fewest pairs, found no room.
     """
 
     stage: StageFiles
@@ -114,6 +116,7 @@ class PolicyComparison:
     tables: dict[str, dict[str, Tally]]
     at_equal_lengths: dict[str, tuple[float, float, float]]
     means: list[Means]
+    left_out: int = 0
 
     @property
     def first(self) -> tuple[str, Tally] | None:
@@ -133,7 +136,7 @@ def compared(run: Run, stage: StageFiles) -> PolicyComparison | None:
     if not pairs or stage.name == BEFORE:
         return None
     judged, before, after = judged_by(run, stage), starting_policy(stage), stage_name(stage.name)
-    tables, equal = {}, {}
+    tables, equal, left_out = {}, {}, 0
     for decoding in dict.fromkeys(pair.decoding for pair in pairs):
         chosen = [pair for pair in pairs if pair.decoding == decoding and pair.verdicts]
         if not chosen:
@@ -143,14 +146,20 @@ def compared(run: Run, stage: StageFiles) -> PolicyComparison | None:
             for pair in chosen
         ]
         rates = win_rates(rated, judged_by=judged, first=before, second=after)
-        groups = {name: [pair for pair in chosen if pair.category == name] for name in rates["by_category"]}
+        groups = defaultdict(list)
+        for pair in chosen:
+            groups[pair.category].append(pair)
+        ranked = sorted(groups.keys() - {"all"}, key=lambda name: (-len(groups[name]), name))
+        most, left_out = ranked[:MOST_CATEGORIES], max(left_out, len(ranked[MOST_CATEGORIES:]))
         tables[decoding] = {"all": tally(chosen, rates)} | {
-            name: tally(groups[name], rates["by_category"][name]) for name in groups if name != "all"
+            name: tally(groups[name], rates["by_category"][name]) for name in sorted(most)
         }
         if (controlled := rates["length_controlled"]) is not None:
             equal[decoding] = (controlled["win_share"], controlled["low"], controlled["high"])
     judge = "" if has_verdicts(stage) else judge_of(stage) or ""
-    return PolicyComparison(stage, before, after, judged, judge, judge == REWARD, tables, equal, list(means(stage)))
+    return PolicyComparison(
+        stage, before, after, judged, judge, judge == REWARD, tables, equal, list(means(stage)), left_out
+    )
 
 
 def tally(pairs: Sequence[PolicyPair], rates: dict[str, Any]) -> Tally:

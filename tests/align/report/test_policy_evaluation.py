@@ -253,6 +253,15 @@ def test_runs_that_compare_nothing_say_what_they_have():
     assert said() == "PPO's reward on rollouts went from -0.5 to 1; nothing judged it on held-out prompts."
 
 
+def test_of_very_many_categories_those_with_most_prompts_are_told():
+    rows = [line(0, 1, f"c{at % 50:02}") for at in range(90)] + [line(0, 1, "z")]
+    run = run_of(evals=rows)
+    (table,) = tables(run).values()
+    assert list(table) == ["all", *(f"c{at:02}" for at in range(40))] and table["all"].pairs == 91
+    assert "11 more categories have fewer prompts" in render(run, {})
+    assert "more categories" not in render(run_of(evals=rows[:40]), {})
+
+
 def test_a_category_named_all_is_not_counted_twice():
     (table,) = tables(run_of(evals=[line(0, 1, "all")])).values()
     assert counts(table) == {"all": (1, 0, 0)}
