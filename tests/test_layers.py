@@ -59,7 +59,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.serving": frozenset({"align.recipe", "align.models", "align.stages", "reward", "data_formats"}),
     "align.commands": frozenset(
         {"align.runs", "align.recipe", "align.data", "align.models", "align.evaluation", "align.doctor", "align.plan"}
-        | {"align.chat", "align.serving", "reward", "rollouts", "data_formats"}
+        | {"align.chat", "align.serving", "align.report", "reward", "rollouts", "data_formats"}
     ),
     "align.stages": ANYTHING,
     "align": ANYTHING,  # the entries and the command line

@@ -1,14 +1,17 @@
 """A file of prompts answered: JSON lines out, which `data_formats` reads, written a batch at a time.
 
 A line is a reply to a prompt, with what the reward says of it; each prompt has one of each model, or as many as are
-sampled. Written are whole batches, whose seed is made of theirs and the batch's number: a run that was killed goes on
-behind the last whole batch, and its file is that of one that never was.
+sampled. Made are whole batches (`align.runtime.pieces`), whose seed is made of theirs and the batch's number: a run
+that was killed goes on behind the last whole batch, and its file is that of one that never was.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from align.evaluation.replies import judged_replies
 from align.runs.seeding import derive
 from align.runtime import files
 from align.runtime.json_files import objects, read_text
+from align.runtime.pieces import pieces_in, stamp
 from data_formats.records import Message, Prompt
 from data_formats.writing import as_row
 from reward.protocol import Reward
@@ -50,19 +54,31 @@ def answer_prompts(
         told: is called with the number of prompts that are done.
 
     Raises:
-        ChatError: `out` holds something else than the beginning of this, or a prompt is too long for a model.
+        ChatError: `out` holds something else than this, or a prompt is too long for a model.
         DataError: turns that a model's template has no place for.
         RewardError: the reward failed.
-        StorageError: `out` cannot be written.
+        StorageError: `out` cannot be written, or pieces of another command lie beside it.
+        FolderInUseError: another process writes the same file.
     """
     sampled = [_with_room(speaker, params, prompts) for speaker in speakers]
     keys = [_key(one, reward, prompt, params) for prompt in prompts for one in speakers for _ in range(params.n)]
-    done = _begun(out, keys, len(speakers) * params.n, len(prompts))
-    told(done)
-    for start in range(done, len(prompts), AT_ONCE):
-        batch = prompts[start : start + AT_ONCE]
-        files.append_json_lines(out, _rows(speakers, reward, sampled, batch, start, params))
-        told(start + len(batch))
+    if _is_done(out, keys):
+        told(len(prompts))
+        return len(prompts)
+    made_with = {
+        "models": [speaker.name for speaker in speakers],
+        "the models' files": [stamp(speaker.path) for speaker in speakers],
+        "prompts, sampling or judge": hashlib.sha256(json.dumps(keys).encode()).hexdigest(),
+        "prompts at once": AT_ONCE,
+    }
+    with pieces_in(out.with_name(f"{out.name}.pieces"), made_with, command="chat") as pieces:
+        done = min(pieces.there * AT_ONCE, len(prompts))
+        told(done)
+        for number, start in enumerate(range(0, len(prompts), AT_ONCE)):
+            batch = prompts[start : start + AT_ONCE]
+            pieces.make(number, partial(_rows, speakers, reward, sampled, batch, start, params))
+            told(max(done, start + len(batch)))
+        files.write_json_lines(out, pieces.rows(-(-len(prompts) // AT_ONCE)))
     return done
 
 
@@ -112,15 +128,15 @@ def _key(speaker: Speaker, reward: Reward | None, prompt: Prompt, params: Sampli
     return key | {"judge": None if reward is None else reward.name}
 
 
-def _begun(out: Path, keys: Sequence[dict[str, Any]], lines: int, prompts: int) -> int:
-    """How many prompts `out` has whole batches of; what stands behind them is taken away.
+def _is_done(out: Path, keys: Sequence[dict[str, Any]]) -> bool:
+    """Whether `out` is there, with these lines.
 
-    Args:
-        keys: of the lines of the whole file, of which a prompt has `lines`.
+    Raises:
+        ChatError: it holds something else.
     """
     text = read_text(out)
-    rows, _ = objects(text)
-    if not rows and text and not text.startswith('{"prompt"'):  # half of the first line is nothing yet
+    rows, others = objects(text)
+    if others or (text and not rows):
         raise ChatError(f"{out} exists and holds no replies; name another file")
     for number, row in enumerate(rows):
         if number >= len(keys) or any(name not in row or row[name] != value for name, value in keys[number].items()):
@@ -128,7 +144,6 @@ def _begun(out: Path, keys: Sequence[dict[str, Any]], lines: int, prompts: int) 
                 f"{out}: line {number + 1} is no reply of this model to this prompt, sampled and judged in this way; "
                 "name another file, or remove it"
             )
-    done = len(rows) // lines
-    whole = done if done == prompts else done // AT_ONCE * AT_ONCE
-    files.write_json_lines(out, rows[: whole * lines])
-    return whole
+    if rows and len(rows) < len(keys):
+        raise ChatError(f"{out} ends after {len(rows)} of {len(keys)} replies; name another file, or remove it")
+    return bool(rows)

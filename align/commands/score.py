@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,12 @@ from align.commands.options import add_dtype, add_max_row, positive
 from align.data.replies import KINDS, Placed, RepliesOfFile, kind_named
 from align.runtime import files
 from align.runtime.errors import StorageError
-from align.runtime.json_files import read_object, read_objects
-from align.runtime.lock import locked
 from align.runtime.paths import typed_path
+from align.runtime.pieces import Pieces, pieces_in, stamp
 from align.runtime.terminal import say
 from data_formats import DataError, EmptyDatasetError
 from data_formats.records import Prompt
 from data_formats.writing import as_row
-
-SETTINGS = "settings.json"
 
 
 def add_parser(commands: Any) -> None:
@@ -76,15 +73,11 @@ def score_command(args: argparse.Namespace) -> None:
     if not total:
         said = "; ".join(source.describe() for source in sources) or "no file with a known ending"
         raise EmptyDatasetError(f"no reply is left in {', '.join(args.data)} ({said})")
-    pieces = out.with_name(f"{out.name}.pieces")
-    with locked(pieces, ["score"]):
-        _keep_settings(pieces / SETTINGS, args, sources)
-        try:
-            scores: list[float | None] = []
-            files.write_json_lines(out, _joined(_score_pieces(args, sources, total, pieces), scores))
-        finally:
-            if out.exists() or not _scored(pieces):
-                shutil.rmtree(pieces, ignore_errors=True)
+    folder = out.with_name(f"{out.name}.pieces")
+    scores: list[float | None] = []
+    with pieces_in(folder, _settings(args, sources), command="score") as pieces:
+        count = _score_pieces(args, sources, total, pieces)
+        files.write_json_lines(out, _told(pieces.rows(count), scores))
     _show(args, sources, scores)
 
 
@@ -109,65 +102,44 @@ def _limited(sources: Sequence[RepliesOfFile], limit: int | None) -> Iterator[Pl
     return islice(chain.from_iterable(sources), limit)
 
 
-def _keep_settings(file: Path, args: argparse.Namespace, sources: Sequence[RepliesOfFile]) -> None:
-    """Write what decides the scores, or compare it with what pieces that are there were made with."""
-    from align.models.named import reward_at
+def _settings(args: argparse.Namespace, sources: Sequence[RepliesOfFile]) -> dict[str, Any]:
+    """What decides the scores."""
+    from align.serving.named import reward_stamp
 
-    names = ("reward", "format", "limit", "batch_size", "on_reward_error", "dtype")
-    asked = {name: getattr(args, name) for name in names} | {"max_row_mb": args.max_row_mb}
-    asked["data"] = [[str(source.path), *_stamp(source.path)] for source in sources]
-    place = reward_at(args.reward) if typed_path(args.reward).is_dir() else args.reward
-    asked["stamp"] = _stamp(place) or _stamp(place.rpartition(":")[0])
-    kept = read_object(file, f"remove {file.parent}")
-    if kept is None or not _scored(file.parent):
-        files.write_json(file, asked)
-        return
-    changed = [name for name, value in asked.items() if kept.get(name) != json.loads(json.dumps(value))]
-    if changed:
-        told = ", ".join("the reward's files" if name == "stamp" else name for name in changed)
-        raise StorageError(f"{file.parent} holds what another command scored (other: {told}): remove it to begin anew")
+    names = ("reward", "format", "limit", "batch_size", "on_reward_error", "dtype", "max_row_mb")
+    settings = {name: getattr(args, name) for name in names}
+    settings["data"] = [[str(source.path), *stamp(source.path)] for source in sources]
+    return settings | {"the reward's files": reward_stamp(args.reward)}
 
 
-def _scored(folder: Path) -> bool:
-    """Whether a piece is there."""
-    return any(folder.glob("*.jsonl"))
-
-
-def _stamp(path: Path | str) -> list[Any]:
-    """`files.stamp`; empty for what stands before the colon of a hub id that has none, as a path the folder we are
-    in."""
-    return files.stamp(typed_path(path)) if path else []
-
-
-def _score_pieces(args: argparse.Namespace, sources: Sequence[RepliesOfFile], total: int, folder: Path) -> list[Path]:
-    """The files of all pieces in order, those made now that were not there."""
+def _score_pieces(args: argparse.Namespace, sources: Sequence[RepliesOfFile], total: int, pieces: Pieces) -> int:
+    """Make the pieces that are not there; returns how many there are of them all."""
     from align.evaluation.scoring import AT_ONCE, best_device, judge_replies
     from align.runs.progress import StageProgress
     from align.runtime.memory import memory_errors
     from align.serving.named import named_reward
     from reward.protocol import RewardError
 
-    replies, named = _limited(sources, args.limit), None
-    places = [folder / f"{number}.jsonl" for number in range(-(-total // AT_ONCE))]
+    @cache
+    def named() -> Any:
+        return named_reward(args.reward, batch_size=args.batch_size, device=best_device(), dtype=args.dtype)
+
+    def scored(some: list[Placed], number: int) -> Iterator[dict[str, Any]]:
+        try:
+            told = judge_replies(named().reward, [one.reply for one in some], args.on_reward_error or named().on_error)
+        except RewardError as error:
+            first, last = (f"row {one.row} of {one.file}" for one in (some[0], some[-1]))
+            kept = f"; what is scored is kept in {pieces.folder}, the same command goes on" if number else ""
+            raise RewardError(f"{error}; that was among the replies from {first} to {last}{kept}") from error
+        return _lines(some, *told)
+
+    replies, count = _limited(sources, args.limit), -(-total // AT_ONCE)
     short = memory_errors("the reward", f"--batch-size ({args.batch_size})")
     with short, StageProgress("replies", total) as progress:
-        for number, place in enumerate(places):
-            some = list(islice(replies, AT_ONCE))
-            if not place.is_file():
-                named = named or named_reward(
-                    args.reward, batch_size=args.batch_size, device=best_device(), dtype=args.dtype
-                )
-                try:
-                    told = judge_replies(
-                        named.reward, [one.reply for one in some], args.on_reward_error or named.on_error
-                    )
-                except RewardError as error:
-                    first, last = (f"row {one.row} of {one.file}" for one in (some[0], some[-1]))
-                    kept = f"; what is scored is kept in {folder}, the same command goes on" if number else ""
-                    raise RewardError(f"{error}; that was among the replies from {first} to {last}{kept}") from error
-                files.write_json_lines(place, _lines(some, *told))
+        for number in range(count):
+            pieces.make(number, partial(scored, list(islice(replies, AT_ONCE)), number))
             progress.update(min((number + 1) * AT_ONCE, total))
-    return places
+    return count
 
 
 def _lines(some: Sequence[Placed], verdict: Any, failures: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -188,12 +160,11 @@ def _known(score: float) -> float | None:
     return score if score == score else None
 
 
-def _joined(places: Sequence[Path], scores: list[float | None]) -> Iterator[dict[str, Any]]:
-    """The lines of all pieces, whose scores are added to `scores`."""
-    for place in places:
-        for row in read_objects(place, "remove it, and the same command scores it again"):
-            scores.append(row["score"])
-            yield row
+def _told(rows: Iterable[dict[str, Any]], scores: list[float | None]) -> Iterator[dict[str, Any]]:
+    """The rows, whose scores are added to `scores`."""
+    for row in rows:
+        scores.append(row["score"])
+        yield row
 
 
 def _show(args: argparse.Namespace, sources: Sequence[RepliesOfFile], scores: Sequence[float | None]) -> None:

@@ -1,4 +1,4 @@
-"""Figures from judged replies: means, wins, and paired intervals clustered by prompt.
+"""Figures from scored replies: means, and paired intervals clustered by prompt (wins: `align.evaluation.wins`).
 
 Replies to one prompt are not independent, so intervals are those of the mean over *prompts* of each prompt's mean
 (normal approximation, 1.96 standard errors).
@@ -26,20 +26,6 @@ def paired_difference(before: Table, after: Table) -> dict[str, float]:
     variance = sum((value - center) ** 2 for value in differences) / max(n - 1, 1)
     half = 1.96 * math.sqrt(variance / n)
     return {"difference": center, "low": center - half, "high": center + half}
-
-
-def win_tie_loss(before: Table, after: Table, categories: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Counts of replies of `after` that score above, equal to and below the reply of `before` with the same number.
-
-    Key "all" and one key a category.
-    """
-    counts: dict[str, dict[str, int]] = {"all": {"win": 0, "tie": 0, "loss": 0}}
-    for row_before, row_after, category in zip(before, after, categories, strict=True):
-        for a, b in zip(row_before, row_after, strict=True):
-            outcome = "win" if b > a else "loss" if b < a else "tie"
-            for group in ("all", category):
-                counts.setdefault(group, {"win": 0, "tie": 0, "loss": 0})[outcome] += 1
-    return counts
 
 
 def decided_share(counts: dict[str, int]) -> float | None:

@@ -38,13 +38,14 @@ def write_card(folder: Path, title: str, about: str, sections: Mapping[str, str]
     known["tags"] = [OURS, *known.get("tags", ())]
     if "eval_results" in known:
         known["eval_results"] = [EvalResult(**one) for one in known["eval_results"]]
-    told = {**sections, "Versions": _versions()}
+    told = {**sections, "Versions": versions()}
     parts = [f"# {title}", about, *(f"## {heading}\n\n{text}" for heading, text in told.items() if text)]
     head = ModelCardData(**known).to_yaml()
     write_text(folder / CARD, f"---\n{head}\n---\n\n" + "\n\n".join(part.strip() for part in parts) + "\n")
 
 
-def _versions() -> str:
+def versions() -> str:
+    """The packages that are installed of those that decide what a model does, each with its version."""
     found = []
     for package in PACKAGES:
         with suppress(PackageNotFoundError):

@@ -28,6 +28,7 @@ from align.recipe.registry import REWARD_STAGES, SAMPLING_STAGES
 from align.recipe.reward_section import LengthPart, RewardPart, plain_parts
 from align.recipe.shipped import find_recipe, shipped_recipes
 from align.runtime.paths import typed_path
+from align.runtime.pieces import stamp
 from data_formats.files import ROW_ENDINGS, ending
 from reward.failures import OnRewardError
 from reward.judges.protocol import Judge
@@ -120,17 +121,22 @@ def is_rankings(word: str) -> bool:
     return ending(typed_path(word)) in ROW_ENDINGS
 
 
-def judge_files(word: str) -> list[Path]:
-    """The files and folders a judge is made of, as far as they lie here: what changes there changes its verdicts."""
+def reward_stamp(word: str) -> list[list[Any]]:
+    """Names, sizes and times of the files that the reward or judge is made of, as far as they lie here (of a hub id
+    none do): whether `word` still means the same."""
+    return [one for path in _files(word) for one in stamp(path)]
+
+
+def _files(word: str) -> list[str | Path]:
     if _function(word) or is_rankings(word):
-        return [typed_path(word.rpartition(":")[0] or word)]
+        return [word.rpartition(":")[0] or word]
     found = JUDGE.fullmatch(word) or SECTION.fullmatch(word)
-    if found or _is_recipe(word):
-        recipe = load_recipe(found[1] if found else word)
-        code = (spec.rpartition(":")[0] for stage in recipe.stages for spec in user_code(recipe, stage).values())
-        made = (model_dir(recipe, stage) for stage in REWARD_STAGES)
-        return [find_recipe(found[1] if found else word), *map(typed_path, code), *made]
-    return [typed_path(reward_at(word))]
+    if not found and not _is_recipe(word):
+        return [reward_at(word)]
+    recipe = load_recipe(found[1] if found else word)
+    code = (spec.rpartition(":")[0] for stage in recipe.stages for spec in user_code(recipe, stage).values())
+    made = (model_dir(recipe, stage) for stage in REWARD_STAGES)
+    return [find_recipe(found[1] if found else word), *code, *made]
 
 
 def _function(word: str) -> str | None:

@@ -15,6 +15,8 @@ from align.chat.speaker import Speaker
 from align.models.load import load_saved
 from align.models.named import called
 from align.runs.seeding import derive
+from align.runtime.errors import StorageError
+from align.runtime.lock import FolderInUseError, locked
 from align.runtime.terminal import printable
 from data_formats import Demonstration, Message, Prompt, read, write_jsonl
 from reward.protocol import Sample
@@ -160,10 +162,30 @@ def test_a_file_of_prompts_goes_on_where_it_was_killed(run, speaker, chat, tmp_p
     assert all(isinstance(row["reward"], float) and 0 < row["tokens"] <= 12 for row in rows)
     assert len(read(tmp_path / "whole.jsonl", Demonstration).records) > 0
 
-    half = whole.splitlines(keepends=True)
-    (tmp_path / "half.jsonl").write_text("".join(half[:5]) + half[5][:20])
-    assert "5 prompts, 2 of them from before" in chat(*ask, "half.jsonl").out
-    assert (tmp_path / "half.jsonl").read_text() == whole
+    assert "5 prompts, 5 of them from before" in chat(*ask, "whole.jsonl").out
+
+    def answer(name, told=lambda done: None, most=4):
+        params = SamplingParams(max_new_tokens=most, seed=1)
+        return batch.answer_prompts([speaker], None, params, prompts, tmp_path / name, told)
+
+    def killed(done):
+        if done:
+            raise KeyboardInterrupt
+
+    assert answer("once.jsonl") == 0
+    with pytest.raises(KeyboardInterrupt):
+        answer("half.jsonl", killed)
+    pieces = tmp_path / "half.jsonl.pieces"
+    assert not (tmp_path / "half.jsonl").exists()
+    with locked(pieces, ["chat"]), pytest.raises(FolderInUseError, match="another process is running 'chat'"):
+        answer("half.jsonl")
+    with pytest.raises(StorageError, match=r"other: prompts, sampling or judge\): remove it"):
+        answer("half.jsonl", most=5)
+    assert answer("half.jsonl") == 2 and not pieces.exists()
+    assert (tmp_path / "half.jsonl").read_bytes() == (tmp_path / "once.jsonl").read_bytes()
+    (tmp_path / "torn.jsonl").write_text("".join((tmp_path / "once.jsonl").read_text().splitlines(keepends=True)[:3]))
+    with pytest.raises(ChatError, match=r"ends after 3 of 5 replies"):
+        answer("torn.jsonl")
     (tmp_path / "mine.txt").write_text("my notes\n")
     for name, told in (("half.jsonl", "line 1 is no reply of this model"), ("mine.txt", "exists and holds no replies")):
         before = (tmp_path / name).read_text()

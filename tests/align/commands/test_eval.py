@@ -255,6 +255,37 @@ def test_people_and_a_language_model_on_the_same_replies(tmp_path, asked, endpoi
     assert "the address must begin with https://" in told and "Traceback" not in told
 
 
+RECIPE = """
+name: t
+output_dir: run
+model: {path: org/model}
+ppo:
+  data: [prompts.jsonl]
+  num_iterations: 100
+  eval_data: [prompts.jsonl]
+  reward: {kind: length, maximum: 3, unit: characters}
+  judge: {kind: comparison, function: judges.py:longer}
+"""
+
+
+def test_what_a_recipe_names_as_judge_and_as_reward(tmp_path, asked):
+    replies(tmp_path / "a.jsonl", ["a", "aa", "aaa", "aaaa", "a"])
+    replies(tmp_path / "b.jsonl", ["bb", "bb", "bbbb", "b", "bbb"])
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    words = ("a.jsonl", "b.jsonl", "--prompts", "prompts.jsonl")
+    asked(*words, "--judge", "r.yaml:ppo.judge", "--judge", "r.yaml:ppo.reward")
+    found = json.loads((tmp_path / "eval-a-b/wins.json").read_text())["judges"]
+    assert list(found) == ["r.yaml-ppo.judge", "r.yaml-ppo.reward"]
+    counts = [[one["matches"][0][key] for key in ("win", "tie", "loss")] for one in found.values()]
+    assert counts == [[3, 1, 1], [1, 3, 1]]
+    assert "ppo.judge: the recipe names no judge" in asked(*words, "--judge", f"{bare(tmp_path)}:ppo.judge", code=1).err
+
+
+def bare(folder):
+    (folder / "bare.yaml").write_text(RECIPE.partition("  judge:")[0])
+    return "bare.yaml"
+
+
 def test_the_tax_stands_in_the_run_of_the_later_model(tmp_path, asked, run):
     (tmp_path / "plain.txt").write_text("first line of plain text\nand another one\n")
     words = ("--tax", "--documents", "plain.txt", "--block-length", 16)

@@ -12,7 +12,6 @@ from align.commands import score
 from align.data.encode import encode_prompts, encode_replies
 from align.evaluation import scoring
 from align.recipe import dump_recipe
-from align.runtime.errors import StorageError
 from align.trainers.ppo.types import Samples
 from data_formats import Prompt, write_jsonl
 from reward.combined import CombinedReward, Part
@@ -102,7 +101,7 @@ def test_after_a_failure_the_same_command_goes_on_and_writes_the_same_bytes(tmp_
     assert not out.exists() and (tmp_path / "asked").read_text() == "0 1 2 3 4 "
     (tmp_path / "well").touch()
     told = asked(reward, data, "--limit", 11, "--out", out, code=1).err
-    assert "holds what another command scored (other: limit)" in told
+    assert "holds what another command made (other: limit)" in told
     asked(reward, data, "--out", out)
     assert (tmp_path / "asked").read_text() == "".join(f"{at} " for at in range(12))
     assert not (tmp_path / "scored.jsonl.pieces").exists()
@@ -116,14 +115,9 @@ def test_a_reward_that_is_no_path_does_not_change_with_the_folder_one_is_in(tmp_
     monkeypatch.chdir(tmp_path)
     args = Namespace(reward="org/name", format="auto", limit=None, batch_size=1, on_reward_error=None, dtype="auto")
     args.max_row_mb = 64
-    pieces = tmp_path / "out.pieces"
-    score._keep_settings(pieces / score.SETTINGS, args, [])
-    (pieces / "0.jsonl").write_text("{}\n")
+    before = score._settings(args, [])
     (tmp_path / "nohup.out").write_text("of another program")
-    score._keep_settings(pieces / score.SETTINGS, args, [])
-    args.limit = 1
-    with pytest.raises(StorageError, match=r"other: limit\)"):
-        score._keep_settings(pieces / score.SETTINGS, args, [])
+    assert score._settings(args, []) == before and before["the reward's files"] == []
 
 
 def test_a_recipes_weighted_list_with_its_parts_and_its_own_policy_for_failures(tmp_path, asked):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from align.evaluation.compare import decided_share, mean, paired_difference, win_tie_loss
+from align.evaluation.compare import decided_share, mean, paired_difference
 
 
 def test_paired_difference_is_clustered_by_prompt():
@@ -17,14 +17,8 @@ def test_paired_difference_is_clustered_by_prompt():
     assert found["difference"] - found["low"] == pytest.approx(1.96 * math.sqrt(1 / 48))
 
 
-def test_win_tie_loss_by_category():
-    counts = win_tie_loss([[1.0, 2.0], [0.0, 0.0]], [[2.0, 1.0], [0.0, 3.0]], ["a", "b"])
-    assert counts == {
-        "all": {"win": 2, "tie": 1, "loss": 1},
-        "a": {"win": 1, "tie": 0, "loss": 1},
-        "b": {"win": 1, "tie": 1, "loss": 0},
-    }
-    assert decided_share(counts["all"]) == pytest.approx(2 / 3)
+def test_decided_share():
+    assert decided_share({"win": 2, "tie": 1, "loss": 1}) == pytest.approx(2 / 3)
     assert decided_share({"win": 0, "tie": 5, "loss": 0}) is None
 
 
