@@ -18,7 +18,7 @@ import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from align.models.named import reward_at
@@ -91,11 +91,12 @@ def named_judge(
     if found := JUDGE.fullmatch(word):
         return _judge_of_recipe(load_recipe(found[1]), found[2], folder, device)
     name = _function(word)
+    described = f"the function {name} of {PurePath(word.rpartition(':')[0]).name}"
     if name and {"first", "second"} <= inspect.signature(function := load_function(word)).parameters.keys():
-        return FunctionJudge(function, name=name, described=f"the function {word}")
+        return FunctionJudge(function, name=name, described=described)
     reward = named_reward(word, batch_size=batch_size, device=device, dtype=dtype).reward
     if name:
-        return RewardJudge(reward, name=name, described=f"the function {word}")
+        return RewardJudge(reward, name=name, described=described)
     kind = "reward" if SECTION.fullmatch(word) or _is_recipe(word) else "reward model"
     return RewardJudge(reward, described=f"the {kind} {word}")
 
