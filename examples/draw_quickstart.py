@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from align.report.curves import warmup_end
-from align.report.run import Run, read_run
 from align.report.style import DARK, LIGHT, Theme, legend, line, panels, png
+from align.runs.run_files import Run, read_run
 
 CURVES = (("score/mean", "Learned reward (optimised)", "mean score"), ("kl/reply", "KL from SFT", "nats a reply"))
 

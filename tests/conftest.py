@@ -10,6 +10,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from align.report.build import build_report
+
 imported = 0
 
 
@@ -43,11 +45,18 @@ def a_precision_of_its_own() -> Iterator[None]:
         sys.modules["accelerate.state"].AcceleratorState._reset_state()
 
 
-@pytest.fixture(scope="module")
-def no_figures() -> Iterator[None]:
-    """A chain draws no report: that costs more than a stage."""
+@pytest.fixture(autouse=True, scope="module")
+def no_report() -> Iterator[None]:
+    """A stage draws no report, unless a test asks for it (`report`): that costs more than a tiny stage."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("align.report.build.build_report", lambda folder: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def report(no_report: None) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.report.build.build_report", build_report)
         yield
 
 

@@ -51,10 +51,10 @@ ARROWS: dict[str, frozenset[str]] = {
         {"align.models", "align.data", "align.runs", "align.evaluation", "reward", "rollouts", "data_formats"}
     ),
     "align.report": frozenset(
-        {"data_formats", "align.recipe", "align.evaluation.accuracy", "align.evaluation.shares"}
-        | {"align.evaluation.table"}  # plain numbers
+        {"data_formats", "align.recipe", "align.runs.reading", "align.runs.run_files", "align.doctor"}
+        | {f"align.evaluation.{name}" for name in ("accuracy", "shares", "table", "wins")}  # plain numbers
     ),
-    "align.doctor": frozenset({"data_formats", "align.recipe", "align.report.run"}),  # without torch
+    "align.doctor": frozenset({"data_formats", "align.recipe", "align.runs.run_files"}),  # without torch
     "align.plan": frozenset({"align.recipe"}),  # without torch
     "align.serving": frozenset({"align.recipe", "align.models", "align.stages", "reward", "data_formats"}),
     "align.commands": frozenset(

@@ -21,7 +21,7 @@ from align.evaluation.replies import judged_replies
 from align.runs.seeding import derive
 from align.runtime import files
 from align.runtime.json_files import objects, read_text
-from align.runtime.pieces import pieces_in, stamp
+from align.runtime.pieces import pieces_in
 from data_formats.records import Message, Prompt
 from data_formats.writing import as_row
 from reward.protocol import Reward
@@ -67,7 +67,7 @@ def answer_prompts(
         return len(prompts)
     made_with = {
         "models": [speaker.name for speaker in speakers],
-        "the models' files": [stamp(speaker.path) for speaker in speakers],
+        "the models' files": [files.stamp(speaker.path) for speaker in speakers],
         "prompts, sampling or judge": hashlib.sha256(json.dumps(keys).encode()).hexdigest(),
         "prompts at once": AT_ONCE,
     }

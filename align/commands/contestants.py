@@ -18,7 +18,6 @@ from align.runtime.errors import AlignError, MissingFileError
 from align.runtime.json_files import objects, read_text
 from align.runtime.made import MadeWith
 from align.runtime.paths import typed_path
-from align.runtime.pieces import stamp
 from align.runtime.terminal import shortened
 from data_formats.files import ROW_ENDINGS, ending
 from data_formats.records import Prompt
@@ -118,7 +117,7 @@ def replies_of(
     """
     file = made.folder / "replies" / f"{one.name}.jsonl"
     sampling = {"samples": params.n} if one.is_file else {"sampling": asdict(params)}
-    what = {"path": one.path, "policy": one.policy, "its files": stamp(one.path)}
+    what = {"path": one.path, "policy": one.policy, "its files": files.stamp(one.path)}
     made.require(file, what | {"prompts": digest(prompts)} | sampling)
     if one.is_file:
         files.write_json_lines(file, _rows_of_file(one, prompts, params.n, max_row_mb))

@@ -43,7 +43,6 @@ from align.runtime.errors import AlignError
 from align.runtime.lock import locked
 from align.runtime.made import MadeWith
 from align.runtime.paths import typed_path
-from align.runtime.pieces import stamp
 from align.runtime.secrets import shown_url
 from align.runtime.terminal import say
 
@@ -226,7 +225,7 @@ def _language_model(args: argparse.Namespace, out: Path) -> Wanted:
     except ValueError as error:
         raise ContestError(str(error)) from error
     settings = {"url": shown_url(args.judge_url), "model": args.judge_model, "seed": args.seed}
-    rubric = [] if args.rubric is None else stamp(args.rubric)
+    rubric = [] if args.rubric is None else files.stamp(args.rubric)
     return Wanted(judge.name, settings | {"rubric": rubric}, ready=judge)
 
 

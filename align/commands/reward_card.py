@@ -111,7 +111,7 @@ def _scores(args: argparse.Namespace, found: Any, out: Path | None) -> tuple[dic
     from align.runs.progress import StageProgress
     from align.runtime.card import versions
     from align.runtime.memory import memory_errors
-    from align.runtime.pieces import pieces_in, stamp
+    from align.runtime.pieces import pieces_in
     from align.serving.named import named_reward, reward_stamp
 
     device = best_device()
@@ -122,7 +122,7 @@ def _scores(args: argparse.Namespace, found: Any, out: Path | None) -> tuple[dic
 
     settings: dict[str, Any] = {name: getattr(args, name) for name in ("model", "batch_size", "dtype", "limit")}
     settings["the reward's files"] = reward_stamp(args.model)
-    settings["data"] = [[file.name, *stamp(args.data / file.name)] for file in found.files]
+    settings["data"] = [[file.name, *files.stamp(args.data / file.name)] for file in found.files]
     cases = [case for own in found.cases.values() for case in own]
     replies = sum(len(case.replies) for case in cases)
     with ExitStack() as stack:

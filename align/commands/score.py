@@ -28,7 +28,7 @@ from align.data.replies import KINDS, Placed, RepliesOfFile, kind_named
 from align.runtime import files
 from align.runtime.errors import StorageError
 from align.runtime.paths import typed_path
-from align.runtime.pieces import Pieces, pieces_in, stamp
+from align.runtime.pieces import Pieces, pieces_in
 from align.runtime.terminal import say
 from data_formats import DataError, EmptyDatasetError
 from data_formats.records import Prompt
@@ -108,7 +108,7 @@ def _settings(args: argparse.Namespace, sources: Sequence[RepliesOfFile]) -> dic
 
     names = ("reward", "format", "limit", "batch_size", "on_reward_error", "dtype", "max_row_mb")
     settings = {name: getattr(args, name) for name in names}
-    settings["data"] = [[str(source.path), *stamp(source.path)] for source in sources]
+    settings["data"] = [[str(source.path), *files.stamp(source.path)] for source in sources]
     return settings | {"the reward's files": reward_stamp(args.reward)}
 
 

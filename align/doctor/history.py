@@ -8,7 +8,7 @@ from functools import reduce
 from typing import Any
 
 from align.doctor.series import Series
-from align.report.run import Row, StageFiles, number
+from align.runs.run_files import Row, StageFiles, number
 
 ITERATION = "score/mean"  # stands in every line that an iteration wrote, in no line of an evaluation
 LARGEST = 3.4e38  # of float32

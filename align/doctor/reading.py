@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from align.doctor.history import History
 from align.recipe import RecipeError
 from align.recipe.text import parse
-from align.report.run import Row, number, read_stage
+from align.runs.run_files import Row, StageFiles, number, read_stage
 from align.runtime.errors import MissingFileError
 from align.runtime.paths import typed_path
 from data_formats.errors import EmptyDatasetError
@@ -29,17 +30,22 @@ def read_history(path: str | Path) -> History:
     """
     folder = stage_folder(typed_path(path))
     problems: list[str] = []
-    stage = read_stage(folder, problems)
-    stage = replace(stage, metrics=_with_step(stage.metrics, METRICS, problems), samples=_with_step(stage.samples))
-    settings = _settings(stage.recipe_text, folder, problems)
-    history = History(stage, settings, tuple(problems))
+    history = history_of(read_stage(folder, problems), problems)
     if not history.iterations:
         raise EmptyDatasetError(
-            f"none of its {len(stage.metrics)} lines is one of a PPO iteration; name the ppo stage of a run that has "
-            "logged an iteration",
+            f"none of its {len(history.stage.metrics)} lines is one of a PPO iteration; name the ppo stage of a run "
+            "that has logged an iteration",
             path=folder / METRICS,
         )
     return history
+
+
+def history_of(stage: StageFiles, problems: Iterable[str] = ()) -> History:
+    """What the rules look at, of the files that a ppo stage left; `problems` are those of reading them."""
+    found = list(problems)
+    stage = replace(stage, metrics=_with_step(stage.metrics, METRICS, found), samples=_with_step(stage.samples))
+    settings = _settings(stage.recipe_text, f"{stage.name}/recipe.yaml", found)
+    return History(stage, settings, tuple(found))
 
 
 def stage_folder(path: Path) -> Path:
@@ -64,11 +70,11 @@ def _with_step(rows: list[Row], name: str = "", problems: list[str] | None = Non
     return kept
 
 
-def _settings(text: str, folder: Path, problems: list[str]) -> dict[str, Any]:
+def _settings(text: str, name: str, problems: list[str]) -> dict[str, Any]:
     if not text:
         return {}
     try:
-        values, _ = parse(text, str(folder / "recipe.yaml"))
+        values, _ = parse(text, name)
     except RecipeError as error:
         problems.append(str(error).splitlines()[0])
         return {}

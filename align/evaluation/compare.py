@@ -1,4 +1,4 @@
-"""Figures from scored replies: means, and paired intervals clustered by prompt (wins: `align.evaluation.wins`).
+"""Figures from scored replies: means, and paired intervals clustered by prompt; who won is counted in `wins`.
 
 Replies to one prompt are not independent, so intervals are those of the mean over *prompts* of each prompt's mean
 (normal approximation, 1.96 standard errors).

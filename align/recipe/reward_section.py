@@ -255,7 +255,7 @@ AnyJudge = Annotated[Plain | GatePart | JudgeOnly, Field(discriminator="kind")]
 
 
 class Rewarded(Section):
-    """What judges the replies of a stage. Whoever has it has `eval_data` too."""
+    """What judges the replies of a stage."""
 
     reward: Parts = ()
     """One part or a list of weighted parts; without it the model of `reward_from`."""
@@ -285,7 +285,7 @@ class Rewarded(Section):
     def judge_rules(self) -> list[tuple[str, str]]:
         """Broken rules of `judge`."""
         broken = list(apart_rules(self.judge_parts()))
-        if self.judge is not None and not self.eval_data:
+        if self.judge is not None and not self.eval_data:  # which every stage of this kind has
             broken.append(("judge", "compares replies to held-out prompts alone: name some in eval_data"))
         return broken
 

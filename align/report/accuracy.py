@@ -12,7 +12,7 @@ from typing import Any
 from align.evaluation import table
 from align.evaluation.accuracy import JudgedPair, Part, accuracy, parts, won_share
 from align.evaluation.shares import wilson
-from align.report.run import Row, StageFiles, clean, number
+from align.runs.run_files import Row, StageFiles, clean, number
 from data_formats.splitting import text_key
 
 MAX_PARTS = 8

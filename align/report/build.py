@@ -1,17 +1,20 @@
-"""Run folder -> `<output_dir>/report/index.html` with its figures; opened from disk, it needs nothing else.
+"""Run folder -> `<output_dir>/report/index.html`, one file that needs nothing else.
 
-Each file is written under a temporary name and renamed, the page last: whoever opens it sees a whole page, and a build
-that is killed is repaired by the next. Files of other names in `report/` are left alone.
+It is written under a temporary name and renamed: whoever opens it sees a whole page. Files of other names in `report/`
+are left alone, but for the pictures beside the pages of older versions.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from align.report.run import read_run
+from align.runs.run_files import read_run
 from align.runtime.errors import MissingFileError, StorageError
 from align.runtime.files import atomic_file
 from align.runtime.paths import typed_path
+
+FORMER = ("losses", "preference", "accuracy", "scores", "reliability", "rejection", "ppo", "wins")
+"""The pictures that older versions wrote beside the page."""
 
 
 def build_report(output_dir: str | Path) -> Path:
@@ -23,20 +26,17 @@ def build_report(output_dir: str | Path) -> Path:
         MissingFileError: `output_dir` is no folder.
         StorageError: writing failed; the files of an older report are whole.
     """
-    from align.report.figures import FIGURES, draw_all
+    from align.report.figures import draw_all
     from align.report.page import render
 
     root = typed_path(output_dir)
     if not root.is_dir():
         raise MissingFileError(f"{root}: no such run folder; name the output_dir of a recipe that has run")
-    run, folder = read_run(root), root / "report"
-    images = draw_all(run)
-    for name, data in images.items():
-        _write(folder / name, data)
-    index = folder / "index.html"
-    _write(index, render(run, images).encode("utf-8"))
-    for name in {file for figure in FIGURES for file in figure.files} - set(images):
-        (folder / name).unlink(missing_ok=True)  # a figure of an older report whose data are gone
+    run, index = read_run(root), root / "report" / "index.html"
+    _write(index, render(run, draw_all(run)).encode("utf-8"))
+    for name in FORMER:
+        for file in (f"{name}.png", f"{name}-dark.png"):
+            index.with_name(file).unlink(missing_ok=True)
     return index
 
 

@@ -1,26 +1,37 @@
-"""Curves of training: loss of base and sft, loss and accuracy of pmp and rm, rejection sampling's rounds, PPO's panel.
+"""Curves of training: losses of base and sft, losses and accuracies of pmp and rm, rejection sampling's rounds, PPO.
 
-Plots without data are left out; of PPO the critic's warm-up is shaded.
+What has no data is left out; of PPO the critic's warm-up is shaded.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import sqrt
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from align.report.run import Row, Run, Series, StageFiles, number
-from align.report.style import Theme, legend, line, panels, smooth
+from align.report.names import reward_named, section_of
+from align.report.style import PAGE, line, over, smooth
+from align.report.svg import Panel
+from align.runs.run_files import Row, Run, Series, StageFiles, clean, number
 
-OF_ROUNDS = (("score_single", "one sample"), ("score_best", "best of all"), ("score_greedy", "held-out, greedy"))
-ROLLOUTS, HELD_OUT = "rollouts", "held-out prompts"
+OF_ROUNDS = (  # the best is that of as many samples as every prompt has scores of, which may not be all
+    ("score_single", "one sample, on average"),
+    ("score_best", "best of k samples"),
+    ("score_greedy", "held-out, greedy"),
+)
+ROLLOUTS, HELD_OUT, GREEDY = "rollouts", "held-out prompts", "held-out, greedy"
+COLORS = (PAGE.blue, PAGE.orange, PAGE.aqua)
+PART = re.compile(r"score/(.+)/mean")
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
     """Keys of `metrics.jsonl` and their labels; `low` cuts the axis where a few wild values would
-    hide the rest, `zero` makes it begin at 0, `spread` is the key of a standard deviation."""
+    hide the rest, `zero` makes it begin at 0, `spread` is the key of a standard deviation, `even` is what neither side
+    being better looks like."""
 
     title: str
     unit: str
@@ -28,19 +39,26 @@ class Plot:
     low: float | None = None
     zero: bool = False
     spread: str | None = None
+    even: float | None = None
 
 
+SCORE = Plot(
+    "reward (raw score)",
+    "score",
+    (("score/mean", ROLLOUTS), ("eval/score", HELD_OUT), ("eval/score_greedy", GREEDY)),
+    spread="score/std",
+)
 PLOTS = (
-    Plot(
-        "reward (raw score)",
-        "score",
-        (("score/mean", ROLLOUTS), ("eval/score", HELD_OUT), ("eval/score_greedy", "held-out, greedy")),
-        spread="score/std",
-    ),
     Plot(
         "gold reward (never trained on)",
         "score",
-        (("eval/gold", HELD_OUT), ("eval/gold_greedy", "held-out, greedy")),
+        (("eval/gold", HELD_OUT), ("eval/gold_greedy", GREEDY)),
+    ),
+    Plot(
+        "win rate against the policy at the start",
+        "share of the judge's verdicts",
+        (("eval/win_rate", HELD_OUT), ("eval/win_rate_greedy", GREEDY)),
+        even=0.5,
     ),
     Plot("KL from the reference", "nats a reply", (("kl/reply", ROLLOUTS), ("eval/kl", HELD_OUT))),
     Plot(
@@ -81,37 +99,40 @@ PLOTS = (
 )
 
 
-def losses(run: Run, theme: Theme) -> Figure | None:
+def losses(run: Run) -> Iterator[Panel]:
     """Training and held-out loss of base and sft; for base beside the unigram entropy."""
-    stages = [stage for stage in run.shown_in("supervised") if _has(stage, "loss")]
-    if not stages:
-        return None
-    figure, every = panels(len(stages), 2, height=3.1)
-    for axes, stage in zip(every, stages, strict=True):
-        _loss(axes, stage, theme, "nats a token")
-        entropy = number(stage.summary.get("unigram_entropy"))
+    for stage in run.shown_in("supervised"):
+        if _has(stage, "loss"):
+            yield _loss(stage, "nats a token", number(stage.summary.get("unigram_entropy")))
+
+
+def preference(run: Run) -> Iterator[Panel]:
+    """Loss and accuracy of pmp and rm."""
+    for stage in run.shown_in("reward"):
+        if _has(stage, "loss", "accuracy"):
+            yield _loss(stage, "nats a pair")
+            yield _accuracy(stage)
+
+
+def _loss(stage: StageFiles, unit: str, entropy: float | None = None) -> Panel:
+    def draw(axes: Axes) -> None:
+        line(axes, stage.series("loss"), "training", PAGE.blue)
+        line(axes, heldout(stage, "loss"), "held out", PAGE.orange, marker="o", markersize=4)
         if entropy is not None:
-            axes.axhline(entropy, color=theme.gray, linestyle="--", linewidth=1.2, label="unigram entropy")
-        legend(axes)
-    return figure
+            axes.axhline(entropy, color=PAGE.gray, linestyle="--", linewidth=1.2, label="unigram entropy")
+        over(axes, "optimizer step")
+
+    return Panel(f"{stage.name}: loss", draw, unit)
 
 
-def preference(run: Run, theme: Theme) -> Figure | None:
-    """Loss and accuracy of pmp and rm, a column a stage."""
-    stages = [stage for stage in run.shown_in("reward") if _has(stage, "loss", "accuracy")]
-    if not stages:
-        return None
-    figure, every = panels(2 * len(stages), len(stages), height=2.8)
-    for axes, stage in zip(every, stages, strict=False):
-        _loss(axes, stage, theme, "nats a pair")
-        legend(axes)
-    for axes, stage in zip(every[len(stages) :], stages, strict=True):
-        line(axes, stage.series("accuracy"), "training pairs", theme.blue)
-        line(axes, heldout(stage, "accuracy"), "held-out pairs", theme.orange, marker="o", markersize=5)
-        axes.axhline(0.5, color=theme.gray, linestyle="--", linewidth=1.2, label="chance")
-        axes.set(title=f"{stage.name}: accuracy", xlabel="optimizer step", ylabel="share")
-        legend(axes, loc="lower right")
-    return figure
+def _accuracy(stage: StageFiles) -> Panel:
+    def draw(axes: Axes) -> None:
+        line(axes, stage.series("accuracy"), "training pairs", PAGE.blue)
+        line(axes, heldout(stage, "accuracy"), "held-out pairs", PAGE.orange, marker="o", markersize=4)
+        axes.axhline(0.5, color=PAGE.gray, linestyle="--", linewidth=1.2, label="chance")
+        over(axes, "optimizer step")
+
+    return Panel(f"{stage.name}: accuracy", draw, "share")
 
 
 def heldout(stage: StageFiles, key: str) -> Series:
@@ -128,44 +149,42 @@ def heldout(stage: StageFiles, key: str) -> Series:
     return sorted(points), [points[step] for step in sorted(points)]
 
 
-def _loss(axes: Axes, stage: StageFiles, theme: Theme, unit: str) -> None:
-    line(axes, stage.series("loss"), "training", theme.blue)
-    line(axes, heldout(stage, "loss"), "held out", theme.orange, marker="o", markersize=5)
-    axes.set(title=f"{stage.name}: loss", xlabel="optimizer step", ylabel=unit)
-
-
 def _has(stage: StageFiles, *keys: str) -> bool:
     return any(stage.series(key)[0] or heldout(stage, key)[0] for key in keys)
 
 
-def rejection_panel(run: Run, theme: Theme) -> Figure | None:
+def rejection_panels(run: Run) -> Iterator[Panel]:
     """Best and median of k replies and their gap over k, of the last round; scores over rounds where there are two."""
-    stage, colors = run.stages["rejection"], (theme.blue, theme.orange, theme.aqua)
+    stage = run.stages["rejection"]
+    named = reward_named(section_of(run, "rejection"), stage.summary)
     curves = [(name, by_k(stage.summary, name)) for name in ("best", "median", "gap")]
-    curves = [(name, curve) for name, curve in curves if len(curve[0]) > 1]
     rounds = [(label, stage.series(key)) for key, label in OF_ROUNDS]
     before = number(stage.summary.get("score_greedy_before"))
     if before is not None and rounds[-1][1][0]:
         steps, values = rounds[-1][1]
         rounds[-1] = (rounds[-1][0], ([0.0, *steps], [before, *values]))
-    rounds = [(label, series) for label, series in rounds if len(series[0]) > 1]
-    shown = [part for part in (curves, rounds) if part]
-    if not shown:
-        return None
-    figure, every = panels(len(shown), 2, height=3.1)
-    for axes, part in zip(every, shown, strict=True):
-        for (label, series), color in zip(part, colors, strict=False):
-            line(axes, series, label, color, marker="o", markersize=5)
-        if part is curves:
-            axes.set(title="reward of the best of k replies", xlabel="k", ylabel="score", xscale="log")
-            ticks = curves[0][1][0]
-            axes.set_xticks(ticks, [f"{k:g}" for k in ticks])
-            axes.minorticks_off()
-        else:
-            axes.set(title="reward by round", xlabel="round (0: before)", ylabel="score")
-            axes.set_xticks(sorted({step for _, series in rounds for step in series[0]}))
-        legend(axes)
-    return figure
+    curves, rounds = ([(label, one) for label, one in part if len(one[0]) > 1] for part in (curves, rounds))
+
+    def draw_curves(axes: Axes) -> None:
+        _dotted(axes, curves)
+        axes.set(xlabel="k", xscale="log")
+        ticks = curves[0][1][0]
+        axes.set_xticks(ticks, [f"{k:g}" for k in ticks])
+        axes.minorticks_off()
+
+    def draw_rounds(axes: Axes) -> None:
+        _dotted(axes, rounds)
+        over(axes, "round (0: before)")
+
+    if curves:
+        yield Panel(f"best of k replies, by the {named}", draw_curves, "score")
+    if rounds:
+        yield Panel(f"rounds, by the {named}", draw_rounds, "score")
+
+
+def _dotted(axes: Axes, curves: list[tuple[str, Series]]) -> None:
+    for (label, series), color in zip(curves, COLORS, strict=False):
+        line(axes, series, label, color, marker="o", markersize=4)
 
 
 def by_k(summary: Row, name: str) -> Series:
@@ -176,31 +195,47 @@ def by_k(summary: Row, name: str) -> Series:
     return [k for k, _ in points], [value for _, value in points]
 
 
-def ppo_panel(run: Run, theme: Theme) -> Figure | None:
-    """All plots that have data, three a row."""
-    stage = run.stages["ppo"]
-    shown = [plot for plot in PLOTS if any(stage.series(key)[0] for key, _ in plot.keys)]
-    if not shown:
-        return None
-    figure, every = panels(len(shown), 3, height=2.6)
-    warmup = warmup_end(run)
-    for axes, plot in zip(every, shown, strict=True):
-        if warmup:
-            axes.axvspan(0, warmup, color=theme.violet, alpha=0.14, linewidth=0)
-        for (key, label), color in zip(plot.keys, (theme.blue, theme.orange, theme.aqua), strict=False):
+def ppo_panels(run: Run) -> Iterator[Panel]:
+    """All plots that have data: the reward, its parts, everything else."""
+    stage, warmup = run.stages["ppo"], warmup_end(run)
+    for at, plot in enumerate(plots_of(stage)):
+        yield _over_iterations(stage, plot, warmup, "critic warm-up" if at == 0 else None)
+
+
+def plots_of(stage: StageFiles) -> list[Plot]:
+    """The plots of a ppo stage that have data, its reward's parts after the reward."""
+    logged = dict.fromkeys(key for row in stage.metrics for key in row)
+    parts = [found[1] for key in logged if (found := PART.fullmatch(key))]
+    every = (SCORE, *map(_of_part, parts), *PLOTS)
+    return [plot for plot in every if any(stage.series(key)[0] for key, _ in plot.keys)]
+
+
+def _of_part(part: str) -> Plot:
+    keys = ((f"score/{part}/mean", ROLLOUTS), (f"eval/score/{part}/mean", HELD_OUT))
+    return Plot(f"part of the reward: {clean(part, 40)}", "score", keys, spread=f"score/{part}/std")
+
+
+def _over_iterations(stage: StageFiles, plot: Plot, warmup: float, shaded: str | None) -> Panel:
+    def draw(axes: Axes) -> None:
+        for (key, label), color in zip(plot.keys, COLORS, strict=False):
             line(axes, stage.series(key), label, color)
         if plot.spread:
-            _band(axes, stage, plot, theme)
-        axes.set(title=plot.title, xlabel="iteration", ylabel=plot.unit)
-        axes.margins(y=0.14)
+            _band(axes, stage, plot)
+        if plot.even is not None:
+            axes.axhline(plot.even, color=PAGE.gray, linestyle="--", linewidth=1.2, label="neither better")
+        if warmup:
+            axes.axvspan(0, warmup, color=PAGE.violet, alpha=0.14, linewidth=0, label=shaded)
+        over(axes, "iteration")
         if plot.zero or (plot.low is not None and axes.get_ylim()[0] < plot.low):
             axes.set_ylim(bottom=plot.low or 0)
-        legend(axes)
-    if warmup:
-        place, color = (warmup / 2, 0.97), theme.violet
-        style = {"ha": "center", "va": "top", "rotation": 90, "fontsize": 7.5, "color": color}
-        every[0].annotate("critic warm-up", place, xycoords=("data", "axes fraction"), **style)
-    return figure
+
+    return Panel(plot.title, draw, plot.unit if plot.even is None else looks_judged_by(stage) or plot.unit)
+
+
+def looks_judged_by(stage: StageFiles) -> str:
+    """Who decided in the looks of training, as the summary tells it at the end."""
+    told = stage.summary.get("looks_judged_by")
+    return f"judged by {clean(told, 200)}" if isinstance(told, str) and told.strip() else ""
 
 
 def warmup_end(run: Run) -> float:
@@ -222,11 +257,60 @@ def warmup_end(run: Run) -> float:
     return min((step for step, flag in flags if not flag and step > last), default=last)
 
 
-def _band(axes: Axes, stage: StageFiles, plot: Plot, theme: Theme) -> None:
+def _band(axes: Axes, stage: StageFiles, plot: Plot) -> None:
     """One standard deviation around the first curve."""
     means, stds = (dict(zip(*stage.series(key), strict=True)) for key in (plot.keys[0][0], plot.spread))
     steps = sorted(means.keys() & stds.keys())
+    if not steps:
+        return
     middle, spread = (smooth([values[step] for step in steps]) for values in (means, stds))
     low = [a - b for a, b in zip(middle, spread, strict=True)]
     high = [a + b for a, b in zip(middle, spread, strict=True)]
-    axes.fill_between(steps, low, high, color=theme.blue, alpha=0.12, linewidth=0, label="± 1 standard deviation")
+    axes.fill_between(steps, low, high, color=PAGE.blue, alpha=0.12, linewidth=0, label="± 1 standard deviation")
+
+
+def gold_against_proxy(run: Run) -> Iterator[Panel]:
+    """What training optimises and what nobody trains on, over the square root of the KL, at the looks of training.
+
+    The axis of Gao, Schulman and Hilton (2022), "Scaling laws for reward model overoptimization": where the gold score
+    falls while the proxy's rises, the proxy is over-optimised. Both change from the first look on; they have no scale
+    in common, so each is drawn in shares of its own largest change, which the legend tells. A judge's win rate has a
+    panel of its own.
+    """
+    stage = run.stages["ppo"]
+    proxy, gold, wins = (over_distance(stage, key) for key in ("eval/score", "eval/gold", "eval/win_rate"))
+
+    def draw_scores(axes: Axes) -> None:
+        for series, label, color in ((proxy, "proxy, trained on", PAGE.blue), (gold, "gold", PAGE.orange)):
+            _change(axes, series, label, color)
+        axes.axhline(0, color=PAGE.gray, linewidth=1.2)
+        axes.set_xlabel(DISTANCE)
+
+    def draw_wins(axes: Axes) -> None:
+        line(axes, wins, HELD_OUT, PAGE.orange, marker="o", markersize=4, linestyle="-")
+        axes.axhline(0.5, color=PAGE.gray, linestyle="--", linewidth=1.2, label="neither better")
+        axes.set_xlabel(DISTANCE)
+
+    if len(gold[0]) > 1 and len(proxy[0]) > 1:
+        yield Panel("gold against proxy", draw_scores, "change since the first look, 1 = its largest")
+    if len(wins[0]) > 1:
+        told = looks_judged_by(stage) or "share of the judge's verdicts"
+        yield Panel("win rate over the distance", draw_wins, told)
+
+
+DISTANCE = "√ KL from the reference, nats a reply"
+
+
+def over_distance(stage: StageFiles, key: str) -> Series:
+    """Square roots of the KL and values of a figure at every look that has both, in order of training."""
+    kls = dict(zip(*stage.series("eval/kl"), strict=True))
+    points = [(sqrt(max(kls[step], 0.0)), value) for step, value in zip(*stage.series(key), strict=True) if step in kls]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _change(axes: Axes, series: Series, label: str, color: str) -> None:
+    changes = [value - series[1][0] for value in series[1]]
+    largest = max(changes, key=abs)
+    shares = [change / (abs(largest) or 1.0) for change in changes]
+    label = f"{label}, largest change {largest:+.3g}"
+    line(axes, (series[0], shares), label, color, marker="o", markersize=4, linestyle="-")

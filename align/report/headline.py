@@ -12,13 +12,14 @@ from typing import Any
 
 from align.evaluation.table import percent
 from align.recipe import STAGES
-from align.report.run import Row, Run, StageFiles, clean, number
+from align.report.names import reward_named, section_of
+from align.runs.run_files import Row, Run, StageFiles, clean, number
 from align.runtime.resolve import resolve
 
 Line = tuple[str, Any, Any]
 BEFORE_AND_AFTER = (  # ppo: what is measured, the keys before and after
-    ("reward model's score, temperature 1", "score_before", "score"),
-    ("reward model's score, greedy", "score_greedy_before", "score_greedy"),
+    ("{reward}'s score, temperature 1", "score_before", "score"),
+    ("{reward}'s score, greedy", "score_greedy_before", "score_greedy"),
     ("KL from the reference, nats a reply", None, "kl"),
     ("entropy, nats a token", "entropy_before", "entropy"),
 )
@@ -43,7 +44,8 @@ def headline_rows(run: Run) -> list[HeadlineRow]:
     rows = []
     for name in run.expected:
         stage = run.stages[name]
-        lines = list(headline(name, stage.summary)) or [(_state(stage), None, None)]
+        known = {"rewarded_by": reward_named(section_of(run, name), stage.summary)} if stage.summary else {}
+        lines = list(headline(name, known | stage.summary)) or [(_state(stage), None, None)]
         took = number(stage.summary.get("seconds"))
         for index, (what, before, after) in enumerate(lines):
             seconds = f"{took:.0f}" if index == 0 and took is not None else ""
@@ -118,16 +120,31 @@ def tagged(summary: Row) -> dict[str, Row]:
 
 
 def policy(summary: Row, told: list[Line]) -> Iterator[Line]:
-    """The rows of a policy: what it is worth comes first, what it was trained on second."""
-    yield from told
+    """The rows of a policy: what is right comes first, then who won, then scores, last those it was trained on."""
+    yield from sorted((_as_share(row) for row in told), key=_rank)
+    reward = clean(summary.get("rewarded_by"), 100) or reward_named({}, summary)
     if number(summary.get("score")) is None and number(summary.get("rollout_score")) is not None:
-        yield "reward model's score on rollouts", summary.get("rollout_score_first"), summary["rollout_score"]
+        yield f"{reward}'s score on rollouts", summary.get("rollout_score_first"), summary["rollout_score"]
     if number(summary.get("gold_before")) is not None:  # else `gold` is the world's, told among the headlines
         yield "gold reward (never trained on), temperature 1", summary["gold_before"], summary.get("gold")
     for what, before, after in BEFORE_AND_AFTER:
         if number(summary.get(after)) is not None:
-            yield what, summary.get(before) if before else None, summary[after]
+            yield what.replace("{reward}", reward), summary.get(before) if before else None, summary[after]
     yield from plain(summary, [])
+
+
+def _rank(row: Line) -> int:
+    what = str(row[0])
+    return 0 if what.startswith("correct") else 1 if what.startswith("win ") else 2
+
+
+def _as_share(row: Line) -> Line:
+    """Shares of correct replies are told in percent."""
+    what, *sides = row
+    if not str(what).startswith("correct"):
+        return row
+    before, after = (side if (share := number(side)) is None else percent(share) for side in sides)
+    return what, before, after
 
 
 def cell(value: Any) -> str:

@@ -1,155 +1,246 @@
-"""`ppo/eval.jsonl`: which policy's reply was judged better, prompt by prompt; counted, and drawn by category.
+"""`eval.jsonl` of a stage that trains a policy: whose reply was judged better, prompt by prompt, and whose was right.
 
-A line holds `sft_reply`, `ppo_reply` and scores of each (`sft_gold`, `ppo_gold`, `sft_reward`, …), and maybe `sampled`
-replies of both. The judge is the one that the summary names, else the gold score, else whatever scored both.
+A line holds `sft_reply`, `ppo_reply` and figures of each (`sft_gold`, `ppo_gold`, `sft_correct`, …), and maybe
+`sampled` replies of both; `sft` is what the stage started from, whatever that was. A judge that gives no scores leaves
+`verdicts`. A win with both replies wrong is won by manners, and counted apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Literal
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from align.evaluation.wins import ComparedPair, win_rates
+from align.report.names import REWARD, judge_of, judged_by, scored_names, stage_name, starting_policy
+from align.runs.run_files import Row, Run, StageFiles, clean, number
 
-from align.report.run import Row, Run, StageFiles, clean, number
-from align.report.style import Theme, panels
-from align.runtime.terminal import shortened
-
-BEFORE, AFTER = "sft", "ppo"
+BEFORE = "sft"
 NO_CATEGORY = "(no category)"
-REWARD = "reward"
-MAX_CATEGORIES = 16
-_NO_SCORES = ("reply", "finished", "tokens", "correct", "category")
+GREEDY, SAMPLED = "greedy", "temperature 1"
+KEYS = {GREEDY: "greedy", SAMPLED: "sampled"}  # of `verdicts`
+WINNERS = {"win": "second", "tie": "tie", "loss": "first"}  # a verdict on the later policy, as `win_rates` takes it
+Kind = Literal["won-right", "won-wrong", "won-broken", "won", "tie", "loss", ""]
 
 
-@dataclass(slots=True)
-class Counts:
-    """Replies of the later policy that were judged better, equal and worse, and the mean scores of both."""
+@dataclass(frozen=True, slots=True)
+class PolicyPair:
+    """A reply of each policy to one prompt.
 
-    win: int = 0
-    tie: int = 0
-    loss: int = 0
-    before: float = 0.0
-    after: float = 0.0
+    Attributes:
+        verdicts: one a judgment, from the later policy's side; None for a judgment that came to none.
+        right: whether the reply before and the one after are correct; None where nothing tells.
+        scores: the judge's, of both; None for a judge that gives none.
+        longer: characters of the later reply minus those of the earlier one.
+    """
+
+    decoding: str
+    prompt: int
+    category: str
+    verdicts: tuple[str | None, ...]
+    right: tuple[bool, bool] | None
+    scores: tuple[float, float] | None
+    longer: int | None
+
+    def kind(self, verdict: str | None) -> Kind:
+        """What a verdict says beside what is right: a win is `won-right`, `won-wrong` (both wrong: manners) or
+        `won-broken` (the reply before was right)."""
+        if verdict != "win" or self.right is None:
+            return {"win": "won", "tie": "tie", "loss": "loss"}.get(verdict, "")
+        before, after = self.right
+        return "won-right" if after else "won-broken" if before else "won-wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts of judgments, and of pairs of replies with what was right of them.
+
+    `share` is that of wins and half of the ties, with its 95 % interval; `right` and `scores` are means before and
+    after, None where not known of every pair; `became` counts pairs by what was right before and after.
+    """
+
+    pairs: int
+    win: int
+    tie: int
+    loss: int
+    kinds: Counter[str]
+    share: float | None
+    low: float | None
+    high: float | None
+    no_verdict: int
+    right: tuple[float, float] | None
+    scores: tuple[float, float] | None
+    became: Counter[tuple[bool, bool]]
+
+    @property
+    def fell(self) -> bool:
+        """Whether surely fewer replies are right than before: by the pairs that changed, 1.96 standard errors."""
+        lost, gained = self.became[True, False], self.became[False, True]
+        return lost - gained > 1.96 * (lost + gained) ** 0.5
 
     @property
     def total(self) -> int:
+        """Judgments that came to a verdict."""
         return self.win + self.tie + self.loss
 
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """A figure's means over the held-out prompts before and after, a pair a decoding."""
+
+    name: str
+    by_decoding: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyComparison:
+    """Two policies on the same prompts: decoding -> category -> counts, "all" first.
+
+    `judge` is the name of the score that decides, empty for a judge without; `own`: it is what was trained on.
+    """
+
+    stage: StageFiles
+    before: str
+    after: str
+    judged_by: str
+    judge: str
+    own: bool
+    tables: dict[str, dict[str, Tally]]
+    at_equal_lengths: dict[str, tuple[float, float, float]]
+    means: list[Means]
+
     @property
-    def decided(self) -> float | None:
-        """Share of wins among the pairs that are no ties."""
-        return self.win / (self.win + self.loss) if self.win + self.loss else None
-
-    def add(self, before: float, after: float) -> None:
-        """Count one pair of replies."""
-        seen = self.total
-        self.before += (before - self.before) / (seen + 1)
-        self.after += (after - self.after) / (seen + 1)
-        self.win, self.tie, self.loss = (
-            self.win + (after > before),
-            self.tie + (after == before),
-            self.loss + (after < before),
-        )
+    def first(self) -> tuple[str, Tally] | None:
+        """How the replies that are told first were decoded, and what came of all of them."""
+        return next(((decoding, table["all"]) for decoding, table in self.tables.items()), None)
 
 
-def judge_of(stage: StageFiles) -> str | None:
-    """The score that decides: `<name>` of `sft_<name>` and `ppo_<name>`; None when none scored both."""
-    shared = [name for name in _scored_names(stage.evals) if name not in _NO_SCORES]
-    wanted = [name for name in (stage.summary.get("judge"), "gold", REWARD) if name in shared]
-    return (wanted or shared or [None])[0]
+def comparisons(run: Run) -> list[PolicyComparison]:
+    """Every stage that left replies of a policy before and after it, the last stage first."""
+    found = (compared(run, stage) for stage in reversed(run.stages.values()))
+    return [one for one in found if one is not None]
 
 
-def _scored_names(rows: list[Row]) -> list[str]:
-    names = {
-        key.removeprefix(f"{BEFORE}_")
-        for row in rows
-        for key in row
-        if key.startswith(f"{BEFORE}_") and number(row[key]) is not None
-    }
-    return sorted(name for name in names if any(number(row.get(f"{AFTER}_{name}")) is not None for row in rows))
-
-
-def by_category(stage: StageFiles) -> dict[str, dict[str, Counts]]:
-    """Decoding (`greedy`, `temperature 1`) -> category -> counts; "all" comes first. Empty without a judge."""
-    judge = judge_of(stage)
-    found: dict[str, dict[str, Counts]] = {}
-    for row in stage.evals if judge is not None else []:
-        category = clean(row.get("category"), 60) or NO_CATEGORY
-        for decoding, before, after in _pairs(row, judge):
-            table = found.setdefault(decoding, {"all": Counts()})
-            table["all"].add(before, after)
-            if category != "all":
-                table.setdefault(category, Counts()).add(before, after)
-    return {
-        decoding: {name: table[name] for name in ("all", *sorted(set(table) - {"all"}))}
-        for decoding, table in found.items()
-    }
-
-
-def _pairs(row: Row, judge: str) -> Iterator[tuple[str, float, float]]:
-    before, after = (number(row.get(f"{name}_{judge}")) for name in (BEFORE, AFTER))
-    if before is not None and after is not None:
-        yield "greedy", before, after
-    sampled = row.get("sampled")
-    sides = [sampled.get(name) for name in (BEFORE, AFTER)] if isinstance(sampled, dict) else []
-    if all(isinstance(side, list) for side in sides):
-        for one, other in zip(*sides, strict=False):
-            pair = [number(reply.get(judge)) if isinstance(reply, dict) else None for reply in (one, other)]
-            if None not in pair:
-                yield "temperature 1", *pair
-
-
-def win_tie_loss(run: Run, theme: Theme) -> Figure | None:
-    """A panel a decoding; the largest categories, the rest together."""
-    tables = {decoding: _largest(table) for decoding, table in by_category(run.stages["ppo"]).items()}
-    if not tables:
+def compared(run: Run, stage: StageFiles) -> PolicyComparison | None:
+    """What a stage's `eval.jsonl` holds, None where it compares nothing."""
+    pairs = list(policy_pairs(stage))
+    if not pairs or stage.name == BEFORE:
         return None
-    figure, every = panels(len(tables), 2, height=1.2 + 0.33 * max(map(len, tables.values())))
-    for axes, (decoding, table) in zip(every, tables.items(), strict=True):
-        _stacked(axes, table, theme)
-        axes.set(title=f"PPO against {starting_policy(run)}, {decoding}")
-    return figure
+    judged, before, after = judged_by(run, stage), starting_policy(stage), stage_name(stage.name)
+    tables, equal = {}, {}
+    for decoding in dict.fromkeys(pair.decoding for pair in pairs):
+        chosen = [pair for pair in pairs if pair.decoding == decoding and pair.verdicts]
+        if not chosen:
+            continue
+        rated = [
+            ComparedPair(pair.prompt, [WINNERS.get(one or "") for one in pair.verdicts], pair.category, pair.longer)
+            for pair in chosen
+        ]
+        rates = win_rates(rated, judged_by=judged, first=before, second=after)
+        groups = {name: [pair for pair in chosen if pair.category == name] for name in rates["by_category"]}
+        tables[decoding] = {"all": tally(chosen, rates)} | {
+            name: tally(groups[name], rates["by_category"][name]) for name in groups if name != "all"
+        }
+        if (controlled := rates["length_controlled"]) is not None:
+            equal[decoding] = (controlled["win_share"], controlled["low"], controlled["high"])
+    judge = "" if has_verdicts(stage) else judge_of(stage) or ""
+    return PolicyComparison(stage, before, after, judged, judge, judge == REWARD, tables, equal, list(means(stage)))
 
 
-def _largest(table: dict[str, Counts]) -> dict[str, Counts]:
-    """At most MAX_CATEGORIES rows beside "all"."""
-    names = [name for name in table if name != "all"]
-    if len(names) <= 1:
-        return {name: table[name] for name in names or ["all"]}  # one category is all there is
-    if len(names) <= MAX_CATEGORIES:
-        return table
-    names.sort(key=lambda name: -table[name].total)
-    kept, rest = names[: MAX_CATEGORIES - 1], [table[name] for name in names[MAX_CATEGORIES - 1 :]]
-    other = Counts(*(sum(getattr(part, field) for part in rest) for field in ("win", "tie", "loss")))
-    return {"all": table["all"], **{name: table[name] for name in sorted(kept)}, f"{len(rest)} others": other}
+def tally(pairs: Sequence[PolicyPair], rates: dict[str, Any]) -> Tally:
+    """Counts of `pairs`; `rates` is what `win_rates` says of them."""
+    kinds = Counter(pair.kind(verdict) for pair in pairs for verdict in pair.verdicts)
+    counts = {name: rates[name] for name in ("win", "tie", "loss", "low", "high", "no_verdict")}
+    right, scores = _means([pair.right for pair in pairs]), _means([pair.scores for pair in pairs])
+    became = Counter(pair.right for pair in pairs if pair.right is not None)
+    found = {"kinds": kinds, "share": rates["win_share"], "right": right, "scores": scores, "became": became}
+    return Tally(pairs=len(pairs), **found, **counts)
 
 
-def _stacked(axes: Axes, table: dict[str, Counts], theme: Theme) -> None:
-    parts = (("win", theme.blue, "white"), ("tie", theme.gray, "#1b1b1a"), ("loss", theme.orange, "#1b1b1a"))
-    for at, counts in enumerate(table.values()):
-        left = 0.0
-        for name, color, ink in parts:
-            count = getattr(counts, name)
-            share = count / counts.total if counts.total else 0.0
-            label = name if at == 0 else None
-            axes.barh(at, share, left=left, height=0.74, color=color, label=label, edgecolor=theme.surface, linewidth=1)
-            if share > 0.07:
-                axes.text(left + share / 2, at, str(count), ha="center", va="center", fontsize=8.5, color=ink)
-            left += share
-    labels = [shortened(name, 28, "…") for name in table]
-    axes.set_yticks(range(len(table)), labels, color=theme.ink)
-    axes.invert_yaxis()
-    axes.grid(visible=False)
-    axes.spines["left"].set_visible(False)
-    axes.set_xlim(0, 1)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09 if len(table) > 3 else -0.22), ncols=3)
+def _means(sides: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
+    if not sides or None in sides:
+        return None
+    return fmean(side[0] for side in sides), fmean(side[1] for side in sides)
 
 
-def starting_policy(run: Run) -> str:
-    """What PPO's policy was before: rejection sampling's model where ppo started from it, else the SFT model."""
-    origins = run.stages["ppo"].summary.get("origins")
-    policy = origins.get("policy") if isinstance(origins, dict) else None
-    return "RS" if isinstance(policy, dict) and policy.get("value") == "rejection" else "SFT"
+def policy_pairs(stage: StageFiles) -> Iterator[PolicyPair]:
+    """Every two replies to the same prompt, the greedy ones and each of the sampled ones with its fellow."""
+    judge = None if has_verdicts(stage) else judge_of(stage)
+    for at, row in enumerate(stage.evals):
+        for decoding, index, before, after in _replies(row, stage.name):
+            scores = None if judge is None else _both(before, after, judge)
+            found = _told(row, decoding, index) if scores is None else (_verdict(*scores),)
+            correct, texts = _both(before, after, "correct"), [one.get("reply") for one in (before, after)]
+            yield PolicyPair(
+                decoding,
+                at,
+                clean(row.get("category"), 60) or NO_CATEGORY,
+                found,
+                None if correct is None else (correct[0] >= 0.5, correct[1] >= 0.5),
+                scores,
+                len(texts[1]) - len(texts[0]) if all(isinstance(text, str) for text in texts) else None,
+            )
+
+
+def has_verdicts(stage: StageFiles) -> bool:
+    """Whether the judge gave verdicts and no scores."""
+    return any(isinstance(row.get("verdicts"), dict) for row in stage.evals)
+
+
+def _told(row: Row, decoding: str, index: int) -> tuple[str | None, ...]:
+    """The verdicts that a row holds on one of its replies."""
+    verdicts = row.get("verdicts")
+    by_reply = verdicts.get(KEYS[decoding]) if isinstance(verdicts, dict) else None
+    said = by_reply[index] if isinstance(by_reply, list) and index < len(by_reply) else None
+    return (
+        tuple(one if isinstance(one, str) and one in WINNERS else None for one in said)
+        if isinstance(said, list)
+        else ()
+    )
+
+
+def _verdict(before: float, after: float) -> str:
+    return "win" if after > before else "loss" if after < before else "tie"
+
+
+def _both(before: Row, after: Row, name: str) -> tuple[float, float] | None:
+    found = number(before.get(name)), number(after.get(name))
+    return None if None in found else found
+
+
+def _replies(row: Row, stage: str) -> Iterator[tuple[str, int, Row, Row]]:
+    """Decoding, which reply of it, and the figures of either side."""
+    sides = [(f"{who}_", {}) for who in (BEFORE, stage)]
+    for key, value in row.items():
+        for prefix, figures in sides:
+            if key.startswith(prefix):
+                figures[key.removeprefix(prefix)] = value
+    if all(figures for _, figures in sides):
+        yield GREEDY, 0, *(figures for _, figures in sides)
+    sampled = row.get("sampled")
+    lists = [sampled.get(who) for who in (BEFORE, stage)] if isinstance(sampled, dict) else []
+    if lists and all(isinstance(side, list) for side in lists):
+        for index, pair in enumerate(zip(*lists, strict=False)):
+            if all(isinstance(reply, dict) for reply in pair):
+                yield SAMPLED, index, *pair
+
+
+def means(stage: StageFiles) -> Iterator[Means]:
+    """Of every figure that both policies' replies have: what is right first, then the judge's, then the others."""
+    judge = judge_of(stage)
+    replies = [reply for row in stage.evals for reply in _replies(row, stage.name)]
+    names = [*scored_names(stage), "finished"]
+    for name in sorted(set(names), key=lambda name: (name != "correct", name != judge, name.partition("/")[0], name)):
+        found: dict[str, list[tuple[float, float]]] = {}
+        for decoding, _, before, after in replies:
+            sides = [_figure(side.get(name)) for side in (before, after)]
+            if None not in sides:
+                found.setdefault(decoding, []).append((sides[0], sides[1]))
+        if found:
+            yield Means(name, {decoding: _means(sides) for decoding, sides in found.items()})
+
+
+def _figure(value: Any) -> float | None:
+    return float(value) if isinstance(value, bool) else number(value)

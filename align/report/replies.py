@@ -1,20 +1,42 @@
-"""Sample replies for the page: the first ones of each category, not hand-picked. Escaping is the template's work."""
+"""Sample replies for the page: those of both policies side by side, and what stages left. Escaping is the template's
+work; how much there is room for is decided here, so that a page stays under 2 MB."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from html import escape
+from statistics import fmean
 from typing import Any
 
 from align.evaluation.accuracy import most_wrong
 from align.report.accuracy import scored
-from align.report.policy_evaluation import AFTER, BEFORE, NO_CATEGORY, judge_of
-from align.report.run import Row, Run, clean, number
+from align.report.names import stage_name
+from align.report.policy_evaluation import BEFORE, GREEDY, NO_CATEGORY, PolicyComparison, PolicyPair, policy_pairs
+from align.runs.run_files import Row, Run, clean, number
+from align.runtime.terminal import printable
 
-MOST, OF_A_STAGE, WORST = 20, 8, 10
-REPLY_CHARACTERS = 1500
+FIRST, OF_A_STAGE, WORST = 20, 8, 10
+ROOM = 700_000  # bytes of the page for the replies side by side
+FRAME = 1_000  # bytes that one of them needs beside its texts
+REPLY_CHARACTERS, TOKEN_CHARACTERS = 4000, 1500
 KL_STEPS = (0.5, 1.0, 2.0)  # nats at which a token's shade gets stronger: odds of 1.6, 2.7 and 7.4
-_TOLD_ELSEWHERE = ("reply", "text")
+KINDS = {  # of an exchange -> what it is called; {after} is the later policy
+    "won-right": "{after} won, and is right",
+    "won": "{after} won",
+    "won-wrong": "{after} won by manners: both wrong",
+    "won-broken": "{after} won, though only {before} is right",
+    "tie": "tie",
+    "loss": "{after} lost",
+}
+CHANGES = {
+    (False, True): "wrong, then right",
+    (True, False): "right, then wrong",
+    (True, True): "both right",
+    (False, False): "both wrong",
+}
+_TOLD_ELSEWHERE = ("reply", "text", "correct")
 _OF_A_SAMPLE = ("step", "score", "kl", "finished", "tokens", "reply_tokens")
 
 
@@ -30,38 +52,104 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class ShownReply:
-    """One side: who says it, the text, small figures under it, and its tokens where they are known."""
+    """One side: who says it, the text, small figures under it, its tokens where they are known, and whether it is
+    right, where that is."""
 
     who: str
     text: str
     notes: list[str] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
+    right: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A prompt and the replies that stand side by side; `verdict` is win, tie, loss or empty."""
+    """A prompt and the replies that stand side by side.
+
+    Attributes:
+        verdict: win, tie, loss, right, wrong or empty: how it is coloured.
+        badge: the verdict in words.
+        kind, change: keys of KINDS and values of CHANGES, to choose by.
+        gain: of the judge's score, or of its verdicts, to sort by.
+    """
 
     prompt: str
     category: str
     replies: list[ShownReply]
     verdict: str = ""
+    badge: str = ""
+    kind: str = ""
+    change: str = ""
+    gain: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of the page it takes."""
+        texts = (self.prompt, self.category, *(text for one in self.replies for text in (one.text, *one.notes)))
+        return FRAME + sum(len(escape(printable(text)).encode()) for text in texts)
 
 
-def compared(run: Run) -> list[Exchange]:
-    """Replies of SFT and PPO to the same held-out prompts, greedy."""
-    stage = run.stages["ppo"]
-    rows = [row for row in stage.evals if f"{BEFORE}_reply" in row and f"{AFTER}_reply" in row]
-    judge = judge_of(stage)
-    return [
-        Exchange(
-            prompt_text(row.get("prompt")),
-            clean(row.get("category"), 60),
-            [ShownReply(who, _reply(row[f"{who}_reply"]), _notes(row, f"{who}_")) for who in (BEFORE, AFTER)],
-            _verdict(row, judge),
-        )
-        for row in spread(rows)
-    ]
+@dataclass(frozen=True, slots=True)
+class ShownExchanges:
+    """Greedy replies of two policies to the same prompts; `left_out` found no room."""
+
+    exchanges: list[Exchange]
+    left_out: int
+
+    @property
+    def first(self) -> list[Exchange]:
+        """What is shown at once."""
+        return self.exchanges[:FIRST]
+
+    @property
+    def others(self) -> list[Exchange]:
+        return self.exchanges[FIRST:]
+
+    def choices(self, of: str, order: Iterable[str] = ()) -> dict[str, int]:
+        """How many exchanges have each value of the attribute `of`, in the given order, else in the alphabet's."""
+        counts = Counter(value for one in self.exchanges if (value := getattr(one, of)))
+        return {name: counts[name] for name in (order or sorted(counts)) if name in counts}
+
+
+def side_by_side(one: PolicyComparison) -> ShownExchanges:
+    """The first of each category in turn, not hand-picked, as many as there is room for."""
+    rows, pairs = one.stage.evals, {pair.prompt: pair for pair in policy_pairs(one.stage) if pair.decoding == GREEDY}
+    told = {at for at in pairs if f"{BEFORE}_reply" in rows[at] and f"{one.stage.name}_reply" in rows[at]}
+    found, room = [], ROOM
+    for at in in_turn(rows):
+        if at not in told:
+            continue
+        exchange = _compared(rows[at], pairs[at], one)
+        room -= exchange.size
+        if room < 0:
+            break
+        found.append(exchange)
+    return ShownExchanges(found, len(told) - len(found))
+
+
+def _compared(row: Row, pair: PolicyPair, one: PolicyComparison) -> Exchange:
+    names, right = {BEFORE: one.before, one.stage.name: one.after}, pair.right or (None, None)
+    kinds = Counter(pair.kind(verdict) for verdict in pair.verdicts if verdict is not None)
+    won, lost = (sum(verdict == side for verdict in pair.verdicts) for side in ("win", "loss"))
+    verdict = "" if not kinds else "win" if won > lost else "loss" if lost > won else "tie"
+    kind = pair.kind(verdict or None)
+    badge = KINDS.get(kind, "").format(before=one.before, after=one.after)
+    if (judged := kinds.total()) > 1:
+        badge += f" ({won} of {judged} judgments)"
+    worth = [{"win": 1.0, "loss": -1.0}.get(one, 0.0) for one in pair.verdicts if one]
+    return Exchange(
+        message_text(row.get("prompt")),
+        clean(row.get("category"), 60),
+        [
+            ShownReply(name, message_text(row[f"{who}_reply"]), _notes(row, f"{who}_"), right=good)
+            for (who, name), good in zip(names.items(), right, strict=True)
+        ],
+        verdict,
+        badge,
+        kind,
+        CHANGES[pair.right] if pair.right else "",
+        pair.scores[1] - pair.scores[0] if pair.scores else fmean(worth) if worth else 0.0,
+    )
 
 
 def said(run: Run, name: str) -> list[Exchange]:
@@ -76,10 +164,10 @@ def said(run: Run, name: str) -> list[Exchange]:
         rows = [row for row in rows if number(row.get("step")) == last][:OF_A_STAGE]
     return [
         Exchange(
-            prompt_text(row.get("prompt")),
+            message_text(row.get("prompt")),
             clean(row.get("category"), 60),
-            [ShownReply(name, _reply(row["reply"]), _notes(row, "", _OF_A_SAMPLE), _tokens(row.get("tokens")))]
-            + ([ShownReply("reference", _reply(row["reference"]))] if row.get("reference") else []),
+            [ShownReply(stage_name(name), message_text(row["reply"]), _of_a_sample(row), _tokens(row.get("tokens")))]
+            + ([ShownReply("reference", message_text(row["reference"]))] if row.get("reference") else []),
         )
         for row in rows
     ]
@@ -88,7 +176,7 @@ def said(run: Run, name: str) -> list[Exchange]:
 def judged_pairs(run: Run, name: str) -> list[Exchange]:
     """The first held-out pairs of a reward stage with the scores of both sides."""
     rows = [row for row in run.stages[name].evals or run.stages[name].samples if "chosen" in row and "rejected" in row]
-    return [_judged(row) for row in spread(rows)[:OF_A_STAGE]]
+    return [_judged(rows[at]) for at in in_turn(rows)[:OF_A_STAGE]]
 
 
 def worst_pairs(run: Run, name: str) -> list[Exchange]:
@@ -107,48 +195,42 @@ def _judged(row: Row, *, with_grade: bool = False) -> Exchange:
         grade = number(row.get("grade"))
         known += [clean(row.get("source"), 60), "" if grade is None else f"grade {grade:g}"]
     return Exchange(
-        clean(prompt_text(row.get("prompt")), REPLY_CHARACTERS),
+        message_text(row.get("prompt")),
         ", ".join(filter(None, known)),
         [
-            ShownReply(side, _reply(row.get(side)), _notes({"score": row.get(f"{side}_score")}, ""))
+            ShownReply(side, message_text(row.get(side)), _notes({"score": row.get(f"{side}_score")}, ""))
             for side in ("chosen", "rejected")
         ],
-        _right(row),
+        *2 * (_right(row),),
     )
 
 
-def spread(rows: list[Row]) -> list[Row]:
-    """The first rows of each category in turn, MOST in all, in order of category."""
+def in_turn(rows: list[Row]) -> list[int]:
+    """Where the rows stand, the first of each category before the second of any, categories in order."""
     seen: Counter[str] = Counter()
     ranked = []
-    for row in rows:
+    for at, row in enumerate(rows):
         name = clean(row.get("category"), 60) or NO_CATEGORY
-        ranked.append((seen[name], name, row))
+        ranked.append((seen[name], name, at))
         seen[name] += 1
-    chosen = sorted(ranked, key=lambda one: one[:2])[:MOST]
-    return [row for _, _, row in sorted(chosen, key=lambda one: (one[1], one[0]))]
+    return [at for _, _, at in sorted(ranked)]
 
 
-def prompt_text(prompt: Any) -> str:
-    """A prompt as text: a string as it is, messages with their roles when there is more than one."""
+def message_text(prompt: Any) -> str:
+    """A prompt or a reply as text: a string as it is, messages with their roles when there is more than one."""
     if not isinstance(prompt, list):
-        return clean(prompt)
+        return clean(prompt, REPLY_CHARACTERS)
     turns = [turn if isinstance(turn, dict) else {"content": turn} for turn in prompt]
     if len(turns) == 1:
-        return clean(turns[0].get("content"))
-    return "\n".join(f"{clean(turn.get('role'), 40)}: {clean(turn.get('content'))}" for turn in turns)
-
-
-def _reply(value: Any) -> str:
-    if isinstance(value, list):
-        return clean(prompt_text(value), REPLY_CHARACTERS)
-    return clean(value, REPLY_CHARACTERS)
+        return clean(turns[0].get("content"), REPLY_CHARACTERS)
+    said = "\n".join(f"{clean(turn.get('role'), 40)}: {clean(turn.get('content'))}" for turn in turns)
+    return clean(said, REPLY_CHARACTERS)
 
 
 def _tokens(value: Any) -> list[Token]:
-    """The first tokens, REPLY_CHARACTERS in all; none where the row has a number of them, or something else."""
+    """The first tokens, TOKEN_CHARACTERS in all; none where the row has a number of them, or something else."""
     found: list[Token] = []
-    room = REPLY_CHARACTERS
+    room = TOKEN_CHARACTERS
     for pair in value if isinstance(value, list) else ():
         kl = number(pair[1]) if isinstance(pair, list) and len(pair) == 2 else None
         if kl is None or room <= 0:
@@ -166,24 +248,23 @@ def _tags(row: Row) -> list[str]:
     return [clean(tag, 40) for tag in tags] if isinstance(tags, list) else []
 
 
-def _notes(row: Row, prefix: str, only: tuple[str, ...] | None = None) -> list[str]:
+def _of_a_sample(row: Row) -> list[str]:
+    parts = {key: value for key, value in row.items() if key.startswith("score/")}
+    return _notes({key: row[key] for key in _OF_A_SAMPLE if key in row} | parts, "")
+
+
+def _notes(row: Row, prefix: str) -> list[str]:
+    """The figures of a reply; the parts of a composed reward are called by their own names."""
     notes = []
     for key, value in row.items():
         name = key.removeprefix(prefix)
-        if not key.startswith(prefix) or name in _TOLD_ELSEWHERE or (only is not None and name not in only):
+        if not key.startswith(prefix) or name in _TOLD_ELSEWHERE:
             continue
         if isinstance(value, bool):
             notes += ["cut off"] if name == "finished" and not value else []
         elif (figure := number(value)) is not None:
             notes.append(f"{clean(name, 40)} {figure:.4g}")
     return notes
-
-
-def _verdict(row: Row, judge: str | None) -> str:
-    before, after = (number(row.get(f"{who}_{judge}")) for who in (BEFORE, AFTER))
-    if judge is None or before is None or after is None:
-        return ""
-    return "win" if after > before else "loss" if after < before else "tie"
 
 
 def _right(row: Row) -> str:

@@ -2,94 +2,98 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from align.evaluation.shares import wilson
 from align.evaluation.table import percent
 from align.report.accuracy import Bar, accuracy_bars, reliability_rows, scored
-from align.report.run import Run, StageFiles, number
-from align.report.style import Theme, legend, panels
+from align.report.style import PAGE
+from align.report.svg import Panel
+from align.runs.run_files import Row, Run, StageFiles, number
+from align.runtime.terminal import shortened
 
-KINDS = (("model", "reward model"), ("length", "by length alone"), ("other", "other yardsticks"))
+LOOK = {
+    "model": ("reward model", PAGE.blue),
+    "length": ("by length alone", PAGE.gray),
+    "other": ("other yardsticks", PAGE.violet),
+}
+SHARES = ([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+MOST = 24
+"""Letters of a bar's name, on the left half of a panel."""
 
 
-def accuracies(run: Run, theme: Theme) -> Figure | None:
+def accuracies(run: Run) -> Iterator[Panel]:
     """Horizontal bars, a panel a stage, 95 % Wilson intervals."""
-    found = {stage.name: bars for stage in run.shown_in("reward") if (bars := accuracy_bars(stage))}
-    if not found:
-        return None
-    longest = max(map(len, found.values()))
-    figure, every = panels(len(found), 2, height=1.2 + 0.34 * longest)
-    for axes, (name, bars) in zip(every, found.items(), strict=True):
-        _bars(axes, bars, theme)
-        axes.set_ylim(1.05 * longest, -0.6)  # bars of one thickness in both panels
-        axes.set(title=f"{name}: accuracy on held-out pairs")
-    return figure
+    for stage in run.shown_in("reward"):
+        if bars := accuracy_bars(stage):
+            title = f"{stage.name}: accuracy on held-out pairs"
+            yield Panel(title, lambda axes, bars=bars: _bars(axes, bars), height=46.0 + 20.0 * len(bars))
 
 
-def _bars(axes: Axes, bars: list[Bar], theme: Theme) -> None:
-    colors = {"model": theme.blue, "length": theme.gray, "other": theme.violet}
+def _bars(axes: Axes, bars: list[Bar]) -> None:
     at, ticks, previous = 0.0, {}, None
     for bar in bars:
         at += 0.0 if previous is None else 0.8 if bar.part == previous else 1.15
-        label = dict(KINDS)[bar.kind]
+        label, color = LOOK[bar.kind]
         taken = axes.get_legend_handles_labels()[1]
-        axes.barh(at, bar.share, height=0.7, color=colors[bar.kind], label=None if label in taken else label)
+        axes.barh(at, bar.share, height=0.7, color=color, label=None if label in taken else label)
         right = bar.share
         if bar.low is not None and bar.high is not None:
             spread = [[max(0.0, bar.share - bar.low)], [max(0.0, bar.high - bar.share)]]
-            axes.errorbar(bar.share, at, xerr=spread, color=theme.ink, linewidth=1.1, capsize=2.5)
+            axes.errorbar(bar.share, at, xerr=spread, color=PAGE.ink, linewidth=1.1, capsize=2)
             right = max(right, bar.high)
-        axes.text(right + 0.015, at, f"{100 * bar.share:.1f} %", va="center", fontsize=8.5)
+        axes.text(right + 0.02, at, f"{100 * bar.share:.1f}", va="center_baseline", fontsize=10)
         ticks.setdefault(bar.part, []).append(at)
         previous = bar.part
-    axes.set_yticks([sum(own) / len(own) for own in ticks.values()], list(ticks), color=theme.ink)
-    axes.axvline(0.5, color=theme.muted, linestyle="--", linewidth=1)
+    names = [shortened(part, MOST, "…") for part in ticks]
+    axes.set_yticks([sum(own) / len(own) for own in ticks.values()], names, color=PAGE.ink)
+    axes.axvline(0.5, color=PAGE.muted, linestyle="--", linewidth=1)
     axes.grid(axis="y", visible=False)
-    axes.set_xlim(0, 1.16)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    legend(axes, loc="upper right", bbox_to_anchor=(1.0, -0.1 if len(bars) > 4 else -0.16), ncols=3)
+    axes.set_xlim(0, 1.2)
+    axes.set_xticks(*SHARES)
+    axes.set_ylim(at + 0.6, -0.6)
 
 
-def score_distributions(run: Run, theme: Theme) -> Figure | None:
+def score_distributions(run: Run) -> Iterator[Panel]:
     """Histograms of the scores of chosen and rejected replies, a panel a stage."""
-    found = {stage.name: rows for stage in run.shown_in("reward") if (rows := scored(stage))}
-    if not found:
-        return None
-    figure, every = panels(len(found), 2, height=3.0)
-    for axes, (name, rows) in zip(every, found.items(), strict=True):
-        sides = {side: np.array([float(row[f"{side}_score"]) for row in rows]) for side in ("chosen", "rejected")}
-        low, high = np.quantile(np.concatenate(list(sides.values())), [0.002, 0.998])
-        edges = np.linspace(low, high if high > low else low + 1, min(40, 8 + len(rows) // 8) + 1)
-        for (side, scores), color in zip(sides.items(), (theme.blue, theme.orange), strict=True):
-            inside = np.clip(scores, edges[0], edges[-1])  # outliers count in the last bin, instead of stretching all
-            axes.hist(inside, edges, histtype="stepfilled", color=color, alpha=0.28)
-            axes.hist(
-                inside, edges, histtype="step", color=color, linewidth=1.6, label=f"{side}, mean {scores.mean():.2f}"
+    for stage in run.shown_in("reward"):
+        if rows := scored(stage):
+            yield Panel(
+                f"{stage.name}: scores of held-out replies", lambda axes, rows=rows: _histogram(axes, rows), "replies"
             )
-        axes.set(title=f"{name}: scores of held-out replies", xlabel="score", ylabel="replies")
-        axes.margins(y=0.2)
-        legend(axes)
-    return figure
 
 
-def reliability_plot(run: Run, theme: Theme) -> Figure | None:
+def _histogram(axes: Axes, rows: list[Row]) -> None:
+    sides = {side: np.array([float(row[f"{side}_score"]) for row in rows]) for side in ("chosen", "rejected")}
+    low, high = np.quantile(np.concatenate(list(sides.values())), [0.002, 0.998])
+    edges = np.linspace(low, high if high > low else low + 1, min(40, 8 + len(rows) // 8) + 1)
+    for (side, scores), color in zip(sides.items(), (PAGE.blue, PAGE.orange), strict=True):
+        inside = np.clip(scores, edges[0], edges[-1])  # outliers count in the last bin, instead of stretching all
+        axes.hist(inside, edges, histtype="stepfilled", color=color, alpha=0.28)
+        label = f"{side}, mean {scores.mean():.2f}"
+        counts, _ = np.histogram(inside, edges)
+        axes.stairs(counts, edges, color=color, linewidth=1.6)
+        axes.plot([], [], color=color, label=label)
+    axes.set_xlabel("score")
+
+
+def reliability(run: Run) -> Iterator[Panel]:
     """Share right over the stated probability, a panel a stage, with 95 % Wilson intervals; with the scores as they are
     and, where the summary has it, at the cross-fitted temperature."""
-    found = [stage for stage in run.shown_in("reward") if reliability_rows(stage)]
-    if not found:
-        return None
-    figure, every = panels(len(found), 2, height=3.4)
-    for axes, stage in zip(every, found, strict=True):
-        axes.plot([0.5, 1], [0.5, 1], color=theme.gray, linestyle="--", linewidth=1.2, label="as stated")
-        _reliability(axes, stage, "", "as scored", color=theme.blue, marker="o")
-        _reliability(axes, stage, "_at_temperature", "at a temperature", color=theme.orange, marker="s")
-        title = f"{stage.name}: calibration on held-out pairs"
-        axes.set(title=title, xlabel="stated probability", ylabel="share right")
-        legend(axes, loc="lower right")
-    return figure
+    for stage in run.shown_in("reward"):
+        if reliability_rows(stage):
+            title = f"{stage.name}: calibration on held-out pairs"
+            yield Panel(title, lambda axes, stage=stage: _both(axes, stage), "share right", 240.0)
+
+
+def _both(axes: Axes, stage: StageFiles) -> None:
+    axes.plot([0.5, 1], [0.5, 1], color=PAGE.gray, linestyle="--", linewidth=1.2, label="as stated")
+    _reliability(axes, stage, "", "as scored", color=PAGE.blue, marker="o")
+    _reliability(axes, stage, "_at_temperature", "at a temperature", color=PAGE.orange, marker="s")
+    axes.set_xlabel("stated probability")
 
 
 def _reliability(axes: Axes, stage: StageFiles, which: str, label: str, **style: str) -> None:

@@ -1,6 +1,7 @@
-"""How figures look: two themes (a page follows the reader's light or dark setting), quiet axes, PNG bytes.
+"""How figures look: quiet axes, colours that colour-blind readers tell apart too, and what all plots are made of.
 
-Colours are told apart by colour-blind readers too; no meaning hangs on colour alone.
+A page's plots are drawn once, in the colours of `PAGE`, which `align.report.svg` turns into the page's variables;
+pictures of documents are PNG, one in LIGHT and one in DARK.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +18,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from align.report.run import Series
+from align.runs.run_files import Series
 
 DPI = 130
 LONG = 120
@@ -25,18 +28,19 @@ LONG = 120
 
 @dataclass(frozen=True, slots=True)
 class Theme:
-    """Colours of one theme; `suffix` ends the names of its files."""
+    """Colours of one theme; `suffix` ends the names of its files. The last five tell curves apart."""
 
     suffix: str
     surface: str
     ink: str
     muted: str
     grid: str
+    gray: str
     blue: str
     orange: str
     aqua: str
     violet: str
-    gray: str
+    rose: str
 
     def settings(self) -> dict[str, Any]:
         """As matplotlib's rc parameters."""
@@ -76,8 +80,15 @@ class Theme:
         }
 
 
-LIGHT = Theme("", "#ffffff", "#1b1b1a", "#595854", "#e4e3df", "#2a78d6", "#d9601f", "#16916a", "#5b4bc4", "#a3a19a")
-DARK = Theme("-dark", "#1d1d1c", "#f2f1ec", "#bab8b0", "#3a3a37", "#4d97ef", "#ea7b42", "#2bb586", "#a198f0", "#85837c")
+LIGHT = Theme(
+    *("", "#ffffff", "#1b1b1a", "#595854", "#e0dfda", "#a3a19a"),
+    *("#2a78d6", "#d9601f", "#16916a", "#5b4bc4", "#b83280"),
+)
+DARK = Theme(
+    *("-dark", "#1d1d1c", "#f2f1ec", "#bab8b0", "#3a3a37", "#85837c"),
+    *("#4d97ef", "#ea7b42", "#2bb586", "#a198f0", "#ee7cb9"),
+)
+PAGE = Theme("", *(f"#fe01{at:02x}" for at in range(10)))  # no colours yet: `align.report.svg` looks for them
 
 
 def panels(count: int, columns: int, *, width: float = 10.0, height: float = 2.7) -> tuple[Figure, list[Axes]]:
@@ -110,26 +121,39 @@ def smooth(values: list[float]) -> list[float]:
     return [sum(part) / len(part) for part in around]
 
 
+def over(axes: Axes, what: str) -> None:
+    """The axis of what is counted, in whole numbers."""
+    axes.set_xlabel(what)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+
+
 def legend(axes: Axes, **options: Any) -> None:
     """A legend where there is more than one thing to tell apart."""
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(**options)
 
 
-def png(draw: Callable[[Theme], Figure | None], theme: Theme) -> bytes | None:
-    """The figure that `draw` makes, None where it has nothing to show."""
+@contextmanager
+def drawing(settings: dict[str, Any]) -> Iterator[None]:
+    """matplotlib with these settings, and silent about letters that its font lacks."""
     quiet = logging.getLogger("matplotlib.font_manager")
     level = quiet.level
     try:
         quiet.setLevel(logging.ERROR)
-        with matplotlib.rc_context(theme.settings()), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page's own table has every name
-            figure = draw(theme)
-            if figure is None:
-                return None
-            buffer = io.BytesIO()
-            figure.set_dpi(DPI)
-            FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # savefig would draw twice
-            return buffer.getvalue()
+        with matplotlib.rc_context(settings), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")
+            yield
     finally:
         quiet.setLevel(level)
+
+
+def png(draw: Callable[[Theme], Figure | None], theme: Theme) -> bytes | None:
+    """The figure that `draw` makes, None where it has nothing to show."""
+    with drawing(theme.settings()):
+        figure = draw(theme)
+        if figure is None:
+            return None
+        buffer = io.BytesIO()
+        figure.set_dpi(DPI)
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # savefig would draw twice
+        return buffer.getvalue()

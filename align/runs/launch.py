@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from align.runtime.terminal import clean_foreign_output, say, shortened
 PACKAGES = ("align", "data_formats", "reward", "rollouts")
 LAUNCHERS = ("accelerate", "torchrun", "accelerate.commands.launch", "torch.distributed.run")
 LAST_WORD_SECONDS = 3.0
+_COMMAND: ContextVar[str] = ContextVar("command", default="")
 
 
 class _Messages(logging.Formatter):
@@ -84,7 +86,7 @@ def guarded(*, proceed: str) -> Iterator[Ending]:
     from what is saved. Of several ranks the first one speaks; when one was killed, each of the others says that and
     ends with 1.
     """
-    ending = Ending()
+    ending, token = Ending(), _COMMAND.set(proceed)
     try:
         with memory_errors("the program"):
             yield ending
@@ -97,6 +99,13 @@ def guarded(*, proceed: str) -> Iterator[Ending]:
         if is_main():
             say(f"\n{what}; what is finished or saved is kept. Continue with: {hide(proceed)}", file=sys.stderr)
         ending.code = 130
+    finally:
+        _COMMAND.reset(token)
+
+
+def command() -> str:
+    """The command that started this program, secrets hidden; empty where a program or a notebook calls us."""
+    return hide(_COMMAND.get())
 
 
 def _failed(error: Exception, proceed: str) -> int:

@@ -158,6 +158,16 @@ def append_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
             os.fsync(file.fileno())
 
 
+def stamp(path: str | Path) -> list[list[Any]]:
+    """Names, sizes and times of a file, or of those in a folder: whether something was changed since. Empty for what is
+    neither (a hub id, "")."""
+    if not str(path):
+        return []
+    place = Path(path).expanduser()
+    inside = sorted(place.iterdir()) if place.is_dir() else [place] if place.is_file() else []
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in inside if file.is_file()]
+
+
 def is_newer(file: Path, other: Path) -> bool:
     """Whether `file` is there and was written after `other`, or with it."""
     return file.is_file() and file.stat().st_mtime >= other.stat().st_mtime

@@ -20,7 +20,6 @@ from align.runtime import files
 from align.runtime.errors import StorageError
 from align.runtime.json_files import Row, read_object, read_objects
 from align.runtime.lock import locked
-from align.runtime.paths import typed_path
 
 SETTINGS = "settings.json"
 _OURS = re.compile(r"\.locks|settings\.json|\d+\.jsonl|\..+\.tmp-.+")  # what such a folder may hold
@@ -100,12 +99,3 @@ def _settle(pieces: Pieces, made_with: Mapping[str, Any]) -> None:
     if changed:
         folder = pieces.folder
         raise StorageError(f"{folder} holds what another command made (other: {changed}): remove it to begin anew")
-
-
-def stamp(path: str | Path) -> list[list[Any]]:
-    """Names, sizes and times of a file, or of those in a folder; empty for what is neither (a hub id, "")."""
-    if not str(path):
-        return []
-    place = typed_path(path)
-    inside = sorted(place.iterdir()) if place.is_dir() else [place] if place.is_file() else []
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in inside if file.is_file()]

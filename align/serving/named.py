@@ -27,8 +27,8 @@ from align.recipe.lineage import init_origin, model_dir, user_code
 from align.recipe.registry import REWARD_STAGES, SAMPLING_STAGES
 from align.recipe.reward_section import LengthPart, RewardPart, plain_parts
 from align.recipe.shipped import find_recipe, shipped_recipes
+from align.runtime import files
 from align.runtime.paths import typed_path
-from align.runtime.pieces import stamp
 from data_formats.files import ROW_ENDINGS, ending
 from reward.failures import OnRewardError
 from reward.judges.protocol import Judge
@@ -125,7 +125,7 @@ def is_rankings(word: str) -> bool:
 def reward_stamp(word: str) -> list[list[Any]]:
     """Names, sizes and times of the files that the reward or judge is made of, as far as they lie here (of a hub id
     none do): whether `word` still means the same."""
-    return [one for path in _files(word) for one in stamp(path)]
+    return [one for path in _files(word) for one in files.stamp(path)]
 
 
 def _files(word: str) -> list[str | Path]:

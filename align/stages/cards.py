@@ -17,6 +17,7 @@ from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.recipe.sources import stage_sources
 from align.recipe.text import dump
 from align.report.headline import cell, headline
+from align.report.names import reward_named
 from align.runtime.card import CARD, read_card
 from align.runtime.errors import reason_of
 from align.runtime.files import is_newer
@@ -31,8 +32,8 @@ WORDS = {"pairs": "held-out pairs", "heldout_rows": "held-out rows", "eval_promp
 INDEX = {  # of the model-index: a key of the summary -> the metric's type and name
     "heldout_loss": ("loss", "held-out loss, nats a token"),
     "accuracy": ("accuracy", "accuracy on held-out pairs"),
-    "score": ("reward", "reward model's score, temperature 1"),
-    "score_greedy": ("reward", "reward model's score, greedy"),
+    "score": ("reward", "{reward}'s score, temperature 1"),
+    "score_greedy": ("reward", "{reward}'s score, greedy"),
     "kl": ("kl", "KL from the reference, nats a reply"),
 }
 LAST = "Of the last model of the stage."
@@ -130,11 +131,13 @@ def _figures(stage: str, summary: Summary) -> str:
 
 
 def _judged(summary: Summary) -> str:
-    judge = summary.get("judge")
+    judge, words = summary.get("judge"), summary.get("judged_by")
     if "accuracy" in summary:
         return "Accuracies are shares of held-out pairs, in brackets their 95 % Wilson intervals."
     if judge is None:
         return ""
+    if words:
+        return f"Replies to held-out prompts are judged by {_plain(words)}."
     nothing = "which nothing was trained on" if judge == "gold" else "the reward that it was trained on"
     return f"Replies to held-out prompts are judged by `{judge}`, {nothing}."
 
@@ -152,23 +155,32 @@ def _gains(summary: Summary) -> Iterator[tuple[str, str]]:
 def _results(stage: str, summary: Summary) -> Iterator[dict[str, Any]]:
     """The figures of the model-index."""
     named, judge = dict(INDEX), summary.get("judge")
+    reward = summary.get("rewarded_by") or reward_named({}, summary)
     if judge is not None:
         named |= {judge: ("reward", f"{judge}, greedy"), f"{judge}_sampled": ("reward", f"{judge}, temperature 1")}
+    figures = {key: (kind, what, summary.get(key), _bounds(summary, f"{key}_")) for key, (kind, what) in named.items()}
+    for decoding, rates in (summary.get("win_rates") or {}).items():
+        who = "{second} against {first}, {decoding}, judged by {judged_by}".format(decoding=decoding, **rates)
+        figures[decoding] = ("win_rate", f"wins and half of the ties of {who}", rates["win_share"], _bounds(rates))
     task = "text-classification" if STAGES[stage].makes == "reward" else "text-generation"
-    for key, (kind, what) in named.items():
-        if (value := number(summary.get(key))) is None:
+    for kind, what, told, bounds in figures.values():
+        if (value := number(told)) is None:
             continue
-        bounds = [number(summary.get(f"{key}_{side}")) for side in ("low", "high")]
         args = None if None in bounds else {"interval": bounds, "confidence": 0.95}
         yield {
             "task_type": task,
             "dataset_type": "held-out",
             "dataset_name": "held-out rows of the run",
             "metric_type": kind,
-            "metric_name": what,
+            "metric_name": what.replace("{reward}", reward),
             "metric_value": round(value, 6),
             "metric_args": args,
         }
+
+
+def _bounds(figures: dict[str, Any], prefix: str = "") -> list[float | None]:
+    """The ends of a figure's interval, None where it has none."""
+    return [number(figures.get(f"{prefix}{side}")) for side in ("low", "high")]
 
 
 def _plain(text: Any) -> str:

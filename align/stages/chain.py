@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -26,7 +27,7 @@ from align.recipe.sources import WORLD, source_path, stage_sources
 from align.runs import checkpoint
 from align.runs.acceptance import accepting, note
 from align.runs.trackers import closing_trackers
-from align.runtime.errors import AlignError, MissingFileError
+from align.runtime.errors import AlignError, MissingFileError, reason_of
 from align.runtime.files import is_newer, prove_folder, sweep, write_json
 from align.runtime.json_files import read_object
 from align.runtime.lock import CHAIN, locked
@@ -41,6 +42,7 @@ from align.stages.overview import print_table, stage_summary, write_chain_summar
 from align.stages.recipe_guard import changed_code, is_begun, is_finished, require_same_world, stamp_world
 
 LOG = logging.getLogger("align")
+PAGE = "report/index.html"
 FORMER = {
     "align.stages.outcome:sft": "align.stages.policy_evaluation:evaluate_sft",
     "align.stages.outcome:rolled_out": "align.stages.policy_evaluation:evaluate_policy",
@@ -106,10 +108,8 @@ def _run_chain(recipe: Recipe) -> Summary:
         run_stage(recipe, stage)
     if not is_main():
         return {}
-    from align.report.build import build_report
-
-    build_report(recipe.output_dir)
-    summary = write_chain_summary(recipe)  # the last file: whoever finds it finds the whole chain
+    summary = write_chain_summary(recipe)  # whoever finds it finds the whole chain, but for the last words of its page
+    _refresh_report(recipe, Path(recipe.output_dir))
     print_table(recipe, summary)
     return summary
 
@@ -158,6 +158,8 @@ def run_stage(
         write_cards(recipe, stage)
         _push(recipe, stage)
         _drop_checkpoints(recipe, stage)
+        if is_main():
+            _refresh_report(recipe, stage_dir(recipe, stage))
         return summary
 
 
@@ -235,6 +237,19 @@ def _push(recipe: Recipe, stage: str) -> None:
         private = " --private" if recipe.hub_private_repo else ""
         command = f"align push {recipe.output_dir} {repo} --stage {stage}{private}"
         LOG.warning("%s; the stage is finished, try again with `%s`, or run the recipe again", error, command)
+
+
+def _refresh_report(recipe: Recipe, folder: Path) -> None:
+    """Draw the report anew unless it is newer than the summary in `folder`; whatever it meets, the work is done."""
+    if is_newer(Path(recipe.output_dir) / PAGE, folder / "summary.json"):
+        return
+    from align.report import build
+
+    try:
+        build.build_report(recipe.output_dir)
+    except Exception as error:
+        again = shlex.join(["align", "report", str(recipe.output_dir)])
+        LOG.warning("the report could not be written (%s); everything else is there, try `%s`", reason_of(error), again)
 
 
 def _drop_checkpoints(recipe: Recipe, stage: str) -> None:

@@ -14,6 +14,7 @@ from align.recipe import Recipe, dump_recipe
 from align.recipe.lineage import TRAINED, WITH_CHATML, Origin, code_hashes, has_model, model_dir
 from align.recipe.registry import STAGES
 from align.runs.acceptance import accepted
+from align.runs.provenance import provenance
 from align.runtime import files
 from align.runtime.errors import MissingFileError
 from align.runtime.json_files import RunFileError, read_object, read_objects
@@ -133,11 +134,13 @@ def write_summary(out_dir: Path, summary: Summary) -> Summary:
 
 
 def finish(out_dir: Path, figures: Summary, began: float) -> Summary:
-    """Write the summary of a stage that began at `began` (`time.perf_counter`), with its seconds and peak memory.
+    """Write the summary of a stage that began at `began` (`time.perf_counter`), with its seconds, its peak memory and
+    what it was made with.
 
     Every rank calls it, and finds all that the first one wrote of the stage when it returns.
     """
     cost = {"seconds": round(time.perf_counter() - began, 2), "peak_memory_gib": peak_memory_gib()}
+    cost["made_with"] = provenance(place()[1])
     changes = accepted(out_dir)
     summary = write_summary(out_dir, figures | cost | ({"accepted": changes} if changes else {}))
     if is_main():

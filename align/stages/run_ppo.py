@@ -19,6 +19,7 @@ from align.recipe import Recipe, batch_plan
 from align.recipe.epochs import epochs_of
 from align.recipe.lineage import Origin, critic_origin, init_origin, judge_origins, reward_origins, stage_dir
 from align.recipe.ppo_section import PPOSection
+from align.report.names import reward_named
 from align.runs.callbacks import stage_callbacks, tracker_callbacks
 from align.runs.checkpoint import latest, step_of
 from align.runs.interrupt import StopFlag
@@ -87,6 +88,7 @@ def run_ppo(
             "epochs": round(epochs_of(state.global_step, section.rollout_batch_size, prompts), 3),
             **ended_early(state, early),
             "optimizer_steps": trainer.optimizer_steps,
+            "rewarded_by": reward_named(section.model_dump(mode="json"), {}),
             "train_seconds": round(time.perf_counter() - training, 2),
             "resumed_from": start,
         }

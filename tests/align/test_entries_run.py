@@ -19,6 +19,7 @@ def test_sft_from_the_repository(tmp_path):
     assert "sft: " in done.stderr and "train.jsonl (messages): 40 rows, 40 kept" in done.stderr
     assert "sft  3/3 (100%)" in done.stdout + done.stderr
     assert summary(tmp_path, "sft")["steps"] == 3
+    assert "sft: loss" in (tmp_path / "run/report/index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

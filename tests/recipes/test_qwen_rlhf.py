@@ -17,7 +17,7 @@ STEPS = {"sft": 3, "pmp": 3, "rm": 3, "ppo": 3}
 
 
 @pytest.fixture(scope="module")
-def chain(no_figures, tmp_path_factory):
+def chain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen")
     recipe = load_recipe("qwen_rlhf", arguments(folder))
     return recipe, folder, run_chain(recipe)

@@ -19,7 +19,7 @@ def lines(path):
 
 
 @pytest.fixture(scope="module", params=RECIPES)
-def finished(no_figures, request, tmp_path_factory):
+def finished(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     recipe = load_recipe(request.param, sft_arguments(folder))
     return request.param, recipe, folder, run_chain(recipe)

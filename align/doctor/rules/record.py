@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from align.doctor.history import LARGEST, History
 from align.doctor.rule import Evidence, rule, seen
-from align.report.run import number
+from align.runs.run_files import number
 
 SLOWER = 0.6  # times the speed at the start
 NAMED = 4  # keys or steps in a sentence

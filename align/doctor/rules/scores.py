@@ -9,7 +9,8 @@ from align.doctor.rule import Evidence, rule, seen
 from align.doctor.series import Series, correlation
 
 FALLEN = 0.25  # of the spread over replies
-OVER = 0.1  # of the range gold had in this run
+OVER = 0.1  # of the range gold or the win rate had in this run
+LOST = 0.05  # of all replies
 LONGER = 1.25
 BY_LENGTH = 0.5  # correlation of score and length
 
@@ -41,10 +42,11 @@ def score_falls(history: History) -> Evidence | None:
 @rule(
     "over-optimisation",
     "problem",
-    "The score goes on rising while the gold score falls",
-    needs=("eval/score", "eval/gold"),
+    "The score goes on rising while the gold score or the win rate falls",
+    needs=("eval/gold", "eval/win_rate"),
+    either=True,
     least=3,
-    causes=("the reward model is a proxy: beyond some distance from the reference it is wrong",),
+    causes=("the reward is a proxy: beyond some distance from the reference it is wrong",),
     changes=(
         "the checkpoint nearest the peak (ppo.save_steps), or a run that ends there (ppo.num_iterations)",
         "ppo.kl_coef higher",
@@ -52,19 +54,27 @@ def score_falls(history: History) -> Evidence | None:
     ),
 )
 def over_optimisation(history: History) -> Evidence | None:
-    """Gold peaked before the end, by a tenth of its range, and the score is higher now than then."""
-    gold = history.series("eval/gold")
+    """Gold or, by a judge, the win rate against the start peaked before the end, and the score is higher now than then.
+    Gold fell by a tenth of its range, the win rate, which chance moves more, by five of a hundred replies at least."""
+    found = (_past_its_peak(history, name, least) for name, least in (("eval/gold", 0.0), ("eval/win_rate", LOST)))
+    return next((one for one in found if one is not None), None)
+
+
+def _past_its_peak(history: History, name: str, least: float) -> Evidence | None:
+    judged = history.series(name)
+    if len(judged) < 3:
+        return None
     score = dict(zip(*history.stage.series("eval/score"), strict=True))
-    peak = max(range(len(gold)), key=lambda at: gold.values[at])
-    top, now = gold.values[peak], gold.values[-1]
-    then, end = score.get(gold.steps[peak]), score.get(gold.steps[-1])
-    if then is None or end is None or top - now <= OVER * (top - min(gold.values)) or end <= then:
+    peak = max(range(len(judged)), key=lambda at: judged.values[at])
+    top, now = judged.values[peak], judged.values[-1]
+    then, end = score.get(judged.steps[peak]), score.get(judged.steps[-1])
+    if then is None or end is None or top - now <= max(OVER * (top - min(judged.values)), least) or end <= then:
         return None
     words = (
-        f"eval/gold peaked at step {gold.steps[peak]} with {top:.3g} and is {now:.3g} at step {gold.steps[-1]}, "
+        f"{name} peaked at step {judged.steps[peak]} with {top:.3g} and is {now:.3g} at step {judged.steps[-1]}, "
         f"while eval/score went from {then:.3g} to {end:.3g}"
     )
-    return seen(words, gold.part(peak), eval__gold=now, eval__score=end)
+    return seen(words, judged.part(peak), **{name.replace("/", "__"): now}, eval__score=end)
 
 
 @rule(

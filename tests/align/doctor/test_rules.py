@@ -326,6 +326,28 @@ def test_gold_that_falls_while_the_score_rises(tmp_path):
     assert re.search("eval/gold went from -", words["length-hacking"])
 
 
+def looked(made, wins, gold=()):
+    """What the doctor says of a sound run whose looks are these; the score rises."""
+    history, _ = doctor_case.diagnosis(made("sound"))
+    looks = [{"step": at, "eval/score": 0.1 * at, "eval/win_rate": rate} for at, rate in enumerate(wins)]
+    for line, one in zip(looks, gold, strict=False):
+        line["eval/gold"] = one
+    stage = dataclasses.replace(history.stage, metrics=[*history.stage.metrics, *looks])
+    return examine(dataclasses.replace(history, stage=stage))
+
+
+def test_a_win_rate_that_falls_while_the_score_rises(made):
+    words = doctor_case.words(looked(made, (0.55, 0.7, 0.66, 0.52)))["over-optimisation"]
+    assert words == (
+        "eval/win_rate peaked at step 1 with 0.7 and is 0.52 at step 3, while eval/score went from 0.1 to 0.3"
+    )
+    for well in ((0.55, 0.6, 0.7, 0.7), (0.55, 0.7, 0.66, 0.66)):  # risen; and fallen by no more than chance
+        assert "over-optimisation" not in doctor_case.words(looked(made, well))
+    assert "over-optimisation" in looked(made, (0.55, 0.7)).blind
+    gold = doctor_case.words(looked(made, (0.55, 0.7, 0.66, 0.52), gold=(1.0, 0.5, 0.2, 0.1)))["over-optimisation"]
+    assert gold.startswith("eval/gold peaked at step 0 with 1 ")
+
+
 def test_a_run_within_the_critics_warm_up(tmp_path):
     long = {"num_iterations": 25, "critic_warmup_steps": 40, "callbacks": [StopAt(3)]}
     found = doctor_case.diagnosis(doctor_case.run(tmp_path, **long))[1]
@@ -363,7 +385,7 @@ def test_figures_that_rules_need_are_logged(made):
     for name in ("sound", "ptx low", "capped"):
         logged |= {key for line in doctor_case.diagnosis(made(name))[0].iterations for key in line}
     needed = {key for rule in RULES.values() for key in rule.needs}
-    assert needed - logged == {"eval/score", "eval/gold"}
+    assert needed - logged == {"eval/win_rate", "eval/gold"}
 
 
 def test_lines_that_were_lost_torn_or_written_twice(copy):

@@ -17,7 +17,7 @@ def test_paired_difference_is_clustered_by_prompt():
     assert found["difference"] - found["low"] == pytest.approx(1.96 * math.sqrt(1 / 48))
 
 
-def test_decided_share():
+def test_wins_among_the_decided():
     assert decided_share({"win": 2, "tie": 1, "loss": 1}) == pytest.approx(2 / 3)
     assert decided_share({"win": 0, "tie": 5, "loss": 0}) is None
 

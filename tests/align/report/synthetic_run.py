@@ -127,16 +127,40 @@ def ppo(folder: Path, rng, iterations: int, prompts: int) -> None:
         "tokens": [["It", 0.1], [" is", -0.7], [" 4", 2.4], [".", 1.2], ["<|im_end|>", 0.0]],
     }
     write(folder / "samples.jsonl", samples)
-    write(folder / "eval.jsonl", [eval_line(rng, index) for index in range(prompts)])
+    rows = [eval_line(rng, index) for index in range(prompts)]
+    write(folder / "eval.jsonl", rows)
     summary = {"score_before": 0.1, "score": 1.6, "kl": 4.1, "entropy_before": 0.9, "entropy": 0.31, "seconds": 140.0}
-    summary |= {"judge": "gold", "gold_gain": {"difference": 0.62, "low": 0.53, "high": 0.71}}
-    summary["headline"] = [["gold, greedy", 0.41, 1.03], ["win / tie / loss, greedy", None, "37 / 18 / 5"]]
+    summary |= {"judge": "gold", **counted(rows)}
     write(folder / "summary.json", summary)
+
+
+def counted(rows: list[dict]) -> dict:
+    """Wins, means and gains of an `eval.jsonl`, as the ppo stage puts them into its summary."""
+    greedy = [({"gold": row["sft_gold"]}, {"gold": row["ppo_gold"]}) for row in rows]
+    for row, pair in zip(rows, greedy, strict=True):
+        for side, name in zip(pair, ("sft", "ppo"), strict=True):
+            side["correct"] = row[f"{name}_correct"]
+    sampled = [pair for row in rows for pair in zip(row["sampled"]["sft"], row["sampled"]["ppo"], strict=True)]
+    found: dict = {"headline": []}
+    for suffix, how, pairs in (("", "greedy", greedy), ("_sampled", "temperature 1", sampled)):
+        for name in ("gold", "correct"):
+            before, after = (sum(pair[side][name] for pair in pairs) / len(pairs) for side in (0, 1))
+            found[f"{name}{suffix}"] = after
+            gain = {"difference": after - before, "low": after - before - 0.09, "high": after - before + 0.09}
+            found[f"{name}_gain{suffix}"] = gain
+            found["headline"].append([f"{name}, {how}", before, after])
+        counts = {"win": 0, "tie": 0, "loss": 0}
+        for before, after in pairs:
+            difference = after["gold"] - before["gold"]
+            counts["win" if difference > 0 else "loss" if difference < 0 else "tie"] += 1
+        found |= {f"{name}{suffix}": count for name, count in counts.items()}
+        found["headline"].append([f"win / tie / loss, {how}", None, " / ".join(map(str, counts.values()))])
+    return found
 
 
 def eval_line(rng, index: int) -> dict:
     before = rng.choice([-0.5, 0.0, 0.25, 0.5, 1.5])
-    after = rng.choice([before, 1.0, 1.25, 1.5])
+    after = rng.choice([before, before + 0.2, 1.0, 1.25, 1.5])  # the second is won by manners
     sides = {
         "sft": ("The colour is blue.", before),
         "ppo": (f"The colour of cup {index} is red, I am glad to say.", after),

@@ -2,7 +2,7 @@ import pytest
 
 from align.evaluation.shares import wilson
 from align.report.accuracy import accuracy_bars
-from align.report.run import StageFiles
+from align.runs.run_files import StageFiles
 
 
 def row(chosen_score, rejected_score, chosen, rejected, *tags):

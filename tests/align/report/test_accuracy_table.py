@@ -1,7 +1,7 @@
 from align.evaluation import preference
 from align.evaluation.table import MAX_ROWS, AccuracyRow
 from align.report.accuracy import accuracy_table, calibration_sentence, reliability_rows
-from align.report.run import StageFiles
+from align.runs.run_files import StageFiles
 from data_formats.records import Comparison, Message
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,12 +11,11 @@ import pytest
 
 from align.report import build_report
 from align.report.page import render
-from align.report.run import read_run
+from align.runs.run_files import read_run
 from align.runtime.errors import MissingFileError, StorageError
 from tests.align.report.synthetic_run import make_run, write
 
-FIGURES = ("losses", "preference", "accuracy", "scores", "reliability", "ppo", "wins")
-VOID = ("meta", "link", "img", "source", "br")
+VOID = ("meta", "link", "br", "input")
 
 
 class Page(HTMLParser):
@@ -26,7 +26,7 @@ class Page(HTMLParser):
         self.tags, self.links, self.pieces, self.open = [], [], [], []
         self.feed(page if isinstance(page, str) else page.read_text(encoding="utf-8"))
         self.close()
-        self.text = " ".join(" ".join(self.pieces).split())
+        self.text = re.sub(r" ([,.;])", r"\1", " ".join(" ".join(self.pieces).split()))  # a term is a piece by itself
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
@@ -40,11 +40,12 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.pieces += [data] if self.open[-1:] != ["style"] else []
+        self.pieces += [data] if self.open[-1:] not in (["style"], ["script"]) else []
 
 
-def pngs(index: Path) -> set[str]:
-    return {path.name for path in index.parent.glob("*.png")}
+def plots(index: Path) -> list[str]:
+    """The captions of the plots."""
+    return [unescape(found) for found in re.findall(r"<figcaption>([^<]*?) ?<", index.read_text(encoding="utf-8"))]
 
 
 @pytest.fixture(scope="module")
@@ -53,31 +54,35 @@ def finished(tmp_path_factory):
     return build_report(root)
 
 
-def test_page_and_figures_lie_in_report(finished):
+def test_the_page_is_one_file_with_a_plot_a_panel(finished):
     assert finished.parts[-3:] == ("quickstart", "report", "index.html")
-    names = {f"{name}{suffix}.png" for name in FIGURES for suffix in ("", "-dark")}
-    assert {path.name for path in finished.parent.iterdir()} == {"index.html", *names}
-    assert all((finished.parent / name).read_bytes().startswith(b"\x89PNG\r\n") for name in names)
+    assert [path.name for path in finished.parent.iterdir()] == ["index.html"]
+    found = plots(finished)
+    assert found[:6] == ["base: loss", "sft: loss", "pmp: loss", "pmp: accuracy", "rm: loss", "rm: accuracy"]
+    assert [name for name in found if name.startswith("rm: ")][2:] == [
+        "rm: accuracy on held-out pairs",
+        "rm: scores of held-out replies",
+        "rm: calibration on held-out pairs",
+    ]
+    assert len(found) == len(set(found)) == Page(finished).tags.count("svg") == 24
 
 
-def test_page_needs_nothing_but_its_folder(finished):
+def test_page_needs_nothing_else(finished):
     page = Page(finished)
-    images = {link for link in page.links if link.endswith(".png")}
-    assert images == pngs(finished)
-    assert [link for link in page.links if link not in images and not re.fullmatch(r"#\w+|data:,", link)] == []
-    assert not {"script", "iframe", "object", "form"} & set(page.tags)
-    assert "url(" not in finished.read_text() and "@import" not in finished.read_text()
-    assert "prefers-color-scheme: dark" in finished.read_text()
+    assert [link for link in page.links if not re.fullmatch(r"#[\w-]+|data:,", link)] == []
+    assert page.tags.count("script") == 1 and not {"iframe", "object", "form", "img"} & set(page.tags)
+    text = finished.read_text()
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(ids) == len(set(ids)) and set(re.findall(r"url\(#(\w+)\)", text)) <= set(ids)
+    assert not re.search(r"url\((?!#)", text) and "@import" not in text
+    assert "prefers-color-scheme: dark" in text
 
 
 def test_page_tells_the_figures(finished):
     text = Page(finished).text
-    for piece in ("4.52 (unigram entropy)", "50.0 % (chance)", "gold, greedy 0.41 1.03", "37 / 18 / 5", "140"):
+    for piece in ("4.52 (unigram entropy)", "50.0 % (chance)", "gold, greedy", "140", "critic_warmup_steps: 20"):
         assert piece in text
-    assert "gold score of the embedded world" in text
-    assert "between -1 and 1.5" in text
-    assert "critic_warmup_steps: 20" in text
-    assert "+0.620 [+0.530, +0.710]" in text
+    assert "judged by the gold score of the embedded world" in text and "between -1 and 1.5" in text
 
 
 def test_building_again_gives_the_same_bytes_and_leaves_other_files_alone(tmp_path):
@@ -86,15 +91,15 @@ def test_building_again_gives_the_same_bytes_and_leaves_other_files_alone(tmp_pa
     (index.parent / "mine.txt").write_text("mine")
     before = {path.name: path.read_bytes() for path in index.parent.iterdir()}
     build_report(tmp_path)
-    assert len(before) == 4 and {path.name: path.read_bytes() for path in index.parent.iterdir()} == before
+    assert len(before) == 2 and {path.name: path.read_bytes() for path in index.parent.iterdir()} == before
 
 
 def test_a_folder_without_any_file_says_so(tmp_path):
     index = build_report(tmp_path)
     text = Page(index).text
     assert "No stage has left anything in this folder yet." in text
-    assert "Neither pmp nor rm is here." in text
-    assert pngs(index) == set()
+    assert re.findall(r"<section id=.([a-z-]+)", index.read_text()) == ["glossary"]  # no section without content
+    assert plots(index) == []
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
@@ -103,17 +108,19 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_chain_without_world_and_gold_is_judged_by_its_reward_model(tmp_path):
+def test_a_chain_without_world_and_gold_is_judged_by_what_it_was_trained_on(tmp_path):
     write(tmp_path / "ppo/recipe.yaml", "name: mine\nmodel: {path: some/model}\nppo: {data: [prompts.jsonl]}\n")
     line = {"prompt": "Hi", "category": "", "sft_reply": "a", "ppo_reply": "b", "sft_reward": 0.5, "ppo_reward": 1.0}
+    write(tmp_path / "ppo/summary.json", {"steps": 3})
     write(tmp_path / "ppo/eval.jsonl", [line, {**line, "ppo_reward": 0.0}])
     index = build_report(tmp_path)
     text = Page(index).text
-    assert "for want of another judge" in text and "gold" not in text
-    assert "(no category) 1 0 1 50.0 % 0.500 0.500" in text
+    assert "PPO won 1 of 2 against SFT; judged by the reward model that PPO was trained on." in text
+    assert "The judge is what PPO was trained on, for want of another" in text and "the gold score" not in text
+    assert "(no category) 1 0 1 50.0 % 0.50 → 0.50" in text
     assert "ppo/metrics.jsonl is missing or empty." in text
     assert "has not run yet" not in text  # the chain has no other stage
-    assert pngs(index) == {"wins.png", "wins-dark.png"}
+    assert plots(index) == []
 
 
 def test_text_of_the_run_cannot_become_markup(tmp_path):
@@ -128,9 +135,9 @@ def test_text_of_the_run_cannot_become_markup(tmp_path):
     (root / "summary.json").write_text(json.dumps({"name": evil, "seed": evil, "gold_range": [evil, evil]}))
     (root / "sft/summary.json").write_text(json.dumps({"headline": [[evil, evil, evil]], "judge": evil}))
     (root / "ppo/recipe.yaml").write_text(f"name: x\n# {evil}".encode("utf-8", "replace").decode())
-    source = render(read_run(root), ())
+    source = render(read_run(root), {})
     page = Page(source)
-    assert "script" not in page.tags and "alert(1)" in page.text
+    assert page.tags.count("script") == 1 and "alert(1)" in page.text  # ours
     assert "&lt;|im_end|&gt;" in source and "<|im_end|>" not in source
     assert "{{ 7 * 7 }}" in page.text and "␀" in page.text and "\x00" not in source
 
@@ -163,7 +170,7 @@ def test_one_value_everywhere(tmp_path, value):
         path.write_text("".join(json.dumps(dict.fromkeys(row, value)) + "\n" for row in rows))
     for path in root.glob("*/recipe.yaml"):
         path.write_text(json.dumps(value))
-    assert "Headline" in Page(render(read_run(root), ())).text
+    assert "Glossary" in Page(render(read_run(root), {})).text
 
 
 def test_files_cut_short_are_named(tmp_path):
@@ -173,22 +180,32 @@ def test_files_cut_short_are_named(tmp_path):
     (root / "base/recipe.yaml").write_text("a: [")
     for stage in ("sft", "pmp", "rm", "ppo"):
         (root / stage / "recipe.yaml").write_text("a: [")
-    text = Page(render(read_run(root), ())).text
+    text = Page(render(read_run(root), {})).text
     assert "ppo/summary.json is not a whole JSON object and was left out" in text
     assert "rm/metrics.jsonl: 1 of 2 lines are no JSON objects" in text
     assert "ppo/recipe.yaml cannot be read" in text
     assert "unfinished, at step 2" in text
 
 
-def test_a_figure_whose_data_are_gone_goes_with_them(tmp_path):
+def test_what_is_gone_goes_from_the_page(tmp_path):
     write(tmp_path / "ppo/metrics.jsonl", [{"step": 1, "entropy": 1.0}])
     write(tmp_path / "ppo/eval.jsonl", [{"sft_gold": 0.0, "ppo_gold": 1.0}])
     index = build_report(tmp_path)
-    assert pngs(index) == {"ppo.png", "ppo-dark.png", "wins.png", "wins-dark.png"}
+    assert plots(index) == ["entropy"] and "PPO against SFT" in index.read_text()
+    (tmp_path / "ppo/metrics.jsonl").unlink()
     (tmp_path / "ppo/eval.jsonl").unlink()
+    write(tmp_path / "ppo/recipe.yaml", "name: n\nppo: {rollout: {}, eval_data: [held_out.jsonl]}\n")
     build_report(tmp_path)
-    assert pngs(index) == {"ppo.png", "ppo-dark.png"} and "wins.png" not in index.read_text()
-    assert "ppo/eval.jsonl is missing or empty." in index.read_text()
+    assert plots(index) == [] and "PPO against SFT" not in index.read_text()
+    assert "it is compared with its start at its end" in index.read_text()
+
+
+def test_pictures_of_an_older_report_are_removed_and_nothing_else(tmp_path):
+    folder = tmp_path / "report"
+    for name in ("ppo.png", "ppo-dark.png", "wins.png", "mine.png"):
+        write(folder / name, "a picture")
+    build_report(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ["index.html", "mine.png"]
 
 
 def test_a_full_disk_leaves_the_older_report_whole(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 from align.report.curves import heldout
-from align.report.run import StageFiles
 from align.report.style import LONG, smooth
+from align.runs.run_files import StageFiles
 
 
 def test_held_out_figures_before_during_and_after_training():

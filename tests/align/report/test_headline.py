@@ -1,5 +1,5 @@
 from align.report.headline import headline_rows
-from align.report.run import Run, StageFiles
+from align.runs.run_files import Run, StageFiles
 from align.stages.overview import headline as terminal_lines
 
 
@@ -61,12 +61,13 @@ def test_the_page_repeats_what_the_terminal_said():
 
 
 def test_ppo_with_and_without_held_out_prompts():
-    ppo = {"score_before": 0.1, "score": 1.25, "kl": 4.0, "rollout_score": 1.0}
+    model = {"origins": {"reward": {"kind": "stage", "value": "rm"}}}
+    ppo = {"score_before": 0.1, "score": 1.25, "kl": 4.0, "rollout_score": 1.0} | model
     assert [row[1:4] for row in cells(ppo=ppo)] == [
         ("reward model's score, temperature 1", "0.1", "1.25"),
         ("KL from the reference, nats a reply", "", "4"),
     ]
-    assert cells(ppo={"rollout_score_first": 0.5, "rollout_score": 1.0})[0][1:4] == (
+    assert cells(ppo=model | {"rollout_score_first": 0.5, "rollout_score": 1.0})[0][1:4] == (
         "reward model's score on rollouts",
         "0.5",
         "1",
@@ -91,4 +92,27 @@ def test_a_gold_reward_stands_with_what_was_trained_on():
     gold = ("ppo", "gold reward (never trained on), temperature 1", "0.25", "0.125", "")
     assert cells(ppo=summary)[0] == gold
     del summary["gold_before"]  # the world's gold score, after
-    assert [row[1] for row in cells(ppo=summary)] == ["reward model's score, temperature 1"]
+    assert [row[1] for row in cells(ppo=summary)] == ["reward's score, temperature 1"]
+
+
+def test_what_is_right_comes_before_who_won_and_that_before_scores():
+    told = [["gold, greedy", 0.5, 1.0], ["correct, greedy", 0.25, 0.5], ["win / tie / loss", None, "1 / 0 / 0"]]
+    assert [row[1:4] for row in cells(ppo={"headline": told, "score": 2.0})] == [
+        ("correct, greedy", "25.0 %", "50.0 %"),
+        ("win / tie / loss", "", "1 / 0 / 0"),
+        ("gold, greedy", "0.5", "1"),
+        ("reward's score, temperature 1", "", "2"),
+    ]
+
+
+def test_a_reward_that_is_no_model_is_not_called_one():
+    stages = run_of(ppo={"score": 1.0, "rollout_score": 1.0}).stages
+    for reward, named in (
+        ([{"kind": "function", "function": "a/b.py:brief"}], "reward function brief"),
+        ([{"kind": "gsm8k"}], "rule gsm8k"),
+        ({"kind": "http", "url": "http://x"}, "reward endpoint"),
+        ([{"kind": "model", "weight": 1}, {"kind": "length", "name": "short", "weight": 2}], "sum of model and short"),
+        ([], "reward model"),
+    ):
+        rows = headline_rows(Run("n", {}, stages, {"ppo": {"reward": reward}}, []))
+        assert [row.measured for row in rows] == [f"{named}'s score, temperature 1"]

@@ -1,9 +1,8 @@
-import matplotlib
 import pytest
+from matplotlib.figure import Figure
 
-from align.report.curves import ppo_panel, warmup_end
-from align.report.run import Run, StageFiles
-from align.report.style import LIGHT
+from align.report.curves import gold_against_proxy, ppo_panels, warmup_end
+from align.runs.run_files import Run, StageFiles
 
 
 def run_of(lines, recipe=None) -> Run:
@@ -15,6 +14,23 @@ def lines(count, a_step=4, warmup=20, every=1):
         {"step": step, "optimizer_steps": a_step * step, "warming_up": float(a_step * step < warmup), "entropy": 1.0}
         for step in range(every, count + 1, every)
     ]
+
+
+def drawn(panels):
+    """Title -> the axes that were drawn on."""
+    found = {}
+    for panel in panels:
+        found[panel.title] = Figure().add_subplot()
+        panel.draw(found[panel.title])
+    return found
+
+
+def labels(axes):
+    return set(axes.get_legend_handles_labels()[1])
+
+
+def curves(axes):
+    return [list(line.get_ydata()) for line in axes.lines]
 
 
 @pytest.mark.parametrize(("warmup", "end"), [(20, 5.0), (0, 0.0), (6, 1.5), (1000, 10.0)])
@@ -36,15 +52,10 @@ def test_plots_without_data_are_left_out():
         {"step": 1, "score/mean": 0.5, "score/std": 1.0, "value/explained_variance": -9.0},
         {"step": 2, "entropy": 0.3},
     ]
-    with matplotlib.rc_context(LIGHT.settings()):
-        figure = ppo_panel(run_of(metrics), LIGHT)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == [
-        "reward (raw score)",
-        "entropy",
-        "explained variance",
-    ]
-    assert figure.axes[2].get_ylim()[0] == -1.0
-    assert ppo_panel(run_of([{"step": 1, "other": 3.0}]), LIGHT) is None
+    plots = drawn(ppo_panels(run_of(metrics)))
+    assert list(plots) == ["reward (raw score)", "entropy", "explained variance"]
+    assert plots["explained variance"].get_ylim()[0] == -1.0
+    assert drawn(ppo_panels(run_of([{"step": 1, "other": 3.0}]))) == {}
 
 
 def test_a_gold_reward_and_the_exact_kl_have_plots_of_their_own():
@@ -53,22 +64,62 @@ def test_a_gold_reward_and_the_exact_kl_have_plots_of_their_own():
         {"step": 1, "kl/token": 0.5, "kl/full_token": 0.25, "end_rate": 1.0, "distinct_2": 0.5},
         {"step": 2, "eval/score": 0.2, "eval/gold": 0.25, "eval/gold_greedy": 0.5},
     ]
-    with matplotlib.rc_context(LIGHT.settings()):
-        figure = ppo_panel(run_of(metrics), LIGHT)
-    plots = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    plots = drawn(ppo_panels(run_of(metrics)))
     gold = plots["gold reward (never trained on)"]
     assert list(plots) == ["reward (raw score)", "gold reward (never trained on)", "KL a token", "end rate and variety"]
-    assert {label.get_text() for label in gold.get_legend().get_texts()} == {"held-out prompts", "held-out, greedy"}
-    assert [0.5, 0.25] in [list(line.get_ydata()) for line in gold.lines]
-    assert [0.75, 0.5] in [list(line.get_ydata()) for line in gold.lines]
-    labels = {label.get_text() for label in plots["KL a token"].get_legend().get_texts()}
-    assert labels == {"sampled tokens (k1)", "whole vocabulary"}
+    assert labels(gold) == {"held-out prompts", "held-out, greedy"}
+    assert curves(gold) == [[0.5, 0.25], [0.75, 0.5]]
+    assert labels(plots["KL a token"]) == {"sampled tokens (k1)", "whole vocabulary"}
+
+
+def test_every_part_of_a_reward_has_a_plot():
+    metrics = [
+        {"step": 0, "eval/score": 0.1, "eval/score/rule: length/mean": 0.4},
+        {"step": 1, "score/mean": 1, "score/a/b/mean": 2.0, "score/a/b/std": 1.0, "score/rule: length/mean": 3.0},
+    ]
+    plots = drawn(ppo_panels(run_of(metrics)))
+    assert list(plots) == ["reward (raw score)", "part of the reward: a/b", "part of the reward: rule: length"]
+    assert curves(plots["part of the reward: rule: length"]) == [[3.0], [0.4]]
+    assert labels(plots["part of the reward: a/b"]) == {"rollouts", "± 1 standard deviation"}
+
+
+def test_gold_falls_while_the_proxy_rises_over_the_root_of_the_kl():
+    looks = ((0, 0.0, 1.0, 0.5), (10, 4.0, 3.0, 1.0), (20, 9.0, 5.0, 0.25))
+    metrics = [{"step": step, "eval/kl": kl, "eval/score": score, "eval/gold": gold} for step, kl, score, gold in looks]
+    metrics += [{"step": 30, "eval/score": 9.0, "eval/gold": 9.0}]  # a look without a KL has no place
+    (axes,) = drawn(gold_against_proxy(run_of(metrics))).values()
+    proxy, gold, _ = axes.lines
+    assert list(proxy.get_xdata()) == list(gold.get_xdata()) == [0, 2, 3]
+    assert list(proxy.get_ydata()) == [0, 0.5, 1] and list(gold.get_ydata()) == [0, 1, -0.5]
+    assert labels(axes) == {"proxy, trained on, largest change +4", "gold, largest change +0.5"}
+
+
+def test_a_judge_that_is_no_reward_has_its_win_rate_over_the_root_of_the_kl():
+    metrics = [{"step": step, "eval/kl": kl, "eval/win_rate": rate} for step, kl, rate in ((0, 0, 0.5), (5, 16, 0.75))]
+    plots = drawn(gold_against_proxy(run_of(metrics)))
+    assert list(plots) == ["win rate over the distance"]
+    assert curves(plots["win rate over the distance"])[0] == [0.5, 0.75]
+    assert list(plots["win rate over the distance"].lines[0].get_xdata()) == [0, 4]
+    over_time = drawn(ppo_panels(run_of(metrics)))["win rate against the policy at the start"]
+    assert labels(over_time) == {"held-out prompts", "neither better"}
+    assert list(gold_against_proxy(run_of(metrics[:1]))) == []
+    told = {"looks_judged_by": "the people of people.csv"}
+    judged = Run("n", {}, {"ppo": StageFiles("ppo", told, metrics)}, {}, [])
+    units = [panel.unit for panel in (*gold_against_proxy(judged), *ppo_panels(judged)) if "win rate" in panel.title]
+    assert units == ["judged by the people of people.csv"] * 2
 
 
 def test_warmup_is_shaded_in_every_plot():
     recipe = {"ppo": {"critic_warmup_steps": 20}}
     metrics = [{**line, "score/mean": 0.1, "value/loss": 1.0} for line in lines(10)]
-    figure = ppo_panel(run_of(metrics, recipe), LIGHT)
-    for axes in figure.axes:
+    plots = drawn(ppo_panels(run_of(metrics, recipe)))
+    for axes in plots.values():
         (band,) = axes.patches
         assert (band.get_x(), band.get_width()) == (0, 5.0)
+    assert ["critic warm-up" in labels(axes) for axes in plots.values()] == [True, False, False]
+
+
+def test_iterations_are_counted_in_whole_numbers():
+    for steps in ([1], [1, 2], [3, 4, 5], list(range(1, 117)), [10**6, 2 * 10**6]):
+        (axes,) = drawn(ppo_panels(run_of([{"step": step, "entropy": 0.5} for step in steps]))).values()
+        assert all(tick == int(tick) for tick in axes.get_xticks())

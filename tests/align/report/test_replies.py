@@ -1,15 +1,18 @@
+from align.report.policy_evaluation import comparisons
 from align.report.replies import (
-    MOST,
+    FIRST,
     REPLY_CHARACTERS,
+    ROOM,
+    TOKEN_CHARACTERS,
     WORST,
-    compared,
+    in_turn,
     judged_pairs,
-    prompt_text,
+    message_text,
     said,
-    spread,
+    side_by_side,
     worst_pairs,
 )
-from align.report.run import Run, StageFiles
+from align.runs.run_files import Run, StageFiles
 
 
 def run_of(**stages) -> Run:
@@ -17,49 +20,67 @@ def run_of(**stages) -> Run:
     return Run("n", {}, empty | {name: StageFiles(name, **files) for name, files in stages.items()}, {}, [])
 
 
+def shown(*rows, **summary):
+    (one,) = comparisons(run_of(ppo={"evals": list(rows), "summary": summary}))
+    return side_by_side(one)
+
+
 def test_replies_stand_side_by_side_with_their_figures():
-    line = {
-        "prompt": "Q",
-        "category": "maths",
-        "sft_reply": "a",
-        "sft_finished": False,
-        "sft_tokens": 7,
-        "sft_gold": 0.25,
-    }
-    line |= {"ppo_reply": "b", "ppo_finished": True, "ppo_gold": 1.5}
-    (one,) = compared(run_of(ppo={"evals": [line, {"prompt": "no replies"}]}))
-    assert (one.prompt, one.category, one.verdict) == ("Q", "maths", "win")
-    assert [(reply.who, reply.text, reply.notes) for reply in one.replies] == [
-        ("sft", "a", ["cut off", "tokens 7", "gold 0.25"]),
-        ("ppo", "b", ["gold 1.5"]),
+    line = {"prompt": "Q", "category": "maths", "sft_reply": "a", "sft_finished": False, "sft_tokens": 7}
+    line |= {"sft_gold": 0.25, "sft_correct": 0.0, "ppo_correct": 1.0, "ppo_reply": "b", "ppo_finished": True}
+    (one,) = shown(line | {"ppo_gold": 1.5, "ppo_reward/brief": 0.5}, {"prompt": "no replies"}).exchanges
+    assert (one.prompt, one.category, one.verdict, one.badge) == ("Q", "maths", "win", "PPO won, and is right")
+    assert (one.kind, one.change, one.gain) == ("won-right", "wrong, then right", 1.25)
+    assert [(reply.who, reply.text, reply.right, reply.notes) for reply in one.replies] == [
+        ("SFT", "a", False, ["cut off", "tokens 7", "gold 0.25"]),
+        ("PPO", "b", True, ["gold 1.5", "reward/brief 0.5"]),
     ]
+    (one,) = shown(line | {"ppo_gold": 1.5, "ppo_correct": 0.0}).exchanges
+    assert (one.badge, one.change) == ("PPO won by manners: both wrong", "both wrong")
 
 
-def test_every_category_gets_its_turn():
-    rows = [{"category": f"c{index % 5}", "index": index} for index in range(100)]
-    shown = spread(rows)
-    assert [row["index"] for row in shown] == [at + 5 * turn for at in range(5) for turn in range(4)]
-    few = [{"category": "a"}, *({"category": "b"} for _ in range(100))]
-    assert [row["category"] for row in spread(few)] == ["a", *(MOST - 1) * ["b"]]
-    assert len(spread([{"category": str(index)} for index in range(100)])) == MOST
-    assert len(spread([{}] * 100)) == MOST
+def test_a_reply_that_several_judged():
+    line = {"prompt": "Q", "sft_reply": "a", "ppo_reply": "b"}
+    (one,) = shown(line | {"verdicts": {"greedy": [["win", "loss", "win", None]]}}, judged_by="people").exchanges
+    assert (one.verdict, one.badge, one.gain) == ("win", "PPO won (2 of 3 judgments)", 1 / 3)
+    (one,) = shown(line | {"verdicts": {"greedy": [["win", "loss"]]}}).exchanges
+    assert (one.verdict, one.badge) == ("tie", "tie (1 of 2 judgments)")
+
+
+def test_all_of_an_evaluation_is_shown_and_every_category_gets_its_turn():
+    rows = [{"category": f"c{index % 5}"} for index in range(20)]
+    assert in_turn(rows)[:6] == [0, 1, 2, 3, 4, 5]
+    assert in_turn([{"category": "b"}, {"category": "b"}, {"category": "a"}, {}]) == [3, 2, 0, 1]
+    texts = {"sft_reply": "a", "ppo_reply": "b", "sft_gold": 0, "ppo_gold": 1}
+    found = shown(*({"prompt": str(at), "category": "x", **texts} for at in range(40)))
+    assert [one.prompt for one in found.exchanges] == [str(at) for at in range(40)] and found.left_out == 0
+    assert len(found.first) == FIRST and len(found.others) == 40 - FIRST
+    assert found.choices("kind", ("loss", "won")) == {"won": 40}
+
+
+def test_no_more_are_shown_than_there_is_room_for():
+    long = {"category": "x", "sft_reply": "<" * 9000, "ppo_reply": "b" * 9000, "sft_gold": 0, "ppo_gold": 1}
+    found = shown(*({"prompt": str(at), **long} for at in range(200)))
+    assert 0 < len(found.exchanges) < 200 and len(found.exchanges) + found.left_out == 200
+    assert sum(one.size for one in found.exchanges) <= ROOM
+    assert found.exchanges[0].size >= 5 * REPLY_CHARACTERS  # `<` takes four bytes of the page
 
 
 def test_prompts_as_text_and_as_messages():
-    assert prompt_text("a") == "a"
-    assert prompt_text([{"role": "user", "content": "a"}]) == "a"
+    assert message_text("a") == "a"
+    assert message_text([{"role": "user", "content": "a"}]) == "a"
     assert (
-        prompt_text([{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, 3])
+        message_text([{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, 3])
         == "system: s\nuser: a\n: 3"
     )
-    assert prompt_text(None) == ""
+    assert message_text(None) == ""
 
 
 def test_samples_of_a_stage():
     sft = [{"prompt": "p", "reply": "r", "reference": "x", "category": ""}, {"prompt": "no reply"}]
     ppo = [{"step": step, "prompt": "p", "reply": str(step), "score": 0.5} for step in range(20)]
     run = run_of(sft={"samples": sft}, ppo={"samples": ppo})
-    assert [[reply.who for reply in one.replies] for one in said(run, "sft")] == [["sft", "reference"]]
+    assert [[reply.who for reply in one.replies] for one in said(run, "sft")] == [["SFT", "reference"]]
     assert [one.replies[0].text for one in said(run, "ppo")] == [str(step) for step in range(12, 20)]
     assert said(run, "ppo")[0].replies[0].notes == ["step 12", "score 0.5"]
 
@@ -88,7 +109,7 @@ def test_tokens_that_are_none_or_too_many():
         (one,) = said(run_of(ppo={"samples": [{"reply": "r", "tokens": value}]}), "ppo")
         assert one.replies[0].tokens == []
     (one,) = said(run_of(ppo={"samples": [{"reply": "r", "tokens": [["x" * 100, 0.0]] * 50}]}), "ppo")
-    assert len(one.replies[0].tokens) == REPLY_CHARACTERS / 100
+    assert len(one.replies[0].tokens) == TOKEN_CHARACTERS / 100
 
 
 def test_pairs_of_a_reward_stage():

@@ -8,11 +8,11 @@ import pytest
 from align import cli
 from align.doctor import examine, read_history
 from align.recipe.lineage import stage_dir
-from align.report.run import read_run
 from align.runs import checkpoint
 from align.runs.acceptance import FILE as ACCEPTED
 from align.runs.metrics import MetricsLog
 from align.runs.reading import read_recipe
+from align.runs.run_files import read_run
 from align.runtime.errors import AlignError
 from align.runtime.json_files import RunFileError, read_object, read_objects
 from align.stages import common

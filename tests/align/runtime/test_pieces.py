@@ -2,10 +2,11 @@
 
 import pytest
 
+from align.runtime import files
 from align.runtime.errors import StorageError
 from align.runtime.json_files import RunFileError
 from align.runtime.lock import FolderInUseError
-from align.runtime.pieces import pieces_in, stamp
+from align.runtime.pieces import pieces_in
 
 MADE_WITH = {"reward": "a", "data": [["x", 1]], "limit": None}
 
@@ -66,5 +67,5 @@ def test_what_goes_wrong_in_making_a_piece_is_no_failure_of_the_storage(tmp_path
 def test_a_stamp_tells_files_apart_and_is_empty_for_what_is_none(tmp_path):
     file = tmp_path / "a.bin"
     file.write_bytes(b"one")
-    assert stamp(file) == stamp(tmp_path) and stamp(file)[0][:2] == ["a.bin", 3]
-    assert stamp("org/name") == stamp("") == []
+    assert files.stamp(file) == files.stamp(tmp_path) and files.stamp(file)[0][:2] == ["a.bin", 3]
+    assert files.stamp("org/name") == files.stamp("") == []

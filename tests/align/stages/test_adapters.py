@@ -103,18 +103,12 @@ def test_sft_leaves_an_adapter_in_pefts_format(tmp_path, adapter):
             assert torch.equal(peft(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
-@pytest.fixture
-def no_figures(monkeypatch):
-    """For one test at a time: another one here looks for the report."""
-    monkeypatch.setattr("align.report.build.build_report", lambda folder: None)
-
-
 def changes(adapter, **more):
     return {"model__adapter": adapter, "model__lora": {"rank": 2, "alpha": 4}} | more
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_a_chain_of_adapters_on_one_base(no_figures, tmp_path, adapter, capsys):
+def test_a_chain_of_adapters_on_one_base(tmp_path, adapter, capsys):
     write_data(tmp_path)
     told = small_recipe(tmp_path, **changes(adapter))
     run_chain(told)
@@ -138,7 +132,7 @@ def test_a_chain_of_adapters_on_one_base(no_figures, tmp_path, adapter, capsys):
 
 
 @pytest.mark.parametrize("adapter", LORA_FIRST)
-def test_groups_of_replies_and_a_language_term(no_figures, tmp_path, adapter):
+def test_groups_of_replies_and_a_language_term(tmp_path, adapter):
     write_data(tmp_path)
     grouped = {"pmp__share_prompts": True, "pmp__lm_weight": 0.5, "pmp__max_length": 96}
     run_chain(small_recipe(tmp_path, **changes(adapter, **grouped)).model_copy(update={"sft": None, "rm": None}))
@@ -176,7 +170,7 @@ def test_a_stage_goes_on_with_another_runs_adapter(tmp_path, caplog):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_the_quickstart_in_miniature(tmp_path, adapter):
+def test_the_quickstart_in_miniature(report, tmp_path, adapter):
     sizes = [f"{section}.{key}={value}" for section, values in SIZES.items() for key, value in values.items()]
     told = [f"output_dir={tmp_path / 'run'}", "seed=5", *sizes, f"model.adapter={adapter}", "model.lora.rank=4"]
     run_chain(load_recipe("quickstart", told))
@@ -194,7 +188,7 @@ def test_the_quickstart_in_miniature(tmp_path, adapter):
 
 @pytest.mark.needs("bitsandbytes")
 @pytest.mark.parametrize("adapter", [pytest.param("lora", marks=pytest.mark.slow), "qlora"])
-def test_rm_resumed_is_rm_never_stopped(no_figures, tmp_path, killed_at, adapter):
+def test_rm_resumed_is_rm_never_stopped(tmp_path, killed_at, adapter):
     write_data(tmp_path)
     more = {"rm__save_steps": 2, "rm__max_steps": 5, "rm__optimizer": "lion_8bit", "rm__learning_rate": 1e-3}
     recipes = [small_recipe(tmp_path, **changes(adapter, output_dir=str(tmp_path / at), **more)) for at in "ab"]

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from huggingface_hub import ModelCard
 from align.models import push
 from align.models.push import PushError
 from align.recipe import STAGES, RecipeError, dump_recipe, load_recipe
+from align.report.build import build_report
 from align.runs import checkpoint
 from align.runtime.card import CARD
 from align.runtime.files import write_json, write_text
@@ -38,7 +40,7 @@ def lines(path):
 
 
 @pytest.fixture(scope="module")
-def finished(no_figures, tmp_path_factory):
+def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chain")
     write_data(folder)
     recipe = small_recipe(folder)
@@ -55,6 +57,23 @@ def test_every_stage_leaves_its_files(finished):
         assert (run / stage / "model" / "model.safetensors").is_file()
         assert (run / stage / "model" / "tokenizer.json").is_file()
         assert not list((run / stage).glob("**/*.bin"))
+
+
+def test_a_stage_leaves_a_report_and_is_finished_without_one(finished, monkeypatch, caplog):
+    monkeypatch.setattr("align.report.build.build_report", build_report)
+    recipe, run, summary = finished
+    page = run / "report/index.html"
+    assert run_stage(recipe, "sft") == summary["sft"]
+    assert "sft: loss" in page.read_text(encoding="utf-8")
+    written = page.stat().st_mtime_ns
+    run_stage(recipe, "rm")
+    assert page.stat().st_mtime_ns == written  # nothing has happened since
+    shutil.rmtree(page.parent)
+    page.parent.write_text("in its place")
+    assert run_stage(recipe, "sft") == summary["sft"]
+    page.parent.unlink()
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told.startswith("the report could not be written (") and f"try `align report {run}`" in told
 
 
 def test_summary_gathers_the_stages(finished):
@@ -143,6 +162,25 @@ def test_paths_and_secrets_of_the_user_stay_out_of_a_card(tmp_path):
     rm, judged = ((tmp_path / "run" / stage / "model" / CARD).read_text() for stage in ("rm", "ppo"))
     assert "…/pairs.jsonl" in rm and "someone" not in rm and ModelCard(rm).data.datasets == ["some/pairs"]
     assert "…/judge.py:score" in judged and str(tmp_path) not in rm + judged and "hf_0" not in rm + judged
+
+
+def test_a_card_says_who_judged_and_between_which_two(tmp_path):
+    short = {"max_prompt_length": 50, "max_completion_length": 6}
+    ppo = {"data": ["prompts.jsonl"], "num_iterations": 1, "critic_warmup_steps": 0, "rollout": short}
+    recipe = small_recipe(tmp_path, ppo=ppo)
+    folder = tmp_path / "run" / "ppo"
+    save_causal_lm(folder / "model")
+    who = {"judged_by": "3 annotators of votes.csv", "first": "sft", "second": "ppo"}
+    rates = {"greedy": {**who, "win_share": 0.75, "low": 0.6, "high": 0.86}, "sampled": {**who, "win_share": None}}
+    row = ["win / tie / loss of ppo against sft, greedy, judged by 3 annotators of votes.csv", None, "3 / 0 / 1"]
+    summary = {"judge": "judge", "judged_by": who["judged_by"], "win_rates": rates, "headline": [row]}
+    write_json(folder / "summary.json", summary)
+    write_cards(recipe, "ppo")
+    text = (folder / "model" / CARD).read_text()
+    assert "Replies to held-out prompts are judged by 3 annotators of votes.csv." in text and row[0] in text
+    (result,) = ModelCard(text).data.eval_results
+    assert (result.metric_type, result.metric_value, result.metric_args["interval"]) == ("win_rate", 0.75, [0.6, 0.86])
+    assert result.metric_name.endswith("of ppo against sft, greedy, judged by 3 annotators of votes.csv")
 
 
 def test_a_card_that_cannot_be_written_costs_no_finished_stage(tmp_path, caplog):

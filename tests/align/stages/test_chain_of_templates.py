@@ -52,7 +52,7 @@ TALK = (Message("user", "Which colour has the hat?"), Message("assistant", "It i
 
 
 @pytest.fixture(scope="module", params=CASES)
-def chain(no_figures, request, tmp_path_factory):
+def chain(request, tmp_path_factory):
     """(the run's folder, whether there are adapters)"""
     name, tokenizer, adapter = CASES[request.param]
     folder = tmp_path_factory.mktemp("chain")

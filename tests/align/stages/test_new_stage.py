@@ -133,7 +133,7 @@ def test_a_stage_is_run_shown_and_started_by_itself(house, said):
     summary = json.loads((house / "run/toy/summary.json").read_text())
     assert summary["started_from"] == summary["evaluated"] == "model"
     page = (house / "run/report/index.html").read_text()
-    assert "Samples of toy" in page and ">beta<" in page and "losses.png" in page
+    assert "Samples of toy" in page and ">beta<" in page and "toy: loss" in page
     shown, code = said["align/toy.py toy toy.beta=0.25"]
     assert code == 0 and "toy: starts anew (toy.beta was 0.5, is 0.25)" in shown
     assert json.loads((house / "run/toy/summary.json").read_text())["headline"][0] == ["beta", None, 0.25]

@@ -34,7 +34,7 @@ SECTION = {
 
 
 @pytest.fixture(scope="module")
-def chain(no_figures, tmp_path_factory):
+def chain(tmp_path_factory):
     """Finished stages base, sft, pmp and rm, all adapters on base."""
     folder = tmp_path_factory.mktemp("chain")
     write_data(folder)

@@ -41,7 +41,7 @@ def lines(path):
 
 
 @pytest.fixture(scope="module")
-def finished(no_figures, tmp_path_factory):
+def finished(tmp_path_factory):
     run = tmp_path_factory.mktemp("quickstart") / "run"
     changes = [f"{section}.{key}={value}" for section, values in SIZES.items() for key, value in values.items()]
     recipe = load_recipe("quickstart", [f"output_dir={run}", "seed=5", *changes])

@@ -23,7 +23,6 @@ from align.stages.recipe_guard import RecipeChangedError
 from tests.align.stages.small_chain import small_recipe, write_data
 from tests.commands import INSTALLED
 
-pytestmark = pytest.mark.usefixtures("no_figures")
 CLOCK = ("runtime", "samples_per_second", "steps_per_second")
 
 

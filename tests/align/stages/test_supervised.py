@@ -20,7 +20,7 @@ from tests.align.stages.small_chain import small_recipe, write_data
 
 
 def timeless(summary):
-    kept = ("seconds", "train_seconds", "peak_memory_gib", "resumed_from")
+    kept = ("seconds", "train_seconds", "peak_memory_gib", "made_with", "resumed_from")
     return {name: value for name, value in summary.items() if name not in kept}
 
 

@@ -13,6 +13,8 @@ from data_formats.records import Comparison, Demonstration, Message
 from reward.combined import CombinedReward, Part
 from reward.errors import VocabularyError
 from reward.gate import SafetyGate
+from reward.judges.functions import FunctionJudge
+from reward.judges.rewards import RewardJudge
 from reward.model import RewardModel
 from tests.align.trainers import ppo_case
 from tests.tiny_models import qwen2_config
@@ -91,6 +93,13 @@ def test_a_function_is_a_reward_and_so_is_a_gold_one(tmp_path):
     assert len(trainer.collect([{"prompt": "hi"}])) == 2
 
 
+def test_a_function_of_both_replies_and_a_reward_are_judges(tmp_path):
+    first = ppo(tmp_path, judge=lambda prompts, first, second: ["first"] * len(first)).judge
+    assert isinstance(first, FunctionJudge) and ppo(tmp_path, judge=first).judge is first
+    by_score = ppo(tmp_path, judge=FunctionReward(ppo_case.vowels)).judge
+    assert isinstance(by_score, RewardJudge) and by_score.described == "the reward vowels"
+
+
 @pytest.mark.parametrize(
     ("argument", "value", "words"),
     [
@@ -101,6 +110,8 @@ def test_a_function_is_a_reward_and_so_is_a_gold_one(tmp_path):
         ("reward", Nameless(), "reward: .* this Nameless has no name; give it one"),
         ("reward", ppo_case.policy(), "reward: .*not the module Qwen2ForCausalLM; wrap it: reward.sources.ModelReward"),
         ("gold", "org/judge", "gold: must be a reward, not the text"),
+        ("judge", "org/judge", "judge: must be a judge, not the text 'org/judge'; give an object with"),
+        ("judge", FunctionJudge, "judge: must be a judge, not the class FunctionJudge; give an object with"),
         ("policy", "org/model", "policy: must be a torch module, not the text 'org/model'; load it: transformers"),
         ("policy", None, "policy: must be a torch module, not None"),
         ("reference", "org/model", "reference: must be a torch module, not the text"),

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from align.report.run import StageFiles, clean, number, read_run
+from align.runs.run_files import StageFiles, clean, number, read_run
 from tests.align.report.synthetic_run import write
 
 

@@ -1,7 +1,8 @@
 """Reads a run folder without trusting it: what is missing, torn or of another type is left out and named.
 
-Files read: `<output_dir>/summary.json` and, per stage, `metrics.jsonl`, `summary.json`, `samples.jsonl`, `eval.jsonl`,
-`recipe.yaml`. Numbers that are not finite count as missing (`number`); text is made fit for a page (`clean`).
+Files read: `<output_dir>/summary.json` and `tax.json` and, per stage, `metrics.jsonl`, `summary.json`,
+`samples.jsonl`, `eval.jsonl`, `recipe.yaml`. Numbers that are not finite count as missing (`number`); text is made fit
+for a page (`clean`).
 """
 
 from __future__ import annotations
@@ -54,13 +55,15 @@ class StageFiles:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run folder. `recipe` holds plain values, `{}` when no stage kept one that can be read."""
+    """A run folder. `recipe` holds plain values, `{}` when no stage kept one that can be read; `tax` is what
+    `align eval --tax` left."""
 
     name: str
     summary: Row
     stages: dict[str, StageFiles]
     recipe: Row
     problems: list[str]
+    tax: Row = field(default_factory=dict)
 
     @property
     def expected(self) -> list[str]:
@@ -84,7 +87,8 @@ def read_run(root: Path) -> Run:
     kept_by = [stage for stage in reversed(stages.values()) if stage.recipe_text]
     recipe = next((found for stage in kept_by if (found := _recipe(stage.name, stage.recipe_text, problems))), {})
     name = whole.get("name") or recipe.get("name") or root.resolve().name
-    return Run(clean(name), whole, stages, recipe, list(dict.fromkeys(problems)))
+    tax = _object(root / "tax.json", problems)
+    return Run(clean(name), whole, stages, recipe, list(dict.fromkeys(problems)), tax)
 
 
 def read_stage(folder: Path, problems: list[str]) -> StageFiles:

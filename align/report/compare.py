@@ -1,0 +1,281 @@
+"""Several runs laid over each other: what they reached and by how much they differ, in what their recipes do, curves.
+
+Differences are those to the run that is named first. Figures that are not of one scale have none: a score of each run's
+own reward model says nothing about another's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.evaluation.table import percent
+from align.recipe import STAGES
+from align.recipe.registry import REWARD_STAGES
+from align.report.differences import Result, difference, result, same_rows
+from align.report.headline import cell
+from align.report.names import REWARD, judge_of, judged_by
+from align.report.overlay import COLORS, Side, overlays
+from align.report.svg import Picture, pictures
+from align.report.template import template
+from align.runs.run_files import Row, Run, StageFiles, clean, read_run
+from align.runtime.errors import AlignError, MissingFileError
+from align.runtime.files import storage_errors, write_text
+from align.runtime.paths import typed_path
+
+MOST = len(COLORS)
+OF_REWARDS = (
+    ("accuracy", "accuracy on held-out pairs"),
+    ("calibration_error", "expected calibration error"),
+)
+OF_POLICIES = (
+    ("heldout_loss", "held-out loss, nats a token"),
+    ("correct", "correct, greedy"),
+    ("correct_sampled", "correct, temperature 1"),
+    ("wins", "wins and half the ties against its start, greedy"),
+    ("wins_sampled", "wins and half the ties against its start, temperature 1"),
+    ("score_greedy", "score of the reward it was trained on, greedy"),
+    ("score", "score of the reward it was trained on, temperature 1"),
+    ("kl", "KL from the reference, nats a reply"),
+    ("entropy", "entropy, nats a token"),
+    ("end_rate", "replies that end by themselves"),
+    ("distinct", "distinct replies"),
+    ("reply_tokens", "tokens a reply"),
+)
+OF_ALL = (("seconds", "seconds"), ("peak_memory_gib", "peak memory, GiB"))
+SHARES = ("accuracy", "calibration_error", "correct", "wins", "end_rate", "distinct")
+SCORES = ("score", "score_greedy", REWARD)
+
+
+class ReportError(AlignError, ValueError):
+    """Runs that cannot be laid over each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """`sure`: the interval leaves out 0."""
+
+    text: str
+    interval: str = ""
+    sure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row of the table; `stage` is empty after a stage's first."""
+
+    stage: str
+    measured: str
+    figures: list[Cell]
+    differences: list[Cell]
+
+
+def build_comparison(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Write the page of several runs into `out`, by default a folder beside the first run; returns the page's path.
+
+    Raises:
+        MissingFileError: a folder that is not there, or holds no stage.
+        ReportError: fewer than two runs, or more than can be told apart.
+        StorageError: writing failed.
+    """
+    if not 2 <= len(folders) <= MOST:
+        raise ReportError(f"2 to {MOST} runs can be laid over each other, not {len(folders)}")
+    sides = read_sides([run_folder(folder) for folder in folders])
+    first = typed_path(folders[0]).resolve()
+    beside = first.parent / "-".join(["compare", *(side.name.replace("/", "-") for side in sides)])
+    index = (beside if out is None else typed_path(out)) / "index.html"
+    curves = {title: pictures(panels, f"curves{at}") for at, (title, panels) in enumerate(overlays(sides).items())}
+    page = render_comparison(sides, curves)
+    with storage_errors(index):
+        write_text(index, page)
+    return index
+
+
+def run_folder(typed: str | Path) -> Path:
+    """The folder of a run, also where one of its stages' was named. Raises MissingFileError."""
+    folder = typed_path(typed)
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: no such run folder; name the output_dir of a recipe that has run")
+    if folder.resolve().name in STAGES and (folder / "recipe.yaml").is_file():
+        folder = folder.resolve().parent
+    if not any((folder / stage).is_dir() for stage in STAGES):
+        raise MissingFileError(
+            f"{folder} holds no stage of a run ({', '.join(STAGES)}); name the output_dir of a recipe"
+        )
+    return folder
+
+
+def read_sides(folders: Sequence[Path]) -> list[Side]:
+    """The runs under the shortest ends of their paths that tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    most = max(map(len, parts))
+    length = next((n for n in range(1, most) if len({part[-n:] for part in parts}) == len(parts)), most)
+    names = ["/".join(part[-length:]).strip("/") for part in parts]
+    if len(set(names)) < len(names):
+        raise ReportError(f"{names[0]}: the same run is named twice")
+    return [
+        Side(clean(name, 60), read_run(folder), color)
+        for name, folder, color in zip(names, folders, COLORS, strict=False)
+    ]
+
+
+def render_comparison(sides: Sequence[Side], curves: Mapping[str, Sequence[Picture]]) -> str:
+    """HTML of the page with the curves that were drawn, by heading."""
+    return template("compare.html").render(
+        sides=sides,
+        states={name: row for name in STAGES if any(row := [_state(side.run, name) for side in sides])},
+        judges={name: found for name in STAGES if any(found := [judged(side.run, name) for side in sides])},
+        doubts=list(doubts(sides)),
+        lines=list(lines(sides)),
+        paired=[name for name in STAGES if same_rows(_stages(sides, name), name)],
+        keys=differing_keys([side.run.recipe for side in sides]),
+        recipes=[side.name for side in sides if not side.run.recipe],
+        curves=curves,
+    )
+
+
+def _stages(sides: Sequence[Side], name: str) -> list[StageFiles]:
+    return [side.run.stages[name] for side in sides]
+
+
+def _state(run: Run, name: str) -> str:
+    if name not in run.expected:
+        return ""
+    stage = run.stages[name]
+    return f"unfinished, at step {stage.last_step}" if stage.state == "unfinished" else stage.state
+
+
+def judge_named(run: Run, name: str) -> str:
+    """The judge of a stage's replies by name, empty where there is none."""
+    if not STAGES[name].samples:
+        return ""
+    judge = run.stages[name].summary.get("judge")
+    return judge if isinstance(judge, str) else judge_of(run.stages[name]) or ""
+
+
+def judged(run: Run, name: str) -> str:
+    """Who judged the replies of a stage, in words; empty where nobody did."""
+    return judged_by(run, run.stages[name]) if STAGES[name].samples else ""
+
+
+def doubts(sides: Sequence[Side]) -> Iterator[str]:
+    """Why figures of these runs may not be comparable, a sentence each."""
+    for name, stage in STAGES.items():
+        having = [side for side in sides if side.run.stages[name].summary]
+        if len(having) < 2:
+            continue
+        words = {side.name: judged(side.run, name) for side in having}
+        if len(set(filter(None, words.values()))) > 1:
+            told = "; ".join(f"{who}: {judge or 'nobody'}" for who, judge in words.items())
+            yield f"{name} was judged by different judges ({told}): wins and scores of judges cannot be compared"
+        if stage.samples and not same_reward([side.run for side in having], name):
+            own = " and judged by" if REWARD in {judge_named(side.run, name) for side in having} else ""
+            yield f"{name} was trained on{own} other rewards: their scores have no scale in common, nor a difference"
+    measured = [name for name in STAGES if sum(bool(stage.evals) for stage in _stages(sides, name)) > 1]
+    if unlike := [name for name in measured if not same_rows(_stages(sides, name), name)]:
+        yield f"{', '.join(unlike)}: measured on other held-out rows in each run, so that differences are partly theirs"
+    models = {json.dumps([_at(side.run.recipe, "model", key) for key in ("path", "tokenizer")]) for side in sides}
+    if len(models) > 1:
+        yield "The runs have other models or tokenizers: nats a token are not of the same tokens"
+
+
+def same_reward(runs: Sequence[Run], name: str) -> bool:
+    """Whether what the stage was trained on is the same for all: named alike, and made by none of the runs."""
+    told = set()
+    for run in runs:
+        origins, listed = run.stages[name].summary.get("origins"), _at(run.recipe, name, "reward")
+        origin = origins.get("reward") if isinstance(origins, dict) else None
+        made = origin.get("kind") == "stage" if isinstance(origin, dict) else not listed
+        if made and any(run.recipe.get(stage) is not None for stage in REWARD_STAGES):
+            return False
+        told.add(json.dumps([origin, listed, _at(run.recipe, name, "reward_from")]))
+    return len(told) == 1
+
+
+def _at(recipe: Row, section: str, key: str) -> Any:
+    found = recipe.get(section)
+    return found.get(key) if isinstance(found, dict) else None
+
+
+def lines(sides: Sequence[Side]) -> Iterator[Line]:
+    """The figures of every stage, and the differences to the first run's."""
+    for name, stage in STAGES.items():
+        first = name
+        for key, words in (*(OF_REWARDS if stage.makes == "reward" else _of_policies(sides, name)), *OF_ALL):
+            found = [result(side.run, name, key) for side in sides]
+            if not any(found):
+                continue
+            share, alike = key.removesuffix("_sampled") in SHARES, comparable(sides, name, key.removesuffix("_sampled"))
+            differences = [_difference(found[0], other, share, alike) for other in found[1:]]
+            yield Line(first, words, [_figure(one, share) for one in found], differences)
+            first = ""
+
+
+def comparable(sides: Sequence[Side], name: str, key: str) -> bool:
+    """Whether a figure is on one scale in all runs: what a judge says where it is one judge, scores of one reward."""
+    runs = [side.run for side in sides if side.run.stages[name].summary]
+    judges = {judge_named(run, name) for run in runs}
+    if key in SCORES or (key == "wins" and REWARD in judges):
+        return same_reward(runs, name)
+    return not (key == "wins" or key in judges) or len({judged(run, name) for run in runs}) == 1
+
+
+def _of_policies(sides: Sequence[Side], name: str) -> Iterator[tuple[str, str]]:
+    """The figures of a policy, those of its judges after what is right or wrong."""
+    judges = dict.fromkeys(judge_named(side.run, name) for side in sides).keys() - {"", *dict(OF_POLICIES)}
+    for key, words in OF_POLICIES:
+        if key == "wins":
+            for judge in sorted(judges):
+                yield judge, f"{clean(judge, 40)}, greedy"
+                yield f"{judge}_sampled", f"{clean(judge, 40)}, temperature 1"
+        yield key, words
+
+
+def _figure(found: Result | None, share: bool) -> Cell:
+    if found is None:
+        return Cell("")
+    show = percent if share else cell
+    return Cell(show(found.value), "" if found.interval is None else _ends(found.interval, share))
+
+
+def _difference(first: Result | None, other: Result | None, share: bool, alike: bool) -> Cell:
+    if first is None or other is None or not alike:
+        return Cell("" if alike or None in (first, other) else "–")
+    found = difference(first, other)
+    show = (lambda value: f"{100 * value:+.1f} points") if share else (lambda value: f"{value:+.4g}")
+    if found.interval is None:
+        return Cell(show(found.value))
+    low, high = found.interval
+    return Cell(show(found.value), _ends((low, high), share, "+"), low > 0 or high < 0)
+
+
+def _ends(interval: tuple[float, float], share: bool, sign: str = "") -> str:
+    return "[{}, {}]".format(*(f"{100 * end:{sign}.1f}" if share else f"{end:{sign}.3g}" for end in interval))
+
+
+def differing_keys(recipes: Sequence[Row]) -> dict[str, list[str]]:
+    """Key of a recipe -> what each run has there, of the keys that differ; a section that one lacks is one row."""
+    flat: list[dict[str, str]] = []
+    for recipe in recipes:
+        whole = {key: value for key, value in recipe.items() if key != "output_dir"}
+        sections = [key for key, value in whole.items() if isinstance(value, dict)]
+        alone = {key for key in sections if not all(isinstance(other.get(key), dict) for other in recipes if other)}
+        flat.append(dict.fromkeys(alone, "(there)") | dict(_flat({k: v for k, v in whole.items() if k not in alone})))
+    keys = dict.fromkeys(key for one in flat for key in one)
+    rows = {key: [one.get(key, "(not there)" if recipes[at] else "") for at, one in enumerate(flat)] for key in keys}
+    known = [at for at, recipe in enumerate(recipes) if recipe]
+    return {key: row for key, row in rows.items() if len({row[at] for at in known}) > 1}
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    parts = value.items() if isinstance(value, dict) else ()
+    if isinstance(value, list) and any(isinstance(one, dict | list) for one in value):
+        parts = enumerate(value)
+    if parts:
+        for key, part in parts:
+            yield from _flat(part, f"{name}.{key}" if name else str(key))
+    elif name:
+        yield clean(name, 200), clean(value, 300) if value is not None else "null"
