@@ -87,7 +87,7 @@ def frame(found: Progress, console: Console, height: int) -> RenderableType:
     if not found.stage:
         return Group(*parts)
     width = console.width
-    replies = [line for reply in found.replies[:REPLIES] for line in _reply(reply, width)]
+    replies = [line for reply in found.replies[:REPLIES] for line in _reply(reply, console)]
     beside = max(1, width // LEAST)
     room = height - len(parts) - len(replies) - 2
     rows = min(-(-len(found.curves) // beside), max(1, room // (LINES + 2)))
@@ -156,12 +156,12 @@ def _curve(title: str, series: Series, width: int, *, plain: bool) -> Text:
     )
 
 
-def _reply(reply: LiveReply, width: int) -> list[Text]:
+def _reply(reply: LiveReply, console: Console) -> list[Text]:
     """Prompt, reply and figures, a line each but for a long reply's second."""
     from rich.text import Text
 
     said = Text(printable(reply.reply) or "(nothing)")
-    lines = said.wrap(None, max(8, width - 2))[:2]
+    lines = said.wrap(console, max(8, console.width - 2))[:2]
     return [
         Text(printable(f"> {reply.prompt}"), "bold", no_wrap=True, overflow="ellipsis"),
         *(Text.assemble("  ", line, no_wrap=True, overflow="ellipsis") for line in lines),

@@ -19,6 +19,7 @@ from align.report.differences import Result, difference, result, same_rows
 from align.report.headline import cell
 from align.report.names import REWARD, judge_of, judged_by
 from align.report.overlay import COLORS, Side, overlays
+from align.report.page import made_with
 from align.report.svg import Picture, pictures
 from align.report.template import template
 from align.runs.run_files import Row, Run, StageFiles, clean, read_run
@@ -32,13 +33,13 @@ OF_REWARDS = (
     ("calibration_error", "expected calibration error"),
 )
 OF_POLICIES = (
-    ("heldout_loss", "held-out loss, nats a token"),
     ("correct", "correct, greedy"),
     ("correct_sampled", "correct, temperature 1"),
     ("wins", "wins and half the ties against its start, greedy"),
     ("wins_sampled", "wins and half the ties against its start, temperature 1"),
     ("score_greedy", "score of the reward it was trained on, greedy"),
     ("score", "score of the reward it was trained on, temperature 1"),
+    ("heldout_loss", "held-out loss, nats a token"),
     ("kl", "KL from the reference, nats a reply"),
     ("entropy", "entropy, nats a token"),
     ("end_rate", "replies that end by themselves"),
@@ -128,6 +129,7 @@ def render_comparison(sides: Sequence[Side], curves: Mapping[str, Sequence[Pictu
         sides=sides,
         states={name: row for name in STAGES if any(row := [_state(side.run, name) for side in sides])},
         judges={name: found for name in STAGES if any(found := [judged(side.run, name) for side in sides])},
+        made=_made(sides),
         doubts=list(doubts(sides)),
         lines=list(lines(sides)),
         paired=[name for name in STAGES if same_rows(_stages(sides, name), name)],
@@ -139,6 +141,12 @@ def render_comparison(sides: Sequence[Side], curves: Mapping[str, Sequence[Pictu
 
 def _stages(sides: Sequence[Side], name: str) -> list[StageFiles]:
     return [side.run.stages[name] for side in sides]
+
+
+def _made(sides: Sequence[Side]) -> dict[str, list[str]]:
+    """What the runs were made with: name -> a value a run."""
+    told = [dict(made_with(side.run)) for side in sides]
+    return {name: [one.get(name, "") for one in told] for name in dict.fromkeys(name for one in told for name in one)}
 
 
 def _state(run: Run, name: str) -> str:
@@ -201,8 +209,8 @@ def _at(recipe: Row, section: str, key: str) -> Any:
 
 
 def lines(sides: Sequence[Side]) -> Iterator[Line]:
-    """The figures of every stage, and the differences to the first run's."""
-    for name, stage in STAGES.items():
+    """The figures of every stage, and the differences to the first run's; the last stage, which counts, first."""
+    for name, stage in reversed(STAGES.items()):
         first = name
         for key, words in (*(OF_REWARDS if stage.makes == "reward" else _of_policies(sides, name)), *OF_ALL):
             found = [result(side.run, name, key) for side in sides]
@@ -224,14 +232,14 @@ def comparable(sides: Sequence[Side], name: str, key: str) -> bool:
 
 
 def _of_policies(sides: Sequence[Side], name: str) -> Iterator[tuple[str, str]]:
-    """The figures of a policy, those of its judges after what is right or wrong."""
+    """The figures of a policy: what is right, who won, what the judges score, the rest."""
     judges = dict.fromkeys(judge_named(side.run, name) for side in sides).keys() - {"", *dict(OF_POLICIES)}
     for key, words in OF_POLICIES:
-        if key == "wins":
+        yield key, words
+        if key == "wins_sampled":
             for judge in sorted(judges):
                 yield judge, f"{clean(judge, 40)}, greedy"
                 yield f"{judge}_sampled", f"{clean(judge, 40)}, temperature 1"
-        yield key, words
 
 
 def _figure(found: Result | None, share: bool) -> Cell:

@@ -25,13 +25,15 @@ def stage_name(stage: str) -> str:
 
 
 def starting_policy(stage: StageFiles) -> str:
-    """What a stage's policy was before: the stage that it started from, or the last part of a path or hub id."""
+    """What a stage's policy was before: the stage that it started from, also by the path of its model (`a/sft/model`),
+    or the last part of another path or hub id."""
     origins = stage.summary.get("origins")
     origin = origins.get("policy") if isinstance(origins, dict) else None
     value = clean(origin.get("value"), 200) if isinstance(origin, dict) else ""
     if not value:
         return STAGE_NAMES["sft"]
-    return stage_name(value) if origin.get("kind") == "stage" else PurePath(value).name or value
+    place = PurePath(value)
+    return stage_name((place.parent if place.name == "model" else place).name or value)
 
 
 def reward_named(section: Row, summary: Row) -> str:
@@ -76,6 +78,11 @@ def judge_of(stage: StageFiles) -> str | None:
     return (wanted or shared or [None])[0]
 
 
+def has_verdicts(stage: StageFiles) -> bool:
+    """Whether the judge gave verdicts and no scores."""
+    return any(isinstance(row.get("verdicts"), dict) for row in stage.evals)
+
+
 def scored_names(stage: StageFiles) -> list[str]:
     """The figures that stand beside the greedy replies of both policies, in order of the alphabet."""
     before, after = "sft_", f"{stage.name}_"
@@ -92,6 +99,8 @@ def judged_by(run: Run, stage: StageFiles) -> str:
     if isinstance(told := stage.summary.get("judged_by"), str) and told.strip():
         return clean(told, 300)
     judge, section = judge_of(stage), section_of(run, stage.name)
+    if has_verdicts(stage):
+        return f"the judge {clean(stage.summary.get('judge'), 60)}".strip()
     if judge is None:
         return ""
     if judge == GOLD and ("gold_range" in run.summary or run.recipe.get("tinyworld") is not None):

@@ -12,6 +12,7 @@ from typing import Any
 
 from align.doctor import Diagnosis, examine, history_of
 from align.evaluation.table import HEADER
+from align.recipe import STAGES
 from align.report import replies
 from align.report.accuracy import accuracy_table, calibration_sentence
 from align.report.glance import GlanceRow, at_a_glance
@@ -97,7 +98,7 @@ def notes_of_outcome(run: Run) -> list[str]:
     found = []
     for name in run.expected:
         stage, section = run.stages[name], section_of(run, name)
-        if not section.get("eval_data") or "rollout" not in section or stage.evals:
+        if not (STAGES[name].samples and section.get("eval_data")) or stage.evals:
             continue
         states = {
             "not run": f"{name} has not run yet.",

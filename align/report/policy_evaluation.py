@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from align.evaluation.wins import ComparedPair, win_rates
-from align.report.names import REWARD, judge_of, judged_by, scored_names, stage_name, starting_policy
+from align.report.names import REWARD, has_verdicts, judge_of, judged_by, scored_names, stage_name, starting_policy
 from align.runs.run_files import Row, Run, StageFiles, clean, number
 
 BEFORE = "sft"
@@ -113,8 +113,8 @@ class PolicyComparison:
 
     @property
     def first(self) -> tuple[str, Tally] | None:
-        """How the replies that are told first were decoded, and what came of all of them."""
-        return next(((decoding, table["all"]) for decoding, table in self.tables.items()), None)
+        """How the replies that are told first were decoded, and what came of all; None without a verdict on any."""
+        return next(((decoding, table["all"]) for decoding, table in self.tables.items() if table["all"].total), None)
 
 
 def comparisons(run: Run) -> list[PolicyComparison]:
@@ -182,11 +182,6 @@ def policy_pairs(stage: StageFiles) -> Iterator[PolicyPair]:
                 scores,
                 len(texts[1]) - len(texts[0]) if all(isinstance(text, str) for text in texts) else None,
             )
-
-
-def has_verdicts(stage: StageFiles) -> bool:
-    """Whether the judge gave verdicts and no scores."""
-    return any(isinstance(row.get("verdicts"), dict) for row in stage.evals)
 
 
 def _told(row: Row, decoding: str, index: int) -> tuple[str | None, ...]:

@@ -72,7 +72,7 @@ def test_the_figures_follow_from_the_files(chain):
 def test_the_report_has_the_stage(chain):
     _, run, _ = chain
     page = (run / "report/index.html").read_text(encoding="utf-8")
-    assert "Rejection sampling" in page and "reward of the best of k replies" in page
+    assert "Rejection sampling" in page and "rounds, by the reward" in page
 
 
 def test_the_same_command_changes_nothing(chain, capsys):

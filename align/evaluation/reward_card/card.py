@@ -14,7 +14,7 @@ from typing import Any
 
 from align.evaluation.calibration import calibration_error, reliability
 from align.evaluation.reward_card.benchmarks import BY_KEY, Benchmark
-from align.evaluation.reward_card.cases import Case, Estimate, Result, Scores
+from align.evaluation.reward_card.cases import Case, Estimate, Outcome, Scores
 from align.evaluation.reward_card.finding import Found
 from align.evaluation.reward_card.formulas import PRIOR_WEIGHT, STYLES, headline, share
 
@@ -116,7 +116,7 @@ def _figure(figure: Estimate) -> dict[str, Any]:
     return {"score": figure.value, "low": figure.low, "high": figure.high, "n": figure.n}
 
 
-def _matrix(result: Result) -> list[list[float]]:
+def _matrix(result: Outcome) -> list[list[float]]:
     return [list(row) for row in result.matrix or ()]
 
 

@@ -59,7 +59,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Outcome:
     """What a benchmark's formula makes of scores.
 
     Attributes:

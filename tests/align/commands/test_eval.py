@@ -1,6 +1,7 @@
 """`align eval`: models, runs and files of replies before judges; nothing made twice, every table says who judged."""
 
 import json
+import os
 from collections import Counter
 
 import pytest
@@ -9,6 +10,7 @@ from align import cli
 from align.chat import speaker
 from align.evaluation import contest
 from align.evaluation.wins import WORTH
+from align.runs.run_files import read_run
 from reward.judges.functions import FunctionJudge
 from reward.protocol import RewardError
 from tests.align.chat.run_folder import write_adapter, write_run
@@ -297,6 +299,11 @@ def test_the_tax_stands_in_the_run_of_the_later_model(tmp_path, asked, run):
     assert found["difference"]["loss"]["difference"] == pytest.approx(change)
     assert (found["source"], found["tasks"]) == (["plain.txt"], {})
     assert found["bytes"] == 40 and found["tokens"] == 41  # of one document, with its end
+    assert read_run(run).tax == found
+    now = (run / "tax.json").stat().st_mtime
+    os.utime(run / "ppo/model/config.json", (now + 5, now + 5))  # trained again
+    told = read_run(run)
+    assert told.tax == {} and "tax.json was measured before a policy that is there now" in " ".join(told.problems)
     asked(run / "sft", run / "sft", *words, "--out", "out")
     assert json.loads((tmp_path / "out/tax.json").read_text())["difference"]["loss"]["difference"] == 0.0
     told = asked(run / "sft", run, "--tax", code=1).err

@@ -100,6 +100,22 @@ def test_several_pairs_of_a_prompt_hang_together():
     assert found.interval == pytest.approx((0.75 - half, 0.75 + half))
 
 
+def test_what_counts_stands_first_and_figures_are_the_summarys(runs):
+    found = rows_of(read_sides(runs))
+    order = [words for stage, words in found if stage == "ppo"]
+    wins = "wins and half the ties against its start, greedy"
+    assert order[0] == "correct, greedy" and order.index(wins) < order.index(
+        "score of the reward it was trained on, temperature 1"
+    )
+    assert next(iter(found))[0] == "ppo"
+    for name, key, words in (
+        ("ppo", "kl", "KL from the reference, nats a reply"),
+        ("sft", "heldout_loss", "held-out loss, nats a token"),
+    ):
+        told = [json.loads((root / name / "summary.json").read_text())[key] for root in runs]
+        assert [text for text, _ in found[name, words]] == [*(f"{value:.4g}" for value in told), "+0"]
+
+
 def test_scores_of_other_rewards_have_no_difference(runs):
     sides = read_sides(runs)
     row = rows_of(sides)["ppo", "score of the reward it was trained on, temperature 1"]

@@ -39,7 +39,7 @@ def test_any_json_makes_a_page(found, whole):
 def test_a_section_says_what_it_lacks_and_one_without_stages_is_none():
     sft = StageFiles("sft", {"heldout_loss": 1.0}, [{"step": 1}])
     ppo = StageFiles("ppo", metrics=[{"step": 7}])
-    recipe = {"base": {}, "pmp": None, "rm": None, "ppo": {"rollout": {}, "eval_data": ["held_out.jsonl"]}}
+    recipe = {"base": {}, "pmp": None, "rm": None, "ppo": {"eval_data": ["held_out.jsonl"]}}
     run = run_of(recipe, sft=sft, ppo=ppo)
     assert {name: notes for name, (_, notes) in sections(run).items()} == {
         "supervised": ["base has not run yet."],
@@ -91,6 +91,21 @@ def test_the_alignment_tax_is_a_table_where_it_was_measured():
     page = render(Run("n", {}, run_of().stages, {}, [], found), {})
     assert "what ppo forgot of base" in page and "20 documents, 5000 tokens" in page and "/home/me" not in page
     assert alignment_tax({}) is None and alignment_tax({"before": 3, "after": [], "tasks": "x"}) is None
+
+
+def test_a_page_of_long_replies_everywhere_stays_under_2_mb():
+    long = "One word after another. " * 500
+    replies = {f"{who}_{key}": value for who in ("sft", "ppo") for key, value in (("reply", long), ("gold", 0))}
+    pairs = [{"prompt": long, "chosen": long, "rejected": long, "chosen_score": 0, "rejected_score": 1}] * 20
+    tokens = [[word, 0.6] for word in long.split()]
+    sampled = {"prompt": long, "reply": long, "reference": long, "tokens": tokens, "step": 1}
+    run = run_of(
+        ppo=StageFiles("ppo", evals=[{"prompt": long, **replies}] * 300, samples=[sampled] * 20),
+        **{name: StageFiles(name, evals=pairs) for name in ("pmp", "rm")},
+        **{name: StageFiles(name, samples=[sampled] * 20) for name in ("base", "sft")},
+    )
+    page = render(run, {})
+    assert len(page.encode()) < 1_800_000 and "more are in ppo/eval.jsonl" in page  # and the plots take a tenth of that
 
 
 def test_the_doctor_speaks_on_the_page():

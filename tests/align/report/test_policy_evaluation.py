@@ -94,6 +94,15 @@ def test_verdicts_of_a_judge_without_scores():
     assert sentence == "PPO won 1 of 2 judgments against SFT; judged by 3 annotators of votes.csv."
 
 
+def test_a_judge_that_came_to_no_verdict_has_nothing_to_tell():
+    row = {"category": "x", "sft_reply": "a", "ppo_reply": "b", "verdicts": {"greedy": [[None, None]]}}
+    run = run_of({"judge": "votes"}, [row])
+    (one,) = comparisons(run)
+    assert one.tables["greedy"]["all"].no_verdict == 2 and one.judged_by == "the judge votes"
+    assert at_a_glance(run, [one]).sentence == "PPO is finished."
+    assert "2 came to no verdict" in render(run, {})
+
+
 def test_the_judge():
     both = [line(0, 1, sft_reward=1, ppo_reward=0, sft_tokens=3, ppo_tokens=4, sft_correct=0, ppo_correct=1)]
     assert judge_of(StageFiles("ppo", evals=both)) == "gold"
@@ -148,6 +157,7 @@ def test_between_which_two():
         ({"kind": "stage", "value": "rejection"}, "RS"),
         ({"kind": "stage", "value": "sft"}, "SFT"),
         ({"kind": "path", "value": "/models/Qwen2.5-0.5B-Instruct"}, "Qwen2.5-0.5B-Instruct"),
+        ({"kind": "path", "value": "runs/a/sft/model"}, "SFT"),
         (None, "SFT"),
         (3, "SFT"),
     ):
