@@ -78,8 +78,10 @@ def judged_rows(
             for at, judgments in zip(asked, told_of, strict=True):
                 rows[at] = some[at][0] | {"judgments": [_as_object(one) for one in judgments]}
             files.append_json_lines(kept, [rows[at] for at in asked])
+            known |= {_where(rows[at]): rows[at] for at in asked}
         found += rows
         told(start + len(prompts[start : start + AT_ONCE]))
+    files.write_json_lines(kept, known.values())  # a pair that was asked again stands there once
     return found
 
 

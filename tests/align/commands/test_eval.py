@@ -164,7 +164,7 @@ def test_what_came_to_no_verdict_is_asked_again(tmp_path, asked, monkeypatch):
         asked(*words)
         match = json.loads((tmp_path / "out/wins.json").read_text())["judges"]["longer"]["matches"][0]
         assert (match["judgments"], match["no_verdict"]) == (judged, missing)
-    assert calls == [5, 1]
+    assert calls == [5, 1] and len(rows_of(tmp_path / "out/judgments/longer.jsonl")) == 5
 
 
 def test_one_policy_of_our_own_table(tmp_path, asked):
