@@ -5,9 +5,10 @@ policy) or its stage (runs/x/sft), or a file of replies (of our eval.jsonl one p
 name. Each answers the prompts, greedily or as --num-samples and --temperature say.
 
 A JUDGE is a reward as `align score` takes it (the higher score wins), a function that sees both replies (file.py:name,
-with `first` and `second` among its parameters), or people: a file of rankings (CSV, JSON Lines). NAME=JUDGE gives it a
-name. --judge-url and --judge-model ask a language model behind an OpenAI-compatible endpoint. With several judges the
-table says how far they agree. Without --prompts rankings alone are counted: A B … are models of the file, or all are.
+with `first` and `second` among its parameters), people (a file of rankings: CSV, JSON Lines), or what a recipe names
+(RECIPE:ppo.judge). NAME=JUDGE gives it a name. --judge-url and --judge-model ask a language model behind an
+OpenAI-compatible endpoint. With several judges the table says how far they agree. Without --prompts rankings alone are
+counted: A B … are models of the file, or all are.
 
 OUT holds the replies of each model, the judgments of each judge, and the tables as wins.json and wins.md. What is there
 already is kept, whatever is new or changed is made: after a kill, and with one more model or judge, the same command
@@ -77,7 +78,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--rubric", metavar="FILE", help="what it is to look at (default: a text of ours)")
     parser.add_argument("--judge-key-env", metavar="VAR", help="environment variable with the endpoint's key")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: eval-A-B")
-    parser.add_argument("--limit", type=positive, metavar="N", help="the first N prompts alone")
+    parser.add_argument("--limit", type=positive, metavar="N", help="the first N prompts, or documents, alone")
     parser.add_argument("--system", metavar="TEXT", default="", help="the system turn of prompts without one")
     parser.add_argument("--num-samples", type=positive, default=1, metavar="N", help="replies to a prompt (default 1)")
     words = "default 0 (greedy), or 1 with --num-samples"
@@ -111,6 +112,7 @@ def eval_command(args: argparse.Namespace) -> None:
         OutOfMemoryError: too many replies at once.
         StorageError: OUT cannot be written.
     """
+    _require_together(args)
     if args.tax:
         from align.commands.tax import tax
 
@@ -133,6 +135,16 @@ def eval_command(args: argparse.Namespace) -> None:
             "contestants": {one.name: f"{one.path}:{one.policy}".rstrip(":") for one in models},
         }
         _show(args, out, about, judged)
+
+
+def _require_together(args: argparse.Namespace) -> None:
+    """Raises ContestError for options of wins beside --tax, and for its own without it."""
+    judging = {"--prompts": args.prompts, "--judge": args.judge, "--judge-url": args.judge_url}
+    taxing = {"--documents": args.documents, "--lm-eval": args.lm_eval}
+    for name, given in (judging if args.tax else taxing).items():
+        if given:
+            advice = "leave it out: with --tax nothing is judged" if args.tax else "add --tax, which it belongs to"
+            raise ContestError(f"{name}: {advice}")
 
 
 def _count_rankings(args: argparse.Namespace) -> None:
@@ -187,12 +199,12 @@ def _judges(args: argparse.Namespace, out: Path) -> list[Wanted]:
     """The judges that are named; those that hold no model are made, and of the others it is known that they are
     there."""
     from align.models.named import called, reward_at
-    from align.serving.named import check_judge, judge_files
+    from align.serving.named import check_judge, reward_stamp
 
     found = []
     for name, word in map(alias, args.judge):
         ready = check_judge(word)
-        settings = {"judge": word, "its files": [files.stamp(path) for path in judge_files(word)], "dtype": args.dtype}
+        settings = {"judge": word, "its files": reward_stamp(word), "dtype": args.dtype}
         if name is None and ready is not None:
             name = ready.name
         elif name is None:
@@ -225,7 +237,7 @@ def _language_model(args: argparse.Namespace, out: Path) -> Wanted:
     except ValueError as error:
         raise ContestError(str(error)) from error
     settings = {"url": shown_url(args.judge_url), "model": args.judge_model, "seed": args.seed}
-    rubric = [] if args.rubric is None else files.stamp(typed_path(args.rubric))
+    rubric = [] if args.rubric is None else files.stamp(args.rubric)
     return Wanted(judge.name, settings | {"rubric": rubric}, ready=judge)
 
 

@@ -94,7 +94,8 @@ def _figures(pairs: Sequence[ComparedPair]) -> dict[str, Any]:
 def _length_controlled(
     worth: Sequence[float], prompts: Sequence[Hashable], longer: Sequence[int | None]
 ) -> dict[str, float] | None:
-    """The share at equal lengths; its interval is the intercept's by the sandwich estimator over prompts."""
+    """The share at equal lengths; its interval is the intercept's by the sandwich estimator over prompts, and never
+    narrower than of as many independent judgments: where length tells the verdict that estimator sees no spread."""
     if not 0 < sum(worth) < len(worth) or None in longer:
         return None
     longer_N = np.array(longer, dtype=np.float64)
@@ -116,6 +117,6 @@ def _length_controlled(
         own[prompt] += row
     between = sum(np.outer(row, row) for row in own.values()) * len(own) / (len(own) - 1)
     inverse = np.linalg.inv(bend)
-    half = Z95 * math.sqrt((inverse @ between @ inverse)[0, 0])
+    half = Z95 * math.sqrt(max((inverse @ between @ inverse)[0, 0], inverse[0, 0]))
     shares = (1 / (1 + math.exp(-at)) for at in (weights[0], weights[0] - half, weights[0] + half))
     return dict(zip(("win_share", "low", "high"), shares, strict=True)) | {"length_weight": float(weights[1])}

@@ -1,6 +1,7 @@
 """`align eval`: models, runs and files of replies before judges; nothing made twice, every table says who judged."""
 
 import json
+import os
 from collections import Counter
 
 import pytest
@@ -8,8 +9,11 @@ import pytest
 from align import cli
 from align.chat import speaker
 from align.evaluation import contest
+from align.evaluation.table import percent
 from align.evaluation.wins import WORTH
+from align.runs.run_files import read_run
 from reward.judges.functions import FunctionJudge
+from reward.judges.protocol import Judgment
 from reward.protocol import RewardError
 from tests.align.chat.run_folder import write_adapter, write_run
 from tests.reward.judges.test_llm import endpoint, longer  # noqa: F401 - a fixture
@@ -69,7 +73,7 @@ def test_two_files_by_hand(tmp_path, asked):
     replies(tmp_path / "new.jsonl", ["bb", "bb", "b", "bbb", "bbb"])
     judges = ("--judge", "judges.py:longer", "--judge", "x=judges.py:of_category")
     shown = asked("old.jsonl", "new.jsonl", "--prompts", "prompts.jsonl", *judges).out
-    assert shown.startswith("new against old, judged by the function judges.py:longer: 5 judgments on 5 prompts\n")
+    assert shown.startswith("new against old, judged by the function longer of judges.py: 5 judgments on 5 prompts\n")
     found = json.loads((tmp_path / "eval-old-new/wins.json").read_text())
     (match,) = found["judges"]["longer"]["matches"]
     assert (match["first"], match["second"]) == ("old", "new")
@@ -77,7 +81,7 @@ def test_two_files_by_hand(tmp_path, asked):
     by_category = {name: [part[key] for key in ("win", "tie", "loss")] for name, part in match["by_category"].items()}
     assert by_category == {"maths": [2, 0, 0], "talk": [1, 1, 1]}
     assert found["judges"]["x"]["matches"][0]["by_category"]["maths"]["win"] == 2  # it was told the category
-    assert "judged by the function judges.py:longer" in (tmp_path / "eval-old-new/wins.md").read_text()
+    assert "judged by the function longer of judges.py" in (tmp_path / "eval-old-new/wins.md").read_text()
     assert "| maths | 2 | 0 | 0 | 100.0 % |" in (tmp_path / "eval-old-new/wins.md").read_text()
 
 
@@ -99,6 +103,7 @@ def test_models_an_adapter_and_a_file_before_a_reward_and_a_function(tmp_path, a
             for row in own:
                 first, second = row["judgments"][0].get("scores", (0, 0))
                 assert WORTH[row["judgments"][0]["winner"]] == (second > first) + 0.5 * (first == second)
+            assert percent(match["win_share"]) in shown  # in the matrix
         assert {row["model"] for row in judged["ranking"]} == set(names)
     assert found["judges"]["rm"]["judged_by"] == f"the reward model {run}"
     assert found["agreement"]["between"][0]["number"] == 15
@@ -141,6 +146,25 @@ def test_after_a_kill_nothing_is_asked_twice_and_what_changed_is_made_anew(tmp_p
     assert "replies/toy-sft.jsonl is made anew, since this is not what it was made with: sampling" in told
     assert (len(loaded), sum(calls[4:])) == (4, 10)
     assert (tmp_path / "out/replies/toy-sft.jsonl").read_bytes() != first
+
+
+def test_what_came_to_no_verdict_is_asked_again(tmp_path, asked, monkeypatch):
+    replies(tmp_path / "a.jsonl", "abcde")
+    replies(tmp_path / "b.jsonl", ["longer"] * 5)
+    words = ("a.jsonl", "b.jsonl", "--prompts", "prompts.jsonl", "--judge", "judges.py:longer", "--out", "out")
+    calls, whole = [], FunctionJudge.compare
+
+    def compare(self, pairs):
+        calls.append(len(pairs))
+        found = whole(self, pairs)
+        return [[Judgment(None)], *found[1:]] if len(calls) == 1 else found
+
+    monkeypatch.setattr(FunctionJudge, "compare", compare)
+    for judged, missing in ((4, 1), (5, 0), (5, 0)):
+        asked(*words)
+        match = json.loads((tmp_path / "out/wins.json").read_text())["judges"]["longer"]["matches"][0]
+        assert (match["judgments"], match["no_verdict"]) == (judged, missing)
+    assert calls == [5, 1] and len(rows_of(tmp_path / "out/judgments/longer.jsonl")) == 5
 
 
 def test_one_policy_of_our_own_table(tmp_path, asked):
@@ -195,7 +219,7 @@ def test_a_judge_without_a_verdict_is_told(tmp_path, asked):
     replies(tmp_path / "a.jsonl", "abcde")
     replies(tmp_path / "b.jsonl", "vwxyz")
     told = asked("a.jsonl", "b.jsonl", "--prompts", "prompts.jsonl", "--judge", "judges.py:no_idea", code=1).err
-    assert "the function judges.py:no_idea has no verdict on any of the 5 pairs of replies" in told
+    assert "the function no_idea of judges.py has no verdict on any of the 5 pairs of replies" in told
     told = asked("a.jsonl", "b.jsonl", "--prompts", "prompts.jsonl", code=1).err
     assert "say who judges" in told
     told = asked("a.jsonl", "b.jsonl", "--judge", "judges.py:longer", code=1).err
@@ -255,6 +279,37 @@ def test_people_and_a_language_model_on_the_same_replies(tmp_path, asked, endpoi
     assert "the address must begin with https://" in told and "Traceback" not in told
 
 
+RECIPE = """
+name: t
+output_dir: run
+model: {path: org/model}
+ppo:
+  data: [prompts.jsonl]
+  num_iterations: 100
+  eval_data: [prompts.jsonl]
+  reward: {kind: length, maximum: 3, unit: characters}
+  judge: {kind: comparison, function: judges.py:longer}
+"""
+
+
+def test_what_a_recipe_names_as_judge_and_as_reward(tmp_path, asked):
+    replies(tmp_path / "a.jsonl", ["a", "aa", "aaa", "aaaa", "a"])
+    replies(tmp_path / "b.jsonl", ["bb", "bb", "bbbb", "b", "bbb"])
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    words = ("a.jsonl", "b.jsonl", "--prompts", "prompts.jsonl")
+    asked(*words, "--judge", "r.yaml:ppo.judge", "--judge", "r.yaml:ppo.reward")
+    found = json.loads((tmp_path / "eval-a-b/wins.json").read_text())["judges"]
+    assert list(found) == ["r.yaml-ppo.judge", "r.yaml-ppo.reward"]
+    counts = [[one["matches"][0][key] for key in ("win", "tie", "loss")] for one in found.values()]
+    assert counts == [[3, 1, 1], [1, 3, 1]]
+    assert "ppo.judge: the recipe names no judge" in asked(*words, "--judge", f"{bare(tmp_path)}:ppo.judge", code=1).err
+
+
+def bare(folder):
+    (folder / "bare.yaml").write_text(RECIPE.partition("  judge:")[0])
+    return "bare.yaml"
+
+
 def test_the_tax_stands_in_the_run_of_the_later_model(tmp_path, asked, run):
     (tmp_path / "plain.txt").write_text("first line of plain text\nand another one\n")
     words = ("--tax", "--documents", "plain.txt", "--block-length", 16)
@@ -266,6 +321,11 @@ def test_the_tax_stands_in_the_run_of_the_later_model(tmp_path, asked, run):
     assert found["difference"]["loss"]["difference"] == pytest.approx(change)
     assert (found["source"], found["tasks"]) == (["plain.txt"], {})
     assert found["bytes"] == 40 and found["tokens"] == 41  # of one document, with its end
+    assert read_run(run).tax == found
+    now = (run / "tax.json").stat().st_mtime
+    os.utime(run / "ppo/model/config.json", (now + 5, now + 5))  # trained again
+    told = read_run(run)
+    assert told.tax == {} and "tax.json was measured before a policy that is there now" in " ".join(told.problems)
     asked(run / "sft", run / "sft", *words, "--out", "out")
     assert json.loads((tmp_path / "out/tax.json").read_text())["difference"]["loss"]["difference"] == 0.0
     told = asked(run / "sft", run, "--tax", code=1).err

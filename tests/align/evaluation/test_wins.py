@@ -156,7 +156,7 @@ def test_length_control_where_length_tells_every_verdict_and_where_it_cannot_be_
     tells = [ComparedPair(at, ["second" if at % 3 else "first"], longer=at % 3 or -1) for at in range(30)]
     found = rates(tells)["length_controlled"]
     assert 0 < found["low"] < found["win_share"] < found["high"] < 1
-    assert found["length_weight"] > 1.5
+    assert found["length_weight"] > 1.5 and found["high"] - found["low"] > 0.3  # and nobody knows the rest
     assert rates([ComparedPair(at, ["second"], longer=at) for at in range(9)])["length_controlled"] is None
     assert rates([ComparedPair(at, ["second", "first"], longer=4) for at in range(9)])["length_controlled"] is None
     assert rates([ComparedPair(at, ["second", "first"]) for at in range(9)])["length_controlled"] is None
