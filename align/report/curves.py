@@ -5,14 +5,13 @@ What has no data is left out; of PPO the critic's warm-up is shaded.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
 
 from matplotlib.axes import Axes
 
-from align.report.names import reward_named, section_of
+from align.report.names import PART, reward_named, section_of
 from align.report.style import PAGE, line, over, smooth
 from align.report.svg import Panel
 from align.runs.run_files import Row, Run, Series, StageFiles, clean, number
@@ -24,7 +23,6 @@ OF_ROUNDS = (  # the best is that of as many samples as every prompt has scores 
 )
 ROLLOUTS, HELD_OUT, GREEDY = "rollouts", "held-out prompts", "held-out, greedy"
 COLORS = (PAGE.blue, PAGE.orange, PAGE.aqua)
-PART = re.compile(r"score/(.+)/mean")
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,10 +224,15 @@ def _over_iterations(stage: StageFiles, plot: Plot, warmup: float, shaded: str |
         if warmup:
             axes.axvspan(0, warmup, color=PAGE.violet, alpha=0.14, linewidth=0, label=shaded)
         over(axes, "iteration")
-        if plot.zero or (plot.low is not None and axes.get_ylim()[0] < plot.low):
-            axes.set_ylim(bottom=plot.low or 0)
+        cut_below(axes, plot)
 
     return Panel(plot.title, draw, plot.unit if plot.even is None else looks_judged_by(stage) or plot.unit)
+
+
+def cut_below(axes: Axes, plot: Plot) -> None:
+    """The axis begins where the plot says."""
+    if plot.zero or (plot.low is not None and axes.get_ylim()[0] < plot.low):
+        axes.set_ylim(bottom=plot.low or 0)
 
 
 def looks_judged_by(stage: StageFiles) -> str:

@@ -7,7 +7,6 @@ grow; a line that is half written waits for its other half, a file that was writ
 from __future__ import annotations
 
 import os
-import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from align.recipe import STAGES
+from align.report.names import PART
 from align.runs.reading import read_recipe
 from align.runs.run_files import Row, Series, StageFiles, clean, number
 from align.runtime.json_files import RunFileError, objects, parse_json
@@ -52,7 +52,6 @@ OF_PPO = {
     "seconds/total": "seconds an iteration",
 }
 CURVES = {"supervised": OF_TRAINING, "reward": OF_TRAINING, "rejection": OF_ROUNDS, "ppo": OF_PPO}
-PART = re.compile(r"score/(.+)/mean")
 
 
 @dataclass(frozen=True, slots=True)
