@@ -62,10 +62,7 @@ def _outcome(one: PolicyComparison) -> str:
 
 def _decided(one: PolicyComparison, counts: Tally) -> str:
     """Who won for sure, how often; all counts where that is no majority or nobody did."""
-    verdicts = (
-        {"won": counts.win, "lost": counts.loss} if counts.sign >= 0 else {"lost": counts.loss, "won": counts.win}
-    )
-    (verdict, often), (other, less) = verdicts.items()
+    (other, less), (verdict, often) = sorted({"lost": counts.loss, "won": counts.win}.items(), key=lambda one: one[1])
     of = f"{counts.total}{'' if counts.total == counts.pairs else ' judgments'}"
     told = f"{one.after} {verdict} {often} of {of} against {one.before}"
     if counts.sign and 2 * often > counts.total:

@@ -147,14 +147,13 @@ class LiveRun:
         waiting = [one for one in after if one not in began]
         rows, samples = self._lines(stage, "metrics.jsonl"), self._lines(stage, "samples.jsonl", NEWEST)
         files = StageFiles(stage, self._object(stage, "summary.json"), rows, samples)
-        times = [time for row in rows[-20:] if (time := number(row.get("time"))) is not None]
         return Progress(
             name,
             stage,
             files.last_step,
             total_steps(files, recipe),
             seconds_a_step(rows),
-            max(times, default=None),
+            _last_time(rows),
             finished,
             waiting,
             stage in finished and not waiting,
@@ -163,7 +162,10 @@ class LiveRun:
         )
 
     def _touched(self, stage: str) -> float | None:
-        """When the stage last wrote a figure or, before its first, its recipe."""
+        """When the stage last logged a figure, as the figures say, which files that were copied do not; else when its
+        files were written."""
+        if (logged := _last_time(self._lines(stage, "metrics.jsonl"))) is not None:
+            return logged
         for file in ("metrics.jsonl", "recipe.yaml"):
             with suppress(OSError):
                 return (self.root / stage / file).stat().st_mtime
@@ -188,6 +190,10 @@ class LiveRun:
     def _lines(self, stage: str, file: str, newest: int | None = None) -> list[Row]:
         path = self.root / stage / file
         return self._files.setdefault(path, GrowingLines(path, newest)).read()
+
+
+def _last_time(rows: list[Row]) -> float | None:
+    return max((time for row in rows[-20:] if (time := number(row.get("time"))) is not None), default=None)
 
 
 def total_steps(stage: StageFiles, recipe: Row) -> int | None:

@@ -149,7 +149,8 @@ def compared(run: Run, stage: StageFiles) -> PolicyComparison | None:
         groups = defaultdict(list)
         for pair in chosen:
             groups[pair.category].append(pair)
-        ranked = sorted(groups.keys() - {"all"}, key=lambda name: (-len(groups[name]), name))
+        told = groups.keys() - {"all"} if groups.keys() != {NO_CATEGORY} else set()
+        ranked = sorted(told, key=lambda name: (-len(groups[name]), name))
         most, left_out = ranked[:MOST_CATEGORIES], max(left_out, len(ranked[MOST_CATEGORIES:]))
         tables[decoding] = {"all": tally(chosen, rates)} | {
             name: tally(groups[name], rates["by_category"][name]) for name in sorted(most)

@@ -97,6 +97,7 @@ def sentence_of(won, tied, lost, **more):
         ((16, 44, 0), "PPO won 16 of 60 against SFT, tied 44"),
         ((5, 30, 25), "PPO lost 25 of 60 against SFT, tied 30, won 5"),
         ((25, 10, 25), "No sure winner: PPO won 25 of 60 against SFT, tied 10, lost 25"),
+        ((0, 0, 3), "No sure winner: PPO lost 3 of 3 against SFT"),
         ((0, 60, 0), "No sure winner: PPO won 0 of 60 against SFT, tied 60"),
     ],
 )
@@ -271,8 +272,9 @@ def test_of_very_many_categories_those_with_most_prompts_are_told():
 
 
 def test_a_category_named_all_is_not_counted_twice():
-    (table,) = tables(run_of(evals=[line(0, 1, "all")])).values()
-    assert counts(table) == {"all": (1, 0, 0)}
+    for name in ("all", ""):  # nor that of all rows, which have none
+        (table,) = tables(run_of(evals=[line(0, 1, name)])).values()
+        assert counts(table) == {"all": (1, 0, 0)}
 
 
 def test_means_have_what_is_right_first_and_the_parts_of_a_reward():
