@@ -117,7 +117,7 @@ def replies_of(
     """
     file = made.folder / "replies" / f"{one.name}.jsonl"
     sampling = {"samples": params.n} if one.is_file else {"sampling": asdict(params)}
-    what = {"path": one.path, "policy": one.policy, "its files": files.stamp(typed_path(one.path))}
+    what = {"path": one.path, "policy": one.policy, "its files": files.stamp(one.path)}
     made.require(file, what | {"prompts": digest(prompts)} | sampling)
     if one.is_file:
         files.write_json_lines(file, _rows_of_file(one, prompts, params.n, max_row_mb))

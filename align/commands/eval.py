@@ -187,12 +187,12 @@ def _judges(args: argparse.Namespace, out: Path) -> list[Wanted]:
     """The judges that are named; those that hold no model are made, and of the others it is known that they are
     there."""
     from align.models.named import called, reward_at
-    from align.serving.named import check_judge, judge_files
+    from align.serving.named import check_judge, reward_stamp
 
     found = []
     for name, word in map(alias, args.judge):
         ready = check_judge(word)
-        settings = {"judge": word, "its files": [files.stamp(path) for path in judge_files(word)], "dtype": args.dtype}
+        settings = {"judge": word, "its files": reward_stamp(word), "dtype": args.dtype}
         if name is None and ready is not None:
             name = ready.name
         elif name is None:
@@ -225,7 +225,7 @@ def _language_model(args: argparse.Namespace, out: Path) -> Wanted:
     except ValueError as error:
         raise ContestError(str(error)) from error
     settings = {"url": shown_url(args.judge_url), "model": args.judge_model, "seed": args.seed}
-    rubric = [] if args.rubric is None else files.stamp(typed_path(args.rubric))
+    rubric = [] if args.rubric is None else files.stamp(args.rubric)
     return Wanted(judge.name, settings | {"rubric": rubric}, ready=judge)
 
 

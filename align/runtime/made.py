@@ -25,7 +25,8 @@ class MadeWith:
         self._known = read_object(self.file, f"remove {folder}, or name another one") or {}
 
     def require(self, file: Path, settings: dict[str, Any]) -> None:
-        """Remove `file`, below the folder, where it was made with other settings (JSON) than these, and keep these.
+        """Remove `file`, below the folder, and pieces of it, where it was made with other settings (JSON) than these,
+        which are kept.
 
         Raises:
             StorageError: nothing can be written there.
@@ -36,6 +37,7 @@ class MadeWith:
         if file.exists():
             changed = sorted(name for name in wanted if wanted[name] != self._known.get(key, {}).get(name))
             say(f"{file} is made anew, since this is not what it was made with: {', '.join(changed)}", file=sys.stderr)
-            files.remove(file)
+        for former in (file, file.with_name(f"{file.name}.pieces")):
+            files.remove(former)
         self._known[key] = wanted
         files.write_json(self.file, self._known)

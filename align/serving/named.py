@@ -18,7 +18,7 @@ import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from align.models.named import reward_at
@@ -73,12 +73,6 @@ def named_reward(word: str, *, batch_size: int = 64, device: Any = None, dtype: 
     return NamedReward(load_reward(reward_at(word), batch_size=batch_size, name=word, device=device, dtype=dtype))
 
 
-def reward_stamp(word: str) -> list[list[Any]]:
-    """Names, sizes and times of the files that `word` names, empty for a hub id: whether it still means the same."""
-    place = reward_at(word) if typed_path(word).is_dir() else word
-    return files.stamp(place) or files.stamp(place.rpartition(":")[0])
-
-
 def named_judge(
     word: str, *, folder: Path = Path(), batch_size: int = 64, device: Any = None, dtype: str = "auto"
 ) -> Judge:
@@ -97,11 +91,12 @@ def named_judge(
     if found := JUDGE.fullmatch(word):
         return _judge_of_recipe(load_recipe(found[1]), found[2], folder, device)
     name = _function(word)
+    described = f"the function {name} of {PurePath(word.rpartition(':')[0]).name}"
     if name and {"first", "second"} <= inspect.signature(function := load_function(word)).parameters.keys():
-        return FunctionJudge(function, name=name, described=f"the function {word}")
+        return FunctionJudge(function, name=name, described=described)
     reward = named_reward(word, batch_size=batch_size, device=device, dtype=dtype).reward
     if name:
-        return RewardJudge(reward, name=name, described=f"the function {word}")
+        return RewardJudge(reward, name=name, described=described)
     kind = "reward" if SECTION.fullmatch(word) or _is_recipe(word) else "reward model"
     return RewardJudge(reward, described=f"the {kind} {word}")
 
@@ -127,17 +122,22 @@ def is_rankings(word: str) -> bool:
     return ending(typed_path(word)) in ROW_ENDINGS
 
 
-def judge_files(word: str) -> list[Path]:
-    """The files and folders a judge is made of, as far as they lie here: what changes there changes its verdicts."""
+def reward_stamp(word: str) -> list[list[Any]]:
+    """Names, sizes and times of the files that the reward or judge is made of, as far as they lie here (of a hub id
+    none do): whether `word` still means the same."""
+    return [one for path in _files(word) for one in files.stamp(path)]
+
+
+def _files(word: str) -> list[str | Path]:
     if _function(word) or is_rankings(word):
-        return [typed_path(word.rpartition(":")[0] or word)]
+        return [word.rpartition(":")[0] or word]
     found = JUDGE.fullmatch(word) or SECTION.fullmatch(word)
-    if found or _is_recipe(word):
-        recipe = load_recipe(found[1] if found else word)
-        code = (spec.rpartition(":")[0] for stage in recipe.stages for spec in user_code(recipe, stage).values())
-        made = (model_dir(recipe, stage) for stage in REWARD_STAGES)
-        return [find_recipe(found[1] if found else word), *map(typed_path, code), *made]
-    return [typed_path(reward_at(word))]
+    if not found and not _is_recipe(word):
+        return [reward_at(word)]
+    recipe = load_recipe(found[1] if found else word)
+    code = (spec.rpartition(":")[0] for stage in recipe.stages for spec in user_code(recipe, stage).values())
+    made = (model_dir(recipe, stage) for stage in REWARD_STAGES)
+    return [find_recipe(found[1] if found else word), *code, *made]
 
 
 def _function(word: str) -> str | None:

@@ -69,7 +69,7 @@ def test_two_files_by_hand(tmp_path, asked):
     replies(tmp_path / "new.jsonl", ["bb", "bb", "b", "bbb", "bbb"])
     judges = ("--judge", "judges.py:longer", "--judge", "x=judges.py:of_category")
     shown = asked("old.jsonl", "new.jsonl", "--prompts", "prompts.jsonl", *judges).out
-    assert shown.startswith("new against old, judged by the function judges.py:longer: 5 judgments on 5 prompts\n")
+    assert shown.startswith("new against old, judged by the function longer of judges.py: 5 judgments on 5 prompts\n")
     found = json.loads((tmp_path / "eval-old-new/wins.json").read_text())
     (match,) = found["judges"]["longer"]["matches"]
     assert (match["first"], match["second"]) == ("old", "new")
@@ -77,7 +77,7 @@ def test_two_files_by_hand(tmp_path, asked):
     by_category = {name: [part[key] for key in ("win", "tie", "loss")] for name, part in match["by_category"].items()}
     assert by_category == {"maths": [2, 0, 0], "talk": [1, 1, 1]}
     assert found["judges"]["x"]["matches"][0]["by_category"]["maths"]["win"] == 2  # it was told the category
-    assert "judged by the function judges.py:longer" in (tmp_path / "eval-old-new/wins.md").read_text()
+    assert "judged by the function longer of judges.py" in (tmp_path / "eval-old-new/wins.md").read_text()
     assert "| maths | 2 | 0 | 0 | 100.0 % |" in (tmp_path / "eval-old-new/wins.md").read_text()
 
 
@@ -195,7 +195,7 @@ def test_a_judge_without_a_verdict_is_told(tmp_path, asked):
     replies(tmp_path / "a.jsonl", "abcde")
     replies(tmp_path / "b.jsonl", "vwxyz")
     told = asked("a.jsonl", "b.jsonl", "--prompts", "prompts.jsonl", "--judge", "judges.py:no_idea", code=1).err
-    assert "the function judges.py:no_idea has no verdict on any of the 5 pairs of replies" in told
+    assert "the function no_idea of judges.py has no verdict on any of the 5 pairs of replies" in told
     told = asked("a.jsonl", "b.jsonl", "--prompts", "prompts.jsonl", code=1).err
     assert "say who judges" in told
     told = asked("a.jsonl", "b.jsonl", "--judge", "judges.py:longer", code=1).err
@@ -253,6 +253,37 @@ def test_people_and_a_language_model_on_the_same_replies(tmp_path, asked, endpoi
     assert len(endpoint.seen) == 8
     told = asked(*words, "--judge-url", "ftp://x", code=1).err
     assert "the address must begin with https://" in told and "Traceback" not in told
+
+
+RECIPE = """
+name: t
+output_dir: run
+model: {path: org/model}
+ppo:
+  data: [prompts.jsonl]
+  num_iterations: 100
+  eval_data: [prompts.jsonl]
+  reward: {kind: length, maximum: 3, unit: characters}
+  judge: {kind: comparison, function: judges.py:longer}
+"""
+
+
+def test_what_a_recipe_names_as_judge_and_as_reward(tmp_path, asked):
+    replies(tmp_path / "a.jsonl", ["a", "aa", "aaa", "aaaa", "a"])
+    replies(tmp_path / "b.jsonl", ["bb", "bb", "bbbb", "b", "bbb"])
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    words = ("a.jsonl", "b.jsonl", "--prompts", "prompts.jsonl")
+    asked(*words, "--judge", "r.yaml:ppo.judge", "--judge", "r.yaml:ppo.reward")
+    found = json.loads((tmp_path / "eval-a-b/wins.json").read_text())["judges"]
+    assert list(found) == ["r.yaml-ppo.judge", "r.yaml-ppo.reward"]
+    counts = [[one["matches"][0][key] for key in ("win", "tie", "loss")] for one in found.values()]
+    assert counts == [[3, 1, 1], [1, 3, 1]]
+    assert "ppo.judge: the recipe names no judge" in asked(*words, "--judge", f"{bare(tmp_path)}:ppo.judge", code=1).err
+
+
+def bare(folder):
+    (folder / "bare.yaml").write_text(RECIPE.partition("  judge:")[0])
+    return "bare.yaml"
 
 
 def test_the_tax_stands_in_the_run_of_the_later_model(tmp_path, asked, run):
