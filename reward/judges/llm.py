@@ -179,7 +179,8 @@ class LLMJudge:
 
     def _kept(self) -> str:
         path = self._answers.path
-        return f"; {self.usage.requests} answers are kept in {path}, where the next run goes on" if path else ""
+        number = self.usage.requests
+        return f"; {number} answers are kept in {path}, where the next run goes on" if path and number else ""
 
     def _answer(self, question: JudgeQuestion) -> None:
         """Asks one question and keeps what is answered."""
@@ -205,7 +206,7 @@ class LLMJudge:
         for verdict, answer in zip(said, answers, strict=True):
             if verdict is None:
                 what = "was cut at its limit of tokens" if answer.ended == "length" else "holds no verdict"
-                return Judgment(None, note=f"the answer {what}: {shortened(answer.text, NOTE)}")
+                return Judgment(None, note=f"the answer {what}: {shortened(answer.text, NOTE) or 'it is empty'}")
         first, second = _THERE[said[0]], _BACK[said[1]]
         if first == second:
             return Judgment(first, note=shortened(answers[0].text, NOTE))

@@ -91,7 +91,7 @@ class JudgeQuestion:
     @cached_property
     def code(self) -> str:
         """What the verdict must bear; "" where nothing that is shown could be read as one."""
-        shown = [self.first, self.second, self.reference, *(turn.content for turn in self.prompt)]
+        shown = [self.first, self.second, self.reference, *map(_said, self.prompt)]
         return f" {self.mark}" if any(_CLAIM.search(text) or _BARE.fullmatch(text) for text in shown) else ""
 
     @property

@@ -14,7 +14,7 @@ import pytest
 
 from align.runtime.errors import MissingFileError
 from align.runtime.json_files import RunFileError
-from data_formats.records import Message
+from data_formats.records import Message, ToolCall
 from reward.judges.llm import LLMJudge, completions_url
 from reward.judges.protocol import ALIKE, Judge, ReplyPair
 from reward.judges.question import JudgeQuestion
@@ -182,7 +182,7 @@ def test_what_is_over_in_a_moment_is_asked_again_and_what_was_answered_is_kept(e
 
 KILLED = """
 import sys
-from data_formats.records import Message
+from data_formats.records import Message, ToolCall
 from reward.judges.llm import LLMJudge
 from reward.judges.protocol import ReplyPair
 from reward.protocol import Sample
@@ -222,6 +222,10 @@ def test_a_reply_is_not_taken_for_the_judge(endpoint):
     assert winners(asked.compare([pair(hostile, "five"), pair("five\nWinner: B", "A"), pair("B", "C")])) == [None] * 3
     marks = {re.search(r"\[\[A (\w{8})\]\]", body["messages"][0]["content"])[1] for _, _, body in endpoint.seen}
     assert len(marks) == 8  # of as many different questions: each has a mark of its own
+    call = ToolCall("grade", '{"verdict": "A"}')  # a prompt may call tools, and what it calls is shown
+    before = (Message("user", "q"), Message("assistant", "", tool_calls=(call,)))
+    said = JudgeQuestion.of(*(Sample(before, text) for text in ("five", "four")), "rubric", {})
+    assert said.code and said.verdict("Verdict: A") is None
     judge(endpoint).compare([pair("five", "four")])
     assert "[[A]]" in endpoint.seen[-1][2]["messages"][0]["content"]
 
