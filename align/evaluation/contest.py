@@ -3,7 +3,8 @@
 A *row* is a pair of replies with what was said of it: `first` and `second`, the models; `prompt` and `sample`, which
 prompt and which of its replies, from 0; `category`; `longer`, by how many characters the second reply is; `replies`,
 which tells whether they are still the same; `judgments`. Rows are added to a file as they are judged, so nothing is
-asked twice: neither after a kill nor when another model comes in.
+asked twice: neither after a kill nor when another model comes in. What came to no verdict is asked again: that may have
+been a failure.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def judged_rows(
     for start in range(0, len(prompts), AT_ONCE):
         some = _pairs(judge, prompts, replies, range(start, min(start + AT_ONCE, len(prompts))))
         rows = [known.get(_where(row), {}) for row, _ in some]
-        asked = [at for at, (row, _) in enumerate(some) if rows[at].get("replies") != row["replies"]]
+        asked = [at for at, (row, _) in enumerate(some) if not _is_judged(rows[at], row)]
         if asked:
             told_of = judge.compare([some[at][1] for at in asked])
             for at, judgments in zip(asked, told_of, strict=True):
@@ -81,6 +82,10 @@ def judged_rows(
         found += rows
         told(start + len(prompts[start : start + AT_ONCE]))
     return found
+
+
+def _is_judged(row: Row, wanted: Row) -> bool:
+    return row.get("replies") == wanted["replies"] and all(one["winner"] for one in row["judgments"])
 
 
 def ranked_rows(judges: Sequence[RankingsJudge], models: Sequence[str]) -> list[list[Row]]:
