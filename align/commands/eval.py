@@ -48,6 +48,12 @@ from align.runtime.secrets import shown_url
 from align.runtime.terminal import say
 
 WINS = "wins"
+SPENT = {
+    "cached": "answers from before",
+    "unread": "answers without a verdict",
+    "refused": "questions refused",
+    "disagreed": "pairs on which the two orders disagree (ties)",
+}
 OURS = frozenset({"replies", "judgments"})  # folders of which OUT has one, if anything
 
 
@@ -316,7 +322,7 @@ def _show(args: argparse.Namespace, out: Path, about: dict[str, Any], judged: Se
     for table in tables(found):
         say(table.text())
     for one in judged:
-        spent = [f"{value} {key.replace('_', ' ')}" for key, value in one.usage.items() if value]
+        spent = [f"{value} {SPENT.get(key, key.replace('_', ' '))}" for key, value in one.usage.items() if value]
         if spent:
-            say(f"{one.name}, this time: {', '.join(spent)}")
+            say(f"{one.name}: {', '.join(spent)}")
     say(f"{out}: replies, judgments, {WINS}.json and {WINS}.md")

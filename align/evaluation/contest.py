@@ -4,7 +4,7 @@ A *row* is a pair of replies with what was said of it: `first` and `second`, the
 prompt and which of its replies, from 0; `category`; `longer`, by how many characters the second reply is; `replies`,
 which tells whether they are still the same; `judgments`. Rows are added to a file as they are judged, so nothing is
 asked twice: neither after a kill nor when another model comes in. What came to no verdict is asked again: that may have
-been a failure.
+been a failure. A judge that keeps its own answers, and counts them (`usage`), gets all pairs: it asks what is missing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Judged:
     Attributes:
         name: in figures and files.
         judged_by: the words that follow "judged by".
-        usage: what asking cost this time, for a judge that is paid for.
+        usage: what asking cost, for a judge that is paid for.
     """
 
     name: str
@@ -69,16 +69,16 @@ def judged_rows(
     there, _ = objects(read_text(kept))
     known = {_where(row): row for row in there}
     files.write_json_lines(kept, known.values())  # without half of a line, where a kill left one
-    found = []
+    found, counts = [], hasattr(judge, "usage")
     for start in range(0, len(prompts), AT_ONCE):
         some = _pairs(judge, prompts, replies, range(start, min(start + AT_ONCE, len(prompts))))
         rows = [known.get(_where(row), {}) for row, _ in some]
-        asked = [at for at, (row, _) in enumerate(some) if not _is_judged(rows[at], row)]
+        asked = [at for at, (row, _) in enumerate(some) if counts or not _is_judged(rows[at], row)]
         if asked:
             told_of = judge.compare([some[at][1] for at in asked])
             for at, judgments in zip(asked, told_of, strict=True):
                 rows[at] = some[at][0] | {"judgments": [_as_object(one) for one in judgments]}
-            files.append_json_lines(kept, [rows[at] for at in asked])
+            files.append_json_lines(kept, [rows[at] for at in asked if rows[at] != known.get(_where(rows[at]))])
         found += rows
         told(start + len(prompts[start : start + AT_ONCE]))
     return found

@@ -47,11 +47,11 @@ _BACK: dict[str, Winner] = {"A": "second", "B": "first", "tie": "tie"}
 
 @dataclass(slots=True)
 class Usage:
-    """What was asked so far, by this process.
+    """What was asked so far of this judge.
 
     Attributes:
         requests: answers that came over the network; `cached`: that were kept from before.
-        prompt_tokens, completion_tokens: as the endpoint counts them, of the former alone.
+        prompt_tokens, completion_tokens: of both, as the endpoint counts them.
         unread: answers without a verdict; `refused`: questions that the endpoint would not answer.
         disagreed: pairs on which the two orders disagree.
     """
@@ -147,6 +147,9 @@ class LLMJudge:
         missing = [question for key, question in questions.items() if self._answers.get(key) is None]
         self.usage.cached += len(questions) - len(missing)
         refused = self._ask(missing)
+        answers = [self._answers.get(key) for key in questions if key not in refused]
+        self.usage.prompt_tokens += sum(answer.prompt_tokens for answer in answers)
+        self.usage.completion_tokens += sum(answer.completion_tokens for answer in answers)
         return [[ALIKE if both is None else self._judgment(*both, refused)] for both in asked]
 
     def _both_orders(self, pair: ReplyPair) -> tuple[JudgeQuestion, JudgeQuestion]:
@@ -191,8 +194,6 @@ class LLMJudge:
         self._answers.add(question.key, kept)
         with self._lock:
             self.usage.requests += 1
-            self.usage.prompt_tokens += kept.prompt_tokens
-            self.usage.completion_tokens += kept.completion_tokens
 
     def _judgment(self, there: JudgeQuestion, back: JudgeQuestion, refused: dict[str, str]) -> Judgment:
         if problem := refused.get(there.key) or refused.get(back.key):

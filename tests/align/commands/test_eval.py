@@ -273,12 +273,13 @@ def test_people_and_a_language_model_on_the_same_replies(tmp_path, asked, endpoi
     shown = asked(*words).out
     assert "new against old, judged by the language model judge-1: 5 judgments on 5 prompts" in shown
     assert "4 judgments on 2 prompts, 3 pairs of replies not judged" in shown
-    assert "llm, this time: 8 requests, 800 prompt tokens, 56 completion tokens" in shown
+    assert "llm: 8 requests, 800 prompt tokens, 56 completion tokens" in shown
     found = json.loads((tmp_path / "out/wins.json").read_text())
     assert found["judges"]["llm"]["usage"]["requests"] == len(endpoint.seen) == 8  # the same reply is not asked about
     assert found["agreement"]["between"][0]["number"] == 4
-    asked(*words, "--judge", "judges.py:longer")
-    assert len(endpoint.seen) == 8
+    shown = asked(*words, "--judge", "judges.py:longer").out
+    assert len(endpoint.seen) == 8 and len(rows_of(tmp_path / "out/judgments/llm.jsonl")) == 5
+    assert "llm: 8 answers from before, 800 prompt tokens, 56 completion tokens" in shown  # what it all cost
     told = asked(*words, "--judge-url", "ftp://x", code=1).err
     assert "the address must begin with https://" in told and "Traceback" not in told
 

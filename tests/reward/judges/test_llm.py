@@ -167,7 +167,7 @@ def test_what_is_over_in_a_moment_is_asked_again_and_what_was_answered_is_kept(e
     assert len(endpoint.seen) == 7 and asked.usage.requests == 4
     again = judge(endpoint, cache=cache)
     assert winners(again.compare(PAIRS)) == ["second", "first", "tie", "tie"] and len(endpoint.seen) == 7
-    assert (again.usage.requests, again.usage.cached, again.usage.prompt_tokens) == (0, 4, 0)
+    assert (again.usage.requests, again.usage.cached, again.usage.prompt_tokens) == (0, 4, 400)
     rubric = tmp_path / "rubric.txt"
     rubric.write_text("Shorter is {better}.")
     for changed in ({"rubric": rubric}, {"seed": 1}, {"parameters": {"max_tokens": None, "top_k": 1}}):
