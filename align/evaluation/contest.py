@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.replies import PromptedReply
-from align.evaluation.ranking import agreement, ranking
+from align.evaluation.ranking import Unit, agreement, ranking
 from align.evaluation.scoring import samples_for
 from align.evaluation.wins import ComparedPair, win_rates
 from align.runtime import files
@@ -115,13 +115,13 @@ def matches(rows: Sequence[Row]) -> dict[tuple[str, str], list[ComparedPair]]:
     return dict(found)
 
 
-def verdicts(rows: Sequence[Row], judge: str) -> dict[tuple[str, str], dict[Any, str]]:
+def verdicts(rows: Sequence[Row], judge: str) -> dict[tuple[str, str], dict[Unit, str]]:
     """The verdicts of a judge as `align.evaluation.ranking.agreement` takes them."""
-    found: dict[tuple[str, str], dict[Any, str]] = defaultdict(dict)
+    found: dict[tuple[str, str], dict[Unit, str]] = defaultdict(dict)
     for row in rows:
         for one in row["judgments"]:
             if one["winner"] is not None:
-                found[judge, one.get("by", "")][*_where(row), row["replies"]] = one["winner"]
+                found[judge, one.get("by", "")][row["prompt"], *_where(row), row["replies"]] = one["winner"]
     return dict(found)
 
 
@@ -129,7 +129,7 @@ def result(judged: Sequence[Judged], *, seed: int = 0) -> dict[str, Any]:
     """`judges`, of each by name `judged_by`, `matches` (`align.evaluation.wins.win_rates` of every two models),
     `ranking` where there are more than two, and `usage`; and `agreement` of all who judged, None for one alone."""
     judges: dict[str, Any] = {}
-    said: dict[tuple[str, str], dict[Any, str]] = {}
+    said: dict[tuple[str, str], dict[Unit, str]] = {}
     for one in judged:
         between = matches(one.rows)
         rates = [win_rates(pairs, judged_by=one.judged_by, first=a, second=b) for (a, b), pairs in between.items()]
