@@ -5,9 +5,10 @@ policy) or its stage (runs/x/sft), or a file of replies (of our eval.jsonl one p
 name. Each answers the prompts, greedily or as --num-samples and --temperature say.
 
 A JUDGE is a reward as `align score` takes it (the higher score wins), a function that sees both replies (file.py:name,
-with `first` and `second` among its parameters), or people: a file of rankings (CSV, JSON Lines). NAME=JUDGE gives it a
-name. --judge-url and --judge-model ask a language model behind an OpenAI-compatible endpoint. With several judges the
-table says how far they agree. Without --prompts rankings alone are counted: A B … are models of the file, or all are.
+with `first` and `second` among its parameters), people (a file of rankings: CSV, JSON Lines), or what a recipe names
+(RECIPE:ppo.judge). NAME=JUDGE gives it a name. --judge-url and --judge-model ask a language model behind an
+OpenAI-compatible endpoint. With several judges the table says how far they agree. Without --prompts rankings alone are
+counted: A B … are models of the file, or all are.
 
 OUT holds the replies of each model, the judgments of each judge, and the tables as wins.json and wins.md. What is there
 already is kept, whatever is new or changed is made: after a kill, and with one more model or judge, the same command
@@ -85,7 +86,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--rubric", metavar="FILE", help="what it is to look at (default: a text of ours)")
     parser.add_argument("--judge-key-env", metavar="VAR", help="environment variable with the endpoint's key")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: eval-A-B")
-    parser.add_argument("--limit", type=positive, metavar="N", help="the first N prompts alone")
+    parser.add_argument("--limit", type=positive, metavar="N", help="the first N prompts, or documents, alone")
     parser.add_argument("--system", metavar="TEXT", default="", help="the system turn of prompts without one")
     parser.add_argument("--num-samples", type=positive, default=1, metavar="N", help="replies to a prompt (default 1)")
     words = "default 0 (greedy), or 1 with --num-samples"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,6 +47,9 @@ def tax(args: argparse.Namespace) -> None:
     found["after"] |= {"model": called(after), "path": after}
     found |= {"source": sources, "tasks": task_differences(old_tasks, new_tasks)}
     files.write_json(out / TAX, found)
+    if args.json:
+        say(json.dumps(found, ensure_ascii=False, indent=2))
+        return
     _show(found)
     say(f"{out / TAX}: these figures")
 

@@ -73,19 +73,17 @@ def judged_rows(
     for start in range(0, len(prompts), AT_ONCE):
         some = _pairs(judge, prompts, replies, range(start, min(start + AT_ONCE, len(prompts))))
         rows = [known.get(_where(row), {}) for row, _ in some]
-        asked = [at for at, (row, _) in enumerate(some) if counts or not _is_judged(rows[at], row)]
+        asked = [at for at, (row, _) in enumerate(some) if counts or not _is_judged(rows[at], row["replies"])]
         if asked:
             told_of = judge.compare([some[at][1] for at in asked])
             for at, judgments in zip(asked, told_of, strict=True):
                 rows[at] = some[at][0] | {"judgments": [_as_object(one) for one in judgments]}
-            files.append_json_lines(kept, [rows[at] for at in asked if rows[at] != known.get(_where(rows[at]))])
+            files.append_json_lines(kept, [rows[at] for at in asked])
+            known |= {_where(rows[at]): rows[at] for at in asked}
         found += rows
         told(start + len(prompts[start : start + AT_ONCE]))
+    files.write_json_lines(kept, known.values())  # a pair that was asked again stands there once
     return found
-
-
-def _is_judged(row: Row, wanted: Row) -> bool:
-    return row.get("replies") == wanted["replies"] and all(one["winner"] for one in row["judgments"])
 
 
 def ranked_rows(judges: Sequence[RankingsJudge], models: Sequence[str]) -> list[list[Row]]:
@@ -176,6 +174,11 @@ def _row(pair: ReplyPair, prompt: int, number: int) -> Row:
 
 def _where(row: Row) -> tuple[Any, ...]:
     return row["first"], row["second"], row["prompt"], row["sample"]
+
+
+def _is_judged(row: Row, replies: str) -> bool:
+    """Whether a row that was kept is of these replies; one that came to no verdict may come to one now."""
+    return row.get("replies") == replies and all(one["winner"] is not None for one in row["judgments"])
 
 
 def _as_object(judgment: Judgment) -> Row:

@@ -9,7 +9,7 @@ Here the likelihood is weighed with Jeffreys' prior (Firth 1993), so that it has
 tells the verdicts apart; and the interval is that of the profile of the penalised likelihood
 (Heinze and Schemper 2002), which is wide where no two replies were nearly as long, instead of a multiple of a standard
 error, which is next to nothing there. Judgments count as what all of them are worth in independent ones
-(`align.evaluation.shares.independent`).
+(`align.evaluation.shares.independent`), but not as more: many ties vary less, and the curve fits them less well.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def at_equal_length(
         return None
     longer_N, worth_N = np.array(longer, dtype=np.float64), np.array(worth)
     input_N = np.tanh(longer_N / longer_N.std(ddof=1))
-    weight = independent(worth, prompts) / len(worth)
+    weight = min(independent(worth, prompts) / len(worth), 1.0)
 
     def penalised(even: float, slope: float) -> float:
         """The log-likelihood and half of the log-determinant of the information."""

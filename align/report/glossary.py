@@ -48,7 +48,7 @@ TERMS = (
     Term(
         "clip fraction",
         "Share of tokens whose probability moved as far in an update as PPO allows.",
-        ("clip fraction",),
+        ("clip fraction", "clip fractions"),
     ),
     Term("correct", "Share of replies that are right, whatever their manners.", ("correct",)),
     Term(
@@ -109,7 +109,7 @@ TERMS = (
     Term(
         "reward model",
         "Learns from pairs of replies which one people prefer, and gives every reply a score.",
-        ("reward model",),
+        ("reward model", "Reward model", "RM", "rm"),
     ),
     Term("rollouts", "Replies that the policy samples in training, to learn from.", ("rollouts", "rollout")),
     Term(

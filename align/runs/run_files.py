@@ -14,6 +14,7 @@ from typing import Any
 
 from align.recipe import STAGES, RecipeError
 from align.recipe.text import parse
+from align.runtime.files import is_newer
 from align.runtime.json_files import Row, number, objects, parse_json
 from align.runtime.secrets import hide
 from align.runtime.terminal import excerpt
@@ -87,8 +88,19 @@ def read_run(root: Path) -> Run:
     kept_by = [stage for stage in reversed(stages.values()) if stage.recipe_text]
     recipe = next((found for stage in kept_by if (found := _recipe(stage.name, stage.recipe_text, problems))), {})
     name = whole.get("name") or recipe.get("name") or root.resolve().name
-    tax = _object(root / "tax.json", problems)
+    tax = _tax(root / "tax.json", problems)
     return Run(clean(name), whole, stages, recipe, list(dict.fromkeys(problems)), tax)
+
+
+def _tax(file: Path, problems: list[str]) -> Row:
+    """What `align eval --tax` measured; nothing where a policy has been trained again since."""
+    policies = (file.parent / name / "model" for name, stage in STAGES.items() if stage.makes == "policy")
+    if file.is_file() and any(not is_newer(file, one) for folder in policies for one in folder.glob("*")):
+        problems.append(
+            f"{file.name} was measured before a policy that is there now: align eval --tax measures it again"
+        )
+        return {}
+    return _object(file, problems)
 
 
 def read_stage(folder: Path, problems: list[str]) -> StageFiles:

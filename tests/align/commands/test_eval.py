@@ -1,6 +1,7 @@
 """`align eval`: models, runs and files of replies before judges; nothing made twice, every table says who judged."""
 
 import json
+import os
 from collections import Counter
 
 import pytest
@@ -8,8 +9,11 @@ import pytest
 from align import cli
 from align.chat import speaker
 from align.evaluation import contest
+from align.evaluation.table import percent
 from align.evaluation.wins import WORTH
+from align.runs.run_files import read_run
 from reward.judges.functions import FunctionJudge
+from reward.judges.protocol import Judgment
 from reward.protocol import RewardError
 from tests.align.chat.run_folder import write_adapter, write_run
 from tests.reward.judges.test_llm import endpoint, longer  # noqa: F401 - a fixture
@@ -102,6 +106,7 @@ def test_models_an_adapter_and_a_file_before_a_reward_and_a_function(tmp_path, a
             for row in own:
                 first, second = row["judgments"][0].get("scores", (0, 0))
                 assert WORTH[row["judgments"][0]["winner"]] == (second > first) + 0.5 * (first == second)
+            assert percent(match["win_share"]) in shown  # in the matrix
         assert {row["model"] for row in judged["ranking"]} == set(names)
     assert found["judges"]["rm"]["judged_by"] == f"the reward model {run}"
     assert found["agreement"]["between"][0]["number"] == 15
@@ -144,6 +149,25 @@ def test_after_a_kill_nothing_is_asked_twice_and_what_changed_is_made_anew(tmp_p
     assert "replies/toy-sft.jsonl is made anew, since this is not what it was made with: sampling" in told
     assert (len(loaded), sum(calls[4:])) == (4, 10)
     assert (tmp_path / "out/replies/toy-sft.jsonl").read_bytes() != first
+
+
+def test_what_came_to_no_verdict_is_asked_again(tmp_path, asked, monkeypatch):
+    replies(tmp_path / "a.jsonl", "abcde")
+    replies(tmp_path / "b.jsonl", ["longer"] * 5)
+    words = ("a.jsonl", "b.jsonl", "--prompts", "prompts.jsonl", "--judge", "judges.py:longer", "--out", "out")
+    calls, whole = [], FunctionJudge.compare
+
+    def compare(self, pairs):
+        calls.append(len(pairs))
+        found = whole(self, pairs)
+        return [[Judgment(None)], *found[1:]] if len(calls) == 1 else found
+
+    monkeypatch.setattr(FunctionJudge, "compare", compare)
+    for judged, missing in ((4, 1), (5, 0), (5, 0)):
+        asked(*words)
+        match = json.loads((tmp_path / "out/wins.json").read_text())["judges"]["longer"]["matches"][0]
+        assert (match["judgments"], match["no_verdict"]) == (judged, missing)
+    assert calls == [5, 1] and len(rows_of(tmp_path / "out/judgments/longer.jsonl")) == 5
 
 
 def test_one_policy_of_our_own_table(tmp_path, asked):
@@ -326,6 +350,11 @@ def test_the_tax_stands_in_the_run_of_the_later_model(tmp_path, asked, run):
     assert found["difference"]["loss"]["difference"] == pytest.approx(change)
     assert (found["source"], found["tasks"]) == (["plain.txt"], {})
     assert found["bytes"] == 40 and found["tokens"] == 41  # of one document, with its end
+    assert read_run(run).tax == found
+    now = (run / "tax.json").stat().st_mtime
+    os.utime(run / "ppo/model/config.json", (now + 5, now + 5))  # trained again
+    told = read_run(run)
+    assert told.tax == {} and "tax.json was measured before a policy that is there now" in " ".join(told.problems)
     asked(run / "sft", run / "sft", *words, "--out", "out")
     assert json.loads((tmp_path / "out/tax.json").read_text())["difference"]["loss"]["difference"] == 0.0
     told = asked(run / "sft", run, "--tax", code=1).err

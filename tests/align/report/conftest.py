@@ -7,10 +7,10 @@ import pytest
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium, or a skip where playwright or a browser is missing; closed with the module, since its loop runs on."""
-    reason = "playwright is not installed"
-    playwright = pytest.importorskip("playwright.sync_api", reason=reason)
-    with playwright.sync_playwright() as driver:
+    """Chromium, or a skip where there is none; closed with the module, since its loop runs on."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
         found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
         program = next(found, driver.chromium.executable_path)
         if not Path(program).exists():

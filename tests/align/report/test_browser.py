@@ -8,6 +8,7 @@ import pytest
 from align.report import build_report
 from tests.align.report.synthetic_run import make_run
 
+pytestmark = pytest.mark.needs("playwright")
 WIDTHS, THEMES = (1400, 390), ("light", "dark")
 EVIL = (
     "</div><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\" onmouseover=\"window.hacked = 1"

@@ -45,7 +45,8 @@ class Page(HTMLParser):
 
 def plots(index: Path) -> list[str]:
     """The captions of the plots."""
-    return [unescape(found) for found in re.findall(r"<figcaption>([^<]*?) ?<", index.read_text(encoding="utf-8"))]
+    found = re.findall(r"<figcaption>(.*?)(?: <small>|</figcaption>)", index.read_text(encoding="utf-8"))
+    return [unescape(re.sub(r"</?abbr[^>]*>", "", title)) for title in found]
 
 
 @pytest.fixture(scope="module")

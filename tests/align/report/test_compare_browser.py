@@ -5,6 +5,8 @@ import pytest
 from align.report.compare import build_comparison
 from tests.align.report.synthetic_run import make_run
 
+pytestmark = pytest.mark.needs("playwright")
+
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):

@@ -152,6 +152,14 @@ def test_who_judged_is_said_and_nothing_that_the_run_does_not_tell(summary, whol
     assert judged_by(run, run.stages["ppo"]) == words
 
 
+def test_a_run_without_a_reward_model_speaks_of_none():
+    row = {"category": "x", "sft_reply": "a", "ppo_reply": "b", "sft_reward": 0, "ppo_reward": 1}
+    summary = {"judge": "reward", "score": 1.0, "rollout_score": 1.0}
+    page = render(run_of(summary, [row], recipe={"ppo": {"reward": [{"kind": "gsm8k"}]}}), {})
+    told, _, _ = page.partition('<section id="glossary">')
+    assert "judged by the rule gsm8k that" in told and "rule gsm8k&#39;s score" in told and "eward model" not in told
+
+
 def test_between_which_two():
     for origin, name in (
         ({"kind": "stage", "value": "rejection"}, "RS"),
