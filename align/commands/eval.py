@@ -181,7 +181,7 @@ def _count_rankings(args: argparse.Namespace) -> None:
     require_different("model", models)
     if len(models) < 2:
         known = ", ".join(models) or "no model by name"
-        raise ContestError(f"name two models at least whose replies were ranked; here is {known}")
+        raise ContestError(f"name two models at least whose replies were ranked, not {known}")
     for _, judge in named:
         if unknown := [name for name in models if name not in judge.models]:
             known = ", ".join(judge.models)

@@ -131,6 +131,7 @@ class LLMJudge:
             json.dumps(parameters, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"judge {name!r}: the parameters cannot be sent as JSON ({error})") from None
+        self._asked_at = urlunsplit(urlsplit(completions_url(url))._replace(query="", fragment=""))  # it may hold a key
         self._options = {"model": model} | {key: value for key, value in given.items() if value is not None}
         self._rubric = RUBRIC if rubric is None else _rubric_in(rubric, name)
         self._answers, self._lock = Answers(None if cache is None else typed_path(cache)), threading.Lock()
@@ -154,7 +155,7 @@ class LLMJudge:
 
     def _both_orders(self, pair: ReplyPair) -> tuple[JudgeQuestion, JudgeQuestion]:
         orders = ((pair.first, pair.second), (pair.second, pair.first))
-        there, back = (JudgeQuestion.of(*order, self._rubric, self._options) for order in orders)
+        there, back = (JudgeQuestion.of(*order, self._rubric, self._options, self._asked_at) for order in orders)
         return there, back
 
     def _ask(self, questions: Sequence[JudgeQuestion]) -> dict[str, str]:
