@@ -17,14 +17,14 @@ from align.recipe import STAGES
 from align.recipe.registry import REWARD_STAGES
 from align.report.differences import Result, difference, result, same_rows
 from align.report.headline import cell
-from align.report.names import REWARD, judge_of, judged_by, stage_name
+from align.report.names import REWARD, judge_of, judged_by, section_of, stage_name
 from align.report.overlay import COLORS, Side, overlays
 from align.report.page import made_with
 from align.report.svg import Picture, pictures
 from align.report.template import template
 from align.runs.run_files import Row, Run, StageFiles, clean, read_run
 from align.runtime.errors import AlignError, MissingFileError
-from align.runtime.files import storage_errors, write_text
+from align.runtime.files import write_text
 from align.runtime.paths import typed_path
 
 MOST = len(COLORS)
@@ -92,8 +92,7 @@ def build_comparison(folders: Sequence[str | Path], out: str | Path | None = Non
     index = (beside if out is None else typed_path(out)) / "index.html"
     curves = {title: pictures(panels, f"curves{at}") for at, (title, panels) in enumerate(overlays(sides).items())}
     page = render_comparison(sides, curves)
-    with storage_errors(index):
-        write_text(index, page)
+    write_text(index, page)
     return index
 
 
@@ -197,7 +196,7 @@ def doubts(sides: Sequence[Side]) -> Iterator[str]:
 
 def _same_tokens(runs: Sequence[Run]) -> bool:
     """Whether the recipes name the same model and tokenizer, as far as they can be read."""
-    named = [[_at(run.recipe, "model", key) for key in ("path", "tokenizer")] for run in runs if run.recipe]
+    named = [[section_of(run, "model").get(key) for key in ("path", "tokenizer")] for run in runs if run.recipe]
     return all(one == named[0] for one in named)
 
 
@@ -205,18 +204,13 @@ def same_reward(runs: Sequence[Run], name: str) -> bool:
     """Whether what the stage was trained on is the same for all: named alike, and made by none of the runs."""
     told = set()
     for run in runs:
-        origins, listed = run.stages[name].summary.get("origins"), _at(run.recipe, name, "reward")
+        origins, listed = run.stages[name].summary.get("origins"), section_of(run, name).get("reward")
         origin = origins.get("reward") if isinstance(origins, dict) else None
         made = origin.get("kind") == "stage" if isinstance(origin, dict) else not listed
         if made and any(run.recipe.get(stage) is not None for stage in REWARD_STAGES):
             return False
-        told.add(json.dumps([origin, listed, _at(run.recipe, name, "reward_from")]))
+        told.add(json.dumps([origin, listed, section_of(run, name).get("reward_from")]))
     return len(told) == 1
-
-
-def _at(recipe: Row, section: str, key: str) -> Any:
-    found = recipe.get(section)
-    return found.get(key) if isinstance(found, dict) else None
 
 
 def lines(sides: Sequence[Side]) -> Iterator[Line]:

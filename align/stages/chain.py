@@ -104,8 +104,10 @@ def _run_chain(recipe: Recipe) -> Summary:
         with suppress(PlanError):  # a model whose shape only its loading tells
             if warning := disk_warning(recipe, plan_stages(recipe)):
                 LOG.warning("%s", warning)
-    for stage in recipe.stages:
+    *earlier, last = recipe.stages
+    for stage in earlier:
         run_stage(recipe, stage)
+    _run_stage(recipe, last)  # whose page is the chain's
     if not is_main():
         return {}
     summary = write_chain_summary(recipe)  # whoever finds it finds the whole chain, but for the last words of its page
@@ -131,6 +133,16 @@ def run_stage(
         FolderInUseError: another process runs the stage, or one that builds on it and would be removed.
         StageStopped: Ctrl-C; the same command continues.
     """
+    summary = _run_stage(recipe, stage, fresh, accept, yes)
+    if is_main():
+        _refresh_report(recipe, stage_dir(recipe, stage))
+    return summary
+
+
+def _run_stage(
+    recipe: Recipe, stage: str, fresh: bool = False, accept: Sequence[str] | None = None, yes: bool = False
+) -> Summary:
+    """`run_stage` without its page."""
     redo.require_keys(recipe, accept or ())
     _meet()
     with locked(recipe.output_dir, [stage]), nullcontext() if accept is None else accepting(accept):
@@ -158,8 +170,6 @@ def run_stage(
         write_cards(recipe, stage)
         _push(recipe, stage)
         _drop_checkpoints(recipe, stage)
-        if is_main():
-            _refresh_report(recipe, stage_dir(recipe, stage))
         return summary
 
 
