@@ -104,10 +104,8 @@ def _run_chain(recipe: Recipe) -> Summary:
         with suppress(PlanError):  # a model whose shape only its loading tells
             if warning := disk_warning(recipe, plan_stages(recipe)):
                 LOG.warning("%s", warning)
-    *earlier, last = recipe.stages
-    for stage in earlier:
-        run_stage(recipe, stage)
-    _run_stage(recipe, last)  # whose page is the chain's
+    for stage in recipe.stages:
+        run_stage(recipe, stage, report=stage != recipe.stages[-1])  # whose page is the chain's
     if not is_main():
         return {}
     summary = write_chain_summary(recipe)  # whoever finds it finds the whole chain, but for the last words of its page
@@ -117,7 +115,13 @@ def _run_chain(recipe: Recipe) -> Summary:
 
 
 def run_stage(
-    recipe: Recipe, stage: str, *, fresh: bool = False, accept: Sequence[str] | None = None, yes: bool = False
+    recipe: Recipe,
+    stage: str,
+    *,
+    fresh: bool = False,
+    accept: Sequence[str] | None = None,
+    yes: bool = False,
+    report: bool = True,
 ) -> Summary:
     """Run one stage, unless it is finished, and what of its evaluation it still lacks; returns its summary.
 
@@ -125,6 +129,7 @@ def run_stage(
 
     Args:
         fresh, accept, yes: as for `run_chain`, of this stage.
+        report: whether the run's page is drawn with what is new.
 
     Raises:
         RecipeError: a key of `accept` that the recipe has not.
@@ -133,16 +138,6 @@ def run_stage(
         FolderInUseError: another process runs the stage, or one that builds on it and would be removed.
         StageStopped: Ctrl-C; the same command continues.
     """
-    summary = _run_stage(recipe, stage, fresh, accept, yes)
-    if is_main():
-        _refresh_report(recipe, stage_dir(recipe, stage))
-    return summary
-
-
-def _run_stage(
-    recipe: Recipe, stage: str, fresh: bool = False, accept: Sequence[str] | None = None, yes: bool = False
-) -> Summary:
-    """`run_stage` without its page."""
     redo.require_keys(recipe, accept or ())
     _meet()
     with locked(recipe.output_dir, [stage]), nullcontext() if accept is None else accepting(accept):
@@ -170,7 +165,9 @@ def _run_stage(
         write_cards(recipe, stage)
         _push(recipe, stage)
         _drop_checkpoints(recipe, stage)
-        return summary
+    if report and is_main():
+        _refresh_report(recipe, stage_dir(recipe, stage))
+    return summary
 
 
 def _settle(recipe: Recipe, stage: str, fresh: bool, yes: bool) -> None:
