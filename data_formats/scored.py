@@ -130,10 +130,13 @@ def attributes_of(row: Any, notes: Notes, names: Sequence[str] | None = None) ->
 
 
 def parse_replies(row: dict[str, Any], notes: Notes) -> Scored:
-    """`prompt`, `replies`: [{content, score, attributes: {name: number}, steps: [{text, rating}]}] (our own rows)."""
+    """`prompt`, `replies`: [{content, score, attributes: {name: number}, steps: [{text, rating}]}] (our own rows).
+
+    What `align collect` writes has `reply` in place of `content`, and no score.
+    """
     replies = [
         Reply(
-            text_field(item, "content", notes),
+            text_field(item, "reply" if "content" not in item and "reply" in item else "content", notes),
             optional_number(item, "score"),
             tuple(_step(step, notes) for step in (objects(item, "steps", notes) if item.get("steps") else ())),
             reasoning_of(item, item.at, notes),
