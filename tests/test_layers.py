@@ -85,7 +85,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.trainers": TORCH | {"accelerate", "peft", "trl"},
     "align.evaluation": TORCH | {"evalica", "pandas", "scipy"},  # ranking models by wins
     "align.chat": frozenset({"rich"}),
-    "align.feedback": TORCH | {"evalica", "starlette", "uvicorn"},
+    "align.feedback": TORCH | {"evalica", "pydantic", "pydantic_core", "starlette", "uvicorn"},
     "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),
     "align.doctor": frozenset(),
     "align.plan": frozenset(),
