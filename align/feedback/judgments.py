@@ -22,7 +22,8 @@ from align.runtime.errors import AlignError, StorageError
 from align.runtime.files import append_json_lines
 from align.runtime.json_files import Row, objects
 
-STRENGTHS = ("negligibly", "slightly", "better", "significantly")  # a strength's grade is its place, 0 to 3
+STRENGTHS = ("negligibly", "slightly", "better", "significantly")
+GRADES = {strength: grade for grade, strength in enumerate(STRENGTHS, start=1)}  # the scale of `align.data.pairs`
 LONGEST_NAME = 60  # characters of an annotator's name
 
 _STRICT = ConfigDict(extra="forbid")
@@ -86,7 +87,7 @@ class HumanJudgment:
         shown: ids of the replies in the order in which they were shown.
         ranking: ids from the best to the worst, ties together; every reply that was shown, or, where all are bad,
             perhaps none.
-        strength: by how much the best rank is better than the next one; None where there is one rank, or none.
+        strength: by how much the best rank is better than the next one; None where that is not said, or there is none.
         unsafe: ids of replies flagged as unsafe.
         edited: one of the best rank (of any where there is no ranking), rewritten.
         seconds: from the moment the item was shown.
@@ -113,7 +114,7 @@ class HumanJudgment:
         ranked = [reply for rank in self.ranking for reply in rank]
         if not all(self.ranking) or (sorted(ranked) != sorted(self.shown) and not (self.all_bad and not ranked)):
             raise _wrong("the ranking must name every reply that was shown once (it may be empty where all are bad)")
-        if (self.strength is None) != (len(self.ranking) < 2):
+        if self.strength is not None and len(self.ranking) < 2:
             raise _wrong("a strength is said of two ranks or more, and of nothing else")
         if not set(self.unsafe) <= set(self.shown):
             raise _wrong("a reply is flagged as unsafe that was not shown")
@@ -122,8 +123,8 @@ class HumanJudgment:
 
     @property
     def grade(self) -> int | None:
-        """The strength as a number, 0 (negligibly) to 3 (significantly)."""
-        return None if self.strength is None else STRENGTHS.index(self.strength)
+        """The strength as a number, 1 (negligibly) to 4 (significantly)."""
+        return None if self.strength is None else GRADES[self.strength]
 
     def as_row(self) -> Row:
         """The row that is kept."""

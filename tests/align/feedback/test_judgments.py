@@ -47,7 +47,7 @@ def test_the_latest_that_is_not_undone_counts():
     assert counting([first, other, second, undo]) == [first, other]
     foreign = Undo(id=str(uuid.uuid4()), undoes=other.id, annotator="anna")
     assert counting([other, foreign]) == [other]
-    assert [one.grade for one in (first, second)] == [2, 1]
+    assert [one.grade for one in (first, second)] == [3, 2]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,6 @@ def test_the_latest_that_is_not_undone_counts():
         ({"ranking": [["r0"], ["r1"], []]}, "every reply"),
         ({"ranking": [], "strength": None}, "every reply"),
         ({"ranking": [["r0", "r1"]]}, "strength"),
-        ({"strength": None}, "strength"),
         ({"strength": "much"}, "strength"),
         ({"all_bad": "no"}, "all_bad"),
         ({"unsafe": ["r2"]}, "unsafe"),
