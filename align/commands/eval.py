@@ -25,7 +25,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,35 +34,18 @@ from align.commands.contestants import (
     alias,
     contestants,
     digest,
-    file_name,
     replies_of,
     require_different,
 )
+from align.commands.judges import Wanted, add_judges, named_judges
 from align.commands.options import add_dtype, add_max_row, positive
 from align.runtime import files
-from align.runtime.errors import AlignError
 from align.runtime.lock import locked
 from align.runtime.made import MadeWith
 from align.runtime.paths import typed_path
-from align.runtime.secrets import shown_url
 from align.runtime.terminal import say
 
 WINS = "wins"
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A judge that was named; the judge itself may hold a model, and is made when it is wanted.
-
-    Attributes:
-        settings: what its judgments depend on.
-        ready: the judge, where it costs nothing to hold.
-    """
-
-    name: str
-    settings: dict[str, Any]
-    word: str = ""
-    ready: Any = None
 
 
 def add_parser(commands: Any) -> None:
@@ -72,11 +55,7 @@ def add_parser(commands: Any) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("models", metavar="[NAME=]MODEL|RUN|FILE", nargs="*", help="the earlier one first")
     parser.add_argument("--prompts", metavar="FILE|hub:ID", help="what they are asked")
-    parser.add_argument("--judge", metavar="[NAME=]JUDGE", action="append", default=[], help="who judges; repeatable")
-    parser.add_argument("--judge-url", metavar="URL", help="the endpoint of a language model that judges")
-    parser.add_argument("--judge-model", metavar="NAME", help="what the endpoint calls that model")
-    parser.add_argument("--rubric", metavar="FILE", help="what it is to look at (default: a text of ours)")
-    parser.add_argument("--judge-key-env", metavar="VAR", help="environment variable with the endpoint's key")
+    add_judges(parser)
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: eval-A-B")
     parser.add_argument("--limit", type=positive, metavar="N", help="the first N prompts, or documents, alone")
     parser.add_argument("--system", metavar="TEXT", default="", help="the system turn of prompts without one")
@@ -123,7 +102,7 @@ def eval_command(args: argparse.Namespace) -> None:
         return
     models, params = contestants(args.models), _sampling(args)
     out = typed_path(args.out or "-".join(["eval", *(one.name for one in models)]))
-    judges = _judges(args, out)
+    judges = named_judges(args, out / "judgments" / "llm.answers.jsonl")
     prompts = _prompts(args)
     with locked(out, ["eval"]):
         made, size = MadeWith(out), {"engine": args.engine, "max_row_mb": args.max_row_mb}
@@ -195,52 +174,6 @@ def _prompts(args: argparse.Namespace) -> list[Any]:
     return with_all_columns(found[: args.limit])
 
 
-def _judges(args: argparse.Namespace, out: Path) -> list[Wanted]:
-    """The judges that are named; those that hold no model are made, and of the others it is known that they are
-    there."""
-    from align.models.named import called, reward_at
-    from align.serving.named import check_judge, reward_stamp
-
-    found = []
-    for name, word in map(alias, args.judge):
-        ready = check_judge(word)
-        settings = {"judge": word, "its files": reward_stamp(word), "dtype": args.dtype}
-        if name is None and ready is not None:
-            name = ready.name
-        elif name is None:
-            name = file_name(called(reward_at(word)) if typed_path(word).is_dir() else word)
-        found.append(Wanted(name, settings, word, ready))
-    if args.judge_url or args.judge_model:
-        if not (args.judge_url and args.judge_model):
-            raise ContestError("--judge-url and --judge-model go together: the endpoint, and what it calls the model")
-        found.append(_language_model(args, out))
-    if not found:
-        raise ContestError("say who judges: --judge with a reward, a function or people's rankings, or --judge-url")
-    require_different("judge", [one.name for one in found])
-    return found
-
-
-def _language_model(args: argparse.Namespace, out: Path) -> Wanted:
-    from reward.judges.llm import LLMJudge
-
-    try:
-        judge = LLMJudge(
-            args.judge_url,
-            args.judge_model,
-            rubric=args.rubric,
-            api_key_env=args.judge_key_env,
-            cache=out / "judgments" / "llm.answers.jsonl",
-            seed=args.seed,
-        )
-    except AlignError:
-        raise
-    except ValueError as error:
-        raise ContestError(str(error)) from error
-    settings = {"url": shown_url(args.judge_url), "model": args.judge_model, "seed": args.seed}
-    rubric = [] if args.rubric is None else files.stamp(args.rubric)
-    return Wanted(judge.name, settings | {"rubric": rubric}, ready=judge)
-
-
 def _judged(
     args: argparse.Namespace, wanted: Wanted, prompts: Sequence[Any], replies: dict[str, Any], made: Any
 ) -> Any:
@@ -250,10 +183,8 @@ def _judged(
         ContestError: it has no verdict at all.
     """
     from align.evaluation.contest import Judged, judged_rows
-    from align.evaluation.scoring import best_device
     from align.runs.progress import StageProgress
     from align.runtime.memory import memory_errors
-    from align.serving.named import named_judge
 
     kept = made.folder / "judgments" / f"{wanted.name}.jsonl"
     made.require(kept, wanted.settings | {"prompts": digest(prompts)})
@@ -261,8 +192,7 @@ def _judged(
         memory_errors(f"the judge {wanted.name}", f"--batch-size ({args.batch_size})"),
         StageProgress(f"judged by {wanted.name}", len(prompts)) as progress,
     ):
-        how = {"batch_size": args.batch_size, "device": best_device(), "dtype": args.dtype}
-        judge = wanted.ready or named_judge(wanted.word, folder=kept.with_suffix(".answers"), **how)
+        judge = wanted.judge(args, kept.with_suffix(".answers"))
         rows = judged_rows(judge, prompts, replies, kept, progress.update)
     if not any(one["winner"] for row in rows for one in row["judgments"]):
         notes = [one.get("note", "") for row in rows for one in row["judgments"]]
