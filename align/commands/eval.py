@@ -37,7 +37,7 @@ from align.commands.contestants import (
     replies_of,
     require_different,
 )
-from align.commands.judges import Wanted, add_judges, named_judges
+from align.commands.judges import Wanted, add_judges, named_judges, require_url, spent
 from align.commands.options import add_dtype, add_max_row, positive
 from align.runtime import files
 from align.runtime.lock import locked
@@ -46,6 +46,7 @@ from align.runtime.paths import typed_path
 from align.runtime.terminal import say
 
 WINS = "wins"
+OURS = frozenset({"replies", "judgments"})  # folders of which OUT has one, if anything
 
 
 def add_parser(commands: Any) -> None:
@@ -104,6 +105,7 @@ def eval_command(args: argparse.Namespace) -> None:
     out = typed_path(args.out or "-".join(["eval", *(one.name for one in models)]))
     judges = named_judges(args, out / "judgments" / "llm.answers.jsonl")
     prompts = _prompts(args)
+    _require_ours(out)
     with locked(out, ["eval"]):
         made, size = MadeWith(out), {"engine": args.engine, "max_row_mb": args.max_row_mb}
         replies = {one.name: replies_of(one, prompts, params, made, **size) for one in models}
@@ -117,13 +119,21 @@ def eval_command(args: argparse.Namespace) -> None:
 
 
 def _require_together(args: argparse.Namespace) -> None:
-    """Raises ContestError for options of wins beside --tax, and for its own without it."""
+    """Raises ContestError for an option that would do nothing."""
     judging = {"--prompts": args.prompts, "--judge": args.judge, "--judge-url": args.judge_url}
-    taxing = {"--documents": args.documents, "--lm-eval": args.lm_eval}
-    for name, given in (judging if args.tax else taxing).items():
-        if given:
-            advice = "leave it out: with --tax nothing is judged" if args.tax else "add --tax, which it belongs to"
-            raise ContestError(f"{name}: {advice}")
+    if args.tax and (given := [name for name, value in judging.items() if value]):
+        raise ContestError(f"with --tax nothing is judged: leave {given[0]} out, or --tax")
+    require_url(args)
+    for name, value in (("--documents", args.documents), ("--lm-eval", args.lm_eval)):
+        if value and not args.tax:
+            raise ContestError(f"{name} is for --tax: give that too, or leave {name} out")
+
+
+def _require_ours(out: Path) -> None:
+    """Raises ContestError for a folder of something else."""
+    there = {one.name for one in out.iterdir()} - {".locks", "settings.json"} if out.is_dir() else set()
+    if there and not there & OURS:
+        raise ContestError(f"{out} holds something else ({min(there)}): name another folder with --out, or remove it")
 
 
 def _count_rankings(args: argparse.Namespace) -> None:
@@ -138,6 +148,9 @@ def _count_rankings(args: argparse.Namespace) -> None:
     named = [(name, named_judge(word)) for name, word in map(alias, args.judge)]
     models = args.models or list(dict.fromkeys(model for _, judge in named for model in judge.models))
     require_different("model", models)
+    if len(models) < 2:
+        known = ", ".join(models) or "no model by name"
+        raise ContestError(f"name two models at least whose replies were ranked, not {known}")
     for _, judge in named:
         if unknown := [name for name in models if name not in judge.models]:
             known = ", ".join(judge.models)
@@ -145,7 +158,10 @@ def _count_rankings(args: argparse.Namespace) -> None:
     rows = ranked_rows([judge for _, judge in named], models)
     judged = [Judged(name or one.name, one.described, own) for (name, one), own in zip(named, rows, strict=True)]
     require_different("judge", [one.name for one in judged])
+    for one in judged:
+        _require_verdict(one)
     out = typed_path(args.out or "-".join(["eval", *(one.name for one in judged)]))
+    _require_ours(out)
     with locked(out, ["eval"]):
         for one in judged:
             files.write_json_lines(out / "judgments" / f"{one.name}.jsonl", one.rows)
@@ -194,12 +210,19 @@ def _judged(
     ):
         judge = wanted.judge(args, kept.with_suffix(".answers"))
         rows = judged_rows(judge, prompts, replies, kept, progress.update)
-    if not any(one["winner"] for row in rows for one in row["judgments"]):
-        notes = [one.get("note", "") for row in rows for one in row["judgments"]]
-        why = next((f" (the first time: {note})" for note in notes if note), "")
-        raise ContestError(f"{judge.described} has no verdict on any of the {len(rows)} pairs of replies{why}")
     usage = getattr(judge, "usage", None)
-    return Judged(wanted.name, judge.described, rows, asdict(usage) if is_dataclass(usage) else {})
+    judged = Judged(wanted.name, judge.described, rows, asdict(usage) if is_dataclass(usage) else {})
+    _require_verdict(judged)
+    return judged
+
+
+def _require_verdict(judged: Any) -> None:
+    """Raises ContestError where somebody has none at all."""
+    said = [one for row in judged.rows for one in row["judgments"]]
+    if not any(one["winner"] for one in said):
+        why = next((f" (the first time: {one['note']})" for one in said if one.get("note")), "")
+        pairs = f"any of the {len(judged.rows)} pairs of replies" if judged.rows else "two replies to the same prompt"
+        raise ContestError(f"{judged.judged_by} has no verdict on {pairs}{why}")
 
 
 def _show(args: argparse.Namespace, out: Path, about: dict[str, Any], judged: Sequence[Any]) -> None:
@@ -215,7 +238,6 @@ def _show(args: argparse.Namespace, out: Path, about: dict[str, Any], judged: Se
     for table in tables(found):
         say(table.text())
     for one in judged:
-        spent = [f"{value} {key.replace('_', ' ')}" for key, value in one.usage.items() if value]
-        if spent:
-            say(f"{one.name}, this time: {', '.join(spent)}")
+        if words := spent(one.usage):
+            say(f"{one.name}: {words}")
     say(f"{out}: replies, judgments, {WINS}.json and {WINS}.md")

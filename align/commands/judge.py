@@ -19,7 +19,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from align.commands.judges import Wanted, add_judges, named_judges
+from align.commands.judges import Wanted, add_judges, named_judges, require_url, spent
 from align.commands.options import add_dtype, positive
 from align.runtime.paths import typed_path
 from align.runtime.terminal import say
@@ -55,6 +55,7 @@ def judge_command(args: argparse.Namespace) -> None:
     """
     from align.feedback.items import load_items
 
+    require_url(args)
     out = typed_path(args.out)
     items = load_items(args.items)[: args.limit]
     told = [_judged(args, wanted, items, out) for wanted in named_judges(args, _beside(out, "llm") / "answers.jsonl")]
@@ -105,6 +106,5 @@ def _sentence(told: dict[str, Any]) -> str:
         parts.append(f"{told['tied']} without a best reply")
     parts += [f"{number} {strength}" for strength, number in told["strengths"].items()]
     parts += [f"{number} left out: {reason}" for reason, number in told["without"].items()]
-    spent = [f"{value} {key.replace('_', ' ')}" for key, value in told["usage"].items() if value]
     note = f" (the first time: {told['note']})" if told["note"] else ""
-    return "; ".join([", ".join(parts) + note, *[f"this time: {', '.join(spent)}"] * bool(spent)])
+    return "; ".join(filter(None, [", ".join(parts) + note, spent(told["usage"])]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,13 @@ from align.runtime import files
 from align.runtime.errors import AlignError
 from align.runtime.paths import typed_path
 from align.runtime.secrets import shown_url
+
+SPENT = {
+    "cached": "answers from before",
+    "unread": "answers without a verdict",
+    "refused": "questions refused",
+    "disagreed": "pairs on which the two orders disagree (ties)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,18 @@ def add_judges(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--judge-key-env", metavar="VAR", help="environment variable with the endpoint's key")
 
 
+def require_url(args: argparse.Namespace) -> None:
+    """Raises ContestError for an option of --judge-url that would do nothing."""
+    for name, value in (("--rubric", args.rubric), ("--judge-key-env", args.judge_key_env)):
+        if value and not args.judge_url:
+            raise ContestError(f"{name} is for --judge-url: give that too, or leave {name} out")
+
+
+def spent(usage: Mapping[str, int]) -> str:
+    """What was asked of a judge that is paid for, in words; empty for others."""
+    return ", ".join(f"{value} {SPENT.get(key, key.replace('_', ' '))}" for key, value in usage.items() if value)
+
+
 def named_judges(args: argparse.Namespace, answers: Path) -> list[Wanted]:
     """The judges that are named; those that hold no model are made, and of the others it is known that they are there.
 
@@ -87,6 +108,10 @@ def named_judges(args: argparse.Namespace, answers: Path) -> list[Wanted]:
 def _language_model(args: argparse.Namespace, answers: Path) -> Wanted:
     from reward.judges.llm import LLMJudge
 
+    if args.judge_key_env and not os.environ.get(args.judge_key_env, "").strip():
+        raise ContestError(
+            f"--judge-key-env: the environment variable {args.judge_key_env} is not set: set it to the key"
+        )
     try:
         judge = LLMJudge(
             args.judge_url,
@@ -99,7 +124,8 @@ def _language_model(args: argparse.Namespace, answers: Path) -> Wanted:
     except AlignError:
         raise
     except ValueError as error:
-        raise ContestError(str(error)) from error
+        tunnel = "a tunnel to this machine, or a recipe's judge with insecure: true"
+        raise ContestError(str(error).replace("or insecure", tunnel)) from error
     settings = {"url": shown_url(args.judge_url), "model": args.judge_model, "seed": args.seed}
     rubric = [] if args.rubric is None else files.stamp(args.rubric)
     return Wanted(judge.name, settings | {"rubric": rubric}, ready=judge)

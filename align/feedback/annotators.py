@@ -2,7 +2,7 @@
 
 Position: among judgments with one best reply, how often that is the one shown first, beside how often it would be if
 the order did not matter. Length: among choices between two replies of different lengths, how often the longer one is
-preferred, and, at any place, how much a much longer reply gains in log-odds (`align.evaluation.wins`). Good replies may
+preferred, and, at any place, how much a much longer reply gains in log-odds (`align.evaluation.length_control`). Good replies may
 be longer: a share is a bias as far as it is another than that of those who judged the same. How often an annotator is
 wrong: `align.feedback.error_rates`. Agreement is Krippendorff's alpha of the verdicts on pairs of replies.
 """
@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from align.evaluation.length_control import at_equal_length
 from align.evaluation.ranking import agreement
 from align.evaluation.shares import clustered_wilson, wilson
-from align.evaluation.wins import ComparedPair, win_rates
 from align.feedback.error_rates import error_rates
 from align.feedback.votes import Judged, Vote, votes_of
 
@@ -92,13 +92,10 @@ def _longer(votes: Sequence[Vote]) -> Part:
 
 
 def _length_weight(chosen: Sequence[tuple[Vote, int]]) -> float | None:
-    """What length tells of the choices beside the place, whose own part is the regression's constant."""
-    pairs = []
-    for vote, gap in chosen:
-        later_won = (vote.winner == "second") == vote.first_was_earlier
-        longer = -gap if vote.first_was_earlier else gap  # the later one
-        pairs.append(ComparedPair(vote.judgment.item, ["second" if later_won else "first"], longer=longer))
-    fitted: Mapping[str, Any] | None = win_rates(pairs, judged_by="", first="", second="")["length_controlled"]
+    """What length tells of the choices beside the place, which is the regression's constant."""
+    worth = [float((vote.winner == "second") == vote.first_was_earlier) for vote, _ in chosen]  # of the one shown later
+    longer = [-gap if vote.first_was_earlier else gap for vote, gap in chosen]
+    fitted = at_equal_length(worth, [vote.judgment.item for vote, _ in chosen], longer)
     return None if fitted is None else fitted["length_weight"]
 
 
