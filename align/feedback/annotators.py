@@ -2,9 +2,9 @@
 
 Position: among judgments with one best reply, how often that is the one shown first, beside how often it would be if
 the order did not matter. Length: among choices between two replies of different lengths, how often the longer one is
-preferred, and, at any place, how much a much longer reply gains in log-odds (`align.evaluation.length_control`). Good replies may
-be longer: a share is a bias as far as it is another than that of those who judged the same. How often an annotator is
-wrong: `align.feedback.error_rates`. Agreement is Krippendorff's alpha of the verdicts on pairs of replies.
+preferred, and, at any place, how much a much longer reply gains in log-odds (`align.evaluation.length_control`). Good
+replies may be longer: a share is a bias as far as it is another than that of those who judged the same. How often an
+annotator is wrong: `align.feedback.error_rates`. Agreement is Krippendorff's alpha of the verdicts on pairs of replies.
 """
 
 from __future__ import annotations

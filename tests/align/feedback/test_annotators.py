@@ -7,7 +7,6 @@ import random
 
 import pytest
 
-from align.evaluation.ranking import agreement
 from align.feedback.annotators import about_annotators
 from align.feedback.votes import votes_of
 from tests.align.feedback.made import item, judgment
@@ -42,8 +41,8 @@ def test_by_hand():
     assert found["agreement"]["units"] == 3  # the pairs of item three
     (between,) = found["agreement"]["between"]
     assert (between["equal"], between["number"]) == (1 / 3, 3)
-    verdicts = {("ann", ""): {1: "tie", 2: "first", 3: "first"}, ("ben", ""): {1: "first", 2: "tie", 3: "first"}}
-    assert agreement(verdicts)["units"] == 3
+    # Their verdicts are (first, tie), (first, first), (tie, first): four firsts, two ties, which are 6 - 3 ranks apart.
+    assert found["agreement"]["alpha"] == pytest.approx(1 - (6 - 1) * (4 * 3**2) / (2 * 4 * 2 * 3**2))
 
 
 def test_a_vote_says_what_was_shown_earlier_and_how_far_the_best_is_from_the_others():
