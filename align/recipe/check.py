@@ -49,6 +49,8 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
         problems += _path_problem("model.path", recipe.model.path)
     problems += tracker_problems(recipe)
     problems += _bitsandbytes_problems(recipe, stages)
+    missing = [(stage, package) for stage in stages for package in STAGES[stage].needs if not is_installed(package)]
+    problems += [missing_package(f"stage '{stage}'", package) for stage, package in missing]
     for stage in stages:
         problems += source_problems(recipe, stage)
         section = getattr(recipe, stage)

@@ -15,6 +15,7 @@ from tests.align.trainers.supervised_case import (
     group_rows,
     make_trainer,
     pair_rows,
+    preference_rows,
     sft_rows,
 )
 
@@ -28,6 +29,7 @@ def main(folder: Path, ranks: int) -> None:
         ("reward", pair_rows(8), pair_rows(7, seed=5), None),
         *((f"groups {share}", group_rows(8), single, {"options": group_options(share)}) for share in (True, False)),
         *((f"sft {name}", chat_rows(8), chat_rows(7, seed=5), {"loss_reduction": name}) for name in REDUCTIONS),
+        ("dpo", preference_rows(8), preference_rows(7, seed=5), None),
         ("sft packed", chat_rows(30), chat_rows(7, seed=5), packed | {"loss_reduction": "prefix_mean"}),
     )
     for case, rows, heldout, options in cases:
