@@ -71,7 +71,7 @@ def encode_preferences(
         masks = []
         for (turns, reply), ids in zip(sides, group["reply_ids"], strict=True):
             between = _between_mask(tokenizer, one, turns, reply) if turns else []
-            mask = between + [1] * (len(ids) - len(between))
+            mask = between + [1 for _ in ids[len(between) :]]
             masks.append(_without_ends(mask) if mask_formatting else mask)
         if not all(map(any, masks)):
             counts["reply without a token that counts"] += 1
