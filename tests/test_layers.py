@@ -82,7 +82,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.models": TORCH | {"tokenizers", "peft", "bitsandbytes"},
     "align.data": TORCH - {"safetensors"},
     "align.runs": (TORCH - {"safetensors"}) | {"accelerate", "psutil", "rich"},
-    "align.trainers": TORCH | {"accelerate", "peft", "trl"},
+    "align.trainers": TORCH | {"accelerate", "peft", "trl", "datasets"},  # the last one is what trl takes
     "align.evaluation": TORCH | {"evalica", "pandas", "scipy"},  # ranking models by wins
     "align.chat": frozenset({"rich"}),
     "align.feedback": TORCH | {"evalica", "pydantic", "pydantic_core", "starlette", "uvicorn"},

@@ -65,6 +65,7 @@ class Seen:
     lengths: list[int] = field(default_factory=list)
     with_loss: int = 0
     roles: Counter[str] = field(default_factory=Counter)
+    rounds: Counter[int] = field(default_factory=Counter)
     judged: list[Provenance] = field(default_factory=list)
 
 
@@ -80,6 +81,8 @@ def inspect(path: Path | str, kind: str | None, options: dict[str, Any], cleaner
         seen.lengths.append(length)
         seen.with_loss += with_loss
         seen.roles.update(turn.role for turn in turns(record))
+        if isinstance(record, Comparison) and record.round is not None:
+            seen.rounds[record.round] += 1
         if (judged := _provenance(record)) is not None:
             seen.judged.append(judged)
         if view.skip <= number < view.skip + view.rows:
@@ -98,6 +101,7 @@ def _title(number: int, record: Record, length: int, view: View, too_long: bool)
     words = [f"record {number + 1}: {type(record).__name__.lower()}, {length} {view.unit}"]
     category = getattr(record, "category", "")
     words += [f"category {category}"] if category else []
+    words += [f"round {record.round}"] if isinstance(record, Comparison) and record.round is not None else []
     words += [f"longer than {view.max_length}"] if too_long else []
     return Text(", ".join(words), style=LABEL)
 
@@ -134,8 +138,8 @@ def _judged(judged: Provenance) -> str:
     """Who said so and whose replies they are, on one line."""
     others = {"preferred the other": judged.against, "tied": judged.tied, "all bad": judged.neither}
     said = [f"by {', '.join(judged.annotators)}", *(f"{what} {', '.join(who)}" for what, who in others.items() if who)]
-    said += [f"chosen of {_written(judged.chosen)}", f"rejected of {_written(judged.rejected)}"]
-    return excerpt("; ".join([*said, f"round {judged.round}, item {judged.item}"]), LONGEST)
+    said += [f"chosen of {_written(judged.chosen)}", f"rejected of {_written(judged.rejected)}", f"item {judged.item}"]
+    return excerpt("; ".join(said), LONGEST)
 
 
 def _written(reply: Written) -> str:
@@ -212,6 +216,8 @@ def _summary(seen: Seen, view: View) -> Iterator[str]:
     if view.max_length is not None:
         longer = sum(length > view.max_length for length in seen.lengths)
         yield f"longer than {view.max_length} {view.unit}: {longer} of {len(seen.lengths)}"
+    if seen.rounds:
+        yield "pairs " + ", ".join(f"of round {number}: {count}" for number, count in sorted(seen.rounds.items()))
     if seen.judged:
         yield from _agreement(seen.judged)
     yield from histogram(seen.lengths, view.unit)
@@ -225,11 +231,8 @@ def _agreement(judged: list[Provenance]) -> Iterator[str]:
     yield f"judged pairs: {len(judged)}, {len(several)} by more than one{told}"
     chosen = Counter(one.chosen.source for one in judged if not one.chosen.edited_by)
     compared = chosen + Counter(one.rejected.source for one in judged)
-    for what, counts in (
-        ("preferred by", Counter(who for one in judged for who in one.annotators)),
-        ("by round", Counter(f"{one.round}:" for one in judged)),
-    ):
-        yield f"{what}: " + ", ".join(f"{name} {count}" for name, count in counts.most_common(MOST_NAMES))
+    preferred = Counter(who for one in judged for who in one.annotators).most_common(MOST_NAMES)
+    yield "preferred by: " + ", ".join(f"{name} {count}" for name, count in preferred)
     sources = sorted(compared.most_common(MOST_NAMES), key=lambda one: -chosen[one[0]] / one[1])
     if said := ", ".join(f"{name} {chosen[name]} of {count}" for name, count in sources if name):
         yield f"chosen replies by source: {said}"

@@ -126,6 +126,7 @@ def _comparisons(
                 category=item.category,
                 tags=(*item.tags, *[EDITED] * one.edited, *[UNSAFE] * (one.worse.id in unsafe)),
                 tools=item.tools,
+                round=item.round,
                 provenance=one.provenance.as_object(),
             )
 
@@ -152,7 +153,6 @@ def _voted(
             grades = [vote.grade for vote in most if vote.grade is not None]
             provenance = Provenance(
                 item.id,
-                item.round,
                 _names(most),
                 against=_names(who["second" if winner == "first" else "first"]),
                 tied=_names(who["tie"]),
@@ -177,7 +177,7 @@ def _edited(
         edited, chosen = FeedbackReply("", text), _written(original, who)
         worse = [(original, None), *((one.worse, one.grade) for one in voted if one.better.id == name)]
         for reply, grade in worse:
-            about = Provenance(item.id, item.round, tuple(who), chosen=chosen, rejected=_written(reply))
+            about = Provenance(item.id, tuple(who), chosen=chosen, rejected=_written(reply))
             yield _Preference(edited, reply, grade, about)
 
 

@@ -34,13 +34,12 @@ class Provenance:
     """Of one comparison.
 
     Attributes:
-        item: id of the collected item, `round` that it was collected in.
+        item: id of the collected item.
         annotators: who prefers the chosen reply; of an edited one who rewrote it.
         against: who prefers the other; `tied`: who finds them equal; `neither`: who says that all replies are bad.
     """
 
     item: str
-    round: int
     annotators: tuple[str, ...]
     against: tuple[str, ...] = ()
     tied: tuple[str, ...] = ()

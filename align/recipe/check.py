@@ -10,7 +10,7 @@ from align.recipe.errors import RecipeError, did_you_mean
 from align.recipe.lineage import Origin, has_model, inputs, model_dir, stage_dir, user_code
 from align.recipe.load import inspect
 from align.recipe.model_section import rounded_away
-from align.recipe.registry import REWARD_STAGES, SAMPLING_STAGES, STAGES
+from align.recipe.registry import REWARD_STAGES, STAGES
 from align.recipe.reward_section import part_problems
 from align.recipe.rollout_section import engine_problems
 from align.recipe.schema import Recipe
@@ -49,6 +49,8 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
         problems += _path_problem("model.path", recipe.model.path)
     problems += tracker_problems(recipe)
     problems += _bitsandbytes_problems(recipe, stages)
+    missing = [(stage, package) for stage in stages for package in STAGES[stage].needs if not is_installed(package)]
+    problems += [missing_package(f"stage '{stage}'", package) for stage, package in missing]
     for stage in stages:
         problems += source_problems(recipe, stage)
         section = getattr(recipe, stage)
@@ -113,7 +115,7 @@ def _before(stage: str) -> tuple[str, ...]:
 
 def _nothing(key: str, stage: str, role: str) -> str:
     parents = STAGES[stage].parents if role in ("model", "policy") else tuple(reversed(REWARD_STAGES))
-    parents = tuple(name for name in parents if name not in SAMPLING_STAGES)  # these need a start themselves
+    parents = tuple(name for name in parents if "sft" not in STAGES[name].parents)  # those need a start themselves
     words = " or ".join(f"'{name}'" for name in parents)
     article = "an" if parents[0] in ("sft", "rm") else "a"
     return f"{key}: nothing to start from; add {article} {words} stage or name {key}"

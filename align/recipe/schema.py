@@ -77,6 +77,9 @@ class _Recipe(Section):
         if headless and set(self.model.lora.targets) == {"lm_head"}:
             sentence = "names the head alone, which the reward models and critics of"
             broken.append(("model.lora.targets", f"{sentence} {', '.join(headless)} lack; name layers below it too"))
+        if self.dpo is not None and "lm_head" in self.model.lora.targets:
+            sentence = "names lm_head, which DPO's trainer reads past its adapter; make it one of modules_to_save"
+            broken.append(("model.lora.targets", f"{sentence}, or leave it out"))
         if self.model.architecture is None:
             return broken
         room = self.model.architecture.max_position_embeddings

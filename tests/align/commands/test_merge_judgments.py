@@ -8,7 +8,8 @@ import pytest
 
 from align import cli
 from align.commands.merge_judgments import STRENGTHS
-from align.data.pairs import make_groups
+from align.data.pairs import make_groups, strong_enough
+from align.data.preferences import newest_round
 from align.feedback import judgments
 from align.feedback.provenance import provenance_of
 from align.runtime.files import write_json_lines
@@ -60,22 +61,29 @@ def test_judges_and_people_to_pairs_that_are_trained_on_and_looked_at(said, tmp_
     assert [(one.chosen, one.rejected, one.grade) for one in pairs[:2]] == [("b" * 9, "a", 4.0), ("b" * 9, "c", 4.0)]
     assert {one.category for one in pairs} == {"talk"} and all(one.tags[0] == "greeting" for one in pairs)
     about = provenance_of(pairs[0].provenance)
-    assert (about.annotators, about.round, about.chosen.source) == (("ann", "len"), 1, "s1")
+    assert (about.annotators, pairs[0].round, about.chosen.source) == (("ann", "len"), 1, "s1")
     assert read("pairs.jsonl", Comparison).report.passed_over == {}
     edited = [one for one in pairs if "edited" in one.tags]
     assert [(one.chosen, one.rejected) for one in edited] == [("better", "aa"), ("better", "c")]
     groups, left_out = make_groups(pairs, margin="small")
     assert not left_out and [group.pairs[0].margin for group in groups[:2]] == [1.0, 1.0]
+    assert newest_round(pairs)[0] == pairs and len(strong_enough(pairs, 3)[0]) == sum(
+        one.grade is None or one.grade > 2 for one in pairs
+    )
     write_jsonl(tmp_path / "copied.jsonl", pairs)
     assert (tmp_path / "copied.jsonl").read_bytes() == (tmp_path / "pairs.jsonl").read_bytes()
 
     shown = said("data", "inspect", "pairs.jsonl", "--rows", 4).out
-    assert "judged: by ann, len; chosen of s1, temperature 1; rejected of s0, temperature 0; round 1, item i0" in shown
+    assert "judged: by ann, len; chosen of s1, temperature 1; rejected of s0, temperature 0; item i0\n" in shown
     assert "chosen of s0, temperature 0, edited by ann" in shown
     several = [one for one in (provenance_of(pair.provenance) for pair in pairs) if one.asked > 1]
     one_mind = sum(len(one.annotators) == one.asked for one in several)
     assert f"judged pairs: {len(pairs)}, {len(several)} by more than one, of one mind on {one_mind}" in shown
-    assert "by round: 1: 12\n" in shown and "by source: s1 7 of 7, s0 3 of 7, s2 0 of 8\n" in shown
+    assert (
+        "pairs of round 1: 12\n" in shown
+        and ", round 1\n" in shown
+        and "by source: s1 7 of 7, s0 3 of 7, s2 0 of 8\n" in shown
+    )
 
 
 def test_options_and_figures(said):

@@ -44,7 +44,7 @@ def test_what_a_comparison_carries():
     (one,) = merge([(THREE, j) for j in said[1:] + said[:1]]).comparisons
     assert (one.prompt, one.category, one.tags, one.tools) == (THREE.prompt, "talk", ("t",), THREE.tools)
     said_so = provenance_of(one.provenance)
-    assert (said_so.item, said_so.round, said_so.asked) == ("three", 2, 5)
+    assert (said_so.item, one.round, said_so.asked) == ("three", 2, 5)
     assert (said_so.annotators, said_so.against, said_so.tied) == (("ben", "eve", "ann"), ("cat",), ("dan",))
     assert (said_so.chosen.source, said_so.rejected.source) == ("s0", "s1")
     assert said_so.rejected.sampling == {"temperature": 1}
