@@ -130,11 +130,6 @@ class HumanJudgment:
         """The row that is kept."""
         return asdict(self)
 
-    def same_as(self, other: HumanJudgment) -> bool:
-        """Whether they say the same, whenever they were sent."""
-        mine, others = (one.as_row() | {"seconds": None, "time": None} for one in (self, other))
-        return mine == others
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
 class Undo:
@@ -148,6 +143,12 @@ class Undo:
     def as_row(self) -> Row:
         """The row that is kept."""
         return asdict(self)
+
+
+def same(one: HumanJudgment | Undo, other: HumanJudgment | Undo) -> bool:
+    """Whether they say the same, whenever they were sent."""
+    first, second = (row.as_row() | {"seconds": None, "time": None} for row in (one, other))
+    return first == second
 
 
 _JUDGMENT, _UNDO = TypeAdapter(HumanJudgment), TypeAdapter(Undo)
@@ -200,18 +201,50 @@ def load_rows(path: str | Path) -> list[HumanJudgment | Undo]:
     return list(found.values())
 
 
-def counting(rows: Iterable[HumanJudgment | Undo]) -> list[HumanJudgment]:
-    """The judgments that count: of each annotator on each item the latest that was not undone, in their order."""
-    rows = list(rows)
-    undone = {(row.undoes, row.annotator) for row in rows if isinstance(row, Undo)}
-    latest: dict[tuple[str, str], HumanJudgment] = {}
-    for row in rows:
-        if isinstance(row, HumanJudgment) and (row.id, row.annotator) not in undone:
-            latest.pop((row.item, row.annotator), None)
-            latest[row.item, row.annotator] = row
-    return list(latest.values())
+class JudgmentBook:
+    """Which judgments count, kept up as rows come."""
+
+    def __init__(self, rows: Iterable[HumanJudgment | Undo] = ()):
+        self.rows: dict[str, HumanJudgment | Undo] = {}  # by id
+        self._standing: dict[str, dict[str, HumanJudgment]] = {}  # by annotator and id: what was not undone
+        self._of_item: dict[str, dict[str, list[HumanJudgment]]] = {}  # by item and annotator, likewise
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: HumanJudgment | Undo) -> None:
+        """Count a row; one whose id is known counts already."""
+        if row.id in self.rows:
+            return
+        self.rows[row.id] = row
+        standing = self._standing.setdefault(row.annotator, {})
+        if isinstance(row, HumanJudgment):
+            standing[row.id] = row
+            self._of_item.setdefault(row.item, {}).setdefault(row.annotator, []).append(row)
+        elif undone := standing.pop(row.undoes, None):
+            said = self._of_item[undone.item][row.annotator]
+            said.remove(undone)
+            if not said:
+                del self._of_item[undone.item][row.annotator]
+
+    @property
+    def annotators(self) -> list[str]:
+        """Who said anything, in the order of their first rows."""
+        return list(self._standing)
+
+    def judged_by(self, item: str) -> list[str]:
+        """Who has a judgment on the item."""
+        return list(self._of_item.get(item, ()))
+
+    def latest(self, annotator: str) -> HumanJudgment | None:
+        """The judgment that the annotator said last and did not undo."""
+        return next(reversed(self._standing.get(annotator, {}).values()), None)
+
+    def counting(self) -> list[HumanJudgment]:
+        """Of each annotator on each item the latest that was not undone, in the order they were said."""
+        latest = {said[-1].id for by in self._of_item.values() for said in by.values()}
+        return [row for row in self.rows.values() if row.id in latest]
 
 
 def load_judgments(path: str | Path) -> list[HumanJudgment]:
-    """The judgments of a file that count; see `load_rows` and `counting`."""
-    return counting(load_rows(path))
+    """The judgments of a file that count; see `load_rows` and `JudgmentBook`."""
+    return JudgmentBook(load_rows(path)).counting()
