@@ -7,6 +7,7 @@ align run RECIPE [key=value …]                  run the chain: finished stages
 align check RECIPE [key=value …]                every error at once, else the plan and its work; imports no torch
 align chat RUN|MODEL [--against sft]            talk to a model, or two side by side; answer a file of prompts
 align eval A B … --prompts FILE --judge JUDGE   who wins of several models, by people, a reward, a function, a model
+align collect RECIPE [key=value …]              replies of several models, for people or judges to compare
 align serve RUN|MODEL                           an OpenAI-compatible server (vLLM's, else transformers')
 align recipes [list | show NAME | copy NAME DEST]
 align quickstart [key=value …]                  run the embedded default
@@ -38,6 +39,7 @@ from pathlib import Path
 from align import __version__
 from align.commands import (
     chat,
+    collect,
     convert_qwen,
     data,
     doctor,
@@ -121,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("name", metavar="NAME")
     copy.add_argument("dest", metavar="DEST")
     for module in (
-        *(chat, eval, serve, data, export_reward, merge, convert_qwen, evaluate_reward, reward_card, score),
+        *(chat, eval, collect, serve, data, export_reward, merge, convert_qwen, evaluate_reward, reward_card, score),
         *(serve_reward, push, fetch, doctor, plan, report, watch),
     ):
         module.add_parser(commands)
