@@ -9,6 +9,8 @@ pairs of words of prompt and replies. `random` draws.
 
 Departures: with `uncertain` and `random` no prompt gives a second pair before every prompt has given one, since pairs
 of one prompt tell much the same; beyond that, what the chosen pairs share is not accounted for (no batch BALD).
+
+Arrays: M members of the ensemble, P pairs, D texts, W words.
 """
 
 from __future__ import annotations
@@ -84,19 +86,19 @@ def _text(pair: ItemPair) -> str:
 
 def farthest_first(texts: Sequence[str], count: int, start: Sequence[int]) -> list[int]:
     """Indices of `count` texts: `start`, then again and again the one that is farthest from the nearest taken."""
-    vectors_TW = _tf_idf(texts)
+    vectors_DW = _tf_idf(texts)
     taken: list[int] = []
-    distance_T = np.full(len(texts), np.inf)
+    distance_D = np.full(len(texts), np.inf)
     while len(taken) < min(count, len(texts)):
-        at = start[len(taken)] if len(taken) < len(start) else int(distance_T.argmax())
+        at = start[len(taken)] if len(taken) < len(start) else int(distance_D.argmax())
         taken.append(at)
-        distance_T = np.minimum(distance_T, 1 - (vectors_TW @ vectors_TW[[at]].T).toarray()[:, 0])
-        distance_T[taken] = -1.0
+        distance_D = np.minimum(distance_D, 1 - (vectors_DW @ vectors_DW[[at]].T).toarray()[:, 0])
+        distance_D[taken] = -1.0
     return taken
 
 
 def _tf_idf(texts: Sequence[str]) -> Any:
-    """Rows of unit length, sparse (T, W): the words and pairs of words that a text has, each once, rare ones more."""
+    """Rows of unit length, sparse (D, W): the words and pairs of words that a text has, each once, rare ones more."""
     from scipy.sparse import csr_array
 
     words = [np.union1d(shingles(text, 1, "word"), shingles(text, 2, "word")) for text in texts]

@@ -30,7 +30,7 @@ from align.data.encode import encode_prompts
 from align.data.load import load_records
 from align.feedback.items import FeedbackItem, FeedbackReply, new_item
 from align.models.identity import weights_version
-from align.models.named import POLICY_STAGES, policy_at
+from align.models.named import POLICY_STAGES, policy_at, speaks_as
 from align.models.tokenizer import load_saved_tokenizer
 from align.recipe import Recipe
 from align.recipe.collect_section import CollectSection
@@ -157,9 +157,11 @@ def _done(folder: Path, made_with: Row) -> Row | None:
 
 
 def tags_of(prompt: Prompt) -> tuple[str, ...]:
-    """What a prompt is about: the texts of its row's `tags`, else its category, else nothing."""
+    """What a prompt is about: the `tags` of its row, texts or InsTag's {"tag", "explanation"}; else its category, else
+    nothing."""
     tags = prompt.columns.get("tags")
-    own = tuple(dict.fromkeys(tag for tag in tags if isinstance(tag, str))) if isinstance(tags, list) else ()
+    named = [one.get("tag") if isinstance(one, dict) else one for one in tags] if isinstance(tags, list) else []
+    own = tuple(dict.fromkeys(tag for tag in named if tag and isinstance(tag, str)))
     return own or ((prompt.category,) if prompt.category else ())
 
 
@@ -174,7 +176,7 @@ def _draw(recipe: Recipe, section: CollectSection, sources: Sequence[ReplySource
     fitting = different
     for path in dict.fromkeys(one.path for one in sources):
         tokens = encode_prompts(
-            load_saved_tokenizer(path), [one.messages for one in fitting], [one.tools for one in fitting]
+            load_saved_tokenizer(speaks_as(path)), [one.messages for one in fitting], [one.tools for one in fitting]
         )
         fitting = [one for one, ids in zip(fitting, tokens, strict=True) if len(ids) <= section.max_prompt_length]
         if not fitting:

@@ -85,7 +85,8 @@ def curve_of(path: str | Path) -> Curve | None:
     left = read_stage(run / name, [])
     batch = (read_recipe(run / name / "recipe.yaml").get(name) or {}).get("batch_size")
     points = list(_points(left.metrics, batch)) if isinstance(batch, int) else []
-    return fitted(points, sum(point.counted for point in points)) if points else None
+    seen = left.summary.get("rows")  # the last of them may stand in no row of metrics
+    return fitted(points, seen if isinstance(seen, int) else sum(point.counted for point in points)) if points else None
 
 
 def _points(metrics: Iterable[dict[str, Any]], batch: int) -> Iterable[Point]:

@@ -19,7 +19,8 @@ class ReplySourceSection(Section):
     """One of those who reply: a model and how it is sampled."""
 
     model: LocalPath = Field(min_length=1)
-    """A stage of this recipe, a run (its newest policy), a folder with a model or an adapter, or a hub id."""
+    """A stage of this recipe, a run (its newest policy), a folder with a model, an adapter or a checkpoint, or a hub
+    id."""
     temperature: float = Field(1.0, ge=0)
     """Divides the logits; 0 takes the likeliest token."""
     top_p: float = Field(1.0, gt=0, le=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 
 import pytest
@@ -13,6 +14,7 @@ from align.feedback import collect as room
 from align.feedback.collect import AT_ONCE, collect, different
 from align.feedback.items import FeedbackReply, load_items
 from align.models.identity import weights_version
+from align.models.named import policy_at, speaks_as
 from align.recipe import RecipeError, load_recipe
 from align.recipe.check import check_recipe
 from align.runtime.errors import StorageError
@@ -31,6 +33,26 @@ collect:
     - {{model: {run}/adapter, temperature: 1.3, top_p: 0.9}}
     - {{model: {run}/ppo/model, temperature: 0.7}}
   num_prompts: 6
+  num_replies: 2
+  max_completion_length: 8
+"""
+
+
+PPO = """\
+name: half
+output_dir: {run}
+model: {{path: {run}/sft/model}}
+sft: {{data: [x.jsonl], max_length: 64, batch_size: 4, micro_batch_size: 4, learning_rate: 1e-5}}
+ppo:
+  data: [x.jsonl]
+  policy: {{learning_rate: 1e-6}}
+  critic: {{learning_rate: 1e-6}}
+  num_iterations: 2
+  critic_warmup_steps: 2
+  reward: [{{kind: length, maximum: 9}}]
+collect:
+  data: [x.jsonl]
+  sources: [{{model: {run}/ppo/checkpoints/step-2}}]
   num_replies: 2
   max_completion_length: 8
 """
@@ -164,9 +186,23 @@ def test_check_knows_the_section(run, capsys):
     assert "has no stage to run" in capsys.readouterr().err
 
 
-def test_weights_are_known_wherever_they_lie(run, tmp_path):
-    import shutil
+def test_a_checkpoint_of_ppo_speaks_as_what_it_began_with(run, tmp_path):
+    """Its policy has no tokenizer beside it; an unfinished run has none of the stage's own either."""
+    run = write_run(tmp_path / "run")
+    (run / "ppo/recipe.yaml").write_text(PPO.format(run=run))
+    policy = run / "ppo/checkpoints/step-2/policy"
+    shutil.move(run / "ppo/model", policy)
+    for file in (*policy.glob("tokenizer*"), *policy.glob("*.jinja")):
+        file.unlink()
+    recipe = load_recipe(run / "ppo/recipe.yaml", [f"collect.data=[{run}/prompts.jsonl]"])
+    write_json_lines(run / "prompts.jsonl", [{"prompt": "one", "tags": [{"tag": "a", "explanation": "…"}]}])
+    assert policy_at(policy.parent) == str(policy) and speaks_as(policy) == str(run / "sft/model")
+    collect(recipe, recipe.collect, tmp_path / "out")
+    (item,) = load_items(tmp_path / "out/items.jsonl")
+    assert item.tags == ("a",) and {one.weights for one in item.replies} == {weights_version(policy)}
 
+
+def test_weights_are_known_wherever_they_lie(run, tmp_path):
     shutil.copytree(run / "sft/model", tmp_path / "copy")
     assert weights_version(tmp_path / "copy") == weights_version(run / "sft/model")
     versions = {weights_version(run / name) for name in ("sft/model", "ppo/model", "adapter")}
