@@ -95,7 +95,7 @@ def test_recipes_are_recipes(page, tmp_path):
             file.write_text(text)
             load_recipe(file)
         else:
-            Recipe.model_validate({**whole, **{key: whole[key] | part for key, part in found.items()}})
+            Recipe.model_validate({**whole, **{key: whole.get(key, {}) | part for key, part in found.items()}})
 
 
 @each_page

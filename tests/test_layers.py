@@ -51,7 +51,7 @@ ARROWS: dict[str, frozenset[str]] = {
         {"align.models", "align.data", "align.runs", "align.evaluation", "reward", "rollouts", "data_formats"}
     ),
     "align.feedback": frozenset(
-        {"align.models", "align.data", "align.evaluation", "align.serving", "align.recipe", "align.runs"}
+        {"align.models", "align.data", "align.evaluation", "align.serving", "align.chat", "align.recipe", "align.runs"}
         | {"reward", "rollouts", "data_formats"}
     ),
     "align.report": frozenset(
@@ -85,7 +85,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.trainers": TORCH | {"accelerate", "peft", "trl", "datasets"},  # the last one is what trl takes
     "align.evaluation": TORCH | {"evalica", "pandas", "scipy"},  # ranking models by wins
     "align.chat": frozenset({"rich"}),
-    "align.feedback": TORCH | {"evalica", "pydantic", "pydantic_core", "starlette", "uvicorn"},
+    "align.feedback": TORCH | {"evalica", "pydantic", "pydantic_core", "scipy", "starlette", "uvicorn"},
     "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),
     "align.doctor": frozenset(),
     "align.plan": frozenset(),

@@ -1,9 +1,9 @@
-"""align judge ITEMS --judge JUDGE --out JUDGMENTS: collected replies judged without people.
+"""align judge ITEMS --judge JUDGE: collected replies judged without people.
 
-ITEMS is what `align collect` wrote. A JUDGE is what `align eval` takes: a reward (the higher score wins), a function
-that sees both replies (file.py:name), a RECIPE:SECTION.judge, people's rankings in a file; NAME=JUDGE gives it a name;
---judge-url and --judge-model ask a language model. JUDGMENTS is a file of judgments as `align annotate` writes it, to
-which those of the judges are added, each under the judge's name: people and judges are merged alike
+ITEMS is what `align collect` wrote, or any file with several replies a prompt. A JUDGE is what `align eval` takes: a
+reward (the higher score wins), a function that sees both replies (file.py:name), a RECIPE:SECTION.judge, people's
+rankings in a file; NAME=JUDGE gives it a name; --judge-url and --judge-model ask a language model. The judgments are
+added to the file of `align annotate`, each under the judge's name, so that people and judges are merged alike
 (`align merge-judgments`).
 
 Every two replies of an item are compared. A judge with scores also says by how much the best is better: its gaps are
@@ -30,9 +30,10 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("judge", help="collected replies judged by rewards or models", description=__doc__)
     parser.set_defaults(work=judge_command)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("items", metavar="ITEMS", type=Path, help="a file of `align collect`")
+    parser.add_argument("items", metavar="ITEMS", type=Path, help="what `align annotate` takes")
     add_judges(parser)
-    parser.add_argument("--out", metavar="JUDGMENTS", type=Path, required=True, help="a file of judgments, to add to")
+    words = "judgments are added to it (default: judgments.jsonl beside ITEMS)"
+    parser.add_argument("--out", metavar="JUDGMENTS", type=Path, help=words)
     parser.add_argument("--limit", type=positive, metavar="N", help="the first N items alone")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of a language model (default 0)")
     words = "replies a reward model holds at once (default 64; a recipe says its own)"
@@ -51,14 +52,18 @@ def judge_command(args: argparse.Namespace) -> None:
         JudgmentError: a row of JUDGMENTS that is none.
         RewardError: a judge failed; what was judged before is kept.
         OutOfMemoryError: too many replies at once.
+        FolderInUseError: another process adds to JUDGMENTS.
         StorageError: JUDGMENTS cannot be written.
     """
-    from align.feedback.items import load_items
+    from align.feedback.item_files import read_items
+    from align.runtime.lock import locked
 
     require_url(args)
-    out = typed_path(args.out)
-    items = load_items(args.items)[: args.limit]
-    told = [_judged(args, wanted, items, out) for wanted in named_judges(args, _beside(out, "llm") / "answers.jsonl")]
+    out = typed_path(args.out or typed_path(args.items).with_name("judgments.jsonl"))
+    judges = named_judges(args, _beside(out, "llm") / "answers.jsonl")
+    items = read_items(args.items)[: args.limit]
+    with locked(out.parent, [out.name]):
+        told = [_judged(args, wanted, items, out) for wanted in judges]
     if args.json:
         say(json.dumps({"judges": told, "out": str(out)}, ensure_ascii=False, indent=2))
         return

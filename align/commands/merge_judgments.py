@@ -1,7 +1,7 @@
 """align merge-judgments ITEMS JUDGMENTS … --out pairs.jsonl: what people and judges said, as comparisons to train on.
 
-ITEMS is what `align collect` wrote, JUDGMENTS what `align annotate` and `align judge` wrote about it. A line of --out
-is a comparison that `pmp`, `rm` and `dpo` read: its grade is the strength (4 significantly, 3 better, 2 slightly, 1
+ITEMS is what was judged, JUDGMENTS what `align annotate` and `align judge` wrote about it. A line of --out is a
+comparison that `pmp`, `rm` and `dpo` read: its grade is the strength (4 significantly, 3 better, 2 slightly, 1
 negligibly: what `margin` and `min_grade` understand), its tags are those of the prompt, with `edited` and
 `rejected_unsafe` where that is so, and `provenance` says who preferred which reply of whom.
 
@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("merge-judgments", help=words, description=__doc__)
     parser.set_defaults(work=merge_judgments_command)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("items", metavar="ITEMS", type=Path, help="a file of `align collect`")
+    parser.add_argument("items", metavar="ITEMS", type=Path, help="what was judged: a file of `align collect`, …")
     parser.add_argument("judgments", metavar="JUDGMENTS", type=Path, nargs="+", help="what was said of these items")
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="a new file of JSON Lines")
     words = "a pair as most who judged it say, or once a judgment (default %(default)s)"
@@ -63,8 +63,8 @@ def merge_judgments_command(args: argparse.Namespace) -> None:
         StorageError: FILE is one of those that are read, or cannot be written.
     """
     from align.feedback.annotators import about_annotators
-    from align.feedback.items import load_items
-    from align.feedback.judgments import GRADES, counting, load_rows
+    from align.feedback.item_files import read_items
+    from align.feedback.judgments import GRADES, JudgmentBook, load_rows
     from align.feedback.merge import MergeOptions, merge
     from align.feedback.votes import matched
     from data_formats import write_jsonl
@@ -75,11 +75,11 @@ def merge_judgments_command(args: argparse.Namespace) -> None:
             raise MissingFileError(f"{file}: no such file; check the path")
         if out.exists() and out.samefile(file):
             raise StorageError(f"--out {out} is a file that is read: name another one")
-    items = load_items(args.items)
+    items = read_items(args.items)
     rows = list(chain.from_iterable(map(load_rows, files[1:])))
     if len(files) > 2:
         rows.sort(key=lambda row: row.time)  # of the judgments of an annotator on an item the latest counts
-    judged, others = matched(items, counting(rows))
+    judged, others = matched(items, JudgmentBook(rows).counting())
     if not judged:
         raise EmptyDatasetError("nobody has judged anything yet", path=files[1])
     merged = merge(judged, MergeOptions(args.votes, args.pairs, args.min_strength, args.all_bad))

@@ -84,12 +84,12 @@ class FeedbackItem:
 
 
 def new_item(
-    prompt: Prompt, replies: Sequence[FeedbackReply], *, tags: Iterable[str] = (), number: int = 0, seed: int = 0
+    prompt: Prompt, replies: Sequence[FeedbackReply], *, tags: Iterable[str] = (), round: int = 0, seed: int = 0
 ) -> FeedbackItem:
     """An item of replies in a shuffled order, which give up the ids they had.
 
     Args:
-        number: the round's.
+        round: of the loop, 0 before any.
         seed: of the order, together with the prompt.
     """
     asked = as_row(Prompt(prompt.messages, tools=prompt.tools))
@@ -100,7 +100,7 @@ def new_item(
     )
     text = json.dumps([asked, [one.reply for one in named]])
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return FeedbackItem(key, prompt.messages, named, prompt.category, tuple(tags), number, prompt.tools)
+    return FeedbackItem(key, prompt.messages, named, prompt.category, tuple(tags), round, prompt.tools)
 
 
 def load_items(path: str | Path) -> list[FeedbackItem]:

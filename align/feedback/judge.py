@@ -29,7 +29,7 @@ from align.data.replies import PromptedReply
 from align.evaluation.scoring import samples_for
 from align.evaluation.wins import WORTH
 from align.feedback.items import FeedbackItem
-from align.feedback.judgments import STRENGTHS, HumanJudgment, Undo, counting, judgment_of, load_rows
+from align.feedback.judgments import STRENGTHS, HumanJudgment, JudgmentBook, Undo, judgment_of, load_rows
 from align.runtime.files import append_json_lines, remove
 from align.runtime.json_files import Row, objects, read_text
 from data_formats.records import Prompt
@@ -120,7 +120,7 @@ class _Before:
         for one in rows:
             if isinstance(one, HumanJudgment):
                 self._ids[one.item, one.annotator].append(one.id)
-        self.judged = {one.item for one in counting(rows) if one.item in keys and self._is_of_key(one)}
+        self.judged = {one.item for one in JudgmentBook(rows).counting() if one.item in keys and self._is_of_key(one)}
 
     def new_id(self, item: str, annotator: str) -> str:
         return self._id(item, annotator, len(self._ids[item, annotator]))

@@ -14,7 +14,7 @@ from align.recipe.registry import REWARD_STAGES, STAGES
 from align.recipe.reward_section import part_problems
 from align.recipe.rollout_section import engine_problems
 from align.recipe.schema import Recipe
-from align.recipe.sources import source_problems, stage_sources
+from align.recipe.sources import COLLECT, source_problems, stage_sources
 from align.recipe.trackers import tracker_problems
 from align.recipe.user_code import code_problem
 from align.runtime.errors import MissingFileError
@@ -30,7 +30,7 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = (), *, world_size:
     found = inspect(path, overrides, world_size=world_size)
     problems = list(found.problems)
     if found.recipe is not None:
-        problems += run_problems(found.recipe, found.recipe.stages)
+        problems += run_problems(found.recipe, found.recipe.stages) + collect_problems(found.recipe)
     if problems or found.recipe is None:
         raise RecipeError(tuple(dict.fromkeys(problems)), found.source)
     return found.recipe
@@ -39,7 +39,8 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = (), *, world_size:
 def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
     """What would stop `stages` from running as one chain: missing files, impossible origins, blocked output folder."""
     stages = tuple(stages)
-    problems = [] if recipe.stages else [f"has no stage; add at least one of {', '.join(STAGES)}"]
+    nothing = not recipe.stages and recipe.collect is None
+    problems = [f"has no stage; add at least one of {', '.join(STAGES)}"] if nothing else []
     blocked = next(
         (part for part in (Path(recipe.output_dir), *Path(recipe.output_dir).parents) if part.is_file()), None
     )
@@ -63,6 +64,25 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
         for role, origin in inputs(recipe, stage).items():
             problems += _origin_problems(recipe, stage, role, origin)
     return list(dict.fromkeys(problems))
+
+
+def collect_problems(recipe: Recipe) -> list[str]:
+    """What would stop `align collect`: missing files, a source that cannot write; no stage that is yet to run."""
+    if recipe.collect is None:
+        return []
+    problems = source_problems(recipe, COLLECT)
+    for at, one in enumerate(recipe.collect.sources):
+        key, stage = f"collect.sources.{at}.model", STAGES.get(one.model)
+        if stage is None:
+            problems += _path_problem(key, one.model, tuple(STAGES))
+        elif stage.makes != "policy":
+            problems.append(f"{key}: '{one.model}' is a reward model and cannot write; name a policy")
+        elif getattr(recipe, one.model) is None and not has_model(recipe, one.model):
+            lies = stage_dir(recipe, one.model)
+            problems.append(f"{key}: stage '{one.model}' is neither in this recipe nor finished in {lies}")
+    if recipe.collect.engine == "vllm" and not is_installed("vllm"):
+        problems.append(missing_package("collect.engine: 'vllm'", "vllm") + ", or use engine=hf")
+    return problems
 
 
 def _bitsandbytes_problems(recipe: Recipe, stages: Sequence[str]) -> list[str]:
@@ -189,6 +209,7 @@ def describe_plan(recipe: Recipe, world_size: int | None = None) -> str:
         *(f"warning: {sentence}" for sentence in precision_warnings(recipe)),
     ]
     parts += filter(None, (getattr(recipe, stage).described() for stage in recipe.stages))
+    parts += [recipe.collect.described()] if recipe.collect is not None else []
     return "\n\n".join(parts)
 
 

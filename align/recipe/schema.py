@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, create_model
 
+from align.recipe.collect_section import CollectSection
 from align.recipe.fields import TinyWorldSection
 from align.recipe.model_section import ModelSection
 from align.recipe.registry import REWARD_STAGES, SAMPLING_STAGES, STAGES
@@ -45,6 +46,8 @@ class _Recipe(Section):
     """The pretrained model, or the shape of a new one."""
     tinyworld: TinyWorldSection | None = None
     """Sizes of the embedded world's sets, for sources `tinyworld:NAME`."""
+    collect: CollectSection | None = None
+    """Replies for people or judges to compare."""
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -226,7 +226,7 @@ class RewardSection(SupervisedSection):
     lm_weight: float = Field(0.0, ge=0)
     """Factor of the chosen reply's negative log-likelihood a token."""
     min_grade: float | None = None
-    """Keep pairs of that grade or more (3: significantly better)."""
+    """Keep pairs of that grade or more, and those without any (Llama 3: 3, which is better, and 4, significantly)."""
     tag_balanced: Positive | None = None
     """Keep that many prompts, balanced by the tags of their pairs (InsTag), with all of their pairs."""
     binarise: bool = False

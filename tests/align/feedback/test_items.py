@@ -22,7 +22,7 @@ REPLIES = [
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    item = new_item(ASKED, REPLIES, tags=("why", "short"), number=2)
+    item = new_item(ASKED, REPLIES, tags=("why", "short"), round=2)
     write_json_lines(tmp_path / "items.jsonl", [item.row()])
     assert load_items(tmp_path / "items.jsonl") == [item]
     assert [one.id for one in item.replies] == ["r0", "r1", "r2"]
