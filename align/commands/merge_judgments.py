@@ -48,7 +48,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--min-strength", choices=STRENGTHS, help=words)
     words = "also pairs among replies all of which are called bad, where they were ranked"
     parser.add_argument("--all-bad", action="store_true", help=words)
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the intervals (default 0)")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
@@ -97,7 +96,7 @@ def merge_judgments_command(args: argparse.Namespace) -> None:
         "by_strength": {name: strengths[GRADES[name]] for name in STRENGTHS} | {"unsaid": strengths[None]},
         "edited": sum("edited" in one.tags for one in merged.comparisons),
         "left_out": dict(merged.left_out.most_common()),
-        **about_annotators(judged, seed=args.seed),
+        **about_annotators(judged),
         "out": str(out),
     }
     say(json.dumps(figures, ensure_ascii=False, indent=2) if args.json else "\n".join(_lines(figures)))

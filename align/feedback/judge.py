@@ -29,7 +29,16 @@ from align.data.replies import PromptedReply
 from align.evaluation.scoring import samples_for
 from align.evaluation.wins import WORTH
 from align.feedback.items import FeedbackItem
-from align.feedback.judgments import STRENGTHS, HumanJudgment, JudgmentBook, Undo, judgment_of, load_rows
+from align.feedback.judgments import (
+    LONGEST_NAME,
+    STRENGTHS,
+    HumanJudgment,
+    JudgmentBook,
+    JudgmentError,
+    Undo,
+    judgment_of,
+    load_rows,
+)
 from align.runtime.files import append_json_lines, remove
 from align.runtime.json_files import Row, objects, read_text
 from data_formats.records import Prompt
@@ -71,10 +80,12 @@ def judge_items(
 
     Raises:
         RewardError: the judge failed; what was compared before is kept.
-        JudgmentError: a row of the file that is none.
+        JudgmentError: a row of the file that is none; a name that no annotator can have.
         StorageError: the file cannot be written.
     """
     name = name or judge.name
+    if len(name) > LONGEST_NAME:
+        raise JudgmentError(f"the judge's name {name!r} is longer than {LONGEST_NAME} characters; give it another")
     kept = path.with_name(f".{path.name}.{name}.compared")
     keys = {item.id: _key(item, name, settings) for item in items}
     before = _Before(load_rows(path), keys)
@@ -218,7 +229,8 @@ def _rankings(item: FeedbackItem, compared: Compared, name: str, result: ByJudge
         known = len(ranks) > 1 and ranks[0][0] in scores and ranks[1][0] in scores
         gap = scores[ranks[0][0]] - scores[ranks[1][0]] if known else None
         told = ", ".join(f"{reply} {score:g}" for reply, score in scores.items())
-        yield _Ranking(item, annotator, names, ranks, gap, "; ".join([*[f"scores {told}"] * bool(told), *notes]))
+        comment = "; ".join([*[f"scores {told}"] * bool(told), *notes]).encode("utf-8", "replace").decode()
+        yield _Ranking(item, annotator, names, ranks, gap, comment)
     if not by_annotator:
         result.without["nothing said of its replies"] += 1
 

@@ -14,8 +14,10 @@ from align.feedback import judgments
 from align.feedback.provenance import provenance_of
 from align.runtime.files import write_json_lines
 from data_formats import read, write_jsonl
+from data_formats.cleaning.texts import map_strings
 from data_formats.records import Comparison
 from tests.align.feedback.made import item, judgment
+from tests.reward.judges.test_llm import endpoint, longer  # noqa: F401 - a fixture
 
 JUDGES = """
 def by_length(prompts, completions):
@@ -72,6 +74,12 @@ def test_judges_and_people_to_pairs_that_are_trained_on_and_looked_at(said, tmp_
     )
     write_jsonl(tmp_path / "copied.jsonl", pairs)
     assert (tmp_path / "copied.jsonl").read_bytes() == (tmp_path / "pairs.jsonl").read_bytes()
+    assert [map_strings(one, str.upper).provenance for one in pairs] == [one.provenance for one in pairs]  # cleaning
+    said("data", "split", "pairs.jsonl", "parts", "--heldout", "0.5")
+    parts = [one for name in ("train", "heldout") for one in read(f"parts/{name}.jsonl", Comparison).records]
+    assert sorted(provenance_of(one.provenance).item for one in parts) == sorted(
+        provenance_of(one.provenance).item for one in pairs
+    )
 
     shown = said("data", "inspect", "pairs.jsonl", "--rows", 4).out
     assert "judged: by ann, len; chosen of s1, temperature 1; rejected of s0, temperature 0; item i0\n" in shown
@@ -84,6 +92,20 @@ def test_judges_and_people_to_pairs_that_are_trained_on_and_looked_at(said, tmp_
         and ", round 1\n" in shown
         and "by source: s1 7 of 7, s0 3 of 7, s2 0 of 8\n" in shown
     )
+
+
+def test_a_language_model_is_asked_once(said, endpoint):  # noqa: F811
+    endpoint.judge = longer
+    words = ("judge", "items.jsonl", "--judge-url", endpoint.url, "--judge-model", "judge-1", "--limit", "2")
+    shown = said(*words).out
+    assert "2 judgments by the language model judge-1 on 2 items; 12 requests, " in shown
+    assert [(one.annotator, one.ranking[0], one.strength) for one in judgments.load_judgments("judgments.jsonl")] == [
+        ("llm", ("r1",), None),
+        ("llm", ("r1",), None),
+    ]
+    assert "0 judgments by the language model judge-1 on 2 items, 2 were judged before" in said(*words).out
+    assert len(endpoint.seen) == 12
+    assert "--rubric is for --judge-url" in said("judge", "items.jsonl", "--rubric", "items.jsonl", code=1).err
 
 
 def test_options_and_figures(said):
