@@ -67,7 +67,7 @@ def judge_whole(reward: Reward, samples: Sequence[Sample]) -> Verdict:
             checked(scores, len(samples), name)
     except RewardError as error:
         what = f"must give one finite float for each of {len(samples)} replies"
-        raise RewardError(f"reward {name!r} {what} ({str(error).partition(' gave ')[2]})") from None
+        raise type(error)(f"reward {name!r} {what} ({str(error).partition(' gave ')[2]})") from None
     return verdict
 
 

@@ -20,7 +20,8 @@ class RewardError(AlignError, RuntimeError):
 
 
 class RewardUnavailableError(RewardError):
-    """A reward that is not to be had at all, whatever the reply: no connection, a refused key."""
+    """A reward that is not to be had at all, whatever the reply: no connection, a refused key, another number of scores
+    than there are replies."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from align.runtime.terminal import shortened
-from reward.protocol import RewardError
+from reward.protocol import RewardError, RewardUnavailableError
 
 
 def checked(scores: Any, count: int, name: str) -> list[float]:
     """`scores` as `count` finite Python floats.
 
     Raises:
-        RewardError: another number of scores, something that is no number (texts that look like one too), NaN or
-            infinity.
+        RewardError: something that is no number (texts that look like one too), NaN or infinity; another number of
+            scores, as a RewardUnavailableError: asked about one reply alone it would be right by chance.
     """
     try:
         if isinstance(scores, str | bytes | Mapping | Set):
@@ -25,7 +25,7 @@ def checked(scores: Any, count: int, name: str) -> list[float]:
         found = shortened(repr(scores))
         raise RewardError(f"reward {name!r} must give one float a reply, it gave {found} ({error})") from None
     if len(values) != count:
-        raise RewardError(f"reward {name!r} gave {len(values)} scores for {count} replies")
+        raise RewardUnavailableError(f"reward {name!r} gave {len(values)} scores for {count} replies")
     bad = [index for index, value in enumerate(values) if not math.isfinite(value)]
     if bad:
         raise RewardError(

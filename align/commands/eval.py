@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -48,6 +49,13 @@ from align.runtime.secrets import shown_url
 from align.runtime.terminal import say
 
 WINS = "wins"
+SPENT = {
+    "cached": "answers from before",
+    "unread": "answers without a verdict",
+    "refused": "questions refused",
+    "disagreed": "pairs on which the two orders disagree (ties)",
+}
+OURS = frozenset({"replies", "judgments"})  # folders of which OUT has one, if anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +133,7 @@ def eval_command(args: argparse.Namespace) -> None:
     out = typed_path(args.out or "-".join(["eval", *(one.name for one in models)]))
     judges = _judges(args, out)
     prompts = _prompts(args)
+    _require_ours(out)
     with locked(out, ["eval"]):
         made, size = MadeWith(out), {"engine": args.engine, "max_row_mb": args.max_row_mb}
         replies = {one.name: replies_of(one, prompts, params, made, **size) for one in models}
@@ -138,13 +147,24 @@ def eval_command(args: argparse.Namespace) -> None:
 
 
 def _require_together(args: argparse.Namespace) -> None:
-    """Raises ContestError for options of wins beside --tax, and for its own without it."""
+    """Raises ContestError for an option that would do nothing."""
     judging = {"--prompts": args.prompts, "--judge": args.judge, "--judge-url": args.judge_url}
-    taxing = {"--documents": args.documents, "--lm-eval": args.lm_eval}
-    for name, given in (judging if args.tax else taxing).items():
-        if given:
-            advice = "leave it out: with --tax nothing is judged" if args.tax else "add --tax, which it belongs to"
-            raise ContestError(f"{name}: {advice}")
+    if args.tax and (given := [name for name, value in judging.items() if value]):
+        raise ContestError(f"with --tax nothing is judged: leave {given[0]} out, or --tax")
+    needs = (
+        *(("--rubric", args.rubric, "--judge-url"), ("--judge-key-env", args.judge_key_env, "--judge-url")),
+        *(("--documents", args.documents, "--tax"), ("--lm-eval", args.lm_eval, "--tax")),
+    )
+    for name, value, other in needs:
+        if value and not (args.tax if other == "--tax" else args.judge_url):
+            raise ContestError(f"{name} is for {other}: give that too, or leave {name} out")
+
+
+def _require_ours(out: Path) -> None:
+    """Raises ContestError for a folder of something else."""
+    there = {one.name for one in out.iterdir()} - {".locks", "settings.json"} if out.is_dir() else set()
+    if there and not there & OURS:
+        raise ContestError(f"{out} holds something else ({min(there)}): name another folder with --out, or remove it")
 
 
 def _count_rankings(args: argparse.Namespace) -> None:
@@ -159,6 +179,9 @@ def _count_rankings(args: argparse.Namespace) -> None:
     named = [(name, named_judge(word)) for name, word in map(alias, args.judge)]
     models = args.models or list(dict.fromkeys(model for _, judge in named for model in judge.models))
     require_different("model", models)
+    if len(models) < 2:
+        known = ", ".join(models) or "no model by name"
+        raise ContestError(f"name two models at least whose replies were ranked, not {known}")
     for _, judge in named:
         if unknown := [name for name in models if name not in judge.models]:
             known = ", ".join(judge.models)
@@ -166,7 +189,10 @@ def _count_rankings(args: argparse.Namespace) -> None:
     rows = ranked_rows([judge for _, judge in named], models)
     judged = [Judged(name or one.name, one.described, own) for (name, one), own in zip(named, rows, strict=True)]
     require_different("judge", [one.name for one in judged])
+    for one in judged:
+        _require_verdict(one)
     out = typed_path(args.out or "-".join(["eval", *(one.name for one in judged)]))
+    _require_ours(out)
     with locked(out, ["eval"]):
         for one in judged:
             files.write_json_lines(out / "judgments" / f"{one.name}.jsonl", one.rows)
@@ -223,6 +249,10 @@ def _judges(args: argparse.Namespace, out: Path) -> list[Wanted]:
 def _language_model(args: argparse.Namespace, out: Path) -> Wanted:
     from reward.judges.llm import LLMJudge
 
+    if args.judge_key_env and not os.environ.get(args.judge_key_env, "").strip():
+        raise ContestError(
+            f"--judge-key-env: the environment variable {args.judge_key_env} is not set: set it to the key"
+        )
     try:
         judge = LLMJudge(
             args.judge_url,
@@ -235,7 +265,8 @@ def _language_model(args: argparse.Namespace, out: Path) -> Wanted:
     except AlignError:
         raise
     except ValueError as error:
-        raise ContestError(str(error)) from error
+        tunnel = "a tunnel to this machine, or a recipe's judge with insecure: true"
+        raise ContestError(str(error).replace("or insecure", tunnel)) from error
     settings = {"url": shown_url(args.judge_url), "model": args.judge_model, "seed": args.seed}
     rubric = [] if args.rubric is None else files.stamp(args.rubric)
     return Wanted(judge.name, settings | {"rubric": rubric}, ready=judge)
@@ -264,12 +295,19 @@ def _judged(
         how = {"batch_size": args.batch_size, "device": best_device(), "dtype": args.dtype}
         judge = wanted.ready or named_judge(wanted.word, folder=kept.with_suffix(".answers"), **how)
         rows = judged_rows(judge, prompts, replies, kept, progress.update)
-    if not any(one["winner"] for row in rows for one in row["judgments"]):
-        notes = [one.get("note", "") for row in rows for one in row["judgments"]]
-        why = next((f" (the first time: {note})" for note in notes if note), "")
-        raise ContestError(f"{judge.described} has no verdict on any of the {len(rows)} pairs of replies{why}")
     usage = getattr(judge, "usage", None)
-    return Judged(wanted.name, judge.described, rows, asdict(usage) if is_dataclass(usage) else {})
+    judged = Judged(wanted.name, judge.described, rows, asdict(usage) if is_dataclass(usage) else {})
+    _require_verdict(judged)
+    return judged
+
+
+def _require_verdict(judged: Any) -> None:
+    """Raises ContestError where somebody has none at all."""
+    said = [one for row in judged.rows for one in row["judgments"]]
+    if not any(one["winner"] for one in said):
+        why = next((f" (the first time: {one['note']})" for one in said if one.get("note")), "")
+        pairs = f"any of the {len(judged.rows)} pairs of replies" if judged.rows else "two replies to the same prompt"
+        raise ContestError(f"{judged.judged_by} has no verdict on {pairs}{why}")
 
 
 def _show(args: argparse.Namespace, out: Path, about: dict[str, Any], judged: Sequence[Any]) -> None:
@@ -285,7 +323,7 @@ def _show(args: argparse.Namespace, out: Path, about: dict[str, Any], judged: Se
     for table in tables(found):
         say(table.text())
     for one in judged:
-        spent = [f"{value} {key.replace('_', ' ')}" for key, value in one.usage.items() if value]
+        spent = [f"{value} {SPENT.get(key, key.replace('_', ' '))}" for key, value in one.usage.items() if value]
         if spent:
-            say(f"{one.name}, this time: {', '.join(spent)}")
+            say(f"{one.name}: {', '.join(spent)}")
     say(f"{out}: replies, judgments, {WINS}.json and {WINS}.md")

@@ -154,11 +154,12 @@ def _show(card: Mapping[str, Any]) -> None:
     rows: list[Sequence[str]] = []
     for one in card["benchmarks"].values():
         if one["overall"] is not None:
-            rows.append((one["name"], "", *_cells(one["overall"], of_rows(one), interval)))
+            rows.append((one["name"], *_cells(one["overall"], of_rows(one), interval)))
         for heading, parts in one["parts"].items():
-            rows += [("", f"{heading} {name}", *_cells(part, str(part["n"]), interval)) for name, part in parts.items()]
+            rows.append((f"  by {heading}", *("",) * 5))
+            rows += [(f"    {name}", *_cells(part, str(part["n"]), interval)) for name, part in parts.items()]
     title = f"{card['model']} by public benchmarks"
-    _print_table(title, ("benchmark", "part", "score", "95 % interval", "longer", "shorter", "n"), rows, 2)
+    _print_table(title, ("benchmark", "score", "95 % interval", "longer", "shorter", "n"), rows)
     rows = []
     for one in card["benchmarks"].values():
         if one["by_length"]:
@@ -167,12 +168,12 @@ def _show(card: Mapping[str, Any]) -> None:
             rows.append((one["name"], *told, percent(one["calibration_error"])))
     if rows:
         header = ("benchmark", "right one longer", "right one shorter", "calibration error")
-        _print_table("where length helps and where it misleads; calibration", header, rows, 1)
+        _print_table("where length helps and where it misleads; calibration", header, rows)
     if (rm_bench := card["benchmarks"].get("rm_bench")) is not None:
         styles, matrix = rm_bench["styles"], rm_bench["matrix"]
         cells = [(style, *map(percent, row)) for style, row in zip(styles, matrix, strict=True)]
         header = ("right reply", *(f"wrong: {style}" for style in styles))
-        _print_table("RM-Bench by style: above the diagonal hard, below it easy", header, cells, 1)
+        _print_table("RM-Bench by style: above the diagonal hard, below it easy", header, cells)
     if told := [words for one in card["benchmarks"].values() if (words := not_whole(one))]:
         say(f"not whole, so not to be compared with published figures: {'; '.join(told)}")
     if card["missing"]:
@@ -187,8 +188,8 @@ def _cells(one: Mapping[str, Any], rows: str, interval: Any) -> tuple[str, ...]:
     return percent(one["score"]), interval(one), percent(one["longer"]), percent(one["shorter"]), rows
 
 
-def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> None:
-    """A table whose first `texts` columns are words."""
+def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose first column is words."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -197,7 +198,7 @@ def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]
 
     table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index < texts else "right", overflow="fold", no_wrap=index >= texts)
+        table.add_column(name, justify="right" if index else "left", overflow="fold", no_wrap=index > 0)
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)

@@ -131,11 +131,14 @@ def _show(found: dict[str, Any]) -> None:
             rows.append((f"{task}: {metric}", *_cells(one["before"], one["after"], one)))
     header = ("", found["before"]["model"], found["after"]["model"], "difference", "95 % interval")
     say(table(header, rows) + "\n")
+    if found["difference"]["loss"] is None:
+        say("the two cut text into different tokens: their bits per byte can be compared, their nats a token cannot")
     say(f"loss of {found['documents']} documents ({found['tokens']} tokens), {', '.join(found['source'])}")
 
 
-def _cells(before: float, after: float, change: dict[str, float] | None) -> tuple[str, ...]:
+def _cells(before: float, after: float, change: dict[str, float | None] | None) -> tuple[str, ...]:
     shown = (f"{before:.4f}", f"{after:.4f}")
     if change is None:  # other tokens
         return (*shown, "", "")
-    return (*shown, f"{change['difference']:+.4f}", f"{change['low']:+.4f} to {change['high']:+.4f}")
+    interval = "" if change["low"] is None else f"{change['low']:+.4f} to {change['high']:+.4f}"
+    return (*shown, f"{change['difference']:+.4f}", interval)

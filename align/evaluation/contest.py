@@ -3,7 +3,8 @@
 A *row* is a pair of replies with what was said of it: `first` and `second`, the models; `prompt` and `sample`, which
 prompt and which of its replies, from 0; `category`; `longer`, by how many characters the second reply is; `replies`,
 which tells whether they are still the same; `judgments`. Rows are added to a file as they are judged, so nothing is
-asked twice: neither after a kill nor when another model comes in.
+asked twice: neither after a kill nor when another model comes in. What came to no verdict is asked again: that may have
+been a failure. A judge that keeps its own answers, and counts them (`usage`), gets all pairs: it asks what is missing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.replies import PromptedReply
-from align.evaluation.ranking import agreement, ranking
+from align.evaluation.ranking import Unit, agreement, ranking
 from align.evaluation.scoring import samples_for
 from align.evaluation.wins import ComparedPair, win_rates
 from align.runtime import files
@@ -40,7 +41,7 @@ class Judged:
     Attributes:
         name: in figures and files.
         judged_by: the words that follow "judged by".
-        usage: what asking cost this time, for a judge that is paid for.
+        usage: what asking cost, for a judge that is paid for.
     """
 
     name: str
@@ -68,11 +69,11 @@ def judged_rows(
     there, _ = objects(read_text(kept))
     known = {_where(row): row for row in there}
     files.write_json_lines(kept, known.values())  # without half of a line, where a kill left one
-    found = []
+    found, counts = [], hasattr(judge, "usage")
     for start in range(0, len(prompts), AT_ONCE):
         some = _pairs(judge, prompts, replies, range(start, min(start + AT_ONCE, len(prompts))))
         rows = [known.get(_where(row), {}) for row, _ in some]
-        asked = [at for at, (row, _) in enumerate(some) if not _is_judged(rows[at], row["replies"])]
+        asked = [at for at, (row, _) in enumerate(some) if counts or not _is_judged(rows[at], row["replies"])]
         if asked:
             told_of = judge.compare([some[at][1] for at in asked])
             for at, judgments in zip(asked, told_of, strict=True):
@@ -112,13 +113,13 @@ def matches(rows: Sequence[Row]) -> dict[tuple[str, str], list[ComparedPair]]:
     return dict(found)
 
 
-def verdicts(rows: Sequence[Row], judge: str) -> dict[tuple[str, str], dict[Any, str]]:
+def verdicts(rows: Sequence[Row], judge: str) -> dict[tuple[str, str], dict[Unit, str]]:
     """The verdicts of a judge as `align.evaluation.ranking.agreement` takes them."""
-    found: dict[tuple[str, str], dict[Any, str]] = defaultdict(dict)
+    found: dict[tuple[str, str], dict[Unit, str]] = defaultdict(dict)
     for row in rows:
         for one in row["judgments"]:
             if one["winner"] is not None:
-                found[judge, one.get("by", "")][*_where(row), row["replies"]] = one["winner"]
+                found[judge, one.get("by", "")][row["prompt"], *_where(row), row["replies"]] = one["winner"]
     return dict(found)
 
 
@@ -126,7 +127,7 @@ def result(judged: Sequence[Judged], *, seed: int = 0) -> dict[str, Any]:
     """`judges`, of each by name `judged_by`, `matches` (`align.evaluation.wins.win_rates` of every two models),
     `ranking` where there are more than two, and `usage`; and `agreement` of all who judged, None for one alone."""
     judges: dict[str, Any] = {}
-    said: dict[tuple[str, str], dict[Any, str]] = {}
+    said: dict[tuple[str, str], dict[Unit, str]] = {}
     for one in judged:
         between = matches(one.rows)
         rates = [win_rates(pairs, judged_by=one.judged_by, first=a, second=b) for (a, b), pairs in between.items()]

@@ -8,7 +8,7 @@ near where it began. Both scales begin at 1000.
 
 Intervals are bootstraps over prompts. evalica's own draws judgments, as if those on one prompt were independent, and
 compares strengths whose common factor is arbitrary: so prompts are drawn here and evalica is given their weights.
-Agreement is Krippendorff's alpha of verdicts in their order (loss, tie, win) with evalica's interval (Hayes's).
+Agreement is Krippendorff's alpha of verdicts in their order (loss, tie, win).
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ POINTS = 400 / math.log(10)  # of Elo's scale for a unit of log-strength
 START = 1000.0
 WINNERS = {"first": evalica.Winner.X, "second": evalica.Winner.Y, "tie": evalica.Winner.Draw}
 INTERVAL = (2.5, 97.5)
+ORDER = ("first", "tie", "second")  # of verdicts
+RESAMPLES = 2000  # of prompts, for alpha
+Unit = tuple[Hashable, ...]  # what was judged: the prompt, and which replies to it
 
 
 def ranking(
@@ -128,13 +131,18 @@ def _known(value: float) -> float | None:
 
 
 def _interval(name: str, values_R: np.ndarray) -> dict[str, float | None]:
-    known = values_R[~np.isnan(values_R)]
-    enough = len(known) >= 0.95 * len(values_R)
-    low, high = np.percentile(known, INTERVAL).tolist() if enough else (None, None)
+    low, high = _percentiles(values_R)
     return {f"{name}_low": low, f"{name}_high": high}
 
 
-def agreement(verdicts: Mapping[tuple[str, str], Mapping[Hashable, str]], *, seed: int = 0) -> dict[str, Any]:
+def _percentiles(values_R: np.ndarray) -> tuple[float | None, float | None]:
+    known = values_R[~np.isnan(values_R)]
+    enough = len(known) >= 0.95 * len(values_R)
+    low, high = np.percentile(known, INTERVAL).tolist() if enough else (None, None)
+    return low, high
+
+
+def agreement(verdicts: Mapping[tuple[str, str], Mapping[Unit, str]], *, seed: int = 0) -> dict[str, Any]:
     """How far those who judged the same pairs of replies agree.
 
     Args:
@@ -143,8 +151,9 @@ def agreement(verdicts: Mapping[tuple[str, str], Mapping[Hashable, str]], *, see
         seed: of the interval of alpha.
 
     Returns:
-        `alpha` (1: as one, 0: as by chance) with its 95 % interval `low` to `high`, over everybody who judged, and
-        `units`, how much was judged by two or more; None where nothing was, or where all verdicts are the same.
+        `alpha` (1: as one, 0: as by chance) with its 95 % interval `low` to `high` over prompts, over everybody who
+        judged, and `units`, how much was judged by two or more; None where nothing was, or where all verdicts are the
+        same, and for the interval of one prompt.
         `within` has the same for each judge that is several people, and `between` for each two judges `equal`, how
         many verdicts of one are those of the other on the same, as a share of their `number`.
     """
@@ -164,12 +173,33 @@ def agreement(verdicts: Mapping[tuple[str, str], Mapping[Hashable, str]], *, see
     return {**_alpha(verdicts, seed), "within": within, "between": between}
 
 
-def _alpha(verdicts: Mapping[tuple[str, str], Mapping[Hashable, str]], seed: int) -> dict[str, Any]:
-    times = Counter(unit for own in verdicts.values() for unit in own)
-    units = [unit for unit, number in times.items() if number > 1]
-    unknown = {"alpha": None, "low": None, "high": None, "units": len(units)}
-    values = [[WORTH[own[unit]] if unit in own else np.nan for unit in units] for own in verdicts.values()]
-    if len({value for row in values for value in row if value == value}) < 2:
+def _alpha(verdicts: Mapping[tuple[str, str], Mapping[Unit, str]], seed: int) -> dict[str, Any]:
+    values: dict[Unit, list[int]] = defaultdict(list)
+    for own in verdicts.values():
+        for unit, winner in own.items():
+            values[unit].append(ORDER.index(winner))
+    several = {unit: said for unit, said in values.items() if len(said) > 1}
+    unknown = {"alpha": None, "low": None, "high": None, "units": len(several)}
+    if len({value for said in several.values() for value in said}) < 2:
         return unknown
-    found = evalica.alpha_bootstrap(pd.DataFrame(values), "ordinal", n_resamples=5000, random_state=seed)
-    return {"alpha": found.alpha, "low": found.low, "high": found.high, "units": len(units)}
+    table = [[ORDER.index(own[unit]) if unit in own else np.nan for unit in several] for own in verdicts.values()]
+    pairs: dict[Hashable, np.ndarray] = defaultdict(lambda: np.zeros((len(ORDER), len(ORDER))))
+    for (prompt, *_), said in several.items():
+        times_V = np.bincount(said, minlength=len(ORDER))
+        pairs[prompt] += (np.outer(times_V, times_V) - np.diag(times_V)) / (len(said) - 1)
+    prompts = len(pairs)
+    drawn_RP = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES)
+    drawn_RVV = np.tensordot(drawn_RP, np.array(list(pairs.values())), axes=1)
+    low, high = _percentiles(_ordinal_alpha(drawn_RVV)) if prompts > 1 else (None, None)
+    return unknown | {"alpha": evalica.alpha(pd.DataFrame(table), "ordinal").alpha, "low": low, "high": high}
+
+
+def _ordinal_alpha(pairs_RVV: np.ndarray) -> np.ndarray:
+    """Krippendorff's alpha of how often two values were given to one unit; NaN where all are the same value."""
+    times_RV = pairs_RVV.sum(axis=-1)
+    upto_RV = np.cumsum(times_RV, axis=-1) - times_RV / 2
+    distance_RVV = (upto_RV[:, :, None] - upto_RV[:, None, :]) ** 2
+    observed_R = (pairs_RVV * distance_RVV).sum(axis=(1, 2))
+    expected_R = (times_RV[:, :, None] * times_RV[:, None, :] * distance_RVV).sum(axis=(1, 2))
+    with np.errstate(invalid="ignore"):
+        return 1 - (times_RV.sum(axis=-1) - 1) * observed_R / expected_R

@@ -20,8 +20,15 @@ def wilson(correct: float, n: float, z: float = Z95) -> tuple[float, float]:
 
 
 def clustered_wilson(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
-    """`wilson` of the mean of `values`, each right (1), wrong (0) or between (a tie: 0.5), with the number of
-    independent answers that vary as it does in place of their number.
+    """`wilson` of the mean of `values`, each right (1), wrong (0) or between (a tie: 0.5), with what they are worth in
+    `independent` ones in place of their number."""
+    number = independent(values, clusters)
+    return wilson(math.fsum(values) / len(values) * number, number)
+
+
+def independent(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
+    """How many independent rights and wrongs have a mean that varies as that of `values` does, whose clusters hang
+    together.
 
     That is n, times share (1 - share) over the values' own variance (1 without ties, which vary less), over the design
     effect (Kish 1965): the variance of the mean over whole clusters, as of a ratio of sums, over that of as many
@@ -34,8 +41,7 @@ def clustered_wilson(values: Sequence[float], clusters: Sequence[Hashable]) -> t
     share, count = total / n, len(groups)
     spread = math.fsum((value - share) ** 2 for value in values) / n
     if count < 2 or not spread:
-        return wilson(share * count, count)
+        return count
     between = math.fsum((math.fsum(own) - share * len(own)) ** 2 for own in groups.values()) / n
     effect = 1.0 if count == n else max(count / (count - 1) * between / spread, 1.0)
-    independent = n * share * (1 - share) / (spread * effect)
-    return wilson(share * independent, independent)
+    return n * share * (1 - share) / (spread * effect)

@@ -1,7 +1,8 @@
 """What a model still knows of plain text, before and after it was aligned: the alignment tax.
 
-The loss is over whole documents, their end token included: each is read alone behind the token that ends documents, in
-fixed blocks, so that every token is predicted once, from at most a block before it. Nats a token can be compared
+The loss is over whole documents, their end token included: each is read alone, behind the token that the tokenizer puts
+before a text, else the one that ends documents, in fixed blocks, so that every token is predicted once, from at most a
+block before it. Nats a token can be compared
 between models of one tokenizer alone, bits per byte between any two. Documents are independent and tokens are not, so
 the intervals of differences are those of ratios of sums over documents (normal approximation, 1.96 standard errors).
 """
@@ -35,7 +36,8 @@ class DocumentLosses:
 def blocks_of(tokenizer: Any, text_ids: Sequence[int], length: int) -> Iterator[list[int]]:
     """A document as inputs: `length` tokens to be predicted each (the last maybe fewer), behind one that is known."""
     end = chat_format(tokenizer).document_end_id
-    whole = [end, *text_ids, end]
+    opening = tokenizer("").input_ids[:1]  # without which a model that always read it is lost
+    whole = [opening[0] if opening == [tokenizer.bos_token_id] else end, *text_ids, end]
     for start in range(0, len(whole) - 1, length):
         yield whole[start : start + length + 1]
 
@@ -92,11 +94,13 @@ def loss_difference(before: DocumentLosses, after: DocumentLosses, texts: Sequen
     return found | {"documents": len(texts), "tokens": sum(after.tokens), "bytes": sum(sizes)}
 
 
-def ratio(sums: Sequence[float], sizes: Sequence[int]) -> dict[str, float]:
+def ratio(sums: Sequence[float], sizes: Sequence[int]) -> dict[str, float | None]:
     """`difference`: the sums over the sizes of all clusters, with its interval `low` to `high`, as of a ratio
-    estimator (Cochran 1977, 6.3)."""
+    estimator (Cochran 1977, 6.3); None of one cluster, which does not say how they differ."""
     n, size = len(sums), sum(sizes)
     center = math.fsum(sums) / size
+    if n < 2:
+        return {"difference": center, "low": None, "high": None}
     between = math.fsum((total - center * own) ** 2 for total, own in zip(sums, sizes, strict=True))
-    half = 1.96 * math.sqrt(n / max(n - 1, 1) * between) / size
+    half = 1.96 * math.sqrt(n / (n - 1) * between) / size
     return {"difference": center, "low": center - half, "high": center + half}

@@ -101,7 +101,8 @@ def _ranking(judged: Part) -> WinTable:
         (row["model"], row["judgments"], *(cell for key in ("bradley_terry", "elo") for cell in _points(row, key)))
         for row in judged["ranking"]
     ]
-    title = f"ranked by Bradley-Terry with ties, and by Elo (both 1000 at start), judged by {judged['judged_by']}"
+    scale = "1000 is the mean of strengths and the first rating"
+    title = f"ranked by Bradley-Terry with ties, and by Elo ({scale}), judged by {judged['judged_by']}"
     return WinTable(title, ("model", "judgments", "Bradley-Terry", "95 % interval", "Elo", "95 % interval"), rows)
 
 
@@ -135,4 +136,5 @@ def _alpha(part: Part) -> str:
     of = f"on {_number(part['units'], 'pair')} of replies that more than one judged"
     if part["alpha"] is None:
         return f"not to be told {of}"
-    return f"Krippendorff's alpha {part['alpha']:.2f} ({part['low']:.2f} to {part['high']:.2f}) {of}"
+    interval = "" if part["low"] is None else f" ({part['low']:.2f} to {part['high']:.2f})"
+    return f"Krippendorff's alpha {part['alpha']:.2f}{interval} {of}"

@@ -17,7 +17,7 @@ from align.recipe import STAGES
 from align.recipe.registry import REWARD_STAGES
 from align.report.differences import Result, difference, result, same_rows
 from align.report.headline import cell
-from align.report.names import REWARD, judge_of, judged_by
+from align.report.names import REWARD, judge_of, judged_by, stage_name
 from align.report.overlay import COLORS, Side, overlays
 from align.report.page import made_with
 from align.report.svg import Picture, pictures
@@ -49,6 +49,8 @@ OF_POLICIES = (
 OF_ALL = (("seconds", "seconds"), ("peak_memory_gib", "peak memory, GiB"))
 SHARES = ("accuracy", "calibration_error", "correct", "wins", "end_rate", "distinct")
 SCORES = ("score", "score_greedy", REWARD)
+IN_TOKENS = ("heldout_loss", "entropy", "reply_tokens")
+_MISSING = object()
 
 
 class ReportError(AlignError, ValueError):
@@ -125,13 +127,15 @@ def read_sides(folders: Sequence[Path]) -> list[Side]:
 
 def render_comparison(sides: Sequence[Side], curves: Mapping[str, Sequence[Picture]]) -> str:
     """HTML of the page with the curves that were drawn, by heading."""
+    table = list(lines(sides))
     return template("compare.html").render(
         sides=sides,
+        outcome=outcome(sides, table),
         states={name: row for name in STAGES if any(row := [_state(side.run, name) for side in sides])},
         judges={name: found for name in STAGES if any(found := [judged(side.run, name) for side in sides])},
         made=_made(sides),
         doubts=list(doubts(sides)),
-        lines=list(lines(sides)),
+        lines=table,
         paired=[name for name in STAGES if same_rows(_stages(sides, name), name)],
         keys=differing_keys([side.run.recipe for side in sides]),
         recipes=[side.name for side in sides if not side.run.recipe],
@@ -181,13 +185,20 @@ def doubts(sides: Sequence[Side]) -> Iterator[str]:
             yield f"{name} was judged by different judges ({told}): wins and scores of judges cannot be compared"
         if stage.samples and not same_reward([side.run for side in having], name):
             own = " and judged by" if REWARD in {judge_named(side.run, name) for side in having} else ""
-            yield f"{name} was trained on{own} other rewards: their scores have no scale in common, nor a difference"
+            told = "their scores have no scale in common, nor a difference"
+            yield f"{name} was trained on{own} different rewards: {told}"
     measured = [name for name in STAGES if sum(bool(stage.evals) for stage in _stages(sides, name)) > 1]
     if unlike := [name for name in measured if not same_rows(_stages(sides, name), name)]:
-        yield f"{', '.join(unlike)}: measured on other held-out rows in each run, so that differences are partly theirs"
-    models = {json.dumps([_at(side.run.recipe, "model", key) for key in ("path", "tokenizer")]) for side in sides}
-    if len(models) > 1:
-        yield "The runs have other models or tokenizers: nats a token are not of the same tokens"
+        told = "measured on different held-out rows in each run, so that differences are partly theirs"
+        yield f"{', '.join(unlike)}: {told}"
+    if not _same_tokens([side.run for side in sides]):
+        yield "The runs have different models or tokenizers: what is counted by the token has no difference"
+
+
+def _same_tokens(runs: Sequence[Run]) -> bool:
+    """Whether the recipes name the same model and tokenizer, as far as they can be read."""
+    named = [[_at(run.recipe, "model", key) for key in ("path", "tokenizer")] for run in runs if run.recipe]
+    return all(one == named[0] for one in named)
 
 
 def same_reward(runs: Sequence[Run], name: str) -> bool:
@@ -222,9 +233,30 @@ def lines(sides: Sequence[Side]) -> Iterator[Line]:
             first = ""
 
 
+def outcome(sides: Sequence[Side], table: Sequence[Line]) -> str:
+    """The first figure that differs or may differ, in a sentence; empty where none can be compared."""
+    stage = ""
+    for line in table:
+        stage = line.stage or stage
+        if not any(one.interval for one in line.differences):
+            continue
+        told = [f"{sides[0].name} {line.figures[0].text}"]
+        for side, figure, found in zip(sides[1:], line.figures[1:], line.differences, strict=True):
+            if found.interval:
+                chance = "" if found.sure else ", which may be chance"
+                told.append(f"{side.name} {figure.text} ({found.text} {found.interval}{chance})")
+        rows = "" if same_rows(_stages(sides, stage), stage) else "; measured on different held-out rows"
+        by = f"; judged by {judged(sides[0].run, stage)}" if line.measured.startswith("wins") else ""
+        return f"{stage_name(stage)}, {line.measured}: {', '.join(told)}{rows}{by}."
+    return ""
+
+
 def comparable(sides: Sequence[Side], name: str, key: str) -> bool:
-    """Whether a figure is on one scale in all runs: what a judge says where it is one judge, scores of one reward."""
+    """Whether a figure is on one scale in all runs: what a judge says where it is one judge, scores of one reward, what
+    is counted by the token where tokens are the same."""
     runs = [side.run for side in sides if side.run.stages[name].summary]
+    if key in IN_TOKENS:
+        return _same_tokens(runs)
     judges = {judge_named(run, name) for run in runs}
     if key in SCORES or (key == "wins" and REWARD in judges):
         return same_reward(runs, name)
@@ -265,25 +297,42 @@ def _ends(interval: tuple[float, float], share: bool, sign: str = "") -> str:
 
 
 def differing_keys(recipes: Sequence[Row]) -> dict[str, list[str]]:
-    """Key of a recipe -> what each run has there, of the keys that differ; a section that one lacks is one row."""
-    flat: list[dict[str, str]] = []
-    for recipe in recipes:
-        whole = {key: value for key, value in recipe.items() if key != "output_dir"}
-        sections = [key for key, value in whole.items() if isinstance(value, dict)]
-        alone = {key for key in sections if not all(isinstance(other.get(key), dict) for other in recipes if other)}
-        flat.append(dict.fromkeys(alone, "(there)") | dict(_flat({k: v for k, v in whole.items() if k not in alone})))
-    keys = dict.fromkeys(key for one in flat for key in one)
-    rows = {key: [one.get(key, "(not there)" if recipes[at] else "") for at, one in enumerate(flat)] for key in keys}
-    known = [at for at, recipe in enumerate(recipes) if recipe]
-    return {key: row for key, row in rows.items() if len({row[at] for at in known}) > 1}
+    """Key of a recipe -> what each run has there, of the keys that differ; what a run lacks as a whole is one row."""
+    known = [recipe for recipe in recipes if recipe]
+    found = dict(_differing("", [{**recipe, "output_dir": ""} for recipe in known]))
+    rows = {key: iter(row) for key, row in found.items()}
+    return {key: [next(row) if recipe else "" for recipe in recipes] for key, row in rows.items()}
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    parts = value.items() if isinstance(value, dict) else ()
+def _differing(name: str, values: list[Any]) -> Iterator[tuple[str, list[str]]]:
+    """Where `values`, one a run, are not the same: those within where all have parts, else the values themselves."""
+    if all(value == values[0] for value in values):
+        return
+    parts = [_parts(value) for value in values]
+    if None in parts:
+        if any(parts):
+            values = [_MISSING if value is None else value for value in values]
+        yield clean(name, 200), [_value(value, "." not in name) for value in values]
+        return
+    for key in dict.fromkeys(key for one in parts for key in one):
+        yield from _differing(f"{name}.{key}" if name else str(key), [one.get(key, _MISSING) for one in parts])
+
+
+def _parts(value: Any) -> Row | None:
     if isinstance(value, list) and any(isinstance(one, dict | list) for one in value):
-        parts = enumerate(value)
-    if parts:
-        for key, part in parts:
-            yield from _flat(part, f"{name}.{key}" if name else str(key))
-    elif name:
-        yield clean(name, 200), clean(value, 300) if value is not None else "null"
+        return dict(enumerate(value))
+    return value if isinstance(value, dict) else None
+
+
+def _value(value: Any, is_section: bool) -> str:
+    if value is _MISSING:
+        return "(not there)"
+    if isinstance(value, dict) and is_section:
+        return "(there)"
+    return clean(_without_nulls(value), 300) if value is not None else "null"
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return [*map(_without_nulls, value)] if isinstance(value, list) else value

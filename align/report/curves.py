@@ -5,14 +5,13 @@ What has no data is left out; of PPO the critic's warm-up is shaded.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
 
 from matplotlib.axes import Axes
 
-from align.report.names import reward_named, section_of
+from align.report.names import PART, reward_named, section_of
 from align.report.style import PAGE, line, over, smooth
 from align.report.svg import Panel
 from align.runs.run_files import Row, Run, Series, StageFiles, clean, number
@@ -24,7 +23,6 @@ OF_ROUNDS = (  # the best is that of as many samples as every prompt has scores 
 )
 ROLLOUTS, HELD_OUT, GREEDY = "rollouts", "held-out prompts", "held-out, greedy"
 COLORS = (PAGE.blue, PAGE.orange, PAGE.aqua)
-PART = re.compile(r"score/(.+)/mean")
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,10 +224,15 @@ def _over_iterations(stage: StageFiles, plot: Plot, warmup: float, shaded: str |
         if warmup:
             axes.axvspan(0, warmup, color=PAGE.violet, alpha=0.14, linewidth=0, label=shaded)
         over(axes, "iteration")
-        if plot.zero or (plot.low is not None and axes.get_ylim()[0] < plot.low):
-            axes.set_ylim(bottom=plot.low or 0)
+        cut_below(axes, plot)
 
     return Panel(plot.title, draw, plot.unit if plot.even is None else looks_judged_by(stage) or plot.unit)
+
+
+def cut_below(axes: Axes, plot: Plot) -> None:
+    """The axis begins where the plot says."""
+    if plot.zero or (plot.low is not None and axes.get_ylim()[0] < plot.low):
+        axes.set_ylim(bottom=plot.low or 0)
 
 
 def looks_judged_by(stage: StageFiles) -> str:
@@ -270,41 +273,39 @@ def _band(axes: Axes, stage: StageFiles, plot: Plot) -> None:
 
 
 def gold_against_proxy(run: Run) -> Iterator[Panel]:
-    """What training optimises and what nobody trains on, over the square root of the KL, at the looks of training.
+    """What training optimises and what judges it, over the square root of the KL, at the looks of training; a panel for
+    the gold score and one for a judge's win rate.
 
     The axis of Gao, Schulman and Hilton (2022), "Scaling laws for reward model overoptimization": where the gold score
     falls while the proxy's rises, the proxy is over-optimised. Both change from the first look on; they have no scale
-    in common, so each is drawn in shares of its own largest change, which the legend tells. A judge's win rate has a
-    panel of its own.
+    in common, so each is drawn in shares of its own largest change, which the legend tells.
     """
     stage = run.stages["ppo"]
-    proxy, gold, wins = (over_distance(stage, key) for key in ("eval/score", "eval/gold", "eval/win_rate"))
+    proxy, unit = over_distance(stage, "eval/score"), "change since the first look, 1 = its largest"
+    for key, name, by in (("eval/gold", "gold", ""), (WIN_RATE, "win rate", looks_judged_by(stage))):
+        judged = over_distance(stage, key)
 
-    def draw_scores(axes: Axes) -> None:
-        for series, label, color in ((proxy, "proxy, trained on", PAGE.blue), (gold, "gold", PAGE.orange)):
-            _change(axes, series, label, color)
-        axes.axhline(0, color=PAGE.gray, linewidth=1.2)
-        axes.set_xlabel(DISTANCE)
+        def draw(axes: Axes, judged: Series = judged, name: str = name) -> None:
+            for series, label, color in ((proxy, "proxy, trained on", PAGE.blue), (judged, name, PAGE.orange)):
+                _change(axes, series, label, color)
+            axes.axhline(0, color=PAGE.gray, linewidth=1.2)
+            axes.set_xlabel(DISTANCE)
 
-    def draw_wins(axes: Axes) -> None:
-        line(axes, wins, HELD_OUT, PAGE.orange, marker="o", markersize=4, linestyle="-")
-        axes.axhline(0.5, color=PAGE.gray, linestyle="--", linewidth=1.2, label="neither better")
-        axes.set_xlabel(DISTANCE)
-
-    if len(gold[0]) > 1 and len(proxy[0]) > 1:
-        yield Panel("gold against proxy", draw_scores, "change since the first look, 1 = its largest")
-    if len(wins[0]) > 1:
-        told = looks_judged_by(stage) or "share of the judge's verdicts"
-        yield Panel("win rate over the distance", draw_wins, told)
+        if len(judged[0]) > 1 and len(proxy[0]) > 1:
+            yield Panel(f"{name} against proxy", draw, "; ".join(filter(None, (unit, by))))
 
 
+WIN_RATE = "eval/win_rate"
 DISTANCE = "√ KL from the reference, nats a reply"
 
 
 def over_distance(stage: StageFiles, key: str) -> Series:
-    """Square roots of the KL and values of a figure at every look that has both, in order of training."""
-    kls = dict(zip(*stage.series("eval/kl"), strict=True))
-    points = [(sqrt(max(kls[step], 0.0)), value) for step, value in zip(*stage.series(key), strict=True) if step in kls]
+    """Square roots of the KL and values of a figure at every look that has both, in order of training. The win rate is
+    one half at the start, where the policy is compared with itself."""
+    kls, values = (dict(zip(*stage.series(name), strict=True)) for name in ("eval/kl", key))
+    if key == WIN_RATE and values:
+        values = {0.0: 0.5} | values
+    points = [(sqrt(max(kls[step], 0.0)), value) for step, value in values.items() if step in kls]
     return [x for x, _ in points], [y for _, y in points]
 
 

@@ -55,11 +55,20 @@ def at_a_glance(run: Run, compared: list[PolicyComparison]) -> Glance:
 def _outcome(one: PolicyComparison) -> str:
     """PPO won 254 of 300 against SFT, correct 48 → 64 %; judged by …"""
     decoding, all_ = one.first
-    what = "" if all_.total == all_.pairs else " judgments"
-    won = f"{one.after} won {all_.win} of {all_.total}{what} against {one.before}"
     how = "" if decoding == GREEDY else f" ({decoding})"
     right = "" if all_.right is None else f", correct {_whole(all_.right[0])} → {_whole(all_.right[1])} %"
-    return f"{won}{how}{right}; judged by {one.judged_by}."
+    return f"{_decided(one, all_)}{how}{right}; judged by {one.judged_by}."
+
+
+def _decided(one: PolicyComparison, counts: Tally) -> str:
+    """Who won for sure, how often; all counts where that is no majority or nobody did."""
+    (other, less), (verdict, often) = sorted({"lost": counts.loss, "won": counts.win}.items(), key=lambda one: one[1])
+    of = f"{counts.total}{'' if counts.total == counts.pairs else ' judgments'}"
+    told = f"{one.after} {verdict} {often} of {of} against {one.before}"
+    if counts.sign and 2 * often > counts.total:
+        return told
+    others = "".join(f", {word} {count}" for word, count in (("tied", counts.tie), (other, less)) if count)
+    return f"{told}{others}" if counts.sign else f"No sure winner: {told}{others}"
 
 
 def _whole(share: float) -> str:
@@ -69,16 +78,26 @@ def _whole(share: float) -> str:
 def _beware(one: PolicyComparison) -> Iterator[str]:
     decoding, all_ = one.first
     if manners := all_.kinds.get("won-wrong", 0):
-        yield f"In {manners} of the {all_.win} wins both replies were wrong: these are won by manners."
+        yield f"In {_of_all(manners, all_.win)} both replies were wrong: these are won by manners."
     if broken := all_.kinds.get("won-broken", 0):
-        yield f"In {broken} of the {all_.win} wins a right reply became a wrong one."
+        yield f"In {_of_all(broken, all_.win)} a right reply became a wrong one."
     worse = {name: counts.right for name, counts in one.tables[decoding].items() if name != "all" and counts.fell}
     if fell := [f"{name} ({_whole(before)} → {_whole(after)} %)" for name, (before, after) in worse.items()]:
         yield f"Correct fell in {', '.join(fell)}."
+    gain = _difference(one.stage.summary, "correct", decoding)
+    if all_.right is not None and gain is not None and gain[0] and gain[1] <= 0 <= gain[2]:
+        yield "The change in correct may be chance: its interval holds 0."
+    if not all_.sign and all_.low is not None:
+        yield f"The interval of the win share, {_interval(all_)}, holds 50 %: who won may be chance."
+    for other, table in one.tables.items():
+        if table["all"].total and table["all"].sign != all_.sign:
+            yield f"At {other} it is otherwise. {_decided(one, table['all'])}."
     if one.own:
         yield OWN_JUDGE.format(after=one.after)
-    if all_.share is not None and all_.low is not None and all_.high is not None and all_.low <= 0.5 <= all_.high:
-        yield "Its interval holds one half: by these wins neither is better for sure."
+
+
+def _of_all(some: int, wins: int) -> str:
+    return f"all {wins} wins" if some == wins > 1 else f"{some} of the {wins} wins"
 
 
 def _rows(one: PolicyComparison) -> Iterator[GlanceRow]:
@@ -102,17 +121,27 @@ def _won(counts: Tally) -> str:
 def _share(counts: Tally) -> tuple[str, str]:
     if counts.share is None:
         return "", ""
-    return percent(counts.share), f"[{100 * counts.low:.1f}, {100 * counts.high:.1f}]"
+    return percent(counts.share), _interval(counts)
+
+
+def _interval(counts: Tally) -> str:
+    return f"[{100 * counts.low:.1f}, {100 * counts.high:.1f}]"
 
 
 def _gain(summary: Row, name: str, decoding: str, unit: int) -> tuple[str, str]:
-    """A difference and its 95 % interval, as the summary tells them; in points where the unit is 100."""
+    """A difference and its 95 % interval in words; in points where the unit is 100."""
+    found = _difference(summary, name, decoding)
+    if found is None:
+        return "", ""
+    middle, low, high = (f"{unit * end:+.{1 if unit == 100 else 2}f}" for end in found)
+    return f"{middle} points" if unit == 100 else middle, f"[{low}, {high}]"
+
+
+def _difference(summary: Row, name: str, decoding: str) -> list[float] | None:
+    """A difference and the ends of its 95 % interval, as the summary tells them."""
     value = summary.get(f"{name}_gain{'' if decoding == GREEDY else '_sampled'}")
     ends = [number(value.get(end)) for end in ("difference", "low", "high")] if isinstance(value, dict) else [None]
-    if None in ends:
-        return "", ""
-    middle, low, high = (f"{unit * end:+.{1 if unit == 100 else 2}f}" for end in ends)
-    return f"{middle} points" if unit == 100 else middle, f"[{low}, {high}]"
+    return None if None in ends else ends
 
 
 def _progress(run: Run, begun: list[StageFiles]) -> str:

@@ -7,7 +7,6 @@ grow; a line that is half written waits for its other half, a file that was writ
 from __future__ import annotations
 
 import os
-import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from align.recipe import STAGES
+from align.report.names import PART
 from align.runs.reading import read_recipe
 from align.runs.run_files import Row, Series, StageFiles, clean, number
 from align.runtime.json_files import RunFileError, objects, parse_json
@@ -52,7 +52,6 @@ OF_PPO = {
     "seconds/total": "seconds an iteration",
 }
 CURVES = {"supervised": OF_TRAINING, "reward": OF_TRAINING, "rejection": OF_ROUNDS, "ppo": OF_PPO}
-PART = re.compile(r"score/(.+)/mean")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +147,13 @@ class LiveRun:
         waiting = [one for one in after if one not in began]
         rows, samples = self._lines(stage, "metrics.jsonl"), self._lines(stage, "samples.jsonl", NEWEST)
         files = StageFiles(stage, self._object(stage, "summary.json"), rows, samples)
-        times = [time for row in rows[-20:] if (time := number(row.get("time"))) is not None]
         return Progress(
             name,
             stage,
             files.last_step,
             total_steps(files, recipe),
             seconds_a_step(rows),
-            max(times, default=None),
+            _last_time(rows),
             finished,
             waiting,
             stage in finished and not waiting,
@@ -164,7 +162,10 @@ class LiveRun:
         )
 
     def _touched(self, stage: str) -> float | None:
-        """When the stage last wrote a figure or, before its first, its recipe."""
+        """When the stage last logged a figure, as the figures say, which files that were copied do not; else when its
+        files were written."""
+        if (logged := _last_time(self._lines(stage, "metrics.jsonl"))) is not None:
+            return logged
         for file in ("metrics.jsonl", "recipe.yaml"):
             with suppress(OSError):
                 return (self.root / stage / file).stat().st_mtime
@@ -189,6 +190,10 @@ class LiveRun:
     def _lines(self, stage: str, file: str, newest: int | None = None) -> list[Row]:
         path = self.root / stage / file
         return self._files.setdefault(path, GrowingLines(path, newest)).read()
+
+
+def _last_time(rows: list[Row]) -> float | None:
+    return max((time for row in rows[-20:] if (time := number(row.get("time"))) is not None), default=None)
 
 
 def total_steps(stage: StageFiles, recipe: Row) -> int | None:

@@ -6,6 +6,7 @@ not claimed.
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePath
 
 from align.runs.run_files import Row, Run, StageFiles, clean, number
@@ -17,6 +18,7 @@ REWARD, GOLD, WATCHED = (
     "gold_reward",
 )  # judges of `eval.jsonl`: what is trained on, the world's, ppo's
 WORDS = {"model": "reward model", "http": "reward endpoint", "gate": "gated reward"}
+PART = re.compile(r"score/(.+)/mean")  # of `metrics.jsonl`: a part of a composed reward
 
 
 def stage_name(stage: str) -> str:

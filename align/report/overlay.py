@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from align.recipe import STAGES
-from align.report.curves import DISTANCE, HELD_OUT, ROLLOUTS, Plot, by_k, heldout, over_distance, plots_of
+from align.report.curves import (
+    DISTANCE,
+    HELD_OUT,
+    ROLLOUTS,
+    WIN_RATE,
+    Plot,
+    by_k,
+    cut_below,
+    heldout,
+    over_distance,
+    plots_of,
+)
 from align.report.style import PAGE, line, over
 from align.report.svg import Panel
 from align.runs.run_files import Run, Series, StageFiles
@@ -16,7 +27,7 @@ from align.runs.run_files import Run, Series, StageFiles
 COLORS = ("blue", "orange", "aqua", "violet", "rose", "gray")
 OVER_DISTANCE = (
     ("eval/gold", "gold reward over the distance", "score"),
-    ("eval/win_rate", "win rate over the distance", "share of the judge's verdicts"),
+    (WIN_RATE, "win rate over the distance", "share of the judge's verdicts"),
     ("eval/score", "reward over the distance", "score"),
 )
 
@@ -80,8 +91,7 @@ def _draw_plot(axes: Axes, sides: Sequence[Side], stages: Sequence[StageFiles], 
     _draw(axes, sides, [stage.series(first) for stage in stages], dashed, "iteration")
     if plot.even is not None:
         axes.axhline(plot.even, color=PAGE.muted, linewidth=1)
-    if plot.zero or (plot.low is not None and axes.get_ylim()[0] < plot.low):
-        axes.set_ylim(bottom=plot.low or 0)
+    cut_below(axes, plot)
 
 
 def _draw(axes: Axes, sides: Sequence[Side], solid: Sequence[Series], dashed: Sequence[Series], what: str) -> None:

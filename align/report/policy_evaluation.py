@@ -7,18 +7,21 @@ A line holds `sft_reply`, `ppo_reply` and figures of each (`sft_gold`, `ppo_gold
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
+from align.evaluation.shares import Z95
 from align.evaluation.wins import ComparedPair, win_rates
 from align.report.names import REWARD, has_verdicts, judge_of, judged_by, scored_names, stage_name, starting_policy
 from align.runs.run_files import Row, Run, StageFiles, clean, number
 
 BEFORE = "sft"
 NO_CATEGORY = "(no category)"
+MOST_CATEGORIES = 40  # in a table: those with most pairs
 GREEDY, SAMPLED = "greedy", "temperature 1"
 KEYS = {GREEDY: "greedy", SAMPLED: "sampled"}  # of `verdicts`
 WINNERS = {"win": "second", "tie": "tie", "loss": "first"}  # a verdict on the later policy, as `win_rates` takes it
@@ -58,7 +61,8 @@ class Tally:
     """Counts of judgments, and of pairs of replies with what was right of them.
 
     `share` is that of wins and half of the ties, with its 95 % interval; `right` and `scores` are means before and
-    after, None where not known of every pair; `became` counts pairs by what was right before and after.
+    after, None where not known of every pair; `fell`: surely fewer replies are right than before, those to one prompt
+    hanging together (the net loss is more than 1.96 of its standard errors where nothing had changed).
     """
 
     pairs: int
@@ -72,18 +76,19 @@ class Tally:
     no_verdict: int
     right: tuple[float, float] | None
     scores: tuple[float, float] | None
-    became: Counter[tuple[bool, bool]]
-
-    @property
-    def fell(self) -> bool:
-        """Whether surely fewer replies are right than before: by the pairs that changed, 1.96 standard errors."""
-        lost, gained = self.became[True, False], self.became[False, True]
-        return lost - gained > 1.96 * (lost + gained) ** 0.5
+    fell: bool
 
     @property
     def total(self) -> int:
         """Judgments that came to a verdict."""
         return self.win + self.tie + self.loss
+
+    @property
+    def sign(self) -> int:
+        """1 where the later policy won for sure, -1 where it lost, 0 where the interval of its share holds one half."""
+        if self.low is None or self.high is None:
+            return 0
+        return (self.low > 0.5) - (self.high < 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,8 @@ class Means:
 class PolicyComparison:
     """Two policies on the same prompts: decoding -> category -> counts, "all" first.
 
-    `judge` is the name of the score that decides, empty for a judge without; `own`: it is what was trained on.
+    `judge` is the name of the score that decides, empty for a judge without; `own`: it is what was trained on;
+    `left_out`: how many categories, those with fewest pairs, found no room.
     """
 
     stage: StageFiles
@@ -110,6 +116,7 @@ class PolicyComparison:
     tables: dict[str, dict[str, Tally]]
     at_equal_lengths: dict[str, tuple[float, float, float]]
     means: list[Means]
+    left_out: int = 0
 
     @property
     def first(self) -> tuple[str, Tally] | None:
@@ -129,7 +136,7 @@ def compared(run: Run, stage: StageFiles) -> PolicyComparison | None:
     if not pairs or stage.name == BEFORE:
         return None
     judged, before, after = judged_by(run, stage), starting_policy(stage), stage_name(stage.name)
-    tables, equal = {}, {}
+    tables, equal, left_out = {}, {}, 0
     for decoding in dict.fromkeys(pair.decoding for pair in pairs):
         chosen = [pair for pair in pairs if pair.decoding == decoding and pair.verdicts]
         if not chosen:
@@ -139,14 +146,21 @@ def compared(run: Run, stage: StageFiles) -> PolicyComparison | None:
             for pair in chosen
         ]
         rates = win_rates(rated, judged_by=judged, first=before, second=after)
-        groups = {name: [pair for pair in chosen if pair.category == name] for name in rates["by_category"]}
+        groups = defaultdict(list)
+        for pair in chosen:
+            groups[pair.category].append(pair)
+        told = groups.keys() - {"all"} if groups.keys() != {NO_CATEGORY} else set()
+        ranked = sorted(told, key=lambda name: (-len(groups[name]), name))
+        most, left_out = ranked[:MOST_CATEGORIES], max(left_out, len(ranked[MOST_CATEGORIES:]))
         tables[decoding] = {"all": tally(chosen, rates)} | {
-            name: tally(groups[name], rates["by_category"][name]) for name in groups if name != "all"
+            name: tally(groups[name], rates["by_category"][name]) for name in sorted(most)
         }
         if (controlled := rates["length_controlled"]) is not None:
             equal[decoding] = (controlled["win_share"], controlled["low"], controlled["high"])
     judge = "" if has_verdicts(stage) else judge_of(stage) or ""
-    return PolicyComparison(stage, before, after, judged, judge, judge == REWARD, tables, equal, list(means(stage)))
+    return PolicyComparison(
+        stage, before, after, judged, judge, judge == REWARD, tables, equal, list(means(stage)), left_out
+    )
 
 
 def tally(pairs: Sequence[PolicyPair], rates: dict[str, Any]) -> Tally:
@@ -154,9 +168,16 @@ def tally(pairs: Sequence[PolicyPair], rates: dict[str, Any]) -> Tally:
     kinds = Counter(pair.kind(verdict) for pair in pairs for verdict in pair.verdicts)
     counts = {name: rates[name] for name in ("win", "tie", "loss", "low", "high", "no_verdict")}
     right, scores = _means([pair.right for pair in pairs]), _means([pair.scores for pair in pairs])
-    became = Counter(pair.right for pair in pairs if pair.right is not None)
-    found = {"kinds": kinds, "share": rates["win_share"], "right": right, "scores": scores, "became": became}
+    found = {"kinds": kinds, "share": rates["win_share"], "right": right, "scores": scores, "fell": _fell(pairs)}
     return Tally(pairs=len(pairs), **found, **counts)
+
+
+def _fell(pairs: Sequence[PolicyPair]) -> bool:
+    lost: Counter[int] = Counter()
+    for pair in pairs:
+        if pair.right is not None:
+            lost[pair.prompt] += pair.right[0] - pair.right[1]
+    return lost.total() > Z95 * math.hypot(*lost.values())
 
 
 def _means(sides: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:

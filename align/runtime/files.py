@@ -159,12 +159,14 @@ def append_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def stamp(path: str | Path) -> list[list[Any]]:
-    """Names, sizes and times of a file, or of those in a folder: whether something was changed since. Empty for what is
-    neither (a hub id, "")."""
+    """Names, sizes and times of a file, or of those in a folder but for its README.md, which is for people: whether
+    something was changed since. Empty for what is neither (a hub id, "")."""
     if not str(path):
         return []
     place = Path(path).expanduser()
-    inside = sorted(place.iterdir()) if place.is_dir() else [place] if place.is_file() else []
+    inside = [place]
+    if place.is_dir():
+        inside = [file for file in sorted(place.iterdir()) if file.name != "README.md"]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in inside if file.is_file()]
 
 

@@ -31,8 +31,9 @@ from align.runtime import files
 from align.runtime.paths import typed_path
 from data_formats.files import ROW_ENDINGS, ending
 from reward.failures import OnRewardError
+from reward.folder import check_model_folder, local_folder
 from reward.judges.protocol import Judge
-from reward.protocol import Reward
+from reward.protocol import Reward, RewardError
 
 SECTION = re.compile(r"(.+):(\w+)\.(reward|gold_reward)")
 JUDGE = re.compile(r"(.+):(\w+)\.judge")
@@ -92,7 +93,7 @@ def named_judge(
         return _judge_of_recipe(load_recipe(found[1]), found[2], folder, device)
     name = _function(word)
     described = f"the function {name} of {PurePath(word.rpartition(':')[0]).name}"
-    if name and {"first", "second"} <= inspect.signature(function := load_function(word)).parameters.keys():
+    if name and {"first", "second"} <= inspect.signature(function := load_function(word, "judge")).parameters.keys():
         return FunctionJudge(function, name=name, described=described)
     reward = named_reward(word, batch_size=batch_size, device=device, dtype=dtype).reward
     if name:
@@ -112,8 +113,8 @@ def check_judge(word: str) -> Judge | None:
         _require_judge(load_recipe(found[1]), found[2])
     elif found := SECTION.fullmatch(word):
         _parts(load_recipe(found[1]), found[2], found[3])
-    elif not _is_recipe(word):
-        reward_at(word)
+    elif not _is_recipe(word) and (folder := local_folder(reward_at(word))):
+        check_model_folder(folder)
     return None
 
 
@@ -149,6 +150,8 @@ def _function(word: str) -> str | None:
 
 def _is_recipe(word: str) -> bool:
     path = typed_path(word)
+    if path.suffix == ".py":
+        raise RewardError(f"{word} is a file of functions: name one of them, as in {word}:NAME")
     return path.is_file() or (path.suffix in (".yaml", ".yml")) or (word in shipped_recipes() and not path.exists())
 
 

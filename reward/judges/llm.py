@@ -47,11 +47,11 @@ _BACK: dict[str, Winner] = {"A": "second", "B": "first", "tie": "tie"}
 
 @dataclass(slots=True)
 class Usage:
-    """What was asked so far, by this process.
+    """What was asked so far of this judge.
 
     Attributes:
         requests: answers that came over the network; `cached`: that were kept from before.
-        prompt_tokens, completion_tokens: as the endpoint counts them, of the former alone.
+        prompt_tokens, completion_tokens: of both, as the endpoint counts them.
         unread: answers without a verdict; `refused`: questions that the endpoint would not answer.
         disagreed: pairs on which the two orders disagree.
     """
@@ -131,6 +131,7 @@ class LLMJudge:
             json.dumps(parameters, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"judge {name!r}: the parameters cannot be sent as JSON ({error})") from None
+        self._asked_at = urlunsplit(urlsplit(completions_url(url))._replace(query="", fragment=""))  # it may hold a key
         self._options = {"model": model} | {key: value for key, value in given.items() if value is not None}
         self._rubric = RUBRIC if rubric is None else _rubric_in(rubric, name)
         self._answers, self._lock = Answers(None if cache is None else typed_path(cache)), threading.Lock()
@@ -147,11 +148,14 @@ class LLMJudge:
         missing = [question for key, question in questions.items() if self._answers.get(key) is None]
         self.usage.cached += len(questions) - len(missing)
         refused = self._ask(missing)
+        answers = [self._answers.get(key) for key in questions if key not in refused]
+        self.usage.prompt_tokens += sum(answer.prompt_tokens for answer in answers)
+        self.usage.completion_tokens += sum(answer.completion_tokens for answer in answers)
         return [[ALIKE if both is None else self._judgment(*both, refused)] for both in asked]
 
     def _both_orders(self, pair: ReplyPair) -> tuple[JudgeQuestion, JudgeQuestion]:
         orders = ((pair.first, pair.second), (pair.second, pair.first))
-        there, back = (JudgeQuestion.of(*order, self._rubric, self._options) for order in orders)
+        there, back = (JudgeQuestion.of(*order, self._rubric, self._options, self._asked_at) for order in orders)
         return there, back
 
     def _ask(self, questions: Sequence[JudgeQuestion]) -> dict[str, str]:
@@ -179,7 +183,8 @@ class LLMJudge:
 
     def _kept(self) -> str:
         path = self._answers.path
-        return f"; {self.usage.requests} answers are kept in {path}, where the next run goes on" if path else ""
+        number = self.usage.requests
+        return f"; {number} answers are kept in {path}, where the next run goes on" if path and number else ""
 
     def _answer(self, question: JudgeQuestion) -> None:
         """Asks one question and keeps what is answered."""
@@ -190,8 +195,6 @@ class LLMJudge:
         self._answers.add(question.key, kept)
         with self._lock:
             self.usage.requests += 1
-            self.usage.prompt_tokens += kept.prompt_tokens
-            self.usage.completion_tokens += kept.completion_tokens
 
     def _judgment(self, there: JudgeQuestion, back: JudgeQuestion, refused: dict[str, str]) -> Judgment:
         if problem := refused.get(there.key) or refused.get(back.key):
@@ -205,7 +208,7 @@ class LLMJudge:
         for verdict, answer in zip(said, answers, strict=True):
             if verdict is None:
                 what = "was cut at its limit of tokens" if answer.ended == "length" else "holds no verdict"
-                return Judgment(None, note=f"the answer {what}: {shortened(answer.text, NOTE)}")
+                return Judgment(None, note=f"the answer {what}: {shortened(answer.text, NOTE) or 'it is empty'}")
         first, second = _THERE[said[0]], _BACK[said[1]]
         if first == second:
             return Judgment(first, note=shortened(answers[0].text, NOTE))

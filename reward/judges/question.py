@@ -58,6 +58,7 @@ class JudgeQuestion:
         rubric: what makes a reply better.
         reference: a known good answer, which is shown where there is one.
         options: the further fields of the request, the model's name among them.
+        asked_at: the address that it is put to: another one may give another answer.
     """
 
     prompt: tuple[Message, ...]
@@ -66,9 +67,12 @@ class JudgeQuestion:
     rubric: str
     reference: str
     options: dict[str, Any]
+    asked_at: str = ""
 
     @classmethod
-    def of(cls, first: Sample, second: Sample, rubric: str, options: dict[str, Any]) -> JudgeQuestion:
+    def of(
+        cls, first: Sample, second: Sample, rubric: str, options: dict[str, Any], asked_at: str = ""
+    ) -> JudgeQuestion:
         reference = (first.columns or {}).get("reference")
         return cls(
             first.prompt,
@@ -77,12 +81,13 @@ class JudgeQuestion:
             rubric,
             reference if isinstance(reference, str) else "",
             options,
+            asked_at,
         )
 
     @cached_property
     def key(self) -> str:
-        """A hash of everything that the request says."""
-        return hashlib.sha256(self._body("")).hexdigest()
+        """A hash of everything that the request says, and of where it goes."""
+        return hashlib.sha256(self.asked_at.encode() + b"\n" + self._body("")).hexdigest()
 
     @property
     def mark(self) -> str:
@@ -91,7 +96,7 @@ class JudgeQuestion:
     @cached_property
     def code(self) -> str:
         """What the verdict must bear; "" where nothing that is shown could be read as one."""
-        shown = [self.first, self.second, self.reference, *(turn.content for turn in self.prompt)]
+        shown = [self.first, self.second, self.reference, *map(_said, self.prompt)]
         return f" {self.mark}" if any(_CLAIM.search(text) or _BARE.fullmatch(text) for text in shown) else ""
 
     @property

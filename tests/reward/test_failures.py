@@ -135,3 +135,12 @@ def test_a_recipe_knows_the_same_words():
 
 def test_no_replies_are_no_failure():
     assert judge_all(Picky(), [], "mask")[0].scores == []
+
+
+def test_another_number_of_scores_is_no_reply_s_fault():
+    """Asked about one reply alone a function that gives one score would be right by chance, and all would be equal."""
+    calls = []
+    reward = FunctionReward(lambda prompts, completions: calls.append(len(completions)) or [0.0], "one")
+    with pytest.raises(RewardUnavailableError, match="1 scores for 8 replies"):
+        judge_all(reward, samples(8), "mask", most=2)
+    assert calls == [8]

@@ -26,6 +26,9 @@ def longer(prompts, first, second):
 def by_length(prompts, completions):
     return [float(len(text)) for text in completions]
 
+def one_score(prompts, completions):
+    return [0.0]
+
 def no_idea(prompts, first, second):
     return [None] * len(first)
 
@@ -185,6 +188,9 @@ def test_one_policy_of_our_own_table(tmp_path, asked):
     assert "eval.jsonl has fewer than 2 replies to 5 of the 5 prompts, the first of them 'say hi'" in told
 
 
+URL = ("--judge-url", "http://127.0.0.1:9", "--judge-model", "m")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -198,7 +204,25 @@ def test_one_policy_of_our_own_table(tmp_path, asked):
         (("a.jsonl", "./nowhere"), "model folder ./nowhere does not exist"),
         (("a.jsonl", "b=a.jsonl", "--judge", "judges.py:longer"), "two judges are called 'longer'"),
         (("a.jsonl", "b=a.jsonl", "--judge", "judges.py:none"), "judges.py has no 'none'"),
+        (("a.jsonl", "b=a.jsonl", "--judge", "judges.py"), "name one of them, as in judges.py:NAME"),
+        (("a.jsonl", "c.jsonl", "--judge", "few=judges.py:one_score"), "gave 1 scores for 10 replies"),
+        (("a.jsonl", "b=a.jsonl", "--judge", "sub"), "sub/config.json is missing"),
         (("a.jsonl", "b=a.jsonl", "--judge-url", "http://127.0.0.1:9"), "--judge-url and --judge-model go together"),
+        (
+            ("a.jsonl", "b=a.jsonl", *URL, "--judge-key-env", "NOT_THERE"),
+            "the environment variable NOT_THERE is not set",
+        ),
+        (
+            ("a.jsonl", "b=a.jsonl", "--judge-url", "http://far.example", "--judge-model", "m"),
+            "a tunnel to this machine",
+        ),
+        (("a.jsonl", "b=a.jsonl", "--rubric", "a.jsonl"), "--rubric is for --judge-url: give that too"),
+        (("a.jsonl", "b=a.jsonl", "--documents", "a.jsonl"), "--documents is for --tax: give that too"),
+        (("a.jsonl", "b=a.jsonl", "--tax"), "with --tax nothing is judged: leave --prompts out"),
+        (
+            ("a.jsonl", "b=a.jsonl", "--out", "sub"),
+            "sub holds something else (a.jsonl): name another folder with --out",
+        ),
         (
             ("a.jsonl", "b=a.jsonl", "--num-samples", 2, "--temperature", 0),
             "greedy replies to a prompt are all the same",
@@ -209,6 +233,7 @@ def test_what_cannot_be_is_one_sentence(tmp_path, asked, words, said):
     (tmp_path / "sub").mkdir()
     replies(tmp_path / "a.jsonl", "abcde")
     replies(tmp_path / "sub/a.jsonl", "abcde")
+    replies(tmp_path / "c.jsonl", "vwxyz")
     write_rows(tmp_path / "short.jsonl", [{"prompt": QUESTIONS[0], "reply": "x"}])
     shown = asked(*words, "--prompts", "prompts.jsonl", "--judge", "judges.py:longer", code=1)
     assert shown.err.splitlines()[-1].startswith("error: ") and said in shown.err
@@ -222,6 +247,8 @@ def test_a_judge_without_a_verdict_is_told(tmp_path, asked):
     assert "the function no_idea of judges.py has no verdict on any of the 5 pairs of replies" in told
     told = asked("a.jsonl", "b.jsonl", "--prompts", "prompts.jsonl", code=1).err
     assert "say who judges" in told
+    (tmp_path / "judges.py").write_text(JUDGES.replace("[None]", "['tie']"))
+    asked("a.jsonl", "b.jsonl", "--prompts", "prompts.jsonl", "--judge", "judges.py:no_idea")
     told = asked("a.jsonl", "b.jsonl", "--judge", "judges.py:longer", code=1).err
     assert "name what the models are asked with --prompts" in told
 
@@ -255,6 +282,7 @@ def test_people_alone(tmp_path, asked):
     assert list(found["contestants"]) == ["old", "new", "third"] and len(found["judges"]["votes"]["ranking"]) == 3
     (between,) = found["agreement"]["between"]
     assert between["number"] == 4 * 4 and between["equal"] == 14 / 16  # ann and bob differ on one pair, both ways
+    assert "name two models at least whose replies were ranked" in asked("old", "--judge", "votes.csv", code=1).err
     told = asked("old", "other", "--judge", "votes.csv", code=1).err
     assert "2 annotators of votes.csv ranked no model called other (known are old, new, third)" in told
 
@@ -269,12 +297,13 @@ def test_people_and_a_language_model_on_the_same_replies(tmp_path, asked, endpoi
     shown = asked(*words).out
     assert "new against old, judged by the language model judge-1: 5 judgments on 5 prompts" in shown
     assert "4 judgments on 2 prompts, 3 pairs of replies not judged" in shown
-    assert "llm, this time: 8 requests, 800 prompt tokens, 56 completion tokens" in shown
+    assert "llm: 8 requests, 800 prompt tokens, 56 completion tokens" in shown
     found = json.loads((tmp_path / "out/wins.json").read_text())
     assert found["judges"]["llm"]["usage"]["requests"] == len(endpoint.seen) == 8  # the same reply is not asked about
     assert found["agreement"]["between"][0]["number"] == 4
-    asked(*words, "--judge", "judges.py:longer")
-    assert len(endpoint.seen) == 8
+    shown = asked(*words, "--judge", "judges.py:longer").out
+    assert len(endpoint.seen) == 8 and len(rows_of(tmp_path / "out/judgments/llm.jsonl")) == 5
+    assert "llm: 8 answers from before, 800 prompt tokens, 56 completion tokens" in shown  # what it all cost
     told = asked(*words, "--judge-url", "ftp://x", code=1).err
     assert "the address must begin with https://" in told and "Traceback" not in told
 

@@ -74,7 +74,8 @@ def test_a_models_figure_is_evaluate_rewards_and_its_card_gets_the_table(tmp_pat
     file = write(tmp_path / "data/helpful-base/test.jsonl", rows)
     model = save_reward(tmp_path)
     (model / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
-    card = json.loads(asked(model, "--data", tmp_path / "data", "--write", "--json").out)
+    command = (model, "--data", tmp_path / "data", "--out", tmp_path / "out", "--write")
+    card = json.loads(asked(*command, "--json").out)
     evaluated = json.loads(asked(model, file, "--json", command="evaluate-reward").out)
     own = card["benchmarks"]["hh"]
     assert own["overall"]["score"] == evaluated["accuracy"] and own["overall"]["n"] == 8
@@ -82,7 +83,7 @@ def test_a_models_figure_is_evaluate_rewards_and_its_card_gets_the_table(tmp_pat
     assert own["calibration_error"] == evaluated["calibration_error"] and own["parts"]["part"].keys() == {"helpful"}
     once = (model / "README.md").read_text()
     assert once.startswith("---\nlicense: mit\n---\n\n# Mine\n\n<!-- align reward-card -->\n") and "| HH | " in once
-    shown = asked(model, "--data", tmp_path / "data", "--write").out
+    shown = asked(*command).out  # from the scores that are kept: a README.md is no part of the reward
     assert (model / "README.md").read_text() == once
     assert "not in the folder: RewardBench 2, RewardBench 1," in shown.replace("\n", " ")
 

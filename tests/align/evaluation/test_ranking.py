@@ -5,6 +5,7 @@ import random
 
 import evalica
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
@@ -92,13 +93,17 @@ def test_strengths_that_do_not_exist_are_not_made_up():
     assert ranking({("a", "b"): [ComparedPair(0, [None])]}) == []
 
 
+def units(by_prompt):
+    return {(prompt, "the replies"): winner for prompt, winner in by_prompt.items()}
+
+
 def test_alpha_by_hand():
     """Two judges, four units: equal on three, loss against win on the fourth. Values 0, .5, 1 occur 3, 2 and 3 times:
     ordinal distances are (3/2 + 2/2)^2 = 6.25 for neighbours and (3/2 + 2 + 3/2)^2 = 25 for the ends. Observed
     2 x 25 / 8; expected (2 x 3 x 2 x 6.25 x 2 + 2 x 9 x 25) / 56 over pairs of 8 values; alpha 1 - 6.25 / (600 / 56).
     """
-    one = {1: "first", 2: "tie", 3: "second", 4: "first"}
-    found = agreement({("people", ""): one, ("reward", ""): one | {4: "second", 9: "tie"}})
+    one = units({1: "first", 2: "tie", 3: "second", 4: "first"})
+    found = agreement({("people", ""): one, ("reward", ""): one | units({4: "second", 9: "tie"})})
     assert found["alpha"] == pytest.approx(1 - (2 * 25 / 8) / (600 / 56))
     assert found["low"] <= found["alpha"] <= found["high"]
     assert found["units"] == 4
@@ -108,14 +113,38 @@ def test_alpha_by_hand():
 
 def test_annotators_of_a_judge_agree_among_themselves_and_with_others():
     votes = {
-        ("people", "ann"): {1: "first", 2: "second", 3: "tie"},
-        ("people", "bob"): {1: "first", 2: "second"},
-        ("model", ""): {1: "first", 2: "first"},
+        ("people", "ann"): units({1: "first", 2: "second", 3: "tie"}),
+        ("people", "bob"): units({1: "first", 2: "second"}),
+        ("model", ""): units({1: "first", 2: "first"}),
     }
     found = agreement(votes)
     assert found["within"]["people"]["alpha"] == pytest.approx(1.0)
     assert found["within"]["people"]["units"] == 2
     assert found["between"] == [{"first": "people", "second": "model", "equal": 0.5, "number": 4}]
-    alike = agreement({("a", ""): {1: "tie", 2: "tie"}, ("b", ""): {1: "tie", 2: "tie"}})
+    alike = agreement({("a", ""): units({1: "tie", 2: "tie"}), ("b", ""): units({1: "tie", 2: "tie"})})
     assert (alike["alpha"], alike["units"]) == (None, 2)
-    assert agreement({("a", ""): {1: "tie"}, ("b", ""): {2: "tie"}})["alpha"] is None
+    assert agreement({("a", ""): units({1: "tie"}), ("b", ""): units({2: "tie"})})["alpha"] is None
+
+
+def test_the_interval_of_alpha_is_over_prompts():
+    """Many pairs of replies a prompt do not narrow it: whole prompts are drawn, as a plain bootstrap does it."""
+    rng, own = np.random.default_rng(0), {}
+    for prompt in range(40):
+        same = rng.random() < 0.6  # the judges agree on all ten pairs of a prompt, or differ on all
+        for pair in range(10):
+            said = rng.integers(3)
+            own[prompt, pair] = (said, said if same else (said + 1 + rng.integers(2)) % 3)
+    order = ("first", "tie", "second")
+    judges = {(str(at), ""): {unit: order[said[at]] for unit, said in own.items()} for at in (0, 1)}
+    found = agreement(judges)
+    values = np.array([[own[prompt, pair] for pair in range(10)] for prompt in range(40)])
+
+    def alpha(prompts):
+        return evalica.alpha(pd.DataFrame(values[prompts].reshape(-1, 2).T), "ordinal").alpha
+
+    assert found["alpha"] == pytest.approx(alpha(np.arange(40)), abs=1e-12)
+    drawn = np.percentile([alpha(rng.integers(40, size=40)) for _ in range(400)], (2.5, 97.5))
+    assert (found["low"], found["high"]) == pytest.approx(drawn, abs=0.05)
+    assert found["high"] - found["low"] > 0.25  # 0.12 if pairs were independent
+    alone = agreement({name: {unit: said for unit, said in one.items() if unit[0] < 1} for name, one in judges.items()})
+    assert alone["low"] is None

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 from transformers import AutoModelForCausalLM
 
 from align.evaluation import tax
@@ -21,6 +22,14 @@ def test_every_token_is_predicted_once():
     assert blocks == [[END, 10, 11, 12, 13], [13, 14, 15, 16, 17], [17, 18, 19, END]]
     assert list(blocks_of(byte_tokenizer(), [5, 6, 7], 4)) == [[END, 5, 6, 7, END]]
     assert list(blocks_of(byte_tokenizer(), [], 4)) == [[END, END]]
+
+
+def test_a_tokenizer_that_opens_texts_opens_documents():
+    names = byte_tokenizer()
+    opening = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 257)])
+    names.backend_tokenizer.post_processor, names.bos_token = opening, "<|im_start|>"
+    assert names("a").input_ids[0] == names.bos_token_id == 257
+    assert list(blocks_of(names, [5, 6], 4)) == [[257, 5, 6, END]]
 
 
 def test_losses_of_documents_one_by_one_in_float64(tmp_path, monkeypatch):
@@ -51,6 +60,8 @@ def test_differences_by_hand():
     assert found["difference"]["loss"] == pytest.approx({"difference": 0.5, "low": 0.5 - half, "high": 0.5 + half})
     assert found["difference"]["bits_per_byte"]["difference"] == pytest.approx(3 / math.log(2) / 8)
     assert (found["documents"], found["tokens"], found["bytes"]) == (2, 6, 8)
+    alone = loss_difference(DocumentLosses([2.0], [2]), DocumentLosses([4.0], [2]), ["ab"])
+    assert alone["difference"]["loss"] == {"difference": 1.0, "low": None, "high": None}  # documents may differ
     other = loss_difference(before, DocumentLosses([4.0, 9.0], [1, 4]), ["ab", "好好"])
     assert other["difference"]["loss"] is None  # other tokens are other questions
     assert other["difference"]["bits_per_byte"] == found["difference"]["bits_per_byte"]

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from align.report import build_report
-from tests.align.report.synthetic_run import make_run
+from tests.align.report.synthetic_run import make_run, write
 
 pytestmark = pytest.mark.needs("playwright")
 WIDTHS, THEMES = (1400, 390), ("light", "dark")
@@ -17,12 +17,13 @@ EVIL = (
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished quickstart whose last reply is hostile and too wide for any screen."""
+    """A finished quickstart whose last reply is hostile and too wide for any screen, as is a figure."""
     root = make_run(tmp_path_factory.mktemp("runs") / "quickstart", prompts=60, iterations=12, pairs=60)
     with (root / "ppo/eval.jsonl").open("a", encoding="utf-8") as file:
         figures = {f"{who}_{name}": 1.0 for who in ("sft", "ppo") for name in ("gold", "correct")}
         said = {"prompt": EVIL, "category": EVIL, "sft_reply": EVIL, "ppo_reply": "wide" * 400 + " 知識"}
         file.write(json.dumps(said | figures) + "\n")
+    write(root / "summary.json", {"name": "quickstart", "seed": 0, "gold_range": [-1, 10**300]})
     build_report(root)
     return root
 

@@ -116,9 +116,9 @@ def test_a_chain_without_world_and_gold_is_judged_by_what_it_was_trained_on(tmp_
     write(tmp_path / "ppo/eval.jsonl", [line, {**line, "ppo_reward": 0.0}])
     index = build_report(tmp_path)
     text = Page(index).text
-    assert "PPO won 1 of 2 against SFT; judged by the reward model that PPO was trained on." in text
+    assert "PPO won 1 of 2 against SFT, lost 1; judged by the reward model that PPO was trained on." in text
     assert "The judge is what PPO was trained on, for want of another" in text and "the gold score" not in text
-    assert "(no category) 1 0 1 50.0 % 0.50 → 0.50" in text
+    assert "all 1 0 1 50.0 % [" in text and "(no category)" not in text
     assert "ppo/metrics.jsonl is missing or empty." in text
     assert "has not run yet" not in text  # the chain has no other stage
     assert plots(index) == []

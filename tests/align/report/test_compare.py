@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from statistics import fmean, stdev
 
 import pytest
@@ -10,11 +11,13 @@ import pytest
 from align import cli
 from align.evaluation.shares import Z95
 from align.report.compare import (
+    Cell,
     ReportError,
     build_comparison,
     differing_keys,
     doubts,
     lines,
+    outcome,
     read_sides,
     render_comparison,
     run_folder,
@@ -121,7 +124,7 @@ def test_scores_of_other_rewards_have_no_difference(runs):
     row = rows_of(sides)["ppo", "score of the reward it was trained on, temperature 1"]
     assert row == [("1.6", ""), ("1.6", ""), ("–", "")]
     (told,) = [one for one in doubts(sides) if "rewards" in one]
-    assert told == "ppo was trained on other rewards: their scores have no scale in common, nor a difference"
+    assert told == "ppo was trained on different rewards: their scores have no scale in common, nor a difference"
 
 
 def test_other_judges_and_other_rows_are_named(runs, tmp_path):
@@ -136,7 +139,9 @@ def test_other_judges_and_other_rows_are_named(runs, tmp_path):
         f"ppo was judged by different judges (first: {GOLD}; third: the people of "
         "people.csv): wins and scores of judges cannot be compared"
     )
-    assert "pmp, rm, ppo: measured on other held-out rows in each run, so that differences are partly theirs" in told
+    assert (
+        "pmp, rm, ppo: measured on different held-out rows in each run, so that differences are partly theirs" in told
+    )
     row = rows_of(sides)["ppo", "wins and half the ties against its start, greedy"]
     assert [text for text, _ in row] == ["73.3 %", "60.0 %", "–"]
     assert not any("judges" in one for one in doubts(read_sides(runs)))
@@ -152,6 +157,45 @@ def test_only_keys_that_differ_are_told():
         "ppo.steps": ["[1, 2]", "(not there)"],
     }
     assert differing_keys([first, first]) == {} and differing_keys([first, {}]) == {}
+    third = {"rm": None, "ppo": {"data": [{"path": "q", "hub": None}, {"path": "r", "hub": None}], "lam": 0.9}}
+    assert differing_keys([second, {}, third]) == {  # what is null or lacking has no parts to tell
+        "name": ["a", "", "(not there)"],
+        "seed": ["1", "", "(not there)"],
+        "ppo.data.0.hub": ["(not there)", "", "null"],
+        "ppo.data.1": ["(not there)", "", '{"path": "r"}'],
+        "rm": ["(there)", "", "(not there)"],
+    }
+
+
+def test_what_is_counted_by_the_token_has_no_difference_between_tokenizers(runs, tmp_path):
+    other = make_run(tmp_path / "other", prompts=30, iterations=12, pairs=40)
+    for stage in ("base", "sft", "pmp", "rm", "ppo"):
+        write(other / stage / "recipe.yaml", RECIPE.replace("model:\n", "model:\n  path: /models/another\n"))
+    alike, unlike = (rows_of(read_sides(sides)) for sides in ([runs[0], runs[1]], [runs[0], other]))
+    loss = ("sft", "held-out loss, nats a token")
+    assert alike[loss][2][0] == "+0" and unlike[loss][2][0] == "–"
+    assert "The runs have different models or tokenizers" in " ".join(doubts(read_sides([runs[0], other])))
+
+
+def test_one_sentence_tells_the_first_difference(runs):
+    sides = read_sides(runs)
+    again = replace(sides[0].run, stages=dict(sides[0].run.stages))
+    sides.append(replace(sides[0], name="again", run=again))
+    table = list(lines(sides))
+    told = outcome(sides, table)
+    figures, differences = table[0].figures, table[0].differences
+    assert differences[0].sure and not differences[1].sure
+    assert told == (
+        f"PPO, correct, greedy: {sides[0].name} {figures[0].text}, {sides[1].name} {figures[1].text} "
+        f"({differences[0].text} {differences[0].interval}), {sides[2].name} {figures[2].text} "
+        f"({differences[1].text} {differences[1].interval}, which may be chance)."
+    )
+    wins = next(one for one in table if one.measured.startswith("wins"))
+    wins = replace(wins, stage="ppo", differences=[Cell("+1.0 points", "[+0.5, +1.5]", True)] * 2)
+    assert outcome(sides, [wins]).endswith(f"; judged by {GOLD}.")
+    sides[2].run.stages["ppo"] = replace(sides[2].run.stages["ppo"], evals=sides[0].run.stages["ppo"].evals[1:])
+    assert outcome(sides, [wins]).endswith(f"; measured on different held-out rows; judged by {GOLD}.")
+    assert outcome(sides, []) == ""
 
 
 def test_the_page_of_two_runs(runs, capsys):

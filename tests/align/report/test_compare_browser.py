@@ -1,9 +1,11 @@
 """The page of several runs in a browser, wide and narrow, light and dark."""
 
+import json
+
 import pytest
 
 from align.report.compare import build_comparison
-from tests.align.report.synthetic_run import make_run
+from tests.align.report.synthetic_run import make_run, write
 
 pytestmark = pytest.mark.needs("playwright")
 
@@ -12,7 +14,10 @@ pytestmark = pytest.mark.needs("playwright")
 def index(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     names = ("a-run-with-a-name-that-is-rather-long-and-has-no-space-in-it", "b", "c")
-    return build_comparison([make_run(folder / name, prompts=4, iterations=6, pairs=4) for name in names])
+    roots = [make_run(folder / name, prompts=4, iterations=6, pairs=4) for name in names]
+    summary = json.loads((roots[1] / "ppo/summary.json").read_text())
+    write(roots[1] / "ppo/summary.json", summary | {"judged_by": 300 * "j"})
+    return build_comparison(roots)
 
 
 @pytest.mark.slow

@@ -102,6 +102,13 @@ def test_a_run_that_has_not_begun(tmp_path):
     assert run.look().stage == "sft"
 
 
+def test_of_a_copied_run_the_stage_that_logged_last_is_at_work(tmp_path):
+    """Files that were copied were all written at once, or in any order."""
+    for stage, when in (("ppo", 30.0), ("rm", 20.0), ("sft", 10.0)):
+        write(tmp_path / f"run/{stage}/metrics.jsonl", [{"step": 1, "time": when, "loss": 1.0}])
+    assert LiveRun(tmp_path / "run").look().stage == "ppo"
+
+
 def test_how_far_it_is_and_how_fast():
     rows = [{"step": 10 * at, "time": 100.0 + 5 * at, "epoch": 0.25 * at} for at in range(1, 5)]
     rows[2]["time"] += 1000  # a pause

@@ -59,9 +59,10 @@ def test_a_win_with_both_replies_wrong_is_one_of_manners():
     (table,) = tables(run_of(evals=rows)).values()
     assert table["all"].kinds == {"won-wrong": 1, "won-right": 2, "won-broken": 1, "loss": 1, "tie": 1}
     assert table["all"].win == 4 and table["all"].right == (0.5, 2 / 6)
-    assert table["all"].became == {(False, False): 2, (False, True): 1, (True, True): 1, (True, False): 2}
+    assert not table["all"].fell
     glance = at_a_glance(run := run_of({"steps": 1}, rows, {"gold_range": [-1, 1.5]}), comparisons(run))
-    told = "PPO won 4 of 6 against SFT, correct 50 → 33 %; judged by the gold score of the embedded world"
+    told = "No sure winner: PPO won 4 of 6 against SFT, tied 1, lost 1, correct 50 → 33 %"
+    told += "; judged by the gold score of the embedded world"
     assert glance.sentence == f"{told}, which training has not seen."
     assert glance.beware[:2] == [
         "In 1 of the 4 wins both replies were wrong: these are won by manners.",
@@ -75,6 +76,54 @@ def test_a_category_that_got_worse_is_named():
     rows += [line(0, 1, "coding", **right(at % 2, at % 3 == 0)) for at in range(40)]
     glance = at_a_glance(run := run_of({"steps": 1}, rows), comparisons(run))
     assert "Correct fell in maths (90 → 10 %)." in glance.beware
+
+
+def sentence_of(won, tied, lost, **more):
+    rows = [
+        line(*scores)
+        for scores, often in zip(((0, 1), (1, 1), (1, 0)), (won, tied, lost), strict=True)
+        for _ in range(often)
+    ]
+    run = run_of({"judge": "gold"} | more, [row | {"prompt": at} for at, row in enumerate(rows)])
+    glance = at_a_glance(run, comparisons(run))
+    return glance.sentence.partition(";")[0], glance.beware
+
+
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        ((50, 8, 2), "PPO won 50 of 60 against SFT"),
+        ((2, 8, 50), "PPO lost 50 of 60 against SFT"),
+        ((16, 44, 0), "PPO won 16 of 60 against SFT, tied 44"),
+        ((5, 30, 25), "PPO lost 25 of 60 against SFT, tied 30, won 5"),
+        ((25, 10, 25), "No sure winner: PPO won 25 of 60 against SFT, tied 10, lost 25"),
+        ((0, 0, 3), "No sure winner: PPO lost 3 of 3 against SFT"),
+        ((0, 60, 0), "No sure winner: PPO won 0 of 60 against SFT, tied 60"),
+    ],
+)
+def test_the_sentence_names_a_winner_where_there_is_one(counts, sentence):
+    said, beware = sentence_of(*counts)
+    assert said == sentence
+    assert any("holds 50 %" in one for one in beware) == said.startswith("No sure winner")
+
+
+def test_other_decoding_that_ends_otherwise_is_told():
+    sampled = {"sft": [{"gold": 1}] * 2, "ppo": [{"gold": 0}, {"gold": 0}]}
+    rows = [line(0, 1, sampled=sampled, **right(0, at % 2)) for at in range(40)]
+    gain = {"difference": 0.05, "low": -0.02, "high": 0.12}
+    glance = at_a_glance(run := run_of({"correct_gain": gain}, rows), comparisons(run))
+    assert glance.sentence.startswith("PPO won 40 of 40 against SFT, correct 0 → 50 %")
+    assert glance.beware[0] == "In 20 of the 40 wins both replies were wrong: these are won by manners."
+    assert "At temperature 1 it is otherwise. PPO lost 80 of 80 against SFT." in glance.beware
+    assert "The change in correct may be chance: its interval holds 0." in glance.beware
+
+
+def test_replies_to_one_prompt_are_not_as_many_prompts():
+    """Eight of eight samples of one prompt that got wrong are no proof, of eight prompts they are."""
+    sampled = {"sft": [{"gold": 1, "correct": 1}] * 8, "ppo": [{"gold": 1, "correct": 0}] * 8}
+    fell = lambda rows: tables(run_of(evals=rows))["temperature 1"]["all"].fell  # noqa: E731
+    assert not fell([line(0, 1, sampled=sampled)])
+    assert fell([line(0, 1, sampled=sampled)] * 8)
 
 
 def test_verdicts_of_a_judge_without_scores():
@@ -91,7 +140,9 @@ def test_verdicts_of_a_judge_without_scores():
     assert one.tables["greedy"]["all"].no_verdict == 1 and one.tables["greedy"]["all"].scores is None
     assert not one.own
     sentence = at_a_glance(run, [one]).sentence
-    assert sentence == "PPO won 1 of 2 judgments against SFT; judged by 3 annotators of votes.csv."
+    assert sentence == (
+        "No sure winner: PPO won 1 of 2 judgments against SFT, tied 1; judged by 3 annotators of votes.csv."
+    )
 
 
 def test_a_judge_that_came_to_no_verdict_has_nothing_to_tell():
@@ -174,7 +225,9 @@ def test_between_which_two():
     run = run_of()
     run.stages["rejection"] = StageFiles("rejection", {"judge": "reward"}, evals=[row])
     glance = at_a_glance(run, comparisons(run))
-    assert glance.sentence == "RS won 1 of 1 against SFT; judged by the reward that RS was trained on."
+    assert glance.sentence == (
+        "No sure winner: RS won 1 of 1 against SFT; judged by the reward that RS was trained on."
+    )
 
 
 def test_rejection_is_told_by_the_reward_that_chose():
@@ -209,9 +262,19 @@ def test_runs_that_compare_nothing_say_what_they_have():
     assert said() == "PPO's reward on rollouts went from -0.5 to 1; nothing judged it on held-out prompts."
 
 
+def test_of_very_many_categories_those_with_most_prompts_are_told():
+    rows = [line(0, 1, f"c{at % 50:02}") for at in range(90)] + [line(0, 1, "z")]
+    run = run_of(evals=rows)
+    (table,) = tables(run).values()
+    assert list(table) == ["all", *(f"c{at:02}" for at in range(40))] and table["all"].pairs == 91
+    assert "11 more categories have fewer prompts" in render(run, {})
+    assert "more categories" not in render(run_of(evals=rows[:40]), {})
+
+
 def test_a_category_named_all_is_not_counted_twice():
-    (table,) = tables(run_of(evals=[line(0, 1, "all")])).values()
-    assert counts(table) == {"all": (1, 0, 0)}
+    for name in ("all", ""):  # nor that of all rows, which have none
+        (table,) = tables(run_of(evals=[line(0, 1, name)])).values()
+        assert counts(table) == {"all": (1, 0, 0)}
 
 
 def test_means_have_what_is_right_first_and_the_parts_of_a_reward():

@@ -94,19 +94,26 @@ def test_gold_falls_while_the_proxy_rises_over_the_root_of_the_kl():
     assert labels(axes) == {"proxy, trained on, largest change +4", "gold, largest change +0.5"}
 
 
-def test_a_judge_that_is_no_reward_has_its_win_rate_over_the_root_of_the_kl():
-    metrics = [{"step": step, "eval/kl": kl, "eval/win_rate": rate} for step, kl, rate in ((0, 0, 0.5), (5, 16, 0.75))]
+def test_a_judge_that_is_no_reward_has_its_win_rate_against_the_proxy():
+    """At the start the policy is compared with itself, which ties: one half, logged or not."""
+    looks = ((0, 0.0, 1.0, None), (5, 4.0, 3.0, 0.75), (9, 9.0, 5.0, 0.5))
+    metrics = [
+        {"step": step, "eval/kl": kl, "eval/score": score} | ({} if rate is None else {"eval/win_rate": rate})
+        for step, kl, score, rate in looks
+    ]
     plots = drawn(gold_against_proxy(run_of(metrics)))
-    assert list(plots) == ["win rate over the distance"]
-    assert curves(plots["win rate over the distance"])[0] == [0.5, 0.75]
-    assert list(plots["win rate over the distance"].lines[0].get_xdata()) == [0, 4]
+    proxy, wins, _ = plots["win rate against proxy"].lines
+    assert list(proxy.get_xdata()) == list(wins.get_xdata()) == [0, 2, 3]
+    assert list(proxy.get_ydata()) == [0, 0.5, 1] and list(wins.get_ydata()) == [0, 1, 0]
     over_time = drawn(ppo_panels(run_of(metrics)))["win rate against the policy at the start"]
     assert labels(over_time) == {"held-out prompts", "neither better"}
     assert list(gold_against_proxy(run_of(metrics[:1]))) == []
     told = {"looks_judged_by": "the people of people.csv"}
     judged = Run("n", {}, {"ppo": StageFiles("ppo", told, metrics)}, {}, [])
     units = [panel.unit for panel in (*gold_against_proxy(judged), *ppo_panels(judged)) if "win rate" in panel.title]
-    assert units == ["judged by the people of people.csv"] * 2
+    assert (
+        units[0].endswith("; judged by the people of people.csv") and units[1] == "judged by the people of people.csv"
+    )
 
 
 def test_warmup_is_shaded_in_every_plot():
