@@ -213,10 +213,12 @@ def _from_argilla(row: Row) -> Iterator[Row]:
     for name, one, person in each:
         if str(person.get("status") or "submitted").lower() not in _GIVEN_UP and isinstance(one, dict):
             people.setdefault(str(person.get("user_id")), {})[name] = one.get("value")
-    for person, said in people.items():
-        ranking, bad = _ranks(said.get("ranking") or []), said.get("all_bad") == ALL_BAD
-        if ranking or bad:
-            yield said | {"annotator": person, "ranking": ranking, "all_bad": bad}
+    for person, said in people.items():  # who has to rank all names there are, also where an item has fewer replies
+        ranking = [[name for name in rank if name in row["fields"]] for rank in _ranks(said.get("ranking") or [])]
+        unsafe = [name for name in said.get("unsafe") or [] if name in row["fields"]]
+        bad = said.get("all_bad") == ALL_BAD
+        if any(ranking) or bad:
+            yield said | {"annotator": person, "ranking": ranking, "unsafe": unsafe, "all_bad": bad}
 
 
 def _ranks(value: Any) -> list[list[str]]:
@@ -278,11 +280,10 @@ def _objects(value: Any, field: str) -> list[Row]:
 def _judgment(item: FeedbackItem, said: Row) -> HumanJudgment:
     """Raises JudgmentError, or DataError where a reply is named that there is not."""
     ids = {_named(at): one.id for at, one in enumerate(item.replies)}
-    ranking = [[ids[name] for name in rank if name in ids] for rank in said.get("ranking") or []]
-    unknown = [name for rank in said.get("ranking") or [] for name in rank if not re.fullmatch(r"reply_\d+", name)]
-    if unknown:
-        raise DataError(f"there is no reply {shown(unknown[0])}", field="ranking")
-    ranking = [rank for rank in ranking if rank]
+    ranks, unsafe = said.get("ranking") or [], said.get("unsafe") or []
+    if unknown := [name for rank in (*ranks, unsafe) for name in rank if name not in ids]:
+        raise DataError(f"there is no {shown(unknown[0])} among the item's {len(ids)} replies", field="ranking")
+    ranking = [[ids[name] for name in rank] for rank in ranks if rank]
     left = [one for one in ids.values() if not any(one in rank for rank in ranking)]
     ranking += [left] if ranking and left else []
     best = ranking[0][0] if ranking else next(iter(ids.values()))
@@ -295,7 +296,7 @@ def _judgment(item: FeedbackItem, said: Row) -> HumanJudgment:
         "ranking": ranking,
         "strength": (said.get("strength") or None) if len(ranking) > 1 else None,
         "all_bad": bool(said.get("all_bad")),
-        "unsafe": [ids[name] for name in said.get("unsafe") or [] if name in ids],
+        "unsafe": [ids[name] for name in unsafe],
         "edited": {"of": best, "text": text} if changed else None,
         "comment": str(said.get("comment") or ""),
     }

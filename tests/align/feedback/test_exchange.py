@@ -66,6 +66,7 @@ def test_argilla_goes_and_comes_back(tmp_path):
     assert kinds["ranking"] == "ranking" and kinds["strength"] == "label_selection"
     assert records[0]["id"] == TWO.id and records[0]["fields"].keys() == {"prompt", "reply_1", "reply_2"}
     said = {"ranking": ["reply_2", "reply_3", "reply_1"], "strength": "slightly", "unsafe": ["reply_1"], "comment": "c"}
+    said["unsafe"].append("reply_3")  # which this item has not
     records[0]["responses"] = {name: [{"value": value, "user_id": USER}] for name, value in said.items()}
     ties = [{"value": f"reply_{at}", "rank": 1 if at < 3 else 2} for at in (1, 2, 3)]
     records[1]["responses"] = [
@@ -127,7 +128,8 @@ def test_label_studio_goes_and_comes_back(tmp_path):
         ({"question": "x"}, "line 1.*expected Argilla"),
         ({"item": "none", "annotator": "a", "ranking": "1"}, "not among the 2 items"),
         ({"item": TWO.id, "annotator": "", "ranking": "1"}, "annotator"),
-        ({"item": TWO.id, "annotator": "a", "ranking": "best"}, "there is no reply"),
+        ({"item": TWO.id, "annotator": "a", "ranking": "best"}, "there is no 'reply_best'"),
+        ({"item": TWO.id, "annotator": "a", "ranking": "1", "unsafe": "3"}, "there is no 'reply_3'"),
         ({"item": TWO.id, "annotator": "a", "ranking": "1 > 1"}, "every reply"),
         ({"item": TWO.id, "annotator": "a", "ranking": "1 > 2", "strength": "much"}, "strength"),
         ({"item": TWO.id, "annotator": "a", "ranking": "1", "all_bad": "maybe"}, "yes or no"),
