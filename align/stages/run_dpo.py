@@ -91,7 +91,7 @@ def run_dpo(
     )
     record = Record(trainer, tokenizer, stage, recipe, section)
     figures = _fit(record, section, heldout, derive(recipe.seed, stage, "replies"))
-    figures |= _measured(record, heldout, heldout_rows, train)
+    figures |= _measured(record, heldout, train)
     figures |= {"rows": len(rows), "heldout_rows": len(heldout_rows), "origin": asdict(origin)} | read
     summary = common.finish(out_dir, figures, began)
     BestCheckpoint.remove(out_dir)
@@ -161,7 +161,7 @@ def _prompts(heldout: list[Comparison], size: int) -> list[Prompt]:
     return list(found.values())
 
 
-def _measured(record: Record, heldout: list[Comparison], rows: list[Any], train: list[Comparison]) -> dict[str, Any]:
+def _measured(record: Record, heldout: list[Comparison], train: list[Comparison]) -> dict[str, Any]:
     """`align.evaluation.preference.evaluate` of the implicit rewards on held-out pairs, and its files; empty without
     pairs."""
     trainer = record.trainer
