@@ -68,7 +68,7 @@ def comparison_of(
         rejected_reasoning=rejected.reasoning,
         chosen_turns=between[0],
         rejected_turns=between[1],
-        round=int(number) if number.isdecimal() else None,
+        round=int(number) if number.isdecimal() and len(number) < 10 else None,
         provenance=provenance if isinstance(provenance, dict) else None,
     )
 

@@ -37,9 +37,10 @@ def newest_round(comparisons: Sequence[Comparison]) -> tuple[list[Comparison], d
     rounds = [pair.round for pair in comparisons if pair.round is not None]
     if not rounds:
         raise DataError("no comparison says its 'round'; write it into the rows, or use those of all rounds")
-    kept = [pair for pair in comparisons if pair.round == max(rounds)]
+    newest = max(rounds)
+    kept = [pair for pair in comparisons if pair.round == newest]
     dropped = len(comparisons) - len(kept)
-    return kept, {f"not of round {max(rounds)}, the newest": dropped} if dropped else {}
+    return kept, {f"not of round {newest}, the newest": dropped} if dropped else {}
 
 
 def encode_preferences(

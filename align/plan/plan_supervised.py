@@ -26,8 +26,10 @@ def plan_supervised(
     head = not isinstance(section, RewardSection)
     model = trained_model("model", shape, recipe.model, section, head=head, adapted=STAGES[stage].adapted)
     moments = _training(recipe, stage, section, model, ranks, device)
-    if (section.eval_data and not isinstance(section, RejectionSection)) or section.holdout:
-        moments += _looks(section, model, ranks, device, replies=isinstance(section, SFTSection | DPOSection))
+    held_out = (section.eval_data and not isinstance(section, RejectionSection)) or section.holdout
+    if held_out or isinstance(section, DPOSection):
+        replies = bool(held_out) and isinstance(section, SFTSection | DPOSection)
+        moments += _looks(section, model, ranks, device, replies=replies)
     if isinstance(section, RejectionSection):
         moments += _sampling(section, model, recipe, rewards, device)
     cost = supervised_cost(recipe, stage, model, ranks=ranks)

@@ -46,7 +46,7 @@ def run_dpo(
     out_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Run the stage and leave its folder behind; returns the summary (`accuracy` with its interval, `margin`,
-    `heldout_loss`, `end_rate`, …).
+    `heldout_pair_loss` in nats a pair, `end_rate`, …).
 
     Args:
         section: in place of the recipe's.
@@ -91,7 +91,7 @@ def run_dpo(
     )
     record = Record(trainer, tokenizer, stage, recipe, section)
     figures = _fit(record, section, heldout, derive(recipe.seed, stage, "replies"))
-    figures |= _measured(record, heldout, heldout_rows, train)
+    figures |= _measured(record, heldout, train)
     figures |= {"rows": len(rows), "heldout_rows": len(heldout_rows), "origin": asdict(origin)} | read
     summary = common.finish(out_dir, figures, began)
     BestCheckpoint.remove(out_dir)
@@ -125,7 +125,7 @@ def _fit(record: Record, section: DPOSection, heldout: list[Comparison], seed: i
     trainer, tokenizer = record.trainer, record.tokenizer
     shown = ("loss", "accuracy", "margin")
     if not trainer.eval_dataset:
-        return {"heldout_loss": None, **record.train(*shown)}
+        return {"heldout_pair_loss": None, **record.train(*shown)}
     best = BestCheckpoint(trainer, record.folder) if section.keep_best else None
     evaluations = Evaluations(
         trainer,
@@ -148,7 +148,8 @@ def _fit(record: Record, section: DPOSection, heldout: list[Comparison], seed: i
         found = best.restore()
         figures |= {"best_step": found["step"], "best_heldout_loss": found["heldout_loss"]}
         supervised.save_model(trainer, tokenizer)
-    return {name: value for name, value in found.items() if name not in ("step", "by_category")} | figures
+    of_replies = {name: found[name] for name in ("replies", "end_rate", "distinct", "reply_tokens") if name in found}
+    return {"heldout_pair_loss": found["heldout_loss"]} | of_replies | figures
 
 
 def _prompts(heldout: list[Comparison], size: int) -> list[Prompt]:
@@ -160,7 +161,7 @@ def _prompts(heldout: list[Comparison], size: int) -> list[Prompt]:
     return list(found.values())
 
 
-def _measured(record: Record, heldout: list[Comparison], rows: list[Any], train: list[Comparison]) -> dict[str, Any]:
+def _measured(record: Record, heldout: list[Comparison], train: list[Comparison]) -> dict[str, Any]:
     """`align.evaluation.preference.evaluate` of the implicit rewards on held-out pairs, and its files; empty without
     pairs."""
     trainer = record.trainer

@@ -89,9 +89,10 @@ class DPOTrainer(SupervisedTrainer, TRLTrainer):
     """Trains a causal language model on rows of `align.data.preferences.encode_preferences`.
 
     Args:
-        model: the policy, as the reference is: with all its weights trained, or an adapter (`reference` above).
+        model: the policy as it starts, which is the reference: all of its weights are trained, or an adapter.
         args: a `trl.DPOConfig` with `dpo_options(...)`.
-        further keywords: as for `transformers.Trainer`.
+        further keywords: as for `transformers.Trainer`; rows that are measured belong into `eval_dataset`, since the
+            reference is asked about them before training.
         processing_class: the tokenizer; its pad id pads batches unless a `data_collator` is given.
     """
 

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.functional import softplus
 
 from align.trainers.dpo import DPOTrainer
+from reward.checkpointing import enable_checkpointing, is_checkpointing
 from tests.align.trainers.supervised_case import BATCH, Gradients, causal_lm, make_trainer, preference_rows
 
 ROWS = preference_rows(BATCH)
@@ -49,12 +50,18 @@ def moved(trainer):
 
 
 @pytest.mark.parametrize(("nll_coef", "micro"), [(0.0, 2), (0.2, 1), (0.2, 8)])
-def test_loss_and_gradient_are_the_independent_ones_however_a_batch_is_cut(tmp_path, nll_coef, micro):
+def test_loss_and_gradient_are_the_independent_ones_however_a_batch_is_cut(tmp_path, monkeypatch, nll_coef, micro):
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda **_: pytest.fail("something was sent"))
     model = policy()
     loss, rewards = by_hand(model, causal_lm(), ROWS, nll_coef)
     loss.backward()
-    options = {"model": causal_lm(), "trainer": {"nll_coef": nll_coef}}
+    begun = causal_lm()
+    if micro == 8:
+        enable_checkpointing(begun)
+    options = {"model": begun, "trainer": {"nll_coef": nll_coef}}
     trainer, gradients = moved(make_trainer("dpo", tmp_path, ROWS, micro=micro, **options)), Gradients()
+    assert is_checkpointing(trainer.model) == (micro == 8)  # TRL switches it off while it asks the reference
     trainer.add_callback(gradients)
     trainer.train()
     (line,) = (line for line in trainer.state.log_history if "loss" in line)
