@@ -18,7 +18,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -102,7 +102,7 @@ def collect(recipe: Recipe, section: CollectSection, folder: Path, *, round: int
     sources = [_source(recipe, one.model, one.temperature, one.top_p) for one in section.sources]
     prompts, drawn = _draw(recipe, section, sources)
     made_with = {
-        "sources": [asdict(one) for one in sources],
+        "sources": [[one.name, one.temperature, one.top_p, one.weights] for one in sources],
         "prompts": _digest(prompts),
         "replies": section.num_replies,
         "lengths": [section.max_prompt_length, section.max_completion_length],
@@ -121,10 +121,10 @@ def collect(recipe: Recipe, section: CollectSection, folder: Path, *, round: int
             items = _items(prompts, replies, round, derive(recipe.seed, "order", round), dropped)
             if not items:
                 raise CollectError("no prompt has two different replies: raise the temperature, or name more sources")
-            files.write_json_lines(folder / ITEMS, (item.row() for item in items))
             found: Row = {"items": len(items), "replies": sum(len(one.replies) for one in items)}
             found |= {"dropped": dict(dropped), "prompts": drawn, "made_with": made_with}
             files.write_json(folder / SUMMARY, found)
+            files.write_json_lines(folder / ITEMS, (item.row() for item in items))  # last: then the whole is there
     return found
 
 
@@ -143,9 +143,9 @@ def _done(folder: Path, made_with: Row) -> Row | None:
     Raises:
         StorageError: it was collected in another way.
     """
-    summary = read_object(folder / SUMMARY, f"remove {folder} to collect anew")
-    if summary is None or not (folder / ITEMS).is_file():
+    if not (folder / ITEMS).is_file():
         return None
+    summary = read_object(folder / SUMMARY, f"remove {folder} to collect anew") or {}
     was, now = summary.get("made_with", {}), json.loads(json.dumps(made_with))
     changed = ", ".join(name for name in now if was.get(name) != now[name])
     if changed:
