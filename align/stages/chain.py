@@ -244,9 +244,9 @@ def _refresh_report(recipe: Recipe, folder: Path) -> None:
     """Draw the report anew unless it is newer than the summary in `folder`; whatever it meets, the work is done."""
     if is_newer(Path(recipe.output_dir) / PAGE, folder / "summary.json"):
         return
-    from align.report import build
-
     try:
+        from align.report import build
+
         build.build_report(recipe.output_dir)
     except Exception as error:
         again = shlex.join(["align", "report", str(recipe.output_dir)])
