@@ -100,7 +100,7 @@ def collect(recipe: Recipe, section: CollectSection, folder: Path, *, round: int
         FolderInUseError: another process collects there.
     """
     sources = [_source(recipe, one.model, one.temperature, one.top_p) for one in section.sources]
-    prompts, drawn = _draw(recipe, section, sources)
+    prompts, drawn = _draw(recipe, section, sources, round)
     made_with = {
         "sources": [[one.name, one.temperature, one.top_p, one.weights] for one in sources],
         "prompts": _digest(prompts),
@@ -165,7 +165,9 @@ def tags_of(prompt: Prompt) -> tuple[str, ...]:
     return own or ((prompt.category,) if prompt.category else ())
 
 
-def _draw(recipe: Recipe, section: CollectSection, sources: Sequence[ReplySource]) -> tuple[list[Prompt], Row]:
+def _draw(
+    recipe: Recipe, section: CollectSection, sources: Sequence[ReplySource], round: int
+) -> tuple[list[Prompt], Row]:
     """The prompts to reply to, and how they were drawn.
 
     Raises:
@@ -186,7 +188,7 @@ def _draw(recipe: Recipe, section: CollectSection, sources: Sequence[ReplySource
             )
     tags = [tags_of(one) for one in fitting]
     count = section.num_prompts or len(fitting)
-    taken = filled_balanced(tags, count, derive(recipe.seed, "prompts"))
+    taken = filled_balanced(tags, count, derive(recipe.seed, "prompts", round))
     drawn = {"read": len(records), "different": len(different), "fitting": len(fitting), "drawn": len(taken)}
     drawn |= {f"{name} of all": value for name, value in _variety(tags).items()}
     return [fitting[at] for at in taken], drawn | _variety([tags[at] for at in taken])

@@ -39,7 +39,9 @@ def test_what_is_written_is_read_again(tmp_path):
 def test_as_replies_without_a_score(tmp_path):
     item = new_item(ASKED, REPLIES, tags=("why",))
     write_json_lines(tmp_path / "items.jsonl", [item.row()])
-    (record,) = read(tmp_path / "items.jsonl", Scored).records
+    found = read(tmp_path / "items.jsonl", Scored)
+    (record,) = found.records
+    assert set(found.report.passed_over) == {"reference", "columns"}, "a scored record has no place for them"
     assert [(one.content, one.score) for one in record.replies] == [(one.reply, None) for one in item.replies]
     assert (record.prompt, record.category, record.tags, record.tools) == (
         item.prompt,
