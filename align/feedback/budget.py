@@ -24,7 +24,6 @@ from align.runtime.errors import StorageError
 from align.runtime.json_files import Row, read_object
 from align.runtime.pieces import pieces_in
 from align.serving.named import reward_stamp
-from data_formats.records import Prompt
 
 
 def choose_items(
@@ -74,24 +73,24 @@ def choose_items(
     found["expected"] = expectation(first_MP, chosen) if first_MP is not None else None
     curve = next(filter(None, map(curve_of, rewards)), None)
     found["accuracy"] = curve.gain(len(chosen)) if curve is not None else None
-    files.write_json_lines(file, (_item(pairs[at], seed).row() for at in chosen))
     files.write_json(told, found | {"made_with": made_with})
+    files.write_json_lines(file, (_item(pairs[at], seed).row() for at in chosen))  # last: then the whole is there
     return found
 
 
 def _done(file: Path, told: Path, made_with: Row) -> Row | None:
     """The summary where this very choice is there. Raises StorageError where another one is."""
-    summary = read_object(told, f"remove it and {file}") if file.is_file() else None
-    if summary is None and not file.is_file():
+    if not file.is_file():
         return None
-    was, now = (summary or {}).get("made_with", {}), json.loads(json.dumps(made_with))
+    summary = read_object(told, f"remove it and {file}") or {}
+    was, now = summary.get("made_with", {}), json.loads(json.dumps(made_with))
     changed = ", ".join(name for name in now if was.get(name) != now[name])
     if changed:
         raise StorageError(
             f"{file} holds another choice (other: {changed}), and somebody may have judged it: name another file "
             "with --to, and this one with --except where its pairs are not to be judged again"
         )
-    return {name: value for name, value in summary.items() if name != "made_with"} if summary else None
+    return {name: value for name, value in summary.items() if name != "made_with"}
 
 
 def _probabilities(
@@ -114,5 +113,4 @@ def _probabilities(
 
 def _item(pair: ItemPair, seed: int) -> FeedbackItem:
     item = pair.item
-    asked = Prompt(item.prompt, item.category, tools=item.tools)
-    return new_item(asked, (pair.first, pair.second), tags=item.tags, round=item.round, seed=seed)
+    return new_item(item.asked, (pair.first, pair.second), tags=item.tags, round=item.round, seed=seed)

@@ -18,7 +18,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -100,9 +100,9 @@ def collect(recipe: Recipe, section: CollectSection, folder: Path, *, round: int
         FolderInUseError: another process collects there.
     """
     sources = [_source(recipe, one.model, one.temperature, one.top_p) for one in section.sources]
-    prompts, drawn = _draw(recipe, section, sources)
+    prompts, drawn = _draw(recipe, section, sources, round)
     made_with = {
-        "sources": [asdict(one) for one in sources],
+        "sources": [[one.name, one.temperature, one.top_p, one.weights] for one in sources],
         "prompts": _digest(prompts),
         "replies": section.num_replies,
         "lengths": [section.max_prompt_length, section.max_completion_length],
@@ -121,10 +121,10 @@ def collect(recipe: Recipe, section: CollectSection, folder: Path, *, round: int
             items = _items(prompts, replies, round, derive(recipe.seed, "order", round), dropped)
             if not items:
                 raise CollectError("no prompt has two different replies: raise the temperature, or name more sources")
-            files.write_json_lines(folder / ITEMS, (item.row() for item in items))
             found: Row = {"items": len(items), "replies": sum(len(one.replies) for one in items)}
             found |= {"dropped": dict(dropped), "prompts": drawn, "made_with": made_with}
             files.write_json(folder / SUMMARY, found)
+            files.write_json_lines(folder / ITEMS, (item.row() for item in items))  # last: then the whole is there
     return found
 
 
@@ -143,9 +143,9 @@ def _done(folder: Path, made_with: Row) -> Row | None:
     Raises:
         StorageError: it was collected in another way.
     """
-    summary = read_object(folder / SUMMARY, f"remove {folder} to collect anew")
-    if summary is None or not (folder / ITEMS).is_file():
+    if not (folder / ITEMS).is_file():
         return None
+    summary = read_object(folder / SUMMARY, f"remove {folder} to collect anew") or {}
     was, now = summary.get("made_with", {}), json.loads(json.dumps(made_with))
     changed = ", ".join(name for name in now if was.get(name) != now[name])
     if changed:
@@ -165,7 +165,9 @@ def tags_of(prompt: Prompt) -> tuple[str, ...]:
     return own or ((prompt.category,) if prompt.category else ())
 
 
-def _draw(recipe: Recipe, section: CollectSection, sources: Sequence[ReplySource]) -> tuple[list[Prompt], Row]:
+def _draw(
+    recipe: Recipe, section: CollectSection, sources: Sequence[ReplySource], round: int
+) -> tuple[list[Prompt], Row]:
     """The prompts to reply to, and how they were drawn.
 
     Raises:
@@ -186,7 +188,7 @@ def _draw(recipe: Recipe, section: CollectSection, sources: Sequence[ReplySource
             )
     tags = [tags_of(one) for one in fitting]
     count = section.num_prompts or len(fitting)
-    taken = filled_balanced(tags, count, derive(recipe.seed, "prompts"))
+    taken = filled_balanced(tags, count, derive(recipe.seed, "prompts", round))
     drawn = {"read": len(records), "different": len(different), "fitting": len(fitting), "drawn": len(taken)}
     drawn |= {f"{name} of all": value for name, value in _variety(tags).items()}
     return [fitting[at] for at in taken], drawn | _variety([tags[at] for at in taken])

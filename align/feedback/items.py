@@ -6,7 +6,8 @@ A file of items is JSON Lines, a row a prompt:
      "weights"}, …]}
 
 `source` names who wrote a reply, `weights` is what identifies the weights it was drawn with, `sampling` says how. Who
-shows an item to people hides these three. `data_formats` reads the file as replies without a score.
+shows an item to people hides these three. `reference`, `columns` and `tools` are those of the prompt's own row, where
+it has any, for judges that ask for them. `data_formats` reads the file as replies without a score.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class FeedbackItem:
     Attributes:
         id: made of prompt and replies: what was judged under this id is what stands under it.
         round: of the loop in which it was collected; 0 before any.
-        tools: JSON text of each function on offer.
+        tools, reference, columns: as of `Prompt`.
     """
 
     id: str
@@ -64,6 +65,13 @@ class FeedbackItem:
     tags: tuple[str, ...] = ()
     round: int = 0
     tools: tuple[str, ...] = ()
+    reference: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> Prompt:
+        """What the replies answer, as a record."""
+        return Prompt(self.prompt, self.category, self.reference, tools=self.tools, columns=self.columns)
 
     def reply(self, name: str) -> FeedbackReply | None:
         """The reply of this id; None: there is none."""
@@ -71,16 +79,15 @@ class FeedbackItem:
 
     def row(self) -> dict[str, Any]:
         """Its line of a file, as an object."""
-        asked = as_row(Prompt(self.prompt, tools=self.tools))
+        asked = as_row(self.asked)
         replies = [
             {"id": one.id, "reply": one.reply, "source": one.source, "sampling": dict(one.sampling)}
             | {"weights": one.weights}
             for one in self.replies
         ]
         about = {"category": self.category, "tags": list(self.tags), "round": self.round}
-        return {"id": self.id, "prompt": asked["prompt"], **about, "replies": replies} | (
-            {"tools": asked["tools"]} if self.tools else {}
-        )
+        row = {"id": self.id, "prompt": asked["prompt"], **about, "replies": replies}
+        return row | {name: asked[name] for name in ("reference", "columns", "tools") if name in asked}
 
 
 def new_item(
@@ -100,7 +107,9 @@ def new_item(
     )
     text = json.dumps([asked, [one.reply for one in named]])
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return FeedbackItem(key, prompt.messages, named, prompt.category, tuple(tags), round, prompt.tools)
+    columns = {name: value for name, value in prompt.columns.items() if value is not None and name != "tags"}
+    about = {"tools": prompt.tools, "reference": prompt.reference, "columns": columns}
+    return FeedbackItem(key, prompt.messages, named, prompt.category, tuple(tags), round, **about)
 
 
 def load_items(path: str | Path) -> list[FeedbackItem]:
@@ -153,6 +162,8 @@ def _item(row: Any) -> FeedbackItem:
         tuple(tags),
         _value(row, "round", int, 0),
         read_tools(row, Notes()),
+        _value(row, "reference", str, "") or None,
+        _value(row, "columns", dict, {}),
     )
 
 

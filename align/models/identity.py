@@ -10,11 +10,12 @@ from reward.folder import local_folder, read_json
 from reward.loading import hub_file
 
 LENGTH = 16  # hexadecimal digits
+KINDS = ("*.safetensors", "*.gguf")
 
 
 def weights_version(path: str | Path) -> str:
-    """The same for the same weights: a hash of a folder's safetensors, those below an adapter included; of a hub id the
-    id and its commit. A folder that was copied or moved keeps its version.
+    """The same for the same weights: a hash of the files that hold them, those below an adapter included; of a hub id
+    the id and its commit. A folder that was copied or moved keeps its version.
 
     Raises:
         MissingFileError, ModelFileError: no such folder, or an adapter whose settings are damaged.
@@ -24,7 +25,7 @@ def weights_version(path: str | Path) -> str:
         config = hub_file(path, "config.json") or hub_file(path, adapter.CONFIG)
         return f"{path}@{config.parent.name[:LENGTH]}" if config is not None else str(path)
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(file for kind in KINDS for file in folder.glob(kind)):
         with file.open("rb") as opened:
             digest.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
     if adapter.is_saved_at(folder):

@@ -120,6 +120,10 @@ def test_what_is_there_is_kept_and_never_overwritten(run, collected, capsys, mon
     other = recipe.collect.model_copy(update={"num_replies": 3})
     with pytest.raises(StorageError, match=r"in another way \(other: replies\)"):
         collect(recipe, other, run / "whole", round=1)
+    (run / "by hand").mkdir()
+    shutil.copy(run / "whole/items.jsonl", run / "by hand")
+    with pytest.raises(StorageError, match="somebody may have judged them"):
+        collect(recipe, recipe.collect, run / "by hand", round=1)
 
 
 def test_the_command(run, capsys):

@@ -14,7 +14,13 @@ from data_formats import read
 from data_formats.errors import DataError
 from data_formats.records import Message, Prompt, Scored
 
-ASKED = Prompt((Message("system", "Be kind."), Message("user", "Why?\u202e<b>")), "knowledge", tools=('{"name": "f"}',))
+ASKED = Prompt(
+    (Message("system", "Be kind."), Message("user", "Why?\u202e<b>")),
+    "knowledge",
+    reference="42",
+    tools=('{"name": "f"}',),
+    columns={"tests": ["a", {"b": 1}], "tags": ["gone"], "none": None},
+)
 REPLIES = [
     FeedbackReply("", text, source, {"temperature": 1.0, "seed": 3}, "abc")
     for text, source in (("Because.\n", "old"), ("So.", "new"), ("\u0000 no", "new"))
@@ -25,6 +31,7 @@ def test_what_is_written_is_read_again(tmp_path):
     item = new_item(ASKED, REPLIES, tags=("why", "short"), round=2)
     write_json_lines(tmp_path / "items.jsonl", [item.row()])
     assert load_items(tmp_path / "items.jsonl") == [item]
+    assert (item.asked.reference, item.asked.columns) == ("42", {"tests": ["a", {"b": 1}]})
     assert [one.id for one in item.replies] == ["r0", "r1", "r2"]
     assert item.reply("r1") is item.replies[1] and item.reply("r9") is None
 
@@ -32,7 +39,9 @@ def test_what_is_written_is_read_again(tmp_path):
 def test_as_replies_without_a_score(tmp_path):
     item = new_item(ASKED, REPLIES, tags=("why",))
     write_json_lines(tmp_path / "items.jsonl", [item.row()])
-    (record,) = read(tmp_path / "items.jsonl", Scored).records
+    found = read(tmp_path / "items.jsonl", Scored)
+    (record,) = found.records
+    assert set(found.report.passed_over) == {"reference", "columns"}, "a scored record has no place for them"
     assert [(one.content, one.score) for one in record.replies] == [(one.reply, None) for one in item.replies]
     assert (record.prompt, record.category, record.tags, record.tools) == (
         item.prompt,
