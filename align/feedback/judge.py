@@ -41,7 +41,8 @@ from align.feedback.judgments import (
 )
 from align.runtime.files import append_json_lines, remove
 from align.runtime.json_files import Row, objects, read_text
-from data_formats.records import Prompt
+from data_formats.columns import with_all_columns
+from data_formats.writing import as_row
 from reward.judges.protocol import Judge, Judgment, ReplyPair
 from reward.protocol import prompt_columns
 
@@ -89,13 +90,17 @@ def judge_items(
     kept = path.with_name(f".{path.name}.{name}.compared")
     keys = {item.id: _key(item, name, settings) for item in items}
     before = _Before(load_rows(path), keys)
+    columns = {
+        one.id: prompt_columns(prompt)
+        for one, prompt in zip(items, with_all_columns([one.asked for one in items]), strict=True)
+    }
     asked = [item for item in items if len(item.replies) > 1 and item.id not in before.judged]
     result = ByJudge(there=len(before.judged))
     if alone := sum(len(item.replies) < 2 for item in items):
         result.without["a single reply"] = alone
     rankings = [
         ranking
-        for item, compared in zip(asked, _compared(judge, asked, keys, kept, told), strict=True)
+        for item, compared in zip(asked, _compared(judge, asked, columns, keys, kept, told), strict=True)
         for ranking in _rankings(item, compared, name, result)
     ]
     now, strengths = datetime.now(UTC).isoformat(timespec="seconds"), _strengths([one.gap for one in rankings])
@@ -145,13 +150,15 @@ class _Before:
 
 
 def _key(item: FeedbackItem, name: str, settings: Mapping[str, Any]) -> str:
-    told = json.dumps([name, item.id, [[one.id, one.reply] for one in item.replies], settings], sort_keys=True)
+    replies = [[one.id, one.reply] for one in item.replies]
+    told = json.dumps([name, as_row(item.asked), replies, settings], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _compared(
     judge: Judge,
     items: Sequence[FeedbackItem],
+    columns: Mapping[str, dict[str, Any]],
     keys: Mapping[str, str],
     kept: Path,
     told: Callable[[int], None],
@@ -162,7 +169,7 @@ def _compared(
     for start in range(0, len(items), AT_ONCE):
         some = items[start : start + AT_ONCE]
         missing = [item for item in some if keys[item.id] not in known]
-        pairs = [_pairs(judge, item) for item in missing]
+        pairs = [_pairs(judge, item, columns[item.id]) for item in missing]
         said = iter(judge.compare([pair for own in pairs for pair in own]) if missing else ())
         rows = []
         for item, own in zip(missing, pairs, strict=True):
@@ -176,9 +183,8 @@ def _compared(
     return found
 
 
-def _pairs(judge: Judge, item: FeedbackItem) -> list[ReplyPair]:
+def _pairs(judge: Judge, item: FeedbackItem, columns: dict[str, Any]) -> list[ReplyPair]:
     """Each two replies of an item; a reply is the same `Sample` in all of its pairs, so that it is scored once."""
-    columns = prompt_columns(Prompt(item.prompt, item.category, tools=item.tools))
     given = [PromptedReply(item.prompt, reply.reply, item.tools, columns) for reply in item.replies]
     return [ReplyPair(*sides) for sides in combinations(samples_for(getattr(judge, "reward", None), given), 2)]
 

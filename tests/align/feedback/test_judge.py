@@ -68,6 +68,18 @@ def test_a_judge_without_scores_says_no_strength_and_points_are_ranks(tmp_path):
     assert load_judgments(path)[-1].ranking == (("r0", "r1", "r2"),)  # a beats b beats c beats a
 
 
+def test_a_function_gets_the_columns_of_the_prompts(tmp_path):
+    """All of them, whichever rows have them."""
+
+    def nearer(prompts, first, second, reference, level, **columns):
+        assert level == [None, 3]
+        return [(truth in a) - (truth in b) for a, b, truth in zip(first, second, reference, strict=True)]
+
+    items = [item("two", "1", "2", reference="2"), item("one", "1", "2", reference="1", columns={"level": 3})]
+    judge_items(FunctionJudge(nearer), items, tmp_path / "judgments.jsonl", settings={})
+    assert [one.ranking[0] for one in load_judgments(tmp_path / "judgments.jsonl")] == [("r1",), ("r0",)]
+
+
 def test_nothing_is_asked_twice_and_what_changed_is_judged_anew(tmp_path, monkeypatch):
     path = tmp_path / "judgments.jsonl"
     monkeypatch.setattr(judging, "AT_ONCE", 3)
