@@ -74,6 +74,7 @@ def judge_command(args: argparse.Namespace) -> None:
 
 def _judged(args: argparse.Namespace, wanted: Wanted, items: list[Any], out: Path) -> dict[str, Any]:
     from align.feedback.judge import judge_items
+    from align.feedback.judgments import STRENGTHS
     from align.runs.progress import StageProgress
     from align.runtime.memory import memory_errors
 
@@ -83,7 +84,7 @@ def _judged(args: argparse.Namespace, wanted: Wanted, items: list[Any], out: Pat
     ):
         judge = wanted.judge(args, _beside(out, wanted.name))
         by = judge_items(judge, items, out, name=wanted.name, settings=wanted.settings, told=progress.update)
-    usage = getattr(judge, "usage", None)
+    usage, strengths = getattr(judge, "usage", None), Counter(one.strength for one in by.new)
     return {
         "judge": wanted.name,
         "judged_by": judge.described,
@@ -93,7 +94,7 @@ def _judged(args: argparse.Namespace, wanted: Wanted, items: list[Any], out: Pat
         "without": dict(by.without),
         "note": by.note,
         "tied": sum(len(one.ranking) < 2 for one in by.new),
-        "strengths": dict(Counter(one.strength for one in by.new if one.strength is not None)),
+        "strengths": {name: strengths[name] for name in STRENGTHS[::-1] if strengths[name]},
         "usage": asdict(usage) if is_dataclass(usage) else {},
     }
 
