@@ -76,7 +76,7 @@ def annotate_command(args: argparse.Namespace) -> None:
             say(file)
         return
     out = Path(args.out or Path(args.file).with_name("judgments.jsonl"))
-    with locked(out.parent, [out.name]):
+    with locked(out.parent, [f"annotate {out.name}"]):
         if args.imported:
             _import(items, args.imported, out)
         else:

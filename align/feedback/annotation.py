@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from align.feedback.item_files import turn_text
 from align.feedback.items import FeedbackItem
 from align.feedback.judgments import HumanJudgment, JudgmentBook, Name, Undo, append, judgment_of, load_rows, same
 from align.runtime.errors import AlignError
@@ -97,7 +98,7 @@ class Annotation:
         own, others, done = self._open(annotator)
         if item is None:
             item = next(iter(own or reversed(others)), None)  # the others' last: they begin with their first
-        latest = self._book.latest(annotator)
+        latest = self._latest(annotator)
         return {
             "annotator": annotator,
             "done": done,
@@ -107,11 +108,16 @@ class Annotation:
             "item": item and self._shown(self.items[item], annotator),
         }
 
+    def _latest(self, annotator: str) -> HumanJudgment | None:
+        """The annotator's last judgment, None where it is of an item of another file."""
+        latest = self._book.latest(annotator)
+        return latest if latest and latest.item in self.items else None
+
     def _shown(self, item: FeedbackItem, annotator: str) -> Row:
         texts = {one.id: one.reply for one in item.replies}
         return {
             "id": item.id,
-            "prompt": [{"role": turn.role, "content": turn.content} for turn in item.prompt],
+            "prompt": [{"role": turn.role, "content": turn_text(turn)} for turn in item.prompt],
             "replies": [{"id": one, "reply": texts[one]} for one in shown_order(item, annotator)],
         }
 
@@ -132,7 +138,7 @@ class Annotation:
                 raise AnnotationError(f"the id {said.id} is that of another judgment")
             return known
         if isinstance(said, Undo):
-            latest = self._book.latest(said.annotator)
+            latest = self._latest(said.annotator)
             if latest is None or latest.id != said.undoes:
                 raise AnnotationError("only the latest judgment of an annotator can be undone, and this is not it")
         else:

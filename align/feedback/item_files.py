@@ -52,8 +52,14 @@ def _replies(record: Scored | Comparison) -> Iterator[tuple[str, str]]:
         yield from ((text, record.source) for text in (record.chosen, record.rejected))
 
 
+def turn_text(turn: Message) -> str:
+    """What a turn says, and what it calls."""
+    calls = [f"{call.name}({call.arguments})" for call in turn.tool_calls]
+    return "\n".join(filter(None, [turn.content, *calls]))
+
+
 def conversation_text(turns: tuple[Message, ...]) -> str:
     """A conversation as one text, for what shows no turns: a single user's turn alone, else each under its role."""
     if len(turns) == 1 and turns[0].role == "user":
         return turns[0].content
-    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+    return "\n\n".join(f"{turn.role}: {turn_text(turn)}" for turn in turns)

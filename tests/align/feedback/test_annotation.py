@@ -3,8 +3,10 @@
 import pytest
 
 from align.feedback.annotation import Annotation, AnnotationError, fit_to_show, shown_order
+from align.feedback.items import new_item
 from align.feedback.judgments import JudgmentError, load_judgments, load_rows
 from align.runtime.errors import StorageError
+from data_formats.records import Message, Prompt, ToolCall
 from tests.align.feedback.annotation_case import item, items, said
 
 ITEMS = items(200)
@@ -72,6 +74,10 @@ def test_kept_once_however_often_it_is_sent_and_going_on_where_it_ended(tmp_path
         assert again.undone(again.keep(undo)) == first
     assert load_judgments(path) == [] and again.state("anna")["done"] == 0 and len(load_rows(path)) == 2
     again.keep(said(ITEMS[0], strength="better"))
+    other = Annotation(ITEMS[1:2], path, 1)  # a file without the item
+    assert other.state("anna")["latest"] is None
+    with pytest.raises(AnnotationError, match="latest"):
+        other.keep(undo | {"id": said(ITEMS[0])["id"], "undoes": load_judgments(path)[0].id})
     assert [one.strength for one in load_judgments(path)] == ["better"]
 
 
@@ -102,6 +108,14 @@ def test_what_the_disk_has_not_does_not_count(tmp_path):
     with pytest.raises(StorageError):
         annotation.keep(said(ITEMS[0]))
     assert annotation.state("anna")["done"] == 0
+
+
+def test_calls_of_a_conversation_are_shown(tmp_path):
+    turns = (Message("user", "hi"), Message("assistant", "", tool_calls=(ToolCall("look", '{"at": 1}'),)))
+    asked = new_item(Prompt((*turns, Message("tool", "7"), Message("user", "so?"))), item("q", "a", "b").replies)
+    told = Annotation([asked], tmp_path / "j.jsonl", 1)
+    state = told.state(told.join("anna"))
+    assert [turn["content"] for turn in state["item"]["prompt"]] == ["hi", 'look({"at": 1})', "7", "so?"]
 
 
 def test_names_and_items_that_cannot_be_shown():
