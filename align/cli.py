@@ -195,7 +195,8 @@ def check_command(args: argparse.Namespace) -> None:
     say(describe_plan(recipe, ranks))
     with suppress(PlanError):
         plans = plan_stages(recipe, ranks=ranks)
-        say("\n" + describe_cost(recipe, plans, ranks))
+        if plans:
+            say("\n" + describe_cost(recipe, plans, ranks))
         if warning := disk_warning(recipe, plans):
             say(f"\nwarning: {warning}")
     for line in (*epochs_said(recipe), *speech(recipe), *passed_over(recipe)):

@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from align.models.named import run_of
+from align.models.named import reward_of, run_of
 from align.recipe.registry import REWARD_STAGES
 from align.runs.reading import read_recipe
 from align.runs.run_files import read_stage
 from align.runtime.json_files import number
+from align.runtime.paths import typed_path
 
 FEWEST = 4  # points that a line is fitted to
 
@@ -76,11 +77,13 @@ def fitted(points: Sequence[Point], seen: int) -> Curve | None:
 
 
 def curve_of(path: str | Path) -> Curve | None:
-    """The curve of the reward model at `path` where that is, or lies in, a stage of a run; None of any other."""
+    """The curve of the reward model at `path` where that is a run, or lies in a stage of one; None of any other."""
     run = run_of(path)
-    stages = () if run is None else (name for name in REWARD_STAGES[::-1] if name in Path(path).parts[-2:])
-    name = next(iter(stages), None)
-    if run is None or name is None or not (run / name / "recipe.yaml").is_file():
+    if run is None:
+        return None
+    place = Path(reward_of(run) or run) if typed_path(path) == run else typed_path(path)
+    name = next((stage for stage in REWARD_STAGES if stage in (place.name, place.parent.name)), None)
+    if name is None or not (run / name / "recipe.yaml").is_file():
         return None
     left = read_stage(run / name, [])
     batch = (read_recipe(run / name / "recipe.yaml").get(name) or {}).get("batch_size")

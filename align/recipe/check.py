@@ -202,10 +202,10 @@ def describe_plan(recipe: Recipe, world_size: int | None = None) -> str:
         for stage in recipe.stages
     ]
     plans = [batch_plan(recipe, stage, world_size) for stage in recipe.stages]
+    tables = (table(("stage", "starts from", "data", "writes"), rows), describe_batches(plans))
     parts = [
         f"{recipe.name}: seed {recipe.seed}, output {recipe.output_dir}",
-        table(("stage", "starts from", "data", "writes"), rows),
-        describe_batches(plans),
+        *(tables if recipe.stages else ()),
         *(f"warning: {sentence}" for sentence in precision_warnings(recipe)),
     ]
     parts += filter(None, (getattr(recipe, stage).described() for stage in recipe.stages))

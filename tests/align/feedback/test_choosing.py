@@ -124,7 +124,7 @@ def test_the_curve_of_a_stage(run):
     (run / "rm/recipe.yaml").write_text("rm: {batch_size: 16}\n")
     write_json_lines(run / "rm/metrics.jsonl", rows)
     curve = curve_of(run / "rm")
-    assert curve == curve_of(run / "rm/model") and curve.seen == 16 * 40, "the first epoch alone"
+    assert curve == curve_of(run / "rm/model") == curve_of(run) and curve.seen == 16 * 40, "the first epoch alone"
     assert 0.05 < curve.slope < 0.15
     assert curve_of(run / "sft") is None and curve_of(run / "rewards.py:short") is None
 
