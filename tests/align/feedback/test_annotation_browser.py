@@ -124,8 +124,8 @@ def test_a_whole_session_by_keys_alone(browser, tmp_path):
     assert bad.comment == "both wrong; 1 and s are letters here"
     assert better.ranking == ((better.shown[1],), (better.shown[0],)) and better.strength == "slightly"
     assert (better.edited.of, better.edited.text) == (better.shown[1], "It is 3, <b>to be sure</b>.")
-    assert negligible.grade == 0 and negligible.edited is None and negligible.seconds > 0
-    assert last.ranking == ((last.shown[2],), last.shown[:2]) and last.grade == 3
+    assert negligible.grade == 1 and negligible.edited is None and negligible.seconds > 0
+    assert last.ranking == ((last.shown[2],), last.shown[:2]) and last.grade == 4
     assert len(load_rows(path)) == 8
 
 
@@ -194,7 +194,7 @@ def test_a_phone_without_keys(browser, tmp_path):
         page.locator("#save").tap()
         page.wait_for_selector("#end:not([hidden])")
         assert opened.wrong == []
-    assert [one.grade for one in load_judgments(path)] == [0, 3]
+    assert [one.grade for one in load_judgments(path)] == [1, 4]
 
 
 def test_what_no_server_heard_is_said_again_and_kept_once(browser, tmp_path):
