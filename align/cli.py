@@ -7,6 +7,10 @@ align run RECIPE [key=value …]                  run the chain: finished stages
 align check RECIPE [key=value …]                every error at once, else the plan and its work; imports no torch
 align chat RUN|MODEL [--against sft]            talk to a model, or two side by side; answer a file of prompts
 align eval A B … --prompts FILE --judge JUDGE   who wins of several models, by people, a reward, a function, a model
+align collect RECIPE [key=value …]              replies of several models, for people or judges to compare
+align annotate FILE [--overlap SHARE]           people compare replies, on a page of this machine or in another tool
+align judge ITEMS --judge JUDGE                 collected replies judged by rewards, functions, language models
+align merge-judgments ITEMS JUDGMENTS --out F   what people and judges said, as comparisons; how far they agree
 align serve RUN|MODEL                           an OpenAI-compatible server (vLLM's, else transformers')
 align recipes [list | show NAME | copy NAME DEST]
 align quickstart [key=value …]                  run the embedded default
@@ -37,7 +41,9 @@ from pathlib import Path
 
 from align import __version__
 from align.commands import (
+    annotate,
     chat,
+    collect,
     convert_qwen,
     data,
     doctor,
@@ -45,7 +51,9 @@ from align.commands import (
     evaluate_reward,
     export_reward,
     fetch,
+    judge,
     merge,
+    merge_judgments,
     plan,
     push,
     report,
@@ -121,8 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("name", metavar="NAME")
     copy.add_argument("dest", metavar="DEST")
     for module in (
-        *(chat, eval, serve, data, export_reward, merge, convert_qwen, evaluate_reward, reward_card, score),
-        *(serve_reward, push, fetch, doctor, plan, report, watch),
+        *(chat, eval, collect, annotate, judge, merge_judgments, serve, data, export_reward, merge, convert_qwen),
+        *(evaluate_reward, reward_card, score, serve_reward, push, fetch, doctor, plan, report, watch),
     ):
         module.add_parser(commands)
     return parser
@@ -187,7 +195,8 @@ def check_command(args: argparse.Namespace) -> None:
     say(describe_plan(recipe, ranks))
     with suppress(PlanError):
         plans = plan_stages(recipe, ranks=ranks)
-        say("\n" + describe_cost(recipe, plans, ranks))
+        if plans:
+            say("\n" + describe_cost(recipe, plans, ranks))
         if warning := disk_warning(recipe, plans):
             say(f"\nwarning: {warning}")
     for line in (*epochs_said(recipe), *speech(recipe), *passed_over(recipe)):

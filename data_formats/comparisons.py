@@ -53,6 +53,8 @@ def comparison_of(
     if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
         raise DataError(f"expected a list of strings, found {shown(tags)}", field="tags")
     drop_without_loss(row)
+    number = str(row.get("round"))  # from CSV files it is text
+    provenance = row.get("provenance")
     return Comparison(
         prompt,
         chosen.content,
@@ -66,6 +68,8 @@ def comparison_of(
         rejected_reasoning=rejected.reasoning,
         chosen_turns=between[0],
         rejected_turns=between[1],
+        round=int(number) if number.isdecimal() and len(number) < 10 else None,
+        provenance=provenance if isinstance(provenance, dict) else None,
     )
 
 

@@ -26,7 +26,7 @@ _WHENCE = """
     source source_url url urls link origin dataset dataset_name subset split datasplit domain file filename path license
     author annotator annotator_id worker_id generator generator_1 generator_2 model models model_name model_a model_b
     chosen_model rejected_model response_model policy worker batch version meta metadata hashed_ip header country state
-    toxic redacted openai_moderation detoxify_moderation
+    provenance toxic redacted openai_moderation detoxify_moderation
 """
 _WHEN = """
     date time timestamp tstamp created created_at created_date create_time update_time updated_at created_at_utc_A

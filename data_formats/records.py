@@ -66,6 +66,9 @@ class Comparison:
         chosen_reasoning, rejected_reasoning: what was thought before each reply, without tags.
         chosen_turns, rejected_turns: what stands between `prompt` and each reply where whole conversations are compared
             that part at the first reply: that reply, what the user said to it, and so on, a user turn last.
+        round: of the collecting that the pair is from, where feedback is collected again and again; None: not known.
+        provenance: of replies that were collected and judged: who preferred which reply of whom, as
+            `align.feedback.provenance` writes it. Kept with the pair; it does not count in comparing two.
     """
 
     prompt: tuple[Message, ...]
@@ -80,9 +83,11 @@ class Comparison:
     rejected_reasoning: str = ""
     chosen_turns: tuple[Message, ...] = ()
     rejected_turns: tuple[Message, ...] = ()
+    round: int | None = None
+    provenance: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def swapped(self) -> Comparison:
-        """The same pair with the other reply as the better one."""
+        """The same pair with the other reply as the better one, which nobody said."""
         return replace(
             self,
             chosen=self.rejected,
@@ -91,6 +96,7 @@ class Comparison:
             rejected_reasoning=self.chosen_reasoning,
             chosen_turns=self.rejected_turns,
             rejected_turns=self.chosen_turns,
+            provenance=None,
         )
 
     @property

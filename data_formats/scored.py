@@ -130,18 +130,27 @@ def attributes_of(row: Any, notes: Notes, names: Sequence[str] | None = None) ->
 
 
 def parse_replies(row: dict[str, Any], notes: Notes) -> Scored:
-    """`prompt`, `replies`: [{content, score, attributes: {name: number}, steps: [{text, rating}]}] (our own rows)."""
-    replies = [
-        Reply(
-            text_field(item, "content", notes),
-            optional_number(item, "score"),
-            tuple(_step(step, notes) for step in (objects(item, "steps", notes) if item.get("steps") else ())),
-            reasoning_of(item, item.at, notes),
-            attributes_of(item.get("attributes") or {}, notes),
-        )
-        for item in objects(row, "replies", notes)
-    ]
+    """`prompt`, `replies`: [{content, score, attributes: {name: number}, steps: [{text, rating}]}] (our own rows).
+
+    What `align collect` writes has `reply` in place of `content` and no score, and its provenance is left to those who
+    read it as that.
+    """
+    row.get("round")
+    replies = [_own_reply(item, notes) for item in objects(row, "replies", notes)]
     return scored_of(row, asked(row, "prompt", notes), replies, notes)
+
+
+def _own_reply(item: Fields, notes: Notes) -> Reply:
+    collected = "reply" in item and "content" not in item
+    if collected:
+        item.get("sampling"), item.get("weights")
+    return Reply(
+        text_field(item, "reply" if collected else "content", notes),
+        optional_number(item, "score"),
+        tuple(_step(step, notes) for step in (objects(item, "steps", notes) if item.get("steps") else ())),
+        reasoning_of(item, item.at, notes),
+        attributes_of(item.get("attributes") or {}, notes),
+    )
 
 
 def parse_sampled(row: dict[str, Any], notes: Notes) -> Scored:

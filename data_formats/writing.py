@@ -55,6 +55,7 @@ def as_row(record: Record) -> dict[str, Any]:
             ):
                 row[side] = _turns((*turns, reply)) if turns or reply.reasoning else reply.content
             row |= {"grade": record.grade, "category": record.category, "tags": list(record.tags)}
+            row |= {"round": record.round, "provenance": record.provenance}
         case Scored():
             row = {"prompt": _turns(record.prompt), "replies": [_reply(reply) for reply in record.replies]}
             row |= {"category": record.category, "tags": list(record.tags)}

@@ -85,17 +85,24 @@ class ModelReward:
             rows.append(row if ended else [*row, self.end_id])
         return rows
 
-    @torch.no_grad()
     def score(self, samples: Sequence[Sample]) -> list[float]:
         """One score a sample, in evaluation mode; the model's mode is put back.
 
         Raises:
             RewardError: the model failed, or has no room for a reply; a score that is not finite.
         """
+        return checked(self.outputs(samples), len(samples), self.name)
+
+    @torch.no_grad()
+    def outputs(self, samples: Sequence[Sample]) -> list[Any]:
+        """What the model gives of each sample, unchecked: a number, a list where its head has several units.
+
+        Raises: as of `score`.
+        """
         rows = self.token_rows(samples)
         require_room(rows, self.batch_tokens, self.name)
         device = next(self.model.parameters()).device
-        scores = [math.nan] * len(rows)
+        scores: list[Any] = [math.nan] * len(rows)
         training = self.model.training
         room = position_room(self.model, own_positions=True)
         self.model.eval()
@@ -108,7 +115,7 @@ class ModelReward:
                     scores[index] = score
         finally:
             self.model.train(training)
-        return checked(scores, len(samples), self.name)
+        return scores
 
     def _reply_length(self, samples: Sequence[Sample], indices: list[int]) -> Callable[[int], int]:
         def length(at: int) -> int:

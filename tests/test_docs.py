@@ -18,7 +18,8 @@ from tests.documents import DOCS, FRONT, PAGES, blocks, commands, spans, trouble
 
 LARGEST = 10_000  # bytes of a front page
 DELETED = ("old_logprobs", "kl_straight_through", "missing_eos", "clip_value_in_warmup")  # options that were removed
-SECTIONS = ("base", "sft", "pmp", "rm", "rejection", "ppo", "model", "rollout", "evaluation", "guards", "tinyworld")
+SECTIONS = ("base", "sft", "pmp", "rm", "rejection", "dpo", "ppo")
+SECTIONS += ("model", "rollout", "evaluation", "guards", "tinyworld")
 
 
 def name_of(page: Path) -> str:
@@ -94,7 +95,7 @@ def test_recipes_are_recipes(page, tmp_path):
             file.write_text(text)
             load_recipe(file)
         else:
-            Recipe.model_validate({**whole, **{key: whole[key] | part for key, part in found.items()}})
+            Recipe.model_validate({**whole, **{key: whole.get(key, {}) | part for key, part in found.items()}})
 
 
 @each_page

@@ -50,6 +50,10 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.chat": frozenset(
         {"align.models", "align.data", "align.runs", "align.evaluation", "reward", "rollouts", "data_formats"}
     ),
+    "align.feedback": frozenset(
+        {"align.models", "align.data", "align.evaluation", "align.serving", "align.chat", "align.recipe", "align.runs"}
+        | {"reward", "rollouts", "data_formats"}
+    ),
     "align.report": frozenset(
         {"data_formats", "align.recipe", "align.runs.reading", "align.runs.run_files", "align.doctor"}
         | {f"align.evaluation.{name}" for name in ("accuracy", "shares", "table", "wins")}  # plain numbers
@@ -59,7 +63,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.serving": frozenset({"align.recipe", "align.models", "align.stages", "reward", "data_formats"}),
     "align.commands": frozenset(
         {"align.runs", "align.recipe", "align.data", "align.models", "align.evaluation", "align.doctor", "align.plan"}
-        | {"align.chat", "align.serving", "align.report", "reward", "rollouts", "data_formats"}
+        | {"align.chat", "align.serving", "align.feedback", "align.report", "reward", "rollouts", "data_formats"}
     ),
     "align.stages": ANYTHING,
     "align": ANYTHING,  # the entries and the command line
@@ -78,9 +82,10 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.models": TORCH | {"tokenizers", "peft", "bitsandbytes"},
     "align.data": TORCH - {"safetensors"},
     "align.runs": (TORCH - {"safetensors"}) | {"accelerate", "psutil", "rich"},
-    "align.trainers": TORCH | {"accelerate", "peft", "trl"},
+    "align.trainers": TORCH | {"accelerate", "peft", "trl", "datasets"},  # the last one is what trl takes
     "align.evaluation": TORCH | {"evalica", "pandas", "scipy"},  # ranking models by wins
     "align.chat": frozenset({"rich"}),
+    "align.feedback": TORCH | {"evalica", "pydantic", "pydantic_core", "scipy", "starlette", "uvicorn"},
     "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),
     "align.doctor": frozenset(),
     "align.plan": frozenset(),

@@ -15,6 +15,7 @@ from align.chat.conversation import ChatError
 from align.data.encode import encode_prompts
 from align.evaluation.scoring import best_device
 from align.models.load import load_saved
+from align.models.named import speaks_as
 from align.models.tokenizer import load_saved_tokenizer
 from align.runtime.errors import AlignError
 from align.runtime.packages import is_installed
@@ -48,7 +49,7 @@ class Speaker:
     """
 
     def __init__(self, path: str, name: str, *, engine: str = "auto", temperature: float = 1.0):
-        self.path, self.name, self.tokenizer = path, name, load_saved_tokenizer(path)
+        self.path, self.name, self.tokenizer = path, name, load_saved_tokenizer(speaks_as(path))
         self.format = chat_format(self.tokenizer)
         self.has_turns = not isinstance(self.format, RawFormat)
         module = load_saved(path, self.tokenizer)

@@ -23,10 +23,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,42 +34,19 @@ from align.commands.contestants import (
     alias,
     contestants,
     digest,
-    file_name,
     replies_of,
     require_different,
 )
+from align.commands.judges import Wanted, add_judges, named_judges, require_url, spent
 from align.commands.options import add_dtype, add_max_row, positive
 from align.runtime import files
-from align.runtime.errors import AlignError
 from align.runtime.lock import locked
 from align.runtime.made import MadeWith
 from align.runtime.paths import typed_path
-from align.runtime.secrets import shown_url
 from align.runtime.terminal import say
 
 WINS = "wins"
-SPENT = {
-    "cached": "answers from before",
-    "unread": "answers without a verdict",
-    "refused": "questions refused",
-    "disagreed": "pairs on which the two orders disagree (ties)",
-}
 OURS = frozenset({"replies", "judgments"})  # folders of which OUT has one, if anything
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A judge that was named; the judge itself may hold a model, and is made when it is wanted.
-
-    Attributes:
-        settings: what its judgments depend on.
-        ready: the judge, where it costs nothing to hold.
-    """
-
-    name: str
-    settings: dict[str, Any]
-    word: str = ""
-    ready: Any = None
 
 
 def add_parser(commands: Any) -> None:
@@ -80,11 +56,7 @@ def add_parser(commands: Any) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("models", metavar="[NAME=]MODEL|RUN|FILE", nargs="*", help="the earlier one first")
     parser.add_argument("--prompts", metavar="FILE|hub:ID", help="what they are asked")
-    parser.add_argument("--judge", metavar="[NAME=]JUDGE", action="append", default=[], help="who judges; repeatable")
-    parser.add_argument("--judge-url", metavar="URL", help="the endpoint of a language model that judges")
-    parser.add_argument("--judge-model", metavar="NAME", help="what the endpoint calls that model")
-    parser.add_argument("--rubric", metavar="FILE", help="what it is to look at (default: a text of ours)")
-    parser.add_argument("--judge-key-env", metavar="VAR", help="environment variable with the endpoint's key")
+    add_judges(parser)
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="default: eval-A-B")
     parser.add_argument("--limit", type=positive, metavar="N", help="the first N prompts, or documents, alone")
     parser.add_argument("--system", metavar="TEXT", default="", help="the system turn of prompts without one")
@@ -131,7 +103,7 @@ def eval_command(args: argparse.Namespace) -> None:
         return
     models, params = contestants(args.models), _sampling(args)
     out = typed_path(args.out or "-".join(["eval", *(one.name for one in models)]))
-    judges = _judges(args, out)
+    judges = named_judges(args, out / "judgments" / "llm.answers.jsonl")
     prompts = _prompts(args)
     _require_ours(out)
     with locked(out, ["eval"]):
@@ -151,13 +123,10 @@ def _require_together(args: argparse.Namespace) -> None:
     judging = {"--prompts": args.prompts, "--judge": args.judge, "--judge-url": args.judge_url}
     if args.tax and (given := [name for name, value in judging.items() if value]):
         raise ContestError(f"with --tax nothing is judged: leave {given[0]} out, or --tax")
-    needs = (
-        *(("--rubric", args.rubric, "--judge-url"), ("--judge-key-env", args.judge_key_env, "--judge-url")),
-        *(("--documents", args.documents, "--tax"), ("--lm-eval", args.lm_eval, "--tax")),
-    )
-    for name, value, other in needs:
-        if value and not (args.tax if other == "--tax" else args.judge_url):
-            raise ContestError(f"{name} is for {other}: give that too, or leave {name} out")
+    require_url(args)
+    for name, value in (("--documents", args.documents), ("--lm-eval", args.lm_eval)):
+        if value and not args.tax:
+            raise ContestError(f"{name} is for --tax: give that too, or leave {name} out")
 
 
 def _require_ours(out: Path) -> None:
@@ -221,57 +190,6 @@ def _prompts(args: argparse.Namespace) -> list[Any]:
     return with_all_columns(found[: args.limit])
 
 
-def _judges(args: argparse.Namespace, out: Path) -> list[Wanted]:
-    """The judges that are named; those that hold no model are made, and of the others it is known that they are
-    there."""
-    from align.models.named import called, reward_at
-    from align.serving.named import check_judge, reward_stamp
-
-    found = []
-    for name, word in map(alias, args.judge):
-        ready = check_judge(word)
-        settings = {"judge": word, "its files": reward_stamp(word), "dtype": args.dtype}
-        if name is None and ready is not None:
-            name = ready.name
-        elif name is None:
-            name = file_name(called(reward_at(word)) if typed_path(word).is_dir() else word)
-        found.append(Wanted(name, settings, word, ready))
-    if args.judge_url or args.judge_model:
-        if not (args.judge_url and args.judge_model):
-            raise ContestError("--judge-url and --judge-model go together: the endpoint, and what it calls the model")
-        found.append(_language_model(args, out))
-    if not found:
-        raise ContestError("say who judges: --judge with a reward, a function or people's rankings, or --judge-url")
-    require_different("judge", [one.name for one in found])
-    return found
-
-
-def _language_model(args: argparse.Namespace, out: Path) -> Wanted:
-    from reward.judges.llm import LLMJudge
-
-    if args.judge_key_env and not os.environ.get(args.judge_key_env, "").strip():
-        raise ContestError(
-            f"--judge-key-env: the environment variable {args.judge_key_env} is not set: set it to the key"
-        )
-    try:
-        judge = LLMJudge(
-            args.judge_url,
-            args.judge_model,
-            rubric=args.rubric,
-            api_key_env=args.judge_key_env,
-            cache=out / "judgments" / "llm.answers.jsonl",
-            seed=args.seed,
-        )
-    except AlignError:
-        raise
-    except ValueError as error:
-        tunnel = "a tunnel to this machine, or a recipe's judge with insecure: true"
-        raise ContestError(str(error).replace("or insecure", tunnel)) from error
-    settings = {"url": shown_url(args.judge_url), "model": args.judge_model, "seed": args.seed}
-    rubric = [] if args.rubric is None else files.stamp(args.rubric)
-    return Wanted(judge.name, settings | {"rubric": rubric}, ready=judge)
-
-
 def _judged(
     args: argparse.Namespace, wanted: Wanted, prompts: Sequence[Any], replies: dict[str, Any], made: Any
 ) -> Any:
@@ -281,10 +199,8 @@ def _judged(
         ContestError: it has no verdict at all.
     """
     from align.evaluation.contest import Judged, judged_rows
-    from align.evaluation.scoring import best_device
     from align.runs.progress import StageProgress
     from align.runtime.memory import memory_errors
-    from align.serving.named import named_judge
 
     kept = made.folder / "judgments" / f"{wanted.name}.jsonl"
     made.require(kept, wanted.settings | {"prompts": digest(prompts)})
@@ -292,8 +208,7 @@ def _judged(
         memory_errors(f"the judge {wanted.name}", f"--batch-size ({args.batch_size})"),
         StageProgress(f"judged by {wanted.name}", len(prompts)) as progress,
     ):
-        how = {"batch_size": args.batch_size, "device": best_device(), "dtype": args.dtype}
-        judge = wanted.ready or named_judge(wanted.word, folder=kept.with_suffix(".answers"), **how)
+        judge = wanted.judge(args, kept.with_suffix(".answers"))
         rows = judged_rows(judge, prompts, replies, kept, progress.update)
     usage = getattr(judge, "usage", None)
     judged = Judged(wanted.name, judge.described, rows, asdict(usage) if is_dataclass(usage) else {})
@@ -323,7 +238,6 @@ def _show(args: argparse.Namespace, out: Path, about: dict[str, Any], judged: Se
     for table in tables(found):
         say(table.text())
     for one in judged:
-        spent = [f"{value} {SPENT.get(key, key.replace('_', ' '))}" for key, value in one.usage.items() if value]
-        if spent:
-            say(f"{one.name}: {', '.join(spent)}")
+        if words := spent(one.usage):
+            say(f"{one.name}: {words}")
     say(f"{out}: replies, judgments, {WINS}.json and {WINS}.md")

@@ -2,7 +2,7 @@
 
 Without a tokenizer lengths are characters and colours follow the roles; with one they are tokens, and the colours are
 the labels of the very rows that training is given. Where there is no colour (a file, a pipe), what gets loss stands
-between ⟦ and ⟧. Long texts are cut.
+between ⟦ and ⟧. Long texts are cut. Comparisons that were merged of judgments say who judged, and how far they agree.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.text import Text
 
 from align.commands.kinds import KINDS, kind_of
 from align.data.cleaning import cleaning_table
+from align.feedback.provenance import Provenance, Written, provenance_of
 from align.runtime.console import Console
 from align.runtime.terminal import excerpt
 from data_formats import stream
@@ -29,7 +30,7 @@ from data_formats.cleaning.texts import prompt_text, reply_texts, turns, wanted_
 from data_formats.records import Comparison, Demonstration, Document, Prompt, Record, Scored
 
 LOSS, NO_LOSS, BETTER, WORSE, LABEL = "green", "dim", "green", "red", "bold cyan"
-BINS, BAR, LONGEST = 12, 40, 4000
+BINS, BAR, LONGEST, MOST_NAMES = 12, 40, 4000, 20
 NO_LABEL = -100
 
 
@@ -64,6 +65,8 @@ class Seen:
     lengths: list[int] = field(default_factory=list)
     with_loss: int = 0
     roles: Counter[str] = field(default_factory=Counter)
+    rounds: Counter[int] = field(default_factory=Counter)
+    judged: list[Provenance] = field(default_factory=list)
 
 
 def inspect(path: Path | str, kind: str | None, options: dict[str, Any], cleaner: Cleaner | None, view: View) -> None:
@@ -78,6 +81,10 @@ def inspect(path: Path | str, kind: str | None, options: dict[str, Any], cleaner
         seen.lengths.append(length)
         seen.with_loss += with_loss
         seen.roles.update(turn.role for turn in turns(record))
+        if isinstance(record, Comparison) and record.round is not None:
+            seen.rounds[record.round] += 1
+        if (judged := _provenance(record)) is not None:
+            seen.judged.append(judged)
         if view.skip <= number < view.skip + view.rows:
             too_long = view.max_length is not None and length > view.max_length
             console.print(_title(number, record, length, view, too_long))
@@ -94,6 +101,7 @@ def _title(number: int, record: Record, length: int, view: View, too_long: bool)
     words = [f"record {number + 1}: {type(record).__name__.lower()}, {length} {view.unit}"]
     category = getattr(record, "category", "")
     words += [f"category {category}"] if category else []
+    words += [f"round {record.round}"] if isinstance(record, Comparison) and record.round is not None else []
     words += [f"longer than {view.max_length}"] if too_long else []
     return Text(", ".join(words), style=LABEL)
 
@@ -116,7 +124,28 @@ def _body(record: Record, view: View) -> Text:
     for label, said, style in _replies(record):
         text.append(f"{label}: ", LABEL)
         text.append(f"{excerpt(said, LONGEST)}\n", style)
+    if (judged := _provenance(record)) is not None:
+        text.append("judged: ", LABEL)
+        text.append(f"{_judged(judged)}\n", NO_LOSS)
     return text
+
+
+def _provenance(record: Record) -> Provenance | None:
+    return provenance_of(record.provenance) if isinstance(record, Comparison) else None
+
+
+def _judged(judged: Provenance) -> str:
+    """Who said so and whose replies they are, on one line."""
+    others = {"preferred the other": judged.against, "tied": judged.tied, "all bad": judged.neither}
+    said = [f"by {', '.join(judged.annotators)}", *(f"{what} {', '.join(who)}" for what, who in others.items() if who)]
+    said += [f"chosen of {_written(judged.chosen)}", f"rejected of {_written(judged.rejected)}", f"item {judged.item}"]
+    return excerpt("; ".join(said), LONGEST)
+
+
+def _written(reply: Written) -> str:
+    sampled = [f"{name} {value}" for name, value in reply.sampling.items() if value is not None]
+    edited = [f"edited by {', '.join(reply.edited_by)}"] * bool(reply.edited_by)
+    return ", ".join([reply.source or "an unknown source", *sampled, *edited])
 
 
 def _append(text: Text, said: str, learnt: bool, view: View) -> None:
@@ -187,7 +216,26 @@ def _summary(seen: Seen, view: View) -> Iterator[str]:
     if view.max_length is not None:
         longer = sum(length > view.max_length for length in seen.lengths)
         yield f"longer than {view.max_length} {view.unit}: {longer} of {len(seen.lengths)}"
+    if seen.rounds:
+        yield "pairs " + ", ".join(f"of round {number}: {count}" for number, count in sorted(seen.rounds.items()))
+    if seen.judged:
+        yield from _agreement(seen.judged)
     yield from histogram(seen.lengths, view.unit)
+
+
+def _agreement(judged: list[Provenance]) -> Iterator[str]:
+    """Who judged the pairs and how far they agreed, and which sources' replies were chosen."""
+    several = [one for one in judged if one.asked > 1]
+    of_one_mind = sum(len(one.annotators) == one.asked for one in several)
+    told = f", of one mind on {of_one_mind}" if several else ""
+    yield f"judged pairs: {len(judged)}, {len(several)} by more than one{told}"
+    chosen = Counter(one.chosen.source for one in judged if not one.chosen.edited_by)
+    compared = chosen + Counter(one.rejected.source for one in judged)
+    preferred = Counter(who for one in judged for who in one.annotators).most_common(MOST_NAMES)
+    yield "preferred by: " + ", ".join(f"{name} {count}" for name, count in preferred)
+    sources = sorted(compared.most_common(MOST_NAMES), key=lambda one: -chosen[one[0]] / one[1])
+    if said := ", ".join(f"{name} {chosen[name]} of {count}" for name, count in sources if name):
+        yield f"chosen replies by source: {said}"
 
 
 def histogram(lengths: list[int], unit: str) -> Iterator[str]:

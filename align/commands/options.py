@@ -14,6 +14,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """A port to listen at, 0 for one that is free, for `type=`."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 65535, not '{text}'")
+    return int(text)
+
+
 def add_max_row(parser: argparse.ArgumentParser) -> None:
     """`--max-row-mb` of the files that are read."""
     words = "a row's size at most (default %(default)s)"

@@ -12,7 +12,7 @@ import os
 import secrets
 from typing import Any
 
-from align.commands.options import add_dtype, positive
+from align.commands.options import add_dtype, port, positive
 from align.runtime.address import http_url, is_key, is_loopback, listen
 from align.runtime.errors import AlignError
 from align.runtime.terminal import say
@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("reward", metavar="REWARD", help="a model, a run, file.py:name, RECIPE or RECIPE:ppo.reward")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default %(default)s, this machine alone)")
-    parser.add_argument("--port", type=_port, default=8300, help="default %(default)s; 0: one that is free")
+    parser.add_argument("--port", type=port, default=8300, help="default %(default)s; 0: one that is free")
     parser.add_argument("--key", metavar="VARIABLE", help="environment variable with the key (default: a random key)")
     words = "tokens of a forward, padding included; a longer reply is refused (default %(default)s)"
     parser.add_argument("--max-batch-tokens", type=positive, default=16384, metavar="N", help=words)
@@ -40,12 +40,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help=words)
     add_dtype(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 65535, not '{text}'")
-    return int(text)
 
 
 def serve_reward_command(args: argparse.Namespace) -> None:

@@ -38,6 +38,14 @@ def tag_balanced(tags: Sequence[Sequence[str]], count: int, seed: int) -> list[i
     return taken
 
 
+def filled_balanced(tags: Sequence[Sequence[str]], count: int, seed: int) -> list[int]:
+    """As `tag_balanced`; where these are fewer than `count`, those without tags follow in an order of the seed."""
+    taken = tag_balanced(tags, count, seed)
+    without = [index for index, own in enumerate(tags) if not own]
+    random.Random(seed).shuffle(without)
+    return (taken + without)[:count]
+
+
 def balanced_prompts(records: Sequence[Comparison | Scored], count: int, seed: int) -> list[Comparison | Scored]:
     """All records of `count` prompts, chosen by `tag_balanced`, in the order they were taken; a prompt's tags are those
     of all of its records."""

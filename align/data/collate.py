@@ -1,13 +1,15 @@
-"""Encoded rows -> the batches that SFT and the pairwise reward model train on."""
+"""Encoded rows -> the batches that SFT, the pairwise reward model and DPO train on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from align.data.encode import NO_LOSS, PairRow, Row
 from align.data.packing import whole_labels, whole_turns
+from align.data.preferences import PreferenceRow
 from align.runtime.padding import pad_right, padded
 
 
@@ -55,3 +57,24 @@ class PairCollator:
         sequences = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
         input_ids, mask = pad_right(sequences, self.pad_id)
         return {"input_ids": input_ids, "attention_mask": mask}
+
+
+class PreferenceCollator:
+    """Rows of `encode_preferences` -> what `trl.DPOTrainer` reads, all chosen, then all rejected, padded on the right:
+    `input_ids`, `attention_mask` and `completion_mask` (1 = counts), each (2B, T); where the rows have them also
+    `ref_chosen_logps` and `ref_rejected_logps`, float32 (B,)."""
+
+    def __init__(self, pad_id: int):
+        self.pad_id = pad_id
+
+    def __call__(self, rows: Sequence[PreferenceRow]) -> dict[str, Tensor]:
+        sides = [
+            (row["prompt_ids"], row[f"{of}_ids"], row[f"{of}_mask"]) for of in ("chosen", "rejected") for row in rows
+        ]
+        input_ids, mask = pad_right([[*prompt, *reply] for prompt, reply, _ in sides], self.pad_id)
+        counts = padded([[0] * len(prompt) + list(counted) for prompt, _, counted in sides], 0)
+        batch = {"input_ids": input_ids, "attention_mask": mask, "completion_mask": counts}
+        for name in ("ref_chosen_logps", "ref_rejected_logps"):
+            if all(name in row for row in rows):
+                batch[name] = torch.tensor([row[name] for row in rows], dtype=torch.float32)
+        return batch

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from align.recipe.epochs import epochs_of, epochs_of_whole_passes, in_epochs, too_many_epochs
 from align.recipe.fields import Source
 from align.recipe.schema import Recipe
-from align.recipe.sources import WORLD, kind_of, source_path, stage_sources
+from align.recipe.sources import COLLECT, WORLD, kind_of, source_path, stage_sources
 from data_formats import records
 from data_formats.reading import read
 
@@ -25,7 +25,8 @@ def passed_over(recipe: Recipe) -> Iterator[str]:
         DataError: one of these rows cannot be read; names file, line and field.
     """
     seen = set()
-    for stage in recipe.stages:
+    collects = (COLLECT,) if recipe.collect is not None else ()
+    for stage in (*recipe.stages, *collects):
         for key, source in stage_sources(recipe, stage):
             kind, path = kind_of(key), source_path(recipe, source)
             unread = source.hub is not None or source.path.startswith(WORLD) or ".xml" in path.suffixes

@@ -50,7 +50,7 @@ def tables(result: Part, *, whole: bool = False) -> Iterator[WinTable]:
     if len(result["judges"]) > 1:
         yield _by_judge(result["judges"])
     if result["agreement"] is not None:
-        yield _agreement(result["agreement"])
+        yield agreement_table(result["agreement"])
 
 
 def _match(match: Part) -> WinTable:
@@ -121,7 +121,8 @@ def _by_judge(judges: Mapping[str, Part]) -> WinTable:
     return WinTable("the same replies by each judge", ("judge", "model", "against", *COUNTS), rows)
 
 
-def _agreement(found: Part) -> WinTable:
+def agreement_table(found: Part) -> WinTable:
+    """How far those agree who judged the same (`align.evaluation.ranking.agreement`)."""
     said = [f"agreement of all who judged: {_alpha(found)}"]
     said += [f"among those of {name}: {_alpha(part)}" for name, part in found["within"].items()]
     rows = [

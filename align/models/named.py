@@ -18,6 +18,8 @@ from reward.folder import local_folder, read_json
 POLICY_STAGES = tuple(stage.name for stage in STAGES.values() if stage.makes == "policy")
 MADE_HERE = {"reward_config.json": "reward model", "critic_config.json": "critic"}
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
+TOKENIZER = ("tokenizer_config.json", "tokenizer.json")
+IN_CHECKPOINT = "policy"  # where a checkpoint of ppo has it, without a tokenizer
 
 
 class NotAPolicyError(AlignError, ValueError):
@@ -28,7 +30,8 @@ def policy_at(path: str | Path, stage: str | None = None) -> str:
     """Folder or hub id of a language model.
 
     Args:
-        path: a model or an adapter, a stage's folder, or a run's, of which the newest finished policy is meant.
+        path: a model or an adapter, a checkpoint, a stage's folder, or a run's, of which the newest finished policy is
+            meant.
         stage: that stage's model of the run that `path` is or lies in.
 
     Raises:
@@ -40,6 +43,8 @@ def policy_at(path: str | Path, stage: str | None = None) -> str:
         return str(_of_stage(path, stage))
     if folder is None:
         return str(path)
+    if _is_model(folder / IN_CHECKPOINT):
+        folder = folder / IN_CHECKPOINT
     if not _is_model(folder):
         of_a_stage = folder.name in STAGES and folder.parent == run_of(folder)
         folder = _of_stage(folder, folder.name) if of_a_stage else _newest(folder)
@@ -89,12 +94,30 @@ def beginning_of(run: Path) -> str:
         saved = run / stage / "recipe.yaml"
         if not STAGES[stage].parents or not saved.is_file():
             continue
-        origin = init_origin(load_recipe(saved), stage)
-        if origin.kind == "stage":
-            return str(_of_stage(run, origin.value))
-        whole = run / WITH_CHATML
-        return str(whole if whole.is_dir() else origin.value)
+        return _began_with(run, stage)
     raise NotAPolicyError(f"{run} has trained no policy from another model: name the model before it too")
+
+
+def speaks_as(path: str | Path) -> str:
+    """The folder or hub id whose tokenizer the model at `path` speaks with: its own, or, of a checkpoint that has none,
+    that of the model its stage began with.
+
+    Raises:
+        MissingFileError: no such folder; the stage that the checkpoint's began with is gone.
+    """
+    folder = local_folder(path)
+    if folder is None or any((folder / name).is_file() for name in TOKENIZER):
+        return str(path)
+    stage = next((one for one in folder.resolve().parents if (one / "recipe.yaml").is_file()), None)
+    return str(path) if stage is None or stage.name not in STAGES else _began_with(stage.parent, stage.name)
+
+
+def _began_with(run: Path, stage: str) -> str:
+    origin = init_origin(load_recipe(run / stage / "recipe.yaml"), stage)
+    if origin.kind == "stage":
+        return str(_of_stage(run, origin.value))
+    whole = run / WITH_CHATML
+    return str(whole if whole.is_dir() else origin.value)
 
 
 def called(path: str | Path) -> str:

@@ -21,7 +21,6 @@ from align.plan.ppo_models import StageModels, key_of
 from align.recipe import Recipe, batch_plan
 from align.recipe.batch import BatchPlan
 from align.recipe.ppo_section import PPOSection
-from align.recipe.supervised_sections import RewardSection
 
 COUNTED = ("tokens", "head_rows", "flops")
 
@@ -173,7 +172,6 @@ def _evaluation(section: PPOSection, models: StageModels) -> Iterator[Phase]:
 def supervised_cost(recipe: Recipe, stage: str, model: Model, *, ranks: int = 1) -> Cost:
     """An optimizer step of full rows; of a pair both sides are counted whole."""
     section = getattr(recipe, stage)
-    pairs = isinstance(section, RewardSection)
-    rows = batch_plan(recipe, stage, ranks).batch_size * (2 if pairs else 1)
+    rows = batch_plan(recipe, stage, ranks).batch_size * section.rows_a_unit
     phase = _phase("training", row_pass(rows, section.max_length), model, trained=True)
     return Cost("optimizer step", (phase,), f"rows of {section.max_length:,} tokens")

@@ -1,4 +1,8 @@
-"""The moments of base, sft, pmp, rm and rejection."""
+"""The moments of base, sft, pmp, rm, rejection and dpo.
+
+Of dpo: nothing is held of the reference, whose log-probabilities are computed before anything is trained, in a pass
+like that over held-out pairs.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from align.plan.parts import MemoryPart, Moment, StagePlan, parts
 from align.plan.passes import plain_moment, sampling_moments, training_moments
 from align.plan.shapes import Shape
 from align.recipe import STAGES, Recipe, batch_plan
+from align.recipe.dpo_section import DPOSection
 from align.recipe.rejection_section import RejectionSection
 from align.recipe.supervised_sections import RewardSection, SFTSection, SupervisedSection
 
@@ -18,11 +23,13 @@ def plan_supervised(
 ) -> StagePlan:
     """One stage; `rewards`: the reward models that rejection asks, by role."""
     section: SupervisedSection = getattr(recipe, stage)
-    pairs = isinstance(section, RewardSection)
-    model = trained_model("model", shape, recipe.model, section, head=not pairs, adapted=STAGES[stage].adapted)
+    head = not isinstance(section, RewardSection)
+    model = trained_model("model", shape, recipe.model, section, head=head, adapted=STAGES[stage].adapted)
     moments = _training(recipe, stage, section, model, ranks, device)
-    if (section.eval_data and not isinstance(section, RejectionSection)) or section.holdout:
-        moments += _looks(section, model, ranks, device, replies=isinstance(section, SFTSection))
+    held_out = (section.eval_data and not isinstance(section, RejectionSection)) or section.holdout
+    if held_out or isinstance(section, DPOSection):
+        replies = bool(held_out) and isinstance(section, SFTSection | DPOSection)
+        moments += _looks(section, model, ranks, device, replies=replies)
     if isinstance(section, RejectionSection):
         moments += _sampling(section, model, recipe, rewards, device)
     cost = supervised_cost(recipe, stage, model, ranks=ranks)
@@ -34,10 +41,12 @@ def _training(
     recipe: Recipe, stage: str, section: SupervisedSection, model: Model, ranks: int, device: str
 ) -> list[Moment]:
     plan = batch_plan(recipe, stage, ranks)
-    pairs = isinstance(section, RewardSection)
-    rows, held = plan.micro_batch_size * (2 if pairs else 1), _held(section, model, ranks)
-    with_logits = not pairs or section.lm_weight > 0
-    per_row = section.max_length // (2 if pairs else 1)  # the language model's share of a reward loss: the better reply
+    reward = isinstance(section, RewardSection)
+    rows, held = plan.micro_batch_size * section.rows_a_unit, _held(section, model, ranks)
+    with_logits = not reward or section.lm_weight > 0
+    per_row = section.max_length // (
+        2 if reward else 1
+    )  # the language model's share of a reward loss: the better reply
     moments = training_moments(
         model,
         held,
@@ -59,9 +68,8 @@ def _held(section: SupervisedSection, model: Model, ranks: int) -> tuple[MemoryP
 
 
 def _looks(section: SupervisedSection, model: Model, ranks: int, device: str, *, replies: bool) -> list[Moment]:
-    pairs, held = isinstance(section, RewardSection), _held(section, model, ranks)
-    rows = section.eval_batch_size * (2 if pairs else 1)
-    logit_rows = 0 if pairs else rows * section.max_length
+    held, rows = _held(section, model, ranks), section.eval_batch_size * section.rows_a_unit
+    logit_rows = 0 if isinstance(section, RewardSection) else rows * section.max_length
     moments = [
         plain_moment(model, held, rows, section.max_length, device=device, name="held-out loss", logit_rows=logit_rows)
     ]

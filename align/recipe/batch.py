@@ -25,7 +25,7 @@ class BatchPlan:
     Attributes:
         stage: the stage's name.
         world_size: number of ranks.
-        batch_size: rows (pairs for pmp and rm, responses for ppo) of one optimizer step over all ranks.
+        batch_size: rows (pairs for pmp, rm and dpo, responses for ppo) of one optimizer step over all ranks.
         rank_batch_size: the share of one rank, `batch_size / world_size`.
         micro_batch_size: rows a rank holds at once, at most its share; of ppo, where all are as long as they may be.
         accumulation: micro-batches a rank passes through per optimizer step; of ppo at most, and the last one may be

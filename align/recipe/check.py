@@ -10,11 +10,11 @@ from align.recipe.errors import RecipeError, did_you_mean
 from align.recipe.lineage import Origin, has_model, inputs, model_dir, stage_dir, user_code
 from align.recipe.load import inspect
 from align.recipe.model_section import rounded_away
-from align.recipe.registry import REWARD_STAGES, SAMPLING_STAGES, STAGES
+from align.recipe.registry import REWARD_STAGES, STAGES
 from align.recipe.reward_section import part_problems
 from align.recipe.rollout_section import engine_problems
 from align.recipe.schema import Recipe
-from align.recipe.sources import source_problems, stage_sources
+from align.recipe.sources import COLLECT, source_problems, stage_sources
 from align.recipe.trackers import tracker_problems
 from align.recipe.user_code import code_problem
 from align.runtime.errors import MissingFileError
@@ -30,7 +30,7 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = (), *, world_size:
     found = inspect(path, overrides, world_size=world_size)
     problems = list(found.problems)
     if found.recipe is not None:
-        problems += run_problems(found.recipe, found.recipe.stages)
+        problems += run_problems(found.recipe, found.recipe.stages) + collect_problems(found.recipe)
     if problems or found.recipe is None:
         raise RecipeError(tuple(dict.fromkeys(problems)), found.source)
     return found.recipe
@@ -39,7 +39,8 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = (), *, world_size:
 def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
     """What would stop `stages` from running as one chain: missing files, impossible origins, blocked output folder."""
     stages = tuple(stages)
-    problems = [] if recipe.stages else [f"has no stage; add at least one of {', '.join(STAGES)}"]
+    nothing = not recipe.stages and recipe.collect is None
+    problems = [f"has no stage; add at least one of {', '.join(STAGES)}"] if nothing else []
     blocked = next(
         (part for part in (Path(recipe.output_dir), *Path(recipe.output_dir).parents) if part.is_file()), None
     )
@@ -49,6 +50,8 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
         problems += _path_problem("model.path", recipe.model.path)
     problems += tracker_problems(recipe)
     problems += _bitsandbytes_problems(recipe, stages)
+    missing = [(stage, package) for stage in stages for package in STAGES[stage].needs if not is_installed(package)]
+    problems += [missing_package(f"stage '{stage}'", package) for stage, package in missing]
     for stage in stages:
         problems += source_problems(recipe, stage)
         section = getattr(recipe, stage)
@@ -61,6 +64,25 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
         for role, origin in inputs(recipe, stage).items():
             problems += _origin_problems(recipe, stage, role, origin)
     return list(dict.fromkeys(problems))
+
+
+def collect_problems(recipe: Recipe) -> list[str]:
+    """What would stop `align collect`: missing files, a source that cannot write; no stage that is yet to run."""
+    if recipe.collect is None:
+        return []
+    problems = source_problems(recipe, COLLECT)
+    for at, one in enumerate(recipe.collect.sources):
+        key, stage = f"collect.sources.{at}.model", STAGES.get(one.model)
+        if stage is None:
+            problems += _path_problem(key, one.model, tuple(STAGES))
+        elif stage.makes != "policy":
+            problems.append(f"{key}: '{one.model}' is a reward model and cannot write; name a policy")
+        elif getattr(recipe, one.model) is None and not has_model(recipe, one.model):
+            lies = stage_dir(recipe, one.model)
+            problems.append(f"{key}: stage '{one.model}' is neither in this recipe nor finished in {lies}")
+    if recipe.collect.engine == "vllm" and not is_installed("vllm"):
+        problems.append(missing_package("collect.engine: 'vllm'", "vllm") + ", or use engine=hf")
+    return problems
 
 
 def _bitsandbytes_problems(recipe: Recipe, stages: Sequence[str]) -> list[str]:
@@ -113,7 +135,7 @@ def _before(stage: str) -> tuple[str, ...]:
 
 def _nothing(key: str, stage: str, role: str) -> str:
     parents = STAGES[stage].parents if role in ("model", "policy") else tuple(reversed(REWARD_STAGES))
-    parents = tuple(name for name in parents if name not in SAMPLING_STAGES)  # these need a start themselves
+    parents = tuple(name for name in parents if "sft" not in STAGES[name].parents)  # those need a start themselves
     words = " or ".join(f"'{name}'" for name in parents)
     article = "an" if parents[0] in ("sft", "rm") else "a"
     return f"{key}: nothing to start from; add {article} {words} stage or name {key}"
@@ -180,13 +202,14 @@ def describe_plan(recipe: Recipe, world_size: int | None = None) -> str:
         for stage in recipe.stages
     ]
     plans = [batch_plan(recipe, stage, world_size) for stage in recipe.stages]
+    tables = (table(("stage", "starts from", "data", "writes"), rows), describe_batches(plans))
     parts = [
         f"{recipe.name}: seed {recipe.seed}, output {recipe.output_dir}",
-        table(("stage", "starts from", "data", "writes"), rows),
-        describe_batches(plans),
+        *(tables if recipe.stages else ()),
         *(f"warning: {sentence}" for sentence in precision_warnings(recipe)),
     ]
     parts += filter(None, (getattr(recipe, stage).described() for stage in recipe.stages))
+    parts += [recipe.collect.described()] if recipe.collect is not None else []
     return "\n\n".join(parts)
 
 

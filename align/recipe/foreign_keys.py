@@ -55,7 +55,7 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "use_rslora": ("model.lora.rslora", ""),
     "use_dora": ("model.lora.dora", ""),
     # which stage, from what
-    "stage": ("base sft pmp rm rejection ppo", "a recipe has a section for each stage, and runs them in this order"),
+    "stage": ("base sft pmp rm rejection dpo ppo", "a recipe has a section for each, and runs them in this order"),
     "adapter_name_or_path": ("*.init_from", ""),
     "sft_model_path": ("ppo.init_from", ""),
     "reward_model": ("ppo.reward_from", ""),
@@ -116,7 +116,10 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "max_norm": (f"*.max_grad_norm {OPTIM.format('max_grad_norm')}", ""),
     "l2": (f"*.weight_decay {OPTIM.format('weight_decay')}", ""),
     # PPO
-    "beta": ("ppo.kl_coef", ""),
+    "beta": ("ppo.kl_coef dpo.beta", ""),
+    "pref_beta": ("dpo.beta", ""),
+    "rpo_alpha": ("dpo.nll_coef", ""),
+    "pref_ftx": ("dpo.nll_coef", ""),
     "init_kl_coef": ("ppo.kl_coef", ""),
     "init_kl_coeff": ("ppo.kl_coef", ""),
     "adap_kl_ctrl": ("ppo.kl_target", "with a target the coefficient is adapted"),

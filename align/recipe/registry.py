@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from align.recipe.dpo_section import DPOSection
 from align.recipe.ppo_section import PPOSection
 from align.recipe.rejection_section import RejectionSection
 from align.recipe.reward_section import Rewarded
@@ -36,6 +37,7 @@ class Stage:
         figures: the section of the report that draws its metrics.
         plan: `plan(recipe, stage, ...)` predicts its memory (`align.plan.predict`).
         entry: the script in `align/` that runs it alone, by default of its own name.
+        needs: packages of an extra without which it cannot run.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Stage:
     figures: Literal["supervised", "reward", "rejection", "ppo"] = "supervised"
     plan: str = "align.plan.predict:plan_supervised_stage"
     entry: str = ""
+    needs: tuple[str, ...] = ()
 
     @property
     def samples(self) -> bool:
@@ -120,11 +123,21 @@ _RECORDS = (
         figures="rejection",
     ),
     Stage(
+        name="dpo",
+        section=DPOSection,
+        records="Comparison",
+        run="align.stages.run_dpo:run_dpo",
+        parents=("rejection", "sft"),
+        headline="align.report.headline:implicit_rewards",
+        figures="reward",
+        needs=("trl",),
+    ),
+    Stage(
         name="ppo",
         section=PPOSection,
         records="Prompt",
         run="align.stages.run_ppo:run_ppo",
-        parents=("rejection", "sft"),
+        parents=("dpo", "rejection", "sft"),
         evaluate=("align.stages.policy_evaluation:evaluate_policy",),
         headline="align.report.headline:policy",
         figures="ppo",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, create_model
 
+from align.recipe.collect_section import CollectSection
 from align.recipe.fields import TinyWorldSection
 from align.recipe.model_section import ModelSection
 from align.recipe.registry import REWARD_STAGES, SAMPLING_STAGES, STAGES
@@ -45,6 +46,8 @@ class _Recipe(Section):
     """The pretrained model, or the shape of a new one."""
     tinyworld: TinyWorldSection | None = None
     """Sizes of the embedded world's sets, for sources `tinyworld:NAME`."""
+    collect: CollectSection | None = None
+    """Replies for people or judges to compare."""
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -77,6 +80,9 @@ class _Recipe(Section):
         if headless and set(self.model.lora.targets) == {"lm_head"}:
             sentence = "names the head alone, which the reward models and critics of"
             broken.append(("model.lora.targets", f"{sentence} {', '.join(headless)} lack; name layers below it too"))
+        if self.dpo is not None and "lm_head" in self.model.lora.targets:
+            sentence = "names lm_head, which DPO's trainer reads past its adapter; make it one of modules_to_save"
+            broken.append(("model.lora.targets", f"{sentence}, or leave it out"))
         if self.model.architecture is None:
             return broken
         room = self.model.architecture.max_position_embeddings

@@ -41,6 +41,7 @@ FORMATS = {  # the names that data_formats knows, by kind of record
     "Document": ("text",),
 }
 KINDS_OF_KEYS = {"ptx_data": "Document", "reference_data": "Demonstration", "against": "Prompt"}
+COLLECT = "collect"  # the section beside the stages that has sources too
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LABELLED_SETS = ("comparisons", "heldout_comparisons")  # those that hold replies sampled from the sft stage's model
 SAMPLED_FROM = frozenset({"base", "sft"})  # the stages that these replies come from
@@ -60,15 +61,17 @@ def source_path(recipe: Recipe, source: Source) -> Path:
 
 
 def stage_sources(recipe: Recipe, stage: str) -> Iterator[tuple[str, Source]]:
-    """Every source of a stage with its full key path, `sft.data.0`; those that cleaning compares with come last."""
+    """Every source of a stage, or of `collect`, with its full key path, `sft.data.0`; those that cleaning compares with
+    come last."""
     section = getattr(recipe, stage)
-    for name, field in type(section).model_fields.items():
+    for name in type(section).model_fields:
         value = getattr(section, name)
-        if isinstance(value, tuple) and "Source" in str(field.annotation):
-            yield from ((f"{stage}.{name}.{index}", source) for index, source in enumerate(value))
-    if section.cleaning is not None and section.cleaning.decontamination is not None:
+        listed = enumerate(value) if isinstance(value, tuple) else ()
+        yield from ((f"{stage}.{name}.{index}", one) for index, one in listed if isinstance(one, Source))
+    cleaning = getattr(section, "cleaning", None)
+    if cleaning is not None and cleaning.decontamination is not None:
         key = f"{stage}.cleaning.decontamination.against"
-        yield from ((f"{key}.{at}", source) for at, source in enumerate(section.cleaning.decontamination.against))
+        yield from ((f"{key}.{at}", source) for at, source in enumerate(cleaning.decontamination.against))
 
 
 def source_problem(recipe: Recipe, key: str, source: Source) -> str | None:
@@ -142,7 +145,7 @@ def source_problems(recipe: Recipe, stage: str) -> list[str]:
 def kind_of(key: str) -> str:
     """The kind of record, by its name, that the source of a full key path (`sft.data.0`) is read as."""
     parts = key.split(".")
-    return KINDS_OF_KEYS.get(parts[-2], STAGES[parts[0]].records)
+    return KINDS_OF_KEYS.get(parts[-2]) or ("Prompt" if parts[0] == COLLECT else STAGES[parts[0]].records)
 
 
 def _format_problem(key: str, source: Source) -> str | None:

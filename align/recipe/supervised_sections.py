@@ -1,4 +1,4 @@
-"""The sections of the supervised stages: base, sft, pmp, rm."""
+"""The sections of the supervised stages: base, sft, pmp, rm; what they share dpo and rejection have too."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ REPLY_MASKS = ("assistant_only", "last_turn_only")
 
 
 class SupervisedSection(OptimSection, StageSection):
-    """What base, sft, pmp, rm and the finetuning of rejection have in common."""
+    """What base, sft, pmp, rm, dpo and the finetuning of rejection have in common."""
 
     data: tuple[Source, ...] = Field(min_length=1)
-    """What is trained on: documents (base), demonstrations (sft), comparisons (pmp, rm), prompts (rejection)."""
+    """What is trained on: documents (base), demonstrations (sft), comparisons (pmp, rm, dpo), prompts
+    (rejection)."""
     cleaning: CleaningSection | None = None
     """Steps that `data` goes through first; without the section none."""
     eval_data: tuple[Source, ...] = ()
@@ -33,7 +34,7 @@ class SupervisedSection(OptimSection, StageSection):
     on_overlong: Literal["drop", "truncate", "error"] = "drop"
     """A longer row is left out, loses whole old turns, or stops the run."""
     batch_size: Positive
-    """Rows (pairs for pmp and rm) of one optimizer step over all processes."""
+    """Rows (pairs for pmp, rm and dpo) of one optimizer step over all processes."""
     micro_batch_size: Positive
     """Rows that a process holds at once, at most; gradients do not depend on it."""
     eval_batch_size: Positive = 64
@@ -74,12 +75,18 @@ class SupervisedSection(OptimSection, StageSection):
         return []
 
     @property
+    def rows_a_unit(self) -> int:
+        """Rows of tokens that one of what batch sizes count makes: two of a pair."""
+        return 2 if self.unit == "pairs" else 1
+
+    @property
     def length(self) -> str:
         """For how long it trains, in words."""
         return f"{self.max_steps} steps" if self.max_steps is not None else f"{self.num_train_epochs:g} epochs"
 
 
-def _keep_best_rules(section: SFTSection | RewardSection) -> list[tuple[str, str]]:
+def keep_best_rules(section: Any) -> list[tuple[str, str]]:
+    """What `keep_best` of a section that has it lacks."""
     broken = []
     if section.keep_best and section.eval_steps is None:
         broken.append(("keep_best", "needs eval_steps: how often to measure the held-out loss"))
@@ -173,7 +180,7 @@ class SFTSection(SupervisedSection):
                 f"use mask {' or '.join(REPLY_MASKS)}"
             )
             broken.append(("ghost_attention", sentence))
-        return broken + _keep_best_rules(self)
+        return broken + keep_best_rules(self)
 
     def described(self) -> str:
         rows = "packed " if self.packing else "length-grouped " if self.group_by_length else ""
@@ -219,7 +226,7 @@ class RewardSection(SupervisedSection):
     lm_weight: float = Field(0.0, ge=0)
     """Factor of the chosen reply's negative log-likelihood a token."""
     min_grade: float | None = None
-    """Keep pairs of that grade or more (3: significantly better)."""
+    """Keep pairs of that grade or more, and those without any (Llama 3: 3, which is better, and 4, significantly)."""
     tag_balanced: Positive | None = None
     """Keep that many prompts, balanced by the tags of their pairs (InsTag), with all of their pairs."""
     binarise: bool = False
@@ -254,7 +261,7 @@ class RewardSection(SupervisedSection):
             broken.append(("ties", "a tie has no GOOD and BAD reply; set ties to drop, or binarise to false"))
         if self.min_grade is not None and self.rankings == "prompts":
             broken.append(("min_grade", "chooses among single pairs; set rankings to pairs, or remove the key"))
-        return broken + _keep_best_rules(self)
+        return broken + keep_best_rules(self)
 
     @property
     def grouped(self) -> bool:

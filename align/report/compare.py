@@ -217,7 +217,9 @@ def lines(sides: Sequence[Side]) -> Iterator[Line]:
     """The figures of every stage, and the differences to the first run's; the last stage, which counts, first."""
     for name, stage in reversed(STAGES.items()):
         first = name
-        for key, words in (*(OF_REWARDS if stage.makes == "reward" else _of_policies(sides, name)), *OF_ALL):
+        of_pairs = OF_REWARDS if stage.figures == "reward" else ()
+        of_replies = _of_policies(sides, name) if stage.makes == "policy" else ()
+        for key, words in (*of_pairs, *of_replies, *OF_ALL):
             found = [result(side.run, name, key) for side in sides]
             if not any(found):
                 continue

@@ -1,4 +1,5 @@
-"""Curves of training: losses of base and sft, losses and accuracies of pmp and rm, rejection sampling's rounds, PPO.
+"""Curves of training: losses of base and sft, losses and accuracies of pmp, rm and dpo, rejection sampling's rounds,
+PPO.
 
 What has no data is left out; of PPO the critic's warm-up is shaded.
 """
@@ -105,7 +106,7 @@ def losses(run: Run) -> Iterator[Panel]:
 
 
 def preference(run: Run) -> Iterator[Panel]:
-    """Loss and accuracy of pmp and rm."""
+    """Loss and accuracy of pmp, rm and dpo."""
     for stage in run.shown_in("reward"):
         if _has(stage, "loss", "accuracy"):
             yield _loss(stage, "nats a pair")

@@ -72,7 +72,7 @@ def _wins(run: Run, stage: StageFiles, suffix: str) -> Result | None:
 
 def eval_rows(stage: StageFiles, name: str, key: str = "") -> Iterator[Measured]:
     """What a figure is the mean of, row by row of `eval.jsonl`; without a key what was asked alone."""
-    if STAGES[name].makes == "reward":
+    if STAGES[name].figures == "reward":
         for row in scored(stage):
             prompt = json.dumps(row.get("prompt"), sort_keys=True)
             pair = json.dumps([row.get("prompt"), row.get("chosen"), row.get("rejected")], sort_keys=True)

@@ -160,7 +160,7 @@ def _progress(run: Run, begun: list[StageFiles]) -> str:
 def _measured(stage: StageFiles) -> str:
     summary, name = stage.summary, stage_name(stage.name)
     accuracy, loss = number(summary.get("accuracy")), number(summary.get("heldout_loss"))
-    if STAGES[stage.name].makes == "reward" and accuracy is not None:
+    if STAGES[stage.name].figures == "reward" and accuracy is not None:
         low, high = number(summary.get("accuracy_low")), number(summary.get("accuracy_high"))
         interval = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
         length = number(summary.get("length_baseline"))

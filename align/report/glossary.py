@@ -57,6 +57,12 @@ TERMS = (
         "better or worse than that.",
         ("critic",),
     ),
+    Term(
+        "DPO",
+        "Direct preference optimization: the policy learns from pairs of replies which one people prefer, without a "
+        "reward model. Its implicit reward is how much likelier it finds a reply than the policy it started from.",
+        ("DPO", "implicit rewards"),
+    ),
     Term("entropy", "How undecided the policy is about the next token. Near 0 it always says the same.", ("entropy",)),
     Term(
         "explained variance",
@@ -105,7 +111,7 @@ TERMS = (
         ("PPO",),
     ),
     Term("ptx", "Pretraining text that PPO goes on learning from, so that the model does not forget it.", ("ptx",)),
-    Term("reference", "The policy as it was before PPO.", ("reference",)),
+    Term("reference", "The policy as it was before PPO or DPO.", ("reference",)),
     Term(
         "reward model",
         "Learns from pairs of replies which one people prefer, and gives every reply a score.",

@@ -97,6 +97,17 @@ def accuracies(summary: Row, told: list[Line]) -> Iterator[Line]:
     yield from told
 
 
+def implicit_rewards(summary: Row, told: list[Line]) -> Iterator[Line]:
+    """The rows of DPO: the same of its implicit rewards, and what it left of the policy."""
+    yield from _accuracies(summary)
+    if number(summary.get("margin")) is not None:
+        yield "  margin of the implicit rewards", None, summary["margin"]
+    if number(summary.get("accuracy")) is None and number(summary.get("train_loss")) is not None:
+        yield "training loss, nats a pair (nothing held out)", None, summary["train_loss"]
+    yield from _best(summary)
+    yield from plain(summary, told)
+
+
 def _accuracies(summary: Row) -> Iterator[Line]:
     accuracy, before = number(summary.get("accuracy")), number(summary.get("accuracy_before"))
     if accuracy is None:

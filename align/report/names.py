@@ -11,7 +11,8 @@ from pathlib import PurePath
 
 from align.runs.run_files import Row, Run, StageFiles, clean, number
 
-STAGE_NAMES = {"base": "Base", "sft": "SFT", "pmp": "PMP", "rm": "RM", "rejection": "RS", "ppo": "PPO"}
+STAGE_NAMES = {"base": "Base", "sft": "SFT", "pmp": "PMP", "rm": "RM", "rejection": "RS"}
+STAGE_NAMES |= {"dpo": "DPO", "ppo": "PPO"}
 REWARD, GOLD, WATCHED = (
     "reward",
     "gold",

@@ -26,7 +26,7 @@ from align.runs.run_files import Row, Run, clean, number
 
 SECTIONS = {  # id -> its heading ({stages}: those that the chain has), and the files that its figures need
     "supervised": ("{stages}", ("metrics.jsonl",)),
-    "reward": ("Reward model: {stages}", ("metrics.jsonl", "eval.jsonl")),
+    "reward": ("Comparisons: {stages}", ("metrics.jsonl", "eval.jsonl")),
     "rejection": ("Rejection sampling", ("metrics.jsonl",)),
     "ppo": ("PPO", ("metrics.jsonl",)),
 }

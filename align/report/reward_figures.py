@@ -1,4 +1,5 @@
-"""Figures of reward models on held-out pairs: accuracies with intervals, and the scores of chosen and rejected."""
+"""Figures of reward models, and of DPO's implicit rewards, on held-out pairs: accuracies with intervals, and the scores
+of chosen and rejected."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from align.runs.run_files import Row, Run, StageFiles, number
 from align.runtime.terminal import shortened
 
 LOOK = {
-    "model": ("reward model", PAGE.blue),
+    "model": ("by the scores", PAGE.blue),
     "length": ("by length alone", PAGE.gray),
     "other": ("other yardsticks", PAGE.violet),
 }

@@ -13,7 +13,7 @@ OURS = ("data_formats", "reward", "rollouts")  # beside `align`, at the top leve
 
 # As they are imported -> the extra of this project that holds them, and what pip and people call them.
 EXTRAS = {"bitsandbytes": "bitsandbytes", "datasketch": "dedup", "gguf": "gguf", "math_verify": "maths"}
-EXTRAS |= {"lm_eval": "lm-eval", "tensorboard": "trackers", "vllm": "vllm", "zstandard": "zst"}
+EXTRAS |= {"lm_eval": "lm-eval", "tensorboard": "trackers", "trl": "dpo", "vllm": "vllm", "zstandard": "zst"}
 EXTRAS |= dict.fromkeys(("fastapi", "uvicorn", "openai"), "serve")
 NAMES = {"azureml": "azureml-core", "comet_ml": "comet-ml", "lm_eval": "lm-eval", "math_verify": "math-verify"}
 NAMES |= {"vllm": "vLLM"}

@@ -7,7 +7,6 @@ together become one forward `align.serving.batching`. Whoever has no key learns 
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -23,13 +22,12 @@ from starlette.routing import Route
 from align.runtime.address import BACKLOG
 from align.runtime.errors import AlignError
 from align.serving.batching import Scorer, status_of
-from align.serving.shapes import Asked, RequestError, asked_as_vllm, asked_to_score
+from align.serving.bodies import json_body
+from align.serving.shapes import Asked, asked_as_vllm, asked_to_score
 from reward.combined import leaves
 from reward.endpoint import OURS
 from reward.protocol import Reward
 
-LARGEST_BODY = 16 * 2**20  # bytes of a request
-BODY_SECONDS = 30.0  # for the whole of it to arrive
 ENDING_SECONDS = 30  # for requests that are being answered when the server is told to end
 
 
@@ -94,7 +92,7 @@ class RewardServer:
             if not self._allowed(request):
                 return _refused("the key is missing or wrong: send it as Authorization: Bearer KEY", 401)
             try:
-                asked = shape(await _body(request))
+                asked = shape(await json_body(request))
                 return JSONResponse(asked.answer(*await self.scorer.judge(asked)))
             except ClientDisconnect:
                 return Response(status_code=400)
@@ -118,32 +116,6 @@ class RewardServer:
     def end(self) -> None:
         """Have `serve`, in another thread, come to its end."""
         self._running.should_exit = True
-
-
-async def _body(request: Request) -> Any:
-    """The JSON of a request. Raises RequestError: too long, too slow, or no JSON."""
-    announced = request.headers.get("content-length", "")
-    too_long = RequestError(f"the body is over {LARGEST_BODY} bytes: send several requests", 413)
-    if announced.isdecimal() and int(announced) > LARGEST_BODY:
-        raise too_long
-    received = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                received += chunk
-                if len(received) > LARGEST_BODY:
-                    raise too_long
-    except TimeoutError:
-        raise RequestError(f"the body did not arrive in {BODY_SECONDS:g} s", 408) from None
-    try:
-        body = json.loads(received)
-        if b"\\ud" in received.lower():
-            json.dumps(body, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise RequestError("a text of the body holds half of a surrogate pair, which is no character", 422) from None
-    except (ValueError, RecursionError):
-        raise RequestError("the body is not JSON") from None
-    return body
 
 
 def _refused(said: str, status: int) -> Response:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align.runtime.errors import AlignError
+from align.serving.bodies import RequestError
 from data_formats.records import Message
 from reward.protocol import Reward, Sample, Verdict
 
@@ -34,14 +34,6 @@ UNSUPPORTED = (
     "continue_final_message",
 )
 Body = dict[str, Any]
-
-
-class RequestError(AlignError):
-    """A request that cannot be answered as it stands; `status` is HTTP's word for why."""
-
-    def __init__(self, problem: str, status: int = 400):
-        super().__init__(problem)
-        self.status = status
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,8 @@ def run_chain(
         FolderInUseError: another process is at work in it.
         StageStopped: Ctrl-C; the same command continues.
     """
-    if problems := run_problems(recipe, recipe.stages):
+    problems = run_problems(recipe, recipe.stages) if recipe.stages else ["has no stage to run"]
+    if problems:
         raise RecipeError(problems, recipe.name)
     redo.require_keys(recipe, accept)
     named = redo.named_stages(recipe, () if isinstance(fresh, bool) else fresh, start)

@@ -40,6 +40,7 @@ MADE_BY_STAGES = (
     "metrics.jsonl",
     "samples.jsonl",
     "ghost.jsonl",
+    "reference.json",
     "eval.jsonl",
     JUDGED,
     "most_wrong.jsonl",

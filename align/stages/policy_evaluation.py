@@ -6,7 +6,7 @@ said in `align.stages.judges`, and in words in the summary (`judged_by`); a judg
 that stand in `eval.jsonl`, any other by what it says of each pair of replies, which stands there under `verdicts`.
 `eval.jsonl` has a line a prompt with every reply and score; all figures can be recomputed from it. Figures without
 `_sampled` are of the greedy replies. What stands under `sft_` in `eval.jsonl` is the policy that the stage started from
-(ppo's is that of rejection where there is one).
+(ppo's is that of dpo or rejection where there is one).
 """
 
 from __future__ import annotations

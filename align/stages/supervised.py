@@ -1,4 +1,5 @@
-"""What the supervised stages (base, sft, pmp, rm) do alike: load, account for rows, train with resuming, save, measure.
+"""What the supervised stages (base, sft, pmp, rm, dpo) do alike: load, account for rows, train with resuming, save,
+measure.
 
 Evaluation never stands between training and saving. As soon as the last step is made, the model is written, then
 `trained.json` beside it (`Record`), to which every later part of the stage adds what it found; the summary takes its

@@ -8,12 +8,13 @@ from typing import Any
 _HOMES = {
     "SFTTrainer": "sft",
     "RewardTrainer": "reward",
+    "DPOTrainer": "dpo",
     "PPOTrainer": "ppo.trainer",
     "SupervisedTrainer": "supervised",
 }
 _HOMES |= dict.fromkeys(("Samples", "Scores", "TokenBatch", "Experience"), "ppo.types")
-__all__ = ["Experience", "PPOTrainer", "RewardTrainer", "SFTTrainer", "Samples", "Scores", "SupervisedTrainer"]
-__all__ += ["TokenBatch"]
+__all__ = ["DPOTrainer", "Experience", "PPOTrainer", "RewardTrainer", "SFTTrainer", "Samples", "Scores"]
+__all__ += ["SupervisedTrainer", "TokenBatch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,8 @@ def training_arguments(
     *,
     seed: int,
     evaluate: bool = True,
+    made: type[TrainingArguments] = TrainingArguments,
+    **own: Any,
 ) -> TrainingArguments:
     """TrainingArguments of one stage on this machine: bars, memory metrics and reporting off, no CPU worker processes.
 
@@ -33,8 +35,9 @@ def training_arguments(
         output_dir: the stage's folder.
         seed: for the order of rows and dropout.
         evaluate: whether there are held-out rows for `eval_steps`.
+        made: their class, where a trainer has arguments of its own, `own`.
     """
-    args = TrainingArguments(
+    args = made(
         output_dir=str(output_dir),
         per_device_train_batch_size=plan.micro_batch_size,
         gradient_accumulation_steps=plan.accumulation,
@@ -61,6 +64,7 @@ def training_arguments(
         remove_unused_columns=False,
         use_cache=True,  # goes into the saved config; our forwards switch the cache off themselves
         dataloader_num_workers=0,
+        **own,
     )
     if args.n_gpu > 1:
         args._n_gpu = (

@@ -1,10 +1,10 @@
-"""What the SFT and the reward trainer share: exact loss scaling, our batches, atomic checkpoints.
+"""What the trainers of SFT, rewards and DPO share: exact loss scaling, our batches, atomic checkpoints.
 
 Loss scale. One optimizer step minimises (sum of the items' losses over all ranks and micro-batches) / (their global
 count): items are tokens with loss for SFT (or turns, or conversations: its `loss_reduction`), pairs for the reward
-model. `transformers.Trainer` counts items before the step (`_get_num_items_in_batch`), and DDP averages gradients over
-ranks; so a micro-batch of one of W ranks contributes `W * local_sum / global_count`, and `model_accepts_loss_kwargs`
-keeps the trainer from dividing again.
+model and DPO. `transformers.Trainer` counts items before the step (`_get_num_items_in_batch`), and DDP averages
+gradients over ranks; so a micro-batch of one of W ranks contributes `W * local_sum / global_count`, and
+`model_accepts_loss_kwargs` keeps the trainer from dividing again.
 
 Departures from `transformers.Trainer`: batches come from `StepSampler`; checkpoints are written under a temporary name
 and renamed (`checkpoints/step-N` with a manifest); `training_args.bin` (a pickle) is not written; floating point
@@ -46,7 +46,8 @@ from reward.adapter import load_weights
 
 
 class SupervisedTrainer(Trainer):
-    """Base of `SFTTrainer` and `RewardTrainer`; a subclass says how long a row is, what an item is and its loss.
+    """Base of `SFTTrainer`, `RewardTrainer` and `DPOTrainer`; a subclass says how long a row is, what an item is
+    and its loss.
 
     Args:
         model, args and further keywords: as for `transformers.Trainer`.
@@ -72,7 +73,7 @@ class SupervisedTrainer(Trainer):
         if kwargs.get("compute_metrics") is None:
             kwargs["compute_metrics"] = type(self).default_metrics
         args.remove_unused_columns = False  # rows carry what our collators need, not what `forward` is called with
-        super().__init__(model, args, **kwargs)
+        super().__init__(model, args=args, **kwargs)
         self.model_accepts_loss_kwargs = True  # read by Trainer.training_step
         self._tr_loss, self._total_loss_scalar, self._globalstep_last_logged = torch.zeros(()), 0.0, 0
         self.data, self._sums = Data(self), Sums(self)
@@ -87,7 +88,7 @@ class SupervisedTrainer(Trainer):
         raise NotImplementedError
 
     def count_items(self, inputs: dict[str, Tensor]) -> int | Tensor:
-        """Items with loss in a collated batch (tokens or pairs)."""
+        """Items with loss in a collated batch (tokens or pairs; where a loss has terms of both kinds, a vector)."""
         raise NotImplementedError
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -155,12 +156,12 @@ class SupervisedTrainer(Trainer):
         return DataLoader(rows, batch_sampler=sampler, collate_fn=self.data_collator, generator=generator, **workers)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
-        """Items of the whole optimizer step, over all its micro-batches and all ranks; scalar int64 on `device`."""
+        """Items of the whole optimizer step, over all its micro-batches and all ranks; int64 on `device`."""
         items = torch.as_tensor(
             sum(self.count_items(batch) for batch in batch_samples), dtype=torch.int64, device=device
         )
         if self.args.world_size > 1:
-            items = self.accelerator.gather(items.reshape(1)).sum()
+            items = self.accelerator.gather(items[None]).sum(0)
         return items
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

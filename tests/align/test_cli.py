@@ -36,7 +36,7 @@ def test_only_its_own_help_reads_the_table_of_stages(tmp_path):
     code = "import sys; from align.cli import _parser; _parser(); print('pydantic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENV, capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
-    assert "where STAGE is base, sft, rm, rejection or ppo" in " ".join(align("--help").stdout.split())
+    assert "where STAGE is base, sft, rm, rejection, dpo or ppo" in " ".join(align("--help").stdout.split())
 
 
 def test_check_prints_the_plan_fast_and_without_torch(tmp_path):

@@ -1,6 +1,7 @@
 """Comparison rows in each shape, and why some are dropped."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -16,11 +17,20 @@ from data_formats.comparisons import (
 from data_formats.errors import DataError
 from data_formats.formats import Dropped
 from data_formats.records import Comparison, Message
+from data_formats.writing import as_row
 
 U, A, S = (lambda text, role=role: Message(role, text) for role in ("user", "assistant", "system"))
 RAW_U, RAW_A = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "good"})
 RAW_B = {"role": "assistant", "content": "bad"}
 SIMPLE = Comparison((U("q"),), "good", "bad")
+
+
+@pytest.mark.parametrize(
+    ("told", "found"), [(2, 2), ("3", 3), (0, 0), (None, None), ("first", None), (True, None), ("9" * 5000, None)]
+)
+def test_a_row_tells_its_round(told, found):
+    pair = parse_preference({"prompt": "q", "chosen": "good", "rejected": "bad", "round": told}, Counter())
+    assert pair == replace(SIMPLE, round=found) and as_row(pair).get("round") == found
 
 
 @pytest.mark.parametrize(

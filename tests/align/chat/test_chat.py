@@ -225,7 +225,7 @@ def test_what_cannot_be_asked_is_one_sentence(run, chat, tmp_path):
         (["nowhere/x/model"], "model folder nowhere/x/model does not exist"),
         (["empty"], "empty holds no model (config.json or adapter_config.json), and no stage of a run"),
         (["judge"], "judge is a classifier, which scores replies and writes none"),
-        (["begun"], "begun is a run without a finished policy (base, sft, rejection or ppo)"),
+        (["begun"], "begun is a run without a finished policy (base, sft, rejection, dpo or ppo)"),
         ([run / "rm/model"], "is a reward model, which scores replies and writes none"),
         ([run / "rm"], "is a reward model, which scores replies and writes none"),
         ([run, "--against", "rejection"], "has no finished stage 'rejection' with a model"),

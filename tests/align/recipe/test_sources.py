@@ -25,7 +25,7 @@ def test_every_key_that_holds_sources_has_a_kind():
     more = {"eval_data": ["b"], "cleaning": {"decontamination": {"against": ["d"]}}}
     ppo = {"data": ["a"], "eval_data": ["b"], "ptx_data": ["c"], "num_iterations": 99}
     sections = dict.fromkeys(("base", "sft"), common | more)
-    sections |= dict.fromkeys(("pmp", "rm"), common | more | {"reference_data": ["c"]})
+    sections |= {"dpo": common | more} | dict.fromkeys(("pmp", "rm"), common | more | {"reference_data": ["c"]})
     sections["rejection"] = common | more | {"rollout": {"max_prompt_length": 4, "max_completion_length": 4}}
     recipe = Recipe.model_validate(
         {"name": "t", "output_dir": "o", "model": {"path": "m"}, "ppo": ppo} | sections, strict=False

@@ -16,7 +16,7 @@ import torch
 from align import cli
 from align.runtime import http
 from align.runtime.address import AddressInUseError, listen
-from align.serving import reward_server
+from align.serving import bodies
 from align.serving.reward_server import RewardServer
 from data_formats.records import Message
 from reward.combined import CombinedReward, Part
@@ -85,7 +85,7 @@ def test_our_client_gets_the_models_scores_in_every_shape(folder, monkeypatch):
 
 
 def test_only_with_the_key_within_bounds_and_in_shape(monkeypatch):
-    monkeypatch.setattr(reward_server, "LARGEST_BODY", 500)
+    monkeypatch.setattr(bodies, "LARGEST_BODY", 500)
     good = {"prompt": "q", "completion": "abc"}
     with served(FunctionReward(by_length)) as (url, server):
         for key in ("", "wrong", "a-key-of-the-tes", "ü"):

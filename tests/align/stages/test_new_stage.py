@@ -124,7 +124,7 @@ def test_a_stage_is_checked_planned_and_known(said):
     assert code == 1 and "toy.betta: unknown key; did you mean 'beta'?" in shown
     shown, code = said["plan toy"]
     assert code == 0 and "toy" in shown
-    assert "base, sft, rm, rejection, ppo or toy" in said["--help"][0].replace("\n", " ")
+    assert "base, sft, rm, rejection, dpo, ppo or toy" in said["--help"][0].replace("\n", " ")
 
 
 def test_a_stage_is_run_shown_and_started_by_itself(house, said):

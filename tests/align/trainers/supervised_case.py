@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import Qwen2ForCausalLM, TrainerCallback
 
-from align.data.collate import CausalCollator, PairCollator
+from align.data.collate import CausalCollator, PairCollator, PreferenceCollator
 from align.recipe.batch import BatchPlan
 from align.recipe.fields import Source
 from align.recipe.model_section import ModelSection
@@ -19,7 +19,7 @@ from align.trainers.reward import RewardTrainer
 from align.trainers.reward_groups import GroupCollator, GroupOptions, GroupRewardTrainer
 from align.trainers.sft import SFTTrainer
 from reward.model import RewardModel
-from tests.tiny_models import qwen2_config
+from tests.tiny_models import byte_tokenizer, qwen2_config
 
 PAD = 256
 BATCH = 8
@@ -66,6 +66,25 @@ def pair_rows(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
 
     prompts = [ids(1, 8) for _ in range(count)]
     return [{"chosen_ids": [*p, *ids(1, 8), 258], "rejected_ids": [*p, *ids(1, 8), 258]} for p in prompts]
+
+
+def preference_rows(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
+    """Two replies to a prompt, of which some tokens do not count, as between turns and at their ends."""
+    rng = random.Random(seed)
+
+    def reply() -> tuple[list[int], list[int]]:
+        ids = [*(rng.randrange(259) for _ in range(rng.randint(1, 9))), 258]
+        mask = [int(rng.random() < 0.8) for _ in ids]
+        return ids, [1, *mask[1:]]
+
+    rows = []
+    for _ in range(count):
+        (chosen, chosen_mask), (rejected, rejected_mask) = reply(), reply()
+        prompt = [rng.randrange(259) for _ in range(rng.randint(1, 8))]
+        sides = {"chosen_ids": chosen, "rejected_ids": rejected}
+        masks = {"chosen_mask": chosen_mask, "rejected_mask": rejected_mask}
+        rows.append({"prompt_ids": prompt, **sides, **masks})
+    return rows
 
 
 def group_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -122,13 +141,22 @@ def make_trainer(
     trainer: dict[str, Any] | None = None,
     **keys: Any,
 ) -> Any:
-    """An `sft`, `reward` or `groups` trainer of batches of 8 rows; `trainer` are its own options, `keys` are the
+    """An `sft`, `reward`, `groups` or `dpo` trainer of batches of 8 rows; `trainer` are its own options, `keys` are the
     section's."""
     options = {"learning_rate": 1e-3, "max_length": 64, "max_grad_norm": 1e9, "max_steps": 1, "eval_batch_size": 4}
     section = SupervisedSection(
         data=(Source(path="x"),), batch_size=BATCH, micro_batch_size=micro, **(options | {"logging_steps": 1} | keys)
     )
     plan = BatchPlan("sft", ranks, BATCH, BATCH // ranks, micro, BATCH // ranks // micro)
+    if kind == "dpo":
+        from trl import DPOConfig
+
+        from align.trainers.dpo import DPOTrainer, dpo_options
+
+        own = dpo_options(**({"beta": 0.1, "nll_coef": 0.2, "batch_size": 3} | (trainer or {})))
+        args = training_arguments(section, plan, ModelSection(path="x"), folder, seed=3, made=DPOConfig, **own)
+        sets = {"train_dataset": rows, "eval_dataset": heldout, "data_collator": PreferenceCollator(PAD)}
+        return DPOTrainer(model or causal_lm(torch.float32), args, processing_class=byte_tokenizer(), **sets)
     args = training_arguments(section, plan, ModelSection(path="x"), folder, seed=3)
     if kind == "sft":
         options = trainer or {}

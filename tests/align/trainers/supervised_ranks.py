@@ -15,6 +15,7 @@ from tests.align.trainers.supervised_case import (
     group_rows,
     make_trainer,
     pair_rows,
+    preference_rows,
     sft_rows,
 )
 
@@ -28,11 +29,15 @@ def main(folder: Path, ranks: int) -> None:
         ("reward", pair_rows(8), pair_rows(7, seed=5), None),
         *((f"groups {share}", group_rows(8), single, {"options": group_options(share)}) for share in (True, False)),
         *((f"sft {name}", chat_rows(8), chat_rows(7, seed=5), {"loss_reduction": name}) for name in REDUCTIONS),
+        ("dpo", preference_rows(8), preference_rows(7, seed=5), None),
         ("sft packed", chat_rows(30), chat_rows(7, seed=5), packed | {"loss_reduction": "prefix_mean"}),
     )
     for case, rows, heldout, options in cases:
         kind, given = case.split()[0], {"micro": 2, "ranks": ranks, "trainer": options}
         trainer = make_trainer(kind, folder / case, rows, heldout=heldout, save_steps=1, **given)
+        if kind == "dpo":  # at the reference the rewards are rounding alone
+            for part in trainer.model.parameters():
+                part.data *= 1.1
         gradients = Gradients()
         trainer.add_callback(gradients)
         metrics = trainer.evaluate()
@@ -45,7 +50,7 @@ def main(folder: Path, ranks: int) -> None:
             "accuracy": logged.get("accuracy", 0.0),
             "eval_loss": metrics["eval_loss"],
             "eval_items": metrics.get("eval_tokens", metrics.get("eval_pairs")),
-            "predictions": torch.as_tensor(trainer.predict(heldout).predictions),
+            "predictions": torch.as_tensor(trainer.predict(trainer.eval_dataset).predictions),
         }
         again = make_trainer(kind, folder / f"{case}-again", rows, max_steps=2, **given)
         again.train(resume_from_checkpoint=str(checkpoint.latest(folder / case / "checkpoints")))

@@ -11,6 +11,7 @@ from tests.align.trainers.supervised_case import (
     chat_rows,
     make_trainer,
     pair_rows,
+    preference_rows,
     reward_model,
     sft_rows,
 )
@@ -18,6 +19,7 @@ from tests.align.trainers.supervised_case import (
 CASES = {
     "sft": (sft_rows(20), lambda: causal_lm(torch.float32, attention_dropout=0.2)),
     "reward": (pair_rows(20), reward_model),
+    "dpo": (preference_rows(20), lambda: causal_lm(torch.float32)),
 }
 
 
@@ -25,8 +27,10 @@ def weights(trainer):
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("kind", ["sft", "reward"])
-@pytest.mark.parametrize("stop", [2, 3, 4])  # inside the first epoch of three steps, at its end, and in the second
+@pytest.mark.parametrize(
+    ("kind", "stop"),  # inside the first epoch of three steps, at its end, and in the second
+    [*((kind, stop) for kind in ("sft", "reward") for stop in (2, 3, 4)), ("dpo", 4)],
+)
 def test_resuming_equals_never_having_stopped(tmp_path, kind, stop):
     rows, model = CASES[kind]
     keys = {"micro": 4, "max_steps": 6, "lr_scheduler_type": "cosine", "warmup_steps": 1, "save_total_limit": 9}

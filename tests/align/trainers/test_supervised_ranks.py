@@ -15,7 +15,9 @@ def launch(folder, ranks):
 def test_two_ranks_learn_and_measure_what_one_does(tmp_path):
     one, two = launch(tmp_path / "one", 1), launch(tmp_path / "two", 2)
     assert (
-        {"sft", "reward", "groups True", "groups False", "sft packed", "sft session_mean"} <= one.keys() == two.keys()
+        {"sft", "reward", "dpo", "groups True", "groups False", "sft packed", "sft session_mean"}
+        <= one.keys()
+        == two.keys()
     )
     for kind in one:
         tolerance = 1e-9 if kind.startswith("sft") else 1e-4

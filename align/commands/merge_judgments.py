@@ -1,0 +1,150 @@
+"""align merge-judgments ITEMS JUDGMENTS … --out pairs.jsonl: what people and judges said, as comparisons to train on.
+
+ITEMS is what was judged, JUDGMENTS what `align annotate` and `align judge` wrote about it. A line of --out is a
+comparison that `pmp`, `rm` and `dpo` read: its grade is the strength (4 significantly, 3 better, 2 slightly, 1
+negligibly: what `margin` and `min_grade` understand), its tags are those of the prompt, with `edited` and
+`rejected_unsafe` where that is so, and `provenance` says who preferred which reply of whom.
+
+A pair of replies is written once, where more than half of those who judged it prefer the same one (--votes all: once a
+judgment, as each says). An edited reply stands above the one it was made of and what that was found better than. A
+reply that anybody flagged as unsafe is never chosen. What is left out is counted by reason. Said of everybody who
+judged: how far they agree, whether they lean to what is shown first or to what is longer, and how often they are wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from align.runtime.errors import MissingFileError, StorageError
+from align.runtime.paths import typed_path
+from align.runtime.terminal import say
+from data_formats.errors import EmptyDatasetError
+
+STRENGTHS = ("significantly", "better", "slightly", "negligibly")  # as of align.feedback.judgments, the widest first
+WORK = ("annotator", "judgments", "median seconds", "no best", "all bad", "unsafe", "edited")
+LEANS = ("annotator", "best shown first", "by chance", "chose the longer", "length weight", "wrong", "on shared pairs")
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand to the parser's `commands`."""
+    words = "what was said of collected replies, as comparisons"
+    parser = commands.add_parser("merge-judgments", help=words, description=__doc__)
+    parser.set_defaults(work=merge_judgments_command)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("items", metavar="ITEMS", type=Path, help="what was judged: a file of `align collect`, …")
+    parser.add_argument("judgments", metavar="JUDGMENTS", type=Path, nargs="+", help="what was said of these items")
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="a new file of JSON Lines")
+    words = "a pair as most who judged it say, or once a judgment (default %(default)s)"
+    parser.add_argument("--votes", choices=("majority", "all"), default="majority", help=words)
+    words = "all pairs of ranks, or the best replies against the others (default %(default)s)"
+    parser.add_argument("--pairs", choices=("all", "best"), default="all", help=words)
+    words = "leave out pairs that are known to be closer; those without a strength stay, as with min_grade"
+    parser.add_argument("--min-strength", choices=STRENGTHS, help=words)
+    words = "also pairs among replies all of which are called bad, where they were ranked"
+    parser.add_argument("--all-bad", action="store_true", help=words)
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def merge_judgments_command(args: argparse.Namespace) -> None:
+    """Merge, write and tell.
+
+    Raises:
+        MissingFileError, DataError: no such file, or rows that are no items.
+        JudgmentError: a row that is no judgment, or one of other items.
+        EmptyDatasetError: nobody judged anything, or no comparison is left; nothing is written.
+        StorageError: FILE is one of those that are read, or cannot be written.
+    """
+    from align.feedback.annotators import about_annotators
+    from align.feedback.item_files import read_items
+    from align.feedback.judgments import GRADES, JudgmentBook, load_rows
+    from align.feedback.merge import MergeOptions, merge
+    from align.feedback.votes import matched
+    from data_formats import write_jsonl
+
+    out, files = typed_path(args.out), [typed_path(file) for file in (args.items, *args.judgments)]
+    for file in files:
+        if not file.is_file():
+            raise MissingFileError(f"{file}: no such file; check the path")
+        if out.exists() and out.samefile(file):
+            raise StorageError(f"--out {out} is a file that is read: name another one")
+    items = read_items(args.items)
+    rows = list(chain.from_iterable(map(load_rows, files[1:])))
+    if len(files) > 2:
+        rows.sort(key=lambda row: row.time)  # of the judgments of an annotator on an item the latest counts
+    judged, others = matched(items, JudgmentBook(rows).counting())
+    if not judged:
+        raise EmptyDatasetError("nobody has judged anything yet", path=files[1])
+    merged = merge(judged, MergeOptions(args.votes, args.pairs, args.min_strength, args.all_bad))
+    if not merged.comparisons:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in merged.left_out.most_common())
+        raise EmptyDatasetError(f"no comparison is left of {len(judged)} judgments ({reasons})", path=files[1])
+    write_jsonl(out, merged.comparisons)
+    strengths = Counter(one.grade for one in merged.comparisons)
+    figures = {
+        "items": len(items),
+        "judged_items": len({item.id for item, _ in judged}),
+        "judgments": len(judged),
+        "of_other_items": others,
+        "comparisons": len(merged.comparisons),
+        "by_strength": {name: strengths[GRADES[name]] for name in STRENGTHS} | {"unsaid": strengths[None]},
+        "edited": sum("edited" in one.tags for one in merged.comparisons),
+        "left_out": dict(merged.left_out.most_common()),
+        **about_annotators(judged),
+        "out": str(out),
+    }
+    say(json.dumps(figures, ensure_ascii=False, indent=2) if args.json else "\n".join(_lines(figures)))
+
+
+def _lines(figures: dict[str, Any]) -> Iterator[str]:
+    """The figures in words."""
+    from align.evaluation.win_table import agreement_table
+    from align.runtime.table import table
+
+    yield (
+        f"{figures['judgments']} judgments by {len(figures['annotators'])} annotators on {figures['judged_items']} of "
+        f"{figures['items']} items"
+    )
+    if figures["of_other_items"]:
+        yield f"{figures['of_other_items']} more judgments are on items that are not in the file"
+    kinds = [f"{number} {name}" for name, number in figures["by_strength"].items() if number and name != "unsaid"]
+    kinds += [f"{figures['by_strength']['unsaid']} without a strength"] * bool(figures["by_strength"]["unsaid"])
+    kinds += [f"{figures['edited']} of them edited"] * bool(figures["edited"])
+    yield f"{figures['out']}: {figures['comparisons']} comparisons ({', '.join(kinds)})"
+    if figures["left_out"]:
+        yield "pairs of replies that are none, by reason:"
+        yield table(("reason", "pairs"), figures["left_out"].items())
+    yield ""
+    if len(figures["annotators"]) > 1:
+        yield agreement_table(figures["agreement"]).text()
+    everybody = figures["annotators"].items()
+    counts = ("judgments", "seconds", "tied", "all_bad", "unsafe", "edited")
+    yield table(WORK, [(name, *(round(one[count]) for count in counts)) for name, one in everybody])
+    yield ""
+    yield table(LEANS, [(name, *_leans(one)) for name, one in everybody])
+
+
+def _leans(one: dict[str, Any]) -> Iterator[object]:
+    from align.evaluation.table import percent
+
+    first, longer, error = one["first_shown"], one["longer"], one["error"]
+    yield _share(first, "share")
+    yield "" if first["expected"] is None else percent(first["expected"])
+    yield _share(longer, "share")
+    yield "" if longer["weight"] is None else f"{longer['weight']:+.2f}"
+    yield "" if error is None else _share(error, "rate")
+    yield "" if error is None else error["pairs"]
+
+
+def _share(part: dict[str, Any], name: str) -> str:
+    from align.evaluation.table import percent
+
+    if part[name] is None:
+        return ""
+    return f"{percent(part[name])} ({100 * part['low']:.1f} to {100 * part['high']:.1f})"
