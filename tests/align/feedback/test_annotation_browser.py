@@ -6,7 +6,7 @@ from align.feedback.annotation import Annotation, shown_order
 from align.feedback.items import FeedbackReply, new_item
 from align.feedback.judgments import load_judgments, load_rows
 from data_formats.records import Message, Prompt
-from tests.align.feedback.annotation_case import item, served
+from tests.align.feedback.annotation_case import Opened, item, served
 
 pytestmark = pytest.mark.needs("playwright")
 EVIL = (
@@ -26,48 +26,6 @@ HOSTILE = new_item(
 )
 PAIRS = [item(f"What is {at}?", f"It is {at}.", f"That would be {at}, I think.") for at in range(5)]
 FITS = "document.scrollingElement.scrollWidth <= innerWidth"
-
-
-class Opened:
-    """The page in one window, with what went wrong on it and what it asked for."""
-
-    def __init__(self, browser, url, width=1400, **options):
-        self.context = browser.new_context(viewport={"width": width, "height": 900 if width > 500 else 844}, **options)
-        self.page, self.wrong, self.asked = self.context.new_page(), [], []
-        self.page.on("console", lambda message: self.wrong.append(message.text))
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.wrong.append(dialog.message) or dialog.dismiss())
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.home = url.partition("/?")[0] + "/"
-        self.page.goto(url)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.context.close()
-
-    def press(self, *keys):
-        for key in keys:
-            self.page.keyboard.press(key)
-
-    def join(self, name):
-        self.page.wait_for_selector("#name:focus")
-        self.page.keyboard.type(name)
-        self.press("Enter")
-        self.page.wait_for_selector("#task:not([hidden])")
-
-    def save(self, keys=("Enter",)):
-        """Save, and wait for the next item or the end."""
-        from playwright.sync_api import expect  # which asks without `eval`, that the page's policy forbids
-
-        progress = self.page.locator("#progress")
-        before = progress.inner_text()
-        self.press(*keys)
-        expect(progress).not_to_have_text(before)
-
-    def verdict(self):
-        return self.page.locator("#verdict").inner_text()
 
 
 def test_a_whole_session_by_keys_alone(browser, tmp_path):
