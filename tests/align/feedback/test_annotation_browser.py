@@ -18,6 +18,7 @@ EVIL = (
 )
 RTL = "النص العربي من اليمين إلى اليسار، ثم English words ثم عربي مرة أخرى. \u202eevil\u202c שלום עולם"
 STEERING = "a\x1b[31mred\x00\x07 back\x08\x08 half \ud83d zero\u200bwidth \U000e0041tag\r\nline\ttab"
+STEERING += "\n```py\nx\x07 = 1\n``` said\n```\nto the end"
 HOSTILE = new_item(
     Prompt(
         (Message("system", EVIL), Message("user", "hi " + EVIL), Message("assistant", RTL), Message("user", "go on"))
@@ -25,6 +26,14 @@ HOSTILE = new_item(
     [FeedbackReply("", text) for text in (EVIL, RTL, STEERING, "w" * 1_000_000)],
 )
 PAIRS = [item(f"What is {at}?", f"It is {at}.", f"That would be {at}, I think.") for at in range(5)]
+HELD = """() => { // whatever is scrolled to, what a thumb meets at the first answer is that answer
+    const answer = document.querySelector(".choose"), at = answer.getBoundingClientRect(), met = [];
+    for (let y = 0; y < document.scrollingElement.scrollHeight; y += 15) {
+        scrollTo(0, y);
+        met.push(document.elementFromPoint(at.x + 9, at.y + 9) === answer);
+    }
+    return met.every(Boolean);
+}"""
 FITS = "document.scrollingElement.scrollWidth <= innerWidth"
 
 
@@ -40,7 +49,7 @@ def test_a_whole_session_by_keys_alone(browser, tmp_path):
         opened.press("Enter")
         assert "Choose the best" in page.locator("#said").inner_text() and not path.exists()
         opened.press("2", "Enter")
-        assert "By how much" in page.locator("#said").inner_text() and not path.exists()
+        assert "How much better is it" in page.locator("#said").inner_text() and not path.exists()
         opened.press("1", "s")  # another one, with the focus on a strength
         assert opened.verdict() == "1 > 2 · significantly better"
         opened.save()
@@ -99,7 +108,9 @@ def test_hostile_replies_are_text(browser, tmp_path, width):
         assert told[RTL[:5]] == RTL.replace("\u202e", "\\u202e").replace("\u202c", "\\u202c")
         assert told[STEERING[:5]] == (
             "a\\u001b[31mred\\u0000\\u0007 back\\u0008\\u0008 half \\ud83d zero\\u200bwidth \\ue0041tag\nline\ttab"
+            "\n```py\nx\\u0007 = 1\n``` said\n```\nto the end"
         )
+        assert page.locator(".code").all_text_contents() == ["```py\nx\\u0007 = 1\n```", "```\nto the end"]
         assert told["wwwww"] == "w" * 20_000
         more = page.locator(".reply .more:visible:enabled")
         assert more.inner_text() == "Show more (980,000 characters are left)"
@@ -139,6 +150,7 @@ def test_a_phone_without_keys(browser, tmp_path):
         assert page.evaluate(FITS) and opened.verdict() == "2 > 1 · negligibly better"
         page.locator("#save").tap()
         page.wait_for_selector(".reply >> nth=3")
+        assert page.evaluate(HELD)
         for at in (3, 0):
             page.locator(f".choose >> nth={at}").tap()
         page.locator("#join-rank").tap()
