@@ -46,7 +46,7 @@ from align.stages.reward_controls import WITHOUT_PMP
 from align.stages.run_dpo import run_dpo
 from align.stages.run_ppo import run_ppo
 from data_formats import write_jsonl
-from data_formats.records import Comparison, Message
+from data_formats.records import Comparison, Message, Prompt
 from examples.experiments.estimators import spread
 from examples.experiments.rejection_sampling import Settings, recipe_of, section, share_samples
 
@@ -65,6 +65,7 @@ COLUMNS = {
     "gold_sampled": "gold, T = 1",
     "correct": "correct, greedy",
     "correct_sampled": "correct, T = 1",
+    "sums_sampled": "sums right, T = 1",
     "kl": "KL, nats a reply",
     "tokens_sampled": "tokens a reply",
     "distinct_sampled": "distinct, T = 1",
@@ -214,17 +215,23 @@ def _figures(recipe: Recipe, name: str, model: Path, folder: Path) -> dict[str, 
     contest = policy_evaluation.Contest("sft", name, judge)
     won = policy_evaluation.winners(prompts, before, after, judge)
     found = policy_evaluation.comparison(prompts, before, after, won, contest, "gold")
-    found |= {"before": policy_evaluation.figures(before, "gold"), "seed": recipe.seed}
-    for way, suffix in (("greedy", ""), ("sampled", "_sampled")):
-        found[f"reward{suffix}"] = mean(policy_evaluation.scores(after[way], "reward"))
-        found[f"tokens{suffix}"] = fmean(reply.tokens for row in after[way] for reply in row)
-        found["before"][f"tokens{suffix}"] = fmean(reply.tokens for row in before[way] for reply in row)
-        found["before"][f"distinct{suffix}"] = policy_evaluation.distinct(before[way])
-        found[f"gold_by_prompt{suffix}"] = [fmean(row) for row in policy_evaluation.scores(after[way], "gold")]
-    at_once = recipe.ppo.rollout.batch_size
-    found["kl"] = reply_kl(recipe, start, model, prompts, after["sampled"], at_once)
+    found |= _of_replies(after, prompts) | {"before": _of_replies(before, prompts) | {"kl": 0.0}, "seed": recipe.seed}
+    found["kl"] = reply_kl(recipe, start, model, prompts, after["sampled"], recipe.ppo.rollout.batch_size)
     trained = read_summary(folder) or {}
     return found | {key: trained[key] for key in ("accuracy", "rows", "steps") if key in trained}
+
+
+def _of_replies(judged: policy_evaluation.Judgements, prompts: list[Prompt]) -> dict[str, Any]:
+    found = policy_evaluation.figures(judged, "gold")
+    for way, suffix in (("greedy", ""), ("sampled", "_sampled")):
+        replies = judged[way]
+        sums = [row for row, prompt in zip(replies, prompts, strict=True) if prompt.category == "maths"]
+        found[f"sums{suffix}"] = mean(policy_evaluation.scores(sums, "correct"))
+        found[f"reward{suffix}"] = mean(policy_evaluation.scores(replies, "reward"))
+        found[f"tokens{suffix}"] = fmean(reply.tokens for row in replies for reply in row)
+        found[f"distinct{suffix}"] = policy_evaluation.distinct(replies)
+        found[f"gold_by_prompt{suffix}"] = [fmean(row) for row in policy_evaluation.scores(replies, "gold")]
+    return found
 
 
 def _replies(file: Path, make: Callable[[], policy_evaluation.Judgements]) -> policy_evaluation.Judgements:
@@ -248,7 +255,7 @@ def sweep(run: Path, out: Path) -> str:
 
 def tables(found: dict[str, list[dict[str, Any]]]) -> str:
     """Means over the seeds with the least and the most; gains and wins of each seed; costs; differences to DPO."""
-    start = [one["before"] | {"kl": 0.0} for one in next(iter(found.values()))]
+    start = [one["before"] for one in start_of(found)]
     labelled = {"SFT, where all start": start} | {ARMS[name]: outcomes for name, outcomes in found.items()}
     rows = [
         [label, *(spread([one[key] for one in outcomes], 2) for key in COLUMNS)] for label, outcomes in labelled.items()

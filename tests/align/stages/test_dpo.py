@@ -118,7 +118,8 @@ def test_it_is_compared_with_what_it_started_from(report, place, tmp_path):
 
 
 def test_grades_and_rounds_choose_what_is_trained_on(place, tmp_path):
-    summary = run_dpo(recipe(place, tmp_path, data="graded.jsonl", min_grade=3, newest_round=True, max_steps=1))
+    told = recipe(place, tmp_path, data="graded.jsonl", min_grade=3, newest_round=True, max_steps=1)
+    summary = run_dpo(told.model_copy(update={"dpo": None}), section=told.dpo)
     assert summary["dropped_rows"]["grade below 3"] > 0 < summary["dropped_rows"]["not of round 2, the newest"]
     assert summary["rows"] + sum(summary["dropped_rows"].values()) + summary["heldout_rows"] == 40
     assert set(summary["by_grade"]) == {"1", "2", "3", "4"}  # held-out pairs are measured as they are
