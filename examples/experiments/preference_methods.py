@@ -16,7 +16,6 @@ learning rates and betas of DPO on one run.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -49,6 +48,7 @@ from data_formats import write_jsonl
 from data_formats.records import Comparison, Message, Prompt
 from examples.experiments.estimators import spread
 from examples.experiments.rejection_sampling import Settings, recipe_of, section, share_samples
+from examples.experiments.seeds import interval
 
 COUNT = 8  # replies a prompt of the candidates
 HELDOUT = 500  # pairs that DPO is measured on
@@ -278,11 +278,9 @@ def start_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def _won(one: dict[str, Any]) -> str:
-    gain, wins = one["gold_gain_sampled"], one["win_rates"]["sampled"]
-    went = f"{one['before']['gold_sampled']:.2f} → {one['gold_sampled']:.2f}"
-    gained = f"{gain['difference']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
-    shares = (100 * wins[key] for key in ("win_share", "low", "high"))
-    return f"{went}, {gained}; {{:.0f}} % [{{:.0f}}, {{:.0f}}]".format(*shares)
+    went = f"{one['before']['gold_sampled']:.2f} → {one['gold_sampled']:.2f}, {interval(one['gold_gain_sampled'])}"
+    shares = (100 * one["win_rates"]["sampled"][key] for key in ("win_share", "low", "high"))
+    return f"{went}; {{:.0f}} % [{{:.0f}}, {{:.0f}}]".format(*shares)
 
 
 def _costs(outcomes: list[dict[str, Any]]) -> list[str]:
@@ -295,8 +293,7 @@ def _costs(outcomes: list[dict[str, Any]]) -> list[str]:
 def _apart(dpo: list[dict[str, Any]], other: list[dict[str, Any]], way: str) -> str:
     """Paired over the prompts of all seeds."""
     sides = [[[value] for one in outcomes for value in one[f"gold_by_prompt{way}"]] for outcomes in (other, dpo)]
-    found = paired_difference(*sides)
-    return f"{found['difference']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+    return interval(paired_difference(*sides))
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -322,7 +319,6 @@ def main(argv: list[str] | None = None) -> int:
         else:
             found = {name: [outcome_of(run, name, args.out) for run in args.runs] for name in args.only}
             print(tables(found))
-            print("\n" + json.dumps({"seeds": [one["seed"] for one in start_of(found)]}))
     return ending.code
 
 

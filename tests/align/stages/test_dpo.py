@@ -113,6 +113,7 @@ def test_it_is_compared_with_what_it_started_from(report, place, tmp_path):
     said = re.sub("<[^>]*>", "", (tmp_path / "report/index.html").read_text())
     assert f"DPO against {place.name}, greedy" in said and f"Judged by {found['judged_by']}" in said
     assert "was trained on; reward/PART" not in said
+    assert f"are judged by {found['judged_by']}" in (tmp_path / "dpo/model/README.md").read_text()
     silent = told.model_copy(update={"dpo": told.dpo.model_copy(update={"eval_num_replies": 0})})
     assert evaluate_dpo(silent, "dpo", found) == {}
 
