@@ -88,7 +88,8 @@ def sections(run: Run) -> dict[str, tuple[str, list[str]]]:
             empty = (file for file in files if not getattr(stage, CONTENT[file]))
             notes += [f"{stage.name}/{file} is missing or empty." for file in empty]
         if stages:
-            names = " and ".join(stage_name(stage.name) for stage in stages)
+            *others, last = (stage_name(stage.name) for stage in stages)
+            names = f"{', '.join(others)} and {last}" if others else last
             found[section] = (heading.format(stages=names), notes)
     return found
 

@@ -32,8 +32,8 @@ class StageFiles:
     metrics: list[Row] = field(default_factory=list)
     samples: list[Row] = field(default_factory=list)
     evals: list[Row] = field(default_factory=list)
-    replies: list[Row] = field(default_factory=list)
     recipe_text: str = ""
+    replies: list[Row] = field(default_factory=list)
 
     @property
     def state(self) -> str:
@@ -115,8 +115,9 @@ def read_stage(folder: Path, problems: list[str]) -> StageFiles:
     return StageFiles(
         folder.name,
         _object(folder / "summary.json", problems),
-        *(_lines(folder / f"{name}.jsonl", problems) for name in ("metrics", "samples", "eval", "replies")),
+        *(_lines(folder / file, problems) for file in ("metrics.jsonl", "samples.jsonl", "eval.jsonl")),
         recipe_text=hide(_text(folder / "recipe.yaml", problems)),
+        replies=_lines(folder / "replies.jsonl", problems),
     )
 
 

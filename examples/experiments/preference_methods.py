@@ -16,7 +16,6 @@ learning rates and betas of DPO on one run.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -46,9 +45,10 @@ from align.stages.reward_controls import WITHOUT_PMP
 from align.stages.run_dpo import run_dpo
 from align.stages.run_ppo import run_ppo
 from data_formats import write_jsonl
-from data_formats.records import Comparison, Message
+from data_formats.records import Comparison, Message, Prompt
 from examples.experiments.estimators import spread
 from examples.experiments.rejection_sampling import Settings, recipe_of, section, share_samples
+from examples.experiments.seeds import interval
 
 COUNT = 8  # replies a prompt of the candidates
 HELDOUT = 500  # pairs that DPO is measured on
@@ -65,6 +65,7 @@ COLUMNS = {
     "gold_sampled": "gold, T = 1",
     "correct": "correct, greedy",
     "correct_sampled": "correct, T = 1",
+    "sums_sampled": "sums right, T = 1",
     "kl": "KL, nats a reply",
     "tokens_sampled": "tokens a reply",
     "distinct_sampled": "distinct, T = 1",
@@ -214,17 +215,23 @@ def _figures(recipe: Recipe, name: str, model: Path, folder: Path) -> dict[str, 
     contest = policy_evaluation.Contest("sft", name, judge)
     won = policy_evaluation.winners(prompts, before, after, judge)
     found = policy_evaluation.comparison(prompts, before, after, won, contest, "gold")
-    found |= {"before": policy_evaluation.figures(before, "gold"), "seed": recipe.seed}
-    for way, suffix in (("greedy", ""), ("sampled", "_sampled")):
-        found[f"reward{suffix}"] = mean(policy_evaluation.scores(after[way], "reward"))
-        found[f"tokens{suffix}"] = fmean(reply.tokens for row in after[way] for reply in row)
-        found["before"][f"tokens{suffix}"] = fmean(reply.tokens for row in before[way] for reply in row)
-        found["before"][f"distinct{suffix}"] = policy_evaluation.distinct(before[way])
-        found[f"gold_by_prompt{suffix}"] = [fmean(row) for row in policy_evaluation.scores(after[way], "gold")]
-    at_once = recipe.ppo.rollout.batch_size
-    found["kl"] = reply_kl(recipe, start, model, prompts, after["sampled"], at_once)
+    found |= _of_replies(after, prompts) | {"before": _of_replies(before, prompts) | {"kl": 0.0}, "seed": recipe.seed}
+    found["kl"] = reply_kl(recipe, start, model, prompts, after["sampled"], recipe.ppo.rollout.batch_size)
     trained = read_summary(folder) or {}
     return found | {key: trained[key] for key in ("accuracy", "rows", "steps") if key in trained}
+
+
+def _of_replies(judged: policy_evaluation.Judgements, prompts: list[Prompt]) -> dict[str, Any]:
+    found = policy_evaluation.figures(judged, "gold")
+    for way, suffix in (("greedy", ""), ("sampled", "_sampled")):
+        replies = judged[way]
+        sums = [row for row, prompt in zip(replies, prompts, strict=True) if prompt.category == "maths"]
+        found[f"sums{suffix}"] = mean(policy_evaluation.scores(sums, "correct"))
+        found[f"reward{suffix}"] = mean(policy_evaluation.scores(replies, "reward"))
+        found[f"tokens{suffix}"] = fmean(reply.tokens for row in replies for reply in row)
+        found[f"distinct{suffix}"] = policy_evaluation.distinct(replies)
+        found[f"gold_by_prompt{suffix}"] = [fmean(row) for row in policy_evaluation.scores(replies, "gold")]
+    return found
 
 
 def _replies(file: Path, make: Callable[[], policy_evaluation.Judgements]) -> policy_evaluation.Judgements:
@@ -248,7 +255,7 @@ def sweep(run: Path, out: Path) -> str:
 
 def tables(found: dict[str, list[dict[str, Any]]]) -> str:
     """Means over the seeds with the least and the most; gains and wins of each seed; costs; differences to DPO."""
-    start = [one["before"] | {"kl": 0.0} for one in next(iter(found.values()))]
+    start = [one["before"] for one in start_of(found)]
     labelled = {"SFT, where all start": start} | {ARMS[name]: outcomes for name, outcomes in found.items()}
     rows = [
         [label, *(spread([one[key] for one in outcomes], 2) for key in COLUMNS)] for label, outcomes in labelled.items()
@@ -271,11 +278,9 @@ def start_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def _won(one: dict[str, Any]) -> str:
-    gain, wins = one["gold_gain_sampled"], one["win_rates"]["sampled"]
-    went = f"{one['before']['gold_sampled']:.2f} → {one['gold_sampled']:.2f}"
-    gained = f"{gain['difference']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
-    shares = (100 * wins[key] for key in ("win_share", "low", "high"))
-    return f"{went}, {gained}; {{:.0f}} % [{{:.0f}}, {{:.0f}}]".format(*shares)
+    went = f"{one['before']['gold_sampled']:.2f} → {one['gold_sampled']:.2f}, {interval(one['gold_gain_sampled'])}"
+    shares = (100 * one["win_rates"]["sampled"][key] for key in ("win_share", "low", "high"))
+    return f"{went}; {{:.0f}} % [{{:.0f}}, {{:.0f}}]".format(*shares)
 
 
 def _costs(outcomes: list[dict[str, Any]]) -> list[str]:
@@ -288,8 +293,7 @@ def _costs(outcomes: list[dict[str, Any]]) -> list[str]:
 def _apart(dpo: list[dict[str, Any]], other: list[dict[str, Any]], way: str) -> str:
     """Paired over the prompts of all seeds."""
     sides = [[[value] for one in outcomes for value in one[f"gold_by_prompt{way}"]] for outcomes in (other, dpo)]
-    found = paired_difference(*sides)
-    return f"{found['difference']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+    return interval(paired_difference(*sides))
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -315,7 +319,6 @@ def main(argv: list[str] | None = None) -> int:
         else:
             found = {name: [outcome_of(run, name, args.out) for run in args.runs] for name in args.only}
             print(tables(found))
-            print("\n" + json.dumps({"seeds": [one["seed"] for one in start_of(found)]}))
     return ending.code
 
 

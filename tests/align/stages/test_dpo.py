@@ -113,12 +113,14 @@ def test_it_is_compared_with_what_it_started_from(report, place, tmp_path):
     said = re.sub("<[^>]*>", "", (tmp_path / "report/index.html").read_text())
     assert f"DPO against {place.name}, greedy" in said and f"Judged by {found['judged_by']}" in said
     assert "was trained on; reward/PART" not in said
+    assert f"are judged by {found['judged_by']}" in (tmp_path / "dpo/model/README.md").read_text()
     silent = told.model_copy(update={"dpo": told.dpo.model_copy(update={"eval_num_replies": 0})})
     assert evaluate_dpo(silent, "dpo", found) == {}
 
 
 def test_grades_and_rounds_choose_what_is_trained_on(place, tmp_path):
-    summary = run_dpo(recipe(place, tmp_path, data="graded.jsonl", min_grade=3, newest_round=True, max_steps=1))
+    told = recipe(place, tmp_path, data="graded.jsonl", min_grade=3, newest_round=True, max_steps=1)
+    summary = run_dpo(told.model_copy(update={"dpo": None}), section=told.dpo)
     assert summary["dropped_rows"]["grade below 3"] > 0 < summary["dropped_rows"]["not of round 2, the newest"]
     assert summary["rows"] + sum(summary["dropped_rows"].values()) + summary["heldout_rows"] == 40
     assert set(summary["by_grade"]) == {"1", "2", "3", "4"}  # held-out pairs are measured as they are
