@@ -28,9 +28,10 @@ class DPOSection(SupervisedSection):
     min_grade: float | None = None
     """Train on pairs of that grade or more, and on those without any (3: better and significantly better, which is all
     that Llama 3 kept)."""
-    newest_round: bool = False
+    newest_round: bool | None = None
     """Train on the comparisons of the newest round alone (Llama 3): those of earlier rounds compare replies that the
-    policy no longer gives. A row tells its `round`, as those of `align merge-judgments` do."""
+    policy no longer gives. A row tells its `round`, as those of `align merge-judgments` do. By default where the recipe
+    has `rounds`."""
     keep_best: bool = False
     """Leave the model of the lowest held-out loss, not the last one."""
     eval_num_replies: Count = 64
