@@ -2,7 +2,8 @@
 
 align run RECIPE [key=value …]                  run the chain: finished stages are skipped, interrupted ones continued,
                                                 changed ones started anew, longer ones gone on with
-    --fresh [STAGE …] | --from STAGE            start everything, these stages, or this and all later ones anew
+    --fresh [STAGE …] | --from STAGE            start everything, these stages, or this and all later ones anew; of a
+                                                recipe with rounds also round-2, and round-2/ppo
     --accept KEY                                go on although this key changed
 align check RECIPE [key=value …]                every error at once, else the plan and its work; imports no torch
 align chat RUN|MODEL [--against sft]            talk to a model, or two side by side; answer a file of prompts

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from align.recipe.fields import Source
 from align.recipe.section import Count, Positive, Rate
 from align.recipe.supervised_sections import SupervisedSection, keep_best_rules
 
@@ -17,6 +18,8 @@ class DPOSection(SupervisedSection):
     most_epochs: ClassVar[float] = 3
     why_most: ClassVar[str] = "it learns its pairs by heart in the second; Zephyr's three are the most known to help"
 
+    data: tuple[Source, ...] = ()
+    """Comparisons; there may be none where the recipe has `rounds`, which bring theirs."""
     beta: Rate = 0.1
     """What a nat of distance from the starting model weighs: the smaller, the further the policy goes."""
     nll_coef: float = Field(0.0, ge=0)

@@ -59,6 +59,9 @@ class _Recipe(Section):
 
     def rules(self) -> list[tuple[str, str]]:
         broken = [] if self.rounds is None else self._rounds_rules()
+        for stage in self.stages:  # those of comparisons may have none, where rounds bring them
+            if not getattr(self, stage).data and not (self.rounds is not None and STAGES[stage].in_rounds):
+                broken.append((f"{stage}.data", "is required: name comparisons"))
         for stage in REWARD_STAGES:
             section = getattr(self, stage)
             if section is not None and section.center_scores and not section.reference_data and self.sft is None:

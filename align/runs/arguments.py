@@ -15,7 +15,7 @@ def add_redoing(parser: argparse.ArgumentParser, *, chain: bool) -> None:
         chain: whether several stages run, some of which may be named.
     """
     if chain:
-        words = "start everything anew, or the stages named, with what builds on them"
+        words = "start everything anew, or the stages named (or round-2, round-2/ppo), with what builds on them"
         parser.add_argument(FRESH, type=_stages, metavar="[STAGE ...]", default=False, help=words)
         words = "start this stage and all later ones anew"
         parser.add_argument(START, dest="start", metavar="STAGE", help=words)

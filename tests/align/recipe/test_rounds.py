@@ -2,7 +2,7 @@
 
 import pytest
 
-from align.recipe import dump_recipe, load_recipe
+from align.recipe import RecipeError, dump_recipe, load_recipe
 from align.recipe.check import describe_plan
 from align.recipe.rounds import ROUND, round_recipe, start_recipe
 
@@ -50,6 +50,14 @@ def test_what_a_recipe_names_stays():
     assert third.dpo.newest_round is True and third.stages == ("dpo",)
     every = round_recipe(load_recipe("llama3_sft_dpo", [*words, "dpo.newest_round=false"]), 3)
     assert every.dpo.newest_round is False and every.dpo.data == third.dpo.data
+
+
+def test_comparisons_may_all_come_from_the_rounds():
+    second = round_recipe(load_recipe("quickstart", [ROUNDS, COLLECT, "rm.data=[]"]), 2)
+    assert [source.path.split("/")[2] for source in second.rm.data] == ["round-1", "round-2"]
+    for words in (["rm.data=[]"], [ROUNDS, COLLECT, "pmp.data=[]"]):
+        with pytest.raises(RecipeError, match=r"(rm|pmp)\.data: is required: name comparisons"):
+            load_recipe("quickstart", words)
 
 
 def test_names_of_rounds():
