@@ -54,12 +54,16 @@ def collect_command(args: argparse.Namespace) -> None:
     """
     from align.recipe import RecipeError, load_recipe
     from align.recipe.check import collect_problems
+    from align.recipe.collect_section import BEFORE, NEWEST
 
     recipe = load_recipe(args.recipe, args.overrides)
     if recipe.collect is None:
         raise RecipeError(["has no section 'collect', which names prompts and who replies"], args.recipe)
     if problems := collect_problems(recipe):
         raise RecipeError(problems, args.recipe)
+    if of_rounds := [one.model for one in recipe.collect.sources if one.model in (NEWEST, BEFORE)]:
+        told = f"collect.sources: '{of_rounds[0]}' is a policy of a round, and `align run` collects for its rounds"
+        raise RecipeError([f"{told}; name a stage, a run or a model to collect by itself"], args.recipe)
     from align.feedback.collect import ITEMS, collect
 
     out = typed_path(args.out or Path(recipe.output_dir) / "collect")

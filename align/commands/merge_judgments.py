@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -24,7 +23,6 @@ from typing import Any
 from align.runtime.errors import MissingFileError, StorageError
 from align.runtime.paths import typed_path
 from align.runtime.terminal import say
-from data_formats.errors import EmptyDatasetError
 
 STRENGTHS = ("significantly", "better", "slightly", "negligibly")  # as of align.feedback.judgments, the widest first
 WORK = ("annotator", "judgments", "median seconds", "no best", "all bad", "unsafe", "edited")
@@ -65,12 +63,10 @@ def merge_judgments_command(args: argparse.Namespace) -> None:
         EmptyDatasetError: nobody judged anything, or no comparison is left; nothing is written.
         StorageError: FILE is one of those that are read, or cannot be written.
     """
-    from align.feedback.annotators import about_annotators
     from align.feedback.item_files import read_items
-    from align.feedback.judgments import GRADES, JudgmentBook, load_rows
-    from align.feedback.merge import MergeOptions, merge
-    from align.feedback.votes import matched
-    from data_formats import write_jsonl
+    from align.feedback.judgments import load_rows
+    from align.feedback.merge import MergeOptions
+    from align.feedback.pairs import write_pairs
 
     out, files = typed_path(args.out), [typed_path(file) for file in (args.items, *args.judgments)]
     for file in files:
@@ -82,27 +78,8 @@ def merge_judgments_command(args: argparse.Namespace) -> None:
     rows = list(chain.from_iterable(map(load_rows, files[1:])))
     if len(files) > 2:
         rows.sort(key=lambda row: row.time)  # of the judgments of an annotator on an item the latest counts
-    judged, others = matched(items, JudgmentBook(rows).counting())
-    if not judged:
-        raise EmptyDatasetError("nobody has judged anything yet", path=files[1])
-    merged = merge(judged, MergeOptions(args.votes, args.pairs, args.min_strength, args.all_bad))
-    if not merged.comparisons:
-        reasons = ", ".join(f"{number} {reason}" for reason, number in merged.left_out.most_common())
-        raise EmptyDatasetError(f"no comparison is left of {len(judged)} judgments ({reasons})", path=files[1])
-    write_jsonl(out, merged.comparisons)
-    strengths = Counter(one.grade for one in merged.comparisons)
-    figures = {
-        "items": len(items),
-        "judged_items": len({item.id for item, _ in judged}),
-        "judgments": len(judged),
-        "of_other_items": others,
-        "comparisons": len(merged.comparisons),
-        "by_strength": {name: strengths[GRADES[name]] for name in STRENGTHS} | {"unsaid": strengths[None]},
-        "edited": sum("edited" in one.tags for one in merged.comparisons),
-        "left_out": dict(merged.left_out.most_common()),
-        **about_annotators(judged),
-        "out": str(out),
-    }
+    options = MergeOptions(args.votes, args.pairs, args.min_strength, args.all_bad)
+    figures = write_pairs(items, rows, out, options, source=files[1]) | {"out": str(out)}
     say(json.dumps(figures, ensure_ascii=False, indent=2) if args.json else "\n".join(_lines(figures)))
 
 
