@@ -28,6 +28,10 @@ STRENGTHS = ("significantly", "better", "slightly", "negligibly")  # as of align
 WORK = ("annotator", "judgments", "median seconds", "no best", "all bad", "unsafe", "edited")
 LEANS = ("annotator", "best shown first", "by chance", "chose the longer", "length weight", "wrong", "on shared pairs")
 
+LEGEND = """\
+by chance: if the order in which replies are shown did not matter; length weight: what a much longer reply gains, in
+log-odds; wrong: how often the choice is the worse reply, estimated from what everybody chose (95 % intervals)"""
+
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser's `commands`."""
@@ -84,18 +88,19 @@ def _lines(figures: dict[str, Any]) -> Iterator[str]:
     from align.evaluation.win_table import agreement_table
     from align.runtime.table import table
 
+    many = "s" * (len(figures["annotators"]) != 1)
     yield (
-        f"{figures['judgments']} judgments by {len(figures['annotators'])} annotators on {figures['judged_items']} of "
-        f"{figures['items']} items"
+        f"{figures['judgments']} judgments by {len(figures['annotators'])} annotator{many} on "
+        f"{figures['judged_items']} of {figures['items']} items"
     )
     if figures["of_other_items"]:
         yield f"{figures['of_other_items']} more judgments are on items that are not in the file"
     kinds = [f"{number} {name}" for name, number in figures["by_strength"].items() if number and name != "unsaid"]
     kinds += [f"{figures['by_strength']['unsaid']} without a strength"] * bool(figures["by_strength"]["unsaid"])
     kinds += [f"{figures['edited']} of them edited"] * bool(figures["edited"])
-    yield f"{figures['out']}: {figures['comparisons']} comparisons ({', '.join(kinds)})"
+    yield f"{figures['out']}: {figures['comparisons']} comparisons for pmp, rm or dpo ({', '.join(kinds)})"
     if figures["left_out"]:
-        yield "pairs of replies that are none, by reason:"
+        yield "pairs of replies that gave no comparison:"
         yield table(("reason", "pairs"), figures["left_out"].items())
     yield ""
     if len(figures["annotators"]) > 1:
@@ -105,6 +110,7 @@ def _lines(figures: dict[str, Any]) -> Iterator[str]:
     yield table(WORK, [(name, *(round(one[count]) for count in counts)) for name, one in everybody])
     yield ""
     yield table(LEANS, [(name, *_leans(one)) for name, one in everybody])
+    yield LEGEND
 
 
 def _leans(one: dict[str, Any]) -> Iterator[object]:

@@ -38,7 +38,8 @@ class DPOSection(SupervisedSection):
     keep_best: bool = False
     """Leave the model of the lowest held-out loss, not the last one."""
     eval_num_replies: Count = 64
-    """Replies sampled at each evaluation, to prompts of held-out pairs."""
+    """Prompts of held-out pairs that a reply is sampled to at each evaluation, and on which the policy before and after
+    is compared at the end."""
     max_completion_length: Positive = 128
     """Tokens of a sampled reply."""
 

@@ -132,6 +132,7 @@ _RECORDS = (
         records="Comparison",
         run="align.stages.run_dpo:run_dpo",
         parents=("rejection", "sft"),
+        evaluate=("align.stages.dpo_evaluation:evaluate_dpo",),
         headline="align.report.headline:implicit_rewards",
         figures="reward",
         needs=("trl",),

@@ -1,7 +1,8 @@
 """Who decides between two policies on the held-out prompts, and in which words that is said.
 
 The recipe's `judge`; else the gold score of the embedded world, which nothing before the stage's end has seen; else
-ppo's `gold_reward`; without any of these only the reward that the stage itself used is at hand, and the words say so.
+ppo's `gold_reward`; without any of these only the reward that the stage itself used is at hand, or, after dpo, one that
+learnt from comparisons too, and the words say so.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from align.recipe import Recipe
 from align.recipe.judge_section import ComparisonJudgeSection, LLMJudgeSection, RankingsJudgeSection
 from align.recipe.lineage import Origin, origins_of
+from align.recipe.registry import REWARD_STAGES
 from align.recipe.reward_section import EndpointPart, FunctionPart, GatePart, ModelPart, RewardPart
 from align.runtime.secrets import shown_url
 from align.stages import common
@@ -60,6 +62,8 @@ def judge_of(recipe: Recipe, stage: str, reward: Reward) -> RewardJudge:
         words = "the gold score of the embedded world, which training has not seen"
     elif reward.name == "gold_reward":
         words = _gold_reward(recipe)
+    elif reward.name in REWARD_STAGES:  # where dpo has been, which used none
+        words = f"{_model(Origin('stage', reward.name))}, which learnt from comparisons as {stage} did"
     else:
         words = f"{in_words(recipe, stage, 'reward')}, {USED[stage]}"
     return RewardJudge(reward, described=words)

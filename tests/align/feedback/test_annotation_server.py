@@ -5,8 +5,6 @@ import json
 import os
 import random
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -19,8 +17,7 @@ from align.feedback.annotation_server import HEADERS, AnnotationServer
 from align.feedback.judgments import load_rows
 from align.runtime.files import write_json_lines
 from align.serving import bodies
-from tests.align.feedback.annotation_case import TOKEN, items, said
-from tests.commands import INSTALLED, ROOT
+from tests.align.feedback.annotation_case import TOKEN, Program, items, said
 
 ITEMS = items(4)
 HOME = "http://127.0.0.1:8400"
@@ -117,36 +114,6 @@ def test_nothing_of_a_reply_but_its_text_is_told_and_an_undo_brings_back_what_wa
     undo = {"id": said(ITEMS[0])["id"], "undoes": row["id"], "annotator": "anna"}
     back = asked.post("/judgments", json=undo).json()
     assert back["item"]["id"] == row["item"] and back["former"]["comment"] == "c" and back["done"] == 0
-
-
-class Program:
-    """`align annotate` in a process of its own, started again where it was killed."""
-
-    def __init__(self, *words):
-        self.words, self.lock = [sys.executable, "-m", "align.cli", "annotate", *map(str, words)], threading.Lock()
-        self.start()
-
-    def start(self):
-        self.process = subprocess.Popen(self.words, cwd=ROOT, env=INSTALLED, stdout=subprocess.PIPE, text=True)
-        for line in self.process.stdout:
-            if found := re.search(r"http://127\.0\.0\.1:(\d+)/\?token=(\S+)", line):
-                self.port, self.token = int(found[1]), found[2]
-                return
-        raise AssertionError("it did not start")
-
-    def kill(self):
-        with self.lock:
-            self.process.kill()
-            self.process.wait()
-            self.start()
-
-    def connect(self):
-        with self.lock:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-            connection.request("GET", f"/?token={self.token}")
-            answer = connection.getresponse()
-            answer.read()
-            return connection, answer.headers["set-cookie"].partition(";")[0]
 
 
 @pytest.mark.slow
