@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from align.recipe.fields import Source
 from align.recipe.judge_section import ComparisonJudgeSection, LLMJudgeSection
 from align.recipe.reward_section import GatePart, Plain, RewardPart, apart_rules, plain_part
-from align.recipe.section import Positive, Section
+from align.recipe.section import Listed, Positive, Section
 
 
 class PeopleSection(Section):
@@ -39,16 +39,22 @@ class RoundsSection(Section):
     Each round has a folder, `<output_dir>/round-N`, and collects replies as `collect` says, `newest` and `before` being
     the policies of the last two rounds. `judge` compares them. The reward model is trained anew, on its `data` and the
     comparisons of all rounds; the policy starts from that of the round before, which is also what it is held against.
+    A plain number stands for `num_rounds`.
     """
 
     num_rounds: Positive
     """How often; a finished run goes on where it is raised."""
-    judge: Annotated[RoundsJudge, BeforeValidator(_section_of)]
-    """Who compares the collected replies: `people`, or a judge as of ppo (a part of a reward, a function that sees both
-    replies, a language model). One that is no people also compares each round's policy with the one before and with
-    the first."""
-    eval_data: tuple[Source, ...] = ()
+    judge: Annotated[RoundsJudge, BeforeValidator(_section_of)] = PeopleSection(kind="people")
+    """Who compares the collected replies: `people`, the default, or a judge as of ppo (a part of a reward, a function
+    that sees both replies, a language model). One that is no people also compares each round's policy with the one
+    before and with the first."""
+    eval_data: Annotated[tuple[Source, ...], Listed] = ()
     """Held-out prompts, which the policy of every round answers; without them rounds are not compared."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_number(cls, value: Any) -> Any:
+        return {"num_rounds": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
     @property
     def by_people(self) -> bool:

@@ -60,6 +60,14 @@ def test_comparisons_may_all_come_from_the_rounds():
             load_recipe("quickstart", words)
 
 
+def test_a_plain_number_of_rounds():
+    recipe = load_recipe("quickstart", ["rounds=3", COLLECT])
+    assert (recipe.rounds.num_rounds, recipe.rounds.by_people) == (3, True)
+    for wrong in ("true", "-1", "some"):
+        with pytest.raises(RecipeError, match="rounds"):
+            load_recipe("quickstart", [f"rounds={wrong}", COLLECT])
+
+
 def test_names_of_rounds():
     assert ROUND.fullmatch("round-2/ppo").groups() == ("2", "ppo") and ROUND.fullmatch("round-2")[2] is None
     assert not ROUND.fullmatch("round-x")
