@@ -12,7 +12,7 @@ from typing import Any
 
 from align.recipe import Recipe
 from align.recipe.judge_section import ComparisonJudgeSection, LLMJudgeSection, RankingsJudgeSection
-from align.recipe.lineage import Origin, judge_origins, reward_origins
+from align.recipe.lineage import Origin, origins_of
 from align.recipe.registry import REWARD_STAGES
 from align.recipe.reward_section import EndpointPart, FunctionPart, GatePart, ModelPart, RewardPart
 from align.runtime.secrets import shown_url
@@ -30,7 +30,7 @@ USED = {"ppo": "which ppo was trained on itself", "rejection": "by which rejecti
 
 
 def recipe_judge(recipe: Recipe, tokenizer: Any, *, stage: str, out_dir: Path, device: Any = None) -> Judge | None:
-    """The `judge` of the section of `stage`, ppo or rejection; None where it names none.
+    """The `judge` of the section of `stage`, ppo or rejection, or of `rounds`; None where it names none.
 
     Args:
         tokenizer: the policy's, for lengths in tokens.
@@ -83,7 +83,7 @@ def _gold_reward(recipe: Recipe) -> str:
 
 def in_words(recipe: Recipe, stage: str, key: str) -> str:
     """What the section's `reward`, `gold_reward` or `judge` is: "the reward model of the stage rm"."""
-    origins = reward_origins(recipe, stage) | judge_origins(recipe, stage)
+    origins = origins_of(recipe, stage, key)
     parts = parts_of(recipe, stage, key)
     if not parts:
         return _model(origins["reward"])

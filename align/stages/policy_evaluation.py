@@ -25,10 +25,12 @@ from align.recipe import Recipe
 from align.recipe.lineage import init_origin, model_dir, stage_dir
 from align.recipe.registry import SAMPLING_STAGES
 from align.recipe.rollout_section import RolloutSection
+from align.recipe.sources import world_seed
 from align.runs.seeding import derive
 from align.stages import common
 from align.stages.common import Summary
 from align.stages.judges import judge_of, model_name, recipe_judge
+from align.stages.own_replies import reward_on_own
 from align.stages.rewards import build_reward
 from align.tinyworld.gold import Correctness, GoldScore, WellFormed
 from align.tinyworld.world import World
@@ -101,7 +103,10 @@ def compare_policies(
     won = winners(prompts, before, after, contest.judge, "retry" if on_error == "retry" else "stop")
     told = None if isinstance(contest.judge, RewardJudge) else won
     write_judgements(out_dir / "eval.jsonl", prompts, {"sft": before, stage: after}, told)
-    return comparison(prompts, before, after, won, contest, rewards[0].name)
+    found = comparison(prompts, before, after, won, contest, rewards[0].name)
+    sampled = (before["sampled"], after["sampled"]) if "sampled" in after else None
+    own = reward_on_own(recipe, stage, prompts, sampled, contest.judge, "retry" if on_error == "retry" else "stop")
+    return found | own | {"headline": [*found["headline"], *own.get("headline", [])]}
 
 
 def winners(
@@ -274,7 +279,7 @@ def gold_rewards(recipe: Recipe) -> list[Reward]:
     """The gold score, correctness and well-formedness of the embedded world; nothing for other recipes."""
     if recipe.tinyworld is None:
         return []
-    world = World(recipe.seed)
+    world = World(world_seed(recipe))
     return [GoldScore(world), Correctness(world), WellFormed(world)]
 
 
