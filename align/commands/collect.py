@@ -78,7 +78,7 @@ def collect_command(args: argparse.Namespace) -> None:
         say(line)
     for line in _expected(chosen) if chosen else ():
         say(line)
-    say(f"have them judged: align annotate {chosen['file'] if chosen else out / ITEMS}, or align judge")
+    say(f"have them judged: align annotate {chosen['file'] if chosen else out / ITEMS} (or align judge)")
 
 
 def _require_budget(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ crowd's comparisons before them (PMP): the arms "without PMP" have the one that 
 
 All are judged on the held-out prompts by the gold score, which training has not seen. An arm is made in a process of
 its own, so that its seconds and its memory are its own. What is finished in FOLDER is not made again. `--sweep` tries
-learning rates and betas of DPO on one run.
+learning rates of DPO on one run.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ COUNT = 8  # replies a prompt of the candidates
 HELDOUT = 500  # pairs that DPO is measured on
 ARMS = {
     "dpo": "DPO",
+    "dpo_nll": "DPO, with 0.2 of the chosen replies' likelihood",
     "rejection_without_pmp": "rejection sampling, without PMP",
     "ppo_without_pmp": "PPO, without PMP",
     "rejection": "rejection sampling",
@@ -66,11 +67,12 @@ COLUMNS = {
     "correct": "correct, greedy",
     "correct_sampled": "correct, T = 1",
     "sums_sampled": "sums right, T = 1",
+    "well_formed_sampled": "well-formed, T = 1",
     "kl": "KL, nats a reply",
     "tokens_sampled": "tokens a reply",
     "distinct_sampled": "distinct, T = 1",
 }
-SWEPT = {key: COLUMNS[key] for key in ("gold", "gold_sampled", "kl")} | {"accuracy": "accuracy on held-out pairs"}
+SWEPT = ("gold", "gold_sampled", "correct", "correct_sampled", "well_formed_sampled", "kl")
 COST = {"cpu_seconds": "CPU seconds", "peak_memory_gib": "memory, GiB"}
 
 
@@ -80,14 +82,16 @@ class Tuning:
 
     learning_rate: float = 3e-4
     beta: float = 0.1
+    nll_coef: float = 0.0
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"dpo_{self.learning_rate:g}_{self.beta:g}"
+        nll = f"_{self.nll_coef:g}" if self.nll_coef else ""
+        return f"dpo_{self.learning_rate:g}_{self.beta:g}{nll}"
 
 
-SWEEP = [Tuning(1e-4), Tuning(3e-4), Tuning(1e-3), Tuning(1e-3, beta=0.3)]
+SWEEP = [Tuning(1e-4), Tuning(3e-4), Tuning(1e-3)]
 
 
 def dpo_section(recipe: Recipe, tuning: Tuning, data: tuple[Source, ...] = ()) -> DPOSection:
@@ -152,6 +156,7 @@ def make_dpo(recipe: Recipe, folder: Path, tuning: Tuning) -> None:
 
 MAKERS: dict[str, tuple[Callable[..., None], Any]] = {
     "dpo": (make_dpo, Tuning()),
+    "dpo_nll": (make_dpo, Tuning(nll_coef=0.2)),
     "rejection": (make_rejection, "rm"),
     "dpo_sampled": (make_sampled_dpo, "rm"),
     "rejection_without_pmp": (make_rejection, WITHOUT_PMP),
@@ -166,10 +171,11 @@ def _candidates(folder: Path, reward: str) -> Path:
 def outcome_of(run: Path, name: str, out: Path) -> dict[str, Any]:
     """The figures of one arm on one run; made where they are not there yet."""
     recipe = recipe_of(run)
-    folder = out / f"seed{recipe.seed}" / (Tuning().name if name == "dpo" else name)
+    folder = out / f"seed{recipe.seed}" / name
     if name not in MAKERS:
         return _judged(recipe, name, stage_dir(recipe, name) / "model", folder, {})
     make, with_ = MAKERS[name]
+    folder = folder.with_name(with_.name) if isinstance(with_, Tuning) else folder  # which a sweep may have made
     cost = {}
     if make in (make_rejection, make_sampled_dpo):
         cost["sampling"] = _made(make_candidates, recipe, _candidates(folder, with_), with_)
@@ -248,9 +254,8 @@ def sweep(run: Path, out: Path) -> str:
     for one in SWEEP:
         folder = out / f"seed{recipe.seed}" / one.name
         found = _judged(recipe, "dpo", folder / "model", folder, _made(make_dpo, recipe, folder, one))
-        cells = [f"{found[key]:.2f}" for key in SWEPT]
-        rows.append([f"{one.learning_rate:g}", f"{one.beta:g}", *cells])
-    return _table(["learning rate", "beta", *SWEPT.values()], rows)
+        rows.append([f"{one.learning_rate:g}", *(f"{found[key]:.2f}" for key in SWEPT)])
+    return _table(["learning rate", *(COLUMNS[key] for key in SWEPT)], rows)
 
 
 def tables(found: dict[str, list[dict[str, Any]]]) -> str:
@@ -307,7 +312,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path)
     parser.add_argument("--out", metavar="FOLDER", type=Path, default=Path("runs/preference_methods"))
     parser.add_argument("--only", metavar="NAME", nargs="+", choices=tuple(ARMS), default=tuple(ARMS))
-    parser.add_argument("--sweep", action="store_true", help="DPO's learning rates and betas, on the first RUN")
+    parser.add_argument("--sweep", action="store_true", help="DPO's learning rates, on the first RUN")
     args = parser.parse_args(argv)
     prepare()
 

@@ -16,7 +16,7 @@ from align.feedback.annotation_server import AnnotationServer
 from align.feedback.items import FeedbackReply, new_item
 from align.runtime.address import listen
 from data_formats.records import Message, Prompt
-from tests.commands import INSTALLED, ROOT, heed_ctrl_c
+from tests.commands import INSTALLED, ROOT
 
 TOKEN = "a-token-of-the-test"
 
@@ -103,8 +103,7 @@ class Program:
         self.start()
 
     def start(self):
-        options = {"stdout": subprocess.PIPE, "text": True, "preexec_fn": heed_ctrl_c}
-        self.process = subprocess.Popen(self.words, cwd=ROOT, env=INSTALLED, **options)
+        self.process = subprocess.Popen(self.words, cwd=ROOT, env=INSTALLED, stdout=subprocess.PIPE, text=True)
         for line in self.process.stdout:
             if found := re.search(r"http://127\.0\.0\.1:(\d+)/\?token=(\S+)", line):
                 self.url, self.port, self.token = found[0], int(found[1]), found[2]
@@ -117,12 +116,11 @@ class Program:
             self.process.wait()
             self.start()
 
-    def ended(self):
-        """By Ctrl-C: what it said after its address."""
+    def end(self):
+        """By Ctrl-C."""
         self.process.send_signal(signal.SIGINT)
-        out, _ = self.process.communicate(timeout=30)
+        self.process.communicate(timeout=30)
         assert self.process.returncode == 0
-        return out
 
     def connect(self):
         with self.lock:

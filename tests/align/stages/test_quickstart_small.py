@@ -312,7 +312,7 @@ def test_the_study_of_preference_methods_goes_on_where_it_was(finished, tmp_path
     arms = list(preference_methods.ARMS)
 
     def folder_of(name):
-        return preference_methods.Tuning().name if name == "dpo" else name
+        return getattr(preference_methods.MAKERS.get(name, (None, None))[1], "name", name)
 
     assert sorted(path for path in folder.rglob("*") if path.is_file()) == before
     made = {name: json.loads((tmp_path / "seed5" / folder_of(name) / "outcome.json").read_text()) for name in arms}
