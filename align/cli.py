@@ -2,7 +2,8 @@
 
 align run RECIPE [key=value …]                  run the chain: finished stages are skipped, interrupted ones continued,
                                                 changed ones started anew, longer ones gone on with
-    --fresh [STAGE …] | --from STAGE            start everything, these stages, or this and all later ones anew
+    --fresh [STAGE …] | --from STAGE            start everything, these stages, or this and all later ones anew; of a
+                                                recipe with rounds also round-2, and round-2/ppo
     --accept KEY                                go on although this key changed
 align check RECIPE [key=value …]                every error at once, else the plan and its work; imports no torch
 align chat RUN|MODEL [--against sft]            talk to a model, or two side by side; answer a file of prompts
@@ -143,9 +144,15 @@ def run_command(args: argparse.Namespace) -> None:
     recipe = check_recipe(args.recipe, args.overrides)
     if args.command == "quickstart":
         _keep_other_seed(Path(recipe.output_dir), recipe.seed)
+    how = {"fresh": args.fresh, "start": args.start, "accept": args.accept, "yes": args.yes}
+    if recipe.rounds is not None:
+        from align.feedback.rounds import run_rounds
+
+        run_rounds(recipe, **how)
+        return
     from align.stages.chain import run_chain
 
-    run_chain(recipe, fresh=args.fresh, start=args.start, accept=args.accept, yes=args.yes)
+    run_chain(recipe, **how)
 
 
 def _keep_other_seed(output_dir: Path, seed: int) -> None:
@@ -242,9 +249,10 @@ def run_entry(entry: str, argv: Sequence[str] | None = None) -> int:
     prepare(args.debug)
     with guarded(proceed=started_as(program, argv)) as ending:
         from align.recipe import load_recipe
-        from align.recipe.check import require_ready
+        from align.recipe.check import require_once, require_ready
 
         recipe = load_recipe(args.recipe, args.overrides)
+        require_once(recipe, args.stage)
         require_ready(recipe, args.stage, shlex.join([args.recipe, *args.overrides]))
         from align.stages.chain import run_stage
 

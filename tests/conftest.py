@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -12,6 +13,7 @@ import pytest
 
 from align.report.build import build_report
 
+FSYNC = os.fsync
 imported = 0
 
 
@@ -57,6 +59,22 @@ def no_report() -> Iterator[None]:
 def report(no_report: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("align.report.build.build_report", build_report)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_sync() -> Iterator[None]:
+    """Nobody waits for the disk (several milliseconds a file), unless a test asks for it (`synced`): a killed process
+    loses nothing of what it wrote, a machine without power does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def synced(no_sync: None) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", FSYNC)
         yield
 
 

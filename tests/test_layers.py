@@ -52,7 +52,7 @@ ARROWS: dict[str, frozenset[str]] = {
     ),
     "align.feedback": frozenset(
         {"align.models", "align.data", "align.evaluation", "align.serving", "align.chat", "align.recipe", "align.runs"}
-        | {"reward", "rollouts", "data_formats"}
+        | {"align.stages", "align.report", "reward", "rollouts", "data_formats"}
     ),
     "align.report": frozenset(
         {"data_formats", "align.recipe", "align.runs.reading", "align.runs.run_files", "align.doctor"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,11 @@ from typing import Any
 from align.chat.conversation import ChatError
 from align.chat.speaker import Speaker
 from align.evaluation.replies import judged_replies
+from align.runs.progress import StageProgress
 from align.runs.seeding import derive
 from align.runtime import files
 from align.runtime.json_files import objects, read_text
+from align.runtime.memory import memory_errors
 from align.runtime.pieces import pieces_in
 from data_formats.records import Message, Prompt
 from data_formats.writing import as_row
@@ -80,6 +83,28 @@ def answer_prompts(
             told(max(done, start + len(batch)))
         files.write_json_lines(out, pieces.rows(-(-len(prompts) // AT_ONCE)))
     return done
+
+
+def replies_of_model(
+    path: str, name: str, params: SamplingParams, prompts: Sequence[Prompt], out: Path, *, engine: str = "auto"
+) -> list[list[str]]:
+    """The texts of a model's replies to every prompt, `params.n` each, sampled into `out` where they are not there.
+
+    Raises:
+        AlignError: as of `answer_prompts` and `Speaker`.
+    """
+    rows, _ = objects(read_text(out))
+    if len(rows) < len(prompts) * params.n:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            memory_errors(name, f"--max-tokens ({params.max_new_tokens})", f"--num-samples ({params.n})"),
+            closing(Speaker(path, name, engine=engine, temperature=params.temperature)) as speaker,
+            StageProgress(f"replies of {name}", len(prompts)) as progress,
+        ):
+            answer_prompts([speaker], None, params, prompts, out, progress.update)
+        rows, _ = objects(read_text(out))
+    texts = [row["completion"] for row in rows]
+    return [texts[at : at + params.n] for at in range(0, len(texts), params.n)]
 
 
 def _with_room(speaker: Speaker, params: SamplingParams, prompts: Sequence[Prompt]) -> SamplingParams:

@@ -54,25 +54,31 @@ def collect_command(args: argparse.Namespace) -> None:
     """
     from align.recipe import RecipeError, load_recipe
     from align.recipe.check import collect_problems
+    from align.recipe.collect_section import BEFORE, NEWEST
 
     recipe = load_recipe(args.recipe, args.overrides)
     if recipe.collect is None:
         raise RecipeError(["has no section 'collect', which names prompts and who replies"], args.recipe)
     if problems := collect_problems(recipe):
         raise RecipeError(problems, args.recipe)
+    if of_rounds := [one.model for one in recipe.collect.sources if one.model in (NEWEST, BEFORE)]:
+        told = f"collect.sources: '{of_rounds[0]}' is a policy of a round, and `align run` collects for its rounds"
+        raise RecipeError([f"{told}; name a stage, a run or a model to collect by itself"], args.recipe)
     from align.feedback.collect import ITEMS, collect
 
     out = typed_path(args.out or Path(recipe.output_dir) / "collect")
     _require_budget(args)
+    before = " (collected before)" if (out / ITEMS).exists() else ""
     found = collect(recipe, recipe.collect, out)
     chosen = _choose(args, recipe, out) if args.budget else None
     if args.json:
         say(json.dumps(found | ({"chosen": chosen} if chosen else {}), ensure_ascii=False, indent=2))
         return
-    for line in (*_collected(found), f"{found['items']} items with {found['replies']} replies: {out / ITEMS}"):
+    for line in (*_collected(found), f"{found['items']} items with {found['replies']} replies: {out / ITEMS}{before}"):
         say(line)
     for line in _expected(chosen) if chosen else ():
         say(line)
+    say(f"have them judged: align annotate {chosen['file'] if chosen else out / ITEMS} (or align judge)")
 
 
 def _require_budget(args: argparse.Namespace) -> None:
@@ -104,8 +110,8 @@ def _collected(found: dict[str, Any]) -> Iterator[str]:
     """How the prompts were drawn, and what was left out."""
     drawn = found["prompts"]
     if drawn["tags"]:
-        said = f"{drawn['tags']} of {drawn['tags of all']} tags, {drawn['tags a prompt']:.2f} a prompt"
-        said = f"{said} ({drawn['tags a prompt of all']:.2f} in all)"
+        said = f"{drawn['tags']} of their {drawn['tags of all']} tags occur, {drawn['tags a prompt']:.2f} a prompt"
+        said = f"{said} ({drawn['tags a prompt of all']:.2f} among all)"
     else:
         said = "at random, since no row has tags or a category"
     yield f"{drawn['drawn']} of {drawn['fitting']} prompts drawn: {said}"
@@ -115,6 +121,8 @@ def _collected(found: dict[str, Any]) -> Iterator[str]:
 
 def _expected(chosen: dict[str, Any]) -> Iterator[str]:
     """What was chosen, and what it is expected to bring."""
+    from align.evaluation.table import percent
+
     by = f" by {', '.join(chosen['rewards'])}" if chosen["choose"] == "uncertain" else ""
     yield f"{chosen['pairs']} of {chosen['of']} pairs chosen ({chosen['choose']}{by}): {chosen['file']}"
     if told := chosen["expected"]:
@@ -124,8 +132,8 @@ def _expected(chosen: dict[str, Any]) -> Iterator[str]:
             f"{told['nats_random']:.3g}"
         )
         yield (
-            f"  surprises    {told['surprises']:.1%} ± {told['surprises_error']:.1%} of the judgments go against what "
-            f"the members say now; at random {told['surprises_random']:.1%}"
+            f"  surprises    {percent(told['surprises'])} ± {percent(told['surprises_error'])} of the judgments go "
+            f"against what the members say now; at random {percent(told['surprises_random'])}"
         )
     if curve := chosen["accuracy"]:
         yield (

@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ from align.commands.kinds import kind_of
 from align.data.replies import KINDS, RepliesOfFile, replies_by_prompt
 from align.runtime import files
 from align.runtime.errors import AlignError, MissingFileError
-from align.runtime.json_files import objects, read_text
 from align.runtime.made import MadeWith
 from align.runtime.paths import typed_path
 from align.runtime.terminal import shortened
@@ -121,27 +119,9 @@ def replies_of(
     made.require(file, what | {"prompts": digest(prompts)} | sampling)
     if one.is_file:
         files.write_json_lines(file, _rows_of_file(one, prompts, params.n, max_row_mb))
-    rows, _ = objects(read_text(file))
-    if len(rows) < len(prompts) * params.n:
-        _answer(one, prompts, params, file, engine)
-        rows, _ = objects(read_text(file))
-    texts = [row["completion"] for row in rows]
-    return [texts[at : at + params.n] for at in range(0, len(texts), params.n)]
+    from align.chat.batch import replies_of_model
 
-
-def _answer(one: Contestant, prompts: Sequence[Prompt], params: SamplingParams, file: Path, engine: str) -> None:
-    from align.chat.batch import answer_prompts
-    from align.chat.speaker import Speaker
-    from align.runs.progress import StageProgress
-    from align.runtime.memory import memory_errors
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        memory_errors(one.name, f"--max-tokens ({params.max_new_tokens})", f"--num-samples ({params.n})"),
-        closing(Speaker(one.path, one.name, engine=engine, temperature=params.temperature)) as speaker,
-        StageProgress(f"replies of {one.name}", len(prompts)) as progress,
-    ):
-        answer_prompts([speaker], None, params, prompts, file, progress.update)
+    return replies_of_model(one.path, one.name, params, prompts, file, engine=engine)
 
 
 def _rows_of_file(

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -24,11 +23,14 @@ from typing import Any
 from align.runtime.errors import MissingFileError, StorageError
 from align.runtime.paths import typed_path
 from align.runtime.terminal import say
-from data_formats.errors import EmptyDatasetError
 
 STRENGTHS = ("significantly", "better", "slightly", "negligibly")  # as of align.feedback.judgments, the widest first
 WORK = ("annotator", "judgments", "median seconds", "no best", "all bad", "unsafe", "edited")
 LEANS = ("annotator", "best shown first", "by chance", "chose the longer", "length weight", "wrong", "on shared pairs")
+
+LEGEND = """\
+by chance: if the order in which replies are shown did not matter; length weight: what a much longer reply gains, in
+log-odds; wrong: how often the choice is the worse reply, estimated from what everybody chose (95 % intervals)"""
 
 
 def add_parser(commands: Any) -> None:
@@ -61,12 +63,10 @@ def merge_judgments_command(args: argparse.Namespace) -> None:
         EmptyDatasetError: nobody judged anything, or no comparison is left; nothing is written.
         StorageError: FILE is one of those that are read, or cannot be written.
     """
-    from align.feedback.annotators import about_annotators
     from align.feedback.item_files import read_items
-    from align.feedback.judgments import GRADES, JudgmentBook, load_rows
-    from align.feedback.merge import MergeOptions, merge
-    from align.feedback.votes import matched
-    from data_formats import write_jsonl
+    from align.feedback.judgments import load_rows
+    from align.feedback.merge import MergeOptions
+    from align.feedback.pairs import write_pairs
 
     out, files = typed_path(args.out), [typed_path(file) for file in (args.items, *args.judgments)]
     for file in files:
@@ -78,27 +78,8 @@ def merge_judgments_command(args: argparse.Namespace) -> None:
     rows = list(chain.from_iterable(map(load_rows, files[1:])))
     if len(files) > 2:
         rows.sort(key=lambda row: row.time)  # of the judgments of an annotator on an item the latest counts
-    judged, others = matched(items, JudgmentBook(rows).counting())
-    if not judged:
-        raise EmptyDatasetError("nobody has judged anything yet", path=files[1])
-    merged = merge(judged, MergeOptions(args.votes, args.pairs, args.min_strength, args.all_bad))
-    if not merged.comparisons:
-        reasons = ", ".join(f"{number} {reason}" for reason, number in merged.left_out.most_common())
-        raise EmptyDatasetError(f"no comparison is left of {len(judged)} judgments ({reasons})", path=files[1])
-    write_jsonl(out, merged.comparisons)
-    strengths = Counter(one.grade for one in merged.comparisons)
-    figures = {
-        "items": len(items),
-        "judged_items": len({item.id for item, _ in judged}),
-        "judgments": len(judged),
-        "of_other_items": others,
-        "comparisons": len(merged.comparisons),
-        "by_strength": {name: strengths[GRADES[name]] for name in STRENGTHS} | {"unsaid": strengths[None]},
-        "edited": sum("edited" in one.tags for one in merged.comparisons),
-        "left_out": dict(merged.left_out.most_common()),
-        **about_annotators(judged),
-        "out": str(out),
-    }
+    options = MergeOptions(args.votes, args.pairs, args.min_strength, args.all_bad)
+    figures = write_pairs(items, rows, out, options, source=files[1]) | {"out": str(out)}
     say(json.dumps(figures, ensure_ascii=False, indent=2) if args.json else "\n".join(_lines(figures)))
 
 
@@ -107,18 +88,19 @@ def _lines(figures: dict[str, Any]) -> Iterator[str]:
     from align.evaluation.win_table import agreement_table
     from align.runtime.table import table
 
+    many = "s" * (len(figures["annotators"]) != 1)
     yield (
-        f"{figures['judgments']} judgments by {len(figures['annotators'])} annotators on {figures['judged_items']} of "
-        f"{figures['items']} items"
+        f"{figures['judgments']} judgments by {len(figures['annotators'])} annotator{many} on "
+        f"{figures['judged_items']} of {figures['items']} items"
     )
     if figures["of_other_items"]:
         yield f"{figures['of_other_items']} more judgments are on items that are not in the file"
     kinds = [f"{number} {name}" for name, number in figures["by_strength"].items() if number and name != "unsaid"]
     kinds += [f"{figures['by_strength']['unsaid']} without a strength"] * bool(figures["by_strength"]["unsaid"])
     kinds += [f"{figures['edited']} of them edited"] * bool(figures["edited"])
-    yield f"{figures['out']}: {figures['comparisons']} comparisons ({', '.join(kinds)})"
+    yield f"{figures['out']}: {figures['comparisons']} comparisons for pmp, rm or dpo ({', '.join(kinds)})"
     if figures["left_out"]:
-        yield "pairs of replies that are none, by reason:"
+        yield "pairs of replies that gave no comparison:"
         yield table(("reason", "pairs"), figures["left_out"].items())
     yield ""
     if len(figures["annotators"]) > 1:
@@ -128,6 +110,7 @@ def _lines(figures: dict[str, Any]) -> Iterator[str]:
     yield table(WORK, [(name, *(round(one[count]) for count in counts)) for name, one in everybody])
     yield ""
     yield table(LEANS, [(name, *_leans(one)) for name, one in everybody])
+    yield LEGEND
 
 
 def _leans(one: dict[str, Any]) -> Iterator[object]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from align.recipe.epochs import epochs_of, epochs_of_whole_passes, in_epochs, too_many_epochs
 from align.recipe.fields import Source
+from align.recipe.registry import STAGES
 from align.recipe.schema import Recipe
 from align.recipe.sources import COLLECT, WORLD, kind_of, source_path, stage_sources
 from data_formats import records
@@ -63,6 +64,8 @@ def expected_rows(recipe: Recipe, stage: str) -> int | None:
     chosen = any(getattr(section, key, None) for key in CHOSEN_BY) or getattr(section, "rankings", "pairs") != "pairs"
     if chosen or kind_of(f"{stage}.data.0") == "Document" or hasattr(section, "num_rounds"):
         return None
+    if recipe.rounds is not None and STAGES[stage].records == "Comparison" and STAGES[stage].in_rounds:
+        return None  # those that will be judged come to them
     counts = [_count(recipe, source) for source in section.data]
     if None in counts or any(source.weight is not None for source in section.data):
         return None

@@ -22,12 +22,13 @@ from rollouts.protocol import Engine, SamplingParams
 @dataclass(frozen=True, slots=True)
 class JudgedReply:
     """One reply and what each reward, by name, said of it (NaN: it failed on it); the parts of a composed reward are
-    `REWARD/PART`."""
+    `REWARD/PART`. `ids`: its tokens, the end token included."""
 
     text: str
     finished: bool
     tokens: int
     scores: dict[str, float]
+    ids: tuple[int, ...] = ()
 
     def row(self) -> dict[str, Any]:
         """As a JSON object: the scores beside the reply, null for none."""
@@ -90,7 +91,11 @@ def judged(
         scores |= {f"{reward.name}/{part}": row for part, row in verdict.parts.items()}
     found = [
         JudgedReply(
-            one.completion, one.finished, len(one.completion_ids), {name: row[at] for name, row in scores.items()}
+            one.completion,
+            one.finished,
+            len(one.completion_ids),
+            {name: row[at] for name, row in scores.items()},
+            one.completion_ids,
         )
         for at, one in enumerate(samples)
     ]

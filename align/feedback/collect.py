@@ -30,7 +30,7 @@ from align.data.encode import encode_prompts
 from align.data.load import load_records
 from align.feedback.items import FeedbackItem, FeedbackReply, new_item
 from align.models.identity import weights_version
-from align.models.named import POLICY_STAGES, policy_at, speaks_as
+from align.models.named import POLICY_STAGES, called, policy_at, speaks_as
 from align.models.tokenizer import load_saved_tokenizer
 from align.recipe import Recipe
 from align.recipe.collect_section import CollectSection
@@ -130,7 +130,8 @@ def collect(recipe: Recipe, section: CollectSection, folder: Path, *, round: int
 
 def _source(recipe: Recipe, model: str, temperature: float, top_p: float) -> ReplySource:
     path = policy_at(stage_dir(recipe, model) / "model" if model in POLICY_STAGES else model)
-    return ReplySource(model, path, temperature, top_p, weights_version(path))
+    name = called(model) if Path(model).name == "model" else model
+    return ReplySource(name, path, temperature, top_p, weights_version(path))
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:

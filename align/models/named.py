@@ -1,6 +1,7 @@
 """Which model is meant where somebody names a folder: the model in it, or the newest one of a run.
 
-A run's folder holds a folder a stage; what the stages are and what each makes says the registry. Without torch.
+A run's folder holds a folder a stage; what the stages are and what each makes says the registry. Where it has rounds
+the newest one is meant. Without torch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from align.recipe import load_recipe
 from align.recipe.lineage import WITH_CHATML, init_origin
 from align.recipe.registry import REWARD_STAGES, STAGES
+from align.recipe.rounds import rounds_in
 from align.runtime.errors import AlignError, MissingFileError
 from align.runtime.paths import typed_path
 from reward.folder import local_folder, read_json
@@ -71,7 +73,7 @@ def reward_at(path: str | Path) -> str:
 
 def reward_of(run: Path) -> str | None:
     """The newest finished reward model of a run, None where it has none."""
-    found = _finished(run, REWARD_STAGES[::-1])
+    found = _newest_of_rounds(run, REWARD_STAGES[::-1])
     return str(found) if found is not None else None
 
 
@@ -79,7 +81,7 @@ def run_of(path: str | Path) -> Path | None:
     """The run that a folder is or lies in: of `runs/x`, `runs/x/sft` and `runs/x/sft/model` it is `runs/x`."""
     folder = typed_path(path)
     for candidate in (folder, *list(folder.parents)[:2]):
-        if any((candidate / stage / "recipe.yaml").is_file() for stage in STAGES):
+        if any((candidate / stage / "recipe.yaml").is_file() for stage in STAGES) or rounds_in(candidate):
             return candidate
     return None
 
@@ -137,12 +139,18 @@ def _finished(run: Path, stages: Sequence[str]) -> Path | None:
     return next((model for model in done if _is_model(model)), None)
 
 
+def _newest_of_rounds(run: Path, stages: Sequence[str]) -> Path | None:
+    """The first of these stages that is finished in the newest round, else in what ran before the rounds."""
+    found = (_finished(folder, stages) for folder in (*rounds_in(run)[::-1], run))
+    return next(filter(None, found), None)
+
+
 def _newest(folder: Path) -> Path:
     if run_of(folder) != folder:
         raise NotAPolicyError(
             f"{folder} holds no model ({CONFIG} or {ADAPTER}), and no stage of a run: name a model's folder, or a run's"
         )
-    found = _finished(folder, POLICY_STAGES[::-1])
+    found = _newest_of_rounds(folder, POLICY_STAGES[::-1])
     if found is None:
         *others, last = POLICY_STAGES
         raise NotAPolicyError(

@@ -6,15 +6,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from align.recipe.batch import BatchPlan, batch_plan
+from align.recipe.collect_section import BEFORE, NEWEST
 from align.recipe.errors import RecipeError, did_you_mean
+from align.recipe.judge_section import ComparisonJudgeSection
 from align.recipe.lineage import Origin, has_model, inputs, model_dir, stage_dir, user_code
 from align.recipe.load import inspect
 from align.recipe.model_section import rounded_away
-from align.recipe.registry import REWARD_STAGES, STAGES
-from align.recipe.reward_section import part_problems
+from align.recipe.registry import REWARD_STAGES, ROUND_STAGES, STAGES
+from align.recipe.reward_section import FunctionPart, ModelPart, part_problems
 from align.recipe.rollout_section import engine_problems
+from align.recipe.rounds_section import PeopleSection
 from align.recipe.schema import Recipe
-from align.recipe.sources import COLLECT, source_problems, stage_sources
+from align.recipe.sources import COLLECT, ROUNDS, source_problems, stage_sources
 from align.recipe.trackers import tracker_problems
 from align.recipe.user_code import code_problem
 from align.runtime.errors import MissingFileError
@@ -31,6 +34,7 @@ def check_recipe(path: str | Path, overrides: Sequence[str] = (), *, world_size:
     problems = list(found.problems)
     if found.recipe is not None:
         problems += run_problems(found.recipe, found.recipe.stages) + collect_problems(found.recipe)
+        problems += rounds_problems(found.recipe)
     if problems or found.recipe is None:
         raise RecipeError(tuple(dict.fromkeys(problems)), found.source)
     return found.recipe
@@ -73,7 +77,13 @@ def collect_problems(recipe: Recipe) -> list[str]:
     problems = source_problems(recipe, COLLECT)
     for at, one in enumerate(recipe.collect.sources):
         key, stage = f"collect.sources.{at}.model", STAGES.get(one.model)
-        if stage is None:
+        if one.model in (NEWEST, BEFORE) and recipe.rounds is not None:
+            continue
+        if recipe.rounds is not None and one.model in ROUND_STAGES:
+            problems.append(f"{key}: '{one.model}' runs in every round; say {NEWEST} or {BEFORE}")
+        elif one.model in (NEWEST, BEFORE):
+            problems.append(f"{key}: '{one.model}' is said where a recipe has 'rounds'; name a stage, run or model")
+        elif stage is None:
             problems += _path_problem(key, one.model, tuple(STAGES))
         elif stage.makes != "policy":
             problems.append(f"{key}: '{one.model}' is a reward model and cannot write; name a policy")
@@ -82,6 +92,22 @@ def collect_problems(recipe: Recipe) -> list[str]:
             problems.append(f"{key}: stage '{one.model}' is neither in this recipe nor finished in {lies}")
     if recipe.collect.engine == "vllm" and not is_installed("vllm"):
         problems.append(missing_package("collect.engine: 'vllm'", "vllm") + ", or use engine=hf")
+    return problems
+
+
+def rounds_problems(recipe: Recipe) -> list[str]:
+    """What would stop the rounds: missing files, a judge that cannot be had."""
+    if recipe.rounds is None:
+        return []
+    problems, judge = source_problems(recipe, ROUNDS), recipe.rounds.judge
+    for key, part in [*recipe.rounds.judge_parts()] or [("judge", judge)]:
+        key = f"{ROUNDS}.{key}"
+        if isinstance(part, ModelPart) and part.model_from in ROUND_STAGES:
+            problems.append(f"{key}.model_from: '{part.model_from}' is made anew in every round; name another judge")
+        if isinstance(part, FunctionPart | ComparisonJudgeSection) and (problem := code_problem(part.function)):
+            problems.append(f"{key}.function: {problem}")
+        if not isinstance(part, PeopleSection):
+            problems += part_problems(key, part)
     return problems
 
 
@@ -182,6 +208,18 @@ def require_ready(recipe: Recipe, stage: str, command: str) -> None:
         )
 
 
+def require_once(recipe: Recipe, stage: str) -> None:
+    """Raises RecipeError for a stage that runs in each of the recipe's rounds, which the chain alone can tell apart."""
+    if recipe.rounds is not None and stage in ROUND_STAGES:
+        raise RecipeError(
+            [
+                f"'{stage}' runs in every round, and `align run RECIPE` goes round; once a round has its comparisons, "
+                f"this script runs its stage by {Path(recipe.output_dir) / 'round-N' / 'recipe.yaml'}"
+            ],
+            recipe.name,
+        )
+
+
 def precision_warnings(recipe: Recipe) -> list[str]:
     """A sentence for every model that the recipe trains whole in bfloat16."""
     if recipe.model.dtype != "bfloat16":
@@ -209,7 +247,10 @@ def describe_plan(recipe: Recipe, world_size: int | None = None) -> str:
         *(f"warning: {sentence}" for sentence in precision_warnings(recipe)),
     ]
     parts += filter(None, (getattr(recipe, stage).described() for stage in recipe.stages))
-    parts += [recipe.collect.described()] if recipe.collect is not None else []
+    if recipe.collect is not None:
+        parts.append(f"collect: {recipe.collect.described()}")
+        parts[-1] += "" if recipe.rounds is not None else "; `align collect RECIPE` writes them"
+    parts += [recipe.rounds.described()] if recipe.rounds is not None else []
     return "\n\n".join(parts)
 
 

@@ -1,8 +1,8 @@
 """The `collect` section: which models reply to which prompts, for people and judges to compare (`align collect`).
 
-It is no stage: nothing is trained, and a chain does not run it. Llama 2 and 3 take the replies to a prompt from
-different models and temperatures, Qwen (3.2.1) from models of several sizes and several ways of sampling, since diverse
-replies are easier to tell apart.
+It is no stage: nothing is trained, and a chain without `rounds` does not run it. Llama 2 and 3 take the replies to a
+prompt from different models and temperatures, Qwen (3.2.1) from models of several sizes and several ways of sampling,
+since diverse replies are easier to tell apart.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from pydantic import Field
 from align.recipe.fields import Source
 from align.recipe.section import LocalPath, Positive, Section
 
+NEWEST, BEFORE = "newest", "before"  # of rounds: the policy that a round starts from, and that of the round before
+
 
 class ReplySourceSection(Section):
     """One of those who reply: a model and how it is sampled."""
 
     model: LocalPath = Field(min_length=1)
     """A stage of this recipe, a run (its newest policy), a folder with a model, an adapter or a checkpoint, or a hub
-    id."""
+    id. With `rounds` also `newest`, the policy that a round starts from, and `before`, that of the round before."""
     temperature: float = Field(1.0, ge=0)
     """Divides the logits; 0 takes the likeliest token."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -62,7 +64,7 @@ class CollectSection(Section):
         return broken
 
     def described(self) -> str:
-        """A sentence for the plan that `align check` prints."""
+        """What it comes to, in words."""
         prompts = "every prompt" if self.num_prompts is None else f"each of {self.num_prompts} prompts"
         sources = ", ".join(one.described for one in self.sources)
-        return f"collect: {self.num_replies} replies to {prompts}, by {sources}; `align collect RECIPE` writes them"
+        return f"{self.num_replies} replies to {prompts}, by {sources}"

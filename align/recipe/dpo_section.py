@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from align.recipe.fields import Source
 from align.recipe.section import Count, Positive, Rate
 from align.recipe.supervised_sections import SupervisedSection, keep_best_rules
 
@@ -17,6 +18,8 @@ class DPOSection(SupervisedSection):
     most_epochs: ClassVar[float] = 3
     why_most: ClassVar[str] = "it learns its pairs by heart in the second; Zephyr's three are the most known to help"
 
+    data: tuple[Source, ...] = ()
+    """Comparisons; there may be none where the recipe has `rounds`, which bring theirs."""
     beta: Rate = 0.1
     """What a nat of distance from the starting model weighs: the smaller, the further the policy goes."""
     nll_coef: float = Field(0.0, ge=0)
@@ -28,13 +31,15 @@ class DPOSection(SupervisedSection):
     min_grade: float | None = None
     """Train on pairs of that grade or more, and on those without any (3: better and significantly better, which is all
     that Llama 3 kept)."""
-    newest_round: bool = False
+    newest_round: bool | None = None
     """Train on the comparisons of the newest round alone (Llama 3): those of earlier rounds compare replies that the
-    policy no longer gives. A row tells its `round`, as those of `align merge-judgments` do."""
+    policy no longer gives. A row tells its `round`, as those of `align merge-judgments` do. By default where the recipe
+    has `rounds`."""
     keep_best: bool = False
     """Leave the model of the lowest held-out loss, not the last one."""
     eval_num_replies: Count = 64
-    """Replies sampled at each evaluation, to prompts of held-out pairs."""
+    """Prompts of held-out pairs that a reply is sampled to at each evaluation, and on which the policy before and after
+    is compared at the end."""
     max_completion_length: Positive = 128
     """Tokens of a sampled reply."""
 

@@ -127,3 +127,5 @@ class TinyWorldSection(Section):
     """Prompts of `rejection` and `ppo`."""
     eval_prompts: Positive = 300
     """Held-out prompts."""
+    seed: Count | None = None
+    """Of the world's facts and sets; by default the recipe's."""

@@ -89,6 +89,11 @@ def _part_origins(recipe: Recipe, parts: Iterable[tuple[str, RewardPart]]) -> di
     }
 
 
+def origins_of(recipe: Recipe, stage: str, key: str) -> dict[str, Origin]:
+    """Those of `reward_origins` or of `judge_origins` that `key` (`reward`, `gold_reward`, `judge`) may name."""
+    return reward_origins(recipe, stage) if key == "reward" else judge_origins(recipe, stage)
+
+
 def critic_origin(recipe: Recipe) -> Origin:
     """Where ppo's critic, if it has one, starts: `critic_from`, else the first reward model, else the policy."""
     if recipe.ppo.critic_from:

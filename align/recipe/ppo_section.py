@@ -109,8 +109,8 @@ class PPOConfig(Section):
     `advantage`: `gae` learns with a critic; the others load none and refuse its keys. `rloo`, `grpo` (divided by the
     deviation of each prompt's rewards) and `dr_grpo` (not divided) compare the replies to one prompt, `reinforce_pp`
     whitens the rewards from each token on over the whole batch. The KL of `kl_in: reward` is part of what they compare;
-    the paper of grpo has it in the loss, with `loss_aggregation: sequence`. `whiten_advantages` is by default true for
-    gae and reinforce_pp, false for the others.
+    grpo has it by default in the loss, as its paper has it, which has `loss_aggregation: sequence` too.
+    `whiten_advantages` is by default true for gae and reinforce_pp, false for the others.
     """
 
     gone: ClassVar[dict[str, str]] = {
@@ -163,7 +163,7 @@ class PPOConfig(Section):
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Schulman's estimators of the KL."""
     kl_in: Literal["reward", "loss"] = "reward"
-    """Whether the KL is part of the reward or of the loss."""
+    """Whether the KL is part of the reward or of the loss; by default of the loss with grpo."""
     kl_target: float | None = Field(None, gt=0)
     """Nats a reply that an adaptive coefficient steers to."""
     kl_horizon: Positive = 10_000
@@ -241,7 +241,7 @@ class PPOConfig(Section):
 
     def model_post_init(self, context: Any) -> None:
         """Defaults that follow from other keys stand in the resolved recipe as it has them."""
-        defaults = {"whiten_advantages": self.estimator.whitens}
+        defaults: dict[str, Any] = {"whiten_advantages": self.estimator.whitens, "kl_in": self.estimator.kl_in}
         defaults |= {} if self.estimator.critic else {"critic_warmup_steps": 0}
         defaults |= {"micro_batch_size": 1} if self.rollout.exact else {}
         self.__dict__.update({key: value for key, value in defaults.items() if key not in self.model_fields_set})

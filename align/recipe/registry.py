@@ -37,6 +37,7 @@ class Stage:
         figures: the section of the report that draws its metrics.
         plan: `plan(recipe, stage, ...)` predicts its memory (`align.plan.predict`).
         entry: the script in `align/` that runs it alone, by default of its own name.
+        in_rounds: where the recipe has `rounds`, whether it runs in each of them; else once, before them.
         needs: packages of an extra without which it cannot run.
     """
 
@@ -53,6 +54,7 @@ class Stage:
     figures: Literal["supervised", "reward", "rejection", "ppo"] = "supervised"
     plan: str = "align.plan.predict:plan_supervised_stage"
     entry: str = ""
+    in_rounds: bool = False
     needs: tuple[str, ...] = ()
 
     @property
@@ -112,6 +114,7 @@ _RECORDS = (
         beside=("rm_without_pmp",),
         headline="align.report.headline:accuracies",
         figures="reward",
+        in_rounds=True,
     ),
     Stage(
         name="rejection",
@@ -121,6 +124,7 @@ _RECORDS = (
         parents=("sft",),
         evaluate=("align.stages.policy_evaluation:evaluate_policy",),
         figures="rejection",
+        in_rounds=True,
     ),
     Stage(
         name="dpo",
@@ -128,9 +132,11 @@ _RECORDS = (
         records="Comparison",
         run="align.stages.run_dpo:run_dpo",
         parents=("rejection", "sft"),
+        evaluate=("align.stages.dpo_evaluation:evaluate_dpo",),
         headline="align.report.headline:implicit_rewards",
         figures="reward",
         needs=("trl",),
+        in_rounds=True,
     ),
     Stage(
         name="ppo",
@@ -142,10 +148,12 @@ _RECORDS = (
         headline="align.report.headline:policy",
         figures="ppo",
         plan="align.plan.predict:plan_ppo_stage",
+        in_rounds=True,
     ),
 )
 
 STAGES = {stage.name: stage for stage in _RECORDS}
 REWARD_STAGES = tuple(stage.name for stage in _RECORDS if stage.makes == "reward")
 SAMPLING_STAGES = tuple(stage.name for stage in _RECORDS if stage.samples)
+ROUND_STAGES = tuple(stage.name for stage in _RECORDS if stage.in_rounds)
 ENTRIES = tuple(dict.fromkeys(stage.script for stage in _RECORDS))

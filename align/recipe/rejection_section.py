@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from align.recipe.fields import Source
 from align.recipe.reward_section import Rewarded
 from align.recipe.rollout_section import EvaluationSection, RolloutSection
-from align.recipe.section import Positive, Share
+from align.recipe.section import Listed, LocalPath, Positive, Share
 from align.recipe.supervised_sections import LossReduction, SFTSection, SupervisedSection
 
 
@@ -53,6 +53,9 @@ class RejectionSection(Rewarded, SupervisedSection):
     keep_earlier: bool = True
     """Train on a prompt's best reply of this and all earlier rounds, not of this one alone: Llama 2 saw skills
     forgotten without it."""
+    earlier_from: Annotated[tuple[LocalPath, ...], Listed] = ()
+    """Folders of finished rejection stages whose samples are chosen from too, scored anew by this one's reward;
+    `rounds` name those of the rounds before."""
     holdout: Share = 0.0
     """Of no use here: name held-out prompts in `eval_data`."""
     loss_reduction: LossReduction = "token_mean"
@@ -70,6 +73,8 @@ class RejectionSection(Rewarded, SupervisedSection):
                 f"({self.rollout.max_length}): kept replies would be too long to train on; raise it or lower those"
             )
             broken.append(("max_length", sentence))
+        if self.earlier_from and not self.keep_earlier:
+            broken.append(("earlier_from", "names samples that keep_earlier: false leaves out; remove one of the two"))
         if self.holdout:
             broken.append(("holdout", "prompts are not held out by a share here; name them in eval_data"))
         if self.eval_steps is not None:

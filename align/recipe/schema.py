@@ -10,7 +10,8 @@ from pydantic import AfterValidator, Field, create_model
 from align.recipe.collect_section import CollectSection
 from align.recipe.fields import TinyWorldSection
 from align.recipe.model_section import ModelSection
-from align.recipe.registry import REWARD_STAGES, SAMPLING_STAGES, STAGES
+from align.recipe.registry import REWARD_STAGES, ROUND_STAGES, SAMPLING_STAGES, STAGES
+from align.recipe.rounds_section import RoundsSection
 from align.recipe.section import Count, Listed, LocalPath, Section
 from align.recipe.supervised_sections import REPLY_MASKS
 
@@ -48,6 +49,8 @@ class _Recipe(Section):
     """Sizes of the embedded world's sets, for sources `tinyworld:NAME`."""
     collect: CollectSection | None = None
     """Replies for people or judges to compare."""
+    rounds: RoundsSection | None = None
+    """Going round: replies are collected and judged, and the later stages run again."""
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -55,7 +58,10 @@ class _Recipe(Section):
         return tuple(stage for stage in STAGES if getattr(self, stage) is not None)
 
     def rules(self) -> list[tuple[str, str]]:
-        broken = []
+        broken = [] if self.rounds is None else self._rounds_rules()
+        for stage in self.stages:  # those of comparisons may have none, where rounds bring them
+            if not getattr(self, stage).data and not (self.rounds is not None and STAGES[stage].in_rounds):
+                broken.append((f"{stage}.data", "is required: name comparisons"))
         for stage in REWARD_STAGES:
             section = getattr(self, stage)
             if section is not None and section.center_scores and not section.reference_data and self.sft is None:
@@ -104,7 +110,26 @@ class _Recipe(Section):
             broken.append(("ppo.ptx_max_length", sentence))
         return broken
 
+    def _rounds_rules(self) -> list[tuple[str, str]]:
+        """What `rounds` lacks in the rest of the recipe."""
+        broken = []
+        if self.collect is None:
+            broken.append(("rounds", "needs the section 'collect', which names prompts and who replies to them"))
+        elif self.rounds.by_people and self.collect.num_replies > MOST_SHOWN:
+            broken.append(("collect.num_replies", f"people are shown {MOST_SHOWN} replies at most; lower it"))
+        policies = [stage for stage in ROUND_STAGES if STAGES[stage].makes == "policy"]
+        if not any(getattr(self, stage) is not None for stage in policies):
+            broken.append(("rounds", f"needs a stage that trains the policy: {', '.join(policies)}"))
+        for stage in ROUND_STAGES:
+            section = getattr(self, stage)
+            if section is not None and STAGES[stage].records == "Comparison":
+                weighted = any(source.weight is not None for source in section.data)
+                sentence = "rounds add their comparisons to these, whole: leave the weight out"
+                broken += [(f"{stage}.data.0.weight", sentence)] * weighted
+        return broken
 
+
+MOST_SHOWN = 9  # replies that `align annotate` shows side by side
 _SECTIONS = {
     stage.name: (stage.section | None, Field(None, description=(stage.section.__doc__ or "").partition("\n\n")[0]))
     for stage in STAGES.values()

@@ -41,7 +41,7 @@ FORMATS = {  # the names that data_formats knows, by kind of record
     "Document": ("text",),
 }
 KINDS_OF_KEYS = {"ptx_data": "Document", "reference_data": "Demonstration", "against": "Prompt"}
-COLLECT = "collect"  # the section beside the stages that has sources too
+COLLECT, ROUNDS = "collect", "rounds"  # sections beside the stages that have sources too, of prompts
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LABELLED_SETS = ("comparisons", "heldout_comparisons")  # those that hold replies sampled from the sft stage's model
 SAMPLED_FROM = frozenset({"base", "sft"})  # the stages that these replies come from
@@ -50,6 +50,12 @@ SAMPLED_FROM = frozenset({"base", "sft"})  # the stages that these replies come 
 def world_dir(recipe: Recipe) -> Path:
     """Where the embedded world is written."""
     return Path(recipe.output_dir) / "world"
+
+
+def world_seed(recipe: Recipe) -> int:
+    """What the embedded world is made of."""
+    own = recipe.tinyworld.seed if recipe.tinyworld is not None else None
+    return recipe.seed if own is None else own
 
 
 def source_path(recipe: Recipe, source: Source) -> Path:
@@ -61,8 +67,8 @@ def source_path(recipe: Recipe, source: Source) -> Path:
 
 
 def stage_sources(recipe: Recipe, stage: str) -> Iterator[tuple[str, Source]]:
-    """Every source of a stage, or of `collect`, with its full key path, `sft.data.0`; those that cleaning compares with
-    come last."""
+    """Every source of a stage, of `collect` or `rounds`, with its full key path, `sft.data.0`; those that cleaning
+    compares with come last."""
     section = getattr(recipe, stage)
     for name in type(section).model_fields:
         value = getattr(section, name)
@@ -145,7 +151,7 @@ def source_problems(recipe: Recipe, stage: str) -> list[str]:
 def kind_of(key: str) -> str:
     """The kind of record, by its name, that the source of a full key path (`sft.data.0`) is read as."""
     parts = key.split(".")
-    return KINDS_OF_KEYS.get(parts[-2]) or ("Prompt" if parts[0] == COLLECT else STAGES[parts[0]].records)
+    return KINDS_OF_KEYS.get(parts[-2]) or ("Prompt" if parts[0] in (COLLECT, ROUNDS) else STAGES[parts[0]].records)
 
 
 def _format_problem(key: str, source: Source) -> str | None:

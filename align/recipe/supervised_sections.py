@@ -206,6 +206,8 @@ class RewardSection(SupervisedSection):
         "data a weight",
     }
 
+    data: tuple[Source, ...] = ()
+    """Comparisons; rm may have none where the recipe has `rounds`, which bring theirs."""
     pooling: Literal["end_token", "last_token", "mean", "max", "attention", "weighted_mean"] = "end_token"
     """Which hidden state of a reply is scored, or how those of all its tokens are joined."""
     margin: Literal["none", "small", "large", "scale"] = "none"

@@ -59,6 +59,12 @@ PLOTS = (
         (("eval/win_rate", HELD_OUT), ("eval/win_rate_greedy", GREEDY)),
         even=0.5,
     ),
+    Plot(
+        "reward against gold on the policy's own replies",
+        "share of pairs",
+        (("eval/rm_accuracy", HELD_OUT),),
+        even=0.5,
+    ),
     Plot("KL from the reference", "nats a reply", (("kl/reply", ROLLOUTS), ("eval/kl", HELD_OUT))),
     Plot(
         "KL a token",

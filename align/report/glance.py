@@ -10,7 +10,7 @@ from align.recipe import STAGES
 from align.report.headline import cell
 from align.report.names import section_of, stage_name
 from align.report.policy_evaluation import GREEDY, PolicyComparison, Tally
-from align.runs.run_files import Row, Run, StageFiles, number
+from align.runs.run_files import Row, Run, StageFiles, clean, number
 
 OWN_JUDGE = (
     "The judge is what {after} was trained on, for want of another: a win says that training worked, not that people "
@@ -92,6 +92,9 @@ def _beware(one: PolicyComparison) -> Iterator[str]:
     for other, table in one.tables.items():
         if table["all"].total and table["all"].sign != all_.sign:
             yield f"At {other} it is otherwise. {_decided(one, table['all'])}."
+    own = one.stage.summary.get("reward_on_own")
+    if isinstance(own, dict) and own.get("due"):
+        yield f"{clean(own['due'], 400).capitalize()}."
     if one.own:
         yield OWN_JUDGE.format(after=one.after)
 

@@ -98,14 +98,15 @@ def accuracies(summary: Row, told: list[Line]) -> Iterator[Line]:
 
 
 def implicit_rewards(summary: Row, told: list[Line]) -> Iterator[Line]:
-    """The rows of DPO: the same of its implicit rewards, and what it left of the policy."""
+    """The rows of DPO: of the policy before and after it, then the accuracy of its implicit rewards."""
+    yield from _of_policy(told)
     yield from _accuracies(summary)
     if number(summary.get("margin")) is not None:
         yield "  margin of the implicit rewards", None, summary["margin"]
     if number(summary.get("accuracy")) is None and number(summary.get("train_loss")) is not None:
         yield "training loss, nats a pair (nothing held out)", None, summary["train_loss"]
     yield from _best(summary)
-    yield from plain(summary, told)
+    yield from plain(summary, [])
 
 
 def _accuracies(summary: Row) -> Iterator[Line]:
@@ -132,7 +133,7 @@ def tagged(summary: Row) -> dict[str, Row]:
 
 def policy(summary: Row, told: list[Line]) -> Iterator[Line]:
     """The rows of a policy: what is right comes first, then who won, then scores, last those it was trained on."""
-    yield from sorted((_as_share(row) for row in told), key=_rank)
+    yield from _of_policy(told)
     reward = clean(summary.get("rewarded_by"), 100) or reward_named({}, summary)
     if number(summary.get("score")) is None and number(summary.get("rollout_score")) is not None:
         yield f"{reward}'s score on rollouts", summary.get("rollout_score_first"), summary["rollout_score"]
@@ -142,6 +143,10 @@ def policy(summary: Row, told: list[Line]) -> Iterator[Line]:
         if number(summary.get(after)) is not None:
             yield what.replace("{reward}", reward), summary.get(before) if before else None, summary[after]
     yield from plain(summary, [])
+
+
+def _of_policy(told: list[Line]) -> list[Line]:
+    return sorted((_as_share(row) for row in told), key=_rank)
 
 
 def _rank(row: Line) -> int:

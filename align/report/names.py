@@ -31,7 +31,7 @@ def starting_policy(stage: StageFiles) -> str:
     """What a stage's policy was before: the stage that it started from, also by the path of its model (`a/sft/model`),
     or the last part of another path or hub id."""
     origins = stage.summary.get("origins")
-    origin = origins.get("policy") if isinstance(origins, dict) else None
+    origin = origins.get("policy") if isinstance(origins, dict) else stage.summary.get("origin")
     value = clean(origin.get("value"), 200) if isinstance(origin, dict) else ""
     if not value:
         return STAGE_NAMES["sft"]
@@ -83,14 +83,15 @@ def judge_of(stage: StageFiles) -> str | None:
 
 def has_verdicts(stage: StageFiles) -> bool:
     """Whether the judge gave verdicts and no scores."""
-    return any(isinstance(row.get("verdicts"), dict) for row in stage.evals)
+    return any(isinstance(row.get("verdicts"), dict) for row in stage.of_policies)
 
 
 def scored_names(stage: StageFiles) -> list[str]:
     """The figures that stand beside the greedy replies of both policies, in order of the alphabet."""
     before, after = "sft_", f"{stage.name}_"
-    names = {key.removeprefix(before) for row in stage.evals for key in row if _has(row, key, before)}
-    return sorted(names & {key.removeprefix(after) for row in stage.evals for key in row if _has(row, key, after)})
+    rows = stage.of_policies
+    names = {key.removeprefix(before) for row in rows for key in row if _has(row, key, before)}
+    return sorted(names & {key.removeprefix(after) for row in rows for key in row if _has(row, key, after)})
 
 
 def _has(row: Row, key: str, prefix: str) -> bool:

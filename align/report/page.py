@@ -20,6 +20,7 @@ from align.report.glossary import TERMS
 from align.report.headline import cell, headline_rows
 from align.report.names import reward_named, section_of, stage_name
 from align.report.policy_evaluation import comparisons
+from align.report.rounds import rounds_table
 from align.report.svg import Picture
 from align.report.template import TEMPLATES, template
 from align.runs.run_files import Row, Run, clean, number
@@ -44,6 +45,7 @@ def render(run: Run, figures: Mapping[str, Sequence[Picture]]) -> str:
         glance=at_a_glance(run, compared),
         made=made_with(run),
         rows=headline_rows(run),
+        rounds=rounds_table(run.summary.get("rounds")),
         gold_range=gold_range(run),
         figures=figures,
         sections=sections(run),
@@ -88,7 +90,8 @@ def sections(run: Run) -> dict[str, tuple[str, list[str]]]:
             empty = (file for file in files if not getattr(stage, CONTENT[file]))
             notes += [f"{stage.name}/{file} is missing or empty." for file in empty]
         if stages:
-            names = " and ".join(stage_name(stage.name) for stage in stages)
+            *others, last = (stage_name(stage.name) for stage in stages)
+            names = f"{', '.join(others)} and {last}" if others else last
             found[section] = (heading.format(stages=names), notes)
     return found
 

@@ -1,4 +1,5 @@
-"""`eval.jsonl` of a stage that trains a policy: whose reply was judged better, prompt by prompt, and whose was right.
+"""What a stage left of the policy before and after it: whose reply was judged better, prompt by prompt, and whose was
+right. `eval.jsonl`, of dpo `replies.jsonl`.
 
 A line holds `sft_reply`, `ppo_reply` and figures of each (`sft_gold`, `ppo_gold`, `sft_correct`, …), and maybe
 `sampled` replies of both; `sft` is what the stage started from, whatever that was. A judge that gives no scores leaves
@@ -131,7 +132,7 @@ def comparisons(run: Run) -> list[PolicyComparison]:
 
 
 def compared(run: Run, stage: StageFiles) -> PolicyComparison | None:
-    """What a stage's `eval.jsonl` holds, None where it compares nothing."""
+    """What a stage's replies say, None where it compares nothing."""
     pairs = list(policy_pairs(stage))
     if not pairs or stage.name == BEFORE:
         return None
@@ -189,7 +190,7 @@ def _means(sides: Sequence[tuple[float, float] | None]) -> tuple[float, float] |
 def policy_pairs(stage: StageFiles) -> Iterator[PolicyPair]:
     """Every two replies to the same prompt, the greedy ones and each of the sampled ones with its fellow."""
     judge = None if has_verdicts(stage) else judge_of(stage)
-    for at, row in enumerate(stage.evals):
+    for at, row in enumerate(stage.of_policies):
         for decoding, index, before, after in _replies(row, stage.name):
             scores = None if judge is None else _both(before, after, judge)
             found = _told(row, decoding, index) if scores is None else (_verdict(*scores),)
@@ -246,7 +247,7 @@ def _replies(row: Row, stage: str) -> Iterator[tuple[str, int, Row, Row]]:
 def means(stage: StageFiles) -> Iterator[Means]:
     """Of every figure that both policies' replies have: what is right first, then the judge's, then the others."""
     judge = judge_of(stage)
-    replies = [reply for row in stage.evals for reply in _replies(row, stage.name)]
+    replies = [reply for row in stage.of_policies for reply in _replies(row, stage.name)]
     names = [*scored_names(stage), "finished"]
     for name in sorted(set(names), key=lambda name: (name != "correct", name != judge, name.partition("/")[0], name)):
         found: dict[str, list[tuple[float, float]]] = {}

@@ -113,7 +113,8 @@ class ShownExchanges:
 
 def side_by_side(one: PolicyComparison) -> ShownExchanges:
     """The first of each category in turn, not hand-picked, as many as there is room for."""
-    rows, pairs = one.stage.evals, {pair.prompt: pair for pair in policy_pairs(one.stage) if pair.decoding == GREEDY}
+    pairs = {pair.prompt: pair for pair in policy_pairs(one.stage) if pair.decoding == GREEDY}
+    rows = one.stage.of_policies
     told = {at for at in pairs if f"{BEFORE}_reply" in rows[at] and f"{one.stage.name}_reply" in rows[at]}
     found, room = [], ROOM
     for at in in_turn(rows):

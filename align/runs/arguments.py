@@ -15,7 +15,7 @@ def add_redoing(parser: argparse.ArgumentParser, *, chain: bool) -> None:
         chain: whether several stages run, some of which may be named.
     """
     if chain:
-        words = "start everything anew, or the stages named, with what builds on them"
+        words = "start everything anew, or the stages named (or round-2, round-2/ppo), with what builds on them"
         parser.add_argument(FRESH, type=_stages, metavar="[STAGE ...]", default=False, help=words)
         words = "start this stage and all later ones anew"
         parser.add_argument(START, dest="start", metavar="STAGE", help=words)
@@ -58,10 +58,11 @@ def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str]) -
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """`--fresh sft rm` as one word, `--fresh=sft,rm`; what follows and is no stage's name (RECIPE) is left alone."""
+    """`--fresh sft rm` as one word, `--fresh=sft,rm`; what follows and names neither (RECIPE) is left alone."""
     if FRESH not in argv:
         return list(argv)
     from align.recipe.registry import STAGES
+    from align.recipe.rounds import ROUND
 
     words: list[str] = []
     names: list[str] | None = None
@@ -69,7 +70,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
         if word == FRESH:
             names = []
             words.append(f"{FRESH}=")
-        elif names is not None and word in STAGES:
+        elif names is not None and (word in STAGES or ROUND.fullmatch(word)):
             names.append(word)
             words[-1] = f"{FRESH}={','.join(names)}"
         else:

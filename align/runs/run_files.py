@@ -33,11 +33,18 @@ class StageFiles:
     samples: list[Row] = field(default_factory=list)
     evals: list[Row] = field(default_factory=list)
     recipe_text: str = ""
+    replies: list[Row] = field(default_factory=list)
 
     @property
     def state(self) -> str:
         """`finished`, `unfinished` or `not run`."""
         return "finished" if self.summary else "unfinished" if self.metrics or self.recipe_text else "not run"
+
+    @property
+    def of_policies(self) -> list[Row]:
+        """The replies of the policy before and after, a row a prompt; those of dpo stand beside its pairs, in a file of
+        their own."""
+        return self.replies or self.evals
 
     @property
     def last_step(self) -> int:
@@ -110,6 +117,7 @@ def read_stage(folder: Path, problems: list[str]) -> StageFiles:
         _object(folder / "summary.json", problems),
         *(_lines(folder / file, problems) for file in ("metrics.jsonl", "samples.jsonl", "eval.jsonl")),
         recipe_text=hide(_text(folder / "recipe.yaml", problems)),
+        replies=_lines(folder / "replies.jsonl", problems),
     )
 
 

@@ -131,15 +131,14 @@ def _figures(stage: str, summary: Summary) -> str:
 
 
 def _judged(summary: Summary) -> str:
-    judge, words = summary.get("judge"), summary.get("judged_by")
+    judge, told = summary.get("judge"), []
     if "accuracy" in summary:
-        return "Accuracies are shares of held-out pairs, in brackets their 95 % Wilson intervals."
-    if judge is None:
-        return ""
-    if words:
-        return f"Replies to held-out prompts are judged by {_plain(words)}."
-    nothing = "which nothing was trained on" if judge == "gold" else "the reward that it was trained on"
-    return f"Replies to held-out prompts are judged by `{judge}`, {nothing}."
+        told.append("Accuracies are shares of held-out pairs, in brackets their 95 % Wilson intervals.")
+    if judge is not None:
+        nothing = "which nothing was trained on" if judge == "gold" else "the reward that it was trained on"
+        words = _plain(summary.get("judged_by") or f"`{judge}`, {nothing}")
+        told.append(f"Replies to held-out prompts are judged by {words}.")
+    return " ".join(told)
 
 
 def _gains(summary: Summary) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -59,6 +59,7 @@ def run_chain(
     start: str | None = None,
     accept: Sequence[str] = (),
     yes: bool | None = None,
+    settled: Callable[[], None] = lambda: None,
 ) -> Summary:
     """Run every stage of the recipe in order, then write `<output_dir>/summary.json` and print the table.
 
@@ -70,6 +71,7 @@ def run_chain(
         accept: keys of the recipe whose change the stages that are there go on with.
         yes: whether what removes the whole run has the user's consent; with False he is asked at a terminal. None takes
             `fresh=True` for consent.
+        settled: is called once what is started anew is removed, before anything runs.
 
     Raises:
         RecipeError: the recipe has no stage or cannot run; a stage or key that is not in it.
@@ -84,16 +86,17 @@ def run_chain(
     redo.require_keys(recipe, accept)
     named = redo.named_stages(recipe, () if isinstance(fresh, bool) else fresh, start)
     with locked(recipe.output_dir, [CHAIN]), accepting(accept):
-        _meet()
+        meet()
         if fresh is True:
             redo.confirm(recipe, "--fresh starts the whole run anew", yes is not False)
             with locked(recipe.output_dir, recipe.stages):
                 clear_chain(recipe)
         else:
             found = redo.plan(recipe, recipe.stages, named)
-            _meet()
+            meet()
             redo.carry_out(recipe, found, yes=bool(yes))
-        _meet()
+        meet()
+        settled()
         return _run_chain(recipe)
 
 
@@ -110,7 +113,7 @@ def _run_chain(recipe: Recipe) -> Summary:
     if not is_main():
         return {}
     summary = write_chain_summary(recipe)  # whoever finds it finds the whole chain, but for the last words of its page
-    _refresh_report(recipe, Path(recipe.output_dir))
+    refresh_report(recipe, Path(recipe.output_dir))
     print_table(recipe, summary)
     return summary
 
@@ -140,7 +143,7 @@ def run_stage(
         StageStopped: Ctrl-C; the same command continues.
     """
     redo.require_keys(recipe, accept or ())
-    _meet()
+    meet()
     with locked(recipe.output_dir, [stage]), nullcontext() if accept is None else accepting(accept):
         _settle(recipe, stage, fresh, yes)
         _tell_changed_code(recipe, stage)
@@ -161,13 +164,13 @@ def run_stage(
             began = time.perf_counter()
             summary = write_summary(stage_dir(recipe, stage), summary)
             gc.collect()  # the next stage's model should not meet this one's in memory
-        _meet()
+        meet()
         summary = _evaluate(recipe, stage, summary, began)
         write_cards(recipe, stage)
         _push(recipe, stage)
         _drop_checkpoints(recipe, stage)
     if report and is_main():
-        _refresh_report(recipe, stage_dir(recipe, stage))
+        refresh_report(recipe, stage_dir(recipe, stage))
     return summary
 
 
@@ -178,9 +181,9 @@ def _settle(recipe: Recipe, stage: str, fresh: bool, yes: bool) -> None:
         require_same_world(recipe)  # before anything is removed
     if fresh or not is_begun(recipe, stage):
         redo.warn_of_stale_parents(recipe, stage)
-    _meet()
+    meet()
     redo.carry_out(recipe, found, yes=yes, alone=True)
-    _meet()
+    meet()
 
 
 def _tell_changed_code(recipe: Recipe, stage: str) -> None:
@@ -247,7 +250,7 @@ def _push(recipe: Recipe, stage: str) -> None:
         LOG.warning("%s; the stage is finished, try again with `%s`, or run the recipe again", error, command)
 
 
-def _refresh_report(recipe: Recipe, folder: Path) -> None:
+def refresh_report(recipe: Recipe, folder: Path) -> None:
     """Draw the report anew unless it is newer than the summary in `folder`; whatever it meets, the work is done."""
     if is_newer(Path(recipe.output_dir) / PAGE, folder / "summary.json"):
         return
@@ -299,7 +302,7 @@ def prepare_data(recipe: Recipe, stage: str) -> None:
             world.materialise(recipe)
         if missing & set(world.LABELLED):
             world.label_comparisons(recipe)
-    _meet()
+    meet()
 
 
 def _world_sets(recipe: Recipe, stage: str) -> dict[str, Path]:
@@ -307,8 +310,9 @@ def _world_sets(recipe: Recipe, stage: str) -> dict[str, Path]:
     return {source.path.removeprefix(WORLD): source_path(recipe, source) for source in sources}
 
 
-def _meet() -> None:
-    """A barrier: no rank looks at the files before the first one has written or removed them."""
+def meet() -> None:
+    """A barrier, at which ranks get to know each other: none looks at the files before the first one has written or
+    removed them."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         import torch
         from accelerate import PartialState

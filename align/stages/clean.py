@@ -27,7 +27,7 @@ def clear_chain(recipe: Recipe) -> None:
     """Remove every stage of the recipe with what was made from it, and the embedded world."""
     clear_stages(recipe, recipe.stages)
     if recipe.tinyworld is not None and is_main():
-        _remove(world_dir(recipe), _world_files(recipe))
+        remove(world_dir(recipe), _world_files(recipe))
 
 
 def clear_stages(recipe: Recipe, stages: tuple[str, ...]) -> list[str]:
@@ -41,10 +41,10 @@ def clear_stages(recipe: Recipe, stages: tuple[str, ...]) -> list[str]:
     gone = made_from(recipe, stages)
     clear_chain_results(recipe)
     for stage in reversed(descendants(recipe, stages)):
-        _remove(stage_dir(recipe, stage), MADE_BY_STAGES)
+        remove(stage_dir(recipe, stage), MADE_BY_STAGES)
         clear_beside(recipe, stage)
     if _samples_for_world(recipe, stages):
-        _remove(world_dir(recipe), _LABELLED_FILES)
+        remove(world_dir(recipe), _LABELLED_FILES)
     return gone
 
 
@@ -53,14 +53,14 @@ def clear_chain_results(recipe: Recipe) -> None:
     root = Path(recipe.output_dir)
     (root / "summary.json").unlink(missing_ok=True)
     for control in _control_folders(root / "controls"):
-        _remove(control, MADE_BY_STAGES)
-    _remove(root / "controls", CONTROL_FILES)
+        remove(control, MADE_BY_STAGES)
+    remove(root / "controls", CONTROL_FILES)
 
 
 def clear_beside(recipe: Recipe, stage: str) -> None:
     """Remove what the evaluation of a stage wrote in folders of its own."""
     for name in STAGES[stage].beside:
-        _remove(stage_dir(recipe, name), MADE_BY_STAGES)
+        remove(stage_dir(recipe, name), MADE_BY_STAGES)
 
 
 def made_from(recipe: Recipe, stages: tuple[str, ...]) -> list[str]:
@@ -109,7 +109,7 @@ def _control_folders(folder: Path) -> list[Path]:
     return [path for path in folder.glob("*") if path.is_dir() and path.name.startswith(CONTROL_FOLDERS)]
 
 
-def _remove(folder: Path, names: Iterable[str]) -> None:
+def remove(folder: Path, names: Iterable[str]) -> None:
     """Remove `names` in `folder`, the summary first (what is half removed is not finished), and it when it is empty."""
     with storage_errors(folder, "remove what is in"):
         sweep(folder)

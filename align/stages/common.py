@@ -42,6 +42,7 @@ MADE_BY_STAGES = (
     "ghost.jsonl",
     "reference.json",
     "eval.jsonl",
+    "replies.jsonl",
     JUDGED,
     "most_wrong.jsonl",
     "accepted.json",

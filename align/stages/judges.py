@@ -1,7 +1,8 @@
 """Who decides between two policies on the held-out prompts, and in which words that is said.
 
 The recipe's `judge`; else the gold score of the embedded world, which nothing before the stage's end has seen; else
-ppo's `gold_reward`; without any of these only the reward that the stage itself used is at hand, and the words say so.
+ppo's `gold_reward`; without any of these only the reward that the stage itself used is at hand, or, after dpo, one that
+learnt from comparisons too, and the words say so.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 from align.recipe import Recipe
 from align.recipe.judge_section import ComparisonJudgeSection, LLMJudgeSection, RankingsJudgeSection
-from align.recipe.lineage import Origin, judge_origins, reward_origins
+from align.recipe.lineage import Origin, origins_of
+from align.recipe.registry import REWARD_STAGES
 from align.recipe.reward_section import EndpointPart, FunctionPart, GatePart, ModelPart, RewardPart
 from align.runtime.secrets import shown_url
 from align.stages import common
@@ -28,7 +30,7 @@ USED = {"ppo": "which ppo was trained on itself", "rejection": "by which rejecti
 
 
 def recipe_judge(recipe: Recipe, tokenizer: Any, *, stage: str, out_dir: Path, device: Any = None) -> Judge | None:
-    """The `judge` of the section of `stage`, ppo or rejection; None where it names none.
+    """The `judge` of the section of `stage`, ppo or rejection, or of `rounds`; None where it names none.
 
     Args:
         tokenizer: the policy's, for lengths in tokens.
@@ -60,6 +62,8 @@ def judge_of(recipe: Recipe, stage: str, reward: Reward) -> RewardJudge:
         words = "the gold score of the embedded world, which training has not seen"
     elif reward.name == "gold_reward":
         words = _gold_reward(recipe)
+    elif reward.name in REWARD_STAGES:  # where dpo has been, which used none
+        words = f"{_model(Origin('stage', reward.name))}, which learnt from comparisons as {stage} did"
     else:
         words = f"{in_words(recipe, stage, 'reward')}, {USED[stage]}"
     return RewardJudge(reward, described=words)
@@ -79,7 +83,7 @@ def _gold_reward(recipe: Recipe) -> str:
 
 def in_words(recipe: Recipe, stage: str, key: str) -> str:
     """What the section's `reward`, `gold_reward` or `judge` is: "the reward model of the stage rm"."""
-    origins = reward_origins(recipe, stage) | judge_origins(recipe, stage)
+    origins = origins_of(recipe, stage, key)
     parts = parts_of(recipe, stage, key)
     if not parts:
         return _model(origins["reward"])

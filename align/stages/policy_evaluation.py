@@ -1,12 +1,12 @@
 """What the policies are worth on the held-out prompts: SFT, rejection sampling and PPO, decoded identically, greedily
 and at temperature 1.
 
-Called when the sft, rejection and ppo stages are done. Who decides between the policies before and after a stage is
-said in `align.stages.judges`, and in words in the summary (`judged_by`); a judge that is a reward does so by the scores
-that stand in `eval.jsonl`, any other by what it says of each pair of replies, which stands there under `verdicts`.
-`eval.jsonl` has a line a prompt with every reply and score; all figures can be recomputed from it. Figures without
-`_sampled` are of the greedy replies. What stands under `sft_` in `eval.jsonl` is the policy that the stage started from
-(ppo's is that of dpo or rejection where there is one).
+Called when the sft, rejection and ppo stages are done (dpo: `align.stages.dpo_evaluation`). Who decides between the
+policies before and after a stage is said in `align.stages.judges`, and in words in the summary (`judged_by`); a judge
+that is a reward does so by the scores that stand in `eval.jsonl`, any other by what it says of each pair of replies,
+which stands there under `verdicts`. `eval.jsonl` has a line a prompt with every reply and score; all figures can be
+recomputed from it. Figures without `_sampled` are of the greedy replies. What stands under `sft_` in `eval.jsonl` is
+the policy that the stage started from (ppo's is that of dpo or rejection where there is one).
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ from align.evaluation.wins import ComparedPair, win_rates
 from align.recipe import Recipe
 from align.recipe.lineage import init_origin, model_dir, stage_dir
 from align.recipe.registry import SAMPLING_STAGES
+from align.recipe.rollout_section import RolloutSection
+from align.recipe.sources import world_seed
 from align.runs.seeding import derive
 from align.stages import common
 from align.stages.common import Summary
 from align.stages.judges import judge_of, model_name, recipe_judge
+from align.stages.own_replies import reward_on_own
 from align.stages.rewards import build_reward
 from align.tinyworld.gold import Correctness, GoldScore, WellFormed
 from align.tinyworld.world import World
@@ -100,7 +103,10 @@ def compare_policies(
     won = winners(prompts, before, after, contest.judge, "retry" if on_error == "retry" else "stop")
     told = None if isinstance(contest.judge, RewardJudge) else won
     write_judgements(out_dir / "eval.jsonl", prompts, {"sft": before, stage: after}, told)
-    return comparison(prompts, before, after, won, contest, rewards[0].name)
+    found = comparison(prompts, before, after, won, contest, rewards[0].name)
+    sampled = (before["sampled"], after["sampled"]) if "sampled" in after else None
+    own = reward_on_own(recipe, stage, prompts, sampled, contest.judge, "retry" if on_error == "retry" else "stop")
+    return found | own | {"headline": [*found["headline"], *own.get("headline", [])]}
 
 
 def winners(
@@ -273,7 +279,7 @@ def gold_rewards(recipe: Recipe) -> list[Reward]:
     """The gold score, correctness and well-formedness of the embedded world; nothing for other recipes."""
     if recipe.tinyworld is None:
         return []
-    world = World(recipe.seed)
+    world = World(world_seed(recipe))
     return [GoldScore(world), Correctness(world), WellFormed(world)]
 
 
@@ -303,27 +309,36 @@ def _tokenizer(recipe: Recipe, stage: str) -> Any:
 def judge_model(
     recipe: Recipe, path: str | Path, prompts: list[Prompt], rewards: list[Reward], stage: str = "ppo"
 ) -> Judgements:
-    """Replies of the model at `path`, decoded as `align.evaluation` always does, judged by every reward."""
+    """Replies of the model at `path`, sampled as the section of `stage` says and decoded as `align.evaluation` always
+    does, judged by every reward."""
+    section = getattr(recipe, stage)
+    samples = section.evaluation.num_samples
+    return replies_of(recipe, path, prompts, rewards, section.rollout, samples, section.on_reward_error)
+
+
+def replies_of(
+    recipe: Recipe,
+    path: str | Path,
+    prompts: list[Prompt],
+    rewards: list[Reward],
+    rollout: RolloutSection,
+    num_samples: int,
+    on_error: OnRewardError = "stop",
+) -> Judgements:
+    """`judge_model`, for a stage whose section does not say how it is sampled."""
     from align.models.load import load_causal_lm
     from align.models.tokenizer import recipe_tokenizer
     from align.trainers.engines import sampling_engine
 
-    model, section = recipe.model, getattr(recipe, stage)
-    rollout = section.rollout
-    tokenizer = recipe_tokenizer(str(path), model)
+    tokenizer = recipe_tokenizer(str(path), recipe.model)
     seed = derive(recipe.seed, "outcome")
-    ways = decodings(
-        tokenizer,
-        num_samples=section.evaluation.num_samples,
-        max_new_tokens=rollout.max_completion_length,
-        seed=seed,
-    )
-    policy = load_causal_lm(str(path), model, tokenizer=tokenizer, use="frozen").to(common.device())
+    longest = rollout.max_completion_length
+    ways = decodings(tokenizer, num_samples=num_samples, max_new_tokens=longest, seed=seed)
+    policy = load_causal_lm(str(path), recipe.model, tokenizer=tokenizer, use="frozen").to(common.device())
     engine = sampling_engine(rollout, policy, tokenizer.pad_token_id, seed=seed, temperature=1.0)
     with closing(engine):
         return {
-            name: judged_replies(engine, tokenizer, prompts, params, rewards, section.on_reward_error)
-            for name, params in ways.items()
+            name: judged_replies(engine, tokenizer, prompts, params, rewards, on_error) for name, params in ways.items()
         }
 
 

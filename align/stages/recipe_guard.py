@@ -12,6 +12,7 @@ from typing import Any
 
 from align.recipe import STAGES, Recipe
 from align.recipe.lineage import code_hashes, inputs, stage_dir, user_code
+from align.recipe.rounds import ROUND
 from align.recipe.sources import SAMPLED_FROM, world_dir
 from align.runs import checkpoint
 from align.runs.acceptance import accepted, is_accepted
@@ -89,22 +90,48 @@ def changes(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
     Raises:
         RunFileError: the file is damaged.
     """
-    found = differences(recipe, stage, folder)
-    known = [(one.get("key"), one.get("is")) for one in accepted(folder)] if found else []
-    return [one for one in found if not is_accepted(one.key) and (one.key, one.now) not in known]
+    return [one for one in _unknown(differences(recipe, stage, folder), folder) if not is_accepted(one.key)]
 
 
 def accepted_changes(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
     """Those of the keys that differ whose change this command accepts, and none before did. Raises RunFileError."""
-    found = [one for one in differences(recipe, stage, folder) if is_accepted(one.key)]
+    return [one for one in _unknown(differences(recipe, stage, folder), folder) if is_accepted(one.key)]
+
+
+def _unknown(found: list[Change], folder: Path) -> list[Change]:
+    """Those that `folder` has not noted as accepted."""
     known = [(one.get("key"), one.get("is")) for one in accepted(folder)] if found else []
     return [one for one in found if (one.key, one.now) not in known]
+
+
+def collected_otherwise(recipe: Recipe, folder: Path) -> list[Change]:
+    """Every key that decides what a round's replies are and who judges them, and differs from `folder/recipe.yaml`, but
+    for what was accepted before.
+
+    Args:
+        recipe: the round's, with the `rounds` that it is one of.
+
+    Raises:
+        RunFileError: the file is damaged.
+    """
+    try:
+        saved, now = _saved(recipe, folder), recipe.model_dump(mode="json")
+    except RunFileError as error:
+        raise RunFileError(
+            f"{error}: put it back, or start the round anew with --fresh {folder.parent.name}"
+        ) from error
+    found: list[Change] = []
+    for key in (*COMMON, "collect"):
+        if key in saved:
+            _compare(key, saved[key], now[key], found)
+    _compare("rounds.judge", (saved.get("rounds") or {}).get("judge"), now["rounds"]["judge"], found)
+    return _unknown(found, folder)
 
 
 def differences(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
     """Every key that matters to `stage` and differs from `folder/recipe.yaml`. Raises RunFileError."""
     try:
-        saved = read_recipe(folder / "recipe.yaml")
+        saved = _saved(recipe, folder)
     except RunFileError as error:
         advice = f"nobody knows what '{stage}' was made with; put it back, or start it anew with --fresh {stage}"
         raise RunFileError(f"{error}: {advice}") from error
@@ -116,6 +143,26 @@ def differences(recipe: Recipe, stage: str, folder: Path) -> list[Change]:
         if key in saved:
             _compare(key, saved[key], now[key], found)
     return found
+
+
+def _saved(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """The values of `folder/recipe.yaml`. A round's recipe names by their paths what lies in its run; where the run was
+    moved since, these are as they are now. Raises RunFileError."""
+    saved = read_recipe(folder / "recipe.yaml")
+    was, now = Path(str(saved.get("output_dir"))), Path(recipe.output_dir)
+    is_moved = ROUND.fullmatch(now.name) and was.name == now.name and was != now
+    return _moved(saved, str(was.parent), now.parent) if is_moved else saved
+
+
+def _moved(value: Any, was: str, now: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _moved(one, was, now) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_moved(one, was, now) for one in value]
+    head, found, tail = value.partition(f"{was}/") if isinstance(value, str) else (value, "", "")
+    if not found or (head and not head.startswith("/")):
+        return value
+    return str((now.absolute() if head else now) / tail)
 
 
 def changed_code(recipe: Recipe, stage: str) -> list[Change]:

@@ -219,15 +219,19 @@ def confirm(
     yes: bool,
     error: type[AlignError] = NotConfirmedError,
     stages: tuple[str, ...] | None = None,
+    also: Sequence[str] = (),
 ) -> None:
     """Have the user agree that the whole run, or these stages with what was made from them, are removed; the first rank
     asks. Nothing to remove needs no consent.
+
+    Args:
+        also: words for what else is removed.
 
     Raises:
         NotConfirmedError: the answer was no.
         error: there is no terminal to ask at, and `yes` is not given.
     """
-    doomed = clean.whole_run(recipe) if stages is None else clean.doomed(recipe, stages)
+    doomed = [*(clean.whole_run(recipe) if stages is None else clean.doomed(recipe, stages) if stages else []), *also]
     if not doomed:
         return
     what, silent, refused = f"{recipe.output_dir}: {why}; this removes {', '.join(doomed)}", False, False

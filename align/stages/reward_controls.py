@@ -13,6 +13,7 @@ from align.evaluation.compare import paired_difference
 from align.evaluation.table import percent
 from align.recipe import Recipe
 from align.recipe.lineage import init_origin, stage_dir
+from align.recipe.sources import world_seed
 from align.runs.seeding import derive
 from align.stages.common import Summary, read_rows
 from align.stages.run_reward import train_reward
@@ -45,7 +46,7 @@ def by_manners(recipe: Recipe, stage: str, summary: Summary) -> Summary:
     from align.tinyworld.gold import Manners
     from align.tinyworld.world import World
 
-    judge = Manners(World(recipe.seed))
+    judge = Manners(World(world_seed(recipe)))
     hits = []
     for line in lines(stage_dir(recipe, "rm")):
         question = line["prompt"][-1]["content"]

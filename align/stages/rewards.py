@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from align.recipe import Recipe
-from align.recipe.lineage import Origin, judge_origins, reward_origins
+from align.recipe.lineage import Origin, origins_of
 from align.recipe.reward_section import (
     EndpointPart,
     ExactMatchPart,
@@ -25,6 +25,7 @@ from align.recipe.reward_section import (
     RegexPart,
     RewardPart,
 )
+from align.recipe.rollout_section import RolloutSection
 from align.stages import common
 from align.stages.user_code import UserCodeError, load_named
 from reward.protocol import Reward, RewardError
@@ -42,7 +43,7 @@ def build_reward(
     device: Any = None,
     ready: Mapping[str, Any] | None = None,
 ) -> Reward:
-    """The reward that the section of `stage`, ppo or rejection, describes.
+    """The reward that the section of `stage`, ppo or rejection, describes, or the judge of `rounds`.
 
     One part without weight, shift, scale and clip is that part itself; everything else is a `CombinedReward`.
 
@@ -61,7 +62,7 @@ def build_reward(
     from reward.combined import CombinedReward, Part
 
     parts = parts_of(recipe, stage, key)
-    make = _Builder(recipe, tokenizer, stage, device, ready or {})
+    make = _Builder(recipe, tokenizer, stage, key, device, ready or {})
     if not parts:
         return make.model(make.origins["reward"], name or "reward_model", None)
     first, alone = next(iter(parts.items()))
@@ -89,9 +90,10 @@ def parts_of(recipe: Recipe, stage: str, key: str) -> dict[str, RewardPart]:
 class _Builder:
     """Makes rewards of parts; a model that two parts name is loaded for each."""
 
-    def __init__(self, recipe: Recipe, tokenizer: Any, stage: str, device: Any, ready: Mapping[str, Any]):
+    def __init__(self, recipe: Recipe, tokenizer: Any, stage: str, key: str, device: Any, ready: Mapping[str, Any]):
         self.recipe, self.tokenizer, self.stage, self.device, self.ready = recipe, tokenizer, stage, device, ready
-        self.origins = reward_origins(recipe, stage) | judge_origins(recipe, stage)
+        self.origins = origins_of(recipe, stage, key)
+        self.batch_size = getattr(getattr(recipe, stage), "rollout", RolloutSection()).batch_size
 
     def model(self, origin: Origin, name: str, batch_size: int | None, share_prompts: bool | None = None) -> Reward:
         """The reward model of an origin."""
@@ -99,7 +101,7 @@ class _Builder:
         from reward.sources import ModelReward, load_reward
 
         path = common.origin_path(self.recipe, origin, stage=self.stage)
-        batch_size = batch_size or getattr(self.recipe, self.stage).rollout.batch_size
+        batch_size = batch_size or self.batch_size
         if path in self.ready:
             model = self.ready[path]
             if self.device is not None:

@@ -61,9 +61,9 @@ def run_dpo(
     from align.trainers.dpo import DPOTrainer, dpo_options
 
     began = time.perf_counter()
-    section, origin = section or getattr(recipe, stage), init_from or init_origin(recipe, stage)
+    section = section or getattr(recipe, stage)
     recipe = recipe.model_copy(update={stage: section})
-    out_dir = out_dir or stage_dir(recipe, stage)
+    out_dir, origin = out_dir or stage_dir(recipe, stage), init_from or init_origin(recipe, stage)
     model, tokenizer = supervised.load(recipe, stage, origin, section)
     common.open_folder(recipe, out_dir)
     train, heldout, reports = train_and_heldout(section, Comparison, recipe)
@@ -130,7 +130,7 @@ def _fit(record: Record, section: DPOSection, heldout: list[Comparison], seed: i
     evaluations = Evaluations(
         trainer,
         tokenizer,
-        fitting_prompts(tokenizer, _prompts(heldout, section.eval_num_replies), section.max_length),
+        fitting_prompts(tokenizer, prompts_of(heldout, section.eval_num_replies), section.max_length),
         record.folder,
         max_new_tokens=section.max_completion_length,
         batch_size=section.eval_batch_size,
@@ -152,7 +152,7 @@ def _fit(record: Record, section: DPOSection, heldout: list[Comparison], seed: i
     return {"heldout_pair_loss": found["heldout_loss"]} | of_replies | figures
 
 
-def _prompts(heldout: list[Comparison], size: int) -> list[Prompt]:
+def prompts_of(heldout: list[Comparison], size: int) -> list[Prompt]:
     """Up to `size` different prompts, the chosen reply as the reference."""
     found: dict[Any, Prompt] = {}
     for pair in heldout:

@@ -3,6 +3,8 @@
 In every round the replies are sampled from the newest model, which is then finetuned on the kept ones: the first round
 starts from the sft stage's model (or `init_from`), each later one from the model of the round before.
 
+With `earlier_from` the best reply may also be one that an earlier stage sampled (`rounds/0/earlier.jsonl`), of round 0.
+
 Leaves `rounds/<n>/` with `samples.jsonl` (every candidate, `align.stages.candidates`), `demonstrations.jsonl` (what was
 trained on), `heldout.jsonl` (greedy replies to `eval_data`; `rounds/0` holds those of the first model), `model/` and
 what an sft stage leaves; and `model/` (of the last round), `metrics.jsonl` (a line a round) and `summary.json`. A run
@@ -69,7 +71,7 @@ def run_rejection(
     prompts, heldout, read = read_prompts(recipe, section, newest, stage)
     common.open_folder(recipe, out_dir)
     prove_outputs(stage, out_dir, None, {})  # its models are tried by the finetuning of the first round
-    best: list[selection.Best | None] = [None] * len(prompts)
+    best = best_of_earlier(Sampler(recipe, newest, stage), prompts, section, out_dir / ROUNDS / "0")
     before = evaluate_heldout(Sampler(recipe, newest, stage), heldout, out_dir / ROUNDS / "0")
     trackers = Trackers(recipe, out_dir)
     rounds: list[Summary] = []
@@ -100,6 +102,16 @@ def run_rejection(
     origins = {role: asdict(one) for role, one in ({"policy": origin} | reward_origins(recipe, stage)).items()}
     counts = {"prompts": len(prompts), "eval_prompts": len(heldout), "origins": origins}
     return common.finish(out_dir, read | counts | early | summary_figures(before, rounds), began)
+
+
+def best_of_earlier(
+    sampler: Sampler, prompts: Sequence[Prompt], section: RejectionSection, folder: Path
+) -> list[selection.Best | None]:
+    """Each prompt's best reply of earlier stages (`earlier_from`), None where there is none."""
+    none: list[selection.Best | None] = [None] * len(prompts)
+    with closing(sampler):
+        rows = candidates.earlier_samples(sampler, prompts, section.earlier_from, folder)
+    return selection.choose(none, rows, 0, keep_earlier=True) if rows else none
 
 
 def read_prompts(

@@ -18,7 +18,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """A prompt's best reply so far: its text, its score, and the round (from 1) that it was sampled in."""
+    """A prompt's best reply so far: its text, its score, and the round that it was sampled in, from 1; 0: an earlier
+    stage."""
 
     text: str
     score: float

@@ -12,7 +12,7 @@ from typing import Any
 from align.evaluation.replies import judged_replies
 from align.recipe import Recipe
 from align.recipe.lineage import Origin
-from align.recipe.sources import world_dir
+from align.recipe.sources import world_dir, world_seed
 from align.runs.seeding import derive
 from align.runtime.files import write_json
 from align.stages.common import origin_path
@@ -32,7 +32,7 @@ LABELLED: dict[str, Part] = {"comparisons": "train", "heldout_comparisons": "hel
 
 def materialise(recipe: Recipe) -> None:
     """Write documents, demonstrations, crowd comparisons and prompts."""
-    world, sizes = World(recipe.seed), recipe.tinyworld
+    world, sizes = World(world_seed(recipe)), recipe.tinyworld
     records: dict[str, list[Any]] = {
         "documents": sets.documents(world, sizes.documents),
         "demonstrations": sets.demonstrations(world, sizes.demonstrations),
@@ -42,7 +42,7 @@ def materialise(recipe: Recipe) -> None:
     }
     for name, rows in records.items():
         write_jsonl(world_dir(recipe) / f"{name}.jsonl", rows)
-    LOG.info("world %d: %s", recipe.seed, ", ".join(f"{len(rows)} {name}" for name, rows in records.items()))
+    LOG.info("world %d: %s", world.seed, ", ".join(f"{len(rows)} {name}" for name, rows in records.items()))
 
 
 def label_comparisons(recipe: Recipe) -> None:
@@ -51,7 +51,7 @@ def label_comparisons(recipe: Recipe) -> None:
         pairs, figures = clean_comparisons(recipe, name, getattr(recipe.tinyworld, name))
         write_json(world_dir(recipe) / f"{name}.info.json", figures)
         write_jsonl(world_dir(recipe) / f"{name}.jsonl", pairs)
-        LOG.info("world %d: %s: %s", recipe.seed, name, figures)
+        LOG.info("world %d: %s: %s", world_seed(recipe), name, figures)
 
 
 def clean_comparisons(recipe: Recipe, name: str, size: int) -> tuple[list[Comparison], dict[str, Any]]:
@@ -60,7 +60,7 @@ def clean_comparisons(recipe: Recipe, name: str, size: int) -> tuple[list[Compar
     Args:
         name: one of `LABELLED`, which says of what prompts.
     """
-    world, part = World(recipe.seed), LABELLED[name]
+    world, part = World(world_seed(recipe)), LABELLED[name]
     prompts = sets.prompts(world, max(1, size // PAIRS_A_PROMPT), part=part)
     sampled = _sample(recipe, prompts, part)
     pairs = labels.clean_comparisons(world, sampled, size, name=name)

@@ -23,6 +23,7 @@ from align.evaluation import compare
 from align.evaluation.compare import paired_difference
 from align.recipe import Recipe, RecipeError, load_recipe
 from align.recipe.lineage import Origin, init_origin, stage_dir
+from align.recipe.sources import world_seed
 from align.runs.arguments import add_overrides
 from align.runs.launch import guarded, prepare
 from align.runs.seeding import derive
@@ -133,7 +134,7 @@ def good_demonstrations(recipe: Recipe, folder: Path, prompts: list[Any]) -> Sum
 
     out_dir, file = folder / "sft_good", folder / "good_demonstrations.jsonl"
     if not (out_dir / "summary.json").is_file():
-        demos = sets.demonstrations(World(recipe.seed), recipe.tinyworld.demonstrations, good=True)
+        demos = sets.demonstrations(World(world_seed(recipe)), recipe.tinyworld.demonstrations, good=True)
         write_jsonl(file, demos)
         section = recipe.sft.model_copy(update={"data": (Source(path=str(file.resolve())),)})
         run_sft(recipe.model_copy(update={"sft": section}), out_dir=out_dir)

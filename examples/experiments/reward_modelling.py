@@ -29,6 +29,7 @@ from align.evaluation.compare import paired_difference
 from align.recipe import Recipe, load_recipe
 from align.recipe.fields import Source
 from align.recipe.lineage import Origin
+from align.recipe.sources import world_seed
 from align.runs.launch import guarded, prepare
 from align.runs.seeding import derive
 from align.runtime.errors import MissingFileError
@@ -118,7 +119,7 @@ def grade(difference: float) -> int:
 
 def write_data(recipe: Recipe, folder: Path) -> None:
     """The sets of all arms, as rows that any user's files could have."""
-    world, sizes = World(recipe.seed), recipe.tinyworld
+    world, sizes = World(world_seed(recipe)), recipe.tinyworld
     clean, _ = clean_comparisons(recipe, "comparisons", CLEAN)
     rng = random.Random(f"annotators-{recipe.seed}")
     annotated = [_annotated(pair, rng) for pair in clean]

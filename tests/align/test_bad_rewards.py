@@ -32,7 +32,7 @@ BREAKS = {
 }
 
 
-ONE_OF_THREE = (slice(0, None, 3), pytest.param(slice(None), marks=pytest.mark.slow))  # each a run that goes on
+FEW = (slice(0, None, 4), pytest.param(slice(None), marks=pytest.mark.slow))  # each a run that goes on
 
 
 def function(body, after):
@@ -74,7 +74,7 @@ def undisturbed(tmp_path_factory):
     return metrics(folder)
 
 
-@pytest.mark.parametrize("ways", ONE_OF_THREE)
+@pytest.mark.parametrize("ways", FEW)
 def test_a_function_that_breaks_in_every_way_and_is_mended(undisturbed, tmp_path, capsys, ways):
     words_typed = [write(tmp_path, {"kind": "function", "function": f"{tmp_path}/mine.py:score"})]
     calls = 3  # two look at held-out prompts, one trains; of a run that goes on the first trains
@@ -143,12 +143,9 @@ def score(prompts, completions):
 def test_a_reply_that_the_reward_always_fails_on_is_left_out_once_that_is_allowed(tmp_path, capsys, caplog):
     (tmp_path / "mine.py").write_text(STICKY.format(file=str(tmp_path / "bad.json"), good=GOOD))
     words_typed = [write(tmp_path, {"kind": "function", "function": f"{tmp_path}/mine.py:score"})]
-    for _ in range(2):  # resuming samples the same reply
-        error = error_of(main(words_typed), capsys)
-        assert error.startswith(
-            "error: reward 'function' failed: ValueError: no verdict on this one (iteration 2); the"
-        )
-    assert "call 1 of 3" not in caplog.text
+    error = error_of(main(words_typed), capsys)
+    assert error.startswith("error: reward 'function' failed: ValueError: no verdict on this one (iteration 2); the")
+    assert "call 1 of 3" not in caplog.text  # and resuming samples the same reply:
     assert "no verdict" in error_of(main([*words_typed, "ppo.on_reward_error=retry"]), capsys)
     assert main([*words_typed, "ppo.on_reward_error=mask"]) == 0
     failed = [line["reward/failed"] for line in metrics(tmp_path) if "reward/failed" in line]
@@ -242,7 +239,7 @@ FAILS = {
 }
 
 
-@pytest.mark.parametrize("ways", ONE_OF_THREE)
+@pytest.mark.parametrize("ways", FEW)
 def test_an_endpoint_that_fails_in_every_way_and_comes_back(undisturbed, tmp_path, capsys, ways):
     with served() as server:
         plain = f"http://127.0.0.1:{server.server_address[1]}/score"

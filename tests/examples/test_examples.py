@@ -147,6 +147,7 @@ def test_margins_spread_the_scores_of_clear_pairs(tmp_path):
     assert losses_B.tolist() == pytest.approx([math.log(1 + math.exp(-1)), math.log(1 + math.exp(2))])
 
 
+@pytest.mark.slow
 def test_weights_of_tokens_move_the_answer(tmp_path):
     """The least of sum(weight * -log p) / 4 lies where p is the answer's share of the weights."""
     example = load("sft_token_weights")
@@ -164,6 +165,7 @@ def optimal_baseline():
         del table["opo"]
 
 
+@pytest.mark.slow  # its advantages are computed by hand below
 def test_a_fifth_estimator_learns_without_a_critic(optimal_baseline, tmp_path):
     figures = optimal_baseline.main(tmp_path)
     assert figures["before"] < 2 and figures["after"] > figures["before"] + 4
@@ -278,6 +280,7 @@ def test_memory_and_time_of_adapters(tmp_path, capsys):
     assert all(math.isfinite(arm["loss"]) and arm["seconds"] > 0 for arm in figures)
 
 
+@pytest.mark.slow
 def test_reward_training_beside_trl_on_the_same_pairs(tmp_path):
     """Tiny: that all arms start alike, train as many steps on the same ids, and what is finished is taken over."""
     (tmp_path / "recipe.yaml").write_text(dump_recipe(small_recipe(tmp_path)), encoding="utf-8")

@@ -20,7 +20,7 @@ def in_miniature(folder):
     return load_recipe("llama3_sft_dpo", [*words, *(f"dpo.{key}={value}" for key, value in sizes.items())])
 
 
-def test_the_values_that_llama_3_prints():
+def test_the_values_of_llama_3():
     recipe = load_recipe("llama3_sft_dpo")
     assert (recipe.sft.learning_rate, recipe.sft.max_steps, recipe.sft.mask) == (1e-5, 9000, "assistant_only")
     dpo = recipe.dpo

@@ -11,7 +11,8 @@ from align.stages.chain import run_chain
 from tests.commands import align
 from tests.recipes.miniature import SFT_SIZES, sft_arguments
 
-RECIPES = ("qwen_sft", "qwen_sft_math", "qwen_sft_multiturn")
+LATER = [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen_sft", "qwen_sft_math")]
+RECIPES = ("qwen_sft_multiturn", *LATER)
 
 
 def lines(path):

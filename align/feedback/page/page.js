@@ -6,6 +6,8 @@ const PART = 20000, MORE = 10; // characters that are laid out together; parts t
 // C0 but for tab and line feed, DEL, C1, soft hyphen, marks and overrides of direction, what has no width, tags.
 const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}\ud800-\udfff]+/gu;
 
+const FENCED = /^```[^\n]*\n[\s\S]*?(?:^```|$(?![\s\S]))/gm;
+
 const $ = id => document.getElementById(id);
 const make = (tag, name, text) => {
   const node = document.createElement(tag);
@@ -28,13 +30,25 @@ function visible(text) {
   return [...text].map(sign => "\\u" + sign.codePointAt(0).toString(16).padStart(4, "0")).join("");
 }
 
-function lay(node, text) {
+function laySigns(node, text) {
   let at = 0;
   for (const found of text.matchAll(HIDDEN)) {
     node.append(text.slice(at, found.index), make("span", "hidden-sign", visible(found[0])));
     at = found.index + found[0].length;
   }
   node.append(text.slice(at));
+}
+
+function lay(node, text) { // what stands between fences in letters of one width, whose columns can be compared
+  let at = 0;
+  for (const found of text.matchAll(FENCED)) {
+    const code = make("span", "code");
+    laySigns(node, text.slice(at, found.index));
+    laySigns(code, found[0]);
+    node.append(code);
+    at = found.index + found[0].length;
+  }
+  laySigns(node, text.slice(at));
 }
 
 function partEnd(text, at) { // behind the last line or word that fits; not between the halves of a surrogate pair
@@ -168,13 +182,19 @@ function build() {
       return made;
     };
     head.append(make("h2", "", `Reply ${at + 1}`), make("span", "rank"));
-    button("choose", "Choose", () => { const with_ = armed === "equal"; armed = ""; choose(one.id, with_); }, String(at + 1));
     button("unsafe", "Unsafe", () => flag(one.id), `u ${at + 1}`);
     button("edit", "Edit", () => edit(one.id), "e");
     card.append(head, textNode(one.reply), acts);
     return card;
   }));
-  replies.dataset.count = item.replies.length;
+  $("picks").replaceChildren(...item.replies.map((one, at) => {
+    const pick = make("button", "choose", String(at + 1));
+    pick.type = "button";
+    pick.dataset.id = one.id;
+    pick.setAttribute("aria-label", `Reply ${at + 1}`);
+    pick.addEventListener("click", () => meant(one.id));
+    return pick;
+  }));
   $("bad").firstElementChild.textContent = item.replies.length === 2 ? "Both bad" : "All bad";
   fresh(state.former);
   show();
@@ -187,21 +207,25 @@ function ordinal(at) {
 function show() {
   const ranking = wholeRanking(), tied = ranking.length === 1;
   for (const card of $("replies").children) {
-    const id = card.dataset.id, at = ranking.findIndex(rank => rank.includes(id)), picked = rankOf(id) >= 0;
+    const id = card.dataset.id, at = ranking.findIndex(rank => rank.includes(id));
     const together = at >= 0 && ranking[at].length > 1;
     const mark = card.querySelector(".rank");
     mark.textContent = at < 0 ? "" : tied ? "tied" : ordinal(at) + (together ? ", tied" : "");
     card.classList.toggle("best", at === 0 && !tied);
     card.classList.toggle("flagged", choice.unsafe.has(id));
-    card.querySelector(".choose").setAttribute("aria-pressed", picked);
     card.querySelector(".unsafe").setAttribute("aria-pressed", choice.unsafe.has(id));
     card.querySelector(".edit").disabled = !canEdit(id);
   }
-  for (const radio of $("strength").querySelectorAll("input")) radio.checked = radio.value === choice.strength;
+  for (const pick of $("picks").children) {
+    pick.classList.toggle("best", rankOf(pick.dataset.id) === 0);
+    pick.setAttribute("aria-pressed", rankOf(pick.dataset.id) >= 0);
+  }
   $("strength").disabled = ranking.length < 2;
+  for (const radio of $("strength").querySelectorAll("input")) radio.checked = ranking.length > 1 && radio.value === choice.strength;
   $("tie").setAttribute("aria-pressed", tied);
   $("bad").setAttribute("aria-pressed", choice.bad);
-  $("join-rank").hidden = ids().length < 3 || !choice.ranking.length || choice.ranking.flat().length === ids().length;
+  $("join-rank").hidden = ids().length < 3;
+  $("join-rank").disabled = !choice.ranking.length || choice.ranking.flat().length === ids().length;
   $("join-rank").setAttribute("aria-pressed", armed === "equal");
   const editing = choice.editing && canEdit(choice.editing);
   $("edit").hidden = !editing;
@@ -216,8 +240,8 @@ function show() {
 
 function verdict(ranking) {
   const order = ranking.map(rank => rank.map(number).sort().join(" = ")).join(" > ");
-  const parts = [order || (choice.bad ? "" : `Which reply is best? (1 to ${ids().length})`)];
-  if (ranking.length > 1 && choice.strength) parts.push(choice.strength === "better" ? "better" : `${choice.strength} better`);
+  const parts = [order || (choice.bad ? "" : "Which reply is best?")];
+  if (ranking.length > 1) parts.push({null: "how much better?", better: "better"}[choice.strength] || `${choice.strength} better`);
   if (choice.bad) parts.push(ids().length === 2 ? "both bad" : "all bad");
   if (choice.unsafe.size) parts.push("unsafe: " + [...choice.unsafe].map(number).sort().join(", "));
   if (edited()) parts.push(`${number(choice.editing)} edited`);
@@ -227,7 +251,7 @@ function verdict(ranking) {
 function missing() {
   const ranks = wholeRanking().length;
   if (!ranks && !choice.bad) return "Choose the best reply first, or say that they are tied or all bad.";
-  if (ranks > 1 && !choice.strength) return "By how much is it better? Press s, b, l or n.";
+  if (ranks > 1 && !choice.strength) return "How much better is it? Choose that too.";
   return "";
 }
 
@@ -344,6 +368,13 @@ function keys() {
   if (!$("keys").hidden) scrollTo(0, 0);
 }
 
+function meant(id) { // what a reply's number says now
+  const was = armed;
+  armed = "";
+  if (was === "unsafe") flag(id);
+  else choose(id, was === "equal");
+}
+
 function arm(what) {
   armed = armed === what ? "" : what;
   show();
@@ -356,10 +387,7 @@ function pressed(key) {
   else if (key === "g" && !$("guideline").hidden) toggle($("guideline"));
   else if (!state || !state.item) return false;
   else if (key >= "1" && key <= String(Math.min(ids().length, 9)) && key.length === 1) {
-    const id = ids()[Number(key) - 1], was = armed;
-    armed = "";
-    if (was === "unsafe") flag(id);
-    else choose(id, was === "equal");
+    meant(ids()[Number(key) - 1]);
   } else if (strength) { choice.strength = strength[0]; show(); }
   else if (key === "=") arm("equal");
   else if (key === "u") arm("unsafe");
@@ -414,7 +442,7 @@ $("help").addEventListener("click", keys);
 $("edited").addEventListener("input", () => { choice.edits.set(choice.editing, $("edited").value); $("verdict").textContent = verdict(wholeRanking()); });
 $("drop-edit").addEventListener("click", () => { choice.edits.delete(choice.editing); choice.editing = ""; show(); });
 $("who").addEventListener("click", () => { localStorage.removeItem("annotator"); location.reload(); });
-$("join").addEventListener("submit", event => { event.preventDefault(); begin($("name").value.trim()); });
+$("join").addEventListener("submit", event => { event.preventDefault(); $("guideline").open = false; begin($("name").value.trim()); });
 
 (async () => {
   try {

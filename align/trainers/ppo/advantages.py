@@ -13,9 +13,11 @@ A reward, or what follows a token of it, is compared with:
     reinforce_pp   the whole batch, by being whitened; else it is REINFORCE with rewards-to-go
 
 The KL of `kl_in: reward` is compared, scaled and whitened with the rewards that it is part of, as in the papers of rloo
-and reinforce_pp. That of grpo has it in the loss (`kl_in: loss`; `kl_coef` then weighs it against advantages that were
-divided by a deviation) and takes each reply's mean over its tokens first (`loss_aggregation: sequence`). The ratio and
-its clip are a token's in all of them; where replies are compared, a masked one is in nobody's mean.
+and reinforce_pp. grpo has it in the loss unless a recipe says otherwise, as its paper does: divided by the deviation of
+replies that are rewarded alike, nothing but their KL would be learnt from them, at full size. `kl_coef` then weighs it
+against advantages of deviation 1. The paper takes each reply's mean over its tokens first (`loss_aggregation:
+sequence`). The ratio and its clip are a token's in all of them; where replies are compared, a masked one is in nobody's
+mean.
 """
 
 from __future__ import annotations

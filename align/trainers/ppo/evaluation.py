@@ -8,7 +8,9 @@ With `on_reward_error: mask` a reply that a reward fails on is in no mean of tha
 
 A *gold* reward, where the trainer has one, scores the same replies, and a *judge* compares them with those of the
 policy that training started from (`opponent.py`): `eval/win_rate`. Without a judge the gold reward decides; without
-either there is no win rate, since what the reward itself thinks of the two is in `eval/score` already. Both are asked
+either there is no win rate, since what the reward itself thinks of the two is in `eval/score` already. Where a gold
+reward is, `eval/rm_accuracy` says whether the reward still knows better from worse among the policy's own replies: how
+often it prefers the one of a sampled and a greedy reply that the gold reward does. Gold reward and judge are asked
 here and nowhere else, nothing is stopped or chosen by them, and the random generators are put back after them: training
 is bit for bit the same with and without them.
 
@@ -128,8 +130,8 @@ class Evaluation:
         replies have no score, `eval/failed`, and no gold score, `eval/gold_failed`. For each part of a composed reward
         `eval/score/PART/mean` and `…/std`, and under `eval/score_greedy`, `eval/gold` and `eval/gold_greedy`. Once the
         policy has moved, with a judge or a gold reward, `eval/win_rate`: wins and half of the ties against the starting
-        policy's replies to the same prompts, over all judgments; and `eval/no_verdict`, judgments that came to none,
-        where there are some. Every rank judges its share; all return the same.
+        policy's replies to the same prompts, over all judgments; `eval/no_verdict`, judgments that came to none, where
+        there are some. Where replies differ in gold, `eval/rm_accuracy`. All ranks judge a share and return the same.
 
         Args:
             params: how replies are sampled in training.
@@ -143,7 +145,7 @@ class Evaluation:
         prompts = list(prompts[: self.config.evaluation.limit])
         mine = [prompts[index] for index in rank_share([0] * len(prompts), self.rank, self.world_size)]
         moment = f"(evaluation after iteration {iteration})"
-        figures: dict[str, float] = {}
+        figures, by_way = dict[str, float](), list[list[JudgedRow]]()
 
         def replies(way: SamplingParams) -> JudgedSamples | None:
             if not mine:
@@ -157,6 +159,7 @@ class Evaluation:
             own = self._judged(lambda way=way: replies(way), together, way, moment)
             shares = gather_object([own]) if self.world_size > 1 else [own]
             rows = [row for rows, _ in shares for row in rows]
+            by_way.append(rows)
             for failures in zip(*(failures for _, failures in shares), strict=True):  # of the reward, of the gold one
                 try:
                     require_judged(sum(failures, ()), len(rows), quiet=True)
@@ -165,7 +168,7 @@ class Evaluation:
             figures |= _means(rows, suffix)
             if self.config.on_reward_error == "mask":
                 figures |= _failed(rows, suffix)
-        return figures
+        return figures | _reward_accuracy(*by_way)
 
     def _ways(self, params: SamplingParams, num_samples: int) -> dict[str, SamplingParams]:
         """How replies are sampled here, by what the figures' names end with."""
@@ -281,6 +284,20 @@ def _wins(worth: Sequence[float], suffix: str) -> dict[str, float]:
     missing = sum(map(math.isnan, worth))
     figures = {f"eval/win_rate{suffix}": _mean(worth)} if missing < len(worth) else {}
     return figures | ({f"eval/no_verdict{suffix}": float(missing)} if missing else {})
+
+
+def _reward_accuracy(sampled: Sequence[JudgedRow], greedy: Sequence[JudgedRow]) -> dict[str, float]:
+    """How often the reward prefers the better, by the gold reward, of a sampled reply and the greedy one to the same
+    prompt; equal scores are half right. Nothing without a gold reward, or where none is better."""
+    each, worth = len(sampled) // len(greedy), []
+    for at, one in enumerate(sampled):
+        other = greedy[at // each]
+        if one.gold is None or other.gold is None:
+            return {}
+        margin, better_by = one.score - other.score, one.gold - other.gold
+        if better_by and not math.isnan(margin * better_by):
+            worth.append(0.5 if margin == 0 else float(margin * better_by > 0))
+    return {"eval/rm_accuracy": fmean(worth)} if worth else {}
 
 
 def _mean(scores: Iterable[float]) -> float:

@@ -57,6 +57,8 @@ Held-out prompts (`align.trainers.ppo.evaluation`), at temperature 1 and, with _
     eval/score/PART/mean and …/std; with `on_reward_error: mask` eval/failed, eval/gold_failed
     eval/win_rate                       wins and half of the ties against the starting policy's replies, by the judge
                                         or else the gold reward, once the policy has moved
+    eval/rm_accuracy                    how often the reward prefers the better, by the gold reward, of the sampled and
+                                        the greedy reply to a prompt
     eval/no_verdict                     judgments that came to none (only where there were some)
 
 Cost:

@@ -152,6 +152,7 @@ def copy(made, tmp_path):
 
 
 RARER = ("constant", "large, no samples", "narrow", "narrower", "ptx low", "ptx high", "target", "held", "capped")
+RARER += ("lengthy",)  # whose rule is seen by test_gold_that_falls_while_the_score_rises too
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from align.feedback.annotation import Annotation, shown_order
 from align.feedback.items import FeedbackReply, new_item
 from align.feedback.judgments import load_judgments, load_rows
 from data_formats.records import Message, Prompt
-from tests.align.feedback.annotation_case import item, served
+from tests.align.feedback.annotation_case import Opened, item, served
 
 pytestmark = pytest.mark.needs("playwright")
 EVIL = (
@@ -18,6 +18,7 @@ EVIL = (
 )
 RTL = "النص العربي من اليمين إلى اليسار، ثم English words ثم عربي مرة أخرى. \u202eevil\u202c שלום עולם"
 STEERING = "a\x1b[31mred\x00\x07 back\x08\x08 half \ud83d zero\u200bwidth \U000e0041tag\r\nline\ttab"
+STEERING += "\n```py\nx\x07 = 1\n``` said\n```\nto the end"
 HOSTILE = new_item(
     Prompt(
         (Message("system", EVIL), Message("user", "hi " + EVIL), Message("assistant", RTL), Message("user", "go on"))
@@ -25,49 +26,15 @@ HOSTILE = new_item(
     [FeedbackReply("", text) for text in (EVIL, RTL, STEERING, "w" * 1_000_000)],
 )
 PAIRS = [item(f"What is {at}?", f"It is {at}.", f"That would be {at}, I think.") for at in range(5)]
+HELD = """() => { // whatever is scrolled to, what a thumb meets at the first answer is that answer
+    const answer = document.querySelector(".choose"), at = answer.getBoundingClientRect(), met = [];
+    for (let y = 0; y < document.scrollingElement.scrollHeight; y += 15) {
+        scrollTo(0, y);
+        met.push(document.elementFromPoint(at.x + 9, at.y + 9) === answer);
+    }
+    return met.every(Boolean);
+}"""
 FITS = "document.scrollingElement.scrollWidth <= innerWidth"
-
-
-class Opened:
-    """The page in one window, with what went wrong on it and what it asked for."""
-
-    def __init__(self, browser, url, width=1400, **options):
-        self.context = browser.new_context(viewport={"width": width, "height": 900 if width > 500 else 844}, **options)
-        self.page, self.wrong, self.asked = self.context.new_page(), [], []
-        self.page.on("console", lambda message: self.wrong.append(message.text))
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.wrong.append(dialog.message) or dialog.dismiss())
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.home = url.partition("/?")[0] + "/"
-        self.page.goto(url)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.context.close()
-
-    def press(self, *keys):
-        for key in keys:
-            self.page.keyboard.press(key)
-
-    def join(self, name):
-        self.page.wait_for_selector("#name:focus")
-        self.page.keyboard.type(name)
-        self.press("Enter")
-        self.page.wait_for_selector("#task:not([hidden])")
-
-    def save(self, keys=("Enter",)):
-        """Save, and wait for the next item or the end."""
-        from playwright.sync_api import expect  # which asks without `eval`, that the page's policy forbids
-
-        progress = self.page.locator("#progress")
-        before = progress.inner_text()
-        self.press(*keys)
-        expect(progress).not_to_have_text(before)
-
-    def verdict(self):
-        return self.page.locator("#verdict").inner_text()
 
 
 def test_a_whole_session_by_keys_alone(browser, tmp_path):
@@ -82,7 +49,7 @@ def test_a_whole_session_by_keys_alone(browser, tmp_path):
         opened.press("Enter")
         assert "Choose the best" in page.locator("#said").inner_text() and not path.exists()
         opened.press("2", "Enter")
-        assert "By how much" in page.locator("#said").inner_text() and not path.exists()
+        assert "How much better is it" in page.locator("#said").inner_text() and not path.exists()
         opened.press("1", "s")  # another one, with the focus on a strength
         assert opened.verdict() == "1 > 2 · significantly better"
         opened.save()
@@ -141,7 +108,9 @@ def test_hostile_replies_are_text(browser, tmp_path, width):
         assert told[RTL[:5]] == RTL.replace("\u202e", "\\u202e").replace("\u202c", "\\u202c")
         assert told[STEERING[:5]] == (
             "a\\u001b[31mred\\u0000\\u0007 back\\u0008\\u0008 half \\ud83d zero\\u200bwidth \\ue0041tag\nline\ttab"
+            "\n```py\nx\\u0007 = 1\n``` said\n```\nto the end"
         )
+        assert page.locator(".code").all_text_contents() == ["```py\nx\\u0007 = 1\n```", "```\nto the end"]
         assert told["wwwww"] == "w" * 20_000
         more = page.locator(".reply .more:visible:enabled")
         assert more.inner_text() == "Show more (980,000 characters are left)"
@@ -181,6 +150,7 @@ def test_a_phone_without_keys(browser, tmp_path):
         assert page.evaluate(FITS) and opened.verdict() == "2 > 1 · negligibly better"
         page.locator("#save").tap()
         page.wait_for_selector(".reply >> nth=3")
+        assert page.evaluate(HELD)
         for at in (3, 0):
             page.locator(f".choose >> nth={at}").tap()
         page.locator("#join-rank").tap()

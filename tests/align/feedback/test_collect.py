@@ -131,8 +131,8 @@ def test_the_command(run, capsys):
     words += ["collect.sources=[{model: sft}]", "collect.num_prompts=2", "collect.engine=hf"]
     assert cli.main(words) == 0
     out = capsys.readouterr().out
-    assert "2 of 8 prompts drawn: 4 of 4 tags, 2.50 a prompt (1.38 in all)" in out
-    assert "2 items with 4 replies" in out
+    assert "2 of 8 prompts drawn: 4 of their 4 tags occur, 2.50 a prompt (1.38 among all)" in out
+    assert "2 items with 4 replies" in out and f"have them judged: align annotate {run}/told/items.jsonl" in out
     assert cli.main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["items"] == 2
     assert cli.main(["collect", str(run / "recipe.yaml"), "collect=null"]) == 1

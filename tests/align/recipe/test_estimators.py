@@ -40,6 +40,8 @@ def test_defaults_are_those_of_the_estimator():
     assert {name: config.critic_warmup_steps for name, config in found.items()} == dict.fromkeys(WITHOUT, 0) | {
         "gae": 50
     }
+    assert [name for name, config in found.items() if config.kl_in == "loss"] == ["grpo"]
+    assert PPOConfig(num_iterations=100, advantage="grpo", kl_in="reward").kl_in == "reward"
     assert PPOConfig(num_iterations=100, advantage="rloo", whiten_advantages=True).whiten_advantages
     assert not PPOConfig(num_iterations=100, advantage="reinforce_pp", whiten_advantages=False).whiten_advantages
     assert PPOConfig(num_iterations=100) == PPOConfig(num_iterations=100, advantage="gae", whiten_advantages=True)

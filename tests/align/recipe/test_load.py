@@ -108,14 +108,14 @@ sft:
   batch_size: 10
   micro_batch_size: 4
 rm:
-  data: []
+  data: [c.jsonl]
   learning_rate: 1e-5
   max_length: 1
   batch_size: 8
   micro_batch_size: true
   warmup_steps: 5
 ppo:
-  data: [p.jsonl]
+  data: []
   num_iterations: 3.5
   rollout_batch_size: 8
   num_mini_batchs: 3
@@ -129,7 +129,7 @@ ppo:
         "sft.data.0.limt: unknown key; did you mean 'limit'? (line 5)",
         "sft.learning_rat: unknown key; did you mean 'learning_rate'? (line 6)",
         "sft.max_length: must be an integer, not '128' (text) (line 7)",
-        "rm.data: must not be empty (line 11)",
+        "ppo.data: must not be empty (line 18)",
         "rm.micro_batch_size: must be an integer, not true (line 15)",
         "ppo.num_iterations: must be an integer, not 3.5 (line 19)",
         "ppo.num_mini_batchs: unknown key; did you mean 'num_mini_batches'? (line 21)",

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from statistics import fmean, stdev
 
@@ -52,6 +53,11 @@ def runs(tmp_path_factory):
     return first, second
 
 
+@pytest.fixture(scope="module")
+def sides(runs):
+    return tuple(read_sides(runs))
+
+
 def of(name, summary, **files):
     return Run("n", {}, {name: StageFiles(name, summary, **files)}, {}, [])
 
@@ -64,8 +70,7 @@ def rows_of(sides):
     return found
 
 
-def test_differences_on_the_same_prompts_are_paired(runs):
-    sides = read_sides(runs)
+def test_differences_on_the_same_prompts_are_paired(sides):
     first, second = (result(side.run, "ppo", "correct") for side in sides)
     assert (first.value, second.value) == (10 / 30, 20 / 30)
     found = difference(first, second)
@@ -77,8 +82,8 @@ def test_differences_on_the_same_prompts_are_paired(runs):
     assert row[2] == ("+33.3 points", f"[{100 * found.interval[0]:+.1f}, {100 * found.interval[1]:+.1f}]")
 
 
-def test_differences_on_other_prompts_are_of_independent_runs(runs):
-    first, second = (result(side.run, "ppo", "correct") for side in read_sides(runs))
+def test_differences_on_other_prompts_are_of_independent_runs(sides):
+    first, second = (result(side.run, "ppo", "correct") for side in sides)
     other = result(of("ppo", {"correct": 0.5, "correct_low": 0.3, "correct_high": 0.7}), "ppo", "correct")
     low, high = difference(first, other).interval
     down, up = (math.hypot(0.2, first.interval[1] - first.value), math.hypot(0.2, first.value - first.interval[0]))
@@ -103,8 +108,8 @@ def test_several_pairs_of_a_prompt_hang_together():
     assert found.interval == pytest.approx((0.75 - half, 0.75 + half))
 
 
-def test_what_counts_stands_first_and_figures_are_the_summarys(runs):
-    found = rows_of(read_sides(runs))
+def test_what_counts_stands_first_and_figures_are_the_summarys(runs, sides):
+    found = rows_of(sides)
     order = [words for stage, words in found if stage == "ppo"]
     wins = "wins and half the ties against its start, greedy"
     assert order[0] == "correct, greedy" and order.index(wins) < order.index(
@@ -119,22 +124,21 @@ def test_what_counts_stands_first_and_figures_are_the_summarys(runs):
         assert [text for text, _ in found[name, words]] == [*(f"{value:.4g}" for value in told), "+0"]
 
 
-def test_scores_of_other_rewards_have_no_difference(runs):
-    sides = read_sides(runs)
+def test_scores_of_other_rewards_have_no_difference(sides):
     row = rows_of(sides)["ppo", "score of the reward it was trained on, temperature 1"]
     assert row == [("1.6", ""), ("1.6", ""), ("–", "")]
     (told,) = [one for one in doubts(sides) if "rewards" in one]
     assert told == "ppo was trained on different rewards: their scores have no scale in common, nor a difference"
 
 
-def test_other_judges_and_other_rows_are_named(runs, tmp_path):
+def test_other_judges_and_other_rows_are_named(runs, sides, tmp_path):
     third = make_run(tmp_path / "third", prompts=5, iterations=2, pairs=3)
     summary = json.loads((third / "ppo/summary.json").read_text())
     write(
         third / "ppo/summary.json", summary | {"judged_by": "the people of people.csv", "win": 3, "tie": 0, "loss": 2}
     )
-    sides = read_sides([runs[0], third])
-    told = list(doubts(sides))
+    others = read_sides([runs[0], third])
+    told = list(doubts(others))
     assert told[0] == (
         f"ppo was judged by different judges (first: {GOLD}; third: the people of "
         "people.csv): wins and scores of judges cannot be compared"
@@ -142,9 +146,9 @@ def test_other_judges_and_other_rows_are_named(runs, tmp_path):
     assert (
         "pmp, rm, ppo: measured on different held-out rows in each run, so that differences are partly theirs" in told
     )
-    row = rows_of(sides)["ppo", "wins and half the ties against its start, greedy"]
+    row = rows_of(others)["ppo", "wins and half the ties against its start, greedy"]
     assert [text for text, _ in row] == ["73.3 %", "60.0 %", "–"]
-    assert not any("judges" in one for one in doubts(read_sides(runs)))
+    assert not any("judges" in one for one in doubts(sides))
 
 
 def test_only_keys_that_differ_are_told():
@@ -167,18 +171,19 @@ def test_only_keys_that_differ_are_told():
     }
 
 
-def test_what_is_counted_by_the_token_has_no_difference_between_tokenizers(runs, tmp_path):
+def test_what_is_counted_by_the_token_has_no_difference_between_tokenizers(runs, sides, tmp_path):
     other = make_run(tmp_path / "other", prompts=30, iterations=12, pairs=40)
     for stage in ("base", "sft", "pmp", "rm", "ppo"):
         write(other / stage / "recipe.yaml", RECIPE.replace("model:\n", "model:\n  path: /models/another\n"))
-    alike, unlike = (rows_of(read_sides(sides)) for sides in ([runs[0], runs[1]], [runs[0], other]))
+    others = read_sides([runs[0], other])
+    alike, unlike = rows_of(sides), rows_of(others)
     loss = ("sft", "held-out loss, nats a token")
     assert alike[loss][2][0] == "+0" and unlike[loss][2][0] == "–"
-    assert "The runs have different models or tokenizers" in " ".join(doubts(read_sides([runs[0], other])))
+    assert "The runs have different models or tokenizers" in " ".join(doubts(others))
 
 
-def test_one_sentence_tells_the_first_difference(runs):
-    sides = read_sides(runs)
+def test_one_sentence_tells_the_first_difference(sides):
+    sides = [*sides]
     again = replace(sides[0].run, stages=dict(sides[0].run.stages))
     sides.append(replace(sides[0], name="again", run=again))
     table = list(lines(sides))
@@ -250,13 +255,16 @@ def test_an_unfinished_run_and_one_of_other_stages(runs, tmp_path):
 
 def test_hostile_values_make_a_page(runs, tmp_path):
     evil = "</td><script>alert(1)</script>\u202e{{ 7 * 7 }}"
+    plain = make_run(tmp_path / "plain", prompts=3, iterations=2, pairs=3)
+    write(plain / "ppo/recipe.yaml", f"name: {json.dumps(evil)}\nseed: {json.dumps(evil)}\n")
+    roots = []
     for at, value in enumerate([evil, *NONSENSE]):
-        root = make_run(tmp_path / f"run{at}", prompts=3, iterations=2, pairs=3)
-        for path in (*root.glob("*/summary.json"), *root.glob("*/eval.jsonl")):
+        roots.append(shutil.copytree(plain, tmp_path / f"run{at}"))
+        for path in (*roots[-1].glob("*/summary.json"), *roots[-1].glob("*/eval.jsonl")):
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             path.write_text("".join(json.dumps(dict.fromkeys(row, value)) + "\n" for row in rows))
-        write(root / "ppo/recipe.yaml", f"name: {json.dumps(evil)}\nseed: {json.dumps(evil)}\n")
-        page = Page(render_comparison(read_sides([runs[0], root]), {}))
+    for at in range(0, len(roots), 5):
+        page = Page(render_comparison(read_sides([runs[0], *roots[at : at + 5]]), {}))
         assert "script" not in page.tags and "{{ 7 * 7 }}" in page.text and "\u202e" not in page.text
 
 

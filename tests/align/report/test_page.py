@@ -21,7 +21,9 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 ROWS = st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=12)
-STAGE = st.tuples(ROWS, *(st.lists(ROWS, max_size=3) for _ in range(3)), st.text(max_size=5))
+STAGE = st.tuples(
+    ROWS, *(st.lists(ROWS, max_size=3) for _ in range(3)), st.text(max_size=5), st.lists(ROWS, max_size=3)
+)
 STAGES = ("base", "sft", "pmp", "rm", "ppo")
 
 

@@ -221,6 +221,7 @@ def test_between_which_two():
         (3, "SFT"),
     ):
         assert starting_policy(StageFiles("ppo", {"origins": {"policy": origin}})) == name
+    assert starting_policy(StageFiles("dpo", {"origin": {"kind": "stage", "value": "rejection"}})) == "RS"
     row = {"category": "x", "sft_reply": "a", "rejection_reply": "b", "sft_reward": 0, "rejection_reward": 1}
     run = run_of()
     run.stages["rejection"] = StageFiles("rejection", {"judge": "reward"}, evals=[row])

@@ -11,6 +11,7 @@ import torch
 from align.runtime import files
 from align.runtime.errors import MissingFileError, StorageError
 
+pytestmark = pytest.mark.usefixtures("synced")
 LIMITED = """
 import resource, sys
 from pathlib import Path

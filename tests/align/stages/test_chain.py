@@ -265,11 +265,9 @@ def test_a_missing_input_names_the_command(tmp_path):
         run_stage(small_recipe(tmp_path), "rm")
 
 
-def test_fresh_removes_only_what_the_stages_wrote(tmp_path):
-    write_data(tmp_path)
-    recipe = small_recipe(tmp_path)
-    run_stage(recipe, "base")
-    run = tmp_path / "run"
+def test_fresh_removes_only_what_the_stages_wrote(finished, tmp_path):
+    recipe, run = small_recipe(tmp_path), tmp_path / "run"
+    shutil.copytree(finished[1] / "base", run / "base")
     (run / "base" / "notes.txt").write_text("mine")
     (run / "sft").mkdir()
     (run / "sft" / "summary.json").write_text("{}")
@@ -279,13 +277,9 @@ def test_fresh_removes_only_what_the_stages_wrote(tmp_path):
     assert [name for name in left if ".locks" not in name] == ["base", "base/notes.txt"]
 
 
-def test_ctrl_c_saves_and_the_same_command_gives_the_same_model(tmp_path, monkeypatch):
-    folders = [tmp_path / name for name in ("whole", "stopped")]
-    for folder in folders:
-        folder.mkdir()
-        write_data(folder)
-    run_stage(small_recipe(folders[0]), "base")
-    recipe = small_recipe(folders[1])
+def test_ctrl_c_saves_and_the_same_command_gives_the_same_model(finished, tmp_path, monkeypatch):
+    write_data(tmp_path)
+    recipe, run = small_recipe(tmp_path), tmp_path / "run"
     from align.trainers.sft import SFTTrainer
 
     plain = SFTTrainer.training_step
@@ -300,13 +294,13 @@ def test_ctrl_c_saves_and_the_same_command_gives_the_same_model(tmp_path, monkey
     monkeypatch.setattr(SFTTrainer, "training_step", interrupted)
     with pytest.raises(common.StageStopped, match="stopped at step 3"):
         run_stage(recipe, "base")
-    assert not (folders[1] / "run" / "base" / "summary.json").exists()
+    assert not (run / "base/summary.json").exists()
     with pytest.raises(recipe_guard.RecipeChangedError):  # the interrupted stage is not continued with another recipe
-        run_stage(small_recipe(folders[1], base__learning_rate=0.5), "base")
+        run_stage(small_recipe(tmp_path, base__learning_rate=0.5), "base")
     assert run_stage(recipe, "base")["resumed_from"] == 3
-    one, two = ((folder / "run/base/model/model.safetensors").read_bytes() for folder in folders)
+    one, two = ((at / "base/model/model.safetensors").read_bytes() for at in (finished[1], run))
     assert one == two
-    steps = [line["step"] for line in lines(folders[1] / "run/base/metrics.jsonl") if "loss" in line]
+    steps = [line["step"] for line in lines(run / "base/metrics.jsonl") if "loss" in line]
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
@@ -356,4 +350,4 @@ def test_an_impossible_recipe_is_refused_before_anything_is_written(tmp_path):
 def test_a_run_finished_under_former_names_is_not_evaluated_again(tmp_path, stage, names):
     summary = {"hooks": [f"align.stages.{name}" for name in names], "headline": [["gold", 0.0, 1.0]]}
     assert chain._evaluate(small_recipe(tmp_path), stage, summary, 0.0) == summary
-    assert set(chain.FORMER.values()) == {name for one in STAGES.values() for name in one.evaluate}
+    assert set(chain.FORMER.values()) <= {name for one in STAGES.values() for name in one.evaluate}

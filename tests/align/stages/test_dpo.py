@@ -12,6 +12,7 @@ from align.models.named import policy_at
 from align.recipe import check
 from align.recipe.lineage import Origin, init_origin
 from align.stages.chain import run_chain, run_stage
+from align.stages.dpo_evaluation import evaluate_dpo
 from align.stages.run_dpo import run_dpo
 from align.trainers.dpo import DPOTrainer
 from data_formats.errors import DataError
@@ -83,7 +84,9 @@ def test_it_is_run_shown_and_started_from_like_any_stage(report, place, tmp_path
     page = (tmp_path / "run/report/index.html").read_text()
     said = re.sub("<[^>]*>", "", page)  # terms are explained by marks around them
     assert "Comparisons: DPO" in said and "margin of the implicit rewards" in said and "Samples of dpo" in said
-    assert "dpo: loss" in page and "DPO is right on 100.0 % [" in said and "nats a token" not in said
+    assert "dpo: loss" in page and "DPO is right on 100.0 % [" in said and "loss, nats a token" not in said
+    assert f"DPO against {place.name}" in said and "No score judged both policies" in said
+    assert "KL from where it started, nats a reply" in said
     assert "trained by the stage `dpo`" in (tmp_path / "run/dpo/model/README.md").read_text().lower()
     assert policy_at(tmp_path / "run") == str(tmp_path / "run/dpo/model")
     plain = {"data": ["x"], "num_iterations": 9}
@@ -93,8 +96,31 @@ def test_it_is_run_shown_and_started_from_like_any_stage(report, place, tmp_path
     assert cli.main(["plan", str(tmp_path / "run/dpo/recipe.yaml")]) == 0
 
 
+def test_it_is_compared_with_what_it_started_from(report, place, tmp_path):
+    """By the chain's reward model, since nobody else is there; what the summary says of pairs stays what it is."""
+    rest = dict.fromkeys(("base", "sft", "pmp")) | {"rm__center_scores": False, "rm__max_length": 128}
+    dpo = SIZES | {"data": [{"path": "comparisons.jsonl"}], "learning_rate": 1e-2}
+    told = small_recipe(place, output_dir=str(tmp_path), model={"path": str(place / "model")}, dpo=dpo, **rest)
+    found = run_chain(told)["dpo"]
+    rows = [json.loads(line) for line in (tmp_path / "dpo/replies.jsonl").read_text().splitlines()]
+    apart = [row["dpo_rm"] - row["sft_rm"] for row in rows]
+    counts = [sum(one > 0 for one in apart), sum(one == 0 for one in apart), sum(one < 0 for one in apart)]
+    assert [found[name] for name in ("win", "tie", "loss")] == counts and len(rows) == 3
+    assert len(rows[0]["sampled"]["sft"]) == len(rows[0]["sampled"]["dpo"]) == 8
+    assert found["judged_by"] == "the reward model of the stage rm, which learnt from comparisons as dpo did"
+    assert found["rm_gain"]["difference"] == pytest.approx(sum(apart) / 3) and found["kl"] != 0
+    assert found["correct"] == found["pairs"] == 14 and "accuracy" in found["by_category"]["knowledge"]
+    said = re.sub("<[^>]*>", "", (tmp_path / "report/index.html").read_text())
+    assert f"DPO against {place.name}, greedy" in said and f"Judged by {found['judged_by']}" in said
+    assert "was trained on; reward/PART" not in said
+    assert f"are judged by {found['judged_by']}" in (tmp_path / "dpo/model/README.md").read_text()
+    silent = told.model_copy(update={"dpo": told.dpo.model_copy(update={"eval_num_replies": 0})})
+    assert evaluate_dpo(silent, "dpo", found) == {}
+
+
 def test_grades_and_rounds_choose_what_is_trained_on(place, tmp_path):
-    summary = run_dpo(recipe(place, tmp_path, data="graded.jsonl", min_grade=3, newest_round=True, max_steps=1))
+    told = recipe(place, tmp_path, data="graded.jsonl", min_grade=3, newest_round=True, max_steps=1)
+    summary = run_dpo(told.model_copy(update={"dpo": None}), section=told.dpo)
     assert summary["dropped_rows"]["grade below 3"] > 0 < summary["dropped_rows"]["not of round 2, the newest"]
     assert summary["rows"] + sum(summary["dropped_rows"].values()) + summary["heldout_rows"] == 40
     assert set(summary["by_grade"]) == {"1", "2", "3", "4"}  # held-out pairs are measured as they are

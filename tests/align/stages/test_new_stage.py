@@ -13,6 +13,7 @@ from tests.align.stages.small_chain import write_data
 from tests.commands import PLAIN, ROOT
 from tests.tiny_models import save_causal_lm
 
+pytestmark = pytest.mark.slow  # everything is imported anew
 SECTION = '''"""The `toy` section."""
 
 from align.recipe.section import Rate

@@ -9,7 +9,7 @@ from align.recipe import RecipeError, load_recipe
 from align.stages import policy_evaluation
 from align.stages.chain import run_chain, run_stage
 from data_formats.errors import AlignError, MissingFileError
-from examples.experiments import controls, estimators, rejection_sampling, reward_modelling, seeds
+from examples.experiments import controls, estimators, preference_methods, rejection_sampling, reward_modelling, seeds
 
 SIZES = {
     "model.architecture": {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
@@ -262,6 +262,19 @@ def test_the_stage_is_judged_by_the_gold_score_that_it_did_not_see(finished):
     assert measured["held-out reward, greedy"][2] == found["score_greedy"]
 
 
+@pytest.mark.needs("trl")
+def test_dpo_is_judged_by_it_on_the_prompts_of_held_out_pairs(finished):
+    recipe, run, _ = finished
+    section = preference_methods.dpo_section(recipe, preference_methods.Tuning())
+    section = section.model_copy(update={"max_steps": 3, "eval_num_replies": 6, "max_completion_length": 24})
+    found = run_stage(recipe.model_copy(update={"dpo": section, "ppo": None}), "dpo")
+    rows = lines(run / "dpo/replies.jsonl")
+    asked = [row["prompt"][-1]["content"] for row in lines(run / "world/heldout_comparisons.jsonl")]
+    assert [row["prompt"] for row in rows] == list(dict.fromkeys(asked))[:6] and found["judge"] == "gold"
+    assert found["gold"] == pytest.approx(sum(row["dpo_gold"] for row in rows) / 6, abs=1e-12)
+    assert {"sft_rm", "dpo_rm", "sft_correct"} <= rows[0].keys() and found["kl"] != 0
+
+
 def test_sft_is_judged_though_what_ppo_starts_from_is_not_trained_yet(finished, tmp_path):
     recipe, run, summary = finished
     for name in ("sft", "world"):
@@ -285,3 +298,29 @@ def test_the_study_of_the_estimators_goes_on_where_it_was(finished, tmp_path, ca
     shutil.rmtree(tmp_path / "seed5" / "rloo" / "checkpoints", ignore_errors=True)
     assert estimators.main(ask) == 0  # from what lies there
     assert capsys.readouterr().out.partition("| advantage |")[2] == table
+
+
+@pytest.mark.slow
+@pytest.mark.needs("trl")
+def test_the_study_of_preference_methods_goes_on_where_it_was(finished, tmp_path, capsys, monkeypatch):
+    _, folder, summary = finished
+    monkeypatch.setattr(preference_methods, "COUNT", 4)
+    before = sorted(path for path in folder.rglob("*") if path.is_file())
+    ask = [str(folder), "--out", str(tmp_path)]
+    assert preference_methods.main(ask) == 0
+    printed = capsys.readouterr().out
+    arms = list(preference_methods.ARMS)
+
+    def folder_of(name):
+        return getattr(preference_methods.MAKERS.get(name, (None, None))[1], "name", name)
+
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == before
+    made = {name: json.loads((tmp_path / "seed5" / folder_of(name) / "outcome.json").read_text()) for name in arms}
+    assert {one["before"]["gold"] for one in made.values()} == {summary["sft"]["gold"]}
+    assert made["ppo"]["gold"] == pytest.approx(summary["ppo"]["gold"], abs=1e-12) and not made["ppo"]["cost"]
+    assert made["dpo"]["rows"] == 48 and made["dpo_sampled"]["cost"]["sampling"]["cpu_seconds"] > 0
+    shared = lines(tmp_path / "seed5/candidates_rm/rounds/1/samples.jsonl")
+    assert len(shared) == 2 * 4 * 2 // 4 and lines(tmp_path / "seed5/rejection/rounds/1/samples.jsonl") == shared
+    assert preference_methods.main(ask) == 0  # from what lies there
+    table = printed[printed.index("| arm | gold") :]
+    assert capsys.readouterr().out[-len(table) :] == table

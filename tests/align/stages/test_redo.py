@@ -99,19 +99,17 @@ def test_a_stage_that_is_started_by_itself_tells_of_what_it_builds_on(chain, cap
     assert told in caplog.text
 
 
-def test_what_is_removed_for_one_stage_is_listed_and_no_more(tmp_path, capsys):
+def test_what_is_removed_for_one_stage_is_listed_and_no_more(finished, tmp_path, capsys):
     """sft and rm both start from the base model that the recipe names."""
-    write_data(tmp_path)
-    run_stage(small_recipe(tmp_path), "base")
     keys = {"base": None, "pmp": None, "model__architecture": None, "output_dir": str(tmp_path / "two")}
-    keys |= {"model__path": str(tmp_path / "run/base/model")}
+    keys |= {"model__path": str(finished / "run/base/model")}
     for stage in ("sft", "rm"):
-        run_stage(small_recipe(tmp_path, **keys), stage)
+        run_stage(small_recipe(finished, **keys), stage)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
         with pytest.raises(RecipeChangedError, match=r"another run; this removes sft \(finished\): give"):
-            run_stage(small_recipe(tmp_path, **keys, seed=2), "sft")
-    run_stage(small_recipe(tmp_path, **keys, seed=2), "sft", yes=True)
+            run_stage(small_recipe(finished, **keys, seed=2), "sft")
+    run_stage(small_recipe(finished, **keys, seed=2), "sft", yes=True)
     assert summary(tmp_path / "two", "rm")["steps"] == 3
 
 
@@ -166,13 +164,11 @@ def test_a_longer_stage_goes_on_from_its_last_checkpoint(chain, capsys, schedule
 
 
 def test_without_a_checkpoint_a_longer_stage_starts_anew_and_says_so(chain, capsys):
-    recipe = chain(pmp__max_steps=4)
+    recipe = chain(rm__max_steps=4)
     run_chain(recipe)
-    assert (
-        "pmp: starts anew (pmp.max_steps was 3, is 4; no checkpoint of it is left to go on from); removed"
-        in capsys.readouterr().out
-    )
-    assert summary(Path(recipe.output_dir), "pmp")["steps"] == 4
+    said = "rm: starts anew (rm.max_steps was 3, is 4; no checkpoint of it is left to go on from)"
+    assert said in capsys.readouterr().out
+    assert summary(Path(recipe.output_dir), "rm")["steps"] == 4
 
 
 def stopped_sft(chain, step, **changes):

@@ -120,8 +120,6 @@ def test_a_gold_reward_is_built_logged_and_told_in_the_summary(tmp_path):
         "the sum of the reward model rm and the rule length (the gold reward), which nothing was trained on"
     )
     assert 0 <= summary["win_rate"] <= 1 and summary["looks_judged_by"] == found["judged_by"]
-    plain = chosen.model_copy(update={"ppo": chosen.ppo.model_copy(update={"gold_reward": ()})})
-    assert not [name for name in run_ppo.run_ppo(plain, out_dir=tmp_path / "plain") if "gold" in name]
 
 
 def test_rewards_compare_with_the_prompts_own_answers(tmp_path):

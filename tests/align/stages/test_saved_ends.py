@@ -17,7 +17,7 @@ from align.stages.run_sft import run_sft
 from tests.align.stages.sft_case import conversations, write_lines
 from tests.align.stages.speaker import END_OF_TEXT, IM_END, save_speaker, says
 
-QLORA = pytest.param("qlora", marks=[pytest.mark.needs("bitsandbytes"), pytest.mark.slow])
+QLORA = [pytest.mark.needs("bitsandbytes"), pytest.mark.slow]
 STAGES = {"base": run_base, "sft": run_sft, "rejection": run_rejection, "ppo": run_ppo}
 SUPERVISED = {"max_length": 256, "batch_size": 4, "micro_batch_size": 4, "max_steps": 1, "learning_rate": 1e-6}
 REWARD = "def length(prompts, completions):\n    return [float(len(text)) for text in completions]\n"
@@ -31,6 +31,7 @@ def place(tmp_path_factory) -> Path:
     write_lines(folder / "demonstrations.jsonl", conversations(8))
     write_lines(folder / "documents.jsonl", [{"text": "the cat and the dog " * 20}] * 4)
     write_lines(folder / "prompts.jsonl", [{"prompt": f"say {word}"} for word in "abcd"])
+    write_lines(folder / "held.jsonl", [{"prompt": "say x"}])
     return folder
 
 
@@ -39,7 +40,8 @@ def told(place: Path, out: Path, stage: str, adapter: str, **keys) -> Recipe:
     rollout = {"max_prompt_length": 60, "max_completion_length": 4}
     sections = {
         "base": SUPERVISED | {"data": ["documents.jsonl"]},
-        "sft": SUPERVISED | {"data": ["demonstrations.jsonl"]},
+        "sft": SUPERVISED
+        | {"data": ["demonstrations.jsonl"], "keep_best": True, "holdout": 0.25, "eval_steps": 1, "save_steps": 1},
         "rejection": SUPERVISED
         | {"data": ["prompts.jsonl"], "reward": reward, "num_rounds": 1, "rollout": rollout | {"num_generations": 2}},
         "ppo": {
@@ -53,6 +55,8 @@ def told(place: Path, out: Path, stage: str, adapter: str, **keys) -> Recipe:
             "rollout": rollout,
             "policy": {"learning_rate": 1e-6},
             "ema_decay": 0.9,
+            "eval_data": ["held.jsonl"],
+            "evaluation": {"every_steps": 1, "save_best": True},
         },
     }
     data = {
@@ -79,48 +83,40 @@ def test_the_base_model_itself_goes_on(place):
     assert says(place / "model") == "a<|im_end|>" * 4
 
 
-@pytest.mark.parametrize("adapter", ["none", "lora", QLORA])
-@pytest.mark.parametrize("stage", STAGES)
-def test_what_a_stage_leaves_ends(place, tmp_path, stage, adapter):
+CASES = [(stage, "none") for stage in STAGES]
+CASES += [(stage, "lora") for stage in STAGES if stage != "base"]  # which trains all weights
+CASES += [pytest.param(stage, "qlora", marks=QLORA) for stage in STAGES if stage != "base"]
+
+
+@pytest.mark.parametrize(("stage", "adapter"), CASES)
+def test_what_a_stage_leaves_ends(place, tmp_path, stage, adapter, monkeypatch):
+    monkeypatch.setattr(BestCheckpoint, "remove", lambda out_dir: None)
     STAGES[stage](told(place, tmp_path, stage, adapter))
-    models = [tmp_path / stage / "model", *([tmp_path / stage / "ema"] if stage == "ppo" else [])]
-    for folder in models:
+    out = tmp_path / stage
+    if stage == "sft":
+        for folder in (out / "best", checkpoint.latest(out / "checkpoints")):
+            names_both_ends(folder)
+            assert says(folder, GenerationConfig.from_pretrained(folder)) == "a<|im_end|>"
+    for name in ("model", "ema", "best/model") if stage == "ppo" else ("model",):
+        folder = out / name
         names_both_ends(folder)
-        if (folder / "config.json").exists():
-            assert adapter == "none" or stage == "base"  # which trains all weights
+        assert (folder / "config.json").exists() == (adapter == "none")
+        if adapter == "none":
             assert says(folder) == "a<|im_end|>"
             continue
         assert says(folder, GenerationConfig.from_pretrained(folder)) == "a<|im_end|>"
-        whole = tmp_path / f"merged-{folder.name}"
+        whole = tmp_path / "merged" / name
         assert cli.main(["merge", str(folder), str(whole), *(["--dequantize"] if adapter == "qlora" else [])]) == 0
         names_both_ends(whole)
         assert says(whole) == "a<|im_end|>"
 
 
-@pytest.mark.parametrize("adapter", ["none", "lora"])
-def test_the_best_model_and_checkpoints_end(place, tmp_path, adapter, monkeypatch):
-    monkeypatch.setattr(BestCheckpoint, "remove", lambda out_dir: None)
-    run_sft(told(place, tmp_path, "sft", adapter, keep_best=True, holdout=0.25, eval_steps=1, save_steps=1))
-    for folder in (tmp_path / "sft/best", checkpoint.latest(tmp_path / "sft/checkpoints")):
-        names_both_ends(folder)
-        assert says(folder, GenerationConfig.from_pretrained(folder)) == "a<|im_end|>"
-
-
 def test_a_stage_that_only_had_to_be_saved_ends(place, tmp_path):
     """Killed after its last step: the model comes from the checkpoint, and no training loop is entered."""
-    recipe = told(place, tmp_path, "sft", "none", save_steps=1)
+    recipe = told(place, tmp_path, "sft", "none", keep_best=False)
     run_sft(recipe)
     for name in ("model/config.json", "model/generation_config.json", "summary.json"):
         (tmp_path / "sft" / name).unlink()
     assert run_sft(recipe)["resumed_from"] == 1
     names_both_ends(tmp_path / "sft/model")
     assert says(tmp_path / "sft/model") == "a<|im_end|>"
-
-
-def test_ppos_best_model_ends(place, tmp_path):
-    write_lines(tmp_path / "held.jsonl", [{"prompt": "say x"}])
-    evaluation = {"every_steps": 1, "save_best": True}
-    keys = {"eval_data": [str(tmp_path / "held.jsonl")], "evaluation": evaluation}
-    run_ppo(told(place, tmp_path, "ppo", "none", **keys))
-    names_both_ends(tmp_path / "ppo/best/model")
-    assert says(tmp_path / "ppo/best/model") == "a<|im_end|>"

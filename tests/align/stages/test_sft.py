@@ -205,19 +205,24 @@ def test_a_ghost_that_is_too_long_is_dropped_and_not_cut(tmp_path, trained_on, m
     assert len(shown) == 18 and not any("Hi" in text for text, _ in shown)
 
 
-def test_mask_reduction_and_packing_reach_the_trainer(tmp_path, trained_on):
+def test_mask_reduction_and_packing_reach_the_trainer(tmp_path, trained_on, monkeypatch):
     for mask, turns in (("assistant_only", 2), ("last_turn_only", 1)):
         _, shown = trained_on(recipe(tmp_path, run=mask, mask=mask, **FREE))
         assert {loss.count("<|im_end|>") for _, loss in shown} == {turns}
     summary, shown = trained_on(recipe(tmp_path, run="packed", packing=True, **FREE))
     assert summary["packing"]["rows"] == 24 > summary["packing"]["packs"] == len(shown)
-    rows = conversations(12, 1) + conversations(12, 3, start=12)
-    for number, row in enumerate(rows):
-        row["messages"][1]["content"] *= 1 + number % 3
-    write_lines(tmp_path / "train.jsonl", rows)
-    names = ("token_mean", "session_mean", "turn_mean", "prefix_mean")
-    losses = {run_sft.run_sft(recipe(tmp_path, run=name, loss_reduction=name, **FREE))["train_loss"] for name in names}
-    assert len(losses) == 4
+    reached = []
+
+    def train(trainer, *told):
+        reached.append(trainer.loss_reduction)
+        raise SystemExit
+
+    monkeypatch.setattr(run_sft.supervised, "train", train)
+    names = ["token_mean", "session_mean", "turn_mean", "prefix_mean"]
+    for name in names:
+        with pytest.raises(SystemExit):
+            run_sft.run_sft(recipe(tmp_path, run=name, loss_reduction=name, eval_data=[], holdout=0.0, **FREE))
+    assert reached == names  # what each comes to: tests/align/trainers/test_sft.py
 
 
 # -- the best model
@@ -245,27 +250,29 @@ class Ruined(TrainerCallback):
             raise SystemExit("killed")
 
 
-@pytest.fixture
-def watched(monkeypatch):
-    """A function that runs the stage with `Ruined`, and gives both."""
+def watched(recipe_, die=None):
+    """Runs the stage with `Ruined`, and gives both."""
+    seen, real = Ruined(die), run_sft.supervised.train
 
-    def run(recipe_, die=None):
-        seen, real = Ruined(die), run_sft.supervised.train
+    def train(trainer, *told):
+        trainer.add_callback(seen)
+        return real(trainer, *told)
 
-        def train(trainer, *told):
-            trainer.add_callback(seen)
-            return real(trainer, *told)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(run_sft.supervised, "train", train)
-            return run_sft.run_sft(recipe_), seen
-
-    return run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_sft.supervised, "train", train)
+        return run_sft.run_sft(recipe_), seen
 
 
-def test_the_best_model_is_the_one_of_the_lowest_held_out_loss(tmp_path, watched):
-    summary, seen = watched(recipe(tmp_path, **KEEPING))
-    out = tmp_path / "run/sft"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that is never stopped: its folder, its summary, and what was seen of it."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, *watched(recipe(folder, save_steps=3, **KEEPING))
+
+
+def test_the_best_model_is_the_one_of_the_lowest_held_out_loss(whole):
+    folder, summary, seen = whole
+    out = folder / "run/sft"
     logged = {line["step"]: line["eval_loss"] for line in lines(out / "metrics.jsonl") if "eval_loss" in line}
     best = min(logged, key=logged.get)
     assert best == 2 and list(logged) == [1, 2, 3, 4, 5, 6]
@@ -273,28 +280,26 @@ def test_the_best_model_is_the_one_of_the_lowest_held_out_loss(tmp_path, watched
     assert (summary["best_step"], summary["best_heldout_loss"]) == (best, logged[best])
     assert summary["heldout_loss"] == logged[best] < summary["last_heldout_loss"] == logged[6]
     assert all(torch.equal(tensor, seen.weights[best][name]) for name, tensor in weights(out / "model").items())
-    assert measured(tmp_path / "run", conversations(9, start=100))[0] == pytest.approx(logged[best], rel=1e-4)
+    assert measured(folder / "run", conversations(9, start=100))[0] == pytest.approx(logged[best], rel=1e-4)
     assert summary["replies"] == 4
     rows = [row for row in lines(out / "samples.jsonl") if row["step"] == best]
     assert summary["reply_tokens"] == sum(row["tokens"] for row in rows) / 4
     assert not (out / "best").exists()
 
 
-def test_a_model_that_goes_on_learning_is_kept_as_it_is(tmp_path):
-    keys = {"eval_steps": 2, "max_steps": 5}
-    best, plain = (
-        run_sft.run_sft(recipe(tmp_path, run=name, keep_best=name == "best", **keys)) for name in ("best", "plain")
-    )
+def test_a_model_that_goes_on_learning_is_kept_as_it_is(looked):
+    folder, plain = looked
+    best = run_sft.run_sft(recipe(folder, run="best", keep_best=True, eval_steps=2, max_steps=5))
     assert best["best_step"] == 5 and best["heldout_loss"] == plain["heldout_loss"]
-    assert same(weights(tmp_path / "best/sft/model"), weights(tmp_path / "plain/sft/model"))
+    assert same(weights(folder / "best/sft/model"), weights(folder / "run/sft/model"))
 
 
 AFTER = pytest.param(4, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("die", [2, AFTER])  # the best is of step 2: before and after the checkpoint of step 3
-def test_a_killed_run_still_knows_the_best(tmp_path, watched, die):
-    whole, _ = watched(recipe(tmp_path, run="whole", save_steps=3, **KEEPING))
+def test_a_killed_run_still_knows_the_best(tmp_path, whole, die):
+    folder, expected, _ = whole
     killed = recipe(tmp_path, run="killed", save_steps=3, **KEEPING)
     with pytest.raises(SystemExit):
         watched(killed, die=die)
@@ -302,14 +307,14 @@ def test_a_killed_run_still_knows_the_best(tmp_path, watched, die):
     again, _ = watched(killed)
     assert again["best_step"] == 2 and again["resumed_from"] == (3 if die > 3 else 0)
     keys = ("best_step", "best_heldout_loss", "last_heldout_loss", "by_category", "end_rate", "distinct")
-    assert {key: again[key] for key in keys} == {key: whole[key] for key in keys}
-    assert same(weights(tmp_path / "whole/sft/model"), weights(tmp_path / "killed/sft/model"))
-    said = [lines(tmp_path / run / "sft/samples.jsonl") for run in ("whole", "killed")]
+    assert {key: again[key] for key in keys} == {key: expected[key] for key in keys}
+    assert same(weights(folder / "run/sft/model"), weights(tmp_path / "killed/sft/model"))
+    said = [lines(run / "sft/samples.jsonl") for run in (folder / "run", tmp_path / "killed")]
     assert said[0] == said[1]
 
 
-def test_a_run_killed_after_its_last_step_leaves_what_a_whole_one_does(tmp_path, watched, monkeypatch):
-    whole, _ = watched(recipe(tmp_path, run="whole", save_steps=3, **KEEPING))
+def test_a_run_killed_after_its_last_step_leaves_what_a_whole_one_does(tmp_path, whole, monkeypatch):
+    folder, expected, _ = whole
     killed, real = recipe(tmp_path, run="killed", save_steps=3, **KEEPING), run_sft.supervised.save_model
 
     def kill(*args):
@@ -320,10 +325,10 @@ def test_a_run_killed_after_its_last_step_leaves_what_a_whole_one_does(tmp_path,
         watched(killed)
     monkeypatch.setattr(run_sft.supervised, "save_model", real)
     again, _ = watched(killed)
-    assert again["resumed_from"] == 6 and again["best_step"] == whole["best_step"] == 2
-    assert same(weights(tmp_path / "whole/sft/model"), weights(tmp_path / "killed/sft/model"))
+    assert again["resumed_from"] == 6 and again["best_step"] == expected["best_step"] == 2
+    assert same(weights(folder / "run/sft/model"), weights(tmp_path / "killed/sft/model"))
     for name in ("samples.jsonl", "metrics.jsonl"):
-        one, other = (lines(tmp_path / run / "sft" / name) for run in ("whole", "killed"))
+        one, other = (lines(run / "sft" / name) for run in (folder / "run", tmp_path / "killed"))
         timeless = [[untimed(line) for line in rows if "train_runtime" not in line] for rows in (one, other)]
         assert timeless[0] == timeless[1], name
 

@@ -86,12 +86,6 @@ def test_a_callback_goes_on_with_its_state_and_a_trainer_takes_the_place_of_ours
     assert summary["epochs"] == 2.0 and metrics(recipe)[0]["loss"] < 0.02
 
 
-def test_a_callback_that_ends_training_ends_the_stage_well(tmp_path, mine):
-    summary = run_stage(sft_case.recipe(tmp_path, callbacks=f"{mine}:Stops", eval_num_replies=0), "sft")
-    assert summary["steps"] == 2 and summary["stopped_early"] == "a callback ended it; step 2 of 6"
-    assert (tmp_path / "run/sft/model").is_dir()
-
-
 @pytest.mark.parametrize(
     ("key", "name", "words"),
     [
@@ -120,11 +114,13 @@ def test_what_check_can_tell_without_running_it(tmp_path, mine):
         own_callbacks(sft_case.recipe(tmp_path, callbacks=[f"{mine}:Counts"]).sft, "sft")
 
 
-def test_a_file_that_changed_is_told_and_nothing_is_thrown_away(tmp_path, mine, monkeypatch):
+def test_a_callback_ends_the_stage_well_and_when_its_file_changes_nothing_is_thrown_away(tmp_path, mine, monkeypatch):
     told = []
     monkeypatch.setattr(chain.LOG, "warning", lambda words, *values: told.append(words % values))
-    recipe = sft_case.recipe(tmp_path, callbacks=[f"{mine}:Stops"], eval_num_replies=0)
+    recipe = sft_case.recipe(tmp_path, callbacks=f"{mine}:Stops", eval_num_replies=0)
     first, folder = run_stage(recipe, "sft"), tmp_path / "run" / "sft"
+    assert first["steps"] == 2 and first["stopped_early"] == "a callback ended it; step 2 of 6"
+    assert (folder / "model").is_dir()
     assert run_stage(recipe, "sft") == first and told == []
     mine.write_text(MINE.replace("== 2", "== 3"))
     assert run_stage(recipe, "sft") == first

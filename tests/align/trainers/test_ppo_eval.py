@@ -48,6 +48,7 @@ def test_figures_by_hand(tmp_path):
     assert found["eval/gold"] == ((2 - 2) + (8 - 4)) / 2 and found["eval/gold_greedy"] == 0
     assert found["eval/gold/letters_a/mean"] == 2.5 and found["eval/gold/letters_a/std"] == 1.5
     assert found["eval/gold_greedy/lengths/mean"] == 2 and found["eval/gold_greedy/lengths/std"] == 0
+    assert found["eval/rm_accuracy"] == 1.0  # of "aaaa" and "ab"; the others are alike
     assert (found["eval/end_rate"], found["eval/end_rate_greedy"]) == (0.5, 1.0)
     assert (found["eval/length"], found["eval/length_greedy"]) == (3.5, 3.0)
     assert found["eval/kl"] == found["eval/kl_greedy"] == pytest.approx(0, abs=1e-6)
@@ -151,6 +152,7 @@ def test_training_is_the_same_with_a_gold_reward_and_a_judge_and_without(tmp_pat
     assert all(torch.equal(a, b) for a, b in zip(weights, same, strict=True))
     looked = ("eval/gold", "eval/win_rate")
     golden = [{key: line.pop(key) for key in list(line) if key.startswith(looked)} for line in more]
+    assert all(0 <= line.pop("eval/rm_accuracy", 0.5) <= 1 for line in more)  # where a pair differs in gold
     assert more == lines
     gold = {f"{name}{way}" for name in looked for way in ("", "_greedy")}
     seen = [line for line in golden if line]

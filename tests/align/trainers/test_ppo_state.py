@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,11 +56,16 @@ def assert_equal(found, expected):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def unbroken(tmp_path_factory):
     trainer = make(tmp_path_factory.mktemp("whole"))
     torch.manual_seed(3)
     trainer.train()
-    return everything(trainer)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def whole(unbroken):
+    return everything(unbroken)
 
 
 LATER = [pytest.param(steps, marks=pytest.mark.slow) for steps in (1, 3)]
@@ -99,10 +105,8 @@ def test_a_callback_with_a_state_goes_on_with_it(tmp_path):
     assert (first.seen, second.seen) == (2, 4)
 
 
-def test_an_earlier_named_checkpoint_or_a_start_anew(tmp_path, whole):
-    first = make(tmp_path)
-    torch.manual_seed(3)
-    first.train()
+def test_an_earlier_named_checkpoint_or_a_start_anew(tmp_path, unbroken, whole):
+    shutil.copytree(unbroken.output_dir, tmp_path, dirs_exist_ok=True)
     second = make(tmp_path)
     second.train(resume_from_checkpoint=tmp_path / "checkpoints" / "step-2")
     assert_equal(everything(second), whole)
