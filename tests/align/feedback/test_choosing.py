@@ -185,6 +185,9 @@ def test_what_cannot_be_chosen(run, capsys, tmp_path):
     words = ["collect", str(run / "recipe.yaml"), "--out", str(tmp_path)]
     assert cli.main([*words, "--choose", "diverse"]) == 1
     assert "--choose says how pairs are chosen: add --budget N" in capsys.readouterr().err
+    for name in ("summary.json", "chosen"):  # the summary of the one would be the other
+        assert cli.main([*words, "--budget", "2", "--to", str(tmp_path / name)]) == 1
+        assert "name a file that ends in .jsonl" in capsys.readouterr().err
     alone = [*words, "--budget", "2", "--choose", "uncertain", "--reward", f"{run}/rewards.py:short"]
     assert cli.main(alone) == 1
     assert "alone says nothing of how sure it is" in capsys.readouterr().err
