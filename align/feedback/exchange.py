@@ -132,7 +132,8 @@ def _as_label_studio(items: Sequence[FeedbackItem], guideline: str) -> dict[str,
         return [f'  <Choices name="{name}" toName="prompt" choice="{kind}">{inside}</Choices>']
 
     buckets = "".join(f'<Bucket name="rank_{at + 1}" title="Rank {at + 1}"/>' for at in range(len(names)))
-    lines = ["<View>", *([f"  <Header value={quoteattr(_NO_XML.sub('', guideline))}/>"] if guideline else [])]
+    heading = _NO_XML.sub("", guideline).replace("$", "$\u2060")  # or "$5" would be data of the task, which has none
+    lines = ["<View>", *([f"  <Header value={quoteattr(heading)}/>"] if guideline else [])]
     lines += ['  <Text name="prompt" value="$prompt"/>', '  <List name="replies" value="$replies" title="Replies"/>']
     lines += [f'  <Ranker name="ranking" toName="replies">{buckets}</Ranker>']
     lines += choices("strength", "single-radio", STRENGTHS[::-1])

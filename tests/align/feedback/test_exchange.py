@@ -90,9 +90,9 @@ def test_what_was_filled_in_is_not_written_over(tmp_path):
 
 
 def test_a_guideline_that_xml_cannot_hold(tmp_path):
-    _, labels = export_items(ITEMS, "label-studio", tmp_path, 'be\x00 \x1bfair\ud800\ufffe\n"kind" <b>')
+    _, labels = export_items(ITEMS, "label-studio", tmp_path, 'be\x00 \x1bfair\ud800\ufffe\n"kind" <b> $5')
     header = ElementTree.fromstring(labels.read_text()).find("Header")
-    assert header.get("value") == 'be fair\n"kind" <b>'
+    assert header.get("value") == 'be fair\n"kind" <b> $\u20605'
 
 
 def test_argilla_goes_and_comes_back(tmp_path):
