@@ -50,6 +50,7 @@ from examples.experiments.estimators import spread
 from examples.experiments.rejection_sampling import Settings, recipe_of, section, share_samples
 from examples.experiments.seeds import interval
 
+PROCESSES = get_context("spawn")  # a fork of a process that has computed with torch may wait for ever
 COUNT = 8  # replies a prompt of the candidates
 HELDOUT = 500  # pairs that DPO is measured on
 ARMS = {
@@ -187,12 +188,14 @@ def _made(make: Callable[..., None], recipe: Recipe, folder: Path, with_: Any) -
     """What it cost; made in a process of its own unless that is done."""
     file = folder / "cost.json"
     if not file.is_file():
-        with get_context("fork").Pool(1) as pool:
+        with PROCESSES.Pool(1) as pool:
             write_json(file, pool.apply(_cost, (make, recipe, folder, with_)))
     return read_object(file, "remove it to have the arm made again")
 
 
 def _cost(make: Callable[..., None], recipe: Recipe, folder: Path, with_: Any) -> dict[str, Any]:
+    import align.trainers.dpo  # noqa: F401  heavy, and no part of what is measured
+
     began, clock = time.process_time(), time.perf_counter()
     make(recipe, folder, with_)
     seconds = {"cpu_seconds": time.process_time() - began, "seconds": time.perf_counter() - clock}
@@ -203,7 +206,7 @@ def _judged(recipe: Recipe, name: str, model: Path, folder: Path, cost: dict[str
     """The figures against the SFT model; judged in a process of its own unless that is done."""
     file = folder / "outcome.json"
     if not file.is_file():
-        with get_context("fork").Pool(1) as pool:
+        with PROCESSES.Pool(1) as pool:
             write_json(file, pool.apply(_figures, (recipe, name, model, folder)) | {"cost": cost})
     return read_object(file, "remove it to have the arm judged again")
 
@@ -317,8 +320,6 @@ def main(argv: list[str] | None = None) -> int:
     prepare()
 
     with guarded(proceed=f"python {' '.join(sys.argv)}") as ending:
-        import align.trainers.dpo  # noqa: F401  heavy, and imported once for all the processes of the arms
-
         if args.sweep:
             print(sweep(args.runs[0], args.out))
         else:
