@@ -22,7 +22,7 @@ LONGEST_CELL = 16 * 2**20  # characters; an open quotation mark would otherwise 
 TEXTS = frozenset(
     {"prompt", "instruction", "input", "output", "question", "answer", "query", "response", "problem", "solution"}
     | {"text", "completion", "context", "system", "system_prompt", "content", "reference", "ground_truth"}
-    | {"std_answer", "canonical_solution", "chosen", "rejected", "title"}
+    | {"std_answer", "canonical_solution", "chosen", "rejected", "title", "edited", "comment"}
 )
 _TURN_KEYS = ({"role", "content"}, {"from", "value"})
 

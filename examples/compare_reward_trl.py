@@ -17,6 +17,7 @@ be. Differences are paired and clustered by prompt. `rm.max_length=256 rm.center
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -26,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from align.evaluation.accuracy import JudgedPair, accuracy
+from align.runtime.errors import AlignError
 
 Lines = list[dict[str, Any]]
+LARGEST_GAP = 0.25  # of bfloat16 weights, which each arm computes with in its own way
 SAME = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "learning_rate")
 SAME += ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm", "adam_beta1")
 SAME += ("adam_beta2", "adam_epsilon", "seed", "data_seed", "use_cpu", "report_to", "disable_tqdm", "bf16")
@@ -41,6 +44,7 @@ def train_trl(recipe: Any, origin: Any, folder: Path, seed: int) -> dict[str, An
     from trl import RewardConfig, RewardTrainer
 
     from align.data.load import train_and_heldout
+    from align.models.speech import chat_format
     from align.recipe import batch_plan
     from align.runs.seeding import derive
     from align.stages import common, preferences, run_reward
@@ -52,8 +56,11 @@ def train_trl(recipe: Any, origin: Any, folder: Path, seed: int) -> dict[str, An
     train, heldout, _ = train_and_heldout(section, Comparison, recipe)
     rows, train, _ = preferences.encode_training(tokenizer, train, section, derive(seed, "tags"))
     heldout_rows, heldout, _ = preferences.encode(tokenizer, heldout, section)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = chat_format(tokenizer).padding  # a classifier reads the last token that is no padding
     path = common.origin_path(recipe, origin, stage="rm")
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
+    model.config.pad_token_id = tokenizer.pad_token_id
     model = same_start(model, ours, recipe.model)
     plain = training_arguments(section, batch_plan(recipe, "rm"), recipe.model, folder, seed=derive(seed, "train"))
     options = {name: getattr(plain, name) for name in SAME}
@@ -64,6 +71,8 @@ def train_trl(recipe: Any, origin: Any, folder: Path, seed: int) -> dict[str, An
     trainer = RewardTrainer(model, train_dataset=Dataset.from_list(rows), **make)
     before = scores(model, heldout_rows, tokenizer.pad_token_id)
     gap = max(abs(a - b) for a, b in zip(before, scores(ours, heldout_rows, tokenizer.pad_token_id), strict=True))
+    if gap > LARGEST_GAP:
+        raise AlignError(f"TRL's arm starts {gap:.2g} from our scores: it reads another token, or has other weights")
     trainer.train()
     flat, lines = scores(model.eval(), heldout_rows, tokenizer.pad_token_id), []
     for pair, chosen, rejected in zip(heldout, flat[::2], flat[1::2], strict=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def annotate_command(args: argparse.Namespace) -> None:
     """
     from align.feedback.annotation import AnnotationError, fit_to_show
     from align.feedback.item_files import read_items
-    from align.runtime.lock import locked
+    from align.feedback.judgments import adding_to
+    from align.runtime.paths import typed_path
 
     items, others = fit_to_show(read_items(args.file))
     if not items:
@@ -75,8 +77,8 @@ def annotate_command(args: argparse.Namespace) -> None:
         for file in export_items(items, args.export, folder, guideline):
             say(file)
         return
-    out = Path(args.out or Path(args.file).with_name("judgments.jsonl"))
-    with locked(out.parent, [f"annotate {out.name}"]):
+    out = typed_path(args.out or Path(args.file).with_name("judgments.jsonl"))
+    with adding_to(out):
         if args.imported:
             _import(items, args.imported, out)
         else:
@@ -100,8 +102,8 @@ def _import(items: Any, path: str, out: Path) -> None:
     from align.runtime.files import append_json_lines
 
     judgments, empty = import_judgments(items, path)
-    known = {row.id for row in load_rows(out)}
-    new = [one.as_row() for one in judgments if one.id not in known]
+    known, now = {row.id for row in load_rows(out)}, {"time": datetime.now(UTC).isoformat(timespec="seconds")}
+    new = [one.as_row() | now for one in judgments if one.id not in known]
     append_json_lines(out, new)
     told = [f"{len(judgments) - len(new)} there already"] * (len(new) < len(judgments))
     told += [f"{empty} rows nobody has annotated"] * (empty > 0)

@@ -88,6 +88,8 @@ def _require_budget(args: argparse.Namespace) -> None:
     alone = next((name for name, given in options.items() if given and not args.budget), None)
     if alone is not None:
         raise CollectError(f"{alone} says how pairs are chosen: add --budget N, how many")
+    if args.to and args.to.suffix != ".jsonl":
+        raise CollectError(f"--to {args.to}: name a file that ends in .jsonl (its summary ends in .json)")
 
 
 def _choose(args: argparse.Namespace, recipe: Any, out: Path) -> dict[str, Any]:

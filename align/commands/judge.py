@@ -56,13 +56,13 @@ def judge_command(args: argparse.Namespace) -> None:
         StorageError: JUDGMENTS cannot be written.
     """
     from align.feedback.item_files import read_items
-    from align.runtime.lock import locked
+    from align.feedback.judgments import adding_to
 
     require_url(args)
     out = typed_path(args.out or typed_path(args.items).with_name("judgments.jsonl"))
     judges = named_judges(args, _beside(out, "llm") / "answers.jsonl")
     items = read_items(args.items)[: args.limit]
-    with locked(out.parent, [out.name]):
+    with adding_to(out):
         told = [_judged(args, wanted, items, out) for wanted in judges]
     if args.json:
         say(json.dumps({"judges": told, "out": str(out)}, ensure_ascii=False, indent=2))

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +70,25 @@ def merge_judgments_command(args: argparse.Namespace) -> None:
     from align.feedback.pairs import write_pairs
 
     out, files = typed_path(args.out), [typed_path(file) for file in (args.items, *args.judgments)]
+    if out.suffix != ".jsonl":
+        raise StorageError(f"--out {out}: what is written is JSON Lines: name a file that ends in .jsonl")
     for file in files:
         if not file.is_file():
             raise MissingFileError(f"{file}: no such file; check the path")
         if out.exists() and out.samefile(file):
             raise StorageError(f"--out {out} is a file that is read: name another one")
     items = read_items(args.items)
-    rows = list(chain.from_iterable(map(load_rows, files[1:])))
-    if len(files) > 2:
-        rows.sort(key=lambda row: row.time)  # of the judgments of an annotator on an item the latest counts
+    rows = list(_by_time(load_rows(file) for file in files[1:]))
     options = MergeOptions(args.votes, args.pairs, args.min_strength, args.all_bad)
     figures = write_pairs(items, rows, out, options, source=files[1]) | {"out": str(out)}
     say(json.dumps(figures, ensure_ascii=False, indent=2) if args.json else "\n".join(_lines(figures)))
+
+
+def _by_time(of_files: Iterable[Sequence[Any]]) -> Iterator[Any]:
+    """The rows of all files, since the latest judgment of an annotator on an item counts; those of one stay in its
+    order, also where a clock was set back."""
+    timed = [zip(accumulate((row.time for row in rows), max), rows, strict=True) for rows in of_files]
+    yield from (row for _, row in sorted(chain.from_iterable(timed), key=itemgetter(0)))
 
 
 def _lines(figures: dict[str, Any]) -> Iterator[str]:

@@ -10,6 +10,7 @@ so that it differs by annotator and their bias for a place can be measured.
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +43,10 @@ def _drawn(*words: str) -> bytes:
     return hashlib.sha256("\0".join(words).encode("utf-8", "backslashreplace")).digest()
 
 
+def _alike(one: str, other: str) -> bool:
+    return unicodedata.normalize("NFKC", one).casefold() == unicodedata.normalize("NFKC", other).casefold()
+
+
 class Annotation:
     """Items, what was said of them, and who is to judge what.
 
@@ -64,15 +69,20 @@ class Annotation:
         self._owners: dict[str, str] = {}  # of every item, among the names so far
 
     def join(self, annotator: str) -> str:
-        """Have somebody take part; the name. Raises AnnotationError: it is none."""
+        """Have somebody take part; the name, as whoever came under it first wrote it. Raises AnnotationError: it is
+        none."""
         try:
-            name = _NAME.validate_python(annotator)
+            name = self._known(_NAME.validate_python(annotator))
         except ValidationError as error:
             raise AnnotationError(f"annotator: {error.errors()[0]['msg']}") from None
         if name not in self._names:
             self._names.append(name)
             self._owners.clear()
         return name
+
+    def _known(self, name: str) -> str:
+        """The name as it is known: a phone begins it with a capital, and one system composes what another does not."""
+        return name if name in self._names else next((one for one in self._names if _alike(one, name)), name)
 
     def _owner(self, item: str) -> str:
         if item not in self._owners:
@@ -137,10 +147,13 @@ class Annotation:
             if not same(known, said):
                 raise AnnotationError(f"the id {said.id} is that of another judgment")
             return known
+        if self._known(said.annotator) != said.annotator:
+            raise AnnotationError(f"{said.annotator} is known as {self._known(said.annotator)}: reload the page")
         if isinstance(said, Undo):
             latest = self._latest(said.annotator)
             if latest is None or latest.id != said.undoes:
-                raise AnnotationError("only the latest judgment of an annotator can be undone, and this is not it")
+                told = "and this is not it: reload the page, which may be open twice"
+                raise AnnotationError(f"only the latest judgment of an annotator can be undone, {told}")
         else:
             item = self.items.get(said.item)
             if item is None:

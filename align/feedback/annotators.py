@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -46,11 +46,7 @@ def about_annotators(judged: Sequence[Judged], *, seed: int = 0) -> Part:
     verdicts = {
         (who, ""): {vote.pair: vote.winner for vote in own if vote.winner is not None} for who, own in votes.items()
     }
-    choices = {
-        who: {vote.pair: (vote.first_was_earlier, vote.winner == "first") for vote in own if _is_choice(vote)}
-        for who, own in votes.items()
-    }
-    errors = error_rates(choices, seed=seed)
+    errors = error_rates(choices_of(votes), seed=seed)
     annotators = {
         who: _counts(own)
         | {"first_shown": _first_shown(own), "longer": _longer(votes[who])}
@@ -58,6 +54,14 @@ def about_annotators(judged: Sequence[Judged], *, seed: int = 0) -> Part:
         for who, own in by_annotator.items()
     }
     return {"agreement": agreement(verdicts, seed=seed), "annotators": annotators}
+
+
+def choices_of(votes: Mapping[str, Sequence[Vote]]) -> dict[str, dict[tuple[str, str, str], tuple[bool, bool]]]:
+    """By annotator and pair, as `error_rates` reads them: those votes that are for one of the two replies."""
+    return {
+        who: {vote.pair: (vote.first_was_earlier, vote.winner == "first") for vote in own if _is_choice(vote)}
+        for who, own in votes.items()
+    }
 
 
 def _is_choice(vote: Vote) -> bool:

@@ -52,7 +52,8 @@ def choose_items(
     """
     if how == "uncertain" and not rewards:
         raise CollectError("'uncertain' looks at what a reward model makes of the replies: name one with --reward")
-    known = {pair.key for pair in pairs_of(without)}
+    before = pairs_of(without)
+    known = {pair.key for pair in before}
     pairs = [pair for pair in pairs_of(items) if pair.key not in known]
     if not pairs:
         raise CollectError("no pair is left to choose from: collect more replies")
@@ -68,7 +69,7 @@ def choose_items(
     if (done := _done(file, told, made_with)) is not None:
         return done
     first_MP = _probabilities(pairs, rewards, file, made_with, seed) if rewards else None
-    chosen = choose(pairs, count, how, seed=derive(seed, "choose"), first_MP=first_MP)
+    chosen = choose(pairs, count, how, seed=derive(seed, "choose"), first_MP=first_MP, before=before)
     found: Row = {"pairs": len(chosen), "of": len(pairs), "choose": how, "rewards": list(rewards)}
     found["expected"] = expectation(first_MP, chosen) if first_MP is not None else None
     curve = next(filter(None, map(curve_of, rewards)), None)

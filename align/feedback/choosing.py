@@ -52,18 +52,27 @@ def pairs_of(items: Sequence[FeedbackItem]) -> list[ItemPair]:
 
 
 def choose(
-    pairs: Sequence[ItemPair], count: int, how: Choice, *, seed: int, first_MP: np.ndarray | None = None
+    pairs: Sequence[ItemPair],
+    count: int,
+    how: Choice,
+    *,
+    seed: int,
+    first_MP: np.ndarray | None = None,
+    before: Sequence[ItemPair] = (),
 ) -> list[int]:
     """Indices of `count` pairs, or of all where these are fewer, the most wanted first.
 
     Args:
         seed: of what is drawn: all of `random`, where `diverse` begins, the order of equals.
         first_MP: for `uncertain`, the probability that each member gives to the first reply.
+        before: for `diverse`, pairs that were chosen earlier, from which the next ones are to be far too.
     """
     order = list(range(len(pairs)))
     random.Random(seed).shuffle(order)
     if how == "diverse":
-        return farthest_first([_text(pair) for pair in pairs], count, order[:1])
+        texts = [_text(pair) for pair in (*before, *pairs)]
+        taken = farthest_first(texts, len(before) + count, range(len(before)) or order[:1])
+        return [at - len(before) for at in taken[len(before) :]]
     if how == "uncertain":
         nats_P = information(first_MP)
         order.sort(key=lambda at: -nats_P[at])

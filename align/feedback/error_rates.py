@@ -4,7 +4,9 @@ Dawid and Skene's model (1979) with two classes: each pair has a better reply, w
 with one probability where it was shown earlier and with another where it was shown later, whatever the others say. The
 maximum of the likelihood by EM. Which reply of a pair comes first is drawn at random when items are collected, so that
 the classes' shares are not estimated: both are one half. Two annotators who are wrong equally often agree on a share of
-(1 - e)² + e² of the pairs; that is what comes out for two, whose rates agreement alone cannot tell apart.
+(1 - e)² + e² of the pairs; that is what comes out for two, whose rates agreement alone cannot tell apart. Of two who
+share pairs with nobody else and agree on no more than half of them nothing is said: no such e explains them, and which
+of them is mostly wrong is anybody's guess.
 
 What all annotators have in common (all prefer the longer reply) looks like the truth and is no error here; that each
 prefers the reply shown first is told apart, also where all were shown the same order.
@@ -12,7 +14,7 @@ prefers the reply shown first is told apart, also where all were shown the same 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +61,7 @@ def error_rates(
             shared.setdefault(pair, []).append(who)
     pairs = [pair for pair, who in shared.items() if len(who) > 1]
     names = [who for who, own in choices.items() if sum(pair in own for pair in pairs) >= FEWEST]
+    names = _without_opposites(choices, names)
     pairs = [pair for pair in pairs if sum(pair in choices[who] for who in names) > 1]
     if not pairs:
         return {}
@@ -91,6 +94,25 @@ def error_rates(
     return found
 
 
+def _without_opposites(
+    choices: Mapping[str, Mapping[tuple[Hashable, ...], tuple[bool, bool]]], names: Sequence[str]
+) -> list[str]:
+    """The annotators without each two who share pairs with nobody else and agree on no more than half of them."""
+    with_whom = {
+        who: [one for one in names if one != who and choices[one].keys() & choices[who].keys()] for who in names
+    }
+    left = []
+    for who in names:
+        others = with_whom[who]
+        if len(others) == 1 and with_whom[others[0]] == [who]:
+            mine, theirs = choices[who], choices[others[0]]
+            both = mine.keys() & theirs.keys()
+            if 2 * sum(mine[pair][1] == theirs[pair][1] for pair in both) <= len(both):
+                continue
+        left.append(who)
+    return left
+
+
 def _right(said_UKS: np.ndarray, weights_U: np.ndarray, start_K2: np.ndarray) -> np.ndarray:
     """The probabilities of the right choice where the better reply was shown later and earlier, by EM.
 
@@ -106,7 +128,7 @@ def _right(said_UKS: np.ndarray, weights_U: np.ndarray, start_K2: np.ndarray) ->
         if_first_KS = np.stack([wrong_K2[:, 0], right_K2[:, 0], wrong_K2[:, 1], right_K2[:, 1]], axis=1)
         if_second_KS = np.stack([right_K2[:, 1], wrong_K2[:, 1], right_K2[:, 0], wrong_K2[:, 0]], axis=1)
         odds_U = np.tensordot(said_UKS, np.log(if_first_KS) - np.log(if_second_KS), axes=2)
-        first_U = weights_U / (1 + np.exp(-odds_U))
+        first_U = weights_U / (1 + np.exp(-np.clip(odds_U, -500, 500)))  # many who agree are very sure
         first_KS = np.tensordot(first_U, said_UKS, axes=1)
         second_KS = np.tensordot(weights_U - first_U, said_UKS, axes=1)
         later_K = first_KS[:, :2].sum(axis=1) + second_KS[:, 2:].sum(axis=1)  # the better reply was shown later

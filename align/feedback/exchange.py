@@ -28,6 +28,7 @@ from align.feedback.item_files import conversation_text
 from align.feedback.items import FeedbackItem
 from align.feedback.judgments import STRENGTHS, HumanJudgment, JudgmentError, judgment_of
 from align.runtime import files
+from align.runtime.errors import StorageError
 from align.runtime.json_files import Row, number
 from align.runtime.paths import typed_path
 from data_formats.errors import DataError
@@ -36,7 +37,9 @@ from data_formats.formats import keys_of, shown
 
 SAID = ("annotator", "ranking", "strength", "all_bad", "unsafe", "edited", "comment")
 ALL_BAD = "all bad"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would compute
+# What a spreadsheet would compute, or rewrite as a number or date; before it stands `'`, our mark of such cells.
+_COMPUTED = re.compile(r"'*([=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]|\d[\d.,:/eE+-]*$)")
+_NO_XML = re.compile("[^\\t\\n\\r -\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")  # what XML 1.0 cannot hold
 _GIVEN_UP = ("draft", "discarded")
 
 
@@ -55,12 +58,16 @@ def export_items(items: Sequence[FeedbackItem], tool: str, folder: str | Path, g
     """Writes the items as one of `TOOLS` takes them; the files.
 
     Raises:
-        StorageError: the folder cannot be written to.
+        StorageError: the folder cannot be written to, or holds files of these names with another content.
     """
-    texts = TOOLS[tool](items, guideline)
-    for name, text in texts.items():
-        files.write_text(Path(folder) / name, text)
-    return [Path(folder) / name for name in texts]
+    texts = {Path(folder) / name: text for name, text in TOOLS[tool](items, guideline).items()}
+    for file, text in texts.items():
+        if file.exists() and file.read_bytes() != text.encode("utf-8", "backslashreplace"):
+            told = "holds something else, which somebody may have filled in: move it away, or name a folder with --out"
+            raise StorageError(f"{file} {told}")
+    for file, text in texts.items():
+        files.write_text(file, text)
+    return list(texts)
 
 
 def _texts(item: FeedbackItem) -> dict[str, str]:
@@ -79,7 +86,7 @@ def _as_csv(items: Sequence[FeedbackItem], guideline: str) -> dict[str, str]:
     for item in items:
         texts = _texts(item)
         cells = [item.id, *(texts.get(column, "") for column in columns)]
-        table.writerow([f"'{cell}" if cell.startswith(_FORMULA) else cell for cell in cells] + [""] * len(SAID))
+        table.writerow([f"'{cell}" if _COMPUTED.match(cell) else cell for cell in cells] + [""] * len(SAID))
     return {"replies.csv": file.getvalue()}
 
 
@@ -125,7 +132,7 @@ def _as_label_studio(items: Sequence[FeedbackItem], guideline: str) -> dict[str,
         return [f'  <Choices name="{name}" toName="prompt" choice="{kind}">{inside}</Choices>']
 
     buckets = "".join(f'<Bucket name="rank_{at + 1}" title="Rank {at + 1}"/>' for at in range(len(names)))
-    lines = ["<View>", *([f"  <Header value={quoteattr(guideline)}/>"] if guideline else [])]
+    lines = ["<View>", *([f"  <Header value={quoteattr(_NO_XML.sub('', guideline))}/>"] if guideline else [])]
     lines += ['  <Text name="prompt" value="$prompt"/>', '  <List name="replies" value="$replies" title="Replies"/>']
     lines += [f'  <Ranker name="ranking" toName="replies">{buckets}</Ranker>']
     lines += choices("strength", "single-radio", STRENGTHS[::-1])
@@ -154,7 +161,7 @@ def import_judgments(items: Sequence[FeedbackItem], path: str | Path) -> tuple[l
         try:
             name, answers = _answers(row)
             said = list(answers)
-            if said and name not in by_id:
+            if said and (not isinstance(name, str) or name not in by_id):
                 raise DataError(f"the item {shown(name)} is not among the {len(by_id)} items", field="item")
             for one in said:
                 judgment = _judgment(by_id[name], one)
@@ -174,7 +181,8 @@ def _answers(row: Any) -> tuple[Any, Iterator[Row]]:
     if isinstance(row, dict) and isinstance(row.get("data"), dict):
         return row["data"].get("item"), _from_label_studio(row)
     if isinstance(row, dict) and {"item", "ranking", "annotator"} <= row.keys():
-        return str(row["item"]).removeprefix("'"), _from_csv(row)
+        item = str(row["item"])
+        return item[1:] if item[:1] == "'" and _COMPUTED.match(item[1:]) else item, _from_csv(row)
     told = "expected Argilla's `fields`, Label Studio's `data`, or columns `item`, `annotator` and `ranking`"
     raise DataError(f"{told}; found {keys_of(row)}")
 
@@ -187,6 +195,8 @@ def _from_csv(row: Row) -> Iterator[Row]:
     if said["all_bad"].lower() not in ("", "yes", "no", "true", "false", "1", "0"):
         raise DataError(f"expected yes or no, found {shown(said['all_bad'])}", field="all_bad")
     yield said | {
+        "strength": said["strength"].lower(),
+        "marked": True,
         "ranking": [[_numbered(one) for one in rank] for rank in ranks],
         "all_bad": said["all_bad"].lower() in ("yes", "true", "1"),
         "unsafe": [_numbered(one) for one in re.split(r"[,; ]+", said["unsafe"]) if one],
@@ -208,17 +218,24 @@ def _from_argilla(row: Row) -> Iterator[Row]:
         each = [
             (name, one, person)
             for person in _objects(given, "responses")
-            for name, one in (person.get("values") or {}).items()
+            for name, one in _object(person.get("values") or {}, "responses.values").items()
         ]
     for name, one, person in each:
         if str(person.get("status") or "submitted").lower() not in _GIVEN_UP and isinstance(one, dict):
-            people.setdefault(str(person.get("user_id")), {})[name] = one.get("value")
+            people.setdefault(_who(person.get("user_id"), "user_id"), {})[name] = one.get("value")
     for person, said in people.items():  # who has to rank all names there are, also where an item has fewer replies
-        ranking = [[name for name in rank if name in row["fields"]] for rank in _ranks(said.get("ranking") or [])]
-        unsafe = [name for name in said.get("unsafe") or [] if name in row["fields"]]
+        ranking = [_there(row, rank, "ranking") for rank in _ranks(said.get("ranking") or [])]
+        unsafe = _there(row, _texts_in(said.get("unsafe") or [], "unsafe"), "unsafe")
         bad = said.get("all_bad") == ALL_BAD
         if any(ranking) or bad:
             yield said | {"annotator": person, "ranking": ranking, "unsafe": unsafe, "all_bad": bad}
+
+
+def _there(row: Row, names: Sequence[str], field: str) -> list[str]:
+    """Those of the names of replies that the record has."""
+    if unknown := [name for name in names if not re.fullmatch(r"reply_\d+", name)]:
+        raise DataError(f"expected names like reply_1, found {shown(unknown[0])}", field=field)
+    return [name for name in names if name in row["fields"]]
 
 
 def _ranks(value: Any) -> list[list[str]]:
@@ -236,7 +253,7 @@ def _from_label_studio(row: Row) -> Iterator[Row]:
     for annotation in _objects(row.get("annotations") or [], "annotations"):
         who = annotation.get("completed_by")
         who = (who.get("email") or who.get("id")) if isinstance(who, dict) else who
-        said: Row = {"annotator": str(who), "seconds": number(annotation.get("lead_time"))}
+        said: Row = {"seconds": number(annotation.get("lead_time"))}
         for result in _objects(annotation.get("result") or [], "annotations.result"):
             value = result.get("value")
             value = value if isinstance(value, dict) else {}
@@ -246,17 +263,14 @@ def _from_label_studio(row: Row) -> Iterator[Row]:
                 case "pairwise", _:
                     sides = ["reply_1", "reply_2"] if value.get("selected") == "left" else ["reply_2", "reply_1"]
                     said["ranking"] = [[side] for side in sides]
-                case "choices", "strength":
-                    said["strength"] = (value.get("choices") or [None])[0]
-                case "choices", "all_bad":
-                    said["all_bad"] = ALL_BAD in (value.get("choices") or [])
-                case "choices", "unsafe":
-                    said["unsafe"] = value.get("choices")
+                case "choices", "strength" | "all_bad" | "unsafe" as name:
+                    said[name] = _texts_in(value.get("choices") or [], name)
                 case "textarea", "edited" | "comment" as name:
                     text = value.get("text")
-                    said[name] = "\n".join(text) if isinstance(text, list) else text
-        if not annotation.get("was_cancelled") and (said.get("ranking") or said.get("all_bad")):
-            yield said
+                    said[name] = "\n".join(_texts_in(text, name)) if isinstance(text, list) else text
+        said |= {"strength": next(iter(said.get("strength", [])), None), "all_bad": ALL_BAD in said.get("all_bad", [])}
+        if not annotation.get("was_cancelled") and (said.get("ranking") or said["all_bad"]):
+            yield said | {"annotator": _who(who, "completed_by")}
 
 
 def _buckets(value: Any) -> list[list[str]]:
@@ -268,7 +282,26 @@ def _buckets(value: Any) -> list[list[str]]:
     ranked = {name: names for name, names in value.items() if re.fullmatch(r"rank_\d+", name) and names}
     if not ranked and len(value) == 1:
         return _ranks(next(iter(value.values())))
-    return [list(map(str, ranked[name])) for name in sorted(ranked, key=lambda name: int(name[5:]))]
+    return [_texts_in(ranked[name], name) for name in sorted(ranked, key=lambda name: int(name[5:]))]
+
+
+def _who(value: Any, field: str) -> str:
+    """The name of an annotator, which may be a number."""
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise DataError(f"expected who annotated, found {shown(value)}", field=field)
+    return str(value)
+
+
+def _object(value: Any, field: str) -> Row:
+    if not isinstance(value, dict):
+        raise DataError(f"expected an object, found {shown(value)}", field=field)
+    return value
+
+
+def _texts_in(value: Any, field: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise DataError(f"expected a list of texts, found {shown(value)}", field=field)
+    return value
 
 
 def _objects(value: Any, field: str) -> list[Row]:
@@ -287,7 +320,12 @@ def _judgment(item: FeedbackItem, said: Row) -> HumanJudgment:
     left = [one for one in ids.values() if not any(one in rank for rank in ranking)]
     ranking += [left] if ranking and left else []
     best = ranking[0][0] if ranking else next(iter(ids.values()))
-    text = str(said.get("edited") or "")
+    for name in ("edited", "comment"):
+        if not isinstance(said.get(name) or "", str):
+            raise DataError(f"expected a text, found {shown(said[name])}", field=name)
+    text = said.get("edited") or ""
+    if said.get("marked") and text[:1] == "'" and _COMPUTED.match(item.reply(best).reply):
+        text = text[1:]  # the mark of the cell that was rewritten
     changed = text.strip() and text.strip() != item.reply(best).reply.strip()
     content = {
         "item": item.id,
@@ -298,7 +336,7 @@ def _judgment(item: FeedbackItem, said: Row) -> HumanJudgment:
         "all_bad": bool(said.get("all_bad")),
         "unsafe": [ids[name] for name in unsafe],
         "edited": {"of": best, "text": text} if changed else None,
-        "comment": str(said.get("comment") or ""),
+        "comment": said.get("comment") or "",
     }
     key = str(uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(content)))
-    return judgment_of({"id": key, "seconds": said.get("seconds") or 0.0, **content})
+    return judgment_of({"id": key, "seconds": max(said.get("seconds") or 0.0, 0.0), **content})

@@ -1,26 +1,31 @@
 """What people said of collected replies: a JSON Lines file that only grows, a row a judgment or an undo.
 
-A row is flushed to the disk before anyone is told that it is kept. A kill leaves at most the torn beginning of a row
-that nobody was told of; it is passed over when the file is read. The latest judgment of an annotator on an item counts,
-unless an undo takes it back; then the one before it does. A row that stands twice (a client that heard no answer and
-sent it again) counts once: its `id` is the client's.
+A file has one writer at a time (`adding_to`). A row is flushed to the disk before anyone is told that it is kept. A
+kill leaves at most the torn beginning of a row that nobody was told of; it is passed over when the file is read, and
+any other line that is no row is an error: it may be a judgment that somebody's editor damaged. The latest judgment of
+an annotator on an item counts, unless an undo takes it back, wherever that stands; then the one before it does. A row
+that stands twice (a client that heard no answer and sent it again) counts once: its `id` is the client's.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, StrictBool, StrictStr, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, from_json
 
 from align.runtime.errors import AlignError, StorageError
 from align.runtime.files import append_json_lines
-from align.runtime.json_files import Row, objects
+from align.runtime.json_files import Row, json_lines
+from align.runtime.lock import locked
 
 STRENGTHS = ("negligibly", "slightly", "better", "significantly")
 GRADES = {strength: grade for grade, strength in enumerate(STRENGTHS, start=1)}  # the scale of `align.data.pairs`
@@ -169,6 +174,21 @@ def judgment_of(row: Any) -> HumanJudgment | Undo:
         raise JudgmentError(f"{place}: {first['msg']}" if place else first["msg"]) from None
 
 
+@contextmanager
+def adding_to(path: Path) -> Iterator[None]:
+    """Hold a file of judgments, whoever adds to it.
+
+    Raises:
+        FolderInUseError: another process does.
+        StorageError: it, or its folder, cannot be written to.
+    """
+    file = path.resolve()
+    if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
+        raise StorageError(f"{path} is no file that can be written to: name another one with --out")
+    with locked(file.parent, [f"adding to {file.name}"]):
+        yield
+
+
 def append(path: str | Path, row: HumanJudgment | Undo) -> None:
     """Adds a row to the file and flushes it to the disk.
 
@@ -183,22 +203,40 @@ def load_rows(path: str | Path) -> list[HumanJudgment | Undo]:
 
     Raises:
         StorageError: the file cannot be read.
-        JudgmentError: a row is none; names file, row and key.
+        JudgmentError: a line is none of them, and no torn beginning of one; names file, line and key.
     """
+
+    def refuse(line: int, problem: str) -> None:
+        if not _is_torn(lines[line - 1]):
+            raise JudgmentError(f"{path}, line {line}: {problem}; mend the line or take it out")
+
     try:
-        text = Path(path).read_bytes().decode("utf-8", "replace")  # a kill may have cut a character in two
+        text = Path(path).read_bytes().decode("utf-8-sig", "replace")  # a kill may have cut a character in two
     except FileNotFoundError:
         return []
     except OSError as error:
         raise StorageError(f"{path} cannot be read ({error.strerror or error})") from error
-    found: dict[str, HumanJudgment | Undo] = {}
-    for at, row in enumerate(objects(text)[0], start=1):
+    lines, found = text.split("\n"), dict[str, HumanJudgment | Undo]()
+    for line, row in json_lines(lines, refuse):
         try:
             one = judgment_of(row)
         except JudgmentError as error:
-            raise JudgmentError(f"{path}, row {at}: {error}; mend the row or take it out") from None
+            raise JudgmentError(f"{path}, line {line}: {error}; mend the line or take it out") from None
         found.setdefault(one.id, one)
     return list(found.values())
+
+
+def _is_torn(line: str) -> bool:
+    """Whether a line is the beginning of a row; a crash of the machine may have left NULs in its place."""
+    left = line.strip("\0\r")
+    try:
+        begun = not left or isinstance(from_json(left, allow_partial="trailing-strings"), dict)
+        json.JSONDecoder().raw_decode(left)  # which `from_json` takes for a beginning of what follows
+    except json.JSONDecodeError:
+        return begun
+    except (ValueError, RecursionError):
+        return False
+    return False
 
 
 class JudgmentBook:
@@ -208,6 +246,7 @@ class JudgmentBook:
         self.rows: dict[str, HumanJudgment | Undo] = {}  # by id
         self._standing: dict[str, dict[str, HumanJudgment]] = {}  # by annotator and id: what was not undone
         self._of_item: dict[str, dict[str, list[HumanJudgment]]] = {}  # by item and annotator, likewise
+        self._undone: set[tuple[str, str]] = set()  # annotator and id: an undo may be read before what it takes back
         for row in rows:
             self.add(row)
 
@@ -218,9 +257,12 @@ class JudgmentBook:
         self.rows[row.id] = row
         standing = self._standing.setdefault(row.annotator, {})
         if isinstance(row, HumanJudgment):
-            standing[row.id] = row
-            self._of_item.setdefault(row.item, {}).setdefault(row.annotator, []).append(row)
-        elif undone := standing.pop(row.undoes, None):
+            if (row.annotator, row.id) not in self._undone:
+                standing[row.id] = row
+                self._of_item.setdefault(row.item, {}).setdefault(row.annotator, []).append(row)
+            return
+        self._undone.add((row.annotator, row.undoes))
+        if undone := standing.pop(row.undoes, None):
             said = self._of_item[undone.item][row.annotator]
             said.remove(undone)
             if not said:

@@ -109,7 +109,7 @@ def _comparisons(
     best = [one for one in safe if options.pairs == "all" or one.better.id not in beaten]
     left_out["the better reply is not the best"] += len(safe) - len(best)
     least = 0 if options.min_strength is None else GRADES[options.min_strength]
-    for one in (*_edited(item, judgments, voted), *best):
+    for one in (*_edited(item, judgments, voted, unsafe, left_out), *best):
         better, worse = one.better.reply.strip(), one.worse.reply.strip()
         if one.grade is not None and one.grade < least:
             left_out[f"less than {options.min_strength}"] += 1
@@ -164,12 +164,19 @@ def _voted(
 
 
 def _edited(
-    item: FeedbackItem, judgments: Sequence[HumanJudgment], voted: Sequence[_Preference]
+    item: FeedbackItem,
+    judgments: Sequence[HumanJudgment],
+    voted: Sequence[_Preference],
+    unsafe: set[str],
+    left_out: Counter[str],
 ) -> Iterator[_Preference]:
-    """Replies that were rewritten, over what they were made of and what that was found better than."""
+    """Replies that were rewritten, over what they were made of and what that was found better than. Who did not flag
+    what another calls unsafe did not rewrite it for that reason."""
     texts: dict[tuple[str, str], list[str]] = defaultdict(list)
     for one in judgments:
-        if one.edited is not None:
+        if one.edited is not None and one.edited.of in unsafe and one.edited.of not in one.unsafe:
+            left_out["edited, of a reply that another flagged as unsafe"] += 1
+        elif one.edited is not None:
             texts[one.edited.of, one.edited.text].append(one.annotator)
     for (name, text), who in texts.items():
         original = item.reply(name)

@@ -23,7 +23,7 @@ from pathlib import Path
 from align.feedback.collect import ITEMS, PIECES, collect
 from align.feedback.items import load_items
 from align.feedback.judge import judge_items
-from align.feedback.judgments import JudgmentBook, load_rows
+from align.feedback.judgments import JudgmentBook, adding_to, load_rows
 from align.feedback.pairs import write_pairs
 from align.feedback.round_evaluation import evaluate_round, judge_of_rounds, print_rounds, trained_on
 from align.recipe import Recipe, dump_recipe
@@ -265,7 +265,7 @@ def _make_pairs(recipe: Recipe, number: int, folder: Path) -> None:
         judge = judge_of_rounds(recipe, folder)
         settings = recipe.model_dump(mode="json", include={"rounds"})["rounds"]["judge"]
         with (
-            locked(folder, [JUDGMENTS]),
+            adding_to(judgments),
             memory_errors(f"the judge of round {number}", "rounds.judge.batch_size"),
             StageProgress(f"round {number}: judged", len(items)) as progress,
         ):

@@ -135,7 +135,11 @@ def reward_table(found: dict[str, Any], golds: list[dict[str, Any]]) -> str:
     lines.append("|---|" + "---:|" * len(found["seeds"]))
     for name, runs in arms.items():
         lines.append(f"| {name} | {' | '.join(map(interval, runs))} |")
-    return "\n".join([*lines, f"\nlength alone: {found['length_baseline']:.1%} of {golds[0]['pairs']} pairs"])
+    lines.append(
+        f"\nlength alone: {found['length_baseline']:.1%} of {golds[0]['pairs']} pairs; before training no score of"
+    )
+    lines.append(f"trl's arm is further than {found['start_gap']:.2g} from ours, which starts from the same weights")
+    return "\n".join(lines)
 
 
 def by_source(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:

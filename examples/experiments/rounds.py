@@ -119,10 +119,9 @@ def figures(args: argparse.Namespace, seed: int) -> dict[tuple[str, int], dict[s
         for number in range(1, args.rounds + 1):
             folder = round_dir(recipe, number)
             ppo = _summary(folder / "ppo")
-            own, heldout = ppo["reward_on_own"], ppo["reward_on_own"]["heldout"] or {}
-            row = {"before": own["before"]["accuracy"], "after": own["after"]["accuracy"]}
+            own = ppo.get("reward_on_own", {})  # none where no reply is better than another
+            row = {name: (own.get(name) or {}).get("accuracy") for name in ("before", "after", "heldout")}
             row |= {name: ppo[name] for name in ("gold_sampled", "gold", "correct", "kl")}
-            row["heldout"] = heldout.get("accuracy")
             rm = folder / "rm" if arm != "none" else round_dir(recipe_of(args, seed, "fresh"), 1) / "rm"
             row["comparisons"] = _summary(rm)["rows"]
             found[arm, number] = row

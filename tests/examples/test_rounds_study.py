@@ -6,6 +6,7 @@ import pytest
 
 from align.recipe.rounds import round_recipe
 from examples.experiments import rounds
+from tests.align.stages.test_quickstart_small import SIZES
 
 
 @pytest.fixture
@@ -31,3 +32,32 @@ def test_the_table(args):
         "| fresh | 1 | 1234 (1234, 1234) |  | 50.0 (50.0, 50.0) | 50.0 (50.0, 50.0) | 0.50 (0.50, 0.50) | "
         "0.50 (0.50, 0.50) | 50.0 (50.0, 50.0) | 0.50 (0.50, 0.50) |"
     )
+
+
+@pytest.mark.slow
+def test_the_study_in_miniature(tmp_path, capsys):
+    sizes = [f"{section}.{key}={value}" for section, values in SIZES.items() for key, value in values.items()]
+    words = [
+        "--seeds",
+        "5",
+        "--out",
+        str(tmp_path),
+        "--rounds",
+        "2",
+        "--set",
+        *sizes,
+        "rm.data=[tinyworld:comparisons]",
+    ]
+    assert rounds.main(words) == 0
+    table = capsys.readouterr().out.partition("| arm |")[2].splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in table[2:]] == [
+        "fresh",
+        "fresh",
+        "first",
+        "first",
+        "none",
+        "none",
+    ]
+    before = (tmp_path / "seed-5/none/round-2/ppo/summary.json").stat().st_mtime_ns
+    assert rounds.main(words) == 0  # what is there is not made again
+    assert (tmp_path / "seed-5/none/round-2/ppo/summary.json").stat().st_mtime_ns == before

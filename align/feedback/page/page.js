@@ -3,8 +3,9 @@
 
 const STRENGTHS = [["significantly", "s"], ["better", "b"], ["slightly", "l"], ["negligibly", "n"]];
 const PART = 20000, MORE = 10; // characters that are laid out together; parts that are shown when more are wanted
-// C0 but for tab and line feed, DEL, C1, soft hyphen, marks and overrides of direction, what has no width, tags.
-const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}\ud800-\udfff]+/gu;
+// C0 but for tab and line feed, DEL, C1, soft hyphen, marks and overrides of direction, what has no width, fillers,
+// tags, selectors of variants (but for those of emoji), in which whole texts can hide.
+const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb\u{e0000}-\u{e0fff}\ud800-\udfff]+/gu;
 
 const FENCED = /^```[^\n]*\n[\s\S]*?(?:^```|$(?![\s\S]))/gm;
 
@@ -346,7 +347,7 @@ async function begin(name) {
   try {
     const found = await ask("/state?annotator=" + encodeURIComponent(name));
     annotator = found.annotator;
-    localStorage.setItem("annotator", annotator);
+    for (const kept of [sessionStorage, localStorage]) kept.setItem("annotator", annotator);
     say("");
     told(found);
   } catch (error) {
@@ -441,7 +442,10 @@ $("undo").addEventListener("click", undo);
 $("help").addEventListener("click", keys);
 $("edited").addEventListener("input", () => { choice.edits.set(choice.editing, $("edited").value); $("verdict").textContent = verdict(wholeRanking()); });
 $("drop-edit").addEventListener("click", () => { choice.edits.delete(choice.editing); choice.editing = ""; show(); });
-$("who").addEventListener("click", () => { localStorage.removeItem("annotator"); location.reload(); });
+$("who").addEventListener("click", () => {
+  for (const kept of [sessionStorage, localStorage]) kept.removeItem("annotator");
+  location.reload();
+});
 $("join").addEventListener("submit", event => { event.preventDefault(); $("guideline").open = false; begin($("name").value.trim()); });
 
 (async () => {
@@ -453,7 +457,7 @@ $("join").addEventListener("submit", event => { event.preventDefault(); $("guide
   } catch (error) {
     return say(error.message, true);
   }
-  const name = localStorage.getItem("annotator");
+  const name = sessionStorage.getItem("annotator") || localStorage.getItem("annotator"); // a tab stays with its own
   $("who").hidden = true;
   if (name) return begin(name);
   $("join").hidden = false;

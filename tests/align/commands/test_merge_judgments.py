@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -135,6 +136,37 @@ def test_of_two_files_the_latest_judgment_counts(said):
     assert [one.chosen for one in read("pairs.jsonl", Comparison).records] == ["b" * 9]
 
 
+def test_in_a_file_the_later_row_counts_whatever_its_clock_said(said):
+    first, second = (
+        judgment("i0", "ann", [[f"r{at}"] for at in ranking], "better", time=f"2026-02-0{day}T00:00:00+00:00")
+        for day, ranking in ((3, "01"), (1, "10"))
+    )
+    undo = judgments.Undo(id=first.id[:-4] + "0000", undoes=first.id, annotator="ann", time="2026-01-01T00:00:00+00:00")
+    people(first, second)
+    ben = judgment("i1", "ben", [["r1"], ["r0"]], "better", time="2026-02-02T00:00:00+00:00")
+    write_json_lines("ben.jsonl", [ben.as_row()])
+    words = ("merge-judgments", "items.jsonl", "judgments.jsonl", "ben.jsonl", "--out", "pairs.jsonl")
+    said(*words)
+    assert [one.chosen for one in read("pairs.jsonl", Comparison).records] == ["b" * 9] * 2
+    people(first, undo)
+    said(*words)
+    assert [one.rejected for one in read("pairs.jsonl", Comparison).records] == ["aa"]  # of ben alone
+
+
+def test_people_and_judges_do_not_write_one_file_at_once(said):
+    with judgments.adding_to(Path("judgments.jsonl")):
+        for words in (
+            ("judge", "items.jsonl", "--judge", "judges.py:by_length"),
+            ("annotate", "items.jsonl", "--port", "0"),
+            ("annotate", "items.jsonl", "--import", "items.jsonl"),
+        ):
+            assert "another process is running 'adding to judgments.jsonl'" in said(*words, code=1).err
+    assert not Path("judgments.jsonl").exists()
+    Path("judgments.jsonl").mkdir()
+    told = said("annotate", "items.jsonl", "--port", "0", code=1).err
+    assert "judgments.jsonl is no file that can be written to: name another one with --out" in told
+
+
 def test_bad_words_are_one_sentence_and_nothing_is_written(said, tmp_path):
     assert set(STRENGTHS) == set(judgments.STRENGTHS)
     people()
@@ -144,6 +176,7 @@ def test_bad_words_are_one_sentence_and_nothing_is_written(said, tmp_path):
     assert "no comparison is left of 1 judgments (1 a tie)" in said(*words, code=1).err
     assert "no such file" in said("merge-judgments", "items.jsonl", "none.jsonl", "--out", "p.jsonl", code=1).err
     assert "is a file that is read" in said(*words[:4], "items.jsonl", code=1).err
+    assert "name a file that ends in .jsonl" in said(*words[:4], "pairs.csv", code=1).err
     people(judgment("i0", "ann", [["r0"], ["r9"]], "better"))
     assert "reply 'r9', which item i0 does not have" in said(*words, code=1).err
     assert "say who judges" in said("judge", "items.jsonl", "--out", "judgments.jsonl", code=1).err

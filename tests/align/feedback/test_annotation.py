@@ -4,7 +4,7 @@ import pytest
 
 from align.feedback.annotation import Annotation, AnnotationError, fit_to_show, shown_order
 from align.feedback.items import new_item
-from align.feedback.judgments import JudgmentError, load_judgments, load_rows
+from align.feedback.judgments import JudgmentError, append, judgment_of, load_judgments, load_rows
 from align.runtime.errors import StorageError
 from data_formats.records import Message, Prompt, ToolCall
 from tests.align.feedback.annotation_case import item, items, said
@@ -116,6 +116,24 @@ def test_calls_of_a_conversation_are_shown(tmp_path):
     told = Annotation([asked], tmp_path / "j.jsonl", 1)
     state = told.state(told.join("anna"))
     assert [turn["content"] for turn in state["item"]["prompt"]] == ["hi", 'look({"at": 1})', "7", "so?"]
+
+
+def test_a_name_written_otherwise_is_the_same_person(tmp_path):
+    annotation = Annotation(ITEMS[:2], tmp_path / "j.jsonl", 1)
+    assert annotation.join("José Müller") == "José Müller"
+    for other in ("jose\u0301 mu\u0308ller", "JOSÉ MÜLLER", "José Müller"):
+        assert annotation.join(other) == "José Müller"
+    assert annotation.join("Jose Müller") == "Jose Müller"
+    with pytest.raises(AnnotationError, match="is known as José Müller: reload the page"):
+        annotation.keep(said(ITEMS[0], "josé müller"))
+    annotation.keep(said(ITEMS[0], "José Müller"))
+    again = Annotation(ITEMS[:2], tmp_path / "j.jsonl", 1)
+    assert again.state(again.join("josé müller"))["done"] == 1
+    (row,) = load_rows(tmp_path / "j.jsonl")
+    for name in ("anna", "Anna"):  # two people of a file from elsewhere stay two
+        append(tmp_path / "j.jsonl", judgment_of(row.as_row() | {"id": said(ITEMS[0])["id"], "annotator": name}))
+    both = Annotation(ITEMS[:2], tmp_path / "j.jsonl", 1)
+    assert [both.join(name) for name in ("Anna", "anna")] == ["Anna", "anna"]
 
 
 def test_names_and_items_that_cannot_be_shown():

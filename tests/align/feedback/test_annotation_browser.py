@@ -17,7 +17,7 @@ EVIL = (
     '<style>@import url(https://evil.example/y.css); * { display: none }</style>" onmouseover="window.hacked = 1'
 )
 RTL = "النص العربي من اليمين إلى اليسار، ثم English words ثم عربي مرة أخرى. \u202eevil\u202c שלום עולם"
-STEERING = "a\x1b[31mred\x00\x07 back\x08\x08 half \ud83d zero\u200bwidth \U000e0041tag\r\nline\ttab"
+STEERING = "a\x1b[31mred\x00\x07 back\x08\x08 half \ud83d zero\u200bwidth \U000e0041\U000e0101\u3164tag\r\nline\ttab"
 STEERING += "\n```py\nx\x07 = 1\n``` said\n```\nto the end"
 HOSTILE = new_item(
     Prompt(
@@ -107,8 +107,8 @@ def test_hostile_replies_are_text(browser, tmp_path, width):
         assert told[EVIL[:5]] == EVIL and page.locator(".turn .text").first.inner_text() == EVIL
         assert told[RTL[:5]] == RTL.replace("\u202e", "\\u202e").replace("\u202c", "\\u202c")
         assert told[STEERING[:5]] == (
-            "a\\u001b[31mred\\u0000\\u0007 back\\u0008\\u0008 half \\ud83d zero\\u200bwidth \\ue0041tag\nline\ttab"
-            "\n```py\nx\\u0007 = 1\n``` said\n```\nto the end"
+            "a\\u001b[31mred\\u0000\\u0007 back\\u0008\\u0008 half \\ud83d zero\\u200bwidth "
+            "\\ue0041\\ue0101\\u3164tag\nline\ttab\n```py\nx\\u0007 = 1\n``` said\n```\nto the end"
         )
         assert page.locator(".code").all_text_contents() == ["```py\nx\\u0007 = 1\n```", "```\nto the end"]
         assert told["wwwww"] == "w" * 20_000
@@ -165,6 +165,22 @@ def test_a_phone_without_keys(browser, tmp_path):
         page.wait_for_selector("#end:not([hidden])")
         assert opened.wrong == []
     assert [one.grade for one in load_judgments(path)] == [1, 4]
+
+
+def test_two_people_in_two_tabs_of_one_browser(browser, tmp_path):
+    with served(Annotation(PAIRS[:2], tmp_path / "j.jsonl", 1)) as url, Opened(browser, url) as opened:
+        opened.join("anna")
+        second = opened.context.new_page()
+        second.goto(opened.home)
+        second.locator("#who", has_text="anna").click()
+        second.wait_for_selector("#name:focus")
+        second.keyboard.type("ben")
+        second.keyboard.press("Enter")
+        second.locator("#who", has_text="ben").wait_for()
+        for page, name in ((opened.page, "anna"), (second, "ben")):
+            page.reload()
+            page.locator("#who", has_text=name).wait_for()
+        assert opened.wrong == []
 
 
 def test_what_no_server_heard_is_said_again_and_kept_once(browser, tmp_path):

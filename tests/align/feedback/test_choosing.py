@@ -102,6 +102,16 @@ def test_diverse_takes_what_is_least_alike():
     assert sorted(farthest_first([*texts, "?!", ""], 9, [0])) == list(range(7))
 
 
+def test_diverse_goes_on_from_what_was_chosen_before():
+    pairs = pairs_of([item_of(f"{topic} {at}", f"{topic} red", f"{topic} blue") for topic in "xyz" for at in range(3)])
+    for seed in range(5):
+        first = choose(pairs, 1, "diverse", seed=seed)
+        left = [at for at in range(9) if at not in first]
+        more = choose([pairs[at] for at in left], 2, "diverse", seed=seed, before=[pairs[at] for at in first])
+        assert {at // 3 for at in (*first, *(left[at] for at in more))} == {0, 1, 2}
+    assert sorted(choose(pairs[1:], 99, "diverse", seed=0, before=pairs[:1])) == list(range(8))
+
+
 def test_a_line_is_found_with_its_error():
     exact = [Point(seen, 100 * (0.6 + 0.03 * math.log(seen)), 100) for seen in (10, 100, 1000, 5000)]
     assert fitted(exact, 6000).slope == pytest.approx(0.03)
@@ -175,6 +185,9 @@ def test_what_cannot_be_chosen(run, capsys, tmp_path):
     words = ["collect", str(run / "recipe.yaml"), "--out", str(tmp_path)]
     assert cli.main([*words, "--choose", "diverse"]) == 1
     assert "--choose says how pairs are chosen: add --budget N" in capsys.readouterr().err
+    for name in ("summary.json", "chosen"):  # the summary of the one would be the other
+        assert cli.main([*words, "--budget", "2", "--to", str(tmp_path / name)]) == 1
+        assert "name a file that ends in .jsonl" in capsys.readouterr().err
     alone = [*words, "--budget", "2", "--choose", "uncertain", "--reward", f"{run}/rewards.py:short"]
     assert cli.main(alone) == 1
     assert "alone says nothing of how sure it is" in capsys.readouterr().err

@@ -87,6 +87,15 @@ def test_a_lean_that_all_share_misleads_agreement_alone():
     assert all(abs(one.rate - wrong[who]) < 0.03 for who, one in error_rates(choices, resamples=2).items())
 
 
+def test_of_two_who_mostly_disagree_nothing_is_said_and_a_third_tells():
+    opposite, _ = simulated(3, (0.1, 0.9), (0.0, 0.0), 400, same_order=False)
+    assert error_rates(opposite, resamples=2) == {}
+    others = {f"other {who}": {("other", *pair): said for pair, said in own.items()} for who, own in opposite.items()}
+    agreeing, wrong = simulated(4, (0.1, 0.9, 0.2), (0.0, 0.0, 0.0), 400, same_order=False)
+    found = error_rates(others | agreeing, resamples=2)
+    assert set(found) == set(agreeing) and all(abs(one.rate - wrong[who]) < 0.06 for who, one in found.items())
+
+
 def test_nothing_is_said_of_few_pairs():
     pairs = {(f"i{at}", 0): (at % 2 > 0, at % 3 > 0) for at in range(FEWEST)}
     few = dict(list(pairs.items())[1:])

@@ -10,9 +10,12 @@ import pytest
 from align import cli
 from align.feedback.exchange import export_items, import_judgments
 from align.feedback.item_files import read_items
+from align.feedback.items import FeedbackItem, FeedbackReply
 from align.feedback.judgments import load_judgments
+from align.runtime.errors import StorageError
 from align.runtime.files import write_json, write_json_lines
 from data_formats.errors import DataError
+from data_formats.records import Message
 from tests.align.feedback.annotation_case import item
 
 TWO, THREE = item("=1+1", "it is 2", "@SUM(3)"), item('say "hi",\nplease', "hi", "<b>hi</b>", "no")
@@ -22,6 +25,10 @@ USER = "9f6d3c1e-0000-4000-8000-000000000001"
 
 def exported(tmp_path, tool):
     return {file.name: file for file in export_items(ITEMS, tool, tmp_path / tool, "be fair & <kind>")}
+
+
+def reply(at, text):
+    return FeedbackReply(f"r{at}", text)
 
 
 def brief(judgments):
@@ -38,7 +45,7 @@ def test_csv_goes_and_comes_back(tmp_path):
     ]
     assert import_judgments(ITEMS, file) == ([], 2)
     rows[0] |= {"annotator": "anna", "ranking": "2>1", "strength": "better", "unsafe": "1", "edited": "it is two"}
-    rows[1] |= {"annotator": "anna", "ranking": "reply_3", "strength": "", "comment": "a, b"}
+    rows[1] |= {"annotator": "anna", "ranking": "reply_3", "strength": "", "edited": '{"ok": true}', "comment": "a, b"}
     rows += [rows[1] | {"annotator": "ben", "ranking": "1 = 2 = 3"}, rows[1] | {"annotator": "cy", "ranking": ""}]
     rows[-1] |= {"all_bad": "yes"}
     with file.open("w", newline="") as out:
@@ -53,7 +60,39 @@ def test_csv_goes_and_comes_back(tmp_path):
         (THREE.id, "cy", (), None),
     ]
     assert judgments[0].unsafe == ("r0",) and judgments[0].edited.of == "r1" and judgments[1].comment == "a, b"
+    assert judgments[1].edited.text == '{"ok": true}'
     assert judgments[3].all_bad
+
+
+def test_what_a_spreadsheet_would_compute_or_rewrite_comes_back_as_it_was(tmp_path):
+    texts = ["=1", "\n=1", "\uff1d1", "'=1", "- no", "007", "1e5", "1/2", "'tis", "12 apples"]
+    on = FeedbackItem("12345678901e2345", (Message("user", "1-2"),), tuple(map(reply, range(len(texts)), texts)))
+    (file,) = export_items([on], "csv", tmp_path)
+    with file.open(newline="") as lines:
+        (row,) = csv.DictReader(lines)
+    marked = [row[name] for name in ("item", "prompt", *(f"reply_{at + 1}" for at in range(len(texts))))]
+    assert marked == [f"'{text}" for text in (on.id, "1-2", *texts[:8])] + texts[8:]
+    for at in range(len(texts)):
+        for edited, wanted in ((row[f"reply_{at + 1}"], None), (row[f"reply_{at + 1}"] + "!", texts[at] + "!")):
+            said = {"annotator": "a", "ranking": str(at + 1), "strength": "Better", "edited": edited}
+            write_json_lines(tmp_path / "x.jsonl", [row | said])
+            (one,), _ = import_judgments([on], tmp_path / "x.jsonl")
+            assert (one.edited and one.edited.text) == wanted
+
+
+def test_what_was_filled_in_is_not_written_over(tmp_path):
+    file = exported(tmp_path, "csv")["replies.csv"]
+    exported(tmp_path, "csv")
+    file.write_text(file.read_text() + "filled in\n")
+    with pytest.raises(StorageError, match="somebody may have filled in"):
+        exported(tmp_path, "csv")
+    assert file.read_text().endswith("filled in\n")
+
+
+def test_a_guideline_that_xml_cannot_hold(tmp_path):
+    _, labels = export_items(ITEMS, "label-studio", tmp_path, 'be\x00 \x1bfair\ud800\ufffe\n"kind" <b>')
+    header = ElementTree.fromstring(labels.read_text()).find("Header")
+    assert header.get("value") == 'be fair\n"kind" <b>'
 
 
 def test_argilla_goes_and_comes_back(tmp_path):
@@ -122,6 +161,22 @@ def test_label_studio_goes_and_comes_back(tmp_path):
     assert (last.seconds, last.unsafe, last.edited.of, last.edited.text) == (4.25, ("r0",), "r2", "better still")
 
 
+def argilla(id=TWO.id, user_id=USER, **said):
+    answers = {"ranking": ["reply_1", "reply_2"]} | said
+    responses = {name: [{"value": value, "user_id": user_id}] for name, value in answers.items()}
+    return {"id": id, "fields": {"prompt": "p", "reply_1": "a", "reply_2": "b"}, "responses": responses}
+
+
+def label_studio(changes=None, completed_by=1, ranker=None, **said):
+    buckets = ranker or {"rank_1": ["reply_1"], "rank_2": ["reply_2"]}
+    results = [result("ranker", "ranking", {"ranker": buckets})]
+    for name, value in said.items():
+        results.append(result("textarea" if "text" in value else "choices", name, value))
+    return {"data": {"item": TWO.id}, "annotations": [{"completed_by": completed_by, "result": results}]} | (
+        changes or {}
+    )
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
@@ -135,6 +190,20 @@ def test_label_studio_goes_and_comes_back(tmp_path):
         ({"item": TWO.id, "annotator": "a", "ranking": "1", "all_bad": "maybe"}, "yes or no"),
         ({"data": {"item": TWO.id}, "annotations": [{"result": [{"type": "ranker", "value": {}}]}]}, "buckets"),
         ({"id": TWO.id, "fields": {}, "responses": {"ranking": 3}}, "list of objects"),
+        (argilla(ranking=[{"rank": 1}]), "'ranking': expected names like reply_1, found 'None'"),
+        (argilla(unsafe="reply_1"), "'unsafe': expected a list of texts"),
+        (argilla(edited={"text": "x"}), "'edited': expected a text"),
+        (argilla(id=[TWO.id]), "not among the 2 items"),
+        (argilla(user_id=None), "'user_id': expected who annotated"),
+        ({"id": TWO.id, "fields": {}, "responses": [{"values": ["x"]}]}, "'responses.values': expected an object"),
+        (label_studio({"data": {"item": {}}}), "not among the 2 items"),
+        (label_studio(completed_by=None), "'completed_by': expected who annotated"),
+        (label_studio(ranker={"rank_1": 1}), "'rank_1': expected a list of texts"),
+        (label_studio(strength={"choices": {"better": 1}}), "'strength': expected a list of texts"),
+        (label_studio(all_bad={"choices": 1}), "'all_bad': expected a list of texts"),
+        (label_studio(unsafe={"choices": "reply_1"}), "'unsafe': expected a list of texts"),
+        (label_studio(comment={"text": [1]}), "'comment': expected a list of texts"),
+        (label_studio(edited={"text": 1}), "'edited': expected a text"),
     ],
 )
 def test_what_cannot_be_read_is_told_with_its_row(tmp_path, row, says):
@@ -159,9 +228,9 @@ def test_the_command_exports_and_imports_each_judgment_once(tmp_path, capsys):
     for added in (2, 0):
         assert cli.main(["annotate", str(file), "--import", str(filled.with_name("filled.jsonl"))]) == 0
         assert f"{added} judgments added" in capsys.readouterr().out
-    assert len(load_judgments(out)) == 2 and {one.item for one in load_judgments(out)} < {
-        one.id for one in read_items(file)
-    }
+    found = load_judgments(out)
+    assert len(found) == 2 and all(one.time for one in found)
+    assert {one.item for one in found} < {one.id for one in read_items(file)}
 
 
 def test_items_of_any_file_with_several_replies(tmp_path):

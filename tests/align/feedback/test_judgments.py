@@ -9,11 +9,13 @@ from align.feedback.judgments import (
     JudgmentBook,
     JudgmentError,
     Undo,
+    adding_to,
     append,
     judgment_of,
     load_judgments,
     load_rows,
 )
+from align.runtime.lock import FolderInUseError
 
 
 def row(**changes):
@@ -37,6 +39,36 @@ def test_what_is_appended_is_read_back_and_a_torn_row_is_passed_over(tmp_path):
     assert load_rows(path) == [first, second]
 
 
+@pytest.mark.parametrize("damage", ["xx{row}", "[{row}]", "{row},", "{row}{row}", '{{"id": "a",}}', "5"])
+def test_a_line_that_an_editor_damaged_is_told_with_its_number(tmp_path, damage):
+    path = tmp_path / "judgments.jsonl"
+    append(path, judgment_of(row()))
+    whole = path.read_text().strip()
+    path.write_text(f"{whole}\n\n" + damage.format(row=whole) + "\n")
+    with pytest.raises(JudgmentError, match=r"line 3.*mend the line or take it out"):
+        load_rows(path)
+
+
+def test_marks_of_an_editor_and_of_a_crash_hide_no_judgment(tmp_path):
+    path = tmp_path / "judgments.jsonl"
+    first, second = (judgment_of(row(item=item)) for item in "ab")
+    append(path, first)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\0" * 4096)
+    append(path, second)
+    assert load_rows(path) == [first, second]
+
+
+def test_a_file_of_judgments_has_one_writer(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "real" / "judgments.jsonl")
+    with adding_to(tmp_path / "real" / "judgments.jsonl"):
+        for name in ("real/judgments.jsonl", "link.jsonl"):
+            with pytest.raises(FolderInUseError, match=r"adding to judgments\.jsonl"), adding_to(tmp_path / name):
+                pass
+        with adding_to(tmp_path / "real" / "others.jsonl"):
+            pass
+
+
 def test_the_latest_that_is_not_undone_counts():
     def counting(rows):
         return JudgmentBook(rows).counting()
@@ -48,8 +80,9 @@ def test_the_latest_that_is_not_undone_counts():
     undo = Undo(id=str(uuid.uuid4()), undoes=second.id, annotator="anna")
     assert counting([first, other, second]) == [other, second]
     assert counting([first, other, second, undo]) == [first, other]
+    assert counting([undo, first, other, second]) == [first, other]  # files merged by clocks that were set back
     foreign = Undo(id=str(uuid.uuid4()), undoes=other.id, annotator="anna")
-    assert counting([other, foreign]) == [other]
+    assert counting([other, foreign]) == counting([foreign, other]) == [other]
     book = JudgmentBook([first, other, second, undo, first])
     assert book.latest("anna") is first and book.judged_by("i") == ["anna", "ben"] and len(book.rows) == 4
     assert [one.grade for one in (first, second)] == [3, 2]
@@ -92,5 +125,5 @@ def test_all_bad_needs_no_order_and_a_tie_no_strength(tmp_path):
             judgment_of(wrong)
     path = tmp_path / "judgments.jsonl"
     path.write_text('{"id": 3}\n')
-    with pytest.raises(JudgmentError, match=r"judgments\.jsonl, row 1: "):
+    with pytest.raises(JudgmentError, match=r"judgments\.jsonl, line 1: "):
         load_judgments(path)

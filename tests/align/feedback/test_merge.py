@@ -91,6 +91,15 @@ def test_an_unsafe_reply_is_never_chosen_whoever_flagged_it():
     assert one.tags == ("t", "rejected_unsafe")
 
 
+def test_an_edit_of_what_another_flagged_is_chosen_only_of_who_flagged_it_too():
+    edit = {"of": "r0", "text": "a!"}
+    knew = judgment("three", "ann", [["r0"], ["r1"]], edited=edit, unsafe=("r0",))
+    unaware = judgment("three", "ben", [["r0"], ["r1"]], edited={"of": "r0", "text": "a, edited"})
+    kept, left_out = pairs([knew, unaware])
+    assert kept == [("a!", "a", None), ("a!", "b", None)]
+    assert left_out["edited, of a reply that another flagged as unsafe"] == 1
+
+
 def test_an_edited_reply_is_above_its_original_and_what_that_was_better_than():
     edit = {"of": "r0", "text": "a!"}
     said = [judgment("three", "ann", [["r0"], ["r1"], ["r2"]], "better", edited=edit)]

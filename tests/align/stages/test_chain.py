@@ -350,4 +350,4 @@ def test_an_impossible_recipe_is_refused_before_anything_is_written(tmp_path):
 def test_a_run_finished_under_former_names_is_not_evaluated_again(tmp_path, stage, names):
     summary = {"hooks": [f"align.stages.{name}" for name in names], "headline": [["gold", 0.0, 1.0]]}
     assert chain._evaluate(small_recipe(tmp_path), stage, summary, 0.0) == summary
-    assert set(chain.FORMER.values()) == {name for one in STAGES.values() for name in one.evaluate}
+    assert set(chain.FORMER.values()) <= {name for one in STAGES.values() for name in one.evaluate}

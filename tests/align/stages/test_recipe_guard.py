@@ -24,7 +24,7 @@ def test_the_world_of_another_seed_or_size_is_not_used_again(tmp_path):
     prepare_data(recipe, "base")
     world = tmp_path / "run" / "world"
     stamp = json.loads((world / "world.json").read_text(encoding="utf-8"))
-    assert stamp == {"seed": 1, "tinyworld": {**SIZES, "prompts": 3, "eval_prompts": 2}}
+    assert stamp == {"seed": 1, "tinyworld": {**SIZES, "prompts": 3, "eval_prompts": 2, "seed": None}}
     before = {path.name: path.read_bytes() for path in world.iterdir()}
     prepare_data(recipe, "sft")
     for key, value, words in (
