@@ -140,6 +140,8 @@ def test_the_same_command_changes_nothing(finished, capsys):
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*.jsonl")} == before
     said = capsys.readouterr().out
     assert said.count("finished before") == 5 and "round  comparisons" in said
+    last = summary["rounds"][2]
+    assert f"{last['comparisons']} of {last['all_comparisons']} " in said
 
 
 def test_a_run_that_was_moved_is_the_same_run(finished, tmp_path, capsys):
