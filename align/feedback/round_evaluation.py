@@ -30,8 +30,9 @@ from align.evaluation.scoring import best_device, judge_replies
 from align.evaluation.wins import win_rates
 from align.models.tokenizer import load_saved_tokenizer
 from align.recipe import Recipe
-from align.recipe.rounds import comparisons_of, policy_after, round_dir
-from align.recipe.sources import ROUNDS
+from align.recipe.registry import STAGES
+from align.recipe.rounds import comparisons_of, policy_after, round_dir, round_stages
+from align.recipe.sources import COLLECT, ROUNDS
 from align.report.rounds import rounds_table
 from align.runs.seeding import derive
 from align.runtime import files
@@ -81,6 +82,19 @@ def judge_of_rounds(recipe: Recipe, folder: Path) -> Judge:
     judge = recipe_judge(recipe, tokenizer, stage=ROUNDS, out_dir=folder, device=best_device())
     assert judge is not None
     return judge
+
+
+def trained_on(recipe: Recipe) -> str:
+    """A sentence where held-out prompts are among those that rounds collect for or sample to, else ""."""
+    keys = [COLLECT, *(stage for stage in round_stages(recipe) if STAGES[stage].records == "Prompt")]
+    if not recipe.rounds.eval_data:
+        return ""
+    heldout = {one.messages for one in load_records(recipe.rounds.eval_data, Prompt, recipe)[0]}
+    seen = {key: load_records(getattr(recipe, key).data, Prompt, recipe)[0] for key in keys}
+    counts = {key: len(heldout & {one.messages for one in prompts}) for key, prompts in seen.items()}
+    found = ", ".join(f"{count} in {key}.data" for key, count in counts.items() if count)
+    told = f"rounds.eval_data: of {len(heldout)} prompts {found}: what they are learnt on does not tell of new ones"
+    return told if found else ""
 
 
 def name_of(number: int) -> str:

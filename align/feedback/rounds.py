@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,11 +25,11 @@ from align.feedback.items import load_items
 from align.feedback.judge import judge_items
 from align.feedback.judgments import JudgmentBook, adding_to, load_rows
 from align.feedback.pairs import write_pairs
-from align.feedback.round_evaluation import evaluate_round, judge_of_rounds, print_rounds
+from align.feedback.round_evaluation import evaluate_round, judge_of_rounds, print_rounds, trained_on
 from align.recipe import Recipe, dump_recipe
 from align.recipe.check import collect_problems, rounds_problems, run_problems
 from align.recipe.errors import RecipeError
-from align.recipe.registry import ROUND_STAGES
+from align.recipe.registry import ROUND_STAGES, STAGES
 from align.recipe.rounds import (
     FEEDBACK,
     PAIRS,
@@ -45,6 +46,7 @@ from align.runs.acceptance import accepting, is_accepted, note
 from align.runs.errors import TrainingError
 from align.runs.progress import StageProgress
 from align.runtime import files
+from align.runtime.json_files import read_object
 from align.runtime.lock import locked
 from align.runtime.memory import memory_errors
 from align.runtime.ranks import agree, is_main
@@ -54,8 +56,9 @@ from align.stages.chain import meet, prepare_data, refresh_report, run_chain
 from align.stages.common import StageStopped, Summary, read_summary, write_summary
 from align.stages.recipe_guard import COMMON, RecipeChangedError, collected_otherwise, is_finished, some
 
-JUDGMENTS, MERGED, NOTES = "judgments.jsonl", "merged.json", ("recipe.yaml", "accepted.json")
-OURS = (ITEMS, PIECES, "summary.json", JUDGMENTS, MERGED, PAIRS, common.JUDGED, ".locks", *NOTES)
+JUDGMENTS, MERGED = "judgments.jsonl", "merged.json"
+SAID = (MERGED, PAIRS, JUDGMENTS, common.JUDGED)  # removed before what it was said of, and that before the notes
+OURS = (PIECES, "summary.json", ".locks", "recipe.yaml", "accepted.json")
 
 
 class WaitsForPeople(StageStopped):
@@ -70,6 +73,12 @@ class Anew:
     rounds: int | None = None
     stages: dict[int, tuple[str, ...]] = field(default_factory=dict)
     start: tuple[int, str] | None = None
+
+    def stages_of(self, recipe: Recipe, number: int) -> tuple[str, ...]:
+        """The stages of a round that the user named, one by one or as the first of them."""
+        every = round_stages(recipe)
+        later = every[every.index(self.start[1]) :] if self.start and self.start[0] == number else ()
+        return (*self.stages.get(number, ()), *later)
 
 
 def run_rounds(
@@ -147,6 +156,8 @@ def _run_one(recipe: Recipe, number: int, anew: Anew, fresh: bool, accept: Seque
         if is_main():
             say(f"\nround {number} of {recipe.rounds.num_rounds}", flush=True)
         _settle_feedback(recipe, number, yes)
+        if is_main() and set(_readers(recipe)) <= set(anew.stages_of(recipe, number)):
+            clean.remove(round_dir(recipe, number) / FEEDBACK, (MERGED,))  # people may have said more since
         _collect_and_judge(recipe, number)
     if chain.stages:
         known = [key for key in accept if getattr(chain, key.partition(".")[0], None) is not None]
@@ -164,6 +175,8 @@ def _prepare(recipe: Recipe) -> None:
         common.origin_path(recipe, start_origin(recipe), stage=round_stages(recipe)[0])
     for stage in (*round_stages(recipe), COLLECT, ROUNDS):
         prepare_data(recipe, stage)
+    if is_main() and (told := trained_on(recipe)):
+        common.LOG.warning("%s", told)
 
 
 def _settle_feedback(recipe: Recipe, number: int, yes: bool) -> None:
@@ -205,11 +218,31 @@ def _collect_and_judge(recipe: Recipe, number: int) -> None:
     mine = is_main() and not done.is_file()
     agree(partial(_make_pairs, recipe, number, folder), lambda _: TrainingError(told), mine=mine)
     meet()
+    if is_main() and not mine:
+        _tell_later_judgments(recipe, number, folder)
     if not done.is_file():
         items, judged = _judged_by_people(folder)
         command = shlex.join(["align", "annotate", str(folder / ITEMS)])
         raise WaitsForPeople(
             f"round {number} waits for people, who have judged {judged} of {items} items: `{command}` shows them"
+        )
+
+
+def _readers(recipe: Recipe) -> list[str]:
+    """The stages of a round that read what was judged."""
+    return [stage for stage in round_stages(recipe) if STAGES[stage].records == "Comparison"]
+
+
+def _tell_later_judgments(recipe: Recipe, number: int, folder: Path) -> None:
+    """Say how much was said since the round's comparisons were made, and how to have it among them."""
+    counted = (read_object(folder / MERGED, "remove it to merge the judgments again") or {}).get("rows")
+    more = len(load_rows(folder / JUDGMENTS)) - counted if counted is not None else 0
+    if more > 0:
+        names = " ".join(f"round-{number}/{stage}" for stage in _readers(recipe))
+        say(
+            f"round {number}: {more} judgments or undos came after its comparisons were made and do not count; "
+            f"--fresh {names} makes them anew with all of them",
+            flush=True,
         )
 
 
@@ -236,11 +269,16 @@ def _make_pairs(recipe: Recipe, number: int, folder: Path) -> None:
             memory_errors(f"the judge of round {number}", "rounds.judge.batch_size"),
             StageProgress(f"round {number}: judged", len(items)) as progress,
         ):
-            judge_items(judge, items, judgments, settings=settings, told=progress.update)
+            by_judge = judge_items(judge, items, judgments, settings=settings, told=progress.update)
         del judge
         gc.collect()
-    figures = write_pairs(items, load_rows(judgments), folder / PAIRS, source=judgments)
-    files.write_json(folder / MERGED, common.finite(figures))
+        if by_judge.without:
+            lacking = ", ".join(f"{count} {reason}" for reason, count in by_judge.without.items())
+            note = f" (the first time: {by_judge.note})" if by_judge.note else ""
+            say(f"round {number}: of {len(items)} items not judged: {lacking}{note}", file=sys.stderr, flush=True)
+    rows = load_rows(judgments)
+    figures = write_pairs(items, rows, folder / PAIRS, source=judgments)
+    files.write_json(folder / MERGED, common.finite(figures | {"rows": len(rows)}))
     say(f"round {number}: {figures['comparisons']} comparisons of {figures['judgments']} judgments", flush=True)
 
 
@@ -292,7 +330,8 @@ def _clear(recipe: Recipe, first: int) -> None:
             folder = round_dir(recipe, number)
             clean.clear_stages(round_recipe(recipe, number), ROUND_STAGES)
             compared = [file.name for file in (folder / FEEDBACK).glob(".*.compared")]
-            clean.remove(folder / FEEDBACK, (*OURS, *compared))
+            for names in ((*SAID, *compared), (ITEMS,), OURS):
+                clean.remove(folder / FEEDBACK, names)
             clean.remove(folder, ("report", ".locks", "recipe.yaml"))
     meet()
 

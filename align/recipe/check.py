@@ -15,6 +15,7 @@ from align.recipe.model_section import rounded_away
 from align.recipe.registry import REWARD_STAGES, ROUND_STAGES, STAGES
 from align.recipe.reward_section import FunctionPart, ModelPart, part_problems
 from align.recipe.rollout_section import engine_problems
+from align.recipe.rounds import MODEL_KEYS
 from align.recipe.rounds_section import PeopleSection
 from align.recipe.schema import Recipe
 from align.recipe.sources import COLLECT, ROUNDS, source_problems, stage_sources
@@ -84,7 +85,8 @@ def collect_problems(recipe: Recipe) -> list[str]:
         elif one.model in (NEWEST, BEFORE):
             problems.append(f"{key}: '{one.model}' is said where a recipe has 'rounds'; name a stage, run or model")
         elif stage is None:
-            problems += _path_problem(key, one.model, tuple(STAGES))
+            of_rounds = () if recipe.rounds is None else (NEWEST, BEFORE)
+            problems += _path_problem(key, one.model, (*STAGES, *of_rounds))
         elif stage.makes != "policy":
             problems.append(f"{key}: '{one.model}' is a reward model and cannot write; name a policy")
         elif getattr(recipe, one.model) is None and not has_model(recipe, one.model):
@@ -100,6 +102,10 @@ def rounds_problems(recipe: Recipe) -> list[str]:
     if recipe.rounds is None:
         return []
     problems, judge = source_problems(recipe, ROUNDS), recipe.rounds.judge
+    for stage in (stage for stage in ROUND_STAGES if getattr(recipe, stage) is not None):
+        for key in MODEL_KEYS:
+            if (name := getattr(getattr(recipe, stage), key, None)) in (NEWEST, BEFORE):
+                problems.append(f"{stage}.{key}: '{name}' is said in collect; a stage starts from the newest unasked")
     for key, part in [*recipe.rounds.judge_parts()] or [("judge", judge)]:
         key = f"{ROUNDS}.{key}"
         if isinstance(part, ModelPart) and part.model_from in ROUND_STAGES:

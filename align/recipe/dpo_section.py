@@ -34,7 +34,7 @@ class DPOSection(SupervisedSection):
     newest_round: bool | None = None
     """Train on the comparisons of the newest round alone (Llama 3): those of earlier rounds compare replies that the
     policy no longer gives. A row tells its `round`, as those of `align merge-judgments` do. By default where the recipe
-    has `rounds`."""
+    has `rounds`, whose newest comparisons are then all that is read."""
     keep_best: bool = False
     """Leave the model of the lowest held-out loss, not the last one."""
     eval_num_replies: Count = 64

@@ -107,8 +107,9 @@ def _in_round(recipe: Recipe, stage: str, number: int) -> Section:
     elif section.init_from is None and origin.kind == "stage":
         found["init_from"] = str(model_dir(recipe, origin.value))
     if STAGES[stage].records == "Comparison":
+        newest = stage == "dpo" and section.newest_round is not False  # rows of its own may tell rounds of another run
         judged = (Source(path=_own(recipe, comparisons_of(recipe, one))) for one in range(1, number + 1))
-        found["data"] = (*section.data, *judged)
+        found["data"] = (*judged,)[-1:] if newest else (*section.data, *judged)
     if stage in REWARD_STAGES and section.center_scores and not section.reference_data and recipe.sft is not None:
         found["reference_data"] = tuple(_relocated(recipe, one) for one in recipe.sft.eval_data or recipe.sft.data)
     if isinstance(section, Rewarded) and not section.reward and section.reward_from is None and recipe.rm is None:

@@ -25,7 +25,7 @@ class PeopleSection(Section):
 
 
 def _section_of(value: Any) -> Any:
-    return {"kind": value} if value == "people" else value
+    return {"kind": value} if isinstance(value, str) else value
 
 
 RoundsJudge = Annotated[

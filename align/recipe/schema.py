@@ -120,9 +120,12 @@ class _Recipe(Section):
         policies = [stage for stage in ROUND_STAGES if STAGES[stage].makes == "policy"]
         if not any(getattr(self, stage) is not None for stage in policies):
             broken.append(("rounds", f"needs a stage that trains the policy: {', '.join(policies)}"))
-        for stage in ROUND_STAGES:
+        learning = [stage for stage in ROUND_STAGES if STAGES[stage].records == "Comparison"]
+        if not any(getattr(self, stage) is not None for stage in learning):
+            broken.append(("rounds", f"needs a stage that learns from what is judged: {', '.join(learning)}"))
+        for stage in learning:
             section = getattr(self, stage)
-            if section is not None and STAGES[stage].records == "Comparison":
+            if section is not None:
                 weighted = any(source.weight is not None for source in section.data)
                 sentence = "rounds add their comparisons to these, whole: leave the weight out"
                 broken += [(f"{stage}.data.0.weight", sentence)] * weighted

@@ -56,7 +56,7 @@ def _cells(row: Row) -> list[str]:
     gold, right = number(row.get("gold")), number(row.get("correct"))
     return [
         str(row["round"] or "start"),
-        "" if None in counts else f"{counts[0]} of {counts[1]}",
+        "" if None in counts else f"{counts[0]:.0f} of {counts[1]:.0f}",
         _accuracy(row.get("rm")),
         " -> ".join(side or "?" for side in sides) if any(sides) else "",
         _share(wins.get("before")),

@@ -15,6 +15,7 @@ from align.feedback import judge as judge_room
 from align.feedback import rounds as room
 from align.feedback.items import load_items
 from align.feedback.judgments import HumanJudgment, append
+from align.feedback.round_evaluation import trained_on
 from align.feedback.rounds import WaitsForPeople, run_rounds
 from align.models.named import policy_at, reward_at
 from align.recipe import RecipeError, dump_recipe, load_recipe
@@ -22,7 +23,8 @@ from align.report.build import build_report
 from align.runtime.pieces import Pieces
 from align.stages import candidates, redo, run_rejection, run_reward
 from align.stages.recipe_guard import RecipeChangedError
-from tests.align.feedback.rounds_case import DPO, lines, small_rounds
+from data_formats.errors import EmptyDatasetError
+from tests.align.feedback.rounds_case import DPO, lines, small_rounds, write
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +140,8 @@ def test_the_same_command_changes_nothing(finished, capsys):
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*.jsonl")} == before
     said = capsys.readouterr().out
     assert said.count("finished before") == 5 and "round  comparisons" in said
+    last = summary["rounds"][2]
+    assert f"{last['comparisons']} of {last['all_comparisons']} " in said
 
 
 def test_a_run_that_was_moved_is_the_same_run(finished, tmp_path, capsys):
@@ -203,25 +207,69 @@ def test_people_judge_and_the_same_command_goes_on(tmp_path, capsys):
                 run_rounds(recipe)
     assert cli.main(command) == 0
     pairs = lines(folder / "pairs.jsonl")
+    capsys.readouterr()
+    append(folder / "judgments.jsonl", HumanJudgment(**row | {"id": str(uuid.uuid4()), "annotator": "ben"}))
+    assert cli.main(command) == 0
+    assert "round 1: 1 judgments or undos came after" in (told := capsys.readouterr().out)
+    assert "--fresh round-1/rm makes" in told and lines(folder / "pairs.jsonl") == pairs
+    run_rounds(recipe, start="round-1/rm")
+    assert {name for pair in lines(folder / "pairs.jsonl") for name in pair["provenance"]["annotators"]} == {
+        "anna",
+        "ben",
+    }
+    assert "came after" not in capsys.readouterr().out
     assert {pair["provenance"]["annotators"][0] for pair in pairs} == {"anna"}
     assert (tmp_path / "run/round-1/rejection/summary.json").is_file()
-    with pytest.raises(redo.NotConfirmedError, match="8 judgments of people"):  # nobody to ask
+    with pytest.raises(redo.NotConfirmedError, match="9 judgments of people"):  # nobody to ask
         run_rounds(recipe, fresh=["round-1"])
-    assert len(lines(folder / "judgments.jsonl")) == 8
+    assert len(lines(folder / "judgments.jsonl")) == 9
     with pytest.raises(WaitsForPeople):
         run_rounds(recipe, fresh=["round-1"], yes=True)
     assert not (folder / "judgments.jsonl").exists() and not (tmp_path / "run/round-1/rejection").exists()
 
 
+def test_what_was_said_of_items_is_removed_before_them_and_they_before_the_notes(tmp_path, monkeypatch):
+    recipe, gone = small_rounds(tmp_path, rounds={"num_rounds": 1, "judge": "people"}, sft=None), []
+    folder = tmp_path / "run/round-1/feedback"
+    folder.mkdir(parents=True)
+    names = ["recipe.yaml", "summary.json", "items.jsonl", "judgments.jsonl", "pairs.jsonl", "merged.json"]
+    for name in names:
+        (folder / name).write_text("{}")
+    real = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda path, **how: gone.append(path) or real(path, **how))
+    room._clear(recipe, 1)
+    assert not (tmp_path / "run/round-1").exists()
+    *said, items, summary, notes = [
+        name for name in [one.name for one in gone if one.parent == folder] if name in names
+    ]
+    assert {*said} == {"merged.json", "pairs.jsonl", "judgments.jsonl"} and items == "items.jsonl"
+    assert (summary, notes) == ("summary.json", "recipe.yaml")
+
+
+def test_what_a_judge_leaves_open_is_told(tmp_path, capsys):
+    (tmp_path / "mute.py").write_text("def mute(prompts, first, second):\n    return [None for _ in first]\n")
+    judge = {"kind": "comparison", "function": f"{tmp_path}/mute.py:mute"}
+    with pytest.raises(EmptyDatasetError):
+        run_rounds(small_rounds(tmp_path, rounds={"num_rounds": 1, "judge": judge}, sft=None))
+    assert "round 1: of 8 items not judged: 8 no verdict of judge" in capsys.readouterr().err
+
+
+def test_held_out_prompts_that_are_learnt_on_are_told(tmp_path):
+    assert trained_on(small_rounds(tmp_path)) == ""
+    write(tmp_path / "held.jsonl", [{"prompt": "say a"}, {"prompt": "now x"}])
+    assert "of 2 prompts 1 in collect.data, 1 in rejection.data" in trained_on(small_rounds(tmp_path))
+
+
 @pytest.mark.needs("trl")
 def test_dpo_has_the_newest_rounds_comparisons_alone(tmp_path):
     recipe = small_rounds(tmp_path, rejection=None, rm=None, sft=None, dpo=DPO)
+    own = lines(tmp_path / "comparisons.jsonl")
+    write(tmp_path / "comparisons.jsonl", [row | {"round": 7} for row in own])  # of another run: not newer
     run_rounds(recipe)
     run = tmp_path / "run"
     judged = [len(lines(run / f"round-{number}/feedback/pairs.jsonl")) for number in (1, 2)]
     found = [read(run / f"round-{number}/dpo/summary.json") for number in (1, 2)]
     assert [one["rows"] for one in found] == judged
-    assert found[1]["dropped_rows"] == {"not of round 2, the newest": 8 + judged[0]}
     assert found[1]["origin"] == {"kind": "path", "value": str(run / "round-1/dpo/model")}
 
 
@@ -300,6 +348,10 @@ def test_what_a_recipe_with_rounds_lacks_is_said(tmp_path):
         return " ".join(told.value.problems)
 
     assert "rounds: needs the section 'collect'" in problems("collect=null")
+    letters = f"rejection.reward=[{{kind: function, function: {tmp_path}/code.py:letters}}]"
+    assert "needs a stage that learns from what is judged: rm, dpo" in problems("rm=null", letters)
+    assert "did you mean 'newest'?" in problems("collect.sources=[{model: newst}]")
+    assert "a stage starts from the newest unasked" in problems("rejection.init_from=newest")
     assert "rounds: needs a stage that trains the policy" in problems("rejection=null")
     assert "'rejection' runs in every round; say newest or before" in problems("collect.sources=[{model: rejection}]")
     assert "'newest' is said where a recipe has 'rounds'" in problems("rounds=null")
