@@ -302,14 +302,13 @@ def test_the_study_of_the_estimators_goes_on_where_it_was(finished, tmp_path, ca
 
 @pytest.mark.slow
 @pytest.mark.needs("trl")
-def test_the_study_of_preference_methods_goes_on_where_it_was(finished, tmp_path, capsys, monkeypatch):
+def test_the_study_of_preference_methods_goes_on_where_it_was(finished, tmp_path, capsys):
     _, folder, summary = finished
-    monkeypatch.setattr(preference_methods, "COUNT", 4)
     before = sorted(path for path in folder.rglob("*") if path.is_file())
-    ask = [str(folder), "--out", str(tmp_path)]
+    arms = ["dpo", "dpo_sampled", "rejection", "ppo"]
+    ask = [str(folder), "--out", str(tmp_path), "--only", *arms]
     assert preference_methods.main(ask) == 0
     printed = capsys.readouterr().out
-    arms = list(preference_methods.ARMS)
 
     def folder_of(name):
         return getattr(preference_methods.MAKERS.get(name, (None, None))[1], "name", name)
@@ -320,7 +319,10 @@ def test_the_study_of_preference_methods_goes_on_where_it_was(finished, tmp_path
     assert made["ppo"]["gold"] == pytest.approx(summary["ppo"]["gold"], abs=1e-12) and not made["ppo"]["cost"]
     assert made["dpo"]["rows"] == 48 and made["dpo_sampled"]["cost"]["sampling"]["cpu_seconds"] > 0
     shared = lines(tmp_path / "seed5/candidates_rm/rounds/1/samples.jsonl")
-    assert len(shared) == 2 * 4 * 2 // 4 and lines(tmp_path / "seed5/rejection/rounds/1/samples.jsonl") == shared
+    assert (
+        len(shared) == 2 * 4 * 2 // preference_methods.COUNT
+        and lines(tmp_path / "seed5/rejection/rounds/1/samples.jsonl") == shared
+    )
     assert preference_methods.main(ask) == 0  # from what lies there
     table = printed[printed.index("| arm | gold") :]
     assert capsys.readouterr().out[-len(table) :] == table
