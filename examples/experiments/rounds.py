@@ -88,7 +88,8 @@ def recipe_of(args: argparse.Namespace, seed: int, arm: str) -> Recipe:
     if arm == "none":
         collect["num_prompts"] = 10  # a round has comparisons, of which this arm makes no use
         reward = round_dir(recipe_of(args, seed, "fresh"), 1) / "rm" / "model"
-        own += ["rm=null", f"ppo.reward_from={reward}"]
+        learns = ["rm.max_steps=1", "rm.warmup_steps=0"]  # which rounds want somebody to do; nothing reads it here
+        own += [*learns, f"ppo.reward_from={reward}"]
     return load_recipe("quickstart", [*own, f"collect={json.dumps(collect)}", f"rounds={json.dumps(rounds)}"])
 
 
