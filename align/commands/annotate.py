@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,6 @@ def _serve(args: argparse.Namespace, items: Any, out: Path, guideline: str) -> N
     say(f"judgments are added to {out}")
     url = http_url("127.0.0.1", listening.getsockname()[1])
     say(f"open {url}/?token={token} (Ctrl-C ends it)", flush=True)
-    try:
+    with suppress(KeyboardInterrupt):  # which Ctrl-C may be, or an end like another
         server.serve(listening)
-    except KeyboardInterrupt:
-        say("ended")
+    say("ended")
