@@ -18,7 +18,7 @@ def test_the_arms_differ_in_whose_replies_are_judged(args):
     fresh, first, none = (rounds.recipe_of(args, 0, arm) for arm in rounds.ARMS)
     models = [{one.model for one in recipe.collect.sources} for recipe in (fresh, first)]
     assert models == [{"newest"}, {"sft"}] and fresh.rm == first.rm and fresh.ppo == first.ppo
-    assert none.rm is None and none.ppo.reward_from == str(args.out / "seed-0/fresh/round-1/rm/model")
+    assert none.rm.max_steps == 1 and none.ppo.reward_from == str(args.out / "seed-0/fresh/round-1/rm/model")
     assert round_recipe(none, 2).ppo.reward_from == none.ppo.reward_from
     assert {recipe.rounds.judge.function for recipe in (fresh, first, none)} == {f"{args.out}/seed-0/people.py:people"}
 
