@@ -10,9 +10,12 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from align.report.build import build_report
 
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 FSYNC = os.fsync
 imported = 0
 
