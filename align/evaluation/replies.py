@@ -35,6 +35,10 @@ class JudgedReply:
         scores = {name: None if math.isnan(score) else score for name, score in self.scores.items()}
         return {"reply": self.text, "finished": self.finished, "tokens": self.tokens, **scores}
 
+    def sample(self, prompt: Prompt) -> Sample:
+        """As the text that a judge compares, with the columns of its prompt."""
+        return Sample(prompt.messages, self.text, finished=self.finished, columns=prompt_columns(prompt))
+
 
 def decodings(tokenizer: Any, *, num_samples: int, max_new_tokens: int, seed: int) -> dict[str, SamplingParams]:
     """`greedy` (one reply a prompt) and, unless `num_samples` is 0, `sampled` (temperature 1, top-p 1)."""

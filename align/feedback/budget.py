@@ -20,8 +20,8 @@ from align.feedback.items import FeedbackItem, new_item
 from align.feedback.learning_curve import curve_of
 from align.runs.seeding import derive
 from align.runtime import files
-from align.runtime.errors import StorageError
-from align.runtime.json_files import Row, read_object
+from align.runtime.json_files import Row
+from align.runtime.made import made_before
 from align.runtime.pieces import pieces_in
 from align.serving.named import reward_stamp
 
@@ -81,17 +81,15 @@ def choose_items(
 
 def _done(file: Path, told: Path, made_with: Row) -> Row | None:
     """The summary where this very choice is there. Raises StorageError where another one is."""
-    if not file.is_file():
-        return None
-    summary = read_object(told, f"remove it and {file}") or {}
-    was, now = summary.get("made_with", {}), json.loads(json.dumps(made_with))
-    changed = ", ".join(name for name in now if was.get(name) != now[name])
-    if changed:
-        raise StorageError(
-            f"{file} holds another choice (other: {changed}), and somebody may have judged it: name another file "
-            "with --to, and this one with --except where its pairs are not to be judged again"
+
+    def refusal(other: str) -> str:
+        return (
+            f"{file} holds another choice (other: {other}), and somebody may have judged it: name another file with "
+            "--to, and this one with --except where its pairs are not to be judged again"
         )
-    return {name: value for name, value in summary.items() if name != "made_with"}
+
+    found = made_before(file, told, made_with, damaged=f"remove it and {file}", refusal=refusal)
+    return found and {name: value for name, value in found.items() if name != "made_with"}
 
 
 def _probabilities(

@@ -13,7 +13,6 @@ never was. What is there and was collected in another way is never overwritten: 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -38,9 +37,10 @@ from align.recipe.lineage import stage_dir
 from align.runs.progress import StageProgress
 from align.runs.seeding import derive
 from align.runtime import files
-from align.runtime.errors import AlignError, StorageError
-from align.runtime.json_files import Row, read_object
+from align.runtime.errors import AlignError
+from align.runtime.json_files import Row
 from align.runtime.lock import locked
+from align.runtime.made import made_before
 from align.runtime.memory import memory_errors
 from align.runtime.pieces import Pieces, pieces_in
 from data_formats.cleaning.near import jaccard, shingles
@@ -144,17 +144,15 @@ def _done(folder: Path, made_with: Row) -> Row | None:
     Raises:
         StorageError: it was collected in another way.
     """
-    if not (folder / ITEMS).is_file():
-        return None
-    summary = read_object(folder / SUMMARY, f"remove {folder} to collect anew") or {}
-    was, now = summary.get("made_with", {}), json.loads(json.dumps(made_with))
-    changed = ", ".join(name for name in now if was.get(name) != now[name])
-    if changed:
-        raise StorageError(
-            f"{folder} holds replies that were collected in another way (other: {changed}), and somebody may have "
-            "judged them: name another folder with --out, or remove it"
+
+    def refusal(other: str) -> str:
+        return (
+            f"{folder} holds replies that were collected in another way (other: {other}), and somebody may have judged "
+            "them: name another folder with --out, or remove it"
         )
-    return summary
+
+    damaged = f"remove {folder} to collect anew"
+    return made_before(folder / ITEMS, folder / SUMMARY, made_with, damaged=damaged, refusal=refusal)
 
 
 def tags_of(prompt: Prompt) -> tuple[str, ...]:

@@ -150,7 +150,7 @@ class RoundEvaluation:
             found["judge"] = judge_of_rounds(self.recipe, self.folder)
         return found | ({"gold": RewardJudge(self.gold[0])} if self.gold else {})
 
-    @property
+    @cached_property
     def about(self) -> Row:
         """What the figures of every round depend on."""
         ppo = self.recipe.ppo.model_dump(mode="json")["gold_reward"] if self.recipe.ppo is not None else []

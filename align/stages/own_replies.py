@@ -26,7 +26,6 @@ from reward.failures import OnRewardError
 from reward.judges.failures import ask
 from reward.judges.protocol import Judge, ReplyPair
 from reward.judges.rewards import RewardJudge, by_scores
-from reward.protocol import Sample, prompt_columns
 
 REWARD, MINE = "reward", "reward_on_own"
 ENDS = {"accuracy": "", "low": "_low", "high": "_high"}
@@ -72,7 +71,7 @@ def _accuracy(prompts: Sequence[Prompt], replies: Replies, judge: Judge, on_erro
         name = judge.reward.name
         said = [[by_scores(one.scores[name], other.scores[name]).winner] for _, one, other in pairs]
     else:
-        asked = [ReplyPair(*(_sample(prompts[at], one) for one in sides)) for at, *sides in pairs]
+        asked = [ReplyPair(*(one.sample(prompts[at]) for one in sides)) for at, *sides in pairs]
         said = [[one.winner for one in judgments] for judgments in ask(judge, asked, on_error)]
     rows = [
         (at, winner, margin)
@@ -87,10 +86,6 @@ def _pairs(replies: Replies, *, alone: bool) -> Iterator[tuple[int, JudgedReply,
     for at, row in enumerate(replies):
         found = ((at, one, other) for one, other in combinations(row, 2) if one.text != other.text)
         yield from ([pair] if alone and (pair := next(found, None)) else found)
-
-
-def _sample(prompt: Prompt, reply: JudgedReply) -> Sample:
-    return Sample(prompt.messages, reply.text, finished=reply.finished, columns=prompt_columns(prompt))
 
 
 def _heldout(recipe: Recipe, stage: str) -> Summary | None:

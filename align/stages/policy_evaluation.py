@@ -39,7 +39,7 @@ from reward.failures import OnRewardError
 from reward.judges.failures import ask
 from reward.judges.protocol import Judge, ReplyPair, Winner
 from reward.judges.rewards import RewardJudge, by_scores
-from reward.protocol import Reward, RewardError, Sample, prompt_columns
+from reward.protocol import Reward, RewardError
 
 Judgements = dict[str, list[list[JudgedReply]]]  # decoding -> prompt -> replies
 Winners = dict[str, list[list[list[Winner | None]]]]  # decoding -> prompt -> pair of replies -> of each judgment
@@ -99,13 +99,13 @@ def compare_policies(
     before = judge_model(recipe, before_path, prompts, rewards, stage)
     after = judge_model(recipe, out_dir / "model", prompts, rewards, stage)
     contest = Contest(model_name(before_path), out_dir.name, judge or judge_of(recipe, stage, rewards[0]))
-    on_error = getattr(recipe, stage).on_reward_error
-    won = winners(prompts, before, after, contest.judge, "retry" if on_error == "retry" else "stop")
+    on_error = "retry" if getattr(recipe, stage).on_reward_error == "retry" else "stop"
+    won = winners(prompts, before, after, contest.judge, on_error)
     told = None if isinstance(contest.judge, RewardJudge) else won
     write_judgements(out_dir / "eval.jsonl", prompts, {"sft": before, stage: after}, told)
     found = comparison(prompts, before, after, won, contest, rewards[0].name)
     sampled = (before["sampled"], after["sampled"]) if "sampled" in after else None
-    own = reward_on_own(recipe, stage, prompts, sampled, contest.judge, "retry" if on_error == "retry" else "stop")
+    own = reward_on_own(recipe, stage, prompts, sampled, contest.judge, on_error)
     return found | own | {"headline": [*found["headline"], *own.get("headline", [])]}
 
 
@@ -126,7 +126,7 @@ def winners(
             for way, replies in after.items()
         }
     asked = [
-        ReplyPair(*(_sample(prompt, one) for one in pair))
+        ReplyPair(*(one.sample(prompt) for one in pair))
         for way, replies in after.items()
         for prompt, pairs in zip(prompts, _paired(before[way], replies), strict=True)
         for pair in pairs
@@ -142,10 +142,6 @@ def _paired(
 ) -> Iterator[list[tuple[JudgedReply, JudgedReply]]]:
     """Of each prompt, the replies with the same number."""
     return (list(zip(*rows, strict=True)) for rows in zip(before, after, strict=True))
-
-
-def _sample(prompt: Prompt, reply: JudgedReply) -> Sample:
-    return Sample(prompt.messages, reply.text, finished=reply.finished, columns=prompt_columns(prompt))
 
 
 def failed_prompts(before: Judgements, after: Judgements) -> set[int]:
