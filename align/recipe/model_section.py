@@ -164,6 +164,13 @@ class ModelSection(Section):
         plain = {"adapter": "none", "lora": LoraSection(), "quantization": QuantizationSection()}
         return self.model_copy(update=plain)
 
+    @property
+    def float32_words(self) -> str:
+        """The keys that make a model that computes in bfloat16 one that computes in float32, empty where none is
+        needed."""
+        kept = {"dtype": "float32", "mixed_precision": "no"}
+        return " ".join(f"model.{name}={value}" for name, value in kept.items() if getattr(self, name).startswith("bf"))
+
     def rules(self) -> list[tuple[str, str]]:
         broken = _adapter_rules(self.adapter, self.lora, self.quantization)
         broken += _precision_rules(self.adapter, self.lora, self.dtype)

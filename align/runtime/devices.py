@@ -1,4 +1,4 @@
-"""From the host to an accelerator without waiting for it."""
+"""Devices: from the host to an accelerator without waiting for it; what a processor is slow at."""
 
 from __future__ import annotations
 
@@ -18,3 +18,11 @@ def index_on(there: device, numbers: Tensor | Sequence) -> Tensor:
     import torch
 
     return torch.as_tensor(numbers, dtype=torch.int64).to(there, non_blocking=True)
+
+
+def bfloat16_is_slow() -> bool:
+    """Whether products in bfloat16 are worked out one by one here: on processors for which oneDNN has no kernel of them
+    (those without AVX-512 or its like), some forty times slower than in float32."""
+    import torch
+
+    return not torch.accelerator.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -205,7 +205,11 @@ def _make_ready(recipe: Recipe, stage: str) -> None:
     from transformers.utils import logging as transformers_logging
 
     from align.runs.proof import reset_process_state
+    from align.runtime.devices import bfloat16_is_slow
 
+    words = recipe.model.float32_words
+    if words and is_main() and bfloat16_is_slow():
+        LOG.warning("%s: this processor has no products in bfloat16, float32 is many times faster: %s", stage, words)
     transformers_logging.disable_progress_bar()  # bars of every saved and loaded file would break the stage's own
     require_inputs(recipe, stage)
     prepare_data(recipe, stage)

@@ -15,6 +15,7 @@ from align.models.push import PushError
 from align.recipe import STAGES, RecipeError, dump_recipe, load_recipe
 from align.report.build import build_report
 from align.runs import checkpoint
+from align.runtime import devices
 from align.runtime.card import CARD
 from align.runtime.files import write_json, write_text
 from align.stages import chain, common, recipe_guard
@@ -263,6 +264,23 @@ def test_a_missing_input_names_the_command(tmp_path):
         MissingFileError, match=r"'rm' starts from pmp.*accelerate launch align/rm.py RECIPE --stage pmp"
     ):
         run_stage(small_recipe(tmp_path), "rm")
+
+
+@pytest.mark.parametrize(
+    ("model", "slow", "words"),
+    [
+        ({"model__dtype": "bfloat16", "model__mixed_precision": "bf16"}, True, "float32 model.mixed_precision=no"),
+        ({"model__mixed_precision": "bf16"}, True, "many times faster: model.mixed_precision=no"),
+        ({"model__mixed_precision": "bf16"}, False, ""),
+        ({}, True, ""),
+    ],
+)
+def test_a_processor_without_products_in_bfloat16_is_told_of(tmp_path, monkeypatch, caplog, model, slow, words):
+    write_data(tmp_path)
+    monkeypatch.setattr(devices, "bfloat16_is_slow", lambda: slow)
+    with pytest.raises(MissingFileError):  # which comes after it
+        run_stage(small_recipe(tmp_path, **model), "rm")
+    assert words in caplog.text and ("bfloat16" in caplog.text) == bool(words)
 
 
 def test_fresh_removes_only_what_the_stages_wrote(finished, tmp_path):
