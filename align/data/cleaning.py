@@ -32,8 +32,8 @@ STEPS = {
 }
 
 
-def build_cleaner(section: CleaningSection, evaluation: Iterable[Record] = ()) -> cleaning.Cleaner:
-    """The steps that a section switches on.
+def build_steps(section: CleaningSection, evaluation: Iterable[Record] = ()) -> list[cleaning.CleaningStep]:
+    """The steps that a section switches on, in the order they run.
 
     Args:
         section: of the stage.
@@ -52,7 +52,12 @@ def build_cleaner(section: CleaningSection, evaluation: Iterable[Record] = ()) -
             steps.append(cleaning.Decontamination(evaluation, **asked.model_dump(exclude={"against"})))
         else:
             steps.append(make(**asked.model_dump()))
-    return cleaning.Cleaner(steps)
+    return steps
+
+
+def build_cleaner(section: CleaningSection, evaluation: Iterable[Record] = ()) -> cleaning.Cleaner:
+    """A cleaner of `build_steps`."""
+    return cleaning.Cleaner(build_steps(section, evaluation))
 
 
 def clean_records(
