@@ -18,8 +18,8 @@ from data_formats.detection import detect, format_names, named, parse, refuse_un
 from data_formats.errors import MEBIBYTE, MOST, DataError, EmptyDatasetError
 from data_formats.exports import LeftOut, plain_rows
 from data_formats.fields import Fields, PassedOver
-from data_formats.formats import LEFT_OUT, Dropped, Format, Notes, encodable
 from data_formats.files import Lines
+from data_formats.formats import LEFT_OUT, Dropped, Format, Notes, encodable
 from data_formats.hub import HubDataset, as_source
 from data_formats.neighbours import Neighbours, neighbours
 from data_formats.padding import without_padding

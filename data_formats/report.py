@@ -48,7 +48,8 @@ class ReadReport:
 
     def add(self, other: ReadReport) -> None:
         """Add the counts of another part of the same data."""
-        self.rows, self.records, self.used = self.rows + other.rows, self.records + other.records, self.used + other.used
+        for name in ("rows", "records", "used"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("dropped", "repaired", "left_out", "passed_over"):
             counts = getattr(self, name)
             for reason, count in getattr(other, name).items():

@@ -49,9 +49,7 @@ class _Rows:
     Args, errors: see `convert`.
     """
 
-    def __init__(
-        self, paths: Sequence[Path | str], kind: str | None, options: dict[str, Any], cleaner: Cleaner | None
-    ):
+    def __init__(self, paths: Sequence[Path | str], kind: str | None, options: dict[str, Any], cleaner: Cleaner | None):
         self.paths, notes = files_in(list(paths))
         if not self.paths:
             raise MissingFileError("; ".join(notes))

@@ -98,19 +98,11 @@ def _cleaner(file: Path | None) -> Any:
     """
     if file is None:
         return None
-    from align.data.cleaning import build_cleaner
+    from align.data.cleaning import build_cleaner, evaluation_prompts
     from align.recipe.cleaning_section import read_cleaning
-    from data_formats import stream
-    from data_formats.records import Prompt
 
     section = read_cleaning(file)
-    against = section.decontamination.against if section.decontamination else ()
-    evaluation = [
-        prompt
-        for source in against
-        for prompt in stream(source.path, Prompt, format=source.format, max_row_mb=source.max_row_mb)
-    ]
-    return build_cleaner(section, evaluation)
+    return build_cleaner(section, evaluation_prompts(section))
 
 
 def _tokenizer(path: str | None) -> Any:

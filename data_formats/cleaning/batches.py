@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class BatchCleaner:
         if others := steps_alone(steps)[1]:
             raise ValueError(f"{others[0].name} compares records with one another; run it afterwards, in one process")
         if named(format, kind).group:
-            raise ValueError(f"rows of format '{format}' are read together, which a batch cuts apart; convert them first")
+            raise ValueError(f"rows of format '{format}' are read together, not in batches; convert them first")
         self._steps, self._kind, self._format, self._column, self._name = tuple(steps), kind, format, column, name
 
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str | None]]:
@@ -71,10 +72,8 @@ class BatchCleaner:
         rows = Stream(Lines(batch[self._column]), self._kind, format=self._format)
         cleaner = Cleaner(self._steps)
         lines: list[str | None] = []
-        try:
+        with suppress(EmptyDatasetError):  # lines of white space
             lines += map(jsonl_line, cleaner.clean(rows))
-        except EmptyDatasetError:  # lines of white space
-            pass
         rows.report.path = self._name
         report = {"read": rows.report.to_dict(), "cleaning": cleaner.report.to_dict()}
         return {"line": [*lines, None], "report": [None] * len(lines) + [json.dumps(report, ensure_ascii=False)]}

@@ -6,8 +6,9 @@ words on (GPT-3's least n), below that where a whole turn says it. n-grams that 
 prompts share are a template's words and do not count (GPT-3 ignores frequent n-grams of the training set instead).
 
 A prompt is *reworded* in a passage that has at least the share `reworded` of its words in their order, and `n` of them
-(Qwen2.5, section 3: a longest common subsequence of 13 words and of 60 % of the shorter text). Departure: the passage is
-about as long as the prompt and shares `SEED` words in a row with it, since in a long text any words come in any order.
+(Qwen2.5, section 3: a longest common subsequence of 13 words and of 60 % of the shorter text). Departure: the passage
+is about as long as the prompt and shares `SEED` words in a row with it, since in a long text any words come in any
+order.
 
 Two kinds are told apart (Qwen report 2.1): *input*, the prompt is somewhere in the record, and *input and label*, its
 answer is in the record as well.
@@ -136,9 +137,7 @@ class Decontamination:
             words = units(text)
             self._look(words, hits, passages)
         found = {
-            i: " ".join(min(grams))
-            for i, grams in hits.items()
-            if len(grams) >= self._min_share * self._items[i].size
+            i: " ".join(min(grams)) for i, grams in hits.items() if len(grams) >= self._min_share * self._items[i].size
         }
         what = "input"
         if not found:

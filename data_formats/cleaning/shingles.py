@@ -88,7 +88,8 @@ class MinHashBands:
 
         lsh = datasketch.MinHashLSH(threshold=threshold, num_perm=num_perm, weights=_WEIGHTS)
         self.bands, self.rows = lsh.b, lsh.r
-        factors, offsets = datasketch.MinHash(num_perm=self.bands * self.rows, seed=seed, scheme="affine32").permutations
+        hashes = datasketch.MinHash(num_perm=self.bands * self.rows, seed=seed, scheme="affine32")
+        factors, offsets = hashes.permutations
         self._factors, self._offsets = factors[:, np.newaxis], offsets[:, np.newaxis]
 
     def signature(self, own: Shingles) -> Any:

@@ -1,15 +1,16 @@
-"""What cleaning costs a row, step by step, at sizes ten times apart: CPU seconds, memory and disk.
+"""What cleaning costs a row, step by step, at sizes ten times apart: CPU time, memory and disk.
 
     python examples/benchmarks/cleaning.py [--sizes 10000 100000 1000000] [--out FOLDER]
     python examples/benchmarks/cleaning.py --write rows.jsonl --sizes 100000      the rows alone, for other programs
 
-Rows are chats as they come: replies of a log-normal length (median 100 words), words as frequent as in natural text
-(Zipf), one in ten in Chinese, a third after one of 300 templates; 4 % repeat an earlier row, 4 % do so with a word in
-fifty changed, 1 % hold an evaluation prompt, 3 % have something that a step drops. They are the same in every process.
+Rows are chats of a length as in Alpaca: replies log-normal with a median of 50 words, words as frequent as in natural
+text (Zipf), one in ten in Chinese, a third after one of 300 templates; 4 % repeat an earlier row, 4 % do so with a word
+in fifty changed, 1 % hold an evaluation prompt, 3 % have something that a step drops. They are the same in every
+process.
 
-A size has three processes: reading alone; `align data convert` with all fifteen steps on, each timed by itself; and
-`align data split` with `align data stats` of what is left. The file is read row by row, so the peaks are to stay as
-sizes grow; that of a step alone, over reading, is measured at the middle size.
+At each size four processes do reading alone, `align data convert` with fifteen steps, each timed by itself, `align data
+split` and `align data stats`. All read row by row, so peaks are to stay as sizes grow. A step's own memory, over
+reading, is measured at the middle size.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import argparse
 import json
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from itertools import accumulate
@@ -35,6 +37,7 @@ MIB = 2**20
 SIZES = (10_000, 100_000, 1_000_000)
 TINY = (300, 600)
 PROMPTS = 500  # evaluation prompts
+OPTIONS = {"format": "messages", "max_row_mb": 64}
 BROKEN = ("Sure.<|im_end|>", "\ufffd", "😀😀😀😀😀😀 ", "I'm sorry, but no. ", "\u200b", "again and again " * 60)
 RULES = {
     "replacement_characters": "drop",
@@ -85,8 +88,8 @@ def chat(number: int) -> tuple[str, str]:
             words[rng.randrange(len(words))] = rng.choice(_words()[0 if space else 1][0])
         return asked, space.join(words)
     language = int(rng.random() < 0.1)
-    asked = _text(rng, language, min(400, max(3, round(rng.lognormvariate(3.0, 0.8)))))
-    said = _text(rng, language, min(2000, max(1, round(rng.lognormvariate(4.6, 0.9)))))
+    asked = _text(rng, language, min(400, max(3, round(rng.lognormvariate(2.7, 0.8)))))
+    said = _text(rng, language, min(2000, max(1, round(rng.lognormvariate(3.9, 0.9)))))
     if rng.random() < 1 / 3:
         asked = f"{_text(random.Random(f'template/{rng.randrange(300)}'), language, 15)}\n{asked}"
     if kind < 0.09:
@@ -138,13 +141,15 @@ def _disk() -> int:
 
 
 def read(case: Case, turns: Turns) -> None:
-    """Reading alone, or one step after it."""
+    """Reading, and one step after it where the case names one."""
     from data_formats import Demonstration, stream
     from data_formats.cleaning import Cleaner
 
     turns.begin()
-    rows = Cleaner([one for one in _steps() if one.name == case.get("step")])
-    turns.end(sum(1 for _ in rows.clean(stream(case["file"], Demonstration))))
+    cleaner = Cleaner([one for one in _steps() if one.name == case.get("step")])
+    for _ in cleaner.clean(stream(case["file"], Demonstration)):
+        pass
+    turns.end(cleaner.report.rows)
 
 
 def convert(case: Case, turns: Turns) -> None:
@@ -155,8 +160,98 @@ def convert(case: Case, turns: Turns) -> None:
     steps = [Timed(one) for one in _steps()]
     cleaner = Cleaner(steps)
     turns.begin()
-    write_jsonl(Path(case["file"]).with_name("clean.jsonl"), cleaner.clean(stream(case["file"], Demonstration)))
-    seconds = {one.name: one.seconds for one in steps}
-    seen = {one.name: one.seen for one in cleaner.report.steps}
-    dropped = {one.name: one.dropped.total() for one in cleaner.report.steps}
-    turns.end(cleaner.report.rows, seconds=seconds, seen=seen, dropped=dropped, disk=_disk())
+    write_jsonl(f"{case['file']}.clean.jsonl", cleaner.clean(stream(case["file"], Demonstration)))
+    figures = {
+        one.name: (step.seconds, one.seen, one.dropped.total())
+        for step, one in zip(steps, cleaner.report.steps, strict=True)
+    }
+    turns.end(cleaner.report.rows, steps=figures, left=cleaner.report.records, disk=_disk())
+
+
+def split(case: Case, turns: Turns) -> None:
+    """`align data split` of the same rows, without cleaning."""
+    from align.commands.convert import split as work
+
+    turns.begin()
+    work(Path(case["file"]), Path(f"{case['file']}.sides"), 0.1, "demonstration", OPTIONS, None)
+    turns.end(case["size"])
+
+
+def stats(case: Case, turns: Turns) -> None:
+    """`align data stats` of the same rows."""
+    from align.commands.stats import measure
+    from data_formats import Demonstration
+
+    turns.begin()
+    turns.end(measure(Path(case["file"]), Demonstration, OPTIONS).report.rows)
+
+
+SIDES = {"read": read, "convert": convert, "split": split, "stats": stats}
+
+
+def table(result: dict[str, Any]) -> str:
+    """CPU time of a row, by size, then memory and disk."""
+    cases, memory = result["cases"], result["memory"]
+    rows = [["", *(f"{case['size']:,} rows" for case in cases), "dropped", "MiB over reading"]]
+    rows += [["---"] + ["---:"] * (len(cases) + 2)]
+
+    def row(name: str, figures: Iterable[float], *last: str) -> None:
+        rows.append([name, *(f"{figure:,.0f}" for figure in figures), *last, *[""] * (2 - len(last))])
+
+    row("reading, µs a row", (1e6 * case["read"]["cpu"] / case["size"] for case in cases))
+    for step, (_, _, dropped) in cases[-1]["convert"]["steps"].items():
+        more = f"{max(0.0, memory[step] - memory['read']) / MIB:.0f}"
+        seconds = (1e6 * case["convert"]["steps"][step][0] / case["size"] for case in cases)
+        row(step, seconds, f"{dropped / cases[-1]['size']:.1%}", more)
+    for side, words in {"convert": "convert with all of it", "split": "split", "stats": "stats"}.items():
+        row(f"{words}, µs a row", (1e6 * case[side]["cpu"] / case["size"] for case in cases))
+    for side in SIDES:
+        row(f"{side}, peak MiB", (case[side]["peak"] / MIB for case in cases))
+    row("convert, bytes on disk a row", (case["convert"]["disk"] / case["size"] for case in cases))
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
+def _turn(side: str, case: Case) -> dict[str, Any]:
+    print(f"cleaning: {side} {case['size']:,} rows {case.get('step', '')}", file=sys.stderr, flush=True)
+    worker = measuring.Worker(__file__, side, case, sys.executable)
+    try:
+        return worker.turn()
+    finally:
+        worker.close()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """As the options say."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["--work"]:
+        measuring.work(SIDES, argv[1], argv[2])
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", type=measuring.how_many, default=list(SIZES), metavar="ROWS")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="measure nothing; write the rows of the first size")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="figures and table, over older ones")
+    parser.add_argument("--rounds", type=measuring.how_many, default=1, help=argparse.SUPPRESS)  # of `all.py`
+    parser.add_argument("--tiny", action="store_true", help="sizes at which it can be tried in a minute")
+    asked = parser.parse_args(argv)
+    sizes = TINY if asked.tiny else asked.sizes
+    if asked.write:
+        write_rows(asked.write, sizes[0])
+        return
+    result: dict[str, Any] = {"subject": "cleaning", "rounds": 1, "machine": measuring.machine(), "cases": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for at, size in enumerate(sizes):
+            case = {"size": size, "file": f"{folder}/{size}.jsonl"}
+            write_rows(Path(case["file"]), size)
+            result["cases"].append({"size": size} | {side: _turn(side, case) for side in SIDES})
+            if at == len(sizes) // 2 or "memory" not in result:
+                names = ["read", *result["cases"][-1]["convert"]["steps"]]
+                result["memory"] = {name: _turn("read", case | {"step": name})["peak"] for name in names}
+            if asked.out is not None:
+                measuring.write(result, asked.out, table)
+            for file in Path(folder).glob(f"{size}.jsonl*"):
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -48,6 +48,7 @@ TRAINING = {
     "gsm8k, train": "6_checkable/gsm8k_train.jsonl",
 }
 DOCUMENTS = {"c4": "5_text/c4_en.jsonl", "wikipedia": "5_text/wiki_en.txt"}
+PART = 4000  # characters of a document
 DETECTORS: dict[str, dict[str, float | None]] = {
     "default": {},
     "13-grams": {"reworded": None},
@@ -164,37 +165,43 @@ def shown(count: int, total: int) -> str:
     return f"{count / total:.1%} ({low:.1%}–{high:.1%})"
 
 
+def dropped(step: Decontamination, records: Sequence[Record]) -> list[tuple[Record, str]]:
+    """What a detector drops, and why."""
+    found = ((record, step.check(record)) for record in records)
+    return [(record, f"{finding.reason}: {finding.excerpt}") for record, finding in found if finding is not None]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure, print the tables; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", metavar="DATA", type=Path)
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="plant one prompt in N")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print N untouched rows that are dropped")
     args = parser.parse_args(argv)
-    evaluation = {name: read(args.data / file, Prompt).records for name, file in EVALUATION.items()}
+    prompts = [one for file in EVALUATION.values() for one in read(args.data / file, Prompt).records]
     training = {name: read(args.data / file, Demonstration).records for name, file in TRAINING.items()}
-    pages = {name: read(args.data / file, Document).records for name, file in DOCUMENTS.items()}
-    prompts = [one for records in evaluation.values() for one in records]
     hosts = [one for records in training.values() for one in records]
-    texts = [page.text[at : at + 4000] for records in pages.values() for page in records for at in range(0, len(page.text), 4000)]
-    plants = planted([prompt_text(one) for one in prompts], hosts, texts)
-    untouched: dict[str, list[Record]] = {**training, "c4, wikipedia": [Document(text) for text in texts]}
+    pages = [one.text for file in DOCUMENTS.values() for one in read(args.data / file, Document).records]
+    parts = [page[at : at + PART] for page in pages for at in range(0, len(page), PART)]
     steps = {name: Decontamination(prompts, **options) for name, options in DETECTORS.items()}
 
-    print(f"{len(prompts)} evaluation prompts; share of the planted rows that is found (95 % interval)")
-    rows = [
-        (way, len(plants[way]), *(shown(sum(step.check(r) is not None for r in plants[way]), len(plants[way])) for step in steps.values()))
-        for way in plants
-    ]
-    print(table(("planted", "rows", *steps), rows))
-    print("share of the untouched rows that is dropped")
-    dropped = {name: {way: [(r, f) for r in rows if (f := step.check(r))] for way, rows in untouched.items()} for name, step in steps.items()}
-    rows = [(way, len(untouched[way]), *(len(dropped[name][way]) for name in steps)) for way in untouched]
+    plants = planted([prompt_text(one) for one in prompts[:: args.every]], hosts, parts)
+    print(f"{len(prompts)} evaluation prompts\nshare of the planted rows that is found (95 % interval)")
+    cells = {
+        way: [shown(len(dropped(step, rows)), len(rows)) for step in steps.values()] for way, rows in plants.items()
+    }
+    print(table(("planted", "rows", *steps), [(way, len(plants[way]), *cells[way]) for way in plants]))
+
+    untouched: dict[str, list[Record]] = {**training, " and ".join(DOCUMENTS): [Document(part) for part in parts]}
+    alarms = {way: {name: dropped(step, rows) for name, step in steps.items()} for way, rows in untouched.items()}
     total = sum(map(len, untouched.values()))
-    rows.append(("all", total, *(shown(sum(map(len, dropped[name].values())), total) for name in steps)))
-    print(table(("untouched", "rows", *steps), rows))
-    alarms = [(way, r, f) for way, found in dropped["default"].items() for r, f in found]
-    for way, record, finding in random.Random(0).sample(alarms, min(args.show, len(alarms))):
-        print(f"\n{way}: {finding.reason}: {finding.excerpt[:300]}\n    {prompt_text(record)[:300]!r}")
+    counts = [(way, len(untouched[way]), *(len(found) for found in alarms[way].values())) for way in untouched]
+    counts.append(("all", total, *(shown(sum(row[at] for row in counts), total) for at in range(2, len(steps) + 2))))
+    print("\nuntouched rows that are dropped")
+    print(table(("untouched", "rows", *steps), counts))
+    every = [(way, record, why) for way in untouched for record, why in alarms[way]["default"]]
+    for way, record, why in random.Random(0).sample(every, min(args.show, len(every))):
+        print(f"\n{way}: {why[:400]}\n    {prompt_text(record)[:400]!r}")
     return 0
 
 
