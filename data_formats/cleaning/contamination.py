@@ -75,11 +75,11 @@ def common_subsequence(left: list[str], right: list[str]) -> int:
 class Decontamination:
     """Drops what overlaps with evaluation records.
 
-    Memory: the n-grams of the evaluation prompts, about 1 KB a word; nothing per training record.
+    Memory: the n-grams of the evaluation prompts, about 1 KB a word (half without `reworded`); nothing per record.
 
     Args:
         evaluation: prompts (with their reference), demonstrations or comparisons not to be trained on.
-        n: words of an n-gram.
+        n: words of an n-gram, from 3.
         chinese_n: characters of one, for prompts mostly in Chinese or Japanese.
         kind: "input" drops either kind of overlap; "input_and_label" drops only records that hold the answer too,
             and notes the others.
@@ -104,44 +104,48 @@ class Decontamination:
     ):
         self._kind, self._min_share, self._reworded = kind, min_share, reworded
         self._items: list[_Item] = []
-        grams: dict[Gram, set[int]] = {}  # of n words; those of a short prompt are all of its words
-        seeds: dict[Gram, set[tuple[int, int]]] = {}  # of SEED words: prompts, and where in them
+        whole: dict[Gram, set[int]] = {}  # prompts that are found as whole turns only
+        grams: dict[Gram, set[int]] = {}  # of n words; a shorter prompt is one
+        seeds: dict[Gram, dict[int, list[int]]] = {}  # of SEED words: prompt -> where in it
         for record in evaluation:
             asked, labels = _question_and_labels(record)
-            for text in asked:
-                words = units(text)
-                if not words:
-                    continue
-                n_here = min(chinese_n if mostly_unspaced(words) else n, len(words))
-                own = set(_grams(words, n_here))
+            answers = tuple(filter(str.strip, map(_joined, labels)))
+            for words in filter(None, map(units, asked)):
+                item, most = len(self._items), chinese_n if mostly_unspaced(words) else n
+                short = len(words) < min(most, SHORTEST)
+                own = set(_grams(words, min(most, len(words))))
                 for gram in own:
-                    grams.setdefault(gram, set()).add(len(self._items))
+                    (whole if short else grams).setdefault(gram, set()).add(item)
                 for at, gram in enumerate(_grams(words, SEED) if reworded is not None else ()):
-                    seeds.setdefault(gram, set()).add((len(self._items), at))
-                answers = tuple(filter(str.strip, map(_joined, labels)))
-                self._items.append(_Item(words, chinese_n if mostly_unspaced(words) else n, len(own), answers))
-        self._grams = {gram: tuple(sorted(where)) for gram, where in grams.items() if len(where) <= max_prompts}
+                    seeds.setdefault(gram, {}).setdefault(item, []).append(at)
+                self._items.append(_Item(words, most, len(own), answers))
+        self._whole, self._grams = (
+            {gram: tuple(sorted(items)) for gram, items in found.items() if len(items) <= max_prompts}
+            for found in (whole, grams)
+        )
         self._seeds = {
-            gram: tuple(sorted(where))
-            for gram, where in seeds.items()
-            if len({item for item, _ in where}) <= max_prompts
+            gram: tuple((item, at) for item, places in items.items() for at in places)
+            for gram, items in seeds.items()
+            if len(items) <= max_prompts
         }
-        self._sizes: dict[Gram, set[int]] = {}  # the first words of n-grams and seeds -> how many words these have
+        sizes: dict[Gram, set[int]] = {}
         for gram in (*self._grams, *self._seeds):
-            self._sizes.setdefault(gram[:_HEAD], set()).add(len(gram))
+            sizes.setdefault(gram[:_HEAD], set()).add(len(gram))
+        shared = {frozenset(one): tuple(sorted(one)) for one in sizes.values()}
+        self._sizes = {head: shared[frozenset(one)] for head, one in sizes.items()}  # first words -> words of n-grams
 
     def check(self, record: Record) -> Finding | None:
         hits: dict[int, set[Gram]] = {}
-        passages: dict[int, list[str]] = {}
+        passages: dict[int, str] = {}
         for text in self._texts(record):
-            words = units(text)
-            self._look(words, hits, passages)
+            self._look(units(text), hits, passages)
         found = {
-            i: " ".join(min(grams)) for i, grams in hits.items() if len(grams) >= self._min_share * self._items[i].size
+            item: " ".join(min(grams))
+            for item, grams in hits.items()
+            if len(grams) >= self._min_share * self._items[item].size
         }
-        what = "input"
-        if not found:
-            found, what = {item: " ".join(passage) for item, passage in passages.items()}, "reworded input"
+        what = "input" if found else "reworded input"
+        found = found or passages
         if not found:
             return None
         replies = [_joined(reply) for reply in reply_texts(record)]
@@ -155,25 +159,25 @@ class Decontamination:
         asked = [turn.content for turn in turns(record)]
         return asked if isinstance(record, Demonstration) else [*asked, *reply_texts(record)]
 
-    def _look(self, words: list[str], hits: dict[int, set[Gram]], passages: dict[int, list[str]]) -> None:
-        """Put in what one text has: of prompts the n-grams, and the passages that reword one."""
+    def _look(self, words: list[str], hits: dict[int, set[Gram]], passages: dict[int, str]) -> None:
+        """Put in what one text has: of each prompt the n-grams, or the passage that rewords it."""
+        for item in self._whole.get(tuple(words), ()):
+            hits.setdefault(item, set()).add(tuple(words))
         looked_at: set[tuple[int, int]] = set()
-        for at in range(len(words)):
-            for size in self._sizes.get(tuple(words[at : at + _HEAD]), ()):
+        for at, head in enumerate(zip(words, words[1:], words[2:], strict=False)):
+            for size in self._sizes.get(head, ()):
                 gram = tuple(words[at : at + size])
-                if size >= SHORTEST or size == len(words):
-                    for item in self._grams.get(gram, ()):
-                        hits.setdefault(item, set()).add(gram)
-                if size == SEED:
-                    for item, start in self._seeds.get(gram, ()):
-                        length = len(self._items[item].words)
-                        begins = at - start
-                        if item in passages or (item, begins) in looked_at:
-                            continue
-                        looked_at.add((item, begins))
-                        passage = words[max(0, begins - length // 4) : begins + length + length // 4]
-                        if self._rewords(passage, self._items[item]):
-                            passages[item] = passage
+                for item in self._grams.get(gram, ()):
+                    hits.setdefault(item, set()).add(gram)
+                for item, place in self._seeds.get(gram, ()):
+                    begins = at - place
+                    if item in passages or (item, begins) in looked_at:
+                        continue
+                    looked_at.add((item, begins))
+                    length = len(self._items[item].words)
+                    passage = words[max(0, begins - length // 4) : begins + length + length // 4]
+                    if self._rewords(passage, self._items[item]):
+                        passages[item] = " ".join(passage)
 
     def _rewords(self, passage: list[str], item: _Item) -> bool:
         needed = max(item.n, (self._reworded or 0.0) * len(item.words))
