@@ -18,8 +18,9 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -110,6 +111,24 @@ def _zstandard(path: Path) -> Any:
     import zstandard
 
     return zstandard
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """JSON Lines that are at hand, a batch of a file's."""
+
+    lines: Iterable[str]
+
+    def __str__(self) -> str:
+        return "lines of a batch"
+
+    def rows(self) -> Iterator[tuple[int, Any]]:
+        """The rows with their numbers, from 1. Raises DataError: a line is not JSON."""
+
+        def refuse(line: int, problem: str) -> None:
+            raise DataError(problem, path=str(self), line=line)
+
+        return json_lines(self.lines, refuse)
 
 
 def text_lines(path: Path, most: int = MOST) -> Iterator[str]:

@@ -20,6 +20,7 @@ from align.runtime.paths import typed_path
 from align.runtime.secrets import hide
 from align.runtime.terminal import shortened
 from data_formats.errors import DataError, RowNumber
+from data_formats.files import Lines
 
 PREFIX = "hub:"
 _SHOWN = 300  # characters of the library's own message
@@ -109,9 +110,9 @@ def _tokens() -> list[str]:
     return [token for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if (token := os.environ.get(name, "").strip())]
 
 
-def as_source(source: str | Path | HubDataset) -> Path | HubDataset:
+def as_source(source: str | Path | HubDataset | Lines) -> Path | HubDataset | Lines:
     """What to read: a string that starts with `hub:` is a dataset of the hub, any other a file."""
-    if isinstance(source, HubDataset):
+    if isinstance(source, HubDataset | Lines):
         return source
     if isinstance(source, str) and source.startswith(PREFIX):
         return HubDataset(source.removeprefix(PREFIX))

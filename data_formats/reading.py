@@ -18,6 +18,7 @@ from data_formats.detection import detect, format_names, named, parse, refuse_un
 from data_formats.errors import MEBIBYTE, MOST, DataError, EmptyDatasetError
 from data_formats.exports import LeftOut, plain_rows
 from data_formats.fields import Fields, PassedOver
+from data_formats.files import Lines
 from data_formats.formats import LEFT_OUT, Dropped, Format, Notes, encodable
 from data_formats.hub import HubDataset, as_source
 from data_formats.neighbours import Neighbours, neighbours
@@ -31,14 +32,14 @@ PADDING = "a column's nulls removed from calls and tools"  # a note
 
 
 def _open(
-    source: Path | HubDataset, kind: type[Record], name: str, split: str | None, most: int
+    source: Path | HubDataset | Lines, kind: type[Record], name: str, split: str | None, most: int
 ) -> tuple[Format | None, Iterator[Any]]:
     """The format (None: decided by the first row) and the raw rows."""
     chosen = None if name == "auto" else named(name, kind)
-    if isinstance(source, HubDataset) or files.ending(source) not in files.TEXT_ENDINGS:
+    if isinstance(source, HubDataset | Lines) or files.ending(source) not in files.TEXT_ENDINGS:
         if split not in (None, "none"):
             raise DataError(f"only text files are split, not this one; remove split {split!r}", path=str(source))
-        rows = source.rows() if isinstance(source, HubDataset) else files.raw_rows(source, most)
+        rows = files.raw_rows(source, most) if isinstance(source, Path) else source.rows()
         return chosen, plain_rows(rows, str(source), annotated=kind not in (Prompt, Document))
     if kind is not Document:
         raise DataError(f"plain text holds documents, not {kind.__name__.lower()}s", path=source)
@@ -48,7 +49,7 @@ def _open(
     )
 
 
-def _located(source: Path | HubDataset, line: int | None, action: Callable[[], Any]) -> Any:
+def _located(source: Path | HubDataset | Lines, line: int | None, action: Callable[[], Any]) -> Any:
     """`action()`, with file and line put into its DataError."""
     try:
         return action()
@@ -71,7 +72,7 @@ class Stream:
 
     def __init__(
         self,
-        source: str | Path | HubDataset,
+        source: str | Path | HubDataset | Lines,
         kind: type[Record],
         *,
         format: str = "auto",
@@ -92,7 +93,9 @@ class Stream:
 
     @cached_property
     def _is_columnar(self) -> bool:
-        return isinstance(self.source, HubDataset) or files.ending(self.source) == ".parquet"
+        return isinstance(self.source, HubDataset) or (
+            isinstance(self.source, Path) and files.ending(self.source) == ".parquet"
+        )
 
     def __iter__(self) -> Iterator[Any]:
         return (record for _, _, _, record in self._read())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from data_formats.formats import SHOWN_KEYS
@@ -45,6 +45,20 @@ class ReadReport:
         if self.passed_over:
             line += f"; fields passed over: {self.describe_passed_over()}"
         return line if self.drawn is None else f"{line}; {self.drawn} taken into the mixture"
+
+    def add(self, other: ReadReport) -> None:
+        """Add the counts of another part of the same data."""
+        for name in ("rows", "records", "used"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("dropped", "repaired", "left_out", "passed_over"):
+            counts = getattr(self, name)
+            for reason, count in getattr(other, name).items():
+                counts[reason] = counts.get(reason, 0) + count
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON can hold it."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}  # not `asdict`: it cannot copy a Counter
+        return {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
 
     def describe_passed_over(self) -> str:
         """The keys that were passed over and how many rows have each, the most frequent ones; "" without any."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import TypeVar
 
 from data_formats.records import Comparison, Document, Message, Record, Scored
@@ -35,21 +36,35 @@ def _position(key: str) -> float:
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=6).digest(), "big") / 2**48
 
 
-def split_heldout(records: Sequence[R], share: float) -> tuple[list[R], list[R]]:
-    """Split records into train and held-out by a hash of the prompt.
+def heldout_marks(records: Iterable[R], share: float) -> Iterator[tuple[R, bool]]:
+    """Each record, and whether it is held out, by a hash of the prompt. None is kept once both sides have one.
 
     Args:
         share: part of the prompts to hold out, 0 to 1. Strictly between, train gets at least one prompt, and so does
             held-out where there are two.
-
-    Returns:
-        train, heldout; each in the given order.
     """
-    positions = {key: _position(key) for key in {prompt_key(record) for record in records}}
+    records, waiting, sides = iter(records), [], set()
+    for record in records:
+        waiting.append(record)
+        sides.add(_position(prompt_key(record)) < share)
+        if len(sides) == 2:
+            for one in chain(waiting, records):
+                yield one, _position(prompt_key(one)) < share
+            return
+    positions = {key: _position(key) for key in {prompt_key(record) for record in waiting}}
     held = {key for key, position in positions.items() if position < share}
     if 0 < share < 1 and positions:
         by_position = sorted(positions, key=lambda key: (positions[key], key))
         held = held or {by_position[0]}
         held = held - {by_position[-1]}
-    train = [record for record in records if prompt_key(record) not in held]
-    return train, [record for record in records if prompt_key(record) in held]
+    for record in waiting:
+        yield record, prompt_key(record) in held
+
+
+def split_heldout(records: Iterable[R], share: float) -> tuple[list[R], list[R]]:
+    """Train and held-out records by `heldout_marks`, each in the given order."""
+    train: list[R] = []
+    heldout: list[R] = []
+    for record, held in heldout_marks(records, share):
+        (heldout if held else train).append(record)
+    return train, heldout

@@ -69,8 +69,18 @@ def as_row(record: Record) -> dict[str, Any]:
     return {key: value for key, value in (row | {"source": record.source}).items() if value not in (None, "", [])}
 
 
+def jsonl_line(record: Record) -> str:
+    """The native row of a record as JSON, without the end of the line."""
+    return json.dumps(as_row(record), ensure_ascii=False)
+
+
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
-    """Write records as JSON Lines: a temporary file beside `path`, then a rename.
+    """Write records as JSON Lines, see `write_lines`."""
+    write_lines(path, map(jsonl_line, records))
+
+
+def write_lines(path: str | Path, lines: Iterable[str]) -> None:
+    """Write lines as they come: a temporary file beside `path`, then a rename.
 
     Raises:
         StorageError: writing failed; what was at `path` before is intact.
@@ -78,7 +88,7 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
     path = Path(path)
     try:
         with atomic_file(path) as file:
-            file.writelines(json.dumps(as_row(record), ensure_ascii=False) + "\n" for record in records)
+            file.writelines(line + "\n" for line in lines)
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder"

@@ -2,7 +2,7 @@
 
 align data stats FILE|FOLDER … [--json]            rows in, records out, what was dropped and repaired, by reason
 align data inspect FILE [--tokenizer MODEL]        roles, lengths, what gets loss in colour, what would be dropped
-align data convert FILE OUT.jsonl                  any file that can be read, in our own rows
+align data convert FILE|FOLDER … OUT.jsonl         all that can be read, in our own rows, one file after the other
 align data split FILE OUT_DIR [--heldout 0.1]      train.jsonl and heldout.jsonl, no prompt on both sides
 """
 
@@ -34,7 +34,7 @@ def add_parser(commands: Any) -> None:
     inspect.add_argument("--rows", type=positive, default=5, metavar="N", help="show so many (default %(default)s)")
     inspect.add_argument("--skip", type=int, default=0, metavar="N", help="pass over so many before")
     convert = what.add_parser("convert", help="write our own rows")
-    convert.add_argument("path", metavar="FILE|hub:ID", type=_source)
+    convert.add_argument("paths", metavar="FILE|FOLDER|hub:ID", type=_source, nargs="+")
     convert.add_argument("out", metavar="OUT.jsonl", type=Path)
     split = what.add_parser("split", help="train and held-out by prompt")
     split.add_argument("path", metavar="FILE|hub:ID", type=_source)
@@ -82,7 +82,7 @@ def data_command(args: argparse.Namespace) -> int:
     elif args.what == "convert":
         from align.commands.convert import convert
 
-        convert(args.path, args.out, args.kind, options, cleaner)
+        convert(args.paths, args.out, args.kind, options, cleaner)
     else:
         from align.commands.convert import split
 
@@ -98,19 +98,11 @@ def _cleaner(file: Path | None) -> Any:
     """
     if file is None:
         return None
-    from align.data.cleaning import build_cleaner
+    from align.data.cleaning import build_cleaner, evaluation_prompts
     from align.recipe.cleaning_section import read_cleaning
-    from data_formats import stream
-    from data_formats.records import Prompt
 
     section = read_cleaning(file)
-    against = section.decontamination.against if section.decontamination else ()
-    evaluation = [
-        prompt
-        for source in against
-        for prompt in stream(source.path, Prompt, format=source.format, max_row_mb=source.max_row_mb)
-    ]
-    return build_cleaner(section, evaluation)
+    return build_cleaner(section, evaluation_prompts(section))
 
 
 def _tokenizer(path: str | None) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from array import array
+from bisect import bisect
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,23 @@ from data_formats.records import Record
 
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 SHOWN_CATEGORIES = 12
+MOST_NAMES = 10_000  # categories, and sources, that are counted one by one; a source may be each row's own address
 
 
 @dataclass(slots=True)
 class Lengths:
-    """Lengths in characters; four bytes each, so that any file fits."""
+    """How many texts there are of each length in characters: as much memory as there are lengths."""
 
-    values: array = field(default_factory=lambda: array("I"))
+    counts: Counter[int] = field(default_factory=Counter)
 
     def quantiles(self) -> dict[str, int]:
         """Least, median, 90 %, 99 % and most (nearest rank); empty without values."""
-        ordered = sorted(self.values)
-        last = len(ordered) - 1
-        return {f"{share:g}": ordered[round(share * last)] for share in QUANTILES} if ordered else {}
+        lengths = sorted(self.counts)
+        up_to = list(accumulate(self.counts[length] for length in lengths))
+        return {f"{q:g}": lengths[bisect(up_to, round(q * (up_to[-1] - 1)))] for q in QUANTILES} if lengths else {}
 
 
-@dataclass(slots=True)
+@dataclass
 class FileStats:
     """What one file holds."""
 
@@ -48,11 +50,7 @@ class FileStats:
 
     def as_json(self) -> dict[str, Any]:
         """One object of `--json`."""
-        found: dict[str, Any] = {}
-        for part in (self.report, self):  # not `asdict`, which cannot copy a Counter
-            values = {one.name: getattr(part, one.name) for one in fields(part)}
-            found |= {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
-        return {name: value for name, value in found.items() if name != "report"}
+        return self.report.to_dict() | {name: value for name, value in vars(self).items() if name != "report"}
 
 
 def measure(path: Path | str, kind: type[Record], options: dict[str, Any]) -> FileStats:
@@ -61,10 +59,10 @@ def measure(path: Path | str, kind: type[Record], options: dict[str, Any]) -> Fi
     prompts, replies = Lengths(), Lengths()
     categories, sources = Counter[str](), Counter[str]()
     for record in rows:
-        prompts.values.append(len(prompt_text(record)))
-        replies.values.extend(len(text) for text in reply_texts(record))
-        categories[getattr(record, "category", "")] += 1
-        sources[record.source] += 1
+        prompts.counts[len(prompt_text(record))] += 1
+        replies.counts.update(len(text) for text in reply_texts(record))
+        for counts, key in ((categories, getattr(record, "category", "")), (sources, record.source)):
+            counts[key if key in counts or len(counts) < MOST_NAMES else "(further ones)"] += 1
     name = next(name for name, one in KINDS.items() if one is kind)
     named = [{key: count for key, count in counts.most_common() if key} for counts in (categories, sources)]
     return FileStats(rows.report, name, prompts.quantiles(), replies.quantiles(), *named)

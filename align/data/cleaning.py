@@ -8,8 +8,8 @@ from typing import Any
 from align.recipe.cleaning_section import CleaningSection
 from align.recipe.fields import Source
 from align.runtime.table import table
-from data_formats import cleaning
-from data_formats.records import Record
+from data_formats import cleaning, stream
+from data_formats.records import Prompt, Record
 
 # Key -> step, in the order they run: text first, then what each record is by itself, then what it is beside others.
 # A key that holds one word gives it as `action`, one that holds a section gives the section's keys.
@@ -32,8 +32,8 @@ STEPS = {
 }
 
 
-def build_cleaner(section: CleaningSection, evaluation: Iterable[Record] = ()) -> cleaning.Cleaner:
-    """The steps that a section switches on.
+def build_steps(section: CleaningSection, evaluation: Iterable[Record] = ()) -> list[cleaning.CleaningStep]:
+    """The steps that a section switches on, in the order they run.
 
     Args:
         section: of the stage.
@@ -52,7 +52,22 @@ def build_cleaner(section: CleaningSection, evaluation: Iterable[Record] = ()) -
             steps.append(cleaning.Decontamination(evaluation, **asked.model_dump(exclude={"against"})))
         else:
             steps.append(make(**asked.model_dump()))
-    return cleaning.Cleaner(steps)
+    return steps
+
+
+def build_cleaner(section: CleaningSection, evaluation: Iterable[Record] = ()) -> cleaning.Cleaner:
+    """A cleaner of `build_steps`."""
+    return cleaning.Cleaner(build_steps(section, evaluation))
+
+
+def evaluation_prompts(section: CleaningSection) -> list[Record]:
+    """The prompts of `section.decontamination.against`, paths as they stand there. Errors: see `read`."""
+    against = section.decontamination.against if section.decontamination else ()
+    return [
+        prompt
+        for source in against
+        for prompt in stream(source.path, Prompt, format=source.format, max_row_mb=source.max_row_mb)
+    ]
 
 
 def clean_records(

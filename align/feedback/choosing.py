@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from align.feedback.items import FeedbackItem, FeedbackReply
-from data_formats.cleaning.near import shingles
+from data_formats.cleaning.shingles import shingles
 
 Choice = Literal["random", "uncertain", "diverse"]
 CHOICES: tuple[Choice, ...] = ("random", "uncertain", "diverse")

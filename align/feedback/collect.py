@@ -43,7 +43,7 @@ from align.runtime.lock import locked
 from align.runtime.made import made_before
 from align.runtime.memory import memory_errors
 from align.runtime.pieces import Pieces, pieces_in
-from data_formats.cleaning.near import jaccard, shingles
+from data_formats.cleaning.shingles import jaccard, shingles
 from data_formats.errors import EmptyDatasetError
 from data_formats.records import Prompt
 from rollouts.protocol import SamplingParams

@@ -112,6 +112,8 @@ class DecontaminationSection(Section):
     """Drop either kind of overlap, or only records that hold the answer too."""
     min_share: Share = 0.0
     """Share of a prompt's n-grams that must be in the record; at 0 one is enough."""
+    reworded: Share | None = 0.6
+    """Share of a prompt's words that a passage has in their order if it is the prompt reworded; null: n-grams only."""
     max_prompts: Positive = 10
     """An n-gram that more of the prompts share is not looked at."""
 

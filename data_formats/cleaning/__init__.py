@@ -1,12 +1,13 @@
 """Cleaning records: steps that drop, repair or note, each counted by reason, over any iterable of records."""
 
+from data_formats.cleaning.batches import BatchCleaner, steps_alone, write_batches
 from data_formats.cleaning.characters import InvisibleCharacters, LoneSurrogates, NulBytes, ReplacementCharacters
 from data_formats.cleaning.cleaner import Cleaner
 from data_formats.cleaning.contamination import Decontamination
 from data_formats.cleaning.exact import ExactDuplicates
 from data_formats.cleaning.length import Length
 from data_formats.cleaning.manner import Apologies, Emoji, Exclamations
-from data_formats.cleaning.near import NearDuplicates
+from data_formats.cleaning.near import NearDuplicates, NearIndex
 from data_formats.cleaning.repetition import Repetition
 from data_formats.cleaning.report import HEADER, CleaningReport, StepReport
 from data_formats.cleaning.steps import CleaningStep, Finding
@@ -15,6 +16,7 @@ from data_formats.cleaning.turn_order import ControlTokens, EmptyReplies, Mismat
 __all__ = [
     "HEADER",
     "Apologies",
+    "BatchCleaner",
     "Cleaner",
     "CleaningReport",
     "CleaningStep",
@@ -30,8 +32,11 @@ __all__ = [
     "LoneSurrogates",
     "MismatchedRoles",
     "NearDuplicates",
+    "NearIndex",
     "NulBytes",
     "Repetition",
     "ReplacementCharacters",
     "StepReport",
+    "steps_alone",
+    "write_batches",
 ]

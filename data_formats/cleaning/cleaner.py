@@ -52,7 +52,7 @@ class Cleaner:
             finding = step.check(record)
             if finding is None:
                 continue
-            counts.add(finding)
+            counts.count(finding)
             if finding.action == "drop":
                 return None
             if finding.action == "repair":

@@ -36,6 +36,7 @@ class ExactDuplicates:
     """
 
     name = "exact_duplicates"
+    compares = True
     looks_for = "records with the text of an earlier one (NFC, white space collapsed)"
 
     def __init__(self, of: Literal["record", "prompt"] = "record"):

@@ -81,7 +81,7 @@ class Emoji:
 
     def check(self, record: Record) -> Finding | None:
         for text in wanted_texts(record):
-            found = _EMOJI.findall(text)
+            found = [] if text.isascii() else _EMOJI.findall(text)
             if len(found) > self.allowed and 100 * len(found) > self.max_per_100_chars * len(text):
                 return Finding("drop", "too many emoji", text)
         return None
@@ -102,6 +102,8 @@ class Exclamations:
 
     def check(self, record: Record) -> Finding | None:
         for text in wanted_texts(record):
+            if not _LOUD.search(text):
+                continue
             prose = _CODE.sub(" ", text)
             ends = _END.findall(prose)
             loud = [end for end in ends if _LOUD.search(end)]

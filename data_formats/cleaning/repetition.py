@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from data_formats.cleaning.steps import Finding
 from data_formats.cleaning.texts import wanted_texts
@@ -37,6 +38,8 @@ def repeated_share(parts: Sequence[str], *, characters: bool = False) -> float:
 
 def _covered(words: Sequence[str], starts: Sequence[int], n: int) -> float:
     """The share of the words' characters inside the n-grams that begin at `starts` (ascending), each counted once."""
+    if not starts:
+        return 0.0
     covered, end = 0, 0
     for start in starts:
         covered += sum(map(len, words[max(start, end) : start + n]))
@@ -45,24 +48,30 @@ def _covered(words: Sequence[str], starts: Sequence[int], n: int) -> float:
     return covered / total if total else 0.0
 
 
-def top_ngram(words: Sequence[str], n: int) -> tuple[float, str]:
-    """The share of the characters inside the most frequent n-gram that occurs more than once, and that n-gram."""
-    grams = [tuple(words[at : at + n]) for at in range(len(words) - n + 1)]
-    top, count = max(Counter(grams).items(), key=lambda item: item[1], default=((), 0))
-    if count < 2:
-        return 0.0, ""
-    return _covered(words, [at for at, gram in enumerate(grams) if gram == top], n), " ".join(top)
+def repeats(words: Sequence[str], n: int, starts: Iterable[int] | None = None) -> list[list[int]]:
+    """Where each n-gram that occurs more than once begins, in the order of the first occurrences.
+
+    Args:
+        starts: where one may begin (ascending), None: anywhere. Those of a shorter n are enough: what occurs twice
+            begins with what occurs twice.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    last = len(words) - n
+    for at in range(last + 1) if starts is None else starts:
+        if at <= last:
+            groups.setdefault(tuple(words[at : at + n]), []).append(at)
+    return [group for group in groups.values() if len(group) > 1]
 
 
-def duplicate_ngrams(words: Sequence[str], n: int) -> tuple[float, str]:
+def top_ngram(words: Sequence[str], n: int, groups: Sequence[list[int]]) -> tuple[float, str]:
+    """The share of the characters inside the most frequent of the n-grams that `repeats` found, and that n-gram."""
+    top = max(groups, key=len, default=[])
+    return _covered(words, top, n), " ".join(words[top[0] : top[0] + n]) if top else ""
+
+
+def duplicate_ngrams(words: Sequence[str], n: int, groups: Sequence[list[int]]) -> tuple[float, str]:
     """The share of the characters inside n-grams that occurred before, and the first of these n-grams."""
-    seen: set[tuple[str, ...]] = set()
-    starts = []
-    for at in range(len(words) - n + 1):
-        gram = tuple(words[at : at + n])
-        if gram in seen:
-            starts.append(at)
-        seen.add(gram)
+    starts = sorted(at for group in groups for at in group[1:])
     return _covered(words, starts, n), " ".join(words[starts[0] : starts[0] + n]) if starts else ""
 
 
@@ -115,12 +124,17 @@ class Repetition:
         if len(words) < self.min_words:
             return None
         longer = 2 if mostly_unspaced(words) else 1
+        repeated: dict[int, list[int]] = {}  # n -> where n-grams begin that occur more than once
         for word, measure, limits in (
             ("top", top_ngram, self.top_ngrams),
             ("duplicate", duplicate_ngrams, self.duplicate_ngrams),
         ):
             for n, limit in limits.items():
-                share, gram = measure(words, n * longer)
+                size = n * longer
+                shorter = max((known for known in repeated if known <= size), default=None)
+                groups = repeats(words, size, None if shorter is None else repeated[shorter])
+                repeated[size] = sorted(chain.from_iterable(groups))
+                share, gram = measure(words, size, groups)
                 if share > limit:
                     return f"{word} {n}-grams", gram
         return None

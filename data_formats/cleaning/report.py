@@ -38,12 +38,20 @@ class StepReport:
     noted: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def add(self, finding: Finding) -> None:
+    def count(self, finding: Finding) -> None:
         """Count a finding."""
         counts = {"drop": self.dropped, "repair": self.repaired, "note": self.noted}[finding.action]
         counts[finding.reason] += 1
         if finding.reason not in self.examples:
             self.examples[finding.reason] = shown(finding.excerpt)
+
+    def add(self, other: StepReport) -> None:
+        """Add the counts of the same step over later records."""
+        self.seen += other.seen
+        for name in ("dropped", "repaired", "noted"):
+            getattr(self, name).update(getattr(other, name))
+        for reason, example in other.examples.items():
+            self.examples.setdefault(reason, example)
 
 
 @dataclass(slots=True)
@@ -58,6 +66,12 @@ class CleaningReport:
     def dropped(self) -> int:
         """Records left out, by whatever step."""
         return sum(step.dropped.total() for step in self.steps)
+
+    def add(self, other: CleaningReport) -> None:
+        """Add what the same steps did to later records."""
+        self.rows, self.records = self.rows + other.rows, self.records + other.records
+        for own, more in zip(self.steps, other.steps, strict=True):
+            own.add(more)
 
     def as_rows(self) -> list[tuple[str, str, int, int, int, int, str]]:
         """The table under `HEADER`: a line for each step and, below it, one for each of its reasons."""
@@ -94,3 +108,18 @@ class CleaningReport:
             for step in self.steps
         ]
         return {"rows": self.rows, "records": self.records, "dropped": self.dropped, "steps": steps}
+
+    @classmethod
+    def from_dict(cls, told: dict[str, Any]) -> CleaningReport:
+        """The report of which this is `to_dict`."""
+        steps = [
+            StepReport(
+                one["step"],
+                one["looks_for"],
+                one["rows_seen"],
+                *(Counter(one[name]) for name in ("dropped", "repaired", "noted")),
+                dict(one["examples"]),
+            )
+            for one in told["steps"]
+        ]
+        return cls(steps, told["rows"], told["records"])

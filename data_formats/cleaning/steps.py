@@ -31,6 +31,9 @@ class CleaningStep(Protocol):
     Attributes:
         name: as in the recipe and the table.
         looks_for: one line for the table.
+
+    A step that compares records with one another, and so wants to see all of them in one process, says so by an
+    attribute `compares`, which is True.
     """
 
     name: str

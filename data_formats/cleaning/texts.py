@@ -10,6 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from typing import Any, TypeVar
 
 from data_formats.records import Comparison, Demonstration, Document, Message, Prompt, Record, Scored
@@ -69,6 +70,12 @@ def wanted_texts(record: Record) -> tuple[str, ...]:
     return tuple(r.content for r, score in zip(record.replies, scores, strict=True) if score == max(scores))
 
 
+@cache
+def _texts_of(kind: type) -> tuple[str, ...]:
+    """The fields of a record, or of a part of one, that may hold a string."""
+    return tuple(field.name for field in fields(kind) if field.name != "role")
+
+
 def strings(value: Any) -> Iterator[str]:
     """Every string of a record, its category and source too, but no role."""
     if isinstance(value, str):
@@ -77,9 +84,8 @@ def strings(value: Any) -> Iterator[str]:
         for item in value:
             yield from strings(item)
     elif is_dataclass(value):
-        for field in fields(value):
-            if field.name != "role":
-                yield from strings(getattr(value, field.name))
+        for name in _texts_of(type(value)):
+            yield from strings(getattr(value, name))
 
 
 def map_strings(value: R, change: Callable[[str], str]) -> R:
@@ -89,8 +95,7 @@ def map_strings(value: R, change: Callable[[str], str]) -> R:
     if isinstance(value, tuple):
         return tuple(map_strings(item, change) for item in value)  # type: ignore[return-value]
     if is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in fields(value) if field.name != "role"]
-        return replace(value, **{name: map_strings(getattr(value, name), change) for name in names})
+        return replace(value, **{name: map_strings(getattr(value, name), change) for name in _texts_of(type(value))})
     return value
 
 

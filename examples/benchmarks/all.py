@@ -19,7 +19,7 @@ from pathlib import Path
 import measuring
 import scaling
 
-SUBJECTS = ("ppo", "decode", "sft", "reward_models", "serve_reward", "data", "scaling")
+SUBJECTS = ("ppo", "decode", "sft", "reward_models", "serve_reward", "data", "cleaning", "scaling")
 OF_TRL = ("ppo", "scaling")  # whose other side runs in an environment of its own
 PICTURES = {"scaling": "light-only", "scaling-dark": "dark-only"}
 PICTURE = '\n<img class="{when}" src="assets/{name}.png" alt="CPU seconds of an iteration over each size, by side">\n'

@@ -166,6 +166,24 @@ def test_growth_by_hand(tmp_path):
         assert (tmp_path / f"assets/{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.needs("datasketch")
+def test_cleaning_is_measured_step_by_step(tmp_path):
+    cleaning, measuring = load("cleaning"), load("measuring")
+    size, file = 150, tmp_path / "rows.jsonl"
+    cleaning.write_rows(file, size)
+    assert len(set(file.read_text().splitlines())) < size  # some are repeated
+    case = {"size": size, "file": str(file)}
+    found = {side: measuring.turns_here(work, case)[0] for side, work in cleaning.SIDES.items()}
+    assert {figures["items"] for figures in found.values()} == {size}
+    steps = list(found["convert"]["steps"].values())
+    assert len(steps) == 15 and steps[0][1] == size and sum(dropped for *_, dropped in steps) >= 5
+    reached = [seen - dropped for _, seen, dropped in steps]
+    assert reached[-1] == found["convert"]["left"] and [seen for _, seen, _ in steps[1:]] == reached[:-1]
+    memory = dict.fromkeys(["read", *found["convert"]["steps"]], 0)
+    shown = cleaning.table({"cases": [case | found], "memory": memory}).splitlines()
+    assert shown[0] == "|  | 150 rows | dropped | MiB over reading |" and len(shown) == 2 + 1 + 15 + 3 + 4 + 1
+
+
 def test_both_sides_get_the_same_prompts():
     ppo, made = load("ppo"), load("small_models")
     for name in ("A", "B"):

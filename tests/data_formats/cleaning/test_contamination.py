@@ -1,9 +1,12 @@
-"""Overlap with evaluation prompts: 13 words, characters in Chinese, whole short prompts, and the two kinds."""
+"""Overlap with evaluation prompts: 13 words, characters in Chinese, whole short prompts, rewording, the two kinds."""
+
+import random
 
 import pytest
 
 from data_formats import Comparison, Demonstration, Document, Message, Prompt
 from data_formats.cleaning import Decontamination
+from data_formats.cleaning.contamination import common_subsequence
 
 QUESTION = (  # 14 words
     "Natalia sold clips to forty eight of her friends in April, and then half"
@@ -34,7 +37,7 @@ def demo(question, answer="fine"):
     ],
 )
 def test_english_by_words(record, found):
-    finding = Decontamination([prompt(QUESTION)]).check(record)
+    finding = Decontamination([prompt(QUESTION)], reworded=None).check(record)
     assert (finding is not None) == found
     if found:
         assert (finding.action, finding.reason) == ("drop", "input only")
@@ -52,7 +55,7 @@ def test_english_by_words(record, found):
     ],
 )
 def test_chinese_by_characters(text, found):
-    assert (Decontamination([prompt(CHINESE)]).check(demo(text)) is not None) == found
+    assert (Decontamination([prompt(CHINESE)], reworded=None).check(demo(text)) is not None) == found
 
 
 def test_n_is_the_users():
@@ -60,9 +63,60 @@ def test_n_is_the_users():
     assert Decontamination([prompt(QUESTION)], n=12).check(shorter) is not None
     assert Decontamination([prompt(CHINESE)], chinese_n=12).check(demo(CHINESE[:13])) is not None
     assert Decontamination([prompt(CHINESE)], n=3).check(demo(CHINESE[:13])) is None
+    assert Decontamination([prompt(QUESTION)], n=3).check(demo("He sold clips to fifty")) is not None
 
 
-def test_a_short_prompt_is_found_as_a_whole_turn_only():
+@pytest.mark.parametrize(
+    ("asked", "text", "found"),
+    [
+        (QUESTION, QUESTION.replace("forty", "fifty"), True),  # 13 of 14 words, in two pieces
+        (QUESTION, f"A page about her. {QUESTION.replace('forty', 'fifty')} And on it goes.", True),
+        (QUESTION, QUESTION.replace("forty", "fifty").replace("April", "May"), False),  # 12, fewer than n
+        (f"{QUESTION} {QUESTION[::-1]}", QUESTION.replace("forty", "fifty"), False),  # 13 of 28
+        (f"{QUESTION} and sold pears too", f"{QUESTION.replace('forty', 'fifty')} that day", True),  # 14 of 18
+        (QUESTION, " then ".join(QUESTION.split()), False),  # each word in its order, and no four in a row
+        (CHINESE, CHINESE.replace("苹果", "梨"), True),  # 14 of 18
+        (CHINESE, CHINESE.replace("三", "四").replace("五", "六").replace("苹果", "梨"), False),  # 12
+    ],
+)
+def test_a_prompt_reworded(asked, text, found):
+    for record in (demo(text), Document(text)):
+        finding = Decontamination([prompt(asked)]).check(record)
+        assert (finding is not None) == found
+        assert finding is None or finding.reason == "reworded input only"
+
+
+def test_the_share_that_is_reworded_is_the_users():
+    words = [f"word{number}" for number in range(40)]
+    text = " ".join(word if number % 5 or number > 35 else "other" for number, word in enumerate(words))  # 32 of 40
+    for share, found in ((0.8, True), (0.81, False), (None, False)):
+        step = Decontamination([prompt(" ".join(words), "72")], reworded=share)
+        assert (step.check(demo(text)) is not None) == found
+    assert Decontamination([prompt(" ".join(words), "72")]).check(demo(text, "72")).reason == "reworded input and label"
+
+
+def test_the_longest_common_subsequence_is_that_of_the_table():
+    rng = random.Random(0)
+    for _ in range(100):
+        left, right = (rng.choices("abcd", k=rng.randint(0, 90)) for _ in range(2))
+        row = [0] * (len(right) + 1)
+        for one in left:
+            before, row = row, [0]
+            for at, other in enumerate(right):
+                row.append(before[at] + 1 if one == other else max(before[at + 1], row[at]))
+        assert common_subsequence(left, right) == row[-1]
+
+
+def test_a_short_prompt_is_found_inside_of_a_text_from_eight_words_on():
+    step = Decontamination([prompt("How can I improve my time management skills?")])
+    assert step.check(demo("Tell me: how can I improve my time management skills? Thanks!")) is not None
+    assert step.check(demo("How can I improve my own time management skills?")) is None
+    shorter = Decontamination([prompt("How can I improve my time management?")])
+    assert shorter.check(demo("Tell me: how can I improve my time management? Thanks!")) is None
+    assert shorter.check(demo("How can I improve my time management")) is not None
+
+
+def test_a_shorter_prompt_is_found_as_a_whole_turn_only():
     step = Decontamination([prompt("What breed dog is smallest?"), prompt("你好吗？")])
     assert step.check(demo("what breed dog is  smallest")) is not None
     assert step.check(demo("你好吗")) is not None
@@ -89,8 +143,8 @@ def test_the_answer_to_another_prompt_is_no_label():
 def test_a_share_of_the_prompt_can_be_asked_for():
     long = " ".join(f"word{n}" for n in range(22))  # ten 13-grams
     part = " ".join(f"word{n}" for n in range(17))  # five of them
-    assert Decontamination([prompt(long)], min_share=0.5).check(demo(part)) is not None
-    assert Decontamination([prompt(long)], min_share=0.51).check(demo(part)) is None
+    assert Decontamination([prompt(long)], min_share=0.5, reworded=None).check(demo(part)) is not None
+    assert Decontamination([prompt(long)], min_share=0.51, reworded=None).check(demo(part)) is None
 
 
 def test_the_words_of_a_template_do_not_count():

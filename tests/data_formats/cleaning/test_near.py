@@ -9,7 +9,8 @@ import pytest
 from align.runtime.errors import MissingPackageError
 from data_formats import Demonstration, Document, Message
 from data_formats.cleaning import Cleaner, NearDuplicates
-from data_formats.cleaning.near import jaccard, shingles
+from data_formats.cleaning.near import MOST, NearIndex
+from data_formats.cleaning.shingles import MinHashBands, jaccard, shingles
 
 DISTINCT = [
     "The mitochondrion is the powerhouse of the cell: it makes the ATP that drives most of its chemistry.",
@@ -87,9 +88,46 @@ def test_the_same_in_every_run_and_the_seed_is_of_no_great_matter():
     assert kept[0] == kept[1] == kept[2] == records[:10]
 
 
-def test_signatures_do_not_change_between_versions_and_processes():
-    step = NearDuplicates(num_perm=32, threshold=0.5)
-    assert step._band_hashes(shingles("pinned text", 5, "char"))[:2] == [4675432864855511855, 8960859088060305730]
+def test_bands_do_not_change_between_versions_and_processes():
+    bands = MinHashBands(num_perm=32, threshold=0.5, seed=1)(shingles("pinned text", 5, "char"))
+    assert bands[:2] == [-2344044007673553566, 6389147625123917982]
+
+
+def test_a_signature_is_the_least_permuted_hash_however_long_the_text():
+    """The definition, in Python's numbers, of more n-grams than are permuted at once."""
+    bands = MinHashBands(num_perm=32, threshold=0.5, seed=1)
+    own = shingles("".join(random.Random(0).choices("abcdefgh", k=6000)), 5, "char")
+    assert len(own) > 4096
+    permutations = zip(bands._factors.ravel().tolist(), bands._offsets.ravel().tolist(), strict=True)
+    hashes = [int(value) >> 32 for value in own]
+    assert bands.signature(own).tolist() == [min((a * h + b) % 2**32 for h in hashes) for a, b in permutations]
+    assert len(set(bands(own))) == bands.bands
+
+
+def test_verdicts_are_those_of_comparing_each_text_with_all_kept_ones():
+    rng = random.Random(5)
+    texts = ["".join(rng.choices("abcdefghij ", k=rng.randint(40, 120))) for _ in range(60)]
+    texts += [text[:-2] + "zz" for text in rng.choices(texts, k=60)]
+    rng.shuffle(texts)
+    index, expected, kept = NearIndex(threshold=0.7), [], {}
+    for number, text in enumerate(texts, start=1):
+        own = shingles(text, 5, "char")
+        near = [one for one, other in kept.items() if jaccard(own, other) >= 0.7]
+        kept |= {} if near else {number: own}
+        expected.append(near or [number])
+    assert all(len(near) == 1 for near in expected) and len(kept) < 100
+    assert [[index.leader(text)[0]] for text in texts] == expected
+
+
+def test_a_row_of_a_template_costs_no_more_when_many_came_before():
+    """Every text shares bands with every other; the index of a band stops growing, and so does what is looked at."""
+    head = "".join(chr(0x4E00 + at) for at in range(400))
+    index = NearIndex(threshold=0.95, num_perm=32)
+    texts = [head + "".join(chr(0x6E00 + 40 * number + at) for at in range(40)) for number in range(3 * MOST)]
+    assert [index.leader(text)[0] for text in texts] == list(range(1, len(texts) + 1))
+    sizes = [count for (count,) in index._store.select("SELECT COUNT(*) FROM band GROUP BY hash", ())]
+    assert max(sizes) == MOST
+    assert index.leader(texts[0])[0] == 1 and index.leader(texts[-1] + "x")[0] == len(texts)
 
 
 def test_by_prompt_or_by_all():

@@ -1,10 +1,12 @@
 """Shares counted by hand; texts that repeat themselves go and ordinary ones stay, in both languages."""
 
+import random
+
 import pytest
 
 from data_formats import Comparison, Demonstration, Document, Message
 from data_formats.cleaning import Repetition
-from data_formats.cleaning.repetition import duplicate_ngrams, repeated_share, top_ngram
+from data_formats.cleaning.repetition import duplicate_ngrams, repeated_share, repeats, top_ngram
 from data_formats.records import Reply, Scored
 
 ENGLISH = (
@@ -23,11 +25,25 @@ def test_shares_by_hand():
     assert repeated_share(["x", "yy", "yy"]) == 1 / 3
     assert repeated_share(["x", "yy", "yy"], characters=True) == 2 / 5
     assert repeated_share([]) == 0
-    assert top_ngram(["a", "b", "a", "b", "ccc"], 2) == (4 / 7, "a b")
-    assert top_ngram(["a", "b", "c", "d"], 2) == (0, "")
-    assert duplicate_ngrams(["a", "b", "c", "a", "b", "c"], 3) == (1 / 2, "a b c")
-    assert duplicate_ngrams(["a", "a", "a", "a", "a"], 2) == (4 / 5, "a a")  # the second to the fifth, each once
-    assert duplicate_ngrams(["a", "b"], 3) == (0, "")
+    for measure, words, n, expected in (
+        (top_ngram, "a b a b ccc", 2, (4 / 7, "a b")),
+        (top_ngram, "a b c d", 2, (0, "")),
+        (duplicate_ngrams, "a b c a b c", 3, (1 / 2, "a b c")),
+        (duplicate_ngrams, "a a a a a", 2, (4 / 5, "a a")),  # the second to the fifth, each once
+        (duplicate_ngrams, "a b", 3, (0, "")),
+    ):
+        assert measure(words.split(), n, repeats(words.split(), n)) == expected
+
+
+def test_longer_repeats_are_looked_for_where_shorter_ones_begin():
+    rng = random.Random(1)
+    for _ in range(50):
+        words = rng.choices("abc", k=rng.randint(0, 60))
+        starts = None
+        for n in (2, 3, 5, 9):
+            groups = repeats(words, n, starts)
+            assert groups == repeats(words, n)
+            starts = sorted(at for group in groups for at in group)
 
 
 @pytest.mark.parametrize("text", [ENGLISH, CHINESE, f"{ENGLISH}\n\n{CHINESE}", "", "短", "Yes."])
