@@ -7,15 +7,16 @@ removal last, or a record may be dropped as the repetition of one that a later s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
 
 from data_formats.cleaning.report import CleaningReport, StepReport
-from data_formats.cleaning.steps import BatchedStep, CleaningStep
+from data_formats.cleaning.steps import BatchedStep, CleaningStep, Finding
 from data_formats.records import Record
 
 R = TypeVar("R", bound=Record)
+Check = Callable[[Sequence[Record]], Iterable[Finding | None]]
 
 
 class Cleaner:
@@ -35,7 +36,7 @@ class Cleaner:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two cleaning steps are called {twice!r}; give each step once")
-        self._steps = tuple(steps)
+        self._checks = tuple(step.check_all if isinstance(step, BatchedStep) else _each(step) for step in steps)
         self._at_once = max((step.batch_size for step in steps if isinstance(step, BatchedStep)), default=1)
         self.report = CleaningReport([StepReport(step.name, step.looks_for) for step in steps])
 
@@ -45,18 +46,21 @@ class Cleaner:
         source = iter(records)
         while batch := list(islice(source, self._at_once)):
             self.report.rows += len(batch)
-            for step, counts in zip(self._steps, self.report.steps, strict=True):
-                batch = _passed(step, counts, batch)
+            for check, counts in zip(self._checks, self.report.steps, strict=True):
+                batch = _passed(check, counts, batch)
             self.report.records += len(batch)
             yield from batch
 
 
-def _passed(step: CleaningStep, counts: StepReport, records: list[R]) -> list[R]:
+def _each(step: CleaningStep) -> Check:
+    return lambda records: map(step.check, records)
+
+
+def _passed(check: Check, counts: StepReport, records: list[R]) -> list[R]:
     """The records that a step leaves, in their order."""
     counts.seen += len(records)
-    findings = step.check_all(records) if isinstance(step, BatchedStep) else map(step.check, records)
     left: list[R] = []
-    for record, finding in zip(records, findings, strict=True):
+    for record, finding in zip(records, check(records), strict=True):
         if finding is not None:
             counts.add(finding)
         if finding is None or finding.action == "note":

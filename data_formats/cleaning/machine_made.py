@@ -27,40 +27,41 @@ _TEMPLATE = re.compile(
     r"(?<![\\$^_}{\w])\{\{ {0,3}[^\W\d][\w .|-]{0,40}\}\}(?!\})|<<[A-Z][A-Z_ ]{1,40}>>|(?<!\w)%[A-Z][A-Z_]{2,30}%"
     r"|[\[<](?:INSERT|FILL|PLACEHOLDER|TBD|TODO)\b[^\]>\n]{0,80}[\]>]"
     r"|\[(?:[Ii]nsert|[Ff]ill in|[Pp]laceholder)\b[^\]\n]{0,80}\]"
-    r"|[【\[（(](?:插入|填写|请填|在此处?(?:插入|填写))[^】\]）)\n]{0,40}[】\]）)]|\blorem ipsum\b"
+    r"|[【\[（(](?:插入|填写|请填|在此处?(?:插入|填写))[^】\]）)\n]{0,40}[】\]）)]|\b(?i:lorem ipsum)\b"
 )
 _BLANK_NOUN = (
     r"(?:your|my|the|our|their|recipient|sender|customer|client|company|manager|candidate|employee|friend|contact|"
-    r"product|job|hiring|first|last|full|insert)"
+    r"product|job|hiring|first|last|full)"
 )
 _BLANK = re.compile(
-    rf"\[(?:{_BLANK_NOUN}['’]?s?[ _-][\w '’/_-]{{1,40}}|name|names|date|address|title|company|position|city|phone|email"
-    rf"|email address|phone number|amount|signature)\](?![\(:])"
-    r"|[\[【](?:你的|您的|我的|收件人|发件人|公司|客户|姓名|名字|日期|地址|职位|电话|联系|产品|时间|地点|具体)[^\]】\n]{0,16}[\]】]"
+    rf"\[(?:{_BLANK_NOUN}['’]?s?[ _-][\w '’/_-]{{1,40}}"
+    r"|user|name|names|date|address|title|company|position|city|phone|email|email address|phone number|amount"
+    r"|signature)\](?![\(:])"
+    r"|[\[【](?:你的|您的|我的|收件人|发件人|用户|公司|客户|姓名|名字|日期|地址|职位|电话|联系|产品|时间|地点|具体)[^\]】\n]{0,16}[\]】]"
     r"|(?<![A-Za-z])[Xx]{2,4}(?=公司|先生|女士|经理|大学|有限|部门|学校|项目|同学|老师|产品|医院)|(?<!_)_{5,60}(?!_)",
     re.IGNORECASE,
 )
 _ASSISTANT = re.compile(
     r"\b(?:as|being|i['’]?m|i am|am) (?:just |only |merely )?an? (?:(?:AI|artificial intelligence|large|computer)"
     r"(?:[ -](?:language|powered|based))?[ -])?(?:(?:language )?model|AI|artificial intelligence|chatbot|"
-    r"(?:AI |virtual |digital )(?:chat ?bot|assistant|model|program))\b(?! train| rail| plane| agency)"
+    r"(?:AI |virtual |digital )(?:chat ?bot|assistant|model|program))\b"
     r"|\bas of my (?:last|latest|most recent) (?:knowledge |training )?(?:update|cut-?off)"
     r"|\bmy (?:knowledge|training) cut-?off"
     r"|作为(?:一[个名款位种])?(?:由\w{1,12}(?:开发|训练)的)?(?:AI|人工智能|大型?语言|语言|大|聊天|虚拟)(?:语言)?"
     r"(?:模型|助手|助理|机器人|程序)|作为(?:一[个名])?(?:AI|人工智能)[，,]"
-    r"|我(?:只)?是(?:一[个名款位种])?(?:由\w{1,12}(?:开发|训练)的)?(?:AI|人工智能|大型?语言|语言)(?:语言)?(?:模型|助手|助理|机器人|程序)"
+    r"|我(?:只是|是|叫)[^。！？\n]{0,40}(?:AI|人工智能|大型?语言|语言) ?(?:语言)?(?:模型|助手|助理|机器人|程序)"
     r"|\b[Rr]egenerate response\b|截至我的(?:最后|最近|知识)",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\s]{1,64}")
 _MOJIBAKE = re.compile(
-    r"Ã[\x80-\xbf]|â€[\x80-\xbf™œ“”¦]?|Â[\xa0-\xbf]|ï¿½|锟斤拷|烫烫烫|&(?:apos|quot|nbsp|amp|#\d{1,5});"
+    r"Ã[\x80-\xbf]|â€[\x80-\xbf™œ“”¦]?|Â[\xa0-\xbf]|(?<=[a-z])Â(?=\s)|ï¿½|锟斤拷|烫烫烫|&(?:apos|quot|nbsp|amp|#\d{1,5});"
 )
 _MISREAD = re.compile(
     r"[a-z][0135|!\]\[}{~^¬§\\][a-z]"  # c0me, wi||, th]s
-    r"|^[^\W\d_aeiouyAEIOUY]{5,12}[.,;:]?$(?<![A-Z.])"  # no vowel in five letters
-    r"|^[|~^¬§¦■□_\\]{1,4}$|[a-z]{2}[A-Z]{1,2}[a-z]{2}[A-Z]"  # lone marks; wOrdS
-    r"|(?:rn){2}|[,.;:]{2}[a-z]|[a-z][.,;:][a-z]{2,12}[.,;:][a-z]"
+    r"|^[b-df-hj-np-tv-xz]{5,12}[.,;:]?$|^[~^¬§¦■□\\]{1,4}$"  # no vowel in five letters; lone marks
+    r"|[a-z]{2}[A-Z]{1,2}[a-z]{2}[A-Z]|[a-z][,;:][a-z]|[a-z]\.[a-z]{1,12}[.,;:][a-z]"  # woRDsW, wo,rds, w.or.ds
+    r"|^(?:t(?:b|li|ii)(?:e|at|is|ey|ere|en)|w(?:b|li)(?:ich|o|ere|en|at)|wit(?:b|li)|(?:li|b)(?:is|im|ave|ad)|ancl|thc)\W?$"
 )
 _KNOWN = re.compile(r"https?:|www\.|@|\.(?:com|org|net|cn|io|py|js)|^[A-Z]+$|^[<>{}\[\]()=+*/-]|::|->|=|\(\)")
 _SPREAD = re.compile(r"(?<![\w'’])(?:[A-Za-z] ){4,40}[A-Za-z](?!\w)")  # t h e  w o r d

@@ -21,6 +21,8 @@ from data_formats.cleaning.checksums import is_card, is_iban, is_nino, is_reside
 LONGEST = 9000  # characters that any pattern may match: a private key in PEM
 KINDS = ("key", "email", "iban", "card", "resident_id", "ssn", "nino", "ip", "phone")
 PLACEHOLDERS = {kind: f"<{kind.upper()}>" for kind in KINDS}
+_OF_DIGITS = {kind for kind in KINDS if kind not in ("key", "email")}
+_DIGITS = re.compile(r"(?:\d\D{0,3}){4}")  # without four digits near each other there is none of these
 _CONTEXT = 24  # characters before a match in which a word may say what it is
 
 _RESERVED = re.compile(r"(?:^|[.@])(?:example(?:\.(?:com|org|net|edu))?|test|invalid|localhost|local)$", re.IGNORECASE)
@@ -51,17 +53,20 @@ _RESOLVERS = frozenset(
     ["8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "9.9.9.9", "114.114.114.114", "223.5.5.5", "208.67.222.222"]
 )
 _VERSION = re.compile(
-    r"(?:\bv|version|release|build|firmware|driver|update|section|chapter|clause|§|版本|第|章|节)[\s:：=#]{0,3}$",
+    r"(?:\bv|version|release|build|firmware|driver|update|upgraded? from|section|chapter|clause|§|版本|第|章|节)"
+    r"[\s:：=#]{0,3}$",
     re.IGNORECASE,
 )
 _PHONE_WORD = re.compile(
-    r"(?:phone|\btel|\bcall|\bcell|mobile|\bfax|whatsapp|\btext|contact|\bnumber is|电话|手机|传真|联系|致电|拨打|热线)"
+    r"(?:phone|\btel|\bcall|\bcell|mobile|\bfax|whatsapp|\btext|contact|\b(?:my|his|her|their) number is"
+    r"|电话|手机|传真|联系|致电|拨打|热线)"
     r"[^\d\n]{0,16}$",
     re.IGNORECASE,
 )
 _SSN_WORD = re.compile(r"(?:\bssn\b|social security|社会安全号)[^\d\n]{0,18}$", re.IGNORECASE)
 _NOT_PHONE_WORD = re.compile(
-    r"(?:isbn|issn|order|invoice|\bid\b|serial|part no|sku|doi|订单|编号|单号|发票)[^\d\n]{0,10}$", re.IGNORECASE
+    r"(?:isbn|issn|order|invoice|\bid\b|serial|tracking|part no|sku|doi|订单|编号|单号|发票)[^\d\n]{0,16}$",
+    re.IGNORECASE,
 )
 
 
@@ -182,7 +187,7 @@ _SHAPES = (
     ),
     _shape(
         "phone",
-        rf"{_NUMBER}0(?:7\d{{3}} ?\d{{6}}|20 \d{{4}} \d{{4}}|1\d{{2,3}} \d{{3}} ?\d{{3,4}}){_END}",
+        rf"{_NUMBER}0(?:7\d{{3}} ?\d{{3}} ?\d{{3}}|20 \d{{4}} \d{{4}}|1\d{{2,3}} \d{{3}} ?\d{{3,4}}){_END}",
         _is_spaced_phone,
     ),
     _shape(
@@ -199,8 +204,9 @@ def patterns() -> tuple[re.Pattern[str], ...]:
 def mask_by_pattern(text: str, kinds: Collection[str] = KINDS) -> tuple[str, Counter[str]]:
     """The text with a placeholder (`<EMAIL>`) for each find, and how many there are of each kind."""
     counts: Counter[str] = Counter()
+    possible = {"key"} | ({"email"} if "@" in text else set()) | (_OF_DIGITS if _DIGITS.search(text) else set())
     for shape in _SHAPES:
-        if shape.kind not in kinds:
+        if shape.kind not in kinds or shape.kind not in possible:
             continue
 
         def replaced(found: re.Match[str], shape: _Shape = shape) -> str:
