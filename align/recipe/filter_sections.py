@@ -98,12 +98,12 @@ class ToxicitySection(Section):
 
 
 class LanguagesSection(Section):
-    """Records that are probably in none of the languages to keep; wants the extra `curation`."""
+    """Records that are in another language than those to keep; wants the extra `curation`."""
 
     keep: Annotated[tuple[str, ...], Listed] = Field(min_length=1)
     """ISO 639-1 codes: `[en, zh]`."""
-    min_probability: Share = 0.5
-    """That the languages to keep have together."""
+    min_probability: Share = 0.6
+    """Of the other language, at least; a record that is less surely in it passes."""
 
 
 class GopherSection(Section):

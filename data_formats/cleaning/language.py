@@ -1,7 +1,8 @@
 """In which language a record is written, by py3langid (Lui and Baldwin 2012: naive Bayes over n-grams of bytes).
 
 Read are the wanted replies together, of a prompt its own turns, without code, addresses and formulas. What is left with
-fewer than `SHORTEST` bytes of letters is nobody's guess: it passes and is counted as such.
+fewer than `SHORTEST` bytes of letters is nobody's guess, nor is a text of which no language is probable enough (lists,
+names, a mixture): they pass and are counted as such.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ def _identifier() -> Any:
 
 
 class Languages:
-    """Records that are probably in none of the languages to keep.
+    """Records that are in another language than those to keep.
 
     Args:
         keep: ISO 639-1 codes, as py3langid has them: en, zh, de, ….
-        min_probability: that the languages to keep have together, at least.
+        min_probability: of the other language, at least; a record that is less surely in it passes.
 
     Raises:
         MissingPackageError: py3langid is not installed.
@@ -62,7 +63,7 @@ class Languages:
 
     name = "languages"
 
-    def __init__(self, keep: Sequence[str], min_probability: float = 0.5):
+    def __init__(self, keep: Sequence[str], min_probability: float = 0.6):
         require_package("cleaning.languages", "py3langid", "drop the key")
         known = sorted(set(_identifier().labels))
         if unknown := [code for code in keep if code not in known]:
@@ -77,6 +78,9 @@ class Languages:
         if letters < SHORTEST:
             return Finding("note", "passed over: code, or too short to tell", whole)
         shares = language_shares(text)
-        if sum(shares.get(code, 0.0) for code in self._keep) >= self._least:
+        best = max(shares, key=shares.__getitem__)
+        if best in self._keep:
             return None
-        return Finding("drop", f"in {max(shares, key=shares.__getitem__)}", text.strip())
+        if shares[best] < self._least:
+            return Finding("note", "passed over: no language is sure", whole)
+        return Finding("drop", f"in {best}", text.strip())

@@ -30,7 +30,7 @@ _TEMPLATE = re.compile(
     r"|[【\[（(](?:插入|填写|请填|在此处?(?:插入|填写))[^】\]）)\n]{0,40}[】\]）)]|\b(?i:lorem ipsum)\b"
 )
 _BLANK_NOUN = (
-    r"(?:your|my|the|our|their|recipient|sender|customer|client|company|manager|candidate|employee|friend|contact|"
+    r"(?:your|my|the|our|their|recipient|recruiter|sender|customer|client|company|manager|candidate|employee|friend|contact|"
     r"product|job|hiring|first|last|full)"
 )
 _BLANK = re.compile(
@@ -42,9 +42,10 @@ _BLANK = re.compile(
     re.IGNORECASE,
 )
 _ASSISTANT = re.compile(
-    r"\b(?:as|being|i['’]?m|i am|am) (?:just |only |merely )?an? (?:(?:AI|artificial intelligence|large|computer)"
-    r"(?:[ -](?:language|powered|based))?[ -])?(?:(?:language )?model|AI|artificial intelligence|chatbot|"
-    r"(?:AI |virtual |digital )(?:chat ?bot|assistant|model|program))\b"
+    r"\b(?:as|being|i['’]?m|i am|am) (?:just |only |merely )?an? (?:"
+    r"(?:AI|artificial intelligence)(?:[ -](?:language|powered|based))? (?:model|assistant|chatbot|program|system)\b"
+    r"|(?:large )?language model\b|(?:virtual|digital) assistant\b|chatbot\b|(?:AI|artificial intelligence)"
+    r"(?=[,.;:!?]|$| (?:I|and|that|developed|created|trained|built|designed|without)\b))"
     r"|\bas of my (?:last|latest|most recent) (?:knowledge |training )?(?:update|cut-?off)"
     r"|\bmy (?:knowledge|training) cut-?off"
     r"|作为(?:一[个名款位种])?(?:由\w{1,12}(?:开发|训练)的)?(?:AI|人工智能|大型?语言|语言|大|聊天|虚拟)(?:语言)?"
@@ -58,7 +59,7 @@ _MOJIBAKE = re.compile(
     r"Ã[\x80-\xbf]|â€[\x80-\xbf™œ“”¦]?|Â[\xa0-\xbf]|(?<=[a-z])Â(?=\s)|ï¿½|锟斤拷|烫烫烫|&(?:apos|quot|nbsp|amp|#\d{1,5});"
 )
 _MISREAD = re.compile(
-    r"[a-z][0135|!\]\[}{~^¬§\\][a-z]"  # c0me, wi||, th]s
+    r"[a-z]{2}[0135|!\]\[}{~^¬§\\][a-z]|[a-z][0135|!\]\[}{~^¬§\\][a-z]{2}"  # c0me, wi||, th]s
     r"|^[b-df-hj-np-tv-xz]{5,12}[.,;:]?$|^[~^¬§¦■□\\]{1,4}$"  # no vowel in five letters; lone marks
     r"|[a-z]{2}[A-Z]{1,2}[a-z]{2}[A-Z]|[a-z][,;:][a-z]|[a-z]\.[a-z]{1,12}[.,;:][a-z]"  # woRDsW, wo,rds, w.or.ds
     r"|^(?:t(?:b|li|ii)(?:e|at|is|ey|ere|en)|w(?:b|li)(?:ich|o|ere|en|at)|wit(?:b|li)|(?:li|b)(?:is|im|ave|ad)|ancl|thc)\W?$"

@@ -67,6 +67,7 @@ NEAR_MISSES = [
         "an aide",
         "as an AI researcher, I",
         "作为一个老师，",
+        "As a model student,",
         "作为数据导入工具",
         "AI is a field.",
     ),

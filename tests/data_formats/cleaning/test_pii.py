@@ -154,7 +154,7 @@ def test_no_pattern_searches_without_bound():
 
 
 @pytest.mark.parametrize(
-    "part", ["a", "1 ", "a.b@", "1-", "a:a:", "+1 ", "-----BEGIN PRIVATE KEY-----", "eyJaaaaaaaaaaaa."]
+    "part", ["a", "1 ", "a.b@", "1-", "a:a:", "+1 ", "-----BEGIN PRIVATE KEY-----", "eyJaaaaaaaaaaaa "]
 )
 def test_long_texts_of_one_part_end(part):
     """A search that is quadratic would take hours."""
