@@ -1,12 +1,13 @@
 """Precision and recall of each safety filter on texts that were labelled by hand.
 
-    python examples/experiments/filters.py [--rows FILE] [--presidio] [--misses]
+    python examples/experiments/filters.py [--rows FILE] [--presidio] [--misses] [--model FOLDER [--max-nats X]]
 
 The rows lie in tests/data_formats/cleaning/labelled_rows.jsonl; where they are from and what a label means is said in
 labelled_rows.md beside them. Counted apart are the first draw of real rows, on whose misses the rules were mended; the
 second, drawn and labelled afterwards, which says what to expect; and the planted rows, which show that a rule works.
 Intervals are Wilson's of 95 %, over rows. `--misses` lists what was found wrongly (+) or not (-), `--presidio` counts
-personal data by presidio and patterns too, where it is installed.
+personal data by presidio and patterns too, where it is installed, `--model` counts English documents and misread texts
+that lie above X nats a token under a causal language model.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from align.runtime.table import table
-from data_formats.cleaning import C4, CleaningStep, Gopher, Languages, MachineMade, Toxicity, WordList
+from data_formats.cleaning import C4, CleaningStep, Gopher, Languages, MachineMade, Perplexity, Toxicity, WordList
 from data_formats.cleaning.machine_made import KINDS as MACHINE_KINDS
 from data_formats.cleaning.pii_patterns import KINDS, mask_by_pattern
 from data_formats.cleaning.presidio import PresidioMask
@@ -74,6 +75,19 @@ def drops(step: CleaningStep, row: Row) -> bool:
 def kinds_found(mask: Callable[[str], Any], kind: str | None, row: Row) -> bool:
     counts = mask(row["text"])[1]
     return bool(counts) if kind is None else kind in counts
+
+
+def perplexity(model: str, max_nats: float) -> Question:
+    """Whether a model tells bad English documents and misread texts from good ones; short replies are left out."""
+    from align.textmodels.perplexity import ModelPerplexity
+
+    step = Perplexity(ModelPerplexity(model), max_nats=max_nats)
+    return Question(
+        f"perplexity, max_nats {max_nats:g}",
+        lambda row: bool(row["bad"]) or "ocr" in row["machine_made"],
+        partial(drops, step),
+        lambda row: row["language"] == "en" and (row["kind"] == "document" or "ocr" in row["machine_made"]),
+    )
 
 
 def questions(presidio: bool = False) -> Iterator[Question]:
@@ -133,13 +147,16 @@ def main() -> int:
     parser.add_argument("--rows", type=Path, default=ROWS, metavar="FILE")
     parser.add_argument("--presidio", action="store_true")
     parser.add_argument("--misses", action="store_true")
+    parser.add_argument("--model", metavar="FOLDER")
+    parser.add_argument("--max-nats", type=float, default=4.5, metavar="X")
     args = parser.parse_args()
-    rows = read_rows(args.rows)
+    rows, asking = read_rows(args.rows), list(questions(args.presidio))
+    asking += [perplexity(args.model, args.max_nats)] if args.model else []
     texts = {row["id"]: " ".join(row["text"].split())[:90] for row in rows}
     for draw, title in DRAWS.items():
         own = [row for row in rows if row["draw"] == draw]
         lines = []
-        for asked in questions(args.presidio):
+        for asked in asking:
             counts = measured(own, asked)
             lines.append((asked.name, shown(*counts.precision), shown(*counts.recall)))
             if args.misses:

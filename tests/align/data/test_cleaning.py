@@ -13,7 +13,7 @@ EVERYTHING = {
     "invisible_characters": "drop",
     "mismatched_roles": True,
     "control_tokens": "drop",
-    "length": {"max_reply_chars": 100},
+    "length": {"max_reply_chars": 400},
     **{key: {} for key in ("repetition", "apologies", "emoji", "exclamations")},
     **{"gopher": {}, "c4": {}, "machine_made": {"kinds": ["template"]}, "pii": {"action": "drop", "by": "patterns"}},
     "decontamination": {"against": ["eval.jsonl"], "n": 4},
@@ -21,7 +21,11 @@ EVERYTHING = {
 }
 
 
-PROSE = "The cat and the dog have been to the old house of my aunt, and they liked it so much that they stayed. " * 3
+PROSE = (
+    "In the spring of that year we moved to a small house by the river. It had two rooms and a garden with trees. "
+    "My grandmother planted beans, and the children had to carry the water from a well. We were poor, but I do not "
+    "think that we knew it, for nobody near us had more than bread and soup."
+)
 
 
 def demo(question, answer):
@@ -43,7 +47,7 @@ def test_what_is_asked_for_runs_with_its_thresholds(tmp_path):
     good = demo("How are you?", "I am well, thank you for asking about me today.")
     records = [
         *(demo("a\x00", "b"), demo("a\ud800", "b"), demo("a\ufffd", "b"), demo("a\u200b", "b")),
-        *(Demonstration((Message("assistant", "b"),)), demo("a", " "), demo("a", "<|im_end|>"), demo("a", "b" * 101)),
+        *(Demonstration((Message("assistant", "b"),)), demo("a", " "), demo("a", "<|im_end|>"), demo("a", "b" * 401)),
         *(demo("a", "x\nx\nx"), demo("a", "Sorry."), demo("a", "😀😀😀😀"), demo("a", "No!!!!")),
         demo("a", "Hier, il a fait un temps magnifique dans toute la ville."),
         *(Document("Short."), Document(f"{PROSE} Here {{ it ends."), demo("a", "I am {{name}}."), demo("a", "darn")),
