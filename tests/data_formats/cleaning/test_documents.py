@@ -56,7 +56,7 @@ def test_gophers_limits_can_be_moved_and_lifted():
 def test_words_keep_their_punctuation():
     assert words_of("Well, it's (so) far.") == (["Well,", "it's", "(so)", "far."], False)
     assert words_of("你好，Python 3。") == (["你好，Python", "3。"], False)  # two of four
-    assert words_of("你好，世界！我是Tom。")[0] == ["你", "好，", "世", "界！", "我", "是", "Tom", "。"]
+    assert words_of("你好，世界！我是Tom。")[0] == ["你", "好，", "世", "界！", "我", "是", "Tom。"]
 
 
 SENTENCES = "One two three. Four five six! Is it seven? Yes, it is. He said “no.”"
