@@ -53,7 +53,7 @@ install-vllm: $(STAMP)
 
 # Everything that tests can use.
 install-full: install-vllm
-	@$(PIP_ADD) -c constraints.txt -e '.[dev,bitsandbytes,browser,docs,gguf,lm-eval,trackers]'
+	@$(PIP_ADD) -c constraints.txt -e '.[dev,bitsandbytes,browser,docs,gguf,lm-eval,pii,trackers]'
 
 quickstart: $(STAMP)
 	@$(TRAIN) $(BIN)/align quickstart seed=$(SEED)

@@ -38,14 +38,16 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.recipe": frozenset(),
     "align.tinyworld": frozenset({"data_formats"}),
     "align.models": frozenset({"align.recipe", "reward", "data_formats"}),
-    "align.data": frozenset({"data_formats", "align.recipe"}),
+    "align.textmodels": frozenset({"align.models", "align.recipe", "align.functional", "reward", "data_formats"}),
+    "align.data": frozenset({"data_formats", "align.recipe", "align.textmodels"}),
     "align.runs": frozenset({"data_formats", "align.recipe"}),
     "align.trainers": frozenset(
         {"align.functional", "align.models", "align.data", "align.runs", "align.recipe"}
         | {"reward", "rollouts", "data_formats"}
     ),
     "align.evaluation": frozenset(
-        {"align.models", "align.data", "align.recipe", "align.functional", "reward", "rollouts", "data_formats"}
+        {"align.models", "align.data", "align.recipe", "align.functional", "align.textmodels"}
+        | {"reward", "rollouts", "data_formats"}
     ),
     "align.chat": frozenset(
         {"align.models", "align.data", "align.runs", "align.evaluation", "reward", "rollouts", "data_formats"}
@@ -63,7 +65,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.serving": frozenset({"align.recipe", "align.models", "align.stages", "reward", "data_formats"}),
     "align.commands": frozenset(
         {"align.runs", "align.recipe", "align.data", "align.models", "align.evaluation", "align.doctor", "align.plan"}
-        | {"align.chat", "align.serving", "align.feedback", "align.report", "reward", "rollouts", "data_formats"}
+        | {"align.textmodels", "align.chat", "align.serving", "align.feedback", "align.report"}
+        | {"reward", "rollouts", "data_formats"}
     ),
     "align.stages": ANYTHING,
     "align": ANYTHING,  # the entries and the command line
@@ -80,6 +83,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.recipe": frozenset({"pydantic", "pydantic_core", "ruamel"}),
     "align.tinyworld": frozenset(),
     "align.models": TORCH | {"tokenizers", "peft", "bitsandbytes"},
+    "align.textmodels": TORCH,
     "align.data": TORCH - {"safetensors"},
     "align.runs": (TORCH - {"safetensors"}) | {"accelerate", "psutil", "rich"},
     "align.trainers": TORCH | {"accelerate", "peft", "trl", "datasets"},  # the last one is what trl takes
@@ -96,10 +100,13 @@ FOREIGN: dict[str, frozenset[str]] = {
 }
 LAZY: dict[str, frozenset[str]] = {
     "align.runtime": frozenset({"torch", "huggingface_hub"}),
-    "data_formats": frozenset({"pyarrow", "zstandard", "datasets", "datasketch", "numpy"}),
+    "data_formats": frozenset(
+        {"pyarrow", "zstandard", "datasets", "datasketch", "numpy", "py3langid", "presidio_analyzer", "spacy"}
+    ),
     "reward": frozenset({"regex", "math_verify", "peft", "bitsandbytes"}),
     "rollouts": frozenset({"peft", "bitsandbytes", "uvicorn"}),
     "align.models": frozenset({"huggingface_hub"}),
+    "align.textmodels": frozenset({"sklearn", "scipy"}),
     "align.evaluation": frozenset({"lm_eval"}),
     "align.trainers": frozenset({"bitsandbytes"}),
 }

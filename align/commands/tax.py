@@ -95,13 +95,13 @@ def _measured(
     """Of each model the losses of the documents and what the tasks give, one model at a time."""
     from align.evaluation.harness import ask_tasks
     from align.evaluation.scoring import best_device
-    from align.evaluation.tax import document_losses
     from align.models.load import load_saved
     from align.models.named import called
     from align.models.tokenizer import load_saved_tokenizer
     from align.runs.progress import StageProgress
     from align.runtime.memory import memory_errors
     from align.runtime.peft_model import base_of
+    from align.textmodels.perplexity import document_losses
 
     length = None
     for path in paths:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from align.recipe.cleaning_check import cleaning_problems
 from align.recipe.cleaning_section import CleaningSection
+from align.recipe.errors import RecipeError
 from align.recipe.fields import Source
+from align.recipe.filter_sections import C4Section, PerplexitySection, ToxicitySection
+from align.runtime.paths import typed_path
 from align.runtime.table import table
 from data_formats import cleaning, stream
 from data_formats.records import Prompt, Record
@@ -26,10 +30,45 @@ STEPS = {
     "apologies": cleaning.Apologies,
     "emoji": cleaning.Emoji,
     "exclamations": cleaning.Exclamations,
+    "languages": cleaning.Languages,
+    "gopher": cleaning.Gopher,
+    "c4": cleaning.C4,
+    "machine_made": cleaning.MachineMade,
+    "toxicity": cleaning.Toxicity,
+    "perplexity": cleaning.Perplexity,
     "decontamination": cleaning.Decontamination,
+    "pii": cleaning.PII,
     "exact_duplicates": cleaning.ExactDuplicates,
     "near_duplicates": cleaning.NearDuplicates,
 }
+
+
+def _c4(section: C4Section) -> cleaning.C4:
+    words = None if section.bad_words is None else cleaning.WordList(typed_path(section.bad_words))
+    return cleaning.C4(**section.model_dump(exclude={"bad_words"}), bad_words=words)
+
+
+def _toxicity(section: ToxicitySection) -> cleaning.Toxicity:
+    judges: list[Any] = [] if section.words is None else [cleaning.WordList(typed_path(section.words))]
+    if section.model is not None or section.endpoint is not None:  # which import torch
+        from align.textmodels.toxicity import ClassifierJudge, EndpointJudge
+
+        if section.model is not None:
+            judges.append(ClassifierJudge(section.model, section.labels, section.threshold))
+        if section.endpoint is not None:
+            options = {name: getattr(section.endpoint, name) for name in type(section.endpoint).model_fields}
+            judges.append(EndpointJudge(threshold=section.threshold, **options))
+    return cleaning.Toxicity(judges, of=section.of, action=section.action)
+
+
+def _perplexity(section: PerplexitySection) -> cleaning.Perplexity:
+    from align.textmodels.perplexity import ModelPerplexity
+
+    nats = ModelPerplexity(section.model, section.window)
+    return cleaning.Perplexity(nats, min_nats=section.min_nats, max_nats=section.max_nats)
+
+
+WITH_HELPERS = {"c4": _c4, "toxicity": _toxicity, "perplexity": _perplexity}  # steps that are given lists and models
 
 
 def build_steps(section: CleaningSection, evaluation: Iterable[Record] = ()) -> list[cleaning.CleaningStep]:
@@ -38,7 +77,12 @@ def build_steps(section: CleaningSection, evaluation: Iterable[Record] = ()) -> 
     Args:
         section: of the stage.
         evaluation: the records of `section.decontamination.against`.
+
+    Raises:
+        RecipeError: a package, a list or a model is not there.
     """
+    if problems := cleaning_problems(section):
+        raise RecipeError(problems)
     steps: list[cleaning.CleaningStep] = []
     for name, make in STEPS.items():
         asked = getattr(section, name)
@@ -50,6 +94,8 @@ def build_steps(section: CleaningSection, evaluation: Iterable[Record] = ()) -> 
             steps.append(make(asked))  # type: ignore[call-arg]
         elif name == "decontamination":
             steps.append(cleaning.Decontamination(evaluation, **asked.model_dump(exclude={"against"})))
+        elif name in WITH_HELPERS:
+            steps.append(WITH_HELPERS[name](asked))
         else:
             steps.append(make(**asked.model_dump()))
     return steps

@@ -1,8 +1,6 @@
 """What a model still knows of plain text, before and after it was aligned: the alignment tax.
 
-The loss is over whole documents, their end token included: each is read alone, behind the token that the tokenizer puts
-before a text, else the one that ends documents, in fixed blocks, so that every token is predicted once, from at most a
-block before it. Nats a token can be compared
+The loss is over whole documents, their end token included (`align.textmodels.perplexity`). Nats a token can be compared
 between models of one tokenizer alone, bits per byte between any two. Documents are independent and tokens are not, so
 the intervals of differences are those of ratios of sums over documents (normal approximation, 1.96 standard errors).
 """
@@ -10,67 +8,10 @@ the intervals of differences are those of ratios of sums over documents (normal 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import nn
-
-from align.functional.logprobs import token_logprobs
-from align.runtime.padding import pad_right
-from data_formats.chat_format import chat_format
-from data_formats.chatml import encode_texts
-
-TOKENS_AT_ONCE = 4096  # whose logits are held
-
-
-@dataclass(frozen=True, slots=True)
-class DocumentLosses:
-    """Of each document the negative log-likelihood in nats, and how many tokens that is of."""
-
-    nats: list[float]
-    tokens: list[int]
-
-
-def blocks_of(tokenizer: Any, text_ids: Sequence[int], length: int) -> Iterator[list[int]]:
-    """A document as inputs: `length` tokens to be predicted each (the last maybe fewer), behind one that is known."""
-    end = chat_format(tokenizer).document_end_id
-    opening = tokenizer("").input_ids[:1]  # without which a model that always read it is lost
-    whole = [opening[0] if opening == [tokenizer.bos_token_id] else end, *text_ids, end]
-    for start in range(0, len(whole) - 1, length):
-        yield whole[start : start + length + 1]
-
-
-@torch.no_grad()
-def document_losses(
-    model: nn.Module,
-    tokenizer: Any,
-    texts: Sequence[str],
-    block_length: int,
-    told: Callable[[int], None] = lambda done: None,
-) -> DocumentLosses:
-    """The losses of documents.
-
-    Args:
-        model: a causal language model in evaluation mode.
-        block_length: tokens before a token that it may be predicted from, at most.
-        told: is called with about how many documents are done.
-    """
-    encoded = encode_texts(tokenizer, texts)
-    blocks = [(at, block) for at, ids in enumerate(encoded) for block in blocks_of(tokenizer, ids, block_length)]
-    order = sorted(blocks, key=lambda one: -len(one[1]))
-    nats, at_once = [0.0] * len(texts), max(TOKENS_AT_ONCE // (block_length + 1), 1)
-    device = next(model.parameters()).device
-    for start in range(0, len(order), at_once):
-        some = order[start : start + at_once]
-        ids_BT, mask_BT = (one.to(device) for one in pad_right([block for _, block in some], tokenizer.pad_token_id))
-        logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
-        logps_BT = token_logprobs(logits_BTV[:, :-1], ids_BT[:, 1:]).double() * mask_BT[:, 1:]
-        for (document, _), total in zip(some, logps_BT.sum(dim=1).tolist(), strict=True):
-            nats[document] -= total
-        told(len(texts) * (start + len(some)) // len(order))
-    return DocumentLosses(nats, [len(ids) + 1 for ids in encoded])
+from align.textmodels.perplexity import DocumentLosses
 
 
 def loss_difference(before: DocumentLosses, after: DocumentLosses, texts: Sequence[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from align.recipe.batch import BatchPlan, batch_plan
+from align.recipe.cleaning_check import cleaning_problems
 from align.recipe.collect_section import BEFORE, NEWEST
 from align.recipe.errors import RecipeError, did_you_mean
 from align.recipe.judge_section import ComparisonJudgeSection
@@ -60,6 +61,8 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
     for stage in stages:
         problems += source_problems(recipe, stage)
         section = getattr(recipe, stage)
+        if getattr(section, "cleaning", None) is not None:
+            problems += cleaning_problems(section.cleaning, f"{stage}.cleaning", STAGES[stage].records)
         if STAGES[stage].samples and section is not None:
             problems += engine_problems(f"{stage}.rollout", section.rollout)
             for key, part in section.judges():

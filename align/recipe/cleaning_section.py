@@ -12,20 +12,20 @@ from pydantic import Field, ValidationError
 
 from align.recipe.errors import RecipeError, describe
 from align.recipe.fields import Source
+from align.recipe.filter_sections import (
+    C4Section,
+    GopherSection,
+    LanguagesSection,
+    MachineMadeSection,
+    PerplexitySection,
+    PIISection,
+    ToxicitySection,
+    crossed,
+)
 from align.recipe.section import Count, Positive, Section, Share
 from align.recipe.text import parse, read
 
 Shares = dict[Annotated[int, Field(ge=1, le=100)], Share]
-
-
-def _crossed(section: Section, *names: str) -> list[tuple[str, str]]:
-    """A rule for each pair of limits `min_NAME`, `max_NAME` that nothing can keep."""
-    broken = []
-    for name in names:
-        low, high = getattr(section, f"min_{name}"), getattr(section, f"max_{name}")
-        if low is not None and high is not None and low > high:
-            broken.append((f"min_{name}", f"{low} is more than max_{name} ({high}); nothing would be left"))
-    return broken
 
 
 class LengthSection(Section):
@@ -47,7 +47,7 @@ class LengthSection(Section):
     def rules(self) -> list[tuple[str, str]]:
         if all(getattr(self, name) is None for name in type(self).model_fields):
             return [("", "names no limit; set one, such as max_reply_chars, or remove the key")]
-        return _crossed(self, "prompt_chars", "reply_chars", "reply_words")
+        return crossed(self, "prompt_chars", "reply_chars", "reply_words")
 
 
 class RepetitionSection(Section):
@@ -175,8 +175,22 @@ class CleaningSection(Section):
     """Replies with too many emoji."""
     exclamations: ExclamationsSection | None = None
     """Replies with too many exclamations."""
+    languages: LanguagesSection | None = None
+    """Records in other languages; wants the extra `curation`."""
+    gopher: GopherSection | None = None
+    """Documents outside Gopher's limits of quality."""
+    c4: C4Section | None = None
+    """Lines and documents that C4 left out."""
+    machine_made: MachineMadeSection | None = None
+    """Unfilled templates, a model speaking of itself, misread scans."""
+    toxicity: ToxicitySection | None = None
+    """Toxic texts, by a list of words, a classifier or an endpoint."""
+    perplexity: PerplexitySection | None = None
+    """Texts that a language model finds too likely or too unlikely."""
     decontamination: DecontaminationSection | None = None
     """Overlap with other prompts."""
+    pii: PIISection | None = None
+    """Personal data, masked, left out with its record, or counted."""
     exact_duplicates: ExactDuplicatesSection | None = ExactDuplicatesSection()
     """The second of two equal records."""
     near_duplicates: NearDuplicatesSection | None = None

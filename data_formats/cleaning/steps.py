@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from data_formats.records import Record
 
@@ -41,4 +42,19 @@ class CleaningStep(Protocol):
 
     def check(self, record: Record) -> Finding | None:
         """What is to be done about the record; None: nothing."""
+        ...
+
+
+@runtime_checkable
+class BatchedStep(CleaningStep, Protocol):
+    """A step for which many records at once are cheaper than one after the other: a model's, an endpoint's.
+
+    Attributes:
+        batch_size: records it would like to have at once.
+    """
+
+    batch_size: int
+
+    def check_all(self, records: Sequence[Record]) -> list[Finding | None]:
+        """`check` of each record, in order."""
         ...

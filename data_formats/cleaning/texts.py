@@ -99,6 +99,38 @@ def map_strings(value: R, change: Callable[[str], str]) -> R:
     return value
 
 
+# What is read or trained on, by the field that holds it; categories, sources and tags are labels.
+CONTENTS = frozenset(
+    [
+        "content",
+        "reasoning",
+        "arguments",
+        "tools",
+        "text",
+        "chosen",
+        "rejected",
+        "chosen_reasoning",
+        "rejected_reasoning",
+        "reference",
+    ]
+)
+
+
+def map_contents(value: R, change: Callable[[str, str], str], field: str = "") -> R:
+    """The record with every text in it changed by `change(text, field)`; labels, roles and columns stay.
+
+    `arguments` and `tools` are JSON, which the change must leave JSON.
+    """
+    if isinstance(value, str):
+        return change(value, field) if field in CONTENTS else value  # type: ignore[return-value]
+    if isinstance(value, tuple):
+        return tuple(map_contents(item, change, field) for item in value)  # type: ignore[return-value]
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {own.name: getattr(value, own.name) for own in fields(value)}
+        return replace(value, **{name: map_contents(part, change, name) for name, part in parts.items()})
+    return value
+
+
 def content_strings(record: Record, *, of: str = "record") -> Iterator[str]:
     """What makes the record what it is, in a fixed order, roles, tool calls and scores included, labels left out.
 

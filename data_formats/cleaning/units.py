@@ -7,9 +7,9 @@ import re
 from data_formats.cleaning.texts import folded
 
 # Scripts that are written without spaces: kana, Bopomofo, Han and its extensions, compatibility forms.
-_UNSPACED = "\u3040-\u30ff\u3100-\u312f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
-_UNIT = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:['’][^\W_{_UNSPACED}]+)*")
-_UNSPACED_LETTER = re.compile(f"[{_UNSPACED}]")
+UNSPACED = "\u3040-\u30ff\u3100-\u312f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+_UNIT = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+(?:['’][^\W_{UNSPACED}]+)*")
+_UNSPACED_LETTER = re.compile(f"[{UNSPACED}]")
 
 
 def units(text: str) -> list[str]:

@@ -114,6 +114,28 @@ def test_convert_cleans_when_asked(files, capsys):
     assert "exact_dupes" in said and "emoji.allowed" in said
 
 
+def test_convert_filters_with_every_step_that_needs_a_list_or_a_package(files, capsys):
+    source = write(
+        files / "mixed.jsonl",
+        *(talk("a", "Write to ann@corp.com or call 212-456-7890."), talk("b", "As an AI language model, I cannot.")),
+        *(talk("c", "You idiot."), talk("d", "Hello, {{name}}!"), talk("e", "Nothing wrong here.")),
+    )
+    (files / "words.txt").write_text("idiot\n")
+    rules = files / "rules.yaml"
+    rules.write_text(f"pii: mask\nmachine_made: {{}}\ntoxicity: {{words: {files / 'words.txt'}}}\n")
+    words = ["data", "convert", str(source), str(files / "out.jsonl"), "--cleaning", str(rules)]
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().out
+    assert "- email, phone masked" in shown and "- a model speaks of itself" in shown and "- word list" in shown
+    assert "ann@corp.com" not in shown
+    left = [one.messages[-1].content for one in read(files / "out.jsonl", Demonstration).records]
+    assert left == ["Write to <EMAIL> or call <PHONE>.", "Nothing wrong here."]
+    rules.write_text(f"toxicity: {{words: {files / 'none.txt'}}}\nperplexity: {{model: ./none, max_nats: 4}}\n")
+    assert cli.main(words) == 1
+    said = capsys.readouterr().err
+    assert "cleaning.toxicity.words: no such file" in said and "cleaning.perplexity.model: no such folder" in said
+
+
 def test_split_puts_no_prompt_on_both_sides(files, capsys):
     source = write(files / "many.jsonl", *(talk(f"question {at % 40}", f"reply {at}") for at in range(120)))
     assert cli.main(["data", "split", str(source), str(files / "sides"), "--heldout", "0.3"]) == 0

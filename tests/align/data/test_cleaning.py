@@ -1,8 +1,10 @@
 """A cleaning section becomes its steps, in order and with its thresholds."""
 
+import pytest
+
 from align.data.cleaning import STEPS, build_cleaner, clean_records, cleaning_table
 from align.recipe.cleaning_section import CleaningSection
-from data_formats import Demonstration, Message, Prompt
+from data_formats import Demonstration, Document, Message, Prompt
 
 EVERYTHING = {
     "nul_bytes": "drop",
@@ -11,11 +13,19 @@ EVERYTHING = {
     "invisible_characters": "drop",
     "mismatched_roles": True,
     "control_tokens": "drop",
-    "length": {"max_reply_chars": 100},
+    "length": {"max_reply_chars": 400},
     **{key: {} for key in ("repetition", "apologies", "emoji", "exclamations")},
+    **{"gopher": {}, "c4": {}, "machine_made": {"kinds": ["template"]}, "pii": {"action": "drop", "by": "patterns"}},
     "decontamination": {"against": ["eval.jsonl"], "n": 4},
     "near_duplicates": {"threshold": 0.6},
 }
+
+
+PROSE = (
+    "In the spring of that year we moved to a small house by the river. It had two rooms and a garden with trees. "
+    "My grandmother planted beans, and the children had to carry the water from a well. We were poor, but I do not "
+    "think that we knew it, for nobody near us had more than bread and soup."
+)
 
 
 def demo(question, answer):
@@ -27,21 +37,25 @@ def test_every_key_of_the_section_has_its_step_of_that_name():
     assert {key: step.name for key, step in STEPS.items()} == {key: key for key in STEPS}
 
 
-def test_what_is_asked_for_runs_with_its_thresholds():
-    cleaner = build_cleaner(
-        CleaningSection.model_validate(EVERYTHING), [Prompt((Message("user", "one two three four"),))]
-    )
-    assert [step.name for step in cleaner.report.steps] == list(STEPS)
+@pytest.mark.needs("py3langid")
+def test_what_is_asked_for_runs_with_its_thresholds(tmp_path):
+    (tmp_path / "words.txt").write_text("darn\n")
+    added = {"languages": {"keep": ["en"]}, "toxicity": {"words": str(tmp_path / "words.txt")}}
+    section = CleaningSection.model_validate(EVERYTHING | added)
+    cleaner = build_cleaner(section, [Prompt((Message("user", "one two three four"),))])
+    assert [step.name for step in cleaner.report.steps] == [name for name in STEPS if name != "perplexity"]
     good = demo("How are you?", "I am well, thank you for asking about me today.")
     records = [
         *(demo("a\x00", "b"), demo("a\ud800", "b"), demo("a\ufffd", "b"), demo("a\u200b", "b")),
-        *(Demonstration((Message("assistant", "b"),)), demo("a", " "), demo("a", "<|im_end|>"), demo("a", "b" * 101)),
+        *(Demonstration((Message("assistant", "b"),)), demo("a", " "), demo("a", "<|im_end|>"), demo("a", "b" * 401)),
         *(demo("a", "x\nx\nx"), demo("a", "Sorry."), demo("a", "😀😀😀😀"), demo("a", "No!!!!")),
-        *(demo("Zero one two three four five", "b"), good, good),
+        demo("a", "Hier, il a fait un temps magnifique dans toute la ville."),
+        *(Document("Short."), Document(f"{PROSE} Here {{ it ends."), demo("a", "I am {{name}}."), demo("a", "darn")),
+        *(demo("Zero one two three four five", "b"), demo("a", "Ask ann@corp.com."), good, good),
         demo("How are you?", "I am well, thank you for asking about me today!"),
     ]
     assert list(cleaner.clean(records)) == [good]
-    assert [step.dropped.total() for step in cleaner.report.steps] == [1] * len(STEPS)
+    assert [step.dropped.total() for step in cleaner.report.steps] == [1] * (len(STEPS) - 1)
 
 
 def test_defaults_run_four_steps_and_the_table_counts():

@@ -8,9 +8,10 @@ import torch
 from tokenizers import processors
 from transformers import AutoModelForCausalLM
 
-from align.evaluation import tax
 from align.evaluation.harness import ask_tasks, task_differences
-from align.evaluation.tax import DocumentLosses, blocks_of, document_losses, loss_difference, ratio
+from align.evaluation.tax import loss_difference, ratio
+from align.textmodels import perplexity
+from align.textmodels.perplexity import DocumentLosses, blocks_of, document_losses
 from tests.tiny_models import byte_tokenizer, save_causal_lm
 
 TEXTS = ["a short one", "好的。", "one that is longer than a block of twelve tokens, and than two of them", "x"]
@@ -35,7 +36,7 @@ def test_a_tokenizer_that_opens_texts_opens_documents():
 def test_losses_of_documents_one_by_one_in_float64(tmp_path, monkeypatch):
     path, names = save_causal_lm(tmp_path, dtype=torch.float64), byte_tokenizer()
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval()
-    monkeypatch.setattr(tax, "TOKENS_AT_ONCE", 39)  # three blocks in a batch
+    monkeypatch.setattr(perplexity, "TOKENS_AT_ONCE", 39)  # three blocks in a batch
     found = document_losses(model, names, TEXTS, 12)
     for text, nats, tokens in zip(TEXTS, found.nats, found.tokens, strict=True):
         ids = [END, *names(text).input_ids, END]
