@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from data_formats.records import Comparison, Demonstration, Document, Message, Prompt, Record, Scored
 
 R = TypeVar("R")
+LABELS = ("role", "part")  # fields that hold a word of ours
 
 
 def normalised(text: str) -> str:
@@ -70,7 +71,7 @@ def wanted_texts(record: Record) -> tuple[str, ...]:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every string of a record, its category and source too, but no role."""
+    """Every string of a record, its category and source too, but no role and no part of a mixture."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, tuple):
@@ -78,7 +79,7 @@ def strings(value: Any) -> Iterator[str]:
             yield from strings(item)
     elif is_dataclass(value):
         for field in fields(value):
-            if field.name != "role":
+            if field.name not in LABELS:
                 yield from strings(getattr(value, field.name))
 
 
@@ -89,7 +90,7 @@ def map_strings(value: R, change: Callable[[str], str]) -> R:
     if isinstance(value, tuple):
         return tuple(map_strings(item, change) for item in value)  # type: ignore[return-value]
     if is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in fields(value) if field.name != "role"]
+        names = [field.name for field in fields(value) if field.name not in LABELS]
         return replace(value, **{name: map_strings(getattr(value, name), change) for name in names})
     return value
 
