@@ -50,7 +50,7 @@ class Demonstration:
     category: str = ""
     source: str = ""
     tools: tuple[str, ...] = ()
-    part: str = field(default="", compare=False)
+    part: str = field(default="", compare=False, repr=False)
 
     def last_exchange(self) -> tuple[tuple[Message, ...], str] | None:
         """The turns before the last assistant turn with loss, and its text; None where nothing stands before one."""
@@ -90,7 +90,7 @@ class Comparison:
     rejected_turns: tuple[Message, ...] = ()
     round: int | None = None
     provenance: Mapping[str, Any] | None = field(default=None, compare=False)
-    part: str = field(default="", compare=False)
+    part: str = field(default="", compare=False, repr=False)
 
     def swapped(self) -> Comparison:
         """The same pair with the other reply as the better one, which nobody said."""
@@ -159,7 +159,7 @@ class Scored:
     source: str = ""
     tags: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
-    part: str = field(default="", compare=False)
+    part: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class Prompt:
     source: str = ""
     tools: tuple[str, ...] = ()
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    part: str = field(default="", compare=False)
+    part: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ class Document:
 
     text: str
     source: str = ""
-    part: str = field(default="", compare=False)
+    part: str = field(default="", compare=False, repr=False)
 
 
 Record = Demonstration | Comparison | Scored | Prompt | Document

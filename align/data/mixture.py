@@ -22,12 +22,21 @@ from typing import Any, TypeVar
 from align.recipe.errors import RecipeError
 from align.recipe.fields import Source
 from align.recipe.mixture_section import MixtureSection
-from data_formats.errors import DataError
+from data_formats.errors import DataError, EmptyDatasetError
 from data_formats.mixing import Dealer, repeated, tempered
 from data_formats.records import Document, Record
+from data_formats.report import ReadReport
 
 R = TypeVar("R", bound=Record)
 NO_CATEGORY = "records have no category, by which mixture tells them apart; give their source one (category)"
+
+
+def parted_by(section: Any) -> str | None:
+    """What the parts of a stage's `data` are: sources, categories, or None where it has neither `mixture` nor
+    `epochs`."""
+    if section.mixture is not None:
+        return section.mixture.by
+    return "source" if any(source.epochs is not None for source in section.data) else None
 
 
 def in_parts(records: Iterable[R], source: Source, by: str) -> list[R]:
@@ -97,6 +106,7 @@ class MixedOrder:
 
     Raises:
         RecipeError: weights that name no part of the rows, or a part of the rows without weight.
+        EmptyDatasetError: there is no row.
     """
 
     def __init__(
@@ -109,6 +119,8 @@ class MixedOrder:
         seed: int,
         stage: str = "",
     ):
+        if not parts:
+            raise EmptyDatasetError("there are no rows to mix: add data")
         self.section, self.rows_per_step, self.seed = section, rows_per_step, seed
         self.rows_of: dict[str, list[int]] = {}
         for row, part in enumerate(parts):
@@ -194,6 +206,16 @@ def drawn_of(drawn: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, di
         }
         for name, rows in sizes.items()
     }
+
+
+def drawn_by_weight(reports: Iterable[ReadReport]) -> dict[str, Any]:
+    """For the summary, of sources with `weight`: records, and how many of them were taken."""
+    sizes: Counter[str] = Counter()
+    drawn: Counter[str] = Counter()
+    for report in reports:
+        sizes[report.source] += report.records
+        drawn[report.source] += report.drawn or 0
+    return {"by": "weight", "parts": drawn_of(drawn, sizes)}
 
 
 def drawn_by_epochs(rows: Sequence[Any], repeated_rows: Sequence[Any]) -> dict[str, Any]:

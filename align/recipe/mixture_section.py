@@ -7,6 +7,7 @@ tells it from `weight` and `epochs` of a source, which say how much of it there 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -63,7 +64,7 @@ class MixtureSection(Section):
         starts = [phase.start for phase in self.anneal]
         broken += [
             (f"anneal.{at}.start", f"{later:g} is not after {earlier:g}, where the phase before starts; sort them")
-            for at, (earlier, later) in enumerate(zip(starts, starts[1:], strict=False), 1)
+            for at, (earlier, later) in enumerate(pairwise(starts), 1)
             if later <= earlier
         ]
         for key, weights in self.tables():
@@ -100,9 +101,10 @@ class MixtureSection(Section):
             how = ", ".join(f"{name} {weight:g}" for name, weight in self.weights.items())
         else:
             how = f"sizes at temperature {self.temperature:g}"
-        phases = [f"{phase.title} {'to' if phase.change == 'linear' else 'with'} other weights" for phase in self.anneal]
+        phases = [
+            f"{phase.title} {'to' if phase.change == 'linear' else 'with'} other weights" for phase in self.anneal
+        ]
         return f"every step mixes by {self.by} ({how})" + (f", annealed {'; '.join(phases)}" if phases else "")
-
 
 
 def mixture_rules(section: Any) -> list[tuple[str, str]]:

@@ -162,6 +162,9 @@ class SFTSection(SupervisedSection):
     mask: Mask = "assistant_only"
     """What gets loss: assistant content and its end token; everything but the content of user turns; as Qwen's own
     finetune.py; the last reply; everything."""
+    mask_observations: bool = False
+    """No loss on what tools answered where that stands inside a reply, between `Observation:` and the next `Thought:`
+    (ReAct text); answers in turns of their own never have any."""
     loss_reduction: LossReduction = "token_mean"
     """How losses are put together: every token of an optimizer step, every conversation or every turn counts 1, or
     every beginning of a conversation is a sample whose loss is the mean over its turns ([formulas](stages.md#sft))."""
@@ -198,13 +201,16 @@ class SFTSection(SupervisedSection):
                 f"use mask {' or '.join(REPLY_MASKS)}"
             )
             broken.append(("ghost_attention", sentence))
+        if self.mask_observations and self.mask not in REPLY_MASKS:
+            sentence = f"leaves out a part of replies, but mask {self.mask} puts loss on more than them"
+            broken.append(("mask_observations", f"{sentence}; use mask {' or '.join(REPLY_MASKS)}"))
         return broken + keep_best_rules(self)
 
     def described(self) -> str:
         rows = "packed " if self.packing else "length-grouped " if self.group_by_length else ""
         text = (
             f"sft: {self.length} on {rows}rows of at most {self.max_length} tokens (longer ones: {self.on_overlong}); "
-            f"loss on {self.mask}, {self.loss_reduction}"
+            f"loss on {self.mask}{' without observations' if self.mask_observations else ''}, {self.loss_reduction}"
         )
         if self.ghost_attention is not None:
             text += f"; ghost attention on a share of {self.ghost_attention.share:g} of the multi-turn conversations"
