@@ -37,7 +37,7 @@ class Source(Section):
     limit: Positive | None = None
     """Records that are read at most."""
     category: str | None = None
-    """Category of records that name none."""
+    """Category that all of its records get, in place of their own."""
     split: str | None = None
     """Cuts a text file into documents (`lines`, `paragraphs`); without it a file is one document."""
     weight: Rate | None = None

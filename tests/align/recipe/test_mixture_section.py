@@ -13,7 +13,7 @@ model: {path: org/model}
 base: {data: [a.txt, b.txt], learning_rate: 1e-5, max_length: 8, batch_size: 4, micro_batch_size: 4, max_steps: 9}
 sft: {data: [a.jsonl, b.jsonl], learning_rate: 1e-5, max_length: 8, batch_size: 4, micro_batch_size: 4}
 rm: {data: [c.jsonl], learning_rate: 1e-5, max_length: 8, batch_size: 4, micro_batch_size: 4}
-rejection: {data: [p.jsonl], learning_rate: 1e-5, max_length: 1536, batch_size: 4, micro_batch_size: 4}
+rejection: {data: [p.jsonl], learning_rate: 1e-5, max_length: 2048, batch_size: 4, micro_batch_size: 4}
 ppo: {data: [p.jsonl, q.jsonl], num_iterations: 100}
 """
 TWO = "sft.mixture={weights: {a.jsonl: 1, b.jsonl: 2}}"
