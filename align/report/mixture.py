@@ -33,7 +33,8 @@ def mixture_table(stage: str, summary: Row) -> MixtureTable | None:
     parts = dict(_parts(told))
     if not parts:
         return None
-    phases = [one for one in told.get("phases") or () if isinstance(one, dict) and isinstance(one.get("drawn"), dict)]
+    phases = told["phases"] if isinstance(told.get("phases"), list) else []
+    phases = [one for one in phases if isinstance(one, dict) and isinstance(one.get("drawn"), dict)]
     lines = []
     for name, part in parts.items():
         cells = [f"{part['rows']:,.0f}", f"{part['drawn']:,.0f}", f"{part['epochs']:.3g}", percent(part["share"])]
@@ -53,8 +54,9 @@ def in_words(summary: Row) -> list[str]:
 def _parts(told: Any) -> Iterator[tuple[str, dict[str, float]]]:
     parts = told.get("parts") if isinstance(told, dict) else None
     for name, part in (parts if isinstance(parts, dict) else {}).items():
-        found = {key: number(part.get(key)) for key in ("rows", "drawn", "epochs", "share")} if part else {}
-        if found and None not in found.values():
+        known = part if isinstance(part, dict) else {}
+        found = {key: number(known.get(key)) for key in ("rows", "drawn", "epochs", "share")}
+        if None not in found.values():
             yield name, found
 
 
