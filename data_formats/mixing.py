@@ -72,8 +72,8 @@ def tempered(sizes: Mapping[str, int], temperature: float) -> dict[str, float]:
 
 
 class Dealer:
-    """Deals whole rows by shares, so that no part is ever a whole row short of what its shares come to so far, and
-    hardly more ahead: what a step owes a part is carried over to the next.
+    """Deals whole rows by shares. What a step owes a part is carried over to the next, and whoever is owed most is
+    served first, so that counts stay within a row or two of what the shares come to, however long it goes on.
 
     Args:
         names: of the parts; of two that are owed the same the first one is served.
