@@ -1,4 +1,8 @@
-"""The records that every reader produces and every stage consumes."""
+"""The records that every reader produces and every stage consumes.
+
+`part`, which all have: the part of a mixture that the record belongs to, "" where there is none. It stays with the
+record through cleaning and choosing, and does not count in comparing two.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +50,7 @@ class Demonstration:
     category: str = ""
     source: str = ""
     tools: tuple[str, ...] = ()
+    part: str = field(default="", compare=False, repr=False)
 
     def last_exchange(self) -> tuple[tuple[Message, ...], str] | None:
         """The turns before the last assistant turn with loss, and its text; None where nothing stands before one."""
@@ -85,6 +90,7 @@ class Comparison:
     rejected_turns: tuple[Message, ...] = ()
     round: int | None = None
     provenance: Mapping[str, Any] | None = field(default=None, compare=False)
+    part: str = field(default="", compare=False, repr=False)
 
     def swapped(self) -> Comparison:
         """The same pair with the other reply as the better one, which nobody said."""
@@ -153,6 +159,7 @@ class Scored:
     source: str = ""
     tags: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
+    part: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +176,7 @@ class Prompt:
     source: str = ""
     tools: tuple[str, ...] = ()
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    part: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +185,7 @@ class Document:
 
     text: str
     source: str = ""
+    part: str = field(default="", compare=False, repr=False)
 
 
 Record = Demonstration | Comparison | Scored | Prompt | Document

@@ -21,7 +21,8 @@ class ReadReport:
         left_out: parts of used rows that were left out (pairs of equal score, replies without text), by reason.
         passed_over: keys that no reader understands ("messages[].foo"), each with the number of used rows that have it.
         used: rows that gave at least one record.
-        drawn: records taken into a mixture, None where there is none.
+        drawn: records taken into a mixture by weight, None where there is none.
+        source: what a recipe calls the file.
     """
 
     path: str
@@ -34,6 +35,7 @@ class ReadReport:
     passed_over: dict[str, int] = field(default_factory=Counter)
     used: int = 0
     drawn: int | None = None
+    source: str = ""
 
     def describe(self) -> str:
         """One line for a person."""

@@ -30,6 +30,7 @@ def add_parser(commands: Any) -> None:
     inspect.add_argument("path", metavar="FILE|hub:ID", type=_source)
     inspect.add_argument("--tokenizer", metavar="MODEL", help="folder or hub id: lengths and loss in its tokens")
     inspect.add_argument("--mask", choices=MASKS, default="assistant_only", help="what gets loss (default %(default)s)")
+    inspect.add_argument("--mask-observations", action="store_true", help="no loss on observations inside replies")
     inspect.add_argument("--max-length", type=positive, metavar="N", help="say what is longer")
     inspect.add_argument("--rows", type=positive, default=5, metavar="N", help="show so many (default %(default)s)")
     inspect.add_argument("--skip", type=int, default=0, metavar="N", help="pass over so many before")
@@ -77,7 +78,7 @@ def data_command(args: argparse.Namespace) -> int:
         from align.commands.inspect import View, inspect
 
         tokenizer = _tokenizer(args.tokenizer)
-        view = View(tokenizer, args.mask, args.max_length, args.rows, args.skip)
+        view = View(tokenizer, args.mask, args.mask_observations, args.max_length, args.rows, args.skip)
         inspect(args.path, args.kind, options, cleaner, view)
     elif args.what == "convert":
         from align.commands.convert import convert

@@ -41,6 +41,7 @@ class View:
     Attributes:
         tokenizer: None: by characters.
         mask: which tokens of a conversation get loss; read with a tokenizer only.
+        mask_observations: whether what tools answered inside a reply gets none.
         max_length: longer rows are counted and marked, in the unit of the lengths.
         rows: how many are shown; `skip`: how many are passed over before.
         coloured: whether loss is told by colour, else by brackets.
@@ -48,6 +49,7 @@ class View:
 
     tokenizer: Any = None
     mask: str = "assistant_only"
+    mask_observations: bool = False
     max_length: int | None = None
     rows: int = 5
     skip: int = 0
@@ -185,7 +187,8 @@ def _by_labels(record: Demonstration, view: View) -> Text:
 def _row(record: Demonstration, view: View) -> Any:
     from align.data.encode import encode_demonstrations
 
-    rows, _ = encode_demonstrations(view.tokenizer, [record], sys.maxsize, "drop", mask=view.mask)
+    masks = {"mask": view.mask, "mask_observations": view.mask_observations}
+    rows, _ = encode_demonstrations(view.tokenizer, [record], sys.maxsize, "drop", **masks)
     return rows[0] if rows else None
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from align.data.collector import collector_paused
 from data_formats import chatml
 from data_formats.chat_format import ChatFormat, chat_format
 from data_formats.errors import DataError
+from data_formats.react import without_observations
 from data_formats.records import Comparison, Demonstration, Document, Message
 
 OnOverlong = Literal["drop", "truncate", "error"]
@@ -26,7 +27,7 @@ SHORTEST_BLOCK = 8
 
 
 class Row(TypedDict):
-    """A training sequence: three lists of the same length.
+    """A training sequence: three lists of the same length, and the part of a mixture it belongs to, where it does.
 
     `labels` are -100 where there is no loss; `turns` number the exchange (a user turn and what answers it, from 1) that
     the loss of each token belongs to, 0 where there is none.
@@ -35,13 +36,20 @@ class Row(TypedDict):
     input_ids: list[int]
     labels: list[int]
     turns: list[int]
+    part: NotRequired[str]
 
 
 class PairRow(TypedDict):
-    """Two sequences, prompt plus reply, each ending with the id of its end token."""
+    """Two sequences, prompt plus reply, each ending with the id of its end token; and its part, as of `Row`."""
 
     chosen_ids: list[int]
     rejected_ids: list[int]
+    part: NotRequired[str]
+
+
+def part_of(record: Any) -> dict[str, str]:
+    """What a row knows of the record's part of a mixture; nothing where it has none."""
+    return {"part": record.part} if record.part else {}
 
 
 def _rendered(
@@ -70,6 +78,7 @@ class _Conversations:
     mask: str
     thinking: str
     system: Message | None
+    mask_observations: bool
 
     def turns(self, demo: Demonstration) -> tuple[Message, ...]:
         return chatml.with_system(chatml.with_reasoning(demo.messages), self.system)
@@ -81,6 +90,8 @@ class _Conversations:
             _rendered(self.speaker, one, demo.tools, demo.source, mask=self.mask, thinking=self.thinking)
             for one, demo in zip(turns, demos, strict=True)
         )
+        if self.mask_observations:
+            rendered = (list(without_observations(pieces)) for pieces in rendered)
         return self.speaker.encode_rows(rendered, NO_LOSS)
 
     def shortened(self, demo: Demonstration, max_length: int) -> chatml.EncodedRow | None:
@@ -103,6 +114,7 @@ def encode_kept_demonstrations(
     mask: str = "assistant_only",
     default_system: str = "none",
     thinking: str = "keep",
+    mask_observations: bool = False,
 ) -> tuple[list[Row], list[int], dict[str, int]]:
     """Rows of conversations.
 
@@ -112,6 +124,8 @@ def encode_kept_demonstrations(
             would; "none" adds none.
         thinking: "keep", "drop" or "template" (`data_formats.chatml.render`); a `<think>` block at the beginning of a
             reply counts as thinking.
+        mask_observations: no loss on what tools answered inside a reply (`data_formats.react`); with a mask under which
+            replies alone have loss.
 
     Returns:
         The rows in order, the index in `demos` of each, and how many were dropped or truncated, by reason; a row is
@@ -123,7 +137,7 @@ def encode_kept_demonstrations(
     """
     speaker = chat_format(tokenizer)
     system = speaker.default_system_turn() if default_system == "template" else None
-    talks = _Conversations(speaker, mask, thinking, system)
+    talks = _Conversations(speaker, mask, thinking, system, mask_observations)
     rows: list[Row] = []
     kept: list[int] = []
     counts: Counter[str] = Counter()
@@ -148,12 +162,12 @@ def encode_kept_demonstrations(
                 )
             counts["truncated"] += truncated
             kept.append(index)
-            rows.append(Row(input_ids=row.ids, labels=row.labels, turns=row.turns))
+            rows.append(Row(input_ids=row.ids, labels=row.labels, turns=row.turns, **part_of(demos[index])))
     return rows, kept, dict(+counts)
 
 
 def encode_demonstrations(
-    tokenizer: Any, demos: Sequence[Demonstration], max_length: int, on_overlong: OnOverlong, **options: str
+    tokenizer: Any, demos: Sequence[Demonstration], max_length: int, on_overlong: OnOverlong, **options: Any
 ) -> tuple[list[Row], dict[str, int]]:
     """`encode_kept_demonstrations` without the numbers of those kept."""
     rows, _, counts = encode_kept_demonstrations(tokenizer, demos, max_length, on_overlong, **options)
@@ -271,7 +285,8 @@ def encode_kept_comparisons(
             counts["truncated"] += 1
             prompt_ids = fitting
         kept.append(index)
-        rows.append(PairRow(chosen_ids=prompt_ids + chosen[index], rejected_ids=prompt_ids + rejected[index]))
+        sides = PairRow(chosen_ids=prompt_ids + chosen[index], rejected_ids=prompt_ids + rejected[index])
+        rows.append(sides | part_of(comparison))
     return rows, kept, dict(counts)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from align.data.cleaning import clean_records
 from align.data.collector import collector_paused
+from align.data.mixture import in_parts, parted_by
 from align.recipe.cleaning_section import CleaningSection
 from align.recipe.fields import Source
 from align.recipe.schema import Recipe
@@ -33,6 +34,7 @@ def load_records(
     cleaning: CleaningSection | None = None,
     *,
     ranked: bool = False,
+    by: str | None = None,
 ) -> tuple[list[Any], list[Report]]:
     """All records of the sources, one source after the other, and the reports in the same order.
 
@@ -41,7 +43,8 @@ def load_records(
 
     With `ranked`, a source of comparisons whose format holds scored replies is read as `Scored`.
 
-    A record without a source of its own gets the source's path as the recipe writes it.
+    A record without a source of its own gets the source's path as the recipe writes it. With `by` it gets its part of
+    the mixture too (`align.data.mixture`).
 
     Raises:
         MissingFileError: a file is not there.
@@ -69,6 +72,8 @@ def load_records(
                 max_row_mb=source.max_row_mb,
             )
         own = [one if one.source else replace(one, source=source.name) for one in result.records]
+        own = own if by is None else in_parts(own, source, by)
+        result.report.source = source.name
         records += own
         per_source.append(own)
         reports.append(result.report)
@@ -106,7 +111,8 @@ def train_and_heldout(
     Raises:
         MissingFileError, DataError, EmptyDatasetError: see `load_records`.
     """
-    records, reports = load_records(section.data, kind, recipe, section.cleaning, ranked=ranked)
+    by = parted_by(section)
+    records, reports = load_records(section.data, kind, recipe, section.cleaning, ranked=ranked, by=by)
     if section.eval_data:
         heldout, more = load_records(section.eval_data, kind, recipe, ranked=ranked)
         return records, heldout, reports + more

@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 from align.data.encode import NO_LOSS, Row
 from align.runtime.errors import AlignError
@@ -77,7 +78,8 @@ def whole_turns(row: Row) -> list[int]:
 
 
 class PackedRows(Sequence):
-    """A list of rows seen as a list of packed rows, each joined when it is asked for.
+    """A list of rows seen as a list of packed rows, each joined when it is asked for. Rows of one part of a mixture
+    (`part`) are packed with one another alone, so that a packed row has a part too.
 
     Args:
         rows: encoded rows (`align.data.encode`).
@@ -92,21 +94,31 @@ class PackedRows(Sequence):
         if not lengths:
             raise PackingError("there are no rows to pack: add data or switch packing off")
         self.rows, self.max_length = rows, max_length or max(lengths)
-        self.packs = best_fit_decreasing(lengths, self.max_length)
+        own: dict[str, list[int]] = {}
+        for index, row in enumerate(rows):
+            own.setdefault(row.get("part", ""), []).append(index)
+        self.packs = [
+            [indices[at] for at in pack]
+            for indices in own.values()
+            for pack in best_fit_decreasing([lengths[index] for index in indices], self.max_length)
+        ]
         self.tokens = sum(lengths)
         self.with_turns = all("turns" in row or not row.get("labels") for row in rows)
 
     def __len__(self) -> int:
         return len(self.packs)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        """`input_ids`, `labels` (-100 at each sample's first token), `lengths`, and `turns` if all rows know them."""
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`input_ids`, `labels` (-100 at each sample's first token), `lengths`, `turns` if all rows know them, and
+        `part` where they have one."""
         rows = [self.rows[at] for at in self.packs[index]]
         packed = {
             "input_ids": list(chain.from_iterable(row["input_ids"] for row in rows)),
             "labels": list(chain.from_iterable([NO_LOSS, *whole_labels(row)[1:]] for row in rows)),
             "lengths": [len(row["input_ids"]) for row in rows],
         }
+        if "part" in rows[0]:
+            packed["part"] = rows[0]["part"]
         if self.with_turns:
             packed["turns"] = list(chain.from_iterable(whole_turns(row) for row in rows))
         return packed

@@ -16,9 +16,17 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
-from align.data.encode import OnOverlong, encode_between, encode_prompts, encode_replies, fit_prompt, overlong_error
+from align.data.encode import (
+    OnOverlong,
+    encode_between,
+    encode_prompts,
+    encode_replies,
+    fit_prompt,
+    overlong_error,
+    part_of,
+)
 from data_formats.chatml import reply_text, with_reasoning
 from data_formats.errors import DataError
 from data_formats.formats import Dropped
@@ -49,7 +57,7 @@ class Group:
     """Replies to one prompt and the pairs among them.
 
     What was thought before a reply stands in its text (`data_formats.chatml.reply_text`). `between`, where not empty:
-    for each reply the turns that stand between the prompt and it.
+    for each reply the turns that stand between the prompt and it. `part`: of a mixture, where there is one.
     """
 
     prompt: tuple[Message, ...]
@@ -58,6 +66,7 @@ class Group:
     source: str = ""
     tools: tuple[str, ...] = ()
     between: tuple[tuple[Message, ...], ...] = ()
+    part: str = ""
 
 
 def grade_margin(grade: float | None, table: str, scale: float = 1.0) -> float:
@@ -160,7 +169,8 @@ def make_groups(
         if not different:
             counts["prompts without a pair"] += 1
             continue
-        groups.append(Group(record.prompt, replies, different, record.source, record.tools, between))
+        about = (record.source, record.tools, between, record.part)
+        groups.append(Group(record.prompt, replies, different, *about))
     return joined(groups) if join else groups, {reason: count for reason, count in counts.items() if count}
 
 
@@ -180,6 +190,7 @@ def plain_groups(comparisons: Sequence[Comparison]) -> list[Group]:
             one,
             tools=pair.tools,
             between=_between(pair),
+            part=pair.part,
         )
         for pair in comparisons
     ]
@@ -208,13 +219,13 @@ def _marked(reply: str, marker: str) -> str:
 
 
 def joined(groups: Sequence[Group]) -> list[Group]:
-    """Groups of the same prompt, tools and source as one, where the first of them stood; equal replies become one.
+    """Groups of the same prompt, tools, source and part as one, where the first of them stood; equal replies are one.
 
     Those with turns between the prompt and their replies stay alone.
     """
     found: dict[tuple[Any, ...], Group] = {}
     for number, group in enumerate(groups):
-        key = (group.prompt, group.source, group.tools, number if group.between else None)
+        key = (group.prompt, group.source, group.part, group.tools, number if group.between else None)
         if key not in found:
             found[key] = group
             continue
@@ -247,6 +258,7 @@ class GroupRow(TypedDict):
     prompt_ids: list[int]
     reply_ids: list[list[int]]
     pairs: list[tuple[int, int, float, float]]
+    part: NotRequired[str]
 
 
 def encode_groups(
@@ -282,5 +294,5 @@ def encode_groups(
             continue
         pairs = [(pair.better, pair.worse, pair.margin, pair.target) for pair in group.pairs]
         kept.append(index)
-        rows.append(GroupRow(prompt_ids=ids, reply_ids=replies, pairs=pairs))
+        rows.append(GroupRow(prompt_ids=ids, reply_ids=replies, pairs=pairs, **part_of(group)))
     return rows, kept, dict(counts)

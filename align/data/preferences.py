@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
-from align.data.encode import NO_LOSS, OnOverlong, encode_between, encode_prompt
+from align.data.encode import NO_LOSS, OnOverlong, encode_between, encode_prompt, part_of
 from align.data.pairs import encode_groups, plain_groups
 from data_formats.chat_format import chat_format
 from data_formats.errors import DataError
@@ -26,6 +26,7 @@ class PreferenceRow(TypedDict):
     rejected_ids: list[int]
     chosen_mask: list[int]
     rejected_mask: list[int]
+    part: NotRequired[str]
 
 
 def newest_round(comparisons: Sequence[Comparison]) -> tuple[list[Comparison], dict[str, int]]:
@@ -86,6 +87,7 @@ def encode_preferences(
                 rejected_ids=rejected,
                 chosen_mask=masks[0],
                 rejected_mask=masks[1],
+                **part_of(one),
             )
         )
     return rows, kept, dict(counts)

@@ -82,4 +82,6 @@ def _count(recipe: Recipe, source: Source) -> int | None:
     else:
         with path.open("rb") as file:  # a gigabyte a second
             rows = sum(not line.isspace() for line in file)
-    return rows if rows is None or source.limit is None else min(rows, source.limit)
+    if rows is None:
+        return None
+    return round((rows if source.limit is None else min(rows, source.limit)) * (source.epochs or 1))

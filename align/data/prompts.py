@@ -1,10 +1,11 @@
-"""Which prompts come next: endless shuffled epochs of indices, resumable, the same on every rank."""
+"""Which prompts come next: endless shuffled epochs of indices, or by a mixture; resumable, the same on every rank."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
+from align.data.mixture import MixedOrder
 from data_formats.errors import DataError, EmptyDatasetError
 
 
@@ -64,3 +65,33 @@ class PromptSampler:
                 )
         self.epoch, self.position = state["epoch"], state["position"]
         self._order = self._shuffled()
+
+
+class MixedPromptSampler:
+    """Batches of indices by the shares of a mixture, a batch a step; otherwise as `PromptSampler`."""
+
+    def __init__(self, order: MixedOrder):
+        self.order, self.step = order, 0
+
+    def next(self) -> list[int]:
+        """The next batch of indices."""
+        self.step += 1
+        return self.order.rows(self.step - 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the sampler stands."""
+        return {"sizes": self.order.sizes, "seed": self.order.seed, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` stood.
+
+        Raises:
+            DataError: the state is of other prompts, of another seed or of no mixture.
+        """
+        mine = self.state_dict()
+        if any(state.get(name) != mine[name] for name in ("sizes", "seed")):
+            raise DataError(
+                "the checkpoint was made with other prompts, another seed or no mixture; resume with the same, or "
+                "start anew"
+            )
+        self.step = state["step"]

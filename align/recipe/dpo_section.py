@@ -57,4 +57,5 @@ class DPOSection(SupervisedSection):
         chosen += ["of the newest round"] if self.newest_round else []
         text = f"dpo: {self.length} on pairs {' and '.join(chosen)}".rstrip() + f"; beta {self.beta:g}"
         text += f", {self.nll_coef:g} of the chosen replies' likelihood" if self.nll_coef else ""
+        text += "" if self.mixture is None else f"; {self.mixture.described()}"
         return text + ("; end tokens without loss" if self.mask_formatting else "")

@@ -37,11 +37,14 @@ class Source(Section):
     limit: Positive | None = None
     """Records that are read at most."""
     category: str | None = None
-    """Category of records that name none."""
+    """Category that all of its records get, in place of their own."""
     split: str | None = None
     """Cuts a text file into documents (`lines`, `paragraphs`); without it a file is one document."""
     weight: Rate | None = None
-    """Share of the mixture; either all sources of a list have one, or none."""
+    """Share of the mixture, drawn without repeating a record; either all sources of a list have one, or none."""
+    epochs: float | None = Field(None, gt=0, le=100)
+    """How often each record is trained on, 1 where another source of the list has it: 2.5 is twice, and a random half a
+    third time; of supervised stages' `data`, without `max_steps`."""
     max_row_mb: Positive = 64
     """MiB of a file read at once, at most: of a line, an element of a list, a document."""
 
@@ -58,6 +61,8 @@ class Source(Section):
         return self.path if self.hub is None else f"hub:{self.hub}"
 
     def rules(self) -> list[tuple[str, str]]:
+        if self.weight is not None and self.epochs is not None:
+            return [("epochs", "says how much of the source there is, and so does weight; remove one of the two")]
         if not self.path and self.hub is None:
             return [("", "needs 'path' (a file) or 'hub' (a dataset's id, org/name)")]
         if self.path.startswith("hub:"):

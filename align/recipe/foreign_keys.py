@@ -76,6 +76,8 @@ FOREIGN: dict[str, tuple[str, str]] = {
     "val_size": ("*.holdout", "a share"),
     "test_size": ("*.holdout", "a share"),
     "max_samples": ("sft.data.limit rm.data.limit ppo.data.limit", "of a source: {path: …, limit: …}"),
+    "interleave_probs": ("*.mixture", "shares by source: {weights: {a.jsonl: 0.7, b.jsonl: 0.3}}"),
+    "prompt_data_probs": ("ppo.mixture", "shares by source: {weights: {a.jsonl: 0.7, b.jsonl: 0.3}}"),
     "train_on_prompt": ("sft.mask", ""),
     "completion_only_loss": ("sft.mask", ""),
     "assistant_only_loss": ("sft.mask", ""),

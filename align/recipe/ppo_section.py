@@ -11,6 +11,7 @@ from align.recipe.cleaning_section import CleaningSection
 from align.recipe.errors import did_you_mean
 from align.recipe.estimators import ESTIMATORS, Estimator
 from align.recipe.fields import OptimSection, Source
+from align.recipe.mixture_section import MixtureSection, mixture_rules
 from align.recipe.reward_section import (
     JudgeOnly,
     OnRewardError,
@@ -124,6 +125,9 @@ class PPOConfig(Section):
 
     rollout: PPORolloutSection = PPORolloutSection()
     """How replies are sampled."""
+    mixture: MixtureSection | None = None
+    """What the prompts of every iteration take of each source or category of `data`; without the section all prompts
+    come once before any comes again."""
     policy: PolicyOptim = PolicyOptim()
     """Optimizer of the policy."""
     critic: CriticOptim = CriticOptim()
@@ -428,6 +432,7 @@ class PPOSection(Rewarded, PPOConfig, StageSection):
         rows = self.ptx_ratio * (responses // self.num_mini_batches) if self.uses_ptx else 0
         text += f"; {rows} pretraining rows a step" if rows else ""
         text += f"; at most {self.tokens_at_once:,} tokens computed at once" if self.tokens_at_once else ""
+        text += "" if self.mixture is None else f"; {self.mixture.described()}"
         return f"{text}; {self.rollout.sampler}"
 
     def gold_rules(self) -> list[tuple[str, str]]:
@@ -438,7 +443,7 @@ class PPOSection(Rewarded, PPOConfig, StageSection):
         return [*broken, *apart_rules(plain_parts(self.gold_reward, "gold_reward"))]
 
     def rules(self) -> list[tuple[str, str]]:
-        broken = [*PPOConfig.rules(self), *self.reward_rules(), *self.gold_rules()]
+        broken = [*PPOConfig.rules(self), *self.reward_rules(), *self.gold_rules(), *mixture_rules(self)]
         if self.critic_from is not None and not self.estimator.critic:
             sentence = f"names a critic, and advantage={self.advantage} has none; remove the key, or use advantage=gae"
             broken.append(("critic_from", sentence))

@@ -41,6 +41,7 @@ class RejectionSection(Rewarded, SupervisedSection):
     stopped_by: ClassVar[str] = "score_greedy"
     most_epochs: ClassVar[float] = SFTSection.most_epochs
     why_most: ClassVar[str] = SFTSection.why_most
+    counts_epochs: ClassVar[bool] = False
 
     rollout: SamplingSection = SamplingSection()
     """How the newest model is sampled."""
@@ -75,6 +76,9 @@ class RejectionSection(Rewarded, SupervisedSection):
             broken.append(("max_length", sentence))
         if self.earlier_from and not self.keep_earlier:
             broken.append(("earlier_from", "names samples that keep_earlier: false leaves out; remove one of the two"))
+        if self.mixture is not None:
+            sentence = "every round replies to all of the prompts, once each; give the sources of data a weight"
+            broken.append(("mixture", sentence))
         if self.holdout:
             broken.append(("holdout", "prompts are not held out by a share here; name them in eval_data"))
         if self.eval_steps is not None:

@@ -129,6 +129,8 @@ class _Recipe(Section):
                 weighted = any(source.weight is not None for source in section.data)
                 sentence = "rounds add their comparisons to these, whole: leave the weight out"
                 broken += [(f"{stage}.data.0.weight", sentence)] * weighted
+                sentence = "rounds add sources that it would have to name; leave it out"
+                broken += [(f"{stage}.mixture", sentence)] * (section.mixture is not None)
         return broken
 
 

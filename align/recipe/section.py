@@ -54,6 +54,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     mixed: ClassVar[bool] = False  # whether a list of them is a mixture by `weight`
+    counts_epochs: ClassVar[bool] = False  # whether sources of its `data` may have `epochs`
     gone: ClassVar[dict[str, str]] = {}  # keys of former versions, and what became of each
 
     def rules(self) -> list[tuple[str, str]]:
@@ -63,9 +64,13 @@ class Section(BaseModel):
             value = getattr(self, name)
             sources = [item for item in value if getattr(item, "mixed", False)] if isinstance(value, tuple) else []
             bare = [at for at, source in enumerate(sources) if source.weight is None]
+            seen = [at for at, source in enumerate(sources) if source.epochs is not None]
             if 0 < len(bare) < len(sources):
                 sentence = "either all sources of a list have a weight or none has; give this one a weight too"
                 broken += [(f"{name}.{at}.weight", sentence) for at in bare]
+            if seen and not (self.counts_epochs and name == "data"):
+                sentence = "counts passes of a supervised training over its data, and here there are none; remove it"
+                broken += [(f"{name}.{at}.epochs", sentence) for at in seen]
         return broken
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from align.recipe.cleaning_section import CleaningSection
 from align.recipe.fields import OptimSection, Source
+from align.recipe.mixture_section import MixtureSection, epochs_rules, mixture_rules
 from align.recipe.section import Count, LocalPath, Positive, Rate, Section, Share, StageSection
 
 Mask = Literal["assistant_only", "user_content_only", "qwen_script", "last_turn_only", "all"]
@@ -18,11 +19,15 @@ REPLY_MASKS = ("assistant_only", "last_turn_only")
 class SupervisedSection(OptimSection, StageSection):
     """What base, sft, pmp, rm, dpo and the finetuning of rejection have in common."""
 
+    counts_epochs: ClassVar[bool] = True
+
     data: tuple[Source, ...] = Field(min_length=1)
     """What is trained on: documents (base), demonstrations (sft), comparisons (pmp, rm, dpo), prompts
     (rejection)."""
     cleaning: CleaningSection | None = None
     """Steps that `data` goes through first; without the section none."""
+    mixture: MixtureSection | None = None
+    """What every optimizer step takes of each source or category; without the section rows come as they are."""
     eval_data: tuple[Source, ...] = ()
     """Held-out records; without them the share `holdout` of `data`."""
     holdout: Share = 0.05
@@ -64,6 +69,10 @@ class SupervisedSection(OptimSection, StageSection):
             broken.append(("warmup_steps", sentence))
         if self.holdout == 1 and not self.eval_data:
             broken.append(("holdout", "1 would hold out everything and leave nothing to train on; use a share below 1"))
+        if self.mixture is not None and getattr(self, "group_by_length", False):
+            sentence = "fills steps with rows of like length, whose shares are not those of mixture; use one of the two"
+            broken.append(("group_by_length", sentence))
+        broken += mixture_rules(self) + epochs_rules(self)
         return broken + ([] if self.early_stopping is None else self.stopping_rules())
 
     def stopping_rules(self) -> list[tuple[str, str]]:
@@ -100,6 +109,15 @@ class BaseSection(SupervisedSection):
 
     most_epochs: ClassVar[float] = 16
     why_most: ClassVar[str] = "text that is repeated more often teaches next to nothing (Muennighoff et al. 2023)"
+
+    def rules(self) -> list[tuple[str, str]]:
+        broken = super().rules()
+        if self.mixture is not None and self.mixture.by == "category":
+            broken.append(("mixture.by", "documents have no category; use source"))
+        return broken
+
+    def described(self) -> str:
+        return "" if self.mixture is None else f"base: {self.length}; {self.mixture.described()}"
 
 
 class Instruction(Section):
@@ -144,6 +162,9 @@ class SFTSection(SupervisedSection):
     mask: Mask = "assistant_only"
     """What gets loss: assistant content and its end token; everything but the content of user turns; as Qwen's own
     finetune.py; the last reply; everything."""
+    mask_observations: bool = False
+    """No loss on what tools answered where that stands inside a reply, between `Observation:` and the next `Thought:`
+    (ReAct text); answers in turns of their own never have any."""
     loss_reduction: LossReduction = "token_mean"
     """How losses are put together: every token of an optimizer step, every conversation or every turn counts 1, or
     every beginning of a conversation is a sample whose loss is the mean over its turns ([formulas](stages.md#sft))."""
@@ -180,18 +201,22 @@ class SFTSection(SupervisedSection):
                 f"use mask {' or '.join(REPLY_MASKS)}"
             )
             broken.append(("ghost_attention", sentence))
+        if self.mask_observations and self.mask not in REPLY_MASKS:
+            sentence = f"leaves out a part of replies, but mask {self.mask} puts loss on more than them"
+            broken.append(("mask_observations", f"{sentence}; use mask {' or '.join(REPLY_MASKS)}"))
         return broken + keep_best_rules(self)
 
     def described(self) -> str:
         rows = "packed " if self.packing else "length-grouped " if self.group_by_length else ""
         text = (
             f"sft: {self.length} on {rows}rows of at most {self.max_length} tokens (longer ones: {self.on_overlong}); "
-            f"loss on {self.mask}, {self.loss_reduction}"
+            f"loss on {self.mask}{' without observations' if self.mask_observations else ''}, {self.loss_reduction}"
         )
         if self.ghost_attention is not None:
             text += f"; ghost attention on a share of {self.ghost_attention.share:g} of the multi-turn conversations"
         if self.eval_steps is not None:
             text += f"; held-out loss and {self.eval_num_replies} replies every {self.eval_steps} steps"
+        text += "" if self.mixture is None else f"; {self.mixture.described()}"
         return text + ("; the best model by held-out loss is kept" if self.keep_best else "")
 
 

@@ -18,6 +18,7 @@ from align.report.accuracy import accuracy_table, calibration_sentence
 from align.report.glance import GlanceRow, at_a_glance
 from align.report.glossary import TERMS
 from align.report.headline import cell, headline_rows
+from align.report.mixture import mixture_tables
 from align.report.names import reward_named, section_of, stage_name
 from align.report.policy_evaluation import comparisons
 from align.report.rounds import rounds_table
@@ -46,6 +47,7 @@ def render(run: Run, figures: Mapping[str, Sequence[Picture]]) -> str:
         made=made_with(run),
         rows=headline_rows(run),
         rounds=rounds_table(run.summary.get("rounds")),
+        mixtures=mixture_tables(run),
         gold_range=gold_range(run),
         figures=figures,
         sections=sections(run),

@@ -17,6 +17,7 @@ from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.recipe.sources import stage_sources
 from align.recipe.text import dump
 from align.report.headline import cell, headline
+from align.report.mixture import in_words
 from align.report.names import reward_named
 from align.runtime.card import CARD, read_card
 from align.runtime.errors import reason_of
@@ -117,7 +118,9 @@ def _data(recipe: Recipe, stage: str, summary: Summary) -> str:
     for key, what in (("unread_rows", "not read"), ("dropped_rows", "left out")):
         reasons = summary.get(key) or {}
         counted += [f"{count:,} rows {what}: {reason}" for reason, count in reasons.items()]
-    return "\n".join(lines) + (f"\n\nUsed: {'; '.join(counted)}." if counted else "")
+    text = "\n".join(lines) + (f"\n\nUsed: {'; '.join(counted)}." if counted else "")
+    drawn = [_plain(_shown(one)) for one in in_words(summary)]
+    return text + (f"\n\nDrawn: {'; '.join(drawn)}." if drawn else "")
 
 
 def _figures(stage: str, summary: Summary) -> str:

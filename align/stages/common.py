@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from align.data.mixture import drawn_by_weight
 from align.recipe import Recipe, dump_recipe
 from align.recipe.lineage import TRAINED, WITH_CHATML, Origin, code_hashes, has_model, model_dir
 from align.recipe.registry import STAGES
@@ -117,6 +118,8 @@ def described(
     found: dict[str, Any] = {"unread_rows": dict(unread), "dropped_rows": dropped}
     if cleaned:
         found["cleaning"] = cleaned[0].to_dict()
+    if weighed := [report for report in reports if report not in cleaned and report.drawn is not None]:
+        found["mixture"] = drawn_by_weight(weighed)
     return found if heldout_dropped is None else found | {"heldout_dropped_rows": heldout_dropped}
 
 

@@ -25,6 +25,17 @@ def tell_epochs(stage: str, section: StageSection, steps: int, epochs: float, ro
             LOG.warning("%s: %s", stage, told)
 
 
+def tell_mixture(stage: str, section: StageSection, drawn: dict[str, Any]) -> None:
+    """Say what a mixture takes of each part over the whole training, and warn of parts that come too often."""
+    if not is_main():
+        return
+    for name, part in drawn["parts"].items():
+        told = f"{part['drawn']:,} of {part['rows']:,} rows ({part['share']:.1%} of the training)"
+        LOG.info("%s: %s: %s", stage, name, told)
+        if warning := too_many_epochs(section, part["epochs"]):
+            LOG.warning("%s: %s: %s", stage, name, warning)
+
+
 def early_stopping(section: StageSection, after: int = 0) -> list[EarlyStopping]:
     """The callback that the section asks for, or none; evaluations up to the step `after` are not waited for."""
     return [] if section.early_stopping is None else [EarlyStopping(section.early_stopping, section.stopped_by, after)]

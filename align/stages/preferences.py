@@ -107,7 +107,7 @@ def make_trainer(
     """The trainer that the section's options need, or a subclass of it that the section names."""
     made = trainer_class(section, stage, GroupRewardTrainer if section.grouped else RewardTrainer)
     sets = {"train_dataset": rows, "eval_dataset": heldout_rows or None, "processing_class": tokenizer}
-    sets["callbacks"] = own_callbacks(section, stage)
+    sets |= {"callbacks": own_callbacks(section, stage), "mixture": section.mixture}
     if not section.grouped:
         return made(model, args, **sets)
     options = GroupOptions(section.label_smoothing, section.centering, section.lm_weight, section.share_prompts)

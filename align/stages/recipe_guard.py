@@ -37,6 +37,7 @@ HARMLESS = frozenset(
     | {"memory_share", "kv_cache_gib", "max_num_seqs", "sleep", "probe_tolerance"}  # of vLLM
     | {"urls", "start_timeout", "request_timeout", "max_restarts", "rollout.batch_size"}
 )
+NAMED = ("weights",)  # of a mixture, whose keys are names of the user's: a new one is a change too
 ENDLESS = ("constant", "constant_with_warmup")  # schedules that do not depend on how many steps there will be
 UNITS = {"num_iterations": "iterations", "max_steps": "steps", "num_train_epochs": "epochs", "num_rounds": "rounds"}
 NOTES = ("recipe.yaml", "accepted.json", CODE)  # written before a stage begins
@@ -176,7 +177,7 @@ def changed_code(recipe: Recipe, stage: str) -> list[Change]:
 
 
 def _compare(key: str, was: Any, now: Any, found: list[Change]) -> None:
-    if isinstance(was, dict) and isinstance(now, dict):
+    if isinstance(was, dict) and isinstance(now, dict) and key.rpartition(".")[2] not in NAMED:
         for name in now:
             harmless = HARMLESS & {name, f"{key.rpartition('.')[2]}.{name}"}
             if name in was and not harmless:
@@ -250,8 +251,9 @@ class Longer:
         )
         if not self.schedules:
             return f"{told}, as a run of that length from the start would"
+        is_now = "is now that" if len(self.schedules) == 1 else "are now those"
         return (
-            f"{told}; the {' and '.join(self.schedules)} learning rate is now that of the new length, while the {unit} "
+            f"{told}; the {' and the '.join(self.schedules)} {is_now} of the new length, while the {unit} "
             "so far had that of the old one: a run of the new length from the start would end elsewhere "
             f"(--fresh {self.stage} makes it)"
         )
@@ -275,7 +277,10 @@ def longer(recipe: Recipe, stage: str, changed: list[Change]) -> Longer | None:
         return None
     kinds = [one.lr_scheduler_type for one in getattr(recipe, stage).optimizers().values()]
     ending = dict.fromkeys(kind for kind in kinds if kind not in ENDLESS and name != "num_rounds")  # each has its own
-    return Longer(stage, change, done, tuple(ending))
+    schedules = [f"{kind} learning rate" for kind in ending]
+    mixture = getattr(getattr(recipe, stage), "mixture", None)
+    schedules += ["annealed mixture"] if mixture is not None and mixture.anneal else []
+    return Longer(stage, change, done, tuple(schedules))
 
 
 def _newest(recipe: Recipe, stage: str, name: str) -> int | None:

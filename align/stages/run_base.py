@@ -33,6 +33,7 @@ def run_base(
     """Run the stage and leave its folder behind; returns the summary (losses in nats a token)."""
     from align.data.encode import encode_documents
     from align.data.load import train_and_heldout
+    from align.data.mixture import by_part
 
     began = time.perf_counter()
     section = getattr(recipe, stage)
@@ -41,10 +42,15 @@ def run_base(
     train, heldout, reports = train_and_heldout(section, Document, recipe)
     origin = init_from or init_origin(recipe, stage)
     model, tokenizer = _start(recipe, stage, origin, train)
-    blocks = encode_documents(tokenizer, train, section.max_length)
+    rows = [
+        {"input_ids": block} | ({"part": part} if part else {})
+        for part, documents in by_part(train).items()
+        for block in encode_documents(tokenizer, documents, section.max_length)
+    ]
     heldout_blocks = encode_documents(tokenizer, heldout, section.max_length)
-    read = supervised.account(stage, section, reports, (blocks, {}), (heldout_blocks, {}))
-    rows, heldout_rows = ([{"input_ids": block} for block in every] for every in (blocks, heldout_blocks))
+    read = supervised.account(stage, section, reports, (rows, {}), (heldout_blocks, {}))
+    heldout_rows = [{"input_ids": block} for block in heldout_blocks]
+    rows, blocks = supervised.seen(rows, section, recipe, read), [row["input_ids"] for row in rows]
     args = supervised.arguments(recipe, stage, section, out_dir, evaluate=bool(heldout_rows))
     trainer = trainer_class(section, stage, SFTTrainer)(
         model,
@@ -53,6 +59,7 @@ def run_base(
         eval_dataset=heldout_rows or None,
         processing_class=tokenizer,
         callbacks=own_callbacks(section, stage),
+        mixture=section.mixture,
     )
     record = Record(trainer, tokenizer, stage, recipe, section)
     figures = record.once("before", lambda: _before(trainer, new=origin.kind == "new")) | record.train()

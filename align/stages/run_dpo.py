@@ -84,10 +84,11 @@ def run_dpo(
     trainer = trainer_class(section, stage, DPOTrainer)(
         model,
         args,
-        train_dataset=rows,
+        train_dataset=supervised.seen(rows, section, recipe, read),
         eval_dataset=heldout_rows or None,
         processing_class=tokenizer,
         callbacks=own_callbacks(section, stage),
+        mixture=section.mixture,
     )
     record = Record(trainer, tokenizer, stage, recipe, section)
     figures = _fit(record, section, heldout, derive(recipe.seed, stage, "replies"))

@@ -99,6 +99,8 @@ def run_ppo(
             trainer.save_ema(out_dir / "ema")
         figures |= _last_evaluation(trainer)
     figures |= summary_figures(trainer.state.log_history)
+    if section.mixture is not None:
+        figures["mixture"] = trainer.sampler.order.drawn(trainer.state.global_step)
     return common.finish(out_dir, figures, began)
 
 
@@ -113,6 +115,7 @@ def _outputs(trainer: Any) -> dict[str, Any]:
 def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo") -> tuple[Any, dict[str, Any]]:
     """The trainer with everything it needs, and what was read."""
     from align.data.load import load_records
+    from align.data.mixture import parted_by
     from align.models.load import load_causal_lm
     from align.models.tokenizer import recipe_tokenizer
     from align.trainers import sharding
@@ -129,7 +132,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     roles = shared_roles(recipe, section, tokenizer, path, accelerator.is_fsdp2)
     ready = None if roles is None else roles.rewards
     reward = build_reward(recipe, tokenizer, stage=stage, device=accelerator.device, ready=ready)
-    prompts, reports = load_records(section.data, Prompt, recipe, section.cleaning)
+    prompts, reports = load_records(section.data, Prompt, recipe, section.cleaning, by=parted_by(section))
     prompts, dropped = fitting(prompts, tokenizer, section.rollout, "ppo.data")
     eval_prompts, more = load_records(section.eval_data, Prompt, recipe) if section.eval_data else ([], [])
     eval_dropped: dict[str, int] = {}

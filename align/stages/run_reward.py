@@ -86,7 +86,8 @@ def train_reward(
     supervised.need_heldout(stage, section, heldout_rows, heldout_dropped)
     args = _arguments(recipe, section, stage, out_dir, seed, evaluate=bool(heldout_rows))
     reference = reference_batches(recipe, section, tokenizer, stage) if section.center_scores else None  # fails early
-    trainer = preferences.make_trainer(section, stage, args, model, tokenizer, rows, heldout_rows, layer)
+    training = supervised.seen(rows, section, recipe, read)
+    trainer = preferences.make_trainer(section, stage, args, model, tokenizer, training, heldout_rows, layer)
     record = Record(trainer, tokenizer, stage, recipe, section)
     figures = record.once("before", lambda: _before(trainer, heldout, heldout_rows, train, fresh_head))
     figures = figures | _train(record, keep_best=section.keep_best)

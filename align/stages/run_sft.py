@@ -32,6 +32,7 @@ from align.stages.user_code import own_callbacks, trainer_class
 from align.trainers.sft import SFTTrainer
 from data_formats import chatml
 from data_formats.chat_format import chat_format
+from data_formats.react import observations
 from data_formats.records import Demonstration
 
 
@@ -63,6 +64,7 @@ def run_sft(
     common.open_folder(recipe, out_dir)
     train, heldout, reports = train_and_heldout(section, Demonstration, recipe)
     train, heldout = (as_trained(tokenizer, demos, section) for demos in (train, heldout))
+    tell_observations(stage, train, section)
     heldout_rows, categories = encode_heldout(tokenizer, heldout, section)
     supervised.need_heldout(stage, section, heldout_rows.rows, heldout_rows.counts)
     args = supervised.arguments(recipe, stage, section, out_dir, evaluate=bool(heldout_rows.rows))
@@ -70,10 +72,11 @@ def run_sft(
     read = supervised.account(
         stage, section, reports, (rows.rows, rows.counts), (heldout_rows.rows, heldout_rows.counts)
     )
+    training = supervised.seen(rows.rows, section, recipe, read)
     trainer = trainer_class(section, stage, SFTTrainer)(
         model,
         args,
-        train_dataset=rows.rows,
+        train_dataset=training,
         eval_dataset=heldout_rows.rows or None,
         processing_class=tokenizer,
         compute_metrics=LossByCategory(categories),
@@ -83,6 +86,7 @@ def run_sft(
         max_length=section.max_length,
         group_by_length=section.group_by_length,
         max_z_coef=section.max_z_coef,
+        mixture=section.mixture,
     )
     seed = derive(recipe.seed, stage, "replies")
     figures = fit(trainer, stage, recipe, section, out_dir, tokenizer=tokenizer, heldout=heldout, seed=seed)
@@ -106,10 +110,25 @@ def as_trained(tokenizer: Any, demos: Sequence[Demonstration], section: SFTSecti
     return found
 
 
+def tell_observations(stage: str, demos: Sequence[Demonstration], section: SFTSection) -> None:
+    """Say in how many conversations tools answer inside a reply; warn where these answers would be trained."""
+    replies = ([turn.content for turn in demo.messages if turn.role == "assistant" and turn.loss] for demo in demos)
+    found = sum(any(map(observations, texts)) for texts in replies)
+    if section.mask_observations:
+        common.LOG.info("%s: %d conversations have observations inside replies, which get no loss", stage, found)
+    elif found:
+        common.LOG.warning(
+            "%s: %d conversations have observations of tools inside replies, and these are trained as if the model had "
+            "to write them: set %s.mask_observations",
+            *(stage, found, stage),
+        )
+
+
 def options(section: SFTSection) -> dict[str, Any]:
     """What `encode_demonstrations` is told."""
     return {
-        name: getattr(section, name) for name in ("max_length", "on_overlong", "mask", "default_system", "thinking")
+        name: getattr(section, name)
+        for name in ("max_length", "on_overlong", "mask", "default_system", "thinking", "mask_observations")
     }
 
 

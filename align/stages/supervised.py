@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from align.data.mixture import drawn_by_epochs, with_epochs
 from align.recipe import Recipe, batch_plan
 from align.recipe.epochs import epochs_of_whole_passes
 from align.recipe.lineage import TRAINED, Origin
@@ -31,7 +32,7 @@ from align.runtime.memory import memory_errors
 from align.runtime.ranks import any_rank, barrier, is_main
 from align.stages import common
 from align.stages.drafts import prove_outputs
-from align.stages.ending import early_stopping, ended_early, logged, tell_epochs
+from align.stages.ending import early_stopping, ended_early, logged, tell_epochs, tell_mixture
 from align.trainers.arguments import training_arguments
 from align.trainers.sft import SFTTrainer
 
@@ -106,6 +107,14 @@ def account(
     return found
 
 
+def seen(rows: list[Any], section: SupervisedSection, recipe: Recipe, read: Figures) -> list[Any]:
+    """The rows to train on, each as often as its source's `epochs` say; what that comes to is added to `read`."""
+    training = with_epochs(rows, section.data, recipe.seed)
+    if training is not rows:
+        read["mixture"] = drawn_by_epochs(rows, training)
+    return training
+
+
 def need_heldout(stage: str, section: Any, rows: Sequence[Any], dropped: dict[str, int]) -> None:
     """Raises EmptyDatasetError when the best model is to be kept, but there is no held-out row to choose it by."""
     if section.keep_best:
@@ -127,7 +136,8 @@ def train(
 
     Returns:
         `steps`, `epochs`, `train_loss` (the last one logged), `train_seconds`, `resumed_from` (0 = from the start);
-        of an adapter also `trained_parameters` of all `parameters`; `stopped_early`, why, where it was.
+        of an adapter also `trained_parameters` of all `parameters`; `stopped_early`, why, where it was; `mixture`, what
+        was drawn of each part, where the section has one.
 
     Raises:
         StageStopped: Ctrl-C; a checkpoint was written.
@@ -149,6 +159,8 @@ def train(
     early, planned, rows = early_stopping(section), trainer.planned_steps(), len(trainer.train_dataset)
     epochs = epochs_of_whole_passes(planned, section.batch_size, rows)
     tell_epochs(stage, section, planned, epochs, rows, row=section.unit)
+    if section.mixture is not None:
+        tell_mixture(stage, section, trainer.mixed_order.drawn(planned))
     with StopFlag() as flag:
         own = [*early, *tracker_callbacks(recipe, out_dir)]
         attach(trainer, stage, out_dir, flag, figures=figures, added=own, epochs=epochs)
@@ -171,6 +183,7 @@ def train(
         "train_seconds": round(time.perf_counter() - began, 2),
         "resumed_from": start,
         **share,
+        **({} if section.mixture is None else {"mixture": trainer.mixed_order.drawn(state.global_step)}),
     }
 
 

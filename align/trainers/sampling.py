@@ -10,7 +10,8 @@ are shuffled afterwards, so that an epoch is not a series of descents from long 
 a step are no longer independent of one another's length.
 
 Departures from `transformers.Trainer`: accelerate repeats rows to fill the last batch of several ranks; here no row is
-ever seen twice in an epoch. With W ranks the last, short step of an epoch is cut down to a multiple of W rows.
+ever seen twice in an epoch, but where a mixture asks for it (`MixedSampler`). With W ranks the last, short step of an
+epoch is cut down to a multiple of W rows.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from align.data.mixture import MixedOrder
 from align.runs.seeding import derive
 from data_formats.errors import EmptyDatasetError
 
@@ -104,6 +106,30 @@ class StepSampler:
             return -(-(rows // self.world_size) // self.micro_batch_size)
 
         return full * micro_batches(self.rows_per_step) + micro_batches(rest)
+
+
+class MixedSampler(StepSampler):
+    """As `StepSampler`, with the rows of every step by the shares of a mixture. An epoch has as many steps as one over
+    the rows would, and all of them are whole.
+
+    Args:
+        lengths: of every row in tokens.
+        order: which rows a step takes.
+        micro_batch_size, world_size, rank: as of `StepSampler`.
+    """
+
+    def __init__(self, lengths: Sequence[int], order: MixedOrder, **options: int):
+        super().__init__(lengths, rows_per_step=order.rows_per_step, **options)
+        self.mixed = order
+        self.steps_per_epoch = -(-len(lengths) // order.rows_per_step)
+
+    def steps(self) -> Iterator[list[int]]:
+        first = self.epoch * self.steps_per_epoch
+        for step in range(first, first + self.steps_per_epoch):
+            yield self.mixed.rows(step)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * -(-self.rows_per_step // self.world_size // self.micro_batch_size)
 
 
 class EpochOrder(TrainerCallback):

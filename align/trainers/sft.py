@@ -65,7 +65,7 @@ class SFTTrainer(SupervisedTrainer):
             the square of the largest logit at it, whose mean is logged as `max_z`. Held-out loss is without it.
 
     Raises:
-        ValueError: an unknown reduction.
+        ValueError: an unknown reduction; or grouping with a mixture.
         PackingError: nothing to pack, packing and grouping at once, or a collator or a model with which packed samples
             would see one another.
     """
@@ -91,6 +91,8 @@ class SFTTrainer(SupervisedTrainer):
             raise ValueError(f"loss_reduction must be one of {', '.join(REDUCTIONS)}, found '{loss_reduction}'")
         if packing and group_by_length:
             raise PackingError("packed rows are of one length already: choose packing or group_by_length, not both")
+        if group_by_length and kwargs.get("mixture") is not None:
+            raise ValueError("group_by_length fills steps with rows of like length: choose it or mixture, not both")
         self.loss_reduction, self.group_by_length = loss_reduction, group_by_length
         self.max_z_coef, self._max_z_2 = max_z_coef, torch.zeros(2, dtype=torch.float64)  # sum and units, to be logged
         self.packing_report: dict[str, int | float] | None = None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,9 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput, align_special_tokens
 from transformers.training_args import OptimizerNames
 
+from align.data.mixture import MixedOrder
 from align.models.save import save_model
+from align.recipe.mixture_section import MixtureSection
 from align.runs import checkpoint
 from align.runs.callbacks import ProofCallback
 from align.runs.proof import reset_process_state
@@ -39,7 +42,7 @@ from align.runtime.peft_model import is_peft
 from align.runtime.ranks import any_rank
 from align.trainers import accepted
 from align.trainers.optimization import check_precision, require_whole, take_rates, with_own_exceptions
-from align.trainers.sampling import EpochOrder, StepSampler
+from align.trainers.sampling import EpochOrder, MixedSampler, StepSampler
 from align.trainers.supervised_state import FIGURES_FILE, LastStep, Sums
 from align.trainers.trained_data import DATA_FILE, Data
 from reward.adapter import load_weights
@@ -52,6 +55,7 @@ class SupervisedTrainer(Trainer):
     Args:
         model, args and further keywords: as for `transformers.Trainer`.
         processing_class: the tokenizer; its pad id pads batches unless a `data_collator` is given.
+        mixture: what every step takes of each part of the rows, which then know theirs (`part`).
     """
 
     group_by_length = False  # steps of rows of like length, see StepSampler
@@ -59,7 +63,7 @@ class SupervisedTrainer(Trainer):
     default_collator: ClassVar[Callable[[int], Callable[[list], dict[str, Tensor]]]]
     default_metrics: ClassVar[Callable[[EvalPrediction], dict[str, float]]]
 
-    def __init__(self, model: nn.Module, args: Any, **kwargs: Any):
+    def __init__(self, model: nn.Module, args: Any, *, mixture: MixtureSection | None = None, **kwargs: Any):
         accepted.require_arguments(args, "args")
         own = type(self).default_collator
         if kwargs.get("data_collator") is None:
@@ -76,6 +80,7 @@ class SupervisedTrainer(Trainer):
         super().__init__(model, args=args, **kwargs)
         self.model_accepts_loss_kwargs = True  # read by Trainer.training_step
         self._tr_loss, self._total_loss_scalar, self._globalstep_last_logged = torch.zeros(()), 0.0, 0
+        self.mixture, self._order = mixture, None
         self.data, self._sums = Data(self), Sums(self)
         self.add_callback(self._sums)
         self.add_callback(EpochOrder())
@@ -142,18 +147,39 @@ class SupervisedTrainer(Trainer):
         args, rows = self.args, self.train_dataset
         if rows is None or not hasattr(rows, "__len__"):
             raise ValueError("training needs a train_dataset with a length (a list of encoded rows)")
-        sampler = StepSampler(
-            [self.row_length(row) for row in rows],
-            rows_per_step=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            micro_batch_size=args.per_device_train_batch_size,
-            world_size=args.world_size,
-            rank=args.process_index,
-            seed=args.data_seed if args.data_seed is not None else args.seed,
-            group_by_length=self.group_by_length,
-        )
+        lengths = [self.row_length(row) for row in rows]
+        dealt = {"micro_batch_size": args.per_device_train_batch_size}
+        dealt |= {"world_size": args.world_size, "rank": args.process_index}
+        if self.mixture is not None:
+            sampler: StepSampler = MixedSampler(lengths, self.mixed_order, **dealt)
+        else:
+            seed, grouped = self._order_seed, self.group_by_length
+            sampler = StepSampler(
+                lengths, rows_per_step=self._rows_per_step, seed=seed, group_by_length=grouped, **dealt
+            )
         generator = torch.Generator()  # the loader would otherwise draw from, and so disturb, the global generator
         workers = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}
         return DataLoader(rows, batch_sampler=sampler, collate_fn=self.data_collator, generator=generator, **workers)
+
+    @property
+    def _rows_per_step(self) -> int:
+        args = self.args
+        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+    @property
+    def _order_seed(self) -> int:
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
+
+    @property
+    def mixed_order(self) -> MixedOrder:
+        """Which rows every step takes, of a trainer with a `mixture`; it goes over all steps of the training."""
+        if self._order is None:
+            rows, per_step = self.train_dataset, self._rows_per_step
+            steps = math.ceil(self.args.num_train_epochs * math.ceil(len(rows) / per_step))
+            steps = self.args.max_steps if self.args.max_steps > 0 else steps
+            parts = [row.get("part", "") for row in rows]
+            self._order = MixedOrder(self.mixture, parts, rows_per_step=per_step, steps=steps, seed=self._order_seed)
+        return self._order
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """Items of the whole optimizer step, over all its micro-batches and all ranks; int64 on `device`."""

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from data_formats.records import Comparison, Demonstration, Document, Message, Prompt, Record, Scored
 
 R = TypeVar("R")
+LABELS = ("role", "part")  # fields that hold a word of ours
 
 
 def normalised(text: str) -> str:
@@ -73,11 +74,11 @@ def wanted_texts(record: Record) -> tuple[str, ...]:
 @cache
 def _texts_of(kind: type) -> tuple[str, ...]:
     """The fields of a record, or of a part of one, that may hold a string."""
-    return tuple(field.name for field in fields(kind) if field.name != "role")
+    return tuple(field.name for field in fields(kind) if field.name not in LABELS)
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every string of a record, its category and source too, but no role."""
+    """Every string of a record, its category and source too, but no role and no part of a mixture."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, tuple):

@@ -29,7 +29,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from align.data.encode import encode_prompts
-from align.data.prompts import PromptSampler
+from align.data.prompts import MixedPromptSampler, PromptSampler
 from align.recipe.ppo_section import PPOConfig
 from align.runtime.errors import AlignError
 from align.trainers import sharding
@@ -78,7 +78,7 @@ class Rollout:
         self,
         engine: Engine,
         prompts: Sequence[Prompt],
-        sampler: PromptSampler,
+        sampler: PromptSampler | MixedPromptSampler,
         sync: WeightSync,
         *,
         config: PPOConfig,

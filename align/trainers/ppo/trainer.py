@@ -56,7 +56,8 @@ from transformers import TrainerCallback
 
 from align import functional
 from align.data.fingerprint import fingerprint
-from align.data.prompts import PromptSampler
+from align.data.mixture import MixedOrder
+from align.data.prompts import MixedPromptSampler, PromptSampler
 from align.models.save import dress, save_model
 from align.recipe.ppo_section import PPOConfig
 from align.runs.errors import SavedError, TrainingError
@@ -185,7 +186,7 @@ class PPOTrainer(IterationLoop):
         self.reward_stats = running_stats(config.normalize_reward)
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.ptx_coef = PtxController(config.ptx_coef, config.ptx_grad_norm_ratio)
-        self.sampler = PromptSampler(len(self.prompts), config.rollout_batch_size, derive(seed, "prompts"))
+        self.sampler = self._make_sampler(derive(seed, "prompts"))
         self.ptx = self._make_ptx(ptx_blocks)
         sets = {"data": self.prompts, "eval_data": self.eval_prompts, "ptx_data": list(ptx_blocks)}
         self.data = {f"ppo.{name}": fingerprint(rows) for name, rows in sets.items()}
@@ -221,6 +222,14 @@ class PPOTrainer(IterationLoop):
         models = [self.reference, *(model.raw for model in self._trained.values())]
         self._share_prompts = shares_prompts(*models)  # tried now, where all ranks are
         self.offload.rest("reference", self.reference)
+
+    def _make_sampler(self, seed: int) -> PromptSampler | MixedPromptSampler:
+        config = self.config
+        if config.mixture is None:
+            return PromptSampler(len(self.prompts), config.rollout_batch_size, seed)
+        parts = [prompt.part for prompt in self.prompts]
+        steps = {"rows_per_step": config.rollout_batch_size, "steps": config.num_iterations}
+        return MixedPromptSampler(MixedOrder(config.mixture, parts, seed=seed, **steps))
 
     def _make_ptx(self, blocks: Sequence[Sequence[int]]) -> PtxStream | None:
         per_step = self.config.ptx_ratio * self.responses // self.config.num_mini_batches

@@ -58,6 +58,12 @@ def test_what_only_reading_could_tell_is_not_told_but_too_many_epochs_are(tmp_pa
     assert warning.startswith(f"warning: {stage}: 30 epochs are more than ")
 
 
+def test_epochs_of_a_source_count(tmp_path):
+    data = [{"path": "rows.jsonl", "limit": 40, "epochs": 2.5}]
+    found = recipe(tmp_path, sft=ROWS | {"data": data, "holdout": 0.0})
+    assert expected_rows(found, "sft") == 100
+
+
 def test_the_words():
     assert in_epochs(1000, epochs_of(1000, 64, 5000), 5000) == "1,000 steps = 12.8 epochs of 5,000 rows"
     once = in_epochs(10, epochs_of(10, 5, 50), 50, step="iterations", row="prompts")

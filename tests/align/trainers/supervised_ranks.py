@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from align.functional.reductions import REDUCTIONS
+from align.recipe.mixture_section import MixtureSection
 from align.runs import checkpoint
 from tests.align.trainers.supervised_case import (
     Gradients,
@@ -24,12 +25,14 @@ def main(folder: Path, ranks: int) -> None:
     results = {}
     packed = {"packing": True, "max_length": 40}
     single = [row | {"pairs": row["pairs"][:1]} for row in group_rows(7, seed=5)]
+    parted = [row | {"part": "ab"[at % 2]} for at, row in enumerate(sft_rows(16))]
     cases = (
         ("sft", sft_rows(8), sft_rows(7, seed=5), None),
         ("reward", pair_rows(8), pair_rows(7, seed=5), None),
         *((f"groups {share}", group_rows(8), single, {"options": group_options(share)}) for share in (True, False)),
         *((f"sft {name}", chat_rows(8), chat_rows(7, seed=5), {"loss_reduction": name}) for name in REDUCTIONS),
         ("dpo", preference_rows(8), preference_rows(7, seed=5), None),
+        ("sft mixed", parted, sft_rows(7, seed=5), {"mixture": MixtureSection(weights={"a": 1.0, "b": 3.0})}),
         ("sft packed", chat_rows(30), chat_rows(7, seed=5), packed | {"loss_reduction": "prefix_mean"}),
     )
     for case, rows, heldout, options in cases:

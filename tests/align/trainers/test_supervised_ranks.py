@@ -15,7 +15,7 @@ def launch(folder, ranks):
 def test_two_ranks_learn_and_measure_what_one_does(tmp_path):
     one, two = launch(tmp_path / "one", 1), launch(tmp_path / "two", 2)
     assert (
-        {"sft", "reward", "dpo", "groups True", "groups False", "sft packed", "sft session_mean"}
+        {"sft", "reward", "dpo", "groups True", "groups False", "sft packed", "sft mixed", "sft session_mean"}
         <= one.keys()
         == two.keys()
     )
