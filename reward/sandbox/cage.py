@@ -1,0 +1,277 @@
+"""A process in a cage: `confined` forks one that runs a piece of work behind walls and limits.
+
+Three processes of it: the outer one holds the new namespaces' door, the inner one is their first process (pid 1; the
+kernel ends everything in there when it ends), and its child does the work. Each dies with the one before it. Where the
+kernel gives no namespaces the three are there too, with less around them; what is there is told before the work begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from reward.sandbox import kernel
+
+NOBODY = 65534
+USERS, MANY = 1_800_000_000, 1_000_000  # numbers that are nobody's: a cage of root's has one of its own
+HOLDERS = 4  # processes of a cage beside those that the code is run in
+LINUX = sys.platform == "linux"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the work may use.
+
+    Attributes:
+        cpu: seconds of CPU of each process, counted anew in each.
+        memory: bytes of address space of each process.
+        file: bytes of a file.
+        folder: bytes of all files together, where the folder is in memory.
+        processes: how many there may be, threads included.
+    """
+
+    cpu: int
+    memory: int
+    file: int
+    folder: int
+    processes: int
+    open_files: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which walls are put up; `required`: without namespaces the work is not done, and the cage says so."""
+
+    required: bool = True
+    namespaces: bool = True
+    landlock: bool = True
+
+
+class NoCageError(Exception):
+    """The kernel does not give what was required."""
+
+
+def confined(work: Callable[[], None], limits: Limits, keep: Iterable[int], wanted: Wanted, number: int) -> tuple[int, int]:
+    """Fork a process that does `work` in a cage.
+
+    Args:
+        keep: descriptors that it has; all others are closed, and the standard ones lead nowhere.
+        wanted: which walls.
+        number: of the cage, below `MANY`; those that are there at once differ.
+
+    Returns:
+        Its id, and a descriptor on which it tells one line of JSON: `{"walls": […]}` or `{"error": …}`.
+    """
+    told, tell = os.pipe()
+    outer = os.fork()
+    if outer:
+        os.close(tell)
+        return outer, told
+    try:
+        _outer(work, limits, sorted({*keep, tell}), wanted, number, tell)
+    except BaseException as error:
+        _tell(tell, {"error": f"{type(error).__name__}: {error}"})
+    os._exit(1)
+
+
+def _outer(
+    work: Callable[[], None], limits: Limits, keep: list[int], wanted: Wanted, number: int, tell: int
+) -> NoReturn:
+    os.setsid()
+    _die_with_parent()
+    _only(keep)
+    walls = _namespaces(wanted)
+    inner = os.fork()
+    if inner == 0:
+        _die_with_parent()
+        apart, threads = "namespaces" in walls, _threads(walls)
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as opened:
+            opened.write("1000")  # where memory runs out it is not the training that ends
+        folder = _root(limits) if apart else tempfile.mkdtemp(prefix="align-reply-")
+        walls += _smaller(folder, number, apart, wanted.landlock)
+        _limit(limits, threads)
+        worker = os.fork()
+        if worker == 0:
+            _die_with_parent()
+            _tell(tell, {"walls": walls, "folder": None if apart else folder})
+            os.close(tell)
+            os.environ.clear()
+            os.environ.update(HOME=folder, TMPDIR=folder, LANG="C.UTF-8")
+            os.chdir(folder)
+            work()
+            os._exit(0)
+        os.close(tell)
+        _wait(worker)
+    os.close(tell)
+    _wait(inner)
+
+
+def _wait(child: int) -> NoReturn:
+    """End as `child` does; whatever else falls to this process is forgotten meanwhile."""
+    for file in range(3, 256):
+        with contextlib.suppress(OSError):
+            os.close(file)
+    while True:
+        ended, status = os.wait()
+        if ended == child:
+            os._exit(min(255, os.waitstatus_to_exitcode(status) & 0xFF))
+
+
+def _die_with_parent() -> None:
+    if LINUX:
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _only(keep: list[int]) -> None:
+    """Close every descriptor but these and the standard ones, which lead nowhere."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for standard in range(3):
+        os.dup2(nowhere, standard)
+    edges = [2, *(file for file in keep if file > 2), resource.getrlimit(resource.RLIMIT_NOFILE)[0]]
+    for low, high in zip(edges, edges[1:], strict=False):
+        os.closerange(low + 1, high)
+
+
+def _namespaces(wanted: Wanted) -> list[str]:
+    """Enter namespaces: as root of the machine directly, else by a user namespace."""
+    if not (LINUX and wanted.namespaces):
+        if wanted.required:
+            raise NoCageError(f"there are no namespaces on {sys.platform}")
+        return []
+    user, group = os.geteuid(), os.getegid()
+    try:
+        if user == 0:
+            kernel.unshare(kernel.NAMESPACES)
+            return ["namespaces"]
+    except OSError:
+        pass  # a container's root
+    try:
+        kernel.unshare(kernel.NAMESPACES | kernel.NEWUSER)
+        for file, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            with open(f"/proc/self/{file}", "w") as opened:
+                opened.write(text)
+        with contextlib.suppress(OSError), open("/proc/sys/user/max_user_namespaces", "w") as opened:
+            opened.write("0")  # none inside this one
+        return ["namespaces"]
+    except OSError as error:
+        if wanted.required:
+            raise NoCageError(str(error)) from error
+        return []
+
+
+def readable() -> list[str]:
+    """Folders that Python needs: its library and the system's."""
+    own = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), sysconfig.get_config_var("LIBDIR")]
+    found = [path for path in (*own, "/usr/lib", "/usr/lib64", "/lib", "/lib64") if path and os.path.isdir(path)]
+    real = sorted({os.path.realpath(path) for path in found})
+    return [path for path in real if not any(path.startswith(f"{other}/") for other in real)]
+
+
+def _root(limits: Limits) -> str:
+    """A root of the folders that Python needs, read-only, and a /tmp in memory; returns that."""
+    kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    new, hidden = tempfile.gettempdir(), kernel.MS_NOSUID | kernel.MS_NODEV
+    links = {path: os.readlink(path) for path in ("/lib", "/lib64", "/usr/lib64") if os.path.islink(path)}
+    places = [(path, os.open(path, os.O_PATH)) for path in readable()]
+    devices = [(path, os.open(path, os.O_PATH)) for path in ("/dev/null", "/dev/zero", "/dev/urandom")]
+    kernel.mount("cage", new, "tmpfs", hidden, "size=1m,mode=755")
+    for path, place in places:
+        os.makedirs(new + path, exist_ok=True)
+        kernel.bind(f"/proc/self/fd/{place}", new + path)
+    os.makedirs(f"{new}/dev", exist_ok=True)
+    for path, place in devices:
+        with open(new + path, "w"):
+            pass
+        kernel.bind(f"/proc/self/fd/{place}", new + path, read_only=False)
+    for _, place in places + devices:
+        os.close(place)
+    for path, target in links.items():
+        if not os.path.lexists(new + path):
+            os.makedirs(os.path.dirname(new + path), exist_ok=True)
+            os.symlink(target, new + path)
+    os.makedirs(f"{new}/tmp", exist_ok=True)
+    kernel.mount("tmp", f"{new}/tmp", "tmpfs", hidden, f"size={limits.folder},nr_inodes=4096,mode=1777")
+    kernel.mount("none", new, None, kernel.MS_REMOUNT | kernel.MS_RDONLY | hidden)
+    kernel.enter_root(new)
+    return "/tmp"
+
+
+def _smaller(folder: str, number: int, apart: bool, landlock: bool) -> list[str]:
+    """Another user where this one is root, nothing of privileges, and Landlock; returns what there is of it."""
+    walls = []
+    if os.geteuid() == 0:
+        if not apart:
+            os.chown(folder, USERS + number, NOBODY)
+        for user in (USERS + number, NOBODY):
+            try:
+                os.setgroups([])
+                os.setresgid(NOBODY, NOBODY, NOBODY)
+                os.setresuid(user, user, user)
+                walls.append("own user")
+                break
+            except OSError:
+                continue
+        try:
+            with open(os.__file__, "rb"):
+                pass
+        except OSError as error:
+            raise NoCageError(f"no other user than root may read {os.__file__}, which the code needs") from error
+    if LINUX:
+        _die_with_parent()  # a change of the user takes that off
+        kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+        kernel.drop_capabilities()
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+        with contextlib.suppress(OSError):
+            devices = ("/dev/null", "/dev/zero", "/dev/urandom")
+            if landlock and kernel.landlock([*readable(), *devices[1:]], [folder, devices[0]]):
+                walls.append("landlock")
+    return walls
+
+
+def _limit(limits: Limits, threads: int) -> None:
+    for name, value in (
+        ("CPU", limits.cpu),
+        ("AS", limits.memory),
+        ("FSIZE", limits.file),
+        ("NOFILE", limits.open_files),
+        ("NPROC", threads + limits.processes + HOLDERS),
+        ("CORE", 0),
+        ("MEMLOCK", 0),
+        ("MSGQUEUE", 0),
+    ):
+        kind = getattr(resource, f"RLIMIT_{name}", None)
+        if kind is not None:
+            _, hard = resource.getrlimit(kind)
+            bound = value + 1 if name == "CPU" else value  # SIGXCPU, and a second later SIGKILL
+            bound = bound if hard < 0 else min(bound, hard)
+            resource.setrlimit(kind, (min(value, bound), bound))
+
+
+def _threads(walls: list[str]) -> int:
+    """How many threads the limit of processes counts beside the cage's own: all of the user's, unless it has a number
+    of its own, or a user namespace counts for itself (Linux 5.14)."""
+    user = os.geteuid()
+    kernel_version = tuple(int(part) for part in os.uname().release.split(".")[:2] if part.isdecimal())
+    if user == 0 or ("namespaces" in walls and kernel_version >= (5, 14)):
+        return 0
+    count = 0
+    for process in filter(str.isdecimal, os.listdir("/proc") if LINUX else ()):
+        with contextlib.suppress(OSError, KeyError, ValueError), open(f"/proc/{process}/status") as opened:
+            told = dict(line.split(":", 1) for line in opened)
+            if int(told["Uid"].split()[0]) == user:
+                count += int(told["Threads"])
+    return count
+
+
+def _tell(file: int, what: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):
+        os.write(file, json.dumps(what).encode() + b"\n")
