@@ -27,6 +27,8 @@ from reward.sandbox.start import Job
 
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^\s`{]*)")
 PYTHON = ("python", "py", "python3", "python-repl")
+TEST_FIELDS = ("test", "entry_point", "test_list", "test_imports", "test_setup_code", "input_output")
+TEST_FIELDS += ("public_tests", "private_tests", "generated_tests", "tests")
 PRINTED = ("public_tests", "private_tests", "generated_tests")
 
 

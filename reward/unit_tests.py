@@ -108,6 +108,17 @@ class UnitTests(Rule):
         return tests
 
 
+def parsed(samples: Sequence[Sample], budget: Budget, name: str) -> list[Result]:
+    """Whether the code of each reply is Python that can be read; none of it is run.
+
+    Raises:
+        RewardUnavailableError: there is no sandbox, or no time left.
+    """
+    jobs = [CodeTests(pairs=[]).job(sample, stop=True) for sample in samples]
+    said = iter(run_all([job for job in jobs if job is not None], budget, name))
+    return [Result(0, 0, "no_code") if job is None else result_of(*next(said)) for job in jobs]
+
+
 def result_of(outcomes: Sequence[tuple[str, str]], total: int) -> Result:
     """Of what came of the tests that were made, and how many there are."""
     passed = sum(outcome == "passed" for outcome, _ in outcomes)

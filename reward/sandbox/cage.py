@@ -60,7 +60,9 @@ class NoCageError(Exception):
     """The kernel does not give what was required."""
 
 
-def confined(work: Callable[[], None], limits: Limits, keep: Iterable[int], wanted: Wanted, number: int) -> tuple[int, int]:
+def confined(
+    work: Callable[[], None], limits: Limits, keep: Iterable[int], wanted: Wanted, number: int
+) -> tuple[int, int]:
     """Fork a process that does `work` in a cage.
 
     Args:

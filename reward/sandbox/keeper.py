@@ -58,14 +58,18 @@ def keep() -> None:
     started: list[int] = []
     folders: list[str] = []
     try:
-        child, told = confined(lambda: reply.answer(theirs.fileno(), program), limits, [theirs.fileno()], wanted, number)
+        child, told = confined(
+            lambda: reply.answer(theirs.fileno(), program), limits, [theirs.fileno()], wanted, number
+        )
         started.append(child)
         theirs.close()
         found = _walls(told, folders)
         if "error" not in found:
             tests, verdict, tell = _object(), *os.pipe()
             own = Limits(int(tests["seconds"]), limits.memory, limits.file, limits.folder, 0)
-            child, told = confined(lambda: _tell(tell, judge(ours.fileno(), tests)), own, [ours.fileno(), tell], wanted, number + 1)
+            child, told = confined(
+                lambda: _tell(tell, judge(ours.fileno(), tests)), own, [ours.fileno(), tell], wanted, number + 1
+            )
             started.append(child)
             os.close(tell)
             ours.close()

@@ -25,8 +25,11 @@ from reward.workers import cores
 logger = logging.getLogger(__name__)
 
 Isolation = Literal["required", "best"]
+PYTHON = os.path.realpath(sys.executable)
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop()); from reward.sandbox.keeper import serve; del sys.path[0]; serve()"
+PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv.pop()); from reward.sandbox.keeper import serve; del sys.path[0]; serve()"
+)
 OUTPUT = 1 << 20  # bytes of a program's output that are compared
 SPOKEN = 2 << 20  # bytes that a keeper may say
 PATIENCE = 10  # times the seconds of CPU, in seconds of wall clock, until a test is given up
@@ -149,7 +152,7 @@ class _Keepers:
         self._control, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
-                [os.path.realpath(sys.executable), "-P", "-S", "-s", "-c", PROGRAM, str(ROOT)],
+                [PYTHON, "-P", "-S", "-s", "-c", PROGRAM, str(ROOT)],
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
