@@ -2,13 +2,13 @@
 
 A row says its tests by the names under which they are published:
 
-    test, entry_point                        HumanEval: `check(candidate)`; the reply goes on with the prompt's function, or
-                                             defines it again
-    test_list, test_imports, test_setup_code MBPP: assertions, what they import, and what stands before each
-    input_output                             APPS, TACO: {inputs, outputs}, of standard input and output, or with `fn_name`
-                                             of a function's arguments and value; as an object or as JSON
-    public_tests, private_tests, generated_tests   CodeContests: {input, output} of standard input and output
-    tests                                    a list of assertions, or of {input, output}
+    test, entry_point      HumanEval: `check(candidate)`; the reply goes on with the prompt's function or defines it
+    test_list              MBPP: assertions; `test_imports` and `test_setup_code`: what they import, what stands before
+    input_output           APPS, TACO: {inputs, outputs} of standard input and output, or with `fn_name` of a function's
+                           arguments and value; as an object or as JSON
+    public_tests, private_tests, generated_tests
+                           CodeContests: {input, output} of standard input and output
+    tests                  a list of assertions, or of {input, output}
 
 The code of a reply is its last fenced block of Python (```python, ```py, else one without a name; to the end where it
 is not closed), else the whole reply. Nothing here runs or parses code: that is done in the sandbox.
@@ -104,7 +104,7 @@ def prefix_of(sample: Sample, function: str) -> str:
     return next((code.rstrip() + "\n" for code in candidates if defines.search(code)), "")
 
 
-def tests_of(columns: Mapping[str, Any]) -> CodeTests | None:
+def read_tests(columns: Mapping[str, Any]) -> CodeTests | None:
     """The tests in a prompt's columns; None where there are none.
 
     Raises:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from align.runtime.terminal import shortened
-from reward.code_tests import CodeTests, TestsError, tests_of
+from reward.code_tests import TEST_FIELDS, CodeTests, TestsError, read_tests
 from reward.protocol import RewardError, Sample, Verdict
 from reward.rules import Rule, shown
 from reward.sandbox.start import Budget, Job, run_all
@@ -21,8 +21,8 @@ BROKEN = "broken_test"  # tests that cannot be run at all, whatever the reply
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What came of a reply.
+class TestsResult:
+    """What came of a reply's tests.
 
     Attributes:
         passed, total: tests; those after one that ended everything count as failed.
@@ -34,6 +34,7 @@ class Result:
     total: int
     reason: str = ""
     why: str = ""
+    __test__ = False  # no test of pytest's
 
     def score(self, partial: bool) -> float:
         """Share of tests passed, or 1 for all of them."""
@@ -56,7 +57,7 @@ class UnitTests(Rule):
         super().__init__(name)
         self.partial, self.missing, self.budget = partial, missing, budget or Budget()
 
-    def results(self, samples: Sequence[Sample]) -> list[Result | None]:
+    def results(self, samples: Sequence[Sample]) -> list[TestsResult | None]:
         """What came of each reply; None where its prompt has no tests.
 
         Raises:
@@ -68,7 +69,7 @@ class UnitTests(Rule):
         asked = [job for job in jobs if isinstance(job, Job)]
         said = iter(run_all(asked, self.budget, self.name))
         return [
-            None if one is None else Result(0, 1, "no_code") if job is None else result_of(*next(said))
+            None if one is None else TestsResult(0, 1, "no_code") if job is None else result_of(*next(said))
             for one, job in zip(tests, jobs, strict=True)
         ]
 
@@ -97,18 +98,18 @@ class UnitTests(Rule):
 
     def _tests(self, sample: Sample) -> CodeTests | None:
         try:
-            tests = tests_of(sample.columns or {})
+            tests = read_tests(sample.columns or {})
         except TestsError as error:
             raise RewardError(f"reward {self.name!r}: the prompt {shown(sample)}: {error}") from error
         if tests is None and self.missing is None:
             raise RewardError(
-                f"reward {self.name!r}: the prompt {shown(sample)} has no tests (test and entry_point, test_list, "
-                "input_output, tests); leave such prompts out of the data, or set 'missing' to the score their replies get"
+                f"reward {self.name!r}: the prompt {shown(sample)} has no tests ({', '.join(TEST_FIELDS)}); leave such "
+                "prompts out of the data, or set 'missing' to the score their replies get"
             )
         return tests
 
 
-def parsed(samples: Sequence[Sample], budget: Budget, name: str) -> list[Result]:
+def parsed(samples: Sequence[Sample], budget: Budget, name: str) -> list[TestsResult]:
     """Whether the code of each reply is Python that can be read; none of it is run.
 
     Raises:
@@ -116,14 +117,16 @@ def parsed(samples: Sequence[Sample], budget: Budget, name: str) -> list[Result]
     """
     jobs = [CodeTests(pairs=[]).job(sample, stop=True) for sample in samples]
     said = iter(run_all([job for job in jobs if job is not None], budget, name))
-    return [Result(0, 0, "no_code") if job is None else result_of(*next(said)) for job in jobs]
+    return [TestsResult(0, 0, "no_code") if job is None else result_of(*next(said)) for job in jobs]
 
 
-def result_of(outcomes: Sequence[tuple[str, str]], total: int) -> Result:
+def result_of(outcomes: Sequence[tuple[str, str]], total: int) -> TestsResult:
     """Of what came of the tests that were made, and how many there are."""
     passed = sum(outcome == "passed" for outcome, _ in outcomes)
     failed = next(((outcome, why) for outcome, why in outcomes if outcome != "passed"), None)
     if failed is None:
-        return Result(passed, total) if passed == total else Result(passed, total, "crash", "tests are missing")
+        return (
+            TestsResult(passed, total) if passed == total else TestsResult(passed, total, "crash", "tests are missing")
+        )
     reason = failed[0] if failed[0] in (*REASONS, BROKEN) else "crash"
-    return Result(passed, total, reason, failed[1])
+    return TestsResult(passed, total, reason, failed[1])

@@ -32,10 +32,10 @@ from align.runtime.terminal import say, shortened
 from data_formats import EmptyDatasetError, Stream
 from data_formats.records import Demonstration
 from data_formats.writing import as_row
-from reward.code_tests import TEST_FIELDS, code_of, prefix_of, tests_of
+from reward.code_tests import TEST_FIELDS, code_of, prefix_of, read_tests
 from reward.protocol import Sample
 from reward.sandbox.start import Budget
-from reward.unit_tests import Result, UnitTests, parsed
+from reward.unit_tests import TestsResult, UnitTests, parsed
 
 AT_ONCE = 256  # demonstrations of a piece
 RULES = "E9,F63,F7,F82"  # of ruff: no Python, comparisons that are always so, misplaced statements, undefined names
@@ -44,7 +44,7 @@ UNTESTED, LINT = "no_tests", "lint"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ToVerify:
     """A demonstration: where it stands, what is run, and the row that is written."""
 
     line: int
@@ -85,14 +85,14 @@ def verify(args: argparse.Namespace, options: Mapping[str, Any]) -> None:
     _show(args, out, failed, counts, examples)
 
 
-def _asked(stream: Stream) -> Iterator[Asked]:
+def _asked(stream: Stream) -> Iterator[ToVerify]:
     for line, columns, record in stream.placed():
         if (exchange := record.last_exchange()) is not None:
             tests = {name: columns[name] for name in TEST_FIELDS if columns.get(name) is not None}
-            yield Asked(line, Sample(exchange[0], exchange[1], columns=columns), as_row(record) | tests)
+            yield ToVerify(line, Sample(exchange[0], exchange[1], columns=columns), as_row(record) | tests)
 
 
-def _verified(args: argparse.Namespace, some: Sequence[Asked]) -> Iterator[dict[str, Any]]:
+def _verified(args: argparse.Namespace, some: Sequence[ToVerify]) -> Iterator[dict[str, Any]]:
     """A line a demonstration."""
     budget = Budget(isolation=args.isolation, seconds=args.seconds, workers=args.workers)
     rule = UnitTests(partial=True, missing=0.0, budget=budget, name="data verify")
@@ -103,7 +103,7 @@ def _verified(args: argparse.Namespace, some: Sequence[Asked]) -> Iterator[dict[
     without = [at for at in clean if found[at] is None]
     static = dict(zip(without, parsed([samples[at] for at in without], budget, rule.name), strict=True))
     for at, one in enumerate(some):
-        result = found.get(at) or static.get(at) or Result(0, 0, LINT, linted[at])
+        result = found.get(at) or static.get(at) or TestsResult(0, 0, LINT, linted[at])
         untested = at in static and not result.reason
         score = result.passed / result.total if result.total else None
         kept = args.keep_untested if untested else score is not None and score >= args.threshold
@@ -118,7 +118,7 @@ def _linted(samples: Sequence[Sample]) -> list[str]:
     found: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         for at, sample in enumerate(samples):
-            tests = tests_of(sample.columns or {})
+            tests = read_tests(sample.columns or {})
             prefix = prefix_of(sample, tests.function) if tests is not None and tests.check else ""
             code = code_of(sample.completion)
             for name, text in (("alone", code), ("behind", prefix + code)):

@@ -1,8 +1,8 @@
 """From `reward` (or `reward_from`) of a ppo or rejection section to what judges replies, in training and evaluation;
 and from `gold_reward` and a `judge` that is a reward to what only looks on (other judges: `align.stages.judges`).
 
-What a part gives is documented where its class is: `reward.sources`, `reward.rules`, `reward.maths`, `reward.unit_tests`,
-`reward.endpoint`, `reward.gate`, and the sum of several in `reward.combined`.
+What a part gives is documented where its class is: `reward.sources`, `reward.rules`, `reward.maths`,
+`reward.unit_tests`, `reward.endpoint`, `reward.gate`, and the sum of several in `reward.combined`.
 """
 
 from __future__ import annotations

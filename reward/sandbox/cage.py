@@ -17,6 +17,7 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from reward.sandbox import kernel
@@ -24,6 +25,7 @@ from reward.sandbox import kernel
 NOBODY = 65534
 USERS, MANY = 1_800_000_000, 1_000_000  # numbers that are nobody's: a cage of root's has one of its own
 HOLDERS = 4  # processes of a cage beside those that the code is run in
+UNSHARED = b"unshared\n"
 LINUX = sys.platform == "linux"
 
 
@@ -48,10 +50,9 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which walls are put up; `required`: without namespaces the work is not done, and the cage says so."""
+class Walls:
+    """Which walls are put up. Without namespaces that are wanted the work is not done; Landlock is where it is."""
 
-    required: bool = True
     namespaces: bool = True
     landlock: bool = True
 
@@ -61,7 +62,7 @@ class NoCageError(Exception):
 
 
 def confined(
-    work: Callable[[], None], limits: Limits, keep: Iterable[int], wanted: Wanted, number: int
+    work: Callable[[], None], limits: Limits, keep: Iterable[int], wanted: Walls, number: int
 ) -> tuple[int, int]:
     """Fork a process that does `work` in a cage.
 
@@ -73,33 +74,51 @@ def confined(
     Returns:
         Its id, and a descriptor on which it tells one line of JSON: `{"walls": […]}` or `{"error": …}`.
     """
-    told, tell = os.pipe()
+    (told, tell), (wait, go) = os.pipe(), os.pipe()
     outer = os.fork()
     if outer:
         os.close(tell)
+        os.close(wait)
+        if wanted.namespaces and os.geteuid() == 0:
+            _give_numbers(outer, told, number)
+        os.close(go)
         return outer, told
     try:
-        _outer(work, limits, sorted({*keep, tell}), wanted, number, tell)
+        os.close(go)
+        _outer(work, limits, sorted({*keep, tell, wait}), wanted, number, tell, wait)
     except BaseException as error:
-        _tell(tell, {"error": f"{type(error).__name__}: {error}"})
+        _tell(tell, {"error": str(error) if isinstance(error, NoCageError) else f"{type(error).__name__}: {error}"})
     os._exit(1)
 
 
+def _give_numbers(outer: int, told: int, number: int) -> None:
+    """In a user namespace that root made, root and the number of the cage's user mean themselves."""
+    line = b""
+    while not line.endswith(b"\n") and (letter := os.read(told, 1)):
+        line += letter
+    if line == UNSHARED:
+        for kind, user in (("uid", USERS + number), ("gid", NOBODY)):
+            with contextlib.suppress(OSError):
+                _write(f"/proc/{outer}/{kind}_map", f"0 0 1\n{user} {user} 1\n")
+
+
 def _outer(
-    work: Callable[[], None], limits: Limits, keep: list[int], wanted: Wanted, number: int, tell: int
+    work: Callable[[], None], limits: Limits, keep: list[int], wanted: Walls, number: int, tell: int, wait: int
 ) -> NoReturn:
     os.setsid()
     _die_with_parent()
     _only(keep)
-    walls = _namespaces(wanted)
+    apart = wanted.namespaces
+    if apart:
+        _namespaces(tell, wait)
     inner = os.fork()
     if inner == 0:
         _die_with_parent()
-        apart, threads = "namespaces" in walls, _threads(walls)
-        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as opened:
-            opened.write("1000")  # where memory runs out it is not the training that ends
+        threads = _threads(apart)
+        with contextlib.suppress(OSError):
+            _write("/proc/self/oom_score_adj", "1000")  # where memory runs out it is not the training that ends
         folder = _root(limits) if apart else tempfile.mkdtemp(prefix="align-reply-")
-        walls += _smaller(folder, number, apart, wanted.landlock)
+        walls = ["namespaces"] * apart + _smaller(folder, number, apart, wanted.landlock)
         _limit(limits, threads)
         worker = os.fork()
         if worker == 0:
@@ -139,35 +158,41 @@ def _only(keep: list[int]) -> None:
     for standard in range(3):
         os.dup2(nowhere, standard)
     edges = [2, *(file for file in keep if file > 2), resource.getrlimit(resource.RLIMIT_NOFILE)[0]]
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         os.closerange(low + 1, high)
 
 
-def _namespaces(wanted: Wanted) -> list[str]:
-    """Enter namespaces: as root of the machine directly, else by a user namespace."""
-    if not (LINUX and wanted.namespaces):
-        if wanted.required:
-            raise NoCageError(f"there are no namespaces on {sys.platform}")
-        return []
-    user, group = os.geteuid(), os.getegid()
-    try:
+def _namespaces(tell: int, wait: int) -> None:
+    """Enter namespaces, below a user namespace where there can be one: what rights the code finds, it has in there.
+
+    Raises:
+        NoCageError: the kernel gives none.
+    """
+    user, group, problem = os.geteuid(), os.getegid(), f"there are no namespaces on {sys.platform}"
+    for flags in (kernel.NAMESPACES | kernel.NEWUSER, kernel.NAMESPACES) if LINUX else ():
+        try:
+            kernel.unshare(flags)
+        except OSError as error:
+            problem = str(error)
+            continue
+        below = bool(flags & kernel.NEWUSER)
         if user == 0:
-            kernel.unshare(kernel.NAMESPACES)
-            return ["namespaces"]
-    except OSError:
-        pass  # a container's root
-    try:
-        kernel.unshare(kernel.NAMESPACES | kernel.NEWUSER)
-        for file, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-            with open(f"/proc/self/{file}", "w") as opened:
-                opened.write(text)
-        with contextlib.suppress(OSError), open("/proc/sys/user/max_user_namespaces", "w") as opened:
-            opened.write("0")  # none inside this one
-        return ["namespaces"]
-    except OSError as error:
-        if wanted.required:
-            raise NoCageError(str(error)) from error
-        return []
+            os.write(tell, UNSHARED if below else b"\n")
+            os.read(wait, 1)
+        elif below:
+            _write("/proc/self/setgroups", "deny")
+            _write("/proc/self/uid_map", f"{user} {user} 1")
+            _write("/proc/self/gid_map", f"{group} {group} 1")
+        with contextlib.suppress(OSError):
+            if below:
+                _write("/proc/sys/user/max_user_namespaces", "0")  # none inside this one
+        return
+    raise NoCageError(problem)
+
+
+def _write(file: str, text: str) -> None:
+    with open(file, "w") as opened:
+        opened.write(text)
 
 
 def readable() -> list[str]:
@@ -258,12 +283,12 @@ def _limit(limits: Limits, threads: int) -> None:
             resource.setrlimit(kind, (min(value, bound), bound))
 
 
-def _threads(walls: list[str]) -> int:
+def _threads(apart: bool) -> int:
     """How many threads the limit of processes counts beside the cage's own: all of the user's, unless it has a number
     of its own, or a user namespace counts for itself (Linux 5.14)."""
     user = os.geteuid()
     kernel_version = tuple(int(part) for part in os.uname().release.split(".")[:2] if part.isdecimal())
-    if user == 0 or ("namespaces" in walls and kernel_version >= (5, 14)):
+    if user == 0 or (apart and kernel_version >= (5, 14)):
         return 0
     count = 0
     for process in filter(str.isdecimal, os.listdir("/proc") if LINUX else ()):

@@ -9,173 +9,21 @@ from __future__ import annotations
 import ast
 import builtins
 import math
-import select
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any
 
-from reward.sandbox.wire import WireError, decoded, encoded, receive, send
+from reward.sandbox.remote import EndedError, RaisedError, Remote, Talk
+from reward.sandbox.wire import WireError, receive
 
 TEST = "__align_test__"  # what a statement of `check` is wrapped in
 LAST = ("timeout", "crash")  # outcomes that leave nobody to ask
 Outcome = tuple[str, str]  # what came of a test, and why
 
 
-class RaisedError(Exception):
-    """The reply's code raised something; bears its name."""
-
-    def __init__(self, name: str, why: str):
-        super().__init__(why)
-        self.name = name
-
-
-class EndedError(BaseException):
-    """The reply's process is no more, or took too long: no test may catch that."""
-
-
 class StoppedError(BaseException):
     """One failed, and no further one is asked for."""
-
-
-class Talk:
-    """The conversation with the reply's side.
-
-    Args:
-        file: the socket.
-        patience: seconds of wall clock for an answer.
-    """
-
-    def __init__(self, file: int, patience: float):
-        self.file, self.patience, self.functions = file, patience, []
-
-    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a message.
-
-        Raises:
-            EndedError: there is none.
-        """
-        end = time.monotonic() + self.patience
-        try:
-            send(self.file, message)
-            while True:
-                ready, _, _ = select.select([self.file], [], [], max(0.0, end - time.monotonic()))
-                if not ready:
-                    raise EndedError("timeout")
-                said = receive(self.file)
-                if "test" not in said:
-                    break
-                send(self.file, self._called_back(said))
-        except WireError as error:
-            raise EndedError("crash") from error
-        if "ended" in said and "end" not in message and "stdin" not in message:
-            raise EndedError(said["ended"] or "crash")
-        return said
-
-    def _called_back(self, said: dict[str, Any]) -> dict[str, Any]:
-        """What a function of the test's gives, which the reply was handed."""
-        try:
-            function = self.functions[said["test"]]
-            value = function(*decoded(said["args"], self.remote), **decoded(said["named"], self.remote))
-            return {"value": encoded(value, self.told)}
-        except Exception as error:
-            return {"raised": type(error).__name__}
-
-    def remote(self, name: str, content: Any) -> Remote:
-        """What stands here for a thing over there."""
-        return Remote(self, {name: content})
-
-    def told(self, value: Any) -> Any:
-        """How a value that is no plain data is named over there.
-
-        Raises:
-            TypeError: it has no name.
-        """
-        if isinstance(value, Remote):
-            return object.__getattribute__(value, "_of")
-        if callable(value) and not isinstance(value, type):
-            self.functions.append(value)
-            return {"test": len(self.functions) - 1}
-        raise TypeError(f"the test hands over a {type(value).__name__}, which is no plain data")
-
-    def do(self, what: str, of: Any, *words: Any, **named: Any) -> Any:
-        """Have something done over there; lists, dictionaries and sets that it changed are changed here.
-
-        Raises:
-            RaisedError: it raised.
-            EndedError: it ended.
-        """
-        message = {"do": what, "of": of, "args": [encoded(word, self.told) for word in words]}
-        if named:
-            message["named"] = {"dict": [[name, encoded(word, self.told)] for name, word in named.items()]}
-        said = self.ask(message)
-        if said.get("stop"):
-            raise StopIteration
-        if "raised" in said:
-            raise RaisedError(str(said["raised"]), str(said.get("why", "")))
-        for word, changed in zip(words, said.get("changed", ()), strict=False):
-            if changed is not None:
-                _become(word, decoded(changed, self.remote))
-        return decoded(said["value"], self.remote)
-
-
-def _become(old: Any, new: Any) -> None:
-    if isinstance(old, list) and isinstance(new, list):
-        old[:] = new
-    elif (isinstance(old, dict) and isinstance(new, dict)) or (isinstance(old, set) and isinstance(new, set)):
-        old.clear()
-        old.update(new)
-
-
-class Remote:
-    """A thing of the reply's: a name of its program, or a value that is no plain data. Asked, it asks over there."""
-
-    __slots__ = ("_of", "_talk")
-
-    def __init__(self, talk: Talk, of: dict[str, Any]):
-        object.__setattr__(self, "_talk", talk)
-        object.__setattr__(self, "_of", of)
-
-    def __call__(self, *args: Any, **named: Any) -> Any:
-        return self._talk.do("call", self._of, *args, **named)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what copy, pickle and the like look for
-            raise AttributeError(name)
-        return self._talk.do("get", self._of, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._talk.do("set", self._of, name, value)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._talk.do("item", self._of, key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._talk.do("put", self._of, key, value)
-
-    def __contains__(self, value: Any) -> bool:
-        return self._talk.do("has", self._of, value) is True
-
-    def __iter__(self) -> Iterator[Any]:
-        items = self._talk.do("iter", self._of)
-        while True:
-            try:
-                yield self._talk.do("next", object.__getattribute__(items, "_of"))
-            except StopIteration:
-                return
-
-    def __next__(self) -> Any:
-        return self._talk.do("next", self._of)
-
-    def __len__(self) -> int:
-        return self._talk.do("len", self._of)
-
-    def __str__(self) -> str:
-        return str(self._talk.do("text", self._of))
-
-    def __bool__(self) -> bool:
-        return self._talk.do("true", self._of) is True
 
 
 def judge(file: int, tests: dict[str, Any]) -> tuple[list[Outcome], int]:
@@ -348,7 +196,7 @@ def _assertion(talk: Talk, tree: ast.Module, helpers: dict[str, Any]) -> None:
 
 
 def _checked(talk: Talk, tests: dict[str, Any], helpers: dict[str, Any]) -> tuple[Iterator[Outcome], int]:
-    """HumanEval's `check(candidate)`: each of its statements that asserts something is a test; one without any is one."""
+    """HumanEval's `check(candidate)`: each of its statements that asserts something is a test, or the whole."""
     tree = ast.parse(tests["check"])
     (check,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check")
     asserting = [any(isinstance(node, ast.Assert) for node in ast.walk(statement)) for statement in check.body]

@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 from reward.sandbox import kernel, reply
-from reward.sandbox.cage import LINUX, MANY, Limits, Wanted, confined
+from reward.sandbox.cage import LINUX, MANY, Limits, Walls, confined
 from reward.sandbox.judge import judge
 
 LONGEST = 1 << 20  # bytes of a verdict
@@ -54,7 +54,7 @@ def keep() -> None:
     program = _object()
     ours, theirs = socket.socketpair()
     limits, number = Limits(**program["limits"]), 2 * os.getpid() % MANY
-    wanted = Wanted(program["required"], *(name not in program["without"] for name in ("namespaces", "landlock")))
+    wanted = Walls(*(name not in program["without"] for name in ("namespaces", "landlock")))
     started: list[int] = []
     folders: list[str] = []
     try:

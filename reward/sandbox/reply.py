@@ -158,7 +158,7 @@ def _whole(codes: list[types.CodeType], module: types.ModuleType, stdin: str, mo
     def program() -> None:
         for standard, file in ((0, "in"), (1, "out")):
             os.dup2(os.open(file, os.O_RDWR), standard)
-        sys.stdin, sys.stdout = open(0, encoding="utf-8"), open(1, "w", encoding="utf-8")
+        sys.stdin, sys.stdout = os.fdopen(0, encoding="utf-8"), os.fdopen(1, "w", encoding="utf-8")
         why = _run(codes, module)
         with contextlib.suppress(BaseException):
             sys.stdout.flush()

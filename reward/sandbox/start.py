@@ -1,4 +1,4 @@
-"""Starting sandboxes, several at once, and reading what they say. The training's side; it trusts nothing that comes back."""
+"""Starting sandboxes, several at once, and reading what they say: the training's side, which trusts nothing of it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A reply's code with its tests, as `reward.sandbox` takes them: what goes to the reply's side, and to the judge's."""
+    """A reply's code with its tests: what goes to the reply's side, and to the judge's."""
 
     program: dict[str, Any]
     tests: dict[str, Any]
@@ -110,31 +110,40 @@ def _run(job: Job, budget: Budget, end: float) -> Made:
     mib = 1 << 20
     limits = {"cpu": budget.seconds, "memory": budget.memory_mib * mib, "processes": budget.processes}
     limits |= {"file": budget.file_mib * mib, "folder": 4 * budget.file_mib * mib}
-    asked = job.program | {"limits": limits, "required": budget.isolation == "required", "output": OUTPUT}
-    asked["without"] = budget.without
+    asked = job.program | {"limits": limits, "output": OUTPUT}
     tests = job.tests | {"seconds": budget.reply_seconds, "patience": PATIENCE * budget.seconds}
-    words = b"".join(b"%d\n%s" % (len(data), data) for data in (json.dumps(one).encode() for one in (asked, tests)))
-    for start in range(1, STARTS + 1):
+    for _ in range(STARTS):
         if time.monotonic() > end:
             raise SandboxError(
                 f"the replies took longer than {budget.total_seconds:g} s (total_seconds): give more, or fewer replies"
             )
-        said = _asked(words, budget.reply_seconds + START)
-        if "error" in said:
-            raise SandboxError(_no_cage(said["error"]))
+        without = [*budget.without, *(KEEPERS.without if budget.isolation == "best" else ())]
+        said = _asked([asked | {"without": without}, tests], budget.reply_seconds + START)
+        if "error" in said and budget.isolation == "best" and "namespaces" not in without:
+            KEEPERS.without = ("namespaces",)
+            continue
+        if "error" in said or (
+            "walls" in said and budget.isolation == "required" and "namespaces" not in said["walls"]
+        ):
+            raise SandboxError(_no_cage(said.get("error", "namespaces are left out")))
         if "outcomes" in said:
             _tell_walls(tuple(said["walls"]))
             outcomes, total = said["outcomes"]
             return [(str(outcome), str(why)) for outcome, why in outcomes], int(total)
-    raise SandboxError(f"the sandbox broke off {start} times; is there memory for it?")
+    raise SandboxError(f"the sandbox broke off {STARTS} times; is there memory for it?")
 
 
 class _Keepers:
-    """The program that forks keepers; started when first asked, and again where it was ended. It ends with this one."""
+    """The program that forks keepers; started when first asked, and again where it was ended. It ends with this one.
+
+    Attributes:
+        without: walls that the kernel did not give when they were asked for.
+    """
 
     def __init__(self) -> None:
         self._lock, self._owner = threading.Lock(), os.getpid()
         self._control: socket.socket | None = None
+        self.without: tuple[str, ...] = ()
 
     def new(self) -> socket.socket:
         """A socket at whose other end a keeper is."""
@@ -167,8 +176,9 @@ class _Keepers:
 KEEPERS = _Keepers()
 
 
-def _asked(words: bytes, seconds: float) -> dict[str, Any]:
-    """What a keeper says, nothing where it broke off. Where it is still busy when this returns, it ends what it began."""
+def _asked(objects: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """What a keeper says, nothing where it broke off. One that is still busy then ends what it began."""
+    words = b"".join(b"%d\n%s" % (len(data), data) for data in (json.dumps(one).encode() for one in objects))
     end, said = time.monotonic() + seconds, bytearray()
     with KEEPERS.new() as talk:
         with contextlib.suppress(OSError):
