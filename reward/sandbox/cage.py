@@ -13,7 +13,6 @@ import os
 import resource
 import signal
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from itertools import pairwise
 from typing import Any, NoReturn
 
 from reward.sandbox import kernel
+from reward.sandbox.root import DEVICES, put_root, readable
 
 NOBODY = 65534
 USERS, MANY = 1_800_000_000, 1_000_000  # numbers that are nobody's: a cage of root's has one of its own
@@ -117,7 +117,7 @@ def _outer(
         threads = _threads(apart)
         with contextlib.suppress(OSError):
             _write("/proc/self/oom_score_adj", "1000")  # where memory runs out it is not the training that ends
-        folder = _root(limits) if apart else tempfile.mkdtemp(prefix="align-reply-")
+        folder = put_root(limits.folder) if apart else tempfile.mkdtemp(prefix="align-reply-")
         walls = ["namespaces"] * apart + _smaller(folder, number, apart, wanted.landlock)
         _limit(limits, threads)
         worker = os.fork()
@@ -195,43 +195,6 @@ def _write(file: str, text: str) -> None:
         opened.write(text)
 
 
-def readable() -> list[str]:
-    """Folders that Python needs: its library and the system's."""
-    own = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), sysconfig.get_config_var("LIBDIR")]
-    found = [path for path in (*own, "/usr/lib", "/usr/lib64", "/lib", "/lib64") if path and os.path.isdir(path)]
-    real = sorted({os.path.realpath(path) for path in found})
-    return [path for path in real if not any(path.startswith(f"{other}/") for other in real)]
-
-
-def _root(limits: Limits) -> str:
-    """A root of the folders that Python needs, read-only, and a /tmp in memory; returns that."""
-    kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-    new, hidden = tempfile.gettempdir(), kernel.MS_NOSUID | kernel.MS_NODEV
-    links = {path: os.readlink(path) for path in ("/lib", "/lib64", "/usr/lib64") if os.path.islink(path)}
-    places = [(path, os.open(path, os.O_PATH)) for path in readable()]
-    devices = [(path, os.open(path, os.O_PATH)) for path in ("/dev/null", "/dev/zero", "/dev/urandom")]
-    kernel.mount("cage", new, "tmpfs", hidden, "size=1m,mode=755")
-    for path, place in places:
-        os.makedirs(new + path, exist_ok=True)
-        kernel.bind(f"/proc/self/fd/{place}", new + path)
-    os.makedirs(f"{new}/dev", exist_ok=True)
-    for path, place in devices:
-        with open(new + path, "w"):
-            pass
-        kernel.bind(f"/proc/self/fd/{place}", new + path, read_only=False)
-    for _, place in places + devices:
-        os.close(place)
-    for path, target in links.items():
-        if not os.path.lexists(new + path):
-            os.makedirs(os.path.dirname(new + path), exist_ok=True)
-            os.symlink(target, new + path)
-    os.makedirs(f"{new}/tmp", exist_ok=True)
-    kernel.mount("tmp", f"{new}/tmp", "tmpfs", hidden, f"size={limits.folder},nr_inodes=4096,mode=1777")
-    kernel.mount("none", new, None, kernel.MS_REMOUNT | kernel.MS_RDONLY | hidden)
-    kernel.enter_root(new)
-    return "/tmp"
-
-
 def _smaller(folder: str, number: int, apart: bool, landlock: bool) -> list[str]:
     """Another user where this one is root, nothing of privileges, and Landlock; returns what there is of it."""
     walls = []
@@ -258,8 +221,7 @@ def _smaller(folder: str, number: int, apart: bool, landlock: bool) -> list[str]
         kernel.drop_capabilities()
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         with contextlib.suppress(OSError):
-            devices = ("/dev/null", "/dev/zero", "/dev/urandom")
-            if landlock and kernel.landlock([*readable(), *devices[1:]], [folder, devices[0]]):
+            if landlock and kernel.landlock([*readable(), *DEVICES[1:]], [folder, DEVICES[0]]):
                 walls.append("landlock")
     return walls
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from reward.sandbox.wire import WireError, decoded, encoded, receive, send
 
-
 NEVER = (Exception, AssertionError, StopIteration, StopAsyncIteration)  # they would say something of the test's own
 
 
