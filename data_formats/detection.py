@@ -16,6 +16,7 @@ from data_formats import (
     demonstrations,
     documents,
     moss,
+    programs,
     prompts,
     rated,
     scored,
@@ -41,6 +42,7 @@ FORMATS: tuple[Format, ...] = (
     *rated.FORMATS,
     *trees.FORMATS,
     *moss.FORMATS,
+    *programs.FORMATS,
     *prompts.FORMATS,
     *documents.FORMATS,
 )

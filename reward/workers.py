@@ -72,7 +72,7 @@ class Workers:
         with self._lock:
             if self._owner != os.getpid():  # a fork of the process that started them
                 self._workers, self._owner = [], os.getpid()
-            count = max(1, min(MOST, _cores(), len(requests) // SHARE))
+            count = max(1, min(MOST, cores(), len(requests) // SHARE))
             self._workers += [_Worker(self.kind) for _ in range(count - len(self._workers))]
             batch = _Batch(requests, seconds)
             with ThreadPoolExecutor(count) as pool:
@@ -230,7 +230,7 @@ def _send(pipe: int, line: bytes) -> None:
         line = line[os.write(pipe, line) :]
 
 
-def _cores() -> int:
+def cores() -> int:
     """Those that this rank may count as its own."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return here // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

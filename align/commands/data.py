@@ -4,6 +4,7 @@ align data stats FILE|FOLDER … [--json]            rows in, records out, what 
 align data inspect FILE [--tokenizer MODEL]        roles, lengths, what gets loss in colour, what would be dropped
 align data convert FILE|FOLDER … OUT.jsonl         all that can be read, in our own rows, one file after the other
 align data split FILE OUT_DIR [--heldout 0.1]      train.jsonl and heldout.jsonl, no prompt on both sides
+align data verify FILE OUT.jsonl                   demonstrations whose code passes their rows' tests, in a sandbox
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def add_parser(commands: Any) -> None:
     data = commands.add_parser("data", help="look at, count, convert and split data files", description=__doc__)
     data.set_defaults(work=data_command)
     data.formatter_class = argparse.RawDescriptionHelpFormatter
-    what = data.add_subparsers(dest="what", metavar="stats | inspect | convert | split", required=True)
+    what = data.add_subparsers(dest="what", metavar="stats | inspect | convert | split | verify", required=True)
     stats = what.add_parser("stats", help="what files hold")
     stats.add_argument("paths", metavar="FILE|FOLDER|hub:ID", type=_source, nargs="+")
     stats.add_argument("--json", action="store_true", help="a JSON list, one object a file")
@@ -43,13 +44,31 @@ def add_parser(commands: Any) -> None:
     split.add_argument(
         "--heldout", type=_share, default=0.1, metavar="SHARE", help="of the prompts (default %(default)s)"
     )
-    for command in (stats, inspect, convert, split):
+    verify = what.add_parser("verify", help="keep the demonstrations whose code passes their tests")
+    verify.add_argument("path", metavar="FILE|hub:ID", type=_source)
+    verify.add_argument("out", metavar="OUT.jsonl", type=Path)
+    _add_verification(verify)
+    for command in (stats, inspect, convert, split, verify):
         command.add_argument("--kind", choices=list(KINDS), help="read it as these (default: the richest that fits)")
         command.add_argument("--format", default="auto", help="the format's name (default: by shape)")
         add_max_row(command)
         command.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
     for command in (inspect, convert, split):
         command.add_argument("--cleaning", metavar="YAML", type=Path, help="a file with a recipe's cleaning section")
+
+
+def _add_verification(verify: argparse.ArgumentParser) -> None:
+    words = "keep rows without tests whose code can be parsed (default: they fail)"
+    verify.add_argument("--keep-untested", action="store_true", help=words)
+    words = "keep rows that pass this share of their tests, less than 1 (default: all of them)"
+    verify.add_argument("--threshold", type=_share, default=1.0, metavar="SHARE", help=words)
+    verify.add_argument("--lint", action="store_true", help="also look for undefined names (ruff)")
+    words = "best: also where the kernel gives no namespaces (default %(default)s)"
+    verify.add_argument("--isolation", choices=("required", "best"), default="required", help=words)
+    words = "of CPU for one test (default %(default)s)"
+    verify.add_argument("--seconds", type=positive, default=2, metavar="S", help=words)
+    verify.add_argument("--workers", type=positive, metavar="N", help="rows at once (default: the cores)")
+    verify.add_argument("--json", action="store_true", help="print the figures as one JSON object")
 
 
 def _source(text: str) -> Path | str:
@@ -73,6 +92,11 @@ def data_command(args: argparse.Namespace) -> int:
         from align.commands.stats import stats
 
         return stats(args.paths, args.kind, options, args.json)
+    if args.what == "verify":
+        from align.commands.verify import verify
+
+        verify(args, options)
+        return 0
     cleaner = _cleaner(args.cleaning)
     if args.what == "inspect":
         from align.commands.inspect import View, inspect

@@ -141,6 +141,31 @@ class GSM8KPart(ReferencePart):
     """The number after `####` alone, or else the last number of the reply."""
 
 
+class TestsPart(RewardPart):
+    """1 where the reply's code passes the unit tests of the prompt's row in a sandbox, else 0."""
+
+    kind: Literal["tests"]
+    """Unit tests, run in a sandbox."""
+    partial: bool = False
+    """The share of tests that pass; else 1 for all of them and 0."""
+    missing: float | None = None
+    """Score where a prompt has no tests; by default an error."""
+    isolation: Literal["required", "best"] = "required"
+    """Where the kernel gives no namespaces: an error, or (`best`) run the code with the walls that there are."""
+    seconds: Positive = 2
+    """Seconds of CPU that one test may take."""
+    reply_seconds: Positive = 60
+    """Seconds of wall clock that a reply may take with all of its tests."""
+    total_seconds: float = Field(3600.0, gt=0)
+    """Seconds of wall clock for all replies of a call; more is a failure of the reward, never a score."""
+    memory_mib: Positive = 512
+    """Memory of each process."""
+    processes: Positive = 8
+    """Processes and threads that a reply's code may have at once."""
+    workers: Positive | None = None
+    """Replies that are tested at once; by default one for each core of this rank."""
+
+
 class RegexPart(RewardPart):
     """1 where the pattern matches, else 0."""
 
@@ -202,6 +227,7 @@ Plain = (
     | ExactMatchPart
     | MathPart
     | GSM8KPart
+    | TestsPart
     | RegexPart
     | LengthPart
     | FormatPart

@@ -21,7 +21,7 @@ FORMATS = {  # the names that data_formats knows, by kind of record
         *("prompt_completion", "question_response", "query_response", "prompt_response"),
         *("instruction_response", "problem_solution", "question_solution", "problem_generated_solution"),
         *("query_answer", "input_output", "safe", "conversation", "oasst_tree", "oasst_messages", "moss"),
-        *("moss_plain",),
+        *("moss_plain", "humaneval", "mbpp", "mbpp_sanitized", "apps", "code_contests"),
     ),
     "Comparison": (
         *("preference", "instruction_preference", "question_preference", "query_preference"),
@@ -34,7 +34,8 @@ FORMATS = {  # the names that data_formats knows, by kind of record
         *("summary_axes", "edit", "edit_quality", "summaries", "oasst_tree", "oasst_messages"),
     ),
     "Prompt": (
-        *("oasst_tree", "oasst_messages", "moss", "moss_plain", "prompt", "question", "instruction"),
+        *("oasst_tree", "oasst_messages", "moss", "moss_plain", "mbpp", "mbpp_sanitized", "apps"),
+        *("code_contests", "prompt", "question", "instruction"),
         *("self_instruct", "turns", "messages", "sharegpt", "conversation", "query", "problem", "input"),
         *("context", "summarised", "bfcl", "arena55k", "turn_list"),
     ),

@@ -32,6 +32,7 @@ HARMLESS = frozenset(
     | {"num_samples", "eval_num_replies", "evaluation.limit"}
     | {"micro_batch_size", "micro_batch_tokens", "eval_batch_size", "ptx_micro_batch_size"}
     | {"timeout", "attempts", "backoff", "api_key_env"}  # of a reward's endpoint
+    | {"workers", "total_seconds"}  # of a reward's sandboxes
     | {"on_reward_error"}  # decides only what would have stopped the run
     | {"judge"}  # says what a model is worth, and makes none
     | {"memory_share", "kv_cache_gib", "max_num_seqs", "sleep", "probe_tolerance"}  # of vLLM

@@ -1,8 +1,8 @@
 """From `reward` (or `reward_from`) of a ppo or rejection section to what judges replies, in training and evaluation;
 and from `gold_reward` and a `judge` that is a reward to what only looks on (other judges: `align.stages.judges`).
 
-What a part gives is documented where its class is: `reward.sources`, `reward.rules`, `reward.maths`, `reward.endpoint`,
-`reward.gate`, and the sum of several in `reward.combined`.
+What a part gives is documented where its class is: `reward.sources`, `reward.rules`, `reward.maths`,
+`reward.unit_tests`, `reward.endpoint`, `reward.gate`, and the sum of several in `reward.combined`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from align.recipe.reward_section import (
     ModelPart,
     RegexPart,
     RewardPart,
+    TestsPart,
 )
 from align.recipe.rollout_section import RolloutSection
 from align.stages import common
@@ -145,7 +146,7 @@ class _Builder:
 
     def rule(self, part: RewardPart, name: str) -> Reward:
         """The reward of a part that is a rule."""
-        from reward import maths, rules
+        from reward import maths, rules, unit_tests
 
         known = part.model_dump(include={"column", "missing"})
         match part:
@@ -155,6 +156,10 @@ class _Builder:
                 return maths.MathEquality(name=name, **known)
             case GSM8KPart():
                 return maths.FinalAnswer(part.extract, name=name, **known)
+            case TestsPart():
+                return unit_tests.UnitTests(
+                    partial=part.partial, missing=part.missing, budget=budget_of(part), name=name
+                )
             case RegexPart():
                 return rules.RegexMatch(part.pattern, match=part.match, ignore_case=part.ignore_case, name=name)
             case LengthPart():
@@ -163,6 +168,14 @@ class _Builder:
             case FormatPart():
                 return rules.TagFormat(part.tags, then=part.then, name=name)
         raise AssertionError(f"no reward is made of {type(part).__name__}")
+
+
+def budget_of(part: TestsPart) -> Any:
+    """What the sandboxes of a part may use."""
+    from reward.sandbox.start import Budget
+
+    names = {"isolation", "seconds", "reply_seconds", "total_seconds", "memory_mib", "processes", "workers"}
+    return Budget(**part.model_dump(include=names))
 
 
 def load_function(spec: str, what: str = "reward function") -> Callable[..., Any]:

@@ -1,0 +1,164 @@
+"""The sandbox under attack: what a hostile reply does is held, whatever it says; and what becomes of its processes."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_formats.records import Message
+from examples.experiments import sandbox_attacks
+from reward.protocol import RewardUnavailableError, Sample
+from reward.sandbox import start
+from reward.sandbox.start import Budget
+from reward.unit_tests import UnitTests
+from tests.sandboxes import BUDGET, require
+
+ROOT = Path(__file__).parents[2]
+ATTACKS = {one.name: one for one in sandbox_attacks.attacks()}
+CHEAP = (  # those that need no time; the slow test has them all
+    *("Writes a file outside", "Reads a file of the user's", "Reads the environment", "Reads the parent's environment"),
+    *("Signals the training's process", "Connects to a port (TCP)", "Makes itself root"),
+    *("Leaves a daemon behind (double fork, setsid)", "Looks for the tests (gc, frames, /proc/self)"),
+    *("Prints a success and exits with 0", "Value that is equal to everything", "Writes a verdict to every descriptor"),
+)
+
+
+def sample(code, *tests):
+    return Sample((Message("user", "q"),), code, columns={"tests": list(tests) or ["assert f(1) == 1"]})
+
+
+def is_alive(number):
+    return psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+
+
+def wait_until(condition):
+    end = time.monotonic() + 30
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert condition()
+
+
+def worked(attack, walls=()):
+    with sandbox_attacks.attacked() as place:
+        return sandbox_attacks.tried(attack, place, walls)[0]
+
+
+def test_the_attacks_are_attacks():
+    """Without a sandbox they work, so that one which is held says something."""
+    with sandbox_attacks.attacked() as place:
+        for name in ("Writes a file outside", "Reads a file of the user's", "Reads the environment"):
+            names = {}
+            exec(place.fill(ATTACKS[name].code), names)
+            assert not ATTACKS[name].test or eval(ATTACKS[name].test, names)
+        assert place.written() and not place.signalled() and not place.connected() and not place.reached()
+        exec(place.fill(ATTACKS["Signals the training's process"].code), {})
+        exec(place.fill(ATTACKS["Sends a packet (UDP)"].code), {})
+        exec(place.fill(ATTACKS["Connects to a port (TCP)"].code), {})
+        wait_until(lambda: place.signalled() and place.connected() and place.reached())
+    assert len(ATTACKS) == 36 and all(one.test or one.seen for one in ATTACKS.values())
+
+
+def test_hostile_replies_are_held():
+    require("required")
+    assert [name for name in CHEAP if worked(ATTACKS[name])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("walls", sandbox_attacks.WALLS.values(), ids=sandbox_attacks.WALLS)
+def test_every_attack(walls, monkeypatch):
+    if os.geteuid() == 0 and walls:
+        monkeypatch.setattr(start, "PYTHON", "/usr/bin/python3")  # another user may not read root's own
+        monkeypatch.setattr(start, "KEEPERS", start._Keepers())
+    require("best" if walls else "required")
+    outside = {name for name, attack in ATTACKS.items() if worked(attack, walls)}
+    assert outside <= sandbox_attacks.KNOWN[len(walls)]
+
+
+def test_what_is_around_the_code_is_said_once(caplog):
+    require("required")
+    start._told.cache_clear()
+    caplog.set_level("INFO", logger="reward.sandbox.start")
+    UnitTests().score([sample("f = lambda x: 1")] * 2)
+    assert [line.message.startswith("code of replies runs behind namespaces") for line in caplog.records] == [True]
+
+
+def test_isolation_that_is_required_is_not_done_without(monkeypatch):
+    require("required")
+    with pytest.raises(RewardUnavailableError, match=r"only with less around it \(.+\).* or say isolation: best"):
+        UnitTests(budget=Budget(without=("namespaces",))).score([sample("f = lambda x: 1")])
+    monkeypatch.setattr(start, "PYTHON", "/bin/false")
+    monkeypatch.setattr(start, "KEEPERS", start._Keepers())
+    with pytest.raises(RewardUnavailableError, match="the sandbox broke off 3 times"):
+        UnitTests().score([sample("f = lambda x: 1")])
+
+
+def test_a_keeper_that_is_killed_is_no_verdict():
+    require()
+    rule = UnitTests(budget=Budget(**BUDGET))
+    assert rule.score([sample("f = lambda x: 1")]) == [1.0]
+    here = psutil.Process().children()
+    keepers = [one for one in here if "reward.sandbox.keeper" in " ".join(one.cmdline())]
+    for one in keepers:
+        one.kill()
+    assert keepers and rule.score([sample("f = lambda x: 1"), sample("f = lambda x: 2")]) == [1.0, 0.0]
+
+
+def test_threads_may_ask_at_once():
+    require()
+    rule, found = UnitTests(budget=Budget(**BUDGET, workers=2)), {}
+
+    def work(number):
+        found[number] = rule.score([sample(f"f = lambda x: {value}") for value in (number, 1)])
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {number: [float(number == 1), 1.0] for number in range(3)}
+
+
+SCRIPT = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from data_formats.records import Message
+from reward.protocol import Sample
+from reward.sandbox.start import Budget
+from reward.unit_tests import UnitTests
+code = "import ctypes\\nctypes.CDLL(None).prctl(15, b'evil-reply', 0, 0, 0)\\nimport time\\ntime.sleep(60)"
+print("begins", flush=True)
+UnitTests(budget=Budget(isolation="best")).score([Sample((Message("user", "q"),), code, columns={{"tests": ["f()"]}})])
+"""
+
+
+def test_nothing_is_left_where_the_training_is_killed(tmp_path):
+    require()
+    (tmp_path / "reward.py").write_text("raise SystemExit('imported the wrong file')")
+    with subprocess.Popen([sys.executable, "-P", "-c", SCRIPT], cwd=tmp_path, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        wait_until(sandbox_attacks.marked)
+        left = [one.pid for one in psutil.Process(process.pid).children(recursive=True)]
+        process.kill()
+    wait_until(lambda: not sandbox_attacks.marked() and not any(is_alive(number) for number in left))
+
+
+def test_the_keeper_reads_no_test_before_the_code_is_there():
+    """What the reply's side was forked from has not seen the tests: they come behind the program, and are not read with
+    it."""
+    require()
+    ours = start.KEEPERS.new()
+    asked = {"code": "x = 1", "prefix": "", "entry_point": "", "run": False, "without": ["namespaces"]}
+    asked |= {"output": 1, "limits": {"cpu": 1, "memory": 1 << 28, "file": 1, "folder": 1 << 20, "processes": 1}}
+    data = json.dumps(asked).encode()
+    with ours:
+        ours.sendall(b"%d\n%s" % (len(data), data))
+        wait_until(lambda: any(len(one.children()) == 1 for one in psutil.Process().children()))
+        ours.settimeout(0.3)
+        with pytest.raises(TimeoutError):  # it waits for them, with the reply's process there
+            ours.recv(1)
