@@ -53,7 +53,7 @@ class MixtureSection(Section):
     0 only for a part that a phase of `anneal` brings in."""
     temperature: float = Field(1.0, gt=0)
     """Without weights: shares go with size to the power of 1 / temperature. 1 is by size, more lifts small parts
-    (mT5: 3.33; XLM: 1.43 and 2)."""
+    (the exponent 0.3 of mT5 is 3.33)."""
     anneal: tuple[PhaseSection, ...] = ()
     """Phases with other weights, in the order of their starts."""
 
