@@ -120,7 +120,7 @@ def marked() -> list[int]:
 
 def attacks() -> list[Attack]:
     """Those of `hostile_replies.md`."""
-    found = re.findall(r"^## (.+)\n\nWorked: (.+)\n\n```python\n(.*?)^```$", FILE.read_text(), re.M | re.S)
+    found = re.findall(r"^## ([^\n]+)\n\nWorked: ([^\n]+)\n\n```python\n(.*?)^```$", FILE.read_text(), re.M | re.S)
     told = [(name, re.findall("`(.+?)`", worked), code) for name, worked, code in found]
     tests = [[word for word in words if word not in SEEN] for _, words, _ in told]
     return [
