@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -375,5 +376,7 @@ def part_problems(key: str, part: RewardPart | JudgeOnly) -> list[str]:
             return [f"{key}.api_key_env: the environment variable {part.api_key_env} is not set; set it to the key"]
     if isinstance(part, MathPart) and not is_installed("math_verify"):
         return [missing_package(f"{key}.kind: 'math'", "math_verify")]
+    if isinstance(part, TestsPart) and part.isolation == "required" and sys.platform != "linux":
+        return [f"{key}.isolation: there are no namespaces on {sys.platform}; say best to run code with less around it"]
     files = {name: getattr(part, name) for name in ("path", "rubric") if getattr(part, name, None) is not None}
     return [f"{key}.{name}: no such file {file}" for name, file in files.items() if not typed_path(file).is_file()]

@@ -31,6 +31,10 @@ WALLS = {"namespaces": (), "Landlock": ("namespaces",), "limits": ("namespaces",
 SECRET, MARK = "the secret of the user", "evil-reply"
 FILE = Path(__file__).with_name("hostile_replies.md")
 SEEN = ("written", "deleted", "signalled", "connected", "reached", "left")
+WITHOUT_NAMESPACES = {"Many files, 1 GiB together", "Sends a packet (UDP)", "Makes a user namespace of its own"}
+LIMITS_ALONE = {"Writes a file outside", "Deletes a file outside", "Reads a file of the user's", "Starts a shell"}
+LIMITS_ALONE |= {"Lists /home, /root, /etc", "Connects to a port (TCP)", "Listens at a port"}
+KNOWN = (set(), WITHOUT_NAMESPACES, WITHOUT_NAMESPACES | LIMITS_ALONE)  # what may work with so many walls left out
 LIMITS = {"seconds": 1, "reply_seconds": 20, "memory_mib": 256}
 
 
@@ -116,7 +120,7 @@ def marked() -> list[int]:
 
 def attacks() -> list[Attack]:
     """Those of `hostile_replies.md`."""
-    found = re.findall(r"^## (.+)\n\nWorked: (.+)\n\n```python\n(.*?)^```$", FILE.read_text(), re.M | re.S)
+    found = re.findall(r"^## ([^\n]+)\n\nWorked: ([^\n]+)\n\n```python\n(.*?)^```$", FILE.read_text(), re.M | re.S)
     told = [(name, re.findall("`(.+?)`", worked), code) for name, worked, code in found]
     tests = [[word for word in words if word not in SEEN] for _, words, _ in told]
     return [

@@ -80,7 +80,8 @@ def confined(
         os.close(tell)
         os.close(wait)
         if wanted.namespaces and os.geteuid() == 0:
-            _give_numbers(outer, told, number)
+            with contextlib.suppress(OSError):
+                _give_numbers(outer, told, number)
         os.close(go)
         return outer, told
     try:
@@ -96,10 +97,13 @@ def _give_numbers(outer: int, told: int, number: int) -> None:
     line = b""
     while not line.endswith(b"\n") and (letter := os.read(told, 1)):
         line += letter
-    if line == UNSHARED:
-        for kind, user in (("uid", USERS + number), ("gid", NOBODY)):
-            with contextlib.suppress(OSError):
-                _write(f"/proc/{outer}/{kind}_map", f"0 0 1\n{user} {user} 1\n")
+    if line != UNSHARED:
+        return
+    _write(f"/proc/{outer}/gid_map", f"0 0 1\n{NOBODY} {NOBODY} 1\n")
+    for user in (USERS + number, NOBODY):  # a container may not have the first
+        with contextlib.suppress(OSError):
+            _write(f"/proc/{outer}/uid_map", f"0 0 1\n{user} {user} 1\n")
+            return
 
 
 def _outer(
@@ -111,6 +115,7 @@ def _outer(
     apart = wanted.namespaces
     if apart:
         _namespaces(tell, wait)
+    os.close(wait)
     inner = os.fork()
     if inner == 0:
         _die_with_parent()
@@ -187,6 +192,8 @@ def _namespaces(tell: int, wait: int) -> None:
             if below:
                 _write("/proc/sys/user/max_user_namespaces", "0")  # none inside this one
         return
+    if user == 0:
+        os.write(tell, b"\n")
     raise NoCageError(problem)
 
 

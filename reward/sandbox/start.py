@@ -154,7 +154,8 @@ class _Keepers:
             try:
                 socket.send_fds(self._control or self._start(), [b"."], [theirs.fileno()])
             except OSError:  # it was ended
-                socket.send_fds(self._start(), [b"."], [theirs.fileno()])
+                with contextlib.suppress(OSError):  # nobody is at the other end then
+                    socket.send_fds(self._start(), [b"."], [theirs.fileno()])
         return ours
 
     def _start(self) -> socket.socket:
