@@ -243,10 +243,10 @@ def main(argv: list[str] | None = None) -> None:
             case = {"size": size, "file": f"{folder}/{size}.jsonl"}
             write_rows(Path(case["file"]), size)
             result["cases"].append({"size": size} | {side: _turn(side, case) for side in SIDES})
-            if at == len(sizes) // 2 or "memory" not in result:
+            if at == len(sizes) // 2:
                 names = ["read", *result["cases"][-1]["convert"]["steps"]]
                 result["memory"] = {name: _turn("read", case | {"step": name})["peak"] for name in names}
-            if asked.out is not None:
+            if asked.out is not None and "memory" in result:
                 measuring.write(result, asked.out, table)
             for file in Path(folder).glob(f"{size}.jsonl*"):
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
