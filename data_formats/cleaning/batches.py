@@ -5,9 +5,9 @@
     rows = rows.map(clean, batched=True, remove_columns="text", num_proc=16)
     read, cleaned = write_batches("clean.jsonl", rows)
 
-`ray.data.read_text(…).map_batches(clean)` and Spark's `mapInPandas` take the same object, which can be pickled and
-remembers nothing between two batches. Rows, their order (where the engine keeps it) and the reports are those of
-`Cleaner` over the whole file. Steps that compare records with one another, which are the removal of duplicates, run
+The object can be pickled and remembers nothing between two batches, so Ray Data's `map_batches`, or Spark's
+`mapInPandas` around each frame, can call it as well. Rows, their order (where the engine keeps it) and the reports are
+those of `Cleaner` over the whole file. Steps that compare records with one another, the removal of duplicates, run
 afterwards, in one process, over what is left: `steps_alone` tells them apart.
 """
 

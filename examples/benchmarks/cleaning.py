@@ -9,8 +9,7 @@ in fifty changed, 1 % hold an evaluation prompt, 3 % have something that a step 
 process.
 
 At each size four processes do reading alone, `align data convert` with fifteen steps, each timed by itself, `align data
-split` and `align data stats`. All read row by row, so peaks are to stay as sizes grow. A step's own memory, over
-reading, is measured at the middle size.
+split` and `align data stats`. All read row by row, so peaks are to stay as sizes grow.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ def chat(number: int) -> tuple[str, str]:
         asked = f"{_text(random.Random(f'template/{rng.randrange(300)}'), language, 15)}\n{asked}"
     if kind < 0.09:
         asked = f"{asked}\n{evaluation_prompt(rng.randrange(PROMPTS))}"
-    return asked, rng.choice(BROKEN) + said if kind < 0.12 else said
+    return asked, rng.choice(BROKEN) + said if 0.09 <= kind < 0.12 else said
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -141,15 +140,11 @@ def _disk() -> int:
 
 
 def read(case: Case, turns: Turns) -> None:
-    """Reading, and one step after it where the case names one."""
+    """Reading alone."""
     from data_formats import Demonstration, stream
-    from data_formats.cleaning import Cleaner
 
     turns.begin()
-    cleaner = Cleaner([one for one in _steps() if one.name == case.get("step")])
-    for _ in cleaner.clean(stream(case["file"], Demonstration)):
-        pass
-    turns.end(cleaner.report.rows)
+    turns.end(sum(1 for _ in stream(case["file"], Demonstration)))
 
 
 def convert(case: Case, turns: Turns) -> None:
@@ -191,28 +186,26 @@ SIDES = {"read": read, "convert": convert, "split": split, "stats": stats}
 
 def table(result: dict[str, Any]) -> str:
     """CPU time of a row, by size, then memory and disk."""
-    cases, memory = result["cases"], result["memory"]
-    rows = [["", *(f"{case['size']:,} rows" for case in cases), "dropped", "MiB over reading"]]
-    rows += [["---"] + ["---:"] * (len(cases) + 2)]
+    cases = result["cases"]
+    rows = [["", *(f"{case['size']:,} rows" for case in cases), "dropped"], ["---", *["---:"] * (len(cases) + 1)]]
 
-    def row(name: str, figures: Iterable[float], *last: str) -> None:
-        rows.append([name, *(f"{figure:,.0f}" for figure in figures), *last, *[""] * (2 - len(last))])
+    def row(name: str, figures: Iterable[float], dropped: str = "") -> None:
+        rows.append([name, *(f"{figure:,.0f}" for figure in figures), dropped])
 
     row("reading, µs a row", (1e6 * case["read"]["cpu"] / case["size"] for case in cases))
     for step, (_, _, dropped) in cases[-1]["convert"]["steps"].items():
-        more = f"{max(0.0, memory[step] - memory['read']) / MIB:.0f}"
         seconds = (1e6 * case["convert"]["steps"][step][0] / case["size"] for case in cases)
-        row(step, seconds, f"{dropped / cases[-1]['size']:.1%}", more)
+        row(step, seconds, f"{dropped / cases[-1]['size']:.1%}")
     for side, words in {"convert": "convert with all of it", "split": "split", "stats": "stats"}.items():
         row(f"{words}, µs a row", (1e6 * case[side]["cpu"] / case["size"] for case in cases))
     for side in SIDES:
         row(f"{side}, peak MiB", (case[side]["peak"] / MIB for case in cases))
-    row("convert, bytes on disk a row", (case["convert"]["disk"] / case["size"] for case in cases))
+    row("convert, MiB on disk", (case["convert"]["disk"] / MIB for case in cases))
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
 
 def _turn(side: str, case: Case) -> dict[str, Any]:
-    print(f"cleaning: {side} {case['size']:,} rows {case.get('step', '')}", file=sys.stderr, flush=True)
+    print(f"cleaning: {side} {case['size']:,} rows", file=sys.stderr, flush=True)
     worker = measuring.Worker(__file__, side, case, sys.executable)
     try:
         return worker.turn()
@@ -239,13 +232,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     result: dict[str, Any] = {"subject": "cleaning", "rounds": 1, "machine": measuring.machine(), "cases": []}
     with tempfile.TemporaryDirectory() as folder:
-        for at, size in enumerate(sizes):
+        for size in sizes:
             case = {"size": size, "file": f"{folder}/{size}.jsonl"}
             write_rows(Path(case["file"]), size)
             result["cases"].append({"size": size} | {side: _turn(side, case) for side in SIDES})
-            if at == len(sizes) // 2 or "memory" not in result:
-                names = ["read", *result["cases"][-1]["convert"]["steps"]]
-                result["memory"] = {name: _turn("read", case | {"step": name})["peak"] for name in names}
             if asked.out is not None:
                 measuring.write(result, asked.out, table)
             for file in Path(folder).glob(f"{size}.jsonl*"):

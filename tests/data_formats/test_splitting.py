@@ -5,7 +5,7 @@ import random
 import pytest
 
 from data_formats import Comparison, Demonstration, Document, Message, Prompt, Reply, Scored, split_heldout
-from data_formats.splitting import prompt_key
+from data_formats.splitting import heldout_marks, prompt_key
 
 
 def prompts(count):
@@ -27,6 +27,17 @@ def test_a_record_stays_on_its_side_whatever_surrounds_it():
     random.Random(0).shuffle(shuffled)
     assert set(split_heldout(shuffled, 0.2)[1]) == held
     assert set(split_heldout(records[:200], 0.2)[1]) == held & set(records[:200])
+
+
+def test_records_are_passed_on_as_soon_as_both_sides_have_one():
+    records = prompts(2000)
+    train, heldout = split_heldout(records, 0.1)
+    left = iter(records)
+    marks = heldout_marks(left, 0.1)
+    first = [next(marks) for _ in range(200)]
+    assert len(list(left)) >= 1700
+    assert [record for record, _ in first] == records[:200]
+    assert all(record in (heldout if held else train) for record, held in first)
 
 
 def test_a_prompt_is_never_on_both_sides():
