@@ -38,7 +38,12 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.recipe": frozenset(),
     "align.tinyworld": frozenset({"data_formats"}),
     "align.models": frozenset({"align.recipe", "reward", "data_formats"}),
-    "align.data": frozenset({"data_formats", "align.recipe"}),
+    "align.textmodels": frozenset({"align.models", "align.recipe", "align.functional", "data_formats"}),
+    "align.data": frozenset({"data_formats", "align.recipe", "align.textmodels"}),
+    "align.curation": frozenset(
+        {"align.textmodels", "align.models", "align.data", "align.recipe", "align.runs", "align.evaluation"}
+        | {"reward", "rollouts", "data_formats"}
+    ),
     "align.runs": frozenset({"data_formats", "align.recipe"}),
     "align.trainers": frozenset(
         {"align.functional", "align.models", "align.data", "align.runs", "align.recipe"}
@@ -63,7 +68,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.serving": frozenset({"align.recipe", "align.models", "align.stages", "reward", "data_formats"}),
     "align.commands": frozenset(
         {"align.runs", "align.recipe", "align.data", "align.models", "align.evaluation", "align.doctor", "align.plan"}
-        | {"align.chat", "align.serving", "align.feedback", "align.report", "reward", "rollouts", "data_formats"}
+        | {"align.textmodels", "align.curation", "align.chat", "align.serving", "align.feedback", "align.report"}
+        | {"reward", "rollouts", "data_formats"}
     ),
     "align.stages": ANYTHING,
     "align": ANYTHING,  # the entries and the command line
@@ -80,6 +86,8 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.recipe": frozenset({"pydantic", "pydantic_core", "ruamel"}),
     "align.tinyworld": frozenset(),
     "align.models": TORCH | {"tokenizers", "peft", "bitsandbytes"},
+    "align.textmodels": TORCH,
+    "align.curation": TORCH,
     "align.data": TORCH - {"safetensors"},
     "align.runs": (TORCH - {"safetensors"}) | {"accelerate", "psutil", "rich"},
     "align.trainers": TORCH | {"accelerate", "peft", "trl", "datasets"},  # the last one is what trl takes
@@ -100,6 +108,8 @@ LAZY: dict[str, frozenset[str]] = {
     "reward": frozenset({"regex", "math_verify", "peft", "bitsandbytes"}),
     "rollouts": frozenset({"peft", "bitsandbytes", "uvicorn"}),
     "align.models": frozenset({"huggingface_hub"}),
+    "align.textmodels": frozenset({"sklearn", "scipy"}),
+    "align.curation": frozenset({"sklearn"}),
     "align.evaluation": frozenset({"lm_eval"}),
     "align.trainers": frozenset({"bitsandbytes"}),
 }

@@ -15,8 +15,9 @@ OURS = ("data_formats", "reward", "rollouts")  # beside `align`, at the top leve
 EXTRAS = {"bitsandbytes": "bitsandbytes", "datasketch": "dedup", "gguf": "gguf", "math_verify": "maths"}
 EXTRAS |= {"lm_eval": "lm-eval", "tensorboard": "trackers", "trl": "dpo", "vllm": "vllm", "zstandard": "zst"}
 EXTRAS |= dict.fromkeys(("fastapi", "uvicorn", "openai"), "serve")
+EXTRAS |= dict.fromkeys(("py3langid", "sklearn"), "curation")
 NAMES = {"azureml": "azureml-core", "comet_ml": "comet-ml", "lm_eval": "lm-eval", "math_verify": "math-verify"}
-NAMES |= {"vllm": "vLLM"}
+NAMES |= {"sklearn": "scikit-learn", "vllm": "vLLM"}
 
 
 def is_installed(package: str) -> bool:

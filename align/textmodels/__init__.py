@@ -1,0 +1,1 @@
+"""Models of texts, small or large: embeddings, classifiers, perplexity."""
