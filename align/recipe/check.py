@@ -7,7 +7,7 @@ from pathlib import Path
 
 from align.recipe.batch import BatchPlan, batch_plan
 from align.recipe.collect_section import BEFORE, NEWEST
-from align.recipe.errors import RecipeError, did_you_mean
+from align.recipe.errors import RecipeError, path_problem
 from align.recipe.judge_section import ComparisonJudgeSection
 from align.recipe.lineage import Origin, has_model, inputs, model_dir, stage_dir, user_code
 from align.recipe.load import inspect
@@ -23,7 +23,6 @@ from align.recipe.trackers import tracker_problems
 from align.recipe.user_code import code_problem
 from align.runtime.errors import MissingFileError
 from align.runtime.packages import is_installed, missing_package
-from align.runtime.paths import typed_path
 from align.runtime.table import table
 
 _KEYS = {"model": "init_from", "policy": "init_from", "reward": "reward_from", "critic": "critic_from"}
@@ -52,7 +51,7 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
     if blocked:
         problems.append(f"output_dir: {blocked} is a file, not a folder")
     if recipe.model.path is not None:
-        problems += _path_problem("model.path", recipe.model.path)
+        problems += path_problem("model.path", recipe.model.path)
     problems += tracker_problems(recipe)
     problems += _bitsandbytes_problems(recipe, stages)
     missing = [(stage, package) for stage in stages for package in STAGES[stage].needs if not is_installed(package)]
@@ -86,7 +85,7 @@ def collect_problems(recipe: Recipe) -> list[str]:
             problems.append(f"{key}: '{one.model}' is said where a recipe has 'rounds'; name a stage, run or model")
         elif stage is None:
             of_rounds = () if recipe.rounds is None else (NEWEST, BEFORE)
-            problems += _path_problem(key, one.model, (*STAGES, *of_rounds))
+            problems += path_problem(key, one.model, (*STAGES, *of_rounds))
         elif stage.makes != "policy":
             problems.append(f"{key}: '{one.model}' is a reward model and cannot write; name a policy")
         elif getattr(recipe, one.model) is None and not has_model(recipe, one.model):
@@ -140,7 +139,7 @@ def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> l
     if origin.kind == "path":
         possible = REWARD_STAGES if role == "reward" else _before(stage)
         if named:
-            return _path_problem(key, origin.value, possible)
+            return path_problem(key, origin.value, possible)
         return [_nothing(key, stage, role)] if role == "reward" else []  # model.path is no reward model
     if origin.kind == "new":
         made = not STAGES[stage].parents or (role == "critic" and not named)
@@ -171,17 +170,6 @@ def _nothing(key: str, stage: str, role: str) -> str:
     words = " or ".join(f"'{name}'" for name in parents)
     article = "an" if parents[0] in ("sft", "rm") else "a"
     return f"{key}: nothing to start from; add {article} {words} stage or name {key}"
-
-
-def _path_problem(key: str, value: str, stages: Sequence[str] = ()) -> list[str]:
-    if typed_path(value).exists():
-        return []
-    near = did_you_mean(value, stages)
-    if near and "/" not in value:
-        return [f"{key}: '{value}' is neither a stage nor a folder; did you mean '{near}'?"]
-    if value.startswith((".", "~", "/")) or value.count("/") > 1 or "\\" in value:
-        return [f"{key}: no such folder {value}"]
-    return []  # may be a hub id
 
 
 def missing_inputs(recipe: Recipe, stage: str) -> list[str]:
