@@ -21,6 +21,7 @@ from align.runtime.json_files import number, objects, read_text
 
 logger = logging.getLogger(__name__)
 
+SCORES = "scores.jsonl"
 PIECE = 256  # texts that are rated between two additions to the file
 Numbers = tuple[float, ...] | None  # None: it cannot be told
 
@@ -68,3 +69,8 @@ class Kept:
             if len(asked) > PIECE:
                 logger.info("%d of %d replies are rated", min(at + PIECE, len(asked)), len(asked))
         return [self._known[key] for key in keys]
+
+
+def kept_in(folder: Path | None, made_with: Mapping[str, Any]) -> Kept:
+    """What is known in `scores.jsonl` of a folder, where several scorers keep their numbers side by side."""
+    return Kept(None if folder is None else folder / SCORES, made_with)

@@ -69,7 +69,7 @@ class LLMJudge:
         self.name, self.described = name, described or f"the language model {model}"
         self.usage = JudgeUsage()
         self._model = LanguageModel(f"judge {name!r}", url, model, usage=self.usage, **options)
-        self._rubric = RUBRIC if rubric is None else _rubric_in(rubric, name)
+        self._rubric = RUBRIC if rubric is None else rubric_in(rubric, f"judge {name!r}")
 
     def compare(self, pairs: Sequence[ReplyPair]) -> list[list[Judgment]]:
         """One judgment a pair.
@@ -111,13 +111,16 @@ class LLMJudge:
         return Judgment("tie", note=f"{first} when asked in this order, {second} when asked in the other")
 
 
-def _rubric_in(file: str | Path, name: str) -> str:
+def rubric_in(file: str | Path, called: str) -> str:
+    """The text of a user's rubric; `called` is the subject of the errors.
+
+    Raises:
+        MissingFileError, RunFileError: no such file, or one that holds no text.
+    """
     path = typed_path(file)
     if not path.is_file():
-        raise MissingFileError(f"judge {name!r}: no such rubric {path}")
+        raise MissingFileError(f"{called}: no such rubric {path}")
     text = read_text(path)
     if not text.strip():
-        raise RunFileError(
-            f"judge {name!r}: the rubric {path} is empty; write what makes a reply better, or leave it out"
-        )
+        raise RunFileError(f"{called}: the rubric {path} is empty; write what makes a reply better, or leave it out")
     return text
