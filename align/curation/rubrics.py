@@ -20,6 +20,7 @@ from reward.judges.llm import rubric_in
 from reward.judges.question import turn_text
 
 logger = logging.getLogger(__name__)
+PIECE = 4096  # texts whose requests are held at the same time
 
 _REPLY = """\
 You are shown a conversation and the reply that ends it. Give the reply one point for each of these that holds:
@@ -106,7 +107,7 @@ def with_own_text(file: str | None, rubrics: Sequence[Rubric]) -> dict[Rubric, R
 
 def asked(asker: Asker[float], texts: Sequence[str]) -> list[float | None]:
     """What is said of each text; the log says of how many nothing, and what it cost. Errors as of `Asker.ask`."""
-    found = asker.ask(texts)
+    found = [one for at in range(0, len(texts), PIECE) for one in asker.ask(texts[at : at + PIECE])]
     usage = asker.usage
     logger.info(
         "%s: %d requests, %d answers from before, %d unread, %d refused; %d and %d tokens",

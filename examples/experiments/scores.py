@@ -30,10 +30,11 @@ import numpy as np
 from align.curation.scale import is_high_quality, quantiles_at_length
 from align.runtime.table import table
 from data_formats.cleaning.texts import prompt_text, wanted_texts
+from data_formats.errors import DataError
 from data_formats.reading import read
 from data_formats.records import Comparison, Demonstration, Record
 
-Scored = list[float | None]
+Scores = list[float | None]
 DRAWS = 1000
 
 
@@ -51,7 +52,7 @@ def spoilt(rows: Sequence[Record], share: float, draw: random.Random) -> tuple[l
     return changed, [at in set(chosen) for at in range(len(rows))]
 
 
-def auc(scores: Scored, is_bad: Sequence[bool]) -> float:
+def auc(scores: Scores, is_bad: Sequence[bool]) -> float:
     """How often a bad row has a lower score than a good one; rows without a score are as bad as can be."""
     values = np.array([-np.inf if score is None else score for score in scores])
     bad = np.array(is_bad)
@@ -61,7 +62,7 @@ def auc(scores: Scored, is_bad: Sequence[bool]) -> float:
     return float((below + 0.5 * (values[bad][:, None] == values[~bad][None])).mean())
 
 
-def interval(scores: Scored, is_bad: Sequence[bool], seed: int) -> tuple[float, float]:
+def interval(scores: Scores, is_bad: Sequence[bool], seed: int) -> tuple[float, float]:
     """95 % of the AUCs of rows that are drawn again with replacement."""
     generator, count = np.random.default_rng(seed), len(scores)
     drawn = (generator.integers(count, size=count) for _ in range(DRAWS))
@@ -91,9 +92,9 @@ class Raters:
         scored = RewardQualitySection(kind="reward", model_from=reward or "none")
         self._reward = quality_scorer(scored, str) if reward else None
 
-    def rate(self, rows: Sequence[Record], others: Sequence[Record], is_bad: Sequence[bool]) -> dict[str, Scored]:
+    def rate(self, rows: Sequence[Record], others: Sequence[Record], is_bad: Sequence[bool]) -> dict[str, Scores]:
         """Scores of the rows; the classifier learns from the others."""
-        found: dict[str, Scored] = {"length": [float(len(wanted_texts(row)[-1])) for row in rows]}
+        found: dict[str, Scores] = {"length": [float(len(wanted_texts(row)[-1])) for row in rows]}
         found["classifier"] = self._classified(rows, others)
         if self._reward is not None:
             found["reward"] = self._reward.score(rows)
@@ -104,7 +105,7 @@ class Raters:
             self.ratios += [(one[2], -ratio) for one, ratio, bad in told if one is not None and not bad]
         return found
 
-    def _classified(self, rows: Sequence[Record], others: Sequence[Record]) -> Scored:
+    def _classified(self, rows: Sequence[Record], others: Sequence[Record]) -> Scores:
         from align.curation.classified import ClassifierScore
         from align.textmodels.classifier import TextClassifier
 
@@ -119,10 +120,17 @@ def text_of(row: Record) -> str:
     return "\n".join([prompt_text(row), *wanted_texts(row)])
 
 
+def rows_of(file: Path) -> list[Any]:
+    """Pairs where the file holds some, else demonstrations that end with a reply."""
+    try:
+        return read(file, Comparison).records
+    except DataError:
+        return [row for row in read(file, Demonstration).records if row.messages[-1].role == "assistant"]
+
+
 def measure(file: Path, raters: Raters, rows: int, share: float, seeds: int) -> dict[str, list[tuple[Any, ...]]]:
     """Per scorer and seed: AUC, its interval, and the share of spoilt rows in the top quarter."""
-    kind = Comparison if "pair" in file.name or "rank" in file.name or "hh" in file.name else Demonstration
-    known = [row for row in read(file, kind).records if all(map(str.strip, wanted_texts(row)))]
+    known = [row for row in rows_of(file) if all(map(str.strip, wanted_texts(row)))]
     found: dict[str, list[tuple[Any, ...]]] = {}
     for seed in range(seeds):
         draw = random.Random(f"scores-{seed}")
