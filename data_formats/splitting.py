@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from data_formats.records import Comparison, Document, Message, Record, Scored
@@ -35,6 +35,17 @@ def _position(key: str) -> float:
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=6).digest(), "big") / 2**48
 
 
+def heldout_keys(keys: Iterable[str], share: float) -> set[str]:
+    """Which of the keys are held out, as in `split_heldout`."""
+    positions = {key: _position(key) for key in set(keys)}
+    held = {key for key, position in positions.items() if position < share}
+    if 0 < share < 1 and positions:
+        by_position = sorted(positions, key=lambda key: (positions[key], key))
+        held = held or {by_position[0]}
+        held = held - {by_position[-1]}
+    return held
+
+
 def split_heldout(records: Sequence[R], share: float) -> tuple[list[R], list[R]]:
     """Split records into train and held-out by a hash of the prompt.
 
@@ -45,11 +56,6 @@ def split_heldout(records: Sequence[R], share: float) -> tuple[list[R], list[R]]
     Returns:
         train, heldout; each in the given order.
     """
-    positions = {key: _position(key) for key in {prompt_key(record) for record in records}}
-    held = {key for key, position in positions.items() if position < share}
-    if 0 < share < 1 and positions:
-        by_position = sorted(positions, key=lambda key: (positions[key], key))
-        held = held or {by_position[0]}
-        held = held - {by_position[-1]}
+    held = heldout_keys((prompt_key(record) for record in records), share)
     train = [record for record in records if prompt_key(record) not in held]
     return train, [record for record in records if prompt_key(record) in held]

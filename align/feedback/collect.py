@@ -156,12 +156,8 @@ def _done(folder: Path, made_with: Row) -> Row | None:
 
 
 def tags_of(prompt: Prompt) -> tuple[str, ...]:
-    """What a prompt is about: the `tags` of its row, texts or InsTag's {"tag", "explanation"}; else its category, else
-    nothing."""
-    tags = prompt.columns.get("tags")
-    named = [one.get("tag") if isinstance(one, dict) else one for one in tags] if isinstance(tags, list) else []
-    own = tuple(dict.fromkeys(tag for tag in named if tag and isinstance(tag, str)))
-    return own or ((prompt.category,) if prompt.category else ())
+    """What a prompt is about: its tags, else its category, else nothing."""
+    return prompt.tags or ((prompt.category,) if prompt.category else ())
 
 
 def _draw(
