@@ -1,10 +1,12 @@
 """How well do scores of quality and difficulty find rows that are bad on purpose?
 
-    python examples/experiments/scores.py FILE … [--policy MODEL] [--reward MODEL] [--rows 60] [--share 0.3] [--seeds 3]
+    python examples/experiments/scores.py FILE … [--policy MODEL] [--reward MODEL] [--rows 60] [--share 0.3]
+                                                 [--seeds 3] [--spoil answers]
 
 FILE holds demonstrations or pairs. Of `--rows` of them, drawn anew for each seed, the share `--share` is spoilt: among
-demonstrations the last replies change places, so that each answers another prompt; of pairs the chosen reply and the
-rejected one do, so that the worse one is chosen. Every scorer then rates all rows and is asked which are spoilt:
+demonstrations the last replies change places, so that each answers another prompt (`--spoil words`: the words of each
+change places within it); of pairs the chosen reply and the rejected one do, so that the worse one is chosen. Every
+scorer then rates all rows and is asked which are spoilt:
 
     AUC         the share of pairs of a good and a spoilt row of which the spoilt one has the worse score, ties half;
                 0.5 is chance; below it the 95 % interval of a bootstrap over rows
@@ -38,7 +40,7 @@ Scores = list[float | None]
 DRAWS = 1000
 
 
-def spoilt(rows: Sequence[Record], share: float, draw: random.Random) -> tuple[list[Record], list[bool]]:
+def spoilt(rows: Sequence[Record], share: float, how: str, draw: random.Random) -> tuple[list[Record], list[bool]]:
     """The rows with some of them spoilt, and which."""
     chosen = sorted(draw.sample(range(len(rows)), max(2, round(share * len(rows)))))
     changed = list(rows)
@@ -47,7 +49,10 @@ def spoilt(rows: Sequence[Record], share: float, draw: random.Random) -> tuple[l
         if isinstance(row, Comparison):
             changed[at] = row.swapped()
         else:
-            turns, said = row.messages, rows[other].messages[-1].content
+            turns, said = row.messages, rows[other if how == "answers" else at].messages[-1].content
+            if how == "words":
+                words = said.split()
+                said = " ".join(draw.sample(words, len(words)))
             changed[at] = replace(row, messages=(*turns[:-1], replace(turns[-1], content=said)))
     return changed, [at in set(chosen) for at in range(len(rows))]
 
@@ -81,11 +86,12 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
 class Raters:
     """Every scorer that there are models for: name -> scores, the higher the better."""
 
-    def __init__(self, policy: str | None, reward: str | None):
+    def __init__(self, policy: str | None, reward: str | None, how: str):
         from align.curation.difficulty import difficulty_scorer
         from align.curation.quality import quality_scorer
         from align.recipe.scorer_sections import IFDDifficultySection, RewardQualitySection
 
+        self.how = how
         self.ratios: list[tuple[float, float]] = []  # of rows that are not spoilt: tokens, ratio
         ifd = IFDDifficultySection(kind="ifd", model_from=policy or "none", length_free=False, max_length=512)
         self._ifd = difficulty_scorer(ifd, str) if policy else None
@@ -109,7 +115,7 @@ class Raters:
         from align.curation.classified import ClassifierScore
         from align.textmodels.classifier import TextClassifier
 
-        known, is_bad = spoilt(others, 0.5, random.Random(0))
+        known, is_bad = spoilt(others, 0.5, self.how, random.Random(0))
         labels = ["bad" if bad else "good" for bad in is_bad]
         classifier = TextClassifier.fit([text_of(row) for row in known], labels)
         return ClassifierScore(classifier, text_of, "good").score(rows)
@@ -135,7 +141,7 @@ def measure(file: Path, raters: Raters, rows: int, share: float, seeds: int) -> 
     for seed in range(seeds):
         draw = random.Random(f"scores-{seed}")
         taken = draw.sample(known, min(2 * rows, len(known)))
-        changed, is_bad = spoilt(taken[:rows], share, draw)
+        changed, is_bad = spoilt(taken[:rows], share, raters.how, draw)
         for name, scores in raters.rate(changed, taken[rows:], is_bad).items():
             top = [bad for bad, high in zip(is_bad, is_high_quality(scores), strict=True) if high]
             told = (auc(scores, is_bad), *interval(scores, is_bad, seed), sum(top) / max(len(top), 1))
@@ -161,8 +167,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=60)
     parser.add_argument("--share", type=float, default=0.3)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--spoil", choices=("answers", "words"), default="answers")
     args = parser.parse_args(argv)
-    raters = Raters(args.policy, args.reward)
+    raters = Raters(args.policy, args.reward, args.spoil)
     for file in args.files:
         show(file, measure(file, raters, args.rows, args.share, args.seeds))
     if raters.ratios:
