@@ -25,6 +25,7 @@ Rows lie in batches by length. Logits are made where a token of a reply is judge
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -111,7 +112,7 @@ class IFD:
                 for at, loss in zip(chosen, self._mean_losses([rows[at] for at in chosen]), strict=True):
                     losses[at] = loss
         pairs = zip(losses[::2], losses[1::2], rows[::2], strict=True)
-        return [None if given is None else (given, alone, float(row.count)) for given, alone, row in pairs]
+        return [(given, alone, float(row.count)) if _is_told(given, alone) else None for given, alone, row in pairs]
 
     def _rows(self, exchanges: Sequence[Exchange]) -> list[tuple[_Row, _Row]]:
         """Each reply behind its prompt and alone, as much of it as there is room for behind the longer of the two."""
@@ -135,6 +136,11 @@ class IFD:
         _, answers_NA = ask_at(self._model, self._model, inputs, (at_N - 1).to(device), question)
         logps = answers_NA[:, 0].double().cpu().split([row.count for row in rows])
         return [-float(part.mean()) for part in logps]
+
+
+def _is_told(given: float | None, alone: float | None) -> bool:
+    """Whether both losses are there; of a damaged model they may be no numbers."""
+    return given is not None and alone is not None and math.isfinite(given) and math.isfinite(alone)
 
 
 class _Row(NamedTuple):

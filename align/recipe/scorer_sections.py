@@ -50,7 +50,8 @@ class LLMQualitySection(LanguageModelSection):
 
 
 class ClassifierSection(Section):
-    """A small text classifier, as `align data train-classifier` makes one, on a CPU."""
+    """A small text classifier, as `align data train-classifier` makes one, on a CPU. For quality it reads prompt and
+    reply (`--text all`), for difficulty the prompt alone (`--text prompt`)."""
 
     rates: ClassVar[tuple[str, ...]] = EVERY
 
