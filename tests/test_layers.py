@@ -38,11 +38,11 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.recipe": frozenset(),
     "align.tinyworld": frozenset({"data_formats"}),
     "align.models": frozenset({"align.recipe", "reward", "data_formats"}),
-    "align.textmodels": frozenset({"align.models", "align.recipe", "align.functional", "data_formats"}),
+    "align.textmodels": frozenset({"align.models", "align.recipe", "align.functional", "reward", "data_formats"}),
     "align.data": frozenset({"data_formats", "align.recipe", "align.textmodels"}),
     "align.curation": frozenset(
         {"align.textmodels", "align.models", "align.data", "align.recipe", "align.runs", "align.evaluation"}
-        | {"reward", "rollouts", "data_formats"}
+        | {"align.functional", "align.trainers.causal_forward", "reward", "rollouts", "data_formats"}  # losses of replies
     ),
     "align.runs": frozenset({"data_formats", "align.recipe"}),
     "align.trainers": frozenset(

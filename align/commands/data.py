@@ -4,6 +4,9 @@ align data stats FILE|FOLDER … [--json]            rows in, records out, what 
 align data inspect FILE [--tokenizer MODEL]        roles, lengths, what gets loss in colour, what would be dropped
 align data convert FILE OUT.jsonl                  any file that can be read, in our own rows
 align data split FILE OUT_DIR [--heldout 0.1]      train.jsonl and heldout.jsonl, no prompt on both sides
+align data tag FILE OUT.jsonl --url URL …          what each row is about, as tags of one vocabulary
+align data train-classifier FILE OUT --label KEY   a small text classifier, or a tagger, with held-out figures
+align data select FILE … OUT.jsonl [--keep 0.5]    the rows worth learning from, and a page of why
 """
 
 from __future__ import annotations
@@ -12,57 +15,61 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from align.commands import tag, train_classifier
 from align.commands.kinds import KINDS
-from align.commands.options import add_max_row, positive
+from align.commands.options import add_max_row, positive, share, source
 from data_formats.chatml import MASKS
 
 
 def add_parser(commands: Any) -> None:
     """Add `data` to the subparsers of `align`."""
-    data = commands.add_parser("data", help="look at, count, convert and split data files", description=__doc__)
+    words = "look at, count, convert, split and choose from data files"
+    data = commands.add_parser("data", help=words, description=__doc__)
     data.set_defaults(work=data_command)
     data.formatter_class = argparse.RawDescriptionHelpFormatter
-    what = data.add_subparsers(dest="what", metavar="stats | inspect | convert | split", required=True)
+    what = data.add_subparsers(
+        dest="what", metavar="stats | inspect | convert | split | tag | train-classifier | select", required=True
+    )
     stats = what.add_parser("stats", help="what files hold")
-    stats.add_argument("paths", metavar="FILE|FOLDER|hub:ID", type=_source, nargs="+")
+    stats.add_argument("paths", metavar="FILE|FOLDER|hub:ID", type=source, nargs="+")
     stats.add_argument("--json", action="store_true", help="a JSON list, one object a file")
     inspect = what.add_parser("inspect", help="one file as training sees it")
-    inspect.add_argument("path", metavar="FILE|hub:ID", type=_source)
+    inspect.add_argument("path", metavar="FILE|hub:ID", type=source)
     inspect.add_argument("--tokenizer", metavar="MODEL", help="folder or hub id: lengths and loss in its tokens")
     inspect.add_argument("--mask", choices=MASKS, default="assistant_only", help="what gets loss (default %(default)s)")
     inspect.add_argument("--max-length", type=positive, metavar="N", help="say what is longer")
     inspect.add_argument("--rows", type=positive, default=5, metavar="N", help="show so many (default %(default)s)")
     inspect.add_argument("--skip", type=int, default=0, metavar="N", help="pass over so many before")
     convert = what.add_parser("convert", help="write our own rows")
-    convert.add_argument("path", metavar="FILE|hub:ID", type=_source)
+    convert.add_argument("path", metavar="FILE|hub:ID", type=source)
     convert.add_argument("out", metavar="OUT.jsonl", type=Path)
     split = what.add_parser("split", help="train and held-out by prompt")
-    split.add_argument("path", metavar="FILE|hub:ID", type=_source)
+    split.add_argument("path", metavar="FILE|hub:ID", type=source)
     split.add_argument("out", metavar="OUT_DIR", type=Path)
     split.add_argument(
-        "--heldout", type=_share, default=0.1, metavar="SHARE", help="of the prompts (default %(default)s)"
+        "--heldout", type=share, default=0.1, metavar="SHARE", help="of the prompts (default %(default)s)"
     )
-    for command in (stats, inspect, convert, split):
+    select = _add_select(what)
+    more = (tag.add_parser(what), train_classifier.add_parser(what))
+    for command in (stats, inspect, convert, split, select, *more):
         command.add_argument("--kind", choices=list(KINDS), help="read it as these (default: the richest that fits)")
         command.add_argument("--format", default="auto", help="the format's name (default: by shape)")
         add_max_row(command)
         command.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
-    for command in (inspect, convert, split):
+    for command in (inspect, convert, split, select):
         command.add_argument("--cleaning", metavar="YAML", type=Path, help="a file with a recipe's cleaning section")
 
 
-def _source(text: str) -> Path | str:
-    return text if text.startswith("hub:") else Path(text)
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, not '{text}'")
-    return share
+def _add_select(what: Any) -> argparse.ArgumentParser:
+    select = what.add_parser("select", help="the rows that are worth learning from")
+    select.add_argument("paths", metavar="FILE|FOLDER|hub:ID", type=source, nargs="+")
+    select.add_argument("out", metavar="OUT.jsonl", type=Path)
+    select.add_argument("--selection", metavar="YAML", type=Path, help="a file with a recipe's selection section")
+    select.add_argument("--keep", type=float, metavar="N", help="rows kept: a share up to 1, or a number (default 0.5)")
+    select.add_argument("--embeddings", metavar="MODEL", help="folder or hub id (default: hashed TF-IDF)")
+    select.add_argument("--random", action="store_true", help="as many rows drawn at random, as a control")
+    select.add_argument("--seed", type=int, metavar="N", help="of clusters and draws (default 0)")
+    return select
 
 
 def data_command(args: argparse.Namespace) -> int:
@@ -72,6 +79,10 @@ def data_command(args: argparse.Namespace) -> int:
         from align.commands.stats import stats
 
         return stats(args.paths, args.kind, options, args.json)
+    if args.what in ("tag", "train-classifier"):
+        command = tag.tag if args.what == "tag" else train_classifier.train_classifier
+        command(args, options)
+        return 0
     cleaner = _cleaner(args.cleaning)
     if args.what == "inspect":
         from align.commands.inspect import View, inspect
@@ -79,6 +90,10 @@ def data_command(args: argparse.Namespace) -> int:
         tokenizer = _tokenizer(args.tokenizer)
         view = View(tokenizer, args.mask, args.max_length, args.rows, args.skip)
         inspect(args.path, args.kind, options, cleaner, view)
+    elif args.what == "select":
+        from align.commands.select import select, selection_of
+
+        select(args.paths, args.out, args.kind, options, cleaner, selection_of(args))
     elif args.what == "convert":
         from align.commands.convert import convert
 

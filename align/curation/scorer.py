@@ -1,9 +1,9 @@
 """What selection asks of whatever rates rows: quality (how good a row is) and difficulty (how much is to be learnt).
 
-A section of a recipe becomes a scorer by `quality.quality_scorer(section, find_model)` and
-`difficulty.difficulty_scorer(section, find_model)`, where `find_model` gives the folder or hub id that a word of the
-recipe (a stage, a folder, a hub id) means. What is missing is said before, without torch, by
-`align.recipe.scorer_sections.scorer_problems(key, section)`.
+A section of a recipe becomes a scorer by `quality.quality_scorer(section, find_model, folder)` and
+`difficulty.difficulty_scorer(section, find_model, folder)`, where `find_model` gives the folder or hub id that a word
+of the recipe (a stage, a folder, a hub id) means, and `folder` keeps what was rated. What is missing is said before,
+without torch, by `align.recipe.scorer_sections.scorer_problems(key, section)`.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from align.recipe.rollout_section import engine_problems
 from align.recipe.rounds import MODEL_KEYS
 from align.recipe.rounds_section import PeopleSection
 from align.recipe.schema import Recipe
+from align.recipe.selection_section import selection_problems
 from align.recipe.sources import COLLECT, ROUNDS, source_problems, stage_sources
 from align.recipe.trackers import tracker_problems
 from align.recipe.user_code import code_problem
@@ -63,6 +64,9 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
             problems += engine_problems(f"{stage}.rollout", section.rollout)
             for key, part in section.judges():
                 problems += part_problems(f"{stage}.{key}", part)
+        if section is not None and section.selection is not None:
+            key = f"{stage}.selection"
+            problems += selection_problems(key, section.selection, STAGES[stage].records, tuple(STAGES))
         named = user_code(recipe, stage).items()
         problems += [f"{key}: {problem}" for key, spec in named if (problem := code_problem(spec))]
         for role, origin in inputs(recipe, stage).items():
@@ -133,6 +137,9 @@ def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> l
     section = getattr(recipe, stage)
     if role in _KEYS:
         key, named = f"{stage}.{_KEYS[role]}", getattr(section, _KEYS[role]) is not None
+    elif role.startswith("selection."):
+        key, named = f"{stage}.{role}", True
+        role = "reward" if role.startswith("selection.quality") else "policy"
     else:  # a model among a reward's parts
         key, named = f"{stage}.{role}.model_from", dict(section.judges())[role].model_from is not None
         role = "reward"

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from align.recipe.cleaning_section import CleaningSection
 from align.recipe.fields import OptimSection, Source
 from align.recipe.section import Count, LocalPath, Positive, Rate, Section, Share, StageSection
+from align.recipe.selection_section import SelectionSection
 
 Mask = Literal["assistant_only", "user_content_only", "qwen_script", "last_turn_only", "all"]
 LossReduction = Literal["token_mean", "session_mean", "turn_mean", "prefix_mean"]
@@ -23,6 +24,8 @@ class SupervisedSection(OptimSection, StageSection):
     (rejection)."""
     cleaning: CleaningSection | None = None
     """Steps that `data` goes through first; without the section none."""
+    selection: SelectionSection | None = None
+    """Which of the training rows are learnt from; without the section all."""
     eval_data: tuple[Source, ...] = ()
     """Held-out records; without them the share `holdout` of `data`."""
     holdout: Share = 0.05

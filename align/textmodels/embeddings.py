@@ -20,6 +20,7 @@ from align.runtime.packages import require_package
 
 CHUNK = 4096  # texts embedded at once
 FITTED_ON = 50_000  # texts that the SVD sees
+PLACES = 2**17  # that words and pairs are hashed into
 WORDS = r"[^\W\u3040-\u30ff\u3400-\u9fff]+|[\u3040-\u30ff\u3400-\u9fff]"  # words; single characters of CJK
 
 
@@ -56,18 +57,21 @@ class HashedTfidf:
 
         self.name = "hashed TF-IDF"
         sample = texts[:: -(-len(texts) // FITTED_ON) or 1]
-        self._hashes = HashingVectorizer(
-            token_pattern=WORDS, ngram_range=(1, 2), n_features=2**18, alternate_sign=False, norm=None
-        )
+        form = {"token_pattern": WORDS, "ngram_range": (1, 2), "alternate_sign": False, "norm": None}
+        self._hashes = HashingVectorizer(n_features=PLACES, dtype=np.float32, **form)
         counts = self._hashes.transform(sample)
+        self._seen = np.flatnonzero(counts.getnnz(axis=0)) if counts.nnz else np.arange(2)
+        counts = counts[:, self._seen]  # the others lie on no direction, and would cost as much
         self._weights = TfidfTransformer(sublinear_tf=True).fit(counts)
-        rank = max(1, min(dimensions, len(sample) - 1))
-        self._svd = TruncatedSVD(rank, n_iter=4, random_state=seed).fit(self._weights.transform(counts))
+        rank = max(1, min(dimensions, len(sample) - 1, len(self._seen)))
+        self._svd = TruncatedSVD(rank, n_iter=4, random_state=seed)
+        with np.errstate(invalid="ignore"):  # of a single text nothing varies
+            self._svd.fit(self._weights.transform(counts))
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Float32 (N, D). A text without any known word lies on the first axis, as the most common ones do."""
-        vectors = self._svd.transform(self._weights.transform(self._hashes.transform(texts)))
-        return unit_rows(vectors)
+        counts = self._hashes.transform(texts)[:, self._seen]
+        return unit_rows(self._svd.transform(self._weights.transform(counts)))
 
 
 def unit_rows(vectors: Any) -> np.ndarray:
