@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from align.commands.kinds import KINDS, files_in, kind_of
+from align.data.variety import Variety
 from align.runtime.errors import AlignError, MissingFileError
 from align.runtime.table import table
 from align.runtime.terminal import say
@@ -45,6 +46,7 @@ class FileStats:
     reply_characters: dict[str, int]
     categories: dict[str, int]
     sources: dict[str, int]
+    tags: Variety = field(default_factory=Variety)
 
     def as_json(self) -> dict[str, Any]:
         """One object of `--json`."""
@@ -52,6 +54,7 @@ class FileStats:
         for part in (self.report, self):  # not `asdict`, which cannot copy a Counter
             values = {one.name: getattr(part, one.name) for one in fields(part)}
             found |= {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+        found["tags"] = self.tags.figures(SHOWN_CATEGORIES) if self.tags.tagged else {}
         return {name: value for name, value in found.items() if name != "report"}
 
 
@@ -59,15 +62,16 @@ def measure(path: Path | str, kind: type[Record], options: dict[str, Any]) -> Fi
     """Read a file to its end, holding no record."""
     rows = stream(path, kind, **options)
     prompts, replies = Lengths(), Lengths()
-    categories, sources = Counter[str](), Counter[str]()
+    categories, sources, tags = Counter[str](), Counter[str](), Variety()
     for record in rows:
         prompts.values.append(len(prompt_text(record)))
         replies.values.extend(len(text) for text in reply_texts(record))
         categories[getattr(record, "category", "")] += 1
         sources[record.source] += 1
+        tags.add(getattr(record, "tags", ()))
     name = next(name for name, one in KINDS.items() if one is kind)
     named = [{key: count for key, count in counts.most_common() if key} for counts in (categories, sources)]
-    return FileStats(rows.report, name, prompts.quantiles(), replies.quantiles(), *named)
+    return FileStats(rows.report, name, prompts.quantiles(), replies.quantiles(), *named, tags)
 
 
 def stats(paths: list[Path | str], kind: str | None, options: dict[str, Any], as_json: bool) -> int:
@@ -121,4 +125,6 @@ def describe(found: list[FileStats]) -> str:
             shown = list(one.categories.items())[:SHOWN_CATEGORIES]
             more = f", and {len(one.categories) - len(shown)} more" if len(one.categories) > len(shown) else ""
             lines.append(f"{one.report.path}: " + ", ".join(f"{name} {count}" for name, count in shown) + more)
+        if one.tags.tagged:
+            lines.append(f"{one.report.path}: tags: {one.tags.describe(most=SHOWN_CATEGORIES)}")
     return "\n".join(lines)

@@ -11,6 +11,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+from align.runtime.terminal import shortened
 
 Z95 = 1.959963984540054
 Interval = tuple[float, float]
@@ -67,6 +70,20 @@ class Variety:
         half = Z95 * math.sqrt(variance / number)
         return max(mean - half, 0.0), mean + half
 
+    def figures(self, most: int = 0) -> dict[str, Any]:
+        """Both figures with their intervals, as JSON, and the rows of the most frequent tags."""
+        return {
+            "diversity": self.diversity,
+            "diversity_interval": list(self.diversity_interval),
+            "complexity": self.complexity,
+            "complexity_interval": list(self.complexity_interval),
+            "rows_without": self.rows - self.tagged,
+            "most": dict(self._most(most)),
+        }
+
+    def _most(self, number: int) -> list[tuple[str, int]]:
+        return sorted(self.counts.items(), key=lambda one: (-one[1], one[0]))[:number]
+
     def describe(self, vocabulary: int = 0, most: int = 0) -> str:
         """`812 different tags (770 to 854), 12.3 % of a vocabulary of 6600; 3.10 a row (2.95 to 3.25)`.
 
@@ -82,5 +99,5 @@ class Variety:
         said += f"; {self.complexity:.2f} a row ({low:.2f} to {high:.2f})"
         if self.tagged < self.rows:
             said += f", {self.rows - self.tagged} of {self.rows} rows without any"
-        shown = sorted(self.counts.items(), key=lambda one: (-one[1], one[0]))[:most]
-        return said + ("; most often: " + ", ".join(f"{tag} {count}" for tag, count in shown) if shown else "")
+        shown = ", ".join(f"{shortened(tag)} {count}" for tag, count in self._most(most))
+        return said + (f"; most often: {shown}" if shown else "")
