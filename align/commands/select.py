@@ -26,7 +26,7 @@ def selection_of(args: argparse.Namespace) -> SelectionSection:
     section = SelectionSection() if args.selection is None else read_selection(args.selection)
     names = ("keep", "embeddings", "seed")
     told = {name: value for name in names if (value := getattr(args, name)) is not None}
-    found = section.model_dump() | told | ({"random": True} if args.random else {})
+    found = dict(section) | told | ({"random": True} if args.random else {})
     try:
         return SelectionSection.model_validate(found)
     except ValueError as error:

@@ -31,7 +31,8 @@ from data_formats.records import Record
 
 SUMMARY, ROWS, EXAMPLES = "summary.json", "rows.jsonl", "examples.jsonl"
 AGAIN = "remove the folder, and the same command makes it again"
-SHOWN, CHARACTERS, BINS, GROUPS = 10, 1200, 24, 12  # of each kind; of a text; of a histogram; categories and sources
+SHOWN, CHARACTERS, BINS = 10, 1200, 24  # rows of each kind; of a text; of a histogram
+GROUPS, DRAWN = 12, 200  # categories and sources; clusters
 
 
 def choose_records(
@@ -94,15 +95,11 @@ def _distributions(selection: Selection) -> Row:
     cosine = np.where(selection.choice.nearest_N < 0, np.nan, selection.choice.cosine_N)
     values = {"quality": selection.quality, "difficulty": selection.difficulty, "cosine": cosine.tolist()}
     found = {name: _histogram(told, selection.kept_N) for name, told in values.items() if told is not None}
-    sizes, kept = (np.bincount(labels, minlength=1) for labels in (selection.clusters_N, _kept_labels(selection)))
-    kept = np.pad(kept, (0, len(sizes) - len(kept)))
-    order = np.argsort(-sizes, kind="stable")[:200]
+    sizes = np.bincount(selection.clusters_N)
+    kept = np.bincount(selection.clusters_N[selection.kept_N], minlength=len(sizes))
+    largest = np.argsort(-sizes, kind="stable")[:DRAWN]
     found = {name: one for name, one in found.items() if one}
-    return found | {"clusters": {"rows": sizes[order].tolist(), "kept": kept[order].tolist()}}
-
-
-def _kept_labels(selection: Selection) -> np.ndarray:
-    return selection.clusters_N[selection.kept_N]
+    return found | {"clusters": {"rows": sizes[largest].tolist(), "kept": kept[largest].tolist()}}
 
 
 def _histogram(scores: Scores, kept_N: np.ndarray) -> Row:
@@ -119,32 +116,35 @@ def _histogram(scores: Scores, kept_N: np.ndarray) -> Row:
 def _examples(selection: Selection, records: Sequence[Record]) -> Iterator[Row]:
     """Up to `SHOWN` rows that are kept, as many that are dropped, and as many duplicates beside what they are like:
     those that are the least like it, where the limit is in doubt."""
-    rows, fates = list(selection.rows()), selection.choice.fate_N
-    kept = np.flatnonzero(selection.kept_N)
-    for at in _spread(kept, rows, SHOWN):
-        yield {"list": "kept", **_shown(rows[at], records[at])}
+    fates, cosine = selection.choice.fate_N, selection.choice.cosine_N
+
+    def shown(at: int) -> Row:
+        return _shown(selection.row(at), records[at])
+
+    for at in _spread(np.flatnonzero(selection.kept_N), selection, SHOWN):
+        yield {"list": "kept", **shown(at)}
     reasons = [np.flatnonzero(fates == fate) for fate in range(1, len(REASONS))]
     reasons = [one for one in reasons if len(one)]
     for number, one in enumerate(reasons):
         share = SHOWN // len(reasons) + (number < SHOWN % len(reasons))
-        for at in _spread(one, rows, share):
-            yield {"list": "dropped", **_shown(rows[at], records[at])}
-    alike = sorted(np.flatnonzero(fates == DUPLICATE).tolist(), key=lambda at: (rows[at].cosine, at))
-    for at in alike[:SHOWN]:
-        near = rows[at].nearest - 1
-        beside = {f"beside_{key}": value for key, value in _shown(rows[near], records[near]).items()}
-        yield {"list": "duplicates", **_shown(rows[at], records[at]), **beside}
+        for at in _spread(one, selection, share):
+            yield {"list": "dropped", **shown(at)}
+    alike = np.flatnonzero(fates == DUPLICATE)
+    for at in alike[np.argsort(cosine[alike], kind="stable")][:SHOWN].tolist():
+        beside = shown(int(selection.choice.nearest_N[at]))
+        yield {"list": "duplicates", **shown(at), **{f"beside_{key}": value for key, value in beside.items()}}
 
 
-def _spread(at: np.ndarray, rows: Sequence[Any], count: int) -> list[int]:
+def _spread(at: np.ndarray, selection: Selection, count: int) -> list[int]:
     """So many of the rows at these places, evenly spread in the order of their worth, the best first."""
-    ordered = sorted(at.tolist(), key=lambda place: (-(rows[place].worth or 0.0), place))
+    worth = selection.worth
+    ordered = at.tolist() if worth is None else sorted(at.tolist(), key=lambda place: (-(worth[place] or 0.0), place))
     count = min(count, len(ordered))
     return [ordered[round(number * (len(ordered) - 1) / max(count - 1, 1))] for number in range(count)]
 
 
 def _shown(row: Any, record: Record) -> Row:
-    """A row's figures with its texts, cut where they are long."""
+    """The figures of a `selection.Row` with its texts, cut where they are long."""
     replies = "\n".join(wanted_texts(record))
     told = {"category": getattr(record, "category", ""), "source": record.source}
     texts = {"prompt": prompt_text(record)[:CHARACTERS], "reply": replies[:CHARACTERS]}

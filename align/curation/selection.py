@@ -77,15 +77,17 @@ class Selection:
         """Whether each row is kept."""
         return self.choice.kept_N
 
+    def row(self, at: int) -> Row:
+        """What became of the row at place `at`, from 0."""
+        scores = (None if one is None else one[at] for one in (self.quality, self.difficulty, self.worth))
+        fate, near = int(self.choice.fate_N[at]), int(self.choice.nearest_N[at])
+        beside = (None, None) if near < 0 else (near + 1, round(float(self.choice.cosine_N[at]), 4))
+        reason = "" if fate == KEPT else REASONS[fate]
+        return Row(at + 1, int(self.clusters_N[at]), *scores, *beside, fate == KEPT, reason)
+
     def rows(self) -> Iterator[Row]:
-        """A `Row` for each."""
-        choice, scores = self.choice, (self.quality, self.difficulty, self.worth)
-        for at, fate in enumerate(choice.fate_N.tolist()):
-            quality, difficulty, worth = (None if one is None else one[at] for one in scores)
-            near = int(choice.nearest_N[at])
-            beside = (None, None) if near < 0 else (near + 1, round(float(choice.cosine_N[at]), 4))
-            reason = "" if fate == KEPT else REASONS[fate]
-            yield Row(at + 1, int(self.clusters_N[at]), quality, difficulty, worth, *beside, fate == KEPT, reason)
+        """All of them."""
+        return map(self.row, range(len(self.clusters_N)))
 
     def figures(self) -> dict[str, Any]:
         """Counts for a summary: rows, kept, dropped by reason, clusters, rows that a scorer could not rate."""

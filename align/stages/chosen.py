@@ -47,7 +47,7 @@ def chosen(
     first = {id(record): at for at, record in reversed(list(enumerate(records)))}
     places = sorted(first.values())
     folder = out_dir / common.SELECTION
-    origins = {origin.value: origin for origin in selection_origins(recipe, stage).values()}
+    origins = {origin.value: origin for origin in selection_origins(recipe, section).values()}
 
     def find_model(name: str) -> str:
         return common.origin_path(recipe, origins[name], stage=stage) if name in origins else name
