@@ -139,8 +139,8 @@ class Tagger:
         return self._classifier.labels
 
     def tags(self, records: Sequence[Record]) -> list[tuple[str, ...]]:
-        """Each record's tags, the likeliest first: those likely enough (`LIKELY`), or the likeliest where none is; none where
-        there is no prompt."""
+        """Each record's tags, the likeliest first: those likely enough (`LIKELY`), or the likeliest where none is; none
+        where there is no prompt."""
         texts = [prompt_text(record) for record in records]
         found = self._classifier.probabilities(texts)
         return [chosen(row, self.vocabulary) if text.strip() else () for row, text in zip(found, texts, strict=True)]

@@ -9,6 +9,7 @@ import pytest
 from align import cli
 from align.data.balance import tag_balanced
 from data_formats import Comparison, Demonstration, Prompt, read
+from tests.align.chat.run_folder import write_run
 from tests.align.curation.endpoint import chat_server
 
 pytestmark = pytest.mark.needs("sklearn")
@@ -155,3 +156,21 @@ def test_files_and_answers_that_give_no_tags(tmp_path, capsys):
         assert tag(talks(tmp_path / "more.jsonl", [*SAID]), tmp_path / "new.jsonl", server) == 1
         assert "stands on 5 rows, the most frequent on 2" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_collect_draws_by_the_tags_of_a_tagged_file(tmp_path, capsys):
+    run, out = write_run(tmp_path / "tiny"), tmp_path / "tagged.jsonl"
+    with chat_server(answer) as server:
+        assert tag(talks(tmp_path / "talk.jsonl"), out, server, "--least-rows", "2") == 0
+    recipe = tmp_path / "recipe.yaml"
+    collect = f"collect: {{data: [{out}], sources: [{{model: sft}}], num_prompts: 3, max_completion_length: 8}}\n"
+    recipe.write_text(f"name: c\noutput_dir: {run}\nmodel: {{path: {run}/sft/model}}\n{collect}")
+    assert (
+        cli.main(
+            ["collect", str(recipe), "--out", str(tmp_path / "items"), "collect.num_replies=2", "collect.engine=hf"]
+        )
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "3 of 5 prompts drawn: 4 of their 4 tags occur, 2.00 a prompt (1.60 among all)" in said
