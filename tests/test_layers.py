@@ -42,7 +42,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.data": frozenset({"data_formats", "align.recipe", "align.textmodels"}),
     "align.curation": frozenset(
         {"align.textmodels", "align.models", "align.data", "align.recipe", "align.runs", "align.evaluation"}
-        | {"align.functional", "align.trainers.causal_forward", "reward", "rollouts", "data_formats"}  # losses of replies
+        | {"align.functional", "align.trainers.causal_forward"}  # losses of replies
+        | {"reward", "rollouts", "data_formats"}
     ),
     "align.runs": frozenset({"data_formats", "align.recipe"}),
     "align.trainers": frozenset(

@@ -2,7 +2,9 @@
 
 Llama 3 (2407.21783, section 4.2.3) goes through each cluster in the order of quality × difficulty and keeps what is
 less alike than a limit to everything kept of it before. Deita (2312.15685, section 3.4) does so over the whole set,
-under a budget. Here both are had: the order and the limit are a cluster's, the budget is shared out by `spread`.
+under a budget. Here both are had: the order and the limit are a cluster's, the budget is shared out by `spread`. Where
+no row is worth more than another, a cluster's most typical row is first, and each next one is the one that is least
+like all before it (k-center greedy, Sener and Savarese 2018, 1708.00489): a budget cuts off what is most alike.
 
 A row looks at the rows of its cluster alone: what is alike across a border of clusters may both stay.
 """
@@ -45,7 +47,7 @@ class Choice:
 def choose(
     vectors_ND: np.ndarray,
     clusters_N: np.ndarray,
-    worth_N: np.ndarray,
+    worth_N: np.ndarray | None,
     *,
     max_cosine: float,
     budget: int,
@@ -57,7 +59,7 @@ def choose(
     Args:
         vectors_ND: rows of length 1, of any kind of float; may lie in a file.
         clusters_N: the cluster of each, from 0.
-        worth_N: what it is worth; of equal ones the earlier goes first.
+        worth_N: what it is worth; of equal ones the earlier goes first. None: the least alike go first.
         max_cosine: a row that is more alike than this to a better one of its cluster is a duplicate of it.
         budget: rows that are kept at most.
         spread: how the budget is shared out, see `quotas`; `best` gives it to the worthiest wherever they lie.
@@ -68,25 +70,34 @@ def choose(
     nearest_N, cosine_N = np.full(count, -1, np.int64), np.full(count, np.nan, np.float32)
     if low_N is not None:
         fate_N[low_N] = LOW
-    order = np.lexsort((np.arange(count), -worth_N, clusters_N))
+    known = worth_N is not None
+    order = np.lexsort((np.arange(count), -worth_N if known else np.zeros(count), clusters_N))
     sizes = np.bincount(clusters_N) if count else np.zeros(0, np.int64)
     distinct: list[np.ndarray] = []
     for members in np.split(order, np.cumsum(sizes)[:-1]) if count else ():
         members = members[fate_N[members] != LOW]
-        apart, near, cosine = keep_apart(unit_rows(vectors_ND[members]), max_cosine)
-        fate_N[members[~apart]] = DUPLICATE
+        kept, near, cosine = (keep_apart if known else farthest_first)(unit_rows(vectors_ND[members]), max_cosine)
+        fate_N[np.delete(members, kept)] = DUPLICATE
         has_near = near >= 0
         nearest_N[members[has_near]] = members[near[has_near]]
         cosine_N[members] = cosine
-        distinct.append(members[apart])
+        distinct.append(members[kept])
     if spread == "best":
-        every = np.concatenate(distinct) if distinct else np.zeros(0, np.int64)
-        kept = every[np.lexsort((every, -worth_N[every]))][:budget]
+        kept = _best(distinct, worth_N)[:budget]
     else:
         shares = quotas(np.array([len(one) for one in distinct], np.int64), sizes, budget, spread)
-        kept = np.concatenate([one[:n] for one, n in zip(distinct, shares, strict=True)] or [np.zeros(0, np.int64)])
+        first = (one[:share] for one, share in zip(distinct, shares, strict=True))
+        kept = np.concatenate([np.zeros(0, np.int64), *first])
     fate_N[kept] = KEPT
     return Choice(fate_N, nearest_N, cosine_N)
+
+
+def _best(distinct: list[np.ndarray], worth_N: np.ndarray | None) -> np.ndarray:
+    """The rows of all clusters by worth, else the first of each cluster, then the second ones, and so on."""
+    nothing = np.zeros(0, np.int64)
+    every = np.concatenate([nothing, *distinct])
+    places = np.concatenate([nothing, *(np.arange(len(one)) for one in distinct)])
+    return every[np.lexsort((every, places if worth_N is None else -worth_N[every]))]
 
 
 def keep_apart(vectors_MD: np.ndarray, max_cosine: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -96,10 +107,10 @@ def keep_apart(vectors_MD: np.ndarray, max_cosine: float) -> tuple[np.ndarray, n
         vectors_MD: float32, rows of length 1.
 
     Returns:
-        Whether each is kept (M,), the most alike of those kept before it (M,), -1: none, and its cosine (M,), NaN.
+        Those that are kept, in order; of each row (M,) the most alike of those kept before it, -1: none, and its
+        cosine, NaN.
     """
     count = len(vectors_MD)
-    apart = np.zeros(count, bool)
     near, cosine = np.full(count, -1, np.int64), np.full(count, np.nan, np.float32)
     kept = np.zeros(0, np.int64)
     for start in range(0, count, BLOCK):
@@ -113,12 +124,29 @@ def keep_apart(vectors_MD: np.ndarray, max_cosine: float) -> tuple[np.ndarray, n
                 place = int(alike.argmax())
                 best[at], where[at] = alike[place], start + mine[place]
             if best[at] <= max_cosine:
-                apart[start + at] = True
                 mine.append(at)
             if where[at] >= 0:
                 near[start + at], cosine[start + at] = where[at], best[at]
         kept = np.concatenate([kept, np.array(mine, np.int64) + start])
-    return apart, near, cosine
+    return kept, near, cosine
+
+
+def farthest_first(vectors_MD: np.ndarray, max_cosine: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keep the most typical row, and then always the one that is least like all that are kept, as long as that is no
+    more alike to one of them than `max_cosine`; of equal ones the earlier. As `keep_apart` otherwise."""
+    count = len(vectors_MD)
+    near, cosine = np.full(count, -1, np.int64), np.full(count, -2.0, np.float32)
+    kept, left = [], np.ones(count, bool)
+    at = int((vectors_MD @ vectors_MD.mean(0)).argmax()) if count else -1
+    while at >= 0:
+        kept.append(at)
+        left[at] = False
+        alike = np.clip(vectors_MD @ vectors_MD[at], -1, 1)
+        nearer = left & (alike > cosine)
+        near[nearer], cosine[nearer] = at, alike[nearer]
+        at = int(np.where(left, cosine, np.inf).argmin())
+        at = at if left[at] and cosine[at] <= max_cosine else -1
+    return np.array(kept, np.int64), near, np.where(near < 0, np.nan, cosine)
 
 
 def _most_alike(block: np.ndarray, vectors_MD: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -139,7 +139,7 @@ def select(
     choice = choosing.choose(
         vectors_ND,
         clusters_N,
-        _as_array(worth, len(records)),
+        _as_array(worth),
         max_cosine=section.max_cosine,
         budget=section.budget(len(records)),
         spread=section.spread,
@@ -232,6 +232,6 @@ def _worth(quality: Scores | None, difficulty: Scores | None) -> Scores | None:
     return None if told is None else scale.quantiles(told)
 
 
-def _as_array(worth: Scores | None, count: int) -> np.ndarray:
+def _as_array(worth: Scores | None) -> np.ndarray | None:
     """What rows are ordered by; those of which it cannot be told come last."""
-    return np.zeros(count) if worth is None else np.array([-1.0 if one is None else one for one in worth])
+    return None if worth is None else np.array([-1.0 if one is None else one for one in worth])

@@ -27,8 +27,8 @@ class SelectionSection(Section):
 
     Rows are embedded and clustered. In each cluster they stand in the order of quality × difficulty, and one that is
     more alike than `max_cosine` to a better one that is kept goes; then the budget is shared out. Without `quality` and
-    `difficulty` all rows are worth the same and the earlier goes first, so it is diversity alone that chooses. Held-out
-    rows are set apart before and are never chosen among.
+    `difficulty` all rows are worth the same, and those that are least like the others go first: diversity alone
+    chooses. Held-out rows are set apart before and are never chosen among.
     """
 
     keep: float = Field(0.5, gt=0)

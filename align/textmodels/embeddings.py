@@ -60,8 +60,9 @@ class HashedTfidf:
         form = {"token_pattern": WORDS, "ngram_range": (1, 2), "alternate_sign": False, "norm": None}
         self._hashes = HashingVectorizer(n_features=PLACES, dtype=np.float32, **form)
         counts = self._hashes.transform(sample)
-        self._seen = np.flatnonzero(counts.getnnz(axis=0)) if counts.nnz else np.arange(2)
-        counts = counts[:, self._seen]  # the others lie on no direction, and would cost as much
+        seen = np.flatnonzero(counts.getnnz(axis=0))  # the others lie on no direction, and would cost as much
+        self._seen = seen if len(seen) > 1 else np.union1d(seen, np.arange(2))  # the SVD wants two
+        counts = counts[:, self._seen]
         self._weights = TfidfTransformer(sublinear_tf=True).fit(counts)
         rank = max(1, min(dimensions, len(sample) - 1, len(self._seen)))
         self._svd = TruncatedSVD(rank, n_iter=4, random_state=seed)

@@ -194,8 +194,9 @@ def real_pairs(file: str) -> None:
         margins[folds[side]] = fitted(folds[1 - side]).decision_function(x_train[folds[side]])
     options = {"max_cosine": 0.95, "budget": count // 2}
     by_margin = choose(vectors, clusters, np.array(quantiles(margins.tolist())), **options)
-    diverse = choose(vectors, clusters, np.zeros(count), spread="even", **options)
-    draws = [np.random.default_rng(seed).permutation(count)[: count // 2] for seed in range(DRAWS)]
+    size = int(by_margin.kept_N.sum())  # fewer than half, where more are duplicates
+    diverse = choose(vectors, clusters, None, **options | {"budget": size})
+    draws = [np.random.default_rng(seed).permutation(count)[:size] for seed in range(DRAWS)]
     rows = {"all": [np.arange(count)], "half, by quality": [np.flatnonzero(by_margin.kept_N)]}
     rows |= {"half, diverse": [np.flatnonzero(diverse.kept_N)], f"half, random ({DRAWS} draws)": draws}
     asked = [prompt_key(one) for one in heldout]

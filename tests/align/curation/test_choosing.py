@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from align.curation import choosing
-from align.curation.choosing import REASONS, choose, keep_apart, quotas
+from align.curation.choosing import REASONS, choose, farthest_first, keep_apart, quotas
 from align.textmodels.embeddings import unit_rows
 
 KEPT, DUPLICATE, LOW, OVER = range(4)
@@ -100,7 +100,37 @@ def test_nothing_to_choose_among_and_identical_vectors_in_half_precision():
     empty = choose(np.zeros((0, 2)), np.zeros(0, int), np.zeros(0), max_cosine=0.9, budget=3)
     assert len(empty.fate_N) == 0 and not empty.kept_N.any()
     rows = unit_rows(np.random.default_rng(0).standard_normal((1, 50))).astype(np.float16).repeat(3, 0)
-    apart, near, cosine = keep_apart(unit_rows(rows), 0.999)
-    assert apart.tolist() == [True, False, False] and near.tolist() == [-1, 0, 0]
-    assert np.isnan(cosine[0]) and cosine[1] == pytest.approx(1, abs=1e-6)
-    assert keep_apart(unit_rows(rows), 1.0)[0].all()
+    for keep in (keep_apart, farthest_first):
+        kept, near, cosine = keep(unit_rows(rows), 0.999)
+        assert kept.tolist() == [0] and near.tolist() == [-1, 0, 0]
+        assert np.isnan(cosine[0]) and cosine[1] == pytest.approx(1, abs=1e-6)
+        assert keep(unit_rows(rows), 1.0)[0].tolist() == [0, 1, 2]
+
+
+def test_without_worth_the_least_alike_go_first():
+    """By hand: the mean of 0°, 12°, 20° and 90° points to 28°, so 20° is first; then 90°, 70° away; 0°; 12° is last."""
+    rows = at_angles(0, 12, 20, 90)
+    kept, near, cosine = farthest_first(rows, 1.0)
+    assert kept.tolist() == [2, 3, 0, 1] and near.tolist() == [2, 2, -1, 2]
+    assert cosine[[0, 1, 3]].tolist() == pytest.approx(np.cos(np.radians([20, 8, 70])), abs=1e-6)
+    assert farthest_first(rows, 0.98)[0].tolist() == [2, 3, 0]  # cos 8° is 0.990
+    found = choose(rows, np.zeros(4, int), None, max_cosine=0.98, budget=2)
+    assert found.fate_N.tolist() == [OVER, DUPLICATE, KEPT, KEPT]
+    two = np.array([0, 0, 1, 1])
+    best = choose(np.eye(4, dtype=np.float32), two, None, max_cosine=0.9, budget=2, spread="best")
+    assert best.kept_N.tolist() == [True, False, True, False]  # the first of each cluster
+
+
+@pytest.mark.parametrize("max_cosine", [0.2, 0.7])
+def test_farthest_first_is_the_plain_search(max_cosine):
+    vectors = unit_rows(np.random.default_rng(2).standard_normal((40, 4)))
+    kept = [int((vectors @ vectors.mean(0)).argmax())]
+    while len(kept) < 40:
+        alike = {row: max(float(vectors[row] @ vectors[k]) for k in kept) for row in set(range(40)) - set(kept)}
+        row = min(sorted(alike), key=alike.get)
+        if alike[row] > max_cosine:
+            break
+        kept.append(row)
+    found, near, _ = farthest_first(vectors, max_cosine)
+    assert found.tolist() == kept and 1 < len(kept) < 40
+    assert all(near[row] in kept for row in range(40) if row != kept[0])

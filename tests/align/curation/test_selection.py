@@ -57,7 +57,7 @@ def test_rows_counts_and_the_folder(tmp_path):
         near = rows[row["nearest"] - 1] if row["nearest"] else None
         assert near is None or near["cluster"] == row["cluster"]
         if row["reason"] == "semantic duplicate":
-            assert row["cosine"] > 0.9 and near["row"] < row["row"]  # all are worth the same: the earlier stays
+            assert row["cosine"] > 0.9 and near["reason"] != "semantic duplicate"
         elif near is not None:
             assert row["cosine"] <= 0.9
     told = json.loads((tmp_path / "summary.json").read_text())
@@ -92,9 +92,9 @@ def test_difficulty_orders_the_rows_and_random_draws_as_many(tmp_path):
 
 def test_rows_without_a_score_come_last():
     worth = selection._worth([3.0, None, 1.0, 2.0], None)
-    assert selection._as_array(worth, 4).argsort().tolist() == [1, 2, 3, 0]
+    assert selection._as_array(worth).argsort().tolist() == [1, 2, 3, 0]
     assert selection._worth([1.0, 2.0, None], [5.0, None, 6.0])[1:] == [None, None]
-    assert selection._worth(None, None) is None and selection._as_array(None, 2).tolist() == [0, 0]
+    assert selection._worth(None, None) is None and selection._as_array(None) is None
 
 
 def test_the_same_choice_is_made_once_and_another_one_of_the_same_vectors_embeds_nothing(tmp_path, monkeypatch, capsys):

@@ -12,7 +12,8 @@ KEYS += ["tokens", "grade", "source", "by_grade", "length_rule", "calibration_er
 KEYS += ["score/mean", "verdicts", "sft_correct", "ppo_correct", "origins", "judged_by", "made_with", "win", "correct"]
 KEYS += ["before", "after", "difference", "tasks", "documents", "kl/reply", "entropy", "end_rate", "score/std"]
 KEYS += ["value/loss", "policy/clipped", "policy/grad_norm", "eval/score", "kl", "reply_tokens", "optimizer_steps"]
-KEYS += ["selection", "seconds", "judge", "gold_gain", "gold_range", "seed", "reference", "heldout_loss", "score", "finished"]
+KEYS += ["selection"]
+KEYS += ["seconds", "judge", "gold_gain", "gold_range", "seed", "reference", "heldout_loss", "score", "finished"]
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
     lambda inner: (
