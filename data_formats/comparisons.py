@@ -10,7 +10,18 @@ from data_formats.context import asked, with_system
 from data_formats.demonstrations import alpaca_prompt, question_turns
 from data_formats.errors import DataError
 from data_formats.fields import NOTHING
-from data_formats.formats import Dropped, Format, Notes, as_text, label, optional_number, shown, source_of, text_field
+from data_formats.formats import (
+    Dropped,
+    Format,
+    Notes,
+    as_text,
+    label,
+    optional_number,
+    shown,
+    source_of,
+    tags_of,
+    text_field,
+)
 from data_formats.loss import drop_without_loss
 from data_formats.records import Comparison, Message
 from data_formats.tools import read_tools, turn_list
@@ -49,9 +60,9 @@ def comparison_of(
         raise Dropped("empty reply")
     if same(chosen, rejected) and between[0] == between[1]:
         raise Dropped("identical replies")
-    tags = row.get("tags") or ()
-    if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
-        raise DataError(f"expected a list of strings, found {shown(tags)}", field="tags")
+    tags = tags_of(row)
+    if not tags and (said := row.get("tags")):
+        raise DataError(f"expected a list of strings, found {shown(said)}", field="tags")
     drop_without_loss(row)
     number = str(row.get("round"))  # from CSV files it is text
     provenance = row.get("provenance")
@@ -62,7 +73,7 @@ def comparison_of(
         grade=optional_number(row, "grade") if grade is None else grade,
         category=label(row, "category", notes),
         source=source_of(row),
-        tags=tuple(tags),
+        tags=tags,
         tools=read_tools(row, notes),
         chosen_reasoning=chosen.reasoning,
         rejected_reasoning=rejected.reasoning,

@@ -20,6 +20,7 @@ from data_formats.formats import (
     label,
     optional_text,
     source_of,
+    tags_of,
     text_field,
 )
 from data_formats.loss import WITHOUT_LOSS, drop_without_loss
@@ -32,10 +33,11 @@ from data_formats.turns import Turns, conversation, read_turns, reasoning_of
 def demonstration_of(row: dict[str, Any], turns: Turns, notes: Notes) -> Demonstration:
     """The record; `turns` are whole, with what the row says before them."""
     kept, about = conversation(turns, notes), (label(row, "category", notes), source_of(row), read_tools(row, notes))
+    tags = tags_of(row)
     drop_without_loss(row)
     if not any(turn.loss for turn in kept if turn.role == "assistant"):
         raise Dropped(WITHOUT_LOSS)
-    return Demonstration(kept, *about)
+    return Demonstration(kept, *about, tags)
 
 
 def parse_messages(row: dict[str, Any], notes: Notes) -> Demonstration:

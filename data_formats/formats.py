@@ -15,7 +15,7 @@ from typing import Any
 
 from align.runtime.terminal import shortened
 from data_formats.errors import DataError
-from data_formats.records import Record
+from data_formats.records import Record, tags_in
 
 Notes = Counter[str]
 # Notes about parts of a used row that were left out; the report counts the parts. All other notes are repairs of rows.
@@ -174,6 +174,14 @@ def source_of(row: dict[str, Any]) -> str:
     """The string under `source`; other data sets' own meanings of that field are passed over."""
     value = row.get("source")
     return value if isinstance(value, str) else ""
+
+
+def tags_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """What stands under `tags`, as `records.tags_in` reads it; other data sets' own meanings of it are passed over."""
+    found = tags_in(dict.get(row, "tags"))
+    if found:
+        row.get("tags")  # asked for: it is not passed over
+    return found
 
 
 def _number(text: str) -> float | str:

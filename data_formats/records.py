@@ -44,12 +44,14 @@ class Demonstration:
 
     Attributes:
         tools: JSON text of each function on offer.
+        tags: what it is about.
     """
 
     messages: tuple[Message, ...]
     category: str = ""
     source: str = ""
     tools: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
     part: str = field(default="", compare=False, repr=False)
 
     def last_exchange(self) -> tuple[tuple[Message, ...], str] | None:
@@ -67,7 +69,7 @@ class Comparison:
     Attributes:
         prompt: the turns before the reply, the last one a user turn; what both sides have in common.
         grade: strength of the preference in the annotators' own unit, None when the source has none.
-        tags: facts about the pair kept for evaluation, e.g. ("correctness",).
+        tags: facts about the pair kept for evaluation, e.g. ("correctness",), and what its prompt is about.
         chosen_reasoning, rejected_reasoning: what was thought before each reply, without tags.
         chosen_turns, rejected_turns: what stands between `prompt` and each reply where whole conversations are compared
             that part at the first reply: that reply, what the user said to it, and so on, a user turn last.
@@ -178,6 +180,11 @@ class Prompt:
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
     part: str = field(default="", compare=False, repr=False)
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """What it is about: those of its columns, which keep them as the row has them."""
+        return tags_in(self.columns.get("tags"))
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -189,3 +196,19 @@ class Document:
 
 
 Record = Demonstration | Comparison | Scored | Prompt | Document
+
+
+def tags_in(value: Any) -> tuple[str, ...]:
+    """The different tags of a list of texts, or of InsTag's {"tag", "explanation"}; none in anything else."""
+    named = [one.get("tag") if isinstance(one, dict) else one for one in value] if isinstance(value, list) else []
+    if not all(one is None or isinstance(one, str) for one in named):
+        return ()
+    return tuple(dict.fromkeys(one for one in named if one))
+
+
+def with_tags(record: Record, tags: tuple[str, ...]) -> Record:
+    """The record with other tags in the place of its own; a document has none."""
+    if isinstance(record, Prompt):
+        others = {name: value for name, value in record.columns.items() if name != "tags"}
+        return replace(record, columns=others | ({"tags": list(tags)} if tags else {}))
+    return record if isinstance(record, Document) else replace(record, tags=tags)

@@ -31,6 +31,7 @@ from data_formats.formats import (
     optional_number,
     shown,
     source_of,
+    tags_of,
     text_field,
 )
 from data_formats.loss import drop_without_loss
@@ -51,9 +52,8 @@ def scored_of(row: dict[str, Any], prompt: Turns, replies: list[Reply], notes: N
     if not kept:
         raise Dropped("empty reply" if replies else "no reply")
     notes[EMPTY_REPLIES] += len(replies) - len(kept)
-    tags = row.get("tags")
-    tags = tuple(tags) if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags) else ()
-    return Scored(prompt, kept, label(row, "category", notes), source_of(row), tags, read_tools(row, notes))
+    about = (label(row, "category", notes), source_of(row), tags_of(row), read_tools(row, notes))
+    return Scored(prompt, kept, *about)
 
 
 def pairs(scored: Scored, notes: Notes) -> tuple[Comparison, ...]:

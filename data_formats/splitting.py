@@ -36,6 +36,17 @@ def _position(key: str) -> float:
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=6).digest(), "big") / 2**48
 
 
+def heldout_keys(keys: Iterable[str], share: float) -> set[str]:
+    """Which of the keys are held out, as in `split_heldout`."""
+    positions = {key: _position(key) for key in set(keys)}
+    held = {key for key, position in positions.items() if position < share}
+    if 0 < share < 1 and positions:
+        by_position = sorted(positions, key=lambda key: (positions[key], key))
+        held = held or {by_position[0]}
+        held = held - {by_position[-1]}
+    return held
+
+
 def heldout_marks(records: Iterable[R], share: float) -> Iterator[tuple[R, bool]]:
     """Each record, and whether it is held out, by a hash of the prompt. None is kept once both sides have one.
 
@@ -51,12 +62,7 @@ def heldout_marks(records: Iterable[R], share: float) -> Iterator[tuple[R, bool]
             for one in chain(waiting, records):
                 yield one, _position(prompt_key(one)) < share
             return
-    positions = {key: _position(key) for key in {prompt_key(record) for record in waiting}}
-    held = {key for key, position in positions.items() if position < share}
-    if 0 < share < 1 and positions:
-        by_position = sorted(positions, key=lambda key: (positions[key], key))
-        held = held or {by_position[0]}
-        held = held - {by_position[-1]}
+    held = heldout_keys(map(prompt_key, waiting), share)
     for record in waiting:
         yield record, prompt_key(record) in held
 

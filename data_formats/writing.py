@@ -47,6 +47,7 @@ def as_row(record: Record) -> dict[str, Any]:
     match record:
         case Demonstration():
             row: dict[str, Any] = {"messages": _turns(record.messages), "category": record.category}
+            row |= {"tags": list(record.tags)}
         case Comparison():
             row = {"prompt": _turns(record.prompt)}
             for side, turns, reply in (
@@ -61,7 +62,9 @@ def as_row(record: Record) -> dict[str, Any]:
             row |= {"category": record.category, "tags": list(record.tags)}
         case Prompt():
             row = {"prompt": _turns(record.messages), "category": record.category, "reference": record.reference}
-            row |= {"columns": dict(record.columns) or None}
+            columns = dict(record.columns)
+            row |= {"tags": columns.pop("tags")} if record.tags else {}
+            row |= {"columns": columns or None}
         case Document():
             row = {"text": record.text}
     if not isinstance(record, Document):

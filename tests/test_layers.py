@@ -40,6 +40,11 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.models": frozenset({"align.recipe", "reward", "data_formats"}),
     "align.textmodels": frozenset({"align.models", "align.recipe", "align.functional", "reward", "data_formats"}),
     "align.data": frozenset({"data_formats", "align.recipe", "align.textmodels"}),
+    "align.curation": frozenset(
+        {"align.textmodels", "align.models", "align.data", "align.recipe", "align.runs", "align.evaluation"}
+        | {"align.functional", "align.trainers.causal_forward"}  # losses of replies
+        | {"reward", "rollouts", "data_formats"}
+    ),
     "align.runs": frozenset({"data_formats", "align.recipe"}),
     "align.trainers": frozenset(
         {"align.functional", "align.models", "align.data", "align.runs", "align.recipe"}
@@ -65,7 +70,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "align.serving": frozenset({"align.recipe", "align.models", "align.stages", "reward", "data_formats"}),
     "align.commands": frozenset(
         {"align.runs", "align.recipe", "align.data", "align.models", "align.evaluation", "align.doctor", "align.plan"}
-        | {"align.textmodels", "align.chat", "align.serving", "align.feedback", "align.report"}
+        | {"align.textmodels", "align.curation", "align.chat", "align.serving", "align.feedback", "align.report"}
         | {"reward", "rollouts", "data_formats"}
     ),
     "align.stages": ANYTHING,
@@ -84,6 +89,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.tinyworld": frozenset(),
     "align.models": TORCH | {"tokenizers", "peft", "bitsandbytes"},
     "align.textmodels": TORCH,
+    "align.curation": TORCH,
     "align.data": TORCH - {"safetensors"},
     "align.runs": (TORCH - {"safetensors"}) | {"accelerate", "psutil", "rich"},
     "align.trainers": TORCH | {"accelerate", "peft", "trl", "datasets"},  # the last one is what trl takes
@@ -107,6 +113,7 @@ LAZY: dict[str, frozenset[str]] = {
     "rollouts": frozenset({"peft", "bitsandbytes", "uvicorn"}),
     "align.models": frozenset({"huggingface_hub"}),
     "align.textmodels": frozenset({"sklearn", "scipy"}),
+    "align.curation": frozenset({"sklearn"}),
     "align.evaluation": frozenset({"lm_eval"}),
     "align.trainers": frozenset({"bitsandbytes"}),
 }

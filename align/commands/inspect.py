@@ -20,9 +20,10 @@ from rich.text import Text
 
 from align.commands.kinds import KINDS, kind_of
 from align.data.cleaning import cleaning_table
+from align.data.variety import Variety
 from align.feedback.provenance import Provenance, Written, provenance_of
 from align.runtime.console import Console
-from align.runtime.terminal import excerpt
+from align.runtime.terminal import excerpt, shortened
 from data_formats import stream
 from data_formats.chatml import reply_text
 from data_formats.cleaning import Cleaner
@@ -69,6 +70,7 @@ class Seen:
     roles: Counter[str] = field(default_factory=Counter)
     rounds: Counter[int] = field(default_factory=Counter)
     judged: list[Provenance] = field(default_factory=list)
+    tags: Variety = field(default_factory=Variety)
 
 
 def inspect(path: Path | str, kind: str | None, options: dict[str, Any], cleaner: Cleaner | None, view: View) -> None:
@@ -83,6 +85,7 @@ def inspect(path: Path | str, kind: str | None, options: dict[str, Any], cleaner
         seen.lengths.append(length)
         seen.with_loss += with_loss
         seen.roles.update(turn.role for turn in turns(record))
+        seen.tags.add(getattr(record, "tags", ()))
         if isinstance(record, Comparison) and record.round is not None:
             seen.rounds[record.round] += 1
         if (judged := _provenance(record)) is not None:
@@ -103,6 +106,7 @@ def _title(number: int, record: Record, length: int, view: View, too_long: bool)
     words = [f"record {number + 1}: {type(record).__name__.lower()}, {length} {view.unit}"]
     category = getattr(record, "category", "")
     words += [f"category {category}"] if category else []
+    words += [f"tags {', '.join(map(shortened, tags))}"] if (tags := getattr(record, "tags", ())) else []
     words += [f"round {record.round}"] if isinstance(record, Comparison) and record.round is not None else []
     words += [f"longer than {view.max_length}"] if too_long else []
     return Text(", ".join(words), style=LABEL)
@@ -221,6 +225,8 @@ def _summary(seen: Seen, view: View) -> Iterator[str]:
         yield f"longer than {view.max_length} {view.unit}: {longer} of {len(seen.lengths)}"
     if seen.rounds:
         yield "pairs " + ", ".join(f"of round {number}: {count}" for number, count in sorted(seen.rounds.items()))
+    if seen.tags.tagged:
+        yield f"tags: {seen.tags.describe(most=MOST_NAMES)}"
     if seen.judged:
         yield from _agreement(seen.judged)
     yield from histogram(seen.lengths, view.unit)

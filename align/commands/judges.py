@@ -17,7 +17,7 @@ from align.runtime.secrets import shown_url
 
 SPENT = {
     "cached": "answers from before",
-    "unread": "answers without a verdict",
+    "unread": "answers that could not be read",
     "refused": "questions refused",
     "disagreed": "pairs on which the two orders disagree (ties)",
 }

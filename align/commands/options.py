@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -30,3 +31,19 @@ def add_max_row(parser: argparse.ArgumentParser) -> None:
 def add_dtype(parser: argparse.ArgumentParser) -> None:
     """`--dtype` of a model's weights."""
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as they are)")
+
+
+def source(text: str) -> Path | str:
+    """A file, or a dataset of the hub as `hub:org/name`, for `type=`."""
+    return text if text.startswith("hub:") else Path(text)
+
+
+def share(text: str) -> float:
+    """A number between 0 and 1, for `type=`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, not '{text}'")
+    return value

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align.commands.kinds import KINDS, files_in, kind_of
+from align.data.variety import Variety
 from align.runtime.errors import AlignError, MissingFileError
 from align.runtime.table import table
 from align.runtime.terminal import say
@@ -47,25 +48,28 @@ class FileStats:
     reply_characters: dict[str, int]
     categories: dict[str, int]
     sources: dict[str, int]
+    tags: Variety = field(default_factory=Variety)
 
     def as_json(self) -> dict[str, Any]:
         """One object of `--json`."""
-        return self.report.to_dict() | {name: value for name, value in vars(self).items() if name != "report"}
+        found = self.report.to_dict() | {name: value for name, value in vars(self).items() if name != "report"}
+        return found | {"tags": self.tags.figures(SHOWN_CATEGORIES) if self.tags.tagged else {}}
 
 
 def measure(path: Path | str, kind: type[Record], options: dict[str, Any]) -> FileStats:
     """Read a file to its end, holding no record."""
     rows = stream(path, kind, **options)
     prompts, replies = Lengths(), Lengths()
-    categories, sources = Counter[str](), Counter[str]()
+    categories, sources, tags = Counter[str](), Counter[str](), Variety()
     for record in rows:
         prompts.counts[len(prompt_text(record))] += 1
         replies.counts.update(len(text) for text in reply_texts(record))
         for counts, key in ((categories, getattr(record, "category", "")), (sources, record.source)):
             counts[key if key in counts or len(counts) < MOST_NAMES else "(further ones)"] += 1
+        tags.add(getattr(record, "tags", ()))
     name = next(name for name, one in KINDS.items() if one is kind)
     named = [{key: count for key, count in counts.most_common() if key} for counts in (categories, sources)]
-    return FileStats(rows.report, name, prompts.quantiles(), replies.quantiles(), *named)
+    return FileStats(rows.report, name, prompts.quantiles(), replies.quantiles(), *named, tags)
 
 
 def stats(paths: list[Path | str], kind: str | None, options: dict[str, Any], as_json: bool) -> int:
@@ -119,4 +123,6 @@ def describe(found: list[FileStats]) -> str:
             shown = list(one.categories.items())[:SHOWN_CATEGORIES]
             more = f", and {len(one.categories) - len(shown)} more" if len(one.categories) > len(shown) else ""
             lines.append(f"{one.report.path}: " + ", ".join(f"{name} {count}" for name, count in shown) + more)
+        if one.tags.tagged:
+            lines.append(f"{one.report.path}: tags: {one.tags.describe(most=SHOWN_CATEGORIES)}")
     return "\n".join(lines)

@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from align.commands.options import positive, share, source
 from align.runtime import files
 from align.runtime.errors import StorageError
 from align.runtime.packages import require_package
@@ -41,6 +42,28 @@ AT_ONCE = 256  # demonstrations of a piece
 RULES = "E9,F63,F7,F82"  # of ruff: no Python, comparisons that are always so, misplaced statements, undefined names
 EXAMPLES = 3  # of why, of each reason
 UNTESTED, LINT = "no_tests", "lint"
+
+
+def add_parser(what: Any) -> argparse.ArgumentParser:
+    """Add `verify` to the subparsers of `align data`."""
+    verify = what.add_parser(
+        "verify", help="keep the demonstrations whose code passes their tests", description=__doc__
+    )
+    verify.formatter_class = argparse.RawDescriptionHelpFormatter
+    verify.add_argument("path", metavar="FILE|hub:ID", type=source)
+    verify.add_argument("out", metavar="OUT.jsonl", type=Path)
+    words = "keep rows without tests whose code can be parsed (default: they fail)"
+    verify.add_argument("--keep-untested", action="store_true", help=words)
+    words = "keep rows that pass this share of their tests, less than 1 (default: all of them)"
+    verify.add_argument("--threshold", type=share, default=1.0, metavar="SHARE", help=words)
+    verify.add_argument("--lint", action="store_true", help="also look for undefined names (ruff)")
+    words = "best: also where the kernel gives no namespaces (default %(default)s)"
+    verify.add_argument("--isolation", choices=("required", "best"), default="required", help=words)
+    words = "of CPU for one test (default %(default)s)"
+    verify.add_argument("--seconds", type=positive, default=2, metavar="S", help=words)
+    verify.add_argument("--workers", type=positive, metavar="N", help="rows at once (default: the cores)")
+    verify.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    return verify
 
 
 @dataclass(frozen=True, slots=True)

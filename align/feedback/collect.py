@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from align.data.balance import filled_balanced
 from align.data.encode import encode_prompts
 from align.data.load import load_records
+from align.data.variety import Variety
 from align.feedback.items import FeedbackItem, FeedbackReply, new_item
 from align.models.identity import weights_version
 from align.models.named import POLICY_STAGES, called, policy_at, speaks_as
@@ -156,12 +156,8 @@ def _done(folder: Path, made_with: Row) -> Row | None:
 
 
 def tags_of(prompt: Prompt) -> tuple[str, ...]:
-    """What a prompt is about: the `tags` of its row, texts or InsTag's {"tag", "explanation"}; else its category, else
-    nothing."""
-    tags = prompt.columns.get("tags")
-    named = [one.get("tag") if isinstance(one, dict) else one for one in tags] if isinstance(tags, list) else []
-    own = tuple(dict.fromkeys(tag for tag in named if tag and isinstance(tag, str)))
-    return own or ((prompt.category,) if prompt.category else ())
+    """What a prompt is about: its tags, else its category, else nothing."""
+    return prompt.tags or ((prompt.category,) if prompt.category else ())
 
 
 def _draw(
@@ -195,7 +191,8 @@ def _draw(
 
 def _variety(tags: Sequence[Sequence[str]]) -> Row:
     """Diversity, the number of different tags, and complexity, their mean number a prompt."""
-    return {"tags": len({tag for own in tags for tag in own}), "tags a prompt": round(fmean(map(len, tags)), 3)}
+    found = Variety(tags)
+    return {"tags": found.diversity, "tags a prompt": round(found.complexity, 3)}
 
 
 def _tasks(prompts: int, sources: int, replies: int, seed: int) -> list[Task]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from align.recipe.batch import BatchPlan, batch_plan
 from align.recipe.cleaning_check import cleaning_problems
 from align.recipe.collect_section import BEFORE, NEWEST
-from align.recipe.errors import RecipeError, did_you_mean
+from align.recipe.errors import RecipeError, path_problem
 from align.recipe.judge_section import ComparisonJudgeSection
 from align.recipe.lineage import Origin, has_model, inputs, model_dir, stage_dir, user_code
 from align.recipe.load import inspect
@@ -19,12 +19,12 @@ from align.recipe.rollout_section import engine_problems
 from align.recipe.rounds import MODEL_KEYS
 from align.recipe.rounds_section import PeopleSection
 from align.recipe.schema import Recipe
+from align.recipe.selection_section import selection_problems
 from align.recipe.sources import COLLECT, ROUNDS, source_problems, stage_sources
 from align.recipe.trackers import tracker_problems
 from align.recipe.user_code import code_problem
 from align.runtime.errors import MissingFileError
 from align.runtime.packages import is_installed, missing_package
-from align.runtime.paths import typed_path
 from align.runtime.table import table
 
 _KEYS = {"model": "init_from", "policy": "init_from", "reward": "reward_from", "critic": "critic_from"}
@@ -53,7 +53,7 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
     if blocked:
         problems.append(f"output_dir: {blocked} is a file, not a folder")
     if recipe.model.path is not None:
-        problems += _path_problem("model.path", recipe.model.path)
+        problems += path_problem("model.path", recipe.model.path)
     problems += tracker_problems(recipe)
     problems += _bitsandbytes_problems(recipe, stages)
     missing = [(stage, package) for stage in stages for package in STAGES[stage].needs if not is_installed(package)]
@@ -67,6 +67,9 @@ def run_problems(recipe: Recipe, stages: Iterable[str]) -> list[str]:
             problems += engine_problems(f"{stage}.rollout", section.rollout)
             for key, part in section.judges():
                 problems += part_problems(f"{stage}.{key}", part)
+        if section is not None and section.selection is not None:
+            key = f"{stage}.selection"
+            problems += selection_problems(key, section.selection, STAGES[stage].records, tuple(STAGES))
         named = user_code(recipe, stage).items()
         problems += [f"{key}: {problem}" for key, spec in named if (problem := code_problem(spec))]
         for role, origin in inputs(recipe, stage).items():
@@ -89,7 +92,7 @@ def collect_problems(recipe: Recipe) -> list[str]:
             problems.append(f"{key}: '{one.model}' is said where a recipe has 'rounds'; name a stage, run or model")
         elif stage is None:
             of_rounds = () if recipe.rounds is None else (NEWEST, BEFORE)
-            problems += _path_problem(key, one.model, (*STAGES, *of_rounds))
+            problems += path_problem(key, one.model, (*STAGES, *of_rounds))
         elif stage.makes != "policy":
             problems.append(f"{key}: '{one.model}' is a reward model and cannot write; name a policy")
         elif getattr(recipe, one.model) is None and not has_model(recipe, one.model):
@@ -137,13 +140,16 @@ def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> l
     section = getattr(recipe, stage)
     if role in _KEYS:
         key, named = f"{stage}.{_KEYS[role]}", getattr(section, _KEYS[role]) is not None
+    elif role.startswith("selection."):
+        key, named = f"{stage}.{role}", True
+        role = "reward" if role.startswith("selection.quality") else "policy"
     else:  # a model among a reward's parts
         key, named = f"{stage}.{role}.model_from", dict(section.judges())[role].model_from is not None
         role = "reward"
     if origin.kind == "path":
         possible = REWARD_STAGES if role == "reward" else _before(stage)
         if named:
-            return _path_problem(key, origin.value, possible)
+            return path_problem(key, origin.value, possible)
         return [_nothing(key, stage, role)] if role == "reward" else []  # model.path is no reward model
     if origin.kind == "new":
         made = not STAGES[stage].parents or (role == "critic" and not named)
@@ -174,17 +180,6 @@ def _nothing(key: str, stage: str, role: str) -> str:
     words = " or ".join(f"'{name}'" for name in parents)
     article = "an" if parents[0] in ("sft", "rm") else "a"
     return f"{key}: nothing to start from; add {article} {words} stage or name {key}"
-
-
-def _path_problem(key: str, value: str, stages: Sequence[str] = ()) -> list[str]:
-    if typed_path(value).exists():
-        return []
-    near = did_you_mean(value, stages)
-    if near and "/" not in value:
-        return [f"{key}: '{value}' is neither a stage nor a folder; did you mean '{near}'?"]
-    if value.startswith((".", "~", "/")) or value.count("/") > 1 or "\\" in value:
-        return [f"{key}: no such folder {value}"]
-    return []  # may be a hub id
 
 
 def missing_inputs(recipe: Recipe, stage: str) -> list[str]:

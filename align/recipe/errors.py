@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from align.recipe.foreign_keys import FOREIGN
 from align.runtime.errors import AlignError
+from align.runtime.paths import typed_path
 from align.runtime.terminal import shortened
 
 Loc = tuple[str | int, ...]
@@ -59,6 +60,19 @@ def did_you_mean(word: str, possible: Iterable[str]) -> str | None:
     """The closest of `possible`, or None when nothing is near. Of two letters one may be wrong (`rn` for `rm`)."""
     cutoff = 0.5 if len(word) <= 2 else 0.6
     return next(iter(difflib.get_close_matches(word.lower(), list(possible), n=1, cutoff=cutoff)), None)
+
+
+def path_problem(key: str, value: str, stages: Sequence[str] = ()) -> list[str]:
+    """What is wrong with a word that names a model: a folder that is not there, or nearly one of the `stages` that it
+    may name as well; nothing where it may be a hub id."""
+    if typed_path(value).exists():
+        return []
+    near = did_you_mean(value, stages)
+    if near and "/" not in value:
+        return [f"{key}: '{value}' is neither a stage nor a folder; did you mean '{near}'?"]
+    if value.startswith((".", "~", "/")) or value.count("/") > 1 or "\\" in value:
+        return [f"{key}: no such folder {value}"]
+    return []  # may be a hub id
 
 
 def section_at(model: type[BaseModel], loc: Loc) -> type[BaseModel] | None:

@@ -40,19 +40,14 @@ class RankingsJudgeSection(Section):
     """CSV, JSON, JSON Lines or Parquet, the path from the working folder; [its shapes](formats.md)."""
 
 
-class LLMJudgeSection(Section):
-    """A language model behind an OpenAI-compatible endpoint, asked about each pair in both orders; where they disagree
-    it is a tie. Its answers are kept in the stage's folder, and nothing is asked twice."""
+class LanguageModelSection(Section):
+    """A language model behind an OpenAI-compatible endpoint, whatever it is asked."""
 
-    kind: Literal["llm"]
-    """A language model behind an endpoint."""
     url: Url = Field(repr=False)
     """Where it listens, up to `/v1` or with `/chat/completions`. What its query holds is written nowhere (`***` in a
     run's recipe.yaml) and may change when a run goes on."""
     model: str = Field(min_length=1)
     """What the endpoint calls the model."""
-    rubric: LocalPath | None = None
-    """Text file, from the working folder, with what makes a reply better; by default ours."""
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Name of the environment variable that holds the key, never the key itself."""
     parameters: dict[str, Any] = Field({})
@@ -73,3 +68,13 @@ class LLMJudgeSection(Section):
         taken = sorted(THE_JUDGES_OWN & self.parameters.keys())
         broken = [(f"parameters.{name}", "is the judge's own; leave it out") for name in taken]
         return ([("url", problem)] if problem else []) + broken
+
+
+class LLMJudgeSection(LanguageModelSection):
+    """A language model behind an OpenAI-compatible endpoint, asked about each pair in both orders; where they disagree
+    it is a tie. Its answers are kept in the stage's folder, and nothing is asked twice."""
+
+    kind: Literal["llm"]
+    """A language model behind an endpoint."""
+    rubric: LocalPath | None = None
+    """Text file, from the working folder, with what makes a reply better; by default ours."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from align.recipe.judge_section import ComparisonJudgeSection
 from align.recipe.ppo_section import PPOSection
@@ -101,14 +101,20 @@ def critic_origin(recipe: Recipe) -> Origin:
     return next(iter(reward_origins(recipe).values()), init_origin(recipe, "ppo"))
 
 
+def selection_origins(recipe: Recipe, section: Any) -> dict[str, Origin]:
+    """Where the models come from by which a stage's rows are chosen, by key (`selection.quality.model_from`)."""
+    named = () if section.selection is None else section.selection.models()
+    return {f"selection.{key}": _named(recipe, name) for key, name in named}
+
+
 def inputs(recipe: Recipe, stage: str) -> dict[str, Origin]:
     """Every model that `stage` needs, by role."""
     if not STAGES[stage].samples:
-        return {"model": init_origin(recipe, stage)}
+        return {"model": init_origin(recipe, stage)} | selection_origins(recipe, getattr(recipe, stage))
     found = {"policy": init_origin(recipe, stage), **reward_origins(recipe, stage)}
     if isinstance(getattr(recipe, stage), PPOSection) and recipe.ppo.estimator.critic:
         found["critic"] = critic_origin(recipe)
-    return found | judge_origins(recipe, stage)
+    return found | judge_origins(recipe, stage) | selection_origins(recipe, getattr(recipe, stage))
 
 
 def user_code(recipe: Recipe, stage: str) -> dict[str, str]:

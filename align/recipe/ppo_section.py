@@ -24,6 +24,7 @@ from align.recipe.reward_section import (
 )
 from align.recipe.rollout_section import EvaluationSection, PPORolloutSection
 from align.recipe.section import Count, LocalPath, Positive, Section, Share, StageSection
+from align.recipe.selection_section import SelectionSection
 
 
 def _coefficient(value: Any) -> float | str:
@@ -395,6 +396,8 @@ class PPOSection(Rewarded, PPOConfig, StageSection):
     """Prompts."""
     cleaning: CleaningSection | None = None
     """Steps that `data` goes through first; without the section none."""
+    selection: SelectionSection | None = None
+    """Which of the prompts are learnt from; without the section all."""
     eval_data: tuple[Source, ...] = ()
     """Held-out prompts."""
     ptx_data: tuple[Source, ...] = ()

@@ -109,5 +109,6 @@ class RejectionSection(Rewarded, SupervisedSection):
         """The sft section of a round that trains on the file `demonstrations`."""
         shared = {name: getattr(self, name) for name in SupervisedSection.model_fields}
         shared |= {name: getattr(self, name) for name in ("loss_reduction", "packing", "group_by_length")}
-        shared |= {"data": (Source(path=demonstrations, format="messages"),), "cleaning": None, "early_stopping": None}
+        shared |= {"data": (Source(path=demonstrations, format="messages"),), "early_stopping": None}
+        shared |= {"cleaning": None, "selection": None}
         return SFTSection(**shared | {"eval_data": (), "holdout": 0.0, "mask": "last_turn_only"})

@@ -14,7 +14,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from align.recipe.judge_section import ComparisonJudgeSection, LLMJudgeSection, RankingsJudgeSection
+from align.recipe.judge_section import (
+    ComparisonJudgeSection,
+    LanguageModelSection,
+    LLMJudgeSection,
+    RankingsJudgeSection,
+)
 from align.recipe.section import Count, Listed, LocalPath, Positive, Section, Url, as_tuple
 from align.recipe.user_code import spelling_problem
 from align.runtime.address import url_problem
@@ -364,12 +369,12 @@ def plain_part(key: str, part: RewardPart) -> Iterator[tuple[str, RewardPart]]:
         yield key, part
 
 
-def part_problems(key: str, part: RewardPart | JudgeOnly) -> list[str]:
+def part_problems(key: str, part: RewardPart | JudgeOnly | LanguageModelSection) -> list[str]:
     """What would keep an endpoint, a rule or a file from being used here and now; functions:
     `align.recipe.user_code`."""
     if part.rules():  # told already, by the section itself
         return []
-    if isinstance(part, EndpointPart | LLMJudgeSection):
+    if isinstance(part, EndpointPart | LanguageModelSection):
         if problem := hidden_problem(part.url):
             return [f"{key}.url: {problem}"]
         if part.api_key_env and not os.environ.get(part.api_key_env, "").strip():

@@ -10,6 +10,7 @@ from align.recipe.cleaning_section import CleaningSection
 from align.recipe.fields import OptimSection, Source
 from align.recipe.mixture_section import MixtureSection, epochs_rules, mixture_rules
 from align.recipe.section import Count, LocalPath, Positive, Rate, Section, Share, StageSection
+from align.recipe.selection_section import SelectionSection
 
 Mask = Literal["assistant_only", "user_content_only", "qwen_script", "last_turn_only", "all"]
 LossReduction = Literal["token_mean", "session_mean", "turn_mean", "prefix_mean"]
@@ -26,6 +27,8 @@ class SupervisedSection(OptimSection, StageSection):
     (rejection)."""
     cleaning: CleaningSection | None = None
     """Steps that `data` goes through first; without the section none."""
+    selection: SelectionSection | None = None
+    """Which of the training rows are learnt from; without the section all."""
     mixture: MixtureSection | None = None
     """What every optimizer step takes of each source or category; without the section rows come as they are."""
     eval_data: tuple[Source, ...] = ()

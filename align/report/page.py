@@ -24,7 +24,7 @@ from align.report.policy_evaluation import comparisons
 from align.report.rounds import rounds_table
 from align.report.svg import Picture
 from align.report.template import TEMPLATES, template
-from align.runs.run_files import Row, Run, clean, number
+from align.runs.run_files import Row, Run, StageFiles, clean, number
 
 SECTIONS = {  # id -> its heading ({stages}: those that the chain has), and the files that its figures need
     "supervised": ("{stages}", ("metrics.jsonl",)),
@@ -89,6 +89,7 @@ def sections(run: Run) -> dict[str, tuple[str, list[str]]]:
                 continue
             if stage.state == "unfinished":
                 notes.append(f"{stage.name} is unfinished, at step {stage.last_step}.")
+            notes += selected(stage)
             empty = (file for file in files if not getattr(stage, CONTENT[file]))
             notes += [f"{stage.name}/{file} is missing or empty." for file in empty]
         if stages:
@@ -96,6 +97,18 @@ def sections(run: Run) -> dict[str, tuple[str, list[str]]]:
             names = f"{', '.join(others)} and {last}" if others else last
             found[section] = (heading.format(stages=names), notes)
     return found
+
+
+def selected(stage: StageFiles) -> list[str]:
+    """A sentence of the rows that the stage has chosen, where it has."""
+    found = _object(stage.summary.get("selection"))
+    rows, kept = number(found.get("rows")), number(found.get("kept"))
+    if rows is None or kept is None:
+        return []
+    dropped = _object(found.get("dropped"))
+    why = ", ".join(f"{cell(count)} {clean(reason, 40)}" for reason, count in dropped.items() if number(count))
+    page = f"{stage.name}/selection/index.html shows them"
+    return [f"{stage.name} chose {cell(kept)} of {cell(rows)} rows ({why or 'none dropped'}); {page}."]
 
 
 def notes_of_outcome(run: Run) -> list[str]:

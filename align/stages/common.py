@@ -28,6 +28,7 @@ LOG = logging.getLogger("align")
 Summary = dict[str, Any]
 PUSHED = "pushed.json"  # to which repository the model was pushed
 JUDGED = "judge"  # what a judge answered that is asked over a network, a file a rank
+SELECTION = "selection"  # which rows are learnt from, and why
 CODE = "code.json"  # the hashes of the user's own code that the recipe names
 MADE_BY_STAGES = (
     "model",
@@ -36,6 +37,7 @@ MADE_BY_STAGES = (
     "ema",
     "checkpoints",
     TRAINED,
+    SELECTION,
     "rounds",
     "failed",
     "metrics.jsonl",

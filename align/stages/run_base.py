@@ -19,6 +19,7 @@ from align.recipe import Recipe
 from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.runs.seeding import derive
 from align.stages import common, supervised
+from align.stages.chosen import chosen
 from align.stages.supervised import Record
 from align.stages.user_code import own_callbacks, trainer_class
 from align.trainers.sft import SFTTrainer
@@ -40,6 +41,7 @@ def run_base(
     out_dir = out_dir or stage_dir(recipe, stage)
     common.open_folder(recipe, out_dir)
     train, heldout, reports = train_and_heldout(section, Document, recipe)
+    train, choice = chosen(recipe, stage, section, train, out_dir)
     origin = init_from or init_origin(recipe, stage)
     model, tokenizer = _start(recipe, stage, origin, train)
     rows = [
@@ -48,7 +50,7 @@ def run_base(
         for block in encode_documents(tokenizer, documents, section.max_length)
     ]
     heldout_blocks = encode_documents(tokenizer, heldout, section.max_length)
-    read = supervised.account(stage, section, reports, (rows, {}), (heldout_blocks, {}))
+    read = choice | supervised.account(stage, section, reports, (rows, {}), (heldout_blocks, {}))
     heldout_rows = [{"input_ids": block} for block in heldout_blocks]
     rows, blocks = supervised.seen(rows, section, recipe, read), [row["input_ids"] for row in rows]
     args = supervised.arguments(recipe, stage, section, out_dir, evaluate=bool(heldout_rows))

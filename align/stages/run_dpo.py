@@ -28,6 +28,7 @@ from align.runs.seeding import derive
 from align.runtime.packages import require_package
 from align.stages import common, supervised
 from align.stages.best_checkpoint import BestCheckpoint
+from align.stages.chosen import chosen
 from align.stages.evaluations import Evaluations
 from align.stages.supervised import Record
 from align.stages.user_code import own_callbacks, trainer_class
@@ -67,9 +68,10 @@ def run_dpo(
     model, tokenizer = supervised.load(recipe, stage, origin, section)
     common.open_folder(recipe, out_dir)
     train, heldout, reports = train_and_heldout(section, Comparison, recipe)
+    train, choice = chosen(recipe, stage, section, train, out_dir)
     rows, train, dropped = training_pairs(tokenizer, train, section)
     heldout_rows, heldout, heldout_dropped = encode(tokenizer, heldout, section)
-    read = supervised.account(stage, section, reports, (rows, dropped), (heldout_rows, heldout_dropped))
+    read = choice | supervised.account(stage, section, reports, (rows, dropped), (heldout_rows, heldout_dropped))
     supervised.need_heldout(stage, section, heldout_rows, heldout_dropped)
     args = training_arguments(
         section,

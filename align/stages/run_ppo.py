@@ -27,6 +27,7 @@ from align.runs.seeding import derive, seed_everything
 from align.runtime.errors import AlignError
 from align.runtime.ranks import any_rank
 from align.stages import common
+from align.stages.chosen import chosen
 from align.stages.drafts import prove_outputs
 from align.stages.ending import early_stopping, ended_early, tell_epochs
 from align.stages.judges import looks_judged_by, recipe_judge
@@ -133,6 +134,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     ready = None if roles is None else roles.rewards
     reward = build_reward(recipe, tokenizer, stage=stage, device=accelerator.device, ready=ready)
     prompts, reports = load_records(section.data, Prompt, recipe, section.cleaning, by=parted_by(section))
+    prompts, choice = chosen(recipe, stage, section, prompts, out_dir)
     prompts, dropped = fitting(prompts, tokenizer, section.rollout, "ppo.data")
     eval_prompts, more = load_records(section.eval_data, Prompt, recipe) if section.eval_data else ([], [])
     eval_dropped: dict[str, int] = {}
@@ -168,7 +170,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
         accelerator=accelerator,
         seed=seed,
     )
-    read = common.described(stage, [*reports, *more, *ptx_reports], dropped, eval_dropped)
+    read = choice | common.described(stage, [*reports, *more, *ptx_reports], dropped, eval_dropped)
     origins = {"policy": origin} | reward_origins(recipe) | judge_origins(recipe)
     counts = {"prompts": len(prompts), "eval_prompts": len(eval_prompts), "ptx_blocks": len(blocks)}
     counts |= {"origins": {role: asdict(one) for role, one in origins.items()}}

@@ -35,6 +35,7 @@ from align.runtime import files
 from align.runtime.ranks import agree, barrier, is_main
 from align.stages import candidates, common, run_sft, selection
 from align.stages.candidates import REWARD, Sampler
+from align.stages.chosen import chosen
 from align.stages.common import Summary
 from align.stages.drafts import prove_outputs
 from align.stages.prompts import fitting
@@ -68,8 +69,8 @@ def run_rejection(
     batch_plan(recipe, stage)
     out_dir, origin = out_dir or stage_dir(recipe, stage), init_origin(recipe, stage)
     newest = common.origin_path(recipe, origin, stage=stage)
-    prompts, heldout, read = read_prompts(recipe, section, newest, stage)
     common.open_folder(recipe, out_dir)
+    prompts, heldout, read = read_prompts(recipe, section, newest, stage, out_dir)
     prove_outputs(stage, out_dir, None, {})  # its models are tried by the finetuning of the first round
     best = best_of_earlier(Sampler(recipe, newest, stage), prompts, section, out_dir / ROUNDS / "0")
     before = evaluate_heldout(Sampler(recipe, newest, stage), heldout, out_dir / ROUNDS / "0")
@@ -115,7 +116,7 @@ def best_of_earlier(
 
 
 def read_prompts(
-    recipe: Recipe, section: RejectionSection, path: str, stage: str
+    recipe: Recipe, section: RejectionSection, path: str, stage: str, out_dir: Path | None = None
 ) -> tuple[list[Prompt], list[Prompt], Summary]:
     """The prompts to sample for, the held-out ones, and what was read and left out."""
     from align.data.load import load_records
@@ -124,12 +125,13 @@ def read_prompts(
     model = recipe.model
     tokenizer = recipe_tokenizer(path, model)
     prompts, reports = load_records(section.data, Prompt, recipe, section.cleaning)
+    prompts, choice = chosen(recipe, stage, section, prompts, out_dir or stage_dir(recipe, stage))
     prompts, dropped = fitting(prompts, tokenizer, section.rollout, f"{stage}.data")
     heldout, more = load_records(section.eval_data, Prompt, recipe) if section.eval_data else ([], [])
     without = {}
     if heldout:
         heldout, without = fitting(heldout, tokenizer, section.rollout, f"{stage}.eval_data")
-    read = common.described(stage, [*reports, *more], dropped, without)
+    read = choice | common.described(stage, [*reports, *more], dropped, without)
     return prompts, heldout[: section.evaluation.limit], read
 
 

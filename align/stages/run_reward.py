@@ -21,6 +21,7 @@ from align.recipe.supervised_sections import RewardSection
 from align.runs.seeding import derive, seed_everything
 from align.stages import common, preferences, supervised
 from align.stages.best_checkpoint import BestCheckpoint, Offers
+from align.stages.chosen import chosen
 from align.stages.preferences import reference_batches
 from align.stages.supervised import Record
 from align.trainers.arguments import training_arguments
@@ -76,11 +77,12 @@ def train_reward(
     common.open_folder(recipe, out_dir)
     ranked = section.rankings == "prompts"
     train, heldout, reports = train_and_heldout(section, Comparison, recipe, ranked=ranked)
+    train, choice = chosen(recipe, stage, section, train, out_dir)
     if shuffle_labels:
         train = shuffled_labels(train, derive(seed, "labels"))
     rows, train, dropped = preferences.encode_training(tokenizer, train, section, derive(seed, "tags"))
     heldout_rows, heldout, heldout_dropped = preferences.encode(tokenizer, heldout, section)
-    read = supervised.account(stage, section, reports, (rows, dropped), (heldout_rows, heldout_dropped))
+    read = choice | supervised.account(stage, section, reports, (rows, dropped), (heldout_rows, heldout_dropped))
     path = common.origin_path(recipe, origin, stage=stage)
     layer = preferences.output_layer(recipe, section, path, fresh_head=fresh_head, stage=stage)
     supervised.need_heldout(stage, section, heldout_rows, heldout_dropped)

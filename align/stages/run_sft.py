@@ -25,6 +25,7 @@ from align.recipe.supervised_sections import SFTSection
 from align.runs.seeding import derive
 from align.stages import common, supervised
 from align.stages.best_checkpoint import BestCheckpoint
+from align.stages.chosen import chosen
 from align.stages.evaluations import Evaluations, merge
 from align.stages.ghost import ghost_demonstrations
 from align.stages.supervised import Record
@@ -63,13 +64,14 @@ def run_sft(
     model, tokenizer = supervised.load(recipe, stage, init_from or init_origin(recipe, stage), section)
     common.open_folder(recipe, out_dir)
     train, heldout, reports = train_and_heldout(section, Demonstration, recipe)
+    train, choice = chosen(recipe, stage, section, train, out_dir)
     train, heldout = (as_trained(tokenizer, demos, section) for demos in (train, heldout))
     tell_observations(stage, train, section)
     heldout_rows, categories = encode_heldout(tokenizer, heldout, section)
     supervised.need_heldout(stage, section, heldout_rows.rows, heldout_rows.counts)
     args = supervised.arguments(recipe, stage, section, out_dir, evaluate=bool(heldout_rows.rows))
     rows, ghosts = encode_training(tokenizer, train, section, out_dir, model, args, derive(recipe.seed, stage, "ghost"))
-    read = supervised.account(
+    read = choice | supervised.account(
         stage, section, reports, (rows.rows, rows.counts), (heldout_rows.rows, heldout_rows.counts)
     )
     training = supervised.seen(rows.rows, section, recipe, read)

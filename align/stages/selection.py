@@ -81,7 +81,7 @@ def demonstrations(prompts: Sequence[Prompt], kept: Sequence[Best | None]) -> li
     for prompt, one in zip(prompts, kept, strict=True):
         if one is not None:
             turns = (*prompt.messages, Message("assistant", one.text))
-            demo = Demonstration(turns, prompt.category, prompt.source, prompt.tools)
+            demo = Demonstration(turns, prompt.category, prompt.source, prompt.tools, prompt.tags)
             rows.append(as_row(demo) | {"score": one.score, "round": one.round})
     return rows
 

@@ -96,7 +96,7 @@ class JudgeQuestion:
     @cached_property
     def code(self) -> str:
         """What the verdict must bear; "" where nothing that is shown could be read as one."""
-        shown = [self.first, self.second, self.reference, *map(_said, self.prompt)]
+        shown = [self.first, self.second, self.reference, *map(turn_text, self.prompt)]
         return f" {self.mark}" if any(_CLAIM.search(text) or _BARE.fullmatch(text) for text in shown) else ""
 
     @property
@@ -105,7 +105,7 @@ class JudgeQuestion:
         return self._body(self.mark)
 
     def _body(self, mark: str) -> bytes:
-        parts = [(turn.role, _said(turn)) for turn in self.prompt]
+        parts = [(turn.role, turn_text(turn)) for turn in self.prompt]
         if self.reference.strip():
             parts.append(("a reference answer, which is good", self.reference))
         parts += [("reply A", self.first), ("reply B", self.second)]
@@ -135,7 +135,8 @@ class JudgeQuestion:
         return found.pop() if len(found) == 1 else None
 
 
-def _said(turn: Message) -> str:
+def turn_text(turn: Message) -> str:
+    """What is shown of a turn: its text, and under it its calls of tools."""
     calls = [f"{call.name}({call.arguments})" for call in turn.tool_calls]
     return "\n".join([turn.content, *calls] if turn.content or not calls else calls)
 

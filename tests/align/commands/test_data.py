@@ -200,3 +200,33 @@ def test_stats_over_everything_real(capsys):
     assert len(found) == sum(path.is_file() for path in REAL.rglob("*"))
     for one in found:
         assert "refused" in one or one["rows"] >= one["used"] > 0
+
+
+@pytest.mark.needs("sklearn")
+def test_select_writes_the_chosen_rows_why_and_a_page(files, capsys):
+    rows = [talk(f"What is {number} times {number + 1}?", f"It is {number * (number + 1)}.") for number in range(12)]
+    many = write(files / "many.jsonl", *rows, talk("Name a river in Asia.", "The Mekong."), rows[3])
+    out = files / "half.jsonl"
+    assert cli.main(["data", "select", str(many), str(files / "talk.jsonl"), str(out), "--keep", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "half.jsonl: 5 of 16 rows kept, in 4 clusters" in " ".join(said.split()) and "semantic duplicate" in said
+    why = [json.loads(line) for line in (files / "half.selection/rows.jsonl").read_text().splitlines()]
+    kept = list(read(out, Demonstration).records)
+    asked = [row["messages"][0]["content"] for row in rows] + [
+        "Name a river in Asia.",
+        "What is 3 times 4?",
+        "one",
+        "two",
+    ]
+    assert [one.messages[0].content for one in kept] == [asked[row["row"] - 1] for row in why if row["kept"]]
+    assert "5 of 16 rows kept." in (files / "half.selection/index.html").read_text()
+    assert cli.main(["data", "select", str(many), str(files / "pairs.jsonl"), str(files / "x.jsonl")]) != 0
+    assert "holds comparisons, and" in capsys.readouterr().err
+    assert cli.main(["data", "select", str(many), str(many)]) != 0
+    assert "the output is an input" in capsys.readouterr().err
+    (files / "selection.yaml").write_text("quality: {kind: reward, model_from: ./gone}")
+    words = ["data", "select", str(many), str(files / "x.jsonl"), "--selection", str(files / "selection.yaml")]
+    assert cli.main([*words, "--random"]) != 0
+    assert "selection.quality.model_from: no such folder ./gone" in capsys.readouterr().err
+    assert cli.main([*words[:4], "--keep", "1.5"]) != 0 and "make it whole" in capsys.readouterr().err
+    assert not (files / "x.jsonl").exists()

@@ -12,6 +12,7 @@ KEYS += ["tokens", "grade", "source", "by_grade", "length_rule", "calibration_er
 KEYS += ["score/mean", "verdicts", "sft_correct", "ppo_correct", "origins", "judged_by", "made_with", "win", "correct"]
 KEYS += ["before", "after", "difference", "tasks", "documents", "kl/reply", "entropy", "end_rate", "score/std"]
 KEYS += ["value/loss", "policy/clipped", "policy/grad_norm", "eval/score", "kl", "reply_tokens", "optimizer_steps"]
+KEYS += ["selection"]
 KEYS += ["seconds", "judge", "gold_gain", "gold_range", "seed", "reference", "heldout_loss", "score", "finished"]
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
@@ -52,6 +53,15 @@ def test_a_section_says_what_it_lacks_and_one_without_stages_is_none():
     assert sections(run_of()) == {} and notes_of_outcome(run_of()) == []
     page = render(run, {})
     assert 'href="#reward"' not in page and 'id="reward"' not in page and "Rejection sampling</h2>" not in page
+
+
+def test_rows_that_a_stage_chose_are_told():
+    dropped = {"over the budget": 4, "semantic duplicate": 1, "": "x"}
+    sft = StageFiles("sft", {"selection": {"rows": 10, "kept": 5, "dropped": dropped}}, [{"step": 1}])
+    notes = sections(run_of({"sft": {}}, sft=sft))["supervised"][1]
+    assert notes == [
+        "sft chose 5 of 10 rows (4 over the budget, 1 semantic duplicate); sft/selection/index.html shows them."
+    ]
 
 
 def test_what_a_run_was_made_with():

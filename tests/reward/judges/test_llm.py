@@ -16,9 +16,10 @@ from align.recipe.judge_section import THE_JUDGES_OWN
 from align.runtime.errors import MissingFileError
 from align.runtime.json_files import RunFileError
 from data_formats.records import Message, ToolCall
-from reward.judges.llm import OWN, LLMJudge, completions_url
+from reward.judges.llm import LLMJudge
 from reward.judges.protocol import ALIKE, Judge, ReplyPair
 from reward.judges.question import JudgeQuestion
+from reward.language_model import OWN, completions_url
 from reward.protocol import RewardError, RewardUnavailableError, Sample
 
 KEY = "sk-of-the-judge-0123456789"
@@ -324,7 +325,7 @@ def test_what_a_judge_is_made_of_is_checked_at_once(tmp_path):
         ({"url": "http://example.com/v1"}, ValueError, "judge 'llm': plain http to example.com"),
         ({"url": "https://me:secret@example.com"}, ValueError, "holds a user name or password"),
         ({"url": "http://[::1"}, ValueError, "cannot be read"),
-        ({"parameters": {"stream": True}}, ValueError, "the parameter stream is the judge's own"),
+        ({"parameters": {"stream": True}}, ValueError, "the parameter stream is not for others to set"),
         ({"parameters": {"stop": {1}}}, ValueError, "cannot be sent as JSON"),
         ({"rubric": tmp_path / "none.txt"}, MissingFileError, r"judge 'llm': no such rubric .*none\.txt"),
         ({"rubric": os.devnull}, MissingFileError, "no such rubric"),

@@ -1,0 +1,1 @@
+"""Choosing what to learn from: scores of rows, clusters, selection and tags."""

@@ -1,0 +1,118 @@
+"""Texts as vectors of length 1, whose dot product is their cosine.
+
+Three ways, by what there is: a folder of sentence-transformers and any causal language model (`encoders.py`), and,
+where there is no model, hashed TF-IDF reduced by a truncated SVD (latent semantic analysis, Deerwester et al. 1990), by
+scikit-learn: words of Latin and other alphabets, single characters of Chinese and Japanese, and pairs of neighbours.
+
+The SVD is fitted on at most `FITTED_ON` texts, evenly spread, so that memory does not grow with the data; what grows is
+the matrix of vectors, kept as float16 in a file (`embed_to`): 1,000,000 texts of 256 numbers take 0.5 GB there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from align.runtime.packages import require_package
+
+CHUNK = 4096  # texts embedded at once
+FITTED_ON = 50_000  # texts that the SVD sees
+PLACES = 2**17  # that words and pairs are hashed into
+WORDS = r"[^\W\u3040-\u30ff\u3400-\u9fff]+|[\u3040-\u30ff\u3400-\u9fff]"  # words; single characters of CJK
+
+
+class Embedder(Protocol):
+    """Makes vectors of texts.
+
+    Attributes:
+        name: what made them, for files and pages.
+    """
+
+    name: str
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Float32 (N, D), every row of length 1."""
+        ...
+
+
+class HashedTfidf:
+    """TF-IDF over hashed words and pairs of words, reduced to at most `dimensions` by a truncated SVD.
+
+    Args:
+        texts: what the weights and directions are fitted on; of more than `FITTED_ON` every n-th one.
+        dimensions: of the vectors; fewer where there are fewer texts.
+        seed: of the randomised SVD.
+
+    Raises:
+        MissingPackageError: scikit-learn is not installed.
+    """
+
+    def __init__(self, texts: Sequence[str], *, dimensions: int = 256, seed: int = 0):
+        require_package("embedding without a model", "sklearn", "name a model folder")
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+        self.name = "hashed TF-IDF"
+        sample = texts[:: -(-len(texts) // FITTED_ON) or 1]
+        form = {"token_pattern": WORDS, "ngram_range": (1, 2), "alternate_sign": False, "norm": None}
+        self._hashes = HashingVectorizer(n_features=PLACES, dtype=np.float32, **form)
+        counts = self._hashes.transform(sample)
+        seen = np.flatnonzero(counts.getnnz(axis=0))  # the others lie on no direction, and would cost as much
+        self._seen = seen if len(seen) > 1 else np.union1d(seen, np.arange(2))  # the SVD wants two
+        counts = counts[:, self._seen]
+        self._weights = TfidfTransformer(sublinear_tf=True).fit(counts)
+        rank = max(1, min(dimensions, len(sample) - 1, len(self._seen)))
+        self._svd = TruncatedSVD(rank, n_iter=4, random_state=seed)
+        with np.errstate(invalid="ignore"):  # of a single text nothing varies
+            self._svd.fit(self._weights.transform(counts))
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Float32 (N, D). A text without any known word lies on the first axis, as the most common ones do."""
+        counts = self._hashes.transform(texts)[:, self._seen]
+        return unit_rows(self._svd.transform(self._weights.transform(counts)))
+
+
+def unit_rows(vectors: Any) -> np.ndarray:
+    """Rows divided by their length, as float32; a row of zeros becomes the first axis."""
+    vectors = np.asarray(vectors, dtype=np.float32)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    empty = lengths[:, 0] < 1e-12
+    vectors = vectors / np.where(lengths < 1e-12, 1.0, lengths)
+    vectors[empty] = 0
+    vectors[empty, 0] = 1
+    return vectors
+
+
+def load_embedder(model: str | None, texts: Sequence[str], *, seed: int = 0) -> Embedder:
+    """The embedder that `model` names: a folder of sentence-transformers, a folder or hub id of a causal language
+    model, or, with None, hashed TF-IDF fitted on `texts`.
+
+    Raises:
+        MissingPackageError: scikit-learn is needed and not installed.
+        ModelError: the folder holds neither.
+    """
+    if model is None:
+        return HashedTfidf(texts, seed=seed)
+    from align.textmodels.encoders import load_encoder
+
+    return load_encoder(model)
+
+
+def chunks(count: int, size: int = CHUNK) -> Iterator[slice]:
+    """Slices that cover `count` rows in order."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def embed_to(path: Path, embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
+    """The vectors of all texts, made chunk by chunk into a float16 matrix (N, D) that lies in the file `path`."""
+    matrix: Any = None
+    for rows in chunks(len(texts)):
+        part = embedder.embed(texts[rows])
+        if matrix is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            matrix = np.lib.format.open_memmap(path, "w+", np.float16, (len(texts), part.shape[1]))
+        matrix[rows] = part
+    return matrix if matrix is not None else np.zeros((0, 1), np.float16)
