@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from align.textmodels.embeddings import unit_rows
+from align.textmodels.vectors import unit_rows
 
 Spread = Literal["proportional", "even", "best"]
 KEPT, DUPLICATE, LOW, OVER, NOT_DRAWN = range(5)

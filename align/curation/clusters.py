@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from align.textmodels.embeddings import chunks, unit_rows
+from align.textmodels.vectors import chunks, unit_rows
 
 FITTED_ON, A_CLUSTER = 100_000, 32
 BLOCK = 4096

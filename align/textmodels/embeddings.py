@@ -10,15 +10,15 @@ the matrix of vectors, kept as float16 in a file (`embed_to`): 1,000,000 texts o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from align.runtime.packages import require_package
+from align.textmodels.vectors import chunks, unit_rows
 
-CHUNK = 4096  # texts embedded at once
 FITTED_ON = 50_000  # texts that the SVD sees
 PLACES = 2**17  # that words and pairs are hashed into
 WORDS = r"[^\W\u3040-\u30ff\u3400-\u9fff]+|[\u3040-\u30ff\u3400-\u9fff]"  # words; single characters of CJK
@@ -75,17 +75,6 @@ class HashedTfidf:
         return unit_rows(self._svd.transform(self._weights.transform(counts)))
 
 
-def unit_rows(vectors: Any) -> np.ndarray:
-    """Rows divided by their length, as float32; a row of zeros becomes the first axis."""
-    vectors = np.asarray(vectors, dtype=np.float32)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    empty = lengths[:, 0] < 1e-12
-    vectors = vectors / np.where(lengths < 1e-12, 1.0, lengths)
-    vectors[empty] = 0
-    vectors[empty, 0] = 1
-    return vectors
-
-
 def load_embedder(model: str | None, texts: Sequence[str], *, seed: int = 0) -> Embedder:
     """The embedder that `model` names: a folder of sentence-transformers, a folder or hub id of a causal language
     model, or, with None, hashed TF-IDF fitted on `texts`.
@@ -99,11 +88,6 @@ def load_embedder(model: str | None, texts: Sequence[str], *, seed: int = 0) -> 
     from align.textmodels.encoders import load_encoder
 
     return load_encoder(model)
-
-
-def chunks(count: int, size: int = CHUNK) -> Iterator[slice]:
-    """Slices that cover `count` rows in order."""
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def embed_to(path: Path, embedder: Embedder, texts: Sequence[str]) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 from align.runtime.errors import AlignError
 from align.runtime.memory import memory_errors
 from align.runtime.padding import pad_right
-from align.textmodels.embeddings import unit_rows
+from align.textmodels.vectors import unit_rows
 from reward.folder import local_folder, read_json
 
 MODULES = "modules.json"  # of a sentence-transformers folder

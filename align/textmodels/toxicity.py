@@ -29,9 +29,9 @@ from align.runtime.json_files import number, parse_json
 from align.runtime.paths import typed_path
 from align.textmodels.classifier import SETTINGS, TextClassifier
 from align.textmodels.sequence_classifier import SequenceClassifier
+from reward.answers import Answers, KeptAnswer
 from reward.asking import Endpoint
-from reward.judges.answers import Answers, KeptAnswer
-from reward.judges.llm import completions_url
+from reward.language_model import completions_url
 from reward.protocol import RewardError, RewardUnavailableError
 
 MODERATIONS = "/moderations"

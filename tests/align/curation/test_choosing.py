@@ -5,7 +5,7 @@ import pytest
 
 from align.curation import choosing
 from align.curation.choosing import REASONS, choose, farthest_first, keep_apart, quotas
-from align.textmodels.embeddings import unit_rows
+from align.textmodels.vectors import unit_rows
 
 KEPT, DUPLICATE, LOW, OVER = range(4)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from align.curation.clusters import kmeans, leaders
-from align.textmodels.embeddings import unit_rows
+from align.textmodels.vectors import unit_rows
 
 
 def clouds(sizes, dimensions=8, noise=0.05):

@@ -8,8 +8,9 @@ import torch
 from transformers import BertConfig, BertModel, Qwen2ForCausalLM
 
 from align.textmodels import embeddings
-from align.textmodels.embeddings import HashedTfidf, load_embedder, unit_rows
+from align.textmodels.embeddings import HashedTfidf, load_embedder
 from align.textmodels.encoders import EncoderError, load_encoder, pooled
+from align.textmodels.vectors import unit_rows
 from tests.tiny_models import byte_tokenizer, save_causal_lm
 
 TEXTS = [
