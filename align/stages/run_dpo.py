@@ -93,8 +93,7 @@ def run_dpo(
         mixture=section.mixture,
     )
     record = Record(trainer, tokenizer, stage, recipe, section)
-    figures = _fit(record, section, heldout, derive(recipe.seed, stage, "replies"))
-    figures |= _measured(record, heldout, train)
+    figures = _fit(record, section, heldout, derive(recipe.seed, stage, "replies")) | _measured(record, heldout, train)
     figures |= {"rows": len(rows), "heldout_rows": len(heldout_rows), "origin": asdict(origin)} | read
     summary = common.finish(out_dir, figures, began)
     BestCheckpoint.remove(out_dir)

@@ -115,8 +115,6 @@ def _outputs(trainer: Any) -> dict[str, Any]:
 
 def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo") -> tuple[Any, dict[str, Any]]:
     """The trainer with everything it needs, and what was read."""
-    from align.data.load import load_records
-    from align.data.mixture import parted_by
     from align.models.load import load_causal_lm
     from align.models.tokenizer import recipe_tokenizer
     from align.trainers import sharding
@@ -133,18 +131,12 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     roles = shared_roles(recipe, section, tokenizer, path, accelerator.is_fsdp2)
     ready = None if roles is None else roles.rewards
     reward = build_reward(recipe, tokenizer, stage=stage, device=accelerator.device, ready=ready)
-    prompts, reports = load_records(section.data, Prompt, recipe, section.cleaning, by=parted_by(section))
-    prompts, choice = chosen(recipe, stage, section, prompts, out_dir)
-    prompts, dropped = fitting(prompts, tokenizer, section.rollout, "ppo.data")
-    eval_prompts, more = load_records(section.eval_data, Prompt, recipe) if section.eval_data else ([], [])
-    eval_dropped: dict[str, int] = {}
-    if eval_prompts:
-        eval_prompts, eval_dropped = fitting(eval_prompts, tokenizer, section.rollout, "ppo.eval_data")
+    blocks, ptx_reports = ptx_blocks(recipe, section, tokenizer)
+    prompts, eval_prompts, read = read_prompts(recipe, section, tokenizer, out_dir, stage, ptx_reports)
     gold = None
     if section.gold_reward:
         gold = build_reward(recipe, tokenizer, stage=stage, key="gold_reward", name="gold", device=accelerator.device)
     judge = recipe_judge(recipe, tokenizer, stage=stage, out_dir=out_dir, device=accelerator.device)
-    blocks, ptx_reports = ptx_blocks(recipe, section, tokenizer)
     if roles is None:
         policy = load_causal_lm(path, recipe.model, tokenizer=tokenizer, seed=derive(seed, "adapter"))
         critic, reference = None, None
@@ -170,11 +162,28 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
         accelerator=accelerator,
         seed=seed,
     )
-    read = choice | common.described(stage, [*reports, *more, *ptx_reports], dropped, eval_dropped)
     origins = {"policy": origin} | reward_origins(recipe) | judge_origins(recipe)
     counts = {"prompts": len(prompts), "eval_prompts": len(eval_prompts), "ptx_blocks": len(blocks)}
     counts |= {"origins": {role: asdict(one) for role, one in origins.items()}}
     return trainer, read | counts | looks_judged_by(recipe, judge)
+
+
+def read_prompts(
+    recipe: Recipe, section: PPOSection, tokenizer: Any, out_dir: Path, stage: str, ptx_reports: list[Any]
+) -> tuple[list[Prompt], list[Prompt], dict[str, Any]]:
+    """The prompts of training, those that it is measured on, and what was read, `ptx_reports` included."""
+    from align.data.load import load_records
+    from align.data.mixture import parted_by
+
+    prompts, reports = load_records(section.data, Prompt, recipe, section.cleaning, by=parted_by(section))
+    prompts, choice = chosen(recipe, stage, section, prompts, out_dir)
+    prompts, dropped = fitting(prompts, tokenizer, section.rollout, "ppo.data")
+    eval_prompts, more = load_records(section.eval_data, Prompt, recipe) if section.eval_data else ([], [])
+    eval_dropped: dict[str, int] = {}
+    if eval_prompts:
+        eval_prompts, eval_dropped = fitting(eval_prompts, tokenizer, section.rollout, "ppo.eval_data")
+    told = common.described(stage, [*reports, *more, *ptx_reports], dropped, eval_dropped)
+    return prompts, eval_prompts, choice | told
 
 
 def shared_roles(recipe: Recipe, section: PPOSection, tokenizer: Any, policy_path: str, sharded: bool) -> Any:
