@@ -51,10 +51,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Walls:
-    """Which walls are put up. Without namespaces that are wanted the work is not done; Landlock is where it is."""
+    """Which walls are put up. Without namespaces that are wanted nothing is done; the others are where they are."""
 
     namespaces: bool = True
     landlock: bool = True
+    seccomp: bool = True
 
 
 class NoCageError(Exception):
@@ -123,7 +124,7 @@ def _outer(
         with contextlib.suppress(OSError):
             _write("/proc/self/oom_score_adj", "1000")  # where memory runs out it is not the training that ends
         folder = put_root(limits.folder) if apart else tempfile.mkdtemp(prefix="align-reply-")
-        walls = ["namespaces"] * apart + _smaller(folder, number, apart, wanted.landlock)
+        walls = ["namespaces"] * apart + _smaller(folder, number, wanted)
         _limit(limits, threads)
         worker = os.fork()
         if worker == 0:
@@ -202,11 +203,11 @@ def _write(file: str, text: str) -> None:
         opened.write(text)
 
 
-def _smaller(folder: str, number: int, apart: bool, landlock: bool) -> list[str]:
-    """Another user where this one is root, nothing of privileges, and Landlock; returns what there is of it."""
+def _smaller(folder: str, number: int, wanted: Walls) -> list[str]:
+    """Another user where this one is root, nothing of privileges, Landlock, seccomp; returns what there is of it."""
     walls = []
     if os.geteuid() == 0:
-        if not apart:
+        if not wanted.namespaces:
             os.chown(folder, USERS + number, NOBODY)
         for user in (USERS + number, NOBODY):
             try:
@@ -228,8 +229,10 @@ def _smaller(folder: str, number: int, apart: bool, landlock: bool) -> list[str]
         kernel.drop_capabilities()
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         with contextlib.suppress(OSError):
-            if landlock and kernel.landlock([*readable(), *DEVICES[1:]], [folder, DEVICES[0]]):
+            if wanted.landlock and kernel.landlock([*readable(), *DEVICES[1:]], [folder, DEVICES[0]]):
                 walls.append("landlock")
+        if wanted.seccomp and kernel.forbid_calls():
+            walls.append("seccomp")
     return walls
 
 

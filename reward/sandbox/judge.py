@@ -9,12 +9,14 @@ from __future__ import annotations
 import ast
 import builtins
 import math
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from types import TracebackType
 from typing import Any
 
-from reward.sandbox.remote import EndedError, RaisedError, Remote, Talk
+from reward.sandbox.remote import EndedError, RaisedError, Remote, Talk, fault
 from reward.sandbox.wire import WireError, receive
 
 TEST = "__align_test__"  # what a statement of `check` is wrapped in
@@ -44,7 +46,7 @@ def judge(file: int, tests: dict[str, Any]) -> tuple[list[Outcome], int]:
     except WireError:
         said = {}
     if "ready" not in said:
-        return [(str(said.get("failed", "crash")), str(said.get("why", "")))], total
+        return [(fault(said.get("failed")), str(said.get("why", ""))[:300])], total
     found: list[Outcome] = []
     try:
         for outcome in made:
@@ -119,8 +121,8 @@ def _listed(value: Any) -> Any:
 
 def _printed(said: dict[str, Any], expected: str) -> Outcome:
     if said.get("ended"):
-        return str(said["ended"]), ""
-    if why := str(said.get("why", "")):
+        return fault(said["ended"]), ""
+    if why := str(said.get("why", ""))[:300]:
         return ("memory" if why.startswith("MemoryError") else "exception"), why
     return ("passed", "") if same_output(str(said.get("stdout", "")), expected) else ("wrong", "another output")
 
@@ -164,11 +166,15 @@ def _whole(prefix: str) -> str:
 
 
 def _namespace(talk: Talk, helpers: dict[str, Any], tree: ast.Module) -> dict[str, Any]:
-    """What a test sees: the helpers, and the reply's for every name that neither they, the test nor Python has."""
+    """What a test sees: the helpers, and the reply's for every name that neither they, the test nor Python has.
+
+    `math.isclose` is Python's where nobody imports `math`: a reply's own would say what it likes."""
     namespace, bound = dict(helpers), _bound(tree)
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
     asked = {node.id for node in names if node.id not in namespace and node.id not in bound}
-    return namespace | {name: talk.remote("global", name) for name in asked if not hasattr(builtins, name)}
+    dotted = {node.value.id for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.value in names}
+    modules = {name: import_module(name) for name in asked & dotted & sys.stdlib_module_names}
+    return namespace | {name: talk.remote("global", name) for name in asked if not hasattr(builtins, name)} | modules
 
 
 def _bound(tree: ast.Module) -> set[str]:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -26,6 +28,10 @@ CHEAP = (  # those that need no time; the slow test has them all
     *("Signals the training's process", "Connects to a port (TCP)", "Makes itself root"),
     *("Leaves a daemon behind (double fork, setsid)", "Looks for the tests (gc, frames, /proc/self)"),
     *("Prints a success and exits with 0", "Value that is equal to everything", "Writes a verdict to every descriptor"),
+    *("Tells the judge that it passed, while loading", "Tells the judge that it passed, in the test"),
+    *("Tells the judge that the tests are broken", "A module of Python's as its own"),
+    *("Memory beside the limit (System V)", "Memory beside the limit (memfd)"),
+    *("Asks for the keys of the session", "Sets up io_uring"),
 )
 
 
@@ -61,7 +67,7 @@ def test_the_attacks_are_attacks():
         exec(place.fill(ATTACKS["Sends a packet (UDP)"].code), {})
         exec(place.fill(ATTACKS["Connects to a port (TCP)"].code), {})
         assert place.signalled() and place.connected() and place.reached()
-    assert len(ATTACKS) == 34 and all(one.test or one.seen for one in ATTACKS.values())
+    assert len(ATTACKS) == 43 and all(one.test or one.seen for one in ATTACKS.values())
 
 
 def test_hostile_replies_are_held():
@@ -70,14 +76,15 @@ def test_hostile_replies_are_held():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("walls", sandbox_attacks.WALLS.values(), ids=sandbox_attacks.WALLS)
-def test_every_attack(walls, monkeypatch):
+@pytest.mark.parametrize("around", sandbox_attacks.WALLS)
+def test_every_attack(around, monkeypatch):
+    walls = sandbox_attacks.WALLS[around]
     if os.geteuid() == 0 and walls:
         monkeypatch.setattr(start, "PYTHON", "/usr/bin/python3")  # another user may not read root's own
         monkeypatch.setattr(start, "KEEPERS", start._Keepers())
     require("best" if walls else "required")
     outside = {name for name, attack in ATTACKS.items() if worked(attack, walls)}
-    assert outside <= sandbox_attacks.KNOWN[len(walls)]
+    assert outside <= sandbox_attacks.KNOWN[around]
 
 
 def test_what_is_around_the_code_is_said_once(caplog):
@@ -133,19 +140,54 @@ from reward.sandbox.start import Budget
 from reward.unit_tests import UnitTests
 code = "import ctypes\\nctypes.CDLL(None).prctl(15, b'evil-reply', 0, 0, 0)\\nimport time\\ntime.sleep(60)"
 print("begins", flush=True)
-UnitTests(budget=Budget(isolation="best")).score([Sample((Message("user", "q"),), code, columns={{"tests": ["f()"]}})])
+asleep = Sample((Message("user", "q"),), code, columns={{"tests": ["f()"]}})
+UnitTests(budget=Budget(isolation="best", seconds=10)).score([asleep])
 """
 
 
-def test_nothing_is_left_where_the_training_is_killed(tmp_path):
+@pytest.mark.parametrize("word", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_nothing_is_left_where_the_training_ends(tmp_path, word):
+    """At once, not when the reply's time is over."""
     require()
     (tmp_path / "reward.py").write_text("raise SystemExit('imported the wrong file')")
     with subprocess.Popen([sys.executable, "-P", "-c", SCRIPT], cwd=tmp_path, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         wait_until(sandbox_attacks.marked)
         left = [one.pid for one in psutil.Process(process.pid).children(recursive=True)]
-        process.kill()
+        process.send_signal(word)
+        assert process.wait(30) != 0
     wait_until(lambda: not sandbox_attacks.marked() and not any(is_alive(number) for number in left))
+
+
+def test_nothing_is_left_of_folders_too_deep_to_walk():
+    require()
+    before = set(os.listdir(tempfile.gettempdir()))
+    code = "import os\nfor n in range(1500):\n    os.mkdir('d')\n    os.chdir('d')\nos.mkdir('e', 0)\nf = lambda x: 1"
+    budget = Budget(isolation="best", without=("namespaces",))
+    assert UnitTests(budget=budget).score([sample(code)]) == [1.0]
+    left = set(os.listdir(tempfile.gettempdir())) - before
+    assert not [name for name in left if name.startswith("align-reply-")]
+
+
+def test_tests_that_turn_their_own_cage_are_broken_ones():
+    """Tests come with data: what they make their judge tell is no exception of the training's."""
+    require()
+    tell = "import contextlib, os\nfor n in range(3, 64):\n    with contextlib.suppress(OSError):\n"
+    tell += "        os.write(n, {!r})\nos._exit(0)"
+    for told in (b"[" * 99999, b"[[3], 1]", b"[[], null]", b"7", b'[["no", "such", "pair"], 1]'):
+        (result,) = UnitTests(budget=Budget(**BUDGET)).results([sample("f = 1", tell.format(told))])
+        assert (result.passed, result.reason) in ((0, "broken_test"), (0, "crash")), told
+
+
+def test_namespaces_are_not_done_without_for_one_failure(monkeypatch):
+    require("required")
+    found, asked = [{"error": "ENOMEM"}, {"outcomes": [[["passed", ""]], 1], "walls": ["namespaces"]}], []
+    monkeypatch.setattr(start, "KEEPERS", start._Keepers())
+    monkeypatch.setattr(
+        start, "_asked", lambda objects, *_: asked.append(objects[0]["without"]) or found[len(asked) - 1]
+    )
+    start.KEEPERS.apart = True
+    assert UnitTests(budget=Budget(isolation="best")).score([sample("f = 1")]) == [1.0] and asked == [[], []]
 
 
 def test_the_keeper_reads_no_test_before_the_code_is_there():
