@@ -94,7 +94,7 @@ def run_all(jobs: Sequence[Job], budget: Budget, name: str) -> list[Made]:
             raise
 
     try:
-        with ThreadPoolExecutor(min(budget.workers or cores(), len(jobs))) as pool:
+        with ThreadPoolExecutor(min(budget.workers or max(1, cores()), len(jobs))) as pool:
             try:
                 return list(pool.map(run, jobs))
             finally:
