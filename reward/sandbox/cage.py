@@ -186,6 +186,7 @@ def _namespaces(tell: int, wait: int) -> None:
             os.write(tell, UNSHARED if below else b"\n")
             os.read(wait, 1)
         elif below:
+            kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else these files are root's; taken off again before the work
             _write("/proc/self/setgroups", "deny")
             _write("/proc/self/uid_map", f"{user} {user} 1")
             _write("/proc/self/gid_map", f"{group} {group} 1")

@@ -124,7 +124,7 @@ def _run(job: Job, budget: Budget, end: float, over: threading.Event) -> Made:
         if budget.isolation == "best" and KEEPERS.apart is False and "namespaces" not in without:
             without.append("namespaces")
         said = _asked([asked | {"without": without}, tests], budget.reply_seconds + START, over)
-        if "error" in said and not KEEPERS.apart:
+        if "error" in said and ("namespaces" in without or not KEEPERS.apart):
             if budget.isolation == "required" or "namespaces" in without:
                 raise SandboxError(_no_cage(said["error"]))
             KEEPERS.apart = False

@@ -50,6 +50,13 @@ def wait_until(condition):
     assert condition()
 
 
+def readable_by_others(monkeypatch):
+    """Without namespaces root's own Python may be another user's to read or not; the system's is."""
+    if os.geteuid() == 0:
+        monkeypatch.setattr(start, "PYTHON", "/usr/bin/python3")
+        monkeypatch.setattr(start, "KEEPERS", start._Keepers())
+
+
 def worked(attack, walls=()):
     with sandbox_attacks.attacked() as place:
         return sandbox_attacks.tried(attack, place, walls)[0]
@@ -79,9 +86,8 @@ def test_hostile_replies_are_held():
 @pytest.mark.parametrize("around", sandbox_attacks.WALLS)
 def test_every_attack(around, monkeypatch):
     walls = sandbox_attacks.WALLS[around]
-    if os.geteuid() == 0 and walls:
-        monkeypatch.setattr(start, "PYTHON", "/usr/bin/python3")  # another user may not read root's own
-        monkeypatch.setattr(start, "KEEPERS", start._Keepers())
+    if walls:
+        readable_by_others(monkeypatch)
     require("best" if walls else "required")
     outside = {name for name, attack in ATTACKS.items() if worked(attack, walls)}
     assert outside <= sandbox_attacks.KNOWN[around]
@@ -131,8 +137,32 @@ def test_threads_may_ask_at_once():
     assert found == {number: [float(number == 1), 1.0] for number in range(3)}
 
 
-SCRIPT = f"""
+def test_a_user_who_is_not_root_has_namespaces():
+    """Most trainings are started by one: the files that make a namespace must be theirs to write."""
+    require("required")
+    if os.geteuid():
+        return  # all the others show it
+    words = ["/usr/bin/python3", "-B", "-c", PLAIN]
+    done = subprocess.run(words, user=65534, group=65534, extra_groups=[], cwd="/", capture_output=True, text=True)
+    if "ModuleNotFoundError" in done.stderr:
+        pytest.skip("another user cannot read this folder")
+    assert done.stdout == "[1.0]\n", done.stderr
+
+
+PLAIN = f"""
 import sys
+sys.path.insert(0, {str(ROOT)!r})
+from data_formats.records import Message
+from reward.protocol import Sample
+from reward.unit_tests import UnitTests
+one = Sample((Message("user", "q"),), "f = lambda x: 1", columns={{"tests": ["assert f(1) == 1"]}})
+print(UnitTests().score([one]))
+"""
+
+
+SCRIPT = f"""
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
 sys.path.insert(0, {str(ROOT)!r})
 from data_formats.records import Message
 from reward.protocol import Sample
@@ -159,7 +189,8 @@ def test_nothing_is_left_where_the_training_ends(tmp_path, word):
     wait_until(lambda: not sandbox_attacks.marked() and not any(is_alive(number) for number in left))
 
 
-def test_nothing_is_left_of_folders_too_deep_to_walk():
+def test_nothing_is_left_of_folders_too_deep_to_walk(monkeypatch):
+    readable_by_others(monkeypatch)
     require()
     before = set(os.listdir(tempfile.gettempdir()))
     code = "import os\nfor n in range(1500):\n    os.mkdir('d')\n    os.chdir('d')\nos.mkdir('e', 0)\nf = lambda x: 1"
@@ -172,7 +203,7 @@ def test_nothing_is_left_of_folders_too_deep_to_walk():
 def test_tests_that_turn_their_own_cage_are_broken_ones():
     """Tests come with data: what they make their judge tell is no exception of the training's."""
     require()
-    tell = "import contextlib, os\nfor n in range(3, 64):\n    with contextlib.suppress(OSError):\n"
+    tell = "f\nimport contextlib, os\nfor n in range(3, 64):\n    with contextlib.suppress(OSError):\n"
     tell += "        os.write(n, {!r})\nos._exit(0)"
     for told in (b"[" * 99999, b"[[3], 1]", b"[[], null]", b"7", b'[["no", "such", "pair"], 1]'):
         (result,) = UnitTests(budget=Budget(**BUDGET)).results([sample("f = 1", tell.format(told))])
