@@ -45,11 +45,11 @@ def test_ppo_is_rewarded_by_tests(tmp_path):
 def test_rejection_sampling_keeps_what_passes(tmp_path):
     """Every reply scores 0 (or passes a test by luck): all is kept above no threshold, and the reasons stand beside."""
     require()
-    rollout = {"num_generations": 2, "max_prompt_length": 200, "max_completion_length": 6, "batch_size": 8}
+    rollout = {"num_generations": 8, "max_prompt_length": 200, "max_completion_length": 40, "batch_size": 16}
     changes = {"reward": PART, "num_rounds": 1, "eval_data": [], "rollout": rollout}
     chosen = rejection_case.recipe(tmp_path, **changes)
     test_ppo.write_rows(tmp_path / "prompts.jsonl", [ROW | {"prompt": ROW["prompt"] * n} for n in (1, 2)])
     run_rejection.run_rejection(chosen)
     file = tmp_path / "run/rejection/rounds/1/samples.jsonl"
     replies = [one for line in file.read_text().splitlines() for one in json.loads(line)["replies"]]
-    assert len(replies) == 4 and all(sum(one["parts"].values()) == 1 and one["score"] == 0 for one in replies)
+    assert len(replies) == 16 and all(sum(one["parts"].values()) == 1 and one["score"] == 0 for one in replies)
