@@ -208,10 +208,10 @@ def _smaller(folder: str, number: int, wanted: Walls) -> list[str]:
     """Another user where this one is root, nothing of privileges, Landlock, seccomp; returns what there is of it."""
     walls = []
     if os.geteuid() == 0:
-        if not wanted.namespaces:
-            os.chown(folder, USERS + number, NOBODY)
-        for user in (USERS + number, NOBODY):
+        for user in (USERS + number, NOBODY):  # a container may not have the first
             try:
+                if not wanted.namespaces:
+                    os.chown(folder, user, NOBODY)
                 os.setgroups([])
                 os.setresgid(NOBODY, NOBODY, NOBODY)
                 os.setresuid(user, user, user)

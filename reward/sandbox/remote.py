@@ -57,6 +57,10 @@ class Talk:
     def __init__(self, file: int, patience: float):
         self.file, self.patience, self.functions = file, patience, []
 
+    def hears(self, seconds: float) -> bool:
+        """Whether the other side says something within so many seconds, or ends."""
+        return bool(select.select([self.file], [], [], seconds)[0])
+
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         """The answer to a message.
 
@@ -67,8 +71,7 @@ class Talk:
         try:
             send(self.file, message)
             while True:
-                ready, _, _ = select.select([self.file], [], [], max(0.0, end - time.monotonic()))
-                if not ready:
+                if not self.hears(max(0.0, end - time.monotonic())):
                     raise EndedError("timeout")
                 said = receive(self.file)
                 if "test" not in said:

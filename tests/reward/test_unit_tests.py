@@ -1,18 +1,20 @@
 """A reply's code against the tests of its row: what passes, and why the rest does not."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
 from data_formats.records import Message
 from reward.protocol import RewardError, RewardUnavailableError, Sample, judge
+from reward.sandbox.judge import judge as run_tests
 from reward.sandbox.judge import same_output
 from reward.sandbox.reply import sources
 from reward.sandbox.start import Budget
 from reward.sandbox.wire import decoded, encoded
 from reward.unit_tests import REASONS, TestsResult, UnitTests, result_of
-from tests.sandboxes import BUDGET, require
+from tests.sandboxes import BUDGET, NOTHING, require
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real" / "6_checkable" / "humaneval.jsonl"
 
@@ -156,6 +158,13 @@ def test_a_result_is_of_all_tests():
     assert result_of([("made up", "")], 1).reason == "crash"
     assert TestsResult(0, 0).score(True) == 1.0
     assert (TestsResult(1, 4, "wrong").score(True), TestsResult(1, 4, "wrong").score(False)) == (0.25, 0.0)
+
+
+def test_code_that_sleeps_while_it_is_loaded_is_given_up():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        told = run_tests(ours.fileno(), NOTHING.tests | {"asserts": ["assert f()"], "pairs": None, "patience": 0.05})
+    assert told == ([("timeout", "while it was loaded")], 1)
 
 
 def test_which_source_is_run():
