@@ -112,6 +112,7 @@ def _outer(
 ) -> NoReturn:
     os.setsid()
     _die_with_parent()
+    _dumpable(True)
     _only(keep)
     apart = wanted.namespaces
     if apart:
@@ -138,6 +139,7 @@ def _outer(
             os._exit(0)
         os.close(tell)
         _wait(worker)
+    _dumpable(False)
     os.close(tell)
     _wait(inner)
 
@@ -156,6 +158,12 @@ def _wait(child: int) -> NoReturn:
 def _die_with_parent() -> None:
     if LINUX:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _dumpable(whether: bool) -> None:
+    """Where it is not, nobody but root may look into this process, and its files in /proc are root's to write."""
+    if LINUX:
+        kernel.prctl(kernel.PR_SET_DUMPABLE, int(whether))
 
 
 def _only(keep: list[int]) -> None:
@@ -186,7 +194,6 @@ def _namespaces(tell: int, wait: int) -> None:
             os.write(tell, UNSHARED if below else b"\n")
             os.read(wait, 1)
         elif below:
-            kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else these files are root's; taken off again before the work
             _write("/proc/self/setgroups", "deny")
             _write("/proc/self/uid_map", f"{user} {user} 1")
             _write("/proc/self/gid_map", f"{group} {group} 1")
@@ -228,7 +235,7 @@ def _smaller(folder: str, number: int, wanted: Walls) -> list[str]:
         _die_with_parent()  # a change of the user takes that off
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         kernel.drop_capabilities()
-        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+        _dumpable(False)
         with contextlib.suppress(OSError):
             if wanted.landlock and kernel.landlock([*readable(), *DEVICES[1:]], [folder, DEVICES[0]]):
                 walls.append("landlock")

@@ -138,7 +138,8 @@ def test_threads_may_ask_at_once():
 
 
 def test_a_user_who_is_not_root_has_namespaces():
-    """Most trainings are started by one: the files that make a namespace must be theirs to write."""
+    """Most trainings are started by one: the files that make a namespace, and those that say whom the kernel ends first
+    where memory runs out, must be theirs to write."""
     require("required")
     if os.geteuid():
         return  # all the others show it
@@ -146,7 +147,7 @@ def test_a_user_who_is_not_root_has_namespaces():
     done = subprocess.run(words, user=65534, group=65534, extra_groups=[], cwd="/", capture_output=True, text=True)
     if "ModuleNotFoundError" in done.stderr:
         pytest.skip("another user cannot read this folder")
-    assert done.stdout == "[1.0]\n", done.stderr
+    assert done.stdout == "[1.0] [1.0]\n", done.stderr
 
 
 PLAIN = f"""
@@ -154,9 +155,13 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 from data_formats.records import Message
 from reward.protocol import Sample
+from reward.sandbox.start import Budget
 from reward.unit_tests import UnitTests
 one = Sample((Message("user", "q"),), "f = lambda x: 1", columns={{"tests": ["assert f(1) == 1"]}})
-print(UnitTests().score([one]))
+code = "f = lambda x: int(open('/proc/self/oom_score_adj').read()) == 1000"
+first = Sample(one.prompt, code, columns={{"tests": ["assert f(1) is True"]}})
+alone = UnitTests(budget=Budget(isolation="best", without=("namespaces", "landlock")))
+print(UnitTests().score([one]), alone.score([first]))
 """
 
 
