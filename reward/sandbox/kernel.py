@@ -100,7 +100,7 @@ def drop_capabilities() -> None:
 
 def landlock(readable: Iterable[str], writable: Iterable[str]) -> bool:
     """Only these folders can be read, and written; no TCP, no signals to whatever is outside (as the kernel's version
-    allows). Needs no privilege but `PR_SET_NO_NEW_PRIVS`. Returns whether the kernel has it."""
+    allows). Needs no privilege but `PR_SET_NO_NEW_PRIVS`. Returns whether the kernel keeps all of that (Linux 6.12)."""
     try:
         version = _syscall(LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint(1))
     except OSError:
