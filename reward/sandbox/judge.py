@@ -11,8 +11,8 @@ import builtins
 import math
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
-from importlib import import_module
 from types import TracebackType
 from typing import Any
 
@@ -172,9 +172,12 @@ def _namespace(talk: Talk, helpers: dict[str, Any], tree: ast.Module) -> dict[st
     namespace, bound = dict(helpers), _bound(tree)
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
     asked = {node.id for node in names if node.id not in namespace and node.id not in bound}
-    dotted = {node.value.id for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.value in names}
-    modules = {name: import_module(name) for name in asked & dotted & sys.stdlib_module_names}
-    return namespace | {name: talk.remote("global", name) for name in asked if not hasattr(builtins, name)} | modules
+    attributes = [node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    for name in asked & {of.id for of in attributes if isinstance(of, ast.Name)} & sys.stdlib_module_names:
+        with suppress(ImportError):
+            exec(f"import {name}", namespace)
+    asked -= namespace.keys()
+    return namespace | {name: talk.remote("global", name) for name in asked if not hasattr(builtins, name)}
 
 
 def _bound(tree: ast.Module) -> set[str]:
