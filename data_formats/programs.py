@@ -102,6 +102,10 @@ def _has_tests(row: dict[str, Any]) -> bool:
     return "test_list" in row
 
 
+def _has_public_tests(row: dict[str, Any]) -> bool:
+    return "public_tests" in row
+
+
 def _is_contest(row: dict[str, Any]) -> bool:
     return isinstance(row["solutions"], dict)
 
@@ -119,5 +123,5 @@ FORMATS = (
         "mbpp_sanitized", Prompt, frozenset({"prompt", "code"}), partial(parse_mbpp_prompt, field="prompt"), _has_tests
     ),
     Format("apps", Prompt, frozenset({"question", "starter_code"}), parse_apps_prompt),
-    Format("code_contests", Prompt, frozenset({"description", "public_tests"}), parse_contest_prompt),
+    Format("code_contests", Prompt, frozenset({"description"}), parse_contest_prompt, _has_public_tests),
 )

@@ -124,7 +124,8 @@ def read_tests(columns: Mapping[str, Any]) -> CodeTests | None:
     if _there(columns, "tests"):
         value = columns["tests"]
         if isinstance(value, list) and all(isinstance(one, dict) for one in value):
-            return CodeTests(pairs=[pair for one in value for pair in _printed(one, "tests")])
+            pairs = [pair for one in value for pair in _printed(one, "tests")]
+            return CodeTests(pairs=pairs) if pairs else None
         return CodeTests(asserts=_texts(columns, "tests"))
     return None
 

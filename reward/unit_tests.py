@@ -38,7 +38,7 @@ class TestsResult:
 
     def score(self, partial: bool) -> float:
         """Share of tests passed, or 1 for all of them."""
-        return self.passed / self.total if partial else float(not self.reason)
+        return self.passed / self.total if partial and self.total else float(not self.reason)
 
 
 class UnitTests(Rule):

@@ -30,10 +30,10 @@ from align.runtime.packages import require_package
 from align.runtime.paths import typed_path
 from align.runtime.pieces import pieces_in
 from align.runtime.terminal import say, shortened
-from data_formats import EmptyDatasetError, Stream
+from data_formats import DataError, EmptyDatasetError, Stream
 from data_formats.records import Demonstration
 from data_formats.writing import as_row
-from reward.code_tests import TEST_FIELDS, code_of, prefix_of, read_tests
+from reward.code_tests import TEST_FIELDS, TestsError, code_of, prefix_of, read_tests
 from reward.protocol import Sample
 from reward.sandbox.start import Budget
 from reward.unit_tests import TestsResult, UnitTests, parsed
@@ -109,8 +109,13 @@ def verify(args: argparse.Namespace, options: Mapping[str, Any]) -> None:
 
 
 def _asked(stream: Stream) -> Iterator[ToVerify]:
+    """Raises DataError, naming the row, where its tests cannot be read."""
     for line, columns, record in stream.placed():
         if (exchange := record.last_exchange()) is not None:
+            try:
+                read_tests(columns)
+            except TestsError as error:
+                raise DataError(str(error), path=str(stream.source), line=line) from error
             tests = {name: columns[name] for name in TEST_FIELDS if columns.get(name) is not None}
             yield ToVerify(line, Sample(exchange[0], exchange[1], columns=columns), as_row(record) | tests)
 
@@ -146,7 +151,8 @@ def _linted(samples: Sequence[Sample]) -> list[str]:
             code = code_of(sample.completion)
             for name, text in (("alone", code), ("behind", prefix + code)):
                 (Path(folder) / f"{at}-{name}.py").write_text(text, encoding="utf-8", errors="replace")
-        words = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--exit-zero", "--select", RULES]
+        words = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--exit-zero", "--ignore-noqa"]
+        words += ["--select", RULES]
         told = subprocess.run([*words, "--output-format", "json", folder], capture_output=True, check=True, timeout=600)
         problems: dict[str, str] = {}
         for one in json.loads(told.stdout):

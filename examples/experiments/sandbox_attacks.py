@@ -25,16 +25,18 @@ from pathlib import Path
 from data_formats.records import Message
 from reward.protocol import RewardError, Sample
 from reward.sandbox import start
-from reward.unit_tests import UnitTests
+from reward.unit_tests import BROKEN, UnitTests
 
-WALLS = {"namespaces": (), "Landlock": ("namespaces",), "limits": ("namespaces", "landlock")}
+WALLS = {"namespaces": (), "Landlock": ("namespaces",), "limits": ("namespaces", "landlock", "seccomp")}
 SECRET, MARK = "the secret of the user", "evil-reply"
 FILE = Path(__file__).with_name("hostile_replies.md")
 SEEN = ("written", "deleted", "signalled", "connected", "reached", "left")
-WITHOUT_NAMESPACES = {"Many files, 1 GiB together", "Sends a packet (UDP)", "Makes a user namespace of its own"}
-LIMITS_ALONE = {"Writes a file outside", "Deletes a file outside", "Reads a file of the user's", "Starts a shell"}
+WITHOUT_NAMESPACES = {"Many files, 1 GiB together"}
+LIMITS_ALONE = {"Memory beside the limit (System V)", "Memory beside the limit (memfd)", "Sets up io_uring"}
+LIMITS_ALONE |= {"Asks for the keys of the session", "Sends a packet (UDP)", "Makes a user namespace of its own"}
+LIMITS_ALONE |= {"Writes a file outside", "Deletes a file outside", "Reads a file of the user's", "Starts a shell"}
 LIMITS_ALONE |= {"Lists /home, /root, /etc", "Connects to a port (TCP)", "Listens at a port"}
-KNOWN = (set(), WITHOUT_NAMESPACES, WITHOUT_NAMESPACES | LIMITS_ALONE)  # what may work with so many walls left out
+KNOWN = dict(zip(WALLS, (set(), WITHOUT_NAMESPACES, WITHOUT_NAMESPACES | LIMITS_ALONE), strict=True))  # what may work
 LIMITS = {"seconds": 1, "reply_seconds": 20, "memory_mib": 256}
 
 
@@ -141,7 +143,7 @@ def tried(attack: Attack, place: Place, walls: tuple[str, ...]) -> tuple[bool, s
     sample = Sample((Message("user", "q"),), place.fill(attack.code), columns={"tests": tests})
     (result,) = UnitTests(budget=budget).results([sample])
     outside = bool(attack.seen) and getattr(place, attack.seen)()
-    return outside or not result.reason, result.reason or "passed"
+    return outside or result.reason in ("", BROKEN), result.reason or "passed"
 
 
 @contextlib.contextmanager

@@ -17,17 +17,20 @@ A cage (`cage`), where the kernel allows it:
     /tmp            in memory, bounded, empty: the only place to write; gone with the cage
     user            another one, of nobody else's number where it is started by root; no capabilities, no new privileges
     Landlock        beside that, and instead where there are no namespaces: files, TCP, signals
+    seccomp         no sockets, shared memory, keys, io_uring, bpf, tracing, further namespaces (x86-64, ARM, RISC-V)
     limits          of CPU time, memory, file size, processes, open files; no core dumps
     nothing given   an empty environment, all descriptors closed
     an end          of wall-clock time; then everything is killed, daemons too, before the verdict is told
 
 What it does not cover:
-    the kernel's own faults: system calls are not filtered. For code of an adversary put a virtual machine around it.
-    memory in total: the limit is of a process, so `processes` times `memory_mib` can be held, and /tmp beside them.
+    the kernel's own faults: few system calls are taken away. For code of an adversary put a virtual machine around it.
+    memory in total: the limit is of a process, so `processes` times `memory_mib` can be held, and /tmp and pipes beside
+    them; where it runs out the kernel ends the cages first.
+    time in total: each process has its own seconds of CPU; what bounds them all is `reply_seconds` of wall clock.
     timing: a reply sees how fast the machine is, and uses its share of CPU until its limit.
     tests that prove little: what is right on the tests is right here, and what a test asks of objects of the reply's
     own classes (`assert f(3).ok()`) is answered by the reply.
-    without namespaces (`isolation: best`): UDP; where there is no Landlock either, files that everybody may read, TCP,
-    and, where it is not root that starts it, everything else that the user may: files, processes, memory of others.
+    without namespaces (`isolation: best`): where there is no Landlock either, files that everybody may read, and, where
+    it is not root that starts it, everything else that the user may: files, processes, memory of others.
 Elsewhere than on Linux there are the limits alone.
 """

@@ -51,10 +51,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Walls:
-    """Which walls are put up. Without namespaces that are wanted the work is not done; Landlock is where it is."""
+    """Which walls are put up. Without namespaces that are wanted nothing is done; the others are where they are."""
 
     namespaces: bool = True
     landlock: bool = True
+    seccomp: bool = True
 
 
 class NoCageError(Exception):
@@ -111,6 +112,7 @@ def _outer(
 ) -> NoReturn:
     os.setsid()
     _die_with_parent()
+    _dumpable(True)
     _only(keep)
     apart = wanted.namespaces
     if apart:
@@ -123,7 +125,7 @@ def _outer(
         with contextlib.suppress(OSError):
             _write("/proc/self/oom_score_adj", "1000")  # where memory runs out it is not the training that ends
         folder = put_root(limits.folder) if apart else tempfile.mkdtemp(prefix="align-reply-")
-        walls = ["namespaces"] * apart + _smaller(folder, number, apart, wanted.landlock)
+        walls = ["namespaces"] * apart + _smaller(folder, number, wanted)
         _limit(limits, threads)
         worker = os.fork()
         if worker == 0:
@@ -137,6 +139,7 @@ def _outer(
             os._exit(0)
         os.close(tell)
         _wait(worker)
+    _dumpable(False)
     os.close(tell)
     _wait(inner)
 
@@ -155,6 +158,12 @@ def _wait(child: int) -> NoReturn:
 def _die_with_parent() -> None:
     if LINUX:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _dumpable(whether: bool) -> None:
+    """Where it is not, nobody but root may look into this process, and its files in /proc are root's to write."""
+    if LINUX:
+        kernel.prctl(kernel.PR_SET_DUMPABLE, int(whether))
 
 
 def _only(keep: list[int]) -> None:
@@ -202,14 +211,14 @@ def _write(file: str, text: str) -> None:
         opened.write(text)
 
 
-def _smaller(folder: str, number: int, apart: bool, landlock: bool) -> list[str]:
-    """Another user where this one is root, nothing of privileges, and Landlock; returns what there is of it."""
+def _smaller(folder: str, number: int, wanted: Walls) -> list[str]:
+    """Another user where this one is root, nothing of privileges, Landlock, seccomp; returns what there is of it."""
     walls = []
     if os.geteuid() == 0:
-        if not apart:
-            os.chown(folder, USERS + number, NOBODY)
-        for user in (USERS + number, NOBODY):
+        for user in (USERS + number, NOBODY):  # a container may not have the first
             try:
+                if not wanted.namespaces:
+                    os.chown(folder, user, NOBODY)
                 os.setgroups([])
                 os.setresgid(NOBODY, NOBODY, NOBODY)
                 os.setresuid(user, user, user)
@@ -226,10 +235,12 @@ def _smaller(folder: str, number: int, apart: bool, landlock: bool) -> list[str]
         _die_with_parent()  # a change of the user takes that off
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         kernel.drop_capabilities()
-        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+        _dumpable(False)
         with contextlib.suppress(OSError):
-            if landlock and kernel.landlock([*readable(), *DEVICES[1:]], [folder, DEVICES[0]]):
+            if wanted.landlock and kernel.landlock([*readable(), *DEVICES[1:]], [folder, DEVICES[0]]):
                 walls.append("landlock")
+        if wanted.seccomp and kernel.forbid_calls():
+            walls.append("seccomp")
     return walls
 
 

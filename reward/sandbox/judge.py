@@ -9,12 +9,14 @@ from __future__ import annotations
 import ast
 import builtins
 import math
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any
 
-from reward.sandbox.remote import EndedError, RaisedError, Remote, Talk
+from reward.sandbox.remote import EndedError, RaisedError, Remote, Talk, fault
 from reward.sandbox.wire import WireError, receive
 
 TEST = "__align_test__"  # what a statement of `check` is wrapped in
@@ -40,11 +42,11 @@ def judge(file: int, tests: dict[str, Any]) -> tuple[list[Outcome], int]:
     except Exception as error:  # the tests themselves
         return [("broken_test", f"{type(error).__name__}: {error}"[:300])], 1
     try:
-        said = receive(file)
+        said = receive(file) if talk.hears(tests["patience"]) else {"failed": "timeout", "why": "while it was loaded"}
     except WireError:
         said = {}
     if "ready" not in said:
-        return [(str(said.get("failed", "crash")), str(said.get("why", "")))], total
+        return [(fault(said.get("failed")), str(said.get("why", ""))[:300])], total
     found: list[Outcome] = []
     try:
         for outcome in made:
@@ -119,8 +121,8 @@ def _listed(value: Any) -> Any:
 
 def _printed(said: dict[str, Any], expected: str) -> Outcome:
     if said.get("ended"):
-        return str(said["ended"]), ""
-    if why := str(said.get("why", "")):
+        return fault(said["ended"]), ""
+    if why := str(said.get("why", ""))[:300]:
         return ("memory" if why.startswith("MemoryError") else "exception"), why
     return ("passed", "") if same_output(str(said.get("stdout", "")), expected) else ("wrong", "another output")
 
@@ -164,10 +166,17 @@ def _whole(prefix: str) -> str:
 
 
 def _namespace(talk: Talk, helpers: dict[str, Any], tree: ast.Module) -> dict[str, Any]:
-    """What a test sees: the helpers, and the reply's for every name that neither they, the test nor Python has."""
+    """What a test sees: the helpers, and the reply's for every name that neither they, the test nor Python has.
+
+    `math.isclose` is Python's where nobody imports `math`: a reply's own would say what it likes."""
     namespace, bound = dict(helpers), _bound(tree)
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
     asked = {node.id for node in names if node.id not in namespace and node.id not in bound}
+    attributes = [node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    for name in asked & {of.id for of in attributes if isinstance(of, ast.Name)} & sys.stdlib_module_names:
+        with suppress(ImportError):
+            exec(f"import {name}", namespace)
+    asked -= namespace.keys()
     return namespace | {name: talk.remote("global", name) for name in asked if not hasattr(builtins, name)}
 
 

@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import time
@@ -54,7 +53,7 @@ def keep() -> None:
     program = _object()
     ours, theirs = socket.socketpair()
     limits, number = Limits(**program["limits"]), 2 * os.getpid() % MANY
-    wanted = Walls(*(name not in program["without"] for name in ("namespaces", "landlock")))
+    wanted = Walls(**dict.fromkeys(program["without"], False))
     started: list[int] = []
     folders: list[str] = []
     try:
@@ -77,7 +76,7 @@ def keep() -> None:
     finally:
         _end_all(started)
         for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
     os.write(0, json.dumps(found).encode() + b"\n")
 
 
@@ -102,7 +101,7 @@ def _outcomes(verdict: int, seconds: float) -> Any:
         parts.append(part)
     try:
         return json.loads(b"".join(parts))
-    except ValueError:
+    except (ValueError, RecursionError):
         return [["crash", "the judge broke off"]], 1
 
 
@@ -130,6 +129,13 @@ def _end_all(started: list[int]) -> None:
         except ChildProcessError:
             return
         time.sleep(0.002)
+
+
+def _remove(folder: str) -> None:
+    """Whatever was left there: deeper than Python's stack, or without the right to look into it."""
+    if os.geteuid():
+        os.spawnlp(os.P_WAIT, "chmod", "chmod", "-R", "u+rwx", "--", folder)
+    os.spawnlp(os.P_WAIT, "rm", "rm", "-rf", "--", folder)
 
 
 def _children() -> list[int]:

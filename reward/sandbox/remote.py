@@ -14,7 +14,13 @@ from typing import Any
 
 from reward.sandbox.wire import WireError, decoded, encoded, receive, send
 
+FAULTS = ("syntax_error", "exception", "memory", "timeout", "crash")  # the only words that a reply may say of itself
 NEVER = (Exception, AssertionError, StopIteration, StopAsyncIteration)  # they would say something of the test's own
+
+
+def fault(word: Any) -> str:
+    """What the reply's side says of its end: one of `FAULTS` and never a success, whatever it says."""
+    return word if isinstance(word, str) and word in FAULTS else "crash"
 
 
 class RaisedError(Exception):
@@ -51,6 +57,10 @@ class Talk:
     def __init__(self, file: int, patience: float):
         self.file, self.patience, self.functions = file, patience, []
 
+    def hears(self, seconds: float) -> bool:
+        """Whether the other side says something within so many seconds, or ends."""
+        return bool(select.select([self.file], [], [], seconds)[0])
+
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         """The answer to a message.
 
@@ -61,8 +71,7 @@ class Talk:
         try:
             send(self.file, message)
             while True:
-                ready, _, _ = select.select([self.file], [], [], max(0.0, end - time.monotonic()))
-                if not ready:
+                if not self.hears(max(0.0, end - time.monotonic())):
                     raise EndedError("timeout")
                 said = receive(self.file)
                 if "test" not in said:
@@ -71,7 +80,7 @@ class Talk:
         except WireError as error:
             raise EndedError("crash") from error
         if "ended" in said and "end" not in message and "stdin" not in message:
-            raise EndedError(said["ended"] or "crash")
+            raise EndedError(fault(said["ended"]))
         return said
 
     def _called_back(self, said: dict[str, Any]) -> dict[str, Any]:

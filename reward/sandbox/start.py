@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -35,6 +34,7 @@ SPOKEN = 2 << 20  # bytes that a keeper may say
 PATIENCE = 10  # times the seconds of CPU, in seconds of wall clock, until a test is given up
 START = 60.0  # seconds beyond a reply's own until its keeper is given up
 STARTS = 3  # of a keeper that breaks off
+GLANCE = 0.2  # seconds until it is seen that a call is over
 Made = tuple[list[tuple[str, str]], int]  # outcome and reason of each test that was made, and how many there are
 ONCE = threading.Lock()
 
@@ -53,7 +53,7 @@ class Budget:
         processes: that the code may have at once, threads included.
         workers: replies at once; None: as many as there are cores for this rank.
         isolation: `required`: an error where the kernel gives no namespaces; `best`: then with what there is.
-        without: `namespaces`, `landlock`: walls that are left out, to see what they are good for.
+        without: `namespaces`, `landlock`, `seccomp`: walls that are left out, to see what they are good for.
     """
 
     seconds: int = 2
@@ -84,20 +84,21 @@ def run_all(jobs: Sequence[Job], budget: Budget, name: str) -> list[Made]:
     """
     if not jobs:
         return []
-    end, failed = time.monotonic() + budget.total_seconds, threading.Event()
+    end, over = time.monotonic() + budget.total_seconds, threading.Event()
 
     def run(job: Job) -> Made:
-        if failed.is_set():
-            return [], 0
         try:
-            return _run(job, budget, end)
+            return _run(job, budget, end, over)
         except BaseException:
-            failed.set()
+            over.set()
             raise
 
     try:
-        with ThreadPoolExecutor(min(budget.workers or cores(), len(jobs))) as pool:
-            return list(pool.map(run, jobs))
+        with ThreadPoolExecutor(min(budget.workers or max(1, cores()), len(jobs))) as pool:
+            try:
+                return list(pool.map(run, jobs))
+            finally:
+                over.set()  # Ctrl-C does not wait for what is still tested
     except SandboxError as error:
         raise RewardUnavailableError(f"reward {name!r}: {error}") from error
 
@@ -106,44 +107,62 @@ class SandboxError(Exception):
     """No sandbox, or one that says nothing of use."""
 
 
-def _run(job: Job, budget: Budget, end: float) -> Made:
+def _run(job: Job, budget: Budget, end: float, over: threading.Event) -> Made:
     mib = 1 << 20
     limits = {"cpu": budget.seconds, "memory": budget.memory_mib * mib, "processes": budget.processes}
     limits |= {"file": budget.file_mib * mib, "folder": 4 * budget.file_mib * mib}
     asked = job.program | {"limits": limits, "output": OUTPUT}
     tests = job.tests | {"seconds": budget.reply_seconds, "patience": PATIENCE * budget.seconds}
     for _ in range(STARTS):
+        if over.is_set():
+            return [], 0
         if time.monotonic() > end:
             raise SandboxError(
                 f"the replies took longer than {budget.total_seconds:g} s (total_seconds): give more, or fewer replies"
             )
-        without = [*budget.without, *(KEEPERS.without if budget.isolation == "best" else ())]
-        said = _asked([asked | {"without": without}, tests], budget.reply_seconds + START)
-        if "error" in said and budget.isolation == "best" and "namespaces" not in without:
-            KEEPERS.without = ("namespaces",)
-            continue
-        if "error" in said or (
-            "walls" in said and budget.isolation == "required" and "namespaces" not in said["walls"]
-        ):
-            raise SandboxError(_no_cage(said.get("error", "namespaces are left out")))
+        without = [*budget.without]
+        if budget.isolation == "best" and KEEPERS.apart is False and "namespaces" not in without:
+            without.append("namespaces")
+        said = _asked([asked | {"without": without}, tests], budget.reply_seconds + START, over)
+        if "error" in said and ("namespaces" in without or not KEEPERS.apart):
+            if budget.isolation == "required" or "namespaces" in without:
+                raise SandboxError(_no_cage(said["error"]))
+            KEEPERS.apart = False
         if "outcomes" in said:
-            _tell_walls(tuple(said["walls"]))
-            outcomes, total = said["outcomes"]
-            return [(str(outcome), str(why)) for outcome, why in outcomes], int(total)
+            walls = tuple(said["walls"])
+            if budget.isolation == "required" and "namespaces" not in walls:
+                raise SandboxError(_no_cage("namespaces are left out"))
+            KEEPERS.apart = KEEPERS.apart or "namespaces" in walls
+            _tell_walls(walls)
+            return _made(said["outcomes"])
     raise SandboxError(f"the sandbox broke off {STARTS} times; is there memory for it?")
+
+
+def _made(told: Any) -> Made:
+    """What a judge tells. Its cage ran tests, which come from strangers: they may have turned it."""
+    try:
+        outcomes, total = told
+        return [(_text(outcome), _text(why)) for outcome, why in outcomes], int(total)
+    except (TypeError, ValueError, OverflowError):
+        return [("broken_test", "what the tests tell is no verdict")], 1
+
+
+def _text(word: Any) -> str:
+    return str(word).encode("utf-8", "replace").decode()  # half a surrogate pair can be written nowhere
 
 
 class _Keepers:
     """The program that forks keepers; started when first asked, and again where it was ended. It ends with this one.
 
     Attributes:
-        without: walls that the kernel did not give when they were asked for.
+        apart: whether the kernel gives namespaces; None until that is known. Where it gave them once, one that it
+            does not give later is a failure that passes, and no reason to do without.
     """
 
     def __init__(self) -> None:
         self._lock, self._owner = threading.Lock(), os.getpid()
         self._control: socket.socket | None = None
-        self.without: tuple[str, ...] = ()
+        self.apart: bool | None = None
 
     def new(self) -> socket.socket:
         """A socket at whose other end a keeper is."""
@@ -177,26 +196,24 @@ class _Keepers:
 KEEPERS = _Keepers()
 
 
-def _asked(objects: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """What a keeper says, nothing where it broke off. One that is still busy then ends what it began."""
+def _asked(objects: list[dict[str, Any]], seconds: float, over: threading.Event) -> dict[str, Any]:
+    """What a keeper says, nothing where it broke off or the call is over. One that is still busy then ends what it
+    began."""
     words = b"".join(b"%d\n%s" % (len(data), data) for data in (json.dumps(one).encode() for one in objects))
     end, said = time.monotonic() + seconds, bytearray()
-    with KEEPERS.new() as talk:
-        with contextlib.suppress(OSError):
-            talk.settimeout(seconds)
-            talk.sendall(words)
-        while len(said) < SPOKEN:
-            ready, _, _ = select.select([talk], [], [], max(0.0, end - time.monotonic()))
-            try:
-                part = talk.recv(1 << 16) if ready else b""
-            except OSError:
-                part = b""
-            if not part:
-                break
-            said += part
+    with KEEPERS.new() as talk, contextlib.suppress(OSError):
+        talk.settimeout(seconds)
+        talk.sendall(words)
+        talk.settimeout(GLANCE)
+        while len(said) < SPOKEN and time.monotonic() < end and not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                part = talk.recv(1 << 16)
+                if not part:
+                    break
+                said += part
     try:
         found = json.loads(said)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

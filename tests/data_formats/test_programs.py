@@ -35,14 +35,14 @@ def asked(text):
         (MBPP, SHOWN, [MBPP["code"]], "test_list"),
         (SANITIZED, SHOWN, [MBPP["code"]], "test_list"),
         (APPS, "Sum.\n\ndef g():", ["a", "b"], "input_output"),
-        (CONTEST, "Sum.", ["a", "b"], None),
+        (CONTEST, "Sum.", ["a", "b"], "public_tests"),
         (HUMANEVAL, "def f():\n", ["    return 1\n"], "test"),
     ],
 )
 def test_problems_are_prompts_with_tests_and_demonstrations(row, question, codes, column, tmp_path):
     path = write(tmp_path / "rows.jsonl", row)
     (prompt,) = read(path, Prompt).records
-    assert prompt.messages == asked(question) and (column is None or prompt.columns[column] == row[column])
+    assert prompt.messages == asked(question) and prompt.columns[column] == row[column]
     found = [one.messages for one in read(path, Demonstration).records]
     assert found == [(*asked(question), Message("assistant", code)) for code in codes]
 

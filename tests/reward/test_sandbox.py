@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -26,6 +28,10 @@ CHEAP = (  # those that need no time; the slow test has them all
     *("Signals the training's process", "Connects to a port (TCP)", "Makes itself root"),
     *("Leaves a daemon behind (double fork, setsid)", "Looks for the tests (gc, frames, /proc/self)"),
     *("Prints a success and exits with 0", "Value that is equal to everything", "Writes a verdict to every descriptor"),
+    *("Tells the judge that it passed, while loading", "Tells the judge that it passed, in the test"),
+    *("Tells the judge that the tests are broken", "A module of Python's as its own"),
+    *("Memory beside the limit (System V)", "Memory beside the limit (memfd)"),
+    *("Asks for the keys of the session", "Sets up io_uring"),
 )
 
 
@@ -42,6 +48,13 @@ def wait_until(condition):
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
     assert condition()
+
+
+def readable_by_others(monkeypatch):
+    """Without namespaces root's own Python may be another user's to read or not; the system's is."""
+    if os.geteuid() == 0:
+        monkeypatch.setattr(start, "PYTHON", "/usr/bin/python3")
+        monkeypatch.setattr(start, "KEEPERS", start._Keepers())
 
 
 def worked(attack, walls=()):
@@ -61,7 +74,7 @@ def test_the_attacks_are_attacks():
         exec(place.fill(ATTACKS["Sends a packet (UDP)"].code), {})
         exec(place.fill(ATTACKS["Connects to a port (TCP)"].code), {})
         assert place.signalled() and place.connected() and place.reached()
-    assert len(ATTACKS) == 34 and all(one.test or one.seen for one in ATTACKS.values())
+    assert len(ATTACKS) == 43 and all(one.test or one.seen for one in ATTACKS.values())
 
 
 def test_hostile_replies_are_held():
@@ -70,14 +83,14 @@ def test_hostile_replies_are_held():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("walls", sandbox_attacks.WALLS.values(), ids=sandbox_attacks.WALLS)
-def test_every_attack(walls, monkeypatch):
-    if os.geteuid() == 0 and walls:
-        monkeypatch.setattr(start, "PYTHON", "/usr/bin/python3")  # another user may not read root's own
-        monkeypatch.setattr(start, "KEEPERS", start._Keepers())
+@pytest.mark.parametrize("around", sandbox_attacks.WALLS)
+def test_every_attack(around, monkeypatch):
+    walls = sandbox_attacks.WALLS[around]
+    if walls:
+        readable_by_others(monkeypatch)
     require("best" if walls else "required")
     outside = {name for name, attack in ATTACKS.items() if worked(attack, walls)}
-    assert outside <= sandbox_attacks.KNOWN[len(walls)]
+    assert outside <= sandbox_attacks.KNOWN[around]
 
 
 def test_what_is_around_the_code_is_said_once(caplog):
@@ -124,8 +137,37 @@ def test_threads_may_ask_at_once():
     assert found == {number: [float(number == 1), 1.0] for number in range(3)}
 
 
-SCRIPT = f"""
+def test_a_user_who_is_not_root_has_namespaces():
+    """Most trainings are started by one: the files that make a namespace, and those that say whom the kernel ends first
+    where memory runs out, must be theirs to write."""
+    require("required")
+    if os.geteuid():
+        return  # all the others show it
+    words = ["/usr/bin/python3", "-B", "-c", PLAIN]
+    done = subprocess.run(words, user=65534, group=65534, extra_groups=[], cwd="/", capture_output=True, text=True)
+    if "ModuleNotFoundError" in done.stderr:
+        pytest.skip("another user cannot read this folder")
+    assert done.stdout == "[1.0] [1.0]\n", done.stderr
+
+
+PLAIN = f"""
 import sys
+sys.path.insert(0, {str(ROOT)!r})
+from data_formats.records import Message
+from reward.protocol import Sample
+from reward.sandbox.start import Budget
+from reward.unit_tests import UnitTests
+one = Sample((Message("user", "q"),), "f = lambda x: 1", columns={{"tests": ["assert f(1) == 1"]}})
+code = "f = lambda x: int(open('/proc/self/oom_score_adj').read()) == 1000"
+first = Sample(one.prompt, code, columns={{"tests": ["assert f(1) is True"]}})
+alone = UnitTests(budget=Budget(isolation="best", without=("namespaces", "landlock")))
+print(UnitTests().score([one]), alone.score([first]))
+"""
+
+
+SCRIPT = f"""
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
 sys.path.insert(0, {str(ROOT)!r})
 from data_formats.records import Message
 from reward.protocol import Sample
@@ -133,19 +175,55 @@ from reward.sandbox.start import Budget
 from reward.unit_tests import UnitTests
 code = "import ctypes\\nctypes.CDLL(None).prctl(15, b'evil-reply', 0, 0, 0)\\nimport time\\ntime.sleep(60)"
 print("begins", flush=True)
-UnitTests(budget=Budget(isolation="best")).score([Sample((Message("user", "q"),), code, columns={{"tests": ["f()"]}})])
+asleep = Sample((Message("user", "q"),), code, columns={{"tests": ["f()"]}})
+UnitTests(budget=Budget(isolation="best", seconds=10)).score([asleep])
 """
 
 
-def test_nothing_is_left_where_the_training_is_killed(tmp_path):
+@pytest.mark.parametrize("word", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_nothing_is_left_where_the_training_ends(tmp_path, word):
+    """At once, not when the reply's time is over."""
     require()
     (tmp_path / "reward.py").write_text("raise SystemExit('imported the wrong file')")
     with subprocess.Popen([sys.executable, "-P", "-c", SCRIPT], cwd=tmp_path, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         wait_until(sandbox_attacks.marked)
         left = [one.pid for one in psutil.Process(process.pid).children(recursive=True)]
-        process.kill()
+        process.send_signal(word)
+        assert process.wait(30) != 0
     wait_until(lambda: not sandbox_attacks.marked() and not any(is_alive(number) for number in left))
+
+
+def test_nothing_is_left_of_folders_too_deep_to_walk(monkeypatch):
+    readable_by_others(monkeypatch)
+    require()
+    before = set(os.listdir(tempfile.gettempdir()))
+    code = "import os\nfor n in range(1500):\n    os.mkdir('d')\n    os.chdir('d')\nos.mkdir('e', 0)\nf = lambda x: 1"
+    budget = Budget(isolation="best", without=("namespaces",))
+    assert UnitTests(budget=budget).score([sample(code)]) == [1.0]
+    left = set(os.listdir(tempfile.gettempdir())) - before
+    assert not [name for name in left if name.startswith("align-reply-")]
+
+
+def test_tests_that_turn_their_own_cage_are_broken_ones():
+    """Tests come with data: what they make their judge tell is no exception of the training's."""
+    require()
+    tell = "f\nimport contextlib, os\nfor n in range(3, 64):\n    with contextlib.suppress(OSError):\n"
+    tell += "        os.write(n, {!r})\nos._exit(0)"
+    for told in (b"[" * 99999, b"[[3], 1]", b"[[], null]", b"7", b'[["no", "such", "pair"], 1]'):
+        (result,) = UnitTests(budget=Budget(**BUDGET)).results([sample("f = 1", tell.format(told))])
+        assert (result.passed, result.reason) in ((0, "broken_test"), (0, "crash")), told
+
+
+def test_namespaces_are_not_done_without_for_one_failure(monkeypatch):
+    require("required")
+    found, asked = [{"error": "ENOMEM"}, {"outcomes": [[["passed", ""]], 1], "walls": ["namespaces"]}], []
+    monkeypatch.setattr(start, "KEEPERS", start._Keepers())
+    monkeypatch.setattr(
+        start, "_asked", lambda objects, *_: asked.append(objects[0]["without"]) or found[len(asked) - 1]
+    )
+    start.KEEPERS.apart = True
+    assert UnitTests(budget=Budget(isolation="best")).score([sample("f = 1")]) == [1.0] and asked == [[], []]
 
 
 def test_the_keeper_reads_no_test_before_the_code_is_there():

@@ -1,18 +1,20 @@
 """A reply's code against the tests of its row: what passes, and why the rest does not."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
 from data_formats.records import Message
 from reward.protocol import RewardError, RewardUnavailableError, Sample, judge
+from reward.sandbox.judge import judge as run_tests
 from reward.sandbox.judge import same_output
 from reward.sandbox.reply import sources
 from reward.sandbox.start import Budget
 from reward.sandbox.wire import decoded, encoded
 from reward.unit_tests import REASONS, TestsResult, UnitTests, result_of
-from tests.sandboxes import BUDGET, require
+from tests.sandboxes import BUDGET, NOTHING, require
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real" / "6_checkable" / "humaneval.jsonl"
 
@@ -104,6 +106,13 @@ CASES = {  # reply, columns -> passed, total, reason
         ),
         *(1, 1, ""),
     ),
+    "words that cannot be written": (sample("raise ValueError('\\ud800')", tests=["assert f()"]), 0, 1, "exception"),
+    "a module that the test does not import": (
+        sample(
+            "class math:\n    isclose = lambda *a: True\nf = lambda x: 7", tests=["assert math.isclose(f(2), 7)"] * 2
+        ),
+        *(2, 2, ""),
+    ),
     "memory": (sample("def f():\n    return len('x' * 10**9)", tests=["assert f()"]), 0, 1, "memory"),
     "tests that cannot be run": (sample("x = 1", tests=["assert f("]), 0, 1, "broken_test"),
     "tests without what they import": (
@@ -121,6 +130,7 @@ def test_what_comes_of_replies():
     told = {name: (one.passed, one.total, one.reason) for name, one in found.items()}
     assert told == {name: tuple(case[1:]) for name, case in CASES.items()}
     assert found["exceptions"].why == "ValueError: no"
+    assert found["words that cannot be written"].why == "ValueError: ?"
 
 
 def test_scores_and_reasons_of_a_reward():
@@ -146,7 +156,15 @@ def test_a_result_is_of_all_tests():
     assert result_of([("passed", "")], 2).reason == "crash"  # one is missing, whatever was said of it
     assert result_of([("passed", ""), ("timeout", "t"), ("wrong", "")], 5) == TestsResult(1, 5, "timeout", "t")
     assert result_of([("made up", "")], 1).reason == "crash"
+    assert TestsResult(0, 0).score(True) == 1.0
     assert (TestsResult(1, 4, "wrong").score(True), TestsResult(1, 4, "wrong").score(False)) == (0.25, 0.0)
+
+
+def test_code_that_sleeps_while_it_is_loaded_is_given_up():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        told = run_tests(ours.fileno(), NOTHING.tests | {"asserts": ["assert f()"], "pairs": None, "patience": 0.05})
+    assert told == ([("timeout", "while it was loaded")], 1)
 
 
 def test_which_source_is_run():

@@ -20,7 +20,7 @@ ROWS = (
     row("```python\ndef f(x):\n    return x\n```", tests=TESTS),
     row("def f(x): return 1", tests=TESTS),
     row("def f(x: return", tests=TESTS),
-    row("def f(x): return missing", tests=TESTS),
+    row("def f(x): return missing  # noqa", tests=TESTS),
     row("def f(x): return x"),
     row("no code: at all"),
 )
@@ -89,8 +89,8 @@ def test_a_command_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
 def test_bad_input_is_one_sentence(tmp_path, capsys):
     for rows, problem in (
         ([{"prompt": "q"}], "no demonstration format has this shape"),
-        ([row("x = 1", tests=3)], "'tests' must be a list of texts"),
+        ([row("x = 1"), row("x = 1", tests=3)], "rows.jsonl, line 2: 'tests' must be a list of texts"),
     ):
-        assert data(write(tmp_path / "rows.jsonl", *rows), tmp_path / "out.jsonl") == 1
+        assert data(write(tmp_path / "rows.jsonl", *rows), tmp_path / "out.jsonl", "--lint") == 1
         said = capsys.readouterr().err
         assert problem in said and "Traceback" not in said
