@@ -35,6 +35,7 @@ from align.stages.drafts import prove_outputs
 from align.stages.ending import early_stopping, ended_early, logged, tell_epochs, tell_mixture
 from align.trainers.arguments import training_arguments
 from align.trainers.sft import SFTTrainer
+from data_formats.errors import EmptyDatasetError
 
 TRAINING, MEASURED = "training", ("before", "evaluation")
 Figures = dict[str, Any]
@@ -108,8 +109,14 @@ def account(
 
 
 def seen(rows: list[Any], section: SupervisedSection, recipe: Recipe, read: Figures) -> list[Any]:
-    """The rows to train on, each as often as its source's `epochs` say; what that comes to is added to `read`."""
+    """The rows to train on, each as often as its source's `epochs` say; what that comes to is added to `read`.
+
+    Raises:
+        EmptyDatasetError: that is never.
+    """
     training = with_epochs(rows, section.data, recipe.seed)
+    if not training:
+        raise EmptyDatasetError(f"the epochs of the sources leave none of {len(rows)} training rows: raise them")
     if training is not rows:
         read["mixture"] = drawn_by_epochs(rows, training)
     return training
