@@ -35,6 +35,7 @@ def load_records(
     *,
     ranked: bool = False,
     by: str | None = None,
+    alone: bool = False,
 ) -> tuple[list[Any], list[Report]]:
     """All records of the sources, one source after the other, and the reports in the same order.
 
@@ -44,7 +45,7 @@ def load_records(
     With `ranked`, a source of comparisons whose format holds scored replies is read as `Scored`.
 
     A record without a source of its own gets the source's path as the recipe writes it. With `by` it gets its part of
-    the mixture too (`align.data.mixture`).
+    the mixture too (`align.data.mixture`). `alone`: see `clean_records`.
 
     Raises:
         MissingFileError: a file is not there.
@@ -83,7 +84,9 @@ def load_records(
         for report, count in zip(reports, mixed.drawn, strict=True):
             report.drawn = count
     if cleaning is not None:
-        records, cleaned = clean_records(records, cleaning, lambda against: load_records(against, Prompt, recipe)[0])
+        records, cleaned = clean_records(
+            records, cleaning, lambda against: load_records(against, Prompt, recipe)[0], alone=alone
+        )
         reports.append(cleaned)
     if not records:
         found = "; ".join(report.describe() for report in reports) or "no source was named"
@@ -102,17 +105,18 @@ def train_and_heldout(
     recipe: Recipe,
     *,
     ranked: bool = False,
+    alone: bool = False,
 ) -> tuple[list[Any], list[Any], list[Report]]:
     """Training and held-out records of a supervised stage.
 
     Held out are the records of `eval_data`, or, without it, the share `holdout` of the prompts of `data`, by a hash.
-    The section's cleaning concerns `data`; `eval_data` are taken as they are.
+    The section's cleaning concerns `data`; `eval_data` are taken as they are. `alone`: see `clean_records`.
 
     Raises:
         MissingFileError, DataError, EmptyDatasetError: see `load_records`.
     """
     by = parted_by(section)
-    records, reports = load_records(section.data, kind, recipe, section.cleaning, ranked=ranked, by=by)
+    records, reports = load_records(section.data, kind, recipe, section.cleaning, ranked=ranked, by=by, alone=alone)
     if section.eval_data:
         heldout, more = load_records(section.eval_data, kind, recipe, ranked=ranked)
         return records, heldout, reports + more
