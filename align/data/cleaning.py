@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from align.data.hub import hub_dataset
 from align.recipe.cleaning_check import cleaning_problems
 from align.recipe.cleaning_section import CleaningSection
 from align.recipe.errors import RecipeError
@@ -118,7 +119,13 @@ def evaluation_prompts(section: CleaningSection) -> list[Record]:
     return [
         prompt
         for source in against
-        for prompt in stream(source.path, Prompt, format=source.format, max_row_mb=source.max_row_mb)
+        for prompt in stream(
+            source.path if source.hub is None else hub_dataset(source),
+            Prompt,
+            format=source.format,
+            max_row_mb=source.max_row_mb,
+            limit=source.limit,
+        )
     ]
 
 

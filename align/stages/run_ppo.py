@@ -140,16 +140,14 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     eval_dropped: dict[str, int] = {}
     if eval_prompts:
         eval_prompts, eval_dropped = fitting(eval_prompts, tokenizer, section.rollout, "ppo.eval_data")
-    gold = None
-    if section.gold_reward:
-        gold = build_reward(recipe, tokenizer, stage=stage, key="gold_reward", name="gold", device=accelerator.device)
+    own = {"stage": stage, "key": "gold_reward", "name": "gold", "device": accelerator.device}
+    gold = build_reward(recipe, tokenizer, **own) if section.gold_reward else None
     judge = recipe_judge(recipe, tokenizer, stage=stage, out_dir=out_dir, device=accelerator.device)
     blocks, ptx_reports = ptx_blocks(recipe, section, tokenizer)
     if roles is None:
         policy = load_causal_lm(path, recipe.model, tokenizer=tokenizer, seed=derive(seed, "adapter"))
-        critic, reference = None, None
-        if section.estimator.critic:
-            critic = load_critic(recipe, reward, tokenizer, path, stage)
+        critic = load_critic(recipe, reward, tokenizer, path, stage) if section.estimator.critic else None
+        reference = None
     else:
         policy, critic, reference = roles.policy, roles.critic, roles.reference
     check_room(policy, section.rollout, stage)

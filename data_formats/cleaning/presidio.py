@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from align.runtime.errors import MissingPackageError
-from align.runtime.packages import is_installed, require_package
+from align.runtime.packages import NO_SPACY_MODEL, require_package, spacy_model
 from data_formats.cleaning.pii_patterns import mask_by_pattern
 
 ENTITIES = {
@@ -25,11 +25,6 @@ ENTITIES = {
     "US_SSN": "ssn",
 }
 MIN_SCORE = 0.5  # below lie shapes without a word that says what they are: at 0.4 a sum was a phone number
-NO_MODEL = (
-    "names need an English model of spaCy, and none is installed: python -m spacy download en_core_web_lg, or leave "
-    "name out of kinds"
-)
-_MODELS = ("en_core_web_trf", "en_core_web_lg", "en_core_web_md", "en_core_web_sm")
 _PLACEHOLDER_SIGNS = "<>_"
 PIECE = re.compile(r"(?s:.{1,100000}(?:(?<=\s)|\Z)|.{1,100000})")  # spaCy refuses a text of a million characters
 
@@ -49,8 +44,8 @@ class PresidioMask:
         require_package("cleaning.pii", "presidio_analyzer", "use by: patterns (which knows no names)")
         self._kinds, self._nlp = tuple(kinds), nlp
         self._entities = [entity for entity, kind in ENTITIES.items() if kind in kinds]
-        if "name" in kinds and nlp is None and english_model() is None:
-            raise MissingPackageError(f"cleaning.pii: {NO_MODEL}")
+        if "name" in kinds and nlp is None and spacy_model() is None:
+            raise MissingPackageError(f"cleaning.pii: {NO_SPACY_MODEL}")
 
     @cached_property
     def _engine(self) -> Any:
@@ -58,7 +53,7 @@ class PresidioMask:
         from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
         from presidio_analyzer.nlp_engine import SpacyNlpEngine
 
-        model = english_model()
+        model = spacy_model()
         engine = SpacyNlpEngine(models=[{"lang_code": "en", "model_name": model or "blank"}])
         engine.nlp = {"en": self._nlp or (spacy.load(model) if model else spacy.blank("en"))}
         registry = RecognizerRegistry(supported_languages=["en"])
@@ -94,8 +89,3 @@ def _apart(found: Sequence[Any]) -> list[Any]:
         if all(one.end <= other.start or other.end <= one.start for other in kept):
             kept.append(one)
     return sorted(kept, key=lambda one: -one.start)
-
-
-def english_model() -> str | None:
-    """The largest English model of spaCy that is installed; looks without importing it."""
-    return next((name for name in _MODELS if is_installed(name)), None)

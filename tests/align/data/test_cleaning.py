@@ -4,7 +4,7 @@ import pytest
 from torch import distributed
 
 from align.data import cleaning
-from align.data.cleaning import STEPS, build_cleaner, clean_records, cleaning_table
+from align.data.cleaning import STEPS, build_cleaner, clean_records, cleaning_table, evaluation_prompts
 from align.recipe.cleaning_section import CleaningSection
 from data_formats import Demonstration, Document, Message, Prompt
 from data_formats.cleaning import Finding
@@ -86,6 +86,13 @@ def test_evaluation_prompts_are_read_where_they_are_asked_for():
     kept, report = clean_records(records, section, evaluation)
     assert kept == records[1:] and read == ["eval.jsonl"]
     assert report.describe() == "cleaning: 2 rows, 1 kept; dropped: decontamination: input only 1"
+
+
+def test_evaluation_prompts_of_a_dataset(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"prompt": "one two"}\n{"prompt": "three"}\n')
+    for source in (f"hub:{tmp_path}", {"path": f"{tmp_path}/train.jsonl", "limit": 2}):
+        section = CleaningSection.model_validate({"decontamination": {"against": [source]}})
+        assert [one.messages[0].content for one in evaluation_prompts(section)] == ["one two", "three"]
 
 
 class DropsByRank:
