@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from align.data.hub import hub_dataset
 from align.recipe.cleaning_check import cleaning_problems
 from align.recipe.cleaning_section import CleaningSection
 from align.recipe.errors import RecipeError
 from align.recipe.fields import Source
 from align.recipe.filter_sections import C4Section, PerplexitySection, ToxicitySection
+from align.runtime.errors import AlignError
 from align.runtime.paths import typed_path
+from align.runtime.ranks import of_first
 from align.runtime.table import table
 from data_formats import cleaning, stream
 from data_formats.records import Prompt, Record
@@ -41,6 +44,10 @@ STEPS = {
     "exact_duplicates": cleaning.ExactDuplicates,
     "near_duplicates": cleaning.NearDuplicates,
 }
+
+
+class CleaningError(AlignError, RuntimeError):
+    """The first rank could not clean."""
 
 
 def _c4(section: C4Section) -> cleaning.C4:
@@ -112,23 +119,49 @@ def evaluation_prompts(section: CleaningSection) -> list[Record]:
     return [
         prompt
         for source in against
-        for prompt in stream(source.path, Prompt, format=source.format, max_row_mb=source.max_row_mb)
+        for prompt in stream(
+            source.path if source.hub is None else hub_dataset(source),
+            Prompt,
+            format=source.format,
+            max_row_mb=source.max_row_mb,
+            limit=source.limit,
+        )
     ]
 
 
 def clean_records(
-    records: Iterable[Record], section: CleaningSection, read_evaluation: Callable[[Sequence[Source]], Iterable[Record]]
+    records: Iterable[Record],
+    section: CleaningSection,
+    read_evaluation: Callable[[Sequence[Source]], Iterable[Record]],
+    *,
+    alone: bool = False,
 ) -> tuple[list[Any], cleaning.CleaningReport]:
-    """What is left of a stage's records, and the report.
+    """What is left of a stage's records, and the report. Where a model is asked, which need not say the same twice, the
+    first rank asks and all others go on with what it left.
 
     Args:
         records: of all sources of the stage, so that duplicates are found across them.
         section: of the stage.
         read_evaluation: reads the sources of `section.decontamination.against` as prompts; called if there are any.
+        alone: whether this rank cleans while no other does.
     """
-    evaluation = read_evaluation(section.decontamination.against) if section.decontamination else ()
-    cleaner = build_cleaner(section, evaluation)
-    return list(cleaner.clean(records)), cleaner.report
+
+    def cleaned() -> tuple[list[Any], cleaning.CleaningReport]:
+        evaluation = read_evaluation(section.decontamination.against) if section.decontamination else ()
+        cleaner = build_cleaner(section, evaluation)
+        return list(cleaner.clean(records)), cleaner.report
+
+    if alone or not asks_model(section):
+        return cleaned()
+    return of_first(cleaned, lambda words: CleaningError(f"the first rank could not clean ({words})"))
+
+
+def asks_model(section: CleaningSection) -> bool:
+    """Whether a step asks a model, here or behind an endpoint."""
+    toxicity = section.toxicity
+    return section.perplexity is not None or (
+        toxicity is not None and (toxicity.model is not None or toxicity.endpoint is not None)
+    )
 
 
 def cleaning_table(report: cleaning.CleaningReport) -> str:

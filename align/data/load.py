@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from align.data.cleaning import clean_records
 from align.data.collector import collector_paused
+from align.data.hub import hub_dataset
 from align.data.mixture import in_parts, parted_by
 from align.recipe.cleaning_section import CleaningSection
 from align.recipe.fields import Source
@@ -35,16 +37,16 @@ def load_records(
     *,
     ranked: bool = False,
     by: str | None = None,
+    alone: bool = False,
 ) -> tuple[list[Any], list[Report]]:
     """All records of the sources, one source after the other, and the reports in the same order.
 
     Sources with weights are mixed, see `data_formats.mixing`; the reports then say how many records each gave. Where
-    `cleaning` is given, what is left is cleaned, and the last report is the cleaning's.
-
-    With `ranked`, a source of comparisons whose format holds scored replies is read as `Scored`.
+    `cleaning` is given, what is left is cleaned, and the last report is the cleaning's. With `ranked`, a source of
+    comparisons whose format holds scored replies is read as `Scored`.
 
     A record without a source of its own gets the source's path as the recipe writes it. With `by` it gets its part of
-    the mixture too (`align.data.mixture`).
+    the mixture too (`align.data.mixture`). `alone`: see `clean_records`.
 
     Raises:
         MissingFileError: a file is not there.
@@ -55,11 +57,7 @@ def load_records(
     per_source: list[list[Any]] = []
     reports: list[Report] = []
     for source in sources:
-        path = _hub(source) if source.hub is not None else source_path(recipe, source)
-        if source.path.startswith(WORLD) and not path.exists():
-            raise MissingFileError(
-                f"{path}: the embedded world has not been written here; run `align run` on this recipe"
-            )
+        path = _place(source, recipe)
         read_as = preference_kind(path, source.format, source.max_row_mb) if ranked else kind
         with collector_paused():
             result = read(
@@ -83,7 +81,9 @@ def load_records(
         for report, count in zip(reports, mixed.drawn, strict=True):
             report.drawn = count
     if cleaning is not None:
-        records, cleaned = clean_records(records, cleaning, lambda against: load_records(against, Prompt, recipe)[0])
+        records, cleaned = clean_records(
+            records, cleaning, lambda against: load_records(against, Prompt, recipe)[0], alone=alone
+        )
         reports.append(cleaned)
     if not records:
         found = "; ".join(report.describe() for report in reports) or "no source was named"
@@ -91,9 +91,14 @@ def load_records(
     return with_all_columns(records) if kind is Prompt else records, reports
 
 
-def _hub(source: Source) -> HubDataset:
-    """The dataset that a source with `hub` names."""
-    return HubDataset(source.hub, source.hub_split, source.hub_config, source.revision, source.streaming)
+def _place(source: Source, recipe: Recipe) -> Path | HubDataset:
+    """Where a source's rows are read. Raises MissingFileError: an embedded world that is not there."""
+    if source.hub is not None:
+        return hub_dataset(source)
+    path = source_path(recipe, source)
+    if source.path.startswith(WORLD) and not path.exists():
+        raise MissingFileError(f"{path}: the embedded world has not been written here; run `align run` on this recipe")
+    return path
 
 
 def train_and_heldout(
@@ -102,17 +107,18 @@ def train_and_heldout(
     recipe: Recipe,
     *,
     ranked: bool = False,
+    alone: bool = False,
 ) -> tuple[list[Any], list[Any], list[Report]]:
     """Training and held-out records of a supervised stage.
 
     Held out are the records of `eval_data`, or, without it, the share `holdout` of the prompts of `data`, by a hash.
-    The section's cleaning concerns `data`; `eval_data` are taken as they are.
+    The section's cleaning concerns `data`; `eval_data` are taken as they are. `alone`: see `clean_records`.
 
     Raises:
         MissingFileError, DataError, EmptyDatasetError: see `load_records`.
     """
     by = parted_by(section)
-    records, reports = load_records(section.data, kind, recipe, section.cleaning, ranked=ranked, by=by)
+    records, reports = load_records(section.data, kind, recipe, section.cleaning, ranked=ranked, by=by, alone=alone)
     if section.eval_data:
         heldout, more = load_records(section.eval_data, kind, recipe, ranked=ranked)
         return records, heldout, reports + more

@@ -125,7 +125,7 @@ class MixedOrder:
         self.rows_of: dict[str, list[int]] = {}
         for row, part in enumerate(parts):
             self.rows_of.setdefault(part, []).append(row)
-        if problems := section.name_problems(self.rows_of):
+        if problems := section.name_problems(self.rows_of, left=True):
             key = f"{stage}.mixture" if stage else "mixture"
             raise RecipeError([f"{key}.{table}: {sentence}" for table, sentence in problems])
         self.phases = list(self._phases(steps))

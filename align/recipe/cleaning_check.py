@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from align.recipe.cleaning_section import CleaningSection
-from align.runtime.packages import is_installed, missing_package
+from align.runtime.packages import NO_SPACY_MODEL, is_installed, missing_package, spacy_model
 from align.runtime.paths import typed_path
 from align.runtime.secrets import hidden_problem
 
@@ -31,6 +31,8 @@ def _problems(section: CleaningSection, kind: str | None) -> Iterator[tuple[str,
     asks_presidio = section.pii is not None and (section.pii.by == "presidio" or "name" in section.pii.kinds)
     if asks_presidio and not is_installed("presidio_analyzer"):
         yield "pii", missing_package("the step", "presidio_analyzer") + ", or use by: patterns"
+    elif section.pii is not None and "name" in section.pii.kinds and spacy_model() is None:
+        yield "pii.kinds", NO_SPACY_MODEL
     for name in _OF_DOCUMENTS:
         if getattr(section, name) is not None and kind not in (None, "Document"):
             yield name, f"judges documents alone, and these are {kind.lower()}s: remove the key"

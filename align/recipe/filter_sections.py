@@ -137,9 +137,9 @@ class C4Section(Section):
 
     terminal_punctuation: bool = True
     """Lines must end with a full stop, question or exclamation mark or closing quotation mark."""
-    min_line_words: Count | None = 3
+    min_line_words: Count | None = 5
     """Words of a line at least."""
-    min_sentences: Count | None = 5
+    min_sentences: Count | None = 3
     """Sentences at least, of what is left."""
     curly_brackets: bool = False
     """Whether documents with a curly bracket stay."""

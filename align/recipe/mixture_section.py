@@ -81,15 +81,22 @@ class MixtureSection(Section):
         own = [] if self.weights is None else [("weights", self.weights)]
         return own + [(f"anneal.{at}.weights", phase.weights) for at, phase in enumerate(self.anneal)]
 
-    def name_problems(self, parts: Iterable[str]) -> list[tuple[str, str]]:
-        """Which weights name no part of the data, and which parts have none: (key, sentence)."""
+    def name_problems(self, parts: Iterable[str], *, left: bool = False) -> list[tuple[str, str]]:
+        """Which weights name no part of the data, and which parts have none: (key, sentence).
+
+        Args:
+            left: whether `parts` are those of the rows that are left, and not of what the recipe names.
+        """
         known, broken = list(dict.fromkeys(parts)), []
         for key, weights in self.tables():
             for name in weights:
                 if name not in known:
                     near = did_you_mean(name, known)
                     hint = f"did you mean '{near}'?" if near else f"there are {', '.join(known)}"
-                    broken.append((key, f"no {self.by} of the data is called '{name}'; {hint}"))
+                    sentence = f"no {self.by} of the data is called '{name}'; {hint}"
+                    if left and self.by == "source":  # whose names were right when the recipe was read
+                        sentence = f"no row of '{name}' is left to train on: keep more of it, or remove the source"
+                    broken.append((key, sentence))
             if missing := [name for name in known if name not in weights]:
                 sentence = "give every one a weight" + (" (0 leaves it out)" if key != "weights" else "")
                 broken.append((key, f"{', '.join(missing)} of the data has no weight; {sentence}"))

@@ -20,9 +20,21 @@ NAMES = {"azureml": "azureml-core", "comet_ml": "comet-ml", "lm_eval": "lm-eval"
 NAMES |= {"presidio_analyzer": "presidio-analyzer", "sklearn": "scikit-learn", "vllm": "vLLM"}
 
 
+SPACY_MODELS = ("en_core_web_trf", "en_core_web_lg", "en_core_web_md", "en_core_web_sm")  # of English, the best first
+NO_SPACY_MODEL = (
+    "names need an English model of spaCy, and none is installed: python -m spacy download en_core_web_lg, or leave "
+    "name out of kinds"
+)
+
+
 def is_installed(package: str) -> bool:
     """Whether `package` can be imported; looks without importing it."""
     return find_spec(package) is not None
+
+
+def spacy_model() -> str | None:
+    """The best English model of spaCy that is installed."""
+    return next((name for name in SPACY_MODELS if is_installed(name)), None)
 
 
 def how_to_install(package: str) -> str:

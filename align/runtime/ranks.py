@@ -86,6 +86,19 @@ def agree(work: Callable[[], Result], failed: Callable[[str], Exception], *, min
     return result
 
 
+def of_first(work: Callable[[], Result], failed: Callable[[str], Exception]) -> Result:
+    """What `work()` gives on the first rank, which alone does it, on every rank. Collective: every rank calls it.
+
+    Args, errors: see `agree`.
+    """
+    group = _group()
+    if group is None:
+        return work()
+    told: list[Any] = [agree(work, failed, mine=is_main())]
+    group.broadcast_object_list(told)
+    return told[0]
+
+
 def _of_all_ranks(words: str) -> list[str]:
     group = _group()
     if group is None:

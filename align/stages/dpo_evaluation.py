@@ -37,7 +37,7 @@ def evaluate_dpo(recipe: Recipe, stage: str, summary: Summary) -> Summary:
 
     start, end = common.origin_path(recipe, init_origin(recipe, stage), stage=stage), str(out_dir / "model")
     tokenizer = recipe_tokenizer(start, recipe.model)
-    _, heldout, _ = encode(tokenizer, train_and_heldout(section, Comparison, recipe)[1], section)
+    _, heldout, _ = encode(tokenizer, train_and_heldout(section, Comparison, recipe, alone=True)[1], section)
     prompts = fitting_prompts(tokenizer, prompts_of(heldout, section.eval_num_replies), section.max_length)
     if not prompts:
         return {}

@@ -73,16 +73,9 @@ def run_dpo(
     heldout_rows, heldout, heldout_dropped = encode(tokenizer, heldout, section)
     read = choice | supervised.account(stage, section, reports, (rows, dropped), (heldout_rows, heldout_dropped))
     supervised.need_heldout(stage, section, heldout_rows, heldout_dropped)
-    args = training_arguments(
-        section,
-        batch_plan(recipe, stage),
-        recipe.model,
-        out_dir,
-        seed=derive(recipe.seed, stage, "train"),
-        evaluate=bool(heldout_rows),
-        made=DPOConfig,
-        **dpo_options(beta=section.beta, nll_coef=section.nll_coef, batch_size=section.eval_batch_size),
-    )
+    options = dpo_options(beta=section.beta, nll_coef=section.nll_coef, batch_size=section.eval_batch_size)
+    options |= {"made": DPOConfig, "seed": derive(recipe.seed, stage, "train"), "evaluate": bool(heldout_rows)}
+    args = training_arguments(section, batch_plan(recipe, stage), recipe.model, out_dir, **options)
     trainer = trainer_class(section, stage, DPOTrainer)(
         model,
         args,

@@ -139,9 +139,8 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     judge = recipe_judge(recipe, tokenizer, stage=stage, out_dir=out_dir, device=accelerator.device)
     if roles is None:
         policy = load_causal_lm(path, recipe.model, tokenizer=tokenizer, seed=derive(seed, "adapter"))
-        critic, reference = None, None
-        if section.estimator.critic:
-            critic = load_critic(recipe, reward, tokenizer, path, stage)
+        critic = load_critic(recipe, reward, tokenizer, path, stage) if section.estimator.critic else None
+        reference = None
     else:
         policy, critic, reference = roles.policy, roles.critic, roles.reference
     check_room(policy, section.rollout, stage)

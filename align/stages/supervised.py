@@ -35,6 +35,7 @@ from align.stages.drafts import prove_outputs
 from align.stages.ending import early_stopping, ended_early, logged, tell_epochs, tell_mixture
 from align.trainers.arguments import training_arguments
 from align.trainers.sft import SFTTrainer
+from data_formats.errors import EmptyDatasetError
 
 TRAINING, MEASURED = "training", ("before", "evaluation")
 Figures = dict[str, Any]
@@ -108,8 +109,14 @@ def account(
 
 
 def seen(rows: list[Any], section: SupervisedSection, recipe: Recipe, read: Figures) -> list[Any]:
-    """The rows to train on, each as often as its source's `epochs` say; what that comes to is added to `read`."""
+    """The rows to train on, each as often as its source's `epochs` say; what that comes to is added to `read`.
+
+    Raises:
+        EmptyDatasetError: that is never.
+    """
     training = with_epochs(rows, section.data, recipe.seed)
+    if not training:
+        raise EmptyDatasetError(f"the epochs of the sources leave none of {len(rows)} training rows: raise them")
     if training is not rows:
         read["mixture"] = drawn_by_epochs(rows, training)
     return training
@@ -144,18 +151,13 @@ def train(
         TrainingError: the loss is not finite.
         CheckpointError: the checkpoint to go on from was trained on other rows.
     """
-    from align.models.adapters import trained_share
     from align.runs.callbacks import attach, tracker_callbacks
     from align.runs.interrupt import StopFlag
 
     out_dir = Path(trainer.args.output_dir)
     latest = checkpoint.latest(trainer.checkpoint_dir)
     start, began = checkpoint.step_of(latest) if latest else 0, time.perf_counter()
-    trained, parameters = trained_share(trainer.model)
-    share = {"trained_parameters": trained, "parameters": parameters} if trained < parameters else {}
-    if share:
-        percent = 100 * trained / parameters
-        common.LOG.info("%s: trains %d of %d parameters (%.2f %%)", stage, trained, parameters, percent)
+    share = trained_parameters(trainer.model, stage)
     early, planned, rows = early_stopping(section), trainer.planned_steps(), len(trainer.train_dataset)
     epochs = epochs_of_whole_passes(planned, section.batch_size, rows)
     tell_epochs(stage, section, planned, epochs, rows, row=section.unit)
@@ -185,6 +187,18 @@ def train(
         **share,
         **({} if section.mixture is None else {"mixture": trainer.mixed_order.drawn(state.global_step)}),
     }
+
+
+def trained_parameters(model: Any, stage: str) -> dict[str, int]:
+    """For the summary, and told: how many parameters are trained, of how many; nothing where all are."""
+    from align.models.adapters import trained_share
+
+    trained, parameters = trained_share(model)
+    if trained == parameters:
+        return {}
+    percent = 100 * trained / parameters
+    common.LOG.info("%s: trains %d of %d parameters (%.2f %%)", stage, trained, parameters, percent)
+    return {"trained_parameters": trained, "parameters": parameters}
 
 
 def evaluating(trainer: Any) -> AbstractContextManager[None]:

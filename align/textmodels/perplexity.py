@@ -23,8 +23,9 @@ from align.runtime.padding import pad_right
 from align.runtime.peft_model import base_of
 from data_formats.chat_format import chat_format
 from data_formats.chatml import encode_texts
+from reward.scoring import batches_by_length
 
-TOKENS_AT_ONCE = 4096  # whose logits are held
+TOKENS_AT_ONCE = 4096  # whose logits are held, padding included
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +62,17 @@ def document_losses(
     """
     encoded = encode_texts(tokenizer, texts)
     blocks = [(at, block) for at, ids in enumerate(encoded) for block in blocks_of(tokenizer, ids, block_length)]
-    order = sorted(blocks, key=lambda one: -len(one[1]))
-    nats, at_once = [0.0] * len(texts), max(TOKENS_AT_ONCE // (block_length + 1), 1)
+    nats, done = [0.0] * len(texts), 0
     device = next(model.parameters()).device
-    for start in range(0, len(order), at_once):
-        some = order[start : start + at_once]
+    for taken in batches_by_length([len(block) for _, block in blocks], len(blocks), TOKENS_AT_ONCE):
+        some = [blocks[at] for at in taken]
         ids_BT, mask_BT = (one.to(device) for one in pad_right([block for _, block in some], tokenizer.pad_token_id))
         logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
         logps_BT = token_logprobs(logits_BTV[:, :-1], ids_BT[:, 1:]).double() * mask_BT[:, 1:]
         for (document, _), total in zip(some, logps_BT.sum(dim=1).tolist(), strict=True):
             nats[document] -= total
-        told(len(texts) * (start + len(some)) // len(order))
+        done += len(some)
+        told(len(texts) * done // len(blocks))
     return DocumentLosses(nats, [len(ids) + 1 for ids in encoded])
 
 

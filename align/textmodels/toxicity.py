@@ -121,7 +121,12 @@ class EndpointJudge:
             api_key_env=api_key_env,
             insecure=insecure,
         )
-        self._answers = Answers(None if cache is None else typed_path(cache))
+        self._cache = cache
+
+    @cached_property
+    def _answers(self) -> Answers:
+        """Opened by whoever asks first: with its lock a judge could not be sent to another process."""
+        return Answers(None if self._cache is None else typed_path(self._cache))
 
     def __call__(self, texts: Sequence[str]) -> list[str | None]:
         """Raises RewardError: no usable answer; what came is kept."""

@@ -47,7 +47,7 @@ _PROVINCES = frozenset(
     ]
 )
 # Length of an IBAN by country (ISO 13616 registry).
-_IBAN_LENGTHS = {
+IBAN_LENGTHS = {
     code: int(length)
     for length, codes in {
         "15": "NO",
@@ -92,7 +92,7 @@ def is_card(digits: str) -> bool:
 
 def is_iban(text: str) -> bool:
     """An account number of ISO 13616: a country that has them, its length, and 1 modulo 97; blanks left out before."""
-    if _IBAN_LENGTHS.get(text[:2]) != len(text):
+    if IBAN_LENGTHS.get(text[:2]) != len(text):
         return False
     return int("".join(str(int(sign, 36)) for sign in text[4:] + text[:4])) % 97 == 1
 

@@ -28,6 +28,9 @@ from data_formats.records import Comparison, Demonstration, Document, Prompt, Re
 SHORTEST = 8  # words of a prompt that is looked for inside of texts
 SEED = 4  # words in a row by which a reworded prompt is found
 _HEAD = 3  # words in a row that are looked up first
+# A text and a prompt that say the same few words again and again (tables of numbers) would be compared everywhere.
+_PLACES = 8  # where in one prompt the same SEED words are looked for
+_LOOKS = 64  # passages of one text that are compared with one prompt wherever they begin; more, at every quarter
 
 Gram = tuple[str, ...]
 
@@ -117,7 +120,9 @@ class Decontamination:
                 for gram in own:
                     (whole if short else grams).setdefault(gram, set()).add(item)
                 for at, gram in enumerate(_grams(words, SEED) if reworded is not None else ()):
-                    seeds.setdefault(gram, {}).setdefault(item, []).append(at)
+                    places = seeds.setdefault(gram, {}).setdefault(item, [])
+                    if len(places) < _PLACES:
+                        places.append(at)
                 self._items.append(_Item(words, most, len(own), answers))
         self._whole, self._grams = (
             {gram: tuple(sorted(items)) for gram, items in found.items() if len(items) <= max_prompts}
@@ -163,18 +168,22 @@ class Decontamination:
         """Put in what one text has: of each prompt the n-grams, or the passage that rewords it."""
         for item in self._whole.get(tuple(words), ()):
             hits.setdefault(item, set()).add(tuple(words))
-        looked_at: set[tuple[int, int]] = set()
+        looked_at: dict[int, set[int]] = {}  # prompt -> where passages began
         for at, head in enumerate(zip(words, words[1:], words[2:], strict=False)):
             for size in self._sizes.get(head, ()):
                 gram = tuple(words[at : at + size])
                 for item in self._grams.get(gram, ()):
                     hits.setdefault(item, set()).add(gram)
                 for item, place in self._seeds.get(gram, ()):
-                    begins = at - place
-                    if item in passages or (item, begins) in looked_at:
+                    if item in passages:
                         continue
-                    looked_at.add((item, begins))
-                    length = len(self._items[item].words)
+                    begins, length = at - place, len(self._items[item].words)
+                    own = looked_at.setdefault(item, set())
+                    if len(own) >= _LOOKS:
+                        begins -= begins % (length // 4 + 1)
+                    if begins in own:
+                        continue
+                    own.add(begins)
                     passage = words[max(0, begins - length // 4) : begins + length + length // 4]
                     if self._rewords(passage, self._items[item]):
                         passages[item] = " ".join(passage)

@@ -122,8 +122,8 @@ class C4:
     """
 
     terminal_punctuation: bool = True
-    min_line_words: int | None = 3
-    min_sentences: int | None = 5
+    min_line_words: int | None = 5
+    min_sentences: int | None = 3
     curly_brackets: bool = False
     bad_words: Callable[[Sequence[str]], list[str | None]] | None = None
 
@@ -142,9 +142,9 @@ class C4:
         if self.bad_words is not None and self.bad_words([text])[0] is not None:
             return Finding("drop", "bad word", text)
         lines = text.split("\n")
-        problems = [self._line_problem(line) for line in lines]
-        kept = [_CITATION.sub("", line) for line, problem in zip(lines, problems, strict=True) if problem is None]
-        left = "\n".join(kept)
+        cited = [_CITATION.sub("", line) for line in lines]  # first: many sentences end with one
+        problems = [self._line_problem(line) for line in cited]
+        left = "\n".join(line for line, problem in zip(cited, problems, strict=True) if problem is None)
         if _below(len(_SENTENCE_END.findall(left)), self.min_sentences):
             return Finding("drop", "too few sentences", text)
         if left == text:

@@ -70,24 +70,33 @@ class PII:
         return Finding("drop" if self._action == "drop" else "note", kinds, excerpt[0])
 
     def _in_json(self, text: str) -> tuple[str, Counter[str]]:
-        """A JSON text that stays one: a number that is masked becomes a string."""
-        found, counts = self._mask(text)
-        if not counts or _parsed(found) is not None or (parsed := _parsed(text)) is None:
-            return found, counts
-        counts = Counter()
+        """A JSON text that stays one: strings are read as they are meant (`\\n` is no letter), a name says what its
+        value is (`"phone": 5550199`), and a number that is masked becomes a string."""
+        counts: Counter[str] = Counter()
 
-        def walked(value: Any) -> Any:
+        def masked(text: str, name: str = "") -> str:
+            before = f"{name}: " if name else ""
+            found, own = self._mask(before + text)
+            if not found.startswith(before):  # the name is a find itself
+                before, (found, own) = "", self._mask(text)
+            counts.update(own)
+            return found.removeprefix(before)
+
+        def walked(value: Any, name: str = "") -> Any:
             if isinstance(value, dict):
-                return {key: walked(item) for key, item in value.items()}
+                return {masked(key): walked(item, key) for key, item in value.items()}
             if isinstance(value, list):
-                return [walked(item) for item in value]
+                return [walked(item, name) for item in value]
             if isinstance(value, bool) or not isinstance(value, str | int):
                 return value
-            new, own = self._mask(str(value))
-            counts.update(own)
-            return new if own else value
+            found = masked(str(value), name)
+            return value if found == str(value) else found
 
-        return json.dumps(walked(parsed), ensure_ascii=False), counts
+        try:
+            found = json.dumps(walked(json.loads(text)), ensure_ascii=False)
+        except (ValueError, RecursionError):  # none, or one too deep to walk through
+            return self._mask(text)
+        return (found, counts) if counts else (text, counts)
 
 
 class _Patterns:
@@ -98,14 +107,6 @@ class _Patterns:
 
     def __call__(self, text: str) -> tuple[str, Counter[str]]:
         return mask_by_pattern(text, self._kinds)
-
-
-def _parsed(text: str) -> Any:
-    """What a JSON text holds, None where it is none (or null)."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _around(masked: str, counts: Counter[str]) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from data_formats.cleaning.checksums import is_card, is_iban, is_nino, is_resident_id, is_ssn
+from data_formats.cleaning.checksums import IBAN_LENGTHS, is_card, is_iban, is_nino, is_resident_id, is_ssn
 
 LONGEST = 9000  # characters that any pattern may match: a private key in PEM
 KINDS = ("key", "email", "iban", "card", "resident_id", "ssn", "nino", "ip", "phone")
@@ -122,6 +122,7 @@ def _is_named_phone(found: str, before: str) -> bool:
 # Behind a letter or digit of ASCII nothing begins; behind a Chinese character it may. A point before or behind digits
 # makes them part of a larger number, a hyphen part of a code.
 _OPEN, _CLOSE = r"(?<![A-Za-z0-9_])", r"(?![A-Za-z0-9_])"
+_IBANS = "|".join(rf"{country}\d{{2}}(?: ?[A-Z0-9]){{{length - 4}}}" for country, length in IBAN_LENGTHS.items())
 _NUMBER, _END = r"(?<![A-Za-z0-9_.,/=#-])", r"(?![A-Za-z0-9_/-]|[.,]\d)"
 
 
@@ -131,23 +132,26 @@ def _shape(kind: str, pattern: str, holds: Callable[[str, str], bool] = lambda f
 
 # In this order: what an earlier one has masked, a later one does not see.
 _SHAPES = (
-    _shape("key", r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[^-]{0,8000}+-----END [A-Z ]{0,30}PRIVATE KEY-----"),
+    _shape(
+        "key", r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?:[^-]|-(?!-)){0,8000}+-----END [A-Z ]{0,30}PRIVATE KEY-----"
+    ),
     _shape("key", rf"{_OPEN}(?:AKIA|ASIA)[A-Z0-9]{{16}}{_CLOSE}"),
     _shape("key", rf"{_OPEN}(?:gh[pousr]_[A-Za-z0-9]{{36}}|github_pat_\w{{50,100}}|glpat-[\w-]{{20}}){_CLOSE}"),
     _shape(
-        "key", rf"{_OPEN}(?:sk-(?:[a-z]{{2,8}}-)?[A-Za-z0-9_-]{{20,200}}|[sr]k_(?:live|test)_[A-Za-z0-9]{{16,100}})"
+        "key",  # with a digit, or it is a class of a style sheet
+        rf"{_OPEN}(?:sk-(?=[A-Za-z_-]{{0,60}}\d)[A-Za-z0-9_-]{{20,200}}|[sr]k_(?:live|test)_[A-Za-z0-9]{{16,100}})",
     ),
     _shape("key", rf"{_OPEN}(?:hf_[A-Za-z0-9]{{30,40}}|AIza[\w-]{{35}}|xox[abprs]-[A-Za-z0-9-]{{10,100}}){_CLOSE}"),
     _shape("key", rf"{_OPEN}eyJ[\w-]{{10,2000}}+\.eyJ[\w-]{{10,4000}}+\.[\w-]{{10,1000}}"),
     _shape("key", r"(?<=://)[\w.~-]{1,64}+:[^\s:/@]{1,64}+(?=@)"),
     _shape(
         "email",
-        r"(?<![\w.%+'/-])[A-Za-z0-9_][\w.%+'-]{0,63}+@(?:[A-Za-z0-9][A-Za-z0-9-]{0,62}+\.){1,6}[A-Za-z]{2,24}+(?![\w@-])",
+        r"(?<![\w.%+/-])[A-Za-z0-9_][\w.%+'-]{0,63}+@(?:[A-Za-z0-9][A-Za-z0-9-]{0,62}+\.){1,6}[A-Za-z]{2,24}+(?![\w@-])",
         _is_email,
     ),
     _shape(
         "iban",
-        rf"{_OPEN}[A-Z]{{2}}\d{{2}}(?: ?[A-Z0-9]{{4}}){{2,7}}(?: ?[A-Z0-9]{{1,4}})?{_CLOSE}",
+        rf"{_OPEN}(?=[A-Z]{{2}}\d{{2}})(?:{_IBANS}){_CLOSE}",
         lambda f, b: is_iban(_packed(f)),
     ),
     _shape(

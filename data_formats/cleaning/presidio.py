@@ -7,13 +7,14 @@ domains from the network, and that of IP addresses takes versions for them.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 from align.runtime.errors import MissingPackageError
-from align.runtime.packages import require_package
+from align.runtime.packages import NO_SPACY_MODEL, require_package, spacy_model
 from data_formats.cleaning.pii_patterns import mask_by_pattern
 
 ENTITIES = {
@@ -24,8 +25,8 @@ ENTITIES = {
     "US_SSN": "ssn",
 }
 MIN_SCORE = 0.5  # below lie shapes without a word that says what they are: at 0.4 a sum was a phone number
-_MODELS = ("en_core_web_trf", "en_core_web_lg", "en_core_web_md", "en_core_web_sm")
 _PLACEHOLDER_SIGNS = "<>_"
+PIECE = re.compile(r"(?s:.{1,100000}(?:(?<=\s)|\Z)|.{1,100000})")  # spaCy refuses a text of a million characters
 
 
 class PresidioMask:
@@ -43,11 +44,8 @@ class PresidioMask:
         require_package("cleaning.pii", "presidio_analyzer", "use by: patterns (which knows no names)")
         self._kinds, self._nlp = tuple(kinds), nlp
         self._entities = [entity for entity, kind in ENTITIES.items() if kind in kinds]
-        if "name" in kinds and nlp is None and _model() is None:
-            raise MissingPackageError(
-                "cleaning.pii: names need an English model of spaCy, and none is installed: "
-                "python -m spacy download en_core_web_lg, or leave name out of kinds"
-            )
+        if "name" in kinds and nlp is None and spacy_model() is None:
+            raise MissingPackageError(f"cleaning.pii: {NO_SPACY_MODEL}")
 
     @cached_property
     def _engine(self) -> Any:
@@ -55,7 +53,7 @@ class PresidioMask:
         from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
         from presidio_analyzer.nlp_engine import SpacyNlpEngine
 
-        model = _model()
+        model = spacy_model()
         engine = SpacyNlpEngine(models=[{"lang_code": "en", "model_name": model or "blank"}])
         engine.nlp = {"en": self._nlp or (spacy.load(model) if model else spacy.blank("en"))}
         registry = RecognizerRegistry(supported_languages=["en"])
@@ -67,6 +65,10 @@ class PresidioMask:
         text, counts = mask_by_pattern(text, self._kinds)
         if not self._entities or not text.strip():
             return text, counts
+        return "".join(self._masked(piece, counts) for piece in PIECE.findall(text)), counts
+
+    def _masked(self, text: str, counts: Counter[str]) -> str:
+        """A piece of a text as presidio masks it; what is found is counted in `counts`."""
         found = self._engine.analyze(text, language="en", entities=self._entities, score_threshold=MIN_SCORE)
         end = len(text)
         for one in _apart(found):
@@ -77,7 +79,7 @@ class PresidioMask:
             text = f"{text[: one.start]}<{kind.upper()}>{text[one.end :]}"
             counts[kind] += 1
             end = one.start
-        return text, counts
+        return text
 
 
 def _apart(found: Sequence[Any]) -> list[Any]:
@@ -87,9 +89,3 @@ def _apart(found: Sequence[Any]) -> list[Any]:
         if all(one.end <= other.start or other.end <= one.start for other in kept):
             kept.append(one)
     return sorted(kept, key=lambda one: -one.start)
-
-
-def _model() -> str | None:
-    from spacy.util import is_package
-
-    return next((name for name in _MODELS if is_package(name)), None)

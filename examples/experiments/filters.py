@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from align.evaluation.shares import wilson
 from align.runtime.table import table
 from data_formats.cleaning import C4, CleaningStep, Gopher, Languages, MachineMade, Perplexity, Toxicity, WordList
 from data_formats.cleaning.machine_made import KINDS as MACHINE_KINDS
@@ -125,14 +125,6 @@ def measured(rows: Sequence[Row], asked: Question) -> Counts:
         if wanted and not says:
             counts.missed.append(row["id"])
     return counts
-
-
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """The interval of a share (Wilson 1927)."""
-    share, spread = successes / trials, z * z / trials
-    half = z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
-    low, high = ((share + spread / 2 + sign * half) / (1 + spread) for sign in (-1, 1))
-    return max(low, 0.0), min(high, 1.0)
 
 
 def shown(successes: int, trials: int) -> str:

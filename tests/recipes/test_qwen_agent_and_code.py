@@ -7,6 +7,7 @@ import pytest
 
 from align.plan import plan_stages
 from align.recipe import load_recipe
+from align.report import build_report
 from align.stages.chain import run_chain
 from tests.recipes.miniature import SFT_SIZES, sft_arguments
 
@@ -48,12 +49,12 @@ def test_agents_are_mixed_in_and_observations_have_no_loss(tmp_path, caplog):
     assert changed <= {size.partition("=")[0] for size in SFT_SIZES}
     with caplog.at_level(logging.INFO, "align"):
         summary = run_chain(recipe)["sft"]
-    # 4 steps of 4 rows: 15.36 general, 0.32 and 0.32 of the others
+    # 4 steps of 4 rows: 15.68 general, 0.16 and 0.16 of the others
     drawn = {name: part["drawn"] for name, part in summary["mixture"]["parts"].items()}
     assert drawn == {"sft/train.jsonl": 16, "sft/react.jsonl": 0, "sft/tools.jsonl": 0}
     assert summary["rows"] == 36 + 12 + 6 and summary["steps"] == 4
     assert "12 conversations have observations inside replies, which get no loss" in caplog.text
-    page = (tmp_path / "run/report/index.html").read_text(encoding="utf-8")
+    page = build_report(tmp_path / "run").read_text(encoding="utf-8")
     assert "sft/react.jsonl" in page and "What was drawn" in page
     assert "sft/react.jsonl: 0 of 12" in (tmp_path / "run/sft/model/README.md").read_text(encoding="utf-8")
 

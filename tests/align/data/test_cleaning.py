@@ -1,10 +1,14 @@
 """A cleaning section becomes its steps, in order and with its thresholds."""
 
 import pytest
+from torch import distributed
 
-from align.data.cleaning import STEPS, build_cleaner, clean_records, cleaning_table
+from align.data import cleaning
+from align.data.cleaning import STEPS, build_cleaner, clean_records, cleaning_table, evaluation_prompts
 from align.recipe.cleaning_section import CleaningSection
 from data_formats import Demonstration, Document, Message, Prompt
+from data_formats.cleaning import Finding
+from tests.ranks import on_ranks
 
 EVERYTHING = {
     "nul_bytes": "drop",
@@ -82,3 +86,38 @@ def test_evaluation_prompts_are_read_where_they_are_asked_for():
     kept, report = clean_records(records, section, evaluation)
     assert kept == records[1:] and read == ["eval.jsonl"]
     assert report.describe() == "cleaning: 2 rows, 1 kept; dropped: decontamination: input only 1"
+
+
+def test_evaluation_prompts_of_a_dataset(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"prompt": "one two"}\n{"prompt": "three"}\n')
+    for source in (f"hub:{tmp_path}", {"path": f"{tmp_path}/train.jsonl", "limit": 2}):
+        section = CleaningSection.model_validate({"decontamination": {"against": [source]}})
+        assert [one.messages[0].content for one in evaluation_prompts(section)] == ["one two", "three"]
+
+
+class DropsByRank:
+    """A model that says something else on every rank: what `toxicity` is built as in `two_ranks`."""
+
+    name, looks_for = "toxicity", "what is this rank's"
+
+    def __init__(self, folder):
+        self.rank = distributed.get_rank()
+        (folder / f"asked-{self.rank}").touch()
+
+    def check(self, record):
+        return Finding("drop", "this rank's") if record.messages[0].content == str(self.rank) else None
+
+
+def two_ranks(folder):
+    distributed.init_process_group("gloo")
+    cleaning.WITH_HELPERS["toxicity"] = lambda section: DropsByRank(folder)
+    section = CleaningSection.model_validate({"toxicity": {"model": str(folder)}})
+    kept, report = clean_records([demo("0", "a"), demo("1", "b")], section, list)
+    told = ([one.messages[0].content for one in kept], report.dropped)
+    (folder / f"told-{distributed.get_rank()}").write_text(repr(told))
+
+
+def test_where_a_model_is_asked_all_ranks_go_on_with_what_the_first_one_left(tmp_path):
+    on_ranks(2, two_ranks, tmp_path)
+    assert {(tmp_path / f"told-{rank}").read_text() for rank in "01"} == {"(['1'], 1)"}
+    assert [file.name for file in tmp_path.glob("asked-*")] == ["asked-0"]

@@ -32,6 +32,13 @@ def counts(mixed, steps, parts=PARTS):
     return [Counter(parts[row] for row in mixed.rows(step))[GOOD] for step in range(steps)]
 
 
+def test_a_source_that_has_lost_all_of_its_rows_is_named():
+    with pytest.raises(RecipeError, match=r"mixture\.weights: no row of 'good' is left to train on"):
+        order({"weights": {WEB: 3, GOOD: 1}}, parts=[WEB] * 3)
+    with pytest.raises(RecipeError, match=r"no category of the data is called 'good'"):
+        order({"by": "category", "weights": {WEB: 3, GOOD: 1}}, parts=[WEB] * 3)
+
+
 @pytest.mark.parametrize(
     ("section", "good"),
     [

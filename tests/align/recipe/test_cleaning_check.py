@@ -38,6 +38,8 @@ def test_missing_packages(monkeypatch):
         "or use by: patterns",
     ]
     assert cleaning_problems(section(pii={"kinds": ["name"]})) != []
+    monkeypatch.setattr(packages, "find_spec", lambda name: object() if name == "presidio_analyzer" else None)
+    assert "en_core_web_lg" in cleaning_problems(section(pii={"kinds": ["name"]}))[0]
     assert cleaning_problems(section(pii="mask")) == []
 
 

@@ -1,17 +1,19 @@
 """Stages whose data is a mixture: what each step trained on, counted from its batches, against counts by hand."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from align.recipe import RecipeError
-from align.stages import run_sft
+from align.recipe.fields import Source
+from align.stages import run_sft, supervised
 from align.stages.chain import run_stage
 from align.trainers.ppo import PPOTrainer
 from align.trainers.supervised import SupervisedTrainer
-from data_formats.errors import DataError
+from data_formats.errors import DataError, EmptyDatasetError
 from tests.align.stages.sft_case import conversations, recipe, write_lines
 from tests.align.stages.small_chain import small_recipe, write_data
 from tests.align.stages.test_ppo import recipe as ppo_recipe
@@ -102,6 +104,12 @@ def test_packed_rows_are_of_one_part(folder, trained_on):
     assert trained_on == [(2, 6), (2, 6)]
     parts = summary["mixture"]["parts"]
     assert parts["web.jsonl"]["rows"] + parts["good.jsonl"]["rows"] == summary["packing"]["packs"] < 36
+
+
+def test_epochs_that_leave_nothing_are_refused():
+    section = SimpleNamespace(data=[Source(path="web.jsonl", epochs=0.3)])
+    with pytest.raises(EmptyDatasetError, match="leave none of 1 training rows"):
+        supervised.seen([{"part": "web.jsonl"}], section, SimpleNamespace(seed=0), {})
 
 
 def test_epochs_of_a_source(folder, trained_on):

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from align.data.cleaning import build_cleaner
 from align.recipe.cleaning_section import CleaningSection
 from align.runtime.errors import MissingFileError
-from align.textmodels.perplexity import ModelPerplexity
+from align.textmodels.perplexity import ModelPerplexity, document_losses
 from data_formats import Document
 from tests.tiny_models import byte_tokenizer, save_causal_lm
 
@@ -38,6 +38,13 @@ def test_nats_a_token(path):
     wide = ModelPerplexity(str(path), 4096)(["x" * 300])  # the model has room for 128 tokens
     assert wide == pytest.approx([by_hand(path, "x" * 300, 127)], rel=1e-4)
     assert ModelPerplexity(str(path))([]) == []
+
+
+def test_short_texts_share_a_forward(path):
+    model, forwards = AutoModelForCausalLM.from_pretrained(path).eval(), []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    document_losses(model, byte_tokenizer(), ["a short one"] * 100, 1024)
+    assert len(forwards) == 1
 
 
 def test_in_a_recipe(path):

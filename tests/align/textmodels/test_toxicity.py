@@ -1,6 +1,7 @@
 """Toxicity by a folder of our classifier, by a sequence classifier, and by endpoints of both shapes."""
 
 import json
+import pickle
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -141,7 +142,8 @@ def test_a_moderation_endpoint(endpoint, monkeypatch):
 
 def test_a_language_model_as_endpoint_and_its_cache(endpoint, tmp_path):
     options = {"url": endpoint.url, "model": "m", "cache": tmp_path / "answers.jsonl"}
-    assert EndpointJudge(**options)(TEXTS) == ["endpoint: toxic", *[None] * 22]
+    sent = pickle.loads(pickle.dumps(EndpointJudge(**options)))  # as an engine sends it to its processes
+    assert sent(TEXTS) == ["endpoint: toxic", *[None] * 22]
     assert len(endpoint.seen) == 22 and endpoint.seen[0][0] == "/v1/chat/completions"
     assert EndpointJudge(**options)([*TEXTS, "another idiot"])[-1] == "endpoint: toxic"
     assert len(endpoint.seen) == 23

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from data_formats import Comparison, Demonstration, Document, Message, Prompt
-from data_formats.cleaning import Decontamination
+from data_formats.cleaning import Decontamination, contamination
 from data_formats.cleaning.contamination import common_subsequence
 
 QUESTION = (  # 14 words
@@ -160,3 +160,15 @@ def test_nothing_is_found_without_evaluation_prompts():
     for evaluation in ([], [prompt("")], [prompt("?!")]):
         step = Decontamination(evaluation)
         assert all(step.check(record) is None for record in (demo(QUESTION), demo(""), demo("?!"), Document("")))
+
+
+def test_a_prompt_that_repeats_itself_is_not_compared_everywhere(monkeypatch):
+    """Tables of the same numbers: each place in the text could be any place in the prompt."""
+    looks, real = [], contamination.common_subsequence
+    monkeypatch.setattr(contamination, "common_subsequence", lambda *two: looks.append(1) or real(*two))
+    step = Decontamination([prompt("0 " * 400 + "which comes next")])
+    assert step.check(demo("0 0 0 0 a b c d e f g h " * 1000)) is None
+    assert len(looks) < 64 + 12_000 / 100 + 8  # and not 12,000: one at every quarter of a prompt
+    assert step.check(demo("0 0 0 0 a b c d e f g h " * 1000 + "0 1 " * 4 + "0 0 0 0 2 " * 100)).reason.startswith(
+        "rew"
+    )

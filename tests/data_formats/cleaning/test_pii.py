@@ -19,6 +19,7 @@ FOUND = {
         "邮箱zhang@163.com，",
         "mailto:a_b+c@d-e.org.",
         "o'neil@mail.ie",
+        "to='ann@corp.com'",
         "x@sub.domain.museum",
     ],
     "phone": [
@@ -30,13 +31,17 @@ FOUND = {
     "ssn": ["ssn 536-22-8726", "536 22 8726", "SSN: 536228726"],
     "nino": ["AB 12 34 56 C", "NI number JG103759A."],
     "resident_id": ["身份证号：11010519491231002X，"],
-    "iban": ["GB29NWBK60161331926819", "DE89 3704 0044 0532 0130 00"],
+    "iban": [
+        *("GB29NWBK60161331926819", "DE89 3704 0044 0532 0130 00", "BE68 5390 0754 7034 BIC: GEBABEBB"),
+        "ES91 2100 0418 4502 0005 1332 BIC",
+    ],
     "card": ["4111 1111 1111 1111.", "5500-0000-0000-0004", "3400 000000 00009", "卡号6200000000000005"],
     "ip": ["from 93.184.216.34 port 22", "2001:4860:4860::8844", "93.184.216.34:8080", "IP是93.184.216.34。"],
     "key": [
-        *("AKIAIOSFODNN7EXAMPLE", "ghp_abcdefghijklmnopqrstuvwxyz0123456789", "sk-abcdefghijklmnopqrstuvwx"),
+        *("AKIAIOSFODNN7EXAMPLE", "ghp_abcdefghijklmnopqrstuvwxyz0123456789", "sk-abcdefghijklmnopqrstuvw1"),
         *("https://bob:hunter2@corp.com/x", "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH", "xoxb-1234567890-abc"),
         "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA\nabc=\n-----END RSA PRIVATE KEY-----",
+        "-----BEGIN RSA PRIVATE KEY-----\nDEK-Info: AES-128-CBC,3F\n\nMIIE\n-----END RSA PRIVATE KEY-----",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N",
     ],
 }
@@ -74,7 +79,16 @@ NEAR_MISSES = [
         "f(x)=x@y.z1",
         "a@localhost",
     ),
-    *("noreply@corp.com", "x @ y . com", "AKIA1234", "sk-learn", "://host:80/a@b", "<<48/2=24>>24", "5 10 15 20 25"),
+    *(
+        "noreply@corp.com",
+        "x @ y . com",
+        "AKIA1234",
+        "sk-learn",
+        "sk-toggleable__control-label-arrow",
+        "://host:80/a@b",
+        "<<48/2=24>>24",
+        "5 10 15 20 25",
+    ),
 ]
 
 
@@ -138,6 +152,35 @@ def test_a_tool_call_stays_json():
     expected = {"to": "<EMAIL>", "phone": "<PHONE>", "n": 2, "ok": True, "list": ["<PHONE>"]}
     assert json.loads(repaired.messages[1].tool_calls[0].arguments) == expected
     assert json.loads(repaired.tools[0])["description"] == "ask <EMAIL>"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ('{"text": "call\\n13812345678"}', {"text": "call\n<PHONE>"}),  # \\n is no letter before the number
+        ('{"text": "\\u7535\\u8bdd13812345678"}', {"text": "电话<PHONE>"}),
+        ('{"phone": 5550199, "id": 5550199}', {"phone": "<PHONE>", "id": 5550199}),  # a name says what the value is
+        ('{"ann@corp.com": 13812345678}', {"<EMAIL>": "<PHONE>"}),
+    ],
+)
+def test_json_is_read_as_it_is_meant(arguments, expected):
+    repaired = PII(by="patterns").check(demo("x", "y", tool_calls=(ToolCall("send", arguments),))).repaired
+    assert json.loads(repaired.messages[1].tool_calls[0].arguments) == expected
+
+
+def test_json_that_is_none_or_too_deep_is_a_text():
+    for arguments in ("{'to': 'ann@corp.com'}", "[" * 900 + '"ann@corp.com"' + "]" * 900):
+        repaired = PII(by="patterns").check(demo("x", "y", tool_calls=(ToolCall("send", arguments),))).repaired
+        assert repaired.messages[1].tool_calls[0].arguments == arguments.replace("ann@corp.com", "<EMAIL>")
+
+
+def test_presidio_reads_a_long_text_in_pieces():
+    from data_formats.cleaning.presidio import PIECE
+
+    for text in ("ab cd\n" * 50_000, "x" * 250_001, "", "a b"):
+        pieces = PIECE.findall(text)
+        assert "".join(pieces) == text and all(len(piece) <= 100_000 for piece in pieces)
+        assert all(piece[-1].isspace() for piece in pieces[:-1]) or " " not in text
 
 
 def test_the_report_shows_nobodys_data():
