@@ -21,6 +21,7 @@ from align.curation.choosing import DUPLICATE, REASONS
 from align.curation.scorer import FindModel
 from align.curation.selection import Scores, Selection, select
 from align.data.fingerprint import fingerprint
+from align.models.named import policy_at, reward_at
 from align.recipe.selection_section import SelectionSection
 from align.runtime import files
 from align.runtime.json_files import Row, read_object, read_objects
@@ -50,9 +51,8 @@ def choose_records(
     Raises:
         RunFileError: what lies in the folder is damaged.
     """
-    models = {name: find_model(name) for _, name in section.models()}
     made_with = {"selection": section.model_dump(mode="json"), "records": fingerprint(records)}
-    made_with["models"] = {name: [found, files.stamp(found)] for name, found in models.items()}
+    made_with["files"] = {key: [path, files.stamp(path)] for key, path in _files(section, find_model).items()}
     former = read_object(folder / SUMMARY, AGAIN)
     if former is not None:
         other = differing(former.get("made_with", {}), made_with)
@@ -67,6 +67,13 @@ def choose_records(
     told |= {"distributions": _distributions(selection), "made_with": made_with}
     files.write_json(folder / SUMMARY, told)
     return np.flatnonzero(selection.kept_N).tolist(), told["figures"]
+
+
+def _files(section: SelectionSection, find_model: FindModel) -> Row:
+    """Every model, folder and file by which a section chooses, by key: the model itself where a run or stage of one is
+    named."""
+    inside = {"quality.model_from": reward_at, "difficulty.model_from": policy_at}
+    return {key: inside.get(key, str)(find_model(name)) for key, name in section.models()} | dict(section.files())
 
 
 def read_choice(folder: Path) -> tuple[list[int], Row]:

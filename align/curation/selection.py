@@ -28,10 +28,11 @@ from align.curation.choosing import KEPT, NOT_DRAWN, REASONS, Choice
 from align.curation.clusters import kmeans, leaders
 from align.curation.scorer import FindModel
 from align.recipe.selection_section import SelectionSection
-from align.runtime.files import remove, write_json
+from align.runtime import files
 from align.runtime.json_files import read_object
 from align.runtime.made import MadeWith
-from align.textmodels.embeddings import CHUNK, Embedder, chunks, load_embedder
+from align.textmodels.embeddings import Embedder, load_embedder
+from align.textmodels.vectors import CHUNK, chunks
 from data_formats.cleaning.texts import prompt_text, wanted_texts
 from data_formats.records import Record
 
@@ -171,7 +172,7 @@ def embedded(texts: Sequence[str], model: str | None, section: SelectionSection,
     for text in texts:
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     seed = section.seed if model is None else None
-    settings = {"embeddings": model, "rows": len(texts), "texts": digest.hexdigest(), "seed": seed}
+    settings = {"embeddings": model, "files": files.stamp(model or ""), "rows": len(texts), "texts": digest.hexdigest(), "seed": seed}
     file, progress = work / VECTORS, work / PROGRESS
     MadeWith(work).require(file, settings)
     known = (read_object(progress, f"remove {work}") or {}) if file.is_file() else {}
@@ -179,7 +180,7 @@ def embedded(texts: Sequence[str], model: str | None, section: SelectionSection,
     if done == len(texts):
         return np.load(file, mmap_mode="r"), known["by"]
     if not done:
-        remove(progress)
+        files.remove(progress)
     embedder = load_embedder(model, texts, seed=section.seed)
     write_vectors(file, progress, embedder, texts, done)
     return np.load(file, mmap_mode="r"), embedder.name
@@ -199,7 +200,7 @@ def write_vectors(file: Path, progress: Path, embedder: Embedder, texts: Sequenc
                 matrix = np.lib.format.open_memmap(file, "w+", np.float16, (len(texts), part.shape[1]))
             matrix[rows] = part
             matrix.flush()
-            write_json(progress, {"rows": rows.stop, "by": embedder.name})
+            files.write_json(progress, {"rows": rows.stop, "by": embedder.name})
             shown.update(rows.stop)
 
 

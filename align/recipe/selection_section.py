@@ -79,6 +79,13 @@ class SelectionSection(Section):
             if isinstance(part, RewardQualitySection | IFDDifficultySection):
                 yield f"{key}.model_from", part.model_from
 
+    def files(self) -> Iterator[tuple[str, str]]:
+        """The files and folders that its scorers read beside these, by key."""
+        for key, part in (("quality", self.quality), ("difficulty", self.difficulty)):
+            for name in ("path", "tagger", "rubric"):
+                if (path := getattr(part, name, None)) is not None:
+                    yield f"{key}.{name}", path
+
     def budget(self, rows: int) -> int:
         """How many of so many rows may be kept."""
         return min(rows, int(self.keep) if self.keep > 1 else round(self.keep * rows))
