@@ -1,9 +1,9 @@
 """What a selection leaves in a folder, and whether what lies there is still the one that is asked for.
 
-`rows.jsonl` has a line a row: its number, cluster, quality, difficulty, their product, the nearest row that was kept
-before it with its cosine, whether it is kept, or why not. `examples.jsonl` holds some rows of either kind with their
-texts, and `summary.json`, written last, the counts, how scores, cosines and clusters are distributed, and what all of
-it was made with. The page (`align.report.selection`) is made of the last two.
+`rows.jsonl` has a line a row: its number, cluster, quality, difficulty, their product, of the rows of its cluster that
+stood before it and are no duplicates the nearest with its cosine, whether it is kept, or why not. `examples.jsonl`
+holds some rows of either kind with their texts, and `summary.json`, written last, the counts, how scores, cosines and
+clusters are distributed, and what all of it was made with. The page (`align.report.selection`) is made of the last two.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from align.data.fingerprint import fingerprint
 from align.models.named import policy_at, reward_at
 from align.recipe.selection_section import SelectionSection
 from align.runtime import files
-from align.runtime.json_files import Row, read_object, read_objects
+from align.runtime.json_files import Row, each_object, read_object
 from align.runtime.made import differing
 from align.runtime.terminal import say
 from data_formats.cleaning.texts import prompt_text, wanted_texts
@@ -78,9 +78,8 @@ def _files(section: SelectionSection, find_model: FindModel) -> Row:
 
 def read_choice(folder: Path) -> tuple[list[int], Row]:
     """What `choose_records` gave when it made the folder. Raises RunFileError: it is damaged."""
-    rows = read_objects(folder / ROWS, AGAIN)
     figures = (read_object(folder / SUMMARY, AGAIN) or {}).get("figures", {})
-    return [at for at, row in enumerate(rows) if row.get("kept")], figures
+    return [at for at, row in enumerate(each_object(folder / ROWS, AGAIN)) if row.get("kept")], figures
 
 
 def _groups(selection: Selection, records: Sequence[Record]) -> Row:

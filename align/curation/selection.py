@@ -128,7 +128,7 @@ def select(
         StorageError: nothing can be written there.
     """
     work = folder / WORK
-    texts = [text_of(record, section.of) for record in records]
+    texts = _Texts(records, section.of)
     named = None if section.embeddings is None else find_model(section.embeddings)
     vectors_ND, embedded_by = embedded(texts, named, section, work)
     clusters_N = _clusters(vectors_ND, section)
@@ -166,13 +166,29 @@ def text_of(record: Record, of: str) -> str:
     return "\n".join((prompt, *wanted_texts(record))) if of == "record" or not prompt else prompt
 
 
+class _Texts(Sequence[str]):
+    """What is embedded of each record, made when it is asked for: no second copy of a set is in memory."""
+
+    def __init__(self, records: Sequence[Record], of: str):
+        self._records, self._of = records, of
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [text_of(record, self._of) for record in self._records[at]]
+        return text_of(self._records[at], self._of)
+
+
 def embedded(texts: Sequence[str], model: str | None, section: SelectionSection, work: Path) -> tuple[np.ndarray, str]:
     """The vectors of all texts, float16 (N, D) in `work`, and what made them; as far as they are not there."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     seed = section.seed if model is None else None
-    settings = {"embeddings": model, "files": files.stamp(model or ""), "rows": len(texts), "texts": digest.hexdigest(), "seed": seed}
+    settings = {"embeddings": model, "files": files.stamp(model or ""), "rows": len(texts), "seed": seed}
+    settings["texts"] = digest.hexdigest()
     file, progress = work / VECTORS, work / PROGRESS
     MadeWith(work).require(file, settings)
     known = (read_object(progress, f"remove {work}") or {}) if file.is_file() else {}
@@ -191,7 +207,7 @@ def write_vectors(file: Path, progress: Path, embedder: Embedder, texts: Sequenc
     from align.runs.progress import StageProgress
 
     matrix = np.lib.format.open_memmap(file, "r+") if done else None
-    with StageProgress("embedded", len(texts)) as shown:
+    with StageProgress("embedded", len(texts), start=done) as shown:
         for rows in chunks(len(texts), CHUNK):
             if rows.stop <= done:
                 continue

@@ -38,7 +38,7 @@ class SelectionSection(Section):
     difficulty: DifficultySection | None = None
     """What says how much is to be learnt from a row; without it as much from all."""
     top_quality: float | None = Field(None, gt=0, le=1)
-    """Keep only rows in this share of the best by quality (Llama 3: 0.25)."""
+    """Keep only rows in this share of the best by quality (Llama 3: 0.25); all that have the best score are in."""
     max_cosine: Share = 0.95
     """Rows of a cluster that are more alike than this are one, and the best stays; 1 takes none for another."""
     embeddings: LocalPath | None = None
@@ -63,7 +63,7 @@ class SelectionSection(Section):
 
     def rules(self) -> list[tuple[str, str]]:
         broken = super().rules()
-        if self.keep > 1 and self.keep != int(self.keep):
+        if self.keep > 1 and not self.keep.is_integer():
             broken.append(("keep", f"{self.keep:g} is above 1, so a number of rows: make it whole, or a share to 1"))
         if self.top_quality is not None and self.quality is None:
             broken.append(("top_quality", "needs quality, which says what is good"))
