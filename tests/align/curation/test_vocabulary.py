@@ -144,7 +144,8 @@ def test_what_a_new_tag_is_called_does_not_depend_on_the_others_of_its_file():
     made = build_vocabulary([[tag] for tag in tags], by_characters, least_rows=1)
     for similarity in (0.5, 0.6, 0.7, 0.75, 0.8):
         known = Vocabulary(made.tags, "", similarity, {})
-        together = known.names_of([*asked, *others, *(f"{one} basics {at}" for one in others for at in range(9))], by_characters)
+        company = [f"{one} basics {at}" for one in others for at in range(9)]
+        together = known.names_of([*asked, *others, *company], by_characters)
         assert all(known.names_of([one], by_characters)[one] == together[one] for one in asked)
 
 
