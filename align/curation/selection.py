@@ -191,7 +191,7 @@ def embedded(texts: Sequence[str], model: str | None, section: SelectionSection,
     settings["texts"] = digest.hexdigest()
     file, progress = work / VECTORS, work / PROGRESS
     MadeWith(work).require(file, settings)
-    known = (read_object(progress, f"remove {work}") or {}) if file.is_file() else {}
+    known = (read_object(progress, f"remove {work}") or {}) if _is_whole(file) else {}
     done = known.get("rows", 0)
     if done == len(texts):
         return np.load(file, mmap_mode="r"), known["by"]
@@ -200,6 +200,14 @@ def embedded(texts: Sequence[str], model: str | None, section: SelectionSection,
     embedder = load_embedder(model, texts, seed=section.seed)
     write_vectors(file, progress, embedder, texts, done)
     return np.load(file, mmap_mode="r"), embedder.name
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether there is a matrix that is as long as it says, be its rows written or not."""
+    try:
+        return np.load(file, mmap_mode="r").ndim == 2
+    except (OSError, ValueError):
+        return False
 
 
 def write_vectors(file: Path, progress: Path, embedder: Embedder, texts: Sequence[str], done: int) -> None:

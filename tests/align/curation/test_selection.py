@@ -146,6 +146,9 @@ def test_embedding_goes_on_after_a_kill_and_ends_with_the_same_vectors(tmp_path,
     gone_on, by = selection.embedded(texts, None, section, tmp_path / "killed")
     assert (tmp_path / "killed/vectors.npy").read_bytes() == (tmp_path / "whole/vectors.npy").read_bytes()
     assert by == name and np.array_equal(gone_on, whole) and gone_on.dtype == np.float16
+    torn = tmp_path / "whole/vectors.npy"
+    torn.write_bytes(torn.read_bytes()[:200])
+    assert np.array_equal(selection.embedded(texts, None, section, tmp_path / "whole")[0], gone_on)
 
 
 def test_a_choice_is_made_anew_when_a_file_that_it_was_made_by_is_another(tmp_path, capsys):
