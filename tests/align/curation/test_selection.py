@@ -10,7 +10,7 @@ from align.curation import outcome, selection
 from align.curation.outcome import choose_records
 from align.curation.selection import select, text_of
 from align.recipe.selection_section import SelectionSection
-from data_formats.records import Comparison, Demonstration, Document, Message, Prompt
+from data_formats.records import Comparison, Demonstration, Document, Message, Prompt, Reply, Scored
 
 pytestmark = pytest.mark.needs("sklearn")
 ANIMALS = ("cat", "dog", "hen", "cow", "fox", "owl", "ant", "bee")
@@ -41,7 +41,9 @@ def test_what_is_embedded_of_a_record():
     turns = (Message("system", "s"), Message("user", "u"), Message("assistant", "a"))
     assert text_of(Demonstration(turns), "record") == "s\nu\na" and text_of(Demonstration(turns), "prompt") == "s\nu"
     assert text_of(pair("u", "good"), "record") == "u\ngood"
-    assert text_of(Prompt(turns[1:2]), "record") == "u" and text_of(Document("d"), "prompt") == "\nd"
+    assert text_of(Prompt(turns[1:2]), "record") == "u" and text_of(Document("d"), "prompt") == "d"
+    unwanted = Scored((Message("user", "u"),), (Reply("bad", -1.0),))
+    assert text_of(unwanted, "record") == "u\nbad", "what is learnt to be bad is embedded, and rated, too"
 
 
 def test_rows_counts_and_the_folder(tmp_path):
