@@ -38,7 +38,9 @@ def selection_of(args: argparse.Namespace) -> SelectionSection:
     Raises:
         MissingFileError, RecipeError: no such file, or with errors.
     """
-    from align.recipe.errors import RecipeError
+    from pydantic import ValidationError
+
+    from align.recipe.errors import RecipeError, describe
     from align.recipe.selection_section import SelectionSection, read_selection
 
     section = SelectionSection() if args.selection is None else read_selection(args.selection)
@@ -47,8 +49,9 @@ def selection_of(args: argparse.Namespace) -> SelectionSection:
     found = dict(section) | told | ({"random": True} if args.random else {})
     try:
         return SelectionSection.model_validate(found)
-    except ValueError as error:
-        raise RecipeError([str(error)], str(args.selection or "align data select")) from None
+    except ValidationError as error:
+        problems = [str(problem) for problem in describe(SelectionSection, error.errors())]
+        raise RecipeError(problems, str(args.selection or "align data select")) from None
 
 
 def select(
@@ -94,6 +97,8 @@ def select(
     folder = out.with_name(f"{out.stem}.selection")
     with locked(folder, ["select"]):
         kept, figures = choose_records(records, section, folder)
+        if not kept:
+            raise EmptyDatasetError(f"none of {len(records)} rows is kept, so nothing is written: raise keep")
         write_jsonl(out, (records[at] for at in kept))
         page = build_page(folder, out.name)
     say(f"{out}: {len(kept)} of {figures['rows']} rows kept, in {figures['clusters']} clusters")

@@ -198,7 +198,8 @@ def _embed(embedder: str) -> Any:
         return by_characters
     from align.textmodels.embeddings import load_embedder
 
-    return load_embedder(embedder, []).embed
+    model = load_embedder(embedder, [])
+    return lambda names, known: model.embed(names)
 
 
 def _require_options(args: argparse.Namespace) -> None:

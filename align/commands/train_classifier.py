@@ -22,7 +22,7 @@ from align.runtime.paths import typed_path
 from align.runtime.table import table
 from align.runtime.terminal import say, shortened
 from data_formats import DataError, stream
-from data_formats.cleaning.texts import prompt_text, reply_texts, wanted_texts
+from data_formats.cleaning.texts import prompt_text, reply_texts, wanted_texts, whole_text
 from data_formats.files import raw_rows
 from data_formats.formats import keys_of, shown
 from data_formats.hub import as_source
@@ -150,9 +150,9 @@ def _of_records(args: argparse.Namespace, part: str, options: dict[str, Any]) ->
 
 
 def _text(record: Record, part: str) -> str:
-    parts = [prompt_text(record)] if part != "reply" else []
-    parts += (wanted_texts(record) or reply_texts(record)) if part != "prompt" else ()
-    return "\n".join(parts)
+    if part == "reply":
+        return "\n".join(wanted_texts(record) or reply_texts(record))
+    return whole_text(record) if part == "all" else prompt_text(record)
 
 
 def _of_fields(args: argparse.Namespace, name: str, options: dict[str, Any]) -> Iterator[tuple[int, str, str, Any]]:

@@ -85,7 +85,9 @@ def choose(
     if spread == "best":
         kept = _best(distinct, worth_N)[:budget]
     else:
-        shares = quotas(np.array([len(one) for one in distinct], np.int64), sizes, budget, spread)
+        there = np.array([len(one) for one in distinct], np.int64)
+        best = None if worth_N is None else np.array([worth_N[one[0]] if len(one) else -np.inf for one in distinct])
+        shares = quotas(there, sizes, budget, spread, best)
         first = (one[:share] for one, share in zip(distinct, shares, strict=True))
         kept = np.concatenate([np.zeros(0, np.int64), *first])
     fate_N[kept] = KEPT
@@ -162,7 +164,9 @@ def _most_alike(block: np.ndarray, vectors_MD: np.ndarray, kept: np.ndarray) -> 
     return best, where
 
 
-def quotas(there: np.ndarray, sizes: np.ndarray, budget: int, spread: Spread) -> np.ndarray:
+def quotas(
+    there: np.ndarray, sizes: np.ndarray, budget: int, spread: Spread, best: np.ndarray | None = None
+) -> np.ndarray:
     """How many rows of each cluster are kept: together `budget`, or all where there are not so many.
 
     Args:
@@ -170,15 +174,18 @@ def quotas(there: np.ndarray, sizes: np.ndarray, budget: int, spread: Spread) ->
         sizes: rows of each before any was dropped.
         budget: rows in all.
         spread: `proportional`: by size; `even`: alike. Fractions go to the largest remainders, of equal ones to the
-            larger cluster, and what a cluster has not goes to the others by the same rule.
+            larger cluster, of as large ones to that with the better first row, and what a cluster has not goes to the
+            others by the same rule.
+        best: what each one's first row is worth; so many clusters of one row are kept by worth.
     """
+    best = np.zeros(len(there)) if best is None else best
     found = np.zeros(len(there), np.int64)
     budget = min(budget, int(there.sum()))
     while (left := budget - int(found.sum())) > 0:
         weight = np.where(found < there, sizes if spread == "proportional" else 1, 0)
         wanted = left * weight / weight.sum()
         step = np.floor(wanted).astype(np.int64)
-        by_remainder = np.lexsort((np.arange(len(there)), -sizes, step - wanted))
+        by_remainder = np.lexsort((np.arange(len(there)), -best, -sizes, step - wanted))
         step[by_remainder[: left - int(step.sum())]] += 1
         found += np.minimum(step, there - found)
     return found

@@ -27,7 +27,7 @@ from align.recipe.scorer_sections import (
 from align.runtime import files
 from align.runtime.paths import typed_path
 from align.textmodels.classifier import TextClassifier
-from data_formats.cleaning.texts import prompt_text, turns, wanted_texts
+from data_formats.cleaning.texts import prompt_text, turns, whole_text
 from data_formats.records import Demonstration, Message, Record
 
 
@@ -50,7 +50,7 @@ def difficulty_scorer(section: DifficultyKind, find_model: FindModel, folder: Pa
         case LLMDifficultySection():
             return LLMDifficulty(section, folder)
         case ClassifierSection():
-            return ClassifierScore.of(section, lambda one: prompt_text(one) or "\n".join(wanted_texts(one)))
+            return ClassifierScore.of(section, lambda one: prompt_text(one) or whole_text(one))
         case TagsDifficultySection():
             tagger = None if section.tagger is None else TextClassifier.load(typed_path(section.tagger))
             return TagCount(tagger, called=f"the tagger {section.tagger}")

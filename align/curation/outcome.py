@@ -1,9 +1,9 @@
 """What a selection leaves in a folder, and whether what lies there is still the one that is asked for.
 
-`rows.jsonl` has a line a row: its number, cluster, quality, difficulty, their product, the nearest row that was kept
-before it with its cosine, whether it is kept, or why not. `examples.jsonl` holds some rows of either kind with their
-texts, and `summary.json`, written last, the counts, how scores, cosines and clusters are distributed, and what all of
-it was made with. The page (`align.report.selection`) is made of the last two.
+`rows.jsonl` has a line a row: its number, cluster, quality, difficulty, their product, of the rows of its cluster that
+stood before it and are no duplicates the nearest with its cosine, whether it is kept, or why not. `examples.jsonl`
+holds some rows of either kind with their texts, and `summary.json`, written last, the counts, how scores, cosines and
+clusters are distributed, and what all of it was made with. The page (`align.report.selection`) is made of the last two.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from align.curation.choosing import DUPLICATE, REASONS
 from align.curation.scorer import FindModel
 from align.curation.selection import Scores, Selection, select
 from align.data.fingerprint import fingerprint
+from align.models.named import policy_at, reward_at
 from align.recipe.selection_section import SelectionSection
 from align.runtime import files
-from align.runtime.json_files import Row, read_object, read_objects
+from align.runtime.json_files import Row, each_object, read_object
 from align.runtime.made import differing
 from align.runtime.terminal import say
 from data_formats.cleaning.texts import prompt_text, wanted_texts
@@ -50,9 +51,8 @@ def choose_records(
     Raises:
         RunFileError: what lies in the folder is damaged.
     """
-    models = {name: find_model(name) for _, name in section.models()}
     made_with = {"selection": section.model_dump(mode="json"), "records": fingerprint(records)}
-    made_with["models"] = {name: [found, files.stamp(found)] for name, found in models.items()}
+    made_with["files"] = {key: [path, files.stamp(path)] for key, path in _files(section, find_model).items()}
     former = read_object(folder / SUMMARY, AGAIN)
     if former is not None:
         other = differing(former.get("made_with", {}), made_with)
@@ -69,11 +69,17 @@ def choose_records(
     return np.flatnonzero(selection.kept_N).tolist(), told["figures"]
 
 
+def _files(section: SelectionSection, find_model: FindModel) -> Row:
+    """Every model, folder and file by which a section chooses, by key: the model itself where a run or stage of one is
+    named."""
+    inside = {"quality.model_from": reward_at, "difficulty.model_from": policy_at}
+    return {key: inside.get(key, str)(find_model(name)) for key, name in section.models()} | dict(section.files())
+
+
 def read_choice(folder: Path) -> tuple[list[int], Row]:
     """What `choose_records` gave when it made the folder. Raises RunFileError: it is damaged."""
-    rows = read_objects(folder / ROWS, AGAIN)
     figures = (read_object(folder / SUMMARY, AGAIN) or {}).get("figures", {})
-    return [at for at, row in enumerate(rows) if row.get("kept")], figures
+    return [at for at, row in enumerate(each_object(folder / ROWS, AGAIN)) if row.get("kept")], figures
 
 
 def _groups(selection: Selection, records: Sequence[Record]) -> Row:

@@ -21,7 +21,7 @@ from align.curation.rubrics import CODE, DOCUMENT, REPLY, Rubric, asked, shown, 
 from align.curation.scorer import FindModel, Scorer
 from align.recipe.scorer_sections import ClassifierSection, LLMQualitySection, QualityKind, RewardQualitySection
 from align.runtime import files
-from data_formats.cleaning.texts import prompt_text, wanted_texts
+from data_formats.cleaning.texts import whole_text
 from data_formats.records import Document, Record
 from reward.failures import MAX_FAILED_SHARE, judge_all
 from reward.protocol import Reward, Sample
@@ -54,7 +54,7 @@ def quality_scorer(section: QualityKind, find_model: FindModel, folder: Path | N
         case LLMQualitySection():
             return LLMQuality(section, folder)
         case ClassifierSection():
-            return ClassifierScore.of(section, lambda one: "\n".join([prompt_text(one), *wanted_texts(one)]))
+            return ClassifierScore.of(section, whole_text)
 
 
 class RewardQuality:

@@ -70,9 +70,14 @@ def quality_times_difficulty(quality: Scores, difficulty: Scores) -> list[float 
 
 
 def is_high_quality(scores: Scores, share: float = TOP_SHARE) -> list[bool]:
-    """Whether a row is in the top `share` of those with a score; a row level with the last of them is not, where there
-    is no room for all of its level."""
-    return [found is not None and found > 1 - share for found in quantiles(scores)]
+    """Whether a row is in the top `share` of those with a score. Of rows that are level all are in or none: they are
+    where there is room for all of them, or nothing is better (full points, as of Llama 3, however many have them)."""
+    ordered = np.sort(np.array([score for score in scores if score is not None], dtype=np.float64))
+    values = [-math.inf if score is None else score for score in scores]
+    as_good = (len(ordered) - np.searchsorted(ordered, values, "left")).tolist()  # or better
+    room = share * len(ordered) + 1e-9
+    best = as_good[int(np.argmax(values))] if values else 0
+    return [score is not None and count <= max(room, best) for score, count in zip(scores, as_good, strict=True)]
 
 
 def _spread(found: np.ndarray, at: Sequence[int] | np.ndarray, count: int) -> list[float | None]:

@@ -8,7 +8,7 @@ gone on with after a kill, made anew for other texts or another model) and what 
 another `keep`, limit or number of clusters takes seconds. The folder may be removed.
 
 The rows of a set are in memory, as a stage has them; beside them 1,000,000 rows take 0.5 GB of disk for vectors of 256
-numbers, which are read block by block, and some 60 MB for the figures of each.
+numbers, which are read block by block, some 60 MB for the figures of each, and while they are rated 0.3 KB a reply.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from align.curation.choosing import KEPT, NOT_DRAWN, REASONS, Choice
 from align.curation.clusters import kmeans, leaders
 from align.curation.scorer import FindModel
 from align.recipe.selection_section import SelectionSection
-from align.runtime.files import remove, write_json
+from align.runtime import files
 from align.runtime.json_files import read_object
 from align.runtime.made import MadeWith
-from align.textmodels.embeddings import CHUNK, Embedder, chunks, load_embedder
-from data_formats.cleaning.texts import prompt_text, wanted_texts
+from align.textmodels.embeddings import Embedder, load_embedder
+from align.textmodels.vectors import CHUNK, chunks
+from data_formats.cleaning.texts import prompt_text, whole_text
 from data_formats.records import Record
 
 WORK, VECTORS, PROGRESS = "work", "vectors.npy", "embedded.json"
@@ -127,7 +128,7 @@ def select(
         StorageError: nothing can be written there.
     """
     work = folder / WORK
-    texts = [text_of(record, section.of) for record in records]
+    texts = _Texts(records, section.of)
     named = None if section.embeddings is None else find_model(section.embeddings)
     vectors_ND, embedded_by = embedded(texts, named, section, work)
     clusters_N = _clusters(vectors_ND, section)
@@ -161,8 +162,22 @@ def drawn(choice: Choice, seed: int) -> Choice:
 def text_of(record: Record, of: str) -> str:
     """What is embedded of a record: the prompt's turns, and the replies that are learnt from, or the prompt alone (of a
     document its text either way)."""
-    prompt = prompt_text(record)
-    return "\n".join((prompt, *wanted_texts(record))) if of == "record" or not prompt else prompt
+    return whole_text(record) if of == "record" else prompt_text(record) or whole_text(record)
+
+
+class _Texts(Sequence[str]):
+    """What is embedded of each record, made when it is asked for: no second copy of a set is in memory."""
+
+    def __init__(self, records: Sequence[Record], of: str):
+        self._records, self._of = records, of
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [text_of(record, self._of) for record in self._records[at]]
+        return text_of(self._records[at], self._of)
 
 
 def embedded(texts: Sequence[str], model: str | None, section: SelectionSection, work: Path) -> tuple[np.ndarray, str]:
@@ -171,18 +186,27 @@ def embedded(texts: Sequence[str], model: str | None, section: SelectionSection,
     for text in texts:
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     seed = section.seed if model is None else None
-    settings = {"embeddings": model, "rows": len(texts), "texts": digest.hexdigest(), "seed": seed}
+    settings = {"embeddings": model, "files": files.stamp(model or ""), "rows": len(texts), "seed": seed}
+    settings["texts"] = digest.hexdigest()
     file, progress = work / VECTORS, work / PROGRESS
     MadeWith(work).require(file, settings)
-    known = (read_object(progress, f"remove {work}") or {}) if file.is_file() else {}
+    known = (read_object(progress, f"remove {work}") or {}) if _is_whole(file) else {}
     done = known.get("rows", 0)
     if done == len(texts):
         return np.load(file, mmap_mode="r"), known["by"]
     if not done:
-        remove(progress)
+        files.remove(progress)
     embedder = load_embedder(model, texts, seed=section.seed)
     write_vectors(file, progress, embedder, texts, done)
     return np.load(file, mmap_mode="r"), embedder.name
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether there is a matrix that is as long as it says, be its rows written or not."""
+    try:
+        return np.load(file, mmap_mode="r").ndim == 2
+    except (OSError, ValueError):
+        return False
 
 
 def write_vectors(file: Path, progress: Path, embedder: Embedder, texts: Sequence[str], done: int) -> None:
@@ -190,7 +214,7 @@ def write_vectors(file: Path, progress: Path, embedder: Embedder, texts: Sequenc
     from align.runs.progress import StageProgress
 
     matrix = np.lib.format.open_memmap(file, "r+") if done else None
-    with StageProgress("embedded", len(texts)) as shown:
+    with StageProgress("embedded", len(texts), start=done) as shown:
         for rows in chunks(len(texts), CHUNK):
             if rows.stop <= done:
                 continue
@@ -199,7 +223,7 @@ def write_vectors(file: Path, progress: Path, embedder: Embedder, texts: Sequenc
                 matrix = np.lib.format.open_memmap(file, "w+", np.float16, (len(texts), part.shape[1]))
             matrix[rows] = part
             matrix.flush()
-            write_json(progress, {"rows": rows.stop, "by": embedder.name})
+            files.write_json(progress, {"rows": rows.stop, "by": embedder.name})
             shown.update(rows.stop)
 
 

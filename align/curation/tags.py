@@ -25,7 +25,7 @@ from data_formats.records import Record
 
 AT_ONCE = 512  # records whose texts are held, and asked about, at the same time
 MOST_SAID = 32  # tags that are taken from one answer
-LIKELY = 0.3  # from which probability on a tagger gives a tag: rare ones are seldom as likely as not
+LIKELY = 0.2  # from which probability on a tagger gives a tag: rare ones are seldom as likely as not (docs/curation.md)
 
 INSTRUCTIONS = """\
 A user writes to an assistant. Name what is wanted of the assistant, as tags for a catalogue of such requests.

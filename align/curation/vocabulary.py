@@ -33,7 +33,8 @@ from align.runtime.packages import require_package
 from align.runtime.paths import typed_path
 from data_formats.cleaning.texts import folded
 
-Embed = Callable[[Sequence[str]], Any]  # texts -> (N, D) rows of length 1, an array or a sparse matrix
+# texts, and the tags by which n-grams are weighed -> (N, D) rows of length 1, an array or a sparse matrix
+Embed = Callable[[Sequence[str], Sequence[str]], Any]
 LONGEST_TAG = 100  # characters; what is longer is a sentence
 MOST_TAGS = 1_000_000  # of a file
 SIMILARITY = 0.8
@@ -84,7 +85,7 @@ class Vocabulary:
         found = {raw: self._by_key.get(key) for raw, key in keys.items()}
         if unknown := [raw for raw, name in found.items() if name is None and keys[raw]]:
             names = list(self.tags)
-            vectors = embed([*names, *(folded(raw) for raw in unknown)])
+            vectors = embed([*names, *(folded(raw) for raw in unknown)], names)  # not by what else is unknown
             alike = nearest(vectors[len(names) :], vectors[: len(names)], self.similarity)
             found |= {raw: names[at] if at >= 0 else None for raw, at in zip(unknown, alike, strict=True)}
         return found
@@ -155,7 +156,8 @@ def build_vocabulary(
     steps = {"different": len({raw for own in raw_of.values() for raw in own}), "by rule": len(raw_of)}
     counts = Counter(key for own in by_rule for key in own)
     order = sorted(raw_of, key=lambda key: (-counts[key], key))
-    leading = leaders(embed([_name(raw_of[key]) for key in order]), similarity) if order else []
+    named = [_name(raw_of[key]) for key in order]
+    leading = leaders(embed(named, named), similarity) if order else []
     merged = {key: order[at] for key, at in zip(order, leading, strict=True)}
     steps["by meaning"] = len(set(merged.values()))
     by_meaning = [{merged[key] for key in own} for own in by_rule]
@@ -250,17 +252,21 @@ def associated(rows: Iterable[set[str]]) -> dict[str, str]:
     return stays
 
 
-def by_characters(names: Sequence[str]) -> Any:
-    """Tags as sparse TF-IDF vectors over n-grams of 2 to 4 characters within words, (N, D), rows of length 1.
+def by_characters(names: Sequence[str], known: Sequence[str]) -> Any:
+    """Tags as sparse TF-IDF vectors over hashed n-grams of 2 to 4 characters within words, (N, D), rows of length 1.
+
+    Args:
+        known: the tags that say how rare an n-gram is.
 
     Raises:
         MissingPackageError: without scikit-learn.
     """
     require_package("comparing tags without a model", "sklearn", "name a model that embeds them")
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
-    how = {"analyzer": "char_wb", "ngram_range": (2, 4), "sublinear_tf": True, "dtype": np.float32}
-    return TfidfVectorizer(**how).fit_transform(names)
+    how = {"analyzer": "char_wb", "ngram_range": (2, 4), "alternate_sign": False, "norm": None, "dtype": np.float32}
+    hashes = HashingVectorizer(n_features=2**20, **how)
+    return TfidfTransformer(sublinear_tf=True).fit(hashes.transform(known)).transform(hashes.transform(names))
 
 
 def _name(raw: Counter[str]) -> str:

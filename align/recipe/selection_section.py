@@ -38,7 +38,7 @@ class SelectionSection(Section):
     difficulty: DifficultySection | None = None
     """What says how much is to be learnt from a row; without it as much from all."""
     top_quality: float | None = Field(None, gt=0, le=1)
-    """Keep only rows in this share of the best by quality (Llama 3: 0.25)."""
+    """Keep only rows in this share of the best by quality (Llama 3: 0.25); all that have the best score are in."""
     max_cosine: Share = 0.95
     """Rows of a cluster that are more alike than this are one, and the best stays; 1 takes none for another."""
     embeddings: LocalPath | None = None
@@ -52,7 +52,7 @@ class SelectionSection(Section):
     clusters: Positive | None = None
     """Clusters of k-means; by default the square root of the number of rows."""
     leader_cosine: Share = 0.7
-    """Cosine to a leader from which on a row is of its cluster."""
+    """Cosine to a leader from which on a row is of its cluster; of hashed TF-IDF cosines are lower: 0.1 to 0.2."""
     spread: Literal["proportional", "even", "best"] = "proportional"
     """How the budget is shared out: to clusters by their size, to all clusters alike (rare ones stay whole, large ones
     shrink), or to the best rows wherever they lie (Deita)."""
@@ -63,7 +63,7 @@ class SelectionSection(Section):
 
     def rules(self) -> list[tuple[str, str]]:
         broken = super().rules()
-        if self.keep > 1 and self.keep != int(self.keep):
+        if self.keep > 1 and not self.keep.is_integer():
             broken.append(("keep", f"{self.keep:g} is above 1, so a number of rows: make it whole, or a share to 1"))
         if self.top_quality is not None and self.quality is None:
             broken.append(("top_quality", "needs quality, which says what is good"))
@@ -78,6 +78,13 @@ class SelectionSection(Section):
         for key, part in (("quality", self.quality), ("difficulty", self.difficulty)):
             if isinstance(part, RewardQualitySection | IFDDifficultySection):
                 yield f"{key}.model_from", part.model_from
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """The files and folders that its scorers read beside these, by key."""
+        for key, part in (("quality", self.quality), ("difficulty", self.difficulty)):
+            for name in ("path", "tagger", "rubric"):
+                if (path := getattr(part, name, None)) is not None:
+                    yield f"{key}.{name}", path
 
     def budget(self, rows: int) -> int:
         """How many of so many rows may be kept."""

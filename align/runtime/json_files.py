@@ -57,13 +57,22 @@ def read_objects(path: Path, advice: str) -> list[Row]:
     Raises:
         RunFileError: it is missing, or a line of it is not an object; says with `advice` what to do.
     """
+    return list(each_object(path, advice))
+
+
+def each_object(path: Path, advice: str) -> Iterator[Row]:
+    """The JSON lines in `path`, one after the other; of a long file one is in memory. Errors as of `read_objects`."""
 
     def refuse(line: int, problem: str) -> None:
         raise RunFileError(f"{path} cannot be read (line {line}: {problem}): {advice}")
 
-    if not path.exists():
-        raise RunFileError(f"{path} cannot be read (no such file): {advice}")
-    return list(_objects(read_text(path), refuse))
+    try:
+        with open(path, encoding="utf-8", newline="\n") as file:
+            yield from _objects(file, refuse)
+    except FileNotFoundError:
+        raise RunFileError(f"{path} cannot be read (no such file): {advice}") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise RunFileError(f"{path} cannot be read ({error}): {advice}") from error
 
 
 def json_lines(lines: Iterable[str], refuse: Refuse) -> Iterator[tuple[int, Any]]:
@@ -120,12 +129,12 @@ def parse_json(text: str) -> Any:
 def objects(text: str) -> tuple[list[Row], int]:
     """The JSON objects among the lines of `text`, and how many other lines there are that are not empty."""
     others: list[int] = []
-    rows = list(_objects(text, lambda line, _: others.append(line)))
+    rows = list(_objects(text.split("\n"), lambda line, _: others.append(line)))
     return rows, len(others)
 
 
-def _objects(text: str, refuse: Refuse) -> Iterator[Row]:
-    for line, value in json_lines(text.split("\n"), refuse):
+def _objects(lines: Iterable[str], refuse: Refuse) -> Iterator[Row]:
+    for line, value in json_lines(lines, refuse):
         if isinstance(value, dict):
             yield value
         else:

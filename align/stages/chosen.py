@@ -58,9 +58,10 @@ def chosen(
 
     agree(choose, lambda words: SelectionError(f"the first rank could not choose rows ({words})"), mine=is_main())
     kept, figures = read_choice(folder)
-    if not kept:
-        raise EmptyDatasetError(f"{stage}.selection keeps none of {len(places)} rows: raise {stage}.selection.keep")
-    ids = {id(records[places[at]]) for at in kept}
     dropped = ", ".join(f"{count} {reason}" for reason, count in figures["dropped"].items())
+    if not kept:
+        told = f"{stage}.selection keeps none of {len(places)} rows ({dropped})"
+        raise EmptyDatasetError(f"{told}: raise {stage}.selection.keep")
+    ids = {id(records[places[at]]) for at in kept}
     common.LOG.info("%s: selection keeps %d of %d rows (%s)", stage, len(kept), len(places), dropped or "none dropped")
     return [record for record in records if id(record) in ids], {"selection": figures}

@@ -71,6 +71,12 @@ def wanted_texts(record: Record) -> tuple[str, ...]:
     return tuple(r.content for r, score in zip(record.replies, scores, strict=True) if score == max(scores))
 
 
+def whole_text(record: Record) -> str:
+    """The prompt and the wanted replies, or, where none is wanted, all of them, one a line: what a record says."""
+    replies = wanted_texts(record) or reply_texts(record)
+    return "\n".join(text for text in (prompt_text(record), *replies) if text)
+
+
 @cache
 def _texts_of(kind: type) -> tuple[str, ...]:
     """The fields of a record, or of a part of one, that may hold a string."""

@@ -31,7 +31,7 @@ import numpy as np
 
 from align.curation.scale import is_high_quality, quantiles_at_length
 from align.runtime.table import table
-from data_formats.cleaning.texts import prompt_text, wanted_texts
+from data_formats.cleaning.texts import wanted_texts, whole_text
 from data_formats.errors import DataError
 from data_formats.reading import read
 from data_formats.records import Comparison, Demonstration, Record
@@ -117,13 +117,8 @@ class Raters:
 
         known, is_bad = spoilt(others, 0.5, self.how, random.Random(0))
         labels = ["bad" if bad else "good" for bad in is_bad]
-        classifier = TextClassifier.fit([text_of(row) for row in known], labels)
-        return ClassifierScore(classifier, text_of, "good").score(rows)
-
-
-def text_of(row: Record) -> str:
-    """What the classifier reads."""
-    return "\n".join([prompt_text(row), *wanted_texts(row)])
+        classifier = TextClassifier.fit([whole_text(row) for row in known], labels)
+        return ClassifierScore(classifier, whole_text, "good").score(rows)
 
 
 def rows_of(file: Path) -> list[Any]:

@@ -228,5 +228,8 @@ def test_select_writes_the_chosen_rows_why_and_a_page(files, capsys):
     words = ["data", "select", str(many), str(files / "x.jsonl"), "--selection", str(files / "selection.yaml")]
     assert cli.main([*words, "--random"]) != 0
     assert "selection.quality.model_from: no such folder ./gone" in capsys.readouterr().err
-    assert cli.main([*words[:4], "--keep", "1.5"]) != 0 and "make it whole" in capsys.readouterr().err
+    for keep, told in {"1.5": "keep: 1.5 is above 1", "inf": "keep: ", "0": "keep: ", "0.001": "is kept, so"}.items():
+        assert cli.main([*words[:4], "--keep", keep]) != 0
+        error = capsys.readouterr().err
+        assert told in error and "Traceback" not in error and "validation error" not in error
     assert not (files / "x.jsonl").exists()

@@ -96,6 +96,13 @@ def test_quotas_of_one_cluster_that_lacks_rows_go_to_the_others():
     assert quotas(np.array([], int), np.array([], int), 3, "even").tolist() == []
 
 
+@pytest.mark.parametrize("spread", ["proportional", "even", "best"])
+def test_of_many_clusters_of_one_row_the_worthiest_are_kept(spread):
+    rows, worth = np.eye(6, dtype=np.float32), [1, 4, 2, 6, 3, 5]
+    found = fates(rows, range(6), worth, budget=3, spread=spread)
+    assert [at for at, fate in enumerate(found) if fate == KEPT] == [1, 3, 5]
+
+
 def test_nothing_to_choose_among_and_identical_vectors_in_half_precision():
     empty = choose(np.zeros((0, 2)), np.zeros(0, int), np.zeros(0), max_cosine=0.9, budget=3)
     assert len(empty.fate_N) == 0 and not empty.kept_N.any()

@@ -21,9 +21,11 @@ def test_a_row_is_worth_its_quality_times_its_difficulty():
     assert quality_times_difficulty(quality, difficulty) == pytest.approx([7 / 64, 3 / 32, 25 / 64, None, None])
 
 
-def test_the_top_quarter_is_a_quarter_and_of_levels_what_has_room():
+def test_the_top_quarter_is_a_quarter_and_of_levels_what_has_room_or_is_best():
     assert is_high_quality([1.0, 4.0, 2.0, 3.0]) == [False, True, False, False]
     assert sum(is_high_quality([float(n) for n in range(100)])) == 25
     assert sum(is_high_quality([float(n) for n in range(100)], 1.0)) == 100
-    assert is_high_quality([1.0, None, 1.0]) == [False, False, False]
+    assert is_high_quality([1.0, None, 1.0]) == [True, False, True] and is_high_quality([None]) == [False]
+    assert is_high_quality([3.0] * 7 + [2.0] * 3) == [True] * 7 + [False] * 3, "full points, as of Llama 3"
+    assert sum(is_high_quality([float(n) for n in range(30)], 0.1)) == 3
     assert is_high_quality([3.0] * 2 + [1.0] * 8) == [True] * 2 + [False] * 8

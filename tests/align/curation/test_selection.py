@@ -1,6 +1,7 @@
 """A selection of rows in a folder: what is kept, what is written, what is not made twice."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from align.curation import outcome, selection
 from align.curation.outcome import choose_records
 from align.curation.selection import select, text_of
 from align.recipe.selection_section import SelectionSection
-from data_formats.records import Comparison, Demonstration, Document, Message, Prompt
+from data_formats.records import Comparison, Demonstration, Document, Message, Prompt, Reply, Scored
 
 pytestmark = pytest.mark.needs("sklearn")
 ANIMALS = ("cat", "dog", "hen", "cow", "fox", "owl", "ant", "bee")
@@ -40,7 +41,9 @@ def test_what_is_embedded_of_a_record():
     turns = (Message("system", "s"), Message("user", "u"), Message("assistant", "a"))
     assert text_of(Demonstration(turns), "record") == "s\nu\na" and text_of(Demonstration(turns), "prompt") == "s\nu"
     assert text_of(pair("u", "good"), "record") == "u\ngood"
-    assert text_of(Prompt(turns[1:2]), "record") == "u" and text_of(Document("d"), "prompt") == "\nd"
+    assert text_of(Prompt(turns[1:2]), "record") == "u" and text_of(Document("d"), "prompt") == "d"
+    unwanted = Scored((Message("user", "u"),), (Reply("bad", -1.0),))
+    assert text_of(unwanted, "record") == "u\nbad", "what is learnt to be bad is embedded, and rated, too"
 
 
 def test_rows_counts_and_the_folder(tmp_path):
@@ -145,3 +148,50 @@ def test_embedding_goes_on_after_a_kill_and_ends_with_the_same_vectors(tmp_path,
     gone_on, by = selection.embedded(texts, None, section, tmp_path / "killed")
     assert (tmp_path / "killed/vectors.npy").read_bytes() == (tmp_path / "whole/vectors.npy").read_bytes()
     assert by == name and np.array_equal(gone_on, whole) and gone_on.dtype == np.float16
+    torn = tmp_path / "whole/vectors.npy"
+    torn.write_bytes(torn.read_bytes()[:200])
+    assert np.array_equal(selection.embedded(texts, None, section, tmp_path / "whole")[0], gone_on)
+
+
+def test_a_choice_is_made_anew_when_a_file_that_it_was_made_by_is_another(tmp_path, capsys):
+    from align.textmodels.classifier import TextClassifier
+
+    records, judge = pairs(), tmp_path / "judge"
+
+    def kept(labels):
+        shutil.rmtree(judge, ignore_errors=True)
+        TextClassifier.fit(["cat", "cat", "dog", "dog"], labels).save(judge)
+        quality = {"kind": "classifier", "path": str(judge), "label": "good"}
+        section = SelectionSection.model_validate({"keep": 3, "spread": "best", "quality": quality})
+        return set(choose_records(records, section, tmp_path / "out")[0])
+
+    cats = {at for at, one in enumerate(records) if "cat" in one.prompt[0].content}
+    assert kept(["good", "good", "bad", "bad"]) == cats
+    assert not kept(["bad", "bad", "good", "good"]) & cats
+    assert "is made anew: other files" in capsys.readouterr().err
+
+
+def test_vectors_are_made_anew_when_their_model_is_another(tmp_path, monkeypatch, capsys):
+    model, made = tmp_path / "model", []
+    model.mkdir()
+
+    class Embedder:
+        name = "own"
+
+        def embed(self, texts):
+            made.append(len(texts))
+            return np.ones((len(texts), 1), np.float32)
+
+    monkeypatch.setattr(selection, "load_embedder", lambda *_, **__: Embedder())
+    for weights in ("a", "a", "longer"):
+        if not (model / "w").is_file() or (model / "w").read_text() != weights:
+            (model / "w").write_text(weights)
+        selection.embedded(["x", "y"], str(model), SelectionSection(), tmp_path / "work")
+    assert made == [2, 2] and "files" in capsys.readouterr().err
+
+
+def test_texts_are_made_when_they_are_asked_for():
+    records = pairs()
+    texts = selection._Texts(records, "prompt")
+    assert len(texts) == 24 and texts[1:3] == ["What does the dog eat in winter?", "What does the hen eat in winter?"]
+    assert list(texts) == [text_of(record, "prompt") for record in records] and texts[-1] == texts[23]

@@ -25,7 +25,7 @@ from align.runtime.errors import MissingFileError
 needs_sklearn = pytest.mark.needs("sklearn")
 
 
-def alone(names):
+def alone(names, known):
     """An embedding in which no two tags are alike."""
     return np.eye(len(names))
 
@@ -73,7 +73,7 @@ def test_tags_that_stand_on_the_same_rows_are_one_and_a_special_one_is_not_its_g
 def test_each_step_by_hand():
     rows = [["Recipes", "cooking"]] * 4 + [["recipe", "Cooking"]] * 3 + [["recipes for eggs"], ["boil eggs", "🍳"], []]
 
-    def embed(names):
+    def embed(names, known):
         assert names == ["cooking", "recipes", "boil eggs", "recipes for eggs"]
         return np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0.9, np.sqrt(1 - 0.81)]])
 
@@ -92,8 +92,8 @@ def test_a_later_run_takes_the_same_names(tmp_path):
     known = Vocabulary.load(tmp_path / "tags.json")
     assert list(known.tags) == ["cooking", "recipes"] and known.steps["different"] == 3
 
-    def embed(names):
-        assert names == ["cooking", "recipes", "cookery", "chess"]
+    def embed(names, known):
+        assert names == ["cooking", "recipes", "cookery", "chess"] and known == names[:2]
         return np.array([[1, 0, 0], [0, 1, 0], [0.9, np.sqrt(1 - 0.81), 0], [0, 0, 1]])
 
     found = known.names_of(["RECIPE", "Cookery", "chess", "🍳"], embed)
@@ -135,6 +135,18 @@ def test_three_languages_stand_side_by_side_by_their_characters():
     assert sorted(made.tags) == ["analyse de données", "information retrieval", "数据分析"]
     found = made.names_of(["【数据分析】", "retrieving information", "échecs"], by_characters)
     assert found == {"【数据分析】": "数据分析", "retrieving information": "information retrieval", "échecs": None}
+
+
+@needs_sklearn
+def test_what_a_new_tag_is_called_does_not_depend_on_the_others_of_its_file():
+    tags = ["information retrieval", "code debugging", "data analysis", "machine learning", "python programming"]
+    asked, others = ["debug code", "data analytics", "machine learner"], ["code theory", "data theory", "machine help"]
+    made = build_vocabulary([[tag] for tag in tags], by_characters, least_rows=1)
+    for similarity in (0.5, 0.6, 0.7, 0.75, 0.8):
+        known = Vocabulary(made.tags, "", similarity, {})
+        company = [f"{one} basics {at}" for one in others for at in range(9)]
+        together = known.names_of([*asked, *others, *company], by_characters)
+        assert all(known.names_of([one], by_characters)[one] == together[one] for one in asked)
 
 
 @needs_sklearn

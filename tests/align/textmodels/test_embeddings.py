@@ -32,7 +32,21 @@ def test_hashed_tfidf_puts_like_texts_together_in_either_language():
     assert max(abs(cosines[0, 2]), abs(cosines[0, 3]), abs(cosines[2, 3])) < 0.2
     again = load_embedder(None, TEXTS)
     assert again.name == "hashed TF-IDF" and np.array_equal(again.embed(TEXTS), found)
-    assert HashedTfidf(["one"]).embed(["one", "two"]).shape == (2, 1)
+    one, two = HashedTfidf(["one"]).embed(["one", "two"])
+    assert len(one) == 1 + embeddings.REST and abs(one @ two) < 0.5, "a word that was not seen is another one too"
+
+
+@pytest.mark.needs("sklearn")
+def test_cosines_are_those_of_the_whole_tfidf_where_the_directions_are_too_few():
+    """Of prompts that differ in one rare word the directions alone see the frequent ones."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = [f"What is {'abcdefgh'[at % 8]}{'ijklmnop'[at // 8]}xyz?" for at in range(64)]
+    found = HashedTfidf(texts, dimensions=4).embed(texts)
+    exact = TfidfVectorizer(token_pattern=embeddings.WORDS, ngram_range=(1, 2), sublinear_tf=True).fit_transform(texts)
+    wrong = (found @ found.T - (exact @ exact.T).toarray())[~np.eye(64, dtype=bool)]
+    assert abs(wrong.mean()) < 0.03 and wrong.std() < 0.12, "1 / sqrt(64) is 0.125"
+    assert (found @ found.T)[~np.eye(64, dtype=bool)].max() < 0.8
 
 
 @pytest.mark.needs("sklearn")
