@@ -37,7 +37,7 @@ PATH = "/chat/completions"
 OWN = frozenset({"model", "messages", "stream", "n"})  # fields of the request that nobody else sets
 
 
-class Question(Protocol):
+class ChatRequest(Protocol):
     """One request: its body, and a key that is the same for the same request to the same address."""
 
     @property
@@ -133,7 +133,7 @@ class LanguageModel:
         self.options = {"model": model} | {key: value for key, value in given.items() if value is not None}
         self._answers, self._lock = Answers(None if cache is None else typed_path(cache)), threading.Lock()
 
-    def answers(self, questions: Sequence[Question]) -> dict[str, KeptAnswer | str]:
+    def answers(self, questions: Sequence[ChatRequest]) -> dict[str, KeptAnswer | str]:
         """What was answered to each question, by its key; a text where it was refused, which says why.
 
         Raises:
@@ -150,7 +150,7 @@ class LanguageModel:
         self.usage.completion_tokens += sum(answer.completion_tokens for answer in kept)
         return found
 
-    def _ask(self, questions: Sequence[Question]) -> dict[str, str]:
+    def _ask(self, questions: Sequence[ChatRequest]) -> dict[str, str]:
         """Has every question answered; of those that were refused, why, by key."""
         refused: dict[str, str] = {}
         most = max(2, math.ceil(MAX_REFUSED_SHARE * len(questions)))
@@ -178,7 +178,7 @@ class LanguageModel:
         count = self.usage.requests
         return f"; {count} answers are kept in {path}, where the next run goes on" if path and count else ""
 
-    def _answer(self, question: Question) -> None:
+    def _answer(self, question: ChatRequest) -> None:
         """Asks one question and keeps what is answered."""
         answer = self._endpoint.ask(question.body)
         kept = _kept_of(answer)

@@ -69,7 +69,7 @@ def tag(args: argparse.Namespace, options: dict[str, Any]) -> None:
     Raises:
         TaggingError: options that do not go together, or records that have no tags.
         DataError: a malformed row, `out` is the input, or the file changed meanwhile.
-        VocabularyError, ClassifierError, MissingFileError: no such vocabulary or tagger, or no tag is frequent enough.
+        TagVocabularyError, ClassifierError, MissingFileError: no such vocabulary or tagger, or no frequent tag.
         RewardError: the endpoint is not to be had; what was answered is kept.
     """
     from align.curation.tags import TaggingError

@@ -7,7 +7,7 @@ whoever asked: what cannot be read is None and is counted, and only where nothin
 A text may try to give the answer itself. It stands between lines that bear a mark made from the whole request, so that
 no text can know it, and of an answer only the last JSON value counts.
 
-    task = Task("tags", "Say what the conversation is about. …", schema={"type": "object", …}, read=tags_in)
+    task = EndpointTask("tags", "Say what the conversation is about. …", schema={"type": "object", …}, read=tags_in)
     asker = Asker(task, "https://…/v1", "some-model", api_key_env="KEY", cache="answers.jsonl")
     asker.ask(texts)    # one value a text, None where there is none; alike texts are asked once
 """
@@ -47,7 +47,7 @@ Answer with JSON of this schema and nothing else: {schema}"""
 
 
 @dataclass(frozen=True)
-class Task(Generic[T]):
+class EndpointTask(Generic[T]):
     """What is asked of every text.
 
     Attributes:
@@ -68,7 +68,7 @@ class TextQuestion:
     """One text, asked about; see `reward.language_model.Question`."""
 
     text: str
-    task: Task[Any]
+    task: EndpointTask[Any]
     options: dict[str, Any]
     asked_at: str
 
@@ -108,7 +108,7 @@ class Asker(Generic[T]):
         ValueError: an address or a parameter that cannot be.
     """
 
-    def __init__(self, task: Task[T], url: str, model: str, **options: Any):
+    def __init__(self, task: EndpointTask[T], url: str, model: str, **options: Any):
         form = {"name": task.name, "strict": True, "schema": task.schema}
         parameters = {"response_format": {"type": "json_schema", "json_schema": form}} | (
             options.pop("parameters", None) or {}

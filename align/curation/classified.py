@@ -21,7 +21,7 @@ from data_formats.records import Record
 
 
 class ClassifierScore:
-    """What a classifier says of a text of each record; a `Scorer`.
+    """What a classifier says of a text of each record; a `RecordScorer`.
 
     Args:
         classifier: with any labels where `label` is one of them, else with numbers as labels.

@@ -16,7 +16,7 @@ from align.curation.classified import ClassifierScore
 from align.curation.exchanges import ScorerError, require_kinds
 from align.curation.kept import kept_in
 from align.curation.rubrics import DIFFICULTY, asked, shown, with_own_text
-from align.curation.scorer import FindModel, Scorer
+from align.curation.scorer import FindModel, RecordScorer
 from align.recipe.scorer_sections import (
     ClassifierSection,
     DifficultyKind,
@@ -31,7 +31,7 @@ from data_formats.cleaning.texts import prompt_text, turns, whole_text
 from data_formats.records import Demonstration, Message, Record
 
 
-def difficulty_scorer(section: DifficultyKind, find_model: FindModel, folder: Path | None = None) -> Scorer:
+def difficulty_scorer(section: DifficultyKind, find_model: FindModel, folder: Path | None = None) -> RecordScorer:
     """The scorer that a recipe's section names. Arguments and errors as of `quality.quality_scorer`."""
     match section:
         case IFDDifficultySection():
@@ -57,7 +57,7 @@ def difficulty_scorer(section: DifficultyKind, find_model: FindModel, folder: Pa
 
 
 class TagCount:
-    """How many tags a prompt has; a `Scorer`.
+    """How many tags a prompt has; a `RecordScorer`.
 
     Args:
         tagger: a classifier that gives any number of labels: how many are to be expected, the sum of their
@@ -90,7 +90,7 @@ class TagCount:
 
 
 class LLMDifficulty:
-    """What a language model says of a prompt: 0 is easy, 0.5 in between, 1 hard; a `Scorer`.
+    """What a language model says of a prompt: 0 is easy, 0.5 in between, 1 hard; a `RecordScorer`.
 
     Args:
         section: the endpoint, and maybe a rubric of one's own.

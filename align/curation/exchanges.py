@@ -21,7 +21,7 @@ class ScorerError(AlignError, ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class RatedExchange:
     """A conversation up to a reply, and the reply."""
 
     prompt: tuple[Message, ...]
@@ -34,7 +34,7 @@ class Exchange:
         return blake2b(repr((self.prompt, self.reply, self.tools)).encode(), digest_size=16).digest()
 
 
-Rated = tuple[Exchange, Exchange | None]
+Rated = tuple[RatedExchange, RatedExchange | None]
 
 
 def require_kinds(records: Sequence[Record], name: str, rates: Sequence[str]) -> None:
@@ -57,18 +57,21 @@ def rated(record: Record) -> Rated | None:
     match record:
         case Demonstration():
             found = record.last_exchange()
-            pair = None if found is None else (Exchange(*found, record.tools), None)
+            pair = None if found is None else (RatedExchange(*found, record.tools), None)
         case Comparison(prompt=prompt, tools=tools):
             pair = (
-                Exchange((*prompt, *record.chosen_turns), reply_text(record.chosen_reply), tools),
-                Exchange((*prompt, *record.rejected_turns), reply_text(record.rejected_reply), tools),
+                RatedExchange((*prompt, *record.chosen_turns), reply_text(record.chosen_reply), tools),
+                RatedExchange((*prompt, *record.rejected_turns), reply_text(record.rejected_reply), tools),
             )
         case Scored(prompt=prompt, tools=tools):
             told = sorted((reply for reply in record.replies if reply.score is not None), key=lambda one: one.score)
             if not told or told[0].score == told[-1].score:
                 return None
             best, worst = told[-1], told[0]
-            pair = (Exchange(prompt, reply_text(best.turn), tools), Exchange(prompt, reply_text(worst.turn), tools))
+            pair = (
+                RatedExchange(prompt, reply_text(best.turn), tools),
+                RatedExchange(prompt, reply_text(worst.turn), tools),
+            )
         case _:
             pair = None
     if pair is None or not pair[0].prompt or any(one is not None and not one.reply.strip() for one in pair):
@@ -77,7 +80,7 @@ def rated(record: Record) -> Rated | None:
 
 
 def differences(
-    records: Sequence[Record], rate: Callable[[Sequence[Exchange]], Sequence[float | None]]
+    records: Sequence[Record], rate: Callable[[Sequence[RatedExchange]], Sequence[float | None]]
 ) -> list[float | None]:
     """A score a record: that of its reply, less that of the other where it has two; None where one of them has none.
 

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from align.curation.exchanges import Exchange, rated, require_kinds
+from align.curation.exchanges import RatedExchange, rated, require_kinds
 from align.curation.kept import Kept, Numbers
 from align.curation.scale import quantiles_at_length
 from align.data.encode import encode_prompt, encode_prompts, encode_replies
@@ -50,7 +50,7 @@ NOTHING = (Message("user", ""),)  # the prompt of a reply that is judged alone
 
 
 class IFD:
-    """Difficulty by loss ratio; a `Scorer`.
+    """Difficulty by loss ratio; a `RecordScorer`.
 
     Args:
         model: a causal language model; stays on its device.
@@ -101,7 +101,7 @@ class IFD:
         return [None if pair is None else next(found) for pair in pairs]
 
     @torch.no_grad()
-    def _rate(self, exchanges: Sequence[Exchange]) -> list[Numbers]:
+    def _rate(self, exchanges: Sequence[RatedExchange]) -> list[Numbers]:
         rows = [row for both in self._rows(exchanges) for row in both]
         judged = [at for at, row in enumerate(rows) if row.count > 0]
         losses: list[float | None] = [None] * len(rows)
@@ -114,7 +114,7 @@ class IFD:
         pairs = zip(losses[::2], losses[1::2], rows[::2], strict=True)
         return [(given, alone, float(row.count)) if _is_told(given, alone) else None for given, alone, row in pairs]
 
-    def _rows(self, exchanges: Sequence[Exchange]) -> list[tuple[_Row, _Row]]:
+    def _rows(self, exchanges: Sequence[RatedExchange]) -> list[tuple[_Row, _Row]]:
         """Each reply behind its prompt and alone, as much of it as there is room for behind the longer of the two."""
         prompts = encode_prompts(self._tokenizer, [one.prompt for one in exchanges], [one.tools for one in exchanges])
         alone = encode_prompt(self._tokenizer, NOTHING)

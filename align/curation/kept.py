@@ -15,7 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from align.curation.exchanges import Exchange
+from align.curation.exchanges import RatedExchange
 from align.runtime.files import append_json_lines
 from align.runtime.json_files import number, objects, read_text
 
@@ -49,7 +49,7 @@ class Kept:
                 self._known[key] = tuple(map(float, values))
 
     def numbers(
-        self, exchanges: Sequence[Exchange], rate: Callable[[Sequence[Exchange]], Sequence[Numbers]]
+        self, exchanges: Sequence[RatedExchange], rate: Callable[[Sequence[RatedExchange]], Sequence[Numbers]]
     ) -> list[Numbers]:
         """The numbers of each exchange; `rate` is asked piece by piece about those that are not known.
 

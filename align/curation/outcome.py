@@ -150,7 +150,7 @@ def _spread(at: np.ndarray, selection: Selection, count: int) -> list[int]:
 
 
 def _shown(row: Any, record: Record) -> Row:
-    """The figures of a `selection.Row` with its texts, cut where they are long."""
+    """The figures of a `selection.ChosenRow` with its texts, cut where they are long."""
     replies = "\n".join(wanted_texts(record))
     told = {"category": getattr(record, "category", ""), "source": record.source}
     texts = {"prompt": prompt_text(record)[:CHARACTERS], "reply": replies[:CHARACTERS]}

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align.curation.classified import ClassifierScore
-from align.curation.exchanges import Exchange, differences, require_kinds
+from align.curation.exchanges import RatedExchange, differences, require_kinds
 from align.curation.kept import Kept, Numbers, kept_in
 from align.curation.rubrics import CODE, DOCUMENT, REPLY, Rubric, asked, shown, with_own_text
-from align.curation.scorer import FindModel, Scorer
+from align.curation.scorer import FindModel, RecordScorer
 from align.recipe.scorer_sections import ClassifierSection, LLMQualitySection, QualityKind, RewardQualitySection
 from align.runtime import files
 from data_formats.cleaning.texts import whole_text
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 BLOCK = "```"  # a reply with a block of code is rated as code
 
 
-def quality_scorer(section: QualityKind, find_model: FindModel, folder: Path | None = None) -> Scorer:
+def quality_scorer(section: QualityKind, find_model: FindModel, folder: Path | None = None) -> RecordScorer:
     """The scorer that a recipe's section names.
 
     Args:
@@ -58,7 +58,7 @@ def quality_scorer(section: QualityKind, find_model: FindModel, folder: Path | N
 
 
 class RewardQuality:
-    """What a reward says of replies; a `Scorer`.
+    """What a reward says of replies; a `RecordScorer`.
 
     Args:
         reward: any reward (`reward.protocol`).
@@ -78,7 +78,7 @@ class RewardQuality:
         require_kinds(records, self.name, RewardQualitySection.rates)
         return differences(records, lambda asked: [one and one[0] for one in self._kept.numbers(asked, self._rate)])
 
-    def _rate(self, exchanges: Sequence[Exchange]) -> list[Numbers]:
+    def _rate(self, exchanges: Sequence[RatedExchange]) -> list[Numbers]:
         samples = [Sample(one.prompt, one.reply) for one in exchanges]
         verdict, failures = judge_all(self._reward, samples, "mask", max(1, int(MAX_FAILED_SHARE * len(samples))))
         if failures:
@@ -87,7 +87,7 @@ class RewardQuality:
 
 
 class LLMQuality:
-    """The share of a rubric's points that a language model gives, in [0, 1]; a `Scorer`.
+    """The share of a rubric's points that a language model gives, in [0, 1]; a `RecordScorer`.
 
     Args:
         section: the endpoint, and maybe a rubric of one's own, which then serves replies, code and documents alike.
@@ -114,7 +114,7 @@ class LLMQuality:
             found[index] = score
         return found
 
-    def _rate(self, exchanges: Sequence[Exchange]) -> list[float | None]:
+    def _rate(self, exchanges: Sequence[RatedExchange]) -> list[float | None]:
         scores: list[float | None] = [None] * len(exchanges)
         for rubric in (REPLY, CODE):
             at = [index for index, one in enumerate(exchanges) if (BLOCK in one.reply) is (rubric is CODE)]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from align.curation.asking import Asker, Task
+from align.curation.asking import Asker, EndpointTask
 from align.recipe.judge_section import LanguageModelSection
 from data_formats.records import Message
 from reward.judges.llm import rubric_in
@@ -65,13 +65,13 @@ class Rubric:
     least: int
     most: int
 
-    def task(self) -> Task[float]:
+    def task(self) -> EndpointTask[float]:
         """The question; its answer is a share of the scale, in [0, 1]."""
         points = {"type": "integer", "enum": [*range(self.least, self.most + 1)]}
         fields = {"reason": {"type": "string"}, "points": points}  # the reason first: what is said later builds on it
         schema = {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
         asked = f"{self.text}\nGive the reason in one sentence, then the number, {self.least} to {self.most}."
-        return Task(self.name, asked, schema, self.share)
+        return EndpointTask(self.name, asked, schema, self.share)
 
     def share(self, answer: Any) -> float | None:
         """How far up the scale an answer is; None where it says no number on it."""

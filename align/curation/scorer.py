@@ -16,7 +16,7 @@ from data_formats.records import Record
 FindModel = Callable[[str], str]
 
 
-class Scorer(Protocol):
+class RecordScorer(Protocol):
     """Rates records; asked for as many as it is given, it may batch them as it likes.
 
     Attributes:

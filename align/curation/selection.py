@@ -41,7 +41,7 @@ Scores = list[float | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ChosenRow:
     """What became of a row, and why.
 
     Attributes:
@@ -78,15 +78,15 @@ class Selection:
         """Whether each row is kept."""
         return self.choice.kept_N
 
-    def row(self, at: int) -> Row:
+    def row(self, at: int) -> ChosenRow:
         """What became of the row at place `at`, from 0."""
         scores = (None if one is None else one[at] for one in (self.quality, self.difficulty, self.worth))
         fate, near = int(self.choice.fate_N[at]), int(self.choice.nearest_N[at])
         beside = (None, None) if near < 0 else (near + 1, round(float(self.choice.cosine_N[at]), 4))
         reason = "" if fate == KEPT else REASONS[fate]
-        return Row(at + 1, int(self.clusters_N[at]), *scores, *beside, fate == KEPT, reason)
+        return ChosenRow(at + 1, int(self.clusters_N[at]), *scores, *beside, fate == KEPT, reason)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[ChosenRow]:
         """All of them."""
         return map(self.row, range(len(self.clusters_N)))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from align.curation.asking import Asker, Task
+from align.curation.asking import Asker, EndpointTask
 from align.curation.vocabulary import LONGEST_TAG
 from align.runtime.errors import AlignError
 from align.textmodels.classifier import TextClassifier
@@ -70,7 +70,7 @@ def tags_said(value: Any) -> list[str] | None:
     return said if said or not listed else None
 
 
-TAGS = Task("tags", INSTRUCTIONS, SCHEMA, tags_said)
+TAGS = EndpointTask("tags", INSTRUCTIONS, SCHEMA, tags_said)
 
 
 @dataclass(slots=True)

@@ -43,7 +43,7 @@ AT_ONCE = 256  # tags compared with all leaders in one go
 VERSION = 1
 
 
-class VocabularyError(AlignError, ValueError):
+class TagVocabularyError(AlignError, ValueError):
     """Tags of which no vocabulary can be made, or a file that holds none."""
 
 
@@ -102,7 +102,7 @@ class Vocabulary:
 
         Raises:
             MissingFileError: no such file.
-            VocabularyError, RunFileError: it is damaged, or something else.
+            TagVocabularyError, RunFileError: it is damaged, or something else.
         """
         path = typed_path(path)
         found = read_object(path, "name another vocabulary, or leave it out to make one")
@@ -113,7 +113,7 @@ class Vocabulary:
         right = right and isinstance(similarity, float) and 0 < similarity <= 1 and isinstance(embedder, str)
         tags = {row["tag"]: Tag(row["rows"], row["raw"]) for row in rows if _is_tag(row)} if right else {}
         if not right or len(tags) != len(rows):
-            raise VocabularyError(f"{path} is no vocabulary of tags; name one that `align data tag` wrote")
+            raise TagVocabularyError(f"{path} is no vocabulary of tags; name one that `align data tag` wrote")
         steps = found.get("steps")
         return cls(tags, embedder, similarity, steps if isinstance(steps, dict) else {})
 
@@ -141,7 +141,7 @@ def build_vocabulary(
         embed: compares them; `embedder` is what it is called in the file.
 
     Raises:
-        VocabularyError: no tag is left, or there are too many.
+        TagVocabularyError: no tag is left, or there are too many.
     """
     raw_of: defaultdict[str, Counter[str]] = defaultdict(Counter)
     by_rule: list[set[str]] = []
@@ -152,7 +152,7 @@ def build_vocabulary(
                 raw_of[key][raw] += 1
         by_rule.append(set(own.values()) - {""})
     if len(raw_of) > MOST_TAGS:
-        raise VocabularyError(f"{len(raw_of)} different tags are more than {MOST_TAGS}; tag fewer rows")
+        raise TagVocabularyError(f"{len(raw_of)} different tags are more than {MOST_TAGS}; tag fewer rows")
     steps = {"different": len({raw for own in raw_of.values() for raw in own}), "by rule": len(raw_of)}
     counts = Counter(key for own in by_rule for key in own)
     order = sorted(raw_of, key=lambda key: (-counts[key], key))
@@ -175,7 +175,7 @@ def build_vocabulary(
     if not frequent:
         most = max(counts.values(), default=0)
         told = f"none of {len(counts)} tags stands on {least_rows} rows, the most frequent on {most}"
-        raise VocabularyError(f"{told if counts else 'no row has a tag'}; lower the number of rows that a tag needs")
+        raise TagVocabularyError(f"{told if counts else 'no row has a tag'}; lower the number of rows that a tag needs")
     tags = {_name(raw_of[key]): Tag(counts[key], dict(raw_by_tag[key].most_common())) for key in frequent}
     return Vocabulary(tags, embedder, similarity, steps)
 

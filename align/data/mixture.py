@@ -77,7 +77,7 @@ def with_epochs(rows: list[Any], sources: Sequence[Source], seed: int) -> list[A
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class MixturePhase:
     """Steps `first` to before `end`, which go from the shares `before` to `after`, or have `after` from the start."""
 
     title: str
@@ -133,15 +133,15 @@ class MixedOrder:
         self._taken = [dict.fromkeys(self.rows_of, 0)]  # of each part before step 0, 1, …, as far as was asked
         self._passes: dict[tuple[str, int], list[int]] = {}
 
-    def _phases(self, steps: int) -> Iterator[Phase]:
+    def _phases(self, steps: int) -> Iterator[MixturePhase]:
         sizes = {name: len(rows) for name, rows in self.rows_of.items()}
         weights = self.section.weights
         now = tempered(sizes, self.section.temperature) if weights is None else self._shares(weights)
         firsts = [round(phase.start * steps) for phase in self.section.anneal]
-        yield Phase("start", 0, firsts[0] if firsts else steps, now, now, linear=False)
+        yield MixturePhase("start", 0, firsts[0] if firsts else steps, now, now, linear=False)
         for phase, (first, end) in zip(self.section.anneal, pairwise([*firsts, steps]), strict=True):
             then = self._shares(phase.weights)
-            yield Phase(phase.title, first, end, now, then, linear=phase.change == "linear")
+            yield MixturePhase(phase.title, first, end, now, then, linear=phase.change == "linear")
             now = then
 
     def _shares(self, weights: Mapping[str, float]) -> dict[str, float]:
@@ -183,7 +183,7 @@ class MixedOrder:
             found["phases"] = [self._drawn_in(one, min(one.end, steps)) for one in self.phases if one.first < steps]
         return found
 
-    def _drawn_in(self, phase: Phase, end: int) -> dict[str, Any]:
+    def _drawn_in(self, phase: MixturePhase, end: int) -> dict[str, Any]:
         until, since = self.taken(end), self.taken(phase.first)
         own = {name: until[name] - since[name] for name in until}
         return {"name": phase.title, "steps": [phase.first + 1, end], "drawn": own}

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from align.runtime.errors import MissingFileError
 from data_formats.cleaning.steps import Finding
 from data_formats.cleaning.texts import prompt_text, reply_texts, wanted_texts
 from data_formats.cleaning.units import units
-from data_formats.errors import DataError, MissingFileError
+from data_formats.errors import DataError
 from data_formats.records import Record
 
 Judge = Callable[[Sequence[str]], list[str | None]]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from align.curation.asking import Asker, Task, json_in
+from align.curation.asking import Asker, EndpointTask, json_in
 from reward.protocol import RewardError, RewardUnavailableError
 from tests.align.curation.endpoint import chat_server
 
@@ -17,7 +17,7 @@ def read(value):
     return value["words"] if isinstance(value, dict) and isinstance(value.get("words"), int) else None
 
 
-COUNT = Task("words", "How many words has it?", SCHEMA, read)
+COUNT = EndpointTask("words", "How many words has it?", SCHEMA, read)
 
 
 def counted(text: str) -> str:

@@ -10,8 +10,8 @@ import pytest
 
 from align.curation import vocabulary as module
 from align.curation.vocabulary import (
+    TagVocabularyError,
     Vocabulary,
-    VocabularyError,
     associated,
     build_vocabulary,
     by_characters,
@@ -101,10 +101,10 @@ def test_a_later_run_takes_the_same_names(tmp_path):
 
 
 def test_what_gives_no_vocabulary_says_why():
-    with pytest.raises(VocabularyError, match="none of 2 tags stands on 5 rows, the most frequent on 2"):
+    with pytest.raises(TagVocabularyError, match="none of 2 tags stands on 5 rows, the most frequent on 2"):
         build_vocabulary([["a", "b"], ["a"]], alone)
     for rows in ([], [[]], [["🍳"]]):
-        with pytest.raises(VocabularyError, match="no row has a tag"):
+        with pytest.raises(TagVocabularyError, match="no row has a tag"):
             build_vocabulary(rows, alone, least_rows=1)
 
 
@@ -124,7 +124,7 @@ def test_a_file_that_is_no_vocabulary_is_refused(tmp_path):
         {"embedder": None},
     ):
         path.write_text(json.dumps(whole | change))
-        with pytest.raises(VocabularyError, match="is no vocabulary of tags"):
+        with pytest.raises(TagVocabularyError, match="is no vocabulary of tags"):
             Vocabulary.load(path)
 
 
