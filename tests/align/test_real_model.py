@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from align import cli
 from align.models.fetch import NotReachedError, fetch
 from align.recipe import load_recipe
+from align.runtime.devices import bfloat16_is_slow
 from align.runtime.errors import MissingPackageError
 from align.stages.chain import run_chain
 from reward.model import RewardModel
@@ -81,6 +82,8 @@ def chain(model, tmp_path_factory):
     words += [f"data_root={folder}", "ppo.eval_data=[prompts.jsonl]", "ppo.ptx_data=[text.jsonl]"]
     words += [f"{stage}.{key}={value}" for stage, sizes in SIZES.items() for key, value in sizes.items()]
     words += [f"model.path={model}", f"output_dir={folder}/run", "pmp.holdout=0.3", "rm.holdout=0.3", "sft.holdout=0.3"]
+    if bfloat16_is_slow():  # as the run itself would advise
+        words += load_recipe("smollm2_cpu", words).model.float32_words.split()
     run_chain(load_recipe("smollm2_cpu", [*words, "ppo.num_iterations=1"]))
     return folder / "run", run_chain(load_recipe("smollm2_cpu", words))
 
