@@ -38,20 +38,13 @@ def selection_of(args: argparse.Namespace) -> SelectionSection:
     Raises:
         MissingFileError, RecipeError: no such file, or with errors.
     """
-    from pydantic import ValidationError
-
-    from align.recipe.errors import RecipeError, describe
-    from align.recipe.selection_section import SelectionSection, read_selection
+    from align.recipe.selection_section import SelectionSection, checked_selection, read_selection
 
     section = SelectionSection() if args.selection is None else read_selection(args.selection)
     names = ("keep", "embeddings", "seed")
     told = {name: value for name in names if (value := getattr(args, name)) is not None}
     found = dict(section) | told | ({"random": True} if args.random else {})
-    try:
-        return SelectionSection.model_validate(found)
-    except ValidationError as error:
-        problems = [str(problem) for problem in describe(SelectionSection, error.errors())]
-        raise RecipeError(problems, str(args.selection or "align data select")) from None
+    return checked_selection(found, str(args.selection or "align data select"))
 
 
 def select(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -122,7 +122,12 @@ def read_selection(path: str | Path) -> SelectionSection:
         RecipeError: not YAML, or unknown keys and values, all of them.
     """
     data, _ = parse(read(Path(path), str(path)), str(path))
+    return checked_selection(data if data is not None else {}, str(path))
+
+
+def checked_selection(found: Any, name: str) -> SelectionSection:
+    """The section of these keys; `name` says where they are from. Raises RecipeError: unknown ones, or bad values."""
     try:
-        return SelectionSection.model_validate(data if data is not None else {})
+        return SelectionSection.model_validate(found)
     except ValidationError as error:
-        raise RecipeError([str(problem) for problem in describe(SelectionSection, error.errors())], str(path)) from None
+        raise RecipeError([str(problem) for problem in describe(SelectionSection, error.errors())], name) from None

@@ -200,4 +200,5 @@ def test_models_that_take_no_flat_rows_say_what_each_row_alone_does(changes):
         mask = alone.mask_NS[0]
         expected = (reply_logprobs(policy, alone, 0.7)[0], state_values(critic, alone)[0])
         for found, want in zip((said, values), expected, strict=True):
-            torch.testing.assert_close(found[row, : len(mask)][mask], want[mask], rtol=1e-12, atol=1e-12)
+            near = 1e-6 if "attn_implementation" in changes else 1e-12  # eager's softmax is of float32
+            torch.testing.assert_close(found[row, : len(mask)][mask], want[mask], rtol=near, atol=near)

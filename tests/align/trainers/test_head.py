@@ -48,7 +48,7 @@ def test_blocks_give_the_answers_and_gradients_of_all_logits(name, flat, monkeyp
     model = make(name)
     whole = answers_and_gradients(model, flat)
     monkeypatch.setattr(head, "BLOCK_LOGITS", 64 * 4)  # four rows
-    torch.testing.assert_close(answers_and_gradients(model, flat), whole, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(answers_and_gradients(model, flat), whole, rtol=1e-12, atol=1e-12)
     assert model(input_ids=IDS).logits.shape == (2, 15, 64)  # the head is itself again
 
 
@@ -65,7 +65,7 @@ def test_a_model_that_changes_its_logits_unannounced_is_found_out(monkeypatch):
     whole = answers_and_gradients(model)
     monkeypatch.setattr(head, "BLOCK_LOGITS", 64 * 4)
     for _ in range(2):  # found out, then known
-        torch.testing.assert_close(answers_and_gradients(model), whole, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(answers_and_gradients(model), whole, rtol=1e-12, atol=1e-12)
 
 
 class Widest(TorchDispatchMode):
@@ -158,7 +158,7 @@ def test_the_second_pass_runs_in_its_context(monkeypatch):
         model.lm_head.forward = entered[-1]
 
     model.second_pass = second_pass
-    torch.testing.assert_close(answers_and_gradients(model), whole, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(answers_and_gradients(model), whole, rtol=1e-12, atol=1e-12)
     assert len(entered) == 8  # 30 rows, four at a time
 
 

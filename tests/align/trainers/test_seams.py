@@ -57,6 +57,7 @@ PPO = {
 }
 
 SUPERVISED = {  # of both trainers, beside what `transformers.Trainer` promises
+    "mixed_order": "property -> MixedOrder",
     "train": "(self, *args: Any, **kwargs: Any) -> TrainOutput",
     "row_length": "(self, row: dict) -> int",
     "get_train_dataloader": "(self) -> DataLoader",

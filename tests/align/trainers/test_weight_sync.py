@@ -156,7 +156,7 @@ def test_precisions_and_an_own_tolerance(tmp_path):
         tmp_path, engine=Own(autocast_dtype=torch.bfloat16), accelerator=make_accelerator("bf16"), num_iterations=1
     )
     trainer.train()
-    assert trainer.state.log_history[-1]["engine/probe_max"] < 5e-3  # bfloat16's rounding, of rows laid otherwise
+    assert trainer.state.log_history[-1]["engine/probe_max"] < 3e-2  # bfloat16's rounding, of rows laid otherwise
     mixed = ppo_case.trainer(tmp_path, engine=Own(ppo_case.policy(9).bfloat16()), num_iterations=1)
     mixed.train()
     assert 1e-4 < mixed.state.log_history[-1]["engine/probe_max"] < 0.5
