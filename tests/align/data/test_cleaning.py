@@ -117,6 +117,7 @@ def two_ranks(folder):
     (folder / f"told-{distributed.get_rank()}").write_text(repr(told))
 
 
+@pytest.mark.slow
 def test_where_a_model_is_asked_all_ranks_go_on_with_what_the_first_one_left(tmp_path):
     on_ranks(2, two_ranks, tmp_path)
     assert {(tmp_path / f"told-{rank}").read_text() for rank in "01"} == {"(['1'], 1)"}
