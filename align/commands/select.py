@@ -38,13 +38,14 @@ def selection_of(args: argparse.Namespace) -> SelectionSection:
     Raises:
         MissingFileError, RecipeError: no such file, or with errors.
     """
-    from align.recipe.selection_section import SelectionSection, checked_selection, read_selection
+    from align.recipe.section_file import checked_section
+    from align.recipe.selection_section import SelectionSection, read_selection
 
     section = SelectionSection() if args.selection is None else read_selection(args.selection)
     names = ("keep", "embeddings", "seed")
     told = {name: value for name in names if (value := getattr(args, name)) is not None}
     found = dict(section) | told | ({"random": True} if args.random else {})
-    return checked_selection(found, str(args.selection or "align data select"))
+    return checked_section(SelectionSection, found, str(args.selection or "align data select"))
 
 
 def select(

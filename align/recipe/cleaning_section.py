@@ -8,9 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from align.recipe.errors import RecipeError, describe
 from align.recipe.fields import Source
 from align.recipe.filter_sections import (
     C4Section,
@@ -23,7 +22,7 @@ from align.recipe.filter_sections import (
     crossed,
 )
 from align.recipe.section import Count, Positive, Section, Share
-from align.recipe.text import parse, read
+from align.recipe.section_file import read_section
 
 Shares = dict[Annotated[int, Field(ge=1, le=100)], Share]
 
@@ -209,8 +208,4 @@ def read_cleaning(path: str | Path) -> CleaningSection:
         MissingFileError: no such file.
         RecipeError: not YAML, or unknown keys and values, all of them.
     """
-    data, _ = parse(read(Path(path), str(path)), str(path))
-    try:
-        return CleaningSection.model_validate(data if data is not None else {})
-    except ValidationError as error:
-        raise RecipeError([str(problem) for problem in describe(CleaningSection, error.errors())], str(path)) from None
+    return read_section(CleaningSection, path)

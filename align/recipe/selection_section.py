@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from align.recipe.errors import RecipeError, describe, path_problem
+from align.recipe.errors import path_problem
 from align.recipe.scorer_sections import (
     DifficultySection,
     IFDDifficultySection,
@@ -17,7 +17,7 @@ from align.recipe.scorer_sections import (
     scorer_problems,
 )
 from align.recipe.section import Count, LocalPath, Positive, Section, Share
-from align.recipe.text import parse, read
+from align.recipe.section_file import read_section
 from align.runtime.packages import is_installed, missing_package
 
 
@@ -121,13 +121,4 @@ def read_selection(path: str | Path) -> SelectionSection:
         MissingFileError: no such file.
         RecipeError: not YAML, or unknown keys and values, all of them.
     """
-    data, _ = parse(read(Path(path), str(path)), str(path))
-    return checked_selection(data if data is not None else {}, str(path))
-
-
-def checked_selection(found: Any, name: str) -> SelectionSection:
-    """The section of these keys; `name` says where they are from. Raises RecipeError: unknown ones, or bad values."""
-    try:
-        return SelectionSection.model_validate(found)
-    except ValidationError as error:
-        raise RecipeError([str(problem) for problem in describe(SelectionSection, error.errors())], name) from None
+    return read_section(SelectionSection, path)
