@@ -22,8 +22,9 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The words of every line of a block that is a command."""
-    lines = (line for language, text in blocks(page) if not language for line in text.splitlines())
+    """The words of every line of a block that is a command; a backslash at its end goes on in the next."""
+    texts = (text.replace("\\\n", " ") for language, text in blocks(page) if not language)
+    lines = (line for text in texts for line in text.splitlines())
     starts = ("make ", "align ", "accelerate ", "torchrun ", "python ", "OMP_NUM_THREADS", "ALIGN_")
     return [shlex.split(line, comments=True) for line in lines if line.startswith(starts)]
 
