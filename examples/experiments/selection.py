@@ -1,6 +1,6 @@
 """Half of the data chosen, against all of it and a random half: SFT in the embedded world, a reward on real pairs.
 
-    python examples/experiments/selection.py RUN [RUN …] [--steps N] [--out FILE]
+    python examples/experiments/selection.py RUN [RUN …] [--steps N] [--arms ARM …] [--out FILE]
     python examples/experiments/selection.py --real FILE [FILE …]
 
 Each RUN is the output folder of a finished `align quickstart`, one a seed. Its demonstrations are of mixed quality as
@@ -9,8 +9,9 @@ rows are repeated, another quarter have the reply to another question of their k
 pool SFT trains from the run's base model on all rows, on the half that `selection` chooses (quality: the run's reward
 model; difficulty: loss ratio under the run's base model), on the half that is chosen for diversity alone, and on a
 random half; at the same number of optimizer steps, and the halves at the same number of epochs too, with half the
-steps. All arms are judged by the gold score on the run's held-out prompts and by the loss on the run's held-out
-demonstrations, whose prompts are in no pool. Arms are kept in `RUN/experiments/selection/`: started again, it goes on.
+steps (`chosen/2` …). All arms are judged by the gold score on the run's held-out prompts and by the loss on the run's
+held-out demonstrations, whose prompts are in no pool. Arms are kept in `RUN/experiments/selection/`: started again, it
+goes on.
 
 With --real a linear Bradley-Terry model over hashed words (a second of training) takes the reward model's place: it is
 fitted on all training pairs, on halves of them, and judged on a fifth of the pairs held out by prompt. Quality is the
@@ -55,6 +56,7 @@ from data_formats.splitting import prompt_key, split_heldout
 
 FOLDER, POOLS = "experiments/selection", ("as they are", "planted")
 REPEATED, MISLABELLED = 0.25, 0.25  # shares of the planted pool
+ARMS = ("all", "chosen", "chosen/2", "diverse", "diverse/2", "random", "random/2")
 ALMOST = 0.999  # cosine from which on two rows of the world are one: its prompts are of few patterns
 DRAWS, HELDOUT = 10, 0.2
 COLUMNS = ("gold", "correct", "gold_sampled", "correct_sampled", "heldout_loss")
@@ -129,18 +131,19 @@ def trained(recipe: Recipe, out: Path, pool: str, way: str, steps: int) -> dict[
     return read_object(file, "remove it to have the arm made again") or {}
 
 
-def run_arms(run: Path, steps: int | None) -> dict[str, Any]:
-    """Every arm on one run."""
+def run_arms(run: Path, steps: int | None, arms: list[str]) -> dict[str, Any]:
+    """These arms on one run."""
     recipe, out = recipe_of(run), run / FOLDER
     steps = steps or recipe.sft.max_steps
     found: dict[str, Any] = {"seed": recipe.seed, "steps": steps, "arms": {}}
     with locked(recipe.output_dir, ["experiments"]):
         found["kept"] = write_pools(recipe, run, out)
         for pool in POOLS:
-            for way in ("all", "chosen", "diverse", "random"):
-                for length in dict.fromkeys((steps, steps if way == "all" else steps // 2)):
-                    name = f"{pool} | {'all' if way == 'all' else f'half, {way}'} | {length}"
-                    found["arms"][name] = trained(recipe, out, pool, way, length)
+            for arm in arms:
+                way, _, shorter = arm.partition("/")
+                length = steps // 2 if shorter else steps
+                name = f"{pool} | {'all' if way == 'all' else f'half, {way}'} | {length}"
+                found["arms"][name] = trained(recipe, out, pool, way, length)
     return found
 
 
@@ -215,11 +218,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("runs", metavar="RUN", nargs="*", type=Path)
     parser.add_argument("--real", metavar="FILE", nargs="+", default=[], help="comparisons")
     parser.add_argument("--steps", type=int, help="of all rows (default: the sft stage's)")
+    parser.add_argument("--arms", metavar="ARM", nargs="+", choices=ARMS, default=ARMS, help=f"of {', '.join(ARMS)}")
     parser.add_argument("--out", type=Path, help="write all figures of the runs to this JSON file")
     args = parser.parse_args(argv)
     prepare()
     with guarded(proceed=f"python {' '.join(sys.argv)}") as ending:
-        if found := [run_arms(run, args.steps) for run in args.runs]:
+        if found := [run_arms(run, args.steps, args.arms) for run in args.runs]:
             print_tables(found)
         if found and args.out is not None:
             write_json(args.out, found)
