@@ -2,7 +2,6 @@
 
 The first rank chooses, once: `<stage>/selection/` holds the choice, why each row was kept or dropped, and a page of it;
 the stage goes on with the same rows, and chooses anew where the rows, the section or the models it names are others.
-A record that a mixture drew more than once is chosen once, and stays as often as it was drawn.
 """
 
 from __future__ import annotations
@@ -44,8 +43,6 @@ def chosen(
 
     if not records:
         raise EmptyDatasetError(f"stage '{stage}' has no training rows to choose among: check {stage}.data")
-    first = {id(record): at for at, record in reversed(list(enumerate(records)))}
-    places = sorted(first.values())
     folder = out_dir / common.SELECTION
     origins = {origin.value: origin for origin in selection_origins(recipe, section).values()}
 
@@ -53,15 +50,14 @@ def chosen(
         return common.origin_path(recipe, origins[name], stage=stage) if name in origins else name
 
     def choose() -> None:
-        choose_records([records[at] for at in places], section.selection, folder, find_model)
+        choose_records(records, section.selection, folder, find_model)
         build_page(folder, f"{recipe.name}: {stage}")
 
     agree(choose, lambda words: SelectionError(f"the first rank could not choose rows ({words})"), mine=is_main())
     kept, figures = read_choice(folder)
     dropped = ", ".join(f"{count} {reason}" for reason, count in figures["dropped"].items())
     if not kept:
-        told = f"{stage}.selection keeps none of {len(places)} rows ({dropped})"
+        told = f"{stage}.selection keeps none of {len(records)} rows ({dropped})"
         raise EmptyDatasetError(f"{told}: raise {stage}.selection.keep")
-    ids = {id(records[places[at]]) for at in kept}
-    common.LOG.info("%s: selection keeps %d of %d rows (%s)", stage, len(kept), len(places), dropped or "none dropped")
-    return [record for record in records if id(record) in ids], {"selection": figures}
+    common.LOG.info("%s: selection keeps %d of %d rows (%s)", stage, len(kept), len(records), dropped or "none dropped")
+    return [records[at] for at in kept], {"selection": figures}
