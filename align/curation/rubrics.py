@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from align.curation.asking import Asker, EndpointTask
 from align.recipe.judge_section import LanguageModelSection
+from align.textmodels.asking import Asker, EndpointTask
 from data_formats.records import Message
 from reward.judges.llm import rubric_in
 from reward.judges.question import turn_text

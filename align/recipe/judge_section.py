@@ -44,7 +44,7 @@ class LanguageModelSection(Section):
     """A language model behind an OpenAI-compatible endpoint, whatever it is asked."""
 
     url: Url = Field(repr=False)
-    """Where it listens, up to `/v1` or with `/chat/completions`. What its query holds is written nowhere (`***` in a
+    """Where it listens, up to `/v1` or the whole address. What its query holds is written nowhere (`***` in a
     run's recipe.yaml) and may change when a run goes on."""
     model: str = Field(min_length=1)
     """What the endpoint calls the model."""
