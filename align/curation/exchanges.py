@@ -8,33 +8,18 @@ of the rejected one, below 0 where the scorer disagrees. Scored replies are one 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
 
+from align.data.replies import PromptedReply, sides
 from align.runtime.errors import AlignError
 from data_formats.chatml import reply_text
-from data_formats.records import Comparison, Demonstration, Message, Record, Scored
+from data_formats.records import Comparison, Demonstration, Record, Scored
 
 
 class ScorerError(AlignError, ValueError):
     """Records that a scorer has nothing to say about, or a model that it cannot rate them with."""
 
 
-@dataclass(frozen=True, slots=True)
-class RatedExchange:
-    """A conversation up to a reply, and the reply."""
-
-    prompt: tuple[Message, ...]
-    reply: str
-    tools: tuple[str, ...] = ()
-
-    @property
-    def key(self) -> bytes:
-        """128 bits of everything in it."""
-        return blake2b(repr((self.prompt, self.reply, self.tools)).encode(), digest_size=16).digest()
-
-
-Rated = tuple[RatedExchange, RatedExchange | None]
+Rated = tuple[PromptedReply, PromptedReply | None]
 
 
 def require_kinds(records: Sequence[Record], name: str, rates: Sequence[str]) -> None:
@@ -57,21 +42,15 @@ def rated(record: Record) -> Rated | None:
     match record:
         case Demonstration():
             found = record.last_exchange()
-            pair = None if found is None else (RatedExchange(*found, record.tools), None)
-        case Comparison(prompt=prompt, tools=tools):
-            pair = (
-                RatedExchange((*prompt, *record.chosen_turns), reply_text(record.chosen_reply), tools),
-                RatedExchange((*prompt, *record.rejected_turns), reply_text(record.rejected_reply), tools),
-            )
+            pair = None if found is None else (PromptedReply(*found, record.tools), None)
+        case Comparison():
+            pair = sides(record)
         case Scored(prompt=prompt, tools=tools):
             told = sorted((reply for reply in record.replies if reply.score is not None), key=lambda one: one.score)
             if not told or told[0].score == told[-1].score:
                 return None
-            best, worst = told[-1], told[0]
-            pair = (
-                RatedExchange(prompt, reply_text(best.turn), tools),
-                RatedExchange(prompt, reply_text(worst.turn), tools),
-            )
+            best, worst = (PromptedReply(prompt, reply_text(one.turn), tools) for one in (told[-1], told[0]))
+            pair = (best, worst)
         case _:
             pair = None
     if pair is None or not pair[0].prompt or any(one is not None and not one.reply.strip() for one in pair):
@@ -80,7 +59,7 @@ def rated(record: Record) -> Rated | None:
 
 
 def differences(
-    records: Sequence[Record], rate: Callable[[Sequence[RatedExchange]], Sequence[float | None]]
+    records: Sequence[Record], rate: Callable[[Sequence[PromptedReply]], Sequence[float | None]]
 ) -> list[float | None]:
     """A score a record: that of its reply, less that of the other where it has two; None where one of them has none.
 

@@ -32,10 +32,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from align.curation.exchanges import RatedExchange, rated, require_kinds
+from align.curation.exchanges import rated, require_kinds
 from align.curation.kept import Kept, Numbers
 from align.curation.scale import quantiles_at_length
 from align.data.encode import encode_prompt, encode_prompts, encode_replies
+from align.data.replies import PromptedReply
 from align.functional.linear_logprobs import TokenQuestion
 from align.recipe.scorer_sections import IFDDifficultySection
 from align.runtime.memory import memory_errors
@@ -101,7 +102,7 @@ class IFD:
         return [None if pair is None else next(found) for pair in pairs]
 
     @torch.no_grad()
-    def _rate(self, exchanges: Sequence[RatedExchange]) -> list[Numbers]:
+    def _rate(self, exchanges: Sequence[PromptedReply]) -> list[Numbers]:
         rows = [row for both in self._rows(exchanges) for row in both]
         judged = [at for at, row in enumerate(rows) if row.count > 0]
         losses: list[float | None] = [None] * len(rows)
@@ -114,7 +115,7 @@ class IFD:
         pairs = zip(losses[::2], losses[1::2], rows[::2], strict=True)
         return [(given, alone, float(row.count)) if _is_told(given, alone) else None for given, alone, row in pairs]
 
-    def _rows(self, exchanges: Sequence[RatedExchange]) -> list[tuple[_Row, _Row]]:
+    def _rows(self, exchanges: Sequence[PromptedReply]) -> list[tuple[_Row, _Row]]:
         """Each reply behind its prompt and alone, as much of it as there is room for behind the longer of the two."""
         prompts = encode_prompts(self._tokenizer, [one.prompt for one in exchanges], [one.tools for one in exchanges])
         alone = encode_prompt(self._tokenizer, NOTHING)

@@ -15,16 +15,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align.curation.classified import ClassifierScore
-from align.curation.exchanges import RatedExchange, differences, require_kinds
+from align.curation.exchanges import differences, require_kinds
 from align.curation.kept import Kept, Numbers, kept_in
 from align.curation.rubrics import CODE, DOCUMENT, REPLY, Rubric, asked, shown, with_own_text
 from align.curation.scorer import FindModel, RecordScorer
+from align.data.replies import PromptedReply
+from align.evaluation.scoring import best_device, samples_for
 from align.recipe.scorer_sections import ClassifierSection, LLMQualitySection, QualityKind, RewardQualitySection
 from align.runtime import files
 from data_formats.cleaning.texts import whole_text
 from data_formats.records import Document, Record
 from reward.failures import MAX_FAILED_SHARE, judge_all
-from reward.protocol import Reward, Sample
+from reward.protocol import Reward
 
 logger = logging.getLogger(__name__)
 BLOCK = "```"  # a reply with a block of code is rated as code
@@ -44,7 +46,6 @@ def quality_scorer(section: QualityKind, find_model: FindModel, folder: Path | N
     """
     match section:
         case RewardQualitySection():
-            from align.evaluation.scoring import best_device
             from align.models.named import reward_at
             from reward.sources import load_reward
 
@@ -78,8 +79,8 @@ class RewardQuality:
         require_kinds(records, self.name, RewardQualitySection.rates)
         return differences(records, lambda asked: [one and one[0] for one in self._kept.numbers(asked, self._rate)])
 
-    def _rate(self, exchanges: Sequence[RatedExchange]) -> list[Numbers]:
-        samples = [Sample(one.prompt, one.reply) for one in exchanges]
+    def _rate(self, exchanges: Sequence[PromptedReply]) -> list[Numbers]:
+        samples = samples_for(self._reward, exchanges)
         verdict, failures = judge_all(self._reward, samples, "mask", max(1, int(MAX_FAILED_SHARE * len(samples))))
         if failures:
             logger.warning("%d of %d replies have no score: %s", len(failures), len(samples), failures[0])
@@ -114,7 +115,7 @@ class LLMQuality:
             found[index] = score
         return found
 
-    def _rate(self, exchanges: Sequence[RatedExchange]) -> list[float | None]:
+    def _rate(self, exchanges: Sequence[PromptedReply]) -> list[float | None]:
         scores: list[float | None] = [None] * len(exchanges)
         for rubric in (REPLY, CODE):
             at = [index for index, one in enumerate(exchanges) if (BLOCK in one.reply) is (rubric is CODE)]

@@ -10,6 +10,7 @@ import torch
 from align.curation.exchanges import ScorerError
 from align.curation.kept import Kept
 from align.curation.quality import RewardQuality, quality_scorer
+from align.data.encode import encode_comparisons
 from align.recipe.scorer_sections import ClassifierSection, LLMQualitySection, RewardQualitySection
 from align.runtime.errors import MissingFileError
 from align.runtime.json_files import RunFileError
@@ -91,6 +92,13 @@ def test_a_reward_model_in_a_folder_scores_as_its_head_reads_the_end_token(tmp_p
     ]
     with pytest.raises(MissingFileError):
         quality_scorer(section, lambda word: str(tmp_path / "gone"))
+    tool = json.dumps({"type": "function", "function": {"name": "pick", "parameters": {}}})
+    pair = Comparison((Message("system", "Use tools."), *USER), "A pear.", "No.", tools=(tool,))
+    (row,), _ = encode_comparisons(tokenizer, [pair], 9999, "error")  # what the stage trains on
+    sides = [model.backbone(input_ids=torch.tensor([row[key]])).last_hidden_state for key in row]
+    chosen, rejected = (states[0, -1] @ model.head.weight[0] for states in sides)
+    told = scorer.score([pair, Comparison(pair.prompt, pair.chosen, pair.rejected)])
+    assert told[0] == pytest.approx((chosen - rejected).item(), abs=1e-5) and told[0] != told[1]
 
 
 def test_a_reply_that_the_reward_fails_on_has_no_score_and_many_stop(tmp_path, caplog):
