@@ -10,6 +10,7 @@ a causal language model. So that of leaders is read off the set where nobody say
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -19,7 +20,7 @@ from align.textmodels.vectors import chunks, unit_rows
 
 FITTED_ON, A_CLUSTER = 100_000, 32
 BLOCK, COMPARED = 4096, 256  # vectors at once: given a centre; compared with all leaders
-LOOKED_AT, NEAREST = 1000, 0.05  # rows of which all pairs are looked at; share of the pairs that are alike enough
+LOOKED_AT = 1000  # rows of which all pairs are looked at
 
 
 def kmeans(vectors_ND: np.ndarray, clusters: int, seed: int) -> np.ndarray:
@@ -93,7 +94,8 @@ def _stacked(above: Any, below: Any) -> Any:
 
 
 def usual_cosine(vectors_ND: np.ndarray, seed: int) -> float:
-    """The cosine that one in twenty pairs of rows reaches.
+    """The cosine that one pair of rows in sqrt(N) reaches: a row is so like sqrt(N) others, as many as a cluster of
+    k-means has by default.
 
     Args:
         vectors_ND: as of `kmeans`.
@@ -103,4 +105,4 @@ def usual_cosine(vectors_ND: np.ndarray, seed: int) -> float:
     sample = np.sort(np.random.default_rng(seed).choice(count, min(count, LOOKED_AT), replace=False))
     rows = unit_rows(vectors_ND[sample])
     pairs = (rows @ rows.T)[np.triu_indices(len(rows), 1)]
-    return float(np.quantile(pairs, 1 - NEAREST)) if len(pairs) else 1.0
+    return float(np.quantile(pairs, 1 - 1 / math.sqrt(count))) if len(pairs) else 1.0

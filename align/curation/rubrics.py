@@ -117,6 +117,7 @@ def asked(asker: Asker[float], texts: Sequence[str]) -> list[float | None]:
     return found
 
 
-def shown(turns: Sequence[Message]) -> str:
-    """A conversation as a text, each turn under its role."""
-    return "\n".join(f"[{turn.role}]\n{turn_text(turn)}" for turn in turns)
+def shown(turns: Sequence[Message], tools: Sequence[str] = ()) -> str:
+    """A conversation as a text, each turn under its role, behind the tools on offer."""
+    offered = ["\n".join(("[tools on offer]", *tools))] if tools else []
+    return "\n".join([*offered, *(f"[{turn.role}]\n{turn_text(turn)}" for turn in turns)])

@@ -52,8 +52,8 @@ class SelectionSection(Section):
     clusters: Positive | None = None
     """Clusters of k-means; by default the square root of the number of rows."""
     leader_cosine: Share | None = None
-    """Cosine to a leader from which on a row is of its cluster; by default that which one in twenty pairs of rows
-    reaches, since what a cosine means depends on what embeds."""
+    """Cosine to a leader from which on a row is of its cluster; by default that which of N rows one pair in
+    sqrt(N) reaches, since what a cosine means depends on what embeds."""
     spread: Literal["proportional", "even", "best"] = "proportional"
     """How the budget is shared out: to clusters by their size, to all clusters alike (rare ones stay whole, large ones
     shrink), or to the best rows wherever they lie (Deita)."""

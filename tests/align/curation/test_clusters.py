@@ -69,13 +69,14 @@ def test_leaders_over_more_than_a_block_are_those_found_one_by_one():
     assert leaders(sparse.csr_matrix(vectors), 0.8).tolist() == wanted
 
 
-def test_the_usual_cosine_is_reached_by_one_pair_in_twenty_whatever_the_level():
-    """By hand: of five pairs of equal vectors at right angles 5 of 45 pairs are one; of twenty at right angles none."""
-    assert usual_cosine(np.repeat(np.eye(5), 2, axis=0), seed=0) == 1.0 and usual_cosine(np.eye(20), seed=0) == 0.0
+def test_the_usual_cosine_is_reached_by_one_pair_in_sqrt_n_whatever_the_level():
+    """By hand: of two times eight equal vectors 56 of 120 pairs are one, and one in 4 is asked for; of twenty at right
+    angles none is."""
+    assert usual_cosine(np.repeat(np.eye(2), 8, axis=0), seed=0) == 1.0 and usual_cosine(np.eye(20), seed=0) == 0.0
     vectors, _ = clouds((300, 250, 200), noise=0.3)
     lifted = unit_rows(np.concatenate([vectors, np.full((750, 1), 3.0)], axis=1))  # as a causal model has them
     for some in (vectors, lifted.astype(np.float16)):
         alike = unit_rows(some) @ unit_rows(some).T
         reached = alike[np.triu_indices(750, 1)] >= usual_cosine(some, seed=0)
-        assert reached.mean() == pytest.approx(0.05, abs=1e-3)
+        assert reached.mean() == pytest.approx(750**-0.5, abs=1e-3)
     assert usual_cosine(vectors[:1], seed=0) == 1.0

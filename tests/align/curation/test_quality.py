@@ -3,13 +3,14 @@ an endpoint that gives points, prose or nothing, and a classifier."""
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 
-from align.curation.exchanges import ScorerError
 from align.curation.kept import Kept
 from align.curation.quality import RewardQuality, quality_scorer
+from align.curation.scorer import ScorerError
 from align.data.encode import encode_comparisons
 from align.recipe.scorer_sections import ClassifierSection, LLMQualitySection, RewardQualitySection
 from align.runtime.errors import MissingFileError
@@ -166,6 +167,8 @@ def test_points_of_a_rubric_are_shares_and_what_cannot_be_read_is_none(tmp_path,
         own = quality_scorer(section_of(server, rubric=str(rubric)), str, tmp_path)
         assert own.score([rows[4], rows[6]]) == pytest.approx([2 / 3, 1])  # of three points, code or not
         assert all("every pear" in body["messages"][0]["content"] for body in server.bodies[6:])
+        own.score([replace(rows[0], tools=('{"name": "pick"}',))])
+        assert '[tools on offer]\n{"name": "pick"}\n[user]\n' in server.bodies[-1]["messages"][0]["content"]
 
 
 def test_a_busy_endpoint_is_waited_for_and_what_stopped_goes_on(tmp_path, monkeypatch):
