@@ -3,7 +3,7 @@
 import pytest
 
 from align.stages import run_sft
-from align.stages.chosen import chosen
+from align.stages.selection import chosen
 from tests.align.stages.sft_case import lines, recipe
 
 pytestmark = pytest.mark.needs("sklearn")
