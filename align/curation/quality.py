@@ -74,6 +74,7 @@ class RewardQuality:
         Raises:
             ScorerError: a kind of record without replies.
             RewardError: the reward fails on more than a quarter of a piece, or is not to be had.
+            DataError: the model's chat template refuses a conversation.
         """
         require_kinds(records, self.name, RewardQualitySection.rates)
         return differences(records, lambda asked: [one and one[0] for one in self._kept.numbers(asked, self._rate)])
