@@ -113,7 +113,7 @@ LAZY: dict[str, frozenset[str]] = {
     "rollouts": frozenset({"peft", "bitsandbytes", "uvicorn"}),
     "align.models": frozenset({"huggingface_hub"}),
     "align.textmodels": frozenset({"sklearn", "scipy"}),
-    "align.curation": frozenset({"sklearn"}),
+    "align.curation": frozenset({"sklearn", "scipy"}),
     "align.evaluation": frozenset({"lm_eval"}),
     "align.trainers": frozenset({"bitsandbytes"}),
 }

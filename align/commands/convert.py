@@ -35,7 +35,7 @@ def convert(
         EmptyDatasetError: no record is left.
     """
     out = typed_path(out)
-    rows = _Rows(paths, kind, options, cleaner)
+    rows = RowsOfFiles(paths, kind, options, cleaner)
     if out.exists() and any(isinstance(path, Path) and out.samefile(path) for path in rows.paths):
         raise DataError("the output is the input; name another file", path=out)
     write_jsonl(out, rows)
@@ -43,8 +43,12 @@ def convert(
     say(f"{out}: {rows.number} records")
 
 
-class _Rows:
+class RowsOfFiles:
     """The records of files, cleaned if asked, and what was done with them.
+
+    Attributes:
+        paths: the files; `kind` of records they hold.
+        number: of records that were given.
 
     Args, errors: see `convert`.
     """
@@ -60,7 +64,7 @@ class _Rows:
         other = next((path for path, one in kinds.items() if one is not self.kind), None)
         if other is not None:
             names = f"{kinds[other].__name__.lower()}s, {first} {self.kind.__name__.lower()}s"
-            raise DataError(f"holds {names}; convert them one by one, or say --kind", path=other)
+            raise DataError(f"holds {names}; take one kind at a time, or say --kind", path=other)
         self.cleaner, self.number = cleaner, 0
         self.files = [stream(path, self.kind, **options) for path in self.paths]
 
@@ -89,7 +93,7 @@ def split(
         EmptyDatasetError: one side would be empty.
     """
     sides = [typed_path(out_dir) / f"{name}.jsonl" for name in ("train", "heldout")]
-    rows = _Rows([path], kind, options, cleaner)
+    rows = RowsOfFiles([path], kind, options, cleaner)
     counts = [0, 0]
     with storage_errors(out_dir), ExitStack() as stack:
         files = [stack.enter_context(atomic_file(side)) for side in sides]

@@ -6,14 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.commands.kinds import KINDS, files_in, kind_of
 from align.commands.options import source
-from align.runtime.errors import MissingFileError
 from align.runtime.lock import locked
 from align.runtime.paths import typed_path
 from align.runtime.terminal import say
-from data_formats import DataError, EmptyDatasetError, stream, write_jsonl
-from data_formats.records import Record
+from data_formats import DataError, EmptyDatasetError, write_jsonl
 
 if TYPE_CHECKING:
     from align.recipe.selection_section import SelectionSection
@@ -63,31 +60,20 @@ def select(
         MissingFileError, DataError: no file, one that cannot be read, or several kinds of records in them.
         EmptyDatasetError: no row is left.
     """
+    from align.commands.convert import RowsOfFiles
     from align.curation.outcome import ROWS, choose_records
     from align.recipe.errors import RecipeError
     from align.recipe.selection_section import selection_problems
     from align.report.selection import build_page
 
     out = typed_path(out)
-    files, notes = files_in(paths)
-    if not files:
-        raise MissingFileError("; ".join(notes))
-    if any(isinstance(path, Path) and out.exists() and out.samefile(path) for path in files):
+    rows = RowsOfFiles(paths, kind, options, cleaner)
+    if any(isinstance(path, Path) and out.exists() and out.samefile(path) for path in rows.paths):
         raise DataError("the output is an input; name another file", path=out)
-    kinds = {path: KINDS[kind] if kind else kind_of(path, options) for path in files}
-    first = next(iter(kinds.values()))
-    if other := next((path for path, found in kinds.items() if found is not first), None):
-        told = f"holds {kinds[other].__name__.lower()}s, and {files[0]} holds {first.__name__.lower()}s"
-        raise DataError(f"{told}: choose among one kind, or say --kind", path=other)
-    if problems := selection_problems("selection", section, first.__name__):
+    if problems := selection_problems("selection", section, rows.kind.__name__):
         raise RecipeError(problems, "align data select")
-    records: list[Record] = []
-    for path in files:
-        rows = stream(path, first, **options)
-        records += rows if cleaner is None else cleaner.clean(rows)
-        say(rows.report.describe())
-    if not records:
-        raise EmptyDatasetError("no record is left, so nothing is written")
+    records = list(rows)
+    rows.say()
     folder = out.with_name(f"{out.stem}.selection")
     with locked(folder, ["select"]):
         kept, figures = choose_records(records, section, folder)

@@ -21,6 +21,7 @@ from align.commands.options import positive, source
 from align.data.variety import Variety
 from align.runs.progress import StageProgress
 from align.runtime.errors import AlignError
+from align.runtime.lock import locked
 from align.runtime.paths import typed_path
 from align.runtime.terminal import say
 from data_formats import DataError, EmptyDatasetError, stream, write_jsonl
@@ -71,6 +72,7 @@ def tag(args: argparse.Namespace, options: dict[str, Any]) -> None:
         DataError: a malformed row, `out` is the input, or the file changed meanwhile.
         TagVocabularyError, ClassifierError, MissingFileError: no such vocabulary or tagger, or no frequent tag.
         RewardError: the endpoint is not to be had; what was answered is kept.
+        FolderInUseError: another process writes `out`.
     """
     from align.curation.tags import TaggingError
 
@@ -82,8 +84,9 @@ def tag(args: argparse.Namespace, options: dict[str, Any]) -> None:
     if kind is Document:
         raise TaggingError(f"{args.path} holds documents, and tags say what a prompt asks for; tag prompts or replies")
     rows = stream(args.path, kind, **options)
-    tagged = _by_tagger(rows, args.tagger) if args.tagger else _by_model(rows, args, out)
-    write_jsonl(out, tagged)
+    with locked(out.parent, [f"tag-{out.name}"]):  # two at once would ask and pay twice, for one vocabulary
+        tagged = _by_tagger(rows, args.tagger) if args.tagger else _by_model(rows, args, out)
+        write_jsonl(out, tagged)
     say(rows.report.describe())
     for line in tagged.said:
         say(line)
@@ -130,9 +133,9 @@ def _by_tagger(rows: Any, folder: Path) -> _Tagged:
 
 def _by_model(rows: Any, args: argparse.Namespace, out: Path) -> _Tagged:
     """Asks about all rows first: which tags there are is known at the end. They are read again to be written."""
-    from align.curation.asking import Asker
     from align.curation.tags import TAGS, TaggingError, ask_tags
     from align.curation.vocabulary import SIMILARITY, Vocabulary, build_vocabulary
+    from align.textmodels.asking import Asker
 
     known = None if args.vocabulary is None else Vocabulary.load(args.vocabulary)
     answers = out.with_suffix(".answers.jsonl")

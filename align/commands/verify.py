@@ -25,7 +25,7 @@ from typing import Any
 
 from align.commands.options import positive, share, source
 from align.runtime import files
-from align.runtime.errors import StorageError
+from align.runtime.errors import AlignError, StorageError
 from align.runtime.packages import require_package
 from align.runtime.paths import typed_path
 from align.runtime.pieces import pieces_in
@@ -40,6 +40,7 @@ from reward.unit_tests import TestsResult, UnitTests, parsed
 
 AT_ONCE = 256  # demonstrations of a piece
 RULES = "E9,F63,F7,F82"  # of ruff: no Python, comparisons that are always so, misplaced statements, undefined names
+LINT_SECONDS = 600  # for a piece
 EXAMPLES = 3  # of why, of each reason
 UNTESTED, LINT = "no_tests", "lint"
 
@@ -66,6 +67,10 @@ def add_parser(what: Any) -> argparse.ArgumentParser:
     return verify
 
 
+class LintError(AlignError, RuntimeError):
+    """Ruff is there and does not work."""
+
+
 @dataclass(frozen=True, slots=True)
 class ToVerify:
     """A demonstration: where it stands, what is run, and the row that is written."""
@@ -82,7 +87,7 @@ def verify(args: argparse.Namespace, options: Mapping[str, Any]) -> None:
         DataError: rows that cannot be read, tests among them.
         StorageError: the output exists, or cannot be written.
         RewardError: there is no sandbox.
-        MissingPackageError: --lint without ruff.
+        MissingPackageError, LintError: --lint without ruff, or with one that does not work.
     """
     out = typed_path(args.out)
     failed = out.with_name(f"{out.stem}.failed{out.suffix}")
@@ -153,14 +158,26 @@ def _linted(samples: Sequence[Sample]) -> list[str]:
                 (Path(folder) / f"{at}-{name}.py").write_text(text, encoding="utf-8", errors="replace")
         words = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--exit-zero", "--ignore-noqa"]
         words += ["--select", RULES]
-        told = subprocess.run([*words, "--output-format", "json", folder], capture_output=True, check=True, timeout=600)
         problems: dict[str, str] = {}
-        for one in json.loads(told.stdout):
+        for one in _ruff([*words, "--output-format", "json", folder]):
             problems.setdefault(Path(one["filename"]).stem, f"{one['code'] or 'syntax'}: {one['message']}")
         for at in range(len(samples)):
             both = [problems.get(f"{at}-{name}", "") for name in ("behind", "alone")]
             found.append(both[0] if all(both) else "")
     return found
+
+
+def _ruff(words: Sequence[str]) -> list[dict[str, Any]]:
+    """What it prints. Raises LintError: it fails, or prints something else."""
+    try:
+        told = subprocess.run(words, capture_output=True, check=True, timeout=LINT_SECONDS)
+        return json.loads(told.stdout)
+    except subprocess.CalledProcessError as error:
+        said = shortened(error.stderr.decode("utf-8", "replace").strip())
+        told = f"--lint: ruff ends with {error.returncode}: {said!r}"
+        raise LintError(f"{told}; mend its installation, or leave --lint out") from error
+    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        raise LintError(f"--lint: ruff gave nothing of use ({error}); leave --lint out") from error
 
 
 def _failed(

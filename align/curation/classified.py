@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from align.curation.exchanges import ScorerError, require_kinds
+from align.curation.scorer import ScorerError, require_kinds
 from align.recipe.errors import did_you_mean
 from align.recipe.scorer_sections import ClassifierSection
 from align.runtime.json_files import number, parse_json

@@ -3,10 +3,14 @@
 K-means' centres are found on at most `FITTED_ON` vectors (or 32 a cluster), drawn by the seed, and every vector then
 goes to the nearest, block by block: of N vectors in a file only a block is in memory. Leaders (Hartigan 1975, chapter
 3) are found in the order of the rows: each joins the nearest leader within a cosine, or becomes one.
+
+What a cosine means depends on what made the vectors: those of unrelated texts are near 0 by hashed TF-IDF and near 1 by
+a causal language model. So that of leaders is read off the set where nobody says it (`usual_cosine`).
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -15,7 +19,8 @@ import numpy as np
 from align.textmodels.vectors import chunks, unit_rows
 
 FITTED_ON, A_CLUSTER = 100_000, 32
-BLOCK = 4096
+BLOCK, COMPARED = 4096, 256  # vectors at once: given a centre; compared with all leaders
+LOOKED_AT = 1000  # rows of which all pairs are looked at
 
 
 def kmeans(vectors_ND: np.ndarray, clusters: int, seed: int) -> np.ndarray:
@@ -45,27 +50,59 @@ def kmeans(vectors_ND: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     return np.unique(labels, return_inverse=True)[1]
 
 
-def leaders(vectors_ND: np.ndarray, cosine: float) -> np.ndarray:
-    """The cluster of every vector, int64 (N,), numbered from 0 in the order in which their leaders come.
+def leaders(vectors_ND: Any, cosine: float) -> np.ndarray:
+    """The row that leads every vector, int64 (N,): the most alike of the leaders before it, from `cosine` on (of as
+    alike ones the earlier), else itself.
+
+    Args:
+        vectors_ND: as of `kmeans`, or a sparse matrix.
+    """
+    found, leading, led = np.empty(vectors_ND.shape[0], np.int64), np.zeros(0, np.int64), None
+    for rows in chunks(len(found), COMPARED):
+        block = vectors_ND[rows]
+        block = block if hasattr(block, "toarray") else unit_rows(block)
+        count = block.shape[0]
+        known = np.zeros((count, 0)) if led is None else dense(block @ led.T)
+        own, fresh = dense(block @ block.T), list[int]()  # leaders among the block's own rows
+        for row in range(count):
+            cosines = np.concatenate([known[row], own[row, fresh]])
+            best = int(cosines.argmax()) if len(cosines) else -1
+            if best < 0 or cosines[best] < cosine:
+                fresh.append(row)
+                found[rows.start + row] = rows.start + row
+            elif best < len(leading):
+                found[rows.start + row] = leading[best]
+            else:
+                found[rows.start + row] = rows.start + fresh[best - len(leading)]
+        new = np.array(fresh, np.int64)
+        led = block[new] if led is None else _stacked(led, block[new])
+        leading = np.concatenate([leading, new + rows.start])
+    return found
+
+
+def dense(product: Any) -> np.ndarray:
+    """A product of matrices as an array, be they sparse."""
+    return product.toarray() if hasattr(product, "toarray") else np.asarray(product)
+
+
+def _stacked(above: Any, below: Any) -> Any:
+    if hasattr(above, "toarray"):
+        from scipy.sparse import vstack
+
+        return vstack([above, below], format="csr")
+    return np.concatenate([above, below])
+
+
+def usual_cosine(vectors_ND: np.ndarray, seed: int) -> float:
+    """The cosine that one pair of rows in sqrt(N) reaches: a row is so like sqrt(N) others, as many as a cluster of
+    k-means has by default.
 
     Args:
         vectors_ND: as of `kmeans`.
-        cosine: from which on a vector may join a leader; of two as near the earlier leads.
+        seed: of the rows that are looked at.
     """
-    labels = np.empty(len(vectors_ND), np.int64)
-    led: Any = np.empty((BLOCK, vectors_ND.shape[1]), np.float32)
-    count = 0
-    for rows in chunks(len(vectors_ND), 256):
-        block = unit_rows(vectors_ND[rows])
-        known = block @ led[:count].T  # to the leaders before this block; those that it adds are compared one by one
-        before = count
-        for at, vector in enumerate(block):
-            near = np.concatenate([known[at], led[before:count] @ vector])
-            best = int(near.argmax()) if count else -1
-            if best < 0 or near[best] < cosine:
-                if count == len(led):
-                    led = np.concatenate([led, np.empty_like(led)])
-                led[count], best = vector, count
-                count += 1
-            labels[rows.start + at] = best
-    return labels
+    count = len(vectors_ND)
+    sample = np.sort(np.random.default_rng(seed).choice(count, min(count, LOOKED_AT), replace=False))
+    rows = unit_rows(vectors_ND[sample])
+    pairs = (rows @ rows.T)[np.triu_indices(len(rows), 1)]
+    return float(np.quantile(pairs, 1 - 1 / math.sqrt(count))) if len(pairs) else 1.0

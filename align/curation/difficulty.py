@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align.curation.classified import ClassifierScore
-from align.curation.exchanges import ScorerError, require_kinds
 from align.curation.kept import kept_in
 from align.curation.rubrics import DIFFICULTY, asked, shown, with_own_text
-from align.curation.scorer import FindModel, RecordScorer
+from align.curation.scorer import FindModel, RecordScorer, ScorerError, require_kinds
 from align.recipe.scorer_sections import (
     ClassifierSection,
     DifficultyKind,
@@ -110,7 +109,8 @@ class LLMDifficulty:
         """
         require_kinds(records, self.name, LLMDifficultySection.rates)
         prompts = [prompt_of(record) for record in records]
-        said = iter(asked(self._asker, [shown(prompt) for prompt in prompts if prompt]))
+        texts = [shown(prompt, one.tools) for prompt, one in zip(prompts, records, strict=True) if prompt]
+        said = iter(asked(self._asker, texts))
         return [next(said) if prompt else None for prompt in prompts]
 
 

@@ -32,10 +32,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from align.curation.exchanges import RatedExchange, rated, require_kinds
 from align.curation.kept import Kept, Numbers
 from align.curation.scale import quantiles_at_length
+from align.curation.scorer import rated, require_kinds
 from align.data.encode import encode_prompt, encode_prompts, encode_replies
+from align.data.replies import PromptedReply
 from align.functional.linear_logprobs import TokenQuestion
 from align.recipe.scorer_sections import IFDDifficultySection
 from align.runtime.memory import memory_errors
@@ -96,13 +97,13 @@ class IFD:
         there is nothing to judge. Errors as of `score`."""
         require_kinds(records, self.name, IFDDifficultySection.rates)
         pairs = [rated(record) for record in records]
-        exchanges = [pair[0] for pair in pairs if pair is not None]
-        found = iter(self._kept.numbers(exchanges, self._rate))
+        asked = [pair[0] for pair in pairs if pair is not None]
+        found = iter(self._kept.numbers(asked, self._rate))
         return [None if pair is None else next(found) for pair in pairs]
 
     @torch.no_grad()
-    def _rate(self, exchanges: Sequence[RatedExchange]) -> list[Numbers]:
-        rows = [row for both in self._rows(exchanges) for row in both]
+    def _rate(self, asked: Sequence[PromptedReply]) -> list[Numbers]:
+        rows = [row for both in self._rows(asked) for row in both]
         judged = [at for at, row in enumerate(rows) if row.count > 0]
         losses: list[float | None] = [None] * len(rows)
         self._model.eval()
@@ -114,11 +115,11 @@ class IFD:
         pairs = zip(losses[::2], losses[1::2], rows[::2], strict=True)
         return [(given, alone, float(row.count)) if _is_told(given, alone) else None for given, alone, row in pairs]
 
-    def _rows(self, exchanges: Sequence[RatedExchange]) -> list[tuple[_Row, _Row]]:
+    def _rows(self, asked: Sequence[PromptedReply]) -> list[tuple[_Row, _Row]]:
         """Each reply behind its prompt and alone, as much of it as there is room for behind the longer of the two."""
-        prompts = encode_prompts(self._tokenizer, [one.prompt for one in exchanges], [one.tools for one in exchanges])
+        prompts = encode_prompts(self._tokenizer, [one.prompt for one in asked], [one.tools for one in asked])
         alone = encode_prompt(self._tokenizer, NOTHING)
-        replies = encode_replies(self._tokenizer, [one.reply for one in exchanges])
+        replies = encode_replies(self._tokenizer, [one.reply for one in asked])
         rows = []
         for prompt, reply in zip(prompts, replies, strict=True):
             told = reply[:-1][: max(self._max_length - max(len(prompt), len(alone)), 0)]

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from align.curation.exchanges import RatedExchange
+from align.data.replies import PromptedReply
 from align.runtime.files import append_json_lines
 from align.runtime.json_files import number, objects, read_text
 
@@ -27,7 +27,7 @@ Numbers = tuple[float, ...] | None  # None: it cannot be told
 
 
 class Kept:
-    """What is known of exchanges.
+    """What is known of replies, each with what it answers.
 
     Args:
         path: the file, made when the first piece is added; None: they are held in memory alone.
@@ -49,15 +49,15 @@ class Kept:
                 self._known[key] = tuple(map(float, values))
 
     def numbers(
-        self, exchanges: Sequence[RatedExchange], rate: Callable[[Sequence[RatedExchange]], Sequence[Numbers]]
+        self, replies: Sequence[PromptedReply], rate: Callable[[Sequence[PromptedReply]], Sequence[Numbers]]
     ) -> list[Numbers]:
-        """The numbers of each exchange; `rate` is asked piece by piece about those that are not known.
+        """The numbers of each reply; `rate` is asked piece by piece about those that are not known.
 
         Raises:
             StorageError: a piece cannot be kept.
         """
-        keys = [blake2b(one.key, key=blake2b(self._salt).digest(), digest_size=16).hexdigest() for one in exchanges]
-        missing = {key: one for key, one in zip(keys, exchanges, strict=True) if key not in self._known}
+        keys = [self._key(one) for one in replies]
+        missing = {key: one for key, one in zip(keys, replies, strict=True) if key not in self._known}
         asked = list(missing.items())
         for at in range(0, len(asked), PIECE):
             piece = asked[at : at + PIECE]
@@ -69,6 +69,11 @@ class Kept:
             if len(asked) > PIECE:
                 logger.info("%d of %d replies are rated", min(at + PIECE, len(asked)), len(asked))
         return [self._known[key] for key in keys]
+
+    def _key(self, reply: PromptedReply) -> str:
+        """128 bits of everything in it, and of what rates it."""
+        told = blake2b(repr((reply.prompt, reply.reply, reply.tools)).encode(), digest_size=16).digest()
+        return blake2b(told, key=blake2b(self._salt).digest(), digest_size=16).hexdigest()
 
 
 def kept_in(folder: Path | None, made_with: Mapping[str, Any]) -> Kept:

@@ -4,7 +4,7 @@ Llama 3 (2407.21783, section 4.2.3) takes as good what a reward model puts into 
 points. Scores are handed on as they are: what the top of a set is, and how quality meets difficulty, says `scale`.
 
 A demonstration is rated by its last reply, a comparison by how much better its chosen reply is than the rejected one,
-scored replies as a comparison of the best with the worst (`exchanges`). A classifier reads any record as one text.
+scored replies as a comparison of the best with the worst (`scorer`). A classifier reads any record as one text.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align.curation.classified import ClassifierScore
-from align.curation.exchanges import RatedExchange, differences, require_kinds
 from align.curation.kept import Kept, Numbers, kept_in
 from align.curation.rubrics import CODE, DOCUMENT, REPLY, Rubric, asked, shown, with_own_text
-from align.curation.scorer import FindModel, RecordScorer
+from align.curation.scorer import FindModel, RecordScorer, differences, require_kinds
+from align.data.replies import PromptedReply
+from align.evaluation.scoring import best_device, samples_for
 from align.recipe.scorer_sections import ClassifierSection, LLMQualitySection, QualityKind, RewardQualitySection
 from align.runtime import files
 from data_formats.cleaning.texts import whole_text
 from data_formats.records import Document, Record
 from reward.failures import MAX_FAILED_SHARE, judge_all
-from reward.protocol import Reward, Sample
+from reward.protocol import Reward
 
 logger = logging.getLogger(__name__)
 BLOCK = "```"  # a reply with a block of code is rated as code
@@ -44,7 +45,6 @@ def quality_scorer(section: QualityKind, find_model: FindModel, folder: Path | N
     """
     match section:
         case RewardQualitySection():
-            from align.evaluation.scoring import best_device
             from align.models.named import reward_at
             from reward.sources import load_reward
 
@@ -74,12 +74,13 @@ class RewardQuality:
         Raises:
             ScorerError: a kind of record without replies.
             RewardError: the reward fails on more than a quarter of a piece, or is not to be had.
+            DataError: the model's chat template refuses a conversation.
         """
         require_kinds(records, self.name, RewardQualitySection.rates)
         return differences(records, lambda asked: [one and one[0] for one in self._kept.numbers(asked, self._rate)])
 
-    def _rate(self, exchanges: Sequence[RatedExchange]) -> list[Numbers]:
-        samples = [Sample(one.prompt, one.reply) for one in exchanges]
+    def _rate(self, replies: Sequence[PromptedReply]) -> list[Numbers]:
+        samples = samples_for(self._reward, replies)
         verdict, failures = judge_all(self._reward, samples, "mask", max(1, int(MAX_FAILED_SHARE * len(samples))))
         if failures:
             logger.warning("%d of %d replies have no score: %s", len(failures), len(samples), failures[0])
@@ -114,11 +115,12 @@ class LLMQuality:
             found[index] = score
         return found
 
-    def _rate(self, exchanges: Sequence[RatedExchange]) -> list[float | None]:
-        scores: list[float | None] = [None] * len(exchanges)
+    def _rate(self, replies: Sequence[PromptedReply]) -> list[float | None]:
+        scores: list[float | None] = [None] * len(replies)
         for rubric in (REPLY, CODE):
-            at = [index for index, one in enumerate(exchanges) if (BLOCK in one.reply) is (rubric is CODE)]
-            texts = [f"{shown(exchanges[i].prompt)}\n[the reply]\n{exchanges[i].reply}" for i in at]
+            at = [index for index, one in enumerate(replies) if (BLOCK in one.reply) is (rubric is CODE)]
+            some = [replies[index] for index in at]
+            texts = [f"{shown(one.prompt, one.tools)}\n[the reply]\n{one.reply}" for one in some]
             for index, score in zip(at, self._ask(rubric, texts), strict=True):
                 scores[index] = score
         return scores

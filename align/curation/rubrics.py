@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from align.curation.asking import Asker, EndpointTask
 from align.recipe.judge_section import LanguageModelSection
+from align.textmodels.asking import Asker, EndpointTask
 from data_formats.records import Message
 from reward.judges.llm import rubric_in
 from reward.judges.question import turn_text
@@ -117,6 +117,7 @@ def asked(asker: Asker[float], texts: Sequence[str]) -> list[float | None]:
     return found
 
 
-def shown(turns: Sequence[Message]) -> str:
-    """A conversation as a text, each turn under its role."""
-    return "\n".join(f"[{turn.role}]\n{turn_text(turn)}" for turn in turns)
+def shown(turns: Sequence[Message], tools: Sequence[str] = ()) -> str:
+    """A conversation as a text, each turn under its role, behind the tools on offer."""
+    offered = ["\n".join(("[tools on offer]", *tools))] if tools else []
+    return "\n".join([*offered, *(f"[{turn.role}]\n{turn_text(turn)}" for turn in turns)])

@@ -14,6 +14,7 @@ numbers, which are read block by block, some 60 MB for the figures of each, and 
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ import numpy as np
 
 from align.curation import choosing, scale
 from align.curation.choosing import KEPT, NOT_DRAWN, REASONS, Choice
-from align.curation.clusters import kmeans, leaders
+from align.curation.clusters import kmeans, leaders, usual_cosine
 from align.curation.scorer import FindModel
 from align.recipe.selection_section import SelectionSection
 from align.runtime import files
@@ -35,6 +36,8 @@ from align.textmodels.embeddings import Embedder, load_embedder
 from align.textmodels.vectors import CHUNK, chunks
 from data_formats.cleaning.texts import prompt_text, whole_text
 from data_formats.records import Record
+
+logger = logging.getLogger(__name__)
 
 WORK, VECTORS, PROGRESS = "work", "vectors.npy", "embedded.json"
 Scores = list[float | None]
@@ -229,7 +232,11 @@ def write_vectors(file: Path, progress: Path, embedder: Embedder, texts: Sequenc
 
 def _clusters(vectors_ND: np.ndarray, section: SelectionSection) -> np.ndarray:
     if section.clustering == "leader":
-        return leaders(vectors_ND, section.leader_cosine)
+        cosine = section.leader_cosine
+        if cosine is None:  # duplicates are looked for within a cluster
+            cosine = min(usual_cosine(vectors_ND, section.seed), section.max_cosine)
+            logger.info("leaders lead what is as alike as %.2f (leader_cosine)", cosine)
+        return np.unique(leaders(vectors_ND, cosine), return_inverse=True)[1]
     return kmeans(vectors_ND, section.clusters or max(1, round(math.sqrt(len(vectors_ND)))), section.seed)
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from align.curation.asking import Asker, EndpointTask
 from align.curation.vocabulary import LONGEST_TAG
 from align.runtime.errors import AlignError
+from align.textmodels.asking import Asker, EndpointTask
 from align.textmodels.classifier import TextClassifier
 from data_formats.cleaning.texts import prompt_text
 from data_formats.records import Record

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from align.curation.clusters import dense, leaders
 from align.runtime import files
 from align.runtime.errors import AlignError, MissingFileError
 from align.runtime.json_files import read_object
@@ -157,7 +158,7 @@ def build_vocabulary(
     counts = Counter(key for own in by_rule for key in own)
     order = sorted(raw_of, key=lambda key: (-counts[key], key))
     named = [_name(raw_of[key]) for key in order]
-    leading = leaders(embed(named, named), similarity) if order else []
+    leading = leaders(embed(named, named), similarity).tolist() if order else []
     merged = {key: order[at] for key, at in zip(order, leading, strict=True)}
     steps["by meaning"] = len(set(merged.values()))
     by_meaning = [{merged[key] for key in own} for own in by_rule]
@@ -197,36 +198,11 @@ def singular(word: str) -> str:
     return word[:-1] if word.endswith("s") and not word.endswith(("us", "ss")) else word
 
 
-def leaders(vectors: Any, similarity: float) -> list[int]:
-    """Each row's leader, by index: the most alike of the leaders before it from `similarity` on (of equals the first),
-    else itself.
-
-    Args:
-        vectors: (N, D), rows of length 1, an array or a sparse matrix.
-    """
-    found: list[int] = []
-    leading: list[int] = []
-    for start in range(0, vectors.shape[0], AT_ONCE):
-        block = vectors[start : start + AT_ONCE]
-        to_known_BL = _dense(block @ vectors[leading].T) if leading else np.zeros((block.shape[0], 0))
-        to_own_BB, fresh = _dense(block @ block.T), list[int]()  # leaders among the block's own rows
-        for row in range(block.shape[0]):
-            cosines = np.concatenate([to_known_BL[row], to_own_BB[row, fresh]])
-            best = int(cosines.argmax()) if len(cosines) else 0
-            if len(cosines) and cosines[best] >= similarity:
-                found.append(leading[best] if best < len(leading) else start + fresh[best - len(leading)])
-            else:
-                fresh.append(row)
-                found.append(start + row)
-        leading += [start + row for row in fresh]
-    return found
-
-
 def nearest(vectors: Any, names: Any, similarity: float) -> list[int]:
     """Each row's most alike name, by index; -1 where none reaches `similarity`."""
     found: list[int] = []
     for start in range(0, vectors.shape[0], AT_ONCE):
-        cosines_BN = _dense(vectors[start : start + AT_ONCE] @ names.T)
+        cosines_BN = dense(vectors[start : start + AT_ONCE] @ names.T)
         best = cosines_BN.argmax(axis=1)
         reached = cosines_BN[np.arange(len(best)), best] >= similarity
         found += np.where(reached, best, -1).tolist()
@@ -272,7 +248,3 @@ def by_characters(names: Sequence[str], known: Sequence[str]) -> Any:
 def _name(raw: Counter[str]) -> str:
     """The most frequent of what a tag is called; of equals the first in the alphabet."""
     return min(raw, key=lambda one: (-raw[one], one))
-
-
-def _dense(product: Any) -> np.ndarray:
-    return product.toarray() if hasattr(product, "toarray") else np.asarray(product)

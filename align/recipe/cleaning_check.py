@@ -1,14 +1,14 @@
-"""What would stop a cleaning section before it runs: packages, lists and models that are not there; steps that the
-records pass untouched."""
+"""What would stop a cleaning section before it runs: packages, lists, models and keys that are not there; steps that
+the records pass untouched."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from align.recipe.cleaning_section import CleaningSection
+from align.recipe.reward_section import part_problems
 from align.runtime.packages import NO_SPACY_MODEL, is_installed, missing_package, spacy_model
 from align.runtime.paths import typed_path
-from align.runtime.secrets import hidden_problem
 
 _PACKAGES = {"languages": "py3langid", "near_duplicates": "datasketch"}
 _OF_DOCUMENTS = ("gopher", "c4")
@@ -21,7 +21,10 @@ def cleaning_problems(section: CleaningSection, key: str = "cleaning", kind: str
         key: of the section.
         kind: of the records that are cleaned, by its name; None: not known.
     """
-    return [f"{key}.{name}: {problem}" for name, problem in _problems(section, kind)]
+    found = [f"{key}.{name}: {problem}" for name, problem in _problems(section, kind)]
+    if section.toxicity is not None and section.toxicity.endpoint is not None:
+        found += part_problems(f"{key}.toxicity.endpoint", section.toxicity.endpoint)
+    return found
 
 
 def _problems(section: CleaningSection, kind: str | None) -> Iterator[tuple[str, str]]:
@@ -39,8 +42,6 @@ def _problems(section: CleaningSection, kind: str | None) -> Iterator[tuple[str,
     if section.toxicity is not None:
         yield from _missing_list("toxicity.words", section.toxicity.words)
         yield from _missing_model("toxicity.model", section.toxicity.model)
-        if section.toxicity.endpoint is not None and (problem := hidden_problem(section.toxicity.endpoint.url)):
-            yield "toxicity.endpoint.url", problem
     if section.c4 is not None:
         yield from _missing_list("c4.bad_words", section.c4.bad_words)
     if section.perplexity is not None:

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from align.recipe.section import Count, Listed, LocalPath, Positive, Section, Share, Url
-from align.runtime.address import url_problem
+from align.recipe.judge_section import LanguageModelSection
+from align.recipe.section import Count, Listed, LocalPath, Positive, Section, Share
 
 PII_KINDS = ("key", "email", "iban", "card", "resident_id", "ssn", "nino", "ip", "phone")
 PIIKind = Literal["key", "email", "iban", "card", "resident_id", "ssn", "nino", "ip", "phone", "name"]
@@ -45,32 +45,12 @@ class PIISection(Section):
         return []
 
 
-class ToxicityEndpointSection(Section):
-    """A moderation endpoint (`…/moderations`), or a language model behind an OpenAI-compatible one."""
+class ToxicityEndpointSection(LanguageModelSection):
+    """A language model behind an OpenAI-compatible endpoint, or a moderation: an address that ends with
+    `/moderations`."""
 
-    url: Url = Field(repr=False)
-    """Where it listens: an address that ends with `/moderations`, or one for chat completions. What its query holds is
-    written nowhere (`***` in a run's recipe.yaml)."""
-    model: str = Field(min_length=1)
-    """What the endpoint calls the model."""
-    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Name of the environment variable that holds the key, never the key itself."""
     cache: LocalPath | None = None
     """File of JSON lines that keeps the answers, so that a run that was stopped asks only what is missing."""
-    at_once: Positive = 8
-    """Requests at the same time."""
-    timeout: float = Field(60.0, gt=0)
-    """Seconds until a request is given up."""
-    attempts: Positive = 6
-    """Requests at most, the first included."""
-    backoff: float = Field(1.0, ge=0)
-    """Seconds before the second attempt; doubled for each further one."""
-    insecure: bool = False
-    """Allow plain http:// to other machines."""
-
-    def rules(self) -> list[tuple[str, str]]:
-        problem = url_problem(self.url, self.insecure)
-        return [("url", problem)] if problem else []
 
 
 class ToxicitySection(Section):

@@ -13,7 +13,7 @@ from align.recipe.section import LocalPath, Positive, Section, Url
 from align.recipe.user_code import spelling_problem
 from align.runtime.address import url_problem
 
-THE_JUDGES_OWN = frozenset({"model", "messages", "stream", "n"})  # fields of a request
+OWN = frozenset({"model", "messages", "stream", "n"})  # fields of a request
 
 
 class ComparisonJudgeSection(Section):
@@ -44,7 +44,7 @@ class LanguageModelSection(Section):
     """A language model behind an OpenAI-compatible endpoint, whatever it is asked."""
 
     url: Url = Field(repr=False)
-    """Where it listens, up to `/v1` or with `/chat/completions`. What its query holds is written nowhere (`***` in a
+    """Where it listens, up to `/v1` or the whole address. What its query holds is written nowhere (`***` in a
     run's recipe.yaml) and may change when a run goes on."""
     model: str = Field(min_length=1)
     """What the endpoint calls the model."""
@@ -65,8 +65,8 @@ class LanguageModelSection(Section):
 
     def rules(self) -> list[tuple[str, str]]:
         problem = url_problem(self.url, self.insecure)
-        taken = sorted(THE_JUDGES_OWN & self.parameters.keys())
-        broken = [(f"parameters.{name}", "is the judge's own; leave it out") for name in taken]
+        taken = sorted(OWN & self.parameters.keys())
+        broken = [(f"parameters.{name}", "is not to be set; leave it out") for name in taken]
         return ([("url", problem)] if problem else []) + broken
 
 

@@ -165,7 +165,7 @@ class TestsPart(RewardPart):
     total_seconds: float = Field(3600.0, gt=0)
     """Seconds of wall clock for all replies of a call; more is a failure of the reward, never a score."""
     memory_mib: Positive = 512
-    """Memory of each process."""
+    """Memory of each process; all of them together have twice as much."""
     processes: Positive = 8
     """Processes and threads that a reply's code may have at once."""
     workers: Positive | None = None

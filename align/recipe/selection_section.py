@@ -51,8 +51,9 @@ class SelectionSection(Section):
     becomes one, so that the data say how many there are."""
     clusters: Positive | None = None
     """Clusters of k-means; by default the square root of the number of rows."""
-    leader_cosine: Share = 0.7
-    """Cosine to a leader from which on a row is of its cluster; of hashed TF-IDF cosines are lower: 0.1 to 0.2."""
+    leader_cosine: Share | None = None
+    """Cosine to a leader from which on a row is of its cluster; by default that which of N rows one pair in
+    sqrt(N) reaches, since what a cosine means depends on what embeds."""
     spread: Literal["proportional", "even", "best"] = "proportional"
     """How the budget is shared out: to clusters by their size, to all clusters alike (rare ones stay whole, large ones
     shrink), or to the best rows wherever they lie (Deita)."""
@@ -69,6 +70,8 @@ class SelectionSection(Section):
             broken.append(("top_quality", "needs quality, which says what is good"))
         if self.clustering == "leader" and self.clusters is not None:
             broken.append(("clusters", "leaders are as many as the data need; remove it, or set clustering to kmeans"))
+        if self.clustering == "kmeans" and self.leader_cosine is not None:
+            broken.append(("leader_cosine", "k-means has no leaders; remove it, or set clustering to leader"))
         return broken
 
     def models(self) -> Iterator[tuple[str, str]]:

@@ -47,7 +47,7 @@ def _lock(output_dir: Path, name: str) -> Iterator[None]:
             lock.acquire()
         except Timeout:
             what = "a chain" if name == CHAIN else f"'{name}'"
-            advice = "wait for it or stop it, or choose another output_dir"
+            advice = "wait for it or stop it, or choose another output"
             raise FolderInUseError(f"another process is running {what} in {output_dir}: {advice}") from None
     try:
         yield

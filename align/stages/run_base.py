@@ -19,7 +19,7 @@ from align.recipe import Recipe
 from align.recipe.lineage import Origin, init_origin, stage_dir
 from align.runs.seeding import derive
 from align.stages import common, supervised
-from align.stages.chosen import chosen
+from align.stages.selection import chosen
 from align.stages.supervised import Record
 from align.stages.user_code import own_callbacks, trainer_class
 from align.trainers.sft import SFTTrainer

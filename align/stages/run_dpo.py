@@ -28,8 +28,8 @@ from align.runs.seeding import derive
 from align.runtime.packages import require_package
 from align.stages import common, supervised
 from align.stages.best_checkpoint import BestCheckpoint
-from align.stages.chosen import chosen
 from align.stages.evaluations import Evaluations
+from align.stages.selection import chosen
 from align.stages.supervised import Record
 from align.stages.user_code import own_callbacks, trainer_class
 from align.trainers.arguments import training_arguments

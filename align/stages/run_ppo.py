@@ -27,12 +27,12 @@ from align.runs.seeding import derive, seed_everything
 from align.runtime.errors import AlignError
 from align.runtime.ranks import any_rank
 from align.stages import common
-from align.stages.chosen import chosen
 from align.stages.drafts import prove_outputs
 from align.stages.ending import early_stopping, ended_early, tell_epochs
 from align.stages.judges import looks_judged_by, recipe_judge
 from align.stages.prompts import check_room, fitting
 from align.stages.rewards import build_reward
+from align.stages.selection import chosen
 from align.stages.user_code import own_callbacks, trainer_class
 from data_formats.records import Document, Prompt
 

@@ -33,12 +33,12 @@ from align.runs.seeding import derive
 from align.runs.trackers import Trackers
 from align.runtime import files
 from align.runtime.ranks import agree, barrier, is_main
-from align.stages import candidates, common, run_sft, selection
+from align.stages import best_replies, candidates, common, run_sft
 from align.stages.candidates import REWARD, Sampler
-from align.stages.chosen import chosen
 from align.stages.common import Summary
 from align.stages.drafts import prove_outputs
 from align.stages.prompts import fitting
+from align.stages.selection import chosen
 from data_formats.errors import DataError
 from data_formats.records import Prompt
 
@@ -81,14 +81,14 @@ def run_rejection(
         common.LOG.info("%s: round %d of %d samples from %s", stage, number, section.num_rounds, newest)
         with closing(Sampler(recipe, newest, stage)) as sampler:
             rows = candidates.sample_round(sampler, prompts, folder, seed=derive(recipe.seed, stage, "round", number))
-        best = selection.choose(best, rows, number, section.keep_earlier)
-        kept = selection.above(best, section.threshold)
-        selection.require_some(kept, best, section, stage)
+        best = best_replies.choose(best, rows, number, section.keep_earlier)
+        kept = best_replies.above(best, section.threshold)
+        best_replies.require_some(kept, best, section, stage)
         if is_main():
-            common.write_rows(folder / DEMONSTRATIONS, selection.demonstrations(prompts, kept))
+            common.write_rows(folder / DEMONSTRATIONS, best_replies.demonstrations(prompts, kept))
         found = finetune(recipe, stage, section, newest, folder)
         newest = str(folder / "model")
-        found |= selection.figures(rows, best, kept, number)
+        found |= best_replies.figures(rows, best, kept, number)
         found |= evaluate_heldout(Sampler(recipe, newest, stage), heldout, folder)
         rounds.append({"round": number, **found})
         lines = [logged(one) for one in rounds]
@@ -107,12 +107,12 @@ def run_rejection(
 
 def best_of_earlier(
     sampler: Sampler, prompts: Sequence[Prompt], section: RejectionSection, folder: Path
-) -> list[selection.Best | None]:
+) -> list[best_replies.Best | None]:
     """Each prompt's best reply of earlier stages (`earlier_from`), None where there is none."""
-    none: list[selection.Best | None] = [None] * len(prompts)
+    none: list[best_replies.Best | None] = [None] * len(prompts)
     with closing(sampler):
         rows = candidates.earlier_samples(sampler, prompts, section.earlier_from, folder)
-    return selection.choose(none, rows, 0, keep_earlier=True) if rows else none
+    return best_replies.choose(none, rows, 0, keep_earlier=True) if rows else none
 
 
 def read_prompts(

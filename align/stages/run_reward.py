@@ -21,8 +21,8 @@ from align.recipe.supervised_sections import RewardSection
 from align.runs.seeding import derive, seed_everything
 from align.stages import common, preferences, supervised
 from align.stages.best_checkpoint import BestCheckpoint, Offers
-from align.stages.chosen import chosen
 from align.stages.preferences import reference_batches
+from align.stages.selection import chosen
 from align.stages.supervised import Record
 from align.trainers.arguments import training_arguments
 from align.trainers.reward import RewardTrainer

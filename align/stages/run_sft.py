@@ -25,9 +25,9 @@ from align.recipe.supervised_sections import SFTSection
 from align.runs.seeding import derive
 from align.stages import common, supervised
 from align.stages.best_checkpoint import BestCheckpoint
-from align.stages.chosen import chosen
 from align.stages.evaluations import Evaluations, merge
 from align.stages.ghost import ghost_demonstrations
+from align.stages.selection import chosen
 from align.stages.supervised import Record
 from align.stages.user_code import own_callbacks, trainer_class
 from align.trainers.sft import SFTTrainer

@@ -161,7 +161,8 @@ class Decontamination:
 
     @staticmethod
     def _texts(record: Record) -> list[str]:
-        asked = [turn.content for turn in turns(record)]
+        between = (*record.chosen_turns, *record.rejected_turns) if isinstance(record, Comparison) else ()
+        asked = [turn.content for turn in (*turns(record), *between)]
         return asked if isinstance(record, Demonstration) else [*asked, *reply_texts(record)]
 
     def _look(self, words: list[str], hits: dict[int, set[Gram]], passages: dict[int, str]) -> None:

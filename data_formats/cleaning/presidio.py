@@ -26,7 +26,9 @@ ENTITIES = {
 }
 MIN_SCORE = 0.5  # below lie shapes without a word that says what they are: at 0.4 a sum was a phone number
 _PLACEHOLDER_SIGNS = "<>_"
-PIECE = re.compile(r"(?s:.{1,100000}(?:(?<=\s)|\Z)|.{1,100000})")  # spaCy refuses a text of a million characters
+PIECE = re.compile(  # spaCy refuses a text of a million characters; at a line's end, where no name goes on
+    r"(?s:.{1,100000}\Z|.{1,100000}(?<=\n)|.{1,100000}(?<=\s)|.{1,100000})"
+)
 
 
 class PresidioMask:

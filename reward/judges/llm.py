@@ -3,7 +3,8 @@
     … "choices": [{"message": {"content": "… [[A]]"}, …}] …
 
 A model may prefer what it reads first. So a reply wins only where both orders say so, and where they disagree it is a
-tie, which is counted. How it is asked, and what becomes of its answers, is in `reward.language_model`.
+tie, which is counted. How it is asked, and what becomes of its answers, is in `reward.language_model`
+and `reward.answers`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from align.runtime.errors import MissingFileError
 from align.runtime.json_files import RunFileError, read_text
 from align.runtime.paths import typed_path
 from align.runtime.terminal import shortened
-from reward.answers import KeptAnswer
+from reward.answers import KeptAnswer, Usage
 from reward.judges.protocol import ALIKE, Judgment, ReplyPair, Winner
 from reward.judges.question import RUBRIC, JudgeQuestion
-from reward.language_model import LanguageModel, Usage
+from reward.language_model import LanguageModel
 
 NOTE = 300  # characters of an answer that a judgment quotes
 _THERE: dict[str, Winner] = {"A": "first", "B": "second", "tie": "tie"}

@@ -19,14 +19,15 @@ A cage (`cage`), where the kernel allows it:
     Landlock        beside that, and instead where there are no namespaces: files, TCP, signals
     seccomp         no sockets, shared memory, keys, io_uring, bpf, tracing, further namespaces (x86-64, ARM, RISC-V)
     limits          of CPU time, memory, file size, processes, open files; no core dumps
+    together        of memory and CPU time of all processes, twice those of one; by a look every 50 ms (`together`)
     nothing given   an empty environment, all descriptors closed
     an end          of wall-clock time; then everything is killed, daemons too, before the verdict is told
 
 What it does not cover:
     the kernel's own faults: few system calls are taken away. For code of an adversary put a virtual machine around it.
-    memory in total: the limit is of a process, so `processes` times `memory_mib` can be held, and /tmp and pipes beside
-    them; where it runs out the kernel ends the cages first.
-    time in total: each process has its own seconds of CPU; what bounds them all is `reply_seconds` of wall clock.
+    what is used between two looks: for 50 ms up to `processes` times `memory_mib` can be held, /tmp and what lies in
+    pipes are beside that; where memory runs out the kernel ends the cages first. Processes that live shorter than that
+    and are waited for by nobody use CPU that is not counted, at most until `reply_seconds` of wall clock are over.
     timing: a reply sees how fast the machine is, and uses its share of CPU until its limit.
     tests that prove little: what is right on the tests is right here, and what a test asks of objects of the reply's
     own classes (`assert f(3).ok()`) is answered by the reply.

@@ -21,6 +21,7 @@ from typing import Any
 from reward.sandbox import kernel, reply
 from reward.sandbox.cage import LINUX, MANY, Limits, Walls, confined
 from reward.sandbox.judge import judge
+from reward.sandbox.together import GLANCE, Together, children
 
 LONGEST = 1 << 20  # bytes of a verdict
 GONE = 10.0  # seconds until everything that was killed is gone
@@ -72,7 +73,8 @@ def keep() -> None:
             started.append(child)
             os.close(tell)
             ours.close()
-            found |= _walls(told, folders) | {"outcomes": _outcomes(verdict, tests["seconds"])}
+            found |= _walls(told, folders)
+            found["outcomes"] = _outcomes(verdict, tests["seconds"], Together(**tests["together"]), child)
     finally:
         _end_all(started)
         for folder in folders:
@@ -86,13 +88,19 @@ def _tell(file: int, found: Any) -> None:
         data = data[os.write(file, data) :]
 
 
-def _outcomes(verdict: int, seconds: float) -> Any:
-    """What the judge tells within the reply's seconds of wall clock."""
+def _outcomes(verdict: int, seconds: float, together: Together, judging: int) -> Any:
+    """What the process `judging` tells within the reply's seconds of wall clock, as long as all other processes use no
+    more `together` than they may."""
     parts, end = [], time.monotonic() + seconds
     while True:
-        ready, _, _ = select.select([verdict, 0], [], [], max(0.0, end - time.monotonic()))
+        ready, _, _ = select.select([verdict, 0], [], [], max(0.0, min(GLANCE, end - time.monotonic())))
+        outcome, why = together.over(without=judging) if LINUX else ("", "")
+        if not outcome and verdict not in ready and time.monotonic() >= end:
+            outcome, why = "timeout", "the reply's time is over"
+        if outcome:
+            return [[outcome, why]], 1
         if not ready:
-            return [["timeout", "the reply's time is over"]], 1
+            continue
         if verdict not in ready:
             raise SystemExit(1)  # nobody asks any more
         part = os.read(verdict, 1 << 16)
@@ -120,7 +128,7 @@ def _end_all(started: list[int]) -> None:
     """Kill every process that is this one's child or becomes it by the death of its parents."""
     end = time.monotonic() + GONE
     while time.monotonic() < end:
-        for child in _children() if LINUX else (-group for group in started):
+        for child in children(os.getpid()) if LINUX else (-group for group in started):
             with contextlib.suppress(OSError):
                 os.kill(child, signal.SIGKILL)
         try:
@@ -136,15 +144,6 @@ def _remove(folder: str) -> None:
     if os.geteuid():
         os.spawnlp(os.P_WAIT, "chmod", "chmod", "-R", "u+rwx", "--", folder)
     os.spawnlp(os.P_WAIT, "rm", "rm", "-rf", "--", folder)
-
-
-def _children() -> list[int]:
-    found, own = [], str(os.getpid())
-    for process in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{process}/stat", "rb") as opened:
-            if opened.read().rpartition(b")")[2].split()[1].decode() == own:
-                found.append(int(process))
-    return found
 
 
 def _object() -> dict[str, Any]:

@@ -31,6 +31,7 @@ PROGRAM = (
 )
 OUTPUT = 1 << 20  # bytes of a program's output that are compared
 SPOKEN = 2 << 20  # bytes that a keeper may say
+TOGETHER = 2  # times what one process may use, for all: the program is loaded in one, and tested in a copy of it
 PATIENCE = 10  # times the seconds of CPU, in seconds of wall clock, until a test is given up
 START = 60.0  # seconds beyond a reply's own until its keeper is given up
 STARTS = 3  # of a keeper that breaks off
@@ -45,10 +46,11 @@ class Budget:
     machine is; those of wall clock are for what waits and uses none.
 
     Attributes:
-        seconds: of CPU that one test may take, and the loading of the code.
+        seconds: of CPU that one test may take, and the loading of the code; where a reply starts processes, all of them
+            have together twice as much as its tests and the loading may take.
         reply_seconds: of wall clock that a reply may take with all of its tests.
         total_seconds: of wall clock that a call may take; beyond them it is an error, never a score.
-        memory_mib: of each process.
+        memory_mib: of each process; all of them together have twice as much.
         file_mib: of a file; all files together may be four times that.
         processes: that the code may have at once, threads included.
         workers: replies at once; None: as many as there are cores for this rank.
@@ -112,7 +114,9 @@ def _run(job: Job, budget: Budget, end: float, over: threading.Event) -> Made:
     limits = {"cpu": budget.seconds, "memory": budget.memory_mib * mib, "processes": budget.processes}
     limits |= {"file": budget.file_mib * mib, "folder": 4 * budget.file_mib * mib}
     asked = job.program | {"limits": limits, "output": OUTPUT}
-    tests = job.tests | {"seconds": budget.reply_seconds, "patience": PATIENCE * budget.seconds}
+    turns = 1 + max(1, len(job.tests["pairs"] or job.tests["asserts"]))  # of loading, and of each test
+    together = {"memory": TOGETHER * limits["memory"], "cpu": TOGETHER * budget.seconds * turns}
+    tests = job.tests | {"seconds": budget.reply_seconds, "patience": PATIENCE * budget.seconds, "together": together}
     for _ in range(STARTS):
         if over.is_set():
             return [], 0

@@ -31,7 +31,7 @@ CHEAP = (  # those that need no time; the slow test has them all
     *("Tells the judge that it passed, while loading", "Tells the judge that it passed, in the test"),
     *("Tells the judge that the tests are broken", "A module of Python's as its own"),
     *("Memory beside the limit (System V)", "Memory beside the limit (memfd)"),
-    *("Asks for the keys of the session", "Sets up io_uring"),
+    *("Asks for the keys of the session", "Sets up io_uring", "Memory of many processes together"),
 )
 
 
@@ -74,7 +74,7 @@ def test_the_attacks_are_attacks():
         exec(place.fill(ATTACKS["Sends a packet (UDP)"].code), {})
         exec(place.fill(ATTACKS["Connects to a port (TCP)"].code), {})
         assert place.signalled() and place.connected() and place.reached()
-    assert len(ATTACKS) == 43 and all(one.test or one.seen for one in ATTACKS.values())
+    assert len(ATTACKS) == 47 and all(one.test or one.seen for one in ATTACKS.values())
 
 
 def test_hostile_replies_are_held():
@@ -91,6 +91,88 @@ def test_every_attack(around, monkeypatch):
     require("best" if walls else "required")
     outside = {name for name, attack in ATTACKS.items() if worked(attack, walls)}
     assert outside <= sandbox_attacks.KNOWN[around]
+
+
+def test_what_processes_use_together_is_seen():
+    """Of this script's: two children that hold 60 MiB each, one in shared memory, one of them without its first thread;
+    a grandchild that was waited for, and a child that nobody waited for."""
+    if sys.platform != "linux":
+        return
+    words = [sys.executable, "-c", LOOKS, str(ROOT)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == [
+        "all processes together held more than 100 MiB",
+        "",
+        "",
+        "all processes together used more than 0.4 s of CPU",
+        "all processes together used more than 0.4 s of CPU",
+    ], done.stderr
+
+
+LOOKS = """
+import _thread, ctypes, mmap, os, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+from reward.sandbox import together
+from reward.sandbox.together import Together
+read, write = os.pipe()
+def started(work):
+    child = os.fork()
+    if child == 0:
+        work()
+        os.write(write, b"x")
+        time.sleep(60)
+        os._exit(0)
+    os.read(read, 1)
+    return child
+def hold():
+    global held
+    held = b"x" * (60 << 20)
+def hold_shared():
+    global held
+    held = mmap.mmap(-1, 60 << 20)
+    held.write(bytes(60 << 20))
+    def last():
+        time.sleep(0.1)
+        os.write(write, b"x")
+        time.sleep(60)
+    _thread.start_new_thread(last, ())
+    ctypes.CDLL(None).syscall(60 if os.uname().machine == "x86_64" else 93, 0)
+def burn():
+    while sum(os.times()[:2]) < 0.5:
+        pass
+def burn_below():
+    if os.fork() == 0:
+        burn()
+        os._exit(0)
+    os.wait()
+children = [started(hold), started(hold_shared)]
+print(Together(100 << 20, 99).over(without=0)[1])
+print(Together(100 << 20, 99).over(without=children[0])[1])
+print(Together(200 << 20, 99).over(without=0)[1])
+together.LISTED = False  # a kernel that keeps no list of children
+children.append(started(burn_below))
+print(Together(200 << 20, 0.4).over(without=0)[1])
+os.kill(children.pop(), signal.SIGKILL)
+os.wait()
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+looks = Together(200 << 20, 0.4)
+child = started(burn)
+looks.over(without=0)
+os.kill(child, signal.SIGKILL)
+while os.path.exists(f"/proc/{child}"):
+    time.sleep(0.01)
+print(looks.over(without=0)[1])
+for child in children:
+    os.kill(child, signal.SIGKILL)
+"""
+
+
+def test_what_a_test_copies_of_its_program_is_no_attack():
+    """The program's memory is there twice where a test writes to all of it, and a copy for each of its processes."""
+    require()
+    code = "import os, time\nheld = [bytearray(b'x' * (1 << 20)) for _ in range(100)]\ndef f(x):\n"
+    code += "    for one in held:\n        one[::4096] = b'y' * 256\n    time.sleep(0.2)\n    return x"
+    assert UnitTests(budget=Budget(**BUDGET, memory_mib=180)).score([sample(code)]) == [1.0]
 
 
 def test_what_is_around_the_code_is_said_once(caplog):

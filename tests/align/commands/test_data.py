@@ -221,7 +221,16 @@ def test_select_writes_the_chosen_rows_why_and_a_page(files, capsys):
     assert [one.messages[0].content for one in kept] == [asked[row["row"] - 1] for row in why if row["kept"]]
     assert "5 of 16 rows kept." in (files / "half.selection/index.html").read_text()
     assert cli.main(["data", "select", str(many), str(files / "pairs.jsonl"), str(files / "x.jsonl")]) != 0
-    assert "holds comparisons, and" in capsys.readouterr().err
+    assert "holds comparisons, " in capsys.readouterr().err
+    (files / "one").mkdir()
+    (files / "one/notes.pdf").write_text("no rows")
+    many = many.rename(files / "one/many.jsonl")
+    (files / "rules.yaml").write_text("length: {max_prompt_chars: 20}")
+    words = ["data", "select", str(many.parent), str(files / "y.jsonl"), "--cleaning", str(files / "rules.yaml")]
+    assert cli.main(words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 file without a known ending passed over: notes.pdf" in said and "- same text" in said
+    assert "- prompt too long" in said, "what cleaning drops is told"
     assert cli.main(["data", "select", str(many), str(many)]) != 0
     assert "the output is an input" in capsys.readouterr().err
     (files / "selection.yaml").write_text("quality: {kind: reward, model_from: ./gone}")

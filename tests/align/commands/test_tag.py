@@ -8,6 +8,7 @@ import pytest
 
 from align import cli
 from align.data.balance import tag_balanced
+from align.runtime.lock import locked
 from data_formats import Comparison, Demonstration, Prompt, read
 from tests.align.chat.run_folder import write_run
 from tests.align.curation.endpoint import chat_server
@@ -156,6 +157,9 @@ def test_files_and_answers_that_give_no_tags(tmp_path, capsys):
         server.say = answer
         assert tag(talks(tmp_path / "more.jsonl", [*SAID]), tmp_path / "new.jsonl", server) == 1
         assert "stands on 5 rows, the most frequent on 2" in capsys.readouterr().err
+        with locked(tmp_path, ["tag-new.jsonl"]):
+            assert tag(tmp_path / "more.jsonl", tmp_path / "new.jsonl", server) == 1
+        assert "another process is running 'tag-new.jsonl'" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -94,3 +94,20 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
         assert data(write(tmp_path / "rows.jsonl", *rows), tmp_path / "out.jsonl", "--lint") == 1
         said = capsys.readouterr().err
         assert problem in said and "Traceback" not in said
+
+
+@pytest.mark.needs("ruff")
+def test_a_ruff_that_does_not_work_is_one_sentence(tmp_path, capsys, monkeypatch):
+    require()
+    rows, broken = write(tmp_path / "rows.jsonl", ROWS[0]), tmp_path / "broken" / "ruff"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(broken.parent))
+    for program, problem in (
+        ("raise SystemExit('no such option')", "--lint: ruff ends with 1: 'no such option'; mend its installation"),
+        ("print('fine')", "--lint: ruff gave nothing of use (Expecting value"),
+    ):
+        (broken / "__main__.py").write_text(program)
+        assert data(rows, tmp_path / "out.jsonl", "--lint") == 1
+        said = capsys.readouterr().err
+        assert problem in said and "Traceback" not in said

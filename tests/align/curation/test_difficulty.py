@@ -5,7 +5,7 @@ import json
 import pytest
 
 from align.curation.difficulty import TagCount, difficulty_scorer
-from align.curation.exchanges import ScorerError
+from align.curation.scorer import ScorerError
 from align.recipe.scorer_sections import ClassifierSection, LLMDifficultySection, TagsDifficultySection
 from align.textmodels.classifier import TextClassifier
 from data_formats.records import Comparison, Demonstration, Document, Message, Prompt, Reply, Scored

@@ -12,10 +12,10 @@ from scipy.stats import spearmanr
 from transformers import Qwen2ForCausalLM
 
 from align.curation.difficulty import difficulty_scorer
-from align.curation.exchanges import ScorerError
 from align.curation.ifd import IFD
 from align.curation.kept import PIECE, Kept
 from align.curation.scale import quantiles_at_length
+from align.curation.scorer import ScorerError
 from align.models.load import load_saved
 from align.models.tokenizer import load_saved_tokenizer
 from align.recipe.scorer_sections import IFDDifficultySection

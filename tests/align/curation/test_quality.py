@@ -3,13 +3,15 @@ an endpoint that gives points, prose or nothing, and a classifier."""
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 
-from align.curation.exchanges import ScorerError
 from align.curation.kept import Kept
 from align.curation.quality import RewardQuality, quality_scorer
+from align.curation.scorer import ScorerError
+from align.data.encode import encode_comparisons
 from align.recipe.scorer_sections import ClassifierSection, LLMQualitySection, RewardQualitySection
 from align.runtime.errors import MissingFileError
 from align.runtime.json_files import RunFileError
@@ -91,6 +93,13 @@ def test_a_reward_model_in_a_folder_scores_as_its_head_reads_the_end_token(tmp_p
     ]
     with pytest.raises(MissingFileError):
         quality_scorer(section, lambda word: str(tmp_path / "gone"))
+    tool = json.dumps({"type": "function", "function": {"name": "pick", "parameters": {}}})
+    pair = Comparison((Message("system", "Use tools."), *USER), "A pear.", "No.", tools=(tool,))
+    (row,), _ = encode_comparisons(tokenizer, [pair], 9999, "error")  # what the stage trains on
+    sides = [model.backbone(input_ids=torch.tensor([row[key]])).last_hidden_state for key in row]
+    chosen, rejected = (states[0, -1] @ model.head.weight[0] for states in sides)
+    told = scorer.score([pair, Comparison(pair.prompt, pair.chosen, pair.rejected)])
+    assert told[0] == pytest.approx((chosen - rejected).item(), abs=1e-5) and told[0] != told[1]
 
 
 def test_a_reply_that_the_reward_fails_on_has_no_score_and_many_stop(tmp_path, caplog):
@@ -158,6 +167,8 @@ def test_points_of_a_rubric_are_shares_and_what_cannot_be_read_is_none(tmp_path,
         own = quality_scorer(section_of(server, rubric=str(rubric)), str, tmp_path)
         assert own.score([rows[4], rows[6]]) == pytest.approx([2 / 3, 1])  # of three points, code or not
         assert all("every pear" in body["messages"][0]["content"] for body in server.bodies[6:])
+        own.score([replace(rows[0], tools=('{"name": "pick"}',))])
+        assert '[tools on offer]\n{"name": "pick"}\n[user]\n' in server.bodies[-1]["messages"][0]["content"]
 
 
 def test_a_busy_endpoint_is_waited_for_and_what_stopped_goes_on(tmp_path, monkeypatch):

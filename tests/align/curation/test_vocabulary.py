@@ -15,7 +15,6 @@ from align.curation.vocabulary import (
     associated,
     build_vocabulary,
     by_characters,
-    leaders,
     nearest,
     rule_key,
     singular,
@@ -52,15 +51,13 @@ def test_plurals_as_harman_has_them():
     assert {word: singular(word) for word in words} == words
 
 
-def test_leaders_by_hand(monkeypatch):
-    """On a circle: 0°, 20°, 40°, 10° and 90°, with a limit of 25°: a chain does not pull its ends together."""
+def test_the_nearest_by_hand(monkeypatch):
+    """On a circle: 0°, 20°, 40°, then 10°, 90° and 41°, with a limit of 25°."""
     angles = np.radians([0, 20, 40, 10, 90, 41])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     for block in (1, 2, 256):
         monkeypatch.setattr(module, "AT_ONCE", block)
-        assert leaders(vectors, np.cos(np.radians(25))) == [0, 0, 2, 0, 4, 2]
         assert nearest(vectors[3:], vectors[:3], np.cos(np.radians(25))) == [0, -1, 2]
-    assert leaders(vectors[:0], 0.9) == []
 
 
 def test_tags_that_stand_on_the_same_rows_are_one_and_a_special_one_is_not_its_general_one():

@@ -56,6 +56,11 @@ def test_missing_lists_and_models(tmp_path):
     ]
     with pytest.raises(RecipeError, match="4 errors"):
         build_cleaner(asked)
+    endpoint = {"url": "https://api.example.com/v1/moderations", "model": "m", "api_key_env": "NO_SUCH_KEY_IS_SET"}
+    assert cleaning_problems(section(toxicity={"endpoint": endpoint}), "sft.cleaning") == [
+        "sft.cleaning.toxicity.endpoint.api_key_env: the environment variable NO_SUCH_KEY_IS_SET is not set; set it to "
+        "the key"
+    ]
     assert cleaning_problems(section(toxicity={"model": "org/name"}, perplexity={"model": "gpt2", "min_nats": 1})) == []
 
 

@@ -241,7 +241,7 @@ def test_a_judge_is_one_of_many_and_no_reward(write, tmp_path, monkeypatch, judg
         ("{kind: llm, url: 'http://host/v1', model: m}", "ppo.judge.url: plain http to host"),
         (f"{{{LLM}, api_key_env: GONE_KEY}}", "ppo.judge.api_key_env: the environment variable GONE_KEY is not set"),
         (f"{{{LLM}, rubric: gone.txt}}", "ppo.judge.rubric: no such file gone.txt"),
-        (f"{{{LLM}, parameters: {{model: x}}}}", "ppo.judge.parameters.model: is the judge's own; leave it out"),
+        (f"{{{LLM}, parameters: {{model: x}}}}", "ppo.judge.parameters.model: is not to be set; leave it out"),
         ("{kind: llm, url: 'https://host/v1?key=***', model: m}", "ppo.judge.url: *** stands where a secret was"),
         ("{kind: rankings, path: gone.csv}", "ppo.judge.path: no such file gone.csv"),
         ("{kind: rankings, file: a.jsonl}", "ppo.judge.file: unknown key"),

@@ -19,7 +19,7 @@ LLM = {"kind": "llm", "url": "https://host.example/v1?key=s3cret", "model": "m"}
         (DIFFICULTY, {"kind": "reward", "model_from": "x"}, "does not match any of the expected tags"),
         (DIFFICULTY, {"kind": "ifd", "model_from": "x", "max_length": 0}, "greater than 0"),
         (QUALITY, LLM | {"url": "ftp://host"}, "url"),
-        (QUALITY, LLM | {"parameters": {"model": "x"}}, "the judge's own; leave it out"),
+        (QUALITY, LLM | {"parameters": {"model": "x"}}, "is not to be set; leave it out"),
         (QUALITY, {"kind": "classifier", "path": "x", "label": ""}, "at least 1 character"),
     ],
 )

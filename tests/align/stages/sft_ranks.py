@@ -40,6 +40,14 @@ def main(file: Path, broken: bool = False) -> None:
         except AlignError as error:
             found["error"] = str(error)
     else:
+        choose = run_sft.chosen
+
+        def noted(*args):
+            rows, told = choose(*args)
+            found["rows"] = [row.messages[-1].content for row in rows]
+            return rows, told
+
+        run_sft.chosen = noted
         summary = run_sft.run_sft(recipe)
         found["best"] = [summary["best_step"], summary["best_heldout_loss"], summary["last_heldout_loss"]]
     (out / f"rank-{rank}.json").write_text(json.dumps(found))

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from align.runtime import files
-from align.stages import candidates, run_rejection, selection
+from align.stages import best_replies, candidates, run_rejection
 from align.stages.candidates import Sampler
 from align.stages.clean import clear_stages
 from align.stages.recipe_guard import RecipeChangedError, is_begun
@@ -289,7 +289,7 @@ def test_replies_that_the_reward_fails_on_are_never_chosen(whole):
     folder, summary = whole
     before = (folder / "reward.py").read_text()
     rows = lines(folder / "run/rejection/rounds/1/samples.jsonl")
-    at, best = next((at, found.text) for at, row in enumerate(rows) if (found := selection.best_reply(row, 1)))
+    at, best = next((at, found.text) for at, row in enumerate(rows) if (found := best_replies.best_reply(row, 1)))
     (folder / "reward.py").write_text(before.replace("return ", f"assert {best!r} not in completions\n    return "))
     with pytest.raises(RewardError, match="'reward' failed: AssertionError"):
         run_rejection.run_rejection(recipe(folder, run="masked"))
@@ -298,7 +298,7 @@ def test_replies_that_the_reward_fails_on_are_never_chosen(whole):
     rows = lines(folder / "masked/rejection/rounds/1/samples.jsonl")
     unknown = [[one["content"] for one in row["replies"] if one["score"] is None] for row in rows]
     assert unknown == [[best] if number == at else [] for number in range(len(rows))]
-    chosen = selection.best_reply(rows[at], 1)
+    chosen = best_replies.best_reply(rows[at], 1)
     assert chosen is None or chosen.text != best
     assert found["rounds"][0]["replies_failed"] == 1 and found["rounds"][0]["by_k"][-1]["k"] == 7
     assert "replies_failed" not in summary["rounds"][0]
@@ -334,10 +334,10 @@ def test_fresh_and_a_changed_recipe_know_the_rounds(whole):
 
 def test_ties_go_to_the_first():
     row = {"replies": [{"content": text, "score": 1.0, "stop": "end"} for text in ("one", "two")]}
-    first = selection.best_reply(row, 1)
-    assert first == selection.Best("one", 1.0, 1)
-    assert selection.better(first, selection.Best("two", 1.0, 2)) is first
-    assert selection.better(None, first) is first and selection.better(first, None) is first
+    first = best_replies.best_reply(row, 1)
+    assert first == best_replies.Best("one", 1.0, 1)
+    assert best_replies.better(first, best_replies.Best("two", 1.0, 2)) is first
+    assert best_replies.better(None, first) is first and best_replies.better(first, None) is first
 
 
 def test_it_ends_where_rounds_become_no_better(tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from align.recipe import dump_recipe
 from tests.align.stages import sft_ranks
@@ -13,8 +15,8 @@ KEYS = {"turns": 2, "eval_steps": 2, "max_steps": 5, "keep_best": True}
 GHOST = {"instructions": ["Shout."], "share": 0.5}
 
 
-def written(tmp_path, name, adapter="none"):
-    made = recipe(tmp_path, run=name, ghost_attention=GHOST, **KEYS)
+def written(tmp_path, name, adapter="none", **more):
+    made = recipe(tmp_path, run=name, ghost_attention=GHOST, **KEYS, **more)
     made = made.model_copy(update={"model": made.model.model_copy(update={"adapter": adapter})})
     file = tmp_path / f"{name}.yaml"
     file.write_text(dump_recipe(made), encoding="utf-8")
@@ -43,6 +45,25 @@ def test_two_ranks_measure_and_keep_what_one_does(tmp_path, adapter):
     assert [row["step"] for row in samples] == [2] * 4 + [4] * 4 + [5] * 4
     summary = json.loads((tmp_path / "two/sft/summary.json").read_text())
     assert summary["by_category"].keys() == {"farm", "pets"} and summary["replies"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.needs("sklearn")
+def test_two_ranks_learn_from_the_rows_that_the_first_one_chose(tmp_path):
+    selection = {"keep": 0.5, "max_cosine": 1.0, "clusters": 2}
+    for ranks, name in ((1, "one"), (2, "two")):
+        on_ranks(ranks, sft_ranks.main, written(tmp_path, name, selection=selection))
+    places = [row["row"] for row in lines(tmp_path / "one/sft/selection/rows.jsonl") if row["kept"]]
+    assert places == [row["row"] for row in lines(tmp_path / "two/sft/selection/rows.jsonl") if row["kept"]]
+    rows = [
+        json.loads((tmp_path / f"{name}.json").read_text())["rows"]
+        for name in ("one/rank-0", "two/rank-0", "two/rank-1")
+    ]
+    assert rows[0] == rows[1] == rows[2] and len(rows[0]) == len(places) > 3
+    alone, both = (load_file(tmp_path / name / "sft/model/model.safetensors") for name in ("one", "two"))
+    assert alone.keys() == both.keys()
+    for name, weight in alone.items():
+        torch.testing.assert_close(both[name], weight, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ def demo(question, answer="fine"):
         (demo(QUESTION.replace("forty", "fifty")), False),
         (demo("A riddle?", f"Here: {QUESTION}"), True),
         (Comparison((Message("user", "q"),), "a", QUESTION), True),
+        (Comparison((Message("user", "q"),), "a", "b", rejected_turns=(Message("user", QUESTION),)), True),
         (prompt(QUESTION), True),
         (Document(f"Web page. {QUESTION.replace(' ', chr(10))} End."), True),
     ],

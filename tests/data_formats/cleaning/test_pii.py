@@ -181,6 +181,7 @@ def test_presidio_reads_a_long_text_in_pieces():
         pieces = PIECE.findall(text)
         assert "".join(pieces) == text and all(len(piece) <= 100_000 for piece in pieces)
         assert all(piece[-1].isspace() for piece in pieces[:-1]) or " " not in text
+        assert all(piece[-1] == "\n" for piece in pieces[:-1]) or "\n" not in text
 
 
 def test_the_report_shows_nobodys_data():
@@ -228,3 +229,7 @@ def test_presidio_adds_names_and_masks_nothing_twice():
     assert masked == "<NAME>, <EMAIL>, card <CARD>, at <PHONE>."
     assert dict(counts) == {"name": 1, "email": 1, "card": 1, "phone": 1}
     assert PII(by="presidio").check(Document("call +44 20 7946 0958")).reason == "phone masked"
+    line = "nothing to see here\n" * 5_000  # of 100,000 characters, behind which a piece would end within the name
+    masked, counts = mask(f"{line[:-30]}\nby Hannah Weiss\n{line * 10}Hannah Weiss")
+    assert len(masked) > 1_000_000 and counts == {"name": 2}
+    assert masked == f"{line[:-30]}\nby <NAME>\n{line * 10}<NAME>"

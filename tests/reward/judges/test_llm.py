@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from align.recipe.judge_section import THE_JUDGES_OWN
+from align.recipe import judge_section
 from align.runtime.errors import MissingFileError
 from align.runtime.json_files import RunFileError
 from data_formats.records import Message, ToolCall
@@ -335,7 +335,7 @@ def test_what_a_judge_is_made_of_is_checked_at_once(tmp_path):
     (tmp_path / "empty.txt").write_text(" \n")
     with pytest.raises(RunFileError, match="is empty"):
         LLMJudge(url, "m", rubric=tmp_path / "empty.txt")
-    assert THE_JUDGES_OWN == OWN  # of recipes, which cannot import this
+    assert judge_section.OWN == OWN  # of recipes, which cannot import this
 
 
 @pytest.mark.parametrize(

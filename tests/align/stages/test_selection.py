@@ -3,7 +3,7 @@
 import pytest
 
 from align.stages import run_sft
-from align.stages.chosen import chosen
+from align.stages.selection import chosen
 from tests.align.stages.sft_case import lines, recipe
 
 pytestmark = pytest.mark.needs("sklearn")
@@ -27,15 +27,16 @@ def test_a_stage_learns_from_the_rows_that_are_chosen_and_holds_out_what_it_did(
     assert (folder / "rows.jsonl").stat().st_mtime_ns == written and "made anew" not in capsys.readouterr().err
 
 
-def test_other_rows_are_chosen_among_anew_and_repeated_ones_are_one(tmp_path, capsys):
+def test_other_rows_are_chosen_among_anew(tmp_path, capsys):
     made = recipe(tmp_path, selection={"keep": 4, "max_cosine": 1.0, "clusters": 2})
     from align.data.load import load_records
     from data_formats.records import Demonstration
 
     records, _ = load_records(made.sft.data, Demonstration, made)
     out = tmp_path / "out"
-    kept, told = chosen(made, "sft", made.sft, [*records, *records], out)
-    assert told["selection"]["rows"] == 24 and len(kept) == 8 and kept[:4] == kept[4:]
+    kept, told = chosen(made, "sft", made.sft, records, out)
+    places = [row["row"] - 1 for row in lines(out / "selection/rows.jsonl") if row["kept"]]
+    assert told["selection"]["rows"] == 24 and len(kept) == 4 and kept == [records[at] for at in places]
     again, _ = chosen(made, "sft", made.sft, records[1:], out)
     assert len(again) == 4 and f"{out / 'selection'} is made anew: other records" in capsys.readouterr().err
     everything, told = chosen(made, "sft", made.sft.model_copy(update={"selection": None}), records, out)

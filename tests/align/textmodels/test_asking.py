@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from align.curation.asking import Asker, EndpointTask, json_in
+from align.textmodels.asking import Asker, EndpointTask, json_in
 from reward.protocol import RewardError, RewardUnavailableError
 from tests.align.curation.endpoint import chat_server
 

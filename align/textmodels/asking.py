@@ -24,8 +24,8 @@ from typing import Any, Generic, TypeVar
 
 from align.runtime.json_files import parse_json
 from align.runtime.terminal import shortened
-from reward.answers import KeptAnswer
-from reward.language_model import LanguageModel, Usage
+from reward.answers import KeptAnswer, Usage
+from reward.language_model import LanguageModel
 from reward.protocol import RewardError
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class EndpointTask(Generic[T]):
 
 @dataclass(frozen=True)
 class TextQuestion:
-    """One text, asked about; see `reward.language_model.Question`."""
+    """One text, asked about; see `reward.answers.Question`."""
 
     text: str
     task: EndpointTask[Any]
