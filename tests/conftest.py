@@ -50,7 +50,7 @@ def leave_out_what_was_imported() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def left_out_again() -> Iterator[None]:
-    """A file that starts vLLM in this process lets go of what was left out, and every later collection would look at it:
+    """A file that starts vLLM in this process lets go of what was left out, and every later collection would see it:
     two seconds a training."""
     yield
     if not gc.get_freeze_count():

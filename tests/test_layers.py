@@ -187,51 +187,51 @@ def gold_breaches(tree: Tree) -> Iterator[str]:
 
 
 @cache
-def ours() -> Tree:
+def our_tree() -> Tree:
     """The modules of this repository, read when the first test asks."""
     return read_tree(ROOT, PACKAGES)
 
 
 def test_every_module_lives_in_a_known_room():
-    assert [module for module in ours().files if room_of(module) is None] == []
-    missing = [room for room in PACKAGES if room not in ours().files]
+    assert [module for module in our_tree().files if room_of(module) is None] == []
+    missing = [room for room in PACKAGES if room not in our_tree().files]
     assert missing == []
 
 
 def test_imports_follow_the_arrows():
-    assert list(broken_arrows(ours())) == []
+    assert list(broken_arrows(our_tree())) == []
 
 
 def test_foreign_packages_only_where_they_are_listed():
-    assert list(foreign_imports(ours())) == []
+    assert list(foreign_imports(our_tree())) == []
 
 
 def test_no_import_circles_between_files_or_rooms():
     """An import inside a function, or for type checkers alone, hides a circle and does not undo it."""
-    assert circles(edges(ours(), only_real=True)) == []
+    assert circles(edges(our_tree(), only_real=True)) == []
     rooms: dict[str, set[str]] = {room: set() for room in ARROWS}
-    for source, targets in edges(ours()).items():
+    for source, targets in edges(our_tree()).items():
         rooms[room_of(source)] |= {room_of(target) for target in targets} - {room_of(source)}
     assert circles(rooms) == []
 
 
 def test_computed_imports_only_in_lazy_packages_and_where_a_stage_is_looked_up():
     found = [
-        f"{ours().files[module]}:{line}"
-        for module, line in ours().untraceable
-        if ours().files[module].name != "__init__.py"
+        f"{our_tree().files[module]}:{line}"
+        for module, line in our_tree().untraceable
+        if our_tree().files[module].name != "__init__.py"
         and module not in ("align.runtime.resolve", "align.stages.user_code")
     ]
     assert found == []
 
 
 def test_gold_is_known_to_labels_and_final_evaluation_alone():
-    assert GOLD in ours().files
-    assert any(item.target == GOLD for item in ours().imports)
-    assert list(gold_breaches(ours())) == []
+    assert GOLD in our_tree().files
+    assert any(item.target == GOLD for item in our_tree().imports)
+    assert list(gold_breaches(our_tree())) == []
     named = [
         module
-        for module, path in ours().files.items()
+        for module, path in our_tree().files.items()
         if any(inside(module, room) for room in BLIND) and "tinyworld.gold" in path.read_text(encoding="utf-8")
     ]
     assert named == []
@@ -239,17 +239,18 @@ def test_gold_is_known_to_labels_and_final_evaluation_alone():
 
 def test_entry_scripts_are_thin_and_import_our_code_inside_main():
     for module in ENTRY_SCRIPTS:
-        text = ours().files[module].read_text(encoding="utf-8")
+        text = our_tree().files[module].read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 45, module
-        assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(parsed(ours().files[module]))), module
-        eager = {item.target.split(".")[0] for item in ours().imports if item.source == module and not item.lazy}
+        assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(parsed(our_tree().files[module]))), module
+        eager = {item.target.split(".")[0] for item in our_tree().imports if item.source == module and not item.lazy}
         assert eager <= sys.stdlib_module_names, module
 
 
 def test_no_module_directly_in_align_shadows_another():
     """`accelerate launch align/ppo.py` puts align/ first on the path: a name in there would win over the real one."""
     top_level = {path.stem for path in ROOT.iterdir() if any(path.glob("*.py")) or path.suffix == ".py"}
-    foreign = {item.target.split(".")[0] for item in ours().imports}.union(*FOREIGN.values(), *LAZY.values(), ENGINES)
+    imported = {item.target.split(".")[0] for item in our_tree().imports}
+    foreign = imported.union(*FOREIGN.values(), *LAZY.values(), ENGINES)
     taken = top_level | foreign | sys.stdlib_module_names
     ours = {path.stem for path in (ROOT / "align").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert {"functional", "ppo"} <= ours - {"__init__"}
@@ -258,7 +259,7 @@ def test_no_module_directly_in_align_shadows_another():
 
 def test_long_files_and_functions_have_one_meaning_that_is_written_down():
     long: dict[str, int] = {}
-    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in ours().files.values()}
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in our_tree().files.values()}
     for path, count in lines.items():
         name = path.relative_to(ROOT).as_posix()
         if count > FILE_LINES:
@@ -278,8 +279,8 @@ def test_long_files_and_functions_have_one_meaning_that_is_written_down():
 def test_every_module_says_what_it_does():
     silent = [
         str(path)
-        for path in ours().files.values()
-        if parsed(path).body and not ast.get_docstring(parsed(path))
+        for path in our_tree().files.values()
+        if path.read_text(encoding="utf-8").strip() and not ast.get_docstring(parsed(path))
     ]
     assert silent == []
 
@@ -295,7 +296,7 @@ def test_tests_mirror_the_packages_without_being_packages():
 
 def test_nothing_is_unpickled_and_no_remote_code_is_trusted_by_default():
     found = []
-    for path in ours().files.values():
+    for path in our_tree().files.values():
         for node in ast.walk(parsed(path)):
             if not isinstance(node, ast.Call):
                 continue

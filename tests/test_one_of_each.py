@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from tests.import_graph import dotted, parsed
-from tests.test_layers import ROOT, ours
+from tests.test_layers import ROOT, our_tree
 
 FLOOR = "align/runtime"
 
@@ -20,7 +20,7 @@ SAME_THING: dict[str, str] = {}
 @cache
 def trees() -> dict[str, ast.Module]:
     """File -> its syntax."""
-    return {path.relative_to(ROOT).as_posix(): parsed(path) for path in ours().files.values()}
+    return {path.relative_to(ROOT).as_posix(): parsed(path) for path in our_tree().files.values()}
 
 
 @cache

@@ -190,6 +190,7 @@ class Killed(BaseException):
     """As a kill would: nothing that the stage does may catch it."""
 
 
+@pytest.mark.slow
 def test_stopped_in_every_phase_it_ends_as_one_that_was_not(whole, monkeypatch):
     folder, summary = whole
     calls = {"judged": 0, "steps": 0}
