@@ -1,14 +1,13 @@
 """What a user's mistakes, broken files and a full disk come to: one clear message, exit code 1, nothing lost."""
 
 import json
-import resource
 import shutil
-from contextlib import contextmanager
 
 import pytest
 
 from align import ppo, rm, sft
 from align.cli import main
+from tests.full_disk import small_files
 from tests.recipes.miniature import arguments
 
 
@@ -141,17 +140,6 @@ def test_a_checkpoint_cut_short_is_passed_over(words, tmp_path, capsys):
     assert f"warning: passing over a damaged checkpoint: {torn}: not whole (" in shown
     assert json.loads((out / "summary.json").read_text())["resumed_from"] == 2
     assert (out / "model/model.safetensors").read_bytes() == weights
-
-
-@contextmanager
-def small_files(size):
-    """No file of this process grows beyond `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk(words, tmp_path, capsys):
