@@ -92,7 +92,8 @@ def test_a_function_that_breaks_in_every_way_and_is_mended(undisturbed, tmp_path
     assert metrics(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize(("calls", "after"), [pytest.param(0, 0, marks=pytest.mark.slow), (5, 3)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("calls", "after"), [(0, 0), (5, 3)])
 def test_a_function_that_breaks_while_held_out_prompts_are_judged(calls, after, undisturbed, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(function("return [0.0]", calls))
     words_typed = [write(tmp_path, {"kind": "function", "function": f"{tmp_path}/mine.py:score"})]

@@ -79,6 +79,7 @@ def test_one_backbone_learns_what_four_do(chain, tmp_path, caplog):
     assert not (tmp_path / "shared/model/config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(chain, tmp_path, monkeypatch):
     whole = run_ppo.run_ppo(told(chain), out_dir=tmp_path / "whole")
     real = run_ppo.build
