@@ -140,6 +140,7 @@ def score(prompts, completions):
 """
 
 
+@pytest.mark.slow
 def test_a_reply_that_the_reward_always_fails_on_is_left_out_once_that_is_allowed(tmp_path, capsys, caplog):
     (tmp_path / "mine.py").write_text(STICKY.format(file=str(tmp_path / "bad.json"), good=GOOD))
     words_typed = [write(tmp_path, {"kind": "function", "function": f"{tmp_path}/mine.py:score"})]

@@ -152,7 +152,7 @@ def copy(made, tmp_path):
 
 
 RARER = ("constant", "large, no samples", "narrow", "narrower", "ptx low", "ptx high", "target", "held", "capped")
-RARER += ("lengthy", "dead")
+RARER += ("lengthy", "dead", "large")
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,7 @@ def test_rejection_sampling_trains_one_adapter_on(tmp_path, adapter):
     assert same(second, last) and first.keys() == second.keys() and not same(first, second)
 
 
+@pytest.mark.slow
 def test_a_stage_goes_on_with_another_runs_adapter(tmp_path, caplog):
     run_sft.run_sft(adapted(tmp_path, "lora", run="first"))
     start = weights(tmp_path / "first/sft/model")

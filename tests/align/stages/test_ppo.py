@@ -109,6 +109,7 @@ def test_without_a_critic_none_is_loaded_saved_or_logged(tmp_path, monkeypatch):
     assert "advantage: rloo" in text and "critic_warmup_steps: 0" in text and "whiten_advantages: false" in text
 
 
+@pytest.mark.slow
 def test_the_best_policy_is_kept_and_named(tmp_path):
     made = recipe(tmp_path, evaluation={"every_steps": 2, "save_best": True})
     summary = run_ppo.run_ppo(made)
@@ -235,6 +236,7 @@ def test_a_longer_stage_is_what_it_would_have_been_from_the_start(tmp_path, caps
         assert one == other, name
 
 
+@pytest.mark.slow
 def test_prompts_that_changed_under_an_unfinished_stage_are_refused_unless_accepted(tmp_path, monkeypatch):
     told = recipe(tmp_path, save_steps=1, eval_data=[])
     real = PPOTrainer.step

@@ -126,6 +126,7 @@ def test_a_rule_as_the_reward_needs_no_reward_role(chain, tmp_path):
     assert trainer.state.global_step == 2
 
 
+@pytest.mark.slow
 def test_without_a_critic_there_is_no_such_role(chain, tmp_path):
     section = {key: value for key, value in SECTION.items() if not key.startswith("critic")} | {"advantage": "grpo"}
     recipe = Recipe.model_validate_json(json.dumps(chain.model_dump(mode="json") | {"ppo": section}))

@@ -165,6 +165,7 @@ def test_a_longer_stage_goes_on_from_its_last_checkpoint(chain, capsys, schedule
     assert rates[-1] == pytest.approx(0.01 if schedule == "constant" else 0.01 * 2 / 7)  # of step 6: 7 - 5 are left
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_a_longer_stage_starts_anew_and_says_so(chain, capsys):
     recipe = chain(rm__max_steps=4)
     run_chain(recipe)

@@ -49,6 +49,7 @@ def test_it_learns_what_an_engine_that_is_one_push_behind_teaches(tmp_path, whol
     assert_same(whole, behind)
 
 
+@pytest.mark.slow
 def test_staleness_counts_the_policys_optimizer_steps(tmp_path, whole):
     assert [line["engine/staleness"] for line in metrics(whole)] == [0.0, 2.0, 2.0, 2.0, 2.0]
     warm = make(tmp_path / "warm", critic_warmup_steps=3)  # two steps an iteration: the policy's first is the fourth
@@ -263,6 +264,7 @@ def test_a_subclass_schedules_its_sampling_by_the_iteration(tmp_path):
     assert [params.temperature for params in trainer.engine.asked] == [1.0, 0.9, 0.8]
 
 
+@pytest.mark.slow
 def test_a_function_set_on_the_trainer_rules_what_is_sampled_meanwhile(tmp_path):
     trainer = make(tmp_path, num_iterations=3)
     usual = trainer.sampling_params
@@ -273,6 +275,7 @@ def test_a_function_set_on_the_trainer_rules_what_is_sampled_meanwhile(tmp_path)
     assert len({params.seed for params in trainer.engine.asked}) == 3
 
 
+@pytest.mark.slow
 def test_a_subclass_that_samples_otherwise_gets_the_newest_weights_and_is_told(tmp_path, caplog):
     class Shorter(Watched):
         def collect(self, prompts, params=None):

@@ -205,6 +205,7 @@ def shorter(prompts, first, second):
     return [len(two) - len(one) for one, two in zip(first, second, strict=True)]
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_is_compared_with_the_policy_it_began_with(tmp_path):
     def make():
         return ppo_case.trainer(

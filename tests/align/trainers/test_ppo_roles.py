@@ -131,6 +131,7 @@ def test_a_copy_of_a_view_computes_nothing(tmp_path):
         trainer.train()
 
 
+@pytest.mark.slow
 def test_the_base_alone_as_reference_equals_a_whole_one(tmp_path):
     runs = {}
     for shared in (False, True):

@@ -88,6 +88,7 @@ def test_resumed_equals_never_stopped(tmp_path, whole, stop_after):
     assert_equal(everything(second), whole)
 
 
+@pytest.mark.slow
 def test_a_callback_with_a_state_goes_on_with_it(tmp_path):
     class Counts(TrainerCallback, ExportableState):
         seen = 0
@@ -117,6 +118,7 @@ def test_an_earlier_named_checkpoint_or_a_start_anew(tmp_path, unbroken, whole):
     assert_equal(everything(again), whole)
 
 
+@pytest.mark.slow
 def test_a_line_after_the_last_checkpoint_is_not_doubled(tmp_path):
     """As of a run that was killed between its last evaluation and the end of its stage."""
     first, second = make(tmp_path, num_iterations=2), make(tmp_path, num_iterations=2)

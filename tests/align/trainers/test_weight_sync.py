@@ -99,6 +99,7 @@ def test_adapters_go_over_alone_after_the_base(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(trainer.policy.parameters, resumed.policy.parameters, strict=True))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_and_a_look_before_training_have_the_weights(tmp_path):
     options = {"save_steps": 1, "eval_prompts": ppo_case.prompts(3)}
     whole = ppo_case.trainer(tmp_path, engine=Own(), **options)
