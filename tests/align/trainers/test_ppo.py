@@ -503,6 +503,7 @@ def more_passes(other, one) -> int:
     ("options", "saved"),
     [
         ({"num_mini_batches": 1, "micro_batch_size": 8}, 3),
+        # one begins with the policy
         pytest.param({"num_mini_batches": 2, "critic_warmup_steps": 3, "entropy_coef": 0.1}, 1, marks=pytest.mark.slow),
         pytest.param(
             {"advantage": "grpo", "kl_in": "loss", "policy_support": "nucleus", "micro_batch_size": 4},
