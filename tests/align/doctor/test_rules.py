@@ -413,7 +413,7 @@ def test_figures_that_are_not_finite(made, tmp_path):
 
 def test_older_runs_without_some_figures_are_read_without_noise(made, tmp_path):
     keep = {"step", "score/mean", "score/std", "kl/token", "end_rate"}
-    rows = [json.loads(line) for line in (made("sound") / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (made("narrow") / "metrics.jsonl").read_text().splitlines()]
     text = "".join(json.dumps({key: row[key] for key in keep}) + "\n" for row in rows)
     (tmp_path / "metrics.jsonl").write_text(text)
     found = examine(read_history(tmp_path))
