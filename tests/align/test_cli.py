@@ -103,6 +103,7 @@ def test_debug_shows_the_traceback(monkeypatch, capsys):
         with pytest.raises(AlignError, match=r"nowhere\.yaml: no such recipe file"):
             cli.main(["check", "nowhere.yaml", *more])
     monkeypatch.setenv("ALIGN_DEBUG", "0")
+    capsys.readouterr()
     assert cli.main(["check", "nowhere.yaml"]) == 1
     (quiet,) = capsys.readouterr().err.splitlines()
     assert quiet.startswith("error: nowhere.yaml: no such recipe file")
