@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 
@@ -33,6 +34,21 @@ class Tree:
     untraceable: tuple[tuple[str, int], ...]
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A file's syntax, read once a process."""
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def dotted(node: ast.AST) -> str:
+    """`a.b.c` of names and attributes alone, else nothing."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (owner := dotted(node.value)):
+        return f"{owner}.{node.attr}"
+    return ""
+
+
 def module_name(path: Path, root: Path) -> str:
     parts = path.relative_to(root).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -45,7 +61,7 @@ def read_tree(root: Path, packages: tuple[str, ...]) -> Tree:
     untraceable: list[tuple[str, int]] = []
     for name, path in files.items():
         reader = _Reader(name, path.name == "__init__.py", set(files))
-        reader.visit(ast.parse(path.read_text(encoding="utf-8"), filename=str(path)))
+        reader.visit(parsed(path))
         imports += reader.imports
         untraceable += [(name, line) for line in reader.untraceable]
     return Tree(files, tuple(imports), tuple(untraceable))

@@ -9,6 +9,8 @@ import importlib.util
 import re
 import subprocess
 import sys
+from argparse import ArgumentParser
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,10 +42,21 @@ def test_the_pages_have_what_is_looked_for_here():
     assert sum(language == "yaml" for page in PAGES for language, _ in blocks(page)) > 3
 
 
+@cache
+def parser() -> ArgumentParser:
+    from align.cli import _parser
+
+    return _parser()
+
+
+@cache
+def make_knows(*words: str) -> None:
+    subprocess.run(["make", "--dry-run", *words], cwd=ROOT, check=True, capture_output=True, timeout=60)
+
+
 @each_page
 def test_every_command_is_one(page):
     """`align …` by the parser itself; programs and modules by their files; make targets by make."""
-    from align.cli import _parser
     from align.runs.arguments import parse_with_overrides
 
     for words in commands(page):
@@ -51,9 +64,9 @@ def test_every_command_is_one(page):
             words = words[1:]
         program, rest = words[0], [word for word in words[1:] if word != "…"]
         if program == "align" and rest[0] not in ("COMMAND", "--help"):
-            parse_with_overrides(_parser(), rest)
+            parse_with_overrides(parser(), rest)
         elif program == "make":
-            subprocess.run(["make", "--dry-run", *rest], cwd=ROOT, check=True, capture_output=True, timeout=60)
+            make_knows(*rest)
         elif program in ("python", "accelerate", "torchrun"):
             file = next((word for word in rest if word.endswith(".py")), None)
             module = rest[rest.index("-m") + 1] if "-m" in rest else None
@@ -66,8 +79,7 @@ def test_every_command_is_one(page):
 def test_make_targets_in_a_sentence_exist(page):
     for span in spans(page):
         if span.startswith("make "):
-            target = span.split()[1]
-            subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True, timeout=60)
+            make_knows(span.split()[1])
 
 
 @each_page
@@ -116,6 +128,7 @@ def test_every_key_that_is_named_is_one_of_the_schema(page):
             assert any(one == key or one.endswith(f".{key}") for one in known), f"{page.name}: {span}"
 
 
+@cache
 def keys_below(section: type, inside: str = "") -> set[str]:
     """Dotted keys of a section of the schema and of all sections in it."""
     found = set()

@@ -9,15 +9,16 @@ import ast
 import statistics
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from align.recipe.registry import ENTRIES, STAGES
-from tests.import_graph import Import, Tree, circles, edges, path_between, read_tree
+from tests.import_graph import Import, Tree, circles, dotted, edges, parsed, path_between, read_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("align", "data_formats", "reward", "rollouts")
-TREE = read_tree(ROOT, PACKAGES)
 
+SAFETY = ("weights_only", "trust_remote_code")  # options
 GOLD = "align.tinyworld.gold"
 BLIND = (  # what trains, or rewards while training
     *("align.trainers", "align.models", "align.data", "align.functional", "align.recipe", "align.runs"),
@@ -185,46 +186,52 @@ def gold_breaches(tree: Tree) -> Iterator[str]:
             yield " -> ".join(path)
 
 
+@cache
+def our_tree() -> Tree:
+    """The modules of this repository, read when the first test asks."""
+    return read_tree(ROOT, PACKAGES)
+
+
 def test_every_module_lives_in_a_known_room():
-    assert [module for module in TREE.files if room_of(module) is None] == []
-    missing = [room for room in PACKAGES if room not in TREE.files]
+    assert [module for module in our_tree().files if room_of(module) is None] == []
+    missing = [room for room in PACKAGES if room not in our_tree().files]
     assert missing == []
 
 
 def test_imports_follow_the_arrows():
-    assert list(broken_arrows(TREE)) == []
+    assert list(broken_arrows(our_tree())) == []
 
 
 def test_foreign_packages_only_where_they_are_listed():
-    assert list(foreign_imports(TREE)) == []
+    assert list(foreign_imports(our_tree())) == []
 
 
 def test_no_import_circles_between_files_or_rooms():
     """An import inside a function, or for type checkers alone, hides a circle and does not undo it."""
-    assert circles(edges(TREE, only_real=True)) == []
+    assert circles(edges(our_tree(), only_real=True)) == []
     rooms: dict[str, set[str]] = {room: set() for room in ARROWS}
-    for source, targets in edges(TREE).items():
+    for source, targets in edges(our_tree()).items():
         rooms[room_of(source)] |= {room_of(target) for target in targets} - {room_of(source)}
     assert circles(rooms) == []
 
 
 def test_computed_imports_only_in_lazy_packages_and_where_a_stage_is_looked_up():
     found = [
-        f"{TREE.files[module]}:{line}"
-        for module, line in TREE.untraceable
-        if TREE.files[module].name != "__init__.py"
+        f"{our_tree().files[module]}:{line}"
+        for module, line in our_tree().untraceable
+        if our_tree().files[module].name != "__init__.py"
         and module not in ("align.runtime.resolve", "align.stages.user_code")
     ]
     assert found == []
 
 
 def test_gold_is_known_to_labels_and_final_evaluation_alone():
-    assert GOLD in TREE.files
-    assert any(item.target == GOLD for item in TREE.imports)
-    assert list(gold_breaches(TREE)) == []
+    assert GOLD in our_tree().files
+    assert any(item.target == GOLD for item in our_tree().imports)
+    assert list(gold_breaches(our_tree())) == []
     named = [
         module
-        for module, path in TREE.files.items()
+        for module, path in our_tree().files.items()
         if any(inside(module, room) for room in BLIND) and "tinyworld.gold" in path.read_text(encoding="utf-8")
     ]
     assert named == []
@@ -232,17 +239,18 @@ def test_gold_is_known_to_labels_and_final_evaluation_alone():
 
 def test_entry_scripts_are_thin_and_import_our_code_inside_main():
     for module in ENTRY_SCRIPTS:
-        text = TREE.files[module].read_text(encoding="utf-8")
+        text = our_tree().files[module].read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 45, module
-        assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(ast.parse(text))), module
-        eager = {item.target.split(".")[0] for item in TREE.imports if item.source == module and not item.lazy}
+        assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(parsed(our_tree().files[module]))), module
+        eager = {item.target.split(".")[0] for item in our_tree().imports if item.source == module and not item.lazy}
         assert eager <= sys.stdlib_module_names, module
 
 
 def test_no_module_directly_in_align_shadows_another():
     """`accelerate launch align/ppo.py` puts align/ first on the path: a name in there would win over the real one."""
     top_level = {path.stem for path in ROOT.iterdir() if any(path.glob("*.py")) or path.suffix == ".py"}
-    foreign = {item.target.split(".")[0] for item in TREE.imports}.union(*FOREIGN.values(), *LAZY.values(), ENGINES)
+    imported = {item.target.split(".")[0] for item in our_tree().imports}
+    foreign = imported.union(*FOREIGN.values(), *LAZY.values(), ENGINES)
     taken = top_level | foreign | sys.stdlib_module_names
     ours = {path.stem for path in (ROOT / "align").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert {"functional", "ppo"} <= ours - {"__init__"}
@@ -251,12 +259,12 @@ def test_no_module_directly_in_align_shadows_another():
 
 def test_long_files_and_functions_have_one_meaning_that_is_written_down():
     long: dict[str, int] = {}
-    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in TREE.files.values()}
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in our_tree().files.values()}
     for path, count in lines.items():
         name = path.relative_to(ROOT).as_posix()
         if count > FILE_LINES:
             long[name] = count
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 if length > FUNCTION_LINES:
@@ -271,8 +279,8 @@ def test_long_files_and_functions_have_one_meaning_that_is_written_down():
 def test_every_module_says_what_it_does():
     silent = [
         str(path)
-        for path in TREE.files.values()
-        if (text := path.read_text(encoding="utf-8")).strip() and not ast.get_docstring(ast.parse(text))
+        for path in our_tree().files.values()
+        if path.read_text(encoding="utf-8").strip() and not ast.get_docstring(parsed(path))
     ]
     assert silent == []
 
@@ -288,12 +296,12 @@ def test_tests_mirror_the_packages_without_being_packages():
 
 def test_nothing_is_unpickled_and_no_remote_code_is_trusted_by_default():
     found = []
-    for path in TREE.files.values():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for path in our_tree().files.values():
+        for node in ast.walk(parsed(path)):
             if not isinstance(node, ast.Call):
                 continue
-            called = ast.unparse(node.func)
-            options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            called = dotted(node.func)
+            options = {one.arg: ast.unparse(one.value) for one in node.keywords if one.arg in SAFETY}
             unsafe = called == "torch.load" and options.get("weights_only") != "True"
             if unsafe or called.startswith(("pickle.", "dill.")) or options.get("trust_remote_code") == "True":
                 found.append(f"{path}:{node.lineno}: {called}")

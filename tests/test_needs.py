@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.commands import ROOT
 
 TESTS = """
@@ -19,6 +21,7 @@ def test_three(): pass
 """
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_the_reason_why_a_test_is_skipped(tmp_path):
     (tmp_path / "test_some.py").write_text(TESTS)
     (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())

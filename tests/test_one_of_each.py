@@ -5,30 +5,43 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-from tests.test_layers import ROOT, TREE
+from tests.import_graph import dotted, parsed
+from tests.test_layers import ROOT, our_tree
 
-TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in TREE.files.values()}
 FLOOR = "align/runtime"
 
 # Classes that bear a name another one has, each with what makes the two one thing.
 SAME_THING: dict[str, str] = {}
 
 
+@cache
+def trees() -> dict[str, ast.Module]:
+    """File -> its syntax."""
+    return {path.relative_to(ROOT).as_posix(): parsed(path) for path in our_tree().files.values()}
+
+
+@cache
+def nodes() -> dict[str, list[ast.AST]]:
+    """File -> every node of its syntax."""
+    return {name: list(ast.walk(tree)) for name, tree in trees().items()}
+
+
 def found(wanted, *homes: str) -> list[str]:
     """`file:line` of every node that `wanted` picks, but in its homes."""
     return [
         f"{name}:{node.lineno}: {ast.unparse(node)[:80]}"
-        for name, tree in TREES.items()
+        for name, inside in nodes().items()
         if name not in homes
-        for node in ast.walk(tree)
+        for node in inside
         if wanted(node)
     ]
 
 
 def called(node: ast.AST, *names: str) -> bool:
-    return isinstance(node, ast.Call) and ast.unparse(node.func) in names
+    return isinstance(node, ast.Call) and dotted(node.func) in names
 
 
 def asks_for(node: ast.AST, attribute: str) -> bool:
@@ -85,7 +98,7 @@ def test_the_rules_can_say_no():
 
 def test_one_reader_of_json_lines():
     home = f"{FLOOR}/json_files.py"
-    assert [f"{name}:{line}" for name, tree in TREES.items() if name != home for line in reads_lines(tree)] == []
+    assert [f"{name}:{line}" for name, tree in trees().items() if name != home for line in reads_lines(tree)] == []
 
 
 def test_one_way_to_replace_a_file_or_folder():
@@ -144,7 +157,7 @@ def test_one_way_to_agree_over_ranks():
 
 def test_a_class_name_means_one_thing():
     homes: dict[str, list[str]] = defaultdict(list)
-    for name, tree in TREES.items():
+    for name, tree in trees().items():
         for node in tree.body:
             if isinstance(node, ast.ClassDef):
                 homes[node.name].append(name)
@@ -158,8 +171,8 @@ def test_one_root_of_errors():
     borrowed = {"AlignError", "MissingFileError", "StorageError", "PathError", "MissingPackageError"}
     elsewhere = [
         f"{name}:{node.lineno}"
-        for name, tree in TREES.items()
-        for node in ast.walk(tree)
+        for name, inside in nodes().items()
+        for node in inside
         if isinstance(node, ast.ImportFrom) and node.module != "align.runtime.errors"
         if borrowed & {one.name for one in node.names}
     ]

@@ -1,14 +1,13 @@
 """What a user's mistakes, broken files and a full disk come to: one clear message, exit code 1, nothing lost."""
 
 import json
-import resource
 import shutil
 
 import pytest
 
 from align import ppo, rm, sft
 from align.cli import main
-from tests.ranks import exit_codes
+from tests.full_disk import small_files
 from tests.recipes.miniature import arguments
 
 
@@ -143,22 +142,15 @@ def test_a_checkpoint_cut_short_is_passed_over(words, tmp_path, capsys):
     assert (out / "model/model.safetensors").read_bytes() == weights
 
 
-def run_with_small_files(words):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-    raise SystemExit(main(words))
-
-
-def test_a_full_disk(words, tmp_path):
+def test_a_full_disk(words, tmp_path, capsys):
     """A limit on the size of files stands for the full disk: the optimizer's state no longer fits."""
     words = [*words, "pmp=null", "rm=null", "ppo=null"]
     out = tmp_path / "run/sft"
-
-    (code,), printed = exit_codes(1, run_with_small_files, ["run", *words])
-    assert code == 1, printed
-    assert "Traceback" not in printed
-    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert line.startswith(f"error: cannot write {out}/checkpoints/step-2: ")
-    assert line.endswith("(what was there before is intact)")
+    with small_files(50_000):
+        done = main(["run", *words])
+    shown = error_of(done, capsys)
+    assert shown.startswith(f"error: cannot write {out}/checkpoints/step-2: ")
+    assert shown.endswith("(what was there before is intact)")
     assert {path.name for path in out.iterdir()} <= {"recipe.yaml", "metrics.jsonl", "checkpoints"}
     assert not list((out / "checkpoints").iterdir())
     assert sft.main(words) == 0

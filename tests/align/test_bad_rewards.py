@@ -92,7 +92,8 @@ def test_a_function_that_breaks_in_every_way_and_is_mended(undisturbed, tmp_path
     assert metrics(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize(("calls", "after"), [pytest.param(0, 0, marks=pytest.mark.slow), (5, 3)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("calls", "after"), [(0, 0), (5, 3)])
 def test_a_function_that_breaks_while_held_out_prompts_are_judged(calls, after, undisturbed, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(function("return [0.0]", calls))
     words_typed = [write(tmp_path, {"kind": "function", "function": f"{tmp_path}/mine.py:score"})]
@@ -106,9 +107,8 @@ def test_a_function_that_breaks_while_held_out_prompts_are_judged(calls, after, 
     assert metrics(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize(  # the look after iteration 1, iteration 2, the look after iteration 2
-    "calls", [3, *(pytest.param(later, marks=pytest.mark.slow) for later in (4, 6))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("calls", [3, 4, 6])  # the look after iteration 1, iteration 2, the look after iteration 2
 def test_looks_in_between_are_made_up_for(calls, tmp_path, capsys):
     found = {}
     for name in ("whole", "broken"):
@@ -140,6 +140,7 @@ def score(prompts, completions):
 """
 
 
+@pytest.mark.slow
 def test_a_reply_that_the_reward_always_fails_on_is_left_out_once_that_is_allowed(tmp_path, capsys, caplog):
     (tmp_path / "mine.py").write_text(STICKY.format(file=str(tmp_path / "bad.json"), good=GOOD))
     words_typed = [write(tmp_path, {"kind": "function", "function": f"{tmp_path}/mine.py:score"})]
@@ -239,15 +240,15 @@ FAILS = {
 }
 
 
-@pytest.mark.parametrize("ways", FEW)
-def test_an_endpoint_that_fails_in_every_way_and_comes_back(undisturbed, tmp_path, capsys, ways):
+@pytest.mark.slow
+def test_an_endpoint_that_fails_in_every_way_and_comes_back(undisturbed, tmp_path, capsys):
     with served() as server:
         plain = f"http://127.0.0.1:{server.server_address[1]}/score"
         url = f"{plain}?token={TOKEN}"
         part = {"kind": "http", "url": plain, "name": "remote", "timeout": 0.5, "attempts": 3, "backoff": 0.01}
         words_typed = [write(tmp_path, part), f"ppo.reward.0.url={url}"]
         server.good = 3
-        for bad, words, requests in list(FAILS.values())[ways]:
+        for bad, words, requests in FAILS.values():
             server.bad = bad
             error = error_of(main(words_typed), capsys)
             assert TOKEN not in error

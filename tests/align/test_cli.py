@@ -12,31 +12,29 @@ import pytest
 
 from align import __version__, cli
 from align.runs.arguments import parse_with_overrides, without_redoing
+from align.runtime.errors import AlignError
 from data_formats.errors import DataError
-from tests.commands import exit_code, heed_ctrl_c
+from tests.commands import align, exit_code, heed_ctrl_c
 
 ROOT = Path(__file__).parents[2]
 ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def align(*args, cwd=ROOT, **env):
-    command = [sys.executable, "-m", "align.cli", *args]
-    return subprocess.run(command, cwd=cwd, env=ENV | env, capture_output=True, text=True, timeout=120)
-
-
-def test_help_and_version():
-    shown = align("--help")
-    assert shown.returncode == 0
+def test_help_and_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
     for command in ("run", "check", "recipes", "quickstart", "accelerate launch"):
-        assert command in shown.stdout
-    assert align("--version").stdout.strip() == f"align {__version__}"
+        assert command in shown
+    assert "where STAGE is base, sft, rm, rejection, dpo or ppo" in " ".join(shown.split())
+    assert align("--version").stdout.strip() == f"align {__version__}"  # as a process
 
 
 def test_only_its_own_help_reads_the_table_of_stages(tmp_path):
     code = "import sys; from align.cli import _parser; _parser(); print('pydantic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENV, capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
-    assert "where STAGE is base, sft, rm, rejection, dpo or ppo" in " ".join(align("--help").stdout.split())
 
 
 def test_check_prints_the_plan_fast_and_without_torch(tmp_path):
@@ -56,15 +54,14 @@ def test_check_prints_the_plan_fast_and_without_torch(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_check_tells_all_errors_without_a_traceback(tmp_path):
-    done = align(
-        *("check", str(ROOT / "recipes/quickstart.yaml")),
-        *("ppo.kl_coef=0", "ppo.kl_target=1", "sft.data=[nowhere.jsonl]"),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 1
-    assert done.stdout == ""
-    lines = done.stderr.splitlines()
+def test_check_tells_all_errors_without_a_traceback(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ALIGN_DEBUG", raising=False)
+    wrong = ("ppo.kl_coef=0", "ppo.kl_target=1", "sft.data=[nowhere.jsonl]")
+    assert cli.main(["check", str(ROOT / "recipes/quickstart.yaml"), *wrong]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    lines = shown.err.splitlines()
     assert lines[0].startswith("error: ") and lines[0].endswith("has 2 errors:")
     assert lines[1:] == [
         "  ppo.kl_coef: 0 cannot be adapted, since kl_target multiplies it; start above 0",
@@ -99,13 +96,17 @@ def test_a_number_of_ranks_is_at_least_one(ranks, capsys):
     assert f"must be a whole number of at least 1, not '{ranks}'" in capsys.readouterr().err
 
 
-def test_debug_shows_the_traceback():
-    assert "Traceback" in align("check", "nowhere.yaml", "--debug").stderr
-    assert "Traceback" in align("check", "nowhere.yaml", ALIGN_DEBUG="1").stderr
-    quiet = align("check", "nowhere.yaml", ALIGN_DEBUG="0")
-    assert quiet.returncode == 1
-    assert quiet.stderr.startswith("error: nowhere.yaml: no such recipe file")
-    assert len(quiet.stderr.splitlines()) == 1
+def test_debug_shows_the_traceback(monkeypatch, capsys):
+    """Which Python does, of an error that nobody takes up."""
+    for value, more in (("0", ["--debug"]), ("1", [])):
+        monkeypatch.setenv("ALIGN_DEBUG", value)
+        with pytest.raises(AlignError, match=r"nowhere\.yaml: no such recipe file"):
+            cli.main(["check", "nowhere.yaml", *more])
+    monkeypatch.setenv("ALIGN_DEBUG", "0")
+    capsys.readouterr()
+    assert cli.main(["check", "nowhere.yaml"]) == 1
+    (quiet,) = capsys.readouterr().err.splitlines()
+    assert quiet.startswith("error: nowhere.yaml: no such recipe file")
 
 
 def test_recipes(tmp_path, capsys):
@@ -183,14 +184,16 @@ def test_the_command_that_continues_starts_nothing_anew():
 
 
 def test_run_checks_before_anything_heavy(tmp_path):
+    """And telemetry is off from the start."""
     code = (
-        "import sys; from align.cli import main; rc = main(['run', 'quickstart', 'sft.lr=1']); "
-        "print(rc, 'torch' in sys.modules)"
+        "import os, sys; from align.cli import main; rc = main(['run', 'quickstart', 'sft.lr=1']); "
+        "print(rc, 'torch' in sys.modules, os.environ['HF_HUB_DISABLE_TELEMETRY'])"
     )
+    env = {key: value for key, value in ENV.items() if key != "HF_HUB_DISABLE_TELEMETRY"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
     )
-    assert done.stdout.split() == ["1", "False"]
+    assert done.stdout.split() == ["1", "False", "1"]
     assert "sft.lr: unknown key" in done.stderr
 
 
@@ -261,10 +264,3 @@ def test_a_closed_pipe_is_no_error():
     done = subprocess.run(command, shell=True, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("# The embedded default")
     assert "Traceback" not in done.stderr
-
-
-def test_telemetry_is_off():
-    code = "import os; from align.cli import main; main(['recipes']); print(os.environ['HF_HUB_DISABLE_TELEMETRY'])"
-    env = {key: value for key, value in ENV.items() if key != "HF_HUB_DISABLE_TELEMETRY"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "1"

@@ -131,6 +131,7 @@ def _said(tmp_path, **environment):
     return ran.stdout
 
 
+@pytest.mark.slow
 def test_a_hub_that_knows_no_such_name_and_one_that_is_out_of_reach(tmp_path):
     assert _said(tmp_path, HF_HUB_OFFLINE="1").startswith("DataError hub:org/name: the hub cannot be reached (")
     server = HTTPServer(("127.0.0.1", 0), _Refuses)

@@ -170,7 +170,7 @@ def write(path, row):
     path.write_bytes(content)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(mutated(), st.sampled_from(ENDINGS), st.data())
 def test_a_mutated_row_is_read_or_refused_in_our_words(tmp_path_factory, row, ending, data):
     path = Path(tmp_path_factory.getbasetemp()) / f"mutated{ending}"

@@ -76,6 +76,7 @@ def test_what_a_program_imports_when_it_needs_it_is_there():
                 exec(compile(ast.Module([node], []), str(file), "exec"), {})
 
 
+@pytest.mark.slow
 def test_ppo_with_a_function_as_reward(tmp_path):
     figures = load("ppo_function_reward").main(tmp_path)
     assert figures["before"] < 0.3

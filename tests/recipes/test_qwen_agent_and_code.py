@@ -59,6 +59,7 @@ def test_agents_are_mixed_in_and_observations_have_no_loss(tmp_path, caplog):
     assert "sft/react.jsonl: 0 of 12" in (tmp_path / "run/sft/model/README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_code_is_pretrained_on_and_then_finetuned_in_two_stages(tmp_path):
     recipe = load_recipe("qwen_code", arguments(tmp_path) + SIZES)
     assert recipe.stages == ("base", "sft")

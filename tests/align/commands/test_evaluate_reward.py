@@ -60,6 +60,7 @@ def error_of(shown):
     return line
 
 
+@pytest.mark.slow
 def test_a_stages_model_on_its_own_held_out_pairs_gets_the_stages_figures(tmp_path, asked):
     write_data(tmp_path)
     recipe = small_recipe(tmp_path, rm__max_length=120)

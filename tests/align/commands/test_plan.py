@@ -1,12 +1,11 @@
 import json
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
 
 from align import cli
-from tests.commands import INSTALLED, align, run
+from tests.commands import INSTALLED, run
 
 
 @pytest.fixture
@@ -100,10 +99,10 @@ def test_more_ranks_need_buckets_and_a_batch_that_fits(asked):
 
 
 def test_it_takes_less_than_a_second_and_no_torch(tmp_path):
-    began = time.perf_counter()
-    done = align("plan", "qwen_rlhf", "--gpu", "24GB", cwd=tmp_path)
-    assert done.returncode == 3 and time.perf_counter() - began < 5  # on a busy machine; 0.4 s of work
-    code = "import sys; from align import cli; cli.main(['plan', 'qwen_rlhf']); print(sorted({'torch', 'transformers', "
-    code += "'rich'} & set(sys.modules)))"
+    code = (
+        "import sys, time; began = time.process_time(); from align import cli; "
+        "code = cli.main(['plan', 'qwen_rlhf', '--gpu', '24GB']); took = time.process_time() - began; "
+        "print(code, took < 5, sorted({'torch', 'transformers', 'rich'} & set(sys.modules)))"  # 0.4 s, if nobody works
+    )
     shown = run(sys.executable, "-c", code, cwd=tmp_path, env=INSTALLED)
-    assert shown.stdout.splitlines()[-1] == "[]"
+    assert shown.stdout.splitlines()[-1] == "3 True []"

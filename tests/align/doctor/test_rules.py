@@ -152,7 +152,7 @@ def copy(made, tmp_path):
 
 
 RARER = ("constant", "large, no samples", "narrow", "narrower", "ptx low", "ptx high", "target", "held", "capped")
-RARER += ("lengthy",)  # whose rule is seen by test_gold_that_falls_while_the_score_rises too
+RARER += ("lengthy", "dead", "large")
 
 
 @pytest.mark.parametrize(
@@ -285,9 +285,9 @@ def test_a_sound_run_shows_nothing(made):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("dead", {"critic-dead"}),
+        pytest.param("dead", {"critic-dead"}, marks=pytest.mark.slow),
         ("engine", {"engine-apart"}),
-        ("ptx low", {"ptx-drowned"}),
+        pytest.param("ptx low", {"ptx-drowned"}, marks=pytest.mark.slow),
     ],
 )
 def test_what_ails_only_one_part_brings_no_other_rule_up(made, name, expected):
@@ -312,6 +312,7 @@ def test_a_critic_that_knows_much_but_gets_no_gradient(made, tmp_path):
     assert re.search(r"explained_variance is 0\.\d+ .*, value/grad_norm \d\.?\d*e-1\d$", found["critic-dead"])
 
 
+@pytest.mark.slow
 def test_gold_that_falls_while_the_score_rises(tmp_path):
     """Length is paid for; gold wants replies of five letters."""
     wanted = MADE["lengthy"]() | {"gold": FunctionReward(five_letters), "evaluation": {"every_steps": 3}}

@@ -116,12 +116,10 @@ def test_nothing_of_a_reply_but_its_text_is_told_and_an_undo_brings_back_what_wa
     assert back["item"]["id"] == row["item"] and back["former"]["comment"] == "c" and back["done"] == 0
 
 
-TEN_THOUSAND = pytest.param(500, 300, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("number", "often"), [(50, 150), TEN_THOUSAND])  # items; judgments from kill to kill, at least
-def test_a_kill_every_few_hundred_judgments_loses_and_doubles_none(tmp_path, number, often):
+@pytest.mark.slow
+def test_a_kill_every_few_hundred_judgments_loses_and_doubles_none(tmp_path):
     """Twenty people at once; who hears no answer says it again."""
+    number, often = 500, 300  # items; judgments from kill to kill, at least
     each, out = items(number), tmp_path / "judgments.jsonl"
     write_json_lines(tmp_path / "items.jsonl", [one.row() for one in each])
     program = Program(tmp_path / "items.jsonl", "--out", out, "--overlap", "1", "--port", "0")

@@ -187,6 +187,7 @@ def test_killed_at_every_border_is_never_having_stopped(finished, tmp_path, monk
     assert kept(tmp_path / "run") == kept(run)
 
 
+@pytest.mark.slow
 def test_people_judge_and_the_same_command_goes_on(tmp_path, capsys):
     recipe = small_rounds(tmp_path, rounds={"num_rounds": 1, "judge": "people"}, sft=None)
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
@@ -260,6 +261,7 @@ def test_held_out_prompts_that_are_learnt_on_are_told(tmp_path):
     assert "of 2 prompts 1 in collect.data, 1 in rejection.data" in trained_on(small_rounds(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.needs("trl")
 def test_dpo_has_the_newest_rounds_comparisons_alone(tmp_path):
     recipe = small_rounds(tmp_path, rejection=None, rm=None, sft=None, dpo=DPO)

@@ -204,7 +204,7 @@ class TestRefused:
             load_roles(plan(tmp_path / "ia3", []), role_folders.section(base))
 
 
-@pytest.mark.parametrize("whole", [["embed_tokens", "lm_head"], ["lm_head"]])
+@pytest.mark.parametrize("whole", [["embed_tokens", "lm_head"], pytest.param(["lm_head"], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("from_reward", [True, False])
 def test_tied_embeddings_that_are_trained_whole_stay_tied_in_every_role(tmp_path, whole, from_reward):
     """As for ChatML's tokens on a small Qwen2.5: shared, averaged and saved as by a model of its own."""

@@ -93,7 +93,7 @@ def test_a_layer_saves_what_the_plan_says(family, mode):
 
 
 OTHERS = [
-    (family, mode)
+    pytest.param(family, mode, marks=[pytest.mark.slow] * (mode != "float32" and family not in ("llama", "gemma2")))
     for family, built in families.FAMILIES.items()
     for mode in ("float32", "autocast", "lora bfloat16")
     if family not in FAMILIES and not (built.adapts_experts and "lora" in mode)  # whose changed weights are copies

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 CATEGORIES = ("coding", "knowledge", "language", "maths", "writing")
@@ -30,8 +31,15 @@ def write(path: Path, value) -> None:
     path.write_text(json.dumps(value) if isinstance(value, dict) else value, encoding="utf-8")
 
 
-def make_run(root: Path, *, prompts: int = 60, iterations: int = 80, pairs: int = 400) -> Path:
-    """A finished quickstart."""
+def make_run(
+    root: Path,
+    *,
+    prompts: int = 60,
+    iterations: int = 80,
+    pairs: int = 400,
+    categories: Sequence[str] = CATEGORIES,
+) -> Path:
+    """A finished quickstart; `categories` are those of the prompts, in turn."""
     rng = random.Random(0)
     for stage, start, end, steps in (("base", 6.9, 0.62, 500), ("sft", 1.9, 0.41, 250)):
         supervised(root / stage, rng, start, end, steps)
@@ -41,7 +49,7 @@ def make_run(root: Path, *, prompts: int = 60, iterations: int = 80, pairs: int 
     write(root / "sft/summary.json", {**sft, "gold": 0.41, "headline": [["gold score, greedy replies", None, 0.41]]})
     for stage, accuracy, count in (("pmp", 0.68, 430), ("rm", 0.84, 190)):
         reward(root / stage, rng, accuracy, count, pairs)
-    ppo(root / "ppo", rng, iterations, prompts)
+    ppo(root / "ppo", rng, iterations, prompts, categories)
     for stage in ("base", "sft", "pmp", "rm", "ppo"):
         write(root / stage / "recipe.yaml", RECIPE)
     write(root / "summary.json", {"name": "quickstart", "seed": 0, "gold_range": [-1.0, 1.5]})
@@ -89,7 +97,7 @@ def reward(folder: Path, rng, accuracy: float, steps: int, pairs: int) -> None:
     write(folder / "summary.json", summary)
 
 
-def ppo(folder: Path, rng, iterations: int, prompts: int) -> None:
+def ppo(folder: Path, rng, iterations: int, prompts: int, categories: Sequence[str]) -> None:
     lines = [{"step": 0, "time": 1.0, "eval/score": 0.1, "eval/score_greedy": 0.3, "eval/kl": 0.0, "eval/entropy": 0.9}]
     for step in range(1, iterations + 1):
         warm, grown = 4 * step <= 20, 1 - math.exp(-max(0, step - 5) / 25)
@@ -127,7 +135,7 @@ def ppo(folder: Path, rng, iterations: int, prompts: int) -> None:
         "tokens": [["It", 0.1], [" is", -0.7], [" 4", 2.4], [".", 1.2], ["<|im_end|>", 0.0]],
     }
     write(folder / "samples.jsonl", samples)
-    rows = [eval_line(rng, index) for index in range(prompts)]
+    rows = [eval_line(rng, index, categories[index % len(categories)]) for index in range(prompts)]
     write(folder / "eval.jsonl", rows)
     summary = {"score_before": 0.1, "score": 1.6, "kl": 4.1, "entropy_before": 0.9, "entropy": 0.31, "seconds": 140.0}
     summary |= {"judge": "gold", **counted(rows)}
@@ -158,14 +166,14 @@ def counted(rows: list[dict]) -> dict:
     return found
 
 
-def eval_line(rng, index: int) -> dict:
+def eval_line(rng, index: int, category: str) -> dict:
     before = rng.choice([-0.5, 0.0, 0.25, 0.5, 1.5])
     after = rng.choice([before, before + 0.2, 1.0, 1.25, 1.5])  # the second is won by manners
     sides = {
         "sft": ("The colour is blue.", before),
         "ppo": (f"The colour of cup {index} is red, I am glad to say.", after),
     }
-    line = {"prompt": f"Which colour has cup {index}?", "category": CATEGORIES[index % 5], "sampled": {}}
+    line = {"prompt": f"Which colour has cup {index}?", "category": category, "sampled": {}}
     for name, (text, gold) in sides.items():
         row = {"reply": text, "finished": index % 9 > 0, "tokens": 9, "gold": gold, "correct": float(gold > 0.9)}
         line |= {f"{name}_{key}": value for key, value in {**row, "reward": gold * 2}.items()}

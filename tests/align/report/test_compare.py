@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from statistics import fmean, stdev
 
 import pytest
@@ -27,9 +28,11 @@ from align.report.compare import (
 from align.report.differences import difference, result
 from align.runs.run_files import Run, StageFiles
 from align.runtime.errors import MissingFileError
-from tests.align.report.synthetic_run import RECIPE, make_run, write
+from tests.align.report import synthetic_run
+from tests.align.report.synthetic_run import RECIPE, write
 from tests.align.report.test_build import NONSENSE, Page, plots
 
+make_run = partial(synthetic_run.make_run, categories=("maths",))  # the wins in each are a fit of their own
 GOLD = "the gold score of the embedded world, which training has not seen"
 
 
@@ -58,6 +61,11 @@ def sides(runs):
     return tuple(read_sides(runs))
 
 
+@pytest.fixture(scope="module")
+def rows(sides):
+    return rows_of(sides)
+
+
 def of(name, summary, **files):
     return Run("n", {}, {name: StageFiles(name, summary, **files)}, {}, [])
 
@@ -70,7 +78,7 @@ def rows_of(sides):
     return found
 
 
-def test_differences_on_the_same_prompts_are_paired(sides):
+def test_differences_on_the_same_prompts_are_paired(sides, rows):
     first, second = (result(side.run, "ppo", "correct") for side in sides)
     assert (first.value, second.value) == (10 / 30, 20 / 30)
     found = difference(first, second)
@@ -78,7 +86,7 @@ def test_differences_on_the_same_prompts_are_paired(sides):
     half = Z95 * stdev(changes) / math.sqrt(30)
     assert found.value == pytest.approx(fmean(changes))
     assert found.interval == pytest.approx((fmean(changes) - half, fmean(changes) + half))
-    row = rows_of(sides)["ppo", "correct, greedy"]
+    row = rows["ppo", "correct, greedy"]
     assert row[2] == ("+33.3 points", f"[{100 * found.interval[0]:+.1f}, {100 * found.interval[1]:+.1f}]")
 
 
@@ -108,24 +116,23 @@ def test_several_pairs_of_a_prompt_hang_together():
     assert found.interval == pytest.approx((0.75 - half, 0.75 + half))
 
 
-def test_what_counts_stands_first_and_figures_are_the_summarys(runs, sides):
-    found = rows_of(sides)
-    order = [words for stage, words in found if stage == "ppo"]
+def test_what_counts_stands_first_and_figures_are_the_summarys(runs, rows):
+    order = [words for stage, words in rows if stage == "ppo"]
     wins = "wins and half the ties against its start, greedy"
     assert order[0] == "correct, greedy" and order.index(wins) < order.index(
         "score of the reward it was trained on, temperature 1"
     )
-    assert next(iter(found))[0] == "ppo"
+    assert next(iter(rows))[0] == "ppo"
     for name, key, words in (
         ("ppo", "kl", "KL from the reference, nats a reply"),
         ("sft", "heldout_loss", "held-out loss, nats a token"),
     ):
         told = [json.loads((root / name / "summary.json").read_text())[key] for root in runs]
-        assert [text for text, _ in found[name, words]] == [*(f"{value:.4g}" for value in told), "+0"]
+        assert [text for text, _ in rows[name, words]] == [*(f"{value:.4g}" for value in told), "+0"]
 
 
-def test_scores_of_other_rewards_have_no_difference(sides):
-    row = rows_of(sides)["ppo", "score of the reward it was trained on, temperature 1"]
+def test_scores_of_other_rewards_have_no_difference(sides, rows):
+    row = rows["ppo", "score of the reward it was trained on, temperature 1"]
     assert row == [("1.6", ""), ("1.6", ""), ("–", "")]
     (told,) = [one for one in doubts(sides) if "rewards" in one]
     assert told == "ppo was trained on different rewards: their scores have no scale in common, nor a difference"
@@ -171,12 +178,12 @@ def test_only_keys_that_differ_are_told():
     }
 
 
-def test_what_is_counted_by_the_token_has_no_difference_between_tokenizers(runs, sides, tmp_path):
+def test_what_is_counted_by_the_token_has_no_difference_between_tokenizers(runs, rows, tmp_path):
     other = make_run(tmp_path / "other", prompts=30, iterations=12, pairs=40)
     for stage in ("base", "sft", "pmp", "rm", "ppo"):
         write(other / stage / "recipe.yaml", RECIPE.replace("model:\n", "model:\n  path: /models/another\n"))
     others = read_sides([runs[0], other])
-    alike, unlike = rows_of(sides), rows_of(others)
+    alike, unlike = rows, rows_of(others)
     loss = ("sft", "held-out loss, nats a token")
     assert alike[loss][2][0] == "+0" and unlike[loss][2][0] == "–"
     assert "The runs have different models or tokenizers" in " ".join(doubts(others))

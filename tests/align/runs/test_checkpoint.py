@@ -211,6 +211,7 @@ def write_on_ranks(root):
     (root / f"told-{rank}").write_text(str(caught.value))
 
 
+@pytest.mark.slow
 def test_all_ranks_write_and_fail_together(tmp_path):
     on_ranks(2, write_on_ranks, tmp_path)
     assert sorted(os.listdir(tmp_path / "run/step-1")) == ["manifest.json", "rank0", "rank1"]

@@ -109,6 +109,7 @@ def test_a_stopped_stage_goes_on_in_its_run_and_sends_nothing_twice(tmp_path, ru
     assert not (tmp_path / "run/sft/trackers.json").exists()
 
 
+@pytest.mark.slow
 def test_ppo_sends_the_same_way(tmp_path, runs):
     recipe = test_ppo.recipe(tmp_path, num_iterations=2).model_copy(update={"report_to": ("wandb",)})
     run_stage(recipe, "ppo")

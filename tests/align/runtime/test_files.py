@@ -1,51 +1,16 @@
 """Atomic writing, under ordinary and hostile conditions."""
 
 import os
-import resource
-import subprocess
-import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from align.runtime import files
 from align.runtime.errors import MissingFileError, StorageError
+from tests.full_disk import small_files
 
 pytestmark = pytest.mark.usefixtures("synced")
-LIMITED = """
-import resource, sys
-from pathlib import Path
-from align.runtime import files
-from align.runtime.errors import StorageError
-root = Path(sys.argv[1])
-files.write_text(root / "a.txt", "old")
-with files.atomic_dir(root / "folder") as folder:
-    (folder / "f").write_text("old")
-resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-def plain(folder):
-    (folder / "f").write_bytes(b"x" * 100_000)
-def safetensors(folder):
-    import numpy, safetensors.numpy
-    safetensors.numpy.save_file({"a": numpy.zeros(100_000)}, folder / "f")
-def pickle(folder):
-    import torch
-    torch.save({"a": torch.zeros(100_000)}, folder / "f")
-for write in (plain, safetensors, pickle):
-    try:
-        with files.atomic_dir(root / "folder") as folder:
-            write(folder)
-    except StorageError as error:
-        print(write.__name__, error)
-try:
-    files.write_text(root / "a.txt", "x" * 100_000)
-except StorageError as error:
-    print("text", error)
-"""
-
-
-def run(code, *arguments):
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
 
 
 def test_text_and_json_replace_and_make_folders(tmp_path):
@@ -112,14 +77,28 @@ def test_leftovers_of_killed_writers_are_removed(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".other.tmp-1-cc", "a.txt", "model"]
 
 
-def test_a_full_disk_is_one_clear_error_and_the_old_is_intact(tmp_path):
-    result = run(LIMITED, tmp_path)
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["plain", "safetensors", "pickle", "text"]
-    for line in lines[:3]:
-        assert f"cannot write {tmp_path}/folder: " in line and "what was there before is intact" in line
-    assert f"cannot write {tmp_path}/a.txt: File too large" in lines[3]
+def plain(folder):
+    (folder / "f").write_bytes(b"x" * 100_000)
+
+
+def safetensors(folder):
+    save_file({"a": torch.zeros(100_000)}, folder / "f")
+
+
+def pickle(folder):
+    torch.save({"a": torch.zeros(100_000)}, folder / "f")
+
+
+@pytest.mark.parametrize("write", [plain, safetensors, pickle])
+def test_a_full_disk_is_one_clear_error_and_the_old_is_intact(tmp_path, write):
+    files.write_text(tmp_path / "a.txt", "old")
+    with files.atomic_dir(tmp_path / "folder") as folder:
+        (folder / "f").write_text("old")
+    told = rf"^cannot write {tmp_path}/folder: .*what was there before is intact"
+    with small_files(5000), pytest.raises(StorageError, match=told), files.atomic_dir(tmp_path / "folder") as folder:
+        write(folder)
+    with small_files(5000), pytest.raises(StorageError, match=rf"cannot write {tmp_path}/a\.txt: File too large"):
+        files.write_text(tmp_path / "a.txt", "x" * 100_000)
     assert (tmp_path / "folder" / "f").read_text() == "old" and (tmp_path / "a.txt").read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "folder"]
 
@@ -135,16 +114,12 @@ def test_a_disk_that_is_full_anywhere_in_a_torch_file_is_a_storage_error(tmp_pat
     """torch has another error for the last bytes than for those before."""
     state = {"weights": torch.zeros(2000)}
     torch.save(state, tmp_path / "whole.pt")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "whole.pt").stat().st_size - missing, before[1]))
-    try:
-        with (
-            pytest.raises(StorageError, match=r"cannot write .*again\.pt: .*is the disk full"),
-            files.storage_errors(tmp_path / "again.pt"),
-        ):
-            torch.save(state, tmp_path / "again.pt")  # the name is in the file: it must be as long as the first one
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with (
+        small_files((tmp_path / "whole.pt").stat().st_size - missing),
+        pytest.raises(StorageError, match=r"cannot write .*again\.pt: .*is the disk full"),
+        files.storage_errors(tmp_path / "again.pt"),
+    ):
+        torch.save(state, tmp_path / "again.pt")  # the name is in the file: it must be as long as the first one
 
 
 def test_rows_are_added_behind_what_a_kill_left(tmp_path):

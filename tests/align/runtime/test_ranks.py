@@ -75,6 +75,7 @@ def test_before_the_ranks_have_met_the_launcher_says_who_is_first(monkeypatch):
     assert is_main()
 
 
+@pytest.mark.slow
 def test_two_ranks_agree_on_what_went_wrong(tmp_path):
     """Who fails raises its own error as it came, the other the words of the first that failed."""
     on_ranks(2, two_ranks, tmp_path)
@@ -100,7 +101,8 @@ def test_one_rank_alone_works_or_raises_what_came():
         agree(lambda: 1 / 0, TrainingError)
 
 
-@pytest.mark.parametrize(("victim", "how"), [(0, "plain"), pytest.param(1, "wrapped", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "how"), [(0, "plain"), (1, "wrapped")])
 def test_a_killed_rank_ends_the_others_in_one_line(tmp_path, victim, how):
     """Two processes without a launcher, whose own words would come in between."""
     script = tmp_path / "lost.py"

@@ -141,7 +141,8 @@ def test_groups_of_replies_and_a_language_term(tmp_path, adapter):
     assert 0 < summary["trained_parameters"] < summary["parameters"] and summary["rows"] > 0
 
 
-@pytest.mark.parametrize("adapter", LORA_FIRST)
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ADAPTERS)
 def test_rejection_sampling_trains_one_adapter_on(tmp_path, adapter):
     plain = rejection_recipe(tmp_path)
     lora = type(plain.model.lora)(rank=2, alpha=4)
@@ -155,6 +156,7 @@ def test_rejection_sampling_trains_one_adapter_on(tmp_path, adapter):
     assert same(second, last) and first.keys() == second.keys() and not same(first, second)
 
 
+@pytest.mark.slow
 def test_a_stage_goes_on_with_another_runs_adapter(tmp_path, caplog):
     run_sft.run_sft(adapted(tmp_path, "lora", run="first"))
     start = weights(tmp_path / "first/sft/model")

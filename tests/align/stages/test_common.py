@@ -73,6 +73,7 @@ def leave_and_read(folder):
     (folder / f"rank-{distributed.get_rank()}").write_text(repr([*found, (folder / TRAINED).exists()]))
 
 
+@pytest.mark.slow
 def test_every_rank_finds_what_a_stage_leaves(tmp_path):
     on_ranks(2, leave_and_read, tmp_path)
     assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["[3, 1.0, False]"] * 2

@@ -49,6 +49,7 @@ def lines(file):
     return [{key: value for key, value in line.items() if not key.endswith(timed)} for line in found]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_what_a_whole_one_is(place, tmp_path, monkeypatch):
     keys = {"save_steps": 2, "eval_steps": 2, "nll_coef": 0.2, "mask_formatting": True, "logging_steps": 3}
     whole, again = (recipe(place, tmp_path / at, keep_best=True, max_steps=5, **keys) for at in "ab")

@@ -176,6 +176,7 @@ def test_every_supervised_stage_mixes(stage, keys, drawn, tmp_path):
     assert [parts[name]["drawn"] for name in names] == [2 * count for count in drawn]
 
 
+@pytest.mark.slow
 def test_prompts_of_ppo_come_by_their_shares_and_resume(tmp_path, monkeypatch):
     words = [{"prompt": f"say {word}", "category": "say"} for word in "abcdefgh"]
     keys = {"eval_data": [], "ptx_data": [], "ptx_coef": 0.0, "save_steps": 1, "num_iterations": 4}

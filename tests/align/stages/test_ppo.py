@@ -109,6 +109,7 @@ def test_without_a_critic_none_is_loaded_saved_or_logged(tmp_path, monkeypatch):
     assert "advantage: rloo" in text and "critic_warmup_steps: 0" in text and "whiten_advantages: false" in text
 
 
+@pytest.mark.slow
 def test_the_best_policy_is_kept_and_named(tmp_path):
     made = recipe(tmp_path, evaluation={"every_steps": 2, "save_best": True})
     summary = run_ppo.run_ppo(made)
@@ -123,6 +124,7 @@ def test_the_best_policy_is_kept_and_named(tmp_path):
     assert same == (summary["best_step"] == 3)
 
 
+@pytest.mark.slow
 def test_the_last_look_can_be_the_best(tmp_path, monkeypatch):
     evaluate = PPOTrainer.evaluate
 
@@ -216,6 +218,7 @@ def test_missing_inputs_are_named(tmp_path):
         run_ppo.run_ppo(recipe(tmp_path, rollout={"max_prompt_length": 3, "max_completion_length": 4}))
 
 
+@pytest.mark.slow
 def test_a_longer_stage_is_what_it_would_have_been_from_the_start(tmp_path, capsys):
     told = recipe(tmp_path, num_iterations=2, save_steps=1, eval_data=[])
     longer = told.model_copy(update={"ppo": told.ppo.model_copy(update={"num_iterations": 3})})
@@ -233,6 +236,7 @@ def test_a_longer_stage_is_what_it_would_have_been_from_the_start(tmp_path, caps
         assert one == other, name
 
 
+@pytest.mark.slow
 def test_prompts_that_changed_under_an_unfinished_stage_are_refused_unless_accepted(tmp_path, monkeypatch):
     told = recipe(tmp_path, save_steps=1, eval_data=[])
     real = PPOTrainer.step
@@ -258,6 +262,7 @@ def test_prompts_that_changed_under_an_unfinished_stage_are_refused_unless_accep
     assert (noted["key"], noted["was"]["rows"], noted["is"]["rows"], noted["step"]) == ("ppo.data", 8, 12, 2)
 
 
+@pytest.mark.slow
 def test_a_best_model_that_was_removed_is_made_again_or_told(tmp_path, caplog, monkeypatch):
     keys = {"save_steps": 1, "evaluation": {"every_steps": 1, "save_best": True, "num_samples": 1}}
     told = recipe(tmp_path, **keys)

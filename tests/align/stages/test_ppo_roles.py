@@ -79,6 +79,7 @@ def test_one_backbone_learns_what_four_do(chain, tmp_path, caplog):
     assert not (tmp_path / "shared/model/config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(chain, tmp_path, monkeypatch):
     whole = run_ppo.run_ppo(told(chain), out_dir=tmp_path / "whole")
     real = run_ppo.build
@@ -125,6 +126,7 @@ def test_a_rule_as_the_reward_needs_no_reward_role(chain, tmp_path):
     assert trainer.state.global_step == 2
 
 
+@pytest.mark.slow
 def test_without_a_critic_there_is_no_such_role(chain, tmp_path):
     section = {key: value for key, value in SECTION.items() if not key.startswith("critic")} | {"advantage": "grpo"}
     recipe = Recipe.model_validate_json(json.dumps(chain.model_dump(mode="json") | {"ppo": section}))

@@ -11,6 +11,8 @@ from align.stages.chain import run_chain, run_stage
 from data_formats.errors import AlignError, MissingFileError
 from examples.experiments import controls, estimators, preference_methods, rejection_sampling, reward_modelling, seeds
 
+pytestmark = pytest.mark.slow  # every test stands on one whole chain
+
 SIZES = {
     "model.architecture": {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
     "tinyworld": {"documents": 300, "demonstrations": 300, "coarse_comparisons": 48, "comparisons": 48}
@@ -137,7 +139,6 @@ def test_half_of_the_replies_in_the_comparisons_are_sampled(finished):
         assert info["correctness_share"] == sum(tagged) / 48 > 0.25
 
 
-@pytest.mark.slow
 def test_the_controls_run_on_it(finished):
     recipe, run, summary = finished
     found = controls.run_controls(recipe)
@@ -155,7 +156,6 @@ def test_the_controls_run_on_it(finished):
         controls.require_finished(recipe.model_copy(update={"seed": 6}))
 
 
-@pytest.mark.slow
 def test_the_tables_of_the_readme(finished, capsys):
     recipe, run, summary = finished
     controls.run_controls(recipe)  # finds what is there
@@ -192,7 +192,6 @@ def test_the_tables_of_the_readme_of_another_run_are_one_sentence(finished, tmp_
         assert said.out == ""
 
 
-@pytest.mark.slow
 def test_the_arms_of_rejection_sampling_run_on_it(finished):
     _, run, summary = finished
     settings = rejection_sampling.Settings(
@@ -221,7 +220,6 @@ def test_the_arms_of_rejection_sampling_run_on_it(finished):
         rejection_sampling.run_arms(run, rejection_sampling.Settings(prompts=13))
 
 
-@pytest.mark.slow
 def test_the_arms_of_reward_modelling_run_on_it(finished, monkeypatch):
     _, run, _ = finished
     monkeypatch.setattr(reward_modelling, "CLEAN", 80)
@@ -284,7 +282,6 @@ def test_sft_is_judged_though_what_ppo_starts_from_is_not_trained_yet(finished, 
     assert policy_evaluation.evaluate_sft(longer, "sft", {})["gold"] == summary["sft"]["gold"]
 
 
-@pytest.mark.slow
 def test_the_study_of_the_estimators_goes_on_where_it_was(finished, tmp_path, capsys):
     _, folder, _ = finished
     before = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -300,7 +297,6 @@ def test_the_study_of_the_estimators_goes_on_where_it_was(finished, tmp_path, ca
     assert capsys.readouterr().out.partition("| advantage |")[2] == table
 
 
-@pytest.mark.slow
 @pytest.mark.needs("trl")
 def test_the_study_of_preference_methods_goes_on_where_it_was(finished, tmp_path, capsys):
     _, folder, summary = finished

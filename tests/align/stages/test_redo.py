@@ -99,6 +99,7 @@ def test_a_stage_that_is_started_by_itself_tells_of_what_it_builds_on(chain, cap
     assert told in caplog.text
 
 
+@pytest.mark.slow
 def test_what_is_removed_for_one_stage_is_listed_and_no_more(finished, tmp_path, capsys):
     """sft and rm both start from the base model that the recipe names."""
     keys = {"base": None, "pmp": None, "model__architecture": None, "output_dir": str(tmp_path / "two")}
@@ -113,6 +114,7 @@ def test_what_is_removed_for_one_stage_is_listed_and_no_more(finished, tmp_path,
     assert summary(tmp_path / "two", "rm")["steps"] == 3
 
 
+@pytest.mark.slow
 def test_stages_that_are_named(chain, capsys):
     recipe = chain()
     run = Path(recipe.output_dir)
@@ -163,6 +165,7 @@ def test_a_longer_stage_goes_on_from_its_last_checkpoint(chain, capsys, schedule
     assert rates[-1] == pytest.approx(0.01 if schedule == "constant" else 0.01 * 2 / 7)  # of step 6: 7 - 5 are left
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_a_longer_stage_starts_anew_and_says_so(chain, capsys):
     recipe = chain(rm__max_steps=4)
     run_chain(recipe)
@@ -250,7 +253,10 @@ def add_rows(folder, name, count):
     (folder / name).write_text("".join(rows + rows[:count]) if count else "".join(reversed(rows)))
 
 
-@pytest.mark.parametrize(("count", "told"), [(8, "rows, now there are "), (0, "rows, now there are others")])
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(8, "rows, now there are "), pytest.param(0, "rows, now there are others", marks=pytest.mark.slow)],
+)
 def test_rows_that_changed_under_an_unfinished_stage_are_refused_unless_accepted(chain, tmp_path, count, told):
     write_data(tmp_path)
     stopped_sft(chain, 3, data_root=str(tmp_path))
@@ -316,6 +322,7 @@ def test_plain_fresh_lists_what_it_would_remove_and_wants_a_yes(chain, monkeypat
         os.close(descriptor)
 
 
+@pytest.mark.slow
 def test_the_best_model_of_a_finished_stage_is_what_a_longer_run_has_to_beat(chain):
     keys = {"sft__keep_best": True, "sft__eval_steps": 1, "sft__learning_rate": 3.0}
     first = run_stage(chain(**keys), "sft", fresh=True)

@@ -69,7 +69,9 @@ def kept(folder, number):
     ("keys", "second"),
     [
         ({}, {"a": ("5", 5, 1), "b": ("6", 6, 1), "c": ("8", 8, 2), "d": ("3", 3, 2), "f": ("-4", -4, 2)}),
-        ({"threshold": 5.0}, {"a": ("5", 5, 1), "b": ("6", 6, 1), "c": ("8", 8, 2)}),
+        pytest.param(
+            {"threshold": 5.0}, {"a": ("5", 5, 1), "b": ("6", 6, 1), "c": ("8", 8, 2)}, marks=pytest.mark.slow
+        ),
         (
             {"keep_earlier": False},
             {"a": ("4", 4, 2), "b": ("6.0", 6, 2), "c": ("8", 8, 2), "d": ("3", 3, 2), "f": ("-4", -4, 2)},
@@ -101,10 +103,13 @@ def number(text):
     return float(text.rstrip("!") or 99)
 
 
-def test_what_is_written_can_be_read_as_data(tmp_path, monkeypatch):
+def test_what_is_written_can_be_read_as_data_and_prompts_that_are_too_long_are_counted(tmp_path, monkeypatch):
     recipe(tmp_path)
+    with open(tmp_path / "prompts.jsonl", "a") as file:
+        file.write(json.dumps({"prompt": "say " + "g" * 60}) + "\n")
     changes = scripted(monkeypatch, tmp_path) | {"max_steps": 1, "num_rounds": 1}
-    run_rejection.run_rejection(recipe(tmp_path, **changes))
+    summary = run_rejection.run_rejection(recipe(tmp_path, **changes))
+    assert summary["prompts"] == 6 and summary["dropped_rows"] == {"longer than max_prompt_length": 1}
     folder = tmp_path / "run/rejection/rounds/1"
     demos = read(folder / "demonstrations.jsonl", Demonstration)
     assert demos.report.format == "messages" and len(demos.records) == 4 and not demos.report.dropped
@@ -145,15 +150,6 @@ def test_nothing_kept_is_one_sentence(tmp_path, monkeypatch):
         run_rejection.run_rejection(recipe(tmp_path, run="other", **changes))
 
 
-def test_prompts_that_are_too_long_are_counted(tmp_path, monkeypatch):
-    recipe(tmp_path)
-    with open(tmp_path / "prompts.jsonl", "a") as file:
-        file.write(json.dumps({"prompt": "say " + "g" * 60}) + "\n")
-    changes = scripted(monkeypatch, tmp_path) | {"max_steps": 1, "num_rounds": 1}
-    summary = run_rejection.run_rejection(recipe(tmp_path, **changes))
-    assert summary["prompts"] == 6 and summary["dropped_rows"] == {"longer than max_prompt_length": 1}
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rejection")
@@ -190,6 +186,7 @@ class Killed(BaseException):
     """As a kill would: nothing that the stage does may catch it."""
 
 
+@pytest.mark.slow
 def test_stopped_in_every_phase_it_ends_as_one_that_was_not(whole, monkeypatch):
     folder, summary = whole
     calls = {"judged": 0, "steps": 0}

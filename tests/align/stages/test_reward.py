@@ -55,7 +55,10 @@ def test_an_arm_runs_beside_the_chain(place):
     assert not (place / "run" / "rm").exists()
 
 
-@pytest.mark.parametrize("options", [{}, {"centering": 0.01}], ids=["pairs", "groups"])
+GROUPS = pytest.param({"centering": 0.01}, id="groups", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("options", [pytest.param({}, id="pairs"), GROUPS])
 def test_the_best_model_by_held_out_loss_is_left_and_found_again_by_a_killed_run(place, monkeypatch, options):
     keys = {"keep_best": True, "eval_steps": 1, "max_steps": 4, "learning_rate": 0.3, "save_steps": 3}
     recipe = small_recipe(place, **{f"rm__{name}": value for name, value in (keys | options).items()})

@@ -94,6 +94,7 @@ def test_ppo_trains_on_rules_logs_each_part_and_starts_its_critic_from_the_polic
     assert all(row["score"] == row["score/length"] + 0.5 * row["score/letters"] for row in rows)
 
 
+@pytest.mark.slow
 def test_a_gold_reward_is_built_logged_and_told_in_the_summary(tmp_path):
     gold = [
         {"kind": "model", "model_from": str(tmp_path / "rm"), "weight": 1.0},

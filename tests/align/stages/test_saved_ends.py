@@ -83,8 +83,10 @@ def test_the_base_model_itself_goes_on(place):
     assert says(place / "model") == "a<|im_end|>" * 4
 
 
+QUICK = (("base", "none"), ("sft", "none"), ("ppo", "none"), ("ppo", "lora"))
 CASES = [(stage, "none") for stage in STAGES]
 CASES += [(stage, "lora") for stage in STAGES if stage != "base"]  # which trains all weights
+CASES = [pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK)) for case in CASES]
 CASES += [pytest.param(stage, "qlora", marks=QLORA) for stage in STAGES if stage != "base"]
 
 

@@ -297,6 +297,7 @@ def test_a_model_that_goes_on_learning_is_kept_as_it_is(looked):
 AFTER = pytest.param(4, marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("die", [2, AFTER])  # the best is of step 2: before and after the checkpoint of step 3
 def test_a_killed_run_still_knows_the_best(tmp_path, whole, die):
     folder, expected, _ = whole

@@ -66,6 +66,7 @@ def check(folder, name, keys):
     return ["check", str(folder / "recipe.yaml"), f"data_root={folder}", *overrides]
 
 
+@pytest.mark.slow
 def test_it_is_refused_where_there_is_no_torch(folder):
     code = "import sys; sys.modules['torch'] = None; from align.cli import main; sys.exit(main())"
     words = [sys.executable, "-c", code, *check(folder, "Llama 3", [])]

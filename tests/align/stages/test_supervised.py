@@ -108,6 +108,7 @@ def test_a_model_that_is_not_measured_is_no_start_for_others(chain):
         mark.unlink()
 
 
+@pytest.mark.slow
 def test_the_best_model_is_put_back_after_a_failed_last_look(tmp_path, monkeypatch):
     keys = {"learning_rate": 0.3, "eval_steps": 2, "keep_best": True, "max_steps": 5}
     whole = run_sft.run_sft(recipe(tmp_path, **keys))
@@ -155,7 +156,7 @@ def test_what_a_reward_model_evaluates_first_at_the_end_is_tried_at_the_start(ch
     assert sorted(path.name for path in (folder / "tried").iterdir()) == ["recipe.yaml"]
 
 
-@pytest.mark.parametrize("name", ["train.jsonl", "heldout.jsonl"])
+@pytest.mark.parametrize("name", ["train.jsonl", pytest.param("heldout.jsonl", marks=pytest.mark.slow)])
 def test_a_model_that_is_not_measured_yet_keeps_to_the_rows_that_it_was_trained_on(tmp_path, monkeypatch, name):
     small, key = recipe(tmp_path), {"train.jsonl": "sft.data", "heldout.jsonl": "sft.eval_data"}[name]
     fails(monkeypatch, SFTTrainer, "prediction_step", when=lambda self: self.state.global_step == 6)

@@ -37,17 +37,6 @@ def test_the_engine_draws_from_the_enumerated_distribution(reference):
     assert total_variation(shares_R, bandit.distribution(reference)) < 0.03
 
 
-def test_ppo_comes_to_the_regularised_optimum(tmp_path):
-    quick = {"learning_rate": 1e-2, "lr_scheduler_type": "linear"}
-    reference_R, trained_R = bandit.train(tmp_path, 0.7, num_iterations=60, policy=quick)
-    assert total_variation(reference_R, optima.optimum(reference_R, 0.7)) >= 0.4
-    near = total_variation(trained_R, optima.optimum(reference_R, 0.7))
-    # 0.016; from the references of other seeds 0.02 to 0.08, after more iterations too
-    assert near <= 0.05
-    others = (optima.myopic, optima.myopic_forward)
-    assert all(total_variation(trained_R, other(reference_R, 0.7)) > 0.1 for other in others)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("advantage", ["rloo", "grpo", "dr_grpo", "reinforce_pp"])
 def test_without_a_critic_it_comes_there_too(tmp_path, advantage):

@@ -36,7 +36,11 @@ def equal(found, expected):
     return all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize(("script", "best"), [(Scripted.script, 1), ((4.0, 3.0, 3.0, 2.0, 4.0), 0), (range(5), 4)])
+SCRIPTS = [(Scripted.script, 1)]
+SCRIPTS += [pytest.param(*one, marks=pytest.mark.slow) for one in (((4.0, 3.0, 3.0, 2.0, 4.0), 0), (range(5), 4))]
+
+
+@pytest.mark.parametrize(("script", "best"), SCRIPTS)
 def test_the_policy_of_the_earliest_best_look_is_kept(tmp_path, script, best):
     trainer = make(tmp_path)
     trainer.script = script
@@ -63,10 +67,8 @@ def test_the_highest_score_of_real_looks_wins(tmp_path):
     assert scores[trainer.state.best_global_step] == trainer.state.best_metric
 
 
-SLOW = [pytest.param(steps, marks=pytest.mark.slow) for steps in (0, 2)]
-
-
-@pytest.mark.parametrize("stop_after", [1, *SLOW])  # at the best look (of step 2), before it, and after
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_after", [1, 0, 2])  # at the best look (of step 2), before it, and after
 def test_a_resumed_run_agrees(tmp_path, stop_after):
     class Crash(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

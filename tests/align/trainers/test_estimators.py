@@ -50,8 +50,14 @@ def test_the_reference_by_hand():
     assert reference.compared(5.0, [], "grpo") == 0.0
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("name", WITHOUT)
+QUICK = ("as it is", "a group with one reply left")
+EACH = [(name, options) for name in WITHOUT for options in OPTIONS]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param(*one, marks=[pytest.mark.slow] * (one[0] != "grpo" and one[1] not in QUICK)) for one in EACH],
+)
 def test_every_optimizer_step_is_that_of_the_independent_ppo(name, options, tmp_path):
     changes = dict(OPTIONS[options])
     if options == "masked ends, the other whitening":

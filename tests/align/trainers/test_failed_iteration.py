@@ -48,8 +48,8 @@ def unbroken(tmp_path_factory):
 
 
 PTX = {"ptx_coef": 0.1, "ptx_ratio": 1, "ptx_blocks": [[1, 2, 3, 4], [5, 6, 7], [8, 9, 8, 9], [4, 4, 1]]}
-BEFORE = ["collect", "policy_loss", "ptx_loss"]
-LATER = ["score", "penalize_scores", "compute_advantages", "value_loss"]
+BEFORE = ["policy_loss"]
+LATER = ["collect", "score", "penalize_scores", "compute_advantages", "value_loss", "ptx_loss"]
 BEFORE += [pytest.param(seam, marks=pytest.mark.slow) for seam in LATER]
 
 

@@ -109,6 +109,7 @@ def test_a_part_that_is_not_brought_back_would_be_seen(tmp_path, stand_in, monke
     assert any(not torch.equal(tensor, weights(plain)[name]) for name, tensor in broken.items())
 
 
+@pytest.mark.slow
 def test_on_a_cpu_it_says_so_and_checkpoints_and_resume_are_bit_for_bit_the_same(tmp_path, caplog):
     plain = train(tmp_path / "plain", ())
     with caplog.at_level(logging.INFO, "align"):
@@ -119,6 +120,7 @@ def test_on_a_cpu_it_says_so_and_checkpoints_and_resume_are_bit_for_bit_the_same
     assert_equal(weights(resumed), weights(plain))
 
 
+@pytest.mark.slow
 def test_a_resumed_runs_moments_wait_too(tmp_path, stand_in):
     """As a checkpoint of an accelerator holds them: by value."""
     expected = weights(train(tmp_path / "plain", ()))

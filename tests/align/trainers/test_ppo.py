@@ -503,8 +503,13 @@ def more_passes(other, one) -> int:
     ("options", "saved"),
     [
         ({"num_mini_batches": 1, "micro_batch_size": 8}, 3),
-        ({"num_mini_batches": 2, "critic_warmup_steps": 3, "entropy_coef": 0.1}, 1),  # one begins with the policy
-        ({"advantage": "grpo", "kl_in": "loss", "policy_support": "nucleus", "micro_batch_size": 4}, 3),
+        # one begins with the policy
+        pytest.param({"num_mini_batches": 2, "critic_warmup_steps": 3, "entropy_coef": 0.1}, 1, marks=pytest.mark.slow),
+        pytest.param(
+            {"advantage": "grpo", "kl_in": "loss", "policy_support": "nucleus", "micro_batch_size": 4},
+            3,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_first_micro_batch_passes_the_policy_once_and_learns_the_same_to_the_bit(tmp_path, options, saved):
@@ -517,7 +522,10 @@ def test_the_first_micro_batch_passes_the_policy_once_and_learns_the_same_to_the
     "options",
     [
         {"advantage": "grpo", "kl_in": "loss", "kl_target": 0.1, "entropy_coef": 0.1, "log_samples": 3},
-        {"kl_coef": 0.0, "policy_support": "nucleus", "importance_sampling_correction": "token"},
+        pytest.param(
+            {"kl_coef": 0.0, "policy_support": "nucleus", "importance_sampling_correction": "token"},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_one_optimizer_step_needs_no_pass_of_the_policy_before_it_and_learns_the_same_to_the_bit(tmp_path, options):

@@ -143,6 +143,7 @@ def trained(folder, gold, judge=None):
     return trainer, weights, [{key: one[key] for key in one if not key.startswith(skipped)} for one in lines]
 
 
+@pytest.mark.slow
 def test_training_is_the_same_with_a_gold_reward_and_a_judge_and_without(tmp_path):
     alarm, judge = Alarm(), Alarm()
     plain, weights, lines = trained(tmp_path / "plain", None)
@@ -204,6 +205,7 @@ def shorter(prompts, first, second):
     return [len(two) - len(one) for one, two in zip(first, second, strict=True)]
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_is_compared_with_the_policy_it_began_with(tmp_path):
     def make():
         return ppo_case.trainer(

@@ -18,8 +18,7 @@ FSDP2 = {  # what `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wra
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
 }
 ENGINES = [pytest.param({}, id="ddp"), pytest.param(FSDP2, id="fsdp2")]
-DDP_FIRST = [ENGINES[0], pytest.param(FSDP2, id="fsdp2", marks=pytest.mark.slow)]
-FSDP2_FIRST = [pytest.param({}, id="ddp", marks=pytest.mark.slow), ENGINES[1]]
+pytestmark = pytest.mark.slow
 
 
 def run(out: Path, ranks: int, mode: str, engine: dict[str, str] | None = None) -> None:
@@ -31,9 +30,9 @@ def run(out: Path, ranks: int, mode: str, engine: dict[str, str] | None = None) 
     ("mode", "engine"),
     [
         pytest.param("given", {}, id="ddp"),
-        pytest.param("composed", {}, id="ddp-composed", marks=pytest.mark.slow),
-        pytest.param("given", FSDP2, id="fsdp2", marks=pytest.mark.slow),
-        pytest.param("composed", FSDP2, id="fsdp2-composed", marks=pytest.mark.slow),
+        pytest.param("composed", {}, id="ddp-composed"),
+        pytest.param("given", FSDP2, id="fsdp2"),
+        pytest.param("composed", FSDP2, id="fsdp2-composed"),
     ],
 )
 def test_two_ranks_learn_what_one_learns(tmp_path, mode, engine):
@@ -50,7 +49,6 @@ def test_two_ranks_learn_what_one_learns(tmp_path, mode, engine):
         assert one.get("reward/failed") == (1.0 if mode == "composed" else None)
 
 
-@pytest.mark.slow
 def test_roles_of_one_backbone_learn_on_two_ranks_what_they_learn_on_one(tmp_path):
     """Two DDP wrappers over one base, each around one role's adapter; layers are checkpointed."""
     for ranks in (1, 2):
@@ -70,7 +68,6 @@ def test_roles_of_one_backbone_learn_on_two_ranks_what_they_learn_on_one(tmp_pat
     assert torch.equal(*ranks)  # replicas stay equal, all roles and the base
 
 
-@pytest.mark.slow
 def test_fsdp2_is_refused_for_roles_of_one_backbone(tmp_path):
     run(tmp_path / "run", 2, "refused", FSDP2)
     for rank in (0, 1):
@@ -78,7 +75,6 @@ def test_fsdp2_is_refused_for_roles_of_one_backbone(tmp_path):
         assert said.startswith("roles on one backbone cannot be sharded by FSDP2") and "shared_backbone" in said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_ranks_agree_with_the_independent_ppo(tmp_path, engine):
     """Under a covering set of all options: gradients, experience and the log."""
@@ -89,7 +85,6 @@ def test_two_ranks_agree_with_the_independent_ppo(tmp_path, engine):
     assert all({"policy gradient", "value gradient", "advantages"} <= one["errors"].keys() for one in found.values())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_ranks_agree_with_the_independent_ppo_without_a_critic(tmp_path, engine):
     run(tmp_path / "run", 2, "estimators", engine)
@@ -98,7 +93,6 @@ def test_two_ranks_agree_with_the_independent_ppo_without_a_critic(tmp_path, eng
     assert all({"policy gradient", "advantages"} <= one["errors"].keys() for one in found.values())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_ranks_learn_and_log_the_same_without_a_pass_of_the_policy_before_the_update(tmp_path, engine):
     run(tmp_path / "run", 2, "late", engine)
@@ -110,7 +104,6 @@ def test_two_ranks_learn_and_log_the_same_without_a_pass_of_the_policy_before_th
         assert json.loads(row) | {"time": 0} == json.loads(other) | {"time": 0}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_ranks_sample_what_they_train_to_the_bit(tmp_path, engine):
     run(tmp_path / "run", 2, "exact", engine)
@@ -118,7 +111,7 @@ def test_two_ranks_sample_what_they_train_to_the_bit(tmp_path, engine):
     assert [line["engine/logp_diff_max"] for line in history if "score/mean" in line] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("engine", FSDP2_FIRST)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_two_ranks_resume_bit_for_bit(tmp_path, engine):
     run(tmp_path / "run", 2, "resume", engine)
     whole, again = (torch.load(tmp_path / "run" / name, weights_only=True) for name in ("whole.pt", "again.pt"))
@@ -128,7 +121,6 @@ def test_two_ranks_resume_bit_for_bit(tmp_path, engine):
     assert len(wins) == 3 and all(2 * 3 * rate == pytest.approx(round(6 * rate)) for rate in wins)  # of three prompts
 
 
-@pytest.mark.slow
 def test_two_ranks_sample_ahead_and_resume_bit_for_bit(tmp_path):
     """And when the engine of one rank gives up meanwhile, both stop before the next iteration."""
     out = tmp_path / "run"
@@ -146,7 +138,6 @@ def test_two_ranks_sample_ahead_and_resume_bit_for_bit(tmp_path):
     assert said[0].endswith("step-2")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_that_fails_on_one_rank_stops_all(tmp_path, engine):
     run(tmp_path / "run", 2, "fail", engine)
@@ -154,7 +145,6 @@ def test_an_engine_that_fails_on_one_rank_stops_all(tmp_path, engine):
     assert said[0] == said[1] and said[0].startswith("no answer (iteration 1); the state before it is saved in ")
 
 
-@pytest.mark.slow
 def test_models_are_spread_by_fsdp2_and_saved_whole(tmp_path):
     run(tmp_path / "run", 2, "sharded", FSDP2)
     for precision in ("no", "bf16"):
@@ -181,8 +171,7 @@ def test_models_are_spread_by_fsdp2_and_saved_whole(tmp_path):
             assert all(torch.equal(own[key], value) for key, value in facts[0]["weights"][name].items())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", FSDP2_FIRST)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_engines_with_weights_of_their_own_get_the_policys_on_every_rank(tmp_path, engine):
     run(tmp_path / "run", 2, "engine", engine)
     for kind in ("full", "lora", "dora"):
@@ -209,7 +198,7 @@ def own_policy(kind: str, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
     return policy
 
 
-@pytest.mark.parametrize("engine", DDP_FIRST)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_push_that_fails_on_one_rank_stops_all(tmp_path, engine):
     """The other rank is gathering with it."""
     run(tmp_path / "run", 2, "push_fails", engine)

@@ -11,6 +11,7 @@ from align.trainers.ppo import make_accelerator
 from tests.align.models import roles_case
 from tests.align.trainers import ppo_case, roles_run
 
+BF16 = {"mixed_precision": "bf16", "gradient_checkpointing": True}
 FOUR_BIT = [pytest.mark.needs("bitsandbytes"), pytest.mark.slow]
 TIMES = ("time", "seconds/", "tokens_per_second", "memory/")
 
@@ -36,7 +37,7 @@ def largest(found, expected):
         pytest.param(torch.float64, 1e-12, {"gradient_checkpointing": True}, id="checkpointed", marks=pytest.mark.slow),
         pytest.param(torch.float32, 1e-6, {"critic_warmup_steps": 5, "ema_decay": 0.9}, id="warmup-ema"),
         pytest.param(torch.float32, 1e-6, {"four_bit": True}, id="4bit", marks=FOUR_BIT),
-        pytest.param(torch.float32, 1e-6, {"mixed_precision": "bf16", "gradient_checkpointing": True}, id="bf16"),
+        pytest.param(torch.float32, 1e-6, BF16, id="bf16", marks=pytest.mark.slow),
     ],
 )
 def test_two_iterations_equal_those_of_four_models(tmp_path, dtype, limit, options):
@@ -109,6 +110,7 @@ def test_a_step_of_one_role_leaves_the_others_and_the_base_bit_for_bit(tmp_path,
     assert all(parameter.grad is None for parameter in whole.parameters())
 
 
+@pytest.mark.slow
 def test_rollouts_of_the_policys_view_are_those_of_its_own_model(tmp_path):
     texts = {}
     for shared in (False, True):
@@ -129,6 +131,7 @@ def test_a_copy_of_a_view_computes_nothing(tmp_path):
         trainer.train()
 
 
+@pytest.mark.slow
 def test_the_base_alone_as_reference_equals_a_whole_one(tmp_path):
     runs = {}
     for shared in (False, True):

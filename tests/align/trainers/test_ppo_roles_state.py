@@ -34,7 +34,8 @@ def tensors(folder):
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
-@pytest.mark.parametrize("shared", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False])
 def test_resumed_equals_never_stopped(tmp_path, shared):
     whole = make(tmp_path / "whole", shared)
     whole.train()

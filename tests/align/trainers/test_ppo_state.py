@@ -88,6 +88,7 @@ def test_resumed_equals_never_stopped(tmp_path, whole, stop_after):
     assert_equal(everything(second), whole)
 
 
+@pytest.mark.slow
 def test_a_callback_with_a_state_goes_on_with_it(tmp_path):
     class Counts(TrainerCallback, ExportableState):
         seen = 0
@@ -105,6 +106,7 @@ def test_a_callback_with_a_state_goes_on_with_it(tmp_path):
     assert (first.seen, second.seen) == (2, 4)
 
 
+@pytest.mark.slow
 def test_an_earlier_named_checkpoint_or_a_start_anew(tmp_path, unbroken, whole):
     shutil.copytree(unbroken.output_dir, tmp_path, dirs_exist_ok=True)
     second = make(tmp_path)
@@ -116,6 +118,7 @@ def test_an_earlier_named_checkpoint_or_a_start_anew(tmp_path, unbroken, whole):
     assert_equal(everything(again), whole)
 
 
+@pytest.mark.slow
 def test_a_line_after_the_last_checkpoint_is_not_doubled(tmp_path):
     """As of a run that was killed between its last evaluation and the end of its stage."""
     first, second = make(tmp_path, num_iterations=2), make(tmp_path, num_iterations=2)
@@ -161,6 +164,7 @@ def test_a_checkpoint_of_another_seed_is_refused(tmp_path):
         make(tmp_path, seed=1).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.slow
 def test_the_running_deviation_resumes_bit_for_bit(tmp_path):
     options = {"normalize_reward": "running_mean_std", "num_iterations": 3}
     first = make(tmp_path, **options)

@@ -55,9 +55,9 @@ def test_training_is_bit_for_bit_that_of_an_engine_on_the_policy_itself(tmp_path
 
 
 TIED = [kind for kind in KINDS if kind != "saved"]  # a saved head is tied to nothing
-TRIED = [(kind, False) for kind in KINDS] + [
-    pytest.param(kind, True, marks=[pytest.mark.slow] * (kind != "all_linear")) for kind in TIED
-]
+TRIED = [(kind, False) for kind in KINDS] + [(kind, True) for kind in TIED]
+QUICK = (("full", False), ("lora", False), ("all_linear", True))
+TRIED = [pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK)) for case in TRIED]
 
 
 @pytest.mark.parametrize(("kind", "tied"), TRIED)
@@ -99,6 +99,7 @@ def test_adapters_go_over_alone_after_the_base(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(trainer.policy.parameters, resumed.policy.parameters, strict=True))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_and_a_look_before_training_have_the_weights(tmp_path):
     options = {"save_steps": 1, "eval_prompts": ppo_case.prompts(3)}
     whole = ppo_case.trainer(tmp_path, engine=Own(), **options)

@@ -56,7 +56,7 @@ def test_generation_prompt_opens_an_assistant_turn():
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(text=ANY_TEXT)
 def test_text_never_gives_a_control_id_and_decodes_to_its_nfc(tokenizer, text):
     ids = encode_texts(tokenizer, [text])[0]
@@ -64,7 +64,7 @@ def test_text_never_gives_a_control_id_and_decodes_to_its_nfc(tokenizer, text):
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == unicodedata.normalize("NFC", text)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(turns=st.lists(st.tuples(st.sampled_from(["user", "assistant", "system"]), ANY_TEXT), max_size=4))
 def test_a_conversation_has_exactly_the_control_tokens_of_its_frame(tokenizer, turns):
     messages = [Message(role, content) for role, content in turns]

@@ -43,7 +43,7 @@ def whole():
     return tokenizer, type(tokenizer.backend_tokenizer).from_str(json.dumps(state))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(text=ANY_TEXT)
 def test_words_give_the_ids_of_the_whole_text(whole, text):
     tokenizer, backend = whole

@@ -228,6 +228,7 @@ def test_memory_stays_flat_on_a_file_ten_times_the_limit(tmp_path):
     assert size >= 100 and grown <= 10
 
 
+@pytest.mark.slow
 @LINUX
 def test_the_measure_of_memory_sees_what_is_kept(tmp_path):
     *_, grown, size = memory_growth(tmp_path, "Hoarder", 60_000, lambda n: f"{n} {FILLER}")
