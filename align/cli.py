@@ -29,7 +29,7 @@ align plan RECIPE [--gpu 24GB] [key=value …]   memory and work of every stage,
 align doctor RUN                                what ails a ppo stage, by the figures it logged
 align watch RUN [--once]                        curves and newest replies of a run in progress, in the terminal
 align report RUN | A B [C ...]                  the page of a run; several runs laid over each other
-align launch WORDS                              accelerate launch for schedulers: ranks hear signals, and give the exit code
+align launch WORDS                              accelerate launch for schedulers: signals in, exit code out
 """
 
 from __future__ import annotations

@@ -16,10 +16,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from align.runtime.ranks import any_rank
@@ -92,12 +93,10 @@ class StopFlag:
 
 
 class Heed:
-    """A scheduler's signal ends the program, until `deaf()`, by which time something else has ended it."""
+    """A scheduler's signal ends the program at once, until `deaf()`, by which time something else has ended it."""
 
-    def __init__(self) -> None:
-        self._process = os.getpid()
-        self._first: float | None = None
-        self._deaf = False
+    def __init__(self, say: Callable[[str], None]):
+        self._say, self._process, self._deaf = say, os.getpid(), False
 
     def deaf(self) -> None:
         """Ignore the signals from here on: torchrun sends SIGTERM to ranks that end later than the first."""
@@ -105,26 +104,24 @@ class Heed:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked child, whose parent ends it by SIGTERM
-            _kill_self(number)
-        elif self._deaf:
-            return
-        elif self._first is None:
-            self._first = time.monotonic()
-            raise Stopped(f"asked to stop by {signal.Signals(number).name}", REQUEUE)
-        elif time.monotonic() - self._first > _SAME_SIGNAL_SECONDS:  # it was caught, or what it ended goes on
-            _kill_self(number)
-
-
-def _kill_self(number: int) -> None:
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not self._deaf:
+            self._deaf = True
+            with suppress(Exception):  # the stream may be in the middle of a line
+                self._say(f"asked to stop by {signal.Signals(number).name}")
+                sys.stdout.flush()
+            os._exit(REQUEUE)
 
 
 @contextmanager
-def heeding_schedulers() -> Iterator[Heed]:
-    """The first SIGTERM or SIGUSR1 raises Stopped, as Ctrl-C raises KeyboardInterrupt; a second one kills. Outside the
-    main thread they are not heeded."""
-    heed, previous = Heed(), {}
+def heeding_schedulers(say: Callable[[str], None]) -> Iterator[Heed]:
+    """SIGTERM and SIGUSR1 end the program with REQUEUE, after `say(why)`. Outside the main thread they are not heeded.
+
+    It ends as by a kill, which everything that is written here bears, and not by an exception: raised while a library
+    written in C++ or Rust is imported, which takes a good part of a short job, that aborts the process.
+    """
+    heed, previous = Heed(say), {}
     if threading.current_thread() is threading.main_thread():
         previous = {number: signal.signal(number, heed._handle) for number in SCHEDULERS}
     try:

@@ -88,7 +88,13 @@ def guarded(*, proceed: str) -> Iterator[Ending]:
     first one speaks; when one was killed, each of the others says that and ends with 1.
     """
     ending, token = Ending(), _COMMAND.set(proceed)
-    with heeding_schedulers() as heed:
+
+    def stopped(what: str) -> None:
+        if is_main():
+            told = f"\n{what}; what is finished or saved is kept. Continue with: {hide(proceed)}"
+            say(told, file=sys.stderr, flush=True)
+
+    with heeding_schedulers(stopped) as heed:
         try:
             try:
                 with memory_errors("the program"):
@@ -100,9 +106,7 @@ def guarded(*, proceed: str) -> Iterator[Ending]:
                 raise
             ending.code = _failed(error, proceed)
         except KeyboardInterrupt as stop:
-            what = str(stop) or "interrupted"
-            if is_main():
-                say(f"\n{what}; what is finished or saved is kept. Continue with: {hide(proceed)}", file=sys.stderr)
+            stopped(str(stop) or "interrupted")
             ending.code = stop.code if isinstance(stop, Stopped) else INTERRUPTED
         finally:
             _COMMAND.reset(token)
