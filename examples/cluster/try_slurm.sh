@@ -40,6 +40,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 MpiDefault=none
+MinJobAge=36000
 NodeName=first NodeHostname=$host NodeAddr=127.0.0.1 Port=17001 CPUs=1
 NodeName=second NodeHostname=$host NodeAddr=127.0.0.1 Port=17002 CPUs=1
 PartitionName=main Nodes=first,second Default=YES
