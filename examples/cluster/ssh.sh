@@ -34,8 +34,10 @@ start() { # number of a machine, then RECIPE key=value: what it does in its own 
   printf '& echo $! >%s; wait $!' "$(pid_file "$1")"
 }
 
+signalled=""
 pass_on() { # a signal's name
   local i
+  signalled=1
   for i in "${!nodes[@]}"; do
     ssh -n -o BatchMode=yes "${nodes[$i]}" "cd $(printf '%q' "$PWD") && kill -$1 \$(cat $(pid_file "$i"))" || true
   done
@@ -51,14 +53,17 @@ for i in "${!nodes[@]}"; do
   processes+=($!)
 done
 
+code_of() { # a process: waits for its exit code, again where a signal to this script ended the wait
+  local code
+  while code=0 signalled=""; do
+    wait "$1" || code=$?
+    [[ -n "$signalled" ]] || return "$code"
+  done
+}
 code=0
 for process in "${processes[@]}"; do
   one=0
-  wait "$process" || one=$?
-  while ((one > 128)) && kill -0 "$process" 2>/dev/null; do # a signal to this script ended the wait
-    one=0
-    wait "$process" || one=$?
-  done
+  code_of "$process" || one=$?
   ((code)) || code=$one
 done
 exit "$code"
