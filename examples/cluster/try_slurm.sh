@@ -62,7 +62,7 @@ until sinfo --noheader --states idle --format %D | grep -qx 2; do sleep 1; done
 sinfo --Node --format "%N %T"
 
 cat >"$folder/wait.py" <<'END'
-"""Waits after the twentieth step of a job's first start, until that is asked to stop."""
+"""Waits after the twentieth step, until that start of the job is asked to stop; the next one begins behind it."""
 
 import os
 import signal
@@ -73,9 +73,8 @@ from transformers import TrainerCallback
 
 class Wait(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
-        first = os.environ["WAIT"] == "1" and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
-        asked = signal.getsignal(signal.SIGUSR1).__self__.is_set
-        while first and state.global_step == 20 and not asked():
+        flag = signal.getsignal(signal.SIGUSR1).__self__
+        while os.environ["WAIT"] == "1" and state.global_step == 20 and not flag.is_set():
             time.sleep(0.2)
 END
 cat >"$folder/chain.yaml" <<END

@@ -10,15 +10,14 @@ import time
 import pytest
 
 from align.runs import interrupt
-from align.runs.interrupt import INTERRUPTED, REQUEUE, StopFlag
-from align.stages.common import StageStopped
+from align.runs.interrupt import INTERRUPTED, REQUEUE, StopFlag, Stopped
 from tests.commands import INSTALLED, exit_code
 
 # A program that is told to stop before it trains, while it trains, and after it has ended otherwise, by a child of its
 # own too, which must die of the signal as it would elsewhere.
 PROGRAM = """
 import os, signal, sys, time
-from align.runs.interrupt import StopFlag
+from align.runs.interrupt import StopFlag, Stopped
 from align.runs.launch import guarded
 from align.runtime.errors import AlignError
 
@@ -37,8 +36,7 @@ with guarded(proceed="align run r.yaml") as ending:
         with StopFlag() as flag:
             os.kill(os.getpid(), number)
             code = flag.code()
-        from align.stages.common import StageStopped
-        raise StageStopped("stage 'sft' stopped at step 3", code)
+        raise Stopped("stage 'sft' stopped at step 3", code)
     else:
         import align.runs.launch as launch
         failed = launch._failed
@@ -78,7 +76,7 @@ def test_a_second_ctrl_c_stops_at_once_and_a_schedulers_does_not(monkeypatch):
 @pytest.mark.parametrize(("code", "ends"), [(None, 130), (INTERRUPTED, 130), (REQUEUE, 75)])
 def test_the_exit_code_says_who_asked(code, ends):
     def stop():
-        raise StageStopped("stage 'sft' stopped at step 3", *(() if code is None else (code,)))
+        raise Stopped("stage 'sft' stopped at step 3", *(() if code is None else (code,)))
 
     assert exit_code(stop) == ends
 
