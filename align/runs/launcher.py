@@ -40,6 +40,11 @@ def accelerate_configs() -> dict[str, Path]:
     return {file.stem: file for file in sorted((recipes_folder() / "accelerate").glob("*.yaml"))}
 
 
+def asked(switch: str) -> bool:
+    """Whether the launcher set this switch of accelerate in the ranks' environment."""
+    return os.environ.get(switch, "false").lower() in ("1", "true", "yes")
+
+
 def refuse_settings_of_two_owners(model: ModelSection) -> None:
     """Precision and activation checkpointing are the recipe's, by which memory is planned and one process trains too.
 
@@ -49,14 +54,13 @@ def refuse_settings_of_two_owners(model: ModelSection) -> None:
     Raises:
         LaunchError: the launcher asks for another precision than the recipe, or for activation checkpointing.
     """
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    if asked not in ("no", model.mixed_precision):
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision not in ("no", model.mixed_precision):
         raise LaunchError(
-            f"accelerate was launched with mixed_precision {asked}, and the recipe's model.mixed_precision is "
+            f"accelerate was launched with mixed_precision {precision}, and the recipe's model.mixed_precision is "
             f"{model.mixed_precision}: the recipe decides, so set it there and take it out of accelerate's config"
         )
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
-    if sharded and os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "false").lower() in ("1", "true"):
+    if asked("ACCELERATE_USE_FSDP") and asked("FSDP_ACTIVATION_CHECKPOINTING"):
         raise LaunchError(
             "accelerate was launched with fsdp_activation_checkpointing: the recipe decides, so set "
             "model.gradient_checkpointing there and take it out of accelerate's config"
