@@ -3,7 +3,7 @@
 #
 #   bash examples/cluster/try_slurm.sh FOLDER        # Debian: apt-get install slurm-wlm munge; about ten minutes
 #
-# A chain of four stages is submitted with a limit of six minutes, for which its second stage waits in the middle. It is
+# A chain of four stages is submitted with a limit of seven minutes, for which its second stage waits in the middle. It is
 # stopped by its time limit, queued again (Slurm does so after two minutes), and goes on. The same chain, uninterrupted, is a second
 # job. Prints Slurm's record and the job's log, and compares every weight of both to the bit; ends with 1 where one
 # differs or the job was never queued again. FOLDER gets everything; the daemons end with the script.
@@ -107,10 +107,9 @@ submit() { # name, whether it waits for its limit, arguments of sbatch, then REC
 }
 ended() { [[ "$(scontrol show job "$1" | grep -oP 'JobState=\K\S+')" =~ ^(COMPLETED|FAILED|TIMEOUT|CANCELLED)$ ]]; }
 
-stopped=$(submit stopped 1 --time 6 --signal B:USR1@60 "$here/slurm.sbatch" chain.yaml)
-until ended "$stopped"; do sleep 5; done
+stopped=$(submit stopped 1 --time 7 --signal B:USR1@60 "$here/slurm.sbatch" chain.yaml)
 calm=$(submit calm 0 --time 60 "$here/slurm.sbatch" chain.yaml output_dir="$folder/calm")
-until ended "$calm"; do sleep 5; done
+until ended "$stopped" && ended "$calm"; do sleep 5; done
 for job in "$stopped" "$calm"; do
   scontrol show job "$job" | grep -oE '(JobId|JobName|JobState|Restarts|ExitCode|TimeLimit)=\S+' | tr '\n' ' '
   echo
