@@ -1,12 +1,13 @@
 #!/bin/bash
 # Try slurm.sbatch without a cluster: Slurm on this machine as two nodes, a small chain over both, its time limit.
 #
-#   bash examples/cluster/try_slurm.sh FOLDER        # Debian: apt-get install slurm-wlm munge; about ten minutes
+#   bash examples/cluster/try_slurm.sh FOLDER        # Debian: apt-get install slurm-wlm munge; a quarter of an hour
 #
-# A chain of four stages is submitted with a limit of seven minutes, for which its second stage waits in the middle. It is
-# stopped by its time limit, queued again (Slurm does so after two minutes), and goes on. The same chain, uninterrupted, is a second
-# job. Prints Slurm's record and the job's log, and compares every weight of both to the bit; ends with 1 where one
-# differs or the job was never queued again. FOLDER gets everything; the daemons end with the script.
+# A chain of four stages is submitted with a limit of seven minutes, for which its second stage waits in the middle. It
+# is stopped by its time limit, queued again (Slurm does so after two minutes), and goes on. The same chain without the
+# waiting is a second job, which nothing interrupts. Prints Slurm's record and the first one's log, and compares every
+# weight of both to the bit; ends with 1 where one differs or the job was never queued again. FOLDER gets everything;
+# the daemons end with the script.
 set -euo pipefail
 
 : "${1:?say which folder: try_slurm.sh FOLDER}"

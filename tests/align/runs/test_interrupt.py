@@ -24,9 +24,13 @@ from align.runtime.errors import AlignError
 when, number = sys.argv[1], getattr(signal, sys.argv[2])
 with guarded(proceed="align run r.yaml") as ending:
     if when == "child":
+        heard, up = os.pipe()
         child = os.fork()
         if not child:
+            os.write(up, b"1")
             time.sleep(30)
+            os._exit(0)
+        os.read(heard, 1)
         os.kill(child, number)
         ending.code = os.WTERMSIG(os.waitpid(child, 0)[1])
     elif when == "before":
@@ -101,7 +105,8 @@ def test_the_exit_code_says_who_asked(code, ends):
     ],
 )
 def test_a_programs_end(when, name, code, said):
-    done = subprocess.run([sys.executable, "-c", PROGRAM, when, name], env=INSTALLED, capture_output=True, text=True)
+    command = [sys.executable, "-c", PROGRAM, when, name]
+    done = subprocess.run(command, env=INSTALLED, capture_output=True, text=True, timeout=100)
     assert done.returncode == code, done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr
 
