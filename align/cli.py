@@ -29,6 +29,7 @@ align plan RECIPE [--gpu 24GB] [key=value …]   memory and work of every stage,
 align doctor RUN                                what ails a ppo stage, by the figures it logged
 align watch RUN [--once]                        curves and newest replies of a run in progress, in the terminal
 align report RUN | A B [C ...]                  the page of a run; several runs laid over each other
+align launch WORDS                              accelerate launch for schedulers: signals in, exit code out
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from align.commands import (
     export_reward,
     fetch,
     judge,
+    launch,
     merge,
     merge_judgments,
     plan,
@@ -131,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("dest", metavar="DEST")
     for module in (
         *(chat, eval, collect, annotate, judge, merge_judgments, serve, data, export_reward, merge, convert_qwen),
-        *(evaluate_reward, reward_card, score, serve_reward, push, fetch, doctor, plan, report, watch),
+        *(evaluate_reward, reward_card, score, serve_reward, push, fetch, doctor, plan, report, watch, launch),
     ):
         module.add_parser(commands)
     return parser

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.runs.arguments import without_redoing
+from align.runs.interrupt import INTERRUPTED, Stopped, heeding_schedulers
 from align.runtime.errors import AlignError
 from align.runtime.memory import keep_freed_memory, memory_errors
 from align.runtime.ranks import is_main, lost_rank
@@ -25,7 +26,7 @@ from align.runtime.secrets import hide
 from align.runtime.terminal import clean_foreign_output, say, shortened
 
 PACKAGES = ("align", "data_formats", "reward", "rollouts")
-LAUNCHERS = ("accelerate", "torchrun", "accelerate.commands.launch", "torch.distributed.run")
+LAUNCHERS = ("accelerate", "torchrun", "accelerate.commands.launch", "torch.distributed.run", "align", "align.cli")
 LAST_WORD_SECONDS = 3.0
 _COMMAND: ContextVar[str] = ContextVar("command", default="")
 
@@ -82,25 +83,33 @@ def guarded(*, proceed: str) -> Iterator[Ending]:
     """Turns how the block ends into an exit code, the `code` of what it gives.
 
     That is 0 (or what the block put there), 1 after an AlignError, or where the system has no memory or no way to a
-    file (one message, no traceback; ALIGN_DEBUG=1 shows it), 130 after Ctrl-C, with the command `proceed` that goes on
-    from what is saved. Of several ranks the first one speaks; when one was killed, each of the others says that and
-    ends with 1.
+    file (one message, no traceback; ALIGN_DEBUG=1 shows it), 130 after Ctrl-C and 75 after a scheduler's SIGTERM or
+    SIGUSR1 (`align.runs.interrupt`), with the command `proceed` that goes on from what is saved. Of several ranks the
+    first one speaks; when one was killed, each of the others says that and ends with 1.
     """
     ending, token = Ending(), _COMMAND.set(proceed)
-    try:
-        with memory_errors("the program"):
-            yield ending
-    except Exception as error:
-        if not isinstance(error, AlignError | OSError) and not lost_rank(error):
-            raise
-        ending.code = _failed(error, proceed)
-    except KeyboardInterrupt as stop:
-        what = str(stop) or "interrupted"
+
+    def stopped(what: str) -> None:
         if is_main():
-            say(f"\n{what}; what is finished or saved is kept. Continue with: {hide(proceed)}", file=sys.stderr)
-        ending.code = 130
-    finally:
-        _COMMAND.reset(token)
+            told = f"\n{what}; what is finished or saved is kept. Continue with: {hide(proceed)}"
+            say(told, file=sys.stderr, flush=True)
+
+    with heeding_schedulers(stopped) as heed:
+        try:
+            try:
+                with memory_errors("the program"):
+                    yield ending
+            finally:
+                heed.deaf()
+        except Exception as error:
+            if not isinstance(error, AlignError | OSError) and not lost_rank(error):
+                raise
+            ending.code = _failed(error, proceed)
+        except KeyboardInterrupt as stop:
+            stopped(str(stop) or "interrupted")
+            ending.code = stop.code if isinstance(stop, Stopped) else INTERRUPTED
+        finally:
+            _COMMAND.reset(token)
 
 
 def command() -> str:

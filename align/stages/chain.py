@@ -26,6 +26,7 @@ from align.recipe.registry import STAGES
 from align.recipe.sources import WORLD, source_path, stage_sources
 from align.runs import checkpoint
 from align.runs.acceptance import accepting, note
+from align.runs.launcher import refuse_settings_of_two_owners
 from align.runs.trackers import closing_trackers
 from align.runtime.errors import AlignError, MissingFileError, reason_of
 from align.runtime.files import is_newer, prove_folder, sweep, write_json
@@ -207,6 +208,7 @@ def _make_ready(recipe: Recipe, stage: str) -> None:
     from align.runs.proof import reset_process_state
     from align.runtime.devices import bfloat16_is_slow
 
+    refuse_settings_of_two_owners(recipe.model)
     words = recipe.model.float32_words
     if words and is_main() and bfloat16_is_slow():
         LOG.warning("%s: this processor has no products in bfloat16, float32 is many times faster: %s", stage, words)

@@ -15,6 +15,7 @@ from align.recipe import Recipe, dump_recipe
 from align.recipe.lineage import TRAINED, WITH_CHATML, Origin, code_hashes, has_model, model_dir
 from align.recipe.registry import STAGES
 from align.runs.acceptance import accepted
+from align.runs.interrupt import Stopped
 from align.runs.provenance import provenance
 from align.runtime import files
 from align.runtime.errors import MissingFileError
@@ -57,8 +58,8 @@ MADE_BY_STAGES = (
 )
 
 
-class StageStopped(KeyboardInterrupt):
-    """The user asked to stop and everything up to the last step is saved; ends the program as Ctrl-C does."""
+class StageStopped(Stopped):
+    """A person or a scheduler asked to stop, and everything up to the last step is saved."""
 
 
 def origin_path(recipe: Recipe, origin: Origin, *, stage: str) -> str:

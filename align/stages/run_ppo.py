@@ -25,7 +25,6 @@ from align.runs.checkpoint import latest, step_of
 from align.runs.interrupt import StopFlag
 from align.runs.seeding import derive, seed_everything
 from align.runtime.errors import AlignError
-from align.runtime.ranks import any_rank
 from align.stages import common
 from align.stages.drafts import prove_outputs
 from align.stages.ending import early_stopping, ended_early, tell_epochs
@@ -57,7 +56,7 @@ def run_ppo(
 
     Raises:
         AlignError: a leaf that names what is missing or wrong; TrainingError when something is not finite.
-        StageStopped: Ctrl-C; a checkpoint was written.
+        StageStopped: Ctrl-C, or a scheduler's signal; a checkpoint was written.
     """
     began = time.perf_counter()
     section = section or recipe.ppo
@@ -81,9 +80,10 @@ def run_ppo(
             for callback in stage_callbacks(stage, out_dir, flag, start, added=added, **shown):
                 trainer.add_callback(callback)
             state = trainer.train(resume_from_checkpoint=newest)
-            interrupted = any_rank(flag.is_set())
-        if state.global_step < state.max_steps and interrupted:
-            raise common.StageStopped(f"stage '{stage}' stopped at iteration {state.global_step} of {state.max_steps}")
+            code = flag.code()
+        if state.global_step < state.max_steps and code is not None:
+            where = f"iteration {state.global_step} of {state.max_steps}"
+            raise common.StageStopped(f"stage '{stage}' stopped at {where}", code)
         figures |= {
             "steps": state.global_step,
             "epochs": round(epochs_of(state.global_step, section.rollout_batch_size, prompts), 3),

@@ -29,7 +29,7 @@ from align.runs.errors import CheckpointError
 from align.runs.seeding import derive
 from align.runtime import files
 from align.runtime.memory import memory_errors
-from align.runtime.ranks import any_rank, barrier, is_main
+from align.runtime.ranks import barrier, is_main
 from align.stages import common
 from align.stages.drafts import prove_outputs
 from align.stages.ending import early_stopping, ended_early, logged, tell_epochs, tell_mixture
@@ -147,7 +147,7 @@ def train(
         was drawn of each part, where the section has one.
 
     Raises:
-        StageStopped: Ctrl-C; a checkpoint was written.
+        StageStopped: Ctrl-C, or a scheduler's signal; a checkpoint was written.
         TrainingError: the loss is not finite.
         CheckpointError: the checkpoint to go on from was trained on other rows.
     """
@@ -170,13 +170,13 @@ def train(
             trainer.load_finished(latest)  # killed after its last step: transformers would make one more
         else:
             trainer.train(resume_from_checkpoint=str(latest) if latest else None)
-        interrupted = any_rank(flag.is_set())
+        code = flag.code()
     state = trainer.state
-    if state.global_step < state.max_steps and interrupted:
+    if state.global_step < state.max_steps and code is not None:
         common.LOG.warning(
             "%s: stopped at step %d of %d, saved in %s", stage, state.global_step, state.max_steps, out_dir
         )
-        raise common.StageStopped(f"stage '{stage}' stopped at step {state.global_step}")
+        raise common.StageStopped(f"stage '{stage}' stopped at step {state.global_step}", code)
     return {
         "steps": state.global_step,
         "epochs": round(epochs_of_whole_passes(state.global_step, section.batch_size, rows), 3),

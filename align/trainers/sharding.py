@@ -41,6 +41,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from align.runs.errors import CheckpointError, LaunchError
+from align.runs.launcher import asked
 from align.runtime.ranks import is_main
 
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,12 +57,12 @@ def fsdp_plugin(mixed_precision: str = "no") -> FullyShardedDataParallelPlugin |
     Raises:
         LaunchError: DeepSpeed, or FSDP1.
     """
-    if _asked("ACCELERATE_USE_DEEPSPEED"):
+    if asked("ACCELERATE_USE_DEEPSPEED"):
         raise LaunchError(
             "PPO trains policy and critic with an optimizer and a gradient clip each, which has not been tried under "
             "DeepSpeed; launch with DDP, or with --use_fsdp --fsdp_version 2 where the models must be sharded"
         )
-    if not _asked("ACCELERATE_USE_FSDP"):
+    if not asked("ACCELERATE_USE_FSDP"):
         return None
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise LaunchError(
@@ -90,10 +91,6 @@ def make_accelerator(mixed_precision: str = "no") -> Accelerator:
     )
     also_on_cpu(accelerator, plugin)
     return accelerator
-
-
-def _asked(switch: str) -> bool:
-    return os.environ.get(switch, "false").lower() in ("1", "true", "yes")
 
 
 def also_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin | None) -> None:
