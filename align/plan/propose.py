@@ -109,6 +109,8 @@ def words(changes: dict[str, Any]) -> tuple[str, ...]:
 def _word(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(value)}]"
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

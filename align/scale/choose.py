@@ -57,9 +57,14 @@ class StageScale:
         """Of a step; with overlap an iteration's sampling runs beside the update of the one before."""
         apart = {part: sum(one.seconds for one in self.phases if one.part == part) for part in self.parts}
         if not self.overlap:
-            return sum(apart.values())
-        beside = min(apart.get("rollout", 0.0), apart.get("update", 0.0))
-        return sum(apart.values()) - beside
+            return self.serial
+        learnt = sum(apart.get(part, 0.0) for part in ("score", "experience", "update"))
+        return self.serial - min(apart.get("rollout", 0.0), learnt)
+
+    @property
+    def serial(self) -> float:
+        """Of all phases in turn."""
+        return sum(one.seconds for one in self.phases)
 
     @property
     def parts(self) -> list[str]:
@@ -100,7 +105,7 @@ class Unfit:
     """Nothing fits.
 
     Attributes:
-        closest: the layout whose fullest card lacks the least, and its fullest stage.
+        closest: the layout that goes through most stages, and of them lacks the least in the next one.
         refused: why layouts were not even planned, by what they are.
     """
 
@@ -131,15 +136,16 @@ def scale(recipe: Recipe, cluster: Cluster, efficiency: Efficiency) -> Scaled | 
             fitted = _fitted(base, layout, efficiency, limit)
             if isinstance(fitted, Scaled):
                 found.append(replace(fitted, keys=layout.keys(recipe) | more | fitted.keys))
-            elif fitted is not None:
-                closest.append((layout, fitted))
+            else:
+                closest.append((layout, *fitted))
         if found:
             return min(found, key=lambda one: one.seconds * (MARGIN if one.layout.servers else 1))
         if recipe.model.gradient_checkpointing:
             break
     if proposed := _proposed(recipe, cluster, efficiency, limit):
         return proposed
-    return Unfit(limit, min(closest, key=lambda one: one[1].peak.bytes, default=None), refused)
+    best = min(closest, key=lambda one: (-one[1], one[2].peak.bytes), default=None)
+    return Unfit(limit, best and (best[0], best[2]), refused)
 
 
 def _splittable(recipe: Recipe, tried: list[Layout]) -> list[Layout]:
@@ -159,8 +165,8 @@ def _splittable(recipe: Recipe, tried: list[Layout]) -> list[Layout]:
     return list(found.values())
 
 
-def _fitted(recipe: Recipe, layout: Layout, efficiency: Efficiency, limit: int) -> Scaled | StagePlan | None:
-    """Every stage with its largest micro-batches that fit, or the plan of one that fits with none."""
+def _fitted(recipe: Recipe, layout: Layout, efficiency: Efficiency, limit: int) -> Scaled | tuple[int, StagePlan]:
+    """Every stage with its largest micro-batches that fit; or how many fit, and the plan of one that fits with none."""
     keys: dict[str, Any] = {}
     stages = []
     for stage in recipe.stages:
@@ -170,11 +176,12 @@ def _fitted(recipe: Recipe, layout: Layout, efficiency: Efficiency, limit: int) 
             if _fits(way[1], layout, limit):
                 break
         else:
-            return min((found.plan for _, found in ways), key=lambda plan: plan.peak.bytes, default=None)
+            least = min((found.plan for _, found in ways), key=lambda plan: plan.peak.bytes)
+            return len(stages), least
         keys |= ways[-1][0]
         stages.append(ways[-1][1])
-    whole = changed(recipe, keys, layout.ranks)
-    return None if whole is None else Scaled(whole, layout, efficiency, keys, (), tuple(stages))
+    whole = changed(recipe, keys, layout.ranks) or recipe  # every step of them was valid
+    return Scaled(whole, layout, efficiency, keys, (), tuple(stages))
 
 
 def _ways(
@@ -228,7 +235,8 @@ def _micro_batches(recipe: Recipe, stage: str, ranks: int) -> Iterator[dict[str,
         if size <= share and (stage == "ppo" or share % size == 0):
             step: dict[str, Any] = {f"{stage}.micro_batch_size": size}
             if stage == "ppo":
-                step["ppo.micro_batch_tokens"] = None
+                if recipe.ppo.micro_batch_tokens is not None:
+                    step["ppo.micro_batch_tokens"] = None
                 if recipe.ppo.uses_ptx:
                     rows = int(size * recipe.ppo.rollout.max_length / recipe.ppo.ptx_max_length)
                     step["ppo.ptx_micro_batch_size"] = max(1, min(rows, plan.ptx_batch_size // ranks))
