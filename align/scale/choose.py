@@ -77,6 +77,9 @@ class StageScale:
         return None if self.steps is None else self.steps * self.seconds / 3600
 
 
+Way = tuple[dict[str, Any], StageScale]  # keys, and what comes of them
+
+
 @dataclass(frozen=True, slots=True)
 class Scaled:
     """A recipe on cards.
@@ -125,7 +128,7 @@ def scale(recipe: Recipe, cluster: Cluster, efficiency: Efficiency) -> Scaled | 
     policy = None if recipe.ppo is None else ppo_models(recipe).policy.body.shape
     tried, refused, closest = list(layouts(recipe, cluster, policy)), {}, []
     for more in ({}, CHECKPOINTED):
-        found = []
+        found, known = [], {}
         for layout in _splittable(recipe, tried):
             base = changed(recipe, layout.keys(recipe) | more, layout.ranks)
             if base is None:
@@ -133,7 +136,7 @@ def scale(recipe: Recipe, cluster: Cluster, efficiency: Efficiency) -> Scaled | 
             if reason := refusal(base, layout):
                 refused[layout.sharding] = reason
                 continue
-            fitted = _fitted(base, layout, efficiency, limit)
+            fitted = _fitted(base, layout, efficiency, limit, known)
             if isinstance(fitted, Scaled):
                 found.append(replace(fitted, keys=layout.keys(recipe) | more | fitted.keys))
             else:
@@ -165,33 +168,45 @@ def _splittable(recipe: Recipe, tried: list[Layout]) -> list[Layout]:
     return list(found.values())
 
 
-def _fitted(recipe: Recipe, layout: Layout, efficiency: Efficiency, limit: int) -> Scaled | tuple[int, StagePlan]:
-    """Every stage with its largest micro-batches that fit; or how many fit, and the plan of one that fits with none."""
+def _fitted(
+    recipe: Recipe, layout: Layout, efficiency: Efficiency, limit: int, known: dict[Any, Way | StagePlan]
+) -> Scaled | tuple[int, StagePlan]:
+    """Every stage with its largest micro-batches that fit; or how many fit, and the plan of one that fits with none.
+
+    Args:
+        known: what was found of stages that do not sample, which engines do not touch; it grows.
+    """
     keys: dict[str, Any] = {}
     stages = []
     for stage in recipe.stages:
-        ways = []
-        for way in _ways(recipe, stage, layout, efficiency, limit, keys):
-            ways.append(way)
-            if _fits(way[1], layout, limit):
-                break
-        else:
-            least = min((found.plan for _, found in ways), key=lambda plan: plan.peak.bytes)
-            return len(stages), least
-        keys |= ways[-1][0]
-        stages.append(ways[-1][1])
+        key = (stage, layout.ranks, layout.sharding)
+        if key not in known or stage == "ppo":
+            known[key] = _fitted_stage(recipe, stage, layout, efficiency, limit)
+        found = known[key]
+        if isinstance(found, StagePlan):
+            return len(stages), found
+        keys |= found[0]
+        stages.append(found[1])
     whole = changed(recipe, keys, layout.ranks) or recipe  # every step of them was valid
     return Scaled(whole, layout, efficiency, keys, (), tuple(stages))
 
 
-def _ways(
-    recipe: Recipe, stage: str, layout: Layout, efficiency: Efficiency, limit: int, keys: dict[str, Any]
-) -> Iterator[tuple[dict[str, Any], StageScale]]:
+def _fitted_stage(recipe: Recipe, stage: str, layout: Layout, efficiency: Efficiency, limit: int) -> Way | StagePlan:
+    """The first way that fits, or the plan of the one that lacks least."""
+    plans = []
+    for keys, found in _ways(recipe, stage, layout, efficiency, limit):
+        if _fits(found, layout, limit):
+            return keys, found
+        plans.append(found.plan)
+    return min(plans, key=lambda plan: plan.peak.bytes)
+
+
+def _ways(recipe: Recipe, stage: str, layout: Layout, efficiency: Efficiency, limit: int) -> Iterator[Way]:
     """(keys, what comes of them): micro-batches from the largest on, those between only where the smallest fits; then
     the same with smaller looks at held-out data, and without them."""
 
-    def tried(step: dict[str, Any]) -> Iterator[tuple[dict[str, Any], StageScale]]:
-        wanted = changed(recipe, keys | step, layout.ranks)
+    def tried(step: dict[str, Any]) -> Iterator[Way]:
+        wanted = changed(recipe, step, layout.ranks)
         if wanted is not None:
             wanted, cache = _with_room(wanted, stage, layout, limit)
             yield step | cache, stage_scale(wanted, stage, layout, efficiency)
@@ -318,7 +333,7 @@ def _proposed(recipe: Recipe, cluster: Cluster, efficiency: Efficiency, limit: i
         if found is None:
             return None
         fitting = changed(base, found.keys, ranks)
-        fitted = None if fitting is None else _fitted(fitting, layout, efficiency, limit)
+        fitted = None if fitting is None else _fitted(fitting, layout, efficiency, limit, {})
         if not isinstance(fitted, Scaled):
             return None
         return replace(fitted, keys=layout.keys(recipe) | found.keys | fitted.keys, changes=found.changes)
