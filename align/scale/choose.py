@@ -29,9 +29,9 @@ from align.scale.memory import on_a_card
 from align.scale.phases import Machine, PhaseTime, ppo_phases, step_phases
 
 CHECKPOINTED = {"model.gradient_checkpointing": True}
-MOST_ROWS = 64  # of a micro-batch
+MOST_ROWS = 64  # of a micro-batch, a power of two
 SERVED = 2  # bytes of a weight of a server
-MARGIN = 1.05  # by which servers must be faster than engines in the ranks, which are simpler
+MARGIN, NEVER_STARTED = 1.05, 1.25  # by which what is less simple must be faster; servers on the trainers' cards
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def scale(recipe: Recipe, cluster: Cluster, efficiency: Efficiency) -> Scaled | 
 
     Raises:
         PlanError: a model's shape is not known.
-        RecipeError: the batches can be cut for no number of ranks.
+        ScaleError: the batches can be cut for no number of ranks.
     """
     limit = card.usable(cluster.card.memory)
     policy = None if recipe.ppo is None else ppo_models(recipe).policy.body.shape
@@ -132,6 +132,7 @@ def scale(recipe: Recipe, cluster: Cluster, efficiency: Efficiency) -> Scaled | 
         for layout in _splittable(recipe, tried):
             base = changed(recipe, layout.keys(recipe) | more, layout.ranks)
             if base is None:
+                refused["servers" if layout.servers else layout.sharding] = "the recipe's own rules forbid the engine"
                 continue
             if reason := refusal(base, layout):
                 refused[layout.sharding] = reason
@@ -142,13 +143,20 @@ def scale(recipe: Recipe, cluster: Cluster, efficiency: Efficiency) -> Scaled | 
             else:
                 closest.append((layout, *fitted))
         if found:
-            return min(found, key=lambda one: one.seconds * (MARGIN if one.layout.servers else 1))
+            return min(found, key=_weighed)
         if recipe.model.gradient_checkpointing:
             break
     if proposed := _proposed(recipe, cluster, efficiency, limit):
         return proposed
     best = min(closest, key=lambda one: (-one[1], one[2].peak.bytes), default=None)
     return Unfit(limit, best and (best[0], best[2]), refused)
+
+
+def _weighed(found: Scaled) -> float:
+    """Seconds, more of them for what is less simple than DDP with an engine in every rank."""
+    layout = found.layout
+    engine = NEVER_STARTED if layout.shared else MARGIN if layout.servers else 1.0
+    return found.seconds * engine * (MARGIN if layout.sharded else 1.0)
 
 
 def _splittable(recipe: Recipe, tried: list[Layout]) -> list[Layout]:
@@ -245,7 +253,7 @@ def _looks(recipe: Recipe, stage: str) -> Iterator[dict[str, Any]]:
 def _micro_batches(recipe: Recipe, stage: str, ranks: int) -> Iterator[dict[str, Any]]:
     """Sizes of a stage's micro-batches, largest first; of ppo, those of pretraining rows by the same tokens."""
     plan = batch_plan(recipe, stage, ranks)
-    share, size = plan.rank_batch_size, 1 << (MOST_ROWS.bit_length() - 1)
+    share, size = plan.rank_batch_size, MOST_ROWS
     while size:
         if size <= share and (stage == "ppo" or share % size == 0):
             step: dict[str, Any] = {f"{stage}.micro_batch_size": size}
@@ -273,7 +281,7 @@ def stage_scale(recipe: Recipe, stage: str, layout: Layout, efficiency: Efficien
         plan, room = _with_engine(recipe, plan, models.policy, layout)
         decoding = decoding_of(recipe, models.policy, layout, efficiency, room)
         phases = ppo_phases(recipe, plan.cost, models, machine, decoding)
-        return StageScale(plan, phases, section.num_iterations, section.rollout.overlap, decoding, room)
+        return StageScale(plan, phases, section.num_iterations, layout.samples_ahead(recipe), decoding, room)
     model = supervised_model(recipe, stage)
     if layout.sharded:
         keeps = batch_plan(recipe, stage, layout.ranks).accumulation > 1

@@ -59,5 +59,5 @@ def simulated(
     section, replies = recipe.ppo, batch_plan(recipe, "ppo", layout.ranks).responses
     longest = section.rollout.max_completion_length
     batches = [drawn_lengths(replies, longest, mean, seed) for seed in range(ITERATIONS)]
-    ahead = section.rollout.overlap if overlap is None else overlap
+    ahead = layout.samples_ahead(recipe) if overlap is None else overlap
     return run(costs_of(recipe, stage, layout), batches, layout.ranks, servers=layout.servers, overlap=ahead)

@@ -75,6 +75,10 @@ class Layout:
             engine = f"{self.servers} vLLM server{'s' if self.servers > 1 else ''}{each} {place}"
         return f"{ranks}; {engine}" + (f"; {self.idle} cards idle" if self.idle > 0 else "")
 
+    def samples_ahead(self, recipe: Recipe) -> bool:
+        """Whether the next batch is sampled beside an update, which takes cards of its own."""
+        return recipe.ppo.rollout.overlap and self.engine_cards > 0
+
     def keys(self, recipe: Recipe) -> dict[str, Any]:
         """What of the recipe it sets, by dotted key."""
         if self.cluster.card.name == "CPU":
@@ -86,7 +90,8 @@ class Layout:
         if recipe.model.dtype == "float32":
             found |= {"ppo.rollout.vllm.dtype": "bfloat16"}
         if not self.servers:
-            return found | {"ppo.rollout.engine": "vllm"}
+            none = {"ppo.rollout.vllm.urls": []} if recipe.ppo.rollout.vllm.urls else {}
+            return found | {"ppo.rollout.engine": "vllm"} | none
         urls = [URL.format(number) for number in range(self.servers)]
         parallel = {"ppo.rollout.vllm.tensor_parallel": self.tensor_parallel} if self.tensor_parallel > 1 else {}
         return found | {"ppo.rollout.engine": "vllm_server", "ppo.rollout.vllm.urls": urls} | parallel

@@ -43,6 +43,7 @@ class Published:
 PUBLISHED = (
     Published("NeMo-RL 0.5, GRPO", "meta-llama/Llama-3.1-8B", "8xH100,2", 92.8, GRPO, 128, 3968, 891),
     Published("NeMo-RL 0.4, GRPO", "Qwen/Qwen3-32B", "8xH100,4", 400, (*GRPO, SMALL_REWARD), 128, 3968, 3098),
+    Published("NeMo-RL 0.4, GRPO", "Qwen/Qwen3-30B-A3B", "8xH100,4", 170, (*GRPO, SMALL_REWARD), 128, 3968, 3028),
     Published("OpenRLHF, PPO", "meta-llama/Llama-2-7B", "8xA100-80,2", 471, PPO, 1024, 1024, 512, scored=True),
     Published("OpenRLHF, PPO", "meta-llama/Llama-2-13B", "8xA100-80,4", 609, PPO, 1024, 1024, 512, scored=True),
     Published("OpenRLHF, PPO", "meta-llama/Llama-2-70B", "8xA100-80,4", 4489, PPO, 1024, 1024, 512, scored=True),

@@ -29,7 +29,7 @@ from align.scale.probe import PARTS, WARM, seconds_by_part
 from align.scale.schedule import Costs, run
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = {"small": {"hidden_size": 256, "num_hidden_layers": 4}, "large": {"hidden_size": 512, "num_hidden_layers": 6}}
+SIZES = {"small": {"hidden_size": 256, "num_hidden_layers": 4}, "large": {"hidden_size": 384, "num_hidden_layers": 6}}
 ITERATIONS, REPLY, STEPS = 4, 48, 2
 RECIPE = """name: grown
 output_dir: {out}
