@@ -30,7 +30,8 @@ def add_parser(commands: Any) -> None:
     add_overrides(parser, example="ppo.rollout.max_completion_length=512")
     parser.add_argument("--on", required=True, metavar="CARDS", help="for example H200, 8xH200, 8xH200,4")
     parser.add_argument("--to", metavar="SIZE", help="7B, 72B, or a model's name (default: the recipe's own model)")
-    parser.add_argument("--probe", type=Path, metavar="RUN", help="a run of ppo whose efficiencies are taken")
+    words = "a run of ppo whose efficiencies are taken; given twice, two of unlike size"
+    parser.add_argument("--probe", type=Path, metavar="RUN", action="append", default=[], help=words)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write recipe, accelerate config and commands there")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -45,7 +46,7 @@ def scale_command(args: argparse.Namespace) -> int:
         PlanError: a model's shape is not known.
     """
     from align.recipe import load_recipe
-    from align.scale import Efficiency, Unfit, model_of_size, read_cluster, read_probe, scale
+    from align.scale import Efficiency, Unfit, efficiency_of, model_of_size, read_cluster, read_probe, scale
     from align.scale.files import write_files
     from align.scale.show import as_data, describe, describe_unfit
 
@@ -54,7 +55,8 @@ def scale_command(args: argparse.Namespace) -> int:
     if args.to is not None:
         told = [*args.overrides, f"model.path={model_of_size(recipe, args.to)}", "model.architecture=null"]
         recipe = load_recipe(args.recipe, told, world_size=1)
-    efficiency = Efficiency() if args.probe is None else read_probe(args.probe).efficiency
+    probes = [read_probe(run) for run in args.probe]
+    efficiency = efficiency_of(probes) if probes else Efficiency()
     found = scale(recipe, cluster, efficiency)
     if isinstance(found, Unfit):
         text = describe_unfit(found, cluster.words)

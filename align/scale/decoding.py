@@ -71,8 +71,8 @@ class Decoding:
     def _step(self, rows: float, tokens: float) -> dict[str, float]:
         """Of one step with `rows` replies at work that have `tokens` behind them together."""
         card, share, cards = self.layout.cluster.card, self.efficiency, self._cards
-        hops = 2 * self.model.body.shape.num_hidden_layers * share.hop if cards > 1 else 0.0
-        besides = share.step + hops
+        layers = self.model.body.shape.num_hidden_layers
+        besides = share.step + layers * (share.draw_layer + (2 * share.hop if cards > 1 else 0.0))
         read = (self.weights + self.token * tokens) / (cards * card.bandwidth * share.bandwidth)
         made = (self.flops_a_token * rows + self.flops_a_pair * tokens) / (cards * card.flops * share.decode)
         return {"memory": read + besides, "compute": made + besides, "latency": besides}

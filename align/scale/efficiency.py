@@ -24,6 +24,8 @@ class Efficiency:
         bandwidth: of the memory's bytes a second. link: of those between cards.
         step: seconds of a decode step besides.
         hop: seconds of a collective's start, a layer of tensor parallelism has two.
+        draw_layer, pass_layer, train_layer: seconds that a layer takes besides (the start of its kernels), in a decode
+            step, in a pass, forward and backward; 0 where nobody has measured it.
         source: where they come from, in words.
     """
 
@@ -36,17 +38,23 @@ class Efficiency:
     link: float = 0.7
     step: float = 0.002
     hop: float = 10e-6
+    draw_layer: float = 0.0
+    pass_layer: float = 0.0
+    train_layer: float = 0.0
     source: str = "stated, not measured"
 
     @property
     def words(self) -> str:
         """`training 0.35, passes 0.45, …`."""
         shares = ", ".join(f"{name} {getattr(self, name):.3g}" for name in KINDS)
-        return f"{shares}; a decode step {1000 * self.step:.3g} ms besides ({self.source})"
+        starts = (self.draw_layer, self.pass_layer, self.train_layer)
+        layers = ", ".join(f"{1e6 * one:.3g}" for one in starts)
+        besides = f"; a layer {layers} µs besides (drawing, passes, training)" if any(starts) else ""
+        return f"{shares}; a decode step {1000 * self.step:.3g} ms besides{besides} ({self.source})"
 
     def as_data(self) -> dict[str, float | str]:
         """All of it, for JSON."""
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
-PEAK = Efficiency(1, 1, 1, 1, 1, 1, 1, 0, 0, "the peak")  # what nothing reaches
+PEAK = Efficiency(1, 1, 1, 1, 1, 1, 1, 0, 0, source="the peak")  # what nothing reaches

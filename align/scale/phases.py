@@ -10,7 +10,7 @@ logging, saving, the launch of small kernels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from align.plan.models import Model, bytes_of_moments
 from align.plan.parts import PTX, Cost
@@ -29,21 +29,24 @@ class PhaseTime:
     Attributes:
         part: the phase of the log that it belongs to: rollout, score, experience, update, evaluation, training.
         needs: seconds by what it needs, if that were all: compute, memory, link, latency.
+        starts: seconds of the start of kernels, besides.
     """
 
     name: str
     part: str
     needs: dict[str, float]
+    starts: float = 0.0
 
     @property
     def seconds(self) -> float:
-        """Of the slowest."""
-        return max(self.needs.values())
+        """Of the slowest, and what comes besides."""
+        return max(self.needs.values()) + self.starts
 
     @property
     def bound(self) -> str:
-        """The slowest."""
-        return max(self.needs, key=lambda name: self.needs[name])
+        """The slowest, or the start of kernels where that takes longer."""
+        slowest = max(self.needs, key=lambda name: self.needs[name])
+        return "starts" if self.starts > self.needs[slowest] else slowest
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +81,20 @@ class Machine:
 
     def asked(self, name: str, part: str, flops: float, model: Model, micros: int) -> PhaseTime:
         """Passes without gradients, so many micro-batches a rank."""
-        return _needs(name, part, compute=self.compute(flops, "passes"), link=micros * self.gathering(model))
+        found = _needs(name, part, compute=self.compute(flops, "passes"), link=micros * self.gathering(model))
+        return replace(found, starts=micros * self.layers(model) * self.efficiency.pass_layer)
 
     def trained(self, name: str, part: str, flops: float, model: Model, micros: int, steps: int) -> PhaseTime:
         """Forward and backward passes of so many micro-batches a rank, in so many optimizer steps."""
         reduced = micros if self.layout.sharded else steps
         link = micros * 2 * self.gathering(model) + reduced * self.averaging(model)
-        return _needs(name, part, compute=self.compute(flops, "training"), link=link)
+        found = _needs(name, part, compute=self.compute(flops, "training"), link=link)
+        return replace(found, starts=micros * self.layers(model) * self.efficiency.train_layer)
+
+    @staticmethod
+    def layers(model: Model) -> int:
+        """Of a model."""
+        return model.body.shape.num_hidden_layers
 
     def stepped(self, models: tuple[Model, ...], steps: int, part: str, offloaded: bool = False) -> PhaseTime:
         """Clip and optimizer: weights and moments read and written, gradients read three times and written once."""
@@ -125,7 +135,9 @@ def ppo_phases(
             passes = micros * section.num_ppo_epochs
             found.append(machine.trained(phase.name, "update", phase.flops, model, passes, steps))
         elif key_of(phase.name) == "reward":  # whole on every rank
-            found.append(_needs(phase.name, "score", compute=machine.compute(phase.flops, "scoring")))
+            passes = -(-plan.responses // ranks // section.rollout.batch_size)
+            starts = passes * machine.layers(model) * machine.efficiency.pass_layer
+            found.append(PhaseTime(phase.name, "score", {"compute": machine.compute(phase.flops, "scoring")}, starts))
         else:
             found.append(machine.asked(phase.name, "experience", phase.flops, model, micros))
     found.append(machine.stepped(models.trained, steps, "update", "optimizer" in section.offload))

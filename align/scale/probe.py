@@ -3,12 +3,14 @@
 The run's own phases are computed at the peak, from its recipe, its shapes and the lengths that it logged; what they
 take there by what they took is the efficiency: of rollout for reading prompts, drawing and bandwidth, of score and
 experience for passes without gradients, of update (without the push) for training. Collectives keep the stated one.
-Left out are a run's first iterations, and those in which the critic alone was trained.
+Left out are a run's first iterations, and those in which the critic alone was trained. One run cannot tell what grows
+with the work from what a layer takes anyhow; two of unlike size can (`efficiency_of`).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -48,17 +50,55 @@ class Probe:
         """Its ppo stage at an efficiency."""
         return stage_scale(self.recipe, "ppo", self.layout, efficiency)
 
-    @property
-    def efficiency(self) -> Efficiency:
-        """What it reached."""
-        ideal = seconds_by_part(self.at(PEAK))
-        reached = {part: ideal[part] / self.seconds[part] for part in PARTS if ideal.get(part) and self.seconds[part]}
-        rollout = reached["rollout"]
-        found = {"prefill": rollout, "decode": rollout, "bandwidth": rollout, "step": 0.0, "hop": 0.0}
-        found |= {"training": reached["update"], "passes": reached["experience"]}
-        found["scoring"] = reached.get("score", reached["experience"])
-        source = f"{self.run}: {self.iterations} iterations on {self.layout.cluster.words}"
-        return replace(Efficiency(), **found, source=source)
+    def parts(self, efficiency: Efficiency = PEAK) -> dict[str, float]:
+        """Seconds that its logged phases would take at an efficiency."""
+        return seconds_by_part(self.at(efficiency))
+
+
+def efficiency_of(probes: Sequence[Probe]) -> Efficiency:
+    """What runs of one kind of card reached. Of several, of unlike size, also what a layer takes besides: the seconds of
+    a part are fitted as ideal / share + layers * besides. Where that gives a negative one, the largest run's share."""
+    shares, starts = {}, {}
+    for part in PARTS:
+        if all(probe.parts().get(part) and probe.seconds[part] for probe in probes):
+            shares[part], starts[part] = _fitted([_point(probe, part) for probe in probes])
+    named = ", ".join(f"{probe.run}: {probe.iterations} iterations" for probe in probes)
+    return Efficiency(
+        training=shares["update"],
+        passes=shares["experience"],
+        scoring=shares.get("score", shares["experience"]),
+        prefill=shares["rollout"],
+        decode=shares["rollout"],
+        bandwidth=shares["rollout"],
+        step=0.0,
+        hop=0.0,
+        draw_layer=starts["rollout"],
+        pass_layer=starts["experience"],
+        train_layer=starts["update"],
+        source=f"{named} on {probes[0].layout.cluster.words}",
+    )
+
+
+def _point(probe: Probe, part: str) -> tuple[float, float, float]:
+    """(seconds at the peak, layers that are started, seconds that it took)."""
+    ideal, each = probe.parts()[part], replace(PEAK, draw_layer=1.0, pass_layer=1.0, train_layer=1.0)
+    return ideal, probe.parts(each)[part] - ideal, probe.seconds[part]
+
+
+def _fitted(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """(share of the peak, seconds a layer) by least squares of the relative errors."""
+    largest = max(points)
+    alone = largest[0] / largest[2], 0.0
+    if len(points) == 1:
+        return alone
+    rows = [(ideal / taken, layers / taken) for ideal, layers, taken in points]
+    aa, ab, bb = (sum(row[i] * row[j] for row in rows) for i, j in ((0, 0), (0, 1), (1, 1)))
+    a, b = (sum(row[i] for row in rows) for i in (0, 1))
+    determinant = aa * bb - ab * ab
+    if determinant <= 1e-12 * aa * bb:  # runs of one shape
+        return alone
+    inverse, start = (a * bb - b * ab) / determinant, (b * aa - a * ab) / determinant
+    return (1 / inverse, start) if inverse > 0 and start >= 0 else alone
 
 
 def seconds_by_part(stage: StageScale) -> dict[str, float]:

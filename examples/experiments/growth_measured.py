@@ -24,12 +24,13 @@ from pathlib import Path
 from align.plan.predict import ppo_models
 from align.recipe import load_recipe
 from align.runtime.json_files import read_objects
-from align.scale import read_probe
-from align.scale.probe import PARTS, WARM, seconds_by_part
+from align.scale import efficiency_of, read_probe
+from align.scale.probe import PARTS, WARM
 from align.scale.schedule import Costs, run
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = {"small": {"hidden_size": 256, "num_hidden_layers": 4}, "large": {"hidden_size": 384, "num_hidden_layers": 6}}
+SIZES = {"tiny": (128, 4), "small": (256, 4), "large": (384, 6)}  # width, layers
+PROBES = ((("small",), "large"), (("large",), "small"), (("tiny", "small"), "large"))
 ITERATIONS, REPLY, STEPS = 4, 48, 2
 RECIPE = """name: grown
 output_dir: {out}
@@ -50,9 +51,10 @@ def make(folder: Path, size: str) -> None:
     from align.models.tokenizer import train_tokenizer
     from reward.model import RewardModel
 
-    width = SIZES[size]["hidden_size"]
-    shape = {"vocab_size": 2048, "intermediate_size": width * 11 // 4, "num_attention_heads": width // 64}
-    config = Qwen2Config(**SIZES[size], **shape, num_key_value_heads=width // 128, bos_token_id=None, eos_token_id=2)
+    width, layers = SIZES[size]
+    shape = {"vocab_size": 2048, "hidden_size": width, "intermediate_size": width * 11 // 4}
+    shape |= {"num_hidden_layers": layers, "num_attention_heads": width // 64, "num_key_value_heads": width // 128}
+    config = Qwen2Config(**shape, bos_token_id=None, eos_token_id=2)
     torch.manual_seed(0)
     model, tokenizer = Qwen2ForCausalLM(config), train_tokenizer([], 259)
     model.save_pretrained(folder / size / "model")
@@ -125,24 +127,18 @@ def average(size: int) -> None:
 
 
 def compare_sizes(folder: Path) -> str:
-    """What a probe of the small model predicts of the large one, and the other way around."""
+    """What probes of one or two sizes of model predict of another."""
     runs = {size: measured(folder, size, prompts=8, ranks=1) for size in SIZES}
     probes = {size: read_probe(out) for size, out in runs.items()}
-    rows = [
-        "| probe → run | phase | of the nominal peak | predicted, s | measured, s | off |",
-        "|---" * 6 + "|",
-    ]
-    for here, there in (("small", "large"), ("large", "small")):
-        told = seconds_by_part(probes[there].at(probes[here].efficiency))
-        told |= {"all": sum(told.values())}
-        real = seconds(runs[there])
-        real |= {"all": sum(real.values())}
-        reached = probes[here].efficiency
-        shares = {"rollout": reached.decode, "score": reached.scoring, "experience": reached.passes}
+    rows = ["| probe → run | phase | predicted, s | measured, s | off |", "|---" * 5 + "|"]
+    for sizes, there in PROBES:
+        reached = efficiency_of([probes[size] for size in sizes])
+        print(f"{' and '.join(sizes)}: {reached.words}")
+        told, real = probes[there].parts(reached), seconds(runs[there])
         for part in (*PARTS, "all"):
-            share = f"{(shares | {'update': reached.training}).get(part, 0):.2f}" if part != "all" else ""
-            off = told[part] / real[part] - 1
-            rows.append(f"| {here} → {there} | {part} | {share} | {told[part]:.2f} | {real[part]:.2f} | {off:+.0%} |")
+            one, other = (sum(each.values()) if part == "all" else each[part] for each in (told, real))
+            name = f"{' and '.join(sizes)} → {there}"
+            rows.append(f"| {name} | {part} | {one:.2f} | {other:.2f} | {one / other - 1:+.0%} |")
     return "\n".join(rows)
 
 

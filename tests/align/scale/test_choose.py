@@ -11,7 +11,18 @@ from accelerate.commands.config.config_args import ClusterConfig
 from align import cli
 from align.plan import card
 from align.recipe import dump_recipe, load_recipe
-from align.scale import Efficiency, Layout, Scaled, ScaleError, Unfit, model_of_size, read_cluster, read_probe, scale
+from align.scale import (
+    Efficiency,
+    Layout,
+    Scaled,
+    ScaleError,
+    Unfit,
+    efficiency_of,
+    model_of_size,
+    read_cluster,
+    read_probe,
+    scale,
+)
 from align.scale.choose import stage_scale
 from align.scale.efficiency import PEAK
 from align.scale.layout import refusal
@@ -110,7 +121,7 @@ def test_a_probe_finds_the_efficiencies_that_made_it(tmp_path):
     assert probe.iterations == 2 and probe.layout.cluster == read_cluster("2xH200")
     rollout = probe.recipe.ppo.rollout
     assert (rollout.max_prompt_length, rollout.max_completion_length) == (200, 100)
-    found = probe.efficiency
+    found = efficiency_of([probe])
     assert (found.passes, found.scoring, found.decode) == pytest.approx((0.4, 0.3, 0.1), rel=1e-6)
     # the optimizer's part of the update reached 0.1 of the bandwidth, and is in one figure with the rest
     ideal = seconds_by_part(probe.at(PEAK))["update"]

@@ -14,6 +14,7 @@ from align.scale.efficiency import PEAK, Efficiency
 from align.scale.layout import Layout
 from align.scale.memory import ends, layer, whole
 from align.scale.phases import Machine
+from align.scale.probe import _fitted
 from tests.align.scale.test_decoding import SHAPE
 
 CARD = Card("one", 1000.0, 100.0, 10**9, 10.0, 1.0, 5.0)
@@ -117,3 +118,23 @@ def test_cards_that_are_written():
     ):
         with pytest.raises(ScaleError, match=said):
             read_cluster(wrong)
+
+
+def test_what_two_runs_of_unlike_size_tell():
+    # shares of a quarter, and 0.01 s a layer: 8 / 0.25 + 100 layers, 40 / 0.25 + 150 layers
+    points = [(8.0, 100.0, 33.0), (40.0, 150.0, 161.5)]
+    assert _fitted(points) == pytest.approx((0.25, 0.01))
+    assert _fitted(points[:1]) == (8 / 33, 0.0)
+    # a third one that does not agree: the largest error is spread; nothing negative comes out
+    assert _fitted([*points, (20.0, 100.0, 90.0)])[0] == pytest.approx(0.24, abs=0.02)
+    assert _fitted([(8.0, 100.0, 10.0), (40.0, 100.0, 160.0)]) == (0.25, 0.0)
+    assert _fitted([(8.0, 100.0, 32.0), (8.0, 100.0, 32.0)]) == (0.25, 0.0)
+
+
+def test_layers_are_started_besides():
+    slow = Efficiency(training=0.5, passes=0.25, bandwidth=0.5, link=0.5, pass_layer=0.5, train_layer=2.0)
+    one = Machine(Layout(Cluster(CARD), 1, "one"), slow)
+    asked = one.asked("reference", "experience", 250.0, policy(), 3)
+    assert asked.seconds == pytest.approx(1 + 3 * 2 * 0.5) and asked.bound == "starts"
+    trained = one.trained("update", "update", 5000.0, policy(), 2, 1)
+    assert trained.seconds == pytest.approx(10 + 2 * 2 * 2.0) and trained.bound == "compute"
