@@ -56,8 +56,9 @@ class Probe:
 
 
 def efficiency_of(probes: Sequence[Probe]) -> Efficiency:
-    """What runs of one kind of card reached. Of several, of unlike size, also what a layer takes besides: the seconds of
-    a part are fitted as ideal / share + layers * besides. Where that gives a negative one, the largest run's share."""
+    """What runs of one kind of card reached. Of several, of unlike size, also what a layer takes besides: the seconds
+    of a part are fitted as ideal / share + layers * besides; where one of the two comes out negative, the largest run's
+    share alone."""
     shares, starts = {}, {}
     for part in PARTS:
         if all(probe.parts().get(part) and probe.seconds[part] for probe in probes):

@@ -30,6 +30,7 @@ from align.scale.schedule import Costs, run
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"tiny": (128, 4), "small": (256, 4), "large": (384, 6)}  # width, layers
+RANKED = "tiny"  # of the runs on several ranks
 PROBES = ((("small",), "large"), (("large",), "small"), (("tiny", "small"), "large"))
 ITERATIONS, REPLY, STEPS = 4, 48, 2
 RECIPE = """name: grown
@@ -144,10 +145,10 @@ def compare_sizes(folder: Path) -> str:
 
 def compare_ranks(folder: Path) -> str:
     """Runs of one, two and four ranks beside the simulation of their schedule on this machine's cores."""
-    few, many = (seconds(measured(folder, "small", prompts, 1)) for prompts in (4, 16))
+    few, many = (seconds(measured(folder, RANKED, prompts, 1)) for prompts in (4, 16))
     kept = folder / "averaging.json"
     if not kept.is_file():
-        recipe = load_recipe(folder / "small-16-1.yaml", world_size=1)
+        recipe = load_recipe(folder / f"{RANKED}-16-1.yaml", world_size=1)
         size = sum(model.gradient_bytes for model in ppo_models(recipe).trained)
         kept.write_text(json.dumps({ranks: averaging(ranks, size) for ranks in (2, 4)}))
     taken = {1: 0.0} | {int(ranks): value for ranks, value in json.loads(kept.read_text()).items()}
@@ -171,7 +172,7 @@ def compare_ranks(folder: Path) -> str:
             times=2,
         )
         found = run(costs, [[REPLY] * 32] * 3, ranks, cores=cores)
-        real = seconds(measured(folder, "small", 16, ranks))
+        real = seconds(measured(folder, RANKED, 16, ranks))
         told = found.phases | {"update": found.phases["update"] + found.phases["averaging"]}  # as it is logged
         shared = max(1.0, ranks / cores)  # what computed a second had a core for a part of it
         for part in (*PARTS, "all"):

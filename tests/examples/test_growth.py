@@ -29,7 +29,7 @@ def test_a_published_step(monkeypatch):
 
 def run_of(folder, prompts, ranks, seconds):
     """A finished run that computed so long in every phase."""
-    out = folder / f"small-{prompts}-{ranks}" / "ppo"
+    out = folder / f"{growth_measured.RANKED}-{prompts}-{ranks}" / "ppo"
     out.mkdir(parents=True)
     row = {f"seconds/{part}": seconds for part in growth_measured.PARTS}
     slow = dict.fromkeys(row, 99.0)
