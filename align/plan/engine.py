@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from align.plan.models import Model
 from align.plan.parts import GIB, MemoryPart, parts
+from align.plan.shapes import Shape
 from align.recipe.rollout_section import RolloutSection
 
+ENGINES = ("vllm", "vllm_server")  # with weights of their own
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -24,7 +26,7 @@ def engine_parts(
         responses: sampled in an iteration by this process.
     """
     told = rollout.vllm
-    if rollout.engine not in ("vllm", "vllm_server") or told.urls:
+    if rollout.engine not in ENGINES or told.urls:
         return ()
     width = WIDTHS[dtype if told.dtype == "auto" else told.dtype]
     weights = policy.body.count.whole * width / told.tensor_parallel
@@ -33,10 +35,14 @@ def engine_parts(
     elif device == "cpu":
         cache = GIB
     else:
-        shape, rows = policy.body.shape, min(responses, told.max_num_seqs)
-        token = 2 * shape.num_hidden_layers * shape.key_size * width
-        cache = token * rows * rollout.max_length / told.tensor_parallel
+        rows = min(responses, told.max_num_seqs)
+        cache = token_bytes(policy.body.shape, width) * rows * rollout.max_length / told.tensor_parallel
     return parts("engine", weights=weights, kv_cache=cache)
+
+
+def token_bytes(shape: Shape, width: int) -> int:
+    """Keys and values of a token, in all layers."""
+    return 2 * shape.num_hidden_layers * shape.key_size * width
 
 
 def sleeps(rollout: RolloutSection, device: str) -> bool:

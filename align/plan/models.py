@@ -61,7 +61,7 @@ class Model:
         weights = self.body.precision.bytes_of(self.body.count, head=self.head) if self.own_weights else 0
         moments = self._moments(self.optimizer) if self.optimizer else 0
         found = parts(self.role, weights=weights, adapters=4 * self.adapter_size, optimizer=moments)
-        return found + (parts(self.role, gradients=self.gradient_bytes) if ranks > 1 else ())
+        return found + (parts(self.role, buckets=self.gradient_bytes) if ranks > 1 else ())
 
     def _moments(self, optimizer: str) -> float:
         width = self.trained_width

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GIB = 2**30
-KINDS = ("weights", "adapters", "optimizer", "gradients", "weight copies", "activations", "logits", "kv cache")
+KINDS = ("weights", "adapters", "optimizer", "gradients", "buckets", "weight copies", "activations", "logits")
+KINDS += ("kv cache",)
 PTX = "ptx"  # the phase of pretraining rows
 
 

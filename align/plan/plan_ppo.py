@@ -11,7 +11,7 @@ from dataclasses import replace
 from align.plan.activations import INNER_BLOCK
 from align.plan.cost import ppo_cost
 from align.plan.disk import disk
-from align.plan.engine import engine_parts, sleeps
+from align.plan.engine import ENGINES, engine_parts, sleeps
 from align.plan.models import Model
 from align.plan.parts import MemoryPart, Moment, StagePlan, parts
 from align.plan.passes import plain_moment, sampling_moments, training_moments
@@ -37,7 +37,7 @@ def plan_ppo(
     engine = engine_parts(rollout, models.policy, recipe.model.dtype, plan.responses // ranks, device)
     idle = models.without_idle(held)
     moments = [Moment("engine: sampling", idle + engine)]
-    if not engine:
+    if rollout.engine not in ENGINES:
         moments = _sampling(recipe, models, idle, plan.responses // ranks)
     elif not sleeps(rollout, device):
         held += engine

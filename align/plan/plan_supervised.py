@@ -8,23 +8,21 @@ from __future__ import annotations
 
 from align.plan.cost import supervised_cost
 from align.plan.disk import disk
-from align.plan.models import Model, frozen_model, trained_model
+from align.plan.models import Model, frozen_model
 from align.plan.parts import MemoryPart, Moment, StagePlan, parts
 from align.plan.passes import plain_moment, sampling_moments, training_moments
 from align.plan.shapes import Shape
-from align.recipe import STAGES, Recipe, batch_plan
+from align.recipe import Recipe, batch_plan
 from align.recipe.dpo_section import DPOSection
 from align.recipe.rejection_section import RejectionSection
 from align.recipe.supervised_sections import RewardSection, SFTSection, SupervisedSection
 
 
 def plan_supervised(
-    recipe: Recipe, stage: str, shape: Shape, rewards: dict[str, Shape], *, ranks: int, device: str
+    recipe: Recipe, stage: str, model: Model, rewards: dict[str, Shape], *, ranks: int, device: str
 ) -> StagePlan:
-    """One stage; `rewards`: the reward models that rejection asks, by role."""
+    """One stage; `model`: what it trains; `rewards`: the reward models that rejection asks, by role."""
     section: SupervisedSection = getattr(recipe, stage)
-    head = not isinstance(section, RewardSection)
-    model = trained_model("model", shape, recipe.model, section, head=head, adapted=STAGES[stage].adapted)
     moments = _training(recipe, stage, section, model, ranks, device)
     held_out = (section.eval_data and not isinstance(section, RejectionSection)) or section.holdout
     if held_out or isinstance(section, DPOSection):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from align.plan.models import Model, trained_model
 from align.plan.parts import StagePlan, gib
 from align.plan.plan_ppo import plan_ppo
 from align.plan.plan_supervised import plan_supervised
-from align.plan.ppo_models import shares_backbone
+from align.plan.ppo_models import StageModels, roles, shares_backbone
 from align.plan.shapes import Shape, find_shape
 from align.recipe import STAGES, Recipe
 from align.recipe.lineage import Origin, critic_origin, init_origin, judge_origins, reward_origins
+from align.recipe.supervised_sections import RewardSection
 from align.runtime.resolve import resolve
 
 ASSUMED = (
@@ -34,22 +36,38 @@ def plan_stages(recipe: Recipe, *, ranks: int = 1, device: str = "gpu") -> list[
 
 def plan_ppo_stage(recipe: Recipe, stage: str, *, ranks: int, device: str) -> StagePlan:
     """The plan of ppo; where only the loaded models tell whether they share a backbone, what it is if they do not."""
-    shape = _shape(recipe, init_origin(recipe, stage), f"{stage}.init_from")
-    rewards = _reward_shapes(recipe, stage)
-    critic = _shape(recipe, critic_origin(recipe), "ppo.critic_from") if recipe.ppo.estimator.critic else None
-    plan = plan_ppo(recipe, shape, critic, rewards, ranks=ranks, device=device)
+    shapes = _ppo_shapes(recipe)
+    plan = plan_ppo(recipe, *shapes, ranks=ranks, device=device)
     if shares_backbone(recipe) and recipe.ppo.shared_backbone == "auto" and not _one_root(recipe):
         apart = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"shared_backbone": False})})
-        other = plan_ppo(apart, shape, critic, rewards, ranks=ranks, device=device)
+        other = plan_ppo(apart, *shapes, ranks=ranks, device=device)
         plan = replace(plan, assumption=f"{ASSUMED}, {gib(other.peak.bytes)} GiB at most")
     return plan
 
 
 def plan_supervised_stage(recipe: Recipe, stage: str, *, ranks: int, device: str) -> StagePlan:
     """The plan of a supervised stage, or of one that samples and then trains so."""
-    shape = _shape(recipe, init_origin(recipe, stage), f"{stage}.init_from")
     rewards = _reward_shapes(recipe, stage) if STAGES[stage].samples else {}
-    return plan_supervised(recipe, stage, shape, rewards, ranks=ranks, device=device)
+    return plan_supervised(recipe, stage, supervised_model(recipe, stage), rewards, ranks=ranks, device=device)
+
+
+def supervised_model(recipe: Recipe, stage: str) -> Model:
+    """What a supervised stage, or one that samples and then trains so, trains."""
+    section, shape = getattr(recipe, stage), _shape(recipe, init_origin(recipe, stage), f"{stage}.init_from")
+    head = not isinstance(section, RewardSection)
+    return trained_model("model", shape, recipe.model, section, head=head, adapted=STAGES[stage].adapted)
+
+
+def ppo_models(recipe: Recipe) -> StageModels:
+    """The models of the ppo stage."""
+    return roles(recipe, *_ppo_shapes(recipe))
+
+
+def _ppo_shapes(recipe: Recipe) -> tuple[Shape, Shape | None, dict[str, Shape]]:
+    """Of policy, critic (where there is one) and reward models."""
+    policy = _shape(recipe, init_origin(recipe, "ppo"), "ppo.init_from")
+    critic = _shape(recipe, critic_origin(recipe), "ppo.critic_from") if recipe.ppo.estimator.critic else None
+    return policy, critic, _reward_shapes(recipe, "ppo")
 
 
 def _reward_shapes(recipe: Recipe, stage: str) -> dict[str, Shape]:

@@ -26,10 +26,15 @@ WORTH = 0.995  # of the former peak: a step must lower it below that
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Changes as `key=value`, and the plan with all of them."""
+    """Changes by dotted key, and the plan with all of them."""
 
-    changes: tuple[str, ...]
+    keys: dict[str, Any]
     plans: tuple[StagePlan, ...]
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """As `key=value`."""
+        return words(self.keys)
 
     @property
     def peak(self) -> int:
@@ -67,7 +72,7 @@ def alone(recipe: Recipe, stage: StagePlan, *, ranks: int = 1, device: str = "gp
     for step in _steps(recipe, stage, ranks):
         tried = changed(recipe, step, ranks)
         plans = () if tried is None else tuple(plan_stages(tried, ranks=ranks, device=device))
-        found += [Proposal(_words(step), (plan,)) for plan in plans if plan.stage == stage.stage]
+        found += [Proposal(step, (plan,)) for plan in plans if plan.stage == stage.stage]
     return sorted((one for one in found if one.peak < stage.peak.bytes), key=lambda one: one.peak)
 
 
@@ -93,16 +98,19 @@ def _pruned(recipe: Recipe, changes: dict[str, Any], limit: int, ranks: int, dev
         ):
             changes = fewer
     plans = plan_stages(changed(recipe, changes, ranks) or recipe, ranks=ranks, device=device)
-    return Proposal(_words(changes), tuple(plans))
+    return Proposal(changes, tuple(plans))
 
 
-def _words(changes: dict[str, Any]) -> tuple[str, ...]:
+def words(changes: dict[str, Any]) -> tuple[str, ...]:
+    """`key=value` of each, as the command line takes them."""
     return tuple(f"{key}={_word(value)}" for key, value in changes.items())
 
 
 def _word(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(value)}]"
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

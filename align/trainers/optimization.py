@@ -144,8 +144,13 @@ class TrainedModel:
         return self.schedule.get_last_lr()[0]
 
     def gradients_stay_here(self, unless: bool) -> Any:
-        """Context of a backward pass whose gradients are not averaged over ranks yet; `unless` it is the last one."""
-        return nullcontext() if unless else self.accelerator.no_sync(self.module)
+        """Context of a backward pass whose gradients are not averaged over ranks yet; `unless` it is the last one.
+
+        Sharded ones always are: FSDP2 would keep what is not averaged whole on every rank, in float32, which is four
+        bytes a parameter of the whole model.
+        """
+        averaged = unless or sharding.is_sharded(self.module)
+        return nullcontext() if averaged else self.accelerator.no_sync(self.module)
 
     def clip(self) -> Tensor:
         """Clip the gradients; returns their norm before."""

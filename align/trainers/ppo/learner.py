@@ -149,8 +149,7 @@ class Learner:
             The summed approximate KL(old || new) of this rank's tokens.
         """
         config, distance = self.config, torch.zeros((), device=self.accelerator.device)
-        # FSDP2 keeps what is not averaged yet where it cannot be dropped
-        average = self.ptx is None or measure or config.target_kl is not None
+        average = self.ptx is None or measure
         scale = self.accelerator.num_processes / minibatch.divisor  # DDP averages over ranks
         for is_last, rows_B in mark_last(minibatch.micros):
             batch = minibatch.experience.rows(rows_B)

@@ -19,6 +19,8 @@ def engine(changes, device="gpu"):
 def test_hf_and_servers_elsewhere_hold_nothing_here():
     for changes in (["engine=hf"], ["engine=auto"], ["engine=vllm_server", "vllm.urls=[http://127.0.0.1:8000]"]):
         assert set(engine(changes).values()) == {0}
+    elsewhere = engine(["engine=vllm_server", "vllm.urls=[http://127.0.0.1:8000]"])
+    assert "engine: sampling" in elsewhere and not [name for name in elsewhere if name.startswith("policy: sampling")]
 
 
 @pytest.mark.parametrize("sleep", ["true", "false"])
