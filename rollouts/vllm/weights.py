@@ -1,4 +1,5 @@
-"""New weights for a vLLM engine: every name accounted for, to a server by files that lie beside it.
+"""New weights for a vLLM engine: every name accounted for, to a server by files, which it reads where they lie, or gets
+over HTTP where it does not see them (`rollouts.vllm.delivery`).
 
 The files are in memory (/dev/shm) where there is room, else on disk. The stream is written in pieces of at most `PIECE`
 bytes (a larger tensor is a piece of its own), so that there is never a second whole copy of the model in this process.
@@ -25,7 +26,7 @@ from rollouts.errors import RolloutError
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-PIECE = 512 * 2**20  # bytes
+PIECE = 64 * 2**20  # bytes
 FOLDER_VARIABLE = "ALIGN_VLLM_PUSH_FOLDER"  # where weights are put instead; servers elsewhere must see it too
 _MEMORY = Path("/dev/shm")
 _ROOM = 1.1  # of the model's size must be free
@@ -72,6 +73,11 @@ class Push:
     folder: Path
     files: list[list[Any]]
     digest: str
+
+    @property
+    def paths(self) -> list[Path]:
+        """Of the files."""
+        return [self.folder / name for name, _ in self.files]
 
 
 def private_folder(bytes_needed: int) -> Path:

@@ -1,4 +1,5 @@
-"""What vLLM's workers learn from us (`--worker-extension-cls`): to pull weights from files beside them.
+"""What vLLM's workers learn from us (`--worker-extension-cls`): to pull weights from files beside them, those that lie
+there or those that came over HTTP (`rollouts.vllm.receive`).
 
 vLLM mixes the class into its own worker and calls its methods by name (/collective_rpc). A worker answers with a
 dictionary instead of raising: an exception in a worker may end the engine, and its text does not reach the caller.
@@ -33,6 +34,14 @@ class WeightPuller:
             "max_num_seqs": int(self.vllm_config.scheduler_config.max_num_seqs),  # type: ignore[attr-defined]
             "device": self.device.type,  # type: ignore[attr-defined]
         }
+
+    def align_sees(self, path: str, word: str) -> bool:
+        """Whether the file at `path` is here and holds `word`."""
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                return file.read(len(word) + 1) == word
+        except OSError:
+            return False
 
     def align_pull(self, folder: str, files: list[list[Any]], digest: str) -> dict[str, Any]:
         """Loads the weights that lie in `folder`.

@@ -19,7 +19,7 @@ import torch
 from align.runtime import http
 from rollouts.errors import RolloutError
 from rollouts.protocol import Engine, SamplingParams, Scoring
-from rollouts.vllm import servers as servers_module
+from rollouts.vllm import delivery
 from rollouts.vllm.client import Client, ServerGone
 from rollouts.vllm.server_engine import VLLMServerEngine
 from rollouts.vllm.servers import GENERATE
@@ -161,7 +161,7 @@ def test_a_push_cut_short_is_refused_and_the_next_whole_one_heals(pushed, model,
         path.write_bytes(path.read_bytes()[:-100])
         return push
 
-    monkeypatch.setattr(servers_module, "write_push", cut)
+    monkeypatch.setattr(delivery, "write_push", cut)
     with pytest.raises(RolloutError, match=r"its own are the old ones: .*was cut short"):
         pushed.update_weights(checkpoint_tensors(build(seed=2)), 50)
     with pytest.raises(RolloutError, match="got only a part of its last weights"):
