@@ -87,7 +87,7 @@ class Incoming:
             except (RolloutError, OSError) as error:
                 raise Refused(507, f"there is no place for weights here ({error})") from None
             atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
-        for digest in self._files.keys() - files.keys():
+        for digest in [digest for digest, file in self._files.items() if files.get(digest) != file.size]:
             self._drop(digest)
         for digest, size in files.items():
             self._files.setdefault(digest, _File(size))
