@@ -45,8 +45,8 @@ class VLLMSection(Section):
     sleep: bool = True
     """Free the cache while the trainer updates, where the platform can."""
     adapters: Literal["auto", "merge", "adapter"] = "auto"
-    """How a LoRA policy is pushed: whole weights with the adapter's change added, the adapter alone, or the faster one
-    of the platform."""
+    """How a LoRA policy is pushed: whole weights with the adapter's change added, the adapter alone (which a server adds
+    to the weights it has), or the faster one of the platform."""
     probe_tolerance: Rate | None = None
     """Nats a token that engine and trainer may differ by after a push; by default by precision."""
     urls: Annotated[tuple[Url, ...], Listed] = Field((), repr=False)
@@ -137,8 +137,6 @@ class RolloutSection(Section):
         if self.vllm.tensor_parallel > 1 and self.engine == "vllm":
             sentence = f"{self.vllm.tensor_parallel} needs a server, since vLLM in this process runs on one device"
             broken.append(("vllm.tensor_parallel", f"{sentence}; use engine=vllm_server, or 1"))
-        if self.vllm.adapters == "adapter" and self.engine == "vllm_server":
-            broken.append(("vllm.adapters", "'adapter' is for vLLM in this process; a server takes merged weights"))
         return broken
 
 

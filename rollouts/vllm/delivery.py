@@ -51,8 +51,9 @@ class Delivery:
     def __init__(self, mark: str, timeout: float):
         self.mark, self.timeout = mark, timeout
         self.pushed: Push | None = None
+        self._base: Push | None = None
         self._summing = threading.Lock()
-        self._sums: tuple[Push, list[str]] | None = None
+        self._sums: dict[tuple[str, int], str] = {}  # of a file, by its name and time
 
     @property
     def version(self) -> str:
@@ -67,8 +68,15 @@ class Delivery:
 
     def write(self, stream: Iterable[tuple[str, Tensor]], folder: Path, version: int) -> None:
         """Puts new weights into `folder`. Raises RolloutError where there is no room."""
+        self.pushed = self._base = None
+        self.pushed = self._base = write_push(folder, stream, version)
+
+    def write_adapter(self, stream: Iterable[tuple[str, Tensor]], folder: Path, version: int) -> None:
+        """Puts changes of the weights that were written last (`rollouts.vllm.low_rank`) beside them; what changes the
+        last ones were is forgotten. Raises RolloutError where there is no room."""
+        assert self._base is not None
         self.pushed = None
-        self.pushed = write_push(folder, stream, version)
+        self.pushed = self._base + write_push(folder, stream, version, "adapter")
 
     def bring(self, client: Client, *, sees: bool) -> None:
         """Has the server load the pushed weights; nothing, where there are none.
@@ -125,11 +133,12 @@ class Delivery:
         return answer["folder"], [[digest + ENDING, sizes[digest]] for digest in sums]
 
     def _sums_of(self, push: Push) -> list[str]:
-        """SHA-256 of each file, worked out once a push, and only where some server is elsewhere."""
+        """SHA-256 of each file, worked out once, and only where some server is elsewhere."""
         with self._summing:
-            if self._sums is None or self._sums[0] is not push:
-                self._sums = (push, [_sum_of(path) for path in push.paths])
-            return self._sums[1]
+            keys = [(path.name, path.stat().st_mtime_ns) for path in push.paths]
+            known = {key: self._sums.get(key) or _sum_of(path) for key, path in zip(keys, push.paths, strict=True)}
+            self._sums = known
+        return [known[key] for key in keys]
 
 
 def _sum_of(path: Path) -> str:

@@ -1,8 +1,8 @@
 """vLLM as a server: one that this engine starts, owns and ends, or servers that run already (`settings.urls`).
 
 Weights go by files that the server's workers read, or by HTTP to one that does not see them (`rollouts.vllm.delivery`),
-adapters merged into them; an own server starts with random ones, and nothing is generated before the first
-`update_weights`. Every reply names the weights that
+with a LoRA adapter merged into them there (`rollouts.vllm.low_rank`) or any other one here; an own server starts with
+random ones, and nothing is generated before the first `update_weights`. Every reply names the weights that
 made it, by a mark that is this engine's own: a reply by other ones is refused and asked for once more.
 
 A server that dies or hangs in the middle of a call costs time only: an own one is started again (`max_restarts` times),
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from align.runtime.errors import AlignError
 from align.runtime.peft_model import base_of
@@ -39,6 +39,7 @@ from rollouts.settings import VLLMSettings
 from rollouts.vllm.auth import read_key
 from rollouts.vllm.client import Client, ServerGone
 from rollouts.vllm.delivery import sees
+from rollouts.vllm.low_rank import changes
 from rollouts.vllm.process import ServerProcess
 from rollouts.vllm.requests import (
     answered_completion,
@@ -48,9 +49,9 @@ from rollouts.vllm.requests import (
     sampling_requests,
     scoring_request,
 )
-from rollouts.vllm.servers import Place, Servers
+from rollouts.vllm.servers import Place, Servers, Stream
 from rollouts.vllm.setup import described, serve_arguments, write_config
-from rollouts.vllm.weights import checked, private_folder
+from rollouts.vllm.weights import Push, checked, private_folder
 from rollouts.weights import checkpoint_bytes, checkpoint_names
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class VLLMServerEngine:
         is_owner: this rank starts the server and pushes.
         share: gives every rank the owner's object; called by all ranks together. Default: there is one rank.
         temperature: of the rollouts to come; decides which log-probabilities the server gives.
+        takes_adapters: LoRA adapters come by themselves through `update_adapter`, on top of whole weights.
         listed: the servers that are to be used now, in place of `settings.urls` where it gives any; the owner asks it
             before every push.
 
@@ -100,14 +102,13 @@ class VLLMServerEngine:
         is_owner: bool = True,
         share: Callable[[Any], Any] = _alone,
         temperature: float = 1.0,
+        takes_adapters: bool = False,
         listed: Callable[[], Sequence[str]] = tuple,
     ):
-        if settings.adapters == "adapter":
-            raise RolloutError("a vLLM server takes whole weights only: set adapters: merge (or auto)")
-        self.settings, self.weight_version = settings, 0
+        self.settings, self.weight_version, self.takes_adapters = settings, 0, takes_adapters
         self._is_owner, self._share, self._listed = is_owner, share, listed
         self._refused: dict[str, str] = {}  # servers that were not taken, and why; said once
-        self._mode, self._shapes = logprobs_mode(temperature), checkpoint_names(model)
+        self._mode, self._shapes = logprobs_mode(temperature), checkpoint_names(model, merge=not takes_adapters)
         self._unusable: str | None = "has no weights yet: push them by update_weights first"
         self._busy = threading.RLock()
         self._closed = False
@@ -154,32 +155,78 @@ class VLLMServerEngine:
             answers = self._servers.ask_all([scoring_request(sequence) for sequence in sequences])
             return [answered_scores(answer, ids) for answer, ids in zip(answers, sequences, strict=True)]
 
-    def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+    def update_weights(self, named_tensors: Stream, version: int) -> None:
         """Takes every weight of the model under checkpoint names. All ranks call it; all read the stream to its end.
+        An engine that takes adapters keeps them, and no server has them before `update_adapter`.
 
         Raises:
             RolloutError: a wrong or missing name or shape, no room for the files, or a server refused them; nothing is
                 generated until a whole update has gone through.
             Exception: what the stream itself raises; the same then.
         """
+
+        def write(stream: Stream) -> Push:
+            return self._servers.write(checked(stream, self._shapes), self._folder, version)
+
+        self._take(named_tensors, write, version, then=_NO_ADAPTER if self.takes_adapters else None)
+
+    def update_adapter(self, config: dict[str, Any], named_tensors: Stream, version: int) -> None:
+        """Takes a LoRA adapter in place of the last one, which every server adds to the base's weights. As
+        `update_weights` otherwise.
+
+        Args:
+            config: the content of PEFT's `adapter_config.json`.
+            named_tensors: what PEFT's `adapter_model.safetensors` holds.
+
+        Raises:
+            RolloutError: the engine was not built for adapters or has no weights yet; else as `update_weights`.
+        """
+        if not self.takes_adapters:
+            raise RolloutError("this engine takes whole weights only: build it with takes_adapters, or merge and push")
+        if self._unusable not in (None, _NO_ADAPTER):
+            _drain(named_tensors)
+            raise RolloutError(f"the vLLM engine {self._unusable}")
+
+        def write(stream: Stream) -> Push:
+            return self._servers.write_adapter(changes(config, stream, self._shapes), self._folder, version)
+
+        self._take(named_tensors, write, version, before=_NO_ADAPTER)
+
+    def _take(
+        self,
+        named_tensors: Stream,
+        write: Callable[[Stream], Push],
+        version: int,
+        *,
+        before: str = "got only a part of its last weights: push all of them again",
+        then: str | None = None,
+    ) -> None:
+        """Has the owner write the stream, and the servers that are there now take it.
+
+        Args:
+            before: why nothing can be generated until that is done.
+            then: why nothing can be generated afterwards, in which case no server takes anything yet.
+        """
         with self._busy:
             self._check_open()
-            self._unusable = "got only a part of its last weights: push all of them again"
+            self._unusable = before
             rest = iter(named_tensors)
 
-            def push() -> tuple[Any, tuple[Place, ...]]:
+            def push() -> tuple[Push, tuple[Place, ...]]:
                 try:
-                    self._renew()
-                    pushed = self._servers.push(checked(rest, self._shapes), self._folder, version)
-                    return pushed, self._servers.places
+                    pushed = write(rest)
                 finally:
                     _drain(rest)  # gathering is collective: the other ranks are at it too
+                if then is None:
+                    self._renew()
+                    self._servers.push()
+                return pushed, self._servers.places
 
             if not self._is_owner:
                 _drain(rest)
             self._servers.delivery.pushed, places = self._on_owner(push)
             self._servers.take(places)
-            self._unusable, self.weight_version = None, version
+            self._unusable, self.weight_version = then, version
 
     def sleep(self) -> None:
         """Frees the GPU's memory of an own server while the trainer updates. Not with several ranks, not on a CPU."""
@@ -324,6 +371,9 @@ class VLLMServerEngine:
         self._check_open()
         if self._unusable is not None:
             raise RolloutError(f"the vLLM engine {self._unusable}")
+
+
+_NO_ADAPTER = "lost its adapter: push it again"
 
 
 def _drain(stream: Iterable[Any]) -> None:

@@ -15,8 +15,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ STRIKES = 2  # failures after which a server given by URL is left out
 PAUSE = 1.0  # seconds before a server given by URL is asked again
 ALL = ("weights", "kv_cache")
 
+Stream = Iterable[tuple[str, Tensor]]
 Body = dict[str, Any]
 Answer = dict[str, Any]
 
@@ -165,17 +166,24 @@ class Servers:
             waiting.extend(sorted(stale))
         return [answer for answer in answers if answer is not None]
 
-    def push(self, stream: Iterable[tuple[str, Tensor]], folder: Path, version: int) -> Push:
-        """Writes the weights to `folder` and has every server take them, all at the same time, those that were given up
-        too.
+    def write(self, stream: Stream, folder: Path, version: int) -> Push:
+        """Writes weights to `folder`; no server takes them before `push`. Raises RolloutError: no room for them."""
+        with self._unread():
+            self.delivery.write(stream, folder, version)
+        return self._pushed
+
+    def write_adapter(self, stream: Stream, folder: Path, version: int) -> Push:
+        """The same with changes of the weights that were written last."""
+        with self._unread():
+            self.delivery.write_adapter(stream, folder, version)
+        return self._pushed
+
+    def push(self) -> None:
+        """Has every server take what was written, all at the same time, those that were given up too.
 
         Raises:
-            RolloutError: no room for them, a server refused them, or none is left.
+            RolloutError: a server refused it, or none is left.
         """
-        with ExitStack() as held:
-            for server in self.servers:
-                held.enter_context(server.files)
-            self.delivery.write(stream, folder, version)
         self.wake(("weights",))
         for server in self.servers:
             server.failures, server.lost = 0, None
@@ -191,8 +199,6 @@ class Servers:
         if problems:
             raise problems[0]
         self.live()
-        assert self.delivery.pushed is not None
-        return self.delivery.pushed
 
     def sleep(self) -> None:
         """An own server's weights and cache leave the GPU."""
@@ -211,6 +217,19 @@ class Servers:
             path = "/wake_up?" + "&".join(f"tags={tag}" for tag in asleep)
             self._kept_up(self.servers[0], lambda server: self._ask(server, path, {}))
             self._asleep -= set(asleep)
+
+    @property
+    def _pushed(self) -> Push:
+        assert self.delivery.pushed is not None
+        return self.delivery.pushed
+
+    @contextmanager
+    def _unread(self) -> Iterator[None]:
+        """No server reads the files."""
+        with ExitStack() as held:
+            for server in self.servers:
+                held.enter_context(server.files)
+            yield
 
     def close(self) -> None:
         """Ends the own server; requests that wait are not made any more."""

@@ -8,12 +8,14 @@ dictionary instead of raising: an exception in a worker may end the engine, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from rollouts.vllm.low_rank import changed, is_change
 from rollouts.vllm.weights import abandon_reload, names_digest, repack_for_cpu
 
 
@@ -55,7 +57,7 @@ class WeightPuller:
         except (OSError, ValueError) as error:
             return {"problem": str(error), "undefined": False}
         try:
-            missing = self._align_load(tensors(paths))
+            missing = self._align_load(tensors(paths, self.device))  # type: ignore[attr-defined]
         except Exception as error:  # whatever vLLM's loaders raise
             abandon_reload(self.model_runner.get_model(), self.vllm_config)  # type: ignore[attr-defined]
             return {"problem": f"{type(error).__name__}: {error}", "undefined": True}
@@ -111,11 +113,18 @@ def whole_files(folder: Path, files: list[list[Any]], digest: str) -> list[Path]
     return paths
 
 
-def tensors(paths: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    """All tensors, one at a time."""
+def tensors(paths: list[Path], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """All weights, one at a time, with their changes where there are any, which are added on `device`."""
+    added = dict(_read(paths, is_change))
+    for name, tensor in _read(paths, lambda name: not is_change(name)):
+        yield name, changed(name, tensor, added, device)
+
+
+def _read(paths: list[Path], wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
     from safetensors import safe_open
 
     for path in paths:
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118
-                yield key, file.get_tensor(key)
+                if wanted(key):
+                    yield key, file.get_tensor(key)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 
 from align.trainers.ppo import PPOTrainer
 from rollouts.vllm.client import Client
@@ -75,19 +76,23 @@ def align_engine(what: str, url: str, run: Path) -> None:
     subprocess.run([sys.executable, "-m", "align.cli", "engine", what, url, str(run)], env=place, check=True)
 
 
-def policy() -> torch.nn.Module:
-    return build("qwen2-tied", vocab_size=259, initializer_range=0.1)
+def policy(kind: str = "full") -> torch.nn.Module:
+    model = build("qwen2-tied", vocab_size=259, initializer_range=0.1)
+    if kind == "full":
+        return model
+    torch.manual_seed(1)
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=4, target_modules="all-linear"))
 
 
-def train(folder: Path, urls: tuple[str, ...], disturbance: Disturbance | None, **rollout) -> PPOTrainer:
+def train(folder: Path, urls: tuple[str, ...], disturbance: Disturbance | None, kind: str = "full") -> PPOTrainer:
     """A whole run; the first rank writes what it learnt to `learnt.pt`."""
     folder.mkdir(exist_ok=True)
     (folder / "recipe.yaml").write_text(json.dumps({"ppo": {"rollout": {"vllm": {"urls": urls}}}}))
-    rollout |= {"engine": "vllm_server", "max_prompt_length": 40, "max_completion_length": 12, "num_generations": 4}
+    rollout = {"engine": "vllm_server", "max_prompt_length": 40, "max_completion_length": 12, "num_generations": 4}
     trainer = ppo_case.trainer(
         folder,
         kind=Disturbed,
-        policy_model=policy(),
+        policy_model=policy(kind),
         critic_model=ppo_case.critic(1),
         rollout=rollout | {"vllm": {"urls": urls}},
         num_iterations=ITERATIONS,

@@ -34,8 +34,16 @@ def require_equal(folder, other):
     assert all(line["engine/probe_max"] < 1e-3 for line in one["history"] if "engine/probe_max" in line)
 
 
-def test_a_server_that_is_killed_and_one_that_joins_change_nothing(tmp_path, monkeypatch, caplog):
-    """With a transformers model behind each server."""
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_server_that_is_killed_and_one_that_joins_change_nothing(tmp_path, monkeypatch, caplog, kind):
+    """With a transformers model behind each server; of a LoRA policy the adapter alone goes over after the first push."""
+    sent, put = [], Client.put
+
+    def noted(client, path, content, *, timeout):
+        sent.append((client.url, len(content)))
+        return put(client, path, content, timeout=timeout)
+
+    monkeypatch.setattr(Client, "put", noted)
     monkeypatch.setenv("ALIGN_VLLM_API_KEY", KEY)
     monkeypatch.setattr(servers_module, "PAUSE", 0.0)
     with ExitStack() as stack:
@@ -44,12 +52,12 @@ def test_a_server_that_is_killed_and_one_that_joins_change_nothing(tmp_path, mon
             stack.callback(light.close)
         first, dies, joins = lights
         urls = (first.url, dies.url)
-        servers_run.train(tmp_path / "calm", urls, None)
+        servers_run.train(tmp_path / "calm", urls, None, kind)
         calm = first.answered + dies.answered
         assert first.answered and dies.answered
         first.answered = dies.answered = 0
         with caplog.at_level("INFO"):
-            servers_run.train(tmp_path / "disturbed", urls, Disturbance(dies.url, joins.url))
+            servers_run.train(tmp_path / "disturbed", urls, Disturbance(dies.url, joins.url), kind)
         said = [message for message in caplog.messages if "127.0.0.1" in message]
         assert first.answered + dies.answered + joins.answered == calm and joins.answered
     require_equal(tmp_path / "calm", tmp_path / "disturbed")
@@ -60,6 +68,8 @@ def test_a_server_that_is_killed_and_one_that_joins_change_nothing(tmp_path, mon
     ]
     elsewhere = [line.split()[0] for line in said if "weights go there over HTTP" in line]
     assert elsewhere == [dies.url, joins.url]
+    sizes = [size for url, size in sent if url == joins.url]
+    assert len(sizes) >= 3 and all(size < sizes[0] / 5 for size in sizes[1:]) == (kind == "lora")
 
 
 @contextmanager

@@ -33,6 +33,8 @@ KEY = "0123456789abcdef-of-light-servers"
 class Worker(WeightPuller):
     """vLLM's part of a worker, with a transformers model."""
 
+    device = torch.device("cpu")
+
     def __init__(self, model: torch.nn.Module, sees: bool):
         self.engine, self.sees = HFEngine(copy.deepcopy(model), 0, shares_module=False), sees
 

@@ -150,7 +150,7 @@ def test_a_push_that_ends_in_the_middle_leaves_the_old_weights_under_their_name(
 
 def test_a_rank_without_the_files_leaves_it_to_the_next_push(server, tmp_path):
     made = pushed(tmp_path, build())
-    made.pushed = push_module.Push(1, tmp_path / "elsewhere", made.pushed.files, made.pushed.digest)
+    made.pushed = push_module.Push(1, tmp_path / "elsewhere", made.pushed.files, made.pushed.entries)
     with pytest.raises(ServerGone, match="this machine does not have them"):
         made.bring(server.client, sees=False)
     assert server.version == "default"

@@ -93,10 +93,15 @@ def of(tmp_path, monkeypatch):
     def make(*echoes, timeout=5.0):
         settings = VLLMSettings(max_model_len=8, request_timeout=timeout)
         servers = Servers([Place(echo.client, echo.at_once) for echo in echoes], settings, "mine")
-        servers.push([("a", torch.zeros(2))], tmp_path, 7)
+        push(servers, tmp_path, 7)
         return servers
 
     return make
+
+
+def push(servers, folder, version):
+    servers.write([("a", torch.zeros(2))], folder, version)
+    servers.push()
 
 
 def ask(servers, count):
@@ -140,7 +145,7 @@ def test_when_no_server_is_left_it_says_why_and_the_next_push_tries_it_again(ech
     servers = of(bad)
     with pytest.raises(RolloutError, match=r"no vLLM server is left: http://127.0.0.1:\d+ answered .* status 500"):
         ask(servers, 3)
-    servers.push([("a", torch.zeros(2))], tmp_path, 8)
+    push(servers, tmp_path, 8)
     assert len(ask(servers, 3)) == 3
 
 
