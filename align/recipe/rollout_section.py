@@ -45,7 +45,7 @@ class VLLMSection(Section):
     sleep: bool = True
     """Free the cache while the trainer updates, where the platform can."""
     adapters: Literal["auto", "merge", "adapter"] = "auto"
-    """How a LoRA policy is pushed: whole weights with the adapter's change added, the adapter alone (which a server adds
+    """How a LoRA policy is pushed: whole weights with the adapter's change added, the adapter alone (a server adds it
     to the weights it has), or the faster one of the platform."""
     probe_tolerance: Rate | None = None
     """Nats a token that engine and trainer may differ by after a push; by default by precision."""

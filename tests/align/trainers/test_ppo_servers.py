@@ -36,7 +36,7 @@ def require_equal(folder, other):
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_server_that_is_killed_and_one_that_joins_change_nothing(tmp_path, monkeypatch, caplog, kind):
-    """With a transformers model behind each server; of a LoRA policy the adapter alone goes over after the first push."""
+    """With a transformers model behind each server; of LoRA the adapter alone goes over after the first push."""
     sent, put = [], Client.put
 
     def noted(client, path, content, *, timeout):
@@ -56,6 +56,8 @@ def test_a_server_that_is_killed_and_one_that_joins_change_nothing(tmp_path, mon
         calm = first.answered + dies.answered
         assert first.answered and dies.answered
         first.answered = dies.answered = 0
+        caplog.clear()
+        sent.clear()
         with caplog.at_level("INFO"):
             servers_run.train(tmp_path / "disturbed", urls, Disturbance(dies.url, joins.url), kind)
         said = [message for message in caplog.messages if "127.0.0.1" in message]
