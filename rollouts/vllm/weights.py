@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 PIECE = 64 * 2**20  # bytes
-FOLDER_VARIABLE = "ALIGN_VLLM_PUSH_FOLDER"  # where weights are put instead; servers elsewhere must see it too
+FOLDER_VARIABLE = "ALIGN_VLLM_PUSH_FOLDER"  # where weights are put instead
 _MEMORY = Path("/dev/shm")
 _ROOM = 1.1  # of the model's size must be free
 Entry = tuple[str, tuple[int, ...], str]  # name, shape, and type in the words of safetensors
