@@ -85,13 +85,9 @@ def elsewhere(folder, hidden):
     command = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden)]
     command += [sys.executable, "-m", "rollouts.vllm.serve", "--port", str(port)]
     command += serve_arguments(servers_run.policy(), folder, settings(max_model_len=60), "raw_logprobs")
-    threads = {"OMP_NUM_THREADS": "1"}
-    with (
-        (folder / "log").open("wb") as log,
-        subprocess.Popen(
-            command, env=os.environ | threads, start_new_session=True, stdout=log, stderr=subprocess.STDOUT
-        ) as process,
-    ):
+    own = os.environ | {"OMP_NUM_THREADS": "1", "ALIGN_VLLM_PUSH_FOLDER": str(folder)}  # gone with it when it is killed
+    how = {"env": own, "start_new_session": True, "stderr": subprocess.STDOUT}
+    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, **how) as process:
         try:
             yield process, f"http://127.0.0.1:{port}"
         finally:
