@@ -90,10 +90,9 @@ def make_engine(
         raise RolloutError(f"rollout engine '{kind}' draws its tokens by itself: for exact use engine: vllm or hf")
     from rollouts.vllm.server_engine import VLLMServerEngine
 
-    shared: dict[str, Any] = {} if share is None else {"share": share}
-    shared["takes_adapters"] = pushes_adapter(model, vllm.adapters, "server")
-    shared |= {} if listed is None else {"listed": listed}
-    return VLLMServerEngine(model, vllm, is_owner=is_owner, temperature=temperature, **shared)
+    given = {name: value for name, value in (("share", share), ("listed", listed)) if value is not None}
+    given["takes_adapters"] = pushes_adapter(model, vllm.adapters, "server")
+    return VLLMServerEngine(model, vllm, is_owner=is_owner, temperature=temperature, **given)
 
 
 def why_not_vllm(model: nn.Module, settings: VLLMSettings | None) -> str | None:

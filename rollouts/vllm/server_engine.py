@@ -49,7 +49,7 @@ from rollouts.vllm.requests import (
     sampling_requests,
     scoring_request,
 )
-from rollouts.vllm.servers import Place, Servers, Stream
+from rollouts.vllm.servers import ServerPlace, Servers, Stream
 from rollouts.vllm.setup import described, serve_arguments, write_config
 from rollouts.vllm.weights import Push, checked, private_folder
 from rollouts.weights import checkpoint_bytes, checkpoint_names
@@ -68,7 +68,7 @@ class _Found:
     Of an own server also its socket and log, and the machine they are on.
     """
 
-    places: tuple[Place, ...]
+    places: tuple[ServerPlace, ...]
     mark: str
     socket: Path | None = None
     log: Path | None = None
@@ -212,7 +212,7 @@ class VLLMServerEngine:
             self._unusable = before
             rest = iter(named_tensors)
 
-            def push() -> tuple[Push, tuple[Place, ...]]:
+            def push() -> tuple[Push, tuple[ServerPlace, ...]]:
                 try:
                     pushed = write(rest)
                 finally:
@@ -287,14 +287,14 @@ class VLLMServerEngine:
         """The addresses of the servers that are to be used now."""
         return [url.rstrip("/") for url in self._listed() or self.settings.urls]
 
-    def _named(self, url: str) -> Place:
+    def _named(self, url: str) -> ServerPlace:
         """A server that runs already."""
         client = Client(url, read_key(self.settings.api_key_env))
         if client.in_the_clear:
             logger.warning("%s: the key and all rollouts travel unencrypted to that machine", client.url)
         return self._placed(client)[0]
 
-    def _placed(self, client: Client) -> tuple[Place, str]:
+    def _placed(self, client: Client) -> tuple[ServerPlace, str]:
         """What a server is that can be used, and what it computes on.
 
         Raises:
@@ -307,7 +307,7 @@ class VLLMServerEngine:
             raise RolloutError(f"the vLLM server {client.url} {gone}") from None
         if not beside:
             logger.info("%s does not see %s: weights go there over HTTP", client.url, self._folder)
-        return Place(client, fact["max_num_seqs"], fact["max_model_len"], beside), fact["device"]
+        return ServerPlace(client, fact["max_num_seqs"], fact["max_model_len"], beside), fact["device"]
 
     def _renew(self) -> None:
         """Servers join and leave. One that cannot be used is left out, which is said once; the others go on."""

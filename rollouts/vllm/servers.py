@@ -46,7 +46,7 @@ Answer = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ServerPlace:
     """A server as the owner found it, which every rank is told.
 
     Attributes:
@@ -75,7 +75,7 @@ class Server:
         files: held while it reads the pushed files: they are not written then.
     """
 
-    place: Place
+    place: ServerPlace
     failures: int = 0
     lost: str | None = None
     files: threading.Lock = field(default_factory=threading.Lock)
@@ -103,7 +103,7 @@ class Servers:
 
     def __init__(
         self,
-        places: Sequence[Place],
+        places: Sequence[ServerPlace],
         settings: VLLMSettings,
         mark: str,
         *,
@@ -119,11 +119,11 @@ class Servers:
         self._restarts = Restarts(process, settings.max_restarts, self._push_again) if process is not None else None
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> tuple[ServerPlace, ...]:
         """What every rank is to know of them now."""
         return tuple(replace(server.place, lost=server.lost) for server in self.servers)
 
-    def take(self, places: Sequence[Place]) -> None:
+    def take(self, places: Sequence[ServerPlace]) -> None:
         """From now on these, in this order. Not while they are asked for replies."""
         known = {server.client.url: server for server in self.servers}
         self.servers = [known.get(place.client.url) or Server(place) for place in places]

@@ -12,7 +12,7 @@ from rollouts.errors import RolloutError
 from rollouts.settings import VLLMSettings
 from rollouts.vllm import servers as module
 from rollouts.vllm.client import Client, ServerGone
-from rollouts.vllm.servers import GENERATE, Place, Servers
+from rollouts.vllm.servers import GENERATE, ServerPlace, Servers
 
 KEY = "0123456789abcdef-the-key"
 VERSION = "mine-7"
@@ -92,7 +92,7 @@ def of(tmp_path, monkeypatch):
 
     def make(*echoes, timeout=5.0):
         settings = VLLMSettings(max_model_len=8, request_timeout=timeout)
-        servers = Servers([Place(echo.client, echo.at_once) for echo in echoes], settings, "mine")
+        servers = Servers([ServerPlace(echo.client, echo.at_once) for echo in echoes], settings, "mine")
         push(servers, tmp_path, 7)
         return servers
 
