@@ -28,6 +28,7 @@ align fetch smollm2                             a small pretrained chat model, f
 align plan RECIPE [--gpu 24GB] [key=value …]   memory and work of every stage, and what makes it fit; imports no torch
 align scale RECIPE --to 72B --on 8xH200,4        a layout on many cards: memory, seconds by phase, hours, launch files
 align doctor RUN                                what ails a ppo stage, by the figures it logged
+align engine add | remove URL RUN               vLLM servers join and leave a ppo stage while it runs
 align watch RUN [--once]                        curves and newest replies of a run in progress, in the terminal
 align report RUN | A B [C ...]                  the page of a run; several runs laid over each other
 align launch WORDS                              accelerate launch for schedulers: signals in, exit code out
@@ -50,6 +51,7 @@ from align.commands import (
     convert_qwen,
     data,
     doctor,
+    engine,
     eval,
     evaluate_reward,
     export_reward,
@@ -135,7 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("dest", metavar="DEST")
     for module in (
         *(chat, eval, collect, annotate, judge, merge_judgments, serve, data, export_reward, merge, convert_qwen),
-        *(evaluate_reward, reward_card, score, serve_reward, push, fetch, doctor, plan, scale, report, watch, launch),
+        *(evaluate_reward, reward_card, score, serve_reward, push, fetch, doctor, plan, scale, engine, report, watch),
+        launch,
     ):
         module.add_parser(commands)
     return parser

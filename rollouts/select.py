@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -45,6 +45,7 @@ def make_engine(
     is_owner: bool = True,
     share: Callable[[Any], Any] | None = None,
     trainer_pass: TrainerPass | None = None,
+    listed: Callable[[], Sequence[str]] | None = None,
     **hf_options: Any,
 ) -> Engine:
     """The engine that `kind` names, for the trainer's own module. vLLM's have no weights before `update_weights`.
@@ -59,6 +60,7 @@ def make_engine(
         is_owner: whether this rank starts the server, and shuts it down.
         share: gives every rank the owner's object; all ranks call it together. Default: there is one rank.
         trainer_pass: draws every token (`rollouts.exact`); without one the engine does.
+        listed: of vLLM servers given by URL, those that are to be used now; default those of the settings for ever.
         hf_options: further arguments of `HFEngine`.
 
     Raises:
@@ -88,8 +90,9 @@ def make_engine(
         raise RolloutError(f"rollout engine '{kind}' draws its tokens by itself: for exact use engine: vllm or hf")
     from rollouts.vllm.server_engine import VLLMServerEngine
 
-    shared = {} if share is None else {"share": share}
-    return VLLMServerEngine(model, vllm, is_owner=is_owner, temperature=temperature, **shared)
+    given = {name: value for name, value in (("share", share), ("listed", listed)) if value is not None}
+    given["takes_adapters"] = pushes_adapter(model, vllm.adapters, "server")
+    return VLLMServerEngine(model, vllm, is_owner=is_owner, temperature=temperature, **given)
 
 
 def why_not_vllm(model: nn.Module, settings: VLLMSettings | None) -> str | None:

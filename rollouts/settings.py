@@ -21,7 +21,7 @@ class VLLMSettings:
         max_num_seqs: replies generated at once.
         sleep: free the cache while the trainer updates, where the platform can.
         adapters: how a LoRA policy is pushed: "merge" pushes whole weights with the adapter's change added, "adapter"
-            only the adapter, "auto" the faster one of the platform (CPU: merge, GPU: adapter).
+            only the adapter, "auto" the faster one of the platform (CPU: merge, GPU and server: adapter).
         probe_tolerance: nats a token that engine and trainer may differ by after a push; default by precision.
         seed: of the engine itself; replies have seeds of their own.
         urls: servers to use in place of an own one; the work is spread over them.

@@ -118,14 +118,14 @@ def pushes_adapter(model: nn.Module, choice: str, device: str) -> bool:
     Args:
         choice: as `VLLMSettings.adapters`. "auto" merges on a CPU, 4-bit bases, and what an engine (vLLM) cannot take
             as an adapter: DoRA, `modules_to_save`, biases.
-        device: "cpu", "cuda".
+        device: "cpu", "cuda"; "server" of one that merges it there (`rollouts.vllm.low_rank`).
 
     Raises:
         RolloutError: "adapter" was chosen and this one cannot be taken.
     """
     if choice == "merge" or not is_peft(model):
         return False
-    obstacle = _adapter_obstacle(model)
+    obstacle = _adapter_obstacle(model) or (_merging_obstacle(model) if device == "server" else None)
     if choice == "auto":
         return device != "cpu" and obstacle is None and not is_4bit(model)
     if obstacle is not None:
@@ -143,6 +143,22 @@ def _adapter_obstacle(model: nn.Module) -> str | None:
         "trainable tokens": getattr(config, "trainable_token_indices", None),
     }
     return next((words for words, found in obstacles.items() if found), None)
+
+
+def _merging_obstacle(model: nn.Module) -> str | None:
+    """What a server cannot merge: it knows weights by their names in a checkpoint, and one rank and scale for all."""
+    from peft.tuners.lora.layer import Linear
+
+    config = model.peft_config[model.active_adapters[0]]
+    if len(model.active_adapters) > 1 or config.rank_pattern or config.alpha_pattern:
+        return "adapters of several ranks or scales"
+    base = _base_of(model)
+    adapted = [layer for source in _sources(base, "", True) for layer in source.adapters]
+    if not all(isinstance(layer, Linear) and not layer.fan_in_fan_out for layer in adapted) or _converts(base):
+        return "changes of other than linear layers"
+    if checkpoint_names(model).keys() != checkpoint_names(model, merge=False).keys():
+        return "a change of one of two tied layers"
+    return None
 
 
 def is_4bit(model: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainValidator
 
 from align.recipe.section import Count, Listed, Positive, Rate, Section, Url
-from align.runtime.address import url_problem
+from align.runtime.address import server_problem
 from align.runtime.packages import is_installed, missing_package
 from align.runtime.secrets import shown_url
 
@@ -45,12 +45,13 @@ class VLLMSection(Section):
     sleep: bool = True
     """Free the cache while the trainer updates, where the platform can."""
     adapters: Literal["auto", "merge", "adapter"] = "auto"
-    """How a LoRA policy is pushed: whole weights with the adapter's change added, the adapter alone, or the faster one
-    of the platform."""
+    """How a LoRA policy is pushed: whole weights with the adapter's change added, the adapter alone (a server adds it
+    to the weights it has), or the faster one of the platform."""
     probe_tolerance: Rate | None = None
     """Nats a token that engine and trainer may differ by after a push; by default by precision."""
     urls: Annotated[tuple[Url, ...], Listed] = Field((), repr=False)
-    """Servers to use in place of an own one; the work is spread over them."""
+    """Servers to use in place of an own one; the work is spread over them. Weights go to each through a folder where it
+    sees the trainer's, else over HTTP; `align engine` lets servers join and leave."""
     api_key_env: VariableName = "ALIGN_VLLM_API_KEY"
     """Name of the environment variable that holds the key of those servers, never the key itself."""
     start_timeout: Rate = 600.0
@@ -61,9 +62,8 @@ class VLLMSection(Section):
     """How often an own server that died or hangs is started again in one run."""
 
     def rules(self) -> list[tuple[str, str]]:
-        found = ((at, None if url.startswith("unix:///") else url_problem(url)) for at, url in enumerate(self.urls))
-        tunnel = "use https://, or a tunnel to this machine"
-        broken = [(f"urls.{at}", text.replace("use https://, or insecure", tunnel)) for at, text in found if text]
+        found = ((at, server_problem(url)) for at, url in enumerate(self.urls))
+        broken = [(f"urls.{at}", problem) for at, problem in found if problem]
         twice = [url for url in dict.fromkeys(self.urls) if self.urls.count(url) > 1]
         return broken + [("urls", f"names {shown_url(url)} twice; name each server once") for url in twice]
 
@@ -137,8 +137,6 @@ class RolloutSection(Section):
         if self.vllm.tensor_parallel > 1 and self.engine == "vllm":
             sentence = f"{self.vllm.tensor_parallel} needs a server, since vLLM in this process runs on one device"
             broken.append(("vllm.tensor_parallel", f"{sentence}; use engine=vllm_server, or 1"))
-        if self.vllm.adapters == "adapter" and self.engine == "vllm_server":
-            broken.append(("vllm.adapters", "'adapter' is for vLLM in this process; a server takes merged weights"))
         return broken
 
 

@@ -32,6 +32,12 @@ def url_problem(url: str, insecure: bool = False) -> str | None:
     return None
 
 
+def server_problem(url: str) -> str | None:
+    """The same of an address that a server of our own may have, a unix socket too."""
+    problem = None if url.startswith("unix:///") else url_problem(url)
+    return problem and problem.replace("use https://, or insecure", "use https://, or a tunnel to this machine")
+
+
 def is_loopback(host: str) -> bool:
     """Whether what is said to `host` stays on this machine."""
     try:

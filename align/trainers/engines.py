@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -11,6 +14,7 @@ from torch import nn
 
 from align.recipe.ppo_section import PPOConfig
 from align.recipe.rollout_section import RolloutSection
+from align.runs import engine_list
 from align.runs.errors import TrainingError
 from align.runtime.packages import is_installed
 from rollouts.exact import TrainerPass
@@ -33,6 +37,7 @@ def engine_of(
     return_support: bool = False,
     accelerator: Accelerator | None = None,
     trainer_pass: TrainerPass | None = None,
+    listed: Callable[[], Sequence[str]] | None = None,
 ) -> Engine:
     """The engine that `rollout` asks for.
 
@@ -44,6 +49,7 @@ def engine_of(
         accelerator: of the ranks that sample together, which share one server that the first of them owns; all of
             them call this then. Without one this process is alone.
         trainer_pass: draws every token (`rollouts.exact`); without one the engine does.
+        listed: the vLLM servers that are to be used now, where they join and leave.
 
     Raises:
         RolloutError: that engine cannot be had here.
@@ -60,6 +66,7 @@ def engine_of(
         is_owner=ranks == 1 or accelerator.is_main_process,
         share=of_the_first if ranks > 1 else None,
         trainer_pass=trainer_pass,
+        listed=listed,
     )
 
 
@@ -90,9 +97,10 @@ def training_engine(
     *,
     seed: int,
     accelerator: Accelerator,
+    output_dir: Path,
 ) -> Engine:
     """The same for PPO; `auto` leaves vLLM alone where it could not tell what the configuration asks of it. The pass is
-    for `rollout.exact`."""
+    for `rollout.exact`; the servers are those that `align engine` has listed in `output_dir`, else the recipe's."""
     rollout = config.rollout
     if rollout.engine == "auto" and config.beyond_vllm:
         logger.info("rollout engine: auto takes HF generate, because importance_sampling_correction %s", NEEDS_FULL)
@@ -106,6 +114,7 @@ def training_engine(
         return_support=nucleus,
         accelerator=accelerator,
         trainer_pass=trainer_pass if rollout.exact else None,
+        listed=partial(engine_list.read, output_dir),
     )
 
 

@@ -122,8 +122,10 @@ def sleeping(here: Here) -> dict[str, Any]:
 
 
 def server(here: Here) -> dict[str, Any]:
-    """A server of our own: weights by file, the probe."""
+    """A server of our own: weights by file, then other ones over HTTP; the probe after each."""
     need("vllm", here, on_cpu=True)
+    from dataclasses import replace
+
     from rollouts.vllm.server_engine import VLLMServerEngine
     from rollouts.weights import checkpoint_tensors
 
@@ -131,14 +133,18 @@ def server(here: Here) -> dict[str, Any]:
     engine = VLLMServerEngine(model, little(here))
     found = {"start, s": time.perf_counter() - began}
     try:
-        return found | pushed(engine, model, engine.update_weights, checkpoint_tensors(model), 1)
+        found |= pushed(engine, model, engine.update_weights, checkpoint_tensors(model), 1)
+        servers, other = engine._servers, policy(here, 1)
+        servers.take([replace(place, sees=False) for place in servers.places])  # as if it were on another machine
+        over = pushed(engine, other, engine.update_weights, checkpoint_tensors(other), 2)
+        return found | {f"over HTTP: {name}": figure for name, figure in over.items()}
     finally:
         engine.close()
 
 
 def native(here: Here) -> dict[str, Any]:
     """vLLM's own transfer of weights between processes."""
-    raise Skip("weights reach a server by files; transfer by NCCL or IPC is not built")
+    raise Skip("weights reach a server by files or over HTTP; why not by NCCL or IPC: docs/rollouts.md")
 
 
 CASES = {

@@ -68,24 +68,37 @@ class Client:
             ServerGone: the server is not there, or not well.
             RolloutError: it refuses: a wrong key, a wrong request.
         """
-        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
         content = None if body is None else json.dumps(body, allow_nan=False).encode()
+        return self._judged(path, self._answer(path, content, "application/json", timeout))
+
+    def put(self, path: str, content: bytes, *, timeout: float) -> bool:
+        """PUT of bytes; whether the server took them. False: they are not the ones that it waits for (409).
+
+        Raises:
+            ServerGone, RolloutError: as `ask`.
+        """
+        answer = self._answer(path, content, "application/octet-stream", timeout, "PUT")
+        if answer.status != 409:
+            self._judged(path, answer)
+        return answer.status != 409
+
+    def _answer(
+        self, path: str, content: bytes | None, kind: str, timeout: float, method: str | None = None
+    ) -> http.Answer:
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": kind}
         unix = urlsplit(self.url).path if self.url.startswith("unix:") else None
         url = f"http://localhost{path}" if unix else self.url.rstrip("/") + path
+        how = {"timeout": timeout, "largest": LARGEST, "secrets": [self.key], "socket": unix, "method": method}
         failure: Exception | None = None
         try:
-            answer = http.ask(
-                url, content, headers=headers, timeout=timeout, largest=LARGEST, secrets=[self.key], socket=unix
-            )
+            return http.ask(url, content, headers=headers, **how)
         except http.Late:
             failure = ServerGone(f"gave no answer to {path} in {timeout:g} s")
         except http.Untrusted as error:
             failure = RolloutError(f"the vLLM server {self.url} {error}")
         except http.NoAnswer as error:
             failure = ServerGone(str(error), not isinstance(error, http.Unreachable))
-        if failure is not None:
-            raise failure
-        return self._judged(path, answer)
+        raise failure
 
     def _judged(self, path: str, answer: http.Answer) -> Any:
         status = answer.status

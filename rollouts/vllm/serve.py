@@ -1,9 +1,10 @@
 """A vLLM server for rollouts, as a process of its own: python -m rollouts.vllm.serve --model FOLDER --uds PATH
 
 It is vLLM's API server (token ids in and out at /inference/v1/generate) with what rollouts need besides: the key is
-wanted on every route (`rollouts.vllm.auth`), workers can pull weights from files (`rollouts.vllm.worker`), nothing of
-the model's generation config or tokenizer is read, and a request of 32 tokens is made before anybody else's: with
-bfloat16 on CPUs that have AMX a first prompt of up to four tokens kills the process.
+wanted on every route (`rollouts.vllm.auth`), workers can pull weights from files (`rollouts.vllm.worker`) that lie here
+or come over HTTP (`rollouts.vllm.receive`), nothing of the model's generation config or tokenizer is read, and a
+request of 32 tokens is made before anybody else's: with bfloat16 on CPUs that have AMX a first prompt of up to four
+tokens kills the process.
 
 The key comes from an environment variable, never from the command line, which every user of the machine can read.
 
@@ -90,7 +91,8 @@ def vllm_arguments(args: argparse.Namespace, *, on_cpu: bool) -> list[str]:
     words += ["--seed", str(args.seed), "--max-num-seqs", str(args.max_num_seqs)]
     words += ["--tensor-parallel-size", str(args.tensor_parallel), "--logprobs-mode", f"{args.logprobs}_logprobs"]
     words += ["--skip-tokenizer-init", "--generation-config", "vllm", "--enable-scale-out", "--disable-log-stats"]
-    words += ["--middleware", "rollouts.vllm.auth.RequireKey", "--disable-uvicorn-access-log"]
+    words += ["--middleware", "rollouts.vllm.receive.ReceiveWeights"]
+    words += ["--middleware", "rollouts.vllm.auth.RequireKey", "--disable-uvicorn-access-log"]  # the last is outermost
     words += ["--worker-extension-cls", "rollouts.vllm.worker.WeightPuller"]
     words += ["--no-enable-prefix-caching" if args.no_prefix_caching else "--enable-prefix-caching"]
     words += ["--uds", args.uds] if args.uds else ["--host", args.host, "--port", str(args.port)]

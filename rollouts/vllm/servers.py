@@ -6,7 +6,7 @@ have ended, the failed servers are back or given up, and what still waits is ask
 each has a seed of its own, it does not matter by whom or when.
 
 A server given by URL is asked again after a pause, and left out when it fails twice between two pushes. One of our own
-is started again by the rank that owns it (`rollouts.vllm.restart`).
+is started again by the rank that owns it (`rollouts.vllm.restart`). Between two pushes the servers are the same.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from torch import Tensor
 from rollouts.errors import RolloutError
 from rollouts.settings import VLLMSettings
 from rollouts.vllm.client import SHORT, Client, ServerGone
+from rollouts.vllm.delivery import Delivery, reset_cache
 from rollouts.vllm.process import ServerProcess
 from rollouts.vllm.requests import made_by
 from rollouts.vllm.restart import CHECK_EVERY, Restarts, Start, start_of, take_away
-from rollouts.vllm.weights import Push, write_push
+from rollouts.vllm.weights import Push
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +40,28 @@ STRIKES = 2  # failures after which a server given by URL is left out
 PAUSE = 1.0  # seconds before a server given by URL is asked again
 ALL = ("weights", "kv_cache")
 
+Stream = Iterable[tuple[str, Tensor]]
 Body = dict[str, Any]
 Answer = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPlace:
+    """A server as the owner found it, which every rank is told.
+
+    Attributes:
+        client: asks it.
+        at_once: requests it works on together.
+        room: tokens of its longest sequence.
+        sees: the folder through which weights go; else they go over HTTP.
+        lost: why it is given up; None while it lives.
+    """
+
+    client: Client
+    at_once: int = 1
+    room: int = 0
+    sees: bool = True
+    lost: str | None = None
 
 
 @dataclass(eq=False)
@@ -47,23 +69,28 @@ class Server:
     """One server as this rank sees it.
 
     Attributes:
-        client: asks it.
-        at_once: requests it works on together.
+        place: where and what it is.
         failures: since the last push.
         lost: why it is given up; None while it lives.
+        files: held while it reads the pushed files: they are not written then.
     """
 
-    client: Client
-    at_once: int = 1
+    place: ServerPlace
     failures: int = 0
     lost: str | None = None
+    files: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def client(self) -> Client:
+        """Asks it."""
+        return self.place.client
 
 
 class Servers:
     """All servers of an engine.
 
     Args:
-        clients: of each.
+        places: of each.
         settings: of vLLM.
         mark: begins the name of every version of this engine's weights; nobody else's do.
         socket: of an own server; None for servers given by URL.
@@ -71,12 +98,12 @@ class Servers:
         process: the own server, on the rank that owns it.
 
     Attributes:
-        pushed: the last weights; every rank is to set it.
+        delivery: of the last weights; every rank is to set its `pushed`.
     """
 
     def __init__(
         self,
-        clients: Sequence[Client],
+        places: Sequence[ServerPlace],
         settings: VLLMSettings,
         mark: str,
         *,
@@ -84,13 +111,24 @@ class Servers:
         log: Path | None = None,
         process: ServerProcess | None = None,
     ):
-        self.servers, self.settings, self.mark = [Server(client) for client in clients], settings, mark
-        self.pushed: Push | None = None
+        self.servers, self.settings = [Server(place) for place in places], settings
+        self.delivery = Delivery(mark, settings.request_timeout)
         self._socket, self._log = socket, log
-        self._files = threading.Lock()  # of the push: not read while they are written
         self._asleep: set[str] = set()
         self._closed = False
         self._restarts = Restarts(process, settings.max_restarts, self._push_again) if process is not None else None
+
+    @property
+    def places(self) -> tuple[ServerPlace, ...]:
+        """What every rank is to know of them now."""
+        return tuple(replace(server.place, lost=server.lost) for server in self.servers)
+
+    def take(self, places: Sequence[ServerPlace]) -> None:
+        """From now on these, in this order. Not while they are asked for replies."""
+        known = {server.client.url: server for server in self.servers}
+        self.servers = [known.get(place.client.url) or Server(place) for place in places]
+        for server, place in zip(self.servers, places, strict=True):
+            server.place, server.lost, server.failures = place, place.lost, 0
 
     def live(self) -> list[Server]:
         """Those not given up.
@@ -128,27 +166,45 @@ class Servers:
             waiting.extend(sorted(stale))
         return [answer for answer in answers if answer is not None]
 
-    def push(self, stream: Iterable[tuple[str, Tensor]], folder: Path, version: int) -> Push:
-        """Writes the weights to `folder` and has every server take them, those that were given up too.
+    def write(self, stream: Stream, folder: Path, version: int) -> Push:
+        """Writes weights to `folder`; no server takes them before `push`. Raises RolloutError: no room for them."""
+        with self._unread():
+            self.delivery.write(stream, folder, version)
+        return self._pushed
+
+    def write_adapter(self, stream: Stream, folder: Path, version: int) -> Push:
+        """The same with changes of the weights that were written last."""
+        with self._unread():
+            self.delivery.write_adapter(stream, folder, version)
+        return self._pushed
+
+    def push(self) -> None:
+        """Has every server take what was written, all at the same time, those that were given up too.
 
         Raises:
-            RolloutError: no room for them, a server refused them, or none is left.
+            RolloutError: a server refused it, or none is left.
         """
-        with self._files:
-            self.pushed = None
-            self.pushed = write_push(folder, stream, version)
         self.wake(("weights",))
         for server in self.servers:
             server.failures, server.lost = 0, None
-            self._kept_up(server, self._pull)
+        problems: list[BaseException] = []
+
+        def bring(server: Server) -> None:
+            try:
+                self._kept_up(server, self._pull)
+            except BaseException as problem:
+                problems.append(problem)
+
+        _at_once([partial(bring, server) for server in self.servers])
+        if problems:
+            raise problems[0]
         self.live()
-        return self.pushed
 
     def sleep(self) -> None:
         """An own server's weights and cache leave the GPU."""
 
         def fall_asleep(server: Server) -> None:
-            self._reset_cache(server)
+            reset_cache(server.client)
             self._ask(server, "/sleep?level=1", {})
 
         if not self._asleep:
@@ -161,6 +217,19 @@ class Servers:
             path = "/wake_up?" + "&".join(f"tags={tag}" for tag in asleep)
             self._kept_up(self.servers[0], lambda server: self._ask(server, path, {}))
             self._asleep -= set(asleep)
+
+    @property
+    def _pushed(self) -> Push:
+        assert self.delivery.pushed is not None
+        return self.delivery.pushed
+
+    @contextmanager
+    def _unread(self) -> Iterator[None]:
+        """No server reads the files."""
+        with ExitStack() as held:
+            for server in self.servers:
+                held.enter_context(server.files)
+            yield
 
     def close(self) -> None:
         """Ends the own server; requests that wait are not made any more."""
@@ -175,7 +244,7 @@ class Servers:
         failed: dict[Server, ServerGone] = {}
         stale: dict[int, Server] = {}
         refused: list[BaseException] = []
-        over, version = threading.Event(), self._version()
+        over, version = threading.Event(), self.delivery.version
 
         def work(server: Server) -> None:
             while not (over.is_set() or self._closed or server in failed):
@@ -199,17 +268,10 @@ class Servers:
                         stale[row] = server
 
         live = self.live()
-        turns = range(max(server.at_once for server in live))
-        slots = [server for turn in turns for server in live if turn < server.at_once]
-        threads = [  # daemons: an interrupt does not wait for replies, as the standard library's pool would
-            threading.Thread(target=work, args=(server,), daemon=True, name="vllm-request")
-            for server in slots[: len(waiting)]
-        ]
+        turns = range(max(server.place.at_once for server in live))
+        slots = [server for turn in turns for server in live if turn < server.place.at_once]
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            _at_once([partial(work, server) for server in slots[: len(waiting)]])
         finally:
             over.set()  # an interrupt in this thread ends the others
         if self._closed:
@@ -263,7 +325,7 @@ class Servers:
                 raise RolloutError(own or f"the vLLM server {closed}")
             with suppress(ServerGone):
                 found = self._version_of(self.servers[0])
-                if self.pushed is None or found == self._version():
+                if self.delivery.pushed is None or found == self.delivery.version:
                     return
         raise RolloutError(
             f"the vLLM server {gone}, and did not come back in {patience:g} s (start_timeout): its log is {self._log}"
@@ -279,37 +341,16 @@ class Servers:
         deadline = time.monotonic() + self.settings.request_timeout
 
         def bring(server: Server) -> None:
-            while (found := self._version_of(server)) == self._changing and time.monotonic() < deadline:
+            while (found := self._version_of(server)) == self.delivery.changing and time.monotonic() < deadline:
                 time.sleep(PAUSE)
-            if found != self._version():
+            if found != self.delivery.version:
                 self._pull(server)
 
         self._kept_up(server, bring)
 
     def _pull(self, server: Server) -> None:
-        with self._files:
-            push, url = self.pushed, server.client.url
-            if push is None:
-                return
-            self._ask(server, "/update_weight_version", {"new_version": self._changing}, SHORT)
-            call = {"method": "align_pull", "args": [str(push.folder), push.files, push.digest]}
-            for result in self._ask(server, "/collective_rpc", call)["results"]:
-                if result["problem"] is not None:
-                    state = "are undefined now" if result["undefined"] else "are the old ones"
-                    raise RolloutError(
-                        f"the vLLM server {url} did not take the weights of version {push.version}, its own {state}: "
-                        f"{result['problem']}"
-                    )
-            self._reset_cache(server)
-            self._ask(server, "/update_weight_version", {"new_version": self._version()}, SHORT)
-
-    def _reset_cache(self, server: Server) -> None:
-        """Keys and values of older weights must not be read; the server refuses while it still works."""
-        deadline = time.monotonic() + SHORT
-        while not self._ask(server, "/reset_prefix_cache", {}, SHORT)["success"]:
-            if time.monotonic() > deadline:
-                raise RolloutError(f"the vLLM server {server.client.url} is busy with somebody else's requests")
-            time.sleep(0.05)
+        with server.files:
+            self.delivery.bring(server.client, sees=server.place.sees)
 
     def _ask(self, server: Server, path: str, body: Body | None = None, timeout: float | None = None) -> Any:
         return server.client.ask(path, body, timeout=timeout or self.settings.request_timeout)
@@ -317,10 +358,11 @@ class Servers:
     def _version_of(self, server: Server) -> str:
         return self._ask(server, "/weight_info", timeout=SHORT)["weight_version"]
 
-    def _version(self) -> str:
-        assert self.pushed is not None
-        return f"{self.mark}-{self.pushed.version}"
 
-    @property
-    def _changing(self) -> str:
-        return f"{self.mark}-changing"
+def _at_once(works: Sequence[Callable[[], None]]) -> None:
+    """Each in a thread; daemons: an interrupt does not wait for replies, as the standard library's pool would."""
+    threads = [threading.Thread(target=work, daemon=True, name="vllm-request") for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

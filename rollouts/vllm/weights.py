@@ -1,4 +1,5 @@
-"""New weights for a vLLM engine: every name accounted for, to a server by files that lie beside it.
+"""New weights for a vLLM engine: every name accounted for, to a server by files, which it reads where they lie, or gets
+over HTTP where it does not see them (`rollouts.vllm.delivery`).
 
 The files are in memory (/dev/shm) where there is room, else on disk. The stream is written in pieces of at most `PIECE`
 bytes (a larger tensor is a piece of its own), so that there is never a second whole copy of the model in this process.
@@ -14,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,11 @@ from rollouts.errors import RolloutError
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-PIECE = 512 * 2**20  # bytes
-FOLDER_VARIABLE = "ALIGN_VLLM_PUSH_FOLDER"  # where weights are put instead; servers elsewhere must see it too
+PIECE = 64 * 2**20  # bytes
+FOLDER_VARIABLE = "ALIGN_VLLM_PUSH_FOLDER"  # where weights are put instead
 _MEMORY = Path("/dev/shm")
 _ROOM = 1.1  # of the model's size must be free
+Entry = tuple[str, tuple[int, ...], str]  # name, shape, and type in the words of safetensors
 _KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64", "int32": "I32"}
 
 
@@ -65,13 +67,27 @@ class Push:
         version: of the weights.
         folder: where.
         files: name and size in bytes.
-        digest: `names_digest` of all.
+        entries: name, shape and type of every tensor in them.
     """
 
     version: int
     folder: Path
     files: list[list[Any]]
-    digest: str
+    entries: list[Entry] = field(repr=False)
+
+    def __add__(self, other: Push) -> Push:
+        """These and the other's, as the other's version."""
+        return Push(other.version, other.folder, self.files + other.files, self.entries + other.entries)
+
+    @property
+    def digest(self) -> str:
+        """`names_digest` of all."""
+        return names_digest(self.entries)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Of the files."""
+        return [self.folder / name for name, _ in self.files]
 
 
 def private_folder(bytes_needed: int) -> Path:
@@ -88,8 +104,9 @@ def private_folder(bytes_needed: int) -> Path:
     return Path(tempfile.mkdtemp(prefix="align-vllm-", dir=base))  # mode 0700
 
 
-def write_push(folder: Path, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> Push:
-    """Writes the stream to `folder`, in the order it comes. What an earlier push left there is removed first.
+def write_push(folder: Path, named_tensors: Iterable[tuple[str, Tensor]], version: int, kind: str = "weights") -> Push:
+    """Writes the stream to `folder`, in the order it comes. What an earlier push of this kind left there is removed
+    first.
 
     Raises:
         RolloutError: a file cannot be written.
@@ -97,21 +114,21 @@ def write_push(folder: Path, named_tensors: Iterable[tuple[str, Tensor]], versio
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    for path in folder.glob("weights-*.safetensors"):
+    for path in folder.glob(f"{kind}-*.safetensors"):
         path.unlink(missing_ok=True)
     files: list[list[Any]] = []
-    entries: list[tuple[str, tuple[int, ...], str]] = []
+    entries: list[Entry] = []
     try:
         for piece in _pieces(named_tensors):
             entries += [(name, tuple(tensor.shape), _kind(tensor)) for name, tensor in piece.items()]
-            path = folder / f"weights-{version}-{len(files):05d}.safetensors"
+            path = folder / f"{kind}-{version}-{len(files):05d}.safetensors"
             save_file(piece, path)
             files.append([path.name, path.stat().st_size])
     except (OSError, SafetensorError) as error:
         raise RolloutError(
             f"the weights cannot be written to {folder} ({error}): name a folder with room in {FOLDER_VARIABLE}"
         ) from None
-    return Push(version, folder, files, names_digest(entries))
+    return Push(version, folder, files, entries)
 
 
 def _pieces(named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
@@ -130,8 +147,8 @@ def _pieces(named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, T
         yield piece
 
 
-def names_digest(entries: Iterable[tuple[str, tuple[int, ...], str]]) -> str:
-    """One short text for a set of (name, shape, type in the words of safetensors)."""
+def names_digest(entries: Iterable[Entry]) -> str:
+    """One short text for a set of them."""
     lines = sorted(f"{name} {list(shape)} {kind}" for name, shape, kind in entries)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

@@ -1,4 +1,5 @@
-"""What vLLM's workers learn from us (`--worker-extension-cls`): to pull weights from files beside them.
+"""What vLLM's workers learn from us (`--worker-extension-cls`): to pull weights from files beside them, those that lie
+there or those that came over HTTP (`rollouts.vllm.receive`).
 
 vLLM mixes the class into its own worker and calls its methods by name (/collective_rpc). A worker answers with a
 dictionary instead of raising: an exception in a worker may end the engine, and its text does not reach the caller.
@@ -7,12 +8,14 @@ dictionary instead of raising: an exception in a worker may end the engine, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from rollouts.vllm.low_rank import changed, is_change
 from rollouts.vllm.weights import abandon_reload, names_digest, repack_for_cpu
 
 
@@ -34,6 +37,14 @@ class WeightPuller:
             "device": self.device.type,  # type: ignore[attr-defined]
         }
 
+    def align_sees(self, path: str, word: str) -> bool:
+        """Whether the file at `path` is here and holds `word`."""
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                return file.read(len(word) + 1) == word
+        except OSError:
+            return False
+
     def align_pull(self, folder: str, files: list[list[Any]], digest: str) -> dict[str, Any]:
         """Loads the weights that lie in `folder`.
 
@@ -46,7 +57,7 @@ class WeightPuller:
         except (OSError, ValueError) as error:
             return {"problem": str(error), "undefined": False}
         try:
-            missing = self._align_load(tensors(paths))
+            missing = self._align_load(tensors(paths, self.device))  # type: ignore[attr-defined]
         except Exception as error:  # whatever vLLM's loaders raise
             abandon_reload(self.model_runner.get_model(), self.vllm_config)  # type: ignore[attr-defined]
             return {"problem": f"{type(error).__name__}: {error}", "undefined": True}
@@ -102,11 +113,18 @@ def whole_files(folder: Path, files: list[list[Any]], digest: str) -> list[Path]
     return paths
 
 
-def tensors(paths: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    """All tensors, one at a time."""
+def tensors(paths: list[Path], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """All weights, one at a time, with their changes where there are any, which are added on `device`."""
+    added = dict(_read(paths, is_change))
+    for name, tensor in _read(paths, lambda name: not is_change(name)):
+        yield name, changed(name, tensor, added, device)
+
+
+def _read(paths: list[Path], wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
     from safetensors import safe_open
 
     for path in paths:
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118
-                yield key, file.get_tensor(key)
+                if wanted(key):
+                    yield key, file.get_tensor(key)

@@ -192,9 +192,8 @@ class PPOTrainer(IterationLoop):
         self.data = {f"ppo.{name}": fingerprint(rows) for name, rows in sets.items()}
         self.args = loop_arguments(config, self.output_dir, bool(eval_prompts), seed, self.accelerator)
         alone = AlonePass(self.policy, config, self.pad_id)
-        self.engine = engine or training_engine(
-            config, self.policy.raw, self.pad_id, alone, seed=derive(seed, "engine"), accelerator=self.accelerator
-        )
+        where = {"accelerator": self.accelerator, "output_dir": self.output_dir, "seed": derive(seed, "engine")}
+        self.engine = engine or training_engine(config, self.policy.raw, self.pad_id, alone, **where)
         check_overlap(config, self.engine)
         check_exact(config, self.engine, self.accelerator.is_fsdp2)
         self._build_parts()

@@ -79,7 +79,6 @@ def test_the_settings_have_one_set_of_names_and_defaults():
             {},
             "ppo.rollout.vllm.tensor_parallel: 2 needs a server, since vLLM in this process runs on one device; use",
         ),
-        (SERVER | {"vllm": {"adapters": "adapter"}}, {}, "ppo.rollout.vllm.adapters: 'adapter' is for vLLM in this pr"),
         ({"overlap": True}, CORRECTED, "which 'auto' may not; use engine=vllm_server, or overlap=false"),
         ({"overlap": True, "engine": "vllm"}, CORRECTED, "which 'vllm' does not; use engine=vllm_server"),
         (SERVER | {"overlap": True}, {}, "ppo.rollout.overlap: trains on replies of older weights, which must be corr"),

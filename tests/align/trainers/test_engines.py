@@ -1,6 +1,7 @@
 """From a recipe's rollout section to an engine."""
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -33,7 +34,8 @@ def test_auto_says_when_vllm_could_not_tell_what_is_asked_for(caplog):
     )
     assert config.beyond_vllm
     with caplog.at_level(logging.INFO):
-        engine = training_engine(config, ppo_case.policy(), 0, seed=1, accelerator=make_accelerator())
+        where = {"accelerator": make_accelerator(), "output_dir": Path()}
+        engine = training_engine(config, ppo_case.policy(), 0, seed=1, **where)
     assert isinstance(engine, HFEngine) and engine.shares_module and engine.batch_size == 64
     assert caplog.messages == [
         "rollout engine: auto takes HF generate, because importance_sampling_correction needs probabilities before "

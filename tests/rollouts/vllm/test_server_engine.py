@@ -19,8 +19,9 @@ import torch
 from align.runtime import http
 from rollouts.errors import RolloutError
 from rollouts.protocol import Engine, SamplingParams, Scoring
-from rollouts.vllm import servers as servers_module
+from rollouts.vllm import delivery
 from rollouts.vllm.client import Client, ServerGone
+from rollouts.vllm.receive import ROUTE
 from rollouts.vllm.server_engine import VLLMServerEngine
 from rollouts.vllm.servers import GENERATE
 from rollouts.vllm.setup import serve_arguments, write_config
@@ -161,7 +162,7 @@ def test_a_push_cut_short_is_refused_and_the_next_whole_one_heals(pushed, model,
         path.write_bytes(path.read_bytes()[:-100])
         return push
 
-    monkeypatch.setattr(servers_module, "write_push", cut)
+    monkeypatch.setattr(delivery, "write_push", cut)
     with pytest.raises(RolloutError, match=r"its own are the old ones: .*was cut short"):
         pushed.update_weights(checkpoint_tensors(build(seed=2)), 50)
     with pytest.raises(RolloutError, match="got only a part of its last weights"):
@@ -232,11 +233,13 @@ def test_every_route_of_the_server_wants_the_key(pushed):
     }
     assert needed <= routes and len(routes) > 30
     routes |= {("OPTIONS", "/invocations"), ("GET", "/no/such/route")}
+    routes |= {("POST", ROUTE), ("PUT", f"{ROUTE}/{'0' * 64}/0")}
     for headers in ({}, {"Authorization": f"Bearer {address.key[:-1]}x"}):
         assert {(route, status(address, *route, headers)) for route in routes} == {(route, 401) for route in routes}
     right = {"Authorization": f"Bearer {address.key}"}
     for path in ("/health", "/version", "/v1/models", "/openapi.json", "/weight_info"):
         assert status(address, "GET", path, right) == 200
+    assert status(address, "POST", ROUTE, right) == 400  # it is there, and says what it wants
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
     assert status(address, "GET", "/v1/realtime", upgrade | {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}) in (
         401,

@@ -12,7 +12,7 @@ from rollouts.errors import RolloutError
 from rollouts.settings import VLLMSettings
 from rollouts.vllm import servers as module
 from rollouts.vllm.client import Client, ServerGone
-from rollouts.vllm.servers import GENERATE, Servers
+from rollouts.vllm.servers import GENERATE, ServerPlace, Servers
 
 KEY = "0123456789abcdef-the-key"
 VERSION = "mine-7"
@@ -92,13 +92,16 @@ def of(tmp_path, monkeypatch):
 
     def make(*echoes, timeout=5.0):
         settings = VLLMSettings(max_model_len=8, request_timeout=timeout)
-        servers = Servers([echo.client for echo in echoes], settings, "mine")
-        for server, echo in zip(servers.servers, echoes, strict=True):
-            server.at_once = echo.at_once
-        servers.push([("a", torch.zeros(2))], tmp_path, 7)
+        servers = Servers([ServerPlace(echo.client, echo.at_once) for echo in echoes], settings, "mine")
+        push(servers, tmp_path, 7)
         return servers
 
     return make
+
+
+def push(servers, folder, version):
+    servers.write([("a", torch.zeros(2))], folder, version)
+    servers.push()
 
 
 def ask(servers, count):
@@ -142,7 +145,7 @@ def test_when_no_server_is_left_it_says_why_and_the_next_push_tries_it_again(ech
     servers = of(bad)
     with pytest.raises(RolloutError, match=r"no vLLM server is left: http://127.0.0.1:\d+ answered .* status 500"):
         ask(servers, 3)
-    servers.push([("a", torch.zeros(2))], tmp_path, 8)
+    push(servers, tmp_path, 8)
     assert len(ask(servers, 3)) == 3
 
 

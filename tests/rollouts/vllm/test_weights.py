@@ -25,7 +25,7 @@ def test_what_is_pushed_is_what_is_pulled(tmp_path, monkeypatch, piece):
     monkeypatch.setattr(push_module, "PIECE", piece)
     push = write_push(tmp_path, stream(), 3)
     assert len(push.files) == {1: 4, 100: 2, 2**30: 1}[piece]  # 48, 48, 32 and 10 bytes
-    found = dict(tensors(whole_files(tmp_path, push.files, push.digest)))
+    found = dict(tensors(whole_files(tmp_path, push.files, push.digest), torch.device("cpu")))
     assert list(found) == [name for name, _ in stream()]
     for name, wanted in stream():
         assert found[name].dtype == wanted.dtype and torch.equal(found[name], wanted)
