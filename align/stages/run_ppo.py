@@ -82,8 +82,7 @@ def run_ppo(
             state = trainer.train(resume_from_checkpoint=newest)
             code = flag.code()
         if state.global_step < state.max_steps and code is not None:
-            where = f"iteration {state.global_step} of {state.max_steps}"
-            raise common.StageStopped(f"stage '{stage}' stopped at {where}", code)
+            raise _stopped(stage, state, code)
         figures |= {
             "steps": state.global_step,
             "epochs": round(epochs_of(state.global_step, section.rollout_batch_size, prompts), 3),
@@ -103,6 +102,12 @@ def run_ppo(
     if section.mixture is not None:
         figures["mixture"] = trainer.sampler.order.drawn(trainer.state.global_step)
     return common.finish(out_dir, figures, began)
+
+
+def _stopped(stage: str, state: Any, code: int) -> common.StageStopped:
+    """What is raised once the iteration that a stop came in is saved; `code` is the program's then."""
+    where = f"iteration {state.global_step} of {state.max_steps}"
+    return common.StageStopped(f"stage '{stage}' stopped at {where}", code)
 
 
 def _outputs(trainer: Any) -> dict[str, Any]:
