@@ -105,6 +105,29 @@ def wait_for(process, url, log):
     raise AssertionError(f"{url} did not come up")
 
 
+def on_two_ranks(folder, addresses, pid=None, **place):
+    """An undisturbed run and one in which the second server is killed and the third joins."""
+    first, dies, joins = addresses
+    key = {"ALIGN_VLLM_API_KEY": KEY, **place}
+    on_ranks(2, servers_run.main, folder / "calm", (first, dies), None, environment=key)
+    on_ranks(2, servers_run.main, folder / "disturbed", (first, dies), Disturbance(dies, joins, pid), environment=key)
+    require_equal(folder / "calm", folder / "disturbed")
+    said = [(folder / f"disturbed.rank{rank}.log").read_text() for rank in (0, 1)]
+    print(said[0])
+    assert f"{joins} joins" in said[0] and f"{dies} leaves" in said[0] and "weights go there over HTTP" in said[0]
+    assert all(f"{dies} cannot be reached or broke off" in one for one in said)
+
+
+@pytest.mark.slow
+def test_two_ranks_share_servers_that_die_and_join(tmp_path):
+    with ExitStack() as stack:
+        lights = [LightServer(servers_run.policy()) for _ in range(3)]
+        for light in lights:
+            stack.callback(light.close)
+        on_two_ranks(tmp_path, [light.url for light in lights])
+        assert all(light.answered for light in lights)
+
+
 @pytest.mark.slow
 @pytest.mark.needs("vllm")
 def test_two_ranks_share_vllm_servers_that_die_and_join(tmp_path, monkeypatch):
@@ -119,13 +142,4 @@ def test_two_ranks_share_vllm_servers_that_die_and_join(tmp_path, monkeypatch):
         found = [stack.enter_context(elsewhere(tmp_path / name, hidden)) for name in "abc"]
         for (process, url), name in zip(found, "abc", strict=True):
             wait_for(process, url, tmp_path / name / "log")
-        (_, first), (killed, dies), (_, joins) = found
-        key = {"ALIGN_VLLM_API_KEY": KEY, "ALIGN_VLLM_PUSH_FOLDER": str(hidden)}
-        on_ranks(2, servers_run.main, tmp_path / "calm", (first, dies), None, environment=key)
-        disturbance = Disturbance(dies, joins, killed.pid)
-        on_ranks(2, servers_run.main, tmp_path / "disturbed", (first, dies), disturbance, environment=key)
-    require_equal(tmp_path / "calm", tmp_path / "disturbed")
-    said = [(tmp_path / f"disturbed.rank{rank}.log").read_text() for rank in (0, 1)]
-    assert f"{joins} joins" in said[0] and f"{dies} leaves" in said[0] and "weights go there over HTTP" in said[0]
-    assert all(f"{dies} cannot be reached or broke off" in one for one in said)
-    print(said[0])
+        on_two_ranks(tmp_path, [url for _, url in found], found[1][0].pid, ALIGN_VLLM_PUSH_FOLDER=str(hidden))
