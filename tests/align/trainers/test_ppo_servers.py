@@ -130,7 +130,7 @@ def test_two_ranks_share_servers_that_die_and_join(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.needs("vllm")
-@pytest.mark.skipif((os.cpu_count() or 1) < 8, reason="three vLLM servers on fewer than 8 cores end at vLLM's own limits")
+@pytest.mark.skipif((os.cpu_count() or 1) < 8, reason="vLLM ends steps of three servers on fewer cores")
 def test_two_ranks_share_vllm_servers_that_die_and_join(tmp_path, monkeypatch):
     """Three real servers; two for the undisturbed run, two and a third for the other."""
     hidden = tmp_path / "push"
