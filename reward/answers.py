@@ -77,7 +77,7 @@ class Answers:
             self._known[key] = answer
 
 
-class Question(Protocol):
+class EndpointQuestion(Protocol):
     """One request: its body, and a key that is the same for the same request to the same address."""
 
     @property
@@ -144,7 +144,7 @@ class AskedOnce:
         self._endpoint = Endpoint(called, url, timeout=timeout, attempts=attempts, backoff=backoff, **endpoint)
         self._answers, self._lock = Answers(None if cache is None else typed_path(cache)), threading.Lock()
 
-    def answers(self, questions: Sequence[Question]) -> dict[str, KeptAnswer | str]:
+    def answers(self, questions: Sequence[EndpointQuestion]) -> dict[str, KeptAnswer | str]:
         """What was answered to each question, by its key; a text where it was refused, which says why.
 
         Raises:
@@ -161,7 +161,7 @@ class AskedOnce:
         self.usage.completion_tokens += sum(answer.completion_tokens for answer in kept)
         return found
 
-    def _ask(self, questions: Sequence[Question]) -> dict[str, str]:
+    def _ask(self, questions: Sequence[EndpointQuestion]) -> dict[str, str]:
         """Has every question answered; of those that were refused, why, by key."""
         refused: dict[str, str] = {}
         most = max(2, math.ceil(MAX_REFUSED_SHARE * len(questions)))
@@ -189,7 +189,7 @@ class AskedOnce:
         count = self.usage.requests
         return f"; {count} answers are kept in {path}, where the next run goes on" if path and count else ""
 
-    def _answer(self, question: Question) -> None:
+    def _answer(self, question: EndpointQuestion) -> None:
         """Asks one question and keeps what is answered."""
         answer = self._endpoint.ask(question.body)
         kept = self._read(answer)

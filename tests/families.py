@@ -250,7 +250,8 @@ def tokenizer(family: Family) -> PreTrainedTokenizerFast:
 def served(tokenizer, turns, **options):
     """What a server reads: the template's text, encoded at once."""
     dicts = [{"role": turn.role, "content": turn.content} for turn in turns]
-    text = tokenizer.apply_chat_template(dicts, tokenize=False, strftime_now=TODAY.strftime, **options)
+    template = tokenizer.chat_template.replace('strftime_now("%d %b %Y")', f'"{TODAY:%d %b %Y}"')
+    text = tokenizer.apply_chat_template(dicts, chat_template=template, tokenize=False, **options)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

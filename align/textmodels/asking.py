@@ -65,7 +65,7 @@ class EndpointTask(Generic[T]):
 
 @dataclass(frozen=True)
 class TextQuestion:
-    """One text, asked about; see `reward.answers.Question`."""
+    """One text, asked about; see `reward.answers.EndpointQuestion`."""
 
     text: str
     task: EndpointTask[Any]

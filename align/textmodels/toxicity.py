@@ -157,7 +157,7 @@ class Moderation:
 
 @dataclass(frozen=True)
 class _Moderated:
-    """A request; see `reward.answers.Question`."""
+    """A request; see `reward.answers.EndpointQuestion`."""
 
     asked_at: str
     said: str

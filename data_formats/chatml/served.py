@@ -24,6 +24,7 @@ _CODE = re.compile(r"\{[{%].*?[%}]\}", re.DOTALL)
 _NO_POWER = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?<=[(,])\s*\*\*""")  # strings, keyword arguments
 _SMALL_POWER = re.compile(r"\b\d{1,2}\s*\*\*\s*\d\b")
 _GIANT = re.compile(r"\*\*|\d{9,}")
+_ASKS_DATE = re.compile(r"""\bstrftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _LONE = ({"role": "user", "content": "?"},)
 
 
@@ -41,8 +42,10 @@ def render_template(tokenizer: Any, turns: Sequence[dict[str, Any]], **options: 
     """
     try:
         _refuse_giants(str(tokenizer.chat_template))
-        options = {"strftime_now": TODAY.strftime} | options
-        text = _bounded(lambda: tokenizer.apply_chat_template(list(turns), tokenize=False, **options))
+        template = _dated(tokenizer.get_chat_template(tools=options.get("tools")))
+        text = _bounded(
+            lambda: tokenizer.apply_chat_template(list(turns), chat_template=template, tokenize=False, **options)
+        )
         given = len(repr(turns)) + len(repr(options.get("tools")))
         if len(text) > ROOM + GROWTH * given:
             raise OverflowError(f"it makes {len(text)} characters of {given}")
@@ -50,6 +53,12 @@ def render_template(tokenizer: Any, turns: Sequence[dict[str, Any]], **options: 
     except Exception as error:  # jinja2's own, its sandbox's, and whatever a template raises: that is the model's code
         said, roles = f"{type(error).__name__}: {reason_of(error)}", ", ".join(turn["role"] for turn in turns)
         raise TemplateError(f"the tokenizer's chat template fails on a conversation of {roles} ({said})") from error
+
+
+@lru_cache(maxsize=64)
+def _dated(template: str) -> str:
+    """The template with `TODAY` where it asks for the date; transformers from 5.24 on lets nobody pass a function."""
+    return _ASKS_DATE.sub(lambda asked: repr(TODAY.strftime(asked[2])), template)
 
 
 @lru_cache(maxsize=64)

@@ -37,7 +37,7 @@ from align.runs.seeding import derive
 from align.runtime.files import write_json
 from align.runtime.json_files import read_object
 from align.runtime.memory import peak_memory_gib
-from align.stages import candidates, policy_evaluation, run_rejection, selection
+from align.stages import best_replies, candidates, policy_evaluation, run_rejection
 from align.stages.common import read_rows, read_summary
 from align.stages.distance import reply_kl
 from align.stages.judges import judge_of
@@ -137,7 +137,7 @@ def make_sampled_dpo(recipe: Recipe, folder: Path, reward: str) -> None:
 def best_against_worst(row: dict[str, Any]) -> Comparison | None:
     """Of the replies that ended, as rejection sampling would choose them; None where no two differ in their score."""
     turned = [one | {"score": -one["score"]} for one in row["replies"] if one["score"] is not None]
-    best, worst = selection.best_reply(row, 1), selection.best_reply({"replies": turned}, 1)
+    best, worst = best_replies.best_reply(row, 1), best_replies.best_reply({"replies": turned}, 1)
     if best is None or worst is None or best.score == -worst.score:
         return None
     prompt = tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"])

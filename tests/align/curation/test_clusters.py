@@ -36,6 +36,7 @@ def test_kmeans_of_fewer_different_vectors_than_clusters_leaves_no_empty_cluster
     assert kmeans(vectors[:0], 3, seed=0).tolist() == [] and kmeans(vectors[:1], 3, seed=0).tolist() == [0]
 
 
+@pytest.mark.needs("scipy")
 def test_leaders_join_the_nearest_or_lead(monkeypatch):
     """By hand: 0° leads, 20° joins it (cosine 0.94), 60° leads, 45° is nearer to 60° (0.97) than to 0° (0.71). With a
     limit of 25° a chain (0°, 20°, 40°) does not pull its ends together."""
@@ -65,7 +66,8 @@ def test_leaders_over_more_than_a_block_are_those_found_one_by_one():
             wanted.append(places[int(np.argmax(near))])
     assert len(led) > 3
     assert leaders(vectors, 0.8).tolist() == wanted
-    sparse = pytest.importorskip("scipy.sparse")
+    from scipy import sparse
+
     assert leaders(sparse.csr_matrix(vectors), 0.8).tolist() == wanted
 
 

@@ -45,6 +45,9 @@ def measured(family, layers, dtype, autocast, lora, attention="sdpa", checkpoint
     rows) apart."""
     numbers = {**numbers_of(family), "num_hidden_layers": layers, "attn_implementation": attention}
     config = AutoConfig.for_model(family, **numbers, pad_token_id=None, bos_token_id=None, eos_token_id=None)
+    kind = AutoModelForCausalLM._model_mapping[type(config)]
+    if not getattr(kind, f"_supports_{attention}", True):
+        pytest.skip(f"this transformers has no {attention} for {family}")
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     if lora is not None:
         targets = lora.targets if lora.targets == "all-linear" else list(lora.targets)

@@ -160,7 +160,7 @@ def test_the_command_prints_and_writes_what_launches(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["layout"]["same_cards"]
     script = (tmp_path / "nodes" / "launch.sh").read_text()
     assert '--machine_rank "$NODE"' in script and "--tensor-parallel 8" in script
-    assert cli.main(["scale", "qwen_rlhf", "--to", "72B", "--on", "8xH200"]) == 3
+    assert cli.main(nodes) == 3
     assert "rewards are whole on every card" in capsys.readouterr().out
     assert cli.main(["scale", "qwen_rlhf", "--on", "8xH300"]) == 1
     assert capsys.readouterr().err.startswith("error: --on 8xH300: the card 'H300' is not known")
