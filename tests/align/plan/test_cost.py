@@ -62,7 +62,8 @@ def test_torch_counts_the_same_forward():
         model(input_ids=torch.zeros(3, 5, dtype=torch.int64), use_cache=False)
     shape = Shape.of_config(config.to_dict(), "tiny")
     counted_as = Work(15, 3 * 25, 15)  # torch counts keys that a query may not see, too
-    assert counter.get_total_flops() == flops(counted_as, frozen_model("model", shape, MODEL, head=True))
+    more = counter.get_total_flops() - flops(counted_as, frozen_model("model", shape, MODEL, head=True))
+    assert more in (0, 80)  # transformers up to 5.16 makes the angles of the positions by a product
 
 
 def cost_of(*overrides, recipe="qwen_rlhf"):
