@@ -19,8 +19,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
 from align.runtime.ranks import any_rank
@@ -41,13 +41,29 @@ class Stopped(KeyboardInterrupt):
         self.code = code
 
 
+Handler = Callable[[int, FrameType | None], None]
+
+
+@contextmanager
+def handling(numbers: Sequence[signal.Signals], handler: Handler) -> Iterator[None]:
+    """These signals go to `handler`, and afterwards where they went before. Outside the main thread nothing changes."""
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, former in previous.items():
+            signal.signal(number, former if former is not None else signal.SIG_DFL)
+
+
 class StopFlag:
     """Context manager that watches for Ctrl-C and a scheduler; outside the main thread it only holds the flag."""
 
     def __init__(self) -> None:
         self._first: float | None = None
         self._scheduler = False
-        self._previous: dict[int, object] = {}
+        self._handling = ExitStack()
         self._closers: list[Callable[[], None]] = []
 
     def is_set(self) -> bool:
@@ -70,15 +86,11 @@ class StopFlag:
         self._closers.append(close)
 
     def __enter__(self) -> StopFlag:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, *SCHEDULERS):
-                self._previous[number] = signal.signal(number, self._handle)
+        self._handling.enter_context(handling((signal.SIGINT, *SCHEDULERS), self._handle))
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        self._previous.clear()
+        self._handling.close()
         while self._closers:
             self._closers.pop()()
 
@@ -121,11 +133,6 @@ def heeding_schedulers(say: Callable[[str], None]) -> Iterator[Heed]:
     It ends as by a kill, which everything that is written here bears, and not by an exception: raised while a library
     written in C++ or Rust is imported, which takes a good part of a short job, that aborts the process.
     """
-    heed, previous = Heed(say), {}
-    if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.signal(number, heed._handle) for number in SCHEDULERS}
-    try:
+    heed = Heed(say)
+    with handling(SCHEDULERS, heed._handle):
         yield heed
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

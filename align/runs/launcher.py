@@ -27,7 +27,7 @@ from align.recipe.errors import did_you_mean
 from align.recipe.model_section import ModelSection
 from align.recipe.shipped import recipes_folder
 from align.runs.errors import LaunchError
-from align.runs.interrupt import INTERRUPTED, REQUEUE, SCHEDULERS, Stopped
+from align.runs.interrupt import INTERRUPTED, REQUEUE, SCHEDULERS, Stopped, handling
 from align.runtime.errors import MissingFileError
 from align.runtime.terminal import say
 
@@ -179,9 +179,5 @@ def _passing_on() -> Iterator[set[int]]:
             except psutil.NoSuchProcess:
                 continue
 
-    previous = {number: signal.signal(number, handle) for number in PASSED_ON}
-    try:
+    with handling(PASSED_ON, handle):
         yield passed
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

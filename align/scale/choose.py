@@ -55,9 +55,9 @@ class StageScale:
     @property
     def seconds(self) -> float:
         """Of a step; with overlap an iteration's sampling runs beside the update of the one before."""
-        apart = {part: sum(one.seconds for one in self.phases if one.part == part) for part in self.parts}
         if not self.overlap:
             return self.serial
+        apart = self.by_part()
         learnt = sum(apart.get(part, 0.0) for part in ("score", "experience", "update"))
         return self.serial - min(apart.get("rollout", 0.0), learnt)
 
@@ -66,10 +66,12 @@ class StageScale:
         """Of all phases in turn."""
         return sum(one.seconds for one in self.phases)
 
-    @property
-    def parts(self) -> list[str]:
-        """The logged phases that its phases belong to."""
-        return list(dict.fromkeys(one.part for one in self.phases))
+    def by_part(self, *, without: str = "") -> dict[str, float]:
+        """Seconds of the logged phases that its phases belong to, one of these by its name left out."""
+        found = dict.fromkeys((one.part for one in self.phases), 0.0)
+        for one in self.phases:
+            found[one.part] += one.seconds if one.name != without else 0.0
+        return found
 
     @property
     def hours(self) -> float | None:
@@ -286,7 +288,7 @@ def stage_scale(recipe: Recipe, stage: str, layout: Layout, efficiency: Efficien
     if layout.sharded:
         keeps = batch_plan(recipe, stage, layout.ranks).accumulation > 1
         plan = on_a_card(plan, {"model": model}, layout.ranks, keeps=keeps)
-    return StageScale(plan, step_phases(recipe, stage, plan.cost, model, machine), section.max_steps)
+    return StageScale(plan, step_phases(plan.cost, model, machine), section.max_steps)
 
 
 def _with_engine(recipe: Recipe, plan: StagePlan, policy: Model, layout: Layout) -> tuple[StagePlan, float]:

@@ -9,21 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from align.recipe.text import dump
+from align.plan.parts import GIB
+from align.recipe.shipped import recipes_folder
+from align.recipe.text import dump, parse, read
 from align.runtime.files import atomic_dir, require_new, write_text
 from align.scale.choose import Scaled
 from align.scale.layout import Layout
 
 RECIPE, ACCELERATE, SCRIPT = "recipe.yaml", "accelerate.yaml", "launch.sh"
-FSDP2 = {
-    "fsdp_version": 2,
-    "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-    "fsdp_reshard_after_forward": True,
-    "fsdp_cpu_ram_efficient_loading": False,
-    "fsdp_state_dict_type": "FULL_STATE_DICT",
-    "fsdp_offload_params": False,
-    "fsdp_activation_checkpointing": False,
-}
+FSDP2 = "accelerate/fsdp2.yaml"  # the shipped file whose sharding this is
 
 
 def accelerate_config(layout: Layout) -> dict[str, Any]:
@@ -40,7 +34,10 @@ def accelerate_config(layout: Layout) -> dict[str, Any]:
         found |= {"main_process_port": 29500, "rdzv_backend": "static", "same_network": True}
     elif layout.ranks > 1:
         found["main_process_port"] = 0  # one that is free
-    return found | ({"fsdp_config": FSDP2} if layout.sharded else {})
+    if layout.sharded:
+        file = recipes_folder() / FSDP2
+        found["fsdp_config"] = parse(read(file, str(file)), str(file))[0]["fsdp_config"]
+    return found
 
 
 def write_files(scaled: Scaled, folder: Path) -> None:
@@ -87,5 +84,4 @@ def _served(scaled: Scaled) -> str:
     (stage,) = (one for one in scaled.stages if one.plan.stage == "ppo")
     card = scaled.layout.cluster.card.memory
     taken = stage.room + sum(p.bytes for p in stage.plan.peak.parts if (p.role, p.kind) == ("engine", "weights"))
-    cache = stage.room * scaled.layout.tensor_parallel / 2**30
-    return f" --kv-cache-gib {cache / scaled.layout.tensor_parallel:.1f} --memory-share {taken / card:.2f}"
+    return f" --kv-cache-gib {stage.room / GIB:.1f} --memory-share {taken / card:.2f}"

@@ -177,12 +177,9 @@ def _pushed(machine: Machine, policy: Model, size: float) -> PhaseTime:
     return _needs("push", "update", link=machine.gathering(policy), network=sent)
 
 
-def step_phases(recipe: Recipe, stage: str, cost: Cost, model: Model, machine: Machine) -> tuple[PhaseTime, ...]:
-    """The phases of an optimizer step of a supervised stage."""
-    plan = batch_plan(recipe, stage, machine.layout.ranks)
-    sharded, accumulation = machine.layout.sharded, plan.accumulation
-    link = accumulation * 2 * machine.gathering(model) + machine.averaging(model)  # reduced once (`no_sync`)
-    if sharded and accumulation > 1:
-        link = machine.gathering(model) * 2 + machine.averaging(model)  # what no_sync keeps is not gathered again
+def step_phases(cost: Cost, model: Model, machine: Machine) -> tuple[PhaseTime, ...]:
+    """The phases of an optimizer step of a supervised stage. However many micro-batches it has, they are reduced once,
+    and what `no_sync` keeps is not gathered again."""
+    link = 2 * machine.gathering(model) + machine.averaging(model)
     compute = machine.compute(cost.flops, "training")
     return (_needs("training", "training", compute=compute, link=link), machine.stepped((model,), 1, "training"))

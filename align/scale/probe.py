@@ -28,6 +28,7 @@ from align.scale.layout import Layout
 
 WARM = 2  # iterations that a run begins with
 PARTS = ("rollout", "score", "experience", "update")
+A_SECOND_A_LAYER = replace(PEAK, draw_layer=1.0, pass_layer=1.0, train_layer=1.0)  # counts the layers that are started
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,9 @@ class Probe:
         """Its ppo stage at an efficiency."""
         return stage_scale(self.recipe, "ppo", self.layout, efficiency)
 
-    def parts(self, efficiency: Efficiency = PEAK) -> dict[str, float]:
-        """Seconds that its logged phases would take at an efficiency."""
-        return seconds_by_part(self.at(efficiency))
+    def parts(self, efficiency: Efficiency) -> dict[str, float]:
+        """Seconds that its logged phases would take at an efficiency, the push left out."""
+        return self.at(efficiency).by_part(without="push")
 
 
 def efficiency_of(probes: Sequence[Probe]) -> Efficiency:
@@ -60,9 +61,11 @@ def efficiency_of(probes: Sequence[Probe]) -> Efficiency:
     of a part are fitted as ideal / share + layers * besides; where one of the two comes out negative, the largest run's
     share alone."""
     shares, starts = {}, {}
+    made = [(probe.parts(PEAK), probe.parts(A_SECOND_A_LAYER), probe.seconds) for probe in probes]
     for part in PARTS:
-        if all(probe.parts().get(part) and probe.seconds[part] for probe in probes):
-            shares[part], starts[part] = _fitted([_point(probe, part) for probe in probes])
+        if all(ideal.get(part) and taken[part] for ideal, _, taken in made):
+            points = [(ideal[part], started[part] - ideal[part], taken[part]) for ideal, started, taken in made]
+            shares[part], starts[part] = _fitted(points)
     named = ", ".join(f"{probe.run}: {probe.iterations} iterations" for probe in probes)
     return Efficiency(
         training=shares["update"],
@@ -80,14 +83,12 @@ def efficiency_of(probes: Sequence[Probe]) -> Efficiency:
     )
 
 
-def _point(probe: Probe, part: str) -> tuple[float, float, float]:
-    """(seconds at the peak, layers that are started, seconds that it took)."""
-    ideal, each = probe.parts()[part], replace(PEAK, draw_layer=1.0, pass_layer=1.0, train_layer=1.0)
-    return ideal, probe.parts(each)[part] - ideal, probe.seconds[part]
-
-
 def _fitted(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
-    """(share of the peak, seconds a layer) by least squares of the relative errors."""
+    """(share of the peak, seconds a layer) by least squares of the relative errors.
+
+    Args:
+        points: seconds at the peak, layers that are started, seconds that it took.
+    """
     largest = max(points)
     alone = largest[0] / largest[2], 0.0
     if len(points) == 1:
@@ -100,12 +101,6 @@ def _fitted(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]
         return alone
     inverse, start = (a * bb - b * ab) / determinant, (b * aa - a * ab) / determinant
     return (1 / inverse, start) if inverse > 0 and start >= 0 else alone
-
-
-def seconds_by_part(stage: StageScale) -> dict[str, float]:
-    """Seconds of a stage's phases by what is logged, the push left out."""
-    kept = [one for one in stage.phases if one.name != "push"]
-    return {part: sum(one.seconds for one in kept if one.part == part) for part in stage.parts}
 
 
 def read_probe(run: Path) -> Probe:

@@ -26,7 +26,6 @@ from align.scale import (
 from align.scale.choose import stage_scale
 from align.scale.efficiency import PEAK
 from align.scale.layout import refusal
-from align.scale.probe import seconds_by_part
 
 EIGHT = read_cluster("8xH200")
 SMALLER_REWARD = "pmp.init_from=Qwen/Qwen2.5-7B"
@@ -102,7 +101,7 @@ def probed(folder, hardware="2 × NVIDIA H200", **changed):
         ["ppo.rollout.engine=vllm", "ppo.rollout.max_prompt_length=200", "ppo.rollout.max_completion_length=100"],
     )
     layout = Layout(read_cluster("2xH200"), 2, "ddp")
-    taken = seconds_by_part(stage_scale(short, "ppo", layout, MEANT))
+    taken = stage_scale(short, "ppo", layout, MEANT).by_part(without="push")
     row = {f"seconds/{part}": taken[part] for part in ("rollout", "score", "experience")}
     row |= {"seconds/update": taken["update"] + 3.0, "seconds/sync": 3.0, "length/mean": 100.0, "score/mean": 0.0}
     row["seconds/total"] = sum(row[f"seconds/{part}"] for part in ("rollout", "score", "experience", "update"))
@@ -124,10 +123,10 @@ def test_a_probe_finds_the_efficiencies_that_made_it(tmp_path):
     found = efficiency_of([probe])
     assert (found.passes, found.scoring, found.decode) == pytest.approx((0.4, 0.3, 0.1), rel=1e-6)
     # the optimizer's part of the update reached 0.1 of the bandwidth, and is in one figure with the rest
-    ideal = seconds_by_part(probe.at(PEAK))["update"]
+    ideal = probe.parts(PEAK)["update"]
     assert found.training == pytest.approx(ideal / probe.seconds["update"]) and 0.1 < found.training <= 0.2
     assert found.link == Efficiency().link and "2 iterations on 2 × H200" in found.source
-    again = seconds_by_part(probe.at(found))
+    again = probe.parts(found)
     assert again["rollout"] == pytest.approx(probe.seconds["rollout"], rel=1e-6)
 
 
