@@ -104,17 +104,19 @@ def exit_code(ended: dict[int, int], passed: set[int]) -> int:
 
     Args:
         ended: code by rank, minus the number of the signal that killed it.
-        passed: the signals that were passed on. A rank that died of one had not begun: it stopped.
+        passed: the signals that were passed on. A rank that died of one had not begun: it stopped. A rank that stopped
+            without one was ended by torchrun, after another that failed, or else was sent a signal by somebody else.
     """
     stopped = {-number: REQUEUE if number in SCHEDULERS else INTERRUPTED for number in passed}
     codes = [stopped.get(code, code) for code in ended.values()]
     for code in (REQUEUE, INTERRUPTED):
-        if code in codes:
+        if code in codes and code in stopped.values():
             return code
+    failed = [code for code in codes if code not in (REQUEUE, INTERRUPTED)] or codes
     for rank, code in ended.items():
         if code < 0:
             say(f"error: rank {rank} was killed by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
-    return codes[0] if codes[0] > 0 else 128 - codes[0]
+    return failed[0] if failed[0] > 0 else 128 - failed[0]
 
 
 def _complete(args: argparse.Namespace) -> None:

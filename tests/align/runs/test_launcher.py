@@ -130,6 +130,8 @@ def test_what_cannot_be_launched(monkeypatch, words, error, said):
         ({1: -signal.SIGTERM, 0: 1}, set(), 143),  # not by us
         ({3: -signal.SIGKILL}, {signal.SIGTERM}, 137),
         ({0: 2}, set(), 2),
+        ({0: 75, 1: -signal.SIGKILL}, set(), 137),  # torchrun ended the first
+        ({0: 75, 1: 75}, set(), 75),  # the ranks were asked, and not the launcher
     ],
 )
 def test_one_code_of_a_node(ended, passed, code):
