@@ -11,6 +11,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from align.trainers.ppo import PPOTrainer
-from rollouts.vllm.client import Client
+from rollouts.vllm.client import Client, ServerGone
 from rollouts.vllm.servers import GENERATE
 from tests.align.trainers import ppo_case, ppo_ranks
 from tests.rollouts.vllm.models import build
@@ -45,8 +47,12 @@ class Disturbed(PPOTrainer):
 
     def collect(self, prompts, params=None):
         self.iteration += 1
-        disturbance = self.disturbance if self.rank == 0 else None
+        disturbance = self.disturbance
         if disturbance is None or self.iteration not in (2, 3):
+            return super().collect(prompts, params)
+        if self.rank > 0:
+            if self.iteration == 2:
+                wait_until_gone(disturbance.dies)  # so that this rank asks a dead one
             return super().collect(prompts, params)
         if self.iteration == 3:
             align_engine("remove", disturbance.dies, self.output_dir)
@@ -69,6 +75,15 @@ class Disturbed(PPOTrainer):
         finally:
             Client.ask = ask
             assert len(asked) >= 2
+
+
+def wait_until_gone(url: str) -> None:
+    client, deadline = Client(url, os.environ["ALIGN_VLLM_API_KEY"]), time.monotonic() + 300
+    with suppress(ServerGone):
+        while time.monotonic() < deadline:
+            client.ask("/weight_info", timeout=60)
+            time.sleep(0.05)
+        raise TimeoutError(f"{url} does not die")
 
 
 def align_engine(what: str, url: str, run: Path) -> None:

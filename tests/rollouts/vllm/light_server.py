@@ -114,6 +114,8 @@ class LightServer:
         if self.dies_in is not None:
             self.dies_in -= 1
             if self.dies_in < 0:
+                for connection in list(self.server.server_state.connections):
+                    connection.transport.abort()
                 self.server.should_exit = self.server.force_exit = True
                 await asyncio.sleep(60)
         body = await request.json()
