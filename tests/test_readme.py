@@ -51,6 +51,8 @@ def test_the_commands_for_a_real_model_in_miniature(tmp_path):
             continue
         if words[:2] == ["align", "recipes"]:
             done = align(*words[1:])
+        elif words[:2] == ["align", "scale"]:
+            done = align(*words[1:])  # in the sizes of the report
         elif words[0] == "align":
             done = align(*words[1:], *small)
         else:
@@ -71,14 +73,17 @@ def test_the_commands_about_data(tmp_path):
         {"messages": [{"role": "user", "content": f"question {at}"}, {"role": "assistant", "content": "yes"}]}
         for at in range(60)
     ]
-    (tmp_path / "data").mkdir()
-    for file in (tmp_path / "talk.jsonl", tmp_path / "data/talk.jsonl"):
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("talk.jsonl", "data/talk.jsonl", "more/talk.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "any.parquet")
+    add = [{"role": "user", "content": "Add."}, {"role": "assistant", "content": "def add(a, b): return a + b"}]
+    tested = {"messages": add, "tests": ["assert add(1, 2) == 3"]}
+    (tmp_path / "code.jsonl").write_text(json.dumps(tested) + "\n")
     (tmp_path / "rules.yaml").write_text("exact_duplicates: {}\n")
     byte_tokenizer().save_pretrained(tmp_path / "M")
     found = [command for command in commands(DATA) if command[:2] == ["align", "data"]]
-    assert {command[2] for command in found} == {"stats", "inspect", "convert", "split"}
+    assert {command[2] for command in found} == {"stats", "inspect", "convert", "split", "verify"}
     for command in found:
         done = align(*command[1:], cwd=tmp_path)
         assert done.returncode == 0, (command, done.stdout, done.stderr)

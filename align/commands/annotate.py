@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import secrets
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from align.commands.options import port
+from align.runs.interrupt import until_told
 from align.runtime.terminal import say
 
 TOOLS = ("csv", "argilla", "label-studio")
@@ -125,6 +125,6 @@ def _serve(args: argparse.Namespace, items: Any, out: Path, guideline: str) -> N
     say(f"judgments are added to {out}")
     url = http_url("127.0.0.1", listening.getsockname()[1])
     say(f"open {url}/?token={token} (Ctrl-C ends it)", flush=True)
-    with suppress(KeyboardInterrupt):  # which Ctrl-C may be, or an end like another
+    with until_told():
         server.serve(listening)
     say("ended")

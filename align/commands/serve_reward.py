@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
-from contextlib import suppress
 from typing import Any
 
 from align.commands.options import add_dtype, port, positive
+from align.runs.interrupt import until_told
 from align.runtime.address import http_url, is_key, is_loopback, listen
 from align.runtime.errors import AlignError
 from align.runtime.terminal import say
@@ -74,6 +74,6 @@ def serve_reward_command(args: argparse.Namespace) -> None:
     say(f'in a recipe: reward: {{kind: http, url: "{url}", api_key_env: {args.key or KEY}}}', flush=True)
     if not is_loopback(args.host):
         say("whoever can reach this address sees what is sent: plain http shows prompts, replies and key", flush=True)
-    with suppress(KeyboardInterrupt):  # which Ctrl-C may be, or an end like another
+    with until_told():
         server.serve(listening)
     say("ended")

@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from align.runs.interrupt import until_told
 from align.runs.progress import format_figure, format_seconds
 from align.runtime.terminal import printable
 
@@ -69,7 +70,7 @@ def watch_command(args: argparse.Namespace) -> None:
             raise MissingFileError(f"{args.run}: no stage of a run has begun here; name the output_dir of a recipe")
         console.print(frame(found, console, sys.maxsize))
         return
-    with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+    with until_told(), Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             live.update(frame(found, console, console.size.height), refresh=True)
             if found.done:

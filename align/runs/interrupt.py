@@ -57,6 +57,13 @@ def handling(numbers: Sequence[signal.Signals], handler: Handler) -> Iterator[No
             signal.signal(number, former if former is not None else signal.SIG_DFL)
 
 
+@contextmanager
+def until_told() -> Iterator[None]:
+    """Around what serves until somebody ends it: for it Ctrl-C, SIGTERM and SIGUSR1 are an end like another."""
+    with suppress(KeyboardInterrupt), handling(SCHEDULERS, signal.default_int_handler):
+        yield
+
+
 class StopFlag:
     """Context manager that watches for Ctrl-C and a scheduler; outside the main thread it only holds the flag."""
 
