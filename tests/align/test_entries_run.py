@@ -38,33 +38,28 @@ def test_a_missing_input_is_one_error_that_names_the_command(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_chain_stage_by_stage_from_another_folder(tmp_path):
+def test_the_chain_stage_by_stage(tmp_path):
+    """From another folder as modules in one process, then as files on two ranks; `align run` finds all of it."""
     words, folder = arguments(tmp_path), tmp_path / "elsewhere"
     folder.mkdir()
-    for module, options in (("sft", []), ("rm", ["--stage", "pmp"]), ("rm", ["--stage", "rm"]), ("ppo", [])):
+    for module, options in (("sft", []), ("rm", ["--stage", "pmp"])):
         done = accelerate("-m", f"align.{module}", "qwen_rlhf", *options, *words, cwd=folder, env=INSTALLED)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
+    for file in ("rm.py", "ppo.py"):
+        done = on_two_ranks(f"align/{file}", "qwen_rlhf", *words)
+        assert done.returncode == 0, done.stderr
+        reads = [line for line in done.stderr.splitlines() if line.endswith(" kept")]
+        assert len(reads) == len(set(reads)), "only the first rank talks"
     finished = align("run", "qwen_rlhf", *words, cwd=folder)
     assert finished.returncode == 0, finished.stderr
     for stage in ("sft", "pmp", "rm", "ppo"):
         assert f"{stage}: finished before" in finished.stdout
-    assert summary(tmp_path, "")["ppo"] == summary(tmp_path, "ppo")
-    assert not list(folder.iterdir())
-
-
-@pytest.mark.slow
-def test_the_chain_stage_by_stage_on_two_ranks(tmp_path):
-    words = arguments(tmp_path)
-    for command in (["sft.py"], ["rm.py", "--stage", "pmp"], ["rm.py"], ["ppo.py"]):
-        done = on_two_ranks(f"align/{command[0]}", "qwen_rlhf", *command[1:], *words)
-        assert done.returncode == 0, done.stderr
-        reads = [line for line in done.stderr.splitlines() if line.endswith(" kept")]
-        assert len(reads) == len(set(reads)), "only the first rank talks"
-    for stage in ("sft", "pmp", "rm", "ppo"):
         steps = [line.get("step") for line in map(json.loads, (tmp_path / "run" / stage / "metrics.jsonl").open())]
         assert steps == sorted(steps) and max(steps) == 3
         assert summary(tmp_path, stage)["steps"] == 3
+    assert summary(tmp_path, "")["ppo"] == summary(tmp_path, "ppo")
+    assert not list(folder.iterdir())
     assert summary(tmp_path, "rm")["pairs"] == 12
     rows = [json.loads(line) for line in (tmp_path / "run" / "ppo" / "eval.jsonl").open()]
     assert len(rows) == 3

@@ -74,9 +74,12 @@ def test_straight_through_the_estimator_makes_no_difference(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "beta"),
-    [("k1 in the reward", beta) for beta in BETAS]
-    + [("in the loss, straight-through", beta) for beta in BETAS]
-    + [("k2 in the loss, own gradient", 1.0), ("k3 in the loss, own gradient", 1.0)],
+    [
+        ("k1 in the reward", 0.5),
+        ("in the loss, straight-through", 0.7),
+        ("k2 in the loss, own gradient", 1.0),
+        ("k3 in the loss, own gradient", 1.0),
+    ],  # the others: python -m tests.align.trainers.bandit
 )
 def test_each_penalty_comes_to_its_own_fixed_point(tmp_path, name, beta):
     changes, fixed_point = bandit.VARIANTS[name]
@@ -88,8 +91,7 @@ def test_each_penalty_comes_to_its_own_fixed_point(tmp_path, name, beta):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_k3_in_the_reward_goes_elsewhere(tmp_path, seed):
-    reference_R, trained_R = bandit.train(tmp_path, 0.7, seed, **bandit.VARIANTS["k3 in the reward"][0])
+def test_k3_in_the_reward_goes_elsewhere(tmp_path):
+    reference_R, trained_R = bandit.train(tmp_path, 0.7, 1, **bandit.VARIANTS["k3 in the reward"][0])
     assert total_variation(trained_R, optima.optimum(reference_R, 0.7)) > 0.3
     assert int((trained_R < 0.01 * reference_R).sum()) >= 6  # most replies are given up, which the optimum never does
