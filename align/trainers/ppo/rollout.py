@@ -24,7 +24,7 @@ from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
@@ -42,6 +42,7 @@ from rollouts.protocol import Completion, Engine, SamplingParams
 logger = logging.getLogger(__name__)
 
 Collect = Callable[[Sequence[Prompt]], Samples]
+Row = TypeVar("Row")
 Following = Callable[[], SamplingParams | None]
 
 
@@ -151,15 +152,17 @@ class Rollout:
         )
 
     def _mine(self, indexes: Sequence[int]) -> list[Prompt]:
-        return [self.prompts[index] for index in indexes[self.rank :: self.world_size]]
+        """Neighbours, so that the ranks' replies one after the other are in the order of `indexes`, of any number of
+        ranks."""
+        return [self.prompts[index] for index in _share(indexes, self.rank, self.world_size)]
 
     def _encoded(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         return encode_prompts(self.tokenizer, [one.messages for one in prompts], [one.tools for one in prompts])
 
     def _take(self, prompt_ids: list[list[int]], params: SamplingParams) -> list[Completion] | None:
         ready = self._ready
-        if ready is None or (ready.prompt_ids, ready.params) != (prompt_ids, params):
-            return None
+        if ready is None or (ready.prompt_ids, replace(ready.params, seed=params.seed)) != (prompt_ids, params):
+            return None  # with whose seed they were drawn does not matter
         self._ready = None
         return ready.completions
 
@@ -253,3 +256,22 @@ class Rollout:
             SamplingParams(**state["params"]),
             [Completion(**dict(zip(columns, row, strict=True))) for row in rows],
         )
+
+    def dealt(self, states: list[dict[str, Any]], ranks: int) -> list[dict[str, Any]]:
+        """The finished batches of all ranks, cut for another number of them."""
+        if not all(states):
+            return [{}] * ranks
+        prompt_ids = [ids for state in states for ids in state["prompt_ids"]]
+        names = states[0]["completions"]
+        columns = {name: [one for state in states for one in state["completions"][name]] for name in names}
+        dealt = []
+        for rank in range(ranks):
+            cut = {name: _share(column, rank, ranks) for name, column in columns.items()}
+            dealt.append({**states[0], "prompt_ids": _share(prompt_ids, rank, ranks), "completions": cut})
+        return dealt
+
+
+def _share(rows: Sequence[Row], rank: int, ranks: int) -> list[Row]:
+    """This rank's neighbours of `rows`."""
+    size = len(rows) // ranks
+    return list(rows[rank * size : (rank + 1) * size])

@@ -288,7 +288,7 @@ class PPOTrainer(IterationLoop):
             self._trained,
             self.ema,
             {name: part for name, part in parts.items() if part is not None},
-            {"ahead": self.rollout, "opponent": opponent},
+            {"ahead": self.rollout, "opening": opponent},
             seed=self.seed,
             data=self.data,
             output_dir=self.output_dir,
