@@ -231,10 +231,10 @@ def save_model(trainer: Any, tokenizer: Any) -> Path:
     """Write `model/` atomically: weights and config, or the adapter alone, and the tokenizer."""
     from align.models import save
 
-    folder = Path(trainer.args.output_dir) / "model"
+    folder, weights = Path(trainer.args.output_dir) / "model", trainer.gathered_weights()
     if is_main():
         with files.atomic_dir(folder) as draft:
-            save.save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft)
+            save.save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft, weights)
     trainer.accelerator.wait_for_everyone()
     return folder
 

@@ -9,14 +9,8 @@ from transformers import AutoModelForCausalLM
 from align.models.critic import Critic
 from tests.align.trainers import ppo_ranks
 from tests.align.trainers.own_engines import Greedy, policy_of
-from tests.ranks import on_ranks
+from tests.ranks import FSDP2, on_ranks
 
-FSDP2 = {  # what `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP` sets
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
-}
 ENGINES = [pytest.param({}, id="ddp"), pytest.param(FSDP2, id="fsdp2")]
 pytestmark = pytest.mark.slow
 
