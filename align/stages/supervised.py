@@ -219,8 +219,8 @@ def try_evaluation(trainer: Any) -> None:
         return
     rows = sorted(trainer.eval_dataset, key=trainer.row_length, reverse=True)
     generators, training = rng_state(), trainer.model.training
-    trainer.model.eval()
-    with evaluating(trainer):
+    with trainer.sharded(), evaluating(trainer):
+        trainer.model.eval()
         for batch in trainer.get_test_dataloader(rows[: trainer.args.per_device_eval_batch_size]):
             trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
     trainer.model.train(training)

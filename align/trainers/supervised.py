@@ -164,15 +164,15 @@ class SupervisedTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """As of `Trainer`, which shards no model before it is trained."""
-        with self._sharded():
+        with self.sharded():
             return super().evaluation_loop(*args, **kwargs)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, DataLoader]:
-        with self._sharded():
+        with self.sharded():
             return super()._prepare_for_training(*args, **kwargs)
 
     @contextmanager
-    def _sharded(self) -> Iterator[None]:
+    def sharded(self) -> Iterator[None]:
         """Under FSDP2 model and optimizer are sharded from here on, and inside nobody does it again, which accelerate
         cannot."""
         if not self.is_fsdp_enabled:
