@@ -51,7 +51,7 @@ RECIPE = """name: ranks
 output_dir: {out}
 seed: 3
 model: {{path: {out}/given/model}}
-rejection: {{data: [{out}/given/prompts.jsonl], max_length: 300, batch_size: 4, micro_batch_size: 2, max_steps: 4, \
+rejection: {{data: [{out}/given/prompts.jsonl], max_length: 300, batch_size: 4, micro_batch_size: 2, max_steps: 3, \
 learning_rate: 0.01, save_steps: 1, num_rounds: 1, \
 reward: {{kind: function, function: "{out}/given/reward.py:letters"}}, \
 rollout: {{num_generations: 4, max_prompt_length: 60, max_completion_length: 20, batch_size: 8}}}}
