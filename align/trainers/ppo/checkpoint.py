@@ -4,8 +4,8 @@ left of an iteration that fails.
 `step-N/` holds `policy/` (a Hugging Face folder), `critic/` and, with an average, `ema/` as safetensors,
 `trainer_state.json` (transformers'), and `ppo_state.pt` (tensors and plain values; read with weights_only=True). Of a
 model with an adapter only that (and a head) is written, without a config, and the state says which base it was on. A
-checkpoint is always the boundary between two iterations; rollouts are kept only where the next iteration's were
-prefetched (`rollout.py`), else it samples its own. Sampling and shuffling draw from seeds derived from (seed,
+checkpoint is always the boundary between two iterations; rollouts are kept only where those of coming iterations were
+sampled ahead (`rollout.py`), else each samples its own. Sampling and shuffling draw from seeds derived from (seed,
 iteration), so the random generators are saved for rewards and callbacks that use them.
 
 Any number of ranks goes on from it, under DDP or FSDP2: weights and optimizer state are whole, what is the same on
@@ -105,8 +105,9 @@ class Checkpoints:
         models: what is trained, by the name of its folder: weights, optimizer and schedule.
         average: of the policy's weights, or None.
         parts: everything else that changes and is the same on every rank, by its name in the state.
-        own: what each rank has of its own, beside its random generators. It is asked first, since a batch that is being
-            prefetched is waited for, which may move the prompt sampler; and it is put back after `parts`.
+        own: what each rank has of its own, beside its random generators. It is asked first, since batches that are
+            being sampled are waited for, which may move the prompt sampler; and it is put back after `parts`. One that
+            has `mark` and `back_to` is noted by these within this process.
         seed: of the run, which must be that of a checkpoint.
         data: what the run trains on, by key of the recipe.
         output_dir: the stage's folder; `checkpoint_dir` holds its checkpoints.
@@ -241,7 +242,7 @@ class Checkpoints:
             TrainingError: an AlignError was raised inside; it says what is saved. Everything else is raised as it came.
         """
         small = {**self.parts, **self.own, "rng": self.generators}
-        noted = {name: small[name].state_dict() for name in (*self.own, *self.parts, "rng")}
+        noted = {name: _note(small[name]) for name in (*self.own, *self.parts, "rng")}
         steps, attempt = self._steps_begun(), Attempt()
         try:
             yield attempt
@@ -252,7 +253,7 @@ class Checkpoints:
                 for model in self.models.values():
                     model.drop_gradients()
                 for name, part in small.items():
-                    part.load_state_dict(noted[name])
+                    getattr(part, "back_to", part.load_state_dict)(noted[name])
                 told = _saved(save, "the state before it")
             else:
                 told = self._past_the_boundary(problem, trainer_state)
@@ -307,6 +308,10 @@ class Checkpoints:
                 f"{folder} was written without ema_decay, this run has it: leave it out, or start anew (--fresh)"
             )
         sharding.load_gathered(self.average.module, folder / "ema" / WEIGHTS_FILE, names["ema"])
+
+
+def _note(part: Stateful) -> Any:
+    return getattr(part, "mark", part.state_dict)()
 
 
 def _raise(problem: BaseException, told: str, iteration: int | None = None) -> NoReturn:
