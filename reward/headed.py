@@ -266,7 +266,7 @@ class HeadedModel(nn.Module):
                 raise ModelFileError(
                     f"{settings_path.parent / HEAD_FILE} must hold {name!r} of shape {tuple(value.shape)}"
                 )
-            value.copy_(tensors[name])
+        self.load_state_dict({name: tensors[name] for name in own}, strict=False)
 
     @classmethod
     def from_backbone(cls, path: str | Path, **load_kwargs: Any) -> Self:

@@ -1,6 +1,7 @@
 """Hugging Face models from a folder or the hub: safetensors only, complete, and with clear errors.
 
-Departs from a bare `from_pretrained` in six ways: a torn folder is named before loading; weights that are missing are
+Departs from a bare `from_pretrained` in seven ways: every rank loads every model whole, whatever a launcher says of
+FSDP's loading, since not all of them are sharded; a torn folder is named before loading; weights that are missing are
 an error, not a warning and a random tensor; dropout is what the caller says, not what the pretraining config says; the
 embedding of the pad token learns like any other (`padding_idx` would freeze `<|endoftext|>`, which separates
 documents in Qwen's pretraining), and a pad id that is no token's is none; and weights that are quantised on the way
@@ -10,6 +11,7 @@ leave no mapped file behind. Whatever the libraries below raise at a strange con
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -114,6 +116,7 @@ def load_pretrained(
         "adapter_kwargs", {key: kwargs[key] for key in ("cache_dir", "local_files_only") if key in kwargs}
     )
     config = kwargs.pop("config", None) or load_config(path, **kwargs)
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # or all ranks but the first would have random weights
     try:
         _drop_foreign_pad(config, path)
         if attention_dropout is not None:

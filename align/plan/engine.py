@@ -2,7 +2,8 @@
 
 `engine: auto` is planned as HF generate, which samples on the policy itself. vLLM's cache is what the recipe's
 `kv_cache_gib` says; without it, on a CPU, vLLM's default of 1 GiB, on a GPU what the replies of one iteration fill
-(vLLM takes `memory_share` of the card whether they do or not).
+(vLLM takes `memory_share` of the card whether they do or not). Copies of weights that wait for an engine which samples
+ahead lie in the host's memory, and are planned where that is the device.
 """
 
 from __future__ import annotations
@@ -38,6 +39,15 @@ def engine_parts(
         rows = min(responses, told.max_num_seqs)
         cache = token_bytes(policy.body.shape, width) * rows * rollout.max_length / told.tensor_parallel
     return parts("engine", weights=weights, kv_cache=cache)
+
+
+def held_parts(rollout: RolloutSection, policy: Model, dtype: str, overlap: int, device: str) -> tuple[MemoryPart, ...]:
+    """Copies that the trainer holds at most, while the engine works batches off with older weights: one each."""
+    if overlap < 2 or device != "cpu":
+        return ()
+    alone = policy.adapter_size and rollout.vllm.adapters != "merge"
+    size = 4 * policy.adapter_size if alone else WIDTHS[dtype] * policy.body.count.whole
+    return parts("engine", weight_copies=overlap * size)
 
 
 def token_bytes(shape: Shape, width: int) -> int:

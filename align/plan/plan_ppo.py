@@ -11,7 +11,7 @@ from dataclasses import replace
 from align.plan.activations import INNER_BLOCK
 from align.plan.cost import ppo_cost
 from align.plan.disk import disk
-from align.plan.engine import ENGINES, engine_parts, sleeps
+from align.plan.engine import ENGINES, engine_parts, held_parts, sleeps
 from align.plan.models import Model
 from align.plan.parts import MemoryPart, Moment, StagePlan, parts
 from align.plan.passes import plain_moment, sampling_moments, training_moments
@@ -35,6 +35,7 @@ def plan_ppo(
         whole = 0 if frozen else average.body.precision.bytes_of(average.body.count, head=True)
         held += parts("average", weights=whole, adapters=4 * average.adapter_size)
     engine = engine_parts(rollout, models.policy, recipe.model.dtype, plan.responses // ranks, device)
+    held += held_parts(rollout, models.policy, recipe.model.dtype, rollout.overlap, device)
     idle = models.without_idle(held)
     moments = [Moment("engine: sampling", idle + engine)]
     if rollout.engine not in ENGINES:

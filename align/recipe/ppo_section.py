@@ -461,7 +461,7 @@ class PPOSection(Rewarded, PPOConfig, StageSection):
         if self.rollout.overlap and self.rollout.engine != "vllm_server":
             does = f"'{self.rollout.engine}' {'may' if self.rollout.engine == 'auto' else 'does'} not"
             sentence = f"needs an engine that samples beside the training, which {does}; use engine=vllm_server"
-            broken.append(("rollout.overlap", f"{sentence}, or overlap=false"))
+            broken.append(("rollout.overlap", f"{sentence}, or overlap=0"))
         if self.ptx_coef != 0 and not self.ptx_data:
             broken.append(
                 ("ptx_data", "is empty although ptx_coef is above 0: name pretraining documents, or set ptx_coef to 0")

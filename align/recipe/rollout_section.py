@@ -6,7 +6,7 @@ import os
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, PlainValidator
+from pydantic import BeforeValidator, Field, PlainValidator
 
 from align.recipe.section import Count, Listed, Positive, Rate, Section, Url
 from align.runtime.address import server_problem
@@ -21,6 +21,9 @@ def _variable_name(value: object) -> str:
 
 
 VariableName = Annotated[str, PlainValidator(_variable_name)]  # what was typed, maybe the key itself, is not shown
+
+
+Batches = Annotated[Count, BeforeValidator(lambda value: int(value) if isinstance(value, bool) else value)]
 
 
 class VLLMSection(Section):
@@ -143,16 +146,18 @@ class RolloutSection(Section):
 class PPORolloutSection(RolloutSection):
     """The same while a policy trains."""
 
-    overlap: bool = False
-    """The server samples the next batch while this one is trained on: with the weights before the update, not those
-    after it (one step off policy)."""
+    overlap: Batches = 0
+    """Batches that the server samples ahead while one is trained on, each with the weights that many updates before
+    those it is learnt from with; `true` is 1, `false` 0. 1 hides sampling behind one update, more (one process alone)
+    hide a batch with long replies behind several."""
     exact: bool = False
     """Every token is drawn from the logits of the trainer's own pass, so that log-probabilities of engine and trainer
     are equal to the bit; [what it costs](rollouts.md#exact)."""
 
     @property
     def sampler(self) -> str:
-        said = super().sampler + (", the next batch while this one is trained on" if self.overlap else "")
+        ahead = "the next batch" if self.overlap == 1 else f"the next {self.overlap} batches"
+        said = super().sampler + (f", {ahead} while one is trained on" if self.overlap else "")
         return said + (", and the trainer draws" if self.exact else "")
 
     def rules(self) -> list[tuple[str, str]]:

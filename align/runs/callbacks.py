@@ -22,7 +22,7 @@ from align.runs.errors import TrainingError
 from align.runs.interrupt import StopFlag
 from align.runs.metrics import MetricsLog, recorded
 from align.runs.progress import StageProgress
-from align.runs.proof import StepProof
+from align.runs.proof import StepProof, local
 from align.runs.trackers import Trackers, warn_of
 from align.runtime.ranks import any_rank
 
@@ -169,8 +169,9 @@ class FiniteCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
         if getattr(optimizer, "scaler", None) is not None:  # a float16 scaler skips such steps itself
             return
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        if gradients and not math.isfinite(sum(torch.stack(torch._foreach_norm(gradients)).tolist())):
+        gradients = [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients)).tolist() if gradients else []
+        if any_rank(not math.isfinite(sum(norms))):  # each knows its own shards
             self._fail("gradient", state.global_step + 1, save=True)
 
     def on_log(self, args, state, control, logs=None, **kwargs):

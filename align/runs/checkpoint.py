@@ -148,7 +148,7 @@ def _crc32(file: Path) -> int:
 def keep_newest(folder: str | Path, number: int) -> int:
     """Remove all but the newest `number` steps of a run that is finished; returns how many went."""
     found = steps(folder)
-    gone = found[: len(found) - number]
+    gone = found[: max(len(found) - number, 0)]
     _remove(Path(folder), gone)
     return len(gone)
 
@@ -156,7 +156,7 @@ def keep_newest(folder: str | Path, number: int) -> int:
 def _remove_others(folder: Path, step: int, keep: int) -> None:
     older = [other for other in steps(folder) if other < step]
     stale = [other for other in steps(folder) if other > step]
-    _remove(folder, stale + older[: len(older) - max(keep - 1, 0)])
+    _remove(folder, stale + older[: max(len(older) - max(keep - 1, 0), 0)])
 
 
 def _remove(folder: Path, doomed_steps: list[int]) -> None:

@@ -124,9 +124,9 @@ def _failed(error: Exception, proceed: str) -> int:
         return 1
     if os.environ.get("ALIGN_DEBUG", "0") not in ("", "0"):
         raise error
-    if lost_rank(error):
+    if lost := lost_rank(error):
         told = f"what is finished or saved is kept. Continue with: {hide(proceed)}"
-        say(f"error: another rank was killed (for want of memory?) or lost; {told}", file=sys.stderr, flush=True)
+        say(f"error: {lost}; {told}", file=sys.stderr, flush=True)
         os._exit(1)  # the process group can neither be left nor closed without that rank
     if not is_main():
         # What the first rank meets too, it says, and the launcher ends the others; what it does not, is said here.

@@ -84,14 +84,14 @@ class StepProof:
             )
         if self.proven or not any_rank(bool(self._witnesses)):
             return
-        moved = any(_local(parameter).flatten()[at] != value for parameter, at, value in self._witnesses)
+        moved = any(local(parameter).flatten()[at] != value for parameter, at, value in self._witnesses)
         if not any_rank(moved):
             raise TrainingError(self._why())
         self.proven, self._witnesses = True, []
 
     def _overflows(self) -> bool:
         gradients = [one.grad for group in self._inner.param_groups for one in group["params"] if one.grad is not None]
-        return not all(_local(gradient).isfinite().all() for gradient in gradients)
+        return not all(local(gradient).isfinite().all() for gradient in gradients)
 
     def _why(self) -> str:
         rate = max(group["lr"] for group in self._inner.param_groups)
@@ -102,7 +102,7 @@ class StepProof:
         )
 
 
-def _local(parameter: Tensor) -> Tensor:
+def local(parameter: Tensor) -> Tensor:
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter.detach()
 
 
@@ -110,7 +110,7 @@ def _witness(parameter: nn.Parameter, least: float) -> tuple[nn.Parameter, int, 
     """The place and value of the smallest of its weights that has a gradient above `least`."""
     if parameter.grad is None:
         return None
-    weights, gradients = (_local(tensor).flatten()[:SEARCHED] for tensor in (parameter, parameter.grad))
+    weights, gradients = (local(tensor).flatten()[:SEARCHED] for tensor in (parameter, parameter.grad))
     sizes = torch.where(gradients.abs() > least, weights.abs(), torch.inf)
     if not len(sizes) or not sizes.min().isfinite():
         return None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from align.runtime.errors import AlignError
 
 Result = TypeVar("Result")
 
+WAIT_MINUTES = "ALIGN_WAIT_MINUTES"
 BACKENDS = ("gloo/", "NCCL", "TCPStore", "onnection closed by peer", "onnection reset by peer")
 
 
@@ -25,20 +27,49 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def lost_rank(error: BaseException) -> bool:
-    """Whether `error`, or what it came of, is a backend (gloo, NCCL, the store) saying that another rank is gone."""
+def patience() -> timedelta:
+    """How long ranks wait for one that does not come: a day, since the first one may work alone for hours, or
+    `ALIGN_WAIT_MINUTES`.
+
+    Raises:
+        AlignError: that is no number above 0.
+    """
+    text = os.environ.get(WAIT_MINUTES, "1440")
+    try:
+        found = timedelta(minutes=float(text))
+    except (ValueError, OverflowError):
+        found = timedelta()
+    if found <= timedelta():
+        raise AlignError(f"{WAIT_MINUTES} must be a number of minutes above 0, found {text!r}")
+    return found
+
+
+def lost_rank(error: BaseException) -> str | None:
+    """What to say of another rank that is gone or does not come, where `error`, or what it came of, is a backend (gloo,
+    NCCL, the store) saying so; else None."""
+    words = _of_backend(error)
+    if words is None:
+        return None
+    if "timed out" not in words.lower():
+        return "another rank was killed (for want of memory?) or lost"
+    minutes = patience() / timedelta(minutes=1)
+    return f"another rank did not come within {minutes:g} minutes ({WAIT_MINUTES}): it is stuck, or slower than that"
+
+
+def _of_backend(error: BaseException) -> str | None:
+    """The words of a backend in `error`, or in what it came of."""
     dist = sys.modules.get("torch.distributed")
     if dist is None or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return False
+        return None
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
         told = isinstance(cause, RuntimeError) and any(word in str(cause) for word in BACKENDS)
         if told or isinstance(cause, getattr(dist, "DistError", ())):
-            return True
+            return str(cause)
         cause = cause.__cause__ or cause.__context__
-    return False
+    return None
 
 
 def any_rank(flag: bool) -> bool:

@@ -69,7 +69,7 @@ def script(scaled: Scaled) -> str:
             f"#   --max-model-len {rollout.max_length} --tensor-parallel {layout.tensor_parallel}"
             + (_served(scaled) if layout.shared else ""),
         ]
-    words = f"accelerate launch --config_file {ACCELERATE}"
+    words = f"align launch --config_file {ACCELERATE}"
     if layout.training_nodes > 1:
         lines += [
             "",

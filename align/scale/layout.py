@@ -76,8 +76,8 @@ class Layout:
         return f"{ranks}; {engine}" + (f"; {self.idle} cards idle" if self.idle > 0 else "")
 
     def samples_ahead(self, recipe: Recipe) -> bool:
-        """Whether the next batch is sampled beside an update, which takes cards of its own."""
-        return recipe.ppo.rollout.overlap and self.engine_cards > 0
+        """Whether coming batches are sampled beside an update, which takes cards of its own."""
+        return recipe.ppo.rollout.overlap > 0 and self.engine_cards > 0
 
     def keys(self, recipe: Recipe) -> dict[str, Any]:
         """What of the recipe it sets, by dotted key."""

@@ -86,14 +86,17 @@ class BestCheckpoint:
         """
         if not evaluation["heldout_loss"] < (self.best["heldout_loss"] if self.best else math.inf):
             return
-        told = "the first rank could not keep the best model (see its message)"
-        agree(lambda: self._write(evaluation), lambda _: TrainingError(told), mine=is_main())
+        weights, told = (
+            self.trainer.gathered_weights(),
+            "the first rank could not keep the best model (see its message)",
+        )
+        agree(lambda: self._write(evaluation, weights), lambda _: TrainingError(told), mine=is_main())
         self.best = evaluation
 
-    def _write(self, evaluation: dict[str, Any]) -> None:
+    def _write(self, evaluation: dict[str, Any], weights: dict[str, Any] | None) -> None:
         with files.atomic_dir(self.folder) as draft:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            save_model(model, self.trainer.processing_class, draft)
+            save_model(model, self.trainer.processing_class, draft, weights)
             files.write_json(draft / FIGURES, evaluation)
 
     def restore(self) -> dict[str, Any]:

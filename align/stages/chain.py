@@ -13,7 +13,6 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from datetime import timedelta
 from pathlib import Path
 
 from align.plan import PlanError, plan_stages
@@ -33,6 +32,7 @@ from align.runtime.files import is_newer, prove_folder, sweep, write_json
 from align.runtime.json_files import read_object
 from align.runtime.lock import CHAIN, locked
 from align.runtime.memory import memory_errors, peak_memory_gib
+from align.runtime.ranks import patience
 from align.runtime.resolve import resolve
 from align.runtime.terminal import say
 from align.stages import redo
@@ -323,5 +323,4 @@ def meet() -> None:
         import torch
         from accelerate import PartialState
 
-        # the first rank labels and judges alone for longer than a collective's default ten minutes
-        PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1)).wait_for_everyone()
+        PartialState(cpu=not torch.cuda.is_available(), timeout=patience()).wait_for_everyone()

@@ -1,7 +1,8 @@
 """What the trainer's evaluations add: held-out loss by category, sampled replies, the best checkpoint so far.
 
-The first rank samples, as the module is whole there, while the others wait; an engine that fails there ends the stage
-on every rank. Sampling draws from a generator of its own, so an evaluation changes nothing in what is trained.
+The first rank samples, while the others wait; a sharded module is gathered on all for the while. An engine that fails
+there ends the stage on every rank. Sampling draws from a generator of its own, so an evaluation changes nothing in
+what is trained.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from align.runtime.memory import memory_errors
 from align.runtime.ranks import agree, is_main
 from align.stages import common, supervised
 from align.stages.best_checkpoint import BestCheckpoint
+from align.trainers import sharding
 from data_formats.records import Prompt
 from rollouts.select import make_engine
 
@@ -91,7 +93,8 @@ class Evaluations(TrainerCallback):
                 return sample_replies(engine, self.tokenizer, asked, longest, self.seed)
 
         told = "the first rank could not sample replies (see its message)"
-        return agree(sample, lambda _: TrainingError(told), mine=is_main()) or []
+        with sharding.unsharded(self.trainer.model):
+            return agree(sample, lambda _: TrainingError(told), mine=is_main()) or []
 
     def final(self) -> Evaluation:
         """The evaluation of the model as it is after training: the one of the last step, or a new one.

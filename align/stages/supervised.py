@@ -219,8 +219,8 @@ def try_evaluation(trainer: Any) -> None:
         return
     rows = sorted(trainer.eval_dataset, key=trainer.row_length, reverse=True)
     generators, training = rng_state(), trainer.model.training
-    trainer.model.eval()
-    with evaluating(trainer):
+    with trainer.sharded(), evaluating(trainer):
+        trainer.model.eval()
         for batch in trainer.get_test_dataloader(rows[: trainer.args.per_device_eval_batch_size]):
             trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
     trainer.model.train(training)
@@ -231,10 +231,10 @@ def save_model(trainer: Any, tokenizer: Any) -> Path:
     """Write `model/` atomically: weights and config, or the adapter alone, and the tokenizer."""
     from align.models import save
 
-    folder = Path(trainer.args.output_dir) / "model"
+    folder, weights = Path(trainer.args.output_dir) / "model", trainer.gathered_weights()
     if is_main():
         with files.atomic_dir(folder) as draft:
-            save.save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft)
+            save.save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, draft, weights)
     trainer.accelerator.wait_for_everyone()
     return folder
 

@@ -115,10 +115,14 @@ class DPOTrainer(SupervisedTrainer, TRLTrainer):
         kwargs.setdefault("compute_metrics", partial(type(self).default_metrics, nll_coef=coefs.get("sft", 0.0)))
         with _as_it_was(model):
             super().__init__(model, args, **kwargs)
-        self._coefs = coefs
+        self._coefs, self.is_fsdp_enabled = coefs, self.accelerator.is_fsdp2
         self.train_dataset, self.eval_dataset = self._rows["train"], self._rows["eval"] or None
         self.data.found()  # of the rows as they were encoded, whatever machine computed the reference
         self.train_dataset, self.eval_dataset = (self._with_reference(name) for name in self._rows)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = False  # until the reference is asked: TRL would load a second model for it
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset  # it is encoded

@@ -118,12 +118,18 @@ def training_engine(
     )
 
 
-def check_overlap(config: PPOConfig, engine: Engine) -> None:
-    """Raises TrainingError where replies are to be sampled beside the training by an engine that reads its module."""
+def check_overlap(config: PPOConfig, engine: Engine, ranks: int) -> None:
+    """Raises TrainingError where replies are to be sampled beside the training by an engine that reads its module, or
+    weights to be pushed beside it, which several ranks do together."""
     if config.rollout.overlap and engine.shares_module:
         raise TrainingError(
             f"ppo.rollout.overlap: {type(engine).__name__} samples with the module that is trained meanwhile; give an "
-            "engine with weights of its own (engine: vllm_server), or set overlap to false"
+            "engine with weights of its own (engine: vllm_server), or set overlap to 0"
+        )
+    if config.rollout.overlap > 1 and ranks > 1:
+        raise TrainingError(
+            f"ppo.rollout.overlap: {config.rollout.overlap} batches ahead are for one process, and there are {ranks} "
+            "ranks, which push weights together, between two updates; set overlap to 1"
         )
 
 

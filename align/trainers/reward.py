@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction
 
 from align.data.collate import PairCollator
-from align.trainers import accepted
+from align.trainers import accepted, sharding
 from align.trainers.supervised import SupervisedTrainer, disable_dropout
 from reward.losses import pairwise_logistic
 
@@ -121,4 +121,5 @@ class RewardTrainer(SupervisedTrainer):
 
     def _take_weights(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.accelerator.unwrap_model(model if model is not None else self.model)
-        target.load_weights(resume_from_checkpoint)
+        with sharding.takes_whole(target):
+            target.load_weights(resume_from_checkpoint)

@@ -13,8 +13,8 @@ critic one by one, each with an optimizer of its own. What follows from there:
 - No parameter stays gathered after a forward pass, not even those of the root, which FSDP2 leaves by default: three
   models take turns here, and a pass without a backward one would leave them until the weights they copy are stale.
 
-A model without sharded parameters passes through every function as it is. DeepSpeed and FSDP1 are refused: neither has
-been tried.
+A model without sharded parameters passes through every function as it is, and what was saved with any number of ranks
+is loaded with any other. DeepSpeed and FSDP1 are refused: neither has been tried.
 """
 
 from __future__ import annotations
@@ -64,14 +64,19 @@ def fsdp_plugin(mixed_precision: str = "no") -> FullyShardedDataParallelPlugin |
         )
     if not asked("ACCELERATE_USE_FSDP"):
         return None
-    if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise LaunchError(
-            f"PPO is sharded by FSDP2 alone, and the launcher chose version {os.environ.get('FSDP_VERSION', '1')}; "
-            "launch with --fsdp_version 2"
-        )
+    require_fsdp2()
     dtype = COMPUTE_DTYPES.get(mixed_precision)
     policy = None if dtype is None else MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     return FullyShardedDataParallelPlugin(cpu_ram_efficient_loading=False, mixed_precision_policy=policy)
+
+
+def require_fsdp2() -> None:
+    """Raises LaunchError where the launcher asked for FSDP1."""
+    version = os.environ.get("FSDP_VERSION", "1")
+    if asked("ACCELERATE_USE_FSDP") and version != "2":
+        raise LaunchError(
+            f"models are sharded by FSDP2 alone, and the launcher chose version {version}; launch with --fsdp_version 2"
+        )
 
 
 def make_accelerator(mixed_precision: str = "no") -> Accelerator:
@@ -192,23 +197,43 @@ def _on_first(tensor: Tensor) -> Tensor | None:
     return whole.cpu() if is_main() else None
 
 
-def load_gathered(module: nn.Module, file: str | Path, names: Collection[str] | None = None) -> None:
-    """Put a safetensors file of `gathered_state_dict` back; every rank reads it, a tensor at a time.
+def load_gathered(module: nn.Module, saved: str | Path, names: Collection[str] | None = None) -> None:
+    """Put a safetensors file of `gathered_state_dict` back, or a folder's; every rank reads it, a tensor at a time.
 
     Raises:
-        CheckpointError: the file and the module (or `names`) do not have the same tensors.
+        CheckpointError: what is saved and the module (or `names`) do not have the same tensors.
     """
     reshard(module)
     own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
     left = {id(parameter): name for name, parameter in module.named_parameters() if names is None or name in names}
-    with safe_open(file, framework="pt") as tensors, torch.no_grad():
-        for name in tensors.keys():  # noqa: SIM118 (no mapping)
-            if name not in own or tuple(tensors.get_slice(name).get_shape()) != tuple(own[name].shape):
-                raise CheckpointError(f"{file}: tensor '{name}' does not fit this model; it is of another one")
-            own[name].copy_(spread(tensors.get_tensor(name), own[name]))
-            left.pop(id(own[name]), None)
+    for file in sorted(Path(saved).glob("model*.safetensors")) if Path(saved).is_dir() else [saved]:
+        with safe_open(file, framework="pt") as tensors, torch.no_grad():
+            for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                if name not in own or tuple(tensors.get_slice(name).get_shape()) != tuple(own[name].shape):
+                    raise CheckpointError(f"{file}: tensor '{name}' does not fit this model; it is of another one")
+                own[name].copy_(spread(tensors.get_tensor(name), own[name]))
+                left.pop(id(own[name]), None)
     if left:
-        raise CheckpointError(f"{file} has no tensor '{next(iter(left.values()))}'; it is of another model")
+        raise CheckpointError(f"{saved} has no tensor '{next(iter(left.values()))}'; it is of another model")
+
+
+@contextmanager
+def takes_whole(module: nn.Module) -> Iterator[None]:
+    """`load_state_dict` of a sharded module takes whole tensors for the while, of which every rank keeps its part."""
+
+    def spread_own(part: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        for name, parameter in part.named_parameters(recurse=False):
+            if prefix + name in state:
+                state[prefix + name] = spread(state[prefix + name], parameter)
+
+    reshard(module)
+    parts = module.modules() if is_sharded(module) else ()
+    hooks = [part.register_load_state_dict_pre_hook(spread_own) for part in parts]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def spread(tensor: Tensor, like: Tensor) -> Tensor:

@@ -9,6 +9,10 @@ gradients over ranks; so a micro-batch of one of W ranks contributes `W * local_
 Departures from `transformers.Trainer`: batches come from `StepSampler`; checkpoints are written under a temporary name
 and renamed (`checkpoints/step-N` with a manifest); `training_args.bin` (a pickle) is not written; floating point
 operations are not counted, which costs more than a small model's step.
+
+FSDP2. A checkpoint holds what one process would have written, whole weights and whole optimizer state, and any number
+of ranks goes on from it, sharded or not (`Trainer` keeps shards, or files that FSDP alone reads). The model is sharded
+before the first evaluation, with its optimizer, since accelerate shards no model without one.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,9 +31,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
-from transformers.trainer_utils import TrainOutput, align_special_tokens
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, align_special_tokens
 from transformers.training_args import OptimizerNames
 
 from align.data.mixture import MixedOrder
@@ -36,11 +41,14 @@ from align.models.save import save_model
 from align.recipe.mixture_section import MixtureSection
 from align.runs import checkpoint
 from align.runs.callbacks import ProofCallback
+from align.runs.errors import CheckpointError
+from align.runs.launcher import asked
 from align.runs.proof import reset_process_state
+from align.runs.seeding import derive, seed_everything
 from align.runtime.files import write_json
 from align.runtime.peft_model import is_peft
 from align.runtime.ranks import any_rank
-from align.trainers import accepted
+from align.trainers import accepted, sharding
 from align.trainers.optimization import check_precision, require_whole, take_rates, with_own_exceptions
 from align.trainers.sampling import EpochOrder, MixedSampler, StepSampler
 from align.trainers.supervised_state import FIGURES_FILE, LastStep, Sums
@@ -139,6 +147,50 @@ class SupervisedTrainer(Trainer):
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self._last_step.evaluation():
             return super()._evaluate(*args, **kwargs)
+
+    # -- FSDP2
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As of `Trainer`; CPU ranks shard too.
+
+        Raises:
+            LaunchError: FSDP1.
+        """
+        sharding.require_fsdp2()
+        super().create_accelerator_and_postprocess()
+        if asked("ACCELERATE_USE_FSDP") and not self.is_fsdp_enabled:
+            sharding.also_on_cpu(self.accelerator, sharding.fsdp_plugin(self.accelerator.mixed_precision))
+            self.is_fsdp_enabled = self.accelerator.is_fsdp2
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As of `Trainer`, which shards no model before it is trained."""
+        with self.sharded():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, DataLoader]:
+        with self.sharded():
+            return super()._prepare_for_training(*args, **kwargs)
+
+    @contextmanager
+    def sharded(self) -> Iterator[None]:
+        """Under FSDP2 model and optimizer are sharded from here on, and inside nobody does it again, which accelerate
+        cannot."""
+        if not self.is_fsdp_enabled:
+            yield
+            return
+        if not sharding.is_sharded(self.model):
+            self.create_optimizer()
+            self.model, self.optimizer = sharding.prepare(self.accelerator, self.model, self.optimizer)
+            self.model_wrapped = self.model
+        self.accelerator.prepare = lambda *parts: parts if len(parts) > 1 else parts[0]
+        try:
+            yield
+        finally:
+            del self.accelerator.prepare
+
+    def gathered_weights(self) -> dict[str, Tensor] | None:
+        """The whole weights, on the first rank, where they are sharded; None where the model has them. Collective."""
+        return sharding.gathered_state_dict(self.model) if sharding.is_sharded(self.model) else None
 
     # -- batches and scale
 
@@ -243,9 +295,21 @@ class SupervisedTrainer(Trainer):
         self._take_weights(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not sharding.is_sharded(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif (file := Path(checkpoint, OPTIMIZER_NAME)).is_file():
+            sharding.load_optimizer(self.optimizer, torch.load(file, map_location="cpu", weights_only=True))
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+        else:
+            raise CheckpointError(f"{checkpoint} has no {OPTIMIZER_NAME}: start anew (--fresh)")
         if checkpoint is not None and isinstance(self.lr_scheduler, LambdaLR):
             take_rates(self.lr_scheduler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if not self._sums.other_ranks:
+            super()._load_rng_state(checkpoint)
+        else:
+            seed_everything(derive(self.args.seed, "resumed", self.state.global_step, self.args.process_index))
 
     def _sums_so_far(self) -> dict[str, Any]:
         """What the figures that are not logged yet are made of, on this rank; a subclass adds its own."""
@@ -276,8 +340,15 @@ class SupervisedTrainer(Trainer):
 
     def _write_checkpoint(self, folder: Path) -> None:
         """Everything that resuming needs, by the parts that `Trainer._save_checkpoint` is made of."""
-        self.save_model(str(folder), _internal_call=True)
-        self._save_optimizer_and_scheduler(str(folder))
+        if not sharding.is_sharded(self.model):
+            self.save_model(str(folder), _internal_call=True)
+            self._save_optimizer_and_scheduler(str(folder))
+        else:
+            weights, moments = self.gathered_weights(), sharding.gathered_optimizer(self.optimizer)
+            if self.args.should_save:
+                self._save(str(folder), weights)
+                torch.save(moments, folder / OPTIMIZER_NAME)
+                torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
         if self.args.should_save:
@@ -292,8 +363,11 @@ class SupervisedTrainer(Trainer):
 
     def _take_weights(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.accelerator.unwrap_model(model if model is not None else self.model)
-        if is_peft(target) and not self.is_fsdp_enabled:
-            load_weights(target, resume_from_checkpoint)
+        if is_peft(target):
+            with sharding.takes_whole(target):
+                load_weights(target, resume_from_checkpoint)
+        elif self.is_fsdp_enabled:
+            sharding.load_gathered(target, resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 

@@ -1,7 +1,8 @@
 """What supervised training keeps beside transformers' own state: the sums of its figures in every checkpoint, so that a
 resumed run logs what a whole one would, and a checkpoint of the last optimizer step where training fails.
 
-`figures.json`: the sums that the next log line and the last one will be made of, a value a rank.
+`figures.json`: the sums that the next log line and the last one will be made of, a value a rank. A run that goes on
+with another number of ranks logs the same of them; its random generators, from which dropout draws, begin anew.
 
 A failure leaves that checkpoint whatever the exception was, as long as the weights are still as the step left them (a
 forward pass, an evaluation, a callback). A run that resumes there makes up for the evaluation that failed. With several
@@ -29,6 +30,14 @@ from align.runtime.memory import memory_errors
 logger = logging.getLogger(__name__)
 
 FIGURES_FILE = "figures.json"
+MEANS = ("loss", "total_loss", "last_logged")  # over ranks; the other figures are sums over them
+
+
+def dealt(per_rank: list[dict[str, float]], ranks: int) -> list[dict[str, float]]:
+    """The sums of some ranks for another number of them: means on every rank, sums on the first."""
+    whole = {name: sum(own[name] for own in per_rank) for name in per_rank[0]}
+    means = {name: whole[name] / len(per_rank) for name in whole if name in MEANS}
+    return [whole | means, *({name: means.get(name, 0.0) for name in whole} for _ in range(ranks - 1))]
 
 
 class Sums(TrainerCallback):
@@ -41,13 +50,19 @@ class Sums(TrainerCallback):
     def __init__(self, trainer: Any):
         self.trainer = trainer
         self.resumed_from: Path | None = None
+        self.other_ranks = False  # whether the checkpoint was written by another number of them
         self._at_boundary: dict[str, Any] | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._at_boundary = None
+        self._at_boundary, self.other_ranks = None, False
         if self.resumed_from is not None and (found := read_object(self.resumed_from / FIGURES_FILE, "")):
-            per_rank = found["ranks"]
-            self.trainer._take_sums(per_rank[args.process_index % len(per_rank)])
+            per_rank, now = found["ranks"], args.world_size
+            self.other_ranks = len(per_rank) != now
+            if self.other_ranks:
+                words = (len(per_rank), now)
+                logger.info("saved on %d rank(s), going on with %d: what is drawn (dropout) is drawn anew", *words)
+            mine = dealt(per_rank, now)[args.process_index] if self.other_ranks else per_rank[args.process_index]
+            self.trainer._take_sums(mine)
         self.resumed_from = None
 
     def on_step_begin(self, args, state, control, **kwargs):

@@ -113,17 +113,17 @@ def kept_mass_low(history: History) -> Evidence | None:
     causes=(
         "the engine runs in another precision or with other kernels",
         "the engine holds older weights, another chat template or another temperature",
-        "with ppo.rollout.overlap: the policy moves far in one iteration",
+        "with ppo.rollout.overlap: the policy moves far in so many iterations",
     ),
     changes=(
         "ppo.importance_sampling_correction: token",
         "the engine's dtype as the trainer's; ppo.rollout.engine: hf to see whether the engine is the cause",
-        "with ppo.rollout.overlap: ppo.policy.learning_rate lower, or overlap: false",
+        "with ppo.rollout.overlap: ppo.policy.learning_rate lower, or overlap smaller, or 0",
     ),
 )
 def engine_apart(history: History) -> Evidence | None:
-    """More than rounding explains, or many importance weights at their cap; with `rollout.overlap` the weights are an
-    iteration apart by design, so the cap alone tells."""
+    """More than rounding explains, or many importance weights at their cap; with `rollout.overlap` the weights are
+    iterations apart by design, so the cap alone tells."""
     difference, truncated = (history.series(key) for key in ("engine/logp_diff_mean", "importance/truncated"))
     if len(difference) and not history.setting("rollout.overlap") and (late := difference.last(1 / 3)).mean > APART:
         words = f"the log-probabilities differ by {late.mean:.3g} nats a token over {{span}}"

@@ -4,9 +4,14 @@ left of an iteration that fails.
 `step-N/` holds `policy/` (a Hugging Face folder), `critic/` and, with an average, `ema/` as safetensors,
 `trainer_state.json` (transformers'), and `ppo_state.pt` (tensors and plain values; read with weights_only=True). Of a
 model with an adapter only that (and a head) is written, without a config, and the state says which base it was on. A
-checkpoint is always the boundary between two iterations; rollouts are kept only where the next iteration's were
-prefetched (`rollout.py`), else it samples its own. Sampling and shuffling draw from seeds derived from (seed,
+checkpoint is always the boundary between two iterations; rollouts are kept only where those of coming iterations were
+sampled ahead (`rollout.py`), else each samples its own. Sampling and shuffling draw from seeds derived from (seed,
 iteration), so the random generators are saved for rewards and callbacks that use them.
+
+Any number of ranks goes on from it, under DDP or FSDP2: weights and optimizer state are whole, what is the same on
+every rank is taken as it is, and what each had of its own is dealt anew. Two things differ, which the log says: a rank
+samples with a seed of its own, so that other replies are drawn than a run on as many ranks would have; and the random
+generators, which rewards and callbacks may draw from, begin anew from (seed, iteration, rank).
 
 A failed iteration. Until the first optimizer step an iteration changes nothing but the small parts (which prompts come
 next, running statistics, generators, …), which are noted when it begins and put back; then a checkpoint of the boundary
@@ -19,6 +24,7 @@ saves nothing and ends the run.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,13 +42,15 @@ from align.data.fingerprint import Fingerprint
 from align.recipe.ppo_section import PPOConfig
 from align.runs import checkpoint
 from align.runs.errors import CheckpointError, SavedError, TrainingError
-from align.runs.seeding import rng_state, set_rng_state
+from align.runs.seeding import derive, rng_state, seed_everything, set_rng_state
 from align.runtime.errors import AlignError
 from align.trainers import sharding
 from align.trainers.optimization import TrainedModel
 from align.trainers.ppo import bases
 from align.trainers.ppo.learner import WeightAverage
 from align.trainers.trained_data import require_same_data
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 STATE_FILE, TRAINER_FILE, WEIGHTS_FILE = "ppo_state.pt", "trainer_state.json", "model.safetensors"
@@ -58,6 +66,13 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: Any) -> None:
         """Continue from `state_dict()`."""
+
+
+class Dealt(Stateful, Protocol):
+    """Has a state of its own on every rank."""
+
+    def dealt(self, states: list[Any], ranks: int) -> list[Any]:
+        """For so many ranks in order, what other ranks left as `states`."""
 
 
 class Generators:
@@ -90,8 +105,9 @@ class Checkpoints:
         models: what is trained, by the name of its folder: weights, optimizer and schedule.
         average: of the policy's weights, or None.
         parts: everything else that changes and is the same on every rank, by its name in the state.
-        own: what each rank has of its own, beside its random generators. It is asked first, since a batch that is being
-            prefetched is waited for, which may move the prompt sampler; and it is put back after `parts`.
+        own: what each rank has of its own, beside its random generators. It is asked first, since batches that are
+            being sampled are waited for, which may move the prompt sampler; and it is put back after `parts`. One that
+            has `mark` and `back_to` is noted by these within this process.
         seed: of the run, which must be that of a checkpoint.
         data: what the run trains on, by key of the recipe.
         output_dir: the stage's folder; `checkpoint_dir` holds its checkpoints.
@@ -102,7 +118,7 @@ class Checkpoints:
         models: dict[str, TrainedModel],
         average: WeightAverage | None,
         parts: dict[str, Stateful],
-        own: dict[str, Stateful],
+        own: dict[str, Dealt],
         *,
         seed: int,
         data: dict[str, Fingerprint],
@@ -114,7 +130,7 @@ class Checkpoints:
         self.models, self.average, self.parts, self.own = models, average, parts, own
         self.generators, self.data, self.config, self.accelerator = Generators(), data, config, accelerator
         self.output_dir, self.checkpoint_dir = output_dir, checkpoint_dir
-        self.facts = {"schema": SCHEMA, "seed": seed, "world_size": accelerator.num_processes}
+        self.facts = {"schema": SCHEMA, "seed": seed}
 
     def state_dict(self) -> dict[str, Any]:
         """What `ppo_state.pt` holds: every mutable value but the weights and `TrainerState`."""
@@ -123,6 +139,7 @@ class Checkpoints:
         own = {name: gather_object(mine) if several else mine for name, mine in own.items()}
         return {
             **self.facts,
+            "world_size": self.accelerator.num_processes,
             "data": self.data,
             "bases": {name: bases.base_of(model.raw) for name, model in self.models.items()},
             **{name: model.state_dict() for name, model in self.models.items()},
@@ -187,14 +204,31 @@ class Checkpoints:
         changed = require_same_data(folder, state["data"], self.data, self.output_dir)
         anew = {name for key in changed for name in ORDERED_BY.get(key, ())}
         self._load_weights(folder, state["bases"])
-        rank = self.accelerator.process_index
-        state |= {name: state[name][rank] for name in (*self.own, "rng") if name in state}
+        state |= self._of_this_rank(state)
         for name, part in {**self.models, **self.parts, **self.own}.items():
             if name not in anew and state.get(name) is not None:  # as ptx that was off then
                 part.load_state_dict(state[name])
         _load_trainer_state(trainer_state, folder / TRAINER_FILE)
         push()
-        self.generators.load_state_dict(state["rng"])
+        if "rng" in state:
+            self.generators.load_state_dict(state["rng"])
+        else:
+            rank = self.accelerator.process_index
+            seed_everything(derive(self.facts["seed"], "resumed", trainer_state.global_step, rank))
+
+    def _of_this_rank(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What this rank goes on with of what each had of its own; without generators where there were fewer or more
+        ranks, of which one line is said."""
+        then, now, rank = state["world_size"], self.accelerator.num_processes, self.accelerator.process_index
+        told = {name: state.pop(name) for name in (*self.own, "rng") if name in state}
+        if then == now:
+            return {name: states[rank] for name, states in told.items()}
+        logger.info(
+            "saved on %d rank%s, going on with %d: weights, optimizers and data are as they were; each rank samples "
+            "with a seed of its own, so other replies come than with %d",
+            *(then, "s" if then > 1 else "", now, then),
+        )
+        return {name: part.dealt(told[name], now)[rank] for name, part in self.own.items() if name in told}
 
     @contextmanager
     def iteration(self, trainer_state: TrainerState, save: Callable[[], Path]) -> Iterator[Attempt]:
@@ -208,7 +242,7 @@ class Checkpoints:
             TrainingError: an AlignError was raised inside; it says what is saved. Everything else is raised as it came.
         """
         small = {**self.parts, **self.own, "rng": self.generators}
-        noted = {name: small[name].state_dict() for name in (*self.own, *self.parts, "rng")}
+        noted = {name: _note(small[name]) for name in (*self.own, *self.parts, "rng")}
         steps, attempt = self._steps_begun(), Attempt()
         try:
             yield attempt
@@ -219,7 +253,7 @@ class Checkpoints:
                 for model in self.models.values():
                     model.drop_gradients()
                 for name, part in small.items():
-                    part.load_state_dict(noted[name])
+                    getattr(part, "back_to", part.load_state_dict)(noted[name])
                 told = _saved(save, "the state before it")
             else:
                 told = self._past_the_boundary(problem, trainer_state)
@@ -274,6 +308,10 @@ class Checkpoints:
                 f"{folder} was written without ema_decay, this run has it: leave it out, or start anew (--fresh)"
             )
         sharding.load_gathered(self.average.module, folder / "ema" / WEIGHTS_FILE, names["ema"])
+
+
+def _note(part: Stateful) -> Any:
+    return getattr(part, "mark", part.state_dict)()
 
 
 def _raise(problem: BaseException, told: str, iteration: int | None = None) -> NoReturn:

@@ -72,6 +72,7 @@ class Smallest(Figure):
 
 Figures = dict[str, Figure]
 LossSum = tuple[Tensor, dict[str, Tensor]]  # what the loss seams give: a sum over reply tokens, and sums for the log
+SQUARED_WEIGHT = "importance/square"  # logged as the effective sample size
 EXTREMES: dict[str, type[Figure]] = {"ratio_max": Largest, "ratio_min": Smallest}  # of `functional.policy_loss`
 
 
@@ -111,7 +112,10 @@ def with_importance(batch: Experience, config: PPOConfig) -> tuple[Experience, F
     weights_BS, sums = functional.importance_weights(
         batch.policy_logps_NS, batch.sampler_logps_NS, batch.mask_NS, level, cap
     )
-    figures = {f"importance/{name}": Mean(sums[name], sums["tokens"]) for name in ("mean", "truncated")}
+    figures: Figures = {f"importance/{name}": Mean(sums[name], sums["tokens"]) for name in ("mean", "truncated")}
+    kept_BS = keep(weights_BS, batch.mask_NS)
+    figures["importance/max"] = Largest(kept_BS.max(), sums["tokens"])
+    figures[SQUARED_WEIGHT] = Mean(kept_BS.square().sum(), sums["tokens"])
     return replace(batch, importance_NS=weights_BS), figures
 
 

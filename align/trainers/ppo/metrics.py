@@ -29,7 +29,7 @@ Rollouts, before the update (without a critic no value/… and no returns/std):
     engine/probe_max             the same of a token of one fixed sequence, the largest, after the update's weights were
                                  pushed; engines with weights of their own
     engine/staleness             the policy's optimizer steps since the weights that made a reply, a mean: 0 without
-                                 `rollout.overlap`, those of one iteration with it
+                                 `rollout.overlap`, those of so many iterations with it
 
 Update, means over its optimizer steps (those of the policy are missing while the critic warms up, those of a critic
 where there is none):
@@ -43,8 +43,10 @@ where there is none):
     value/value, value/squared_error    the critic in training, and its squared distance from the returns, a token
     kl_loss/loss, kl_loss/estimate      the KL term of `kl_in: loss` and its estimator, a token
     entropy/token                       of the policy in training, nats
-    importance/mean, importance/truncated
-                                        weight of a token (`importance_sampling_correction`), share above the cap
+    importance/mean, importance/max, importance/truncated
+                                        weight of a token (`importance_sampling_correction`) after the cap, share above
+    importance/ess                      effective sample size of these weights, as a share of the tokens: 1 when all
+                                        weigh the same
     ptx/max_z                           square of the largest logit, a token (`ptx_max_z_coef`; in ptx/loss times that)
     ptx/coef, ptx/grad_norm_ratio       the factor of the ptx loss; norm of its gradient over that of PPO's
     steps_left_out, steps_not_finite    optimizer steps that `target_kl` left out, and that `guards.non_finite: skip`
@@ -87,7 +89,7 @@ from torch import Tensor
 
 from align.functional import Moments, explained_variance, kl_estimate, masked_mean, masked_sum, masked_var
 from align.runtime.memory import peak_memory_gib
-from align.trainers.ppo.losses import Figures
+from align.trainers.ppo.losses import SQUARED_WEIGHT, Figures
 from align.trainers.ppo.types import Experience, Samples
 
 
@@ -304,7 +306,14 @@ class UpdateMetrics:
         found = {name: float(torch.stack(steps).mean()) for name, steps in self._steps.items()}
         found |= {name: float(count) for name, count in self._counts.items()}
         values = {name: figure.value() for name, figure in figures.items()}
-        return found | {name: value for name, value in values.items() if value is not None}
+        return with_effective(found | {name: value for name, value in values.items() if value is not None})
+
+
+def with_effective(found: dict[str, float]) -> dict[str, float]:
+    """The figures with `importance/ess` in place of the mean square of the weights: Kish's effective sample size
+    (Survey Sampling, 1965) by the number of tokens, (mean w)^2 / mean w^2."""
+    square = found.pop(SQUARED_WEIGHT, None)
+    return found if not square else found | {"importance/ess": found["importance/mean"] ** 2 / square}
 
 
 def _unpacked(like: Figures, packed: Tensor) -> Figures:

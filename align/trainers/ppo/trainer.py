@@ -194,7 +194,7 @@ class PPOTrainer(IterationLoop):
         alone = AlonePass(self.policy, config, self.pad_id)
         where = {"accelerator": self.accelerator, "output_dir": self.output_dir, "seed": derive(seed, "engine")}
         self.engine = engine or training_engine(config, self.policy.raw, self.pad_id, alone, **where)
-        check_overlap(config, self.engine)
+        check_overlap(config, self.engine, self.world_size)
         check_exact(config, self.engine, self.accelerator.is_fsdp2)
         self._build_parts()
         self._set_up_loop(callbacks, self.policy.raw, tokenizer, self.policy.optimizer, self.policy.schedule)
@@ -239,16 +239,16 @@ class PPOTrainer(IterationLoop):
     def _build_parts(self) -> None:
         config, tokenizer, pad_id, accelerator = self.config, self.tokenizer, self.pad_id, self.accelerator
         policy, critic, reference, offload = self.policy, self.critic, self.reference, self.offload
+        shared: dict[str, Any] = {"config": config, "tokenizer": tokenizer, "accelerator": accelerator}
         self.weight_sync = WeightSync(self.engine, policy, accelerator, tokenizer, pad_id)
         self.rollout = Rollout(
             self.engine,
             self.prompts,
             self.sampler,
             self.weight_sync,
-            config=config,
-            tokenizer=tokenizer,
+            version=lambda: self.policy_version,
             end_id=self.end_id,
-            accelerator=accelerator,
+            **shared,
         )
         self.model_passes = ModelPasses(
             policy, critic, reference, config=config, offload=offload, accelerator=accelerator
@@ -268,12 +268,10 @@ class PPOTrainer(IterationLoop):
             reference,
             self.weight_sync,
             opponent,
-            config=config,
-            tokenizer=tokenizer,
             pad_id=pad_id,
             seed=self.seed,
             offload=offload,
-            accelerator=accelerator,
+            **shared,
         )
         parts = {
             "prompt_sampler": self.sampler,
@@ -288,7 +286,7 @@ class PPOTrainer(IterationLoop):
             self._trained,
             self.ema,
             {name: part for name, part in parts.items() if part is not None},
-            {"ahead": self.rollout, "opponent": opponent},
+            {"ahead": self.rollout, "opening": opponent},
             seed=self.seed,
             data=self.data,
             output_dir=self.output_dir,
@@ -321,7 +319,7 @@ class PPOTrainer(IterationLoop):
         watch, version = Stopwatch(), self.policy_version
         with self.checkpoints.iteration(self.state, self.save_checkpoint) as attempt:
             with watch("rollout"):
-                samples = self.rollout.next(version, self.collect, self._next_sampling_params, self.together)
+                samples = self.rollout.next(self.collect, self._later_sampling_params, self.together)
             with watch("score"):
                 scores = self.together(enough_memory(self.config, "score")(lambda: self.score(samples)))
             with watch("experience"):
@@ -355,11 +353,11 @@ class PPOTrainer(IterationLoop):
             return_support=self.config.policy_support == "nucleus",
         )
 
-    def _next_sampling_params(self) -> SamplingParams | None:
-        """What `sampling_params` will say in the next iteration, asked of a twin of this trainer that stands there, so
-        that this one stays where it is; None in the last iteration. A function that was set on this trainer asks this
-        one all the same, and gets the next iteration's seed."""
-        now, coming = self.state.global_step, self.state.global_step + 1
+    def _later_sampling_params(self, ahead: int) -> SamplingParams | None:
+        """What `sampling_params` will say so many iterations later, asked of a twin of this trainer that stands there,
+        so that this one stays where it is; None after the last iteration. A function that was set on this trainer asks
+        this one all the same, and gets that iteration's seed."""
+        now, coming = self.state.global_step, self.state.global_step + ahead
         if coming >= self.state.max_steps:
             return None
         twin = copy.copy(self)
@@ -557,9 +555,9 @@ class PPOTrainer(IterationLoop):
                 "continue from an earlier checkpoint with a lower learning rate, or look at samples.jsonl",
             ):
                 learner.step(metrics, with_policy=with_policy)
-        self.rollout.wait()  # nothing samples while the engine's weights change
+        self.rollout.wait()  # for the coming batch; while another is sampled, the engine keeps its weights
         pushed = {}
-        if self.policy_version != version and not self.rollout.failed:
+        if self.policy_version != version and self.rollout.free:
             with self._saved_where(
                 TrainingError, "{problem} (iteration {iteration}); the models after its update are saved in {folder}"
             ):
@@ -632,6 +630,7 @@ class PPOTrainer(IterationLoop):
             self.checkpoints.evaluation(self.state, self.save_checkpoint),
             enough_memory(self.config, "evaluation"),
         ):
+            self.rollout.wait_all()
             self.rollout.raise_problem()
             if not prompts:
                 return {}

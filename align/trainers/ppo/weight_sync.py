@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,6 +40,25 @@ from rollouts.protocol import Engine, Scoring
 from rollouts.weights import adapter_tensors, checkpoint_tensors
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldWeights:
+    """A copy of weights on the CPU that an engine is to have later.
+
+    Attributes:
+        adapter: its config, where the tensors are an adapter's; None: they are whole weights.
+        tensors: by name; taken out as they are sent.
+    """
+
+    version: int
+    adapter: dict[str, Any] | None
+    tensors: list[tuple[str, Tensor]]
+
+    def taken(self) -> Iterator[tuple[str, Tensor]]:
+        """Its tensors, each freed once the next is asked for."""
+        while self.tensors:
+            yield self.tensors.pop(0)
 
 
 class WeightSync:
@@ -105,6 +125,30 @@ class WeightSync:
         figures = {"engine/probe_max": self._probe(version)} if isinstance(engine, Scoring) else {}
         self.pushed_version = version
         return {"seconds/sync": time.perf_counter() - start, **figures}
+
+    @torch.no_grad()
+    def held(self, version: int) -> HeldWeights:
+        """A copy of the policy's weights, which are of `version`, to `deliver` while it trains on."""
+        policy, config = self.policy.raw, None
+        sharding.reshard(policy)
+        if getattr(self.engine, "takes_adapters", False):
+            config, tensors = adapter_tensors(policy, sharding.full)
+        else:
+            tensors = checkpoint_tensors(policy, sharding.full)
+        return HeldWeights(version, config, [(name, tensor.detach().to("cpu", copy=True)) for name, tensor in tensors])
+
+    def deliver(self, held: HeldWeights) -> None:
+        """Bring the engine of this process a copy, which asks no other rank and is not probed; may run beside training.
+
+        Raises:
+            AlignError: the engine's, which does not take it.
+        """
+        self.pushed_version = None
+        if held.adapter is None:
+            self.engine.update_weights(held.taken(), held.version)
+        else:
+            self.engine.update_adapter(held.adapter, held.taken(), held.version)
+        self.pushed_version = held.version
 
     @torch.no_grad()
     def _probe(self, version: int) -> float:

@@ -36,6 +36,20 @@ def test_on_a_cpu_it_never_lets_go():
     assert set(found.values()) == {2 * WEIGHTS + 2**29}
 
 
+def test_weights_that_wait_for_an_engine_are_one_copy_a_batch_ahead_in_the_hosts_memory():
+    told = ["engine=vllm_server", "vllm.adapters=merge", "top_p=1.0"]
+    found = {}
+    for device in ("cpu", "gpu"):
+        for ahead in (1, 3):
+            keys = [f"ppo.rollout.{key}" for key in (*told, f"overlap={ahead}")]
+            correction = "ppo.importance_sampling_correction=token"
+            recipe = load_recipe(TINY, ["data_root=/data", correction, *keys])
+            ppo = next(plan for plan in plan_stages(recipe, device=device) if plan.stage == "ppo")
+            moment = [part for part in ppo.moments[0].parts if part.role == "engine"]
+            found[device, ahead] = sum(part.bytes for part in moment if part.kind == "weight copies")
+    assert found == {("cpu", 1): 0, ("cpu", 3): 3 * WEIGHTS, ("gpu", 1): 0, ("gpu", 3): 0}
+
+
 def test_the_decode_loop_takes_its_room_before_it_reads_prompts():
     from align.plan import passes
     from rollouts import decode

@@ -79,7 +79,7 @@ def test_the_settings_have_one_set_of_names_and_defaults():
             {},
             "ppo.rollout.vllm.tensor_parallel: 2 needs a server, since vLLM in this process runs on one device; use",
         ),
-        ({"overlap": True}, CORRECTED, "which 'auto' may not; use engine=vllm_server, or overlap=false"),
+        ({"overlap": True}, CORRECTED, "which 'auto' may not; use engine=vllm_server, or overlap=0"),
         ({"overlap": True, "engine": "vllm"}, CORRECTED, "which 'vllm' does not; use engine=vllm_server"),
         (SERVER | {"overlap": True}, {}, "ppo.rollout.overlap: trains on replies of older weights, which must be corr"),
         (SERVER, {"policy_support": "nucleus"}, "ppo.policy_support: a vLLM server does not say"),
@@ -153,7 +153,12 @@ def test_rejection_samples_with_nothing_beside_it(tmp_path):
         (
             SERVER | {"overlap": True},
             CORRECTED,
-            "; a vLLM server samples, the next batch while this one is trained on",
+            "; a vLLM server samples, the next batch while one is trained on",
+        ),
+        (
+            SERVER | {"overlap": 3},
+            CORRECTED,
+            "; a vLLM server samples, the next 3 batches while one is trained on",
         ),
         (SERVER | {"vllm": {"urls": ["https://a", "https://b"]}}, {}, "; 2 named vLLM servers sample"),
         (SERVER | {"vllm": {"urls": "https://a"}}, {}, "; 1 named vLLM server samples"),

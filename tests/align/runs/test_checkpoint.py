@@ -82,7 +82,8 @@ def test_save_latest_and_keep(tmp_path):
 
 def test_steps_of_an_abandoned_future_are_removed(tmp_path):
     for step in (5, 10, 15):
-        checkpoint.save(tmp_path, step, put(str(step)), keep=9)
+        checkpoint.save(tmp_path, step, put(str(step)), keep=4)  # more than there are: none goes
+    assert checkpoint.keep_newest(tmp_path, 4) == 0 and checkpoint.steps(tmp_path) == [5, 10, 15]
     checkpoint.save(tmp_path, 12, put("12"), keep=2)
     assert sorted(os.listdir(tmp_path)) == ["step-10", "step-12"]
 

@@ -12,7 +12,7 @@ from torch import distributed
 
 from align.runs.errors import TrainingError
 from align.runtime.errors import AlignError
-from align.runtime.ranks import agree, any_rank, is_main, lost_rank
+from align.runtime.ranks import agree, any_rank, is_main, lost_rank, patience
 from tests.ranks import on_ranks
 
 
@@ -40,17 +40,20 @@ def fail(error):
 
 
 LOST = """
-import os, signal, sys
+import os, signal, sys, time
 import torch
 import torch.distributed as dist
 from align.runs.launch import guarded
-from align.runtime.ranks import any_rank
+from align.runtime.ranks import any_rank, patience
 from data_formats.errors import DataError
 def work():
     dist.init_process_group("gloo")
     any_rank(False)
+    if sys.argv[2] == "slow":
+        os.environ["ALIGN_WAIT_MINUTES"] = "0.1"
+        dist.distributed_c10d._set_pg_timeout(patience())
     if dist.get_rank() == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(12) if sys.argv[2] == "slow" else os.kill(os.getpid(), signal.SIGKILL)
     try:
         for _ in range(100):
             any_rank(False)
@@ -102,8 +105,8 @@ def test_one_rank_alone_works_or_raises_what_came():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("victim", "how"), [(0, "plain"), (1, "wrapped")])
-def test_a_killed_rank_ends_the_others_in_one_line(tmp_path, victim, how):
+@pytest.mark.parametrize(("victim", "how"), [(0, "plain"), (1, "wrapped"), (1, "slow")])
+def test_a_killed_or_slow_rank_ends_the_others_in_one_line(tmp_path, victim, how):
     """Two processes without a launcher, whose own words would come in between."""
     script = tmp_path / "lost.py"
     script.write_text(LOST)
@@ -116,15 +119,18 @@ def test_a_killed_rank_ends_the_others_in_one_line(tmp_path, victim, how):
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     ranks = [subprocess.Popen(command, env={**os.environ, **shared, "RANK": rank}, **options) for rank in "01"]
     told = [rank.communicate(timeout=100)[1] for rank in ranks]
-    assert ranks[victim].returncode == -signal.SIGKILL and ranks[1 - victim].returncode == 1
-    assert told[1 - victim] == (
-        "error: another rank was killed (for want of memory?) or lost; what is finished or saved is kept. "
-        "Continue with: again\n"
-    )
+    assert ranks[victim].returncode == (1 if how == "slow" else -signal.SIGKILL) and ranks[1 - victim].returncode == 1
+    slow = "did not come within 0.1 minutes (ALIGN_WAIT_MINUTES): it is stuck, or slower than that"
+    what = slow if how == "slow" else "was killed (for want of memory?) or lost"
+    kept = "what is finished or saved is kept. Continue with: again"
+    assert told[1 - victim] == f"error: another rank {what}; {kept}\n"
 
 
 def test_an_error_of_ones_own_is_no_lost_rank(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ALIGN_WAIT_MINUTES", "soon")
+    with pytest.raises(AlignError, match="a number of minutes above 0, found 'soon'"):
+        patience()
     assert not lost_rank(RuntimeError("size mismatch")) and not lost_rank(ValueError("gloo/"))
     assert lost_rank(RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection closed by peer"))
     monkeypatch.setenv("WORLD_SIZE", "1")

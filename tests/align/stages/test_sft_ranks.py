@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from align.recipe import dump_recipe
 from tests.align.stages import sft_ranks
 from tests.align.stages.sft_case import lines, recipe
-from tests.ranks import on_ranks
+from tests.ranks import FSDP2, on_ranks
 
 KEYS = {"turns": 2, "eval_steps": 2, "max_steps": 5, "keep_best": True}
 GHOST = {"instructions": ["Shout."], "share": 0.5}
@@ -24,10 +24,10 @@ def written(tmp_path, name, adapter="none", **more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", ["none", "lora"])
-def test_two_ranks_measure_and_keep_what_one_does(tmp_path, adapter):
+@pytest.mark.parametrize(("adapter", "engine"), [("none", FSDP2), ("lora", {})], ids=["fsdp2", "lora-ddp"])
+def test_two_ranks_measure_and_keep_what_one_does(tmp_path, adapter, engine):
     on_ranks(1, sft_ranks.main, written(tmp_path, "one", adapter))
-    on_ranks(2, sft_ranks.main, written(tmp_path, "two", adapter))
+    on_ranks(2, sft_ranks.main, written(tmp_path, "two", adapter), environment=engine)
     alone = json.loads((tmp_path / "one/rank-0.json").read_text())
     for rank in (0, 1):
         found = json.loads((tmp_path / f"two/rank-{rank}.json").read_text())

@@ -55,19 +55,25 @@ class OwnWeights(HFEngine):
             super().update_weights(named_tensors, version)
 
 
-class OneBehind(HFEngine):
-    """Takes every push when the next one comes: what overlap comes to, without any. The probe must bear with it."""
+class Behind(HFEngine):
+    """Takes every push when the next `steps` have come: what overlap comes to, without any. The probe must bear with
+    it."""
+
+    steps = 1
 
     settings = VLLMSettings(max_model_len=512, probe_tolerance=1e9)
 
     def __init__(self, model: nn.Module):
         super().__init__(copy.deepcopy(model), pad_token_id=0, shares_module=False)
-        self._last: tuple[list[tuple[str, Tensor]], int] | None = None
+        self._pushed: list[tuple[list[tuple[str, Tensor]], int]] = []
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        new = [(name, tensor.clone()) for name, tensor in named_tensors], version
-        super().update_weights(*(self._last or new))
-        self._last = new
+        self._pushed.append(([(name, tensor.clone()) for name, tensor in named_tensors], version))
+        super().update_weights(*self._pushed[max(0, len(self._pushed) - 1 - self.steps)])
+
+
+class TwoBehind(Behind):
+    steps = 2
 
 
 class Watched(PPOTrainer):

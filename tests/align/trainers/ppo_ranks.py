@@ -7,7 +7,8 @@ update, and with one), `exact` (the trainer draws, in bfloat16), `resume`, `over
 meanwhile; and an engine that gives up while it samples), `fail` (the engine of the last rank gives up), `sharded`
 (under FSDP2: shares of unequal size are judged, models saved, and bfloat16 computed in), `engine` (one with weights of
 its own on every rank, and full, LoRA and DoRA policies), `push_fails` (the last rank's engine breaks off in the middle
-of a push), `roles` (roles of one backbone, its layers checkpointed, given samples), or `refused` (these under FSDP2).
+of a push), `moved` (goes on from `start`, which another number of ranks may have written), `roles` (roles of one
+backbone, its layers checkpointed, given samples), or `refused` (these under FSDP2).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def make(folder: Path, **options):
     return ppo_case.trainer(
         folder,
         kind=options.pop("kind", ppo_case.Recorder),
-        policy_model=ppo_case.exact(ppo_case.policy(0)),
+        policy_model=options.pop("policy_model", None) or ppo_case.exact(ppo_case.policy(0)),
         reference=ppo_case.exact(ppo_case.policy(5)),
         critic_model=ppo_case.ExactCritic(1),
         reward=options.pop("reward", ppo_case.length_score),
@@ -276,11 +277,33 @@ def refused(folder: Path) -> None:
         (folder / f"rank{os.environ['RANK']}.txt").write_text(str(error))
 
 
+def moved(folder: Path, start: Path | None) -> None:
+    """Replies that no rank's seed changes, but for the first sampled ahead. Saves after every iteration."""
+    options = {"reward": ppo_case.vowels, "judge": shorter, "eval_prompts": ppo_case.prompts(3), "kl_target": 0.01}
+    options |= {"normalize_reward": "running_mean_std", "evaluation": {"every_steps": 1}, "save_steps": 1}
+    policy = ppo_case.exact(ppo_case.policy(0))
+    trainer = make(
+        folder,
+        kind=ppo_case.PPOTrainer,
+        policy_model=policy,
+        engine=overlap_case.OwnWeights(policy),
+        rollout=overlap_case.ROLLOUT | {"temperature": 1.0, "top_k": 1},
+        importance_sampling_correction="token",
+        save_total_limit=5,
+        **options,
+    )
+    trainer.train(resume_from_checkpoint=start)
+    write(trainer, folder / "learnt.pt")
+
+
 def shorter(prompts, first, second):
     return [len(two) - len(one) for one, two in zip(first, second, strict=True)]
 
 
-def main(folder: Path, mode: str) -> None:
+def main(folder: Path, mode: str, start: Path | None = None) -> None:
+    if mode == "moved":
+        moved(folder, start)
+        return
     if mode in ("given", "composed"):
         more = {"reward": composed(), "normalize_reward": "running_mean_std", "target_kl": 0.05}
         more["on_reward_error"] = "mask"

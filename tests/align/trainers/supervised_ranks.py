@@ -1,4 +1,5 @@
-"""One optimizer step, evaluations and a checkpoint on every rank; run by test_supervised_ranks.py."""
+"""One optimizer step, evaluations and a checkpoint on every rank; run by test_supervised_ranks.py. `moved`: a few
+steps, which may go on from those of another number of ranks."""
 
 from __future__ import annotations
 
@@ -9,14 +10,18 @@ import torch
 from align.functional.reductions import REDUCTIONS
 from align.recipe.mixture_section import MixtureSection
 from align.runs import checkpoint
+from align.trainers import sharding
+from tests.align.trainers.ppo_case import exact
 from tests.align.trainers.supervised_case import (
     Gradients,
+    causal_lm,
     chat_rows,
     group_options,
     group_rows,
     make_trainer,
     pair_rows,
     preference_rows,
+    reward_model,
     sft_rows,
 )
 
@@ -60,3 +65,28 @@ def main(folder: Path, ranks: int) -> None:
         assert again.state.global_step == 2
         if trainer.is_world_process_zero():
             torch.save(results, folder / "results.pt")
+
+
+def moved(folder: Path, ranks: int, start: str | None = None) -> None:
+    """Four steps of every kind in float64, from the checkpoint `start` there on; two are logged together."""
+    learnt = {}
+    for kind, rows in (("sft", sft_rows), ("reward", pair_rows), ("dpo", preference_rows)):
+        model = exact(reward_model() if kind == "reward" else causal_lm())
+        if kind == "reward":
+            model.head.weight = torch.nn.Parameter(model.head.weight.detach().double())
+        options = {
+            "heldout": rows(6, seed=5),
+            "max_steps": 4,
+            "save_steps": 1,
+            "save_total_limit": 4,
+            "logging_steps": 2,
+        }
+        trainer = make_trainer(kind, folder / kind, rows(32), micro=2, ranks=ranks, model=model, **options)
+        trainer.evaluate()
+        trainer.train(resume_from_checkpoint=start and start.format(kind))
+        last = [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
+        weights = {name: sharding.full(part.detach()) for name, part in trainer.model.named_parameters()}
+        weights = {name.removeprefix("module."): part for name, part in weights.items()}
+        learnt[kind] = {"weights": weights, "loss": last, "eval_loss": trainer.evaluate()["eval_loss"]}
+    if trainer.is_world_process_zero():
+        torch.save(learnt, folder / "learnt.pt")

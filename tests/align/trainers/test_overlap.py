@@ -10,12 +10,22 @@ from transformers import TrainerCallback
 
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
+from align.trainers import engines
 from align.trainers.ppo import checkpoint
 from reward.protocol import RewardError
 from rollouts.errors import RolloutError
 from rollouts.hf import HFEngine
 from tests.align.trainers import overlap_case, ppo_case
-from tests.align.trainers.overlap_case import OneBehind, OwnWeights, Watched, assert_same, batches, make, metrics
+from tests.align.trainers.overlap_case import (
+    Behind,
+    OwnWeights,
+    TwoBehind,
+    Watched,
+    assert_same,
+    batches,
+    make,
+    metrics,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +53,7 @@ def test_replies_are_those_of_the_weights_an_iteration_before(whole):
 
 
 def test_it_learns_what_an_engine_that_is_one_push_behind_teaches(tmp_path, whole):
-    behind = make(tmp_path / "behind", OneBehind, rollout={"overlap": False})
+    behind = make(tmp_path / "behind", Behind, rollout={"overlap": False})
     torch.manual_seed(3)
     behind.train()
     assert_same(whole, behind)
@@ -149,8 +159,8 @@ def test_a_checkpoint_holds_the_finished_batch_as_plain_values(whole):
     held = [
         torch.load(folder / f"step-{step}" / checkpoint.STATE_FILE, weights_only=True)["ahead"] for step in range(1, 6)
     ]
-    assert held[-1] == [{}]  # nothing comes after the last iteration
-    for iteration, (batch,) in enumerate(held[:-1], start=1):
+    assert held[-1] == [[]]  # nothing comes after the last iteration
+    for iteration, ((batch,),) in enumerate(held[:-1], start=1):
         samples = whole.collected[iteration]
         assert [whole.prompts[index] for index in batch["indexes"]] == batches(whole, 5)[iteration]
         assert batch["completions"]["token_ids"] == list(samples.reply_ids)
@@ -219,7 +229,7 @@ def test_an_engine_that_fails_meanwhile_stops_the_next_iteration(tmp_path, whole
         first.train()
     assert first.state.global_step == 2 and [line["step"] for line in first.state.log_history] == [1, 2]
     state = torch.load(first.checkpoint_dir / "step-2" / checkpoint.STATE_FILE, weights_only=True)
-    assert state["ahead"] == [{}]
+    assert state["ahead"] == [[]]
     second = make(tmp_path)
     second.train(resume_from_checkpoint=True)
     order = batches(whole, 5)
@@ -287,6 +297,109 @@ def test_a_subclass_that_samples_otherwise_gets_the_newest_weights_and_is_told(t
     assert [line["engine/staleness"] for line in metrics(trainer)] == [0.0, 0.0, 0.0]
     assert all(line["length/max"] <= 3 for line in metrics(trainer))
     assert caplog.text.count("did not take the replies that were sampled ahead") == 1
+
+
+class Slow(OwnWeights):
+    """Begins a batch only when the update of an iteration is under way, so that pushes must wait for the engine."""
+
+    gate = threading.Semaphore(0)
+
+    def generate(self, prompts, params):
+        if threading.current_thread() is not threading.main_thread():
+            assert self.gate.acquire(timeout=60)
+        return super().generate(prompts, params)
+
+
+class Paced(Watched):
+    """Lets the engine go on, a batch an iteration, when the update begins."""
+
+    def update(self, experience):
+        self.engine.gate.release()
+        return super().update(experience)
+
+
+@pytest.fixture(scope="module")
+def two_ahead(tmp_path_factory):
+    trainer = make(
+        tmp_path_factory.mktemp("two"), kind=Paced, made_engine=slow(), rollout={"overlap": 2}, save_steps=None
+    )
+    held, kept = trainer.weight_sync.held, []
+    trainer.weight_sync.held = lambda version: kept.append(version) or held(version)
+    torch.manual_seed(3)
+    trainer.train()
+    return trainer, kept
+
+
+def slow():
+    policy = ppo_case.policy()
+    engine = Slow(policy)
+    engine.gate = threading.Semaphore(0)
+    return engine
+
+
+def test_two_ahead_learns_what_an_engine_that_is_two_pushes_behind_teaches(tmp_path, two_ahead):
+    trainer, kept = two_ahead
+    assert [line["engine/staleness"] for line in metrics(trainer)] == [0.0, 2.0, 4.0, 4.0, 4.0]
+    assert kept == [2, 4]  # batches 3 and 4 wait behind one that is sampled, and take their weights along
+    behind = make(tmp_path, TwoBehind, rollout={"overlap": 0}, save_steps=None)
+    torch.manual_seed(3)
+    behind.train()
+    assert_same(trainer, behind)
+
+
+@pytest.mark.parametrize(("kind", "step"), [(Stop, 2), pytest.param(Crash, 3, marks=pytest.mark.slow)])
+def test_two_ahead_resumed_equals_never_stopped(tmp_path, two_ahead, kind, step):
+    first = make(tmp_path, callbacks=[kind(step)], rollout={"overlap": 2}, save_steps=2)
+    torch.manual_seed(3)
+    if kind is Crash:
+        step = 2  # the newest checkpoint
+        with pytest.raises(InterruptedError):
+            first.train()
+    else:
+        first.train()
+    (ahead,) = torch.load(first.checkpoint_dir / f"step-{step}" / checkpoint.STATE_FILE, weights_only=True)["ahead"]
+    assert [set(batch["completions"]["weight_version"]) for batch in ahead] == [{2 * (step - 2)}, {2 * (step - 1)}]
+    second = make(tmp_path, rollout={"overlap": 2}, save_steps=None)
+    torch.manual_seed(999)
+    second.train(resume_from_checkpoint=True)
+    assert_same(second, two_ahead[0])
+
+
+def test_two_ahead_a_reward_that_fails_loses_no_batch(tmp_path, two_ahead):
+    calls = []
+
+    def failing(prompts, completions):
+        calls.append(completions)
+        if len(calls) == 3:
+            raise RewardError("no verdict")
+        return overlap_case.noisy(prompts, completions)
+
+    first = make(tmp_path, reward=failing, rollout={"overlap": 2}, save_steps=None)
+    torch.manual_seed(3)
+    with pytest.raises(TrainingError, match=r"no verdict \(iteration 3\); the state before it is saved in .*step-2"):
+        first.train()
+    second = make(tmp_path, rollout={"overlap": 2}, save_steps=None)
+    second.train(resume_from_checkpoint=True)
+    assert_same(second, two_ahead[0])
+
+
+@pytest.mark.slow
+def test_two_ahead_an_engine_that_fails_stops_the_iteration_that_needs_the_batch(tmp_path):
+    first = make(tmp_path, Failing, rollout={"overlap": 2}, save_steps=None)
+    with pytest.raises(TrainingError, match=r"the server is gone \(iteration 3\); the state before .*step-2"):
+        first.train()
+    second = make(tmp_path, rollout={"overlap": 2}, save_steps=None)
+    second.train(resume_from_checkpoint=True)
+    assert asked(first) | asked(second) == dict(enumerate(batches(second, 5)))
+
+
+def test_several_ranks_are_one_batch_ahead_at_most():
+    rollout = {"engine": "vllm_server", "overlap": 2, "top_p": 1.0}
+    config = ppo_case.section(rollout=rollout, importance_sampling_correction="token")
+    engine = OwnWeights(ppo_case.policy())
+    engines.check_overlap(config, engine, 1)
+    with pytest.raises(TrainingError, match="2 batches ahead are for one process, and there are 4 ranks"):
+        engines.check_overlap(config, engine, 4)
 
 
 def test_an_engine_that_samples_with_the_trained_module_is_refused(tmp_path):

@@ -8,6 +8,7 @@ import torch
 
 from align.runs.errors import TrainingError
 from align.trainers.ppo import PPOTrainer
+from data_formats.records import Message, Prompt
 from reward.combined import CombinedReward, Part
 from reward.judges.functions import FunctionJudge
 from reward.judges.protocol import Judgment
@@ -195,7 +196,9 @@ def test_wins_by_hand(tmp_path):
     found = trainer.evaluate(num_samples=2)
     assert found["eval/win_rate"] == found["eval/win_rate_greedy"] == (0 + 0.5 + 1) / 3
     assert (found["eval/no_verdict"], found["eval/no_verdict_greedy"]) == (6, 3)
-    assert not any("win_rate" in name for name in trainer.evaluate(ppo_case.prompts(5)))  # it never answered these
+    assert trainer.evaluate(ppo_case.prompts(6)[::-1], num_samples=2)["eval/win_rate"] == found["eval/win_rate"]
+    other = Prompt((Message("user", "never answered"),))
+    assert not any("win_rate" in name for name in trainer.evaluate([*ppo_case.prompts(5), other]))  # not all known
     trainer.judge = FunctionJudge(shorter)
     assert trainer.evaluate(num_samples=2)["eval/win_rate"] == 0.75  # "b" against "ab", "bbbb" against "aaaa"
 
@@ -228,7 +231,7 @@ def test_a_run_that_resumes_is_compared_with_the_policy_it_began_with(tmp_path):
     again.train(resume_from_checkpoint=tmp_path / "checkpoints" / "step-1")
     assert looks(again) == looks(whole) and [line["step"] for line in looks(whole)] == [0, 1, 2, 3]
     assert None not in [value for line in looks(whole)[1:] for value in line.values()]
-    del whole.checkpoints.own["opponent"]  # as in a checkpoint of a former version
+    del whole.checkpoints.own["opening"]  # as in a checkpoint of a former version
     former = make()
     former.load_checkpoint(whole.save_checkpoint())
     assert not any("win_rate" in name for name in former.evaluate())

@@ -91,8 +91,12 @@ def test_importance_weights_scale_the_policy_s_gradient(tmp_path):
         assert (gradients[apart] - gradients[0.0] * factor).norm() < 1e-4 * gradients[apart].norm()
     assert (seen[0.25]["importance/mean"], seen[0.25]["importance/truncated"]) == (pytest.approx(math.exp(0.25)), 0.0)
     assert (seen[1.0]["importance/mean"], seen[1.0]["importance/truncated"]) == (2.0, 1.0)
+    assert (seen[1.0]["importance/max"], seen[1.0]["importance/ess"]) == (2.0, 1.0)
     lengths = (3, 5, 2, 4)
     whole = sum(length * math.exp(0.05 * length) for length in lengths) / sum(lengths)
+    squares = sum(length * math.exp(0.1 * length) for length in lengths) / sum(lengths)
+    assert seen[0.05]["importance/ess"] == pytest.approx(whole**2 / squares, rel=1e-4) and whole**2 / squares < 0.999
+    assert seen[0.05]["importance/max"] == pytest.approx(math.exp(0.25), rel=1e-4)
     assert seen[0.05]["importance/mean"] == pytest.approx(whole, rel=1e-4)
     assert seen[0.25]["engine/logp_diff_mean"] == pytest.approx(0.25, abs=1e-4)
 

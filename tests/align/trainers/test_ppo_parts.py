@@ -23,7 +23,8 @@ ELSEWHERE = {
     "WeightSync.pushed_version": "of the engine's process: a run that resumes pushes",
     "Rollout.seconds": "a time that was measured",
     "Rollout._told": "whether a warning was given",
-    "Rollout._batch": "asked for by `state_dict`, as plain values",
+    "Rollout._queue": "asked for by `state_dict`, as plain values",
+    "Rollout._queued_version": "of the engine's process: an iteration that finds the engine free sets it",
     "StepProof.steps": "counts begun steps within this process, to find out whether one was made",
     "StepProof._before": "the same",
     "StepProof._witnesses": "of one step",
@@ -164,7 +165,7 @@ def test_a_prefetched_batch_is_in_the_checkpoint(tmp_path):
     trainer.train()
     again = overlap_case.make(tmp_path, num_iterations=3, save_steps=1)
     again.load_checkpoint(trainer.checkpoint_dir / "step-2")
-    assert again.rollout.state_dict()["indexes"] and not again.rollout.engine.asked
+    assert again.rollout.state_dict()[0]["indexes"] and not again.rollout.engine.asked
 
 
 def test_every_owner_puts_back_what_it_gave(trained):

@@ -9,21 +9,15 @@ from transformers import AutoModelForCausalLM
 from align.models.critic import Critic
 from tests.align.trainers import ppo_ranks
 from tests.align.trainers.own_engines import Greedy, policy_of
-from tests.ranks import on_ranks
+from tests.ranks import FSDP2, on_ranks
 
-FSDP2 = {  # what `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP` sets
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
-}
 ENGINES = [pytest.param({}, id="ddp"), pytest.param(FSDP2, id="fsdp2")]
 pytestmark = pytest.mark.slow
 
 
-def run(out: Path, ranks: int, mode: str, engine: dict[str, str] | None = None) -> None:
+def run(out: Path, ranks: int, mode: str, engine: dict[str, str] | None = None, start: Path | None = None) -> None:
     out.mkdir()
-    on_ranks(ranks, ppo_ranks.main, out, mode, environment=engine)
+    on_ranks(ranks, ppo_ranks.main, out, mode, start, environment=engine)
 
 
 @pytest.mark.parametrize(
@@ -204,3 +198,18 @@ def test_a_push_that_fails_on_one_rank_stops_all(tmp_path, engine):
     run(tmp_path / "run", 2, "push_fails", engine)
     said = [(tmp_path / "run" / f"rank{rank}.txt").read_text() for rank in (0, 1)]
     assert said[0] == said[1] and said[0].startswith("the engine died (iteration 1); the models after its update")
+
+
+def test_another_number_of_ranks_goes_on_from_a_checkpoint(tmp_path):
+    """One process whole; its first checkpoint under FSDP2 on two ranks, whose next one on one process again. Replies
+    are the same for any number, the batch that was sampled ahead is in the checkpoint."""
+    run(tmp_path / "whole", 1, "moved")
+    run(tmp_path / "two", 2, "moved", FSDP2, tmp_path / "whole" / "checkpoints" / "step-1")
+    run(tmp_path / "one", 1, "moved", start=tmp_path / "two" / "checkpoints" / "step-2")
+    whole, *others = (torch.load(tmp_path / name / "learnt.pt", weights_only=True) for name in ("whole", "two", "one"))
+    for other in others:
+        for weight, expected in zip(other["weights"], whole["weights"], strict=True):
+            assert torch.allclose(weight, expected, rtol=1e-10, atol=1e-12)
+        for line, expected in zip(other["history"], whole["history"], strict=True):
+            same = {name for name in expected if not name.startswith("eval/") or name.endswith("_greedy")}
+            assert {name: line[name] for name in same} == pytest.approx({name: expected[name] for name in same}, 1e-6)

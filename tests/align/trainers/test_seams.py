@@ -58,6 +58,10 @@ PPO = {
 
 SUPERVISED = {  # of both trainers, beside what `transformers.Trainer` promises
     "mixed_order": "property -> MixedOrder",
+    "create_accelerator_and_postprocess": "(self) -> None",
+    "evaluation_loop": "(self, *args: Any, **kwargs: Any) -> EvalLoopOutput",
+    "sharded": "(self) -> Iterator[None]",
+    "gathered_weights": "(self) -> dict[str, Tensor] | None",
     "train": "(self, *args: Any, **kwargs: Any) -> TrainOutput",
     "row_length": "(self, row: dict) -> int",
     "get_train_dataloader": "(self) -> DataLoader",

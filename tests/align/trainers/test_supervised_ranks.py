@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.align.trainers import supervised_ranks
-from tests.ranks import on_ranks
+from tests.ranks import FSDP2, on_ranks
 
 
 def launch(folder, ranks):
@@ -29,3 +29,24 @@ def test_two_ranks_learn_and_measure_what_one_does(tmp_path):
             assert two[kind][figure] == pytest.approx(one[kind][figure], rel=1e-5), (kind, figure)
     step = tmp_path / "two" / "sft" / "checkpoints" / "step-1"
     assert {path.name for path in step.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_goes_on_from_a_checkpoint(tmp_path):
+    """One process whole; its first step under FSDP2 on two ranks, and their third on one process again.
+
+    The reward model's head is saved in float32, and TRL computes log-probabilities in float32.
+    """
+    learnt, steps = {}, {"two": "one/{}/checkpoints/step-1", "back": "two/{}/checkpoints/step-3"}
+    for name, ranks, engine in (("one", 1, {}), ("two", 2, FSDP2), ("back", 1, {})):
+        (tmp_path / name).mkdir()
+        start = str(tmp_path / steps[name]) if name in steps else None
+        on_ranks(ranks, supervised_ranks.moved, tmp_path / name, ranks, start, environment=engine)
+        learnt[name] = torch.load(tmp_path / name / "learnt.pt", weights_only=True)
+    for name in ("two", "back"):
+        for kind, one in learnt["one"].items():
+            for key, weight in one["weights"].items():
+                error = 1e-12 if kind == "sft" else 1e-6
+                torch.testing.assert_close(learnt[name][kind]["weights"][key], weight, rtol=error, atol=error)
+            for figure in ("loss", "eval_loss"):
+                assert learnt[name][kind][figure] == pytest.approx(one[figure], rel=1e-6), (name, kind)
