@@ -86,10 +86,8 @@ class BestCheckpoint:
         """
         if not evaluation["heldout_loss"] < (self.best["heldout_loss"] if self.best else math.inf):
             return
-        weights, told = (
-            self.trainer.gathered_weights(),
-            "the first rank could not keep the best model (see its message)",
-        )
+        weights = self.trainer.gathered_weights()
+        told = "the first rank could not keep the best model (see its message)"
         agree(lambda: self._write(evaluation, weights), lambda _: TrainingError(told), mine=is_main())
         self.best = evaluation
 

@@ -278,9 +278,7 @@ class Rollout:
 
     def back_to(self, marked: Sequence[Batch]) -> None:
         """Forget what was queued since, and what went wrong with it. After the sampler's own state."""
-        known = [batch in marked for batch in self._queue]
-        new = known.index(False) if False in known else len(known)
-        self._drop_from(new)
+        self._drop_from(sum(batch in marked for batch in self._queue))  # the queue is worked off in order
         self._queue, self._ready, self._problem = list(marked), None, None
         if self._idle:
             with suppress(AlignError):  # something else went wrong, which is told

@@ -189,7 +189,8 @@ def asked(trainer):
     return {iteration: list(samples.prompts[::2]) for iteration, samples in trainer.collected.items()}
 
 
-def test_a_reward_that_fails_loses_no_batch(tmp_path, whole):
+def stopped_by_its_reward(folder, **options):
+    """A run whose reward gives no verdict in iteration 3."""
     calls = []
 
     def failing(prompts, completions):
@@ -198,10 +199,14 @@ def test_a_reward_that_fails_loses_no_batch(tmp_path, whole):
             raise RewardError("no verdict")
         return overlap_case.noisy(prompts, completions)
 
-    first = make(tmp_path, reward=failing, save_steps=None)
+    first = make(folder, reward=failing, save_steps=None, **options)
     torch.manual_seed(3)
     with pytest.raises(TrainingError, match=r"no verdict \(iteration 3\); the state before it is saved in .*step-2"):
         first.train()
+
+
+def test_a_reward_that_fails_loses_no_batch(tmp_path, whole):
+    stopped_by_its_reward(tmp_path)
     second = make(tmp_path)
     torch.manual_seed(999)
     second.train(resume_from_checkpoint=True)
@@ -366,18 +371,7 @@ def test_two_ahead_resumed_equals_never_stopped(tmp_path, two_ahead, kind, step)
 
 
 def test_two_ahead_a_reward_that_fails_loses_no_batch(tmp_path, two_ahead):
-    calls = []
-
-    def failing(prompts, completions):
-        calls.append(completions)
-        if len(calls) == 3:
-            raise RewardError("no verdict")
-        return overlap_case.noisy(prompts, completions)
-
-    first = make(tmp_path, reward=failing, rollout={"overlap": 2}, save_steps=None)
-    torch.manual_seed(3)
-    with pytest.raises(TrainingError, match=r"no verdict \(iteration 3\); the state before it is saved in .*step-2"):
-        first.train()
+    stopped_by_its_reward(tmp_path, rollout={"overlap": 2})
     second = make(tmp_path, rollout={"overlap": 2}, save_steps=None)
     second.train(resume_from_checkpoint=True)
     assert_same(second, two_ahead[0])
