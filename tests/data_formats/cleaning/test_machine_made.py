@@ -107,5 +107,5 @@ def test_misread_words_are_a_share():
 
 @pytest.mark.parametrize("part", ["[Your ", "{{ ", "a b ", "作为", "<<A", "_", "我是由a", "as a ", "x.y;z"])
 def test_long_texts_of_one_part_end(part):
-    """A search that is quadratic would take hours."""
-    MachineMade().check(Document(part * (200_000 // len(part))))
+    """A search that is quadratic would take many minutes."""
+    MachineMade().check(Document(part * (60_000 // len(part))))
