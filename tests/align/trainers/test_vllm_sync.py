@@ -46,7 +46,7 @@ def said(engine) -> tuple[int, ...]:
 
 @pytest.fixture(scope="module")
 def engines():
-    """Engines by (family, takes_adapters); one at a time."""
+    """Engines by (family, takes_adapters)."""
     from rollouts.vllm.engine import VLLMEngine
 
     assert os.environ.get("OMP_NUM_THREADS"), "two threads that spin are ten times slower on a busy machine"
@@ -55,8 +55,6 @@ def engines():
     def get(family: str, takes_adapters: bool = False):
         key = (family, takes_adapters)
         if key not in held:
-            while held:
-                held.popitem()[1].close()
             model = policy(family, "lora" if takes_adapters else "full", seed=50)
             held[key] = VLLMEngine(model, settings(), takes_adapters=takes_adapters)
         return held[key]
