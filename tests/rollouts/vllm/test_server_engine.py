@@ -360,7 +360,7 @@ def test_closing_from_another_thread_ends_a_call_that_runs(pushed, monkeypatch):
 
     def call():
         try:
-            found.append(pushed.generate(PROMPTS, SamplingParams(n=100, max_new_tokens=140)))
+            found.append(pushed.generate(PROMPTS, SamplingParams(n=20, max_new_tokens=140)))
         except RolloutError as error:
             found.append(error)
 
