@@ -38,7 +38,7 @@ class Terminal:
     def screen(self):
         return self.tmux("capture-pane", "-p", "-S", "-200")
 
-    def until(self, seen, seconds=60):
+    def until(self, seen, seconds=240):
         """The screen once `seen(screen)` is true."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

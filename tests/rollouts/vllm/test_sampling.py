@@ -1,5 +1,6 @@
 """vLLM's distribution at other temperatures than 1, long runs beyond the cache, adapters: engines of their own."""
 
+import json
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from rollouts.errors import RolloutError
 from rollouts.hf import HFEngine
 from rollouts.protocol import SamplingParams
 from rollouts.vllm.engine import VLLMEngine
+from rollouts.vllm.requests import request_params, sampling_requests
 from rollouts.weights import adapter_tensors, checkpoint_tensors
 from tests.rollouts.vllm.models import VOCABULARY, build, logits_after, random_prompts, settings, weights
 
@@ -233,3 +235,16 @@ def test_a_folder_that_a_stage_leaves_is_an_adapter_that_vllm_reads(adapting, tm
 def test_an_engine_of_whole_weights_takes_no_adapter(engine):
     with pytest.raises(RolloutError, match="whole weights only"):
         engine.update_adapter(*adapter_tensors(adapted(3)), 2)
+
+
+def test_requests_say_what_the_engine_in_this_process_says():
+    """Both ways to vLLM ask for the same: every field of the JSON is one of vLLM's parameters with the same value."""
+    for changes in ({}, {"temperature": 0.0, "top_p": 0.5}, {"top_k": 7, "temperature": 0.7}, {"top_k": 10**6}):
+        n = 1 if changes.get("temperature") == 0 else 2  # vLLM's own limit
+        params = SamplingParams(n=n, seed=4, stop_token_ids=(3,), min_new_tokens=1, **changes)
+        requests = sampling_requests([[1], [2]], params, VOCABULARY)
+        for row, known in enumerate(request_params(params, 2, VOCABULARY, mask=False)):
+            for number in range(n):
+                asked = json.loads(json.dumps(requests[n * row + number]["sampling_params"]))
+                assert asked.pop("seed") == known.seed + number and asked.pop("n") == 1
+                assert {name: getattr(known, name) for name in asked} == asked

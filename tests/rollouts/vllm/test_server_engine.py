@@ -1,7 +1,6 @@
 """The server engine on a real server: what transformers computes, weights by file, a guarded door, several servers."""
 
 import dataclasses
-import json
 import os
 import re
 import subprocess
@@ -332,21 +331,6 @@ def test_one_call_at_a_time_from_several_threads(pushed, model):
     assert {tuple(reply.token_ids for reply in replies) for replies in found} == {
         tuple(greedy(model, prompt, 6) for prompt in PROMPTS)
     }
-
-
-def test_requests_say_what_the_engine_in_this_process_says():
-    """Both ways to vLLM ask for the same: every field of the JSON is one of vLLM's parameters with the same value."""
-    from rollouts.vllm.requests import request_params, sampling_requests
-
-    for changes in ({}, {"temperature": 0.0, "top_p": 0.5}, {"top_k": 7, "temperature": 0.7}, {"top_k": 10**6}):
-        n = 1 if changes.get("temperature") == 0 else 2  # vLLM's own limit
-        params = SamplingParams(n=n, seed=4, stop_token_ids=(3,), min_new_tokens=1, **changes)
-        requests = sampling_requests([[1], [2]], params, VOCABULARY)
-        for row, known in enumerate(request_params(params, 2, VOCABULARY, mask=False)):
-            for number in range(n):
-                asked = json.loads(json.dumps(requests[n * row + number]["sampling_params"]))
-                assert asked.pop("seed") == known.seed + number and asked.pop("n") == 1
-                assert {name: getattr(known, name) for name in asked} == asked
 
 
 def test_closing_from_another_thread_ends_a_call_that_runs(pushed, monkeypatch):
