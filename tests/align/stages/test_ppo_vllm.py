@@ -66,7 +66,7 @@ def test_a_server_samples_the_next_batch_and_ends_with_its_stage(tmp_path, monke
         seen.append(len(servers()))
         if self.state.global_step == 2:
             saved = tmp_path / "run/ppo/checkpoints/step-2/ppo_state.pt"
-            ahead.extend(torch.load(saved, weights_only=True)["ahead"][0]["completions"]["token_ids"])
+            ahead.extend(torch.load(saved, weights_only=True)["ahead"][0][0]["completions"]["token_ids"])
         return score(self, samples)
 
     monkeypatch.setattr(PPOTrainer, "score", watched)
