@@ -221,8 +221,8 @@ def test_vllm_writes_what_transformers_writes(name, tmp_path):
     section = ModelSection(path=str(folder), tokenizer={"template": made.says})
     tokenizer = recipe_tokenizer(folder, section)
     model = load_causal_lm(folder, section, tokenizer=tokenizer, use="frozen")
-    prompts = encode_prompts(tokenizer, [(Message("user", f"Hi {word}"),) for word in "abcdefghijklmnop"])
-    greedy = SamplingParams(temperature=0, max_new_tokens=32, stop_token_ids=chat_format(tokenizer).stop_ids)
+    prompts = encode_prompts(tokenizer, [(Message("user", f"Hi {word}"),) for word in "abcdefgh"])
+    greedy = SamplingParams(temperature=0, max_new_tokens=16, stop_token_ids=chat_format(tokenizer).stop_ids)
     engine = VLLMEngine(model, settings())
     try:
         engine.update_weights(checkpoint_tensors(model), 1)

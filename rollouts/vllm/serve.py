@@ -152,8 +152,12 @@ def _run(words_of: Callable[[bool], list[str]]) -> None:
     from vllm.platforms import current_platform
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    on_cpu = current_platform.is_cpu()
+    if on_cpu and os.environ.get("VLLM_CPU_OMP_THREADS_BIND") == "nobind":
+        # The engine's process computes itself: it starts sooner than with another one, which is for binding threads.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     cli_env_setup()
-    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(words_of(current_platform.is_cpu()))
+    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(words_of(on_cpu))
     validate_parsed_serve_args(parsed)
     asyncio.run(_serve(parsed))
 

@@ -85,6 +85,9 @@ def test_hostile_replies_are_held():
 @pytest.mark.slow
 @pytest.mark.parametrize("around", sandbox_attacks.WALLS)
 def test_every_attack(around, monkeypatch):
+    """With less patience for those that sleep or burn what they have."""
+    monkeypatch.setattr(start, "PATIENCE", 4)
+    monkeypatch.setitem(sandbox_attacks.LIMITS, "reply_seconds", 8)
     walls = sandbox_attacks.WALLS[around]
     if walls:
         readable_by_others(monkeypatch)

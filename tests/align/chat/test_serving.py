@@ -1,7 +1,9 @@
 """`align serve`: the command that it shows, and, slowly, both servers asked over HTTP."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -94,8 +96,13 @@ def test_the_folder_that_is_served_has_the_end_tokens(run, tmp_path):
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+    """None of those that the kernel gives to whoever asks for any."""
+    while True:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("127.0.0.1", random.randrange(20_000, 32_000))) as free,
+        ):
+            return free.getsockname()[1]
 
 
 def ask(port, path, body=None, key=KEY):

@@ -1,6 +1,7 @@
 """`align score`: the same scores as everybody else's, whatever holds the replies, and never lost or made twice."""
 
 import json
+import os
 import signal
 from argparse import Namespace
 
@@ -19,8 +20,9 @@ from reward.sources import FunctionReward, load_reward
 from tests.align.commands.test_evaluate_reward import PAIRS, save_reward
 from tests.align.stages.test_ppo import recipe
 from tests.align.trainers import ppo_case
-from tests.commands import ROOT, align
+from tests.commands import ROOT
 from tests.documents import DOCS, commands
+from tests.ranks import PROCESSES
 from tests.tiny_models import byte_tokenizer
 
 BY_LENGTH = "def by_length(prompts, completions):\n    return [float(len(text)) for text in completions]\n"
@@ -246,9 +248,14 @@ def test_the_commands_of_the_manual_and_of_readme(tmp_path, asked, monkeypatch):
     assert len(ran) == 4
 
 
+def in_process(*words) -> None:
+    """`align WORDS` in a process that has imported everything already."""
+    os._exit(cli.main([str(word) for word in words]))
+
+
 @pytest.mark.slow
-def test_a_killed_program_loses_nothing_and_scores_nothing_twice(tmp_path):
-    write_rows(
+def test_a_killed_program_loses_nothing_and_scores_nothing_twice(tmp_path, asked):
+    data = write_rows(
         tmp_path / "d.jsonl", [{"prompt": f"q{at}", "completion": "a" * (at % 7), "n": at} for at in range(3000)]
     )
     (tmp_path / "mine.py").write_text(
@@ -259,12 +266,15 @@ def test_a_killed_program_loses_nothing_and_scores_nothing_twice(tmp_path):
         "    with open(here / 'asked', 'a') as file:\n        file.write(''.join(f'{one} ' for one in n))\n"
         "    return [len(text) / 3 for text in completions]\n"
     )
-    words = ("score", "mine.py:mine", "d.jsonl", "--out")
-    assert align(*words, "scored.jsonl", cwd=tmp_path).returncode == -signal.SIGKILL
+    words, out = (f"{tmp_path}/mine.py:mine", data, "--out"), tmp_path / "scored.jsonl"
+    process = PROCESSES.Process(target=in_process, args=("score", *words, out))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     first = (tmp_path / "asked").read_text().split()
-    assert len(first) > 500 and not (tmp_path / "scored.jsonl").exists()
-    assert align(*words, "scored.jsonl", cwd=tmp_path).returncode == 0
-    known = [str(row["n"]) for row in rows_of(tmp_path / "d.jsonl") if row["completion"]]  # empty replies are dropped
+    assert len(first) > 500 and not out.exists()
+    asked(*words, out)
+    known = [str(row["n"]) for row in rows_of(data) if row["completion"]]  # empty replies are dropped
     assert (tmp_path / "asked").read_text().split() == known
-    assert align(*words, "at_once.jsonl", cwd=tmp_path).returncode == 0
-    assert (tmp_path / "scored.jsonl").read_bytes() == (tmp_path / "at_once.jsonl").read_bytes()
+    asked(*words, tmp_path / "at_once.jsonl")
+    assert out.read_bytes() == (tmp_path / "at_once.jsonl").read_bytes()

@@ -119,7 +119,7 @@ def test_nothing_of_a_reply_but_its_text_is_told_and_an_undo_brings_back_what_wa
 @pytest.mark.slow
 def test_a_kill_every_few_hundred_judgments_loses_and_doubles_none(tmp_path):
     """Twenty people at once; who hears no answer says it again."""
-    number, often = 500, 300  # items; judgments from kill to kill, at least
+    number, often = 100, 200  # items; judgments from kill to kill, at least
     each, out = items(number), tmp_path / "judgments.jsonl"
     write_json_lines(tmp_path / "items.jsonl", [one.row() for one in each])
     program = Program(tmp_path / "items.jsonl", "--out", out, "--overlap", "1", "--port", "0")

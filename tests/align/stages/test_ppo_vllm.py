@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from align.recipe import Recipe
-from align.runs.errors import TrainingError
 from align.stages import run_ppo
 from align.trainers.ppo import PPOTrainer
-from reward.protocol import RewardError
 from tests.align.stages.test_ppo import recipe
 from tests.tiny_models import save_causal_lm
 
@@ -23,9 +21,6 @@ pytestmark = [pytest.mark.needs("vllm"), pytest.mark.slow]
 def one_thread_a_server(monkeypatch):
     """With two, log-probabilities depend in their last bits on what runs beside a reply."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-OVERLAP = {"engine": "vllm_server", "overlap": True}
 
 
 def made(folder, rollout, **changes) -> Recipe:
@@ -63,37 +58,21 @@ def test_a_stage_samples_in_this_process(tmp_path):
     assert all(line["engine/probe_max"] < 1e-3 for line in found)
 
 
-@pytest.mark.slow
 def test_a_server_samples_the_next_batch_and_ends_with_its_stage(tmp_path, monkeypatch):
-    """Stopped by a reward in the third iteration and continued: the same figures as in one go."""
-    whole = made(tmp_path, OVERLAP, num_iterations=4)
-    summary = run_ppo.run_ppo(whole)
-    assert not servers()
+    """That a stopped stage ends it too and goes on with the batch: test_ppo.py and trainers/test_overlap.py."""
+    score, seen, ahead = PPOTrainer.score, [], []
+
+    def watched(self, samples):
+        seen.append(len(servers()))
+        if self.state.global_step == 2:
+            saved = tmp_path / "run/ppo/checkpoints/step-2/ppo_state.pt"
+            ahead.extend(torch.load(saved, weights_only=True)["ahead"][0][0]["completions"]["token_ids"])
+        return score(self, samples)
+
+    monkeypatch.setattr(PPOTrainer, "score", watched)
+    overlap = {"engine": "vllm_server", "overlap": True}
+    summary = run_ppo.run_ppo(made(tmp_path, overlap, num_iterations=4))
+    assert min(seen) >= 1 and not servers() and len(ahead) == 8
     found = [line for line in lines(tmp_path / "run/ppo") if "score/mean" in line]
     assert summary["steps"] == 4 and [line["engine/staleness"] for line in found] == [0.0, 1.0, 2.0, 2.0]
     assert found[0]["engine/logp_diff_max"] < 1e-3 < found[3]["engine/logp_diff_max"]
-
-    (tmp_path / "again").mkdir()
-    part = made(tmp_path / "again", OVERLAP, num_iterations=4)
-    score, seen = PPOTrainer.score, []
-
-    def failing(self, samples):
-        seen.append(len(servers()))
-        if self.state.global_step == 2:
-            raise RewardError("no verdict")
-        return score(self, samples)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PPOTrainer, "score", failing)
-        with pytest.raises(TrainingError, match=r"no verdict \(iteration 3\)"):
-            run_ppo.run_ppo(part)
-    assert min(seen) >= 1 and not servers()
-    state = torch.load(tmp_path / "again/run/ppo/checkpoints/step-2/ppo_state.pt", weights_only=True)
-    assert len(state["ahead"][0]["completions"]["token_ids"]) == 8
-    run_ppo.run_ppo(part)
-    assert not servers()
-    kept = ("score/mean", "kl/reply", "engine/staleness", "policy/loss", "length/mean")
-    again = [line for line in lines(tmp_path / "again/run/ppo") if "score/mean" in line]
-    assert [[line.get(name) for name in kept] for line in again] == [
-        [line.get(name) for name in kept] for line in found
-    ]

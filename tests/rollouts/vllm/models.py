@@ -22,7 +22,7 @@ from transformers import (
 from rollouts.settings import VLLMSettings
 
 VOCABULARY = 300
-FAMILIES = ("qwen2-tied", "qwen2-untied", "qwen2-window-off", "qwen3", "qwen3-tied", "qwen3-moe")
+FAMILIES = ("qwen2-tied", "qwen2-untied", "qwen2-window-off", "qwen3", "qwen3-moe")
 SHAPE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,

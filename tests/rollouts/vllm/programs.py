@@ -1,8 +1,12 @@
-"""Whole processes for `vllm/test_isolation.py`: `python -m tests.rollouts.vllm.programs NAME` exits with 0 or fails."""
+"""Whole processes for tests of this folder: `python -m tests.rollouts.vllm.programs NAME` exits with 0 or fails."""
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
+import time
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +14,10 @@ from torch import distributed
 
 from rollouts.hf import HFEngine
 from rollouts.protocol import SamplingParams
+from rollouts.vllm.client import Client
 from rollouts.vllm.engine import VLLMEngine
+from rollouts.vllm.process import ServerProcess
+from rollouts.vllm.setup import serve_arguments, write_config
 from tests.rollouts.vllm.models import build, random_prompts, settings, weights
 
 GREEDY = SamplingParams(temperature=0, max_new_tokens=16)
@@ -49,18 +56,14 @@ def short_prompt_first() -> None:
 
 
 def alone() -> None:
-    """No group before: none afterwards; accelerate and training are undisturbed, and a second engine starts."""
+    """No group before: none afterwards; accelerate and training are undisturbed, and further engines start."""
+    short_prompt_first()
     before = Accelerator(cpu=True)
     model = build()
     engine = engine_of(model)
     assert not distributed.is_initialized() and before.num_processes == 1
     first = step(model, before)
     engine.update_weights(weights(model), 2)
-    agrees(engine, model)
-    engine.close()
-    assert not distributed.is_initialized()
-    engine = engine_of(model)
-    agrees(engine, model)
     other = engine_of(build(seed=5))  # beside the first
     agrees(engine, model)
     other.close()
@@ -69,9 +72,7 @@ def alone() -> None:
     after = Accelerator(cpu=True)
     assert after.num_processes == 1 and not distributed.is_initialized()
     assert step(model, after) < first
-    distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
-    distributed.barrier()
-    distributed.destroy_process_group()
+    ranks()
 
 
 def ranks() -> None:
@@ -102,18 +103,22 @@ def ranks() -> None:
     sums_agree()
     engine.close()
     sums_agree()
-    engine = engine_of(model)
-    agrees(engine, model)
-    engine.close()
-    sums_agree()
     distributed.destroy_process_group()
 
 
-PROGRAMS = {
-    "short-prompt-first": short_prompt_first,
-    "alone": alone,
-    "ranks": ranks,
-}
+def owner() -> None:
+    """Owns a server until it is killed; prints the server's process, two folders that end with it, and its log."""
+    folder, model = Path(tempfile.mkdtemp()), build()
+    server = ServerProcess(start_timeout=600, owned_folders=[folder])
+    server.client = Client(server.client.url, os.environ["SOME_KEY"])
+    write_config(model, server.home)
+    server.arguments = serve_arguments(model, server.home, settings(), "raw_logprobs")
+    server.start()
+    print(server.pid, server.home, folder, server.log, flush=True)
+    time.sleep(3600)
+
+
+PROGRAMS = {"alone": alone, "owner": owner}
 
 if __name__ == "__main__":
     PROGRAMS[sys.argv[1]]()

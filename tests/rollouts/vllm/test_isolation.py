@@ -7,37 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.ranks import on_ranks
+from tests.rollouts.vllm import programs
+
 pytestmark = [pytest.mark.needs("vllm"), pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
 
 
-def run(*command: str) -> subprocess.CompletedProcess:
+def test_a_process_that_begins_with_a_short_prompt_does_not_look_distributed_trains_on_and_keeps_a_group_of_one():
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False
-    )
-
-
-def program(name: str) -> subprocess.CompletedProcess:
-    return run("-m", "tests.rollouts.vllm.programs", name)
-
-
-def test_a_short_first_prompt_in_bfloat16_does_not_kill_the_process():
-    done = program("short-prompt-first")
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_without_a_group_the_process_does_not_look_distributed_and_trains_on():
-    done = program("alone")
+    command = [sys.executable, "-m", "tests.rollouts.vllm.programs", "alone"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "WARNING" not in done.stderr and "INFO" not in done.stderr, done.stderr
 
 
-def test_a_group_of_one_rank_is_left_alone():
-    done = program("ranks")
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def test_two_ranks_have_an_engine_each_and_their_group():
-    done = run("-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "tests.rollouts.vllm.programs", "ranks")
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_ranks(2, programs.ranks)

@@ -1,5 +1,6 @@
 """vLLM's distribution at other temperatures than 1, long runs beyond the cache, adapters: engines of their own."""
 
+import json
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from rollouts.errors import RolloutError
 from rollouts.hf import HFEngine
 from rollouts.protocol import SamplingParams
 from rollouts.vllm.engine import VLLMEngine
+from rollouts.vllm.requests import request_params, sampling_requests
 from rollouts.weights import adapter_tensors, checkpoint_tensors
 from tests.rollouts.vllm.models import VOCABULARY, build, logits_after, random_prompts, settings, weights
 
@@ -99,26 +101,24 @@ def test_first_tokens_are_drawn_from_the_distribution(model, engine):
     assert freedom >= 3 and statistic < freedom + 4 * (2 * freedom) ** 0.5
 
 
-def test_many_more_sequences_than_the_cache_holds_are_complete_and_right(model):
+def test_many_more_sequences_than_the_cache_holds_are_complete_and_right(model, engine):
     """The cache has room for few whole sequences, so vLLM starts more than it can finish and takes some back."""
-    prompts = random_prompts(40, longest=200, seed=9)
-    params = SamplingParams(n=2, max_new_tokens=80, seed=4)
-    roomy, tight = VLLMEngine(model, settings()), VLLMEngine(model, settings(kv_cache_gib=0.0007))
+    prompts = random_prompts(20, longest=200, seed=9)
+    params = SamplingParams(n=2, temperature=0.7, max_new_tokens=80, seed=4)
+    tight = VLLMEngine(model, settings(kv_cache_gib=0.0007), temperature=0.7)
     try:
-        for engine in (roomy, tight):
-            engine.update_weights(weights(model), 1)
+        tight.update_weights(weights(model), 1)
         scheduler = scheduler_of(tight)
         taken_back, take_back = [], scheduler._preempt_request
         scheduler._preempt_request = lambda *given, **named: (taken_back.append(given), take_back(*given, **named))[1]
-        wanted = roomy.generate(prompts, params)
+        wanted = engine.generate(prompts, params)
         got = tight.generate(prompts, params)
-        assert len(taken_back) > 5
+        assert len(taken_back) > 2
         assert [reply.token_ids for reply in got] == [reply.token_ids for reply in wanted]
         assert {len(reply.token_ids) for reply in got} == {80}
         for mine, other in zip(got, wanted, strict=True):
             assert mine.full_logprobs == pytest.approx(other.full_logprobs, abs=1e-4)
     finally:
-        roomy.close()
         tight.close()
 
 
@@ -136,9 +136,17 @@ def test_replies_to_one_prompt_share_its_first_block(engine):
     assert prefilled[0] == 200 + 3 * (200 - 128)
 
 
-def test_the_other_settings_reach_vllm(model):
-    odd = {"dtype": "bfloat16", "prefix_caching": False, "max_num_seqs": 3, "seed": 5}
-    engine = VLLMEngine(model, settings(**odd))
+def test_settings_that_vllm_refuses_are_one_sentence_and_the_others_reach_it(model):
+    with pytest.raises(RolloutError, match=r"vLLM could not start: .*recipe's keys are ppo.rollout.vllm.kv_cache_gib"):
+        VLLMEngine(model, settings(kv_cache_gib=0.0001))
+    with pytest.raises(RolloutError, match="max_model_len 600 is longer than the model's 512 positions"):
+        VLLMEngine(model, settings(max_model_len=600))
+    with pytest.raises(RolloutError, match="vllm_server"):
+        VLLMEngine(model, settings(tensor_parallel=2))
+    with pytest.raises(RolloutError, match="engine: hf"):
+        VLLMEngine(model, settings(), return_support=True)
+    odd = {"max_model_len": 512, "dtype": "bfloat16", "prefix_caching": False, "max_num_seqs": 3, "seed": 5}
+    engine = VLLMEngine(model, settings(**odd))  # after all that one still starts
     try:
         engine.update_weights(weights(model), 1)
         config = engine._local._llm.llm_engine.vllm_config
@@ -149,23 +157,9 @@ def test_the_other_settings_reach_vllm(model):
         apart = (torch.tensor(engine.token_logprobs([LONG])[0], dtype=torch.float64) - wanted).abs()
         assert 1e-4 < apart.mean() < 0.1
         assert len(engine.generate(PROMPTS, SamplingParams(n=2, max_new_tokens=5))) == 12
+        assert len(engine.generate([[1] * 496], GREEDY)[0].token_ids) == 16
     finally:
         engine.close()
-
-
-def test_settings_that_vllm_refuses_are_one_sentence(model):
-    with pytest.raises(RolloutError, match=r"vLLM could not start: .*recipe's keys are ppo.rollout.vllm.kv_cache_gib"):
-        VLLMEngine(model, settings(kv_cache_gib=0.0001))
-    with pytest.raises(RolloutError, match="max_model_len 600 is longer than the model's 512 positions"):
-        VLLMEngine(model, settings(max_model_len=600))
-    with pytest.raises(RolloutError, match="vllm_server"):
-        VLLMEngine(model, settings(tensor_parallel=2))
-    with pytest.raises(RolloutError, match="engine: hf"):
-        VLLMEngine(model, settings(), return_support=True)
-    engine = VLLMEngine(model, settings(max_model_len=512))  # and after all that one still starts
-    engine.update_weights(weights(model), 1)
-    assert len(engine.generate([[1] * 496], GREEDY)[0].token_ids) == 16
-    engine.close()
 
 
 def adapted(seed):
@@ -180,35 +174,40 @@ def adapted(seed):
     return model.eval()
 
 
-def test_adapters_by_themselves_replace_one_another():
+@pytest.fixture(scope="module")
+def adapting():
+    """An engine that takes adapters by themselves, with their base's weights."""
+    policy = adapted(1)
+    engine = VLLMEngine(policy, settings(), takes_adapters=True)
+    with pytest.raises(RolloutError, match="no weights yet"):
+        engine.update_adapter(*adapter_tensors(policy), 1)
+    engine.update_weights(checkpoint_tensors(policy, merge=False), 0)
+    yield engine
+    engine.close()
+
+
+def test_adapters_by_themselves_replace_one_another(adapting):
     first, second = adapted(1), adapted(2)
-    engine = VLLMEngine(first, settings(), takes_adapters=True)
-    try:
-        with pytest.raises(RolloutError, match="no weights yet"):
-            engine.update_adapter(*adapter_tensors(first), 1)
-        engine.update_weights(checkpoint_tensors(first, merge=False), 0)
-        plain = engine.generate([LONG], GREEDY)[0].token_ids
-        replies = []
-        for version, policy in ((1, first), (2, second), (3, second), (4, first)):
-            engine.update_adapter(*adapter_tensors(policy), version)
-            replies.append(engine.generate([LONG, LONG, *PROMPTS], GREEDY))
-            theirs = HFEngine(policy, 0).generate([LONG, LONG, *PROMPTS], GREEDY)
-            assert [reply.token_ids for reply in replies[-1]] == [reply.token_ids for reply in theirs]
-            assert {reply.weight_version for reply in replies[-1]} == {version}
-        assert replies[0][0].token_ids != replies[1][0].token_ids != plain
-        engine.update_weights(checkpoint_tensors(first, merge=False), 5)
-        assert engine.generate([LONG], GREEDY)[0].token_ids == plain
-        with pytest.raises(RolloutError, match="vLLM refused the adapter"):
-            engine.update_adapter(adapter_tensors(first)[0] | {"r": 600}, adapter_tensors(first)[1], 6)
-        with pytest.raises(RolloutError, match="lost its adapter"):
-            engine.generate([LONG], GREEDY)
-        engine.update_adapter(*adapter_tensors(second), 7)
-        assert engine.generate([LONG], GREEDY)[0].token_ids == replies[1][0].token_ids
-    finally:
-        engine.close()
+    plain = adapting.generate([LONG], GREEDY)[0].token_ids
+    replies = []
+    for version, policy in ((1, first), (2, second), (3, second), (4, first)):
+        adapting.update_adapter(*adapter_tensors(policy), version)
+        replies.append(adapting.generate([LONG, LONG, *PROMPTS], GREEDY))
+        theirs = HFEngine(policy, 0).generate([LONG, LONG, *PROMPTS], GREEDY)
+        assert [reply.token_ids for reply in replies[-1]] == [reply.token_ids for reply in theirs]
+        assert {reply.weight_version for reply in replies[-1]} == {version}
+    assert replies[0][0].token_ids != replies[1][0].token_ids != plain
+    adapting.update_weights(checkpoint_tensors(first, merge=False), 5)
+    assert adapting.generate([LONG], GREEDY)[0].token_ids == plain
+    with pytest.raises(RolloutError, match="vLLM refused the adapter"):
+        adapting.update_adapter(adapter_tensors(first)[0] | {"r": 600}, adapter_tensors(first)[1], 6)
+    with pytest.raises(RolloutError, match="lost its adapter"):
+        adapting.generate([LONG], GREEDY)
+    adapting.update_adapter(*adapter_tensors(second), 7)
+    assert adapting.generate([LONG], GREEDY)[0].token_ids == replies[1][0].token_ids
 
 
-def test_a_folder_that_a_stage_leaves_is_an_adapter_that_vllm_reads(tmp_path):
+def test_a_folder_that_a_stage_leaves_is_an_adapter_that_vllm_reads(adapting, tmp_path):
     import vllm
     from vllm.lora.request import LoRARequest
 
@@ -223,28 +222,29 @@ def test_a_folder_that_a_stage_leaves_is_an_adapter_that_vllm_reads(tmp_path):
     save_pretrained(policy, tmp_path / "model")
     prompts = [LONG, *PROMPTS]
     expected = [reply.token_ids for reply in HFEngine(policy, 0).generate(prompts, GREEDY)]
-    engine = VLLMEngine(policy, settings(), takes_adapters=True)
-    try:
-        engine.update_weights(checkpoint_tensors(policy, merge=False), 0)
-        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
-        greedy = vllm.SamplingParams(temperature=0, max_tokens=GREEDY.max_new_tokens, ignore_eos=True)
-        found = []
-        for adapter in (None, LoRARequest("saved", 7, str(tmp_path / "model"))):
-            outputs = engine._local._llm.generate(asked, greedy, use_tqdm=False, lora_request=adapter)
-            found.append([tuple(output.outputs[0].token_ids) for output in outputs])
-    finally:
-        engine.close()
+    adapting.update_weights(checkpoint_tensors(policy, merge=False), 10)
+    asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+    greedy = vllm.SamplingParams(temperature=0, max_tokens=GREEDY.max_new_tokens, ignore_eos=True)
+    found = []
+    for adapter in (None, LoRARequest("saved", 77, str(tmp_path / "model"))):
+        outputs = adapting._local._llm.generate(asked, greedy, use_tqdm=False, lora_request=adapter)
+        found.append([tuple(output.outputs[0].token_ids) for output in outputs])
     assert found[1] == [tuple(ids) for ids in expected] and found[0] != found[1]
 
 
-def test_an_adapter_merged_in_the_push_is_the_policy():
-    policy = adapted(3)
-    engine = VLLMEngine(policy, settings())
-    try:
-        engine.update_weights(checkpoint_tensors(policy), 1)
-        ours, theirs = engine.generate(PROMPTS, GREEDY), HFEngine(policy, 0).generate(PROMPTS, GREEDY)
-        assert [reply.token_ids for reply in ours] == [reply.token_ids for reply in theirs]
-        with pytest.raises(RolloutError, match="whole weights only"):
-            engine.update_adapter(*adapter_tensors(policy), 2)
-    finally:
-        engine.close()
+def test_an_engine_of_whole_weights_takes_no_adapter(engine):
+    with pytest.raises(RolloutError, match="whole weights only"):
+        engine.update_adapter(*adapter_tensors(adapted(3)), 2)
+
+
+def test_requests_say_what_the_engine_in_this_process_says():
+    """Both ways to vLLM ask for the same: every field of the JSON is one of vLLM's parameters with the same value."""
+    for changes in ({}, {"temperature": 0.0, "top_p": 0.5}, {"top_k": 7, "temperature": 0.7}, {"top_k": 10**6}):
+        n = 1 if changes.get("temperature") == 0 else 2  # vLLM's own limit
+        params = SamplingParams(n=n, seed=4, stop_token_ids=(3,), min_new_tokens=1, **changes)
+        requests = sampling_requests([[1], [2]], params, VOCABULARY)
+        for row, known in enumerate(request_params(params, 2, VOCABULARY, mask=False)):
+            for number in range(n):
+                asked = json.loads(json.dumps(requests[n * row + number]["sampling_params"]))
+                assert asked.pop("seed") == known.seed + number and asked.pop("n") == 1
+                assert {name: getattr(known, name) for name in asked} == asked

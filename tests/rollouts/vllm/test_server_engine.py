@@ -1,16 +1,13 @@
 """The server engine on a real server: what transformers computes, weights by file, a guarded door, several servers."""
 
 import dataclasses
-import json
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -20,11 +17,10 @@ from align.runtime import http
 from rollouts.errors import RolloutError
 from rollouts.protocol import Engine, SamplingParams, Scoring
 from rollouts.vllm import delivery
-from rollouts.vllm.client import Client, ServerGone
+from rollouts.vllm.client import Client
 from rollouts.vllm.receive import ROUTE
 from rollouts.vllm.server_engine import VLLMServerEngine
 from rollouts.vllm.servers import GENERATE
-from rollouts.vllm.setup import serve_arguments, write_config
 from rollouts.vllm.weights import write_push
 from rollouts.weights import checkpoint_tensors
 from tests.rollouts.vllm.models import VOCABULARY, build, settings
@@ -54,32 +50,27 @@ def pushed(engine, model):
 
 
 @pytest.fixture(scope="module")
-def second(model, engine, tmp_path_factory):
-    """Another server with the same key, started by hand on TCP: the process and a client of it."""
-    folder, key = tmp_path_factory.mktemp("second"), own_client(engine).key
-    write_config(model, folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "rollouts.vllm.serve", "--port", str(port)]
-    command += serve_arguments(model, folder, settings(), "raw_logprobs")
-    client = Client(f"http://127.0.0.1:{port}", key)
-    with subprocess.Popen(command, env=os.environ | {"ALIGN_VLLM_API_KEY": key}, start_new_session=True) as process:
+def second(engine):
+    """Another server with the same key: the process that owns it, those of the server, its address, folders and log."""
+    command = [sys.executable, "-m", "tests.rollouts.vllm.programs", "owner"]
+    environment = os.environ | {"SOME_KEY": own_client(engine).key}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as owner:
         try:
-            deadline = time.monotonic() + 300
-            while process.poll() is None and time.monotonic() < deadline:
-                with suppress(ServerGone):
-                    client.ask("/health", timeout=5)
-                    break
-                time.sleep(0.2)
-            yield process, client
+            said = owner.stdout.readline().split()
+            assert said, "the owner did not start its server"
+            home, weights, log = map(Path, said[1:])
+            yield owner, family(int(said[0])), f"unix://{home}/socket", (home, weights), log
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            owner.kill()
 
 
 def own_client(engine) -> Client:
     return engine._servers.servers[0].client
+
+
+def family(pid: int) -> list[psutil.Process]:
+    root = psutil.Process(pid)
+    return [root, *root.children(recursive=True)]
 
 
 def greedy(model, prompt, steps):
@@ -252,9 +243,9 @@ def test_the_socket_is_in_a_private_folder_and_the_key_in_no_command_line(pushed
     server = pushed._process
     assert server.home.stat().st_mode & 0o777 == 0o700 and server.log.stat().st_mode & 0o777 == 0o600
     key = own_client(pushed).key.encode()
-    family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
-    assert len(family) >= 3 and all(key not in " ".join(process.cmdline()).encode() for process in family)
-    workers = [process for process in family if "VLLM" in process.name()]
+    processes = family(server.pid)
+    assert len(processes) >= 3 and all(key not in " ".join(process.cmdline()).encode() for process in processes)
+    workers = [process for process in processes if "VLLM" in process.name()]
     assert workers and all(key.decode() not in process.environ().values() for process in workers)
 
 
@@ -292,12 +283,14 @@ def test_a_server_of_another_model_or_key_or_none_is_refused(pushed, monkeypatch
         VLLMServerEngine(build(), settings(**there))
 
 
-def test_two_servers_share_the_work_and_give_the_replies_of_one(pushed, second, model, monkeypatch, caplog):
-    process, client = second
+def test_two_servers_share_the_work_and_one_that_dies_with_its_owner_leaves_it_to_the_other(
+    pushed, second, model, monkeypatch, caplog
+):
+    owner, processes, url, folders, log = second
     params = SamplingParams(n=2, max_new_tokens=8, seed=5)
     wanted = pushed.generate(PROMPTS, params)
     monkeypatch.setenv("SOME_KEY", own_client(pushed).key)
-    urls = (own_client(pushed).url, client.url)
+    urls = (own_client(pushed).url, url)
     both = VLLMServerEngine(model, settings(urls=urls, api_key_env="SOME_KEY"))
     both.update_weights(checkpoint_tensors(model), 7)
     replies = both.generate(PROMPTS, params)
@@ -310,13 +303,20 @@ def test_two_servers_share_the_work_and_give_the_replies_of_one(pushed, second, 
     again = pushed.generate(PROMPTS, params)
     assert again == wanted and asked.count(GENERATE) == 16
 
-    os.killpg(process.pid, signal.SIGKILL)
+    assert len(processes) >= 3 and all(folder.is_dir() for folder in folders)
+    owner.kill()
+    assert psutil.wait_procs(processes, timeout=60)[1] == []
     with caplog.at_level("WARNING"):
         alone = both.generate(PROMPTS, params)
     assert [reply.token_ids for reply in alone] == [reply.token_ids for reply in wanted]
-    assert both._servers.servers[1].lost is not None and client.url in caplog.text
+    assert both._servers.servers[1].lost is not None and url in caplog.text
     both.close()
     assert own_client(pushed).ask("/health", timeout=30) is None  # a server given by URL is not ours to end
+    deadline = time.monotonic() + 60
+    while any(folder.exists() for folder in folders):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    log.unlink()
 
 
 def test_one_call_at_a_time_from_several_threads(pushed, model):
@@ -333,16 +333,28 @@ def test_one_call_at_a_time_from_several_threads(pushed, model):
     }
 
 
-def test_requests_say_what_the_engine_in_this_process_says():
-    """Both ways to vLLM ask for the same: every field of the JSON is one of vLLM's parameters with the same value."""
-    from rollouts.vllm.requests import request_params, sampling_requests
+def test_closing_from_another_thread_ends_a_call_that_runs(pushed, monkeypatch):
+    """The last one with this server."""
+    asked, ask, found = threading.Event(), Client.ask, []
 
-    for changes in ({}, {"temperature": 0.0, "top_p": 0.5}, {"top_k": 7, "temperature": 0.7}, {"top_k": 10**6}):
-        n = 1 if changes.get("temperature") == 0 else 2  # vLLM's own limit
-        params = SamplingParams(n=n, seed=4, stop_token_ids=(3,), min_new_tokens=1, **changes)
-        requests = sampling_requests([[1], [2]], params, VOCABULARY)
-        for row, known in enumerate(request_params(params, 2, VOCABULARY, mask=False)):
-            for number in range(n):
-                asked = json.loads(json.dumps(requests[n * row + number]["sampling_params"]))
-                assert asked.pop("seed") == known.seed + number and asked.pop("n") == 1
-                assert {name: getattr(known, name) for name in asked} == asked
+    def noted(client, path, *args, **kwargs):
+        if path == GENERATE:
+            asked.set()
+        return ask(client, path, *args, **kwargs)
+
+    def call():
+        try:
+            found.append(pushed.generate(PROMPTS, SamplingParams(n=20, max_new_tokens=140)))
+        except RolloutError as error:
+            found.append(error)
+
+    monkeypatch.setattr(Client, "ask", noted)
+    server = pushed._process
+    processes, thread = family(server.pid), threading.Thread(target=call)
+    thread.start()
+    assert asked.wait(60)
+    pushed.close()
+    thread.join()
+    assert isinstance(found[0], RolloutError) and "closed" in str(found[0])
+    assert psutil.wait_procs(processes, timeout=60)[1] == []
+    assert not server.log.exists() and not server.home.exists()
