@@ -10,6 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+AWAY = """
+import align
+from align.cli import main
+print(align.__file__)
+assert main(["recipes"]) == main(["check", "quickstart"]) == 0
+assert main(["plan", "qwen2.5_7b_qlora_24gb", "--gpu", "24GB"]) == 0  # shapes.json
+"""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -47,12 +54,9 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path):
             [sys.executable, *args], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
         )
 
-    where = run("-c", "import align; print(align.__file__)").stdout
-    assert where.startswith(str(site))
-    assert "quickstart" in run("-m", "align.cli", "recipes").stdout
-    assert run("-m", "align.cli", "check", "quickstart").returncode == 0
-    assert run("-m", "align.cli", "plan", "qwen2.5_7b_qlora_24gb", "--gpu", "24GB").returncode == 0  # shapes.json
-    assert "RECIPE" in run("-m", "align.ppo", "--help").stdout
+    done = run("-c", AWAY)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(site)) and "quickstart" in done.stdout
     accelerate = str(Path(sys.executable).with_name("accelerate"))
     launched = run(accelerate, "launch", "--quiet", "--num_processes", "1", "-m", "align.ppo", "quickstart")
     assert "run: align run quickstart" in launched.stderr

@@ -1,4 +1,4 @@
-"""The entry scripts, started as a user starts them; here up to the point where training would begin."""
+"""The entry scripts up to the point where training would begin; `test_entries_run.py` launches them."""
 
 import ast
 import os
@@ -81,13 +81,3 @@ def test_user_errors_have_no_traceback(tmp_path, fails):
     assert fails("sft", recipe).startswith(f"error: {recipe}: line ")
     said = fails("base", "qwen_rlhf", f"data_root={tmp_path}")
     assert said == "error: qwen_rlhf: has no stage 'base'; it has sft, pmp, rm, ppo\n"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [["align/sft.py"], ["-m", "align.sft"]])
-def test_accelerate_launch(how):
-    accelerate = str(Path(sys.executable).with_name("accelerate"))
-    done = launch(accelerate, "launch", "--quiet", "--num_processes", "1", *how, "quickstart", "sft.lr=1")
-    assert done.returncode == 1
-    assert "error: quickstart: sft.lr: unknown key" in done.stderr
-    assert "Traceback" not in done.stderr

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from tests.commands import INSTALLED, accelerate, align, on_two_ranks
+from align import cli, rm
+from tests.commands import INSTALLED, accelerate, on_two_ranks
+from tests.ranks import on_ranks
 from tests.recipes.miniature import arguments
 
 
@@ -12,14 +14,8 @@ def summary(folder, stage):
     return json.loads((folder / "run" / stage / "summary.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.slow
-def test_sft_from_the_repository(tmp_path):
-    done = accelerate("align/sft.py", "qwen_rlhf", *arguments(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert "sft: " in done.stderr and "train.jsonl (messages): 40 rows, 40 kept" in done.stderr
-    assert "sft  3/3 (100%)" in done.stdout + done.stderr
-    assert summary(tmp_path, "sft")["steps"] == 3
-    assert "sft: loss" in (tmp_path / "run/report/index.html").read_text(encoding="utf-8")
+def rm_on_a_rank(words):
+    assert rm.main(words) == 0
 
 
 @pytest.mark.slow
@@ -38,23 +34,26 @@ def test_a_missing_input_is_one_error_that_names_the_command(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_chain_stage_by_stage(tmp_path):
-    """From another folder as modules in one process, then as files on two ranks; `align run` finds all of it."""
+def test_the_chain_stage_by_stage(tmp_path, capsys):
+    """As a module from another folder, here, and on two ranks, last as a file; `align run` finds all of it."""
     words, folder = arguments(tmp_path), tmp_path / "elsewhere"
     folder.mkdir()
-    for module, options in (("sft", []), ("rm", ["--stage", "pmp"])):
-        done = accelerate("-m", f"align.{module}", "qwen_rlhf", *options, *words, cwd=folder, env=INSTALLED)
-        assert done.returncode == 0, done.stderr
-        assert "Traceback" not in done.stderr
-    for file in ("rm.py", "ppo.py"):
-        done = on_two_ranks(f"align/{file}", "qwen_rlhf", *words)
-        assert done.returncode == 0, done.stderr
-        reads = [line for line in done.stderr.splitlines() if line.endswith(" kept")]
-        assert len(reads) == len(set(reads)), "only the first rank talks"
-    finished = align("run", "qwen_rlhf", *words, cwd=folder)
-    assert finished.returncode == 0, finished.stderr
+    done = accelerate("-m", "align.sft", "qwen_rlhf", *words, cwd=folder, env=INSTALLED)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert "train.jsonl (messages): 40 rows, 40 kept" in done.stderr
+    assert "sft  3/3 (100%)" in done.stdout + done.stderr
+    assert "sft: loss" in (tmp_path / "run/report/index.html").read_text(encoding="utf-8")
+    assert rm.main(["qwen_rlhf", "--stage", "pmp", *words]) == 0
+    on_ranks(2, rm_on_a_rank, ["qwen_rlhf", *words])
+    done = on_two_ranks("align/ppo.py", "qwen_rlhf", *words)
+    assert done.returncode == 0, done.stderr
+    reads = [line for line in done.stderr.splitlines() if line.endswith(" kept")]
+    assert len(reads) == len(set(reads)) > 0, "only the first rank talks"
+    capsys.readouterr()
+    assert cli.main(["run", "qwen_rlhf", *words]) == 0
+    finished = capsys.readouterr().out
     for stage in ("sft", "pmp", "rm", "ppo"):
-        assert f"{stage}: finished before" in finished.stdout
+        assert f"{stage}: finished before" in finished
         steps = [line.get("step") for line in map(json.loads, (tmp_path / "run" / stage / "metrics.jsonl").open())]
         assert steps == sorted(steps) and max(steps) == 3
         assert summary(tmp_path, stage)["steps"] == 3

@@ -2,11 +2,13 @@
 
 import ast
 import importlib.util
+import io
 import json
 import math
 import runpy
 import statistics
 import sys
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 
 import pytest
@@ -32,8 +34,6 @@ from tests.tiny_models import save_causal_lm
 
 FILES = sorted((ROOT / "examples").glob("*.py"))
 MEASURES = ("benchmark_", "compare_")  # these run below with tiny numbers
-WITH_WORDS = (*MEASURES, "clean", "draw")  # run by tests of their own, on files that they are given
-PROGRAMS = [file for file in FILES if not file.stem.startswith(WITH_WORDS)]
 EXPERIMENTS = sorted((ROOT / "examples/experiments").glob("*.py"))  # they need finished runs
 TOPICS = ("tea", "rain", "jazz", "maps")
 
@@ -47,13 +47,22 @@ def load(name):
     return module
 
 
+def program(name, folder):
+    """Runs an example as `python` does, in `folder`; what it prints last, and the folder that it leaves there."""
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.chdir(folder)
+        runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    return ast.literal_eval(printed.getvalue().splitlines()[-1]), folder / "runs/examples" / name
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_an_example_is_short_and_is_run_here(file):
     text = file.read_text(encoding="utf-8")
     longest = 225 if file.stem.startswith(MEASURES) else 80  # a measurement holds two or three programs
     assert len(text.splitlines()) < longest and f"python examples/{file.name}" in text.split('"""')[1]
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests/examples").glob("*.py"))
-    assert f'load("{file.stem}")' in tests or f"examples/{file.name}" in tests
+    assert any(way in tests for way in (f'load("{file.stem}")', f'program("{file.stem}"', f"examples/{file.name}"))
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
@@ -79,11 +88,11 @@ def test_what_a_program_imports_when_it_needs_it_is_there():
 
 @pytest.mark.slow
 def test_ppo_with_a_function_as_reward(tmp_path):
-    figures = load("ppo_function_reward").main(tmp_path)
+    figures, left = program("ppo_function_reward", tmp_path)
     assert figures["before"] < 0.3
     assert figures["after"] > figures["before"] + 0.25
-    assert (tmp_path / "model" / "model.safetensors").is_file()
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) >= 30
+    assert (left / "model" / "model.safetensors").is_file()
+    assert len((left / "metrics.jsonl").read_text().splitlines()) >= 30
 
 
 def test_code_of_ones_own_in_a_recipe(tmp_path):
@@ -96,21 +105,19 @@ def test_code_of_ones_own_in_a_recipe(tmp_path):
 
 @pytest.mark.slow
 def test_a_cost_a_token_makes_replies_short(tmp_path):
-    example = load("ppo_short_answers")
-    figures = example.main(tmp_path / "brief")
+    figures, _ = program("ppo_short_answers", tmp_path)
     assert figures["after"] < 0.5 * figures["before"]
-    plain = example.train(PPOTrainer, tmp_path / "plain")
+    plain = load("ppo_short_answers").train(PPOTrainer, tmp_path / "plain")
     assert plain["after"] > 0.7 * plain["before"]
 
 
 @pytest.mark.slow
 def test_the_choices_of_well_known_papers(tmp_path):
-    example = load("ppo_published_variants")
-    figures = example.main(tmp_path / "main")
+    figures, _ = program("ppo_published_variants", tmp_path)
     assert figures["after"] > figures["before"] + 0.2
     trainer = ppo_case.trainer(
         tmp_path / "by_hand",
-        kind=example.AsPublished,
+        kind=load("ppo_published_variants").AsPublished,
         missing_eos_penalty=0.7,
         length_penalty=0.5,
         length_penalty_free=3,
@@ -137,12 +144,12 @@ def test_the_estimate_in_the_loss_is_weighed_as_the_loss_is(by_reply, tmp_path):
 @pytest.mark.slow
 def test_margins_spread_the_scores_of_clear_pairs(tmp_path):
     example = load("reward_with_margin")
-    wide, plain = example.main(tmp_path / "wide"), example.main(tmp_path / "plain", margins=False)
+    (wide, left), plain = program("reward_with_margin", tmp_path), example.main(tmp_path / "plain", margins=False)
     # three raters of four: the best difference d solves 3 sigmoid(margin - d) = sigmoid(margin + d)
     assert plain["manners"] == pytest.approx(math.log(3), abs=0.15)
     assert wide["manners"] == pytest.approx(3.69, abs=0.3)
     assert wide["length"] == pytest.approx(math.log(3), abs=0.15)
-    assert RewardModel.from_pretrained(tmp_path / "wide" / "model").config.hidden_size == 32
+    assert RewardModel.from_pretrained(left / "model").config.hidden_size == 32
     losses_B = example.MarginRewardTrainer.compute_pair_losses(
         None, torch.tensor([2.0, 2.0]), torch.tensor([1.0, 1.0]), {"margins_B": torch.tensor([0.0, 3.0])}
     )
@@ -152,28 +159,36 @@ def test_margins_spread_the_scores_of_clear_pairs(tmp_path):
 @pytest.mark.slow
 def test_weights_of_tokens_move_the_answer(tmp_path):
     """The least of sum(weight * -log p) / 4 lies where p is the answer's share of the weights."""
-    example = load("sft_token_weights")
-    weighted, plain = example.main(tmp_path / "weighted"), example.main(tmp_path / "plain", weighted=False)
+    weighted, left = program("sft_token_weights", tmp_path)
+    plain = load("sft_token_weights").main(tmp_path / "plain", weighted=False)
     assert weighted == pytest.approx({"Yes.": 6 / 9, "No.": 3 / 9}, abs=0.03)
     assert plain == pytest.approx({"Yes.": 1 / 4, "No.": 3 / 4}, abs=0.03)
-    assert (tmp_path / "weighted" / "model" / "model.safetensors").is_file()
+    assert (left / "model" / "model.safetensors").is_file()
 
 
-@pytest.fixture(scope="module")
-def optimal_baseline():
-    """The example, imported once: it registers its estimator, which no other file's tests know."""
-    yield load("ppo_optimal_baseline")
+@contextmanager
+def with_its_estimator():
+    """What the example registers no other file's tests know."""
+    yield
     for table in (ESTIMATORS, FACTS):
         del table["opo"]
 
 
 @pytest.mark.slow  # its advantages are computed by hand below
-def test_a_fifth_estimator_learns_without_a_critic(optimal_baseline, tmp_path):
-    figures = optimal_baseline.main(tmp_path)
+@with_its_estimator()
+def test_a_fifth_estimator_learns_without_a_critic(tmp_path):
+    figures, left = program("ppo_optimal_baseline", tmp_path)
     assert figures["before"] < 2 and figures["after"] > figures["before"] + 4
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (left / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 40 and not any(key.startswith("value/") for line in lines for key in line)
     assert all(line["policy/ratio_max"] == line["policy/ratio_min"] == 1.0 for line in lines)
+
+
+@pytest.fixture(scope="module")
+def optimal_baseline():
+    """The example, imported once."""
+    with with_its_estimator():
+        yield load("ppo_optimal_baseline")
 
 
 @pytest.mark.parametrize("whiten", [False, True])
@@ -235,16 +250,16 @@ def test_the_command_line_of_a_program_knows_what_the_program_registered(optimal
 
 @pytest.mark.slow
 def test_the_best_policy_within_a_kl_budget_is_kept(tmp_path):
-    figures = load("ppo_kl_budget").main(tmp_path)
+    figures, left = program("ppo_kl_budget", tmp_path)
     assert figures["kl"] <= 3.0 < figures["stopped_kl"] and figures["stopped_at"] < 60
     assert figures["score"] > 2 * figures["before"]
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (left / "metrics.jsonl").read_text().splitlines()]
     looks = {line["step"]: line for line in lines if "eval/kl" in line}
     assert max(looks) == max(line["step"] for line in lines) == figures["stopped_at"]
     assert figures["score"] == max(line["eval/score"] for line in looks.values() if line["eval/kl"] <= 3.0)
     # the folder holds the policy of that step: its greedy replies are worth what was logged
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "best")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "best")
+    model = AutoModelForCausalLM.from_pretrained(left / "best")
+    tokenizer = AutoTokenizer.from_pretrained(left / "best")
     stops, vowels = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]), 0
     for ids in encode_prompts(tokenizer, [[Message("user", f"Say something about {topic}.")] for topic in TOPICS]):
         reply = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12, eos_token_id=stops)[0]
@@ -253,11 +268,9 @@ def test_the_best_policy_within_a_kl_budget_is_kept(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_notebook_from_top_to_bottom(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    notebook = load("ppo_notebook")
-    assert notebook.figures["after"] > notebook.figures["before"] + 1 and notebook.figures["kl"] > 0
-    left = tmp_path / "runs/examples/ppo_notebook"
+def test_the_notebook_from_top_to_bottom(tmp_path):
+    figures, left = program("ppo_notebook", tmp_path)
+    assert figures["after"] > figures["before"] + 1 and figures["kl"] > 0
     assert (left / "curves.png").read_bytes().startswith(b"\x89PNG") and (left / "model/model.safetensors").is_file()
     assert len((left / "metrics.jsonl").read_text().splitlines()) == 30
 
@@ -307,12 +320,11 @@ def test_reward_training_beside_trl_on_the_same_pairs(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", PROGRAMS, ids=lambda file: file.stem)
-def test_an_example_as_a_program_from_another_folder(file, tmp_path):
-    done = run(sys.executable, file, cwd=tmp_path, env=INSTALLED)
+def test_an_example_in_a_process_of_its_own_from_another_folder(tmp_path):
+    done = run(sys.executable, ROOT / "examples/in_a_recipe.py", cwd=tmp_path, env=INSTALLED)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("{")
-    assert (tmp_path / "runs/examples" / file.stem).is_dir()
+    assert (tmp_path / "runs/examples/in_a_recipe").is_dir()
 
 
 @pytest.mark.slow

@@ -165,7 +165,7 @@ def test_kill_before_any_change_of_the_disk_leaves_the_old_or_the_new_step(tmp_p
 def test_kill_storm(tmp_path):
     generator = random.Random(0)
     newest = 0
-    for _ in range(60):
+    for _ in range(25):
         process = start(tmp_path, pause=0.001, steps=1000)
         process.stdout.readline()  # it has begun, however long that took
         time.sleep(generator.random() * 0.3)

@@ -1,35 +1,32 @@
 """A stage killed with SIGKILL in the middle of a save, leaves nothing once it has run again."""
 
+import os
 import shutil
 import signal
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 from align.runtime.files import sweep
 from align.stages.chain import run_stage
 from tests.align.stages.small_chain import small_recipe, write_data
-from tests.commands import INSTALLED
+from tests.ranks import exit_codes
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import safetensors.torch
-import transformers.modeling_utils  # which keeps the function as it is; reward.headed looks it up when it saves a head
-from align.stages.chain import run_stage
-from tests.align.stages.small_chain import small_recipe
-count, real = int(sys.argv[2]), safetensors.torch.save_file
-def fatal(tensors, path, *args, **kwargs):
-    global count
-    count -= 1
-    if count == 0:
-        Path(path).write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(tensors, path, *args, **kwargs)
-safetensors.torch.save_file = fatal
-run_stage(small_recipe(Path(sys.argv[1]), pmp__save_steps=1), "pmp")
-"""
+
+def dies_in_a_save(folder, count):
+    """The stage in a process that is killed in the middle of its `count`-th file of a head's weights: transformers
+    keeps the function as it is, reward.headed looks it up when it saves a head."""
+    real, calls = safetensors.torch.save_file, iter(range(1, 99))
+
+    def fatal(tensors, path, *args, **kwargs):
+        if next(calls) == count:
+            Path(path).write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(tensors, path, *args, **kwargs)
+
+    safetensors.torch.save_file = fatal
+    run_stage(small_recipe(folder, pmp__save_steps=1), "pmp")
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +45,8 @@ def hidden(run):
 @pytest.mark.parametrize("count", [3, 5])  # a draft, three checkpoints, model
 def test_a_reward_model_killed_while_it_is_written_leaves_no_copy(base, tmp_path, count):
     shutil.copytree(base, tmp_path, dirs_exist_ok=True)
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(count)]
-    assert subprocess.run(command, env=INSTALLED, timeout=120, capture_output=True).returncode == -signal.SIGKILL
+    codes, printed = exit_codes(1, dies_in_a_save, tmp_path, count)
+    assert codes == [-signal.SIGKILL], printed
     left = hidden(tmp_path / "run")
     assert len(left) == 1 and ".tmp-" in left[0].name, left  # one name, nothing nested beside it
     done = run_stage(small_recipe(tmp_path, pmp__save_steps=1), "pmp")

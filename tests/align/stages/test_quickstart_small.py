@@ -10,6 +10,7 @@ from align.stages import policy_evaluation
 from align.stages.chain import run_chain, run_stage
 from data_formats.errors import AlignError, MissingFileError
 from examples.experiments import controls, estimators, preference_methods, rejection_sampling, reward_modelling, seeds
+from tests.ranks import PROCESSES
 
 pytestmark = pytest.mark.slow  # every test stands on one whole chain
 
@@ -298,7 +299,8 @@ def test_the_study_of_the_estimators_goes_on_where_it_was(finished, tmp_path, ca
 
 
 @pytest.mark.needs("trl")
-def test_the_study_of_preference_methods_goes_on_where_it_was(finished, tmp_path, capsys):
+def test_the_study_of_preference_methods_goes_on_where_it_was(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(preference_methods, "PROCESSES", PROCESSES)  # new ones that have imported everything
     _, folder, summary = finished
     before = sorted(path for path in folder.rglob("*") if path.is_file())
     arms = ["dpo", "dpo_sampled", "rejection", "ppo"]

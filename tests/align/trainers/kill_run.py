@@ -29,7 +29,7 @@ from align.trainers.ppo import PPOTrainer
 from rollouts.hf import HFEngine
 from tests.align.trainers import ppo_case
 
-ITERATIONS = 10
+ITERATIONS, FEW = 8, 5  # a whole run, and one with `--few`
 WARM_UP = 6  # optimizer steps: all four of the first iteration and half of the second
 BLOCKS = [[1, 2, 3, 4, 5], [7, 8, 9], [10, 11, 12, 13], [14, 15], [200, 3, 77]]
 
@@ -199,7 +199,7 @@ def make(folder: Path, flags: tuple[str, ...]) -> Mortal:
         **models,
         reward=noisy,
         num_prompts=7,
-        num_iterations=ITERATIONS,
+        num_iterations=FEW if "--few" in flags else ITERATIONS,
         num_ppo_epochs=2,
         critic_warmup_steps=WARM_UP,
         save_steps=1,

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from align.runs import checkpoint
 from tests.align.trainers import kill_run
-from tests.align.trainers.kill_run import ITERATIONS
+from tests.align.trainers.kill_run import FEW, ITERATIONS
 from tests.ranks import exit_codes, on_ranks
 
 TIMES = re.compile(rb'"(?:time|seconds/[^"]*|tokens_per_second[^"]*|memory/[^"]*)": [^,}]+(?:, )?')
@@ -69,13 +69,13 @@ def assert_same(found, expected, where: str = "") -> None:
         assert found == expected, where
 
 
-def assert_same_run(found: Path, expected: Path) -> None:
+def assert_same_run(found: Path, expected: Path, iterations: int = ITERATIONS) -> None:
     """Both are at their end, and nothing but times tells them apart."""
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert TIMES.sub(b"", (found / name).read_bytes()) == TIMES.sub(b"", (expected / name).read_bytes()), name
     steps = [line["step"] for line in lines(found / "metrics.jsonl") if "score/mean" in line]
-    assert steps == list(range(1, ITERATIONS + 1))
-    assert_same_step(*(folder / "checkpoints" / f"step-{ITERATIONS}" for folder in (found, expected)))
+    assert steps == list(range(1, iterations + 1))
+    assert_same_step(*(folder / "checkpoints" / f"step-{iterations}" for folder in (found, expected)))
     for part in ("model", "critic", "ema", "best/model"):
         assert_same_files(found / part, expected / part)
 
@@ -148,44 +148,39 @@ def test_kills_at_every_point_of_saving_in_evaluation_and_after_the_last_step(tm
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["--lora", "--roles"])
 def test_a_kill_in_the_middle_of_an_adapter_run(tmp_path, kind):
-    assert run(tmp_path / "whole", "", kind) == 0
+    assert run(tmp_path / "whole", "", kind, "--few") == 0
     storm = tmp_path / "storm"
-    places = {"warm_up": 3, "collection": 30, "between_optimizers": 6, "ptx": 7, "in_state_file": 2}
-    for place, count in places.items():
-        killed_at(storm, place, count, kind)
-    assert run(storm, "", kind) == 0
-    assert_same_run(storm, tmp_path / "whole")
+    for place, count in {"collection": 30, "between_optimizers": 5, "in_state_file": 2}.items():
+        killed_at(storm, place, count, kind, "--few")
+    assert run(storm, "", kind, "--few") == 0
+    assert_same_run(storm, tmp_path / "whole", FEW)
     assert (storm / "model/adapter_config.json").is_file()
     with pytest.raises((OSError, ValueError)):  # rather than a model with random weights
-        AutoModelForCausalLM.from_pretrained(storm / "checkpoints" / f"step-{ITERATIONS}" / "policy")
+        AutoModelForCausalLM.from_pretrained(storm / "checkpoints" / f"step-{FEW}" / "policy")
 
 
 @pytest.mark.slow
 def test_kills_while_the_next_batch_is_sampled(tmp_path):
-    assert run(tmp_path / "whole", "", "--overlap") == 0
+    flags = ("--overlap", "--few")
+    assert run(tmp_path / "whole", "", *flags) == 0
     storm = tmp_path / "storm"
-    for place, count in {"ahead": 30, "between_optimizers": 6, "in_state_file": 2}.items():
-        killed_at(storm, place, count, "--overlap")
-    assert run(storm, "", "--overlap") == 0
-    assert_same_run(storm, tmp_path / "whole")
+    for place, count in {"ahead": 30, "between_optimizers": 5, "in_state_file": 2}.items():
+        killed_at(storm, place, count, *flags)
+    assert run(storm, "", *flags) == 0
+    assert_same_run(storm, tmp_path / "whole", FEW)
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
-    killed_at(folder, "collection", 8 * OTHERS["collection"])
+    killed_at(folder, "collection", 6 * OTHERS["collection"])
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "damage"),
-    [
-        ("policy/model.safetensors", "cut"),
-        ("critic/model.safetensors", "missing"),
-        ("ppo_state.pt", "cut"),
-        ("ppo_state.pt", "missing"),
-    ],
+    [("critic/model.safetensors", "missing"), ("ppo_state.pt", "cut")],
 )
 def test_a_torn_checkpoint_costs_one_step_and_nothing_else(tmp_path, whole, killed, name, damage):
     folder = shutil.copytree(killed, tmp_path / "run")
@@ -202,12 +197,12 @@ def test_a_torn_checkpoint_costs_one_step_and_nothing_else(tmp_path, whole, kill
 
 @pytest.mark.slow
 def test_two_ranks_of_which_one_is_killed(tmp_path):
-    on_ranks(2, kill_run.run, tmp_path / "whole")
+    on_ranks(2, kill_run.run, tmp_path / "whole", "", "--few")
     storm = tmp_path / "storm"
     kills = ("between_optimizers:3@0", "ptx:9@1")
     for order in kills:
-        assert -9 in exit_codes(2, kill_run.run, storm, order)[0]
+        assert -9 in exit_codes(2, kill_run.run, storm, order, "--few")[0]
         assert lines(storm / "kills.jsonl")[-1]["place"] == order.partition(":")[0]
     assert len(lines(storm / "kills.jsonl")) == len(kills)
-    on_ranks(2, kill_run.run, storm)
-    assert_same_run(storm, tmp_path / "whole")
+    on_ranks(2, kill_run.run, storm, "", "--few")
+    assert_same_run(storm, tmp_path / "whole", FEW)

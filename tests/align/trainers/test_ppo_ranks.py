@@ -11,114 +11,124 @@ from tests.align.trainers import ppo_ranks
 from tests.align.trainers.own_engines import Greedy, policy_of
 from tests.ranks import FSDP2, on_ranks
 
-ENGINES = [pytest.param({}, id="ddp"), pytest.param(FSDP2, id="fsdp2")]
 pytestmark = pytest.mark.slow
+ALONE = ("given", "composed", "roles", "moved")
+BOTH = ("given", "composed", "reference", "estimators", "late", "exact", "resume", "engine", "fail", "push_fails")
+ENGINES = {"ddp": ({}, (*BOTH, "roles", "overlap")), "fsdp2": (FSDP2, (*BOTH, "sharded", "refused", "moved"))}
 
 
-def run(out: Path, ranks: int, mode: str, engine: dict[str, str] | None = None, start: Path | None = None) -> None:
-    out.mkdir()
-    on_ranks(ranks, ppo_ranks.main, out, mode, start, environment=engine)
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Path:
+    """What one process left, a folder a mode."""
+    out = tmp_path_factory.mktemp("one")
+    on_ranks(1, ppo_ranks.main, out, ALONE)
+    return out
 
 
-@pytest.mark.parametrize(
-    ("mode", "engine"),
-    [
-        pytest.param("given", {}, id="ddp"),
-        pytest.param("composed", {}, id="ddp-composed"),
-        pytest.param("given", FSDP2, id="fsdp2"),
-        pytest.param("composed", FSDP2, id="fsdp2-composed"),
-    ],
-)
-def test_two_ranks_learn_what_one_learns(tmp_path, mode, engine):
-    learnt = {}
-    for ranks in (1, 2):
-        run(tmp_path / str(ranks), ranks, mode, engine if ranks > 1 else None)
-        learnt[ranks] = torch.load(tmp_path / str(ranks) / "learnt.pt", weights_only=True)
-    for one, two in zip(learnt[1]["weights"], learnt[2]["weights"], strict=True):
-        assert torch.allclose(one, two, rtol=1e-8, atol=1e-10)
-    for one, two in zip(learnt[1]["history"], learnt[2]["history"], strict=True):
-        assert one.keys() == two.keys()
-        assert {name: two[name] for name in one} == pytest.approx(one, rel=1e-6, abs=1e-9)
-        assert ("score/length_score/mean" in one) == (mode == "composed")
-        assert one.get("reward/failed") == (1.0 if mode == "composed" else None)
+def started(engine: str, out: Path, start: Path | None = None) -> Path:
+    environment, modes = ENGINES[engine]
+    on_ranks(2, ppo_ranks.main, out, modes, start, environment=environment)
+    return out
 
 
-def test_roles_of_one_backbone_learn_on_two_ranks_what_they_learn_on_one(tmp_path):
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory) -> Path:
+    """What two ranks left."""
+    return started("ddp", tmp_path_factory.mktemp("ddp"))
+
+
+@pytest.fixture(scope="module")
+def fsdp2(tmp_path_factory, one) -> Path:
+    """What two ranks left that share every model."""
+    return started("fsdp2", tmp_path_factory.mktemp("fsdp2"), one / "moved/checkpoints/step-1")
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def two(engine, request) -> Path:
+    """What two ranks left under this engine."""
+    return request.getfixturevalue(engine)
+
+
+@pytest.mark.parametrize("mode", ["given", "composed"])
+def test_two_ranks_learn_what_one_learns(one, two, mode):
+    learnt = {at: torch.load(run / mode / "learnt.pt", weights_only=True) for at, run in ((1, one), (2, two))}
+    for weight, other in zip(learnt[1]["weights"], learnt[2]["weights"], strict=True):
+        assert torch.allclose(weight, other, rtol=1e-8, atol=1e-10)
+    for line, other in zip(learnt[1]["history"], learnt[2]["history"], strict=True):
+        assert line.keys() == other.keys()
+        assert {name: other[name] for name in line} == pytest.approx(line, rel=1e-6, abs=1e-9)
+        assert ("score/length_score/mean" in line) == (mode == "composed")
+        assert line.get("reward/failed") == (1.0 if mode == "composed" else None)
+
+
+def test_roles_of_one_backbone_learn_on_two_ranks_what_they_learn_on_one(one, ddp):
     """Two DDP wrappers over one base, each around one role's adapter; layers are checkpointed."""
-    for ranks in (1, 2):
-        run(tmp_path / str(ranks), ranks, "roles")
-    learnt = [torch.load(tmp_path / ranks / "learnt.pt", weights_only=True) for ranks in ("1", "2")]
-    found = [torch.load(tmp_path / ranks / "gradients.pt", weights_only=True)["gradients"] for ranks in ("1", "2")]
+    learnt = [torch.load(run / "roles/learnt.pt", weights_only=True) for run in (one, ddp)]
+    found = [torch.load(run / "roles/gradients.pt", weights_only=True)["gradients"] for run in (one, ddp)]
     assert len(found[0]) == len(found[1]) == 12
-    for one, two in zip(*found, strict=True):
-        for gradient, other in zip(chain(*one), chain(*two), strict=True):
+    for step, others in zip(*found, strict=True):
+        for gradient, other in zip(chain(*step), chain(*others), strict=True):
             assert torch.allclose(gradient, other, rtol=1e-10, atol=1e-12)
     assert all(
         torch.allclose(a, b, rtol=1e-8, atol=1e-10) for a, b in zip(*(w["weights"] for w in learnt), strict=True)
     )
-    for one, two in zip(*(run["history"] for run in learnt), strict=True):
-        assert two == pytest.approx(one, rel=1e-6, abs=1e-9)
-    ranks = [torch.load(tmp_path / "2" / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for line, other in zip(*(run["history"] for run in learnt), strict=True):
+        assert other == pytest.approx(line, rel=1e-6, abs=1e-9)
+    ranks = [torch.load(ddp / f"roles/rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert torch.equal(*ranks)  # replicas stay equal, all roles and the base
 
 
-def test_fsdp2_is_refused_for_roles_of_one_backbone(tmp_path):
-    run(tmp_path / "run", 2, "refused", FSDP2)
+def test_fsdp2_is_refused_for_roles_of_one_backbone(fsdp2):
     for rank in (0, 1):
-        said = (tmp_path / "run" / f"rank{rank}.txt").read_text()
+        said = (fsdp2 / f"refused/rank{rank}.txt").read_text()
         assert said.startswith("roles on one backbone cannot be sharded by FSDP2") and "shared_backbone" in said
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_two_ranks_agree_with_the_independent_ppo(tmp_path, engine):
-    """Under a covering set of all options: gradients, experience and the log."""
-    run(tmp_path / "run", 2, "reference", engine)
-    found = json.loads((tmp_path / "run" / "found.json").read_text())
-    assert len(found) > 20
+def test_two_ranks_agree_with_the_independent_ppo(two, engine):
+    """Under a covering set of all options, of which FSDP2 has a third and DDP the others: gradients, experience and
+    the log."""
+    found = json.loads((two / "reference/found.json").read_text())
+    assert len(found) > {"ddp": 14, "fsdp2": 8}[engine]
     assert {name: one["wrong"] for name, one in found.items() if one["wrong"]} == {}
     assert all({"policy gradient", "value gradient", "advantages"} <= one["errors"].keys() for one in found.values())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_two_ranks_agree_with_the_independent_ppo_without_a_critic(tmp_path, engine):
-    run(tmp_path / "run", 2, "estimators", engine)
-    found = json.loads((tmp_path / "run" / "found.json").read_text())
+def test_two_ranks_agree_with_the_independent_ppo_without_a_critic(two):
+    found = json.loads((two / "estimators/found.json").read_text())
     assert len(found) == 4 and {name: one["wrong"] for name, one in found.items() if one["wrong"]} == {}
     assert all({"policy gradient", "advantages"} <= one["errors"].keys() for one in found.values())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_two_ranks_learn_and_log_the_same_without_a_pass_of_the_policy_before_the_update(tmp_path, engine):
-    run(tmp_path / "run", 2, "late", engine)
-    late, asks = (torch.load(tmp_path / "run" / f"{name}.pt", weights_only=True) for name in ("late", "asks"))
+def test_two_ranks_learn_and_log_the_same_without_a_pass_of_the_policy_before_the_update(two):
+    late, asks = (torch.load(two / "late" / f"{name}.pt", weights_only=True) for name in ("late", "asks"))
     assert all(torch.equal(a, b) for a, b in zip(late["weights"], asks["weights"], strict=True))
     assert late["history"] == asks["history"] and late["history"][-1]["kl/reply"] != 0
-    files = [(tmp_path / "run" / name / "samples.jsonl").open() for name in ("late", "asks")]
+    files = [(two / "late" / name / "samples.jsonl").open() for name in ("late", "asks")]
     for row, other in zip(*files, strict=True):
         assert json.loads(row) | {"time": 0} == json.loads(other) | {"time": 0}
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_two_ranks_sample_what_they_train_to_the_bit(tmp_path, engine):
-    run(tmp_path / "run", 2, "exact", engine)
-    history = torch.load(tmp_path / "run" / "learnt.pt", weights_only=True)["history"]
+def test_two_ranks_sample_what_they_train_to_the_bit(two):
+    history = torch.load(two / "exact/learnt.pt", weights_only=True)["history"]
     assert [line["engine/logp_diff_max"] for line in history if "score/mean" in line] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_two_ranks_resume_bit_for_bit(tmp_path, engine):
-    run(tmp_path / "run", 2, "resume", engine)
-    whole, again = (torch.load(tmp_path / "run" / name, weights_only=True) for name in ("whole.pt", "again.pt"))
+def test_two_ranks_resume_bit_for_bit(two):
+    whole, again = (torch.load(two / "resume" / name, weights_only=True) for name in ("whole.pt", "again.pt"))
     assert all(torch.equal(a, b) for a, b in zip(whole["weights"], again["weights"], strict=True))
     assert whole["history"] == again["history"]
     wins = [line["eval/win_rate_greedy"] for line in whole["history"] if "eval/win_rate_greedy" in line]
     assert len(wins) == 3 and all(2 * 3 * rate == pytest.approx(round(6 * rate)) for rate in wins)  # of three prompts
 
 
-def test_two_ranks_sample_ahead_and_resume_bit_for_bit(tmp_path):
+def test_two_ranks_sample_ahead_and_resume_bit_for_bit(ddp):
     """And when the engine of one rank gives up meanwhile, both stop before the next iteration."""
-    out = tmp_path / "run"
-    run(out, 2, "overlap")
+    out = ddp / "overlap"
     whole, again = (torch.load(out / name, weights_only=True) for name in ("whole.pt", "again.pt"))
     assert all(torch.equal(a, b) for a, b in zip(whole["weights"], again["weights"], strict=True))
     assert whole["history"] == again["history"]
@@ -132,17 +142,14 @@ def test_two_ranks_sample_ahead_and_resume_bit_for_bit(tmp_path):
     assert said[0].endswith("step-2")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_an_engine_that_fails_on_one_rank_stops_all(tmp_path, engine):
-    run(tmp_path / "run", 2, "fail", engine)
-    said = [(tmp_path / "run" / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+def test_an_engine_that_fails_on_one_rank_stops_all(two):
+    said = [(two / f"fail/rank{rank}.txt").read_text() for rank in (0, 1)]
     assert said[0] == said[1] and said[0].startswith("no answer (iteration 1); the state before it is saved in ")
 
 
-def test_models_are_spread_by_fsdp2_and_saved_whole(tmp_path):
-    run(tmp_path / "run", 2, "sharded", FSDP2)
+def test_models_are_spread_by_fsdp2_and_saved_whole(fsdp2):
     for precision in ("no", "bf16"):
-        folder = tmp_path / "run" / precision
+        folder = fsdp2 / "sharded" / precision
         facts = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
         for name, whole in facts[0]["whole"].items():
             assert sum(rank["held"][name] for rank in facts) == whole
@@ -165,11 +172,9 @@ def test_models_are_spread_by_fsdp2_and_saved_whole(tmp_path):
             assert all(torch.equal(own[key], value) for key, value in facts[0]["weights"][name].items())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_engines_with_weights_of_their_own_get_the_policys_on_every_rank(tmp_path, engine):
-    run(tmp_path / "run", 2, "engine", engine)
+def test_engines_with_weights_of_their_own_get_the_policys_on_every_rank(two, engine):
     for kind in ("full", "lora", "dora"):
-        facts = [torch.load(tmp_path / "run" / f"{kind}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+        facts = [torch.load(two / f"engine/{kind}-{rank}.pt", weights_only=True) for rank in (0, 1)]
         one, other = facts
         assert all(torch.equal(one["weights"][name], other["weights"][name]) for name in one["weights"])
         assert all(torch.equal(one["engine"][name], other["engine"][name]) for name in one["engine"])
@@ -179,7 +184,7 @@ def test_engines_with_weights_of_their_own_get_the_policys_on_every_rank(tmp_pat
             assert rank["looks"] == one["looks"] and rank["looks"][0]["eval/kl"] == pytest.approx(0, abs=1e-4)
             for line in rank["history"]:
                 assert line.get("engine/probe_max", 0.0) < 1e-4
-            assert rank["sampling"] < 0.6 * rank["whole"] if engine else rank["sampling"] == rank["whole"]
+            assert rank["sampling"] < 0.6 * rank["whole"] if engine == "fsdp2" else rank["sampling"] == rank["whole"]
         assert any("engine/probe_max" in line for line in one["history"])
         if kind == "full":
             assert all(torch.equal(one["engine"][name], one["weights"][name]) for name in one["engine"])
@@ -192,21 +197,17 @@ def own_policy(kind: str, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
     return policy
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_push_that_fails_on_one_rank_stops_all(tmp_path, engine):
+def test_a_push_that_fails_on_one_rank_stops_all(two):
     """The other rank is gathering with it."""
-    run(tmp_path / "run", 2, "push_fails", engine)
-    said = [(tmp_path / "run" / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+    said = [(two / f"push_fails/rank{rank}.txt").read_text() for rank in (0, 1)]
     assert said[0] == said[1] and said[0].startswith("the engine died (iteration 1); the models after its update")
 
 
-def test_another_number_of_ranks_goes_on_from_a_checkpoint(tmp_path):
+def test_another_number_of_ranks_goes_on_from_a_checkpoint(one, fsdp2, tmp_path):
     """One process whole; its first checkpoint under FSDP2 on two ranks, whose next one on one process again. Replies
     are the same for any number, the batch that was sampled ahead is in the checkpoint."""
-    run(tmp_path / "whole", 1, "moved")
-    run(tmp_path / "two", 2, "moved", FSDP2, tmp_path / "whole" / "checkpoints" / "step-1")
-    run(tmp_path / "one", 1, "moved", start=tmp_path / "two" / "checkpoints" / "step-2")
-    whole, *others = (torch.load(tmp_path / name / "learnt.pt", weights_only=True) for name in ("whole", "two", "one"))
+    on_ranks(1, ppo_ranks.main, tmp_path, ["moved"], fsdp2 / "moved/checkpoints/step-2")
+    whole, *others = (torch.load(run / "moved/learnt.pt", weights_only=True) for run in (one, fsdp2, tmp_path))
     for other in others:
         for weight, expected in zip(other["weights"], whole["weights"], strict=True):
             assert torch.allclose(weight, expected, rtol=1e-10, atol=1e-12)
