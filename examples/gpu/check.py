@@ -6,9 +6,9 @@
 Parts run in the order of `PARTS`, what tells most first; each is a process with a limit of its own, and none stops the
 next. A part is a file beside this one whose `CASES` say by name what is done; a case gives figures, or raises: `Skip`
 where it cannot be here, anything else where it failed. Where a case takes CUDA with it, a fresh process goes on with
-those after it. `results.json` and `results.md` are written after every case, so a run that is cut still tells
-what it saw. `--dry` does the same with tiny shapes on a CPU, and says what only a card can do. Needs what align needs;
-vLLM, bitsandbytes and flash-attn where they are installed.
+those after it. `results.json` and `results.md` are written after every case, so a run that is cut still tells what it
+saw. `--dry` does it with tiny shapes on a CPU, of stages that are alike one, and says what only a card can do. Needs
+what align needs; vLLM, bitsandbytes and flash-attn where they are installed.
 """
 
 from __future__ import annotations

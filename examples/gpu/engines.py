@@ -72,7 +72,9 @@ def pushed(engine: Any, model: Any, push: Any, *what: Any) -> dict[str, float]:
 
 def in_process(here: Here) -> dict[str, Any]:
     """Two pushes and the probe after each."""
-    need("vllm", here, on_cpu=True)
+    if here.dry:
+        raise Skip("a dry run starts vLLM once, as a server")
+    need("vllm", here)
     from rollouts.vllm.engine import VLLMEngine
     from rollouts.weights import checkpoint_tensors
 

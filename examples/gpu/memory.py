@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from check import Here
-from stages import TINY, need, run, shape_of
+from stages import TINY, need, prepare, run, shape_of
 
 GIB = 2**30
 OFF = 0.15  # of what was measured
@@ -29,10 +29,11 @@ WORDS = {
 }
 SMALL = ["sft.max_length=64", "rm.max_length=64", "ppo.rollout.max_prompt_length=48", "ppo.rollout_batch_size=2"]
 SMALL += ["ppo.rollout.max_completion_length=8", "ppo.micro_batch_size=4"]
+DRY = tuple(zip(RECIPES, ("ppo", "sft", "rm", "ppo"), strict=True))
 
 
 def stage(here: Here, name: str, kind: str) -> dict[str, Any]:
-    """Planned and measured peak of one."""
+    """Planned and measured peak of one. A dry run plans all, and runs the stages of `DRY`."""
     from align.recipe import load_recipe
 
     model, family, layers = RECIPES[name]
@@ -45,7 +46,11 @@ def stage(here: Here, name: str, kind: str) -> dict[str, Any]:
     shape = {**shape_of(model), "num_hidden_layers": layers}
     if here.dry:
         shape, words = TINY, [*words, *(word for word in SMALL if word.startswith(kind))]
-    took = run(here, kind, words, shape, name, family=family, dtype=whole.model.dtype)
+    made = {"family": family, "dtype": whole.model.dtype}
+    if here.dry and (name, kind) not in DRY:
+        _, plan = prepare(here, kind, words, shape, name, **made)
+        return {"planned GiB": plan.peak.bytes / GIB, "when": plan.peak.name}
+    took = run(here, kind, words, shape, name, **made)
     planned, peak = took["plan"].peak, took["peak"]
     found = {"planned GiB": planned.bytes / GIB, "when": planned.name, "layers": shape["num_hidden_layers"]}
     if here.dry:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from check import ROOT, Here, Skip
-from stages import SHORT, TINY, launched, need, run
+from stages import SHORT, TINY, launched, need, prepare, run
 
 SHOWN = ("loss", "accuracy", "policy/ratio_max", "kl/reply", "value/loss", "grad_norm", "policy/grad_norm")
 SHOWN += ("ptx/loss", "eval/score", "memory/peak_gib")
@@ -36,6 +36,8 @@ STAGES = {
     "ppo, QLoRA, paged 8-bit moments": ("ppo", [*QLORA, *PAGED]),
     "ppo, idle parts in the host's memory": ("ppo", ["ppo.offload=[reference,reward,optimizer]"]),
 }
+DRY = ("sft, packed", "sft, LoRA", "rm, groups", "ppo, ptx, nucleus, average, evaluation")
+DRY += ("ppo, without a critic, KL in the loss", "ppo, LoRA on one backbone")
 FSDP = ["--num_processes", "1", "--use_fsdp", "--fsdp_version", "2"]
 FSDP += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
 
@@ -52,11 +54,14 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 def stage(here: Here, name: str) -> dict[str, Any]:
-    """Two steps of one."""
+    """Two steps of one. A dry run does them for `DRY`, and prepares the others."""
     kind, words = STAGES[name]
     if any("qlora" in word for word in words):
         need("bitsandbytes", here, on_cpu=not any("paged" in word for word in words))
     Path("text.jsonl").write_text("".join(json.dumps({"text": f"text {at} " * 9}) + "\n" for at in range(16)))
+    if here.dry and name not in DRY:
+        _, plan = prepare(here, kind, [*SHORT, *BF16, *words], TINY)
+        return {"planned GiB": plan.peak.bytes / 2**30}
     took = run(here, kind, [*SHORT, *BF16, *words], TINY)
     found = {key: took["metrics"][key] for key in SHOWN if key in took["metrics"]}
     if kind == "ppo" and not 0.999 < found["policy/ratio_max"] < 1.5:

@@ -43,7 +43,7 @@ def shape_of(model: str) -> dict[str, Any]:
     return {key: getattr(shape, key) for key in (*plans.A, "head_dim")}
 
 
-def run(
+def prepare(
     here: Here,
     stage: str,
     words: list[str],
@@ -51,24 +51,31 @@ def run(
     source: str = "",
     rows: tuple[int, int] | None = None,
     **made: Any,
-) -> dict[str, Any]:
-    """Make data and models, run the stage, and say what it took: the summary, the last metrics of each name, seconds,
-    bytes at most and what was planned.
+) -> tuple[Any, Any]:
+    """Make data and models; the recipe of the stage, and what is planned.
 
     Args:
         rows: tokens of each, and how many; default as long as may be, for two steps.
         made: further arguments of `make_models`.
     """
-    import torch
-
     from align.plan import plan_stages
-    from align.recipe import STAGES
-    from align.runtime.resolve import resolve
 
     recipe = recipe_of(stage, words, source)
     plans.make_rows(stage, *(rows or rows_for(stage, getattr(recipe, stage))))
     plans.make_models(shape, recipe, device=here.device, **made)
     (plan,) = plan_stages(recipe, device="cpu" if here.dry else "gpu")
+    return recipe, plan
+
+
+def run(here: Here, stage: str, *what: Any, **made: Any) -> dict[str, Any]:
+    """Prepare the stage, run it, and say what it took: the summary, the last metrics of each name, seconds, bytes at
+    most and what was planned."""
+    import torch
+
+    from align.recipe import STAGES
+    from align.runtime.resolve import resolve
+
+    recipe, plan = prepare(here, stage, *what, **made)
     gc.collect()
     if not here.dry:
         torch.cuda.empty_cache()

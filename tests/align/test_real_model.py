@@ -28,7 +28,7 @@ SIZES = {
     "pmp": {"max_steps": 2, "batch_size": 4},
     "rm": {"max_steps": 2, "batch_size": 4, "warmup_steps": 0},
     "ppo": {"num_iterations": 2, "rollout_batch_size": 4, "num_mini_batches": 1, "critic_warmup_steps": 0}
-    | {"save_steps": 1, "rollout.max_completion_length": 8, "evaluation.limit": 2, "ptx_max_length": 16},
+    | {"rollout.max_completion_length": 8, "evaluation.limit": 2, "ptx_max_length": 16},
 }
 ASK = """
 import os, sys
@@ -84,7 +84,6 @@ def chain(model, tmp_path_factory):
     words += [f"model.path={model}", f"output_dir={folder}/run", "pmp.holdout=0.3", "rm.holdout=0.3", "sft.holdout=0.3"]
     if bfloat16_is_slow():  # as the run itself would advise
         words += load_recipe("smollm2_cpu", words).model.float32_words.split()
-    run_chain(load_recipe("smollm2_cpu", [*words, "ppo.num_iterations=1"]))
     return folder / "run", run_chain(load_recipe("smollm2_cpu", words))
 
 
@@ -92,9 +91,9 @@ def turn(role, content):
     return {"role": role, "content": content}
 
 
-def test_every_stage_trains_it_and_one_goes_on(chain):
+def test_every_stage_trains_it(chain):
     _, summary = chain
-    assert [summary[stage]["steps"] for stage in SIZES] == [2, 2, 2, 2] and summary["ppo"]["resumed_from"] == 1
+    assert [summary[stage]["steps"] for stage in SIZES] == [2, 2, 2, 2]
 
 
 def test_what_comes_out_loads_elsewhere(chain, capsys):

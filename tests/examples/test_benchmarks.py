@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from align.data.encode import encode_demonstrations, encode_prompts
 from data_formats.records import Demonstration, Message
-from tests.commands import INSTALLED, ROOT, run
+from tests.commands import ROOT
 
 FOLDER = ROOT / "examples/benchmarks"
 SHARED = ("measuring", "small_models", "bare", "trl_environment")
@@ -251,11 +251,10 @@ def test_a_table_by_hand():
 
 
 @pytest.mark.slow
-def test_the_program_measures_sides_in_processes_of_their_own(tmp_path):
-    words = ("--tiny", "--cases", "A", "--sides", "align", "floor", "--rounds", "1", "--out", tmp_path / "figures")
-    done = run(sys.executable, FOLDER / "ppo.py", *words, cwd=tmp_path, env=INSTALLED)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == (tmp_path / "figures/ppo.md").read_text()
+def test_the_program_measures_sides_in_processes_of_their_own(tmp_path, capsys):
+    words = ("--tiny", "--cases", "A", "--sides", "align", "floor", "--rounds", "1", "--out", str(tmp_path / "figures"))
+    load("ppo").main([*words])
+    assert capsys.readouterr().out == (tmp_path / "figures/ppo.md").read_text()
     result = json.loads((tmp_path / "figures/ppo.json").read_text())
     assert {side: len(turns) for side, turns in result["cases"][0]["sides"].items()} == {"align": 1, "floor": 1}
 

@@ -54,15 +54,13 @@ def test_every_estimator_on_a_tiny_model(tmp_path, capsys):
     sizes = {"num_iterations": 4, "rollout_batch_size": 2, "evaluation.every_steps": 2, "evaluation.limit": 4}
     sizes |= {"rollout.max_prompt_length": 256, "rollout.max_completion_length": 8, "save_steps": 2}
     ask = [str(write_model(tmp_path / "tiny")), *(f"ppo.{key}={value}" for key, value in sizes.items())]
-    ask += ["--out", str(tmp_path / "out"), "--seeds", "0", "1"]
+    ask += ["--out", str(tmp_path / "out"), "--seeds", "1"]
     assert constraints.main(ask) == 0
-    rows = capsys.readouterr().out.strip().splitlines()[-6:]
-    assert [row.split(" | ")[:2] for row in rows] == [
-        [f"| {name}", str(seed)] for name in constraints.ESTIMATORS for seed in (0, 1)
-    ]
+    rows = capsys.readouterr().out.strip().splitlines()[-len(constraints.ESTIMATORS) :]
+    assert [row.split(" | ")[:2] for row in rows] == [[f"| {name}", "1"] for name in constraints.ESTIMATORS]
     made = json.loads((tmp_path / "out/grpo/seed1/outcome.json").read_text())
     assert [point[0] for point in made["curve"]] == [0, 2, 4]
     assert (tmp_path / "out/curve.png").read_bytes()[1:4] == b"PNG"
     (tmp_path / "out/curve.png").unlink()
     assert constraints.main([*ask, "--only", "grpo"]) == 0
-    assert capsys.readouterr().out.strip().splitlines()[-2:] == rows[-2:] and (tmp_path / "out/curve.png").is_file()
+    assert capsys.readouterr().out.strip().splitlines()[-1:] == rows[-1:] and (tmp_path / "out/curve.png").is_file()

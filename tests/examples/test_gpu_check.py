@@ -37,14 +37,14 @@ def test_a_part_that_fails_dies_or_hangs_stops_nothing_else(check, tmp_path, mon
     (tmp_path / "made_up.py").write_text(PART)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     rows = tmp_path / "rows.jsonl"
-    check.guard_part("made_up", rows, 1.5, True, lambda: None)
+    check.guard_part("made_up", rows, 4.0, True, lambda: None)
     found = {row["case"]: (row["status"], row.get("why")) for row in check.read(rows)}
     assert found == {
         "well": ("ok", None),
         "wrong": ("failed", "ValueError: no | such thing"),
         "dies": ("failed", "its process ended (3)"),
         "absent": ("skipped", "not here"),
-        "hangs": ("cut", "the part's 2 s were over"),
+        "hangs": ("cut", "the part's 4 s were over"),
     }
     assert "| made_up | well | ok | 0.0 | figure 1.235 |" in check.table(check.read(rows)).splitlines()
 

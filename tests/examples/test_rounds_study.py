@@ -44,6 +44,9 @@ def test_the_study_in_miniature(tmp_path, capsys):
         str(tmp_path),
         "--rounds",
         "2",
+        "--arms",
+        "fresh",
+        "none",
         "--set",
         *sizes,
         "rm.data=[tinyworld:comparisons]",
@@ -53,8 +56,6 @@ def test_the_study_in_miniature(tmp_path, capsys):
     assert [line.split(" | ")[0].strip("| ") for line in table[2:]] == [
         "fresh",
         "fresh",
-        "first",
-        "first",
         "none",
         "none",
     ]

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from align.recipe import load_recipe
+from align.report import build_report
 from align.stages.chain import run_chain
 from tests.recipes.miniature import rejection_arguments
 from tests.recipes.test_qwen_rlhf import leaves, lines
@@ -21,7 +22,7 @@ SIZES += ("critic_warmup_steps", "micro_batch_size", "path", "data_root", "outpu
 
 
 @pytest.fixture(scope="module")
-def chain(report, tmp_path_factory):
+def chain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama2")
     recipe = load_recipe("llama2_rejection_sampling", rejection_arguments(folder))
     return recipe, folder / "run", run_chain(recipe)
@@ -71,7 +72,7 @@ def test_the_figures_follow_from_the_files(chain):
 
 def test_the_report_has_the_stage(chain):
     _, run, _ = chain
-    page = (run / "report/index.html").read_text(encoding="utf-8")
+    page = build_report(run).read_text(encoding="utf-8")
     assert "Rejection sampling" in page and "rounds, by the reward" in page
 
 

@@ -172,21 +172,19 @@ def test_a_stage_goes_on_with_another_runs_adapter(tmp_path, caplog):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", ADAPTERS)
-def test_the_quickstart_in_miniature(report, tmp_path, adapter):
+def test_the_quickstart_in_miniature(tmp_path):
+    """With LoRA; chains of QLoRA are in tests/recipes/test_planned_recipes.py."""
     sizes = [f"{section}.{key}={value}" for section, values in SIZES.items() for key, value in values.items()]
-    told = [f"output_dir={tmp_path / 'run'}", "seed=5", *sizes, f"model.adapter={adapter}", "model.lora.rank=4"]
+    told = [f"output_dir={tmp_path / 'run'}", "seed=5", *sizes, "model.adapter=lora", "model.lora.rank=4"]
     run_chain(load_recipe("quickstart", told))
     run = tmp_path / "run"
     for folder in ("sft/model", "pmp/model", "rm/model", "ppo/model", "ppo/critic"):
         names = {path.name for path in (run / folder).iterdir()}
         assert "adapter_model.safetensors" in names and "model.safetensors" not in names
-        assert ("base_quantization.json" in names) == (adapter == "qlora")
     before, after = (weights(run / stage / "model") for stage in ("sft", "ppo"))
     assert before.keys() == after.keys() and not same(before, after)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["sft"]["heldout_loss"] < summary["sft"]["heldout_loss_before"] - 0.1
-    assert (run / "report/index.html").is_file()
 
 
 @pytest.mark.needs("bitsandbytes")
