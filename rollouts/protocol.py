@@ -60,6 +60,16 @@ class SamplingParams:
             if not sound:
                 raise RolloutError(f"sampling parameter {name} must be {wanted}, got {getattr(self, name)!r}")
 
+    def noted(self) -> dict[str, float]:
+        """How each reply is drawn, as a file of them notes it."""
+        return {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_tokens": self.min_new_tokens,
+            "max_tokens": self.max_new_tokens,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:

@@ -25,9 +25,11 @@ from align.recipe.trackers import tracker_problems
 from align.recipe.user_code import code_problem
 from align.runtime.errors import MissingFileError
 from align.runtime.packages import is_installed, missing_package
+from align.runtime.paths import typed_path
 from align.runtime.table import table
 
 _KEYS = {"model": "init_from", "policy": "init_from", "reward": "reward_from", "critic": "critic_from"}
+_KEYS |= {"warm-up": "critic_warmup_from"}
 
 
 def check_recipe(path: str | Path, overrides: Sequence[str] = (), *, world_size: int | None = None) -> Recipe:
@@ -146,6 +148,8 @@ def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> l
     else:  # a model among a reward's parts
         key, named = f"{stage}.{role}.model_from", dict(section.judges())[role].model_from is not None
         role = "reward"
+    if role == "warm-up" and (problem := _warmup_problem(origin)):
+        return [f"{key}: {problem}"]
     if origin.kind == "path":
         possible = REWARD_STAGES if role == "reward" else _before(stage)
         if named:
@@ -167,6 +171,13 @@ def _origin_problems(recipe: Recipe, stage: str, role: str, origin: Origin) -> l
     if getattr(recipe, parent) is None and not has_model(recipe, parent):
         return [f"{key}: stage '{parent}' is neither in this recipe nor finished in {stage_dir(recipe, parent)}"]
     return []
+
+
+def _warmup_problem(origin: Origin) -> str | None:
+    if origin.kind == "stage":
+        told = f"stage '{origin.value}' leaves no replies for ppo; name rejection, or a file or folder"
+        return None if origin.value == "rejection" else told
+    return None if typed_path(origin.value).exists() else f"no such file or folder {origin.value}"
 
 
 def _before(stage: str) -> tuple[str, ...]:

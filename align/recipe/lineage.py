@@ -101,6 +101,12 @@ def critic_origin(recipe: Recipe) -> Origin:
     return next(iter(reward_origins(recipe).values()), init_origin(recipe, "ppo"))
 
 
+def warmup_origin(recipe: Recipe) -> Origin | None:
+    """Where the replies lie that ppo's critic is warmed up on, a stage's folder or a path; None: they are sampled."""
+    named = recipe.ppo.critic_warmup_from
+    return None if named is None else _named(recipe, named)
+
+
 def selection_origins(recipe: Recipe, section: Any) -> dict[str, Origin]:
     """Where the models come from by which a stage's rows are chosen, by key (`selection.quality.model_from`)."""
     named = () if section.selection is None else section.selection.models()
@@ -108,12 +114,14 @@ def selection_origins(recipe: Recipe, section: Any) -> dict[str, Origin]:
 
 
 def inputs(recipe: Recipe, stage: str) -> dict[str, Origin]:
-    """Every model that `stage` needs, by role."""
+    """Every model that `stage` needs, by role; and the replies that ppo's critic is warmed up on (`warm-up`)."""
     if not STAGES[stage].samples:
         return {"model": init_origin(recipe, stage)} | selection_origins(recipe, getattr(recipe, stage))
     found = {"policy": init_origin(recipe, stage), **reward_origins(recipe, stage)}
     if isinstance(getattr(recipe, stage), PPOSection) and recipe.ppo.estimator.critic:
         found["critic"] = critic_origin(recipe)
+        replies = warmup_origin(recipe)
+        found |= {"warm-up": replies} if replies is not None else {}
     return found | judge_origins(recipe, stage) | selection_origins(recipe, getattr(recipe, stage))
 
 

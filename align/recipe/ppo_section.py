@@ -262,6 +262,11 @@ class PPOConfig(Section):
         return ("policy", "critic") if self.estimator.critic else ("policy",)
 
     @property
+    def warmup_iterations(self) -> int:
+        """Iterations in which the critic alone learns; the one after them may begin with steps of the critic alone."""
+        return self.critic_warmup_steps // (self.num_ppo_epochs * self.num_mini_batches)
+
+    @property
     def uses_ptx(self) -> bool:
         """Whether pretraining documents are mixed in."""
         return self.ptx_coef != 0 and self.ptx_ratio > 0
@@ -410,6 +415,10 @@ class PPOSection(Rewarded, PPOConfig, StageSection):
     critic_from: LocalPath | None = None
     """What the critic starts from: a stage, a folder or a hub id; by default the first reward model, else the
     policy."""
+    critic_warmup_from: LocalPath | None = None
+    """Replies that iterations of the critic alone learn from, in place of sampling them: a file of replies, the folder
+    of a run's ppo or rejection stage or of `align collect`, or `rejection`, the recipe's own stage;
+    [which are fit](stages.md#warm-up-on-stored-replies)."""
     shared_backbone: Shared = "auto"
     """Keep policy, reference, critic and reward model as adapters of one frozen base; `auto` does so where
     `model.adapter` is not none."""
@@ -430,6 +439,8 @@ class PPOSection(Rewarded, PPOConfig, StageSection):
         )
         if self.estimator.critic:
             text += f"the policy waits for the first {self.critic_warmup_steps} of {self.num_iterations * steps} steps"
+            if self.critic_warmup_from is not None:
+                text += f", in {self.warmup_iterations} iterations over stored replies ({self.critic_warmup_from})"
         else:
             text += f"{self.advantage} advantages, without a critic"
         rows = self.ptx_ratio * (responses // self.num_mini_batches) if self.uses_ptx else 0
@@ -450,6 +461,13 @@ class PPOSection(Rewarded, PPOConfig, StageSection):
         if self.critic_from is not None and not self.estimator.critic:
             sentence = f"names a critic, and advantage={self.advantage} has none; remove the key, or use advantage=gae"
             broken.append(("critic_from", sentence))
+        if self.critic_warmup_from is not None and not self.warmup_iterations:
+            steps = self.num_ppo_epochs * self.num_mini_batches
+            sentence = (
+                f"names replies for iterations of the critic alone, and there is none: critic_warmup_steps is "
+                f"{self.critic_warmup_steps}, an iteration has {steps}; raise that, or remove the key"
+            )
+            broken.append(("critic_warmup_from", sentence))
         if self.early_stopping is not None and (self.evaluation.every_steps is None or not self.eval_data):
             sentence = "needs evaluations on the way: set evaluation.every_steps, and name prompts in eval_data"
             broken.append(("early_stopping", sentence))

@@ -2,7 +2,8 @@
 
 A line is a row of ours that reads as scored replies (and so as comparisons for the next reward model): `prompt`,
 `replies` with `content` and `score`, `category`; beside the score each reply has `stop`, `tokens` and the scores of the
-reward's `parts`. `stop` is `end` where the model ended the reply itself, `length` where it was cut, else `other`. A
+reward's `parts`; beside the replies stand `sampling`, how they were drawn, and `weights`, what identifies the model's.
+`stop` is `end` where the model ended the reply itself, `length` where it was cut, else `other`. A
 score is null where the reward failed on the reply (`on_reward_error: mask`), which is then never chosen.
 
 The prompts are cut into pieces that do not depend on the number of ranks. Each rank samples every n-th piece with a
@@ -19,14 +20,17 @@ import gc
 import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from align.data.replies import PromptedReply
+from align.data.stored_replies import stop_of
 from align.evaluation.replies import JudgedReply, judged_replies
 from align.evaluation.scoring import judge_replies
+from align.models.identity import weights_version
 from align.recipe import Recipe
 from align.recipe.rejection_section import SamplingSection
 from align.runs.errors import TrainingError
@@ -63,20 +67,28 @@ class Sampler:
         self.rollout: SamplingSection = getattr(recipe, stage).rollout
         self._loaded: tuple[Engine, Any, Reward] | None = None
 
-    def judged(self, prompts: Sequence[Prompt], *, seed: int, greedy: bool = False) -> list[list[JudgedReply]]:
-        """`num_generations` replies to each prompt as training samples them, or one greedy reply."""
-        engine, tokenizer, reward = self._loaded = self._loaded or self._load()
-        stops, longest = chat_format(tokenizer).stop_ids, self.rollout.max_completion_length
-        params = SamplingParams(
+    @cached_property
+    def drawn(self) -> Row:
+        """From which weights its replies are drawn, and how, for the rows of a file."""
+        return {"sampling": self._params((), 0).noted(), "weights": weights_version(self.path)}
+
+    def _params(self, stop_ids: tuple[int, ...], seed: int) -> SamplingParams:
+        return SamplingParams(
             n=self.rollout.num_generations,
             temperature=self.rollout.temperature,
             top_p=self.rollout.top_p,
             top_k=self.rollout.top_k,
             min_new_tokens=self.rollout.min_completion_length,
-            max_new_tokens=longest,
-            stop_token_ids=stops,
+            max_new_tokens=self.rollout.max_completion_length,
+            stop_token_ids=stop_ids,
             seed=seed,
         )
+
+    def judged(self, prompts: Sequence[Prompt], *, seed: int, greedy: bool = False) -> list[list[JudgedReply]]:
+        """`num_generations` replies to each prompt as training samples them, or one greedy reply."""
+        engine, tokenizer, reward = self._loaded = self._loaded or self._load()
+        stops, longest = chat_format(tokenizer).stop_ids, self.rollout.max_completion_length
+        params = self._params(stops, seed)
         if greedy:
             params = SamplingParams(temperature=0.0, max_new_tokens=longest, stop_token_ids=stops)
         on_error = getattr(self.recipe, self.stage).on_reward_error
@@ -130,7 +142,7 @@ def sample_round(sampler: Sampler, prompts: Sequence[Prompt], folder: Path, *, s
     def sample(number: int, piece: range) -> Iterable[Row]:
         chosen = [prompts[index] for index in piece]
         judged = sampler.judged(chosen, seed=derive(seed, "piece", number))
-        return map(_row, chosen, judged, [sampler.rollout] * len(chosen))
+        return (_row(*one, sampler.rollout) | sampler.drawn for one in zip(chosen, judged, strict=True))
 
     _in_pieces(folder / FILE, sampler, len(prompts), sample)
     return read_samples(folder / FILE, prompts, sampler.rollout.num_generations)
@@ -231,8 +243,8 @@ def _row(prompt: Prompt, replies: list[JudgedReply], rollout: SamplingSection) -
     scored = tuple(Reply(one.text, row[REWARD]) for one, row in zip(replies, known, strict=True))
     row = as_row(Scored(prompt.messages, scored, prompt.category, prompt.source, (), prompt.tools))
     for entry, one, told in zip(row["replies"], replies, known, strict=True):
-        cut = one.tokens >= rollout.max_completion_length
-        entry |= {"stop": "end" if one.finished else "length" if cut else "other", "tokens": one.tokens}
+        stop = stop_of(one.finished, one.tokens, rollout.max_completion_length)
+        entry |= {"stop": stop, "tokens": one.tokens}
         parts = {name.removeprefix(f"{REWARD}/"): told[name] for name in one.scores if name != REWARD}
         entry |= {"parts": parts} if parts else {}
     return row

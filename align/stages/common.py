@@ -29,6 +29,7 @@ LOG = logging.getLogger("align")
 Summary = dict[str, Any]
 PUSHED = "pushed.json"  # to which repository the model was pushed
 JUDGED = "judge"  # what a judge answered that is asked over a network, a file a rank
+WARMUP = "warmup"  # the replies that ppo sampled for the critic alone, a file an iteration
 SELECTION = "selection"  # which rows are learnt from, and why
 CODE = "code.json"  # the hashes of the user's own code that the recipe names
 MADE_BY_STAGES = (
@@ -40,6 +41,7 @@ MADE_BY_STAGES = (
     TRAINED,
     SELECTION,
     "rounds",
+    WARMUP,
     "failed",
     "metrics.jsonl",
     "samples.jsonl",

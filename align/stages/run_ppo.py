@@ -1,10 +1,11 @@
 """PPO: policy and reference from the sft stage, reward model and critic from the rm stage (or what the recipe names).
 
 Leaves `model/` (the policy), `critic/` where the advantages need one, `checkpoints/`, `metrics.jsonl`, `samples.jsonl`,
-`summary.json`, and, with `evaluation.save_best`, `best/model` (the policy that the held-out prompts' reward liked
-best). With `eval_data` the policy is evaluated before and after on held-out prompts, by the reward it is trained on, by
-`gold_reward`, which nothing is trained on, and by `judge`, against the replies that it began with; the gold score of
-the embedded world is none of this stage's business.
+`summary.json`, `warmup/` with the replies that were sampled for the critic alone (`align.stages.warmup`), and, with
+`evaluation.save_best`, `best/model` (the policy that the held-out prompts' reward liked best). With `eval_data` the
+policy is evaluated before and after on held-out prompts, by the reward it is trained on, by `gold_reward`, which
+nothing is trained on, and by `judge`, against the replies that it began with; the gold score of the embedded world is
+none of this stage's business.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from align.stages.prompts import check_room, fitting
 from align.stages.rewards import build_reward
 from align.stages.selection import chosen
 from align.stages.user_code import own_callbacks, trainer_class
+from align.stages.warmup import warmup_rollouts
 from data_formats.records import Document, Prompt
 
 BAR = ("score/mean", "eval/score", "kl/reply", "entropy", "length/mean", "end_rate")
@@ -72,8 +74,8 @@ def run_ppo(
         prompts = figures["prompts"]
         epochs = epochs_of(section.num_iterations, section.rollout_batch_size, prompts)
         tell_epochs(stage, section, section.num_iterations, epochs, prompts, step="iterations", row="prompts")
-        warm_up = section.critic_warmup_steps // (section.num_ppo_epochs * section.num_mini_batches)
-        early = early_stopping(section, after=warm_up)  # until then every evaluation is of the same policy
+        still = section.warmup_iterations  # until then every evaluation is of the same policy
+        early = early_stopping(section, after=still)
         added = [*early, *tracker_callbacks(recipe, out_dir)]
         with StopFlag() as flag:
             shown = {"metrics": False, "figures": BAR, "epochs": epochs}
@@ -133,11 +135,12 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
     origin = init_origin(recipe, "ppo")
     path = common.origin_path(recipe, origin, stage=stage)
     tokenizer = recipe_tokenizer(path, recipe.model)
+    blocks, ptx_reports = ptx_blocks(recipe, section, tokenizer)
+    prompts, eval_prompts, read = read_prompts(recipe, section, tokenizer, out_dir, stage, ptx_reports)
+    warmup = warmup_rollouts(recipe, section, tokenizer, prompts, path, out_dir)
     roles = shared_roles(recipe, section, tokenizer, path, accelerator.is_fsdp2)
     ready = None if roles is None else roles.rewards
     reward = build_reward(recipe, tokenizer, stage=stage, device=accelerator.device, ready=ready)
-    blocks, ptx_reports = ptx_blocks(recipe, section, tokenizer)
-    prompts, eval_prompts, read = read_prompts(recipe, section, tokenizer, out_dir, stage, ptx_reports)
     gold = None
     if section.gold_reward:
         gold = build_reward(recipe, tokenizer, stage=stage, key="gold_reward", name="gold", device=accelerator.device)
@@ -159,6 +162,7 @@ def build(recipe: Recipe, section: PPOSection, out_dir: Path, stage: str = "ppo"
         output_dir=out_dir,
         reference=reference,
         ptx_blocks=blocks,
+        warmup=warmup,
         eval_prompts=eval_prompts,
         gold=gold,
         judge=judge,

@@ -54,7 +54,8 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 STATE_FILE, TRAINER_FILE, WEIGHTS_FILE = "ppo_state.pt", "trainer_state.json", "model.safetensors"
-ORDERED_BY = {"ppo.data": ("prompt_sampler", "ahead"), "ppo.ptx_data": ("ptx",)}  # parts that start anew on other rows
+ORDERED_BY = {"ppo.data": ("prompt_sampler", "ahead"), "ppo.ptx_data": ("ptx",)}
+ORDERED_BY |= {"ppo.critic_warmup_from": ("warmup",)}  # parts that start anew on other rows
 Stopped = (Exception, KeyboardInterrupt, SystemExit)
 
 

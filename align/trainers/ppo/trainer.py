@@ -34,8 +34,9 @@ Decisions, and departures from the named papers:
   every epoch. With whitened advantages a KL in the loss weighs `kl_coef` times their deviation, one in the reward does
   not.
 - Critic warm-up is exactly `critic_warmup_steps` optimizer steps in which the policy is not touched: no gradient, no
-  ptx, no weight decay, no momentum, no schedule. Their rollouts are not used again. When it ends inside an iteration,
-  the rest of that iteration updates both. "2 responses" of the report are two independent trajectories.
+  ptx, no weight decay, no momentum, no schedule. Their rollouts are not used again in the run, and may come from
+  another one (`warmup.py`). When it ends inside an iteration, the rest of that iteration updates both. "2 responses" of
+  the report are two independent trajectories.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ from align.trainers.ppo.opponent import Opponent
 from align.trainers.ppo.ptx import PtxStream, ptx_loss_sum
 from align.trainers.ppo.rollout import Rollout
 from align.trainers.ppo.types import Experience, Samples, Scores, TokenBatch, reply_groups
+from align.trainers.ppo.warmup import WarmupRollouts
 from align.trainers.ppo.weight_sync import WeightSync
 from align.trainers.sharding import make_accelerator
 from data_formats.chat_format import chat_format
@@ -127,6 +129,8 @@ class PPOTrainer(IterationLoop):
         reference: frozen; default a copy of `policy` as it is now (of a shared backbone, give its role).
         engine: samples replies; default the one that `config.rollout.engine` names.
         ptx_blocks: token ids of pretraining blocks, needed when `ptx_coef` > 0.
+        warmup: what iterations of the critic alone learn from, or where their replies are kept; default they are
+            sampled, and not kept.
         eval_prompts: for `evaluate()`.
         gold: a second reward, asked in `evaluate()` alone and used for nothing but the log.
         judge: compares the replies of `evaluate()` with those of the policy as it is now: `eval/win_rate`, by which
@@ -152,6 +156,7 @@ class PPOTrainer(IterationLoop):
         reference: nn.Module | None = None,
         engine: Engine | None = None,
         ptx_blocks: Sequence[Sequence[int]] = (),
+        warmup: WarmupRollouts | None = None,
         eval_prompts: Sequence[Prompt] = (),
         gold: Reward | None = None,
         judge: Judge | None = None,
@@ -186,9 +191,9 @@ class PPOTrainer(IterationLoop):
         self.reward_stats = running_stats(config.normalize_reward)
         self.kl = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self.ptx_coef = PtxController(config.ptx_coef, config.ptx_grad_norm_ratio)
-        self.sampler = self._make_sampler(derive(seed, "prompts"))
+        self.sampler, self.warmup = self._make_sampler(derive(seed, "prompts")), warmup or WarmupRollouts()
         self.ptx = self._make_ptx(ptx_blocks)
-        sets = {"data": self.prompts, "eval_data": self.eval_prompts, "ptx_data": list(ptx_blocks)}
+        sets = {"data": self.prompts, "eval_data": self.eval_prompts, "ptx_data": list(ptx_blocks)} | self.warmup.rows()
         self.data = {f"ppo.{name}": fingerprint(rows) for name, rows in sets.items()}
         self.args = loop_arguments(config, self.output_dir, bool(eval_prompts), seed, self.accelerator)
         alone = AlonePass(self.policy, config, self.pad_id)
@@ -275,6 +280,7 @@ class PPOTrainer(IterationLoop):
         )
         parts = {
             "prompt_sampler": self.sampler,
+            "warmup": self.warmup,
             "reward_stats": self.reward_stats,
             "kl": self.kl,
             "ptx": self.ptx,
@@ -319,11 +325,12 @@ class PPOTrainer(IterationLoop):
         watch, version = Stopwatch(), self.policy_version
         with self.checkpoints.iteration(self.state, self.save_checkpoint) as attempt:
             with watch("rollout"):
-                samples = self.rollout.next(self.collect, self._later_sampling_params, self.together)
+                samples = self._stored_samples() if self._takes_stored else self._new_samples()
             with watch("score"):
                 scores = self.together(enough_memory(self.config, "score")(lambda: self.score(samples)))
             with watch("experience"):
                 samples, scores = self._over_ranks(samples, scores)
+                self._keep_for_warmup(samples, scores)
                 with enough_memory(self.config, "experience"):
                     make = partial(self._experience, late=True) if self._asks_policy_late else self.make_experience
                     experience, metrics = make(samples, scores.total_N)
@@ -337,6 +344,19 @@ class PPOTrainer(IterationLoop):
                 self.kl.update(metrics["kl/reply"], len(samples))
             self._note_progress(samples, experience, scores)
             return metrics | self._costs(watch, experience)
+
+    def _new_samples(self) -> Samples:
+        return self.rollout.next(self.collect, self._later_sampling_params, self.together)
+
+    def _stored_samples(self) -> Samples:
+        rollout = self.config.rollout_batch_size, self.config.rollout.num_generations
+        return self.warmup.next(*rollout, self.rank, self.world_size)
+
+    def _keep_for_warmup(self, samples: Samples, scores: Scores) -> None:
+        """What the critic alone learns from, for another run to learn from without sampling. Collective."""
+        if self._critic_alone and self.warmup.keeps:
+            iteration, params, first = self.state.global_step + 1, self.sampling_params(), self.rank == 0
+            self.together(lambda: self.warmup.keep(iteration, samples, scores, params) if first else None)
 
     def sampling_params(self) -> SamplingParams:
         """How replies of this iteration are sampled; the seed depends on recipe seed, iteration and rank alone."""
@@ -400,10 +420,10 @@ class PPOTrainer(IterationLoop):
     def _experience(self, samples: Samples, scores_N: Tensor, late: bool) -> tuple[Experience, dict[str, float]]:
         """`late`: without a pass of the policy, and without what the log says of it: the update makes up for both."""
         config, device = self.config, self.accelerator.device
-        generations = config.rollout.num_generations
+        generations, sampled = config.rollout.num_generations, not self._takes_stored
         room = reply_room(config)
         tokens = TokenBatch.from_ids(samples.prompt_ids, samples.reply_ids, self.pad_id, generations, room).to(device)
-        support = support_of(samples, tokens, config)
+        support = support_of(samples, tokens, config) if sampled else None  # the policy's loss alone asks for it
         full_kl = self._full_kl(tokens)  # before a pass may be kept
         keeps = not self.warming_up
         passes = self.model_passes.run(tokens, support, self.minibatches, self.together, keeps=keeps, late=late)
@@ -432,13 +452,13 @@ class PPOTrainer(IterationLoop):
             advantages_NS=advantages_NS,
             returns_NS=returns_NS,
             full_logps_NS=None if passes.ratio is None else passes.full,
-            sampler_logps_NS=sampler_logps(samples, tokens, config),
+            sampler_logps_NS=sampler_logps(samples, tokens, config) if sampled else None,
             weights_NS=functional.token_weights(learnt_NS, "sequence") if by_reply else None,
             support=support,
             kept=passes.kept,
             late=passes.late,
         )
-        if config.rollout.exact:
+        if config.rollout.exact and sampled:
             require_exact(samples, tokens, passes.full)
         metrics = {} if late else policy_metrics(samples, experience, passes.entropy)
         return experience, metrics | self._rollout_metrics(samples, experience, deviation) | full_kl
@@ -523,6 +543,17 @@ class PPOTrainer(IterationLoop):
     def warming_up(self) -> bool:
         """Whether the coming optimizer step is the critic's alone."""
         return self.optimizer_steps < self.config.critic_warmup_steps
+
+    @property
+    def _critic_alone(self) -> bool:
+        """Whether all optimizer steps of the coming update are."""
+        steps = self.config.num_ppo_epochs * self.config.num_mini_batches
+        return self.optimizer_steps + steps <= self.config.critic_warmup_steps
+
+    @property
+    def _takes_stored(self) -> bool:
+        """Whether the coming iteration's replies are read in place of being sampled."""
+        return self.warmup.stored is not None and self._critic_alone
 
     def update(self, experience: Experience) -> dict[str, float]:
         """`num_ppo_epochs` passes of `num_mini_batches` optimizer steps, and the new weights for the engine; returns

@@ -21,7 +21,8 @@ ALIGN |= {"Critic", "FunctionReward", "Prompt", "load_tokenizer"}  # what the tr
 PPO = {
     "__init__": "(self, policy: nn.Module, critic: nn.Module | None, reward: Reward, tokenizer: Any, "
     "config: PPOConfig, prompts: Sequence[Prompt], *, output_dir: str | Path, reference: nn.Module | None = None, "
-    "engine: Engine | None = None, ptx_blocks: Sequence[Sequence[int]] = (), eval_prompts: Sequence[Prompt] = (), "
+    "engine: Engine | None = None, ptx_blocks: Sequence[Sequence[int]] = (), "
+    "warmup: WarmupRollouts | None = None, eval_prompts: Sequence[Prompt] = (), "
     "gold: Reward | None = None, judge: Judge | None = None, callbacks: Sequence[TrainerCallback] = (), "
     "accelerator: Accelerator | None = None, seed: int = 0)",
     "train": "(self, resume_from_checkpoint: str | Path | bool | None = None) -> TrainerState",
