@@ -30,6 +30,8 @@ class SamplingParams:
         top_k: candidates kept, 0 = off.
         stop_token_ids: a completion ends with (and contains) the first of these.
         seed: makes a call reproducible: the same engine, weights, prompts and seed give the same completions.
+        first: the place of the call's first prompt in the whole list, of which other ranks ask for other parts: with a
+            seed, what is drawn depends on a prompt's place there and not on how the list was cut.
         return_support: completions carry the ids that could be drawn at each token (see `Completion.support`); they
             are many when little is truncated, the whole vocabulary with top_p 1 and top_k 0.
 
@@ -45,6 +47,7 @@ class SamplingParams:
     min_new_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
+    first: int = 0
     return_support: bool = False
 
     def __post_init__(self) -> None:
@@ -54,6 +57,7 @@ class SamplingParams:
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (1 is off)"),
             ("top_k", self.top_k >= 0, "at least 0 (0 is off)"),
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("first", self.first >= 0, "at least 0"),
             ("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, "between 0 and max_new_tokens"),
         )
         for name, sound, wanted in bounds:

@@ -268,4 +268,5 @@ def _uniforms(rows: int, params: SamplingParams) -> Tensor:
         generator.seed()
     else:
         generator.manual_seed(params.seed)
-    return torch.rand(rows, params.max_new_tokens, generator=generator, dtype=torch.float64)
+    before = params.first * params.n
+    return torch.rand(before + rows, params.max_new_tokens, generator=generator, dtype=torch.float64)[before:]

@@ -56,12 +56,17 @@ def judged_replies(
     params: SamplingParams,
     rewards: Sequence[Reward],
     on_error: OnRewardError = "stop",
+    most: int | None = None,
 ) -> list[list[JudgedReply]]:
-    """`params.n` replies to each prompt, judged by every reward; one inner list a prompt, in order. `on_error`: what
-    becomes of a reward that fails on some (`reward.failures`)."""
+    """`params.n` replies to each prompt, judged by every reward; one inner list a prompt, in order.
+
+    Args:
+        on_error: what becomes of a reward that fails on some (`reward.failures`).
+        most: how many it may fail on; default the share of these replies that `mask` allows.
+    """
     ids = encode_prompts(tokenizer, [prompt.messages for prompt in prompts], [prompt.tools for prompt in prompts])
     replies = [completion.token_ids for completion in engine.generate(ids, params)]
-    return judged(tokenizer, prompts, ids, replies, rewards, on_error)
+    return judged(tokenizer, prompts, ids, replies, rewards, on_error, most)
 
 
 def judged(
@@ -71,6 +76,7 @@ def judged(
     replies: Sequence[Sequence[int]],
     rewards: Sequence[Reward],
     on_error: OnRewardError = "stop",
+    most: int | None = None,
 ) -> list[list[JudgedReply]]:
     """Ids of replies, as many to each prompt and prompt-major, judged by every reward; else as `judged_replies`."""
     each, end_id = max(len(replies) // max(len(prompts), 1), 1), chat_format(tokenizer).end_id
@@ -90,7 +96,7 @@ def judged(
     scores: dict[str, list[float]] = {}
     for reward in rewards:
         told = samples if same_tokens(reward, tokenizer) else text_alone(samples)
-        verdict, _ = judge_all(reward, told, on_error, int(MAX_FAILED_SHARE * len(samples)))
+        verdict, _ = judge_all(reward, told, on_error, int(MAX_FAILED_SHARE * len(samples)) if most is None else most)
         scores[reward.name] = verdict.scores
         scores |= {f"{reward.name}/{part}": row for part, row in verdict.parts.items()}
     found = [

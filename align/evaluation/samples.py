@@ -39,13 +39,14 @@ def fitting_prompts(tokenizer: Any, prompts: Sequence[Prompt], max_length: int) 
 
 
 def sample_replies(
-    engine: Engine, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int, seed: int
+    engine: Engine, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int, seed: int, first: int = 0
 ) -> list[Row]:
-    """One reply to each prompt, as rows of `samples.jsonl`."""
+    """One reply to each prompt, as rows of `samples.jsonl`; the prompts stand from `first` on in a list that ranks
+    share."""
     if not prompts:
         return []
     params = decodings(tokenizer, num_samples=1, max_new_tokens=max_new_tokens, seed=seed)["sampled"]
-    judged = judged_replies(engine, tokenizer, prompts, params, ())
+    judged = judged_replies(engine, tokenizer, prompts, replace(params, first=first), ())
     return [
         {
             "prompt": [{"role": message.role, "content": message.content} for message in prompt.messages],

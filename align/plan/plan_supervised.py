@@ -72,7 +72,7 @@ def _looks(section: SupervisedSection, model: Model, ranks: int, device: str, *,
         plain_moment(model, held, rows, section.max_length, device=device, name="held-out loss", logit_rows=logit_rows)
     ]
     if replies and section.eval_num_replies:
-        at_once = min(section.eval_batch_size, section.eval_num_replies)
+        at_once = min(section.eval_batch_size, -(-section.eval_num_replies // ranks))  # of which each has a share
         prompt, reply = max(1, section.max_length - section.max_completion_length), section.max_completion_length
         moments += sampling_moments(model, held, at_once, prompt, reply, truncated=False, name="held-out replies")
     return moments

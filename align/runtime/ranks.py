@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from align.runtime.errors import AlignError
 
-Result = TypeVar("Result")
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 WAIT_MINUTES = "ALIGN_WAIT_MINUTES"
 BACKENDS = ("gloo/", "NCCL", "TCPStore", "onnection closed by peer", "onnection reset by peer")
@@ -130,12 +130,37 @@ def of_first(work: Callable[[], Result], failed: Callable[[str], Exception]) -> 
     return told[0]
 
 
-def _of_all_ranks(words: str) -> list[str]:
+def share(count: int, rank: int, ranks: int) -> range:
+    """The places of one rank's part of a list of `count`: neighbours, as many as any other rank has, or one more."""
+    return range(count * rank // ranks, count * (rank + 1) // ranks)
+
+
+def spread(
+    items: Sequence[Item],
+    work: Callable[[Sequence[Item], int], Sequence[Result]],
+    failed: Callable[[str], Exception],
+) -> list[Result]:
+    """What `work` gives for the items, each rank's part of them done there, joined in their order; on every rank.
+    Collective: every rank calls it, with the same items.
+
+    Args:
+        work: is given a part and the place of its first item; not called for none.
+
+    Other args, errors: see `agree`.
+    """
+    group = _group()
+    rank, ranks = (0, 1) if group is None else (group.get_rank(), group.get_world_size())
+    part = share(len(items), rank, ranks)
+    own = agree(lambda: work(items[part.start : part.stop], part.start) if part else (), failed)
+    return [one for results in _of_all_ranks(list(own or ())) for one in results]
+
+
+def _of_all_ranks(value: Any) -> list[Any]:
     group = _group()
     if group is None:
-        return [words]
-    told = [""] * group.get_world_size()
-    group.all_gather_object(told, words)
+        return [value]
+    told: list[Any] = [None] * group.get_world_size()
+    group.all_gather_object(told, value)
     return told
 
 

@@ -55,7 +55,7 @@ Asked = tuple[tuple[str, str], ...]  # role and content of each turn
 
 
 class Sampler:
-    """A model with its reward on this rank's device, loaded when first asked for.
+    """A model with its reward on this rank's device, loaded by `open`.
 
     Args:
         path: folder or hub id of the model.
@@ -84,20 +84,32 @@ class Sampler:
             seed=seed,
         )
 
-    def judged(self, prompts: Sequence[Prompt], *, seed: int, greedy: bool = False) -> list[list[JudgedReply]]:
-        """`num_generations` replies to each prompt as training samples them, or one greedy reply."""
-        engine, tokenizer, reward = self._loaded = self._loaded or self._load()
+    def open(self) -> None:
+        """Load them, unless they are there. Every rank calls it: they may share vLLM servers."""
+        self._loaded = self._loaded or self._load()
+
+    def judged(
+        self, prompts: Sequence[Prompt], *, seed: int, greedy: bool = False, most: int | None = None
+    ) -> list[list[JudgedReply]]:
+        """`num_generations` replies to each prompt as training samples them, or one greedy reply; `most` as of
+        `judged_replies`."""
+        engine, tokenizer, reward = self._opened
         stops, longest = chat_format(tokenizer).stop_ids, self.rollout.max_completion_length
         params = self._params(stops, seed)
         if greedy:
             params = SamplingParams(temperature=0.0, max_new_tokens=longest, stop_token_ids=stops)
         on_error = getattr(self.recipe, self.stage).on_reward_error
-        return judged_replies(engine, tokenizer, prompts, params, [reward], on_error)
+        return judged_replies(engine, tokenizer, prompts, params, [reward], on_error, most)
 
     def scores(self, replies: Sequence[PromptedReply]) -> list[float]:
         """What the reward says of replies that are there as text; NaN where it failed (`on_reward_error: mask`)."""
-        _, _, reward = self._loaded = self._loaded or self._load()
+        _, _, reward = self._opened
         return judge_replies(reward, replies, getattr(self.recipe, self.stage).on_reward_error)[0].scores
+
+    @property
+    def _opened(self) -> tuple[Engine, Any, Reward]:
+        assert self._loaded is not None  # somebody opened it
+        return self._loaded
 
     def _load(self) -> tuple[Engine, Any, Reward]:
         from align.models.load import load_causal_lm
@@ -108,12 +120,17 @@ class Sampler:
         tokenizer = recipe_tokenizer(self.path, model)
         _free_device()  # of the trainer of the round before
         device = common.device()
-        reward = build_reward(self.recipe, tokenizer, stage=self.stage, name=REWARD, device=device)
-        policy = load_causal_lm(self.path, model, tokenizer=tokenizer, use="frozen").to(device)
-        check_room(policy, self.rollout, self.stage)
-        pad = tokenizer.pad_token_id or 0
-        engine = sampling_engine(self.rollout, policy, pad, seed=derive(self.recipe.seed, self.stage, "engine"))
-        return engine, tokenizer, reward
+
+        def models() -> tuple[Reward, Any]:
+            reward = build_reward(self.recipe, tokenizer, stage=self.stage, name=REWARD, device=device)
+            policy = load_causal_lm(self.path, model, tokenizer=tokenizer, use="frozen").to(device)
+            check_room(policy, self.rollout, self.stage)
+            return reward, policy
+
+        reward, policy = agree(models, TrainingError)
+        pad, told = tokenizer.pad_token_id or 0, {"ranks": common.ranks()}
+        told |= {"seed": derive(self.recipe.seed, self.stage, "engine")}
+        return sampling_engine(self.rollout, policy, pad, **told), tokenizer, reward
 
     def close(self) -> None:
         """Let go of model and reward, whose memory the finetuning needs."""
@@ -219,8 +236,8 @@ def _in_pieces(file: Path, sampler: Sampler, count: int, make: Callable[[int, ra
 
     barrier()  # all ranks look before any of them writes
     if not file.is_file():
-        told = "another rank could not sample (see its message)"
-        agree(mine, lambda _: TrainingError(told))
+        sampler.open()
+        agree(mine, TrainingError)
         if is_main():
             places = (_place(folder, number) for number in range(len(cut)))
             common.write_rows(file, (row for place in places for row in common.read_rows(place)))

@@ -193,16 +193,17 @@ def read_summary(folder: Path) -> Summary | None:
 
 def device() -> Any:
     """This rank's device."""
-    return _process_state().device
+    return ranks().device
 
 
 def place() -> tuple[int, int]:
     """This rank's number and how many there are."""
-    state = _process_state()
+    state = ranks()
     return state.process_index, state.num_processes
 
 
-def _process_state() -> Any:
+def ranks() -> Any:
+    """accelerate's view of the ranks, this one's device among them."""
     import torch
     from accelerate import PartialState
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -11,6 +12,8 @@ import torch
 from align.data.encode import encode_prompts
 from align.evaluation.replies import JudgedReply
 from align.recipe import Recipe
+from align.runs.errors import TrainingError
+from align.runtime.ranks import spread
 from align.stages import common
 from data_formats.records import Prompt
 
@@ -24,14 +27,20 @@ def reply_kl(
     batch_size: int,
 ) -> float:
     """KL(after || before) in nats a reply, as PPO's evaluations measure it: the mean over replies of the difference of
-    their log-probabilities (k1), which is unbiased for what is sampled at temperature 1 and top-p 1.
+    their log-probabilities (k1), which is unbiased for what is sampled at temperature 1 and top-p 1. Every rank calls
+    it, and computes its share.
 
     Args:
         before, after: folders or hub ids of the models; one of them is in memory at a time.
         replies: sampled so from the model at `after`, a list a prompt.
         batch_size: replies that are computed at once.
     """
-    sides = (reply_logps(recipe, path, prompts, replies, batch_size) for path in (after, before))
+    asked = list(zip(prompts, replies, strict=True))
+
+    def share(part: Sequence[tuple[Prompt, Sequence[JudgedReply]]], first: int, path: str | Path) -> list[float]:
+        return reply_logps(recipe, path, *zip(*part, strict=True), batch_size)
+
+    sides = (spread(asked, partial(share, path=path), TrainingError) for path in (after, before))
     return fmean(new - old for new, old in zip(*sides, strict=True))
 
 

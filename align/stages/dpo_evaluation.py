@@ -16,11 +16,14 @@ from align.recipe import Recipe
 from align.recipe.lineage import Origin, has_model, init_origin, stage_dir
 from align.recipe.registry import REWARD_STAGES
 from align.recipe.rollout_section import EvaluationSection, RolloutSection
+from align.runs.errors import TrainingError
+from align.runtime.ranks import agree, of_first
 from align.stages import common, policy_evaluation
 from align.stages.common import Summary
 from align.stages.distance import reply_kl
+from align.stages.heldout_replies import Judgements, replies_of
 from align.stages.judges import judge_of, model_name
-from align.stages.policy_evaluation import Contest, Judgements
+from align.stages.policy_evaluation import Contest
 from align.stages.run_dpo import encode, prompts_of
 from data_formats.records import Comparison, Prompt
 from reward.protocol import Reward
@@ -31,21 +34,22 @@ def evaluate_dpo(recipe: Recipe, stage: str, summary: Summary) -> Summary:
     pairs or with `eval_num_replies: 0`. What the summary says of pairs already (`correct`, `by_category`, …) is not
     said of replies under the same names."""
     section, out_dir = getattr(recipe, stage), stage_dir(recipe, stage)
-    if not (summary.get("pairs") and section.eval_num_replies and common.is_main()):
+    if not (summary.get("pairs") and section.eval_num_replies):
         return {}
     from align.models.tokenizer import recipe_tokenizer
 
     start, end = common.origin_path(recipe, init_origin(recipe, stage), stage=stage), str(out_dir / "model")
     tokenizer = recipe_tokenizer(start, recipe.model)
-    _, heldout, _ = encode(tokenizer, train_and_heldout(section, Comparison, recipe, alone=True)[1], section)
+    _, heldout, _ = encode(tokenizer, train_and_heldout(section, Comparison, recipe)[1], section)
     prompts = fitting_prompts(tokenizer, prompts_of(heldout, section.eval_num_replies), section.max_length)
     if not prompts:
         return {}
-    rewards = [*policy_evaluation.gold_rewards(recipe), *chain_reward(recipe, stage, section.eval_batch_size)]
+    learnt = agree(lambda: chain_reward(recipe, stage, section.eval_batch_size), TrainingError)
+    rewards = [*policy_evaluation.gold_rewards(recipe), *learnt]
     policies = {name: replies(recipe, stage, path, prompts, rewards) for name, path in (("sft", start), (stage, end))}
     policy_evaluation.write_judgements(out_dir / "replies.jsonl", prompts, policies)
     kl = reply_kl(recipe, start, end, prompts, policies[stage]["sampled"], section.eval_batch_size)
-    found = compared(recipe, stage, start, prompts, policies, rewards)
+    found = of_first(lambda: compared(recipe, stage, start, prompts, policies, rewards), TrainingError)
     rows = [*found.pop("headline", []), ("KL from where it started, nats a reply", None, kl)]
     new = {name: one for name, one in found.items() if name.removesuffix("_sampled") not in summary}
     return new | {"kl": kl, "headline": rows}
@@ -72,7 +76,7 @@ def replies(recipe: Recipe, stage: str, path: str, prompts: list[Prompt], reward
         batch_size=section.eval_batch_size,
     )
     samples = EvaluationSection().num_samples
-    return policy_evaluation.replies_of(recipe, path, prompts, rewards, rollout, samples)
+    return replies_of(recipe, path, prompts, rewards, rollout, samples)
 
 
 def compared(

@@ -1,8 +1,8 @@
 """What the trainer's evaluations add: held-out loss by category, sampled replies, the best checkpoint so far.
 
-The first rank samples, while the others wait; a sharded module is gathered on all for the while. An engine that fails
-there ends the stage on every rank. Sampling draws from a generator of its own, so an evaluation changes nothing in
-what is trained.
+Every rank samples replies to its share of the prompts, from the gathered module where it is sharded, and then knows all
+of them: those of one process. An engine that fails on one rank ends the stage on all. Sampling draws from a generator
+of its own, so an evaluation changes nothing in what is trained.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from align.evaluation.samples import replies_by_category, reply_figures, sample_
 from align.runs.errors import TrainingError
 from align.runs.metrics import MetricsLog
 from align.runtime.memory import memory_errors
-from align.runtime.ranks import agree, is_main
+from align.runtime.ranks import spread
 from align.stages import common, supervised
 from align.stages.best_checkpoint import BestCheckpoint
 from align.trainers import sharding
@@ -78,23 +78,22 @@ class Evaluations(TrainerCallback):
             self.best.offer(self.last)
 
     def try_sampling(self) -> None:
-        """Sample a token after each prompt of one batch, so that an engine that fails does so before training."""
+        """Sample a token after each prompt of a batch a rank, so that an engine that fails does so before training."""
         prompts = sorted(self.prompts, key=lambda prompt: -sum(len(turn.content) for turn in prompt.messages))
-        self._ask(prompts[: self.batch_size], 1)
+        self._ask(prompts[: self.batch_size * self.trainer.args.world_size], 1)
 
     def _ask(self, prompts: Sequence[Prompt] | None = None, longest: int | None = None) -> list[dict[str, Any]]:
-        """The sampled replies on the first rank, nothing on the others."""
+        """The sampled replies, on every rank."""
         asked, longest = self.prompts if prompts is None else prompts, longest or self.max_new_tokens
 
-        def sample() -> list[dict[str, Any]]:
+        def sample(part: Sequence[Prompt], first: int) -> list[dict[str, Any]]:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             engine = make_engine("hf", model, pad_token_id=self.tokenizer.pad_token_id, batch_size=self.batch_size)
             with memory_errors("sampling", "eval_batch_size", "max_completion_length"):
-                return sample_replies(engine, self.tokenizer, asked, longest, self.seed)
+                return sample_replies(engine, self.tokenizer, part, longest, self.seed, first)
 
-        told = "the first rank could not sample replies (see its message)"
         with sharding.unsharded(self.trainer.model):
-            return agree(sample, lambda _: TrainingError(told), mine=is_main()) or []
+            return spread(asked, sample, TrainingError)
 
     def final(self) -> Evaluation:
         """The evaluation of the model as it is after training: the one of the last step, or a new one.

@@ -26,7 +26,7 @@ from align.evaluation.replies import JudgedReply, judged_replies
 from align.recipe.supervised_sections import GhostSection, SFTSection
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive
-from align.runtime.ranks import agree, is_main
+from align.runtime.ranks import agree, spread
 from align.stages import common
 from data_formats.chat_format import chat_format
 from data_formats.errors import DataError, EmptyDatasetError
@@ -89,7 +89,7 @@ def ghost_demonstrations(
     device: Any,
     seed: int,
 ) -> tuple[list[Demonstration], list[Demonstration], dict[str, int]]:
-    """Sample, or take from `ghost.jsonl`; the first rank samples, all read.
+    """Sample, or take from `ghost.jsonl`; every rank samples a share, the first writes, all read.
 
     Args:
         demos: the training conversations.
@@ -106,12 +106,10 @@ def ghost_demonstrations(
     """
     ghosts, file = choose(demos, section.ghost_attention, derive(seed, "choice")), out_dir / FILE
 
-    def sample() -> None:
+    if not file.is_file():
         model.to(device)
-        common.write_lines(file, _sampled(demos, ghosts, section, model, tokenizer, derive(seed, "replies")))
-
-    told = "the first rank could not sample for ghost_attention (see its message)"
-    agree(sample, lambda _: TrainingError(told), mine=is_main() and not file.is_file())
+        rows = _sampled(demos, ghosts, section, model, tokenizer, derive(seed, "replies"))
+        agree(lambda: common.write_lines(file, rows), TrainingError)
     return _taken(demos, ghosts, file)
 
 
@@ -131,7 +129,11 @@ def _sampled(
     lengths = [len(ids) for ids in encode_prompts(tokenizer, [prompt.messages for prompt in prompts])]
     fitting = [at for at, length in enumerate(lengths) if length <= section.max_length]
     engine = make_engine("hf", model, pad_token_id=tokenizer.pad_token_id, batch_size=section.eval_batch_size)
-    judged = judged_replies(engine, tokenizer, [prompts[at] for at in fitting], params, ()) if fitting else []
+
+    def sample(part: Sequence[Prompt], first: int) -> list[list[JudgedReply]]:
+        return judged_replies(engine, tokenizer, part, replace(params, first=first), ())
+
+    judged = spread([prompts[at] for at in fitting], sample, TrainingError)
     replies = {at: reply for at, (reply,) in zip(fitting, judged, strict=True)}
     return [_row(demos[one.index], one, replies.get(at)) for at, one in enumerate(ghosts)]
 

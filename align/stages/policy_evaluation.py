@@ -13,22 +13,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from align.evaluation import compare
-from align.evaluation.replies import JudgedReply, decodings, judged_replies
+from align.evaluation.replies import JudgedReply
 from align.evaluation.wins import ComparedPair, win_rates
 from align.recipe import Recipe
 from align.recipe.lineage import init_origin, model_dir, stage_dir
 from align.recipe.registry import SAMPLING_STAGES
-from align.recipe.rollout_section import RolloutSection
 from align.recipe.sources import world_seed
-from align.runs.seeding import derive
+from align.runs.errors import TrainingError
+from align.runtime.ranks import agree, of_first
 from align.stages import common
 from align.stages.common import Summary
+from align.stages.heldout_replies import Judgements, replies_of
 from align.stages.judges import judge_of, model_name, recipe_judge
 from align.stages.own_replies import reward_on_own
 from align.stages.rewards import build_reward
@@ -41,7 +42,6 @@ from reward.judges.protocol import Judge, ReplyPair, Winner
 from reward.judges.rewards import RewardJudge, by_scores
 from reward.protocol import Reward, RewardError
 
-Judgements = dict[str, list[list[JudgedReply]]]  # decoding -> prompt -> replies
 Winners = dict[str, list[list[list[Winner | None]]]]  # decoding -> prompt -> pair of replies -> of each judgment
 OUTCOMES = ("win", "tie", "loss")
 VERDICTS = {"second": "win", "tie": "tie", "first": "loss", None: None}  # of the later policy
@@ -50,7 +50,7 @@ VERDICTS = {"second": "win", "tie": "tie", "first": "loss", None: None}  # of th
 def evaluate_sft(recipe: Recipe, stage: str, summary: Summary) -> Summary:
     """Gold score and share of correct replies of the SFT model; `sft/eval.jsonl`."""
     judging = next((name for name in reversed(SAMPLING_STAGES) if _has_prompts(recipe, name)), None)
-    if recipe.tinyworld is None or judging is None or not common.is_main():
+    if recipe.tinyworld is None or judging is None:
         return {}
     model = model_dir(recipe, "sft")  # what the judging stage starts from may be trained later
     prompts = eval_prompts(recipe, judging, model)
@@ -63,7 +63,7 @@ def evaluate_sft(recipe: Recipe, stage: str, summary: Summary) -> Summary:
 
 def evaluate_policy(recipe: Recipe, stage: str, summary: Summary) -> Summary:
     """The policy before and after a stage that samples (rejection, ppo) side by side; `<stage>/eval.jsonl`."""
-    if not _has_prompts(recipe, stage) or not common.is_main():
+    if not _has_prompts(recipe, stage):
         return {}
     prompts = eval_prompts(recipe, stage)
     origin = common.origin_path(recipe, init_origin(recipe, stage), stage=stage)
@@ -89,21 +89,44 @@ def compare_policies(
 ) -> Summary:
     """Judge `before_path` and `<out_dir>/model` on `prompts`, write `<out_dir>/eval.jsonl`, return the figures.
 
+    Every rank calls it, and samples and scores replies to its share of the prompts; a judge that is no reward is asked
+    by the first one, whose answers are kept in one file.
+
     Raises:
         RewardError: a reward or the judge failed; what was paid for is kept, and the same call goes on.
     """
-    judge = recipe_judge(recipe, _tokenizer(recipe, stage), stage=stage, out_dir=out_dir, device=common.device())
-    rewards = [judge.reward] if isinstance(judge, RewardJudge) else []
-    rewards += gold_rewards(recipe) or watched_rewards(recipe, stage)
-    rewards.append(policy_reward(recipe, stage))
+    tokenizer = _tokenizer(recipe, stage)
+
+    def judges() -> tuple[Judge | None, list[Reward]]:
+        judge = recipe_judge(recipe, tokenizer, stage=stage, out_dir=out_dir, device=common.device())
+        rewards = [judge.reward] if isinstance(judge, RewardJudge) else []
+        rewards += gold_rewards(recipe) or watched_rewards(recipe, stage)
+        return judge, [*rewards, policy_reward(recipe, stage)]
+
+    judge, rewards = agree(judges, TrainingError)
     before = judge_model(recipe, before_path, prompts, rewards, stage)
     after = judge_model(recipe, out_dir / "model", prompts, rewards, stage)
     contest = Contest(model_name(before_path), out_dir.name, judge or judge_of(recipe, stage, rewards[0]))
+    told = partial(_concluded, recipe, stage, out_dir, prompts, before, after, contest, rewards[0].name)
+    return of_first(told, TrainingError)
+
+
+def _concluded(
+    recipe: Recipe,
+    stage: str,
+    out_dir: Path,
+    prompts: list[Prompt],
+    before: Judgements,
+    after: Judgements,
+    contest: Contest,
+    measure: str,
+) -> Summary:
+    """Ask the judge, write the file, work out the figures."""
     on_error = "retry" if getattr(recipe, stage).on_reward_error == "retry" else "stop"
     won = winners(prompts, before, after, contest.judge, on_error)
     told = None if isinstance(contest.judge, RewardJudge) else won
     write_judgements(out_dir / "eval.jsonl", prompts, {"sft": before, stage: after}, told)
-    found = comparison(prompts, before, after, won, contest, rewards[0].name)
+    found = comparison(prompts, before, after, won, contest, measure)
     sampled = (before["sampled"], after["sampled"]) if "sampled" in after else None
     own = reward_on_own(recipe, stage, prompts, sampled, contest.judge, on_error)
     return found | own | {"headline": [*found["headline"], *own.get("headline", [])]}
@@ -305,37 +328,10 @@ def _tokenizer(recipe: Recipe, stage: str) -> Any:
 def judge_model(
     recipe: Recipe, path: str | Path, prompts: list[Prompt], rewards: list[Reward], stage: str = "ppo"
 ) -> Judgements:
-    """Replies of the model at `path`, sampled as the section of `stage` says and decoded as `align.evaluation` always
-    does, judged by every reward."""
+    """`replies_of` the model at `path`, sampled as the section of `stage` says."""
     section = getattr(recipe, stage)
     samples = section.evaluation.num_samples
     return replies_of(recipe, path, prompts, rewards, section.rollout, samples, section.on_reward_error)
-
-
-def replies_of(
-    recipe: Recipe,
-    path: str | Path,
-    prompts: list[Prompt],
-    rewards: list[Reward],
-    rollout: RolloutSection,
-    num_samples: int,
-    on_error: OnRewardError = "stop",
-) -> Judgements:
-    """`judge_model`, for a stage whose section does not say how it is sampled."""
-    from align.models.load import load_causal_lm
-    from align.models.tokenizer import recipe_tokenizer
-    from align.trainers.engines import sampling_engine
-
-    tokenizer = recipe_tokenizer(str(path), recipe.model)
-    seed = derive(recipe.seed, "outcome")
-    longest = rollout.max_completion_length
-    ways = decodings(tokenizer, num_samples=num_samples, max_new_tokens=longest, seed=seed)
-    policy = load_causal_lm(str(path), recipe.model, tokenizer=tokenizer, use="frozen").to(common.device())
-    engine = sampling_engine(rollout, policy, tokenizer.pad_token_id, seed=seed, temperature=1.0)
-    with closing(engine):
-        return {
-            name: judged_replies(engine, tokenizer, prompts, params, rewards, on_error) for name, params in ways.items()
-        }
 
 
 def write_judgements(

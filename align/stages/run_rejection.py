@@ -8,8 +8,8 @@ With `earlier_from` the best reply may also be one that an earlier stage sampled
 Leaves `rounds/<n>/` with `samples.jsonl` (every candidate, `align.stages.candidates`), `demonstrations.jsonl` (what was
 trained on), `heldout.jsonl` (greedy replies to `eval_data`; `rounds/0` holds those of the first model), `model/` and
 what an sft stage leaves; and `model/` (of the last round), `metrics.jsonl` (a line a round) and `summary.json`. A run
-that was stopped goes on with the same files, in whichever phase it was. Ranks share the sampling; the held-out prompts
-are answered by the first one while the others wait.
+that was stopped goes on with the same files, in whichever phase it was. Ranks share the sampling and the held-out
+prompts.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from align.stages import best_replies, candidates, common, run_sft
 from align.stages.candidates import REWARD, Sampler
 from align.stages.common import Summary
 from align.stages.drafts import prove_outputs
+from align.stages.heldout_replies import shared
 from align.stages.prompts import fitting
 from align.stages.selection import chosen
 from data_formats.errors import DataError
@@ -156,20 +157,19 @@ def finetune(recipe: Recipe, stage: str, section: RejectionSection, start: str, 
 def evaluate_heldout(sampler: Sampler, prompts: Sequence[Prompt], folder: Path) -> Summary:
     """`score_greedy`, the mean score of greedy replies to held-out prompts, and `end_rate`; nothing without prompts.
 
-    The first rank writes `folder/heldout.jsonl`, a line a prompt, unless it is there; all read it.
+    Unless it is there, the ranks answer and the first one writes `folder/heldout.jsonl`, a line a prompt; all read it.
     """
     if not prompts:
         return {}
     file = folder / HELDOUT
 
-    def answer() -> None:
+    if not file.is_file():
         with closing(sampler):
-            judged = sampler.judged(prompts, seed=0, greedy=True)
+            sampler.open()
+            judged = shared(prompts, lambda part, _, most: sampler.judged(part, seed=0, greedy=True, most=most))
         asked = [{"prompt": prompt.messages[-1].content, "category": prompt.category} for prompt in prompts]
-        common.write_rows(file, [line | reply.row() for line, (reply,) in zip(asked, judged, strict=True)])
-
-    told = "the first rank could not answer the held-out prompts (see its message)"
-    agree(answer, lambda _: TrainingError(told), mine=is_main() and not file.is_file())
+        told = [line | reply.row() for line, (reply,) in zip(asked, judged, strict=True)]
+        agree(lambda: common.write_lines(file, told), TrainingError)
     rows = common.read_rows(file)
     asked = [prompt.messages[-1].content for prompt in prompts]
     whole = all(isinstance(row.get(REWARD), int | float) and "finished" in row for row in rows)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
@@ -17,6 +17,8 @@ from align.recipe.rollout_section import RolloutSection
 from align.runs import engine_list
 from align.runs.errors import TrainingError
 from align.runtime.packages import is_installed
+from align.runtime.ranks import agree
+from rollouts.errors import RolloutError
 from rollouts.exact import TrainerPass
 from rollouts.protocol import Engine
 from rollouts.select import filled, make_engine
@@ -35,7 +37,7 @@ def engine_of(
     seed: int,
     temperature: float | None = None,
     return_support: bool = False,
-    accelerator: Accelerator | None = None,
+    accelerator: Accelerator | PartialState | None = None,
     trainer_pass: TrainerPass | None = None,
     listed: Callable[[], Sequence[str]] | None = None,
 ) -> Engine:
@@ -71,13 +73,24 @@ def engine_of(
 
 
 def sampling_engine(
-    rollout: RolloutSection, model: nn.Module, pad_token_id: int, *, seed: int, temperature: float | None = None
+    rollout: RolloutSection,
+    model: nn.Module,
+    pad_token_id: int,
+    *,
+    seed: int,
+    temperature: float | None = None,
+    ranks: PartialState | None = None,
 ) -> Engine:
-    """The engine that `rollout` asks for, of this rank alone, with the weights that `model` has now; for sampling from
-    a model that is not trained meanwhile.
+    """The engine that `rollout` asks for, with the weights that `model` has now; for sampling from a model that is not
+    trained meanwhile. Every rank calls it.
+
+    Args:
+        ranks: those that sample together from this model, see `engine_of`.
+
+    Other args as of `engine_of`.
 
     Raises:
-        RolloutError: that engine cannot be had here.
+        RolloutError: that engine cannot be had here, or on another rank.
     """
     merged = rollout.vllm.model_copy(update={"adapters": "merge"})  # they are pushed once
     rollout = rollout.model_copy(update={"vllm": merged})
@@ -86,7 +99,9 @@ def sampling_engine(
 
         if not why_not_beside(model):  # nothing else wants this process meanwhile
             rollout = rollout.model_copy(update={"engine": "vllm"})
-    return filled(engine_of(rollout, model, pad_token_id, seed=seed, temperature=temperature), model)
+    build = partial(engine_of, rollout, model, pad_token_id, seed=seed, temperature=temperature, accelerator=ranks)
+    engine = agree(build, RolloutError)
+    return agree(lambda: filled(engine, model), RolloutError)
 
 
 def training_engine(

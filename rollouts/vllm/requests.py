@@ -99,7 +99,7 @@ def request_params(params: SamplingParams, rows: int, vocabulary: int, *, mask: 
         Params(
             **plain_params(params, vocabulary) | changes, n=replies, seed=derived_seed(seed, row), flat_logprobs=True
         )
-        for row in range(rows)
+        for row in range(params.first, params.first + rows)
     ]
 
 
@@ -158,7 +158,7 @@ def sampling_requests(prompts: list[list[int]], params: SamplingParams, vocabula
     call, common = call_seed(params), plain_params(params, vocabulary) | {"n": 1}
     return [
         {"token_ids": list(prompt), "sampling_params": common | {"seed": derived_seed(call, row) + number}}
-        for row, prompt in enumerate(prompts)
+        for row, prompt in enumerate(prompts, params.first)
         for number in range(params.n)
     ]
 

@@ -2,7 +2,8 @@
 
 Replies are sampled at temperature 1 and top-p 1, where the k1 estimate is an unbiased KL in nats, and once greedily;
 greedy replies are no samples, so along them the exact KL of the distributions at every token is summed. The seed of the
-sampling does not depend on the iteration, so evaluations of one run are comparable.
+sampling does not depend on the iteration, so evaluations of one run are comparable. Every rank asks about a share of
+the prompts; what is sampled depends on a prompt's place among all of them, so the figures are those of one process.
 
 With `on_reward_error: mask` a reply that a reward fails on is in no mean of that reward's scores, and is counted.
 
@@ -37,13 +38,14 @@ from align.functional import kl_estimate, masked_sum
 from align.recipe.ppo_section import PPOConfig
 from align.runs.errors import TrainingError
 from align.runs.seeding import derive, rng_state, set_rng_state
+from align.runtime.ranks import share
 from align.trainers import sharding
 from align.trainers.offload import Offload
 from align.trainers.optimization import TrainedModel
 from align.trainers.ppo.forward import reply_distribution, reply_full_kl, reply_logprobs, shares_prompts
 from align.trainers.ppo.guards import Together, require_judged
 from align.trainers.ppo.metrics import part_metrics
-from align.trainers.ppo.minibatches import Room, rank_share
+from align.trainers.ppo.minibatches import Room
 from align.trainers.ppo.opponent import Opponent
 from align.trainers.ppo.types import Samples, Scores, TokenBatch
 from align.trainers.ppo.weight_sync import WeightSync
@@ -143,8 +145,8 @@ class Evaluation:
                 replies than may be masked.
         """
         prompts = list(prompts[: self.config.evaluation.limit])
-        mine = [prompts[index] for index in rank_share([0] * len(prompts), self.rank, self.world_size)]
-        moment = f"(evaluation after iteration {iteration})"
+        part = share(len(prompts), self.rank, self.world_size)
+        mine, moment = prompts[part.start : part.stop], f"(evaluation after iteration {iteration})"
         figures, by_way = dict[str, float](), list[list[JudgedRow]]()
 
         def replies(way: SamplingParams) -> JudgedSamples | None:
@@ -155,7 +157,7 @@ class Evaluation:
             return JudgedSamples(samples, scores, golden, self._judgments(judge, samples, golden, way, version))
 
         self.sync.push_if_new(version)
-        for suffix, way in self._ways(params, num_samples).items():
+        for suffix, way in self._ways(params, num_samples, part.start).items():
             own = self._judged(lambda way=way: replies(way), together, way, moment)
             shares = gather_object([own]) if self.world_size > 1 else [own]
             rows = [row for rows, _ in shares for row in rows]
@@ -170,14 +172,15 @@ class Evaluation:
                 figures |= _failed(rows, suffix)
         return figures | _reward_accuracy(*by_way)
 
-    def _ways(self, params: SamplingParams, num_samples: int) -> dict[str, SamplingParams]:
-        """How replies are sampled here, by what the figures' names end with."""
+    def _ways(self, params: SamplingParams, num_samples: int, first: int) -> dict[str, SamplingParams]:
+        """How replies are sampled here, to the prompts from `first` on, by what the figures' names end with."""
         plain = replace(
             params,
             top_p=1.0,
             top_k=0,
             min_new_tokens=0,
-            seed=derive(self.seed, "eval", self.rank),
+            seed=derive(self.seed, "eval", 0),
+            first=first,
             return_support=False,  # of the whole vocabulary, and nobody reads it here
         )
         return {"": replace(plain, n=num_samples, temperature=1.0), "_greedy": replace(plain, n=1, temperature=0.0)}

@@ -24,10 +24,10 @@ def main(file: Path, broken: bool = False) -> None:
     if broken:
         judged = Sampler.judged
 
-        def fail(self, prompts, *, seed, greedy=False):
+        def fail(self, prompts, *, greedy=False, **options):
             if rank == 1 and not greedy:
                 raise RewardError("no score")
-            return judged(self, prompts, seed=seed, greedy=greedy)
+            return judged(self, prompts, greedy=greedy, **options)
 
         Sampler.judged = fail
         try:
