@@ -30,10 +30,10 @@ class SamplingParams:
         top_k: candidates kept, 0 = off.
         stop_token_ids: a completion ends with (and contains) the first of these.
         seed: makes a call reproducible: the same engine, weights, prompts and seed give the same completions.
-        first: the place of the call's first prompt in the whole list, of which other ranks ask for other parts: with a
-            seed, what is drawn depends on a prompt's place there and not on how the list was cut.
         return_support: completions carry the ids that could be drawn at each token (see `Completion.support`); they
             are many when little is truncated, the whole vocabulary with top_p 1 and top_k 0.
+        first: the place of the call's first prompt in the whole list, of which other ranks ask for other parts: with a
+            seed, what is drawn depends on a prompt's place there and not on how the list was cut.
 
     Raises:
         RolloutError: a value out of range.
@@ -47,8 +47,8 @@ class SamplingParams:
     min_new_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
-    first: int = 0
     return_support: bool = False
+    first: int = 0
 
     def __post_init__(self) -> None:
         bounds = (

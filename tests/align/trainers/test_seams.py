@@ -116,7 +116,7 @@ FIELDS = {  # what seams are given and give; more may come at the end
     TokenBatch: "input_ids_NT prompt_lengths_N lengths_N",
     Experience: "tokens mask_NS scores_N normalized_N old_logps_NS ref_logps_NS old_values_NS rewards_NS "
     "advantages_NS returns_NS full_logps_NS sampler_logps_NS importance_NS weights_NS support",
-    SamplingParams: "n temperature top_p top_k max_new_tokens min_new_tokens stop_token_ids seed return_support",
+    SamplingParams: "n temperature top_p top_k max_new_tokens min_new_tokens stop_token_ids seed return_support first",
     Completion: "token_ids logprobs finish_reason weight_version kept_mass support full_logprobs",
     Sample: "prompt completion prompt_ids completion_ids finished columns",
 }
