@@ -62,7 +62,13 @@ def test_an_example_is_short_and_is_run_here(file):
     longest = 225 if file.stem.startswith(MEASURES) else 80  # a measurement holds two or three programs
     assert len(text.splitlines()) < longest and f"python examples/{file.name}" in text.split('"""')[1]
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests/examples").glob("*.py"))
-    assert any(way in tests for way in (f'load("{file.stem}")', f'program("{file.stem}"', f"examples/{file.name}"))
+    ways = (
+        f'load("{file.stem}")',
+        f'program("{file.stem}"',
+        f"examples/{file.name}",
+        f"from examples import {file.stem}",
+    )
+    assert any(way in tests for way in ways)
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
