@@ -72,9 +72,7 @@ def pushed(engine: Any, model: Any, push: Any, *what: Any) -> dict[str, float]:
 
 def in_process(here: Here) -> dict[str, Any]:
     """Two pushes and the probe after each."""
-    if here.dry:
-        raise Skip("a dry run starts vLLM once, as a server")
-    need("vllm", here)
+    need("vllm", here, on_cpu=True)
     from rollouts.vllm.engine import VLLMEngine
     from rollouts.weights import checkpoint_tensors
 
@@ -125,7 +123,9 @@ def sleeping(here: Here) -> dict[str, Any]:
 
 def server(here: Here) -> dict[str, Any]:
     """A server of our own: weights by file, then other ones over HTTP; the probe after each."""
-    need("vllm", here, on_cpu=True)
+    if here.dry:
+        raise Skip("a dry run starts vLLM once, in this process")
+    need("vllm", here)
     from dataclasses import replace
 
     from rollouts.vllm.server_engine import VLLMServerEngine
