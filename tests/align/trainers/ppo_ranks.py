@@ -1,7 +1,8 @@
 """What test_ppo_ranks.py runs on one or two ranks: trains, and the first rank writes what it learnt.
 
-MODE is `given` (the same samples for any number of ranks), `composed` (these, with a reward of two parts, which fails
-on one reply of the last rank, a running deviation and updates that end early), `reference` (compared with the
+MODE is `given` (the same samples for any number of ranks), `composed` (these, the first of them read by a warm-up of
+the critic, with a reward of two parts, which fails on one reply of the last rank, a running deviation and updates that
+end early), `reference` (compared with the
 independent PPO), `estimators` (likewise, advantages without a critic), `late` (without a pass of the policy before the
 update, and with one), `exact` (the trainer draws, in bfloat16), `resume`, `overlap` (the same, the next batch sampled
 meanwhile; and an engine that gives up while it samples), `fail` (the engine of the last rank gives up), `sharded`
@@ -24,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from align.runs.errors import LaunchError, TrainingError
 from align.trainers import engines, sharding
 from align.trainers.ppo import make_accelerator
+from align.trainers.ppo.warmup import WarmupRollouts
 from reward.combined import CombinedReward, Part
 from reward.sources import FunctionReward
 from rollouts.errors import RolloutError
@@ -50,7 +52,7 @@ def make(folder: Path, **options):
         micro_batch_size=None,
         micro_batch_tokens=24,
         num_ppo_epochs=2,
-        critic_warmup_steps=1,
+        critic_warmup_steps=options.pop("critic_warmup_steps", 1),
         ema_decay=0.9,
         ptx_coef=0.3,
         ptx_ratio=1,
@@ -307,9 +309,11 @@ def main(folder: Path, mode: str, start: Path | None = None) -> None:
     if mode in ("given", "composed"):
         more = {"reward": composed(), "normalize_reward": "running_mean_std", "target_kl": 0.05}
         more["on_reward_error"] = "mask"
-        trainer = make(folder, **(more if mode == "composed" else {}))
         lengths, finished = (5, 1, 7, 3, 2, 6, 4, 7), (True, True, False, True, True, True, False, True)
-        trainer.given = [ppo_case.samples(lengths, finished=finished, seed=at, to_a_prompt=2) for at in range(3)]
+        given = [ppo_case.samples(lengths, finished=finished, seed=at, to_a_prompt=2) for at in range(3)]
+        more |= {"warmup": WarmupRollouts(given[0]), "critic_warmup_steps": 4}
+        trainer = make(folder, **(more if mode == "composed" else {}))
+        trainer.given = given
         trainer.train()
         write(trainer, folder / "learnt.pt")
         return
