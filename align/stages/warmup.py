@@ -192,16 +192,17 @@ def _tell(groups: Sequence[RepliesTaken], section: PPOSection, place: Path, drop
 
 
 def _samples(groups: Sequence[RepliesTaken], tokenizer: Any, section: PPOSection, prompts: Sequence[Prompt]) -> Samples:
-    known = {(one.messages, one.tools): one for one in prompts}
-    asked = [known.get((group.row.prompt.messages, group.row.prompt.tools), group.row.prompt) for group in groups]
+    ours = {(one.messages, one.tools): one for one in prompts}
+    asked = [ours.get((group.row.prompt.messages, group.row.prompt.tools), group.row.prompt) for group in groups]
     ids = encode_prompts(tokenizer, [one.messages for one in asked], [one.tools for one in asked])
     each, most = section.rollout.num_generations, section.rollout.max_completion_length
     places = [(group.row, at) for group in groups for at in group.at]
     drawn = _token_ids([row.replies[at] for row, at in places], tokenizer, most)
     for (row, at), one in zip(places, drawn, strict=True):
-        if len(one) > most and row.replies[at].tokens is None:
+        known = row.replies[at].tokens or row.replies[at].sampling.get("max_tokens")
+        if len(one) > most and (known is None or known > most):
             raise row.error(_too_long(len(one), most), at)
-    drawn = [one[:most] for one in drawn]  # encoded anew a reply may be longer than it was
+    drawn = [one[:most] for one in drawn]  # encoded anew a reply may have more tokens than it was drawn as
     texts = tokenizer.batch_decode([list(one) for one in drawn], skip_special_tokens=True)
     end = chat_format(tokenizer).end_id
     return Samples(

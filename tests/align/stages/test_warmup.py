@@ -1,20 +1,24 @@
 """Which replies ppo.critic_warmup_from means, from the files that stages leave and from those of others."""
 
+import json
 import logging
 from pathlib import Path
 
 import pytest
 
 from align.data.load import load_records
+from align.feedback.collect import collect
 from align.models.identity import weights_version
 from align.recipe.check import run_problems
+from align.recipe.collect_section import CollectSection
 from align.recipe.errors import RecipeError
 from align.runtime.errors import MissingFileError
-from align.stages import run_ppo
+from align.stages import run_ppo, run_rejection
 from align.stages.warmup import files_of, warmup_rollouts
 from align.trainers.ppo import checkpoint
 from data_formats.errors import DataError, EmptyDatasetError
 from data_formats.records import Prompt
+from tests.align.stages import rejection_case
 from tests.align.stages.test_ppo import recipe, write_rows
 from tests.tiny_models import byte_tokenizer
 
@@ -180,3 +184,34 @@ def test_what_the_recipe_says_is_checked_before_anything_is_loaded(tmp_path):
         recipe(tmp_path, critic_warmup_from="replies.jsonl")
     with pytest.raises((RecipeError, ValueError), match="critic_warmup_from"):
         recipe(tmp_path, advantage="rloo", critic=..., critic_warmup_steps=..., critic_warmup_from="replies.jsonl")
+
+
+@pytest.mark.slow
+def test_the_files_that_stages_and_commands_leave_are_read(tmp_path, caplog):
+    """A rejection stage's first round and collected replies, both drawn from the policy that ppo starts from."""
+    of_rejection = rejection_case.recipe(tmp_path, num_rounds=1)
+    run_rejection.run_rejection(of_rejection)
+    policy, folder = str(tmp_path / "policy"), tmp_path / "ppo"
+    folder.mkdir()
+    collected = CollectSection.model_validate_json(
+        json.dumps(
+            {
+                "data": ["prompts.jsonl"],
+                "sources": [{"model": policy, "temperature": 1.0, "top_p": 1.0}],
+                "num_replies": 4,
+                "max_prompt_length": 60,
+                "max_completion_length": 40,
+                "engine": "hf",
+            }
+        )
+    )
+    collect(of_rejection, collected, tmp_path / "collected")
+    changes = {"rollout": {"max_prompt_length": 60, "max_completion_length": 40, "top_p": 1.0, "num_generations": 2}}
+    prompts, _ = load_records(of_rejection.rejection.data, Prompt, of_rejection)
+    for place in ("run/rejection", "collected"):
+        named = {"critic_warmup_from": str(tmp_path / place), "rollout_batch_size": 2}
+        made = recipe(folder, **WARM | changes | named)
+        with caplog.at_level(logging.INFO, "align"):
+            found = warmup_rollouts(made, made.ppo, TOKENIZER, prompts, policy, tmp_path / "out")
+        assert len(found.stored) == 8 and "otherwise" not in caplog.text
+        assert f"{place}: 2 iterations" in caplog.text and "other weights" not in caplog.text

@@ -1,15 +1,16 @@
 """What test_ppo_ranks.py runs on one or two ranks, a mode after the other in the same processes: trains, and the first
 rank writes what it learnt.
 
-A mode is `given` (the same samples for any number of ranks), `composed` (these, with a reward of two parts, which fails
-on one reply of the last rank, a running deviation and updates that end early), `reference` (compared with the
-independent PPO), `estimators` (likewise, advantages without a critic), `late` (without a pass of the policy before the
-update, and with one), `exact` (the trainer draws, in bfloat16), `resume`, `overlap` (the same, the next batch sampled
-meanwhile; and an engine that gives up while it samples), `fail` (the engine of the last rank gives up), `sharded`
-(under FSDP2: shares of unequal size are judged, models saved, and bfloat16 computed in), `engine` (one with weights of
-its own on every rank, and full, LoRA and DoRA policies), `push_fails` (the last rank's engine breaks off in the middle
-of a push), `moved` (goes on from a checkpoint, which another number of ranks may have written), `roles` (roles of one
-backbone, its layers checkpointed, given samples), or `refused` (these under FSDP2).
+A mode is `given` (the same samples for any number of ranks), `composed` (these, the first of them read by a warm-up of
+the critic, with a reward of two parts, which fails on one reply of the last rank, a running deviation and updates that
+end early), `reference` (compared with the independent PPO), `estimators` (likewise, advantages without a critic),
+`late` (without a pass of the policy before the update, and with one), `exact` (the trainer draws, in bfloat16),
+`resume`, `overlap` (the same, the next batch sampled meanwhile; and an engine that gives up while it samples), `fail`
+(the engine of the last rank gives up), `sharded` (under FSDP2: shares of unequal size are judged, models saved, and
+bfloat16 computed in), `engine` (one with weights of its own on every rank, and full, LoRA and DoRA policies),
+`push_fails` (the last rank's engine breaks off in the middle of a push), `moved` (goes on from a checkpoint, which
+another number of ranks may have written), `roles` (roles of one backbone, its layers checkpointed, given samples), or
+`refused` (these under FSDP2).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch.distributed.tensor import DTensor
 from align.runs.errors import LaunchError, TrainingError
 from align.trainers import engines, sharding
 from align.trainers.ppo import make_accelerator
+from align.trainers.ppo.warmup import WarmupRollouts
 from reward.combined import CombinedReward, Part
 from reward.sources import FunctionReward
 from rollouts.errors import RolloutError
@@ -54,7 +56,7 @@ def make(folder: Path, **options):
         micro_batch_size=None,
         micro_batch_tokens=24,
         num_ppo_epochs=2,
-        critic_warmup_steps=1,
+        critic_warmup_steps=options.pop("critic_warmup_steps", 1),
         ema_decay=0.9,
         ptx_coef=0.3,
         ptx_ratio=1,
@@ -305,17 +307,19 @@ def shorter(prompts, first, second):
     return [len(two) - len(one) for one, two in zip(first, second, strict=True)]
 
 
-def given(folder: Path, **options) -> None:
-    trainer = make(folder, **options)
+def given(folder: Path, warmed: bool = False, **options) -> None:
     lengths, finished = (5, 1, 7, 3, 2, 6, 4, 7), (True, True, False, True, True, True, False, True)
-    trainer.given = [ppo_case.samples(lengths, finished=finished, seed=at, to_a_prompt=2) for at in range(3)]
+    samples = [ppo_case.samples(lengths, finished=finished, seed=at, to_a_prompt=2) for at in range(3)]
+    options |= {"warmup": WarmupRollouts(samples[0]), "critic_warmup_steps": 4} if warmed else {}
+    trainer = make(folder, **options)
+    trainer.given = samples
     trainer.train()
     write(trainer, folder / "learnt.pt")
 
 
 def given_composed(folder: Path) -> None:
     options = {"reward": composed(), "normalize_reward": "running_mean_std", "target_kl": 0.05}
-    given(folder, **options, on_reward_error="mask")
+    given(folder, warmed=True, **options, on_reward_error="mask")
 
 
 def resume(folder: Path) -> None:
